@@ -1,0 +1,132 @@
+"""What the operator decided: queues, cohorts, quotas, reservations, flavors, knobs. Records only.
+
+`spec/cluster.py` reads them from `llmsched.yaml`; the fact `Configured` brings a new version into the state.
+An absent limit (None) is unlimited for `borrowing_limit`/`lending_limit`; an absent switch is "never", off or 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Quota(NamedTuple):
+    """Of one flavor, in thousandths of a GPU. Kueue's senses of the words."""
+
+    nominal_milli: int = 0
+    borrowing_limit_milli: int | None = None
+    lending_limit_milli: int | None = None
+
+
+class PreemptionRules(NamedTuple):
+    """Three independent settings, and their guards."""
+
+    within_queue: str = "never"  # never | lower_priority | lower_or_newer_equal_priority | by_rank
+    reclaim: str = "never"  # never | lower_priority | equal_or_lower_priority | any
+    while_borrowing: str = "never"  # never | lower_priority
+    while_borrowing_max_victim_priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    name: str
+    cohort: str | None = None
+    quotas: tuple[
+        tuple[str, Quota], ...
+    ] = ()  # (flavor, quota); "*" stands for every flavor; () : no quota, all may be used
+    weight: float = 1.0
+    overquota_weight: float | None = None
+    preemption: PreemptionRules | None = None  # None: the cluster's
+    evictable: str = "yes"  # yes | prefer_not | no
+    submitters: tuple[str, ...] = ()  # () : anyone
+    admins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    name: str
+    parent: str | None = None
+    quotas: tuple[tuple[str, Quota], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """GPUs of a flavor (or whole nodes) for a window [start, start + duration_s), for a queue, users or maintenance."""
+
+    name: str
+    start: float
+    duration_s: float
+    queue: str | None = None
+    users: tuple[str, ...] = ()
+    flavor: str | None = None
+    gpus_milli: int = 0
+    nodes: tuple[str, ...] = ()
+    repeat: str | None = None  # cron
+
+
+class Flavor(NamedTuple):
+    name: str
+    labels: tuple[tuple[str, str], ...] = ()
+    price_per_gpu_hour: float = 0.0
+
+
+class NodeType(NamedTuple):
+    name: str
+    flavor: str | None = None
+    gpus: int = 0
+    cpus: int = 0
+    memory_bytes: int = 0
+    min: int = 0
+    max: int = 0
+    idle_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """Knobs; the words of scenarios.yaml's `policy`."""
+
+    order: str = "priority"  # priority | strict_fifo | best_effort
+    fifo_scope: str = "per_queue"  # per_queue | per_flavor
+    backfill: str = "off"  # off | easy | conservative
+    quantum_s: float = 0.0
+    preemption: PreemptionRules = PreemptionRules()
+    preemption_delay_s: float = 0.0
+    reclaim_min_runtime_s: float = 0.0
+    stale_gang_grace_s: float = 0.0  # 0: off
+    fair_share: str | None = None  # weighted_drf_over_borrowed | drf_total | guarantee_then_weight
+    fair_preempt_rule: str | None = None
+    preempt_to_fair_share: bool = False
+    protected_fraction: float = 0.0
+    drf_resources: tuple[str, ...] = ("gpu",)
+    usage_half_life_s: float = 0.0
+    usage_k: float = 0.0
+    usage_window_s: float = 0.0
+    elastic: bool = True
+    consolidation: bool = False
+    time_resolution_s: float = 1.0
+    restart_cost_s: float = 30.0  # what a start or a resize is thought to cost
+
+
+class PolicyNames(NamedTuple):
+    ordering: str = "priority"
+    placement: str = "pack"
+    preemption: str = "cheapest"
+    elasticity: str = "even"
+    autoscaling: str = "ongoing_requests"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One version of the whole file. The default: one queue `default` that may use everything."""
+
+    version: int = 0
+    queues: tuple[Queue, ...] = (Queue("default"),)
+    cohorts: tuple[Cohort, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    flavors: tuple[Flavor, ...] = ()
+    node_types: tuple[NodeType, ...] = ()
+    scheduling: Scheduling = Scheduling()
+    policies: PolicyNames = PolicyNames()
+    price_ceiling_per_hour: float | None = None
+    max_pending_per_queue: int = 10_000
+    storage: str = ""

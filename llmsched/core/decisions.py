@@ -1,0 +1,150 @@
+"""What to do, in the imperative. `decide` proposes them, `State.apply` folds them, an executor carries them out.
+
+`reason` is a code for machines (see `explain`), `why` a sentence for people; both are made where the decision is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsched.core.workload import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start attempt `attempt` of a gang on exactly these nodes."""
+
+    gang: str
+    attempt: int
+    placement: Placement
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nominate:
+    """Promise capacity to a waiting gang while the victims on it leave."""
+
+    gang: str
+    placement: Placement
+    victims: tuple[str, ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Take a nomination back: it no longer fits, or the gang no longer waits."""
+
+    gang: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Change the size of a running gang. `placement` is the whole new one; kept bundles keep their rank order."""
+
+    gang: str
+    attempt: int
+    placement: Placement
+    reason: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """Take everything back with grace; the gang goes on waiting. `reason` e.g. quota_reclaim, in_queue_priority."""
+
+    gang: str
+    attempt: int
+    grace_s: float
+    reason: str
+    beneficiary: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Let a serve replica finish what it serves, then let go of it; it is not wanted any more."""
+
+    gang: str
+    attempt: int
+    grace_s: float
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End an attempt for good: cancelled, over budget, over its run time, superseded."""
+
+    gang: str
+    attempt: int
+    grace_s: float
+    reason: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A serve workload wants `replicas` gangs. `memory` is the autoscaler's memory, so that a replay has it."""
+
+    workload: str
+    replicas: int
+    memory: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Make a published adapter live on one running replica."""
+
+    gang: str
+    attempt: int
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCapacity:
+    """Nodes the cluster should grow to, as (node type, count); replaces the last request."""
+
+    counts: tuple[tuple[str, int], ...]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNode:
+    node: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgain:
+    """A `schedule` is due: make run N+1 of this workload."""
+
+    workload: str
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A gang that can never start or may not go on: it fails with this reason."""
+
+    gang: str
+    reason: str
+    why: str = ""
+
+
+Decision = (
+    Launch
+    | Nominate
+    | Withdraw
+    | Resize
+    | Preempt
+    | Drain
+    | Stop
+    | Scale
+    | LoadAdapter
+    | RequestCapacity
+    | ReleaseNode
+    | RunAgain
+    | GiveUp
+)

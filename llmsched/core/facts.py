@@ -1,0 +1,221 @@
+"""What happened, in the past tense. Facts come in; `State.apply` folds them; the journal keeps them.
+
+Every fact has `at`, a stamp in seconds. A fact never raises: one that is stale or impossible is noted and ignored.
+`attempt` numbers tries of a gang from 1; a fact of an older attempt changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmsched.core.configuration import Configuration
+from llmsched.core.nodes import Node
+from llmsched.core.resources import Resources
+from llmsched.core.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    at: float
+    configuration: Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    at: float
+    workload: Workload
+    replaces: bool = False  # a changed spec under the same id: roll out
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    at: float
+    workload: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A user asked for `size` bundles (elastic gang) or replicas (serve), within what the spec allows."""
+
+    at: float
+    workload: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    at: float
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    at: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """The node will leave (spot notice, operator): nothing new goes there, what runs moves before `deadline`."""
+
+    at: float
+    node: str
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignUse:
+    """Other people's work on a node of the same Ray cluster. Shrinks capacity; replaces the last report."""
+
+    at: float
+    node: str
+    used: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The attempt runs on its nodes (a serve replica: answers)."""
+
+    at: float
+    gang: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    """It never ran. `event` is one of no-capacity, interruption, error; retried when the workload's retry has it."""
+
+    at: float
+    gang: str
+    attempt: int
+    event: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A running gang holds its new size now; what it gave up is free."""
+
+    at: float
+    gang: str
+    attempt: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The work ended by itself. `outcome`: succeeded | failed. A failed one is tried again when `event` allows."""
+
+    at: float
+    gang: str
+    attempt: int
+    outcome: str
+    message: str = ""
+    event: str = "error"
+    artifact: str | None = None  # where the result lies
+    metrics: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A preempted, drained or stopped attempt has let go of everything."""
+
+    at: float
+    gang: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt is gone without a receipt: its node, its process, its Ray cluster."""
+
+    at: float
+    gang: str
+    attempt: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPublished:
+    """A complete checkpoint exists; a victim's cost counts work since `at`. `fraction` of all work done, if known."""
+
+    at: float
+    gang: str
+    attempt: int
+    step: int
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A better idea of the run time that is left, at the size the gang has now (or at min_size while it waits)."""
+
+    at: float
+    gang: str
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadObserved:
+    """Requests of a serve workload in flight and waiting, merged over its gateways."""
+
+    at: float
+    workload: str
+    ongoing: float
+    queued: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Artifact `uri` of workload `origin` is to be live in serve workload `target` under `name`."""
+
+    at: float
+    target: str
+    kind: str  # adapter | model
+    name: str
+    uri: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoaded:
+    """A running replica has loaded (or refused, with `message`) a published adapter."""
+
+    at: float
+    gang: str
+    attempt: int
+    name: str
+    uri: str
+    message: str = ""
+
+
+Fact = (
+    Tick
+    | Configured
+    | Submitted
+    | Cancelled
+    | Scaled
+    | NodeJoined
+    | NodeLost
+    | NodeDraining
+    | ForeignUse
+    | Bound
+    | LaunchFailed
+    | Resized
+    | Finished
+    | Released
+    | Lost
+    | CheckpointPublished
+    | Estimated
+    | LoadObserved
+    | Published
+    | AdapterLoaded
+)

@@ -1,0 +1,130 @@
+"""The nouns that are scheduled: immutable records of what a user asked for.
+
+A `Workload` is one submission. It is made of gangs: one for train, batch, tune and task; one per replica for serve.
+A gang is groups of like bundles that start and stop together; a bundle is taken on one node. The records hold only
+what deciding needs. Everything else the user wrote travels in `parcel`, which the core never opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llmsched.core.resources import Resources
+
+
+class Option(NamedTuple):
+    """One acceptable way to hold one bundle: an accelerator flavor (None: any node) and the amounts there."""
+
+    flavor: str | None
+    resources: Resources
+
+
+class Topology(NamedTuple):
+    """Domains by level name: "node", "rack", "zone" or a label key. None: no wish."""
+
+    required: str | None = None
+    preferred: str | None = None
+
+
+class Group(NamedTuple):
+    """`count` like bundles. `options` are tried in order; all bundles of one gang take the same option index.
+
+    The first group of a gang is the elastic one: its count follows the gang's size and `count` here is its minimum.
+    """
+
+    name: str
+    count: int
+    options: tuple[Option, ...]
+    topology: Topology | None = None
+
+
+class Retry(NamedTuple):
+    """What is tried again: events of {"no-capacity", "interruption", "error"}; back-off doubles from `backoff_s`."""
+
+    on_events: tuple[str, ...] = ("no-capacity", "interruption", "error")
+    max_restarts: int = 5
+    backoff_s: float = 1.0
+    backoff_max_s: float = 60.0
+
+
+class Autoscaling(NamedTuple):
+    """Ray Serve's words. `bounds` are (cron, min, max); delays are seconds."""
+
+    target_ongoing_requests: float = 2.0
+    upscale_delay_s: float = 30.0
+    downscale_delay_s: float = 600.0
+    downscale_to_zero_delay_s: float | None = None
+    bounds: tuple[tuple[str, int, int], ...] = ()
+
+
+class Publish(NamedTuple):
+    """On success, make the artifact of this workload live in serve workload `to`."""
+
+    to: str
+    kind: str = "adapter"  # adapter | model
+    name: str = ""
+    when: str | None = None  # a comparison on metrics, already checked; evaluated by control before it says Published
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One submission. Times are seconds, `priority` 0..100 and higher wins, sizes count bundles of the first group."""
+
+    id: str  # "name" for run 1, "name@2" for run 2, and so on
+    name: str
+    kind: str  # train | serve | batch | tune | task
+    groups: tuple[Group, ...]
+    run: int = 1
+    queue: str = "default"
+    user: str = ""
+    priority: int = 50
+    min_size: int = 1  # bundles of the first group; serve replicas have min_size == max_size
+    max_size: int = 1
+    step: int = 1
+    sizes: tuple[int, ...] = ()  # explicit feasible sizes, when not every min..max by step is feasible
+    min_replicas: int = 1  # serve only: gangs
+    max_replicas: int = 1
+    autoscaling: Autoscaling | None = None
+    topology: Topology = Topology()
+    node_labels: tuple[tuple[str, str], ...] = ()  # placement.labels: nodes must carry them
+    use_spot: bool | None = None
+    preemptible: bool = True
+    grace_s: float = 120.0
+    min_runtime_s: float = 0.0
+    max_runtime_s: float | None = None
+    estimated_runtime_s: float | None = None  # at min_size unless `speedup` says otherwise
+    speedup: tuple[tuple[int, float], ...] = ()  # (size, progress per second relative to min_size), when known
+    deadline: float | None = None  # stamp
+    after: tuple[str, ...] = ()  # workload ids that must have succeeded
+    schedule: str | None = None  # cron
+    overlap: str = "skip"
+    retry: Retry = Retry()
+    budget_gpu_s: float | None = None
+    publish: Publish | None = None
+    parcel: str = field(default="", repr=False)  # the user's spec, canonical JSON; opaque to the core
+
+    def is_elastic(self) -> bool:
+        return self.max_size > self.min_size
+
+
+def gang_id(workload_id: str, index: int) -> str:
+    """`qwen/0`: gang `index` of a workload; replicas count up from 0 and an index is never used twice."""
+    return f"{workload_id}/{index}"
+
+
+def attempt_name(gang: str, attempt: int) -> str:
+    """`llms/qwen/0/1`: the name under which Ray knows one attempt (actor, Serve application)."""
+    return f"llms/{gang}/{attempt}"
+
+
+class Placed(NamedTuple):
+    """One bundle of an attempt on its node. `gpu_index` is the device of a fractional share, else -1."""
+
+    group: str
+    node: str
+    option: int  # index into Group.options
+    gpu_index: int = -1
+
+
+Placement = tuple[Placed, ...]  # in rank order

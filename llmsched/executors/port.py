@@ -1,0 +1,260 @@
+"""The door: what control says to an executor, and what an executor reports back. Records only, no Ray.
+
+`Orders` go out and are idempotent: launching what runs already adopts it, stopping what is gone succeeds.
+`Observations` come in through the callback given to `start`, in any order, possibly twice; control turns them into
+facts and the core ignores the stale ones. An executor decides nothing and keeps no truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One bundle of an attempt, in rank order. Amounts as Ray counts them (GPUs may be fractional)."""
+
+    rank: int
+    node: str
+    group: str = "workers"
+    gpus: float = 0.0
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    custom: dict[str, float] = field(default_factory=dict)
+    flavor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOrder:
+    """Start (or adopt) one attempt. `spec` is the user's workload spec as JSON data, with run:// sources resolved in
+    `inputs` ({"run://sentiment": "<storage>/sentiment/0/artifact"})."""
+
+    workload: str
+    gang: str  # "sentiment/0"
+    attempt: int
+    epoch: int
+    kind: str
+    members: tuple[Member, ...]
+    spec: dict[str, Any]
+    storage: str  # root of the cluster's storage
+    inputs: dict[str, str] = field(default_factory=dict)
+    envs: dict[str, str] = field(default_factory=dict)  # with secret values: never logged, never journaled
+    adapters: tuple[tuple[str, str], ...] = ()  # serve: (name, uri) published so far
+    workdir: str | None = None  # uri of the packed workdir in storage
+    grace_s: float = 120.0
+
+    @property
+    def name(self) -> str:
+        return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrder:
+    """Let go of an attempt. mode: preempt (signal, checkpoint, stop) | drain (finish requests, stop) | stop."""
+
+    gang: str
+    attempt: int
+    epoch: int
+    kind: str
+    mode: str
+    grace_s: float
+
+    @property
+    def name(self) -> str:
+        return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOrder:
+    gang: str
+    attempt: int
+    epoch: int
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """What the gateway must know. The last one given stands, also while the controller is away.
+
+    models: {model id: {"workload", "task", "kind": "model" | "app", "routing", "max_ongoing", "calls": [...],
+             "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
+    keys:   [{"id", "sha256", "models": ["*"]}]
+    """
+
+    version: int
+    models: dict[str, dict[str, Any]]
+    keys: list[dict[str, Any]]
+
+
+# --- observations -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The cluster answers. `urls`: {"dashboard": ..., "endpoint": ...} as far as known."""
+
+    cluster_id: str
+    urls: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """An alive node; sent for every node at connect and when one joins. Amounts are the node's totals."""
+
+    node: str
+    gpus: float
+    cpus: float
+    memory_bytes: int
+    labels: dict[str, str] = field(default_factory=dict)
+    custom: dict[str, float] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSeen:
+    node: str
+    gpus: float
+    cpus: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Works now: the loop's first line, the replica's readiness."""
+
+    gang: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """event: no-capacity | interruption | error"""
+
+    gang: str
+    attempt: int
+    event: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Numbers and short strings for people: step, total_steps, loss, epoch, phase, eval.accuracy ..."""
+
+    gang: str
+    attempt: int
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    gang: str
+    attempt: int
+    step: int
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """From the exit receipt, or when there is none and the attempt was told to stop: outcome "released".
+
+    outcome: succeeded | failed | released. `event` classifies a failure: error | interruption."""
+
+    gang: str
+    attempt: int
+    outcome: str
+    message: str = ""
+    event: str = "error"
+    artifact: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Gone without a receipt."""
+
+    gang: str
+    attempt: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeDone:
+    gang: str
+    attempt: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterAnswer:
+    gang: str
+    attempt: int
+    name: str
+    uri: str
+    message: str = ""  # empty: loaded
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSeen:
+    workload: str
+    ongoing: float
+    queued: float
+
+
+Observation = (
+    Connected
+    | Disconnected
+    | NodeSeen
+    | NodeGone
+    | ForeignSeen
+    | Started
+    | NotStarted
+    | Progress
+    | CheckpointSeen
+    | Ended
+    | Vanished
+    | ResizeDone
+    | AdapterAnswer
+    | LoadSeen
+)
+Deliver = Callable[[Observation], None]
+
+
+class Executor(Protocol):
+    """Every method returns once the order is on its way; results arrive as observations. Raises ClusterError."""
+
+    async def start(self, deliver: Deliver) -> None:
+        """Connect, then deliver Connected and a NodeSeen for every node; again after every reconnect."""
+
+    async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
+        """After start or reconnect: (order, was_running) of every attempt the state believes in. The executor answers each
+        with Started, Ended or Vanished (a not-yet-running one may be launched), and reaps whatever of ours is not in the list."""
+
+    async def launch(self, order: LaunchOrder) -> None: ...
+
+    async def resize(self, order: LaunchOrder) -> None:
+        """Make the running attempt hold `order.members`; answered by ResizeDone, or Vanished."""
+
+    async def stop(self, order: StopOrder) -> None: ...
+
+    async def load_adapter(self, order: AdapterOrder) -> None: ...
+
+    async def route(self, table: RouteTable) -> None: ...
+
+    async def request_capacity(self, bundles: Sequence[tuple[dict[str, float], dict[str, str], int]]) -> None:
+        """(resources, label selector, count) the cluster should be able to hold; () withdraws."""
+
+    async def close(self, *, stop_everything: bool = False) -> None:
+        """Leave Ray as it is, or (stop_everything) first take down all that is ours, the gateway included."""
