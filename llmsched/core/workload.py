@@ -27,7 +27,8 @@ class Topology(NamedTuple):
     preferred: str | None = None
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Group:
     """`count` like bundles. `options` are tried in order; all bundles of one gang take the same option index.
 
     The first group of a gang is the elastic one: its count follows the gang's size and `count` here is its minimum.

@@ -239,8 +239,11 @@ class Executor(Protocol):
         """Connect, then deliver Connected and a NodeSeen for every node; again after every reconnect."""
 
     async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
-        """After start or reconnect: (order, was_running) of every attempt the state believes in. The executor answers each
-        with Started, Ended or Vanished (a not-yet-running one may be launched), and reaps whatever of ours is not in the list."""
+        """After start or reconnect: (order, was_running) of every attempt the state believes in.
+
+        Each is answered with Started, Ended or Vanished (one that did not run yet may be launched); whatever of ours
+        runs and is not in the list is reaped.
+        """
 
     async def launch(self, order: LaunchOrder) -> None: ...
 
