@@ -1,0 +1,323 @@
+"""What travels over HTTP between a client and the controller: one model a noun, used by api, control, client and cli.
+
+Requests refuse unknown keys; replies ignore them, so that an older client can read a newer controller. Stamps are
+seconds since 1970, GPUs and CPUs are counted as people count them (0.5 is half a GPU), memory in bytes. `--json` of
+the command line prints exactly these. Knows nothing of State: `api/views.py` fills the models in.
+
+A spec travels as the JSON of its kind. A `workdir` that is a folder of the user's machine is packed by the client and
+arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded before; so a changed file is a changed spec.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Phase = Literal["waiting", "starting", "running", "resizing", "stopping", "succeeded", "failed", "cancelled"]
+ENDED: tuple[Phase, ...] = ("succeeded", "failed", "cancelled")
+Scalar = float | int | str | bool | None
+WORKDIR_PREFIX = "sha256:"
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+class ApplyRequest(Request):
+    """Several workloads of one file, accepted together or not at all."""
+
+    specs: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
+    again: bool = False  # make run N+1 even when nothing changed
+
+
+class PlanRequest(Request):
+    specs: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
+
+
+class ScaleRequest(Request):
+    size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
+
+
+class ConfigRequest(Request):
+    """The cluster file as JSON."""
+
+    config: dict[str, Any]
+
+
+# --- amounts and reasons ----------------------------------------------------------------------------------------
+
+
+class Amounts(Reply):
+    gpus: float = 0.0
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    custom: dict[str, float] = {}
+
+
+class ReasonView(Reply):
+    """Why something waits. `counts`: filter -> number of nodes (or bundles) it refused."""
+
+    code: str
+    message: str
+    counts: dict[str, int] = {}
+    next_change: str = ""  # the smallest change that would start it
+    eta: float | None = None
+    eta_basis: str = ""
+
+
+class PlacedView(Reply):
+    """The bundles of one gang on one node."""
+
+    node: str
+    name: str  # of the node, for people
+    flavor: str | None = None
+    bundles: int = 1
+    gpus: float = 0.0
+
+
+# --- workloads --------------------------------------------------------------------------------------------------
+
+
+class GangView(Reply):
+    id: str
+    status: str
+    size: int
+    attempt: int
+    restarts: int = 0
+    gpus: float = 0.0  # held now
+    placement: list[PlacedView] = []
+    queued_since: float | None = None
+    launched_at: float | None = None
+    started_at: float | None = None
+    message: str = ""
+    reason: ReasonView | None = None
+    progress: dict[str, Scalar] = {}
+
+
+class WorkloadView(Reply):
+    id: str  # "name@2" for run 2
+    name: str
+    run: int = 1
+    kind: str
+    queue: str
+    user: str = ""
+    priority: int = 50
+    phase: Phase
+    message: str = ""
+    submitted_at: float
+    finished_at: float | None = None
+    size: int = 0  # bundles now; serve: replicas that answer
+    min_size: int = 1  # serve: fewest replicas
+    max_size: int = 1
+    wanted: int | None = None  # serve: replicas wanted now
+    gpus: float = 0.0  # held now, all gangs
+    restarts: int = 0
+    reason: ReasonView | None = None
+    progress: dict[str, Scalar] = {}
+    artifact: str | None = None
+    metrics: dict[str, float] = {}
+    gangs: list[GangView] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ENDED
+
+
+class WorkloadList(Reply):
+    workloads: list[WorkloadView]
+    seq: int  # of the last entry these were read at; /events?after=seq misses nothing
+
+
+class Applied(Reply):
+    """The answer to apply: committed."""
+
+    id: str
+    name: str
+    run: int = 1
+    kind: str
+    outcome: Literal["created", "changed", "unchanged"]
+    phase: Phase = "waiting"
+    diff: list[str] = []  # "train.lora.r: 8 -> 16"
+
+
+class AppliedList(Reply):
+    applied: list[Applied]
+
+
+class Planned(Reply):
+    """What would happen now to one workload of the file. Totals are over all bundles (serve: all replicas)."""
+
+    id: str
+    name: str
+    kind: str
+    queue: str
+    outcome: Literal["created", "changed", "unchanged", "refused"] = "created"
+    diff: list[str] = []
+    min_size: int = 1
+    max_size: int = 1
+    each: Amounts = Amounts()  # what ONE worker or replica gets
+    at_min: Amounts = Amounts()
+    at_max: Amounts = Amounts()
+    starts_now: bool = False
+    size: int = 0  # it would start with (serve: replicas that would start)
+    placement: list[PlacedView] = []
+    reason: ReasonView | None = None  # why it would wait, or why it is refused
+    others: list[str] = []  # sentences: whose work would shrink or wait
+    memory_needed_bytes: int | None = None  # a worker's model, as far as it is known
+    warnings: list[str] = []
+
+
+class PlannedList(Reply):
+    planned: list[Planned]
+
+
+class GangWhy(Reply):
+    gang: str
+    status: str
+    reason: ReasonView | None = None
+    text: str = ""  # why it runs where it does, or the reason's message
+
+
+class WhyView(Reply):
+    """Why it waits; when nothing waits, why it runs where it runs, or how it ended."""
+
+    id: str
+    phase: Phase
+    since: float | None = None  # it has been in this phase
+    reason: ReasonView | None = None
+    text: str
+    gangs: list[GangWhy] = []
+
+
+class StoryLine(Reply):
+    seq: int
+    at: float
+    kind: str  # the entry's type: "Submitted", "Launch", ...
+    gang: str | None = None
+    text: str
+
+
+class StoryView(Reply):
+    id: str
+    lines: list[StoryLine]
+
+
+class LogLine(Reply):
+    """One line of one rank's log; `note` marks what llmsched itself says about the stream."""
+
+    gang: str
+    attempt: int
+    rank: int
+    text: str
+    note: bool = False
+
+
+class EventView(Reply):
+    """One journal entry. `text` is for people, `data` the entry itself, without the specs in it."""
+
+    seq: int
+    at: float
+    kind: str
+    workload: str | None = None
+    gang: str | None = None
+    text: str
+    data: dict[str, Any] = {}
+
+
+class WorkdirStored(Reply):
+    sha256: str
+    size_bytes: int
+    known: bool  # it had been uploaded before
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------
+
+
+class NodeView(Reply):
+    id: str
+    name: str
+    flavor: str | None = None
+    labels: dict[str, str] = {}
+    total: Amounts
+    used: Amounts
+    foreign: Amounts  # other people's work on the same Ray cluster
+    free: Amounts
+    draining: bool = False
+    gangs: list[str] = []
+
+
+class NodeList(Reply):
+    nodes: list[NodeView]
+
+
+class QuotaView(Reply):
+    flavor: str  # "*": every flavor
+    nominal: float
+    borrowing_limit: float | None = None
+    lending_limit: float | None = None
+    used: float = 0.0
+
+
+class QueueView(Reply):
+    name: str
+    cohort: str | None = None
+    weight: float = 1.0
+    quotas: list[QuotaView] = []  # []: all of the cluster may be used
+    gpus_used: float = 0.0
+    waiting: int = 0  # workloads
+    active: int = 0  # workloads that hold something
+
+
+class QueueList(Reply):
+    queues: list[QueueView]
+
+
+class ConfigView(Reply):
+    """The configuration in force, as core sees it."""
+
+    version: int
+    configuration: dict[str, Any]
+
+
+class Alive(Reply):
+    """The one thing that is answered without a token. Says nothing about anyone."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ClusterHealth(Reply):
+    connected: bool = False
+    id: str = ""
+    message: str = ""
+
+
+class Health(Reply):
+    """`status`: starting (not connected yet) | ready | degraded (reads work, nothing new is accepted) | insecure."""
+
+    status: Literal["starting", "ready", "degraded", "insecure"] = "starting"
+    message: str = ""
+    version: str = ""
+    seq: int = 0
+    started_at: float = 0.0
+    epoch: int = 0
+    cluster: ClusterHealth = ClusterHealth()
+    urls: dict[str, str] = {}  # dashboard, endpoint
+
+
+class ErrorBody(Reply):
+    """Every answer that is not 2xx. `code` is stable and for machines; `hint` is the next thing to try."""
+
+    code: str
+    message: str
+    where: str = ""
+    hint: str = ""
+    exit_code: int = 1
+    retry_after_s: float | None = None
