@@ -1,0 +1,60 @@
+"""The final result of a gang, and the numbers that go with it into the receipt.
+
+`save` puts a folder (a Hugging Face model, a PEFT adapter) under the attempt's own name in the storage; it counts once
+`result.json` names it, which is written last. The supervisor reads that file when the gang has ended, so the result
+needs no live process to be known.
+
+    <gang>/artifact/<attempt>-<epoch>/...      <gang>/<attempt>/result.json  {"epoch", "artifact", "metrics", ...}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmsched.runtime import context, progress
+from llmsched.runtime.storage import Storage
+
+
+def save(write: Callable[[Path], None]) -> str:
+    """Store what `write(folder)` puts into an empty folder as this gang's result; returns its uri.
+
+    Rank 0 writes, the others return at once. Saving again replaces.
+    """
+    where = context.current()
+    store = Storage.at(where.storage)
+    key = f"{where.gang}/artifact/{where.attempt}-{where.epoch}"
+    if where.rank == 0:
+        files = store.put_folder(key, write)
+        store.write(f"{key}/manifest.json", json.dumps({"files": files}, indent=1).encode())
+        write_result(artifact=store.uri_of(key))
+    return store.uri_of(key)
+
+
+def metrics(**numbers: Any) -> None:
+    """Keep numbers for the receipt (later ones win) and show them as progress. Other ranks than 0 say nothing."""
+    where = context.current()
+    if where.rank == 0:
+        plain = {name: progress.plain_value(name, value) for name, value in numbers.items()}
+        write_result(metrics={**read_result(where.storage, where.gang, where.attempt, where.epoch)["metrics"], **plain})
+        progress.report(**plain)
+
+
+def write_result(**fields: Any) -> None:
+    """Merge `fields` into this attempt's result.json: durable on return. Rank 0 only."""
+    where = context.current()
+    known = read_result(where.storage, where.gang, where.attempt, where.epoch)
+    Storage.at(where.storage).write(
+        f"{where.folder}/result.json", json.dumps({**known, **fields, "epoch": where.epoch}, indent=1).encode()
+    )
+
+
+def read_result(storage: str, gang: str, attempt: int, epoch: int) -> dict[str, Any]:
+    """What the gang left: {"artifact": uri or None, "metrics": {...}, ...}. Another epoch's result counts as none."""
+    try:
+        found = json.loads(Storage.at(storage).read(f"{gang}/{attempt}/result.json"))
+    except FileNotFoundError:
+        found = {}
+    return {"artifact": None, "metrics": {}, **(found if found.get("epoch") == epoch else {})}

@@ -1,0 +1,88 @@
+"""Being asked to leave: the same answer on every rank, so that all of them leave after the same step.
+
+Rank 0 asks the supervisor (at most twice a second) and the others hear it through torch.distributed, if the loop uses
+it; nothing here imports torch unless the loop has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from llmsched.runtime import context
+
+_EVERY_S = 0.5
+_PATIENCE_S = 10.0
+
+
+class Stopped(Exception):
+    """Raised by a loop after it saved and because `should_stop()` said so. `step`: the last step that was done."""
+
+    def __init__(self, step: int | None = None) -> None:
+        super().__init__("stopped as asked" if step is None else f"stopped as asked after step {step}")
+        self.step = step
+
+    def __reduce__(self) -> Any:  # Ray carries exceptions between processes
+        return (Stopped, (self.step,))
+
+
+_asked: tuple[context.Context | None, float, bool] = (None, 0.0, False)
+
+
+def should_stop() -> bool:
+    """True once the scheduler wants this gang to leave: save a checkpoint and raise Stopped.
+
+    Every rank must call it equally often. Outside llmsched: False.
+    """
+    where = context.inside()
+    if where is None:
+        return False
+    answer = _ask(where) if where.rank == 0 or not distributed() else False
+    return bool(agree(answer))
+
+
+def agree(value: Any) -> Any:
+    """Rank 0's JSON value, on every rank; the value itself where torch.distributed is not in use."""
+    dist = distributed()
+    if dist is None:
+        return value
+    torch = sys.modules["torch"]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    text = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    length = torch.tensor([len(text)], dtype=torch.int64, device=device)
+    dist.broadcast(length, src=0)
+    if dist.get_rank() == 0:
+        payload = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+    else:
+        payload = torch.empty(int(length.item()), dtype=torch.uint8, device=device)
+    dist.broadcast(payload, src=0)
+    return json.loads(bytes(payload.cpu().tolist()))
+
+
+def _ask(where: context.Context) -> bool:
+    global _asked
+    asker, at, answer = _asked
+    if where.supervisor is None:
+        return False
+    if asker is where and (answer or time.monotonic() - at < _EVERY_S):
+        return answer
+    import ray
+
+    try:
+        answer = bool(ray.get(where.supervisor.should_stop.remote(), timeout=_PATIENCE_S))
+    except ray.exceptions.RayActorError:
+        answer = True  # without its supervisor the attempt is lost: leave, with a checkpoint
+    except ray.exceptions.GetTimeoutError:
+        answer = False  # busy or cut off: go on, ask again
+    _asked = (where, time.monotonic(), answer)
+    return answer
+
+
+def distributed() -> Any:
+    """torch.distributed when the loop has it up with more than one rank, else None."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist

@@ -1,0 +1,109 @@
+"""Numbers for people: one line a report in progress.jsonl, and the newest values to the supervisor.
+
+Rank 0 speaks for the gang. Reporting never slows a loop (at most two messages a second, what came between is merged)
+and never stops it (a supervisor that does not listen is said once). The last report always arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from typing import Any
+
+from llmsched.runtime import context
+from llmsched.runtime.storage import Storage
+
+_EVERY_S = 0.5
+_EVERY_S_WHERE_APPENDING_IS_DEAR = 10.0
+_LONGEST = 300  # characters of a string
+
+
+class _Outbox:
+    """What was reported and not yet delivered. Guarded by `lock`: the timer delivers from its own thread."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.news: dict[str, Any] = {}
+        self.lines: list[str] = []
+        self.told_at = self.written_at = -math.inf
+        self.timer: threading.Timer | None = None
+        self.complained = False
+
+    def add(self, values: dict[str, Any]) -> None:
+        with self.lock:
+            self.news.update(values)
+            self.lines.append(json.dumps({"at": round(time.time(), 3), **values}))
+            self.deliver()
+
+    def deliver(self, *, now: bool = False) -> None:
+        """Send what is due (`now`: everything); the rest waits for a timer."""
+        with self.lock:
+            where = context.inside()
+            if where is None:
+                return
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            clock = time.monotonic()
+            if self.news and (now or clock - self.told_at >= _EVERY_S):
+                news, self.news, self.told_at = self.news, {}, clock
+                self._tell(where.supervisor, news)
+            store = Storage.at(where.storage)
+            pause = _EVERY_S if store.append_is_cheap else _EVERY_S_WHERE_APPENDING_IS_DEAR
+            if self.lines and (now or clock - self.written_at >= pause):
+                text, self.lines, self.written_at = "".join(f"{line}\n" for line in self.lines), [], clock
+                store.append(f"{where.folder}/progress.jsonl", text.encode())
+            if self.news or self.lines:
+                self.timer = threading.Timer(_EVERY_S, self.deliver)
+                self.timer.daemon = True
+                self.timer.start()
+
+    def _tell(self, supervisor: Any, news: dict[str, Any]) -> None:
+        if supervisor is None:
+            return
+        try:
+            supervisor.report.remote(news)
+        except Exception as error:  # whatever Ray says: a report is not worth a training run
+            if not self.complained:
+                self.complained = True
+                print(f"progress: the supervisor does not listen: {error}", file=sys.stderr, flush=True)
+
+
+_outbox = _Outbox()
+context.on_leave(lambda: _outbox.deliver(now=True))
+
+
+def report(step: int | None = None, total_steps: int | None = None, **values: Any) -> None:
+    """Say how far the work is. Values are numbers, booleans or short strings; other ranks than 0 say nothing.
+
+    Names with dots go in as `**{"eval.accuracy": 0.9}`. Raises TypeError for anything else than plain values.
+    Outside llmsched it prints.
+    """
+    given = {"step": step, "total_steps": total_steps, **values}
+    plain = {name: plain_value(name, value) for name, value in given.items() if value is not None}
+    where = context.inside()
+    if where is None:
+        print("progress: " + " ".join(f"{name}={value}" for name, value in plain.items()), flush=True)
+    elif where.rank == 0 and plain:
+        _outbox.add(plain)
+
+
+def flush() -> None:
+    """Deliver what was reported, now. Leaving the context does it too."""
+    _outbox.deliver(now=True)
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """`value` as JSON knows it: one-element tensors and arrays become numbers, non-finite numbers become words."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return value[:_LONGEST]
+    raise TypeError(f"cannot report {name}={value!r}: expected a number, a boolean or a short string")

@@ -1,0 +1,379 @@
+"""Durable files by key: a local folder or an S3 prefix behind the same few verbs.
+
+A key is a relative path with forward slashes. What is written is either wholly there or not there: local files appear
+by fsync and rename, S3 objects by one put. Conditional writes (`write_if_absent`, `compare_and_swap`) are what fences a
+stale attempt. Knows nothing of checkpoints or receipts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+_CHUNK = 1 << 20
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be used as asked; the message says which and what to do."""
+
+
+def check_key(key: str) -> str:
+    """`key` itself. Raises ValueError for one that could leave the root (absolute, "..", backslash, NUL)."""
+    parts = key.split("/")
+    if not key or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"not a storage key: {key!r} (expected relative, like 'name/0/1/receipt.json')")
+    return key
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """{relative name: {"size", "sha256"}} of every file under `folder`, sorted by name."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Storage(ABC):
+    """A root and the verbs on keys under it. `Storage.at(uri)` gives the right one."""
+
+    append_is_cheap: ClassVar[bool] = True
+    hands_out_originals: ClassVar[bool] = True  # fetch_folder copies nothing
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @staticmethod
+    def at(uri: str | os.PathLike[str]) -> Storage:
+        """The storage at an absolute folder, `file://` or `s3://bucket/prefix`. Raises StorageError for others."""
+        text = os.fspath(uri)
+        scheme = urlsplit(text).scheme if "://" in text else ""
+        if scheme == "s3":
+            return S3Storage(text)
+        if scheme == "file":
+            return LocalStorage(Path(unquote(urlsplit(text).path)))
+        if scheme:
+            raise StorageError(f"cannot store at {text}: expected a folder, file:// or s3://bucket/prefix")
+        return LocalStorage(Path(text).expanduser().absolute())
+
+    def uri_of(self, key: str) -> str:
+        return f"{self.uri.rstrip('/')}/{check_key(key)}"
+
+    # -- reading
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The content. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        """(content, version) for a later compare_and_swap, or None when absent."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes, or None when absent."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """Every key under the folder `prefix` ("" for all), sorted."""
+
+    @abstractmethod
+    def fetch_folder(self, key: str, cache: Path) -> Path:
+        """A local folder with what lies under `key`: in place when local, else downloaded to `cache` once."""
+
+    def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    # -- writing
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace, all or nothing, durable on return."""
+
+    @abstractmethod
+    def append(self, key: str, data: bytes) -> None:
+        """Add to the end. One writer at a time; S3 has no append and rewrites the object."""
+
+    @abstractmethod
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        """Create; False (and nothing changed) when the key exists."""
+
+    @abstractmethod
+    def compare_and_swap(self, key: str, version: str | None, data: bytes) -> bool:
+        """Replace only if the key still has `version` (None: is absent). False when somebody was quicker."""
+
+    @abstractmethod
+    def put_folder(self, key: str, write: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
+        """Let `write` fill an empty folder, store its files under `key`, return `describe` of them."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the key, or everything under it when it is a folder. Fine when absent."""
+
+
+class LocalStorage(Storage):
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def read(self, key: str) -> bytes:
+        return self.path(key).read_bytes()
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            data = self.read(key)
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def size(self, key: str) -> int | None:
+        path = self.path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def list(self, prefix: str = "") -> list[str]:
+        start = self.path(prefix) if prefix else self.root
+        hidden = {_STAGING, _LOCK}
+        return sorted(
+            path.relative_to(self.root).as_posix()
+            for path in start.rglob("*")
+            if path.is_file() and hidden.isdisjoint(path.relative_to(self.root).parts)
+        )
+
+    def fetch_folder(self, key: str, cache: Path) -> Path:
+        return self.path(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        staged = self._stage(key, data)
+        staged.replace(self.path(key))
+        _sync(self.path(key).parent)
+
+    def append(self, key: str, data: bytes) -> None:
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            stream.write(data)
+
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        staged = self._stage(key, data)
+        try:
+            os.link(staged, self.path(key))  # unlike rename, fails when the name is taken
+        except FileExistsError:
+            return False
+        finally:
+            staged.unlink()
+        _sync(self.path(key).parent)
+        return True
+
+    def compare_and_swap(self, key: str, version: str | None, data: bytes) -> bool:
+        with self._locked(key):
+            found = self.read_versioned(key)
+            if (found[1] if found else None) != version:
+                return False
+            self.write(key, data)
+            return True
+
+    def put_folder(self, key: str, write: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
+        target = self.path(key)
+        staged = self.root / _STAGING / uuid.uuid4().hex
+        staged.mkdir(parents=True)
+        try:
+            write(staged)
+            for path in staged.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            files = describe(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.delete(key)  # leftovers of a try that never became whole
+            staged.rename(target)
+            _sync(target.parent)
+            return files
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _stage(self, key: str, data: bytes) -> Path:
+        """`data` in a synced file beside its final place, under a name nobody lists."""
+        self.path(key).parent.mkdir(parents=True, exist_ok=True)
+        folder = self.root / _STAGING
+        folder.mkdir(exist_ok=True)
+        staged = folder / uuid.uuid4().hex
+        with staged.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return staged
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        folder = self.path(key).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _LOCK).open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+_STAGING = ".staging"
+_LOCK = ".lock"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class S3Storage(Storage):
+    """Credentials, region and endpoint as boto3 finds them (environment, instance role, AWS_ENDPOINT_URL)."""
+
+    append_is_cheap = False
+    hands_out_originals = False
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        place = urlsplit(uri)
+        if not place.netloc:
+            raise StorageError(f"cannot store at {uri}: expected s3://bucket/prefix")
+        self.bucket, self.prefix = place.netloc, place.path.strip("/")
+
+    @property
+    def _client(self) -> Any:
+        return _s3_client()
+
+    def _where(self, key: str) -> dict[str, str]:
+        check_key(key)
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
+
+    def read(self, key: str) -> bytes:
+        found = self.read_versioned(key)
+        if found is None:
+            raise FileNotFoundError(self.uri_of(key))
+        return found[0]
+
+    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
+        with _s3_errors(self.uri, absent_is_fine=True):
+            answer = self._client.get_object(**self._where(key))
+            return answer["Body"].read(), answer["ETag"]
+        return None
+
+    def size(self, key: str) -> int | None:
+        with _s3_errors(self.uri, absent_is_fine=True):
+            return int(self._client.head_object(**self._where(key))["ContentLength"])
+        return None
+
+    def list(self, prefix: str = "") -> list[str]:
+        root = f"{self.prefix}/" if self.prefix else ""
+        under = f"{root}{check_key(prefix)}/" if prefix else root
+        with _s3_errors(self.uri):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
+            return sorted(item["Key"][len(root) :] for page in pages for item in page.get("Contents", ()))
+
+    def fetch_folder(self, key: str, cache: Path) -> Path:
+        target = cache / hashlib.sha256(self.uri_of(key).encode()).hexdigest()[:24]
+        if target.is_dir():
+            return target
+        cache.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            for name in self.list(key):
+                path = staged / name[len(key) + 1 :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _s3_errors(self.uri):
+                    self._client.download_file(Filename=str(path), **self._where(name))
+            with contextlib.suppress(OSError):  # another worker of this node was quicker
+                staged.rename(target)
+            return target
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def write(self, key: str, data: bytes) -> None:
+        with _s3_errors(self.uri):
+            self._client.put_object(Body=data, **self._where(key))
+
+    def append(self, key: str, data: bytes) -> None:
+        found = self.read_versioned(key)
+        self.write(key, (found[0] if found else b"") + data)
+
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        return self.compare_and_swap(key, None, data)
+
+    def compare_and_swap(self, key: str, version: str | None, data: bytes) -> bool:
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        from botocore.exceptions import ClientError
+
+        with _s3_errors(self.uri):
+            try:
+                self._client.put_object(Body=data, **self._where(key), **condition)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in _LOST_RACE:
+                    return False
+                raise
+        return True
+
+    def put_folder(self, key: str, write: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            files = describe(Path(folder))
+            self.delete(key)
+            for name in files:
+                with _s3_errors(self.uri):
+                    self._client.upload_file(Filename=str(Path(folder, name)), **self._where(f"{key}/{name}"))
+        return files
+
+    def delete(self, key: str) -> None:
+        with _s3_errors(self.uri):
+            for name in [key, *self.list(key)]:
+                self._client.delete_object(**self._where(name))
+
+
+_LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}
+
+
+@lru_cache(maxsize=1)
+def _s3_client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str, *, absent_is_fine: bool = False) -> Iterator[None]:
+    """boto's errors as ours, with the place and the next thing to try; swallows "no such key" when asked to."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if absent_is_fine and code in ("NoSuchKey", "404"):
+            return
+        raise StorageError(f"{uri}: {error}. Check that the bucket exists and that this role may use it.") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise StorageError(f"{uri}: {error}. Check the region, the credentials and the endpoint.") from error
