@@ -1,0 +1,85 @@
+"""The port of the store: an append-only journal with query tables beside it, behind a fence.
+
+`sqlite` keeps it, `memory` only holds it. Whoever writes has first raised the epoch (`take_over`); a write under an
+older epoch raises `StaleEpoch` and leaves nothing behind. What a finished `commit` returned survives a power cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from llmsched.errors import StoreError
+from llmsched.store.codec import Entry
+from llmsched.store.tables import AnyRow, Row
+
+
+class StaleEpoch(StoreError):
+    """Another controller has taken over. Nothing was written; this one must stop."""
+
+    default_code = "stale_epoch"
+
+
+class Written(NamedTuple):
+    """An entry where it stands in the journal. `at` is the stamp of the turn that wrote it, in seconds."""
+
+    seq: int
+    at: float
+    entry: Entry
+
+
+class Lease(NamedTuple):
+    """Who writes. `renewals` counts up while the owner lives; "" owns a store that was closed in good order."""
+
+    epoch: int
+    owner: str
+    renewals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What becomes durable together, or not at all."""
+
+    at: float
+    entries: Sequence[Entry] = ()
+    rows: Sequence[Row] = ()
+
+
+class Store(Protocol):
+    """Every method may raise StoreError. `commit` and `renew` may be called from any thread."""
+
+    def open(self) -> None:
+        """Create or migrate. Raises when the store is newer, damaged, or missing although it once existed."""
+
+    def close(self) -> None:
+        """Give the lease back and close."""
+
+    def lease(self) -> Lease: ...
+
+    def take_over(self, owner: str, seen: Lease) -> int:
+        """Raise the epoch if the lease is still as `seen`; the new epoch. Raises StaleEpoch when it is not."""
+
+    def renew(self) -> Future[None]:
+        """Show that the owner lives. Also what tells whether a store that failed can be written again."""
+
+    def commit(self, batch: Batch) -> Future[list[Written]]:
+        """Append and replace in one transaction; done when it is on disk. Sequence numbers have no gap."""
+
+    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
+        """Entries with seq > `after` in order, those about one workload only when asked. Verifies checksums."""
+
+    def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None: ...
+
+    def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
+        """In order of their keys; those whose key begins with `key`."""
+
+
+def workload_of(entry: Entry) -> str | None:
+    """The workload whose story an entry belongs to. Of a publication that is where the artifact came from."""
+    gang = getattr(entry, "gang", None)
+    if gang is not None:
+        return str(gang).rpartition("/")[0]
+    named = getattr(entry, "workload", None) or getattr(entry, "origin", None)
+    return named if named is None or isinstance(named, str) else named.id
