@@ -1,0 +1,302 @@
+"""The store's promises, of the real one and of the one in memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sqlite3
+import threading
+from concurrent.futures import wait
+from contextlib import contextmanager
+
+import pytest
+
+from llmsched.core.decisions import Launch
+from llmsched.core.explain import Reason
+from llmsched.core.facts import Bound, Cancelled, Published, Submitted, Tick
+from llmsched.core.workload import Placed, Workload
+from llmsched.errors import Bug, StoreError
+from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
+from llmsched.store.memory import MemoryStore
+from llmsched.store.sqlite import SqliteStore, migrations
+from llmsched.store.tables import IdempotencyRow, ReasonRow, TokenRow, new_token, token_matches
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "state.sqlite")
+    made.open()
+    made.take_over("test", made.lease())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state.sqlite"
+
+
+def opened(path, owner="test"):
+    store = SqliteStore(path)
+    store.open()
+    store.take_over(owner, store.lease())
+    return store
+
+
+def put(store, *entries, at=1.0, rows=()):
+    return store.commit(Batch(at, entries, rows)).result(10)
+
+
+def submitted(name, at=1.0):
+    return Submitted(at, Workload(name, name, "task", ()))
+
+
+@contextmanager
+def full_disk(limit_bytes):
+    """The kernel refuses to make any file of this process longer than this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_sequence_numbers_have_no_gap(store):
+    assert [w.seq for w in put(store, Tick(1.0), Tick(2.0))] == [1, 2]
+    assert [w.seq for w in put(store, Tick(3.0))] == [3]
+    assert [w.seq for w in store.read()] == [1, 2, 3]
+    assert [w.entry for w in store.read(after=1, limit=1)] == [Tick(2.0)]
+
+
+def test_entries_of_one_workload_are_found_by_its_id(store):
+    launch = Launch("a/0", 1, (Placed("workers", "n1", 0),))
+    put(store, submitted("a"), submitted("b"), launch, Bound(2.0, "a/0", 1), Tick(3.0), Cancelled(4.0, "b"))
+    assert [w.seq for w in store.read(workload="a")] == [1, 3, 4]
+    assert [w.entry for w in store.read(workload="a", after=3)] == [Bound(2.0, "a/0", 1)]
+
+
+def test_a_publication_belongs_to_the_story_of_its_origin():
+    assert workload_of(Published(1.0, "qwen", "adapter", "sql", "/uri", "sql-lora@2")) == "sql-lora@2"
+    assert workload_of(Bound(1.0, "sql-lora@2/0", 1)) == "sql-lora@2"
+    assert workload_of(Tick(1.0)) is None
+
+
+def test_rows_are_replaced_whole_and_found_by_the_start_of_their_key(store):
+    first = IdempotencyRow("ann", "k1", "aa", "{}", 1.0)
+    put(store, rows=[first, IdempotencyRow("bob", "k1", "bb", "{}", 1.0)])
+    put(store, rows=[first._replace(response='{"x":1}')])
+    assert store.row(IdempotencyRow, "ann", "k1").response == '{"x":1}'
+    assert [row.user for row in store.rows(IdempotencyRow)] == ["ann", "bob"]
+    assert [row.request for row in store.rows(IdempotencyRow, "bob")] == ["bb"]
+    assert store.row(IdempotencyRow, "eve", "k1") is None
+
+
+def test_reasons_come_back_as_reasons(store):
+    reason = Reason("quota", "waits for quota", (("quota", 3),), eta=12.5)
+    put(store, rows=[ReasonRow.of("a/0", 1.0, reason), ReasonRow.of("a/0", 2.0, None)])
+    assert [row.reason() for row in store.rows(ReasonRow, "a/0")] == [reason, None]
+
+
+def test_an_older_epoch_writes_nothing(store):
+    put(store, Tick(1.0))
+    mine, store._epoch = store._epoch, store._epoch - 1
+    with pytest.raises(StaleEpoch):
+        put(store, Tick(2.0), rows=[TokenRow("a", "b", "c", "[]", 1.0)])
+    with pytest.raises(StaleEpoch):
+        store.renew().result(10)
+    store._epoch = mine
+    assert [w.entry for w in store.read()] == [Tick(1.0)]
+    assert store.rows(TokenRow) == []
+
+
+def test_only_one_of_two_takes_the_lease_it_saw(store):
+    seen = store.lease()
+    store.take_over("first", seen)
+    with pytest.raises(StaleEpoch):
+        store.take_over("second", seen)
+    assert store.lease().owner == "first"
+
+
+def test_a_renewal_shows_that_the_owner_lives(store):
+    before = store.lease()
+    store.renew().result(10)
+    after = store.lease()
+    assert after.epoch == before.epoch
+    assert after.renewals > before.renewals
+
+
+def test_a_token_is_kept_as_its_hash_only():
+    token, row = new_token("chat", ["qwen"], 5.0, lifetime_s=10.0)
+    assert token.startswith(f"llms_{row.id}_")
+    assert token.rpartition("_")[2] not in json.dumps(row)
+    assert token_matches(token, row.sha256)
+    assert not token_matches(token + "x", row.sha256)
+    assert row.is_valid(14.0)
+    assert not row.is_valid(15.0)
+
+
+# --- on disk only -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_committed_is_there_after_reopening(path):
+    store = opened(path)
+    put(store, submitted("größe"), at=1.5)
+    store.close()
+    again = opened(path)
+    assert again.read() == [Written(1, 1.5, submitted("größe"))]
+    again.close()
+
+
+def test_a_second_controller_fences_the_first(path):
+    first = opened(path, "first")
+    put(first, Tick(1.0))
+    second = opened(path, "second")
+    with pytest.raises(StaleEpoch, match="another controller|epoch 1 is over"):
+        put(first, Tick(2.0))
+    assert [w.seq for w in put(second, Tick(3.0))] == [2]
+    first.close()
+    assert second.lease().owner == "second"
+    second.close()
+
+
+def test_a_missing_store_stops_the_start(path):
+    store = opened(path)
+    put(store, submitted("a"))
+    store.close()
+    for left in path.parent.glob("state.sqlite*"):
+        if not left.name.endswith(".exists"):
+            left.unlink()
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_missing"
+    path.touch()
+    with pytest.raises(StoreError, match="missing"):
+        SqliteStore(path).open()
+
+
+def test_an_older_copy_of_the_store_stops_the_start(path, tmp_path):
+    store = opened(path)
+    copy = tmp_path / "copy.sqlite"
+    store.backup(copy)
+    store.close()
+    opened(path).close()
+    for left in path.parent.glob("state.sqlite-*"):
+        left.unlink()
+    copy.replace(path)
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_old"
+
+
+def test_a_backup_can_be_restored(path, tmp_path):
+    store = opened(path)
+    put(store, submitted("a"), submitted("b"))
+    store.backup(tmp_path / "copy.sqlite")
+    put(store, submitted("c"))
+    store.close()
+    restored = opened(tmp_path / "copy.sqlite")
+    assert [w.entry for w in restored.read()] == [submitted("a"), submitted("b")]
+    restored.close()
+
+
+def test_a_newer_schema_is_refused(path):
+    opened(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {len(migrations()) + 1}")
+    db.close()
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_newer"
+
+
+def test_a_file_that_is_no_store_is_refused(path):
+    path.write_bytes(b"not a database, " * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        SqliteStore(path).open()
+
+
+def test_a_flipped_bit_in_the_journal_is_noticed(path):
+    store = opened(path)
+    put(store, submitted("alpha"), Tick(2.0))
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TRIGGER journal_is_append_only")
+        db.execute("UPDATE journal SET body = replace(body, 'alpha', 'alphA') WHERE seq = 1")
+    db.close()
+    store = opened(path)
+    with pytest.raises(StoreError, match="entry 1 of .* is damaged"):
+        store.read()
+    store.close()
+
+
+def test_a_lost_entry_is_noticed(path):
+    store = opened(path)
+    put(store, Tick(1.0), Tick(2.0), Tick(3.0))
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TRIGGER journal_keeps_all")
+        db.execute("DELETE FROM journal WHERE seq = 2")
+    db.close()
+    store = opened(path)
+    with pytest.raises(StoreError, match="lacks entry 2"):
+        store.read()
+    store.close()
+
+
+def test_the_journal_cannot_be_rewritten(path):
+    store = opened(path)
+    put(store, Tick(1.0))
+    with sqlite3.connect(path) as db, pytest.raises(sqlite3.IntegrityError, match="only grows"):
+        db.execute("DELETE FROM journal")
+    db.close()
+    store.close()
+
+
+def test_an_attempt_is_launched_once(path):
+    store = opened(path)
+    put(store, Launch("a/0", 1, ()))
+    with pytest.raises(Bug):
+        put(store, Launch("a/0", 1, ()))
+    put(store, Launch("a/0", 2, ()))
+    assert len(store.read()) == 2
+    store.close()
+
+
+def test_a_full_disk_loses_nothing_and_writing_goes_on_when_there_is_room(path):
+    store = opened(path)
+    put(store, submitted("before"))
+    size = max(file.stat().st_size for file in path.parent.glob("state.sqlite*"))
+    with full_disk(size + 4096):
+        with pytest.raises(StoreError) as raised:
+            for n in range(100):
+                put(store, submitted(f"big-{n}-" + "x" * 20_000))
+        assert raised.value.code == "store_failed"
+        assert store.read(limit=1)[0].entry == submitted("before")  # reads go on
+    kept = len(store.read())
+    assert [w.seq for w in put(store, submitted("after"))] == [kept + 1]
+    store.close()
+
+
+def test_writers_in_many_threads_share_transactions_and_lose_nothing(path):
+    store = opened(path)
+    futures = []
+
+    def write(n):
+        futures.extend(store.commit(Batch(1.0, [submitted(f"{n}-{k}")])) for k in range(25))
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait(futures, 20)
+    assert sorted(future.result()[0].seq for future in futures) == list(range(1, 201))
+    assert len(store.read()) == 200
+    store.close()
+
+
+def test_only_its_owner_may_read_the_file(path):
+    store = opened(path)
+    assert path.stat().st_mode & 0o077 == 0
+    store.close()
