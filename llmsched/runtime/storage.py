@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,7 +95,11 @@ class Storage(ABC):
 
     @abstractmethod
     def fetch_folder(self, key: str, cache: Path) -> Path:
-        """A local folder with what lies under `key`: in place when local, else downloaded to `cache` once."""
+        """A local folder with what lies under `key`: in place when local, else downloaded to `cache` once a version."""
+
+    @abstractmethod
+    def fetch_file(self, key: str, cache: Path) -> Path:
+        """The same for one file. Raises FileNotFoundError."""
 
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
@@ -158,6 +162,11 @@ class LocalStorage(Storage):
         )
 
     def fetch_folder(self, key: str, cache: Path) -> Path:
+        return self.path(key)
+
+    def fetch_file(self, key: str, cache: Path) -> Path:
+        if not self.path(key).is_file():
+            raise FileNotFoundError(self.uri_of(key))
         return self.path(key)
 
     def write(self, key: str, data: bytes) -> None:
@@ -287,24 +296,43 @@ class S3Storage(Storage):
         return None
 
     def list(self, prefix: str = "") -> list[str]:
+        return [name for name, _ in self._objects(prefix)]
+
+    def fetch_folder(self, key: str, cache: Path) -> Path:
+        found = self._objects(key)
+        names = {name: name[len(key) + 1 :] for name, _ in found}
+        return self._download(names, cache, mark=f"{self.uri_of(key)} {found}")
+
+    def fetch_file(self, key: str, cache: Path) -> Path:
+        with _s3_errors(self.uri, absent_is_fine=True):
+            version = self._client.head_object(**self._where(key))["ETag"]
+            name = key.rpartition("/")[2]
+            return self._download({key: name}, cache, mark=f"{self.uri_of(key)} {version}") / name
+        raise FileNotFoundError(self.uri_of(key))
+
+    def _objects(self, prefix: str) -> Sequence[tuple[str, str]]:
+        """(key, version) of all under the folder `prefix`, sorted."""
         root = f"{self.prefix}/" if self.prefix else ""
         under = f"{root}{check_key(prefix)}/" if prefix else root
         with _s3_errors(self.uri):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under)
-            return sorted(item["Key"][len(root) :] for page in pages for item in page.get("Contents", ()))
+            return sorted(
+                (item["Key"][len(root) :], item["ETag"]) for page in pages for item in page.get("Contents", ())
+            )
 
-    def fetch_folder(self, key: str, cache: Path) -> Path:
-        target = cache / hashlib.sha256(self.uri_of(key).encode()).hexdigest()[:24]
+    def _download(self, names: dict[str, str], cache: Path, mark: str) -> Path:
+        """A folder in `cache` with the objects {key: file name}; made once for one `mark` (place and versions)."""
+        target = cache / hashlib.sha256(mark.encode()).hexdigest()[:24]
         if target.is_dir():
             return target
         cache.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(dir=cache))
         try:
-            for name in self.list(key):
-                path = staged / name[len(key) + 1 :]
+            for key, name in names.items():
+                path = staged / check_key(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with _s3_errors(self.uri):
-                    self._client.download_file(Filename=str(path), **self._where(name))
+                    self._client.download_file(Filename=str(path), **self._where(key))
             with contextlib.suppress(OSError):  # another worker of this node was quicker
                 staged.rename(target)
             return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmsched.runtime import Context, artifact, checkpoint, enter
 from llmsched.runtime.checkpoint import Stale
 
 
-def writer(text: str):
+def writer(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "state.json").write_text(text)
 

@@ -101,6 +101,16 @@ def test_a_folder_goes_in_whole_and_comes_out_the_same(store: Storage, tmp_path:
         assert module.describe(folder) == files
 
 
+def test_a_file_is_fetched_anew_once_it_has_changed(store: Storage, tmp_path: Path) -> None:
+    for content in (b"old", b"new"):
+        store.write("data/train.jsonl", content)
+        assert store.fetch_file("data/train.jsonl", tmp_path / "cache").read_bytes() == content
+        folder = store.fetch_folder("data", tmp_path / "cache")
+        assert (folder / "train.jsonl").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        store.fetch_file("data/test.jsonl", tmp_path / "cache")
+
+
 def test_a_folder_whose_writer_fails_leaves_nothing(store: Storage) -> None:
     def write(folder: Path) -> None:
         (folder / "half").write_text("half")
