@@ -1,0 +1,82 @@
+"""The HTTP application: routes, behind the guard, with every error as JSON {code, message, where, hint}."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from llmsched.api import routes
+from llmsched.api.auth import OPEN_PATH, Guard, Tokens, error_body, error_headers
+from llmsched.errors import Bug, LlmschedError, RequestError, SpecError
+from llmsched.runtime.storage import Storage, StorageError
+
+log = logging.getLogger("llmsched.api")
+
+
+def build(
+    controller: Any, tokens: Tokens, *, storage: str, hosts: Sequence[str] = (), origins: Sequence[str] = ()
+) -> FastAPI:
+    """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
+    app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
+    app.state.services = routes.Services(controller, Storage.at(storage))
+    app.include_router(routes.open_router)
+    app.include_router(routes.router)
+    for route in [*routes.router.routes, *routes.open_router.routes]:
+        _check_declares_role(route)
+    app.add_exception_handler(LlmschedError, _on_error)
+    app.add_exception_handler(StorageError, _on_storage)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Guard, tokens=tokens, hosts=hosts, origins=origins)
+    return app
+
+
+def _check_declares_role(route: Any) -> None:
+    if not isinstance(route, APIRoute):
+        raise Bug(f"route {route} is not one that can be guarded.")
+    declares = any(hasattr(part.call, "role") for part in route.dependant.dependencies)
+    if not declares and route.path != OPEN_PATH:
+        raise Bug(f"route {route.path} does not say who may use it.")
+
+
+def _respond(error: LlmschedError) -> JSONResponse:
+    return JSONResponse(error_body(error).model_dump(), error.http_status, error_headers(error))
+
+
+async def _on_error(request: Request, error: Any) -> JSONResponse:
+    if isinstance(error, Bug):
+        log.error("%s %s: %s", request.method, request.url.path, error)
+    return _respond(error)
+
+
+async def _on_storage(request: Request, error: Any) -> JSONResponse:
+    return _respond(RequestError(str(error), code="storage", http_status=503))
+
+
+async def _on_invalid(request: Request, error: Any) -> JSONResponse:
+    said = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+    return _respond(SpecError("; ".join(said), code="invalid_request"))
+
+
+async def _on_http(request: Request, error: Any) -> JSONResponse:
+    """FastAPI's own refusals; one that wraps an error of ours (a body that grew too large) is told as ours."""
+    cause = error.__cause__
+    if isinstance(cause, LlmschedError):
+        return _respond(cause)
+    code = {404: "unknown_route", 405: "method"}.get(error.status_code, "request")
+    hint = "The client and the controller may be of different versions." if error.status_code == 404 else ""
+    return _respond(RequestError(f"{error.detail}.", code=code, hint=hint, http_status=error.status_code))
+
+
+async def _on_bug(request: Request, error: Any) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _respond(Bug("the controller made a mistake; its log says more.", hint="Please report it."))

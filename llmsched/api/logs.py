@@ -1,0 +1,106 @@
+"""Log lines of attempts, read from storage, so that they are there when the workload, and the cluster, are gone.
+
+Attempts write `<gang>/<attempt>/logs/<rank>.log`. Following means reading on from where each file ended, and moving to
+the next attempt of a gang when there is one. Knows storage keys; of the state only what the two callables say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from llmsched.runtime.storage import LocalStorage, Storage
+from llmsched.spec.wire import LogLine
+
+POLL_S = 0.3
+CHUNK = 1 << 18
+LINE_LIMIT = 1 << 16
+
+Source = tuple[str, int]  # gang, attempt
+
+
+async def read(
+    storage: Storage,
+    sources: Callable[[], Sequence[Source]],
+    *,
+    rank: int | None = None,
+    tail: int | None = None,
+    follow: bool = False,
+    ended: Callable[[], bool] = lambda: True,
+) -> AsyncIterator[LogLine]:
+    """Lines of all `sources` (asked anew while following), whole lines only; with `tail`, the last so many of each."""
+    positions: dict[str, int] = {}
+    halves: dict[str, bytes] = {}
+    first, silent = True, True
+    while True:
+        over = ended() or not follow  # asked before reading: what was written before the end is read after it
+        for gang, attempt in sources():
+            for key in await asyncio.to_thread(_files, storage, gang, attempt, rank):
+                lines = _rest(storage, key, positions, halves, flush=over)
+                if first and tail is not None:
+                    lines = _last(lines, tail)
+                async for text in lines:
+                    silent = False
+                    yield LogLine(gang=gang, attempt=attempt, rank=_rank(key), text=text)
+        if over:
+            break
+        first = False
+        await asyncio.sleep(POLL_S)
+    if silent:
+        gang, attempt = next(iter(sources()), ("", 0))
+        text = "no log has been written." if attempt else "nothing has started yet, so there is no log."
+        yield LogLine(gang=gang, attempt=attempt, rank=0, text=text, note=True)
+
+
+async def _last(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
+    kept: deque[str] = deque(maxlen=count)
+    async for line in lines:
+        kept.append(line)
+    for line in kept:
+        yield line
+
+
+def _rank(key: str) -> int:
+    name = key.rpartition("/")[2].removesuffix(".log")
+    return int(name) if name.isdigit() else -1
+
+
+def _files(storage: Storage, gang: str, attempt: int, rank: int | None) -> list[str]:
+    if not attempt:
+        return []
+    keys = [key for key in storage.list(f"{gang}/{attempt}/logs") if key.endswith(".log") and _rank(key) >= 0]
+    return sorted((key for key in keys if rank is None or _rank(key) == rank), key=_rank)
+
+
+async def _rest(
+    storage: Storage, key: str, positions: dict[str, int], halves: dict[str, bytes], *, flush: bool
+) -> AsyncIterator[str]:
+    while chunk := await asyncio.to_thread(_read_from, storage, key, positions.get(key, 0)):
+        positions[key] = positions.get(key, 0) + len(chunk)
+        *whole, half = (halves.pop(key, b"") + chunk).split(b"\n")
+        if len(half) > LINE_LIMIT:
+            whole, half = [*whole, half], b""
+        if half:
+            halves[key] = half
+        for line in whole:
+            yield _text(line)
+    if flush and key in halves:
+        yield _text(halves.pop(key))
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]  # a progress bar's last state
+
+
+def _read_from(storage: Storage, key: str, offset: int) -> bytes:
+    try:
+        if isinstance(storage, LocalStorage):
+            with storage.path(key).open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(CHUNK)
+        if (storage.size(key) or 0) <= offset:
+            return b""
+        return storage.read(key)[offset:]
+    except FileNotFoundError:  # the folder was removed meanwhile
+        return b""

@@ -1,0 +1,277 @@
+"""The routes of /api/v1. Each says in its signature which role may use it; none decides anything itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+from llmsched.api import logs, views, workdirs
+from llmsched.api.auth import TokenRecord, require
+from llmsched.core.state import WorkloadState
+from llmsched.errors import NotAllowed
+from llmsched.runtime.storage import Storage
+from llmsched.spec import cluster, load, wire
+
+KEEP_ALIVE_S = 15.0
+NDJSON = "application/x-ndjson"
+
+
+class Services(NamedTuple):
+    """What the routes are given; `controller` is control.controller.Controller."""
+
+    controller: Any
+    storage: Storage
+
+
+def services(request: Request) -> Services:
+    return request.app.state.services
+
+
+def allow(role: str) -> Callable[[Request], TokenRecord]:
+    """Who asks, if that role may. `app.build` refuses to start with a route that does not depend on this."""
+
+    def allowed(request: Request) -> TokenRecord:
+        record: TokenRecord = request.scope["llmsched.token"]
+        require(record, role)
+        return record
+
+    allowed.role = role  # type: ignore[attr-defined]
+    return allowed
+
+
+Given = Annotated[Services, Depends(services)]
+Viewer = Annotated[TokenRecord, Depends(allow("viewer"))]
+Submitter = Annotated[TokenRecord, Depends(allow("submitter"))]
+Admin = Annotated[TokenRecord, Depends(allow("admin"))]
+Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
+Hex = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+Key = Annotated[str | None, Header(max_length=200, description="the same key and body again give the same answer")]
+
+router = APIRouter(prefix="/api/v1")
+open_router = APIRouter()
+
+
+@open_router.get("/healthz")
+async def alive() -> wire.Alive:
+    return wire.Alive()
+
+
+@router.get("/health")
+async def health(given: Given, who: Viewer) -> wire.Health:
+    return given.controller.health
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(given: Given, who: Viewer) -> str:
+    return views.metrics(given.controller.state, given.controller.health)
+
+
+# --- what users ask ---------------------------------------------------------------------------------------------
+
+
+@router.post("/plan")
+async def plan(body: wire.PlanRequest, given: Given, who: Viewer) -> wire.PlannedList:
+    """What would happen now. Changes nothing."""
+    specs = [load.load_json(spec) for spec in body.specs]
+    return wire.PlannedList(planned=await given.controller.plan(specs, user=who.user))
+
+
+@router.post("/apply")
+async def apply(body: wire.ApplyRequest, given: Given, who: Submitter, idempotency_key: Key = None) -> wire.AppliedList:
+    """Submit or update; answered when it is committed."""
+    specs = [load.load_json(spec) for spec in body.specs]
+    for spec in specs:
+        _may_change(given, spec.name, who)
+    applied = await given.controller.submit(
+        specs, user=who.user, again=body.again, idempotency_key=idempotency_key and f"{who.id}:{idempotency_key}"
+    )
+    return wire.AppliedList(applied=applied)
+
+
+@router.get("/workdirs/{sha256}")
+async def workdir(sha256: Hex, given: Given, who: Submitter) -> wire.WorkdirStored:
+    known = await asyncio.to_thread(workdirs.find, given.storage, sha256)
+    if known is None:
+        raise workdirs.unknown(sha256)
+    return known
+
+
+@router.put("/workdirs/{sha256}")
+async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitter) -> wire.WorkdirStored:
+    """A zip, named by its SHA-256."""
+    content = await request.body()
+    return await asyncio.to_thread(workdirs.keep, given.storage, sha256, content)
+
+
+@router.get("/workloads")
+async def workloads(given: Given, who: Viewer) -> wire.WorkloadList:
+    """Newest first."""
+    controller = given.controller
+    return wire.WorkloadList(
+        workloads=views.workloads(controller.state, controller.progress), seq=controller.health.seq
+    )
+
+
+@router.get("/workloads/{name}")
+async def workload(name: Name, given: Given, who: Viewer) -> wire.WorkloadView:
+    return _view(given, views.find(given.controller.state, name))
+
+
+@router.get("/workloads/{name}/why")
+async def why(name: Name, given: Given, who: Viewer) -> wire.WhyView:
+    found = views.find(given.controller.state, name)
+    return views.why(given.controller.state, found, given.controller.entries(0, found.workload.id))
+
+
+@router.get("/workloads/{name}/story")
+async def story(name: Name, given: Given, who: Viewer) -> wire.StoryView:
+    found = views.find(given.controller.state, name)
+    return views.story(given.controller.state, found, given.controller.entries(0, found.workload.id))
+
+
+@router.get(
+    "/workloads/{name}/logs",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "one LogLine a line", "content": {NDJSON: {"schema": wire.LogLine.model_json_schema()}}}
+    },
+)
+async def log_lines(
+    name: Name,
+    given: Given,
+    who: Viewer,
+    follow: bool = False,
+    gang: Annotated[int | None, Query(ge=0, description="index of a gang or replica; default: all")] = None,
+    attempt: Annotated[int | None, Query(ge=1, description="default: the newest of each gang")] = None,
+    rank: Annotated[int | None, Query(ge=0)] = None,
+    tail: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+) -> StreamingResponse:
+    """From storage: works after the workload, and the cluster, are gone. With `follow`, until the workload ends."""
+    controller = given.controller
+    workload_id = views.find(controller.state, name).workload.id
+
+    def sources() -> list[tuple[str, int]]:
+        return views.log_sources(controller.state, workload_id, gang, attempt)
+
+    def ended() -> bool:
+        return views.phase(controller.state.workloads[workload_id]) in wire.ENDED
+
+    lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended)
+    return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
+
+
+@router.post("/workloads/{name}/cancel")
+async def cancel(name: Name, given: Given, who: Submitter) -> wire.WorkloadView:
+    _may_change(given, name, who)
+    found = views.find(given.controller.state, name)
+    await given.controller.cancel(found.workload.id, by=who.user)
+    return _view(given, views.find(given.controller.state, name))
+
+
+@router.post("/workloads/{name}/scale")
+async def scale(name: Name, body: wire.ScaleRequest, given: Given, who: Submitter) -> wire.WorkloadView:
+    """Bundles of an elastic gang, or replicas, within what the spec allows."""
+    _may_change(given, name, who)
+    found = views.find(given.controller.state, name)
+    await given.controller.scale(found.workload.id, body.size, by=who.user)
+    return _view(given, views.find(given.controller.state, name))
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------
+
+
+@router.get("/nodes")
+async def nodes(given: Given, who: Viewer) -> wire.NodeList:
+    return wire.NodeList(nodes=views.nodes(given.controller.state))
+
+
+@router.get("/queues")
+async def queues(given: Given, who: Viewer) -> wire.QueueList:
+    return wire.QueueList(queues=views.queues(given.controller.state))
+
+
+@router.get("/config")
+async def config(given: Given, who: Viewer) -> wire.ConfigView:
+    return views.configuration(given.controller.state)
+
+
+@router.put("/config")
+async def configure(body: wire.ConfigRequest, given: Given, who: Admin) -> wire.ConfigView:
+    """A new version; old ones stay in the journal."""
+    await given.controller.configure(cluster.load_json(body.config), by=who.user)
+    return views.configuration(given.controller.state)
+
+
+@router.get(
+    "/events",
+    response_class=StreamingResponse,
+    responses={200: {"description": "server-sent events, one EventView each", "content": {"text/event-stream": {}}}},
+)
+async def events(
+    given: Given,
+    who: Viewer,
+    after: Annotated[int, Query(ge=0, description="the last seq you have")] = 0,
+    follow: bool = True,
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+) -> StreamingResponse:
+    """The journal in order, from after `after` on, without the entries that only keep time. Resume with the last id."""
+    return StreamingResponse(
+        _as_events(given.controller, after if last_event_id is None else last_event_id, follow),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store"},
+    )
+
+
+# --- how ----------------------------------------------------------------------------------------------------------
+
+
+def _view(given: Services, found: WorkloadState) -> wire.WorkloadView:
+    return views.workload(given.controller.state, found, given.controller.progress)
+
+
+def _may_change(given: Services, name: str, who: TokenRecord) -> None:
+    """One's own, or an admin everyone's."""
+    runs = [
+        it.workload for it in given.controller.state.workloads.values() if name in (it.workload.name, it.workload.id)
+    ]
+    owner = max(runs, key=lambda it: it.run).user if runs else who.user
+    if owner != who.user and who.role != "admin":
+        raise NotAllowed(f'"{name}" belongs to {owner}.', code="owner", hint="Choose another name, or ask an admin.")
+
+
+async def _as_json_lines(lines: AsyncIterator[wire.LogLine]) -> AsyncIterator[str]:
+    async for line in lines:
+        yield line.model_dump_json() + "\n"
+
+
+async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator[str]:
+    if not follow:
+        for item in controller.entries(after):
+            yield _event(controller, *item)
+        return
+    source = controller.follow(after)
+    upcoming: asyncio.Future[Any] = asyncio.ensure_future(anext(source, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_S)
+            if not done:
+                yield ": still here\n\n"  # keeps proxies from closing, and shows us a client that left
+                continue
+            item = upcoming.result()
+            if item is None:
+                return
+            yield _event(controller, *item)
+            upcoming = asyncio.ensure_future(anext(source, None))
+    finally:
+        upcoming.cancel()
+
+
+def _event(controller: Any, seq: int, at: float, entry: Any) -> str:
+    if views.keeps_time_only(entry):
+        return ""
+    view = views.event(seq, at, entry, views.names(controller.state))
+    return f"id: {seq}\ndata: {view.model_dump_json()}\n\n"

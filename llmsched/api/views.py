@@ -1,0 +1,373 @@
+"""State and progress -> wire models. Pure: the same state gives the same answer; nothing here asks or changes anything."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from llmsched.api import words
+from llmsched.core import decisions, facts
+from llmsched.core.explain import Reason
+from llmsched.core.resources import MILLI, ZERO, Resources
+from llmsched.core.state import GangState, NodeState, State, WorkloadState
+from llmsched.core.workload import Placement, Workload
+from llmsched.errors import RequestError
+from llmsched.spec import wire
+
+Progress = Mapping[str, Mapping[str, Any]]
+Entries = Iterable[tuple[int, float, Any]]
+HOLDING = ("LAUNCHING", "RUNNING", "RESIZING", "VACATING")
+OVER = ("FINISHED", "FAILED", "CANCELLED")
+
+
+def find(state: State, name: str) -> WorkloadState:
+    """`name` is the newest run, `name@2` exactly that one. Raises RequestError (404) with the nearest names."""
+    exact = state.workloads.get(name)
+    runs = [found for found in state.workloads.values() if found.workload.name == name]
+    if runs:
+        return max(runs, key=lambda found: found.workload.run)
+    if exact is not None:
+        return exact
+    near = difflib.get_close_matches(name, {found.workload.name for found in state.workloads.values()}, n=3)
+    raise RequestError(
+        f'there is no workload "{name}".',
+        code="unknown_workload",
+        hint=f"Did you mean {' or '.join(near)}?" if near else "llmsched status lists them.",
+        http_status=404,
+    )
+
+
+def names(state: State) -> dict[str, str]:
+    """node id -> what people call it"""
+    return {node_id: found.node.name or node_id for node_id, found in state.nodes.items()}
+
+
+# --- workloads --------------------------------------------------------------------------------------------------
+
+
+def workloads(state: State, progress: Progress) -> list[wire.WorkloadView]:
+    newest_first = sorted(state.workloads.values(), key=lambda found: (-found.submitted_at, found.workload.id))
+    return [workload(state, found, progress) for found in newest_first]
+
+
+def workload(state: State, found: WorkloadState, progress: Progress) -> wire.WorkloadView:
+    it = found.workload
+    gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
+    live = [one for one in gangs if status(one) not in OVER]
+    shown = live if it.kind == "serve" else gangs  # replicas that are gone say nothing about the workload
+    is_serve = it.kind == "serve"
+    leading = next((one for one in live if status(one) != "QUEUED"), shown[0] if shown else None)
+    return wire.WorkloadView(
+        id=it.id,
+        name=it.name,
+        run=it.run,
+        kind=it.kind,
+        queue=it.queue,
+        user=it.user,
+        priority=it.priority,
+        phase=phase(found),
+        message=found.message,
+        submitted_at=found.submitted_at,
+        finished_at=found.finished_at,
+        size=sum(status(one) == "RUNNING" for one in live) if is_serve else sum(held_bundles(one) for one in live),
+        min_size=it.min_replicas if is_serve else it.min_size,
+        max_size=it.max_replicas if is_serve else it.max_size,
+        wanted=found.wanted_replicas if is_serve else None,
+        gpus=sum(held(state, one).gpus_milli for one in live) / MILLI,
+        restarts=sum(one.restarts for one in shown),
+        reason=next((reason(one.reason) for one in live if one.reason and status(one) == "QUEUED"), None),
+        progress=numbers(progress.get(leading.id, {})) if leading else {},
+        artifact=found.artifact,
+        metrics=dict(found.metrics),
+        gangs=[gang(state, one, progress) for one in shown],
+    )
+
+
+def gang(state: State, one: GangState, progress: Progress) -> wire.GangView:
+    holds = status(one) in HOLDING
+    return wire.GangView(
+        id=one.id,
+        status=status(one).lower(),
+        size=one.size,
+        attempt=one.attempt,
+        restarts=one.restarts,
+        gpus=held(state, one).gpus_milli / MILLI,
+        placement=placed(state, groups_of(state, one), one.placement) if holds else [],
+        queued_since=one.queued_since,
+        launched_at=one.launched_at if one.attempt else None,
+        started_at=one.started_at,
+        message=one.message,
+        reason=reason(one.reason) if status(one) == "QUEUED" else None,
+        progress=numbers(progress.get(one.id, {})),
+    )
+
+
+def status(one: GangState) -> str:
+    return one.status.name
+
+
+def phase(found: WorkloadState) -> wire.Phase:
+    return str(getattr(found.phase, "value", found.phase))  # type: ignore[return-value]
+
+
+def numbers(data: Mapping[str, Any]) -> dict[str, wire.Scalar]:
+    return {name: value for name, value in data.items() if isinstance(value, (float, int, str, bool))}
+
+
+def reason(why: Reason | None) -> wire.ReasonView | None:
+    if why is None:
+        return None
+    return wire.ReasonView(
+        code=why.code,
+        message=why.message,
+        counts=dict(why.counts),
+        next_change=why.next_change,
+        eta=why.eta,
+        eta_basis=why.eta_basis,
+    )
+
+
+def amounts(resources: Resources) -> wire.Amounts:
+    return wire.Amounts(
+        gpus=resources.gpus_milli / MILLI,
+        cpus=resources.cpus_milli / MILLI,
+        memory_bytes=resources.memory_bytes,
+        custom={name: amount / MILLI for name, amount in resources.custom},
+    )
+
+
+def groups_of(state: State, one: GangState) -> Workload:
+    return state.workloads[one.workload_id].workload
+
+
+def held_bundles(one: GangState) -> int:
+    return len(one.placement or ()) if status(one) in HOLDING else 0
+
+
+def held(state: State, one: GangState) -> Resources:
+    """What a gang's placement takes; nothing for one that waits or is over."""
+    if status(one) not in HOLDING:
+        return ZERO
+    total = ZERO
+    for amount in _each(groups_of(state, one), one.placement or ()):
+        total = total.plus(amount)
+    return total
+
+
+def _each(it: Workload, placement: Placement) -> list[Resources]:
+    options = {group.name: group.options for group in it.groups}
+    return [options[place.group][place.option].resources for place in placement]
+
+
+def placed(state: State, it: Workload, placement: Placement | None) -> list[wire.PlacedView]:
+    views: dict[str, wire.PlacedView] = {}
+    for place, amount in zip(placement or (), _each(it, placement or ()), strict=True):
+        node = state.nodes.get(place.node)
+        view = views.setdefault(
+            place.node,
+            wire.PlacedView(
+                node=place.node,
+                name=(node.node.name or place.node) if node else place.node,
+                flavor=node.node.flavor if node else None,
+                bundles=0,
+            ),
+        )
+        view.bundles += 1
+        view.gpus += amount.gpus_milli / MILLI
+    return list(views.values())
+
+
+def log_sources(state: State, workload_id: str, index: int | None, attempt: int | None) -> list[tuple[str, int]]:
+    """(gang, attempt) whose logs are meant: the newest attempt of every gang that has not been replaced."""
+    found = state.workloads[workload_id]
+    gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
+    if index is not None:
+        gangs = [one for one in gangs if one.id == f"{workload_id}/{index}"]
+    elif found.workload.kind == "serve":
+        gangs = [one for one in gangs if status(one) not in OVER] or gangs[-1:]
+    return [(one.id, attempt or one.attempt) for one in gangs]
+
+
+# --- why and story ----------------------------------------------------------------------------------------------
+
+
+def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
+    """`entries` of this workload: where it runs was explained when it was decided."""
+    launched = {}
+    for _, _, entry in entries:
+        if isinstance(entry, (decisions.Launch, decisions.Resize)):
+            launched[entry.gang] = entry.why
+    it = found.workload
+    called = names(state)
+    gangs, waiting = [], []
+    for gang_id in found.gangs:
+        one = state.gangs.get(gang_id)
+        if one is None or (status(one) in OVER and it.kind == "serve"):
+            continue
+        text = one.message
+        if status(one) == "QUEUED":
+            text = one.reason.message if one.reason else "it has not been looked at yet."
+            waiting.append(one)
+        elif status(one) in HOLDING:
+            text = f"on {words.where(one.placement or (), called)}"
+            text += f": {launched[gang_id]}" if launched.get(gang_id) else ""
+        gangs.append(
+            wire.GangWhy(
+                gang=gang_id,
+                status=status(one).lower(),
+                reason=reason(one.reason) if status(one) == "QUEUED" else None,
+                text=text,
+            )
+        )
+    dominant = next((one for one in waiting if one.reason), waiting[0] if waiting else None)
+    now = phase(found)
+    if dominant is not None:
+        text = dominant.reason.message if dominant.reason else "it has not been looked at yet."
+        if it.kind == "serve" and len(waiting) < len(gangs):
+            text = f"{len(waiting)} of {len(gangs)} replicas wait: {text}"
+        since: float | None = dominant.queued_since
+    elif now in wire.ENDED:
+        text, since = found.message or f"it has {now}.", found.finished_at
+    else:
+        text = "; ".join(one.text for one in gangs) or found.message or "it holds nothing and wants nothing now."
+        since = max((state.gangs[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
+    return wire.WhyView(
+        id=it.id,
+        phase=now,
+        since=since,
+        reason=reason(dominant.reason) if dominant else None,
+        text=text,
+        gangs=gangs,
+    )
+
+
+def story(state: State, found: WorkloadState, entries: Entries) -> wire.StoryView:
+    called = names(state)
+    lines = []
+    for seq, at, entry in entries:
+        said = words.describe(entry, called)
+        if said.text:
+            lines.append(wire.StoryLine(seq=seq, at=at, kind=type(entry).__name__, gang=said.gang, text=said.text))
+    return wire.StoryView(id=found.workload.id, lines=lines)
+
+
+def event(seq: int, at: float, entry: Any, called: Mapping[str, str]) -> wire.EventView:
+    said = words.describe(entry, called)
+    return wire.EventView(
+        seq=seq,
+        at=at,
+        kind=type(entry).__name__,
+        workload=said.workload,
+        gang=said.gang,
+        text=said.text,
+        data=words.data(entry),
+    )
+
+
+def keeps_time_only(entry: Any) -> bool:
+    return isinstance(entry, facts.Tick)
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------
+
+
+def nodes(state: State) -> list[wire.NodeView]:
+    gangs: dict[str, list[str]] = {}
+    for one in state.gangs.values():
+        if status(one) in HOLDING:
+            for node_id in dict.fromkeys(place.node for place in one.placement or ()):
+                gangs.setdefault(node_id, []).append(one.id)
+    ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
+    return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
+
+
+def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
+    it = found.node
+    return wire.NodeView(
+        id=it.id,
+        name=it.name or it.id,
+        flavor=it.flavor,
+        labels=dict(it.labels),
+        total=amounts(it.total),
+        used=amounts(found.used),
+        foreign=amounts(found.foreign),
+        free=amounts(found.free),
+        draining=bool(found.draining),
+        gangs=sorted(gangs),
+    )
+
+
+def queues(state: State) -> list[wire.QueueView]:
+    used: dict[str, Counter[str]] = {}
+    for one in state.gangs.values():
+        if status(one) in HOLDING:
+            it = groups_of(state, one)
+            options = {group.name: group.options for group in it.groups}
+            for place in one.placement or ():
+                option = options[place.group][place.option]
+                used.setdefault(it.queue, Counter())[option.flavor or ""] += option.resources.gpus_milli
+    phases: dict[str, Counter[str]] = {}
+    for found in state.workloads.values():
+        phases.setdefault(found.workload.queue, Counter())[phase(found)] += 1
+    views = []
+    for queue in state.configuration.queues:
+        mine = used.get(queue.name, Counter())
+        total = sum(mine.values())
+        counted = phases.get(queue.name, Counter())
+        views.append(
+            wire.QueueView(
+                name=queue.name,
+                cohort=queue.cohort,
+                weight=queue.weight,
+                quotas=[
+                    wire.QuotaView(
+                        flavor=flavor,
+                        nominal=quota.nominal_milli / MILLI,
+                        borrowing_limit=_gpus(quota.borrowing_limit_milli),
+                        lending_limit=_gpus(quota.lending_limit_milli),
+                        used=(total if flavor == "*" else mine[flavor]) / MILLI,
+                    )
+                    for flavor, quota in queue.quotas
+                ],
+                gpus_used=total / MILLI,
+                waiting=counted["waiting"],
+                active=sum(n for name, n in counted.items() if name not in ("waiting", *wire.ENDED)),
+            )
+        )
+    return views
+
+
+def configuration(state: State) -> wire.ConfigView:
+    return wire.ConfigView(version=state.configuration.version, configuration=asdict(state.configuration))
+
+
+def _gpus(milli: int | None) -> float | None:
+    return None if milli is None else milli / MILLI
+
+
+def metrics(state: State, health: wire.Health) -> str:
+    """Prometheus' text format; no names of workloads, so that it stays small."""
+    by_phase = Counter(phase(found) for found in state.workloads.values())
+    by_reason = Counter(
+        one.reason.code for one in state.gangs.values() if status(one) == "QUEUED" and one.reason is not None
+    )
+    gpus: dict[tuple[str, str], float] = {}
+    for found in state.nodes.values():
+        for use, amount in (("total", found.node.total), ("used", found.used), ("foreign", found.foreign)):
+            key = (found.node.flavor or "none", use)
+            gpus[key] = gpus.get(key, 0.0) + amount.gpus_milli / MILLI
+    lines = ["# TYPE llmsched_workloads gauge"]
+    lines += [f'llmsched_workloads{{phase="{name}"}} {by_phase[name]}' for name in sorted(by_phase)]
+    lines += ["# TYPE llmsched_waiting_gangs gauge"]
+    lines += [f'llmsched_waiting_gangs{{reason="{code}"}} {by_reason[code]}' for code in sorted(by_reason)]
+    lines += ["# TYPE llmsched_gpus gauge"]
+    lines += [
+        f'llmsched_gpus{{flavor="{flavor}",use="{use}"}} {value:g}' for (flavor, use), value in sorted(gpus.items())
+    ]
+    lines += ["# TYPE llmsched_nodes gauge", f"llmsched_nodes {len(state.nodes)}"]
+    lines += ["# TYPE llmsched_journal_seq counter", f"llmsched_journal_seq {health.seq}"]
+    lines += ["# TYPE llmsched_cluster_connected gauge", f"llmsched_cluster_connected {int(health.cluster.connected)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,105 @@
+"""Talking to an endpoint: the OpenAI protocol of the gateway, as far as a person or a script needs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+
+from llmsched.client.transport import STREAM_TIMEOUT
+from llmsched.errors import ClusterError, LlmschedError, NotAllowed, RequestError
+
+Messages = str | Sequence[dict[str, Any]]
+
+
+class AsyncChat:
+    """Requests to model `model` of the gateway at `endpoint`. Remembers nothing of what was said."""
+
+    def __init__(
+        self, endpoint: str, model: str, token: str, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.model = model
+        self._headers = {"authorization": f"Bearer {token}"}
+        self._transport = transport
+
+    async def complete(self, messages: Messages, **parameters: Any) -> str:
+        """The answer's text. `parameters` are OpenAI's (max_tokens, temperature ...). Raises LlmschedError."""
+        answer = await self._ask("/v1/chat/completions", self._body(messages, parameters))
+        return str(answer["choices"][0]["message"]["content"])
+
+    async def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
+        """The answer's text piece by piece, as it is made."""
+        body = {**self._body(messages, parameters), "stream": True}
+        async with self._http() as http:
+            try:
+                async with http.stream("POST", f"{self.endpoint}/v1/chat/completions", json=body) as answer:
+                    if not answer.is_success:
+                        await answer.aread()
+                        raise _error_of(answer, self.model)
+                    async for line in answer.aiter_lines():
+                        if not line.startswith("data:") or line[5:].strip() == "[DONE]":
+                            continue
+                        chunk = json.loads(line[5:])
+                        if "error" in chunk:
+                            raise ClusterError(str(chunk["error"].get("message", "the answer broke off.")))
+                        for choice in chunk.get("choices", ()):
+                            piece = choice.get("delta", {}).get("content")
+                            if piece:
+                                yield piece
+            except httpx.HTTPError as error:
+                raise self._unreachable() from error
+
+    async def models(self) -> list[str]:
+        async with self._http() as http:
+            try:
+                answer = await http.get(f"{self.endpoint}/v1/models")
+            except httpx.HTTPError as error:
+                raise self._unreachable() from error
+        if not answer.is_success:
+            raise _error_of(answer, self.model)
+        return [one["id"] for one in answer.json()["data"]]
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        async with self._http() as http:
+            try:
+                answer = await http.post(f"{self.endpoint}{path}", json=body)
+            except httpx.HTTPError as error:
+                raise self._unreachable() from error
+        if not answer.is_success:
+            raise _error_of(answer, self.model)
+        return answer.json()
+
+    def _body(self, messages: Messages, parameters: dict[str, Any]) -> dict[str, Any]:
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return {"model": self.model, "messages": said, **parameters}
+
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            headers=self._headers, timeout=STREAM_TIMEOUT, transport=self._transport, trust_env=False
+        )
+
+    def _unreachable(self) -> ClusterError:
+        return ClusterError(
+            f"the endpoint at {self.endpoint} does not answer.",
+            code="no_endpoint",
+            hint=f"See llmsched status, and llmsched why {self.model.partition(':')[0]}.",
+        )
+
+
+def _error_of(answer: httpx.Response, model: str) -> LlmschedError:
+    try:
+        said = answer.json()["error"]
+        message, code = str(said["message"]), str(said.get("code") or "endpoint")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"the endpoint answered {answer.status_code}.", "endpoint"
+    if answer.status_code in (401, 403):
+        return NotAllowed(message, code=code, http_status=answer.status_code)
+    if answer.status_code in (503, 502, 500, 504):
+        return ClusterError(message, code=code, hint=f"See llmsched why {model.partition(':')[0]}.")
+    retry = answer.headers.get("retry-after", "")
+    return RequestError(
+        message, code=code, http_status=answer.status_code, retry_after_s=float(retry) if retry.isdigit() else None
+    )

@@ -1,0 +1,224 @@
+"""`Client`: the same in plain calls. The asynchronous core runs in a thread of its own, one a client.
+
+client = Client()
+run = client.apply("spec.yaml")
+run.wait()
+print(run.phase, run.metrics)
+print(client.chat("qwen").complete("hello"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import httpx
+
+from llmsched.client.chat import AsyncChat, Messages
+from llmsched.client.core import AsyncClient, Specs, Watch, is_settled
+from llmsched.spec import wire
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a daemon thread, and the two ways to wait for what runs there."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llmsched-client", daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def upcoming() -> tuple[bool, Any]:
+            try:
+                return True, await anext(items)
+            except StopAsyncIteration:
+                return False, None
+
+        try:
+            while True:
+                more, item = self.call(upcoming())
+                if not more:
+                    return
+                yield item
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                self.call(close())
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Chat:
+    """See `AsyncChat`."""
+
+    def __init__(self, chat: AsyncChat, loop: _Loop) -> None:
+        self._chat = chat
+        self._loop = loop
+
+    @overload
+    def complete(self, messages: Messages, *, stream: Literal[False] = False, **parameters: Any) -> str: ...
+    @overload
+    def complete(self, messages: Messages, *, stream: Literal[True], **parameters: Any) -> Iterator[str]: ...
+    def complete(self, messages: Messages, *, stream: bool = False, **parameters: Any) -> str | Iterator[str]:
+        """The answer's text; with `stream`, its pieces as they are made."""
+        if stream:
+            return self._loop.each(self._chat.stream(messages, **parameters))
+        return self._loop.call(self._chat.complete(messages, **parameters))
+
+    def models(self) -> list[str]:
+        return self._loop.call(self._chat.models())
+
+
+class Run:
+    """What one `apply` submitted: one workload, or all of a file. `run["name"]` is one of several."""
+
+    def __init__(self, client: Client, applied: list[wire.Applied]) -> None:
+        self._client = client
+        self.applied = applied
+
+    @property
+    def ids(self) -> list[str]:
+        return [one.id for one in self.applied]
+
+    def __getitem__(self, name: str) -> Run:
+        chosen = [one for one in self.applied if name in (one.name, one.id)]
+        if not chosen:
+            raise KeyError(f"{name!r} was not applied here; there are {', '.join(self.ids)}")
+        return Run(self._client, chosen)
+
+    def wait(self, timeout_s: float | None = None, *, watch: Watch | None = None) -> Run:
+        """Until everything that ends has ended and everything that serves answers. Raises RequestError ("timeout")."""
+        for workload_id in self.ids:
+            self._client.wait(workload_id, timeout_s=timeout_s, watch=watch)
+        return self
+
+    @property
+    def views(self) -> list[wire.WorkloadView]:
+        """As they are now; asks the controller."""
+        return [self._client.status(workload_id) for workload_id in self.ids]
+
+    @property
+    def phase(self) -> str:
+        """Of one workload its own; of several the worst: the first that failed, was cancelled or is not there yet."""
+        views = self.views
+        for wanted in ("failed", "cancelled"):
+            if any(view.phase == wanted for view in views):
+                return wanted
+        on_its_way = next((view.phase for view in views if not is_settled(view)), None)
+        ended = next((view.phase for view in views if view.ended), None)
+        return on_its_way or ended or views[0].phase
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers of the results; of several workloads all, a later one of the file winning."""
+        return {name: value for view in self.views for name, value in view.metrics.items()}
+
+    @property
+    def artifact(self) -> str | None:
+        return next((view.artifact for view in reversed(self.views) if view.artifact), None)
+
+
+class Client:
+    """A controller's plain client; arguments as `AsyncClient`'s. Closing it is optional."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        *,
+        home: Path | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._core = AsyncClient(address, token, home=home, transport=transport)
+        self._loop = _Loop()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._loop.call(self._core.close())
+        self._loop.stop()
+
+    @property
+    def url(self) -> str:
+        return self._core.url
+
+    def plan(self, specs: Specs) -> list[wire.Planned]:
+        return self._loop.call(self._core.plan(specs))
+
+    def apply(self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None) -> Run:
+        return Run(self, self._loop.call(self._core.apply(specs, again=again, idempotency_key=idempotency_key)))
+
+    def wait(self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None) -> wire.WorkloadView:
+        return self._loop.call(self._core.wait(name, timeout_s=timeout_s, watch=watch))
+
+    def status(self, name: str) -> wire.WorkloadView:
+        return self._loop.call(self._core.status(name))
+
+    def workloads(self) -> wire.WorkloadList:
+        return self._loop.call(self._core.workloads())
+
+    def why(self, name: str) -> wire.WhyView:
+        return self._loop.call(self._core.why(name))
+
+    def story(self, name: str) -> wire.StoryView:
+        return self._loop.call(self._core.story(name))
+
+    def logs(
+        self,
+        name: str,
+        *,
+        follow: bool = False,
+        gang: int | None = None,
+        attempt: int | None = None,
+        rank: int | None = None,
+        tail: int | None = None,
+    ) -> Iterator[wire.LogLine]:
+        lines = self._core.logs(name, follow=follow, gang=gang, attempt=attempt, rank=rank, tail=tail)
+        return self._loop.each(lines)
+
+    def events(self, after: int = 0, *, follow: bool = True) -> Iterator[wire.EventView]:
+        return self._loop.each(self._core.events(after, follow=follow))
+
+    def cancel(self, name: str) -> wire.WorkloadView:
+        return self._loop.call(self._core.cancel(name))
+
+    def scale(self, name: str, size: int) -> wire.WorkloadView:
+        return self._loop.call(self._core.scale(name, size))
+
+    def nodes(self) -> wire.NodeList:
+        return self._loop.call(self._core.nodes())
+
+    def queues(self) -> wire.QueueList:
+        return self._loop.call(self._core.queues())
+
+    def config(self) -> wire.ConfigView:
+        return self._loop.call(self._core.config())
+
+    def configure(self, file: str | Path) -> wire.ConfigView:
+        return self._loop.call(self._core.configure(file))
+
+    def health(self) -> wire.Health:
+        return self._loop.call(self._core.health())
+
+    def chat(self, name: str) -> Chat:
+        return Chat(self._loop.call(self._core.chat(name)), self._loop)

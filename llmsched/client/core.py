@@ -1,0 +1,243 @@
+"""The client proper, asynchronous: files become specs here, specs travel, answers come back as wire models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from llmsched.client import workdir
+from llmsched.client.chat import AsyncChat
+from llmsched.client.transport import Transport, locate
+from llmsched.errors import ClusterError, RequestError
+from llmsched.spec import wire
+
+POLL_S = 0.5
+Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
+Watch = Callable[[wire.WorkloadView], None]
+
+
+class AsyncClient:
+    """`address` and `token` default to LLMSCHED_ADDRESS and LLMSCHED_TOKEN, else to the controller of the home."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        *,
+        home: Path | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        url, found = locate(address, token, home)
+        self._http = Transport(url, found, transport)
+
+    @property
+    def url(self) -> str:
+        return self._http.url
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    # --- asking for work ---------------------------------------------------------------------------------------
+
+    async def plan(self, specs: Specs) -> list[wire.Planned]:
+        """What would happen now. Changes nothing. Raises SpecError with every problem of the file."""
+        body = wire.PlanRequest(specs=await self._load(specs, upload=False))
+        return (await self._http.ask(wire.PlannedList, "POST", "/api/v1/plan", body=body)).planned
+
+    async def apply(
+        self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
+    ) -> list[wire.Applied]:
+        """Submit or update. Returns when it is committed. Safe to repeat: unchanged is unchanged."""
+        body = wire.ApplyRequest(specs=await self._load(specs, upload=True), again=again)
+        headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
+        try:
+            answer = await self._http.ask(wire.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
+        except ClusterError as error:
+            if error.code != "connection":
+                raise
+            answer = await self._http.ask(wire.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
+        return answer.applied
+
+    async def cancel(self, name: str) -> wire.WorkloadView:
+        return await self._http.ask(wire.WorkloadView, "POST", _path(name, "cancel"))
+
+    async def scale(self, name: str, size: int) -> wire.WorkloadView:
+        body = wire.ScaleRequest(size=size)
+        return await self._http.ask(wire.WorkloadView, "POST", _path(name, "scale"), body=body)
+
+    async def wait(
+        self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None, poll_s: float = POLL_S
+    ) -> wire.WorkloadView:
+        """Until it has ended; a serve workload: until it answers, or ended. `watch` sees it at every look.
+
+        Raises RequestError (code "timeout") when it takes longer than `timeout_s`.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            view = await self.status(name)
+            if watch is not None:
+                watch(view)
+            if is_settled(view):
+                return view
+            if until is not None and time.monotonic() >= until:
+                raise RequestError(f"{name} is {view.phase} after {timeout_s:g} s.", code="timeout")
+            await asyncio.sleep(poll_s)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    async def status(self, name: str) -> wire.WorkloadView:
+        return await self._http.ask(wire.WorkloadView, "GET", _path(name))
+
+    async def workloads(self) -> wire.WorkloadList:
+        return await self._http.ask(wire.WorkloadList, "GET", "/api/v1/workloads")
+
+    async def why(self, name: str) -> wire.WhyView:
+        return await self._http.ask(wire.WhyView, "GET", _path(name, "why"))
+
+    async def story(self, name: str) -> wire.StoryView:
+        return await self._http.ask(wire.StoryView, "GET", _path(name, "story"))
+
+    async def nodes(self) -> wire.NodeList:
+        return await self._http.ask(wire.NodeList, "GET", "/api/v1/nodes")
+
+    async def queues(self) -> wire.QueueList:
+        return await self._http.ask(wire.QueueList, "GET", "/api/v1/queues")
+
+    async def config(self) -> wire.ConfigView:
+        return await self._http.ask(wire.ConfigView, "GET", "/api/v1/config")
+
+    async def configure(self, file: str | Path) -> wire.ConfigView:
+        """Put a cluster file in force. Raises SpecError with every problem of the file."""
+        from llmsched.spec import cluster
+
+        path = Path(file)
+        spec = cluster.load(path.read_text(), str(path))
+        body = wire.ConfigRequest(config=spec.model_dump(mode="json", by_alias=True))
+        return await self._http.ask(wire.ConfigView, "PUT", "/api/v1/config", body=body)
+
+    async def health(self) -> wire.Health:
+        return await self._http.ask(wire.Health, "GET", "/api/v1/health")
+
+    async def logs(
+        self,
+        name: str,
+        *,
+        follow: bool = False,
+        gang: int | None = None,
+        attempt: int | None = None,
+        rank: int | None = None,
+        tail: int | None = None,
+    ) -> AsyncIterator[wire.LogLine]:
+        chosen = {"gang": gang, "attempt": attempt, "rank": rank, "tail": tail, "follow": follow or None}
+        params = {key: value for key, value in chosen.items() if value is not None}
+        async with aclosing(self._http.lines(_path(name, "logs"), params)) as lines:
+            async for line in lines:
+                yield wire.LogLine.model_validate_json(line)
+
+    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[wire.EventView]:
+        """The journal in order, from after `after` on; while following, a broken connection is taken up again."""
+        while True:
+            params = {"after": after, "follow": follow}
+            try:
+                async with aclosing(self._http.lines("/api/v1/events", params)) as lines:
+                    async for line in lines:
+                        if line.startswith("data:"):
+                            event = wire.EventView.model_validate_json(line[5:])
+                            after = event.seq
+                            yield event
+                return
+            except ClusterError as error:
+                if not follow or error.code != "connection":
+                    raise
+            await asyncio.sleep(POLL_S)
+
+    async def chat(self, name: str) -> AsyncChat:
+        """`name`: a model of the endpoint, such as "qwen" or "qwen:sql". Raises ClusterError when there is none yet."""
+        endpoint = (await self.health()).urls.get("endpoint")
+        if not endpoint:
+            raise ClusterError(
+                "there is no endpoint yet.", code="no_endpoint", hint="Apply a serve workload and wait for it."
+            )
+        return AsyncChat(endpoint, name, self._http.token)
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    async def _load(self, specs: Specs, *, upload: bool) -> list[dict[str, Any]]:
+        """Specs as JSON data, each folder `workdir` replaced by the name of its packed content."""
+        base = Path()
+        if isinstance(specs, str | Path):
+            base = Path(specs).parent
+            loaded = load_file(Path(specs))
+        else:
+            loaded = [_checked(spec) for spec in specs]
+        return [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
+
+    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> dict[str, Any]:
+        data: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
+        folder = data.get("workdir")
+        if folder is None or folder.startswith(wire.WORKDIR_PREFIX):
+            return data
+        packed = await asyncio.to_thread(workdir.pack, base / folder)
+        data["workdir"] = wire.WORKDIR_PREFIX + packed.sha256
+        if upload:
+            await self._upload(packed)
+        return data
+
+    async def _upload(self, packed: workdir.Packed) -> None:
+        path = f"/api/v1/workdirs/{packed.sha256}"
+        try:
+            await self._http.ask(wire.WorkdirStored, "GET", path)
+        except RequestError as error:
+            if error.code != "unknown_workdir":
+                raise
+            headers = {"content-type": "application/zip"}
+            await self._http.ask(wire.WorkdirStored, "PUT", path, content=packed.content, headers=headers)
+
+
+def load_file(file: Path) -> list[Any]:
+    """The workload specs of a YAML file. Raises SpecError, also when it cannot be read."""
+    from llmsched.errors import SpecError
+    from llmsched.spec import load
+
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{file} is not a text file in UTF-8.", code="no_file") from None
+    return load.load(text, str(file))
+
+
+def _checked(spec: Any) -> Any:
+    from llmsched.spec import load
+
+    return load.load_json(json.loads(json.dumps(spec))) if isinstance(spec, dict) else spec
+
+
+def is_settled(view: wire.WorkloadView) -> bool:
+    """Nothing more to wait for: it has ended, or it serves with as many replicas as it has to have."""
+    if view.ended:
+        return True
+    return (
+        view.kind == "serve" and view.phase == "running" and view.size >= max(1, min(view.min_size, view.wanted or 1))
+    )
+
+
+def _path(name: str, part: str = "") -> str:
+    from urllib.parse import quote
+
+    return f"/api/v1/workloads/{quote(name, safe='@')}" + (f"/{part}" if part else "")

@@ -1,0 +1,176 @@
+"""One HTTP connection to a controller: where it is, who we are, and its errors as ours.
+
+Knows addresses, tokens and status codes; nothing of workloads. For tests an ASGI application can stand in for the
+network (`httpx.ASGITransport`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, RequestError, SpecError, StoreError
+from llmsched.spec import wire
+
+Model = TypeVar("Model", bound=BaseModel)
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
+_BY_EXIT_CODE = {2: SpecError, 3: RequestError, 4: ClusterError, 5: StoreError, 70: Bug}
+
+
+def default_home() -> Path:
+    """LLMSCHED_HOME, or a folder among the user's data."""
+    given = os.environ.get("LLMSCHED_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "llmsched"
+
+
+def locate(address: str | None = None, token: str | None = None, home: Path | None = None) -> tuple[str, str]:
+    """(url, token): as given, else from LLMSCHED_ADDRESS and LLMSCHED_TOKEN, else from the controller of the home.
+
+    Raises ClusterError when no controller is known, NotAllowed when there is no token.
+    """
+    home = home or default_home()
+    url = address or os.environ.get("LLMSCHED_ADDRESS") or _written_url(home)
+    if not url:
+        raise ClusterError(
+            "no controller is running here.",
+            code="no_controller",
+            hint="Start one: llmsched up. Or name one: LLMSCHED_ADDRESS and LLMSCHED_TOKEN.",
+        )
+    found = token or os.environ.get("LLMSCHED_TOKEN") or _written_token(home)
+    if not found:
+        raise NotAllowed(
+            "there is no token.", code="unauthorized", hint=f"Set LLMSCHED_TOKEN, or LLMSCHED_HOME (now {home})."
+        )
+    return (url if "://" in url else f"http://{url}").rstrip("/"), found
+
+
+def _written_url(home: Path) -> str | None:
+    try:
+        return str(json.loads((home / "controller.json").read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _written_token(home: Path) -> str | None:
+    try:
+        return (home / "token").read_text().strip()
+    except OSError:
+        return None
+
+
+class Transport:
+    """Requests to one controller. Every method raises LlmschedError with the controller's words, or ClusterError."""
+
+    def __init__(self, url: str, token: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url = url
+        self.token = token
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=TIMEOUT,
+            transport=transport,
+            trust_env=False,  # a proxy of the surroundings has no business between us and loopback
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def ask(
+        self,
+        model: type[Model],
+        method: str,
+        path: str,
+        *,
+        body: BaseModel | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Model:
+        sent = dict(headers or {})
+        if body is not None:
+            content = body.model_dump_json().encode()
+            sent["content-type"] = "application/json"
+        with _connection_errors(self.url):
+            answer = await self._http.request(method, path, content=content, headers=sent, params=params)
+        if not answer.is_success:
+            raise error_of(answer)
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise ClusterError(
+                f"{self.url} answered something that is not of this version of llmsched.",
+                code="version",
+                hint="Use the client of the controller's version.",
+            ) from error
+
+    async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
+        """The lines of a streamed answer, as they come."""
+        with _connection_errors(self.url):
+            async with self._stream(path, params) as answer:
+                half = b""
+                async for chunk in answer.aiter_bytes():
+                    *whole, half = (half + chunk).split(b"\n")  # only there: text may hold every other kind of line end
+                    for line in whole:
+                        yield line.decode()
+                if half:
+                    yield half.decode()
+
+    @asynccontextmanager
+    async def _stream(self, path: str, params: Mapping[str, Any] | None) -> AsyncIterator[httpx.Response]:
+        async with self._http.stream("GET", path, params=params, timeout=STREAM_TIMEOUT) as answer:
+            if not answer.is_success:
+                await answer.aread()
+                raise error_of(answer)
+            yield answer
+
+
+class _connection_errors:
+    """`with` this, trouble on the way to the controller becomes a ClusterError that says what to do."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            raise ClusterError(
+                f"no controller answers at {self.url}.", code="no_controller", hint="Start one: llmsched up."
+            ) from error
+        if isinstance(error, httpx.TimeoutException):
+            raise ClusterError(f"the controller at {self.url} did not answer in time.", code="timeout") from error
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+            raise SpecError(f"{self.url} is no address of a controller.", hint="Write http://HOST:PORT.") from error
+        if isinstance(error, httpx.HTTPError):
+            raise ClusterError(
+                f"the connection to the controller at {self.url} broke.", code="connection", hint="Try again."
+            ) from error
+
+
+def error_of(answer: httpx.Response) -> LlmschedError:
+    """The controller's error as the exception it was there."""
+    try:
+        body = wire.ErrorBody.model_validate_json(answer.content)
+    except ValidationError:
+        return ClusterError(
+            f"{answer.url} answered {answer.status_code}, which no llmsched controller does.",
+            code="not_a_controller",
+            hint="Check LLMSCHED_ADDRESS.",
+        )
+    said: dict[str, Any] = {"code": body.code, "where": body.where, "hint": body.hint}
+    if body.exit_code == 3:
+        kind = NotAllowed if answer.status_code in (401, 403) else RequestError
+        return kind(body.message, http_status=answer.status_code, retry_after_s=body.retry_after_s, **said)
+    return _BY_EXIT_CODE.get(body.exit_code, ClusterError)(body.message, **said)
