@@ -1,0 +1,302 @@
+"""The endpoint: an ASGI application that checks the key, finds the model, picks a replica and passes the answer on.
+
+It knows replicas only through `replicas.Replica` and imports no Ray, so a test runs it in plain asyncio. It keeps the
+last route table it was given for as long as it lives: the controller may be away. Start at `Gateway.__call__`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import unquote
+
+from llmsched.gateway.keys import Key
+from llmsched.gateway.limits import Disconnected, Receive, read_body
+from llmsched.gateway.refusals import Refused, encode, error_body
+from llmsched.gateway.replicas import Pool, Replica, ReplicaGone, Slot
+from llmsched.gateway.signals import Signals
+from llmsched.gateway.table import Table, Target
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
+
+MODEL_ROUTES = {
+    "/v1/chat/completions": "chat/completions",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/classify": "classify",
+}
+APPS = "/v1/apps/"
+JSON_TYPE = (b"content-type", b"application/json")
+STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+END: Any = object()  # of a stream; an app may well say None
+USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
+
+
+class Gateway:
+    """`connect` makes the replica behind a Serve application's name; `observe` hears of every request that ended."""
+
+    def __init__(
+        self,
+        connect: Callable[[str], Replica],
+        *,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Observe | None = None,
+    ) -> None:
+        self._connect = connect
+        self._seed = seed
+        self._clock = clock
+        self._observe = observe
+        self._table = Table()
+        self._pools: dict[str, Pool] = {}
+        self._routed_at = 0
+        self.signals = Signals(clock)
+
+    def route(self, table: Mapping[str, Any]) -> None:
+        """Take a new route table (executors.port.RouteTable as JSON data). Requests in flight go on."""
+        fresh = Table(table)  # built whole before it replaces the old one: a bad table changes nothing
+        pools = {route.workload: self._pools.get(route.workload) for route in fresh.routes.values()}
+        for route in fresh.routes.values():
+            pool = pools[route.workload] or Pool(route.workload, self._clock)
+            pool.update(
+                route.replicas, self._connect, routing=route.routing, max_ongoing=route.max_ongoing, seed=self._seed
+            )
+            pools[route.workload] = pool
+        self._pools = {workload: pool for workload, pool in pools.items() if pool is not None}
+        self._table, self._routed_at = fresh, int(time.time())
+
+    @property
+    def version(self) -> int:
+        """Of the table in use; 0 before the first."""
+        return self._table.version
+
+    def load(self) -> dict[str, dict[str, int]]:
+        """{workload: {"ongoing", "queued"}} for every workload of the table."""
+        return self.signals.load([route.workload for route in self._table.routes.values()])
+
+    # --- one request --------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                await self._http(scope, receive, send)
+            except Refused as refused:
+                await _reply(send, refused.status, refused.body(), refused.headers())
+            except Disconnected:
+                pass
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if path == "/healthz":
+            await _reply(send, 200, {"status": "ok", "version": self.version})
+            return
+        headers = dict(scope["headers"])
+        key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            _only(method, "GET", path)
+            await _reply(send, 200, self._models(path[len("/v1/models/") :], key))
+            return
+        route = MODEL_ROUTES.get(path) or ("app" if path.startswith(APPS) else None)
+        if route is None:
+            raise Refused(404, f"There is nothing at {path}.", code="unknown_url")
+        _only(method, "POST", path)
+        raw = await read_body(headers, receive)
+        try:
+            body = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
+        if not isinstance(body, dict):
+            raise Refused(400, "The body must be a JSON object.", code="invalid_json")
+
+        if route == "app":
+            target = self._table.app(unquote(path[len(APPS) :]), key)
+            streams = body.get("stream") is True or b"text/event-stream" in headers.get(b"accept", b"")
+        else:
+            target = self._table.model(body.get("model"), key)
+            streams = body.get("stream") is True
+        work = self._stream(target, route, body, send) if streams else self._call(target, route, body, send)
+        await _while_connected(receive, self._measured(target, route, work))
+
+    async def _measured(self, target: Target, route: str, work: Awaitable[int]) -> None:
+        """Run `work`, which answers the client and returns the status it sent."""
+        workload, began, status = target.route.workload, self._clock(), 499  # 499: the client left first
+        try:
+            status = await work
+        except Refused as refused:
+            status = refused.status
+            if refused.code in ("full", "no_replica"):
+                self.signals.refused(workload)
+            raise
+        finally:
+            if self._observe is not None:
+                self._observe(workload, route, status, self._clock() - began)
+
+    async def _call(self, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
+        answer = await self.call(target, route, body)
+        status = _status(answer)
+        await _reply(send, status or 200, _error(answer) if status else answer, _retry(answer) if status else ())
+        return status or 200
+
+    async def _stream(self, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
+        async with aclosing(self.stream(target, route, body)) as chunks:
+            first = await anext(chunks, END)
+            if status := _status(first):  # failed before the first word: an ordinary error with its own status
+                await _reply(send, status, _error(first), _retry(first))
+                return status
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            try:
+                chunk, status = first, 200
+                while chunk is not END:
+                    if failed := _status(chunk):  # too late for a status: the error is the last event
+                        chunk, status = _error(chunk), failed
+                    await _send_event(send, encode(chunk))
+                    chunk = await anext(chunks, END) if status == 200 else END
+            except Refused as refused:
+                await _send_event(send, encode(refused.body()))
+                status = refused.status
+            if status == 200:
+                await _send_event(send, b"[DONE]")
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return status
+
+    # --- replicas -----------------------------------------------------------------------------------------------
+
+    async def call(self, target: Target, route: str, body: dict[str, Any]) -> Any:
+        """The answer of one replica; another one is asked when the chosen one is gone. Raises Refused."""
+        pool, gone = self._pools[target.route.workload], set[str]()
+        while True:
+            slot = pool.choose(body, gone)
+            work = self._take(pool, slot, body)
+            try:
+                answer = await slot.replica.call(route, body, target.adapter)
+                pool.forgive(slot)
+                return answer
+            except ReplicaGone:
+                pool.avoid(slot)
+                gone.add(slot.name)
+            finally:
+                self._give_back(pool, slot, work)
+
+    async def stream(self, target: Target, route: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """The chunks of one replica. Another one is asked only while nothing has come yet. Raises Refused."""
+        pool, gone = self._pools[target.route.workload], set[str]()
+        while True:
+            slot = pool.choose(body, gone)
+            work = self._take(pool, slot, body)
+            said = False
+            try:
+                async with aclosing(slot.replica.stream(route, body, target.adapter)) as chunks:
+                    async for chunk in chunks:
+                        said = True
+                        yield chunk
+                pool.forgive(slot)
+                return
+            except ReplicaGone:
+                pool.avoid(slot)
+                gone.add(slot.name)
+                if said:
+                    raise Refused(
+                        503, "The replica was lost while it answered; ask again.", code="replica_lost"
+                    ) from None
+            finally:
+                self._give_back(pool, slot, work)
+
+    def _take(self, pool: Pool, slot: Slot, body: dict[str, Any]) -> int:
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        work = limit if isinstance(limit, int) else USUAL_ANSWER_TOKENS
+        slot.ongoing += 1
+        slot.tokens += work
+        self.signals.begin(pool.workload)
+        return work
+
+    def _give_back(self, pool: Pool, slot: Slot, work: int) -> None:
+        slot.ongoing -= 1
+        slot.tokens -= work
+        self.signals.end(pool.workload)
+
+    def _models(self, name: str, key: Key) -> dict[str, Any]:
+        listed = [
+            {"id": id, "object": "model", "created": self._routed_at, "owned_by": "llmsched", "parent": parent}
+            for id, parent in self._table.models(key)
+        ]
+        if not name:
+            return {"object": "list", "data": listed}
+        target = self._table.model(unquote(name), key)
+        full = target.route.id + (f":{target.adapter['name']}" if target.adapter else "")
+        return next(model for model in listed if model["id"] == full)
+
+
+def _only(method: str, allowed: str, path: str) -> None:
+    if method != allowed:
+        raise Refused(405, f"{path} answers {allowed}, not {method}.", code="method_not_allowed")
+
+
+def _status(answer: Any) -> int:
+    """The HTTP status of a replica's error answer, else 0."""
+    return answer["status"] if isinstance(answer, dict) and "error" in answer and "status" in answer else 0
+
+
+def _error(answer: dict[str, Any]) -> dict[str, Any]:
+    return {"error": answer["error"]}
+
+
+def _retry(answer: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    return [(b"retry-after", b"1")] if answer["status"] in (429, 503) else []
+
+
+async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
+    """Do `work`, or cancel it when the client goes away: that is what frees the slot in the replica."""
+    this = asyncio.current_task()
+    assert this is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        this.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        this.uncancel()
+    finally:
+        watcher.cancel()
+
+
+async def _reply(send: Send, status: int, value: Any, headers: Any = ()) -> None:
+    body = encode(value)
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [JSON_TYPE, length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+def internal_error(message: str) -> dict[str, Any]:
+    """What a replica that failed without an answer of its own is taken to have said."""
+    return {**error_body(500, message, code="replica_error"), "status": 500}
