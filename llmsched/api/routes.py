@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from llmsched.api import logs, views, workdirs
 from llmsched.api.auth import TokenRecord, require
-from llmsched.core.state import WorkloadState
+from llmsched.core.records import WorkloadState
 from llmsched.errors import NotAllowed
 from llmsched.runtime.storage import Storage
 from llmsched.spec import cluster, load, wire
@@ -28,7 +28,7 @@ class Services(NamedTuple):
 
 
 def services(request: Request) -> Services:
-    return request.app.state.services
+    return cast(Services, request.app.state.services)
 
 
 def allow(role: str) -> Callable[[Request], TokenRecord]:
@@ -62,7 +62,7 @@ async def alive() -> wire.Alive:
 
 @router.get("/health")
 async def health(given: Given, who: Viewer) -> wire.Health:
-    return given.controller.health
+    return cast(wire.Health, given.controller.health)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -235,9 +235,8 @@ def _view(given: Services, found: WorkloadState) -> wire.WorkloadView:
 
 def _may_change(given: Services, name: str, who: TokenRecord) -> None:
     """One's own, or an admin everyone's."""
-    runs = [
-        it.workload for it in given.controller.state.workloads.values() if name in (it.workload.name, it.workload.id)
-    ]
+    known = (found.workload for found in given.controller.state.workloads.values())
+    runs = [it for it in known if name in (it.name, it.id)]
     owner = max(runs, key=lambda it: it.run).user if runs else who.user
     if owner != who.user and who.role != "admin":
         raise NotAllowed(f'"{name}" belongs to {owner}.', code="owner", hint="Choose another name, or ask an admin.")

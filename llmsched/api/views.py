@@ -1,4 +1,4 @@
-"""State and progress -> wire models. Pure: the same state gives the same answer; nothing here asks or changes anything."""
+"""State and progress -> wire models. Pure: the same state gives the same answer, and is left as it was."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 from llmsched.api import words
 from llmsched.core import decisions, facts
+from llmsched.core.capacity import NodeState
 from llmsched.core.explain import Reason
-from llmsched.core.resources import MILLI, ZERO, Resources
-from llmsched.core.state import GangState, NodeState, State, WorkloadState
+from llmsched.core.lifecycle import Status
+from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.spec import wire
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
-HOLDING = ("LAUNCHING", "RUNNING", "RESIZING", "VACATING")
-OVER = ("FINISHED", "FAILED", "CANCELLED")
 
 
 def find(state: State, name: str) -> WorkloadState:
@@ -56,10 +57,10 @@ def workloads(state: State, progress: Progress) -> list[wire.WorkloadView]:
 def workload(state: State, found: WorkloadState, progress: Progress) -> wire.WorkloadView:
     it = found.workload
     gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
-    live = [one for one in gangs if status(one) not in OVER]
-    shown = live if it.kind == "serve" else gangs  # replicas that are gone say nothing about the workload
+    live = [one for one in gangs if not one.is_ended()]
     is_serve = it.kind == "serve"
-    leading = next((one for one in live if status(one) != "QUEUED"), shown[0] if shown else None)
+    shown = live or gangs[-1:] if is_serve else gangs  # replicas that are gone say nothing about the workload
+    leading = next((one for one in live if one.status is not Status.QUEUED), shown[0] if shown else None)
     return wire.WorkloadView(
         id=it.id,
         name=it.name,
@@ -72,13 +73,15 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> wire.Wor
         message=found.message,
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
-        size=sum(status(one) == "RUNNING" for one in live) if is_serve else sum(held_bundles(one) for one in live),
+        size=sum(one.status in (Status.RUNNING, Status.RESIZING) for one in live)
+        if is_serve
+        else sum(size_of(one.spec, one.held) for one in live),
         min_size=it.min_replicas if is_serve else it.min_size,
         max_size=it.max_replicas if is_serve else it.max_size,
         wanted=found.wanted_replicas if is_serve else None,
-        gpus=sum(held(state, one).gpus_milli for one in live) / MILLI,
+        gpus=sum(one.gpus_milli() for one in live) / MILLI,
         restarts=sum(one.restarts for one in shown),
-        reason=next((reason(one.reason) for one in live if one.reason and status(one) == "QUEUED"), None),
+        reason=next((reason(one.reason) for one in live if one.reason), None),
         progress=numbers(progress.get(leading.id, {})) if leading else {},
         artifact=found.artifact,
         metrics=dict(found.metrics),
@@ -87,30 +90,25 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> wire.Wor
 
 
 def gang(state: State, one: GangState, progress: Progress) -> wire.GangView:
-    holds = status(one) in HOLDING
     return wire.GangView(
         id=one.id,
-        status=status(one).lower(),
+        status=one.status.value,
         size=one.size,
         attempt=one.attempt,
         restarts=one.restarts,
-        gpus=held(state, one).gpus_milli / MILLI,
-        placement=placed(state, groups_of(state, one), one.placement) if holds else [],
+        gpus=one.gpus_milli() / MILLI,
+        placement=placed(state, one.spec, one.held),
         queued_since=one.queued_since,
-        launched_at=one.launched_at if one.attempt else None,
+        launched_at=one.launched_at,
         started_at=one.started_at,
         message=one.message,
-        reason=reason(one.reason) if status(one) == "QUEUED" else None,
+        reason=reason(one.reason),
         progress=numbers(progress.get(one.id, {})),
     )
 
 
-def status(one: GangState) -> str:
-    return one.status.name
-
-
 def phase(found: WorkloadState) -> wire.Phase:
-    return str(getattr(found.phase, "value", found.phase))  # type: ignore[return-value]
+    return found.phase  # type: ignore[return-value]  # the same words
 
 
 def numbers(data: Mapping[str, Any]) -> dict[str, wire.Scalar]:
@@ -139,32 +137,9 @@ def amounts(resources: Resources) -> wire.Amounts:
     )
 
 
-def groups_of(state: State, one: GangState) -> Workload:
-    return state.workloads[one.workload_id].workload
-
-
-def held_bundles(one: GangState) -> int:
-    return len(one.placement or ()) if status(one) in HOLDING else 0
-
-
-def held(state: State, one: GangState) -> Resources:
-    """What a gang's placement takes; nothing for one that waits or is over."""
-    if status(one) not in HOLDING:
-        return ZERO
-    total = ZERO
-    for amount in _each(groups_of(state, one), one.placement or ()):
-        total = total.plus(amount)
-    return total
-
-
-def _each(it: Workload, placement: Placement) -> list[Resources]:
-    options = {group.name: group.options for group in it.groups}
-    return [options[place.group][place.option].resources for place in placement]
-
-
-def placed(state: State, it: Workload, placement: Placement | None) -> list[wire.PlacedView]:
+def placed(state: State, it: Workload, placement: Placement) -> list[wire.PlacedView]:
     views: dict[str, wire.PlacedView] = {}
-    for place, amount in zip(placement or (), _each(it, placement or ()), strict=True):
+    for place in placement:
         node = state.nodes.get(place.node)
         view = views.setdefault(
             place.node,
@@ -176,7 +151,7 @@ def placed(state: State, it: Workload, placement: Placement | None) -> list[wire
             ),
         )
         view.bundles += 1
-        view.gpus += amount.gpus_milli / MILLI
+        view.gpus += amount_of(it, place).gpus_milli / MILLI
     return list(views.values())
 
 
@@ -187,7 +162,7 @@ def log_sources(state: State, workload_id: str, index: int | None, attempt: int 
     if index is not None:
         gangs = [one for one in gangs if one.id == f"{workload_id}/{index}"]
     elif found.workload.kind == "serve":
-        gangs = [one for one in gangs if status(one) not in OVER] or gangs[-1:]
+        gangs = [one for one in gangs if not one.is_ended()] or gangs[-1:]
     return [(one.id, attempt or one.attempt) for one in gangs]
 
 
@@ -205,20 +180,20 @@ def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
     gangs, waiting = [], []
     for gang_id in found.gangs:
         one = state.gangs.get(gang_id)
-        if one is None or (status(one) in OVER and it.kind == "serve"):
+        if one is None or (one.is_ended() and it.kind == "serve"):
             continue
         text = one.message
-        if status(one) == "QUEUED":
+        if one.status is Status.QUEUED:
             text = one.reason.message if one.reason else "it has not been looked at yet."
             waiting.append(one)
-        elif status(one) in HOLDING:
-            text = f"on {words.where(one.placement or (), called)}"
+        elif one.is_holding():
+            text = f"on {words.where(one.held, called)}"
             text += f": {launched[gang_id]}" if launched.get(gang_id) else ""
         gangs.append(
             wire.GangWhy(
                 gang=gang_id,
-                status=status(one).lower(),
-                reason=reason(one.reason) if status(one) == "QUEUED" else None,
+                status=one.status.value,
+                reason=reason(one.reason),
                 text=text,
             )
         )
@@ -276,10 +251,9 @@ def keeps_time_only(entry: Any) -> bool:
 
 def nodes(state: State) -> list[wire.NodeView]:
     gangs: dict[str, list[str]] = {}
-    for one in state.gangs.values():
-        if status(one) in HOLDING:
-            for node_id in dict.fromkeys(place.node for place in one.placement or ()):
-                gangs.setdefault(node_id, []).append(one.id)
+    for name in state.holding:
+        for node_id in dict.fromkeys(place.node for place in state.gangs[name].held):
+            gangs.setdefault(node_id, []).append(name)
     ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
     return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
 
@@ -295,20 +269,19 @@ def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
         used=amounts(found.used),
         foreign=amounts(found.foreign),
         free=amounts(found.free),
-        draining=bool(found.draining),
+        draining=found.draining,
         gangs=sorted(gangs),
     )
 
 
 def queues(state: State) -> list[wire.QueueView]:
     used: dict[str, Counter[str]] = {}
-    for one in state.gangs.values():
-        if status(one) in HOLDING:
-            it = groups_of(state, one)
-            options = {group.name: group.options for group in it.groups}
-            for place in one.placement or ():
-                option = options[place.group][place.option]
-                used.setdefault(it.queue, Counter())[option.flavor or ""] += option.resources.gpus_milli
+    for name in state.holding:
+        one = state.gangs[name]
+        for place in one.held:
+            node_state = state.nodes.get(place.node)
+            flavor = node_state.node.flavor if node_state else None
+            used.setdefault(one.spec.queue, Counter())[flavor or ""] += amount_of(one.spec, place).gpus_milli
     phases: dict[str, Counter[str]] = {}
     for found in state.workloads.values():
         phases.setdefault(found.workload.queue, Counter())[phase(found)] += 1
@@ -352,7 +325,7 @@ def metrics(state: State, health: wire.Health) -> str:
     """Prometheus' text format; no names of workloads, so that it stays small."""
     by_phase = Counter(phase(found) for found in state.workloads.values())
     by_reason = Counter(
-        one.reason.code for one in state.gangs.values() if status(one) == "QUEUED" and one.reason is not None
+        one.reason.code for one in state.gangs.values() if one.status is Status.QUEUED and one.reason is not None
     )
     gpus: dict[tuple[str, str], float] = {}
     for found in state.nodes.values():

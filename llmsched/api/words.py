@@ -1,4 +1,4 @@
-"""Journal entries in words, for `story`, `events` and whoever watches. Pure; an entry that only keeps time says nothing."""
+"""Journal entries in words, for `story`, `events` and whoever watches. Pure; what only keeps time says nothing."""
 
 from __future__ import annotations
 

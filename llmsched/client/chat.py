@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import httpx
@@ -30,7 +30,7 @@ class AsyncChat:
         answer = await self._ask("/v1/chat/completions", self._body(messages, parameters))
         return str(answer["choices"][0]["message"]["content"])
 
-    async def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
+    async def stream(self, messages: Messages, **parameters: Any) -> AsyncGenerator[str, None]:
         """The answer's text piece by piece, as it is made."""
         body = {**self._body(messages, parameters), "stream": True}
         async with self._http() as http:
@@ -70,7 +70,7 @@ class AsyncChat:
                 raise self._unreachable() from error
         if not answer.is_success:
             raise _error_of(answer, self.model)
-        return answer.json()
+        return dict(answer.json())
 
     def _body(self, messages: Messages, parameters: dict[str, Any]) -> dict[str, Any]:
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)

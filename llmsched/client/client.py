@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -40,7 +40,7 @@ class _Loop:
             future.cancel()
             raise
 
-    def each(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         async def upcoming() -> tuple[bool, Any]:
             try:
                 return True, await anext(items)
@@ -54,9 +54,7 @@ class _Loop:
                     return
                 yield item
         finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                self.call(close())
+            self.call(items.aclose())
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

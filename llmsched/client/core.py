@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,14 @@ class AsyncClient:
         attempt: int | None = None,
         rank: int | None = None,
         tail: int | None = None,
-    ) -> AsyncIterator[wire.LogLine]:
+    ) -> AsyncGenerator[wire.LogLine, None]:
         chosen = {"gang": gang, "attempt": attempt, "rank": rank, "tail": tail, "follow": follow or None}
         params = {key: value for key, value in chosen.items() if value is not None}
         async with aclosing(self._http.lines(_path(name, "logs"), params)) as lines:
             async for line in lines:
                 yield wire.LogLine.model_validate_json(line)
 
-    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[wire.EventView]:
+    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncGenerator[wire.EventView, None]:
         """The journal in order, from after `after` on; while following, a broken connection is taken up again."""
         while True:
             params = {"after": after, "follow": follow}
@@ -229,12 +229,8 @@ def _checked(spec: Any) -> Any:
 
 
 def is_settled(view: wire.WorkloadView) -> bool:
-    """Nothing more to wait for: it has ended, or it serves with as many replicas as it has to have."""
-    if view.ended:
-        return True
-    return (
-        view.kind == "serve" and view.phase == "running" and view.size >= max(1, min(view.min_size, view.wanted or 1))
-    )
+    """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
+    return view.ended or (view.kind == "serve" and view.phase == "running")
 
 
 def _path(name: str, part: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +114,7 @@ class Transport:
                 hint="Use the client of the controller's version.",
             ) from error
 
-    async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
+    async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncGenerator[str, None]:
         """The lines of a streamed answer, as they come."""
         with _connection_errors(self.url):
             async with self._stream(path, params) as answer:
@@ -173,4 +173,5 @@ def error_of(answer: httpx.Response) -> LlmschedError:
     if body.exit_code == 3:
         kind = NotAllowed if answer.status_code in (401, 403) else RequestError
         return kind(body.message, http_status=answer.status_code, retry_after_s=body.retry_after_s, **said)
-    return _BY_EXIT_CODE.get(body.exit_code, ClusterError)(body.message, **said)
+    other: type[LlmschedError] = _BY_EXIT_CODE.get(body.exit_code, ClusterError)
+    return other(body.message, **said)
