@@ -133,6 +133,9 @@ class Endpoint:
             self._ongoing.set(counts["ongoing"], {"workload": workload})
         return {**load, "version": self._gateway.version}
 
+    async def pid(self) -> int:
+        return os.getpid()
+
     def _observe(self, workload: str, route: str, status: int, seconds: float) -> None:
         tags = {"workload": workload, "route": route}
         self._requests.inc(1, {**tags, "status": str(status)})

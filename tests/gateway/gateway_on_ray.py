@@ -1,0 +1,198 @@
+"""A driver for test_gateway_ray.py: the gateway and two trivial replicas on a Ray of its own; writes down what it saw.
+
+A process of its own, because Ray reads its authentication mode when it is imported.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import ray
+from ray import serve
+
+from llmsched.gateway import app as gateway_app
+
+KEY = "key-of-the-test"
+AUTH = {"Authorization": f"Bearer {KEY}"}
+
+
+@serve.deployment(max_ongoing_requests=100)
+class Trivial:
+    """Answers at once, or holds a request until it is cancelled."""
+
+    def __init__(self, name):
+        self.name = name
+        self.held = 0
+
+    async def call(self, route, body, adapter):
+        if body.get("hold") == self.name:
+            await self._hold()
+        return {"replica": self.name, "pid": os.getpid(), "held": self.held}
+
+    async def stream(self, route, body, adapter):
+        for n in range(body["pieces"]):
+            yield {"n": n}
+        if body.get("hold"):
+            await self._hold()
+
+    async def _hold(self):
+        self.held += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.held -= 1
+
+
+def table(version):
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    entry = {"workload": "qwen", "task": "causal-lm", "kind": "model", "routing": "round-robin", "max_ongoing": 64}
+    replicas = [{"app": f"llms/qwen/{n}/1"} for n in range(2)]
+    return {
+        "version": version,
+        "models": {"qwen": {**entry, "replicas": replicas}},
+        "keys": [{"id": "k", "sha256": digest, "models": ["*"]}],
+    }
+
+
+async def until(what, condition, seconds=30):
+    try:
+        async with asyncio.timeout(seconds):
+            while not await condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"did not happen within {seconds} s: {what}") from None
+
+
+class Scenario:
+    def __init__(self, url, handle):
+        self.handle = handle
+        self.client = httpx.AsyncClient(base_url=url, headers=AUTH, timeout=30)
+
+    async def ask(self, **body):
+        return await self.client.post("/v1/chat/completions", json={"model": "qwen", **body})
+
+    async def load(self):
+        return await self.handle.load.remote()
+
+    async def both(self):
+        """What each replica says of itself."""
+        return {answer["replica"]: answer for answer in [(await self.ask()).json() for _ in range(2)]}
+
+    async def streams_in_order(self):
+        took, order = [], []
+        for _ in range(5):
+            began = time.perf_counter()
+            async with self.client.stream(
+                "POST", "/v1/chat/completions", json={"model": "qwen", "stream": True, "pieces": 300}
+            ) as response:
+                events = [line[6:] async for line in response.aiter_lines() if line]
+            took.append((time.perf_counter() - began) / 300)
+            order.append(events[-1] == "[DONE]" and [json.loads(e)["n"] for e in events[:-1]] == list(range(300)))
+        return {"in_order": all(order), "stream_ms_per_piece": round(statistics.median(took) * 1000, 3)}
+
+    async def latency(self):
+        took = []
+        for _ in range(200):
+            began = time.perf_counter()
+            assert (await self.ask()).status_code == 200
+            took.append(time.perf_counter() - began)
+        return {"call_p50_ms": round(statistics.median(took) * 1000, 2)}
+
+    async def leaving_frees(self):
+        for streams in (True, False):
+            body = {"model": "qwen", "stream": streams, "pieces": 1, "hold": "0"}
+            if streams:
+                async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    lines = response.aiter_lines()  # kept: httpx closes the response with its iterator
+                    assert json.loads((await anext(lines))[6:]) == {"n": 0}
+                    assert (await self.load())["qwen"]["ongoing"] == 1
+            else:
+                held = [asyncio.create_task(self.ask(hold="0")) for _ in range(2)]  # one of the two meets replica 0
+
+                async def is_held():
+                    return (await self.load())["qwen"]["ongoing"] == 1
+
+                await until("one request is held", is_held)
+                for request in held:
+                    request.cancel()
+
+            async def is_free():
+                both = await self.both()
+                return not any(r["held"] for r in both.values()) and not (await self.load())["qwen"]["ongoing"]
+
+            await until("the slot is free after the client left", is_free)
+        return {"leaving_frees": True}
+
+    async def a_killed_replica_is_stepped_over(self):
+        victim = (await self.both())["0"]["pid"]
+        held = [asyncio.create_task(self.ask(hold="0")) for _ in range(2)]
+
+        async def is_held():
+            return (await self.load())["qwen"]["ongoing"] == 1
+
+        await until("one request is held by the victim", is_held)
+        began = time.perf_counter()
+        os.kill(victim, signal.SIGKILL)
+        moved = [r.json().get("replica") for r in await asyncio.gather(*held)]
+        after = [(await self.ask()).status_code for _ in range(20)]
+        return {"moved_to": sorted(moved), "after_kill": after, "kill_s": round(time.perf_counter() - began, 2)}
+
+    async def a_restarted_gateway_asks_for_its_table(self):
+        await self.handle.route.remote(table(7))
+        pid = await self.handle.pid.remote()
+        os.kill(pid, signal.SIGKILL)
+
+        async def says_zero():
+            try:
+                return (await self.load())["version"] == 0
+            except ray.exceptions.RayError:
+                return False
+
+        await until("the new gateway says version 0", says_zero)
+        before = (await self.ask()).status_code
+        await self.handle.route.remote(table(8))
+        return {"without_table": before, "with_table": (await self.ask()).status_code}
+
+
+async def run(url, handle):
+    scenario = Scenario(url, handle)
+    seen = {"unknown_key": (await scenario.client.get("/v1/models", headers={"Authorization": "Bearer x"})).status_code}
+    for step in (
+        scenario.streams_in_order,
+        scenario.latency,
+        scenario.leaving_frees,
+        scenario.a_killed_replica_is_stepped_over,
+        scenario.a_restarted_gateway_asks_for_its_table,
+    ):
+        seen |= await step()
+    return seen
+
+
+def main(temp_dir, answer):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        options = {"num_cpus": 0}
+        for n in range(2):
+            replica = Trivial.options(ray_actor_options=options).bind(str(n))
+            serve.run(replica, name=f"llms/qwen/{n}/1", route_prefix=None)
+        handle = serve.run(gateway_app.build(), name=gateway_app.NAME, route_prefix="/")
+        handle.route.remote(table(1)).result()
+        Path(answer).write_text(json.dumps(asyncio.run(run(f"http://127.0.0.1:{port}", handle))))
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
