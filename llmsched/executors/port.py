@@ -94,10 +94,13 @@ class RouteTable:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The cluster answers. `urls`: {"dashboard": ..., "endpoint": ...} as far as known."""
+    """The cluster answers. `urls`: {"dashboard": ..., "endpoint": ...} as far as known; sent again when that changes.
+
+    `nodes` are the ids of all that are alive: what the state knows beyond them is lost."""
 
     cluster_id: str
     urls: dict[str, str] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
