@@ -13,6 +13,8 @@ A message says what is wrong, where, what was expected and what to do. `code` is
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class LlmschedError(Exception):
     """Root of the tree. `hint` is the next thing to try, `where` a place such as `lora.yaml:7:3`."""
@@ -33,12 +35,39 @@ class LlmschedError(Exception):
         return f"{text} {self.hint}" if self.hint else text
 
 
+class Problem(NamedTuple):
+    """One thing that is wrong with a file."""
+
+    where: str  # `lora.yaml:7:3`, or `$.train.lora` for JSON
+    message: str
+    hint: str = ""
+    code: str = "invalid_spec"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: {self.message.rstrip('.')}. {self.hint}" if self.hint else f"{self.where}: {self.message}"
+        )
+
+
 class SpecError(LlmschedError):
-    """What the user wrote is wrong: fix the file or the words."""
+    """What the user wrote is wrong: fix the file or the words. `problems` has them all; the message one a line."""
 
     exit_code = 2
     http_status = 422
     default_code = "invalid_spec"
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, problems: list[Problem]) -> SpecError:
+        """One error for all problems; its code is theirs when they agree."""
+        codes = {each.code for each in problems}
+        if len(problems) == 1:
+            message, code, where, hint = problems[0].message, problems[0].code, problems[0].where, problems[0].hint
+            error = cls(message.rstrip(".") + "." if hint else message, code=code, where=where, hint=hint)
+        else:
+            error = cls("\n".join(map(str, problems)), code=codes.pop() if len(codes) == 1 else "")
+        error.problems = tuple(problems)
+        return error
 
 
 class RequestError(LlmschedError):

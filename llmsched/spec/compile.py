@@ -1,0 +1,180 @@
+"""What users wrote -> what the core decides on: the only bridge between the two worlds. Pure; the models are valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from llmsched.core import configuration as core
+from llmsched.core import workload as nouns
+from llmsched.core.resources import Resources, parse_gpus_milli
+from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, Rules
+from llmsched.spec.quantities import parse_accelerator
+from llmsched.spec.serve import ServeSpec
+from llmsched.spec.train import TrainSpec, runs_read
+from llmsched.spec.workload import FiniteSpec, Publish, TopologySpec, WorkloadSpec
+from llmsched.spec.workload import Resources as ResourcesSpec
+
+
+def workload_id(name: str, run: int) -> str:
+    return name if run == 1 else f"{name}@{run}"
+
+
+def parcel_of(spec: WorkloadSpec) -> str:
+    """Canonical JSON: the same spec is the same text, byte for byte, however it was written."""
+    return json.dumps(spec.dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nouns.Workload:
+    """Run `run` of a spec. What it reads with run:// is added to `after`; `name` there means run 1 until control says
+    which run is the newest."""
+    serve = spec if isinstance(spec, ServeSpec) else None
+    finite = spec if isinstance(spec, FiniteSpec) else None
+    groups = [nouns.Group("workers", finite.workers.min if finite else 1, _options(spec.resources))]
+    for each in finite.groups if finite else ():
+        groups.append(nouns.Group(each.name, each.count, _options(each.resources), _topology(each.topology)))
+    return nouns.Workload(
+        id=workload_id(spec.name, run),
+        name=spec.name,
+        kind=spec.kind,
+        groups=tuple(groups),
+        run=run,
+        queue=spec.queue,
+        user=user,
+        priority=spec.priority,
+        min_size=finite.workers.min if finite else 1,
+        max_size=finite.workers.max if finite else 1,
+        step=finite.workers.step if finite else 1,
+        min_replicas=serve.replicas.min if serve else 1,
+        max_replicas=serve.replicas.max if serve else 1,
+        autoscaling=_autoscaling(serve) if serve else None,
+        topology=_topology(spec.topology) or nouns.Topology(),
+        node_labels=tuple(sorted(spec.placement.labels.items())),
+        use_spot=spec.resources.use_spot,
+        preemptible=spec.preemption.enabled,
+        grace_s=serve.drain_timeout if serve else spec.preemption.grace,
+        min_runtime_s=spec.preemption.min_runtime,
+        max_runtime_s=finite.max_runtime if finite else None,
+        estimated_runtime_s=finite.estimated_runtime if finite else None,
+        deadline=finite.deadline if finite else None,
+        after=tuple(_waits_for(spec)),
+        schedule=finite.schedule.cron if finite and finite.schedule else None,
+        overlap=finite.schedule.overlap if finite and finite.schedule else "skip",
+        retry=nouns.Retry(tuple(spec.retry.on_events), spec.retry.max_restarts),
+        budget_gpu_s=spec.budget.gpu_hours * 3600 if spec.budget else None,
+        publish=_publish(spec.publish, spec.name) if isinstance(spec, TrainSpec) and spec.publish else None,
+        parcel=parcel_of(spec),
+    )
+
+
+def _options(wanted: ResourcesSpec) -> tuple[nouns.Option, ...]:
+    """One option an accelerator, in order of preference; without any, one that fits on every node."""
+    rest = Resources(
+        cpus_milli=round(wanted.cpus * 1000),
+        memory_bytes=wanted.memory,
+        custom=tuple(sorted((name, round(amount * 1000)) for name, amount in wanted.custom.items())),
+    )
+    accelerators = [parse_accelerator(text) for text in wanted.accelerators]
+    if not accelerators:
+        return (nouns.Option(None, rest),)
+    return tuple(nouns.Option(each.flavor, rest._replace(gpus_milli=each.gpus_milli)) for each in accelerators)
+
+
+def _topology(wish: TopologySpec | None) -> nouns.Topology | None:
+    return nouns.Topology(wish.required, wish.preferred) if wish else None
+
+
+def _autoscaling(spec: ServeSpec) -> nouns.Autoscaling | None:
+    if spec.replicas.min == spec.replicas.max:
+        return None
+    wish = spec.autoscaling
+    return nouns.Autoscaling(
+        target_ongoing_requests=wish.target_ongoing_requests,
+        upscale_delay_s=wish.upscale_delay_s,
+        downscale_delay_s=wish.downscale_delay_s,
+        downscale_to_zero_delay_s=wish.downscale_to_zero_delay_s,
+        bounds=tuple((each.cron, each.min, each.max) for each in wish.bounds),
+    )
+
+
+def _publish(wish: Publish, name: str) -> nouns.Publish:
+    return nouns.Publish(to=wish.to, kind=wish.as_, name=wish.name or name, when=wish.when)
+
+
+def _waits_for(spec: WorkloadSpec) -> list[str]:
+    written = [each.removesuffix("@1") for each in spec.after]
+    return list(dict.fromkeys([*written, *runs_read(spec.sources())]))
+
+
+def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration:
+    """Version `version` of the configuration. Queue "default" always exists."""
+    queues = [_queue(each) for each in spec.queues]
+    if all(each.name != "default" for each in queues):
+        queues.append(core.Queue("default"))
+    knobs = spec.scheduling.model_dump(exclude={"preemption", "quantum", "drf_resources"})
+    return core.Configuration(
+        version=version,
+        queues=tuple(queues),
+        cohorts=tuple(core.Cohort(each.name, each.parent, _quotas(each.quota)) for each in spec.cohorts),
+        reservations=tuple(
+            core.Reservation(
+                name=each.name,
+                start=each.start,
+                duration_s=each.duration,
+                queue=each.queue,
+                users=tuple(each.users),
+                flavor=parse_accelerator(each.accelerators).flavor if each.accelerators else None,
+                gpus_milli=parse_accelerator(each.accelerators).gpus_milli if each.accelerators else 0,
+                nodes=tuple(each.nodes),
+                repeat=each.repeat,
+            )
+            for each in spec.reservations
+        ),
+        flavors=tuple(
+            core.Flavor(each.name, tuple(sorted(each.labels.items())), each.price_per_gpu_hour) for each in spec.flavors
+        ),
+        node_types=tuple(
+            core.NodeType(
+                each.name, each.flavor, each.gpus, each.cpus, each.memory, each.min, each.max, each.idle_timeout
+            )
+            for each in spec.node_types
+        ),
+        scheduling=core.Scheduling(
+            preemption=_rules(spec.scheduling.preemption),
+            quantum_s=spec.scheduling.quantum,
+            drf_resources=tuple(spec.scheduling.drf_resources),
+            **knobs,
+        ),
+        policies=core.PolicyNames(**spec.policies.model_dump()),
+        price_ceiling_per_hour=spec.price_ceiling_per_hour,
+        max_pending_per_queue=spec.limits.max_pending_per_queue,
+        storage=spec.storage or "",
+    )
+
+
+def _queue(spec: QueueSpec) -> core.Queue:
+    return core.Queue(
+        name=spec.name,
+        cohort=spec.cohort,
+        quotas=_quotas(spec.quota),
+        weight=spec.weight,
+        overquota_weight=spec.overquota_weight,
+        preemption=_rules(spec.preemption) if spec.preemption else None,
+        evictable=spec.evictable,
+        submitters=tuple(spec.roles.submitter),
+        admins=tuple(spec.roles.admin),
+    )
+
+
+def _quotas(quotas: Mapping[str, QuotaSpec]) -> tuple[tuple[str, core.Quota], ...]:
+    def milli(amount: float | None) -> int | None:
+        return None if amount is None else parse_gpus_milli(amount)
+
+    return tuple(
+        (flavor, core.Quota(parse_gpus_milli(each.nominal), milli(each.borrowing_limit), milli(each.lending_limit)))
+        for flavor, each in sorted(quotas.items())
+    )
+
+
+def _rules(rules: Rules) -> core.PreemptionRules:
+    return core.PreemptionRules(**rules.model_dump())

@@ -1,0 +1,116 @@
+"""`kind: serve`: an endpoint of a model, or of an app of one's own. Every replica is a gang of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Name, Range, Source
+from llmsched.spec.section import Section, WrongAt
+from llmsched.spec.train import Task
+from llmsched.spec.workload import WorkloadSpec
+
+
+class Model(Section):
+    """`id` is what a request names; the workload's name when left out."""
+
+    id: ModelId | None = None
+    source: Source
+
+
+class Parallelism(Section):
+    tensor: int = Field(default=1, ge=1, le=1024)
+    pipeline: int = Field(default=1, ge=1, le=1024)
+
+
+class Adapter(Section):
+    name: ModelId
+    source: Source
+
+
+class ServeSection(Section):
+    """Exactly one of `model` and `app`."""
+
+    model: Model | None = None
+    task: Task = "causal-lm"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    engine_kwargs: dict[str, JsonValue] = {}
+    parallelism: Parallelism = Field(default_factory=Parallelism)
+    adapters: list[Adapter] = Field(default=[], max_length=1000)
+    routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin"] = "power-of-two"
+    app: EntryPoint | None = None
+    args: dict[str, JsonValue] = {}
+    calls: list[Name] = Field(default=[], max_length=64)
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> ServeSection:
+        if (self.model is None) == (self.app is None):
+            raise ValueError('expected exactly one of "model" (our engine serves it) and "app" (your own class)')
+        if self.app is not None and (self.adapters or self.engine_kwargs):
+            raise WrongAt('goes with "model"', "adapters" if self.adapters else "engine_kwargs")
+        if self.model is not None and (self.args or self.calls):
+            raise WrongAt('goes with "app"', "args" if self.args else "calls")
+        names = [each.name for each in self.adapters]
+        if len(set(names)) < len(names):
+            raise WrongAt("two adapters have the same name", "adapters")
+        return self
+
+
+class Bound(Section):
+    cron: Cron
+    min: int = Field(ge=0)
+    max: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Bound:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class Autoscaling(Section):
+    """Ray Serve's names. Acts when `replicas` is a range. Without downscale_to_zero_delay_s the other delay counts."""
+
+    target_ongoing_requests: float = Field(default=2.0, gt=0)
+    upscale_delay_s: float = Field(default=30.0, ge=0)
+    downscale_delay_s: float = Field(default=600.0, ge=0)
+    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
+    bounds: list[Bound] = Field(default=[], max_length=64)
+
+
+class Slo(Section):
+    ttft_p95: Annotated[Duration, Field(gt=0)] | None = None
+    tpot_p95: Annotated[Duration, Field(gt=0)] | None = None
+    latency_p95: Annotated[Duration, Field(gt=0)] | None = None
+
+
+class Rollout(Section):
+    """How many replicas more than wanted there may be while an endpoint changes."""
+
+    max_surge: int = Field(default=1, ge=0, le=1000)
+
+
+class ServeSpec(WorkloadSpec):
+    """`max_ongoing_requests` is per replica; what comes above it is answered 429."""
+
+    kind: Literal["serve"]
+    replicas: Range = Field(default_factory=lambda: Range(min=1, max=1))
+    autoscaling: Autoscaling = Field(default_factory=Autoscaling)
+    max_ongoing_requests: int = Field(default=32, ge=1, le=100_000)
+    slo: Slo | None = None
+    serve: ServeSection
+    rollout: Rollout = Field(default_factory=Rollout)
+    drain_timeout: Duration = 300.0
+
+    @model_validator(mode="after")
+    def _scales(self) -> ServeSpec:
+        if self.replicas.max < 1:
+            raise WrongAt("may go down to 0, but not end there", "replicas")
+        if self.replicas.step != 1:
+            raise WrongAt("has no step: each replica comes and goes by itself", "replicas")
+        return self
+
+    def sources(self) -> list[str]:
+        model = [self.serve.model.source] if self.serve.model else []
+        return [*model, *(each.source for each in self.serve.adapters)]

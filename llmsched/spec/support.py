@@ -1,0 +1,175 @@
+"""What a spec may say but llmsched does not do yet. ONE table; whoever makes a field work deletes its line.
+
+A path leads to a key (`*`: every item of a list or section); its values are those that may be written all the same,
+because they say what happens anyway. A path that is not here works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmsched.errors import Problem
+from llmsched.spec.document import Document, Path, dotted
+
+KINDS = ("batch", "tune")  # well-formed, but no such workload runs yet
+
+_EVERY_KIND: dict[str, tuple[Any, ...]] = {
+    "resources.use_spot": (False,),
+    "placement.cluster": ("any",),
+    "placement.region": ("any",),
+    "placement.near": (None,),
+    "environment.pip": ([],),
+    "environment.image": (None,),
+    "budget": (None,),
+    "notify": ([],),
+    "secrets": ([],),
+}
+_WHAT_ENDS: dict[str, tuple[Any, ...]] = {
+    "groups": ([],),
+    "deadline": (None,),
+    "schedule": (None,),
+    "checkpoint.uri": (None,),
+}
+NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
+    "train": {
+        **_EVERY_KIND,
+        **_WHAT_ENDS,
+        "train.teacher": (None,),
+        "train.task": ("causal-lm", "sequence-classification"),
+        "train.objective": (None, "sft", "classify"),
+        "train.method": ("full", "lora"),
+        "train.strategy": ("auto", "ddp"),
+        "train.datasets.*.weight": (1, 1.0),
+        "train.evaluation.metrics.*": ("loss", "accuracy", "perplexity"),
+        "publish.as": ("adapter",),
+        "publish.when": (None,),
+    },
+    "serve": {
+        **_EVERY_KIND,
+        "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
+        "slo": (None,),
+        "autoscaling.bounds": ([],),
+        "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
+        "serve.engine": ("auto", "transformers"),
+        "serve.engine_kwargs": ({},),
+        "serve.parallelism.tensor": (1,),
+        "serve.parallelism.pipeline": (1,),
+        "serve.routing": ("power-of-two",),
+        "serve.calls": ([],),
+    },
+    "batch": {},
+    "tune": {},
+    "task": {
+        **_EVERY_KIND,
+        **_WHAT_ENDS,
+        "checkpoint.every": (600, 600.0, "10m"),  # a command saves when it likes
+        "checkpoint.keep": (3,),
+        "checkpoint.resume": ("auto",),
+    },
+}
+
+# Kinds of source that work, by the keys that hold one. `run://NAME/best` never does yet.
+_MODELS = ("path", "package", "file", "hf", "s3", "run")
+SOURCES: dict[str, tuple[str, ...]] = {
+    "train.base_model": _MODELS,
+    "train.datasets.*.path": ("path", "package", "file", "s3"),
+    "serve.model.source": _MODELS,
+    "serve.adapters.*.source": _MODELS,
+}
+
+
+def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | None = None) -> list[Problem]:
+    """A problem with code `not_supported_yet` for everything in the document that does not do yet what it says.
+
+    `table` is CLUSTER for a cluster file, else the kind's own counts."""
+    found = (
+        [Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE)]
+        if kind in KINDS
+        else []
+    )
+    for pattern, allowed in (NOT_YET[kind] if table is None else table).items():
+        for path, value in _find(document.data, tuple(pattern.split("."))):
+            if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in allowed):
+                found.append(_problem(document, path, value, allowed))
+    for pattern, schemes in SOURCES.items() if table is None else ():
+        for path, value in _find(document.data, tuple(pattern.split("."))):
+            if isinstance(value, str) and (source := _kind_of_source(value)) not in schemes and source in _SOURCE_WORDS:
+                message = f'"{dotted(path)}": {_SOURCE_WORDS[source]} is not supported yet'
+                found.append(Problem(document.where(path), message, f"Supported: {' '.join(schemes)}.", CODE))
+    return found
+
+
+CODE = "not_supported_yet"
+_INSTEAD = "Supported kinds: train, serve, task."
+_SOURCE_WORDS = {
+    "model": "a registered model (model://)",
+    "best": "the best checkpoint of a run (/best)",
+    "hf": "a data set of a hub (hf://)",
+    "run": "the result of a run (run://)",
+}
+
+
+def _kind_of_source(source: str) -> str:
+    if source.startswith("run://"):
+        return "best" if source.endswith("/best") else "run"
+    scheme, colon, _ = source.partition(":")
+    return scheme if colon else "path"
+
+
+def _problem(document: Document, path: Path, value: Any, allowed: tuple[Any, ...]) -> Problem:
+    # A choice among words names the words that work; anything else is a key to leave out.
+    words = [each for each in allowed if isinstance(each, str)]
+    if words and isinstance(value, str):
+        message = f'"{dotted(path)}": "{value[:60]}" is not supported yet'
+        return Problem(document.where(path), message, f"Supported: {', '.join(words)}.", CODE)
+    message = f'"{dotted(path)}" is not supported yet'
+    return Problem(document.where(path, of_key=True), message, "Leave it out.", CODE)
+
+
+def _find(data: Any, pattern: tuple[str, ...], at: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every (path, value) of `data` that a pattern leads to."""
+    if not pattern:
+        yield at, data
+    elif isinstance(data, dict):
+        for key in data if pattern[0] == "*" else [pattern[0]] if pattern[0] in data else []:
+            yield from _find(data[key], pattern[1:], (*at, key))
+    elif isinstance(data, list) and pattern[0] == "*":
+        for index, item in enumerate(data):
+            yield from _find(item, pattern[1:], (*at, index))
+
+
+CLUSTER: dict[str, tuple[Any, ...]] = {
+    "flavors": ([],),
+    "node_types": ([],),
+    "price_ceiling_per_hour": (None,),
+    "cohorts": ([],),
+    "reservations": ([],),
+    "queues.*.cohort": (None,),
+    "queues.*.quota.*.borrowing_limit": (None,),
+    "queues.*.quota.*.lending_limit": (None,),
+    "queues.*.weight": (1, 1.0),
+    "queues.*.overquota_weight": (None,),
+    "queues.*.preemption": (None,),
+    "queues.*.evictable": ("yes",),
+    "queues.*.roles.submitter": ([],),
+    "queues.*.roles.admin": ([],),
+    "scheduling.order": ("priority",),
+    "scheduling.fifo_scope": ("per_queue",),
+    "scheduling.backfill": ("off",),
+    "scheduling.quantum": (0, 0.0, "0s"),
+    "scheduling.preemption.within_queue": ("never",),
+    "scheduling.preemption.reclaim": ("never",),
+    "scheduling.preemption.while_borrowing": ("never",),
+    "scheduling.preemption_delay_s": (0, 0.0),
+    "scheduling.reclaim_min_runtime_s": (0, 0.0),
+    "scheduling.stale_gang_grace_s": (0, 0.0),
+    "scheduling.fair_share": (None,),
+    "scheduling.fair_preempt_rule": (None,),
+    "scheduling.preempt_to_fair_share": (False,),
+    "scheduling.protected_fraction": (0, 0.0),
+    "scheduling.usage_half_life_s": (0, 0.0),
+    "scheduling.usage_k": (0, 0.0),
+    "scheduling.usage_window_s": (0, 0.0),
+    "scheduling.consolidation": (False,),
+}

@@ -1,0 +1,218 @@
+"""`kind: train`: fine-tune a model with our loop (`base_model`), or run a loop of one's own (`loop`).
+
+The pass-through sections `lora` and `training_args` have PEFT's and TrainingArguments' names and defaults; they list
+what our loop honours, everything else these libraries know is refused as not supported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from llmsched.spec import library_names
+from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
+from llmsched.spec.section import Section, WrongAt
+from llmsched.spec.workload import FiniteSpec, Publish
+
+Task = Literal[
+    "causal-lm",
+    "sequence-classification",
+    "seq2seq-lm",
+    "token-classification",
+    "masked-lm",
+    "question-answering",
+    "image-classification",
+    "audio-classification",
+    "automatic-speech-recognition",
+    "feature-extraction",
+]
+Objective = Literal["sft", "classify", "mlm", "ctc", "distill", "dpo"]
+
+# The objectives that make sense for a task; the first is the default.
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "causal-lm": ("sft", "distill", "dpo"),
+    "seq2seq-lm": ("sft", "distill"),
+    "sequence-classification": ("classify", "distill"),
+    "token-classification": ("classify", "distill"),
+    "image-classification": ("classify", "distill"),
+    "audio-classification": ("classify", "distill"),
+    "question-answering": ("classify",),
+    "masked-lm": ("mlm", "distill"),
+    "automatic-speech-recognition": ("ctc",),
+}
+
+
+class PassThrough(Section):
+    """Names of another library: `known` are all it has, the fields those we honour."""
+
+    library: ClassVar[str] = ""
+    known: ClassVar[frozenset[str]] = frozenset()
+
+
+class Lora(PassThrough):
+    library: ClassVar[str] = "peft.LoraConfig"
+    known: ClassVar[frozenset[str]] = library_names.LORA_CONFIG
+
+    r: int = Field(default=8, ge=1, le=4096)
+    lora_alpha: int = Field(default=8, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+
+
+class TrainingArgs(PassThrough):
+    """Learning-rate schedules by transformers' names. `max_steps` above 0 wins over `num_train_epochs`, `warmup_steps`
+    over `warmup_ratio`. Logged every 10 steps, not every 500 as there: progress is looked at."""
+
+    library: ClassVar[str] = "transformers.TrainingArguments"
+    known: ClassVar[frozenset[str]] = library_names.TRAINING_ARGUMENTS
+
+    learning_rate: float = Field(default=5e-5, gt=0)
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    label_smoothing_factor: float = Field(default=0.0, ge=0, lt=1)
+    logging_steps: int = Field(default=10, ge=1)
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_half_precision(self) -> TrainingArgs:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other")
+        return self
+
+
+Role = Literal["text", "text_pair", "label", "target", "messages", "image", "audio", "series"]
+
+
+class Dataset(Section):
+    """`columns` maps roles to fields of the file; without it a field named like its role is taken."""
+
+    path: Source
+    split: Label = "train"
+    format: Literal["auto", "chat", "text"] = "auto"
+    columns: dict[Role, Text] = {}
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Evaluation(Section):
+    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets`."""
+
+    on: Label = "test"
+    metrics: list[Literal["loss", "accuracy", "f1", "perplexity", "wer"]] = Field(default=["loss"], min_length=1)
+    every: int | None = Field(default=None, ge=1)
+
+
+def _parse_micro_batch_size(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('expected "auto" or a whole number of at least 1')
+
+
+MicroBatchSize = Annotated[Literal["auto"] | int, BeforeValidator(_parse_micro_batch_size)]
+_LOOP_KEYS = ("loop", "config")
+
+
+class TrainSection(Section):
+    """Exactly one of `base_model` and `loop`. `max_length`, in tokens, cuts longer examples; None: the model's own."""
+
+    base_model: Source | None = None
+    task: Task = "causal-lm"
+    objective: Objective | None = None  # None: the task's usual one, filled in
+    teacher: Source | None = None
+    method: Literal["full", "lora", "qlora"] = "full"  # lora when there is a `lora` section
+    lora: Lora | None = None
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    datasets: list[Dataset] = Field(default=[], max_length=256)
+    max_length: int | None = Field(default=None, ge=1, le=10_000_000)
+    global_batch_size: int = Field(default=16, ge=1, le=10_000_000)
+    micro_batch_size: MicroBatchSize = "auto"
+    training_args: TrainingArgs = Field(default_factory=TrainingArgs)
+    evaluation: Evaluation | None = None
+    loop: EntryPoint | None = None
+    config: dict[str, JsonValue] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("loop") is not None:
+            return value
+        filled = dict(value)
+        if isinstance(filled.get("lora"), dict):
+            filled.setdefault("method", "lora")
+        elif filled.get("method") in ("lora", "qlora") and filled.get("lora") is None:
+            filled["lora"] = {}
+        task = filled.get("task", "causal-lm")
+        if filled.get("objective") is None and isinstance(task, str) and task in OBJECTIVES:
+            filled["objective"] = OBJECTIVES[task][0]
+        return filled
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> TrainSection:
+        if (self.base_model is None) == (self.loop is None):
+            raise ValueError('expected exactly one of "base_model" (our loop trains it) and "loop" (your own code)')
+        if self.loop is not None:
+            if extra := sorted(self.model_fields_set_off_default() - set(_LOOP_KEYS)):
+                raise WrongAt('goes with "base_model"; a loop gets everything it needs in "config"', extra[0])
+            return self
+        if self.config:
+            raise WrongAt('goes with "loop"; our own loop takes "training_args"', "config")
+        if self.objective not in OBJECTIVES.get(self.task, ()):
+            fitting = ", ".join(OBJECTIVES.get(self.task, ())) or "none: this task is for serving"
+            raise WrongAt(f'"{self.objective}" does not fit task "{self.task}"; fitting: {fitting}', "objective")
+        if (self.lora is not None) != (self.method in ("lora", "qlora")):
+            raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
+        if (self.teacher is not None) != (self.objective == "distill"):
+            raise WrongAt('"objective: distill" and a "teacher" need each other', "teacher")
+        return self._data_fits()
+
+    def _data_fits(self) -> TrainSection:
+        splits = {each.split for each in self.datasets}
+        if "train" not in splits:
+            raise WrongAt('expected at least one data set with "split: train"', "datasets")
+        if self.evaluation and self.evaluation.on not in splits:
+            raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
+        if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
+            raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
+        return self
+
+    def model_fields_set_off_default(self) -> set[str]:
+        """Names of the fields that differ from their default."""
+        plain = TrainSection.model_construct()
+        return {name for name in self.model_fields_set if getattr(self, name) != getattr(plain, name)}
+
+
+class TrainSpec(FiniteSpec):
+    kind: Literal["train"]
+    train: TrainSection
+    publish: Publish | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        if self.train.base_model is not None and self.train.global_batch_size < self.workers.max:
+            message = f"too small for {self.workers.max} workers: each needs at least one sample a step"
+            raise WrongAt(message, "train", "global_batch_size")
+        if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
+            raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
+        return self
+
+    def sources(self) -> list[str]:
+        read = [self.train.base_model, self.train.teacher, *(each.path for each in self.train.datasets)]
+        return [each for each in read if each]
+
+
+def runs_read(sources: list[str]) -> list[str]:
+    """The workloads (`name` or `name@N`) whose results are read, each once."""
+    found = [run for run in map(parse_run_source, sources) if run]
+    names = [run.name if run.run in (None, 1) else f"{run.name}@{run.run}" for run in found]
+    return list(dict.fromkeys(names))

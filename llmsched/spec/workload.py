@@ -1,0 +1,218 @@
+"""The envelope: what every kind of workload has, and what every kind that ends has. Start reading at `WorkloadSpec`.
+
+The models say what is well-formed. What does not work yet stands in `support.py`, what a cluster can hold is the
+scheduler's question.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from llmsched.spec.quantities import (
+    Accelerators,
+    Condition,
+    Cron,
+    Duration,
+    EnvName,
+    Label,
+    ModelId,
+    Name,
+    Range,
+    RunName,
+    Size,
+    Stamp,
+    Storage,
+    Text,
+    Workdir,
+    at_least_one,
+)
+from llmsched.spec.section import Section, WrongAt
+
+
+class Resources(Section):
+    """What ONE worker or replica gets. No accelerators: CPU only. Memory 0 is not counted."""
+
+    accelerators: Accelerators = []
+    cpus: float = Field(default=1.0, ge=0, le=10_000)
+    memory: Size = 0
+    custom: dict[Label, Annotated[float, Field(gt=0, le=1_000_000)]] = {}
+    use_spot: bool = False
+
+
+class TopologySpec(Section):
+    """A level of the cluster, `node`, `rack`, `zone`, or a label key, whose one domain must (should) hold the gang."""
+
+    required: Label | None = None
+    preferred: Label | None = None
+
+
+class Placement(Section):
+    """Which cluster or site may take it."""
+
+    cluster: Label = "any"
+    region: Label = "any"
+    labels: dict[Label, Label] = {}
+    near: Text | None = None
+
+
+class GroupSpec(Section):
+    """Unlike members of one gang."""
+
+    name: Name
+    count: int = Field(ge=1, le=100_000)
+    resources: Resources = Field(default_factory=Resources)
+    topology: TopologySpec | None = None
+
+
+class Environment(Section):
+    pip: list[Text] = []
+    image: Text | None = None
+
+
+class Schedule(Section):
+    cron: Cron
+    overlap: Literal["skip", "queue", "replace"] = "skip"
+
+
+Event = Literal["no-capacity", "interruption", "error"]
+
+
+class Retry(Section):
+    on_events: list[Event] = ["no-capacity", "interruption", "error"]
+    max_restarts: int = Field(default=5, ge=0, le=1000)
+
+
+class Checkpoint(Section):
+    """`resume: never` starts every attempt from the beginning."""
+
+    uri: Storage | None = None
+    every: Duration = Field(default=600.0, gt=0)
+    keep: int = Field(default=3, ge=1, le=1000)
+    resume: Literal["auto", "never"] = "auto"
+
+
+class Preemption(Section):
+    """`enabled: false`: may not be preempted (and then may not borrow). `grace` is the time to save and leave."""
+
+    grace: Duration = 120.0
+    min_runtime: Duration = 0.0
+    enabled: bool = True
+
+
+class Budget(Section):
+    gpu_hours: float = Field(gt=0)
+
+
+# What a key looks like. The value is never repeated in a message.
+_KEY_VALUE = re.compile(
+    r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{20,}"
+    r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abp]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,}"
+    r"|llms_[A-Za-z0-9]+_[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\."
+)
+_KEY_NAME = re.compile(
+    r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|SECRET_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE
+)
+_KEY_HINT = (
+    "a spec is stored and shown, so a key must not stand in it. Give the nodes the credential instead "
+    "(their own environment, or an instance role)"
+)
+_OURS = re.compile(r"LLMSCHED_|RAY_AUTH_|RAY_ADDRESS$")
+
+
+def _parse_env_value(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError("expected text; put quotes around it")
+    if "\0" in value:
+        raise ValueError("has a NUL character in it")
+    return value
+
+
+def _check_envs(envs: dict[str, str]) -> dict[str, str]:
+    for name, value in envs.items():
+        if _OURS.match(name):
+            raise ValueError(f'"{name}" is set by llmsched itself')
+        if _KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
+            raise ValueError(f'"{name}" looks like a key; {_KEY_HINT}')
+    return envs
+
+
+def _check_argv(argv: list[str]) -> list[str]:
+    if any("\0" in word for word in argv):
+        raise ValueError("has a NUL character in it")
+    if any(_KEY_VALUE.search(word) for word in argv):
+        raise ValueError(f"has a word that looks like a key; {_KEY_HINT}")
+    return argv
+
+
+def _refuse_command_line(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError('expected a list of words, such as ["python", "script.py"]; for a shell ["bash", "-c", "..."]')
+    return value
+
+
+Argv = Annotated[
+    list[Annotated[str, Field(max_length=131_072)]],
+    BeforeValidator(_refuse_command_line),
+    AfterValidator(_check_argv),
+    Field(max_length=1000),
+]
+EnvValue = Annotated[str, BeforeValidator(_parse_env_value), Field(max_length=32_768)]
+Envs = Annotated[dict[EnvName, EnvValue], AfterValidator(_check_envs), Field(max_length=256)]
+HttpsUrl = Annotated[str, Field(pattern="^https://[^ ]+$", max_length=2048)]
+
+
+class WorkloadSpec(Section):
+    """One document of a spec file. The kinds are its subclasses: train, serve, batch, tune, task."""
+
+    name: Name
+    kind: str
+    queue: Name = "default"
+    priority: int = Field(default=50, ge=0, le=100)
+    resources: Resources = Field(default_factory=Resources)
+    topology: TopologySpec = Field(default_factory=TopologySpec)
+    placement: Placement = Field(default_factory=Placement)
+    environment: Environment = Field(default_factory=Environment)
+    after: list[RunName] = Field(default=[], max_length=100)
+    retry: Retry = Field(default_factory=Retry)
+    preemption: Preemption = Field(default_factory=Preemption)
+    budget: Budget | None = None
+    notify: list[HttpsUrl] = Field(default=[], max_length=16)
+    envs: Envs = {}
+    secrets: list[EnvName] = Field(default=[], max_length=256)
+    workdir: Workdir | None = None
+
+    @model_validator(mode="after")
+    def _waits_for_others_only(self) -> WorkloadSpec:
+        if any(each.split("@")[0] == self.name for each in self.after):
+            raise WrongAt("names the workload itself", "after")
+        return self
+
+    def sources(self) -> list[str]:
+        """Every model or data source it reads, as written."""
+        return []
+
+
+class FiniteSpec(WorkloadSpec):
+    """A workload that ends: one gang of `workers`."""
+
+    workers: Annotated[Range, AfterValidator(at_least_one)] = Field(default_factory=lambda: Range(min=1, max=1))
+    groups: list[GroupSpec] = Field(default=[], max_length=64)
+    max_runtime: Annotated[Duration, Field(gt=0)] | None = None
+    estimated_runtime: Annotated[Duration, Field(gt=0)] | None = None
+    deadline: Stamp | None = None
+    schedule: Schedule | None = None
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+
+class Publish(Section):
+    """On success, make the result live in serve workload `to`, without a new rollout of anything else."""
+
+    to: Name
+    as_: Literal["adapter", "model"] = Field(default="adapter", alias="as")
+    name: ModelId | None = None  # None: the workload's own
+    when: Condition | None = None
