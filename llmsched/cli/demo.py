@@ -1,0 +1,215 @@
+"""`llmsched demo`: the whole story on one CPU-only machine, told while it happens.
+
+Starts a local Ray with pretend GPUs and a controller, applies examples/01_fine_tune_and_serve, and shows each moment
+as it comes: the plan, the queue, who waits for what, losses, answers. Everything goes through the same client as
+anyone's. Start reading at `tell`. The pictures are in `cli/screen.py`; nothing here decides.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmsched.cli.screen import Screen
+from llmsched.client import Client
+from llmsched.errors import ClusterError, LlmschedError
+from llmsched.spec import wire
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "01_fine_tune_and_serve"
+NODES = "2x2:A100"
+LONGEST_S = 900.0
+POLL_S = 0.5
+FIRST_QUESTION = "What is the capital of France? Answer in one sentence."
+SUPPORT_QUESTION = "My computer is slow. What should I do?"
+REVIEWS = ("a moving and wonderfully acted story", "two hours of my life that i will never get back")
+SHORT_STEPS = {"sentiment": 12, "support-tone": 4}
+
+Views = dict[str, wire.WorkloadView]
+
+
+@dataclass
+class Moment:
+    """Something worth showing, once, as soon as it is there."""
+
+    name: str
+    is_there: Callable[[Views], bool]
+    show: Callable[[Views], None]
+
+
+def tell(home: Path, *, keep: bool, short: bool, up: Callable[[], Client], down: Callable[[], None]) -> dict[str, Any]:
+    """Run the demo in `home`; returns what was measured. `up` starts everything there, `down` ends it, all of it.
+
+    Raises LlmschedError when a workload fails or the story does not end in time; `down` has run then, unless `keep`.
+    """
+    if not EXAMPLE.is_dir():
+        raise ClusterError(f"the example is not at {EXAMPLE}.", hint="Run the demo from a checkout of llmsched.")
+    began = time.monotonic()
+    with Screen(began) as screen:
+        try:
+            spec = prepare(home, screen, short=short)
+            screen.say("starting a local Ray with two pretend nodes of two GPUs, and the controller")
+            client = up()
+            story = Story(client, screen, began)
+            story.run(spec)
+            measured = story.measured
+            measured["total_s"] = round(time.monotonic() - began, 1)
+            if keep:
+                screen.farewell(home, story.urls())
+        finally:
+            if not keep:
+                screen.say("cleaning up: workloads, controller, Ray")
+                down()
+                screen.say("nothing is left: no process, no port, no placement group")
+        screen.say(f"the whole story took {time.monotonic() - began:.0f} s")
+    return measured
+
+
+def prepare(home: Path, screen: Screen, *, short: bool) -> Path:
+    """A copy of the example with its data, in `home`; `short` cuts the number of steps. Returns the spec's path."""
+    import yaml
+
+    folder = home / "example"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    done = subprocess.run([sys.executable, "prepare.py"], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise ClusterError(f"the demo's data could not be made: {done.stderr.strip()[-500:]}", hint="Run .ci/setup.")
+    for line in done.stdout.strip().splitlines():
+        screen.say(line)
+    spec = folder / "spec.yaml"
+    if short:
+        documents = list(yaml.safe_load_all(spec.read_text()))
+        for document in documents:
+            if document["name"] in SHORT_STEPS:
+                document["train"]["training_args"]["max_steps"] = SHORT_STEPS[document["name"]]
+        spec.write_text(yaml.safe_dump_all(documents, sort_keys=False))
+    return spec
+
+
+class Story:
+    """The moments in order, and what was measured at each."""
+
+    def __init__(self, client: Client, screen: Screen, began: float) -> None:
+        self._client = client
+        self._screen = screen
+        self._began = began
+        self.measured: dict[str, Any] = {"up_s": round(time.monotonic() - began, 1)}
+
+    def urls(self) -> dict[str, str]:
+        return {"api": self._client.url, **self._client.health().urls}
+
+    def run(self, spec: Path) -> None:
+        """Apply, then show every moment; returns when all have been shown."""
+        screen = self._screen
+        screen.plan(self._client.plan(spec))
+        run = self._client.apply(spec)
+        screen.say(f"applied {', '.join(run.ids)}: written to the journal, the scheduler takes it from here")
+        screen.decisions_of(self._client)
+        moments = [
+            Moment("first answer", lambda at: at["assistant"].phase == "running", self._first_answer),
+            Moment("why it waits", lambda at: at["support-tone"].reason is not None, self._why),
+            Moment("accuracy", lambda at: at["sentiment"].phase == "succeeded", self._accuracy),
+            Moment("classifier", lambda at: at["sentiment-api"].phase == "running", self._classify),
+            Moment("adapter", self._adapter_is_live, self._with_and_without),
+        ]
+        until = time.monotonic() + LONGEST_S
+        while moments:
+            at = {view.name: view for view in self._client.workloads().workloads}
+            screen.queue(list(at.values()))
+            self._stop_at_failure(at)
+            due = [moment for moment in moments if moment.is_there(at)]
+            for moment in due:
+                moments.remove(moment)
+                moment.show(at)
+            if time.monotonic() > until:
+                waiting = ", ".join(moment.name for moment in moments)
+                raise ClusterError(f"after {LONGEST_S:.0f} s these moments have not come: {waiting}.")
+            if not due:
+                time.sleep(POLL_S)  # between two looks
+        screen.queue([])
+
+    def _stop_at_failure(self, at: Views) -> None:
+        for view in at.values():
+            if view.phase in ("failed", "cancelled"):
+                for line in self._client.logs(view.name, tail=20):
+                    self._screen.say(f"{view.name}: {line.text}")
+                raise ClusterError(f"{view.name} {view.phase}: {view.message}")
+
+    # --- the moments ---------------------------------------------------------------------------------------------
+
+    def _first_answer(self, at: Views) -> None:
+        asked = time.monotonic()
+        first = self._ask("assistant", FIRST_QUESTION, max_tokens=24)
+        self.measured["first_token_s"] = round(first - self._began, 1)
+        self.measured["first_token_latency_s"] = round(first - asked, 2)
+        self._screen.say(f"first token {first - self._began:.0f} s after the start of the demo")
+
+    def _why(self, at: Views) -> None:
+        why = self._client.why("support-tone")
+        self.measured["why"] = why.reason.code if why.reason else ""
+        self._screen.box("llmsched why support-tone", why.text)
+
+    def _accuracy(self, at: Views) -> None:
+        metrics = at["sentiment"].metrics
+        before, after = metrics["eval.accuracy_before"], metrics["eval.accuracy"]
+        self.measured |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
+        points = (after - before) * 100
+        text = f"{before:.1%} before, {after:.1%} after: {points:+.0f} points on sentences it has not seen"
+        self._screen.box("accuracy of the classifier", text)
+
+    def _classify(self, at: Views) -> None:
+        lines = []
+        for review in REVIEWS:
+            answer = self._post("/v1/classify", {"model": "sentiment", "input": review})
+            best = answer["data"][0]
+            lines.append(f"{best['label']:>9} {max(best['scores'].values()):.0%}  {review}")
+        self.measured["classified"] = len(lines)
+        self._screen.box("POST /v1/classify", "\n".join(lines))
+
+    def _adapter_is_live(self, at: Views) -> bool:
+        if at["support-tone"].phase != "succeeded":
+            return False
+        return "assistant:support-tone" in self._client.chat("assistant").models()
+
+    def _with_and_without(self, at: Views) -> None:
+        self._screen.say(f'the same question to both: "{SUPPORT_QUESTION}"')
+        answers = self.measured["answers"] = {}
+        for model in ("assistant", "assistant:support-tone"):
+            self._ask(model, SUPPORT_QUESTION, max_tokens=40, into=answers)
+
+    # --- the endpoint ----------------------------------------------------------------------------------------------
+
+    def _ask(self, model: str, question: str, *, max_tokens: int, into: dict[str, str] | None = None) -> float:
+        """Stream an answer onto the screen; returns when its first piece came."""
+        first, said = 0.0, []
+        pieces = self._client.chat(model).complete(question, stream=True, max_tokens=max_tokens, temperature=0.0)
+        with self._screen.streaming(model) as write:
+            for piece in pieces:
+                first = first or time.monotonic()
+                said.append(piece)
+                write(piece)
+        if not said:
+            raise ClusterError(f"{model} answered nothing.")
+        if into is not None:
+            into[model] = "".join(said)
+        return first
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        import httpx
+
+        from llmsched.client.transport import locate
+
+        endpoint = self._client.health().urls["endpoint"]
+        _, token = locate(None, None, None)
+        answer = httpx.post(f"{endpoint}{path}", json=body, headers={"authorization": f"Bearer {token}"}, timeout=60)
+        data: dict[str, Any] = answer.json()
+        if not answer.is_success:
+            raise LlmschedError(f"{path} answered {answer.status_code}: {json.dumps(data)[:300]}")
+        return data
