@@ -1,0 +1,107 @@
+"""Commented starter specs: `llmsched init KIND`. Each loads as it stands (of a kind that works)."""
+
+from __future__ import annotations
+
+TRAIN = """\
+# Fine-tunes a model on your data. Check it: llmsched plan -f FILE     Run it: llmsched apply -f FILE
+name: my-fine-tune               # lower-case letters, digits and "-"
+kind: train
+priority: 50                     # 0..100, higher wins
+resources:                       # what ONE worker gets
+  accelerators: [A100:1, L4:1]   # in order of preference; leave it out for CPU only; L4:0.5 is half a GPU
+  cpus: 2
+  memory: 8GB
+workers: 1..4                    # any count in the range gives the same mathematics; also just 2
+max_runtime: 6h                  # stopped after that
+checkpoint: {every: 10m, keep: 3}
+workdir: .                       # this folder is packed and shipped to the workers; paths below are inside it
+train:
+  base_model: hf://Qwen/Qwen2.5-0.5B-Instruct   # or s3://..., run://NAME, package:NAME/PATH, or a local path
+  task: causal-lm                # or sequence-classification
+  method: lora                   # or full
+  lora: {r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: all-linear}
+  datasets:
+    - {path: data/train.jsonl, split: train, format: chat, columns: {messages: messages}}
+    - {path: data/test.jsonl, split: test, format: chat, columns: {messages: messages}}
+  global_batch_size: 16          # over all workers, constant over resizes
+  training_args: {learning_rate: 2.0e-4, num_train_epochs: 2}
+  evaluation: {on: test, metrics: [loss]}
+# publish: {to: my-endpoint, as: adapter}       # on success, live in a running endpoint
+"""
+
+SERVE = """\
+# Serves a model behind an OpenAI-style endpoint. Check it: llmsched plan -f FILE     Run it: llmsched apply -f FILE
+name: my-endpoint
+kind: serve
+priority: 80                     # 0..100, higher wins
+resources: {accelerators: [L4:1, A100:1], cpus: 2, memory: 8GB}    # what ONE replica gets
+replicas: 1..2                   # 0..2 lets it go down to nothing when nobody asks
+autoscaling: {target_ongoing_requests: 8, upscale_delay_s: 15, downscale_delay_s: 300}
+max_ongoing_requests: 32         # per replica; what comes above it is answered 429
+serve:
+  model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}   # run://my-fine-tune waits for that run
+  task: causal-lm                # or sequence-classification
+  # adapters: [{name: sql, source: run://sql-lora}]
+drain_timeout: 5m                # how long running requests may take to finish
+# Code of your own instead of a model:
+# serve: {app: "mypkg.app:MyClass", args: {}}
+"""
+
+TASK = """\
+# Runs a command on every worker. Check it: llmsched plan -f FILE     Run it: llmsched apply -f FILE
+name: my-task
+kind: task
+resources: {cpus: 1, memory: 1GB}
+workers: 1
+max_runtime: 1h
+workdir: .                       # this folder is packed and shipped to the workers
+envs: {MODE: fast}
+task:
+  run: ["python", "script.py"]   # a list of words; for a shell write ["bash", "-c", "..."]
+  # setup: ["pip", "install", "-r", "requirements.txt"]
+"""
+
+BATCH = """\
+# NOT SUPPORTED YET: batch workloads are specified, but do not run; `llmsched plan` will say so.
+# Puts every row of a data set through a model.
+name: my-batch
+kind: batch
+resources: {accelerators: L4:1, cpus: 2, memory: 8GB}
+workers: 1..8
+batch:
+  input: {path: s3://my-bucket/texts.parquet, columns: {text: text}}
+  model: run://my-fine-tune      # or a function of your own: map: "mypkg.etl:clean"
+  task: sequence-classification
+  output: s3://my-bucket/scored
+  batch_size: 64
+"""
+
+TUNE = """\
+# NOT SUPPORTED YET: searches are specified, but do not run; `llmsched plan` will say so.
+# Tries training arguments; every trial takes `resources` for each of its workers.
+name: my-search
+kind: tune
+resources: {accelerators: A100:1, cpus: 2, memory: 8GB}
+workers: 1
+tune:
+  train:
+    base_model: hf://Qwen/Qwen2.5-0.5B-Instruct
+    method: lora
+    datasets:
+      - {path: data/train.jsonl, format: chat}
+      - {path: data/test.jsonl, split: test, format: chat}
+    evaluation: {on: test, metrics: [loss]}
+  space: {learning_rate: {loguniform: [1.0e-5, 1.0e-3]}}
+  trials: 16
+  concurrent: 4
+  metric: eval.loss
+  mode: min
+  scheduler: asha                # stops poor trials early
+"""
+
+STARTERS = {"train": TRAIN, "serve": SERVE, "batch": BATCH, "tune": TUNE, "task": TASK}
+
+
+def starter(kind: str) -> str:
+    """The starter spec of a kind. KeyError for another word."""
+    return STARTERS[kind]

@@ -1,0 +1,31 @@
+"""The JSON Schema of every kind, for editors and other programs: `llmsched schema`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from llmsched.spec.cluster import ClusterSpec
+from llmsched.spec.load import KINDS
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema(kind: str | None = None) -> dict[str, Any]:
+    """The schema of one kind, of `cluster`, or (None) of a document of any kind. KeyError for another word."""
+    if kind is None:
+        adapter: TypeAdapter[Any] = TypeAdapter(_any_kind())
+        title = "llmsched workload"
+    else:
+        adapter = TypeAdapter(ClusterSpec if kind == "cluster" else KINDS[kind])
+        title = "llmsched cluster configuration" if kind == "cluster" else f"llmsched {kind} workload"
+    return {"$schema": DIALECT, **adapter.json_schema(by_alias=True), "title": title}
+
+
+def _any_kind() -> Any:
+    from typing import Annotated, Union
+
+    from pydantic import Discriminator
+
+    return Annotated[Union[tuple(KINDS.values())], Discriminator("kind")]  # noqa: UP007 (built from a table)
