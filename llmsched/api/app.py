@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,6 +28,7 @@ def build(
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
     app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
     app.state.services = routes.Services(controller, Storage.at(storage))
+    app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     for route in [*routes.router.routes, *routes.open_router.routes]:

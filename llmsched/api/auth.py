@@ -1,57 +1,27 @@
 """Who may ask, from where, and how much: decided before any route runs, by allow-lists.
 
-`Guard` wraps the whole application, so a route that nobody thought of is refused as well. A token reads
-`llms_<id>_<secret>` with a secret of 256 bits; only its SHA-256 is kept, and it is shown once, when it is made.
+`Guard` wraps the whole application, so a route that nobody thought of is refused as well. Tokens are made and kept
+in home.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
-import os
-import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmsched.errors import LlmschedError, NotAllowed, RequestError, SpecError
+from llmsched.api import home
+from llmsched.api.home import ROLES, TokenRecord, digest
+from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import wire
 
-ROLES = ("viewer", "submitter", "admin")  # each may do what those before it may
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 256 << 20
 OPEN_PATH = "/healthz"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """What is kept of a token. Stamps in seconds; `expires` None: never (the home's own token)."""
-
-    id: str
-    sha256: str
-    user: str
-    role: str = "submitter"
-    created: float = 0.0
-    expires: float | None = None
-
-
-def digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def new_token(user: str, role: str = "submitter", days: float | None = 90) -> tuple[str, TokenRecord]:
-    """A fresh token, to be shown once, and what to keep of it."""
-    if role not in ROLES:
-        raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
-    now = time.time()
-    token_id = secrets.token_hex(4)
-    token = f"llms_{token_id}_{secrets.token_hex(32)}"
-    return token, TokenRecord(token_id, digest(token), user, role, now, now + days * 86400 if days else None)
 
 
 class Tokens:
@@ -60,8 +30,8 @@ class Tokens:
     Files are read again when they change, so a token can be made or revoked while the controller runs.
     """
 
-    def __init__(self, home: Path | None = None, records: Sequence[TokenRecord] = ()) -> None:
-        self._home = home
+    def __init__(self, folder: Path | None = None, records: Sequence[TokenRecord] = ()) -> None:
+        self._home = folder
         self._given = tuple(records)
         self._read: tuple[TokenRecord, ...] = ()
         self._stamp: tuple[int, ...] | None = None
@@ -71,7 +41,7 @@ class Tokens:
             files = [self._home / "token", self._home / "tokens.json"]
             stamp = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
             if stamp != self._stamp:
-                self._read, self._stamp = tuple(load_records(self._home)), stamp
+                self._read, self._stamp = tuple(home.load_records(self._home)), stamp
         return self._given + self._read
 
     def find(self, authorization: str) -> TokenRecord:
@@ -96,41 +66,6 @@ def _unauthorized(message: str, hint: str) -> NotAllowed:
     return NotAllowed(message, code="unauthorized", hint=hint, http_status=401)
 
 
-def load_records(home: Path) -> list[TokenRecord]:
-    records = []
-    own, made = home / "token", home / "tokens.json"
-    if own.exists():
-        text = own.read_text().strip()
-        records.append(TokenRecord("home", digest(text), os.environ.get("USER") or "operator", "admin"))
-    if made.exists():
-        records += [TokenRecord(**item) for item in json.loads(made.read_text())]
-    return records
-
-
-def save_record(home: Path, record: TokenRecord) -> None:
-    """Adds to `tokens.json` (0600), replacing it whole."""
-    made = home / "tokens.json"
-    known = json.loads(made.read_text()) if made.exists() else []
-    write_private(made, json.dumps([*known, asdict(record)], indent=1))
-
-
-def home_token(home: Path) -> str:
-    """The home's admin token; made (0600) when there is none."""
-    file = home / "token"
-    if not file.exists():
-        write_private(file, new_token("operator", "admin", days=None)[0] + "\n")
-    return file.read_text().strip()
-
-
-def write_private(file: Path, text: str) -> None:
-    """Only the owner can read it, at no moment anyone else, and readers see the old or the new whole."""
-    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-    new.replace(file)
-
-
 def require(record: TokenRecord, role: str) -> None:
     if ROLES.index(record.role) < ROLES.index(role):
         raise NotAllowed(f'this needs the role "{role}"; token {record.id} has "{record.role}".', code="role")
@@ -144,6 +79,7 @@ def error_body(error: LlmschedError) -> wire.ErrorBody:
         hint=error.hint,
         exit_code=error.exit_code,
         retry_after_s=getattr(error, "retry_after_s", None),
+        problems=[wire.ProblemView(**problem._asdict()) for problem in getattr(error, "problems", ())],
     )
 
 

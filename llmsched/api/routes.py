@@ -226,6 +226,14 @@ async def events(
     )
 
 
+@router.post("/shutdown")
+async def shutdown(body: wire.ShutdownRequest, request: Request, who: Admin) -> wire.Alive:
+    """The controller ends after this answer. What runs goes on, unless it is told to stop everything."""
+    request.app.state.stop_everything = body.stop_everything
+    request.app.state.stop.set()
+    return wire.Alive()
+
+
 # --- how ----------------------------------------------------------------------------------------------------------
 
 

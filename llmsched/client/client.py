@@ -218,5 +218,9 @@ class Client:
     def health(self) -> wire.Health:
         return self._loop.call(self._core.health())
 
+    def shutdown(self, *, stop_everything: bool = False) -> None:
+        """End the controller; what runs is left alone, or taken down first."""
+        self._loop.call(self._core.shutdown(stop_everything=stop_everything))
+
     def chat(self, name: str) -> Chat:
         return Chat(self._loop.call(self._core.chat(name)), self._loop)

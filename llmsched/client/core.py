@@ -97,6 +97,10 @@ class AsyncClient:
                 raise RequestError(f"{name} is {view.phase} after {timeout_s:g} s.", code="timeout")
             await asyncio.sleep(poll_s)
 
+    async def shutdown(self, *, stop_everything: bool = False) -> None:
+        body = wire.ShutdownRequest(stop_everything=stop_everything)
+        await self._http.ask(wire.Alive, "POST", "/api/v1/shutdown", body=body)
+
     # --- looking -------------------------------------------------------------------------------------------------
 
     async def status(self, name: str) -> wire.WorkloadView:
@@ -126,7 +130,7 @@ class AsyncClient:
 
         path = Path(file)
         spec = cluster.load(path.read_text(), str(path))
-        body = wire.ConfigRequest(config=spec.model_dump(mode="json", by_alias=True))
+        body = wire.ConfigRequest(config=spec.dump())
         return await self._http.ask(wire.ConfigView, "PUT", "/api/v1/config", body=body)
 
     async def health(self) -> wire.Health:
@@ -187,7 +191,7 @@ class AsyncClient:
         return [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
 
     async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> dict[str, Any]:
-        data: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
+        data: dict[str, Any] = spec.dump()
         folder = data.get("workdir")
         if folder is None or folder.startswith(wire.WORKDIR_PREFIX):
             return data
@@ -214,11 +218,9 @@ def load_file(file: Path) -> list[Any]:
     from llmsched.spec import load
 
     try:
-        text = file.read_text()
+        text = file.read_bytes()
     except OSError as error:
         raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
-    except UnicodeDecodeError:
-        raise SpecError(f"{file} is not a text file in UTF-8.", code="no_file") from None
     return load.load(text, str(file))
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, RequestError, SpecError, StoreError
+from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, Problem, RequestError, SpecError, StoreError
 from llmsched.spec import wire
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -174,4 +174,7 @@ def error_of(answer: httpx.Response) -> LlmschedError:
         kind = NotAllowed if answer.status_code in (401, 403) else RequestError
         return kind(body.message, http_status=answer.status_code, retry_after_s=body.retry_after_s, **said)
     other: type[LlmschedError] = _BY_EXIT_CODE.get(body.exit_code, ClusterError)
-    return other(body.message, **said)
+    error = other(body.message, **said)
+    if isinstance(error, SpecError):
+        error.problems = tuple(Problem(**problem.model_dump()) for problem in body.problems)
+    return error

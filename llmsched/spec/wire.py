@@ -52,6 +52,12 @@ class ConfigRequest(Request):
     config: dict[str, Any]
 
 
+class ShutdownRequest(Request):
+    """`stop_everything`: first take down all that runs, else it is left alone and adopted by the next controller."""
+
+    stop_everything: bool = False
+
+
 # --- amounts and reasons ----------------------------------------------------------------------------------------
 
 
@@ -312,6 +318,13 @@ class Health(Reply):
     urls: dict[str, str] = {}  # dashboard, endpoint
 
 
+class ProblemView(Reply):
+    where: str
+    message: str
+    hint: str = ""
+    code: str = ""
+
+
 class ErrorBody(Reply):
     """Every answer that is not 2xx. `code` is stable and for machines; `hint` is the next thing to try."""
 
@@ -321,3 +334,4 @@ class ErrorBody(Reply):
     hint: str = ""
     exit_code: int = 1
     retry_after_s: float | None = None
+    problems: list[ProblemView] = []  # of a file, all of them, each with its place

@@ -1,0 +1,166 @@
+"""The folder of one controller: its tokens, its lock, and the note that says where it answers.
+
+    token  tokens.json  controller.lock  controller.json  state.sqlite  storage/  logs/  cache/
+
+A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
+is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from llmsched.errors import RequestError, SpecError, StoreError
+
+ROLES = ("viewer", "submitter", "admin")  # each may do what those before it may
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """What is kept of a token. Stamps in seconds; `expires` None: never."""
+
+    id: str
+    sha256: str
+    user: str
+    role: str = "submitter"
+    created: float = 0.0
+    expires: float | None = None
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def new_token(user: str, role: str = "submitter", days: float | None = 90) -> tuple[str, TokenRecord]:
+    """A fresh token, to be shown once, and what to keep of it."""
+    if role not in ROLES:
+        raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
+    now = time.time()
+    token_id = secrets.token_hex(4)
+    token = f"llms_{token_id}_{secrets.token_hex(32)}"
+    return token, TokenRecord(token_id, digest(token), user, role, now, now + days * 86400 if days else None)
+
+
+def prepare(home: Path) -> Path:
+    """The folder, for its owner alone, with a token in it. Raises StoreError when it cannot be."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if home.stat().st_mode & 0o077:
+            home.chmod(0o700)
+        (home / "logs").mkdir(exist_ok=True)
+        own_token(home)
+    except OSError as error:
+        raise StoreError(
+            f"cannot use the folder {home}: {error.strerror}.", hint="Set LLMSCHED_HOME to a folder of your own."
+        ) from None
+    return home
+
+
+def own_token(home: Path) -> str:
+    """The home's admin token; made (0600) when there is none."""
+    file = home / "token"
+    if not file.exists():
+        write_private(file, new_token("operator", "admin", days=None)[0] + "\n")
+    return file.read_text().strip()
+
+
+def user_name() -> str:
+    return os.environ.get("USER") or "operator"
+
+
+def load_records(home: Path) -> list[TokenRecord]:
+    """Of the home's own token and of those made since."""
+    own = home / "token"
+    records = [TokenRecord("home", digest(own.read_text().strip()), user_name(), "admin")] if own.exists() else []
+    return records + made_records(home)
+
+
+def made_records(home: Path) -> list[TokenRecord]:
+    made = home / "tokens.json"
+    return [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
+
+
+def save_records(home: Path, records: list[TokenRecord]) -> None:
+    write_private(home / "tokens.json", json.dumps([asdict(record) for record in records], indent=1))
+
+
+def write_private(file: Path, text: str) -> None:
+    """Only the owner can read it, at no moment anyone else, and readers see the old or the new whole."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+    draft.replace(file)
+
+
+# --- the controller of this home ----------------------------------------------------------------------------------
+
+
+class Announcement(NamedTuple):
+    """controller.json: where the controller of this home answers."""
+
+    pid: int
+    url: str
+    started: float
+
+
+def announce(home: Path, url: str) -> None:
+    write_private(home / "controller.json", json.dumps(Announcement(os.getpid(), url, time.time())._asdict()))
+
+
+def announced(home: Path) -> Announcement | None:
+    """What the running controller says, or None when none runs here."""
+    if not is_running(home):
+        return None
+    try:
+        return Announcement(**json.loads((home / "controller.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def withdraw(home: Path) -> None:
+    (home / "controller.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_controller(home: Path) -> Iterator[None]:
+    """Hold the home: the lock goes with the process, however it ends. Raises RequestError when another holds it."""
+    with (home / "controller.lock").open("a") as lock:
+        if not _take(lock):
+            other = announced(home)
+            raise RequestError(
+                f"a controller runs on {home} already" + (f", at {other.url} (pid {other.pid})." if other else "."),
+                code="already_running",
+                hint="Stop it with llmsched down, or set LLMSCHED_HOME to another folder.",
+            )
+        yield
+
+
+def _take(lock: IO[str]) -> bool:
+    for _ in range(5):  # `is_running` holds it for an instant
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(home: Path) -> bool:
+    try:
+        with (home / "controller.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,153 @@
+"""One process: store, executor, controller and the HTTP server, on loopback. `llmsched up` starts it detached.
+
+SIGTERM ends it in good order and leaves running work alone; `POST /api/v1/shutdown` can also take that work down. Knows
+who is wired to whom, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from llmsched.api import app, auth, home
+from llmsched.control.clock import RealClock
+from llmsched.control.controller import Controller
+from llmsched.errors import ClusterError, LlmschedError, SpecError
+from llmsched.store.sqlite import SqliteStore
+
+log = logging.getLogger("llmsched.api")
+GRACE_S = 2  # for open requests when the server stops; streams end then
+
+
+async def serve(controller: Any, application: Any, listener: socket.socket, folder: Path) -> None:
+    """Run the controller behind `application` until it is told to stop, or stops by itself (then its error is raised)."""
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_S,
+        limit_concurrency=1000,
+        server_header=False,
+    )
+    server = _Server(config)
+    stop = application.state.stop
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    control = asyncio.create_task(controller.run())
+    web = asyncio.create_task(server.serve(sockets=[listener]))
+    told = asyncio.create_task(stop.wait())
+    host, port = listener.getsockname()[:2]
+    home.announce(folder, f"http://{host}:{port}")
+    log.info("answers at http://%s:%d", host, port)
+    try:
+        await asyncio.wait({control, web, told}, return_when=asyncio.FIRST_COMPLETED)
+        if control.done():
+            control.result()
+    finally:
+        home.withdraw(folder)
+        server.should_exit = True
+        told.cancel()
+        await web
+        await controller.stop(stop_everything=application.state.stop_everything)
+        await control
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: uvicorn would raise them again after it stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket on loopback. Raises ClusterError when the port is taken, SpecError for any other host."""
+    if host not in auth.LOOPBACK:
+        raise SpecError(
+            f"the API answers on loopback only, not on {host}.",
+            code="host",
+            hint="Reach it from elsewhere through an SSH tunnel or a proxy with TLS on this machine.",
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ClusterError(
+            f"port {port} on {host} cannot be used: {error.strerror}.",
+            code="port_in_use",
+            hint="Choose another with --port, or leave it out for a free one.",
+        ) from None
+    return listener
+
+
+async def main(
+    folder: Path,
+    *,
+    address: str | None = None,
+    fake_nodes: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    storage: str | None = None,
+    config: Path | None = None,
+) -> None:
+    """Until it is told to stop. `address` is the GCS address of a Ray cluster; `fake_nodes` ("2x4:A100") needs none.
+
+    Raises RequestError when another controller holds the home, ClusterError and StoreError as their parts do.
+    """
+    home.prepare(folder)
+    with home.only_controller(folder), contextlib.closing(listen(host, port)) as listener:
+        place = storage or str(folder / "storage")
+        store = SqliteStore(folder / "state.sqlite")
+        controller = Controller(store, _executor(folder, address, fake_nodes, place), RealClock(), storage=place)
+        application = app.build(controller, auth.Tokens(folder), storage=place)
+        await serve(controller, application, listener, folder)
+
+
+def _executor(folder: Path, address: str | None, fake_nodes: str | None, storage: str) -> Any:
+    if fake_nodes is not None:
+        from llmsched.executors.fake import FakeExecutor
+        from llmsched.executors.local_ray import parse_nodes
+
+        return FakeExecutor(parse_nodes(fake_nodes))
+    from llmsched.executors.bridge_client import BridgeClient
+
+    if address is None:
+        raise SpecError("there is no Ray cluster to work on.", hint="Give --address, or start with llmsched up.")
+    return BridgeClient(address, storage=storage, home=folder)
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """What `llmsched up` runs, and what a service manager may run. Says on stderr why it ended."""
+    parser = argparse.ArgumentParser(prog="python -m llmsched.api.server")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--address")
+    parser.add_argument("--fake-nodes")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--storage")
+    parser.add_argument("--config", type=Path)
+    given = vars(parser.parse_args(arguments))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        asyncio.run(main(given.pop("home"), **given))
+    except LlmschedError as error:
+        print(f"llmsched: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

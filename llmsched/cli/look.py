@@ -1,0 +1,265 @@
+"""status, why, story, logs, events, queues, nodes: what is going on, in columns and sentences."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from llmsched.cli import show
+
+if TYPE_CHECKING:
+    from llmsched.spec import wire
+
+ENDED_SHOWN = 10
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("-a", "--all", "everything", is_flag=True, help=f"Not only the last {ENDED_SHOWN} that ended.")
+@show.json_option
+def status(name: str | None, everything: bool) -> None:
+    """All workloads, or one."""
+    with show.connect() as client:
+        if name is not None:
+            view = client.status(name)
+            show.answer(view, lambda: _print_one(view))
+            return
+        listed, health = client.workloads(), client.health()
+    show.answer(listed, lambda: _print_all(listed, health, everything))
+
+
+def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool) -> None:
+    live = [view for view in listed.workloads if not view.ended]
+    ended = [view for view in listed.workloads if view.ended]
+    shown = ended if everything else ended[:ENDED_SHOWN]
+    if not listed.workloads:
+        click.echo("There are no workloads yet.")
+    else:
+        table = show.table("NAME", "KIND", "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
+        for view in [*live, *shown]:
+            serves = view.kind == "serve"
+            wanted = view.wanted if serves and view.wanted is not None else view.max_size
+            table.add_row(
+                show.plain(view.id),
+                view.kind,
+                show.phase(view.phase),
+                "-" if view.ended else f"{view.size}/{wanted}",
+                show.gpus(view.gpus),
+                show.since(view.submitted_at),
+                show.plain(_what(view)),
+            )
+        show.out().print(table)
+        if len(shown) < len(ended):
+            click.echo(f"... and {len(ended) - len(shown)} more that ended; see them with --all.")
+    if health.status != "ready":
+        click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
+
+
+def _what(view: wire.WorkloadView) -> str:
+    if view.phase == "waiting" and view.reason is not None:
+        return view.reason.message
+    if view.phase == "succeeded":
+        return show.numbers(view.metrics) or view.message
+    if view.ended:
+        return view.message
+    return show.progress(view.progress) or view.message
+
+
+def _print_one(view: wire.WorkloadView) -> None:
+    out = show.out()
+    out.print(f"[bold]{show.plain(view.id)}[/]  {view.kind}, {show.phase(view.phase)}")
+    rows = [
+        ("queue", f"{view.queue}, priority {view.priority}" + (f", by {view.user}" if view.user else "")),
+        ("submitted", f"{show.clock(view.submitted_at)} ({show.since(view.submitted_at)} ago)"),
+    ]
+    if view.finished_at is not None:
+        rows.append(("ended", f"{show.clock(view.finished_at)}, after {_took(view)}"))
+    if not view.ended:
+        held = f", {show.gpus(view.gpus)} GPUs" if view.gpus else ""
+        rows.append(("replicas" if view.kind == "serve" else "size", _size(view) + held))
+    if view.progress and not view.ended:
+        rows.append(("progress", show.progress(view.progress)))
+    if view.metrics:
+        rows.append(("metrics", show.numbers(view.metrics, 12)))
+    if view.artifact:
+        rows.append(("result", view.artifact))
+    if view.restarts:
+        rows.append(("restarts", str(view.restarts)))
+    if view.reason is not None:
+        rows.append(("waits", view.reason.message))
+    if view.message:
+        rows.append(("message", view.message))
+    for name, text in rows:
+        out.print(f"  {name:<10} {show.plain(text)}", soft_wrap=True)
+    gangs = [one for one in view.gangs if one.placement or len(view.gangs) > 1]
+    if gangs:
+        table = show.table("GANG", "STATUS", ">ATTEMPT", ">GPUS", "WHERE")
+        for one in gangs:
+            where = ", ".join(f"{place.name} ({place.bundles})" for place in one.placement)
+            waits = one.reason.message if one.reason else one.message
+            table.add_row(
+                show.plain(one.id), one.status, str(one.attempt), show.gpus(one.gpus), show.plain(where or waits)
+            )
+        out.print()
+        out.print(table)
+
+
+def _size(view: wire.WorkloadView) -> str:
+    if view.kind == "serve" and view.wanted is not None:
+        return f"{view.size} of {view.wanted} wanted ({view.min_size}..{view.max_size})"
+    return show.size(view.size, view.min_size, view.max_size)
+
+
+def _took(view: wire.WorkloadView) -> str:
+    return show.duration((view.finished_at or view.submitted_at) - view.submitted_at)
+
+
+@click.command()
+@click.argument("name")
+@show.json_option
+def why(name: str) -> None:
+    """Why it waits, or runs where it does, and the smallest change that would start it."""
+    with show.connect() as client:
+        view = client.why(name)
+    show.answer(view, lambda: _print_why(view))
+
+
+def _print_why(view: wire.WhyView) -> None:
+    age = (
+        f" ({show.since(view.since)})" if view.since and view.phase not in ("succeeded", "failed", "cancelled") else ""
+    )
+    verb = {"waiting": "waits", "running": "runs", "starting": "starts", "stopping": "stops"}.get(
+        view.phase, view.phase
+    )
+    click.echo(f"{view.id} {verb}{age}: {view.text}")
+    reason = view.reason
+    if reason is not None:
+        if reason.counts:
+            click.echo("  " + ", ".join(f"{count} {what}" for what, count in reason.counts.items()))
+        if reason.eta is not None:
+            basis = f", {reason.eta_basis}" if reason.eta_basis else ""
+            click.echo(f"  Earliest start {show.clock(reason.eta)}{basis}.")
+        if reason.next_change:
+            click.echo(f"  Start sooner: {reason.next_change}")
+        click.echo(f"  Code: {reason.code}")
+    if len(view.gangs) > 1:
+        for one in view.gangs:
+            click.echo(f"  {one.gang} {one.status}: {one.text}")
+
+
+@click.command()
+@click.argument("name")
+@show.json_option
+def story(name: str) -> None:
+    """Its whole history, in words."""
+    with show.connect() as client:
+        view = client.story(name)
+    show.answer(view, lambda: _print_story(view))
+
+
+def _print_story(view: wire.StoryView) -> None:
+    begin = view.lines[0].at if view.lines else 0.0
+    several = len({line.gang for line in view.lines if line.gang}) > 1
+    for line in view.lines:
+        who = f"{line.gang} " if several and line.gang else ""
+        click.echo(f"{_time(line.at)}  +{line.at - begin:>7.1f} s  {who}{line.text}")
+
+
+def _time(stamp: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(stamp))
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the workload ends.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="The last so many lines of each rank.")
+@click.option("--rank", type=click.IntRange(min=0), help="Only this rank.")
+@click.option("--gang", type=click.IntRange(min=0), help="Only this gang (replica).")
+@click.option("--attempt", type=click.IntRange(min=1), help="Another attempt than the newest.")
+@show.json_option
+def logs(name: str, follow: bool, tail: int | None, rank: int | None, gang: int | None, attempt: int | None) -> None:
+    """What a workload wrote. Works after it, and the cluster, are gone."""
+    origins: set[tuple[str, int]] = set()
+    with show.connect() as client:
+        for line in client.logs(name, follow=follow, tail=tail, rank=rank, gang=gang, attempt=attempt):
+            if show.wants_json():
+                click.echo(line.model_dump_json())
+            elif line.note:
+                click.echo(line.text, err=True)
+            else:
+                origins.add((line.gang, line.rank))
+                index = line.gang.rpartition("/")[2]
+                prefix = f"[{index}.{line.rank}] " if line.rank or len(origins) > 1 or index != "0" else ""
+                click.echo(prefix + line.text)
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on; resumes by itself.")
+@click.option("--after", type=click.IntRange(min=0), default=0, help="The last number you have seen.")
+@show.json_option
+def events(follow: bool, after: int) -> None:
+    """What the scheduler heard and decided, in order."""
+    with show.connect() as client:
+        for event in client.events(after, follow=follow):
+            if show.wants_json():
+                click.echo(event.model_dump_json())
+            elif event.text:
+                who = f"{event.gang or event.workload} " if event.gang or event.workload else ""
+                click.echo(f"{event.seq:>6}  {_time(event.at)}  {who}{event.text}")
+
+
+@click.command()
+@show.json_option
+def queues() -> None:
+    """Queues, their quota and their use."""
+    with show.connect() as client:
+        listed = client.queues()
+    show.answer(listed, lambda: _print_queues(listed))
+
+
+def _print_queues(listed: wire.QueueList) -> None:
+    table = show.table("QUEUE", "COHORT", ">WAITING", ">ACTIVE", ">GPUS", "QUOTA (used of nominal)")
+    for queue in listed.queues:
+        quota = ", ".join(
+            f"{'any' if one.flavor == '*' else one.flavor} {one.used:g} of {one.nominal:g}"
+            + (f" (+{one.borrowing_limit:g})" if one.borrowing_limit else "")
+            for one in queue.quotas
+        )
+        table.add_row(
+            show.plain(queue.name),
+            show.plain(queue.cohort or "-"),
+            str(queue.waiting),
+            str(queue.active),
+            show.gpus(queue.gpus_used),
+            show.plain(quota or "the whole cluster"),
+        )
+    show.out().print(table)
+
+
+@click.command()
+@show.json_option
+def nodes() -> None:
+    """Nodes, and who holds what."""
+    with show.connect() as client:
+        listed = client.nodes()
+    show.answer(listed, lambda: _print_nodes(listed))
+
+
+def _print_nodes(listed: wire.NodeList) -> None:
+    if not listed.nodes:
+        click.echo("No node has joined yet.")
+        return
+    table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
+    for node in listed.nodes:
+        held = ", ".join(node.gangs) + (f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else "")
+        table.add_row(
+            show.plain(node.name if len(node.name) < 20 else f"{node.name[:8]}..."),
+            show.plain(node.flavor or "-"),
+            f"{node.free.gpus:g}/{node.total.gpus:g}" if node.total.gpus else "-",
+            f"{node.free.cpus:g}/{node.total.cpus:g}",
+            f"{node.free.memory_bytes / 1e9:.0f}/{node.total.memory_bytes / 1e9:.0f} GB",
+            show.plain(("draining " if node.draining else "") + held) or "-",
+        )
+    show.out().print(table)

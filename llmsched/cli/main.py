@@ -1,0 +1,114 @@
+"""The commands and what each is for. Nothing else is imported until one is called, so that help is there at once."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+# section -> command -> (module:attribute, what it does)
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start": {
+        "demo": ("llmsched.cli.demo:demo", "The whole story on one CPU-only machine: fine-tune, serve, ask."),
+        "up": ("llmsched.cli.cluster:up", "Start the controller here, and a local Ray where there is none."),
+        "down": ("llmsched.cli.cluster:down", "Stop them, and check that nothing is left."),
+        "doctor": ("llmsched.cli.doctor:doctor", "Check this machine: versions, folders, tokens, controller."),
+        "init": ("llmsched.cli.files:init", "Write a commented starter spec."),
+    },
+    "Work": {
+        "plan": ("llmsched.cli.work:plan", "Say what would happen now. Changes nothing."),
+        "apply": ("llmsched.cli.work:apply", "Submit or update the workloads of a file."),
+        "cancel": ("llmsched.cli.work:cancel", "Stop a workload for good."),
+        "scale": ("llmsched.cli.work:scale", "Ask for another number of workers or replicas."),
+        "chat": ("llmsched.cli.chat:chat", "Talk to an endpoint."),
+    },
+    "Look": {
+        "status": ("llmsched.cli.look:status", "All workloads, or one."),
+        "why": ("llmsched.cli.look:why", "Why it waits, or runs where it does, and what would change it."),
+        "story": ("llmsched.cli.look:story", "Its whole history, in words."),
+        "logs": ("llmsched.cli.look:logs", "What it wrote; also after it, and the cluster, are gone."),
+        "events": ("llmsched.cli.look:events", "What the scheduler hears and decides."),
+        "queues": ("llmsched.cli.look:queues", "Queues, their quota and their use."),
+        "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),
+    },
+    "More": {
+        "config": ("llmsched.cli.files:config", "Show the configuration in force, or put a new one in force."),
+        "schema": ("llmsched.cli.files:schema", "The JSON Schema of a kind, for editors."),
+        "sim": ("llmsched.cli.sim:sim", "The wind tunnel: traces, scenarios, replays."),
+        "token": ("llmsched.cli.token:token", "Make, list and revoke tokens."),
+    },
+}
+ALL = {name: command for section in COMMANDS.values() for name, command in section.items()}
+EPILOG = "LLMSCHED_HOME, LLMSCHED_ADDRESS and LLMSCHED_TOKEN say which controller. Every command has --json."
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called; turns errors into one line and their exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(ALL)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in ALL:
+            return None
+        module, _, attribute = ALL[name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in ALL and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], ALL, n=1)
+            ctx.fail(f'there is no command "{args[0]}".' + (f' Did you mean "{near[0]}"?' if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, commands in COMMANDS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, about) for name, (_, about) in commands.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from llmsched.errors import LlmschedError
+
+        try:
+            return super().invoke(ctx)
+        except LlmschedError as error:
+            _tell(ctx, error)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\nstopped; what was submitted goes on.", err=True)
+            ctx.exit(130)
+
+
+def _tell(ctx: click.Context, error: Any) -> None:
+    if (ctx.obj or {}).get("json"):
+        from llmsched.api.auth import error_body
+
+        click.echo(error_body(error).model_dump_json(indent=2))
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+
+
+def _version(ctx: click.Context, _: Any, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"llmsched {version('llmsched')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def cli() -> None:
+    """llmsched: fine-tunes, endpoints, batch and search share one queue of GPUs."""
+
+
+def main() -> None:
+    sys.exit(cli())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""How answers look: models as JSON on stdout, or words and columns; everything that is not the answer goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmsched.client import Client
+
+PHASE_COLOURS = {
+    "waiting": "yellow",
+    "starting": "cyan",
+    "running": "green",
+    "resizing": "cyan",
+    "stopping": "magenta",
+    "succeeded": "bold green",
+    "failed": "bold red",
+    "cancelled": "dim",
+}
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json on every command, kept where errors find it too."""
+
+    def remember(ctx: click.Context, _: Any, wanted: bool) -> None:
+        ctx.find_root().ensure_object(dict)["json"] = wanted
+
+    return click.option(
+        "--json", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="The API's model on stdout."
+    )(command)
+
+
+def wants_json() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and (context.find_root().obj or {}).get("json"))
+
+
+def connect() -> Client:
+    from llmsched.client import Client
+
+    return Client()
+
+
+def answer(model: BaseModel, for_people: Callable[[], None]) -> None:
+    """The model with --json, else what `for_people` prints."""
+    if wants_json():
+        click.echo(model.model_dump_json(indent=2))
+    else:
+        for_people()
+
+
+def out() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def table(*columns: str, last_takes_rest: bool = True) -> Table:
+    """Columns without frames; the last one takes what is left of the line and ends in ... when that is too little."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=last_takes_rest)
+    for index, name in enumerate(columns):
+        is_last = index == len(columns) - 1
+        number = name.startswith(">")
+        made.add_column(
+            name.lstrip(">"),
+            justify="right" if number else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if is_last and last_takes_rest else None,
+        )
+    return made
+
+
+def next_commands(lines: Iterable[tuple[str, str]]) -> None:
+    """What is useful now, on stderr."""
+    rows = list(lines)
+    width = max((len(command) for command, _ in rows), default=0)
+    click.echo("\nNext:", err=True)
+    for command, about in rows:
+        click.echo(f"  {command:<{width}}   {about}", err=True)
+
+
+def phase(name: str) -> str:
+    colour = PHASE_COLOURS.get(name)
+    return f"[{colour}]{name}[/]" if colour else name
+
+
+def plain(text: str) -> str:
+    """Text of others in a place where rich reads markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty() and not wants_json()
+
+
+# --- numbers in words ---------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float | None) -> str:
+    """45 s, 4 min, 2 h 05, 3 d 4 h"""
+    if seconds is None:
+        return "-"
+    whole = max(0, round(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{round(whole / 60)} min"
+    if whole < 172800:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def since(stamp: float | None) -> str:
+    return duration(None if stamp is None else time.time() - stamp)
+
+
+def clock(stamp: float) -> str:
+    """14:20, with the date when it is not today."""
+    then, now = time.localtime(stamp), time.localtime()
+    return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def gpus(amount: float) -> str:
+    return f"{amount:g}" if amount else "-"
+
+
+def size(now: int, low: int, high: int) -> str:
+    """2 of 4, or 2 of 1..4"""
+    return f"{now} of {low if low == high else f'{low}..{high}'}"
+
+
+def numbers(values: dict[str, Any], limit: int = 4) -> str:
+    """loss 0.412, accuracy 0.91"""
+    shown = [(name, value) for name, value in values.items() if isinstance(value, float | int) and value is not True]
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown[:limit])
+
+
+def progress(values: dict[str, Any]) -> str:
+    """step 120/500, loss 0.412"""
+    step, total = values.get("step"), values.get("total_steps")
+    parts = []
+    if isinstance(values.get("phase"), str):
+        parts.append(str(values["phase"]))
+    if isinstance(step, int | float):
+        parts.append(f"step {step:g}/{total:g}" if isinstance(total, int | float) else f"step {step:g}")
+    rest = {name: value for name, value in values.items() if name not in ("step", "total_steps", "phase", "epoch")}
+    words = numbers(rest, 3)
+    return ", ".join([*parts, words] if words else parts)

@@ -1,0 +1,202 @@
+"""plan, apply, cancel, scale: asking for work, and watching it come."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmsched.cli import show
+
+if TYPE_CHECKING:
+    from llmsched.spec import wire
+
+FILE = click.option("-f", "--file", "file", required=True, type=click.Path(), help="A spec file (YAML).")
+PLAIN_EVERY_S = 10.0  # of a log without a terminal: a line at a change, and one now and then
+
+
+@click.command()
+@FILE
+@show.json_option
+def plan(file: str) -> None:
+    """Say what would happen now: where, when, at what size, and whose work shrinks or waits. Changes nothing."""
+    from llmsched.spec import wire
+
+    with show.connect() as client:
+        planned = client.plan(file)
+    show.answer(wire.PlannedList(planned=planned), lambda: _print_plan(planned))
+    refused = [one for one in planned if one.outcome == "refused"]
+    if refused:
+        click.get_current_context().exit(3)
+    show.next_commands([(f"llmsched apply -f {file}", "do it"), ("llmsched queues", "what others hold")])
+
+
+def _print_plan(planned: list[wire.Planned]) -> None:
+    table = show.table("NAME", "KIND", "QUEUE", "CHANGE", "AT MIN", "AT MAX", "NOW")
+    for one in planned:
+        table.add_row(
+            show.plain(one.id),
+            one.kind,
+            show.plain(one.queue),
+            one.outcome,
+            _total(one.at_min),
+            _total(one.at_max) if one.max_size != one.min_size else "same",
+            _now(one),
+        )
+    out = show.out()
+    out.print(table)
+    for one in planned:
+        notes = [*one.diff, *one.others, *one.warnings]
+        if one.memory_needed_bytes:
+            notes.append(f"each needs about {one.memory_needed_bytes / 1e9:.1f} GB of GPU memory")
+        if one.reason is not None:
+            notes.insert(0, one.reason.message)
+            if one.reason.next_change:
+                notes.insert(1, f"start sooner: {one.reason.next_change}")
+        for note in notes:
+            out.print(f"  {show.plain(one.id)}: {show.plain(note)}", soft_wrap=True)
+
+
+def _now(one: wire.Planned) -> str:
+    if one.outcome == "refused":
+        return "refused"
+    if one.outcome == "unchanged":
+        return "nothing"
+    if not one.starts_now:
+        return f"waits ({one.reason.code})" if one.reason else "waits"
+    where = ", ".join(f"{place.name}" for place in one.placement)
+    return f"starts with {one.size}" + (f" on {where}" if where else "")
+
+
+def _total(amounts: wire.Amounts) -> str:
+    return f"{amounts.gpus:g} GPU" if amounts.gpus else f"{amounts.cpus:g} CPU"
+
+
+@click.command()
+@FILE
+@click.option("--wait", is_flag=True, help="Until what ends has ended and what serves answers.")
+@click.option("--again", is_flag=True, help="Make run N+1 even when nothing changed.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most.")
+@show.json_option
+def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
+    """Submit or update the workloads of a file. The same file again changes nothing."""
+    from llmsched.spec import wire
+
+    with show.connect() as client:
+        run = client.apply(file, again=again)
+        if not wait:
+            show.answer(wire.AppliedList(applied=run.applied), lambda: _print_applied(run.applied))
+            _after_apply(run.applied)
+            return
+        if not show.wants_json():
+            _print_applied(run.applied)
+        with Watch() as watch:
+            views = [client.wait(name, timeout_s=timeout_s, watch=watch) for name in run.ids]
+        listed = wire.WorkloadList(workloads=views, seq=client.health().seq)
+    show.answer(listed, lambda: _print_ends(views))
+    _after_apply(run.applied)
+    if any(view.phase in ("failed", "cancelled") for view in views):
+        click.get_current_context().exit(4)
+
+
+def _print_applied(applied: list[wire.Applied]) -> None:
+    for one in applied:
+        words = {"created": "submitted", "changed": "changed, rolls out", "unchanged": "unchanged"}
+        click.echo(f"{one.id}: {words[one.outcome]}")
+        for line in one.diff:
+            click.echo(f"  {line}")
+
+
+def _print_ends(views: list[wire.WorkloadView]) -> None:
+    for view in views:
+        words = show.numbers(view.metrics, 6) or view.message
+        click.echo(f"{view.id}: {view.phase}" + (f" ({words})" if words else ""))
+
+
+def _after_apply(applied: list[wire.Applied]) -> None:
+    served = next((one for one in applied if one.kind == "serve"), None)
+    first = next((one for one in applied if one.kind != "serve"), applied[0])
+    lines = [
+        ("llmsched status", "how far it is"),
+        (f"llmsched why {first.id}", "why it waits, or runs where it does"),
+        (f"llmsched logs -f {first.id}", "what it writes"),
+    ]
+    if served is not None:
+        lines[1 if first is served else 2] = (f"llmsched chat {served.name}", "talk to it")
+    show.next_commands(lines)
+
+
+class Watch:
+    """Progress of what is waited for: a bar each on a terminal, a line at a change elsewhere. All on stderr."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, float]] = {}
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Watch:
+        if show.is_terminal():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            name, words = TextColumn("{task.description}"), TextColumn("{task.fields[words]}")
+            self._bars = Progress(name, BarColumn(24), TimeElapsedColumn(), words, console=show.err())
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, view: wire.WorkloadView) -> None:
+        words = _state_words(view)
+        if self._bars is not None:
+            self._draw(view, words)
+            return
+        phase, at = self._said.get(view.id, ("", 0.0))
+        if phase != view.phase or time.monotonic() - at > PLAIN_EVERY_S:
+            self._said[view.id] = (view.phase, time.monotonic())
+            click.echo(f"{time.strftime('%H:%M:%S')} {view.id} {view.phase}{f': {words}' if words else ''}", err=True)
+
+    def _draw(self, view: wire.WorkloadView, words: str) -> None:
+        step, total = view.progress.get("step"), view.progress.get("total_steps")
+        if view.id not in self._tasks:
+            self._tasks[view.id] = self._bars.add_task(show.plain(view.id), total=None, words="")
+        done: dict[str, Any] = {}
+        if isinstance(step, int | float) and isinstance(total, int | float):
+            done = {"completed": step, "total": total}
+        if view.ended or (view.kind == "serve" and view.phase == "running"):
+            done = {"completed": total or 1, "total": total or 1}
+        text = f"{show.phase(view.phase)} {show.plain(words)}"
+        self._bars.update(self._tasks[view.id], words=text, **done)
+
+
+def _state_words(view: wire.WorkloadView) -> str:
+    if view.reason is not None and view.phase == "waiting":
+        return view.reason.message
+    if view.ended:
+        return show.numbers(view.metrics) or view.message
+    if view.kind == "serve":
+        return f"{view.size} of {view.wanted if view.wanted is not None else view.min_size} replicas"
+    return show.progress(view.progress)
+
+
+@click.command()
+@click.argument("name")
+@show.json_option
+def cancel(name: str) -> None:
+    """Stop a workload for good. A training saves a checkpoint first, an endpoint finishes what it serves."""
+    with show.connect() as client:
+        view = client.cancel(name)
+    show.answer(view, lambda: click.echo(f"{view.id}: {view.phase}"))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("size", type=click.IntRange(min=0))
+@show.json_option
+def scale(name: str, size: int) -> None:
+    """Ask for another number of workers or replicas, within what the spec allows."""
+    with show.connect() as client:
+        view = client.scale(name, size)
+    show.answer(view, lambda: click.echo(f"{view.id}: {view.phase}, asked to hold {size}"))
