@@ -48,7 +48,7 @@ class Batch:
 
 
 class Store(Protocol):
-    """Every method may raise StoreError. `commit` and `renew` may be called from any thread."""
+    """Every method may raise StoreError. `commit` may be called from any thread."""
 
     def open(self) -> None:
         """Create or migrate. Raises when the store is newer, damaged, or missing although it once existed."""
@@ -61,11 +61,11 @@ class Store(Protocol):
     def take_over(self, owner: str, seen: Lease) -> int:
         """Raise the epoch if the lease is still as `seen`; the new epoch. Raises StaleEpoch when it is not."""
 
-    def renew(self) -> Future[None]:
-        """Show that the owner lives. Also what tells whether a store that failed can be written again."""
-
     def commit(self, batch: Batch) -> Future[list[Written]]:
-        """Append and replace in one transaction; done when it is on disk. Sequence numbers have no gap."""
+        """Append and replace in one transaction; done when it is on disk. Sequence numbers have no gap.
+
+        Each commit renews the lease; an empty one does only that, and tells whether a store that failed is well again.
+        """
 
     def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
         """Entries with seq > `after` in order, those about one workload only when asked. Verifies checksums."""

@@ -39,19 +39,24 @@ class MemoryStore:
         self._lease = Lease(self._epoch, owner, 0)
         return self._epoch
 
-    def renew(self) -> Future[None]:
-        return self._done(lambda: None)
-
     def commit(self, batch: Batch) -> Future[list[Written]]:
-        def write() -> list[Written]:
-            first = len(self._journal) + 1
-            written = [Written(first + n, batch.at, entry) for n, entry in enumerate(batch.entries)]
-            self._journal += written
-            for row in batch.rows:
-                self._rows[type(row)][row[: TABLES[type(row)].keys]] = row
-            return written
+        future: Future[list[Written]] = Future()
+        if self.failure is not None:
+            future.set_exception(self.failure)
+        elif self._lease.epoch != self._epoch or self._epoch == 0:
+            future.set_exception(StaleEpoch(f"epoch {self._epoch} is over: {self._lease.epoch} writes now"))
+        else:
+            future.set_result(self._write(batch))
+        return future
 
-        return self._done(write)
+    def _write(self, batch: Batch) -> list[Written]:
+        first = len(self._journal) + 1
+        written = [Written(first + n, batch.at, entry) for n, entry in enumerate(batch.entries)]
+        self._journal += written
+        for row in batch.rows:
+            self._rows[type(row)][row[: TABLES[type(row)].keys]] = row
+        self._lease = self._lease._replace(renewals=self._lease.renewals + 1)
+        return written
 
     def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
         found = self._journal[after:]
@@ -65,14 +70,3 @@ class MemoryStore:
     def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
         held = self._rows[cls]
         return [held[known] for known in sorted(held) if known[: len(key)] == key]  # type: ignore[misc]
-
-    def _done(self, write: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        if self.failure is not None:
-            future.set_exception(self.failure)
-        elif self._lease.epoch != self._epoch or self._epoch == 0:
-            future.set_exception(StaleEpoch(f"epoch {self._epoch} is over: {self._lease.epoch} writes now"))
-        else:
-            self._lease = self._lease._replace(renewals=self._lease.renewals + 1)
-            future.set_result(write())
-        return future

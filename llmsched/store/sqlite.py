@@ -116,15 +116,6 @@ class SqliteStore:
         _write_mark(self._mark, self._epoch)
         return self._epoch
 
-    def renew(self) -> Future[None]:
-        epoch = self._epoch
-
-        def count_up(db: sqlite3.Connection) -> None:
-            _fence(db, epoch)
-            db.execute("UPDATE lease SET renewals = renewals + 1")
-
-        return self._do(count_up)
-
     def commit(self, batch: Batch) -> Future[list[Written]]:
         epoch = self._epoch
         # Spelled out here, in the caller's thread, so that a record without a spelling never reaches a transaction.
@@ -140,6 +131,7 @@ class SqliteStore:
             db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
             for row in batch.rows:
                 db.execute(_replace(type(row)), row)
+            db.execute("UPDATE lease SET renewals = renewals + 1")
             return [Written(line[0], batch.at, entry) for line, entry in zip(lines, batch.entries, strict=True)]
 
         return self._do(append)

@@ -1,16 +1,12 @@
 """The query tables: what can be asked without folding the journal. Each is written in the transaction that changed it.
 
 A row is a NamedTuple whose fields are the columns in order; the first `keys` of them are its key. Rows are replaced
-whole. Tables never decide anything: dropping all but `tokens` and `idempotency` loses no truth.
+whole. Tables never decide anything: dropping all but `idempotency` loses no truth.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import secrets
-from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from llmsched.core.explain import Reason
@@ -68,23 +64,8 @@ class IdempotencyRow(NamedTuple):
     at: float
 
 
-class TokenRow(NamedTuple):
-    """A key to the endpoint. Only the hash is kept: 256 random bits need no slow one."""
-
-    id: str
-    sha256: str
-    name: str
-    models: str  # JSON list of model ids; ["*"]: all
-    created_at: float
-    expires_at: float | None = None
-    revoked_at: float | None = None
-
-    def is_valid(self, now: float) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
-
-Row = WorkloadRow | ProgressRow | ReasonRow | IdempotencyRow | TokenRow
-AnyRow = TypeVar("AnyRow", WorkloadRow, ProgressRow, ReasonRow, IdempotencyRow, TokenRow)
+Row = WorkloadRow | ProgressRow | ReasonRow | IdempotencyRow
+AnyRow = TypeVar("AnyRow", WorkloadRow, ProgressRow, ReasonRow, IdempotencyRow)
 
 
 class Table(NamedTuple):
@@ -97,22 +78,4 @@ TABLES: dict[type, Table] = {
     ProgressRow: Table("progress", 1),
     ReasonRow: Table("reasons", 2),
     IdempotencyRow: Table("idempotency", 2),
-    TokenRow: Table("tokens", 1),
 }
-
-
-def new_token(name: str, models: Sequence[str], at: float, *, lifetime_s: float | None = None) -> tuple[str, TokenRow]:
-    """(`llms_<id>_<secret>`, to be shown once and never kept; the row to store)."""
-    token_id = secrets.token_hex(6)
-    token = f"llms_{token_id}_{secrets.token_urlsafe(32)}"
-    expires_at = None if lifetime_s is None else at + lifetime_s
-    return token, TokenRow(token_id, token_sha256(token), name, json.dumps(list(models)), at, expires_at)
-
-
-def token_sha256(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def token_matches(token: str, sha256: str) -> bool:
-    """In constant time."""
-    return hmac.compare_digest(token_sha256(token), sha256)

@@ -59,12 +59,3 @@ CREATE TABLE idempotency (
     at       REAL NOT NULL,
     PRIMARY KEY (user, key)
 ) WITHOUT ROWID;
-CREATE TABLE tokens (
-    id         TEXT PRIMARY KEY,
-    sha256     TEXT NOT NULL,
-    name       TEXT NOT NULL,
-    models     TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    expires_at REAL,
-    revoked_at REAL
-) WITHOUT ROWID;

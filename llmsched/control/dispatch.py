@@ -1,0 +1,367 @@
+"""Between the core's words and the executor's: decisions become orders, observations become facts.
+
+Everything here is a function of the state and of what is given, so an order can be made again after a restart and is
+the same. Orders may carry secret values: they are never written down, and never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from llmsched.core import decisions, facts
+from llmsched.core.nodes import Node
+from llmsched.core.records import amount_of
+from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
+from llmsched.core.state import GangState, State, Status, WorkloadState
+from llmsched.core.workload import Placement, Workload
+from llmsched.errors import RequestError
+from llmsched.executors import port
+from llmsched.spec.quantities import parse_run_source
+from llmsched.spec.wire import WORKDIR_PREFIX
+
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What orders need beside the state. `secrets` are the values a spec may name."""
+
+    epoch: int
+    storage: str
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Send(NamedTuple):
+    """One call of the executor. `gang` and `attempt` say who suffers when it cannot be made."""
+
+    method: str  # of executors.port.Executor
+    order: Any
+    gang: str = ""
+    attempt: int = 0
+
+
+# --- decisions to orders ------------------------------------------------------------------------------------------
+
+
+def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | None:
+    """None for decisions that only change the state. Raises RequestError when a source has no result."""
+    match decision:
+        case decisions.Launch():
+            gang = state.gangs[decision.gang]
+            order = launch_order(state, gang, decision.attempt, decision.placement, site)
+            return Send("launch", order, gang.id, decision.attempt)
+        case decisions.Resize():
+            gang = state.gangs[decision.gang]
+            order = launch_order(state, gang, decision.attempt, decision.placement, site)
+            return Send("resize", order, gang.id, decision.attempt)
+        case decisions.Preempt():
+            return _stop(state, decision, "preempt", site)
+        case decisions.Drain():
+            return _stop(state, decision, "drain", site)
+        case decisions.Stop():
+            return _stop(state, decision, "stop", site)
+        case decisions.LoadAdapter():
+            adapter = port.AdapterOrder(decision.gang, decision.attempt, site.epoch, decision.name, decision.uri)
+            return Send("load_adapter", adapter, decision.gang, decision.attempt)
+        case decisions.RequestCapacity():
+            return Send("request_capacity", capacity_bundles(state, decision.counts))
+        case _:
+            return None
+
+
+def launch_order(state: State, gang: GangState, attempt: int, placement: Placement, site: Site) -> port.LaunchOrder:
+    workload = gang.spec
+    spec = _with_published_model(state, workload, _parcel(workload.parcel))
+    return port.LaunchOrder(
+        workload=workload.id,
+        gang=gang.id,
+        attempt=attempt,
+        epoch=site.epoch,
+        kind=workload.kind,
+        members=tuple(_members(state, workload, placement)),
+        spec=spec,
+        storage=site.storage,
+        inputs=resolve_inputs(state, spec),
+        envs=_envs(spec, site.secrets),
+        adapters=tuple(sorted(adapters_of(state, workload.id, spec).items())),
+        workdir=_workdir(spec, site.storage),
+        grace_s=workload.grace_s,
+    )
+
+
+def _members(state: State, workload: Workload, placement: Placement) -> Iterator[port.Member]:
+    for rank, placed in enumerate(placement):
+        amount = amount_of(workload, placed)
+        node = state.nodes.get(placed.node)
+        yield port.Member(
+            rank=rank,
+            node=placed.node,
+            group=placed.group,
+            gpus=amount.gpus_milli / MILLI,
+            cpus=amount.cpus_milli / MILLI,
+            memory_bytes=amount.memory_bytes,
+            custom={name: value / MILLI for name, value in amount.custom},
+            flavor=node.node.flavor if node is not None else None,
+        )
+
+
+def _stop(
+    state: State, decision: decisions.Preempt | decisions.Drain | decisions.Stop, mode: str, site: Site
+) -> Send | None:
+    gang = state.gangs.get(decision.gang)
+    if gang is None:
+        return None
+    order = port.StopOrder(gang.id, decision.attempt, site.epoch, gang.spec.kind, mode, decision.grace_s)
+    return Send("stop", order, gang.id, decision.attempt)
+
+
+def stop_again(gang: GangState, site: Site) -> Send:
+    """The order under which a gang that is leaving was told to leave, for an executor that may have missed it."""
+    if gang.leaving == "released":
+        mode = "preempt"
+    else:
+        mode = "drain" if gang.spec.kind == "serve" else "stop"
+    order = port.StopOrder(gang.id, gang.attempt, site.epoch, gang.spec.kind, mode, gang.spec.grace_s)
+    return Send("stop", order, gang.id, gang.attempt)
+
+
+def capacity_bundles(
+    state: State, counts: Sequence[tuple[str, int]]
+) -> tuple[tuple[dict[str, float], dict[str, str], int], ...]:
+    types = {node_type.name: node_type for node_type in state.configuration.node_types}
+    bundles = []
+    for name, count in counts:
+        wanted = types[name]
+        resources = {"GPU": float(wanted.gpus), "CPU": float(wanted.cpus), "memory": float(wanted.memory_bytes)}
+        labels = {ACCELERATOR_LABEL: wanted.flavor} if wanted.flavor else {}
+        bundles.append(({key: value for key, value in resources.items() if value}, labels, count))
+    return tuple(bundles)
+
+
+def resync(state: State, site: Site) -> list[Send]:
+    """Everything an executor that was away must hear: whom to adopt, who is leaving, who changes size."""
+    live: list[tuple[port.LaunchOrder, bool]] = []
+    after: list[Send] = []
+    for name in state.holding:
+        gang = state.gangs[name]
+        order = launch_order(state, gang, gang.attempt, gang.placement or gang.held, site)
+        live.append((order, gang.status is not Status.LAUNCHING))
+        if gang.status is Status.VACATING:
+            after.append(stop_again(gang, site))
+        elif gang.status is Status.RESIZING:
+            after.append(Send("resize", order, gang.id, gang.attempt))
+    if state.requested:
+        after.append(Send("request_capacity", capacity_bundles(state, state.requested)))
+    return [Send("adopt", tuple(live)), *after]
+
+
+# --- what a spec refers to ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _parcel(parcel: str) -> dict[str, Any]:
+    """Read only: whoever changes it copies it first."""
+    spec: dict[str, Any] = json.loads(parcel) if parcel else {}
+    return spec
+
+
+def spec_of(workload: Workload) -> dict[str, Any]:
+    """The user's spec as data. Read only."""
+    return _parcel(workload.parcel)
+
+
+def resolve_inputs(state: State, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Where each `run://...` that the spec mentions lies. Raises RequestError for one that has no result."""
+    found = {}
+    for source in sorted(set(_strings(spec))):
+        if source.startswith("run://") and parse_run_source(source) is not None:
+            found[source] = artifact_of(state, source)
+    return found
+
+
+def _strings(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _strings(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _strings(value)
+
+
+def artifact_of(state: State, source: str) -> str:
+    """The newest result of that name, or of exactly the run that is asked for."""
+    asked = parse_run_source(source)
+    assert asked is not None
+    runs = [
+        record
+        for record in state.workloads.values()
+        if record.workload.name == asked.name and asked.run in (None, record.workload.run) and record.artifact
+    ]
+    if not runs:
+        raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
+    return str(max(runs, key=lambda record: record.workload.run).artifact)
+
+
+def adapters_of(state: State, workload_id: str, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> uri of every adapter a serve workload is to have: those of its spec, and those published since."""
+    named = (spec.get("serve") or {}).get("adapters") or ()
+    found = {}
+    for adapter in named:
+        source = adapter["source"]
+        found[adapter["name"]] = artifact_of(state, source) if source.startswith("run://") else source
+    for name, published in state.publications.get(workload_id, {}).items():
+        if published.kind == "adapter":
+            found[name] = published.uri
+    return found
+
+
+def _with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
+    models = [published for published in state.publications.get(workload.id, {}).values() if published.kind == "model"]
+    serve = spec.get("serve") or {}
+    if not models or not serve.get("model"):
+        return spec
+    newest = max(models, key=lambda published: published.at)
+    return {**spec, "serve": {**serve, "model": {**serve["model"], "source": newest.uri}}}
+
+
+def _envs(spec: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, str]:
+    named = {name: secrets[name] for name in spec.get("secrets") or () if name in secrets}
+    return {**{name: str(value) for name, value in (spec.get("envs") or {}).items()}, **named}
+
+
+def _workdir(spec: Mapping[str, Any], storage: str) -> str | None:
+    workdir = spec.get("workdir")
+    if not isinstance(workdir, str) or not workdir.startswith(WORKDIR_PREFIX):
+        return None
+    return f"{storage.rstrip('/')}/workdirs/{workdir.removeprefix(WORKDIR_PREFIX)}.zip"
+
+
+# --- observations to facts ----------------------------------------------------------------------------------------
+
+
+def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact]:
+    """What an observation means; nothing when the state knows it already. Connected and Progress are not facts."""
+    match seen:
+        case port.NodeSeen():
+            node = node_of(seen)
+            known = state.nodes.get(node.id)
+            return [] if known is not None and known.node == node else [facts.NodeJoined(at, node)]
+        case port.NodeGone():
+            return [facts.NodeLost(at, seen.node)] if seen.node in state.nodes else []
+        case port.ForeignSeen():
+            used = Resources(parse_gpus_milli(seen.gpus), round(seen.cpus * MILLI), seen.memory_bytes)
+            known = state.nodes.get(seen.node)
+            return [] if known is None or known.foreign == used else [facts.ForeignUse(at, seen.node, used)]
+        case port.Started():
+            gang = state.gangs.get(seen.gang)
+            if gang is not None and gang.attempt == seen.attempt and gang.status is Status.RUNNING:
+                return []  # adopted after a restart: nothing new
+            return [facts.Bound(at, seen.gang, seen.attempt)]
+        case port.NotStarted():
+            return [facts.LaunchFailed(at, seen.gang, seen.attempt, seen.event, seen.message)]
+        case port.ResizeDone():
+            return [facts.Resized(at, seen.gang, seen.attempt, seen.size)]
+        case port.CheckpointSeen():
+            return [facts.CheckpointPublished(at, seen.gang, seen.attempt, seen.step, seen.fraction)]
+        case port.Ended():
+            return _ended(state, seen, at)
+        case port.Vanished():
+            return [facts.Lost(at, seen.gang, seen.attempt, seen.message)]
+        case port.AdapterAnswer():
+            return [facts.AdapterLoaded(at, seen.gang, seen.attempt, seen.name, seen.uri, seen.message)]
+        case port.LoadSeen():
+            record = state.workloads.get(seen.workload)
+            if record is None or (record.load is not None and record.load[:2] == (seen.ongoing, seen.queued)):
+                return []
+            return [facts.LoadObserved(at, seen.workload, seen.ongoing, seen.queued)]
+        case _:
+            return []
+
+
+def node_of(seen: port.NodeSeen) -> Node:
+    custom = tuple(sorted((name, round(value * MILLI)) for name, value in seen.custom.items()))
+    return Node(
+        id=seen.node,
+        total=Resources(parse_gpus_milli(seen.gpus), round(seen.cpus * MILLI), seen.memory_bytes, custom),
+        flavor=seen.labels.get(ACCELERATOR_LABEL) or None,
+        labels=tuple(sorted(seen.labels.items())),
+        name=seen.name,
+    )
+
+
+def _ended(state: State, seen: port.Ended, at: float) -> list[facts.Fact]:
+    if seen.outcome == "released":
+        return [facts.Released(at, seen.gang, seen.attempt)]
+    metrics = {name: float(value) for name, value in seen.metrics.items() if math.isfinite(value)}
+    record = current(state, seen.gang, seen.attempt)
+    published = None
+    message = seen.message
+    if record is not None and seen.outcome == "succeeded" and record.workload.publish is not None:
+        published, why_not = publication(state, record, seen.artifact, metrics, at)
+        message = message or why_not
+    finished = facts.Finished(
+        at, seen.gang, seen.attempt, seen.outcome, message, seen.event, seen.artifact, tuple(sorted(metrics.items()))
+    )
+    return [finished] if published is None else [finished, published]
+
+
+def current(state: State, gang_id: str, attempt: int) -> WorkloadState | None:
+    """The workload of a gang, if this is its open attempt."""
+    gang = state.gangs.get(gang_id)
+    if gang is None or gang.attempt != attempt or not gang.is_holding():
+        return None
+    return state.workloads[gang.workload_id]
+
+
+def publication(
+    state: State, record: WorkloadState, artifact: str | None, metrics: Mapping[str, float], at: float
+) -> tuple[facts.Published | None, str]:
+    """What a success makes live elsewhere; or nothing, and why not."""
+    workload, publish = record.workload, record.workload.publish
+    assert publish is not None
+    if artifact is None:
+        return None, "nothing was published: it left no artifact"
+    if publish.when and not is_met(publish.when, metrics):
+        return None, f"not published to {publish.to}: {publish.when} is not met"
+    target = newest_run(state, publish.to)
+    target_id = publish.to if target is None else target.workload.id
+    name = publish.name or workload.name
+    return facts.Published(at, target_id, publish.kind, name, artifact, workload.id), ""
+
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def is_met(condition: str, metrics: Mapping[str, float]) -> bool:
+    """`eval.loss < 1.2`, as the spec has checked it. A metric that was not reported meets nothing."""
+    sign = next(sign for sign in _COMPARISONS if sign in condition)
+    name, _, number = condition.partition(sign)
+    value = metrics.get(name.strip())
+    return value is not None and _COMPARISONS[sign](value, float(number))
+
+
+def newest_run(state: State, name: str) -> WorkloadState | None:
+    """ "name" is the run with the highest number, "name@2" exactly that one."""
+    plain, _, run = name.partition("@")
+    if run:
+        return state.workloads.get(plain if run == "1" else name)
+    number = 1
+    found = state.workloads.get(plain)
+    while (later := state.workloads.get(f"{plain}@{number + 1}")) is not None:
+        found, number = later, number + 1
+    return found

@@ -1,0 +1,84 @@
+"""The last numbers every gang reported, and what they say about the time that is left.
+
+Numbers are for people: only the last of each matters, they are written along with whatever is committed next, and
+losing some costs nothing. Steps, though, tell the scheduler when a gang will probably end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmsched.core.facts import Estimated
+from llmsched.core.state import State, Status
+from llmsched.executors.port import Progress
+from llmsched.store.tables import ProgressRow
+
+ESTIMATE_EVERY_S = 30.0
+WATCHED_FIRST_S = 5.0  # steps before this say more about warming up than about speed
+
+
+@dataclass(slots=True)
+class _Pace:
+    attempt: int
+    step: float
+    at: float
+    said_at: float
+
+
+class ProgressBook:
+    def __init__(self) -> None:
+        self.latest: dict[str, dict[str, Any]] = {}
+        self._attempts: dict[str, int] = {}
+        self._unwritten: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
+
+    def recall(self, rows: list[ProgressRow]) -> None:
+        for row in rows:
+            self.latest[row.gang] = json.loads(row.data)
+            self._attempts[row.gang] = row.attempt
+
+    def see(self, state: State, seen: Progress, at: float) -> Estimated | None:
+        """Take it in; a better idea of the time left when there is one. Reports of older attempts are ignored."""
+        gang = state.gangs.get(seen.gang)
+        if gang is None or gang.attempt != seen.attempt:
+            return None
+        if self._attempts.get(seen.gang) != seen.attempt:
+            self._attempts[seen.gang] = seen.attempt
+            self.latest[seen.gang] = {}
+        self.latest[seen.gang].update({name: _plain(value) for name, value in seen.data.items()})
+        self._unwritten[seen.gang] = at
+        return self._estimate(seen, at) if gang.status is Status.RUNNING else None
+
+    def unwritten(self) -> list[ProgressRow]:
+        """Rows of what is new since the last call."""
+        rows = [
+            ProgressRow(gang, self._attempts[gang], at, json.dumps(self.latest[gang], separators=(",", ":")))
+            for gang, at in self._unwritten.items()
+        ]
+        self._unwritten.clear()
+        return rows
+
+    def _estimate(self, seen: Progress, at: float) -> Estimated | None:
+        step, total = seen.data.get("step"), seen.data.get("total_steps")
+        if not isinstance(step, (int, float)) or not isinstance(total, (int, float)) or not step < total:
+            return None
+        pace = self._paces.get(seen.gang)
+        if pace is None or pace.attempt != seen.attempt or step < pace.step:
+            self._paces[seen.gang] = _Pace(seen.attempt, step, at, at + WATCHED_FIRST_S - ESTIMATE_EVERY_S)
+            return None
+        if step == pace.step or at - pace.said_at < ESTIMATE_EVERY_S:
+            return None
+        pace.said_at = at
+        return Estimated(at, seen.gang, round((at - pace.at) / (step - pace.step) * (total - step), 1))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and short strings as JSON has them; a loss that is no number is shown as one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (bool, int, float)) or value is None:
+        return value
+    return str(value)[:200]

@@ -1,0 +1,25 @@
+"""The way back: the state is the journal folded, at a start and after every write that failed.
+
+Nothing else is kept in memory that could not be lost. What still runs is adopted later, when the executor connects.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.state import State
+from llmsched.errors import Bug
+from llmsched.store.journal import Store
+
+CHUNK = 5_000  # entries read at a time
+
+
+def fold(store: Store) -> tuple[State, int]:
+    """The state, and the number of its last entry. Raises StoreError (damaged), or Bug for history that breaks it."""
+    state, seq = State(), 0
+    while written := store.read(after=seq, limit=CHUNK):
+        for seq, _, entry in written:
+            try:
+                state.apply(entry)
+            except Exception as error:
+                what = f"entry {seq} of the journal, {type(entry).__name__}"
+                raise Bug(f"{what}, cannot be applied: {error!r}") from error
+    return state, seq
