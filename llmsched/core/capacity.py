@@ -1,0 +1,239 @@
+"""Who has k free GPUs of flavor f in domain d: the ledger of every node and an index over it.
+
+Sets of nodes are whole numbers used as bit masks (bit i is the node in slot i), so that "A100 nodes of rack 3 with at
+least 4 free GPUs" is a few `&`, the lowest bit is a deterministic choice, and undoing is exact. Knows no gangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmsched.core.nodes import Node
+from llmsched.core.resources import MILLI, Resources
+
+
+class NodeState:
+    """One node and what is taken on it. Whole GPUs are counted; shares of a GPU are kept per device."""
+
+    __slots__ = (
+        "cpus", "custom", "deadline", "draining", "foreign", "foreign_gpus", "free_whole", "gpus", "idle_since",
+        "memory", "node", "promised", "shares", "slot", "total_gpus", "whole",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, slot: int) -> None:
+        self.node = node
+        self.slot = slot
+        self.total_gpus = node.total.gpus_milli // MILLI
+        self.gpus = 0  # thousandths held by gangs or promised to nominated ones
+        self.cpus = 0
+        self.memory = 0
+        self.custom: dict[str, int] = {}
+        self.whole = 0  # whole devices taken
+        self.shares: dict[int, int] = {}  # device -> thousandths taken by fractional bundles
+        self.promised = 0  # of `gpus`, thousandths that nominations hold
+        self.foreign = Resources()
+        self.foreign_gpus = 0  # whole devices other people use, rounded up
+        self.draining = False
+        self.deadline: float | None = None
+        self.free_whole = self.total_gpus
+        self.idle_since = 0.0
+
+    @property
+    def used(self) -> Resources:
+        custom = tuple(sorted((name, amount) for name, amount in self.custom.items() if amount))
+        return Resources(self.gpus, self.cpus, self.memory, custom)
+
+    @property
+    def free(self) -> Resources:
+        return self.node.total.minus(self.foreign).minus(self.used)
+
+    def change(self, amount: Resources, device: int, sign: int) -> None:
+        """Take (sign 1) or give back (-1) one bundle. The caller keeps the index in step: see Capacity.change."""
+        gpus = amount.gpus_milli
+        if gpus:
+            self.gpus += sign * gpus
+            whole, share = divmod(gpus, MILLI)
+            self.whole += sign * whole
+            if share:
+                left = self.shares.get(device, 0) + sign * share
+                if left:
+                    self.shares[device] = left
+                else:
+                    del self.shares[device]
+            self.free_whole = self.total_gpus - self.whole - len(self.shares) - self.foreign_gpus
+        self.cpus += sign * amount.cpus_milli
+        self.memory += sign * amount.memory_bytes
+        for name, value in amount.custom:
+            self.custom[name] = self.custom.get(name, 0) + sign * value
+
+    def room(self, need: Resources, enough: int) -> int:
+        """How many such bundles still fit here, counting no further than `enough`."""
+        total, foreign = self.node.total, self.foreign
+        count = enough
+        gpus = need.gpus_milli
+        if gpus:
+            if gpus >= MILLI and not gpus % MILLI:
+                count = min(count, self.free_whole // (gpus // MILLI))
+            else:
+                count = min(count, self._room_for_shares(gpus, count))
+        if need.cpus_milli:
+            count = min(count, (total.cpus_milli - foreign.cpus_milli - self.cpus) // need.cpus_milli)
+        if need.memory_bytes:
+            count = min(count, (total.memory_bytes - foreign.memory_bytes - self.memory) // need.memory_bytes)
+        for name, amount in need.custom:
+            have = dict(total.custom).get(name, 0) - self.custom.get(name, 0)
+            count = min(count, have // amount)
+        return max(count, 0)
+
+    def _room_for_shares(self, gpus: int, enough: int) -> int:
+        whole, share = divmod(gpus, MILLI)
+        free = self.free_whole
+        slack = [MILLI - taken for _, taken in sorted(self.shares.items())]
+        count = 0
+        while count < enough:
+            free -= whole
+            fitting = [i for i, left in enumerate(slack) if left >= share]
+            if fitting:
+                slack[min(fitting, key=lambda i: (slack[i], i))] -= share
+            else:
+                free -= 1
+                slack.append(MILLI - share)
+            if free < 0:
+                return count
+            count += 1
+        return count
+
+    def device_for(self, gpus: int) -> int:
+        """The device a share goes on: the fullest that has room, else an untouched one; -1 for whole GPUs."""
+        share = gpus % MILLI
+        if not share:
+            return -1
+        fitting = [(MILLI - taken, device) for device, taken in self.shares.items() if MILLI - taken >= share]
+        if fitting:
+            return min(fitting)[1]
+        return next(device for device in range(self.total_gpus + 1) if device not in self.shares)
+
+
+class Capacity:
+    """All nodes by slot, with masks by flavor and by number of free whole GPUs, and by label and domain on demand."""
+
+    def __init__(self) -> None:
+        self.slots: list[NodeState | None] = []
+        self.by_id: dict[str, NodeState] = {}
+        self.all = 0
+        self.open = 0  # nodes that take new work
+        self.by_flavor: dict[str | None, int] = {}
+        self.by_free: list[int] = [0]  # by_free[k]: nodes with exactly k free whole GPUs (k <= 0: index 0)
+        self.shared = 0  # nodes with a partly taken device
+        self.gpus_total = 0  # whole GPUs, foreign use not subtracted
+        self._domains: dict[str, dict[str, int]] = {}
+        self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
+
+    # --- nodes come and go (rare) ---
+
+    def add(self, node: Node) -> NodeState:
+        slot = next((i for i, taken in enumerate(self.slots) if taken is None), len(self.slots))
+        state = NodeState(node, slot)
+        if slot == len(self.slots):
+            self.slots.append(state)
+        else:
+            self.slots[slot] = state
+        self.by_id[node.id] = state
+        bit = 1 << slot
+        self.all |= bit
+        self.open |= bit
+        self.by_flavor[node.flavor] = self.by_flavor.get(node.flavor, 0) | bit
+        while len(self.by_free) <= state.total_gpus:
+            self.by_free.append(0)
+        self.by_free[state.free_whole] |= bit
+        self.gpus_total += state.total_gpus
+        self._forget()
+        return state
+
+    def remove(self, node_id: str) -> None:
+        state = self.by_id.pop(node_id)
+        keep = ~(1 << state.slot)
+        self.slots[state.slot] = None
+        self.all &= keep
+        self.open &= keep
+        self.shared &= keep
+        self.by_flavor[state.node.flavor] &= keep
+        if not self.by_flavor[state.node.flavor]:
+            del self.by_flavor[state.node.flavor]
+        self.by_free = [mask & keep for mask in self.by_free]
+        self.gpus_total -= state.total_gpus
+        self._forget()
+
+    def reindex(self, state: NodeState) -> None:
+        """After a node's foreign use or draining flag changed."""
+        state.foreign_gpus = -(-state.foreign.gpus_milli // MILLI)
+        state.free_whole = state.total_gpus - state.whole - len(state.shares) - state.foreign_gpus
+        bit = 1 << state.slot
+        self.by_free = [mask & ~bit for mask in self.by_free]
+        self.by_free[max(state.free_whole, 0)] |= bit
+        self.open = self.open & ~bit if state.draining else self.open | bit
+
+    def _forget(self) -> None:
+        self._domains.clear()
+        self._labelled.clear()
+
+    # --- taking and giving back (often) ---
+
+    def change(self, node_id: str, amount: Resources, device: int, sign: int) -> None:
+        state = self.by_id[node_id]
+        before = state.free_whole
+        state.change(amount, device, sign)
+        if amount.gpus_milli:
+            bit = 1 << state.slot
+            after = state.free_whole
+            if before != after:
+                self.by_free[before if before > 0 else 0] ^= bit
+                self.by_free[after if after > 0 else 0] |= bit
+            if state.shares:
+                self.shared |= bit
+            else:
+                self.shared &= ~bit
+
+    # --- looking ---
+
+    def with_labels(self, labels: tuple[tuple[str, str], ...]) -> int:
+        mask = self._labelled.get(labels)
+        if mask is None:
+            mask = 0
+            for state in self.by_id.values():
+                if all(state.node.label(key) == value for key, value in labels):
+                    mask |= 1 << state.slot
+            self._labelled[labels] = mask
+        return mask
+
+    def domains(self, level: str) -> dict[str, int]:
+        """Domain name -> mask of its nodes, by name."""
+        found = self._domains.get(level)
+        if found is None:
+            masks: dict[str, int] = {}
+            for state in self.by_id.values():
+                name = state.node.domain(level)
+                if name is not None:
+                    masks[name] = masks.get(name, 0) | 1 << state.slot
+            found = self._domains[level] = dict(sorted(masks.items()))
+        return found
+
+    def with_free(self, gpus: int) -> int:
+        """Nodes with at least that many free whole GPUs."""
+        mask = 0
+        for found in self.by_free[gpus:]:
+            mask |= found
+        return mask
+
+    def free_gpus(self, mask: int) -> int:
+        """Free whole GPUs over the nodes of a mask."""
+        return sum(k * (found & mask).bit_count() for k, found in enumerate(self.by_free) if k)
+
+    def nodes(self, mask: int) -> Iterator[NodeState]:
+        """The nodes of a mask by slot."""
+        while mask:
+            low = mask & -mask
+            state = self.slots[low.bit_length() - 1]
+            assert state is not None
+            yield state
+            mask ^= low

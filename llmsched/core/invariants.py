@@ -1,0 +1,134 @@
+"""The safety rules as functions that say what is broken. Run after every apply in tests, after every turn in the
+simulator, sampled in production. Everything is recomputed from the gangs: a cache cannot vouch for itself.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.lifecycle import HOLDING, Status
+from llmsched.core.quota import QuotaTree
+from llmsched.core.records import amount_of, size_of
+from llmsched.core.resources import MILLI
+from llmsched.core.state import State
+
+
+def violations(state: State) -> list[str]:
+    """Every broken rule, with its number in the list of invariants; empty when all is well."""
+    return [*_nodes(state), *_gangs(state), *_quota(state), *_indices(state)]
+
+
+def _nodes(state: State) -> list[str]:
+    """I1: what is held on a node never exceeds it; a device is shared by at most one device's worth."""
+    broken = []
+    sums: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in state.nodes}
+    shares: dict[str, dict[int, int]] = {name: {} for name in state.nodes}
+    promised: dict[str, int] = dict.fromkeys(state.nodes, 0)
+    ledger: dict[str, int] = dict.fromkeys(state.nodes, 0)
+    for gang in state.gangs.values():
+        for promise, placement in (
+            (False, gang.held),
+            (True, gang.nomination.placement if gang.nomination else ()),
+        ):
+            for placed in placement:
+                amount = amount_of(gang.spec, placed)
+                if placed.node not in sums:
+                    broken.append(f"I1 {gang.id} holds a bundle on {placed.node}, which is not there")
+                    continue
+                ledger[placed.node] += amount.gpus_milli
+                if promise:
+                    promised[placed.node] += amount.gpus_milli
+                    continue
+                row = sums[placed.node]
+                row[0] += amount.gpus_milli
+                row[1] += amount.cpus_milli
+                row[2] += amount.memory_bytes
+                row[3] += amount.gpus_milli // MILLI
+                if amount.gpus_milli % MILLI:
+                    devices = shares[placed.node]
+                    devices[placed.gpu_index] = devices.get(placed.gpu_index, 0) + amount.gpus_milli % MILLI
+    for name, node in state.nodes.items():
+        total = node.node.total
+        held_gpus, cpus, memory, whole = sums[name]
+        if held_gpus > total.gpus_milli or cpus > total.cpus_milli or memory > total.memory_bytes:
+            broken.append(
+                f"I1 node {name} gives {held_gpus} of {total.gpus_milli} GPU thousandths, {cpus} CPU, {memory} B"
+            )
+        if any(taken > MILLI for taken in shares[name].values()):
+            broken.append(f"I1 a device of node {name} is shared by more than one device's worth: {shares[name]}")
+        if whole + len(shares[name]) > node.total_gpus:
+            broken.append(
+                f"I1 node {name} has {node.total_gpus} devices, {whole} whole and {len(shares[name])} shared are taken"
+            )
+        if ledger[name] != node.gpus or promised[name] != node.promised:
+            broken.append(f"I9 node {name} counts {node.gpus}/{node.promised}, gangs {ledger[name]}/{promised[name]}")
+    return broken
+
+
+def _gangs(state: State) -> list[str]:
+    """I2: a running gang holds all its bundles. I6, I7: what holds is open, what has ended holds nothing."""
+    broken = []
+    for gang in state.gangs.values():
+        if gang.status not in HOLDING and gang.held:
+            broken.append(f"I7 {gang.id} is {gang.status.value} and still holds {len(gang.held)} bundles")
+        if gang.status in (Status.LAUNCHING, Status.RUNNING, Status.RESIZING) and not gang.lost_members:
+            size = size_of(gang.spec, gang.placement or ())
+            if not gang.spec.min_size <= size <= gang.spec.max_size:
+                broken.append(f"I2 {gang.id} runs with {size}, outside {gang.spec.min_size}..{gang.spec.max_size}")
+            for group in gang.spec.groups[1:]:
+                count = sum(placed.group == group.name for placed in gang.placement or ())
+                if count != group.count:
+                    broken.append(f"I2 {gang.id} runs with {count} of {group.count} bundles of {group.name}")
+        if gang.nomination is not None and gang.status is not Status.QUEUED:
+            broken.append(f"I7 {gang.id} is {gang.status.value} and nominated")
+    for record in state.workloads.values():
+        if record.outcome and any(not state.gangs[name].is_ended() for name in record.gangs):
+            broken.append(f"I7 {record.workload.id} has {record.outcome} while a gang of it has not ended")
+        if record.outcome == "succeeded" and any(state.gangs[n].status is Status.FAILED for n in record.gangs):
+            broken.append(f"I7 {record.workload.id} succeeded although a gang failed")
+    return broken
+
+
+def _quota(state: State) -> list[str]:
+    """I9: incremental counters equal those recomputed from the gangs."""
+    broken = []
+    cluster: dict[str, int] = {}
+    for node in state.nodes.values():
+        cluster[node.node.flavor or ""] = cluster.get(node.node.flavor or "", 0) + node.total_gpus * MILLI
+    fresh = QuotaTree(state.configuration, cluster)
+    totals: dict[str, int] = {}
+    for gang in state.gangs.values():
+        for placed in (*gang.held, *(gang.nomination.placement if gang.nomination else ())):
+            gpus = amount_of(gang.spec, placed).gpus_milli
+            found = state.nodes.get(placed.node)
+            if gpus and found is not None:
+                fresh.charge(gang.spec.queue, found.node.flavor, gpus)
+                totals[gang.spec.queue] = totals.get(gang.spec.queue, 0) + gpus
+    for row, branches in fresh.rows.items():
+        for name, branch in branches.items():
+            have = state.quota.rows[row][name].used
+            if have != branch.used:
+                broken.append(f"I9 {name} ({row}) is charged {have}, its gangs hold {branch.used}")
+    for queue, use in state.use.items():
+        if use.gpus_milli != totals.get(queue, 0):
+            broken.append(f"I9 queue {queue} counts {use.gpus_milli}, its gangs hold {totals.get(queue, 0)}")
+    return broken
+
+
+def _indices(state: State) -> list[str]:
+    """What is kept in step with the gangs is in step."""
+    broken = []
+    for gang in state.gangs.values():
+        if (gang.id in state.holding) != (gang.status in HOLDING):
+            broken.append(f"index: {gang.id} is {gang.status.value}, in holding: {gang.id in state.holding}")
+        if (gang.id in state.vacating) != (gang.status is Status.VACATING):
+            broken.append(f"index: {gang.id} is {gang.status.value}, in vacating: {gang.id in state.vacating}")
+        waits = gang.id in state.waiting or gang.id in state.parked
+        if waits != (gang.status is Status.QUEUED):
+            broken.append(f"index: {gang.id} is {gang.status.value}, among the waiting: {waits}")
+        if (gang.id in state.nominated) != (gang.nomination is not None):
+            broken.append(f"index: nomination of {gang.id}")
+    capacity = state.capacity
+    for node in state.nodes.values():
+        k = max(node.free_whole, 0)
+        if sum(mask >> node.slot & 1 for mask in capacity.by_free) != 1 or not capacity.by_free[k] >> node.slot & 1:
+            broken.append(f"index: node {node.node.id} has {k} free GPUs and is filed elsewhere")
+    return broken

@@ -1,0 +1,151 @@
+"""The five protocols of taste, what they may look at, and `Policies`, which holds one of each.
+
+Policies rank; stages keep the rules. A policy gets a `View`, never the state, and must be a pure function of what it
+is given: no clock, no chance. Integers where a ledger is meant, floats only in scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmsched.core.capacity import NodeState
+from llmsched.core.configuration import Scheduling
+from llmsched.core.lifecycle import Status
+from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
+from llmsched.core.resources import MILLI, Resources
+
+if TYPE_CHECKING:
+    from llmsched.core.state import State
+
+
+class View:
+    """What a policy may know. Times are seconds, GPUs are counted in whole devices unless a name says `_milli`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.now = state.now
+
+    @property
+    def scheduling(self) -> Scheduling:
+        return self._state.configuration.scheduling
+
+    def age_s(self, gang: GangState) -> float:
+        """Since its workload was submitted."""
+        return self.now - gang.submitted_at
+
+    def service_s(self, gang: GangState) -> float:
+        """Seconds in service so far, over all attempts."""
+        current = self.now - gang.started_at if gang.started_at is not None and gang.is_holding() else 0.0
+        return gang.served_s + current
+
+    def attained_gpu_s(self, gang: GangState) -> float:
+        """GPU-seconds held so far, over all attempts; the present attempt at its present size."""
+        if gang.started_at is None or not gang.is_holding():
+            return gang.served_gpu_s
+        return gang.served_gpu_s + (self.now - gang.started_at) * gang.gpus_milli() / MILLI
+
+    def held_for_s(self, gang: GangState) -> float:
+        """Seconds since this attempt was launched or last resized; 0 when it holds nothing."""
+        if not gang.is_holding() or gang.launched_at is None:
+            return 0.0
+        return self.now - max(gang.launched_at, gang.resized_at or 0.0)
+
+    def remaining_s(self, gang: GangState, size: int | None = None) -> float | None:
+        """Run time left at `size` bundles (default: the present size, or min_size while it waits); None: unknown."""
+        left = self.work_left(gang)
+        if left is None:
+            return None
+        return left / max(speed(gang.spec, size or gang.size or gang.spec.min_size), 1e-9)
+
+    def work_left(self, gang: GangState) -> float | None:
+        """The same in seconds at min_size."""
+        left = gang.work_left
+        if left is not None and gang.started_at is not None and gang.is_active():
+            left -= (self.now - gang.progress_at) * speed(gang.spec, gang.size)
+        return None if left is None else max(left, 0.0)
+
+    def speed(self, gang: GangState, size: int) -> float:
+        """Progress per second at `size` relative to min_size."""
+        return speed(gang.spec, size)
+
+    def sizes(self, gang: GangState) -> tuple[int, ...]:
+        return allowed_sizes(gang.spec)
+
+    def gpus_per_bundle(self, gang: GangState) -> float:
+        return gang.spec.groups[0].options[0].resources.gpus_milli / MILLI
+
+    def gpus(self) -> int:
+        """GPUs in the cluster."""
+        return self._state.capacity.gpus_total
+
+    def free_gpus(self) -> int:
+        return self._state.capacity.free_gpus(self._state.capacity.open)
+
+    def jobs(self) -> int:
+        """Workloads submitted so far."""
+        return len(self._state.workloads)
+
+    def waiting(self) -> list[GangState]:
+        """Gangs that may start now, in no useful order of preference but a fixed one."""
+        gangs = self._state.gangs
+        return [gangs[name] for shape in self._state.waiting.shapes.values() for _, name in shape.entries]
+
+    def running(self) -> list[GangState]:
+        """Gangs that hold GPUs and are not leaving, oldest launch first."""
+        gangs = self._state.gangs
+        return [gang for name in self._state.holding if (gang := gangs[name]).status is not Status.VACATING]
+
+    def workload(self, gang: GangState) -> WorkloadState:
+        return self._state.workloads[gang.workload_id]
+
+
+class Ordering(Protocol):
+    """Who goes first among those waiting in one queue. Must not look at nodes.
+
+    `static`: the key of a waiting gang does not change while it waits, so that a pass need not ask again.
+    Small keys go first. Ties are broken by (submitted_at, workload id).
+    """
+
+    static: bool
+
+    def key(self, gang: GangState, view: View) -> tuple[Any, ...]: ...
+
+
+class Placing(Protocol):
+    """Which node. Must not look at queues. `walk`: 1, few free GPUs first; -1, many first; 0, score every node."""
+
+    walk: int
+
+    def score(self, bundle: Resources, node: NodeState, view: View) -> int: ...
+
+
+class Preemption(Protocol):
+    """What it costs to evict a victim (None: forbidden). The stage chooses the set, minimally."""
+
+    def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None: ...
+
+
+class Elasticity(Protocol):
+    """Sizes for elastic gangs, waiting and running, out of `capacity` GPUs. `period_s`: how often to ask again (0: on
+    events only). The stage keeps [min, max], the step, quota and nodes."""
+
+    period_s: float
+
+    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> Mapping[str, int]: ...
+
+
+class Autoscaling(Protocol):
+    """Load becomes wanted replicas. `memory` is what the policy said last time. Delays use `view.now`."""
+
+    def wanted(self, serve: WorkloadState, memory: str, view: View) -> tuple[int, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    ordering: Ordering
+    placement: Placing
+    preemption: Preemption
+    elasticity: Elasticity
+    autoscaling: Autoscaling

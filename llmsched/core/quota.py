@@ -1,0 +1,165 @@
+"""Queues in a tree of cohorts: what each may take, own and borrowed. Kueue's algebra as one short recursion.
+
+A node of the tree keeps for itself what its lending limit does not give away (`kept`); the rest of its subtree's
+nominal quota lies with its parent. Use beyond `kept` is charged to the parent, and so on up. Whatever the cluster has
+and nobody was promised belongs to the root. Amounts are thousandths of a GPU; a row is a flavor, or "*" for all of
+them. `charge` and `release` are exact inverses. Knows no gangs and no nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmsched.core.configuration import Configuration, Quota
+
+ROOT = ""
+UNLIMITED = 1 << 60
+
+
+class Branch:
+    """A queue or a cohort in the tree, for one row (flavor)."""
+
+    __slots__ = ("children", "kept", "name", "parent", "quota", "subtree", "used")
+
+    def __init__(self, name: str, quota: Quota, parent: Branch | None) -> None:
+        self.name = name
+        self.quota = quota
+        self.parent = parent
+        self.children: list[Branch] = []
+        self.subtree = quota.nominal_milli
+        self.kept = 0
+        self.used = 0
+        if parent is not None:
+            parent.children.append(self)
+
+    def settle(self) -> None:
+        """Compute subtree quota and what is kept, leaves first."""
+        self.subtree = self.quota.nominal_milli
+        for child in self.children:
+            child.settle()
+            self.subtree += child.subtree - child.kept
+        limit = self.quota.lending_limit_milli
+        self.kept = 0 if self.parent is None or limit is None else max(0, self.subtree - limit)
+
+    def available(self) -> int:
+        """What may still be taken here; negative when more is in use than was promised."""
+        if self.parent is None:
+            return self.subtree - self.used
+        above = self.parent.available()
+        limit = self.quota.borrowing_limit_milli
+        if limit is not None:
+            lent_up = self.subtree - self.kept
+            above = min(above, lent_up - max(0, self.used - self.kept) + limit)
+        return max(0, self.kept - self.used) + above
+
+    def most(self) -> int:
+        """What could be taken here if everybody else used nothing."""
+        if self.parent is None:
+            return self.subtree
+        above = self.parent.most()
+        limit = self.quota.borrowing_limit_milli
+        if limit is not None:
+            above = min(above, self.subtree - self.kept + limit)
+        return self.kept + above
+
+    def charge(self, amount: int) -> None:
+        beyond = amount - max(0, self.kept - self.used)
+        self.used += amount
+        if self.parent is not None and beyond > 0:
+            self.parent.charge(beyond)
+
+    def release(self, amount: int) -> None:
+        beyond = min(amount, self.used - self.kept)
+        self.used -= amount
+        if self.parent is not None and beyond > 0:
+            self.parent.release(beyond)
+
+    def borrowed(self) -> int:
+        return max(0, self.used - self.subtree)
+
+
+class QuotaTree:
+    """One tree per row. `cluster` is the GPUs per flavor, in thousandths: what nobody was promised goes to the root."""
+
+    def __init__(self, configuration: Configuration, cluster: Mapping[str, int]) -> None:
+        self.enforced = any(queue.quotas for queue in configuration.queues)
+        self.queues = {queue.name: queue for queue in configuration.queues}
+        self.rows: dict[str, dict[str, Branch]] = {}
+        self._row_of: dict[tuple[str, str], str] = {}
+        every = [quotas for queue in configuration.queues for quotas in queue.quotas]
+        every += [quotas for cohort in configuration.cohorts for quotas in cohort.quotas]
+        named = dict.fromkeys(name for name, _ in every)
+        rows = [*(name for name in named if name != "*"), "*"]
+        for row in rows:
+            self.rows[row] = self._tree(configuration, row, named, cluster)
+
+    def _tree(
+        self, configuration: Configuration, row: str, named: Mapping[str, None], cluster: Mapping[str, int]
+    ) -> dict[str, Branch]:
+        def quota(pairs: tuple[tuple[str, Quota], ...]) -> Quota:
+            found = dict(pairs).get(row)
+            if found is not None:
+                return found
+            return Quota(0, 0 if pairs else None, None)  # a queue that names other flavors only may not use this one
+
+        cohorts = {cohort.name: cohort for cohort in configuration.cohorts}
+        all_quotas = [queue.quotas for queue in configuration.queues] + [c.quotas for c in configuration.cohorts]
+        promised = sum(dict(quotas).get(row, Quota()).nominal_milli for quotas in all_quotas)
+        if row == "*":  # one "*" row covers every flavor that has no row of its own, or all when mixed
+            present = sum(gpus for flavor, gpus in sorted(cluster.items()) if flavor not in named)
+        else:
+            present = cluster.get(row, 0)
+        branches = {ROOT: Branch(ROOT, Quota(max(0, present - promised)), None)}
+
+        def branch(name: str) -> Branch:
+            found = branches.get("cohort:" + name)
+            if found is None:
+                cohort = cohorts.get(name)
+                parent = branch(cohort.parent) if cohort and cohort.parent else branches[ROOT]
+                own = dict(cohort.quotas).get(row, Quota()) if cohort else Quota()
+                found = branches["cohort:" + name] = Branch("cohort:" + name, own, parent)
+            return found
+
+        for cohort in configuration.cohorts:
+            branch(cohort.name)
+        for queue in configuration.queues:
+            parent = branch(queue.cohort) if queue.cohort else branches[ROOT]
+            branches["queue:" + queue.name] = Branch("queue:" + queue.name, quota(queue.quotas), parent)
+        branches[ROOT].settle()
+        return branches
+
+    def row_of(self, queue: str, flavor: str | None) -> str:
+        key = (queue, flavor or "")
+        row = self._row_of.get(key)
+        if row is None:
+            listed = dict(self.queues[queue].quotas) if queue in self.queues else {}
+            row = flavor if flavor and (flavor in listed or (not listed and flavor in self.rows)) else "*"
+            if row == "*" and "*" not in listed and listed and flavor in self.rows:
+                row = str(flavor)
+            self._row_of[key] = row
+        return row
+
+    def branch(self, queue: str, flavor: str | None) -> Branch | None:
+        return self.rows[self.row_of(queue, flavor)].get("queue:" + queue)
+
+    def charge(self, queue: str, flavor: str | None, amount: int) -> None:
+        found = self.branch(queue, flavor)
+        if found is not None:
+            found.charge(amount)
+
+    def release(self, queue: str, flavor: str | None, amount: int) -> None:
+        found = self.branch(queue, flavor)
+        if found is not None:
+            found.release(amount)
+
+    def available(self, queue: str, flavor: str | None) -> int:
+        if not self.enforced:
+            return UNLIMITED
+        found = self.branch(queue, flavor)
+        return found.available() if found is not None else 0
+
+    def most(self, queue: str, flavor: str | None) -> int:
+        if not self.enforced:
+            return UNLIMITED
+        found = self.branch(queue, flavor)
+        return found.most() if found is not None else 0

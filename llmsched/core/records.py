@@ -1,0 +1,191 @@
+"""What the state keeps about each workload, gang and queue. Plain records; only `State.apply` writes to them.
+
+Times are stamps in seconds, amounts thousandths of a GPU. Fields that are caches (never part of the digest) say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmsched.core.explain import Reason
+from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
+from llmsched.core.resources import ZERO, Resources
+from llmsched.core.waiting import Shape
+from llmsched.core.workload import Placed, Placement, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Nomination:
+    """Capacity promised to a waiting gang while `victims` leave."""
+
+    placement: Placement
+    victims: tuple[str, ...]
+    at: float
+
+
+@dataclass(slots=True)
+class GangState:
+    """One gang. `spec` is the version of the workload it was made from; `held` is what it holds on nodes right now."""
+
+    id: str
+    workload_id: str
+    index: int
+    spec: Workload
+    submitted_at: float
+    revision: int = 0
+    status: Status = Status.QUEUED
+    size: int = 0
+    placement: Placement | None = None
+    held: Placement = ()  # the union of old and new while it resizes
+    attempt: int = 0
+    restarts: int = 0  # failures and losses, not preemptions
+    failures: int = 0  # in a row without running: lengthens the back-off
+    preemptions: int = 0
+    evicted_at: tuple[float, ...] = ()  # of the last hour
+    queued_since: float = 0.0
+    launched_at: float | None = None
+    started_at: float | None = None  # first fact that this attempt runs
+    resized_at: float | None = None
+    not_before: float = 0.0
+    wanted_size: int | None = None  # a user's `scale`
+    message: str = ""
+    nomination: Nomination | None = None
+    leaving: str = ""  # while VACATING: the event that follows Released ("released", "ended", "stopped")
+    vacate_reason: str = ""
+    beneficiary: str = ""
+    lost_members: bool = False
+    checkpoint_at: float | None = None
+    fraction: float | None = None
+    work_left: float | None = None  # seconds at min_size, as of `progress_at`
+    progress_at: float = 0.0
+    served_s: float = 0.0  # seconds in service of ended attempts
+    served_gpu_s: float = 0.0  # GPU-seconds of the same
+    adapters: dict[str, str] = field(default_factory=dict)
+    adapter_errors: dict[str, str] = field(default_factory=dict)
+    blocked_by: str = ""  # why it is parked: "dependency" or "backoff"
+    shape: Shape | None = field(default=None, repr=False)  # cache: its class among the waiting
+    own_reason: Reason | None = field(default=None, repr=False)  # beside the journal, not in the digest
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it waits; gangs of one shape share the answer."""
+        if self.status is not Status.QUEUED:
+            return None
+        return self.own_reason or (self.shape.reason if self.shape is not None else None)
+
+    def is_active(self) -> bool:
+        return self.status in ACTIVE
+
+    def is_holding(self) -> bool:
+        return self.status in HOLDING
+
+    def is_ended(self) -> bool:
+        return self.status in TERMINAL
+
+    def gpus_milli(self) -> int:
+        return gpus_of(self.spec, self.held)
+
+
+@dataclass(slots=True)
+class WorkloadState:
+    workload: Workload
+    submitted_at: float
+    gangs: list[str]  # live and ended, in order of index
+    known: Mapping[str, GangState] = field(repr=False)
+    revision: int = 0
+    wanted_replicas: int = 1
+    scaled_by_user: bool = False
+    next_index: int = 0
+    cancelled: bool = False
+    outcome: str = ""  # succeeded | failed | cancelled, once ended
+    finished_at: float | None = None
+    message: str = ""
+    artifact: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    load: tuple[float, float, float] | None = None  # ongoing, queued, at
+    memory: str = ""  # the autoscaler's
+    next_run_at: float | None = None  # of its schedule
+    last_run: int = 0
+
+    @property
+    def phase(self) -> str:
+        if self.outcome:
+            return self.outcome
+        if self.cancelled:
+            return "stopping"
+        gangs = [self.known[gang] for gang in self.gangs]
+        if self.workload.kind == "serve":
+            running = sum(gang.status in (Status.RUNNING, Status.RESIZING) for gang in gangs)
+            if running >= max(self.workload.min_replicas, 1 if self.wanted_replicas else 0):
+                return "running"
+            return "starting" if running or any(g.status is Status.LAUNCHING for g in gangs) else "waiting"
+        words = {
+            Status.QUEUED: "waiting",
+            Status.LAUNCHING: "starting",
+            Status.RUNNING: "running",
+            Status.RESIZING: "resizing",
+            Status.VACATING: "stopping",
+        }
+        return next((words[gang.status] for gang in gangs if gang.status in words), "waiting")
+
+
+@dataclass(slots=True)
+class QueueUse:
+    """What a queue holds now, and its use in the past decayed by half-lives (GPU-milli-seconds; scores only)."""
+
+    gpus_milli: int = 0
+    cpus_milli: int = 0
+    memory_bytes: int = 0
+    fixed_milli: int = 0  # of gpus_milli, held by work that may not be preempted
+    decayed: float = 0.0
+    decayed_at: float = 0.0
+
+
+def amount_of(workload: Workload, placed: Placed) -> Resources:
+    """What one placed bundle takes on its node."""
+    for group in workload.groups:
+        if group.name == placed.group:
+            return group.options[min(placed.option, len(group.options) - 1)].resources
+    return ZERO
+
+
+def gpus_of(workload: Workload, placement: Placement) -> int:
+    """Thousandths of GPUs of a placement."""
+    if len(workload.groups) == 1:
+        options = workload.groups[0].options
+        if len(options) == 1:
+            return options[0].resources.gpus_milli * len(placement)
+    return sum(amount_of(workload, placed).gpus_milli for placed in placement)
+
+
+def size_of(workload: Workload, placement: Placement) -> int:
+    """How many bundles of the first (elastic) group a placement has."""
+    if len(workload.groups) == 1:
+        return len(placement)
+    first = workload.groups[0].name
+    return sum(placed.group == first for placed in placement)
+
+
+def speed(workload: Workload, size: int) -> float:
+    """Progress per second at `size`, relative to min_size; linear where nothing is known, between known sizes too."""
+    if not workload.speedup:
+        return size / workload.min_size
+    below: tuple[int, float] | None = None
+    for known, rate in workload.speedup:
+        if known == size:
+            return rate
+        if known > size:
+            if below is None:
+                return rate * size / known
+            low, low_rate = below
+            return low_rate + (rate - low_rate) * (size - low) / (known - low)
+        below = (known, rate)
+    return below[1] if below else 1.0  # beyond the last known size nothing more is gained
+
+
+def allowed_sizes(workload: Workload) -> tuple[int, ...]:
+    """Every size this gang may have, ascending."""
+    if workload.sizes:
+        return workload.sizes
+    return tuple(range(workload.min_size, workload.max_size + 1, max(1, workload.step)))

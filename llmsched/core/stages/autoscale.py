@@ -1,0 +1,30 @@
+"""Load becomes wanted replicas: asks the autoscaling policy for every endpoint that has a range."""
+
+from __future__ import annotations
+
+from llmsched.core.decisions import Scale
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Autoscaling, View
+from llmsched.core.trial import Trial
+
+LOOK_AGAIN_S = 1.0  # while a delay runs
+
+
+def run(trial: Trial, plan: Plan, policy: Autoscaling, view: View) -> None:
+    state = trial.state
+    for name in state.serving:
+        record = state.workloads[name]
+        spec = record.workload
+        if spec.autoscaling is None or record.cancelled:
+            continue
+        if record.load is None and not spec.autoscaling.bounds and spec.min_replicas <= record.wanted_replicas:
+            continue
+        if record.scaled_by_user and record.load is None:
+            continue
+        replicas, memory = policy.wanted(record, record.memory, view)
+        replicas = max(replicas, 0)
+        if memory:
+            plan.wake(plan.at + LOOK_AGAIN_S)
+        if replicas != record.wanted_replicas or memory != record.memory:
+            why = f"load asks for {replicas}" if replicas != record.wanted_replicas else "load changed side"
+            plan.decisions.append(Scale(name, replicas, memory, why))

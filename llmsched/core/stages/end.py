@@ -1,0 +1,131 @@
+"""What must end or move, whatever else waits: cancelled work, spent limits, lost members, old revisions, leaving nodes.
+
+Nothing here frees capacity within the pass: an attempt holds what it holds until it says Released.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
+from llmsched.core.lifecycle import Status
+from llmsched.core.plan import Plan
+from llmsched.core.policy import View
+from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.resources import MILLI
+from llmsched.core.state import State
+from llmsched.core.trial import Trial
+
+
+def run(trial: Trial, plan: Plan, view: View) -> None:
+    state = trial.state
+    leaving: dict[str, None] = {}
+    for name in state.troubled:
+        gang = state.gangs.get(name)
+        if gang is not None:
+            _gang(state, plan, gang, leaving)
+        elif name in state.workloads:
+            _serve(state, plan, state.workloads[name], leaving)
+    for name in state.timed:
+        if name not in leaving:
+            _limits(plan, state.gangs[name], view, leaving)
+    for name in state.scheduled:
+        _schedule(state, plan, state.workloads[name])
+    trial.leaving.update(leaving)
+
+
+def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -> None:
+    record = state.workloads[gang.workload_id]
+    if gang.status is Status.QUEUED:
+        if gang.blocked_by == "dependency":
+            broken = [
+                name for name in gang.spec.after
+                if (known := state.workloads.get(name)) and known.outcome in ("failed", "cancelled")
+            ]  # fmt: skip
+            if broken:
+                verb = "failed" if state.workloads[broken[0]].outcome == "failed" else "was cancelled"
+                why = f"gave up: {broken[0]}, which it comes after, {verb}"
+                plan.decisions.append(GiveUp(gang.id, "dependency", why))
+        return
+    if not gang.is_active():
+        return
+    leaving[gang.id] = None
+    grace = gang.spec.grace_s
+    if record.cancelled and record.workload.kind == "serve":
+        plan.decisions.append(Drain(gang.id, gang.attempt, grace, record.message))
+    elif record.cancelled:
+        plan.decisions.append(Stop(gang.id, gang.attempt, grace, "cancelled", record.message))
+    elif gang.lost_members:
+        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "node_lost", "", gang.message))
+    elif gang.revision != record.revision and record.workload.kind != "serve":
+        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", "its spec changed"))
+    elif drained := next((p.node for p in gang.held if p.node in state.nodes and state.nodes[p.node].draining), None):
+        node = state.nodes[drained]
+        if node.deadline is not None:
+            grace = max(0.0, min(grace, node.deadline - state.now))
+        why = f"node {node.node.name or drained} is about to leave"
+        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "spot_notice", "", why))
+    else:
+        del leaving[gang.id]
+
+
+def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:
+    """Drain replicas that are not wanted any more, roll out a new revision one by one, load published adapters."""
+    if record.outcome or record.cancelled:
+        return
+    live = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
+    wanted = record.wanted_replicas
+    old = [gang for gang in live if gang.revision != record.revision]
+    ready = sum(g.revision == record.revision and g.status is Status.RUNNING for g in live)
+    surplus = len(live) - wanted if not old else 0
+    if old:  # an old replica may go once the new ones that run and the other old ones make up the number wanted
+        surplus = min(len(old), ready + len(old) - wanted)
+        candidates = old
+        why = "a new version has taken its place"
+    else:
+        candidates, why = live, f"{wanted} replicas are wanted now"
+    worst_first = sorted(candidates, key=lambda g: (g.status is Status.RUNNING, -g.index))
+    for gang in worst_first[: max(surplus, 0)]:
+        leaving[gang.id] = None
+        plan.decisions.append(Drain(gang.id, gang.attempt, gang.spec.grace_s, why))
+    for published in state.publications.get(record.workload.id, {}).values():
+        if published.kind != "adapter":
+            continue
+        for gang in live:
+            stays = gang.status is Status.RUNNING and gang.id not in leaving
+            if stays and gang.adapters.get(published.name) != published.uri:
+                plan.decisions.append(LoadAdapter(gang.id, gang.attempt, published.name, published.uri))
+
+
+def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -> None:
+    """Stop what has run too long, past its deadline or over its budget."""
+    spec = gang.spec
+    if not gang.is_active():
+        return
+    ends: list[tuple[float, str, str]] = []
+    if spec.max_runtime_s is not None and gang.started_at is not None:
+        ends.append((gang.started_at - gang.served_s + spec.max_runtime_s, "max_runtime", "over its max_runtime"))
+    if spec.deadline is not None:
+        ends.append((spec.deadline, "deadline", "past its deadline"))
+    if spec.budget_gpu_s is not None and gang.started_at is not None:
+        rate = max(gang.gpus_milli(), 1) / MILLI
+        left = (spec.budget_gpu_s - view.attained_gpu_s(gang)) / rate
+        ends.append((plan.at + left, "budget", f"over its budget of {spec.budget_gpu_s / 3600:g} GPU hours"))
+    for at, reason, why in sorted(ends):
+        if at <= plan.at:
+            leaving[gang.id] = None
+            plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, f"stopped: {why}"))
+            return
+        plan.wake(at)
+
+
+def _schedule(state: State, plan: Plan, record: WorkloadState) -> None:
+    """Start run N+1 when its schedule is due; skip it while the run before goes on, unless overlaps are allowed."""
+    due = record.next_run_at
+    if due is None:
+        return
+    if due > plan.at:
+        plan.wake(due)
+        return
+    spec = record.workload
+    last = state.workloads.get(f"{spec.name}@{record.last_run}", record)
+    skipped = spec.overlap == "skip" and not last.outcome
+    plan.decisions.append(RunAgain(spec.id, record.last_run if skipped else record.last_run + 1))

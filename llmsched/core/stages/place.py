@@ -1,0 +1,376 @@
+"""Find nodes for a whole gang, now: options in order, one domain if asked, quota, then the policy's choice of node.
+
+All bundles or none. A gang that fits on one node goes on one node; a larger one takes the emptiest nodes and leaves
+the remainder where it fits best. Returns the placement, or why not (`Refused`), with counts. Takes nothing for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from llmsched.core.capacity import NodeState
+from llmsched.core.policy import Placing, View
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Group, Placed, Placement, Workload
+
+NODES_SCORED = 16  # per bucket of equally free nodes; they differ only in CPUs, memory and shares
+
+
+class Refused(NamedTuple):
+    """Why no placement was found. `counts` are (what, number of nodes)."""
+
+    code: str
+    message: str
+    counts: tuple[tuple[str, int], ...] = ()
+    next_change: str = ""
+
+
+def find(trial: Trial, gang: GangState, size: int, policy: Placing, view: View, only: int = -1) -> Placement | Refused:
+    """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota."""
+    spec = gang.spec
+    refused: Refused | None = None
+    for option in range(max(len(group.options) for group in spec.groups)):
+        found = _with_option(trial, spec, size, option, policy, view, only)
+        if isinstance(found, Refused):
+            refused = found if refused is None or _rank(found) > _rank(refused) else refused
+        else:
+            return found
+    assert refused is not None
+    return refused
+
+
+def _rank(refused: Refused) -> int:
+    """The reason nearest to a start is the one to tell."""
+    return ("impossible", "over_limit", "quota", "nodes", "topology", "fragmentation").index(refused.code)
+
+
+def eligible(trial: Trial, spec: Workload, option: int) -> int:
+    """Nodes that may ever hold this gang's first group with this option: flavor, labels, spot; not draining."""
+    capacity = trial.state.capacity
+    mask = capacity.open
+    flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+    if flavor is not None:
+        mask &= capacity.by_flavor.get(flavor, 0)
+    if spec.node_labels:
+        mask &= capacity.with_labels(spec.node_labels)
+    if spec.use_spot is not None:
+        spot = capacity.with_labels((("llmsched.io/spot", "true"),))
+        mask &= spot if spec.use_spot else ~spot
+    return mask
+
+
+def need_milli(spec: Workload, size: int, option: int) -> int:
+    """Thousandths of GPUs the whole gang takes at `size`."""
+    total = 0
+    for number, group in enumerate(spec.groups):
+        count = size if number == 0 else group.count
+        total += count * group.options[min(option, len(group.options) - 1)].resources.gpus_milli
+    return total
+
+
+def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -> Refused | None:
+    """Why quota forbids taking `need` more of a flavor, if it does. Work that may not be preempted may not borrow."""
+    quota = trial.state.quota
+    if not quota.enforced or not need:
+        return None
+    branch = quota.branch(spec.queue, flavor)
+    if branch is None or need > branch.available():
+        free = max(0, branch.available()) if branch else 0
+        used, own = (branch.used, branch.subtree) if branch else (0, 0)
+        lent = max(0, used - own)
+        borrowed = f", {gpus(lent)} of them borrowed" if lent else ""
+        return Refused(
+            "quota",
+            f'queue "{spec.queue}" uses {gpus(used)} GPUs (its own: {gpus(own)}{borrowed}) and may take '
+            f"{gpus(free)} more; this gang needs {gpus(need)}",
+            (("quota_free_milli", free), ("needed_milli", need)),
+            f"{gpus(need - free)} GPUs of quota are released",
+        )
+    if not spec.preemptible:
+        use = trial.state.use.get(spec.queue)
+        fixed = use.fixed_milli if use else 0
+        if fixed + need > branch.quota.nominal_milli:
+            return Refused(
+                "quota",
+                f'work that may not be preempted may not borrow: queue "{spec.queue}" owns '
+                f"{gpus(branch.quota.nominal_milli)} GPUs, {gpus(fixed)} of them are held by such work, and this gang "
+                f"needs {gpus(need)}",
+                (("needed_milli", need),),
+                "set preemption.enabled: true, or raise the nominal quota",
+            )
+    return None
+
+
+def gpus(milli: int) -> str:
+    """12 or 0.5: thousandths as people write them."""
+    return str(milli // MILLI) if milli % MILLI == 0 else f"{milli / MILLI:g}"
+
+
+def _with_option(
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, only: int
+) -> Placement | Refused:
+    capacity = trial.state.capacity
+    flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+    mask = eligible(trial, spec, option) & only
+    need = need_milli(spec, size, option)
+    if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
+        only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
+        refused = quota_refusal(trial, spec, only_flavor, need)
+        found = refused or _in_domains(trial, spec, size, option, policy, view, mask)
+    else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
+        found = Refused("nodes", "no node")
+        for name, of_flavor in (*capacity.by_flavor.items(), (None, -1)):
+            if name is None and of_flavor != -1:
+                continue  # nodes without an accelerator
+            refused = quota_refusal(trial, spec, name, need) if of_flavor != -1 else None
+            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor)
+            if not isinstance(found, Refused):
+                break
+    if isinstance(found, Refused) and found.code != "quota":
+        return _explain(trial, spec, size, option, mask, found)
+    return found
+
+
+def _in_domains(
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int
+) -> Placement | Refused:
+    """Required domain first, inside it the preferred one; without a wish anywhere."""
+    required, preferred = spec.topology.required, spec.topology.preferred
+    if required is None and preferred is None:
+        return fill(trial, spec, size, option, policy, view, mask)
+    capacity = trial.state.capacity
+    if required is not None:
+        outer = [members & mask for members in capacity.domains(required).values()]
+        outer = _fullest_first(trial, [domain for domain in outer if domain])
+    else:
+        outer = [mask]
+    if preferred is not None:
+        for domain in outer:
+            inner = [members & domain for members in capacity.domains(preferred).values()]
+            for part in _fullest_first(trial, [p for p in inner if p]):
+                found = fill(trial, spec, size, option, policy, view, part)
+                if not isinstance(found, Refused):
+                    return found
+    for domain in outer:
+        found = fill(trial, spec, size, option, policy, view, domain)
+        if not isinstance(found, Refused):
+            return found
+    return Refused("topology" if required is not None else "nodes", "no domain has room")
+
+
+def _fullest_first(trial: Trial, domains: list[int]) -> list[int]:
+    """Domains with least free GPUs first, so that large ones stay whole; ties by name (the given order)."""
+    capacity = trial.state.capacity
+    return sorted(domains, key=capacity.free_gpus)
+
+
+def fill(
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int
+) -> Placement | Refused:
+    """Every group of the gang on nodes of `mask`, or Refused. Bundles of one group side by side, in rank order."""
+    if len(spec.groups) == 1 and spec.groups[0].topology is None:
+        group = spec.groups[0]
+        chosen = _spread_out(trial, group, size, option, policy, view, mask)
+        if chosen is None:
+            return Refused("nodes", "not enough room")
+        return _placed(group, option, chosen)
+    placement: list[Placed] = []
+    capacity = trial.state.capacity
+    undo: list[tuple[str, Resources, int]] = []
+    try:
+        for number, group in enumerate(spec.groups):
+            count = size if number == 0 else group.count
+            resources = group.options[min(option, len(group.options) - 1)].resources
+            part = mask
+            flavor = group.options[min(option, len(group.options) - 1)].flavor
+            if number:
+                part = eligible(trial, _only_group(spec, group), option)
+            elif flavor is not None:
+                part &= capacity.by_flavor.get(flavor, 0)
+            chosen = None
+            wish = group.topology
+            if wish is not None and (wish.required or wish.preferred):
+                domains = capacity.domains(wish.required or wish.preferred or "node")
+                for domain in _fullest_first(trial, [m & part for m in domains.values() if m & part]):
+                    chosen = _spread_out(trial, group, count, option, policy, view, domain)
+                    if chosen is not None:
+                        break
+            if chosen is None and (wish is None or wish.required is None):
+                chosen = _spread_out(trial, group, count, option, policy, view, part)
+            if chosen is None:
+                return Refused("nodes", f'not enough room for group "{group.name}"')
+            for placed in _placed(group, option, chosen):
+                placement.append(placed)
+                capacity.change(placed.node, resources, placed.gpu_index, 1)
+                undo.append((placed.node, resources, placed.gpu_index))
+    finally:
+        for node, resources, device in reversed(undo):
+            capacity.change(node, resources, device, -1)
+    return tuple(placement)
+
+
+def _only_group(spec: Workload, group: Group) -> Workload:
+    return replace(spec, groups=(group,))
+
+
+def _placed(group: Group, option: int, chosen: list[tuple[NodeState, int]]) -> Placement:
+    index = min(option, len(group.options) - 1)
+    resources = group.options[index].resources
+    if resources.gpus_milli % MILLI == 0:
+        placed: list[Placed] = []
+        for node, count in chosen:
+            placed += [Placed(group.name, node.node.id, index)] * count
+        return tuple(placed)
+    shares = []
+    for node, count in chosen:  # each share gets a device, as if the ones before it were taken
+        for _ in range(count):
+            device = node.device_for(resources.gpus_milli)
+            shares.append((Placed(group.name, node.node.id, index, device), node, device))
+            node.change(resources, device, 1)
+    for _, node, device in reversed(shares):
+        node.change(resources, device, -1)
+    return tuple(placed_share for placed_share, _, _ in shares)
+
+
+def _spread_out(
+    trial: Trial, group: Group, count: int, option: int, policy: Placing, view: View, mask: int
+) -> list[tuple[NodeState, int]] | None:
+    """(node, bundles there) for `count` bundles of a group; None when they do not all fit."""
+    capacity = trial.state.capacity
+    need = group.options[min(option, len(group.options) - 1)].resources
+    whole = need.gpus_milli // MILLI
+    if count == 0:
+        return []
+    candidates = mask & capacity.with_free(whole) if whole else mask
+    if need.gpus_milli and not whole:
+        candidates &= capacity.with_free(1) | capacity.shared
+    if policy.walk < 0:
+        return _one_by_one(trial, need, count, policy, view, candidates)
+    if whole and need.gpus_milli % MILLI == 0 and count * whole > capacity.free_gpus(candidates):
+        return None
+    node = _best(trial, need, count, policy, view, candidates)
+    if node is not None:
+        return [(node, count)]
+    if count == 1:
+        return None
+    chosen: list[tuple[NodeState, int]] = []
+    left = count
+    for k in range(len(capacity.by_free) - 1, -1, -1):  # emptiest nodes first
+        for node in capacity.nodes(capacity.by_free[k] & candidates):
+            room = node.room(need, left)
+            if not room:
+                continue
+            if room >= left:  # the remainder: where it fits best
+                best = _best(trial, need, left, policy, view, candidates)
+                chosen.append((best or node, left))
+                return chosen
+            chosen.append((node, room))
+            candidates &= ~(1 << node.slot)
+            left -= room
+    return None
+
+
+def _best(trial: Trial, need: Resources, count: int, policy: Placing, view: View, candidates: int) -> NodeState | None:
+    """The node that holds all `count` bundles and scores highest; ties by slot."""
+    capacity = trial.state.capacity
+    buckets = len(capacity.by_free)
+    least = need.gpus_milli * count // MILLI if need.gpus_milli >= MILLI else 0
+    order = range(least, buckets) if policy.walk >= 0 else range(buckets - 1, least - 1, -1)
+    best: NodeState | None = None
+    best_score = 0
+    for k in order:
+        mask = capacity.by_free[k] & candidates
+        if not mask:
+            continue
+        seen = 0
+        for node in capacity.nodes(mask):
+            if node.room(need, count) < count:
+                continue
+            score = policy.score(need, node, view)
+            if best is None or score > best_score:
+                best, best_score = node, score
+            seen += 1
+            if policy.walk and seen >= NODES_SCORED:
+                break
+        if best is not None and policy.walk and need.gpus_milli:
+            return best
+    return best
+
+
+def _one_by_one(
+    trial: Trial, need: Resources, count: int, policy: Placing, view: View, candidates: int
+) -> list[tuple[NodeState, int]] | None:
+    """Each bundle on the best node for it alone, given those before it."""
+    capacity = trial.state.capacity
+    taken: list[tuple[NodeState, int]] = []
+    chosen: dict[str, tuple[NodeState, int]] = {}
+    try:
+        for _ in range(count):
+            node = _best(trial, need, 1, policy, view, candidates)
+            if node is None:
+                return None
+            device = node.device_for(need.gpus_milli)
+            capacity.change(node.node.id, need, device, 1)
+            taken.append((node, device))
+            chosen[node.node.id] = (node, chosen.get(node.node.id, (node, 0))[1] + 1)
+    finally:
+        for node, device in reversed(taken):
+            capacity.change(node.node.id, need, device, -1)
+    return list(chosen.values())
+
+
+def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, found: Refused) -> Refused:
+    """Count what each filter refused, from the widest to the narrowest."""
+    capacity = trial.state.capacity
+    group = spec.groups[0]
+    wish = group.options[min(option, len(group.options) - 1)]
+    everything = capacity.all.bit_count()
+    counts: list[tuple[str, int]] = [("nodes", everything)]
+    if not everything:
+        return Refused("nodes", "the cluster has no nodes yet", (("nodes", 0),), "a node joins")
+    other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
+    if other:
+        counts.append(("other flavor", other))
+    fitting = rooms = 0
+    for node in capacity.nodes(mask):
+        room = node.room(wish.resources, size)
+        fitting += room > 0
+        rooms += room
+    busy = mask.bit_count() - fitting
+    if busy:
+        counts.append(("busy", busy))
+    counts.append(("with room", fitting))
+    closed = everything - other - mask.bit_count()
+    if closed > 0:
+        counts.append(("not allowed", closed))
+    what = f"needs {size} x {describe(wish.resources, wish.flavor)}"
+    code = found.code
+    if code == "topology":
+        level = spec.topology.required or "domain"
+        best = 0
+        for name, members in capacity.domains(level).items():
+            here = sum(node.room(wish.resources, size) for node in capacity.nodes(members & mask))
+            best = max(best, min(here, size))
+            counts.append((f"{level} {name}", min(here, size)))
+        counts.append(("needed", size))
+        message = f"{what} in one {level}; at most {best} fit in any"
+        return Refused(code, message, tuple(counts), f"set topology: any, or free {size - best} in one {level}")
+    free = capacity.free_gpus(mask) * MILLI
+    need = size * wish.resources.gpus_milli
+    if need and free >= need and rooms < size:
+        message = f"{what}; {gpus(free)} GPUs are free but only {rooms} such bundles fit on single nodes"
+        return Refused("fragmentation", message, tuple(counts), f"{size - rooms} more bundles fit on single nodes")
+    message = f"{what}; {rooms} fit now on {everything} node{'s' if everything > 1 else ''}"
+    return Refused("nodes", message, tuple(counts), f"room for {max(size - rooms, 1)} more is released")
+
+
+def describe(resources: Resources, flavor: str | None) -> str:
+    """What one bundle takes, for people: `2 A100`, `0.5 GPU`, `4 CPU`."""
+    if resources.gpus_milli:
+        return f"{gpus(resources.gpus_milli)} {flavor or 'GPU'}"
+    if resources.cpus_milli:
+        return f"{gpus(resources.cpus_milli)} CPU"
+    return "a place"

@@ -1,0 +1,67 @@
+"""What-if without copying the world: take and release on the real ledgers, and undo back to a mark.
+
+A pass works inside one Trial. Whatever it took and released is undone when the trial closes, so that `decide` leaves
+the state exactly as it found it; the decisions are applied afterwards. Knows no rule and no policy.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from llmsched.core.records import GangState
+from llmsched.core.state import State, charge
+from llmsched.core.workload import Placement
+
+
+class Trial:
+    """`taken` and `released` say what this pass thinks of gangs, over what the state says."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.now = state.now
+        self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
+        self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
+        self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rollback(0)
+
+    def held(self, gang: GangState) -> Placement:
+        found = self.placements.get(gang.id)
+        return gang.held if found is None else found
+
+    def hold(self, gang: GangState, placement: Placement) -> None:
+        """Make the gang hold exactly `placement` for the rest of the trial (() lets go of everything)."""
+        before = self.held(gang)
+        if before:
+            charge(self.state, gang, before, -1)
+            self._log.append((gang, before, 1, self.placements.get(gang.id)))
+        if placement:
+            charge(self.state, gang, placement, 1)
+            self._log.append((gang, placement, -1, self.placements.get(gang.id)))
+        self.placements[gang.id] = placement
+
+    def unpromise(self, gang: GangState) -> None:
+        """Take a nomination out of the ledgers for the rest of the trial."""
+        if gang.nomination is not None:
+            charge(self.state, gang, gang.nomination.placement, -1, promise=True)
+            self._log.append((gang, gang.nomination.placement, 2, self.placements.get(gang.id)))
+
+    def mark(self) -> int:
+        return len(self._log)
+
+    def rollback(self, mark: int) -> None:
+        """Undo everything since `mark`, newest first."""
+        while len(self._log) > mark:
+            gang, placement, sign, before = self._log.pop()
+            charge(self.state, gang, placement, 1 if sign > 0 else -1, promise=sign == 2)
+            if sign != 2:
+                if before is None:
+                    self.placements.pop(gang.id, None)
+                else:
+                    self.placements[gang.id] = before

@@ -1,0 +1,138 @@
+"""The gangs that may start now, by shape: gangs of one queue that ask for the same thing are one class.
+
+A pass looks at the head of each class only. What is refused to one is refused to all of its class, and the reason is
+written once. Inside a class gangs are sorted by the ordering policy's key when that key cannot change while a gang
+waits (`attach`), else by age. Knows nothing of capacity.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmsched.core.explain import Reason
+from llmsched.core.workload import Workload
+
+if TYPE_CHECKING:
+    from llmsched.core.records import GangState
+
+Key = tuple[Any, ...]
+
+
+class Shape:
+    """One class of waiting gangs. `entries` are (key, gang id), sorted."""
+
+    __slots__ = (
+        "entries",
+        "examined",
+        "flavors",
+        "least_gpus",
+        "least_total",
+        "queue",
+        "reason",
+        "sample",
+        "serial",
+        "wake_at",
+    )
+
+    def __init__(self, sample: Workload, serial: int) -> None:
+        self.sample = sample
+        self.queue = sample.queue
+        self.serial = serial
+        self.entries: list[tuple[Key, str]] = []
+        self.reason: Reason | None = None
+        self.examined: tuple[int, ...] | None = None  # version of the state at which all of the class was refused
+        self.wake_at: float | None = None  # that refusal holds until then
+        options = sample.groups[0].options
+        self.flavors = tuple(dict.fromkeys(option.flavor for option in options))
+        self.least_gpus = min(option.resources.gpus_milli for option in options)  # one bundle of the first group
+        self.least_total = self.least_gpus * sample.min_size
+
+
+def shape_key(workload: Workload, wanted: int | None) -> Key:
+    return (
+        workload.queue,
+        workload.priority,
+        workload.groups,
+        workload.min_size,
+        workload.max_size,
+        workload.step,
+        workload.sizes,
+        workload.topology,
+        workload.node_labels,
+        workload.use_spot,
+        workload.preemptible,
+        workload.kind == "serve",
+        workload.user,
+        wanted,
+    )
+
+
+class Waiting:
+    """All waiting gangs that are not parked."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[Key, Shape] = {}
+        self.count = 0
+        self.by_queue: dict[str, int] = {}
+        self.version = 0
+        self._serial = 0
+        self._key: Callable[[GangState], Key] | None = None
+        self._owner: object = None
+        self._keys: dict[str, tuple[Shape, Key]] = {}
+
+    def attach(self, owner: object, key: Callable[[GangState], Key] | None, gangs: dict[str, GangState]) -> None:
+        """Sort by `key` from now on (None: by age). `owner` is compared by identity, so that it is done once."""
+        if owner is self._owner:
+            return
+        self._owner = owner
+        self._key = key
+        for gang_id, (shape, _) in list(self._keys.items()):
+            self._keys[gang_id] = (shape, self._sort_key(gangs[gang_id]))
+        for shape in self.shapes.values():
+            shape.entries = sorted((self._keys[gang_id][1], gang_id) for _, gang_id in shape.entries)
+
+    def detach(self) -> tuple[object, Callable[[GangState], Key] | None]:
+        """Forget the policy (it knows a view of this very state), so that the index can be copied."""
+        owner, key = self._owner, self._key
+        self._owner = self._key = None
+        return owner, key
+
+    def reattach(self, owner: object, key: Callable[[GangState], Key] | None) -> None:
+        self._owner, self._key = owner, key
+
+    def _sort_key(self, gang: GangState) -> Key:
+        age = (gang.submitted_at, gang.workload_id, gang.index)
+        return age if self._key is None else (*self._key(gang), *age)
+
+    def add(self, gang: GangState) -> None:
+        shape = gang.shape
+        if shape is None or gang.id in self._keys:
+            key = shape_key(gang.spec, gang.wanted_size)
+            shape = self.shapes.get(key)
+            if shape is None:
+                self._serial += 1
+                shape = self.shapes[key] = Shape(gang.spec, self._serial)
+            gang.shape = shape
+        sort_key = self._sort_key(gang)
+        insort(shape.entries, (sort_key, gang.id))
+        self._keys[gang.id] = (shape, sort_key)
+        self.count += 1
+        self.by_queue[shape.queue] = self.by_queue.get(shape.queue, 0) + 1
+        self.version += 1
+
+    def discard(self, gang: GangState) -> None:
+        found = self._keys.pop(gang.id, None)
+        if found is None:
+            return
+        shape, sort_key = found
+        at = bisect_left(shape.entries, (sort_key, gang.id))
+        assert shape.entries[at][1] == gang.id
+        del shape.entries[at]
+        self.count -= 1
+        self.by_queue[shape.queue] -= 1
+        self.version += 1
+
+    def __contains__(self, gang_id: str) -> bool:
+        return gang_id in self._keys

@@ -1,0 +1,84 @@
+"""What a submission would do, to itself and to others, without doing it: the same pass on a copy of the world.
+
+Used by `plan`. The pass is the real one, so a forecast and the turn that follows it agree. The state stays as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
+from llmsched.core.explain import Reason
+from llmsched.core.facts import Submitted
+from llmsched.core.policy import Policies
+from llmsched.core.records import size_of
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State
+from llmsched.core.workload import Placement, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Of one gang of a submission. `others` are (gang, what happens to it): "shrinks to 4", "preempted", "waits"."""
+
+    gang: str
+    starts_now: bool
+    placement: Placement | None
+    reason: Reason | None
+    size: int
+    others: tuple[tuple[str, str], ...] = ()
+
+
+def copy_of(state: State) -> State:
+    """A state of its own that shares only what never changes: records of workloads, nodes and configuration."""
+    memo: dict[int, object] = {id(state.configuration): state.configuration, id(state.memo): {}}
+    for gang in state.gangs.values():
+        memo[id(gang.spec)] = gang.spec
+        memo[id(gang.held)] = gang.held
+        memo[id(gang.placement)] = gang.placement
+    for record in state.workloads.values():
+        memo[id(record.workload)] = record.workload
+    for node in state.nodes.values():
+        memo[id(node.node)] = node.node
+    owner, key = state.waiting.detach()
+    try:
+        return copy.deepcopy(state, memo)
+    finally:
+        state.waiting.reattach(owner, key)
+
+
+def forecast(state: State, workloads: Sequence[Workload], policies: Policies) -> list[Forecast]:
+    """One entry per gang of `workloads`, in order, if they were submitted now; known workloads are rolled out."""
+    without = turn(copy_of(state), [], policies)
+    world = copy_of(state)
+    facts = [Submitted(state.now, w, replaces=w.id in state.workloads) for w in workloads]
+    plan = turn(world, facts, policies)
+    launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
+    promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}
+    expected = {d.gang for d in without.decisions if isinstance(d, Launch)}
+    already = {(type(d), d.gang) for d in without.decisions if isinstance(d, (Preempt, Resize, Drain))}
+    ours = [name for w in workloads for name in (world.workloads[w.id].gangs if w.id in world.workloads else [])]
+    others: list[tuple[str, str]] = []
+    for decision in plan.decisions:
+        if isinstance(decision, (Preempt, Resize, Drain)) and decision.gang not in ours:
+            if (type(decision), decision.gang) in already:
+                continue
+            if isinstance(decision, Resize):
+                size = size_of(world.gangs[decision.gang].spec, decision.placement)
+                before = state.gangs[decision.gang].size
+                others.append((decision.gang, f"{'shrinks' if size < before else 'grows'} from {before} to {size}"))
+            else:
+                others.append((decision.gang, "is preempted" if isinstance(decision, Preempt) else "is drained"))
+    others += [(name, "waits") for name in sorted(expected - set(launches)) if name not in ours]
+    found = []
+    for name in ours:
+        gang = world.gangs[name]
+        if gang.is_ended() or (name in state.gangs and state.gangs[name].is_holding()):
+            continue
+        placement = launches.get(name) or promised.get(name)
+        reason = None if name in launches else plan.reasons.get(name) or gang.reason
+        size = size_of(gang.spec, placement) if placement else gang.spec.min_size
+        found.append(Forecast(name, name in launches, placement, reason, size, tuple(others)))
+    return found

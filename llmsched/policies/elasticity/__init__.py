@@ -1,0 +1,1 @@
+"""How many workers each elastic gang should hold."""

@@ -1,0 +1,1 @@
+"""Who goes first among those waiting in one queue."""

@@ -1,0 +1,16 @@
+"""The fullest node that still fits: keeps whole nodes free for large gangs, and GPU nodes free of CPU work."""
+
+from __future__ import annotations
+
+from llmsched.core.capacity import NodeState
+from llmsched.core.policy import View
+from llmsched.core.resources import Resources
+
+
+class Pack:
+    walk = 1
+
+    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
+        if not bundle.gpus_milli:
+            return -node.total_gpus
+        return -(node.free_whole * 1000 + sum(1000 - taken for taken in node.shares.values()))

@@ -1,0 +1,1 @@
+"""Which running work is cheapest to take back."""
