@@ -1,0 +1,253 @@
+"""Fine-tune a model: the loop every worker of a train gang runs. Read `run` first.
+
+Where it runs, how many there are and what to do come from the runtime's context. Any worker count gives the same
+result, also when it changes between two attempts: gradients.py sums and divides once, runtime/data.py
+cuts uneven shares.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmsched.runtime import artifact, checkpoint, data, elastic, progress
+from llmsched.runtime.context import Context, current
+from workloads.finetune.causal_lm import CausalLM
+from workloads.finetune.classification import Classification
+from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
+from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model
+from workloads.finetune.settings import Settings
+from workloads.finetune.state import read_state, write_state
+from workloads.finetune.task import Task
+from workloads.sources import BadInput, resolve_model
+
+_LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
+_AT_ONCE_IN_EVALUATION = 64
+_SPLIT_OF_TRAINING = "train"
+
+
+def run() -> None:
+    """Train as the context's spec says, from the newest checkpoint; save the result. On every worker.
+
+    Raises BadInput (the user's mistake, message only) and elastic.Stopped (asked to leave; a checkpoint is saved).
+    """
+    where = current()
+    if where.world_size > 1 and not is_distributed():
+        raise RuntimeError("several workers need torch.distributed to be initialised before the loop starts")
+    FineTune(where).run()
+
+
+class FineTune:
+    """One attempt on one worker."""
+
+    def __init__(self, where: Context) -> None:
+        self.where = where
+        self.train: dict[str, Any] = where.spec["train"]
+        self.settings = Settings.of(self.train)
+        self.device = _device()
+        _quieten(where)
+        progress.report(phase="loading")
+        base = resolve_model(self.train["base_model"], where.inputs)
+        self.tokenizer = load_tokenizer(base, self.train["base_model"])
+        self.task = _task(self.train, self.tokenizer, base, self.settings)
+        self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
+        self._check_metrics()
+        self.rows = self._samples(_SPLIT_OF_TRAINING)
+        self.held_out = self._samples(self.evaluation["on"]) if self.evaluation else []
+        self.per_epoch = data.steps_per_epoch(len(self.rows), self.settings.global_batch_size)
+        self.total = self.settings.total_steps(self.per_epoch)
+        self.metrics: dict[str, float] = {}
+        self.step = 0
+        self.saved_at = time.monotonic()
+        self._load(base)
+
+    def run(self) -> None:
+        if self.step == 0 and self.evaluation:
+            self._keep(self._evaluate(), suffix="_before")
+        self._train()
+        if self.evaluation:
+            self._keep(self._evaluate())
+        progress.report(phase="saving")
+        if self.where.rank == 0:
+            artifact.save(self._write_result)
+            artifact.metrics(**self.metrics)
+        progress.report(self.step, self.total, phase="done")
+
+    def _load(self, base: Path) -> None:
+        found = checkpoint.latest()
+        folder = checkpoint.fetch(found) if found else None
+        torch.manual_seed(self.settings.seed)  # a new head or adapter is the same on every rank
+        lora_in_half = self.settings.bf16 and self.device.type == "cuda" and self.train.get("method") == "lora"
+        dtype = torch.bfloat16 if lora_in_half else torch.float32
+        self.model = load_model(self.task, self.train, base, folder, dtype).to(self.device)
+        if self.settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.stepper = Stepper(self.model, self.task, self.settings, self.device)
+        if folder and found:
+            facts = read_state(self.stepper, folder)
+            self.step, self.metrics = int(facts["step"]), dict(facts["metrics"])
+            changed = [name for name, value in self._frame().items() if facts.get(name) != value]
+            note = f"resumed at step {self.step}, saved by {found.world_size} workers, now {self.where.world_size}"
+            progress.report(self.step, self.total, note=note + (f"; changed since: {changed}" if changed else ""))
+
+    def _train(self) -> None:
+        self.model.train()
+        loss_sum, weight_sum, since = 0.0, 0.0, time.monotonic()
+        steps = data.batches(
+            len(self.rows),
+            self.settings.global_batch_size,
+            start=self.step,
+            steps=self.total,
+            seed=self.settings.seed,
+        )
+        for step, _, mine in steps:
+            torch.manual_seed(self._seed_of(step))
+            rate = self.settings.rate(step, self.total)
+            loss, weight = self.stepper.step([self.rows[row] for row in mine], rate)
+            if not math.isfinite(loss) and not self.stepper.scaler.is_enabled():
+                raise BadInput(f"the loss became {loss} at step {step}; lower the learning_rate ({rate:g} here)")
+            self.step = step
+            loss_sum, weight_sum = loss_sum + loss * weight, weight_sum + weight
+            if step == 1 or step % self.settings.logging_steps == 0 or step == self.total:
+                took, since = time.monotonic() - since, time.monotonic()
+                progress.report(
+                    step,
+                    self.total,
+                    phase="training",
+                    loss=round(loss_sum / max(weight_sum, 1.0), 5),
+                    learning_rate=rate,
+                    epoch=round(step / self.per_epoch, 3),
+                    **{f"{self.task.unit}_per_s": round(weight_sum / max(took, 1e-9), 1)},
+                )
+                loss_sum, weight_sum = 0.0, 0.0
+            if step < self.total:
+                self._leave_if_asked()
+                if time.monotonic() - self.saved_at >= self._every_s():
+                    self._save()
+                every = self.evaluation.get("every")
+                if every and step % every == 0:
+                    self._show(self._evaluate())
+                    self.model.train()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics of the held-out rows, spread evenly over the ranks; every rank gets the same numbers."""
+        progress.report(self.step, self.total, phase="evaluating")
+        self.model.eval()
+        world, rank = self.where.world_size, self.where.rank
+        mine = self.held_out[rank::world]
+        sums = [0.0, 0.0, 0.0, 0.0]
+        rounds = -(-data.shares(len(self.held_out), world)[0] // _AT_ONCE_IN_EVALUATION)  # alike on every rank
+        for turn in range(rounds):
+            self._leave_if_asked()
+            part = mine[turn * _AT_ONCE_IN_EVALUATION : (turn + 1) * _AT_ONCE_IN_EVALUATION]
+            encoded = sorted((self.task.encode(each) for each in part), key=lambda row: len(row["input_ids"]))
+            with torch.inference_mode(), self.stepper.autocast():
+                for batch in self.stepper.batches(encoded):
+                    score = self.task.score(self.model, batch)
+                    numbers = (float(score.loss), score.weight, score.correct, score.samples)
+                    sums = [total + number for total, number in zip(sums, numbers, strict=True)]
+        loss, weight, correct, samples = sum_over_ranks(sums, self.device)
+        mean = loss / max(weight, 1.0)
+        found = {"loss": mean, "accuracy": correct / max(samples, 1.0), "perplexity": math.exp(min(mean, 100.0))}
+        return {name: round(found[name], 6) for name in self.task.metrics}
+
+    def _keep(self, numbers: Mapping[str, float], suffix: str = "") -> None:
+        """Into the receipt as eval.NAME, and shown."""
+        self.metrics |= {f"eval.{name}{suffix}": number for name, number in numbers.items()}
+        self._show(numbers, suffix)
+
+    def _show(self, numbers: Mapping[str, float], suffix: str = "") -> None:
+        progress.report(self.step, self.total, **{f"eval.{name}{suffix}": number for name, number in numbers.items()})
+
+    def _leave_if_asked(self) -> None:
+        if elastic.should_stop():
+            self._save()
+            raise elastic.Stopped(self.step)
+
+    def _save(self) -> None:
+        checkpoint.save(self.step, self._write_checkpoint, fraction=self.step / self.total)
+        self.saved_at = time.monotonic()
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        write_model(self.model, self.train, folder)
+        write_state(self.stepper, {"step": self.step, "metrics": self.metrics, **self._frame()}, folder)
+
+    def _write_result(self, folder: Path) -> None:
+        write_model(self.model, self.train, folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _frame(self) -> dict[str, int]:
+        """What gives a step number its meaning."""
+        return {
+            "rows": len(self.rows),
+            "global_batch_size": self.settings.global_batch_size,
+            "seed": self.settings.seed,
+            "total_steps": self.total,
+        }
+
+    def _every_s(self) -> float:
+        return float((self.where.spec.get("checkpoint") or {}).get("every") or 600.0)
+
+    def _seed_of(self, step: int) -> int:
+        return (self.settings.seed * 1_000_003 + step * 4_099 + self.where.rank) % 2**63
+
+    def _samples(self, split: str) -> list[Any]:
+        chosen = [each for each in self.train.get("datasets") or () if each.get("split", "train") == split]
+        if not chosen:
+            raise BadInput(f'datasets: none has "split: {split}"')
+        return self.task.samples(chosen, self.where.inputs)
+
+    def _check_metrics(self) -> None:
+        for name in self.evaluation.get("metrics") or ():
+            if name not in self.task.metrics:
+                raise BadInput(
+                    f"evaluation.metrics: {name!r} is not computed for {self.train.get('task')}; "
+                    f"expected {', '.join(self.task.metrics)}"
+                )
+
+
+def _task(train: Mapping[str, Any], tokenizer: Any, base: Path, settings: Settings) -> Task:
+    config = load_config(base, train["base_model"])
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    fits = min([int(limit) for limit in limits if limit and limit < 10**9], default=_LONGEST_BY_DEFAULT)
+    max_length = min(settings.max_length or fits, fits)
+    match train.get("task", "causal-lm"):
+        case "sequence-classification":
+            return Classification(tokenizer, max_length, config.label2id if _has_head(config) else None)
+        case "causal-lm":
+            return CausalLM(tokenizer, max_length)
+        case other:
+            raise BadInput(f"task {other!r} cannot be fine-tuned yet; expected causal-lm or sequence-classification")
+
+
+def _has_head(config: Any) -> bool:
+    """The base is a classifier already, so its numbering of labels means something."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def _device() -> torch.device:
+    """Ray's choice of GPU where there is one; a pretend GPU is a CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if is_distributed():
+        from ray.train.torch import get_device
+
+        device: torch.device = get_device()
+        return device
+    return torch.device("cuda")
+
+
+def _quieten(where: Context) -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Several workers share a machine: without this each takes every core and they spend their time spinning.
+    torch.set_num_threads(max(1, int((where.spec.get("resources") or {}).get("cpus") or 1)))

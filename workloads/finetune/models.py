@@ -1,0 +1,92 @@
+"""Load what is trained, from the base model or from a checkpoint; write it as others can read it.
+
+Full: a Hugging Face folder. LoRA: a PEFT adapter folder; the base weights are never written. Only safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workloads.finetune.task import Task
+from workloads.sources import BadInput
+
+_METHODS = ("full", "lora")
+
+
+def load_tokenizer(folder: Path, uri: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a broken file breaks in many ways
+        raise BadInput(f"model {uri}: no usable tokenizer in {folder}: {_short(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(folder: Path, uri: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise BadInput(f"model {uri}: config.json in {folder} cannot be used: {_short(error)}") from error
+
+
+def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path | None, dtype: torch.dtype) -> Any:
+    """The model to train: base (plus a fresh adapter), or as it was in the checkpoint folder `resumed`."""
+    method, uri = train.get("method") or "full", train["base_model"]
+    if method not in _METHODS:
+        raise BadInput(f"method {method}: needs 4-bit kernels that exist for CUDA only; use lora or full")
+    if method == "full":
+        return _load(task, resumed or base, uri, dtype)
+    import peft
+
+    model = _load(task, base, uri, dtype)
+    if resumed:
+        return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
+    lora = dict(train.get("lora") or {})
+    kind = "SEQ_CLS" if task.head_is_new else "CAUSAL_LM"
+    try:
+        return peft.get_peft_model(model, peft.LoraConfig(task_type=kind, **lora))
+    except ValueError as error:  # such as target_modules that do not exist
+        raise BadInput(f"lora: {_short(error)}") from error
+
+
+def write_model(model: Any, train: Mapping[str, Any], folder: Path) -> None:
+    """`folder` becomes a Hugging Face model, or a PEFT adapter that names its base as the spec did."""
+    if train.get("method") == "lora":
+        model.peft_config["default"].base_model_name_or_path = train["base_model"]
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    else:
+        model.save_pretrained(folder)
+
+
+def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
+    try:
+        model, info = task.model_class().from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=task.head_is_new,
+            output_loading_info=True,
+            **task.model_settings(),
+        )
+    except Exception as error:
+        raise BadInput(f"model {uri}: the weights in {folder} cannot be loaded: {_short(error)}") from error
+    missing, total = len(info["missing_keys"]), sum(1 for _ in model.parameters())
+    if missing and (not task.head_is_new or missing > total // 2):
+        raise BadInput(
+            f"model {uri}: {missing} of {total} weights are missing in {folder} (such as {min(info['missing_keys'])})"
+        )
+    return model
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
