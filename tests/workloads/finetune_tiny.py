@@ -176,7 +176,7 @@ def make(rank: int, size: int, folder: str) -> None:
 
     for name, count in (("train", 22), ("test", 9)):
         rows = [
-            {"text": sentence(("bad", "good")[number % 2]), "label": ("neg", "pos")[number % 2]}
+            {"text": sentence(*[("bad", "good")[number % 2]] * 4), "label": ("neg", "pos")[number % 2]}
             for number in range(count)
         ]
         Path(folder, f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
