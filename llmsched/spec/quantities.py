@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from llmsched.core import cron
 from llmsched.spec.section import Section
 
 # --- durations, sizes, points in time -----------------------------------------------------------------------------
@@ -380,11 +381,10 @@ Workdir = Annotated[str, AfterValidator(check_workdir)]
 
 
 def check_cron(text: str) -> str:
-    """Five fields; croniter is loaded only when somebody writes one."""
-    from croniter import croniter
-
-    if len(text) > 128 or len(text.split()) != 5 or not croniter.is_valid(text):
+    """Five fields, in UTC."""
+    if len(text) > 128:
         raise ValueError('expected five cron fields, such as "0 2 * * *"')
+    cron.parse(text)
     return text
 
 

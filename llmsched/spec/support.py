@@ -43,19 +43,16 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         "train.datasets.*.weight": (1, 1.0),
         "train.evaluation.metrics.*": ("loss", "accuracy", "perplexity"),
         "publish.as": ("adapter",),
-        "publish.when": (None,),
     },
     "serve": {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
         "slo": (None,),
-        "autoscaling.bounds": ([],),
         "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
         "serve.engine": ("auto", "transformers"),
         "serve.engine_kwargs": ({},),
         "serve.parallelism.tensor": (1,),
         "serve.parallelism.pipeline": (1,),
-        "serve.routing": ("power-of-two",),
         "serve.calls": ([],),
     },
     "batch": {},
@@ -83,11 +80,9 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
     """A problem with code `not_supported_yet` for everything in the document that does not do yet what it says.
 
     `table` is CLUSTER for a cluster file, else the kind's own counts."""
-    found = (
-        [Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE)]
-        if kind in KINDS
-        else []
-    )
+    found: list[Problem] = []
+    if kind in KINDS:
+        found.append(Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE))
     for pattern, allowed in (NOT_YET[kind] if table is None else table).items():
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in allowed):
@@ -143,16 +138,11 @@ CLUSTER: dict[str, tuple[Any, ...]] = {
     "flavors": ([],),
     "node_types": ([],),
     "price_ceiling_per_hour": (None,),
-    "cohorts": ([],),
     "reservations": ([],),
-    "queues.*.cohort": (None,),
-    "queues.*.quota.*.borrowing_limit": (None,),
-    "queues.*.quota.*.lending_limit": (None,),
     "queues.*.weight": (1, 1.0),
     "queues.*.overquota_weight": (None,),
     "queues.*.preemption": (None,),
     "queues.*.evictable": ("yes",),
-    "queues.*.roles.submitter": ([],),
     "queues.*.roles.admin": ([],),
     "scheduling.order": ("priority",),
     "scheduling.fifo_scope": ("per_queue",),
@@ -171,5 +161,9 @@ CLUSTER: dict[str, tuple[Any, ...]] = {
     "scheduling.usage_half_life_s": (0, 0.0),
     "scheduling.usage_k": (0, 0.0),
     "scheduling.usage_window_s": (0, 0.0),
+    "scheduling.drf_resources": (["gpu"],),
+    "scheduling.elastic": (True,),
     "scheduling.consolidation": (False,),
+    "scheduling.time_resolution_s": (1, 1.0),
+    "scheduling.restart_cost_s": (30, 30.0),
 }

@@ -42,6 +42,12 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "automatic-speech-recognition": ("ctc",),
 }
 
+# What our loop can measure; a task that is not here may name any.
+METRICS: dict[str, tuple[str, ...]] = {
+    "causal-lm": ("loss", "perplexity"),
+    "sequence-classification": ("loss", "accuracy", "f1"),
+}
+
 
 class PassThrough(Section):
     """Names of another library: `known` are all it has, the fields those we honour."""
@@ -182,6 +188,14 @@ class TrainSection(Section):
             raise WrongAt('expected at least one data set with "split: train"', "datasets")
         if self.evaluation and self.evaluation.on not in splits:
             raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
+        measured = METRICS.get(self.task)
+        for index, metric in enumerate(self.evaluation.metrics if self.evaluation else ()):
+            if measured and metric not in measured:
+                message = f'"{metric}" says nothing of {self.task}; fitting: {", ".join(measured)}'
+                raise WrongAt(message, "evaluation", "metrics", index)
+        for index, each in enumerate(self.datasets):
+            if each.format != "auto" and self.objective == "classify":
+                raise WrongAt(f'"{each.format}" is for language models; leave it out', "datasets", index, "format")
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
         return self

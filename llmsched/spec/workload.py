@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from llmsched.spec.quantities import (
     Accelerators,
@@ -74,7 +74,7 @@ class Environment(Section):
 
 class Schedule(Section):
     cron: Cron
-    overlap: Literal["skip", "queue", "replace"] = "skip"
+    overlap: Literal["skip", "allow"] = "skip"
 
 
 Event = Literal["no-capacity", "interruption", "error"]
@@ -161,7 +161,12 @@ Argv = Annotated[
     AfterValidator(_check_argv),
     Field(max_length=1000),
 ]
-EnvValue = Annotated[str, BeforeValidator(_parse_env_value), Field(max_length=32_768)]
+EnvValue = Annotated[
+    str,
+    BeforeValidator(_parse_env_value),
+    Field(max_length=32_768),
+    WithJsonSchema({"type": ["string", "integer"], "maxLength": 32_768}),
+]
 Envs = Annotated[dict[EnvName, EnvValue], AfterValidator(_check_envs), Field(max_length=256)]
 HttpsUrl = Annotated[str, Field(pattern="^https://[^ ]+$", max_length=2048)]
 
