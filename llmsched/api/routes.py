@@ -10,7 +10,9 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from llmsched.api import logs, views, workdirs
-from llmsched.api.auth import TokenRecord, require
+from llmsched.api.auth import require
+from llmsched.api.home import TokenRecord
+from llmsched.control.dispatch import newest_run
 from llmsched.core.records import WorkloadState
 from llmsched.errors import NotAllowed
 from llmsched.runtime.storage import Storage
@@ -243,9 +245,8 @@ def _view(given: Services, found: WorkloadState) -> wire.WorkloadView:
 
 def _may_change(given: Services, name: str, who: TokenRecord) -> None:
     """One's own, or an admin everyone's."""
-    known = (found.workload for found in given.controller.state.workloads.values())
-    runs = [it for it in known if name in (it.name, it.id)]
-    owner = max(runs, key=lambda it: it.run).user if runs else who.user
+    found = newest_run(given.controller.state, name)
+    owner = found.workload.user if found is not None else who.user
     if owner != who.user and who.role != "admin":
         raise NotAllowed(f'"{name}" belongs to {owner}.', code="owner", hint="Choose another name, or ask an admin.")
 

@@ -29,7 +29,7 @@ GRACE_S = 2  # for open requests when the server stops; streams end then
 
 
 async def serve(controller: Any, application: Any, listener: socket.socket, folder: Path) -> None:
-    """Run the controller behind `application` until it is told to stop, or stops by itself (then its error is raised)."""
+    """Run the controller behind `application` until it is told to stop, or fails (then its error is raised)."""
     config = uvicorn.Config(
         application,
         log_config=None,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmsched.api import words
+from llmsched.control.dispatch import newest_run
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.explain import Reason
@@ -26,13 +27,10 @@ Entries = Iterable[tuple[int, float, Any]]
 
 def find(state: State, name: str) -> WorkloadState:
     """`name` is the newest run, `name@2` exactly that one. Raises RequestError (404) with the nearest names."""
-    exact = state.workloads.get(name)
-    runs = [found for found in state.workloads.values() if found.workload.name == name]
-    if runs:
-        return max(runs, key=lambda found: found.workload.run)
-    if exact is not None:
-        return exact
-    near = difflib.get_close_matches(name, {found.workload.name for found in state.workloads.values()}, n=3)
+    found = newest_run(state, name)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name, {one.workload.name for one in state.workloads.values()}, n=3)
     raise RequestError(
         f'there is no workload "{name}".',
         code="unknown_workload",

@@ -1,4 +1,4 @@
-"""How answers look: models as JSON on stdout, or words and columns; everything that is not the answer goes to stderr."""
+"""How answers look: models as JSON on stdout, or words and columns; what is not the answer goes to stderr."""
 
 from __future__ import annotations
 

@@ -27,8 +27,12 @@ class AsyncChat:
 
     async def complete(self, messages: Messages, **parameters: Any) -> str:
         """The answer's text. `parameters` are OpenAI's (max_tokens, temperature ...). Raises LlmschedError."""
-        answer = await self._ask("/v1/chat/completions", self._body(messages, parameters))
+        answer = await self.respond(messages, **parameters)
         return str(answer["choices"][0]["message"]["content"])
+
+    async def respond(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
+        """The whole OpenAI response object, usage included."""
+        return await self._ask("/v1/chat/completions", self._body(messages, parameters))
 
     async def stream(self, messages: Messages, **parameters: Any) -> AsyncGenerator[str, None]:
         """The answer's text piece by piece, as it is made."""

@@ -79,6 +79,10 @@ class Chat:
             return self._loop.each(self._chat.stream(messages, **parameters))
         return self._loop.call(self._chat.complete(messages, **parameters))
 
+    def respond(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
+        """The whole OpenAI response object, usage included."""
+        return self._loop.call(self._chat.respond(messages, **parameters))
+
     def models(self) -> list[str]:
         return self._loop.call(self._chat.models())
 

@@ -16,7 +16,7 @@ import httpx
 from llmsched.client import workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
-from llmsched.errors import ClusterError, RequestError
+from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import wire
 
 POLL_S = 0.5
@@ -128,8 +128,7 @@ class AsyncClient:
         """Put a cluster file in force. Raises SpecError with every problem of the file."""
         from llmsched.spec import cluster
 
-        path = Path(file)
-        spec = cluster.load(path.read_text(), str(path))
+        spec = cluster.load(read_file(Path(file)), str(file))
         body = wire.ConfigRequest(config=spec.dump())
         return await self._http.ask(wire.ConfigView, "PUT", "/api/v1/config", body=body)
 
@@ -214,14 +213,16 @@ class AsyncClient:
 
 def load_file(file: Path) -> list[Any]:
     """The workload specs of a YAML file. Raises SpecError, also when it cannot be read."""
-    from llmsched.errors import SpecError
     from llmsched.spec import load
 
+    return load.load(read_file(file), str(file))
+
+
+def read_file(file: Path) -> bytes:
     try:
-        text = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
-    return load.load(text, str(file))
 
 
 def _checked(spec: Any) -> Any:

@@ -1,0 +1,69 @@
+"""chat: talk to an endpoint from a terminal, or put one question to it from a script."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from llmsched.cli import show
+
+
+@click.command()
+@click.argument("name")
+@click.option("-m", "--message", help="One question; without it, a conversation.")
+@click.option("--system", help="What the model is told first.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="At most so many tokens an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 is always the same answer.")
+@click.option("--no-stream", is_flag=True, help="The whole answer at once.")
+@show.json_option
+def chat(
+    name: str,
+    message: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    no_stream: bool,
+) -> None:
+    """Talk to NAME: a model of the endpoint, or one of its adapters as MODEL:ADAPTER."""
+    parameters = {
+        key: value for key, value in (("max_tokens", max_tokens), ("temperature", temperature)) if value is not None
+    }
+    said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    if message is None and not sys.stdin.isatty():
+        message = sys.stdin.read().strip()
+    with show.connect() as client:
+        model = client.chat(name)
+        if message is not None:
+            said.append({"role": "user", "content": message})
+            if show.wants_json():
+                click.echo(json.dumps(model.respond(said, **parameters), indent=2))
+            else:
+                _answer(model, said, parameters, no_stream)
+            return
+        click.echo(f"Talking to {name}. An empty line, Ctrl-D or Ctrl-C ends it.", err=True)
+        while question := _ask():
+            said.append({"role": "user", "content": question})
+            said.append({"role": "assistant", "content": _answer(model, said, parameters, no_stream)})
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+def _answer(model: Any, said: list[dict[str, Any]], parameters: dict[str, Any], no_stream: bool) -> str:
+    if no_stream:
+        text: str = model.complete(said, **parameters)
+        click.echo(text)
+        return text
+    pieces = []
+    for piece in model.complete(said, stream=True, **parameters):
+        pieces.append(piece)
+        click.echo(piece, nl=False)
+    click.echo()
+    return "".join(pieces)

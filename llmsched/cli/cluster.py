@@ -1,0 +1,274 @@
+"""up and down: a controller of this home as a detached process, and a local Ray where none is given."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmsched.cli import show
+
+READY_WITHIN_S = 180.0
+STOP_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.1
+
+
+@click.command()
+@click.option("--nodes", help='Pretend nodes of the local Ray, as "2x4:A100,1x8:H100"; they share the real CPUs.')
+@click.option("--address", help="HOST:PORT of a running Ray (its GCS) to join, instead of starting one.")
+@click.option("--fake-nodes", help="No Ray at all: work is only pretended, on nodes such as 2x4:A100.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the API on loopback; default: a free one.")
+@click.option("--storage", help="Folder or s3://bucket/prefix for results and logs; default: in LLMSCHED_HOME.")
+@click.option("--config", type=click.Path(), help="A cluster file (queues, quota, policies) to put in force.")
+@show.json_option
+def up(
+    nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None, config: str | None
+) -> None:
+    """Start the controller here, and a local Ray where there is none."""
+    from llmsched.api import home
+    from llmsched.client.transport import default_home
+    from llmsched.errors import SpecError
+
+    if sum(given is not None for given in (nodes, address, fake_nodes)) > 1:
+        raise SpecError("--nodes, --address and --fake-nodes exclude each other.", code="options")
+    if storage is None and config is not None:
+        storage = _storage_of(config)
+    folder = home.prepare(default_home())
+    running = home.announced(folder)
+    if running is not None:
+        click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
+    else:
+        _start(folder, nodes, address, fake_nodes, port, storage)
+    with show.connect() as client:
+        if config is not None:
+            client.configure(config)
+        health, listed = client.health(), client.nodes()
+    show.answer(health, lambda: _print_up(client.url, health, listed))
+    show.next_commands(
+        [
+            ("llmsched init train -o spec.yaml", "write a starter spec"),
+            ("llmsched apply -f spec.yaml", "submit it"),
+            ("llmsched status", "see what runs; llmsched down stops everything"),
+        ]
+    )
+
+
+def _print_up(url: str, health: Any, listed: Any) -> None:
+    gpus = sum(node.total.gpus for node in listed.nodes)
+    click.echo(f"controller  {url}")
+    for name, where in sorted(health.urls.items()):
+        click.echo(f"{name:<11} {where}")
+    click.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")
+
+
+def _storage_of(config: str) -> str | None:
+    from llmsched.client.core import read_file
+    from llmsched.spec import cluster
+
+    return cluster.load(read_file(Path(config)), config).storage or None
+
+
+def _start(
+    folder: Path, nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None
+) -> None:
+    from llmsched.executors import local_ray
+
+    started_ray = False
+    options = ["--home", str(folder), "--port", str(port)]
+    options += ["--storage", storage] if storage else []
+    environment = dict(os.environ)
+    if fake_nodes is not None:
+        local_ray.parse_nodes(fake_nodes)
+        options += ["--fake-nodes", fake_nodes]
+    else:
+        if address is None:
+            before = local_ray.read(folder)
+            started_ray = before is None or not before.is_alive()
+            pretend = local_ray.parse_nodes(nodes) if nodes else ()
+            with _waiting("starting Ray" if started_ray else "joining the Ray of this home"):
+                address = local_ray.start(folder, pretend).address
+            environment.update(local_ray.environment(folder))
+        options += ["--address", _checked_address(address)]
+    try:
+        _start_controller(folder, options, environment)
+    except BaseException:
+        if started_ray:
+            local_ray.stop(folder)
+        raise
+
+
+def _checked_address(address: str) -> str:
+    from llmsched.errors import SpecError
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise SpecError(
+            f'"{address}" is no address of a Ray cluster.', hint="Write HOST:PORT of its GCS, as 10.0.0.1:6379."
+        )
+    return address
+
+
+def _start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> None:
+    """The controller as a process of its own, until it answers and its cluster is there. Raises ClusterError."""
+    from llmsched.client import Client
+
+    log = folder / "logs" / "controller.log"
+    with log.open("ab") as stream:
+        begin = stream.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmsched.api.server", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        with _waiting("starting the controller") as say:
+            deadline = time.monotonic() + READY_WITHIN_S
+            url = _wait_for(lambda: _announced_by(folder, process.pid), process, log, begin, deadline, "did not answer")
+            with Client(url, home=folder) as client:
+                say("waiting for the cluster")
+                _wait_for(lambda: _is_ready(client, say), process, log, begin, deadline, "is not ready")
+    except BaseException:
+        process.terminate()
+        process.wait(STOP_WITHIN_S)
+        raise
+
+
+def _announced_by(folder: Path, pid: int) -> str | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        note = json.loads((folder / "controller.json").read_text())
+        return str(note["url"]) if note["pid"] == pid else None
+    return None
+
+
+def _is_ready(client: Any, say: Callable[[str], None]) -> bool:
+    from llmsched.errors import ClusterError
+
+    health = client.health()
+    if health.status == "insecure":
+        raise ClusterError(f"the Ray cluster is not secure: {health.message}", code="insecure")
+    if health.message or health.cluster.message:
+        say(f"waiting for the cluster: {health.message or health.cluster.message}")
+    return bool(health.status == "ready")
+
+
+def _wait_for(
+    done: Callable[[], Any], process: subprocess.Popen[bytes], log: Path, begin: int, deadline: float, otherwise: str
+) -> Any:
+    from llmsched.errors import ClusterError
+
+    while not (result := done()):
+        if process.poll() is not None:
+            _raise_its_error(process.returncode, _said(log, begin))
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the controller {otherwise} within {READY_WITHIN_S:g} s:\n{_said(log, begin)}\n", hint=f"See {log}."
+            )
+        time.sleep(LOOK_EVERY_S)
+    return result
+
+
+def _said(log: Path, begin: int) -> str:
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        return "\n".join(stream.read().decode(errors="replace").strip().splitlines()[-10:])
+
+
+def _raise_its_error(exit_code: int, said: str) -> None:
+    """The controller's last words as our error, with its exit code."""
+    from llmsched.errors import ClusterError, RequestError, SpecError, StoreError
+
+    last = said.rpartition("\n")[2]
+    kind = {2: SpecError, 3: RequestError, 5: StoreError}.get(exit_code, ClusterError)
+    if last.startswith("llmsched: "):
+        raise kind(last.removeprefix("llmsched: "))
+    raise ClusterError(f"the controller ended with {exit_code}:\n{said}")
+
+
+@contextlib.contextmanager
+def _waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """What is being waited for: a spinner with seconds on a terminal, lines elsewhere."""
+    if show.is_terminal():
+        with show.err().status(f"{what} ...") as status:
+            yield lambda text: status.update(f"{text} ...")
+        return
+    said = [what]
+    click.echo(f"{what} ...", err=True)
+
+    def say(text: str) -> None:
+        if text != said[0]:
+            said[0] = text
+            click.echo(f"{text} ...", err=True)
+
+    yield say
+
+
+@click.command()
+@click.option("--keep-ray", is_flag=True, help="Leave the local Ray running.")
+@show.json_option
+def down(keep_ray: bool) -> None:
+    """Stop the controller, all that it runs, and the local Ray; then check that nothing is left."""
+    from llmsched.api import home
+    from llmsched.client.transport import default_home
+    from llmsched.executors import local_ray
+
+    folder = default_home()
+    ray = local_ray.read(folder)
+    running = home.announced(folder)
+    if running is not None:
+        # Work on a Ray that goes down with us need not be taken down piece by piece.
+        with _waiting("stopping the controller"):
+            _stop_controller(folder, running, stop_everything=keep_ray or ray is None)
+    ended = 0
+    if ray is not None and not keep_ray:
+        with _waiting("stopping Ray"):
+            ended = local_ray.stop(folder)
+    if show.wants_json():
+        click.echo(json.dumps({"controller": running is not None, "ray_processes": ended}))
+    elif running is None and not ended:
+        click.echo("Nothing was running here.")
+    else:
+        parts = ["the controller"] if running is not None else []
+        parts += [f"Ray ({ended} processes)"] if ended else []
+        click.echo(f"Stopped {' and '.join(parts)}. Nothing is left running; history and results stay in {folder}.")
+
+
+def _stop_controller(folder: Path, running: Any, *, stop_everything: bool) -> None:
+    from llmsched.api import home
+    from llmsched.client import Client
+    from llmsched.errors import ClusterError, LlmschedError
+
+    try:
+        with Client(running.url, home.own_token(folder)) as client:
+            client.shutdown(stop_everything=stop_everything)
+    except LlmschedError:  # it hangs, or is just going: the signal says the same without HTTP
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
+    if _is_gone(folder, STOP_WITHIN_S):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGKILL)
+    if not _is_gone(folder, 5.0):
+        raise ClusterError(f"the controller (pid {running.pid}) does not end.", code="stuck")
+
+
+def _is_gone(folder: Path, within_s: float) -> bool:
+    from llmsched.api import home
+
+    deadline = time.monotonic() + within_s
+    while home.is_running(folder):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_EVERY_S)
+    return True

@@ -1,0 +1,64 @@
+"""init, schema, config: files to begin with, for editors, and for the cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from llmsched.cli import show
+
+KINDS = ("train", "serve", "batch", "tune", "task")
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A new file; default: standard output.")
+@show.json_option
+def init(kind: str, output: Path | None) -> None:
+    """Write a commented starter spec."""
+    from llmsched.errors import RequestError
+    from llmsched.spec.init import starter
+
+    text = starter(kind)
+    if output is None:
+        click.echo(json.dumps({"kind": kind, "text": text}) if show.wants_json() else text, nl=show.wants_json())
+        return
+    try:
+        with output.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RequestError(f"{output} exists.", code="file_exists", hint="Name another, or remove it.") from None
+    except OSError as error:
+        raise RequestError(f"cannot write {output}: {error.strerror}.", code="file") from None
+    if show.wants_json():
+        click.echo(json.dumps({"kind": kind, "file": str(output)}))
+    show.next_commands([(f"llmsched plan -f {output}", "check it"), (f"llmsched apply -f {output}", "run it")])
+
+
+@click.command()
+@click.argument("kind", type=click.Choice((*KINDS, "cluster")), required=False)
+@show.json_option
+def schema(kind: str | None) -> None:
+    """The JSON Schema of a KIND (default: of any workload), for editors."""
+    from llmsched.spec.schema import schema as schema_of
+
+    click.echo(json.dumps(schema_of(kind), indent=2))
+
+
+@click.command()
+@click.option("-f", "--file", type=click.Path(), help="A cluster file (llmsched.yaml) to put in force.")
+@show.json_option
+def config(file: str | None) -> None:
+    """Show the configuration in force, or put a new version in force."""
+    with show.connect() as client:
+        view = client.configure(file) if file else client.config()
+
+    def for_people() -> None:
+        if file:
+            click.echo(f"Configuration version {view.version} is in force.")
+        else:
+            click.echo(json.dumps(view.configuration, indent=2))
+
+    show.answer(view, for_people)

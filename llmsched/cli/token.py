@@ -1,0 +1,79 @@
+"""token: make, list and revoke the tokens of the controller of this home. A running controller notices at once."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from llmsched.cli import show
+
+ROLES = ("viewer", "submitter", "admin")
+
+
+@click.group()
+def token() -> None:
+    """Make, list and revoke tokens, of the controller whose home is here."""
+
+
+@token.command()
+@click.argument("user")
+@click.option("--role", type=click.Choice(ROLES), default="submitter", show_default=True)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
+@show.json_option
+def create(user: str, role: str, days: float) -> None:
+    """A token for USER. It is shown once."""
+    from llmsched.api import home
+    from llmsched.client.transport import default_home
+
+    folder = home.prepare(default_home())
+    text, record = home.new_token(user, role, days)
+    home.save_records(folder, [*home.made_records(folder), record])
+    if show.wants_json():
+        click.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, "token": text}))
+        return
+    click.echo(text)
+    until = show.clock(record.expires or 0)
+    click.echo(f"Token {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
+
+
+@token.command("list")
+@show.json_option
+def list_() -> None:
+    """Who has one."""
+    from llmsched.api import home
+    from llmsched.client.transport import default_home
+
+    records = home.load_records(default_home())
+    if show.wants_json():
+        fields = ("id", "user", "role", "created", "expires")
+        click.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
+        return
+    table = show.table("ID", "USER", "ROLE", "EXPIRES", last_takes_rest=False)
+    for record in records:
+        over = record.expires is not None and record.expires < time.time()
+        expires = "never" if record.expires is None else show.clock(record.expires) + (" (over)" if over else "")
+        table.add_row(record.id, show.plain(record.user), record.role, expires)
+    show.out().print(table)
+
+
+@token.command()
+@click.argument("token_id")
+@show.json_option
+def revoke(token_id: str) -> None:
+    """Make a token worthless, by its id."""
+    from llmsched.api import home
+    from llmsched.client.transport import default_home
+    from llmsched.errors import RequestError
+
+    folder = default_home()
+    records = home.made_records(folder)
+    kept = [record for record in records if record.id != token_id]
+    if len(kept) == len(records):
+        raise RequestError(f'there is no token "{token_id}".', code="unknown_token", hint="See llmsched token list.")
+    home.save_records(folder, kept)
+    if show.wants_json():
+        click.echo(json.dumps({"revoked": token_id}))
+    else:
+        click.echo(f"Token {token_id} is revoked.")
