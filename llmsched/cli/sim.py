@@ -1,0 +1,187 @@
+"""sim: the wind tunnel. Replays traces, scenarios and journals through the scheduler that runs the cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def sim() -> None:
+    """The wind tunnel: traces, scenarios, replays."""
+
+
+@sim.command()
+@click.argument("trace", type=FILE)
+@click.option(
+    "--nodes", required=True, metavar="NxG:FLAVOR,...", help="Nodes x GPUs of each, such as 128x8:V100,64x4:T4."
+)
+@click.option("--config", type=FILE, help="A cluster file (llmsched.yaml): queues, quotas, rules, policies.")
+@click.option("--ordering", metavar="NAME", help="Ordering policy instead of the configured one.")
+@click.option("--elasticity", metavar="NAME", help="Elasticity policy instead of the configured one.")
+@click.option(
+    "--backfill", type=click.Choice(("off", "easy", "conservative")), help="Start later work beside a blocked head."
+)
+@click.option("--preempt", type=click.Choice(("on", "off")), help="Whether a better-ranked job may evict another.")
+@click.option("--quantum", type=click.FloatRange(min=0), metavar="S", help="Seconds between two rankings of who runs.")
+@click.option(
+    "--duration-column", default="duration_s", metavar="NAME", show_default=True, help="Column with the run time."
+)
+@click.option("--estimates", default="exact", metavar="exact|none|column|error:0.5", help="What the scheduler is told.")
+@click.option(
+    "--restart-cost", type=click.FloatRange(min=0), default=0.0, metavar="S", help="Lost at every start and resize."
+)
+@click.option("--elastic", metavar="MIN..MAX", help="Let every job run on MIN to MAX GPUs.")
+@click.option(
+    "--faults", metavar="MTBF[:REPAIR]", help="Mean seconds between failures of a node, and until it is back."
+)
+@click.option("--join", multiple=True, metavar="S=NODES", help="Nodes that join later, such as 3600=1x8:V100.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors and faults.")
+@click.option("--until", type=click.FloatRange(min=0), metavar="S", help="Stop the clock there.")
+@click.option("--out", type=FILE, metavar="DIR", help="Write report.json, timeline.html and plots there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) -> None:
+    """Replay TRACE (.csv or .csv.gz).
+
+    Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
+    model, flavor, estimated_s. Columns runtime_N_s are run times on N GPUs and make a job elastic.
+    """
+    from llmsched.sim import faults, fleet, report, runtimes, setting, simulator
+    from llmsched.sim.recorder import Recorder
+    from llmsched.sim.traces import table
+
+    machines = fleet.parse(nodes)
+    jobs = table.read(trace, duration_column=given["duration_column"], elastic=_range(given["elastic"]))
+    configuration = setting.configuration(
+        jobs,
+        file=given["config"],
+        ordering=given["ordering"],
+        elasticity=given["elasticity"],
+        backfill=given["backfill"],
+        preempt=None if given["preempt"] is None else given["preempt"] == "on",
+        quantum_s=given["quantum"],
+        restart_cost_s=given["restart_cost"],
+    )
+    options = simulator.Options(
+        nodes=machines,
+        configuration=configuration,
+        preemptible=given["preempt"] != "off",
+        estimates=runtimes.parse_estimates(given["estimates"]),
+        restart_cost_s=given["restart_cost"],
+        seed=given["seed"],
+        until_s=given["until"],
+        faults=faults.parse(given["faults"], given["seed"]) if given["faults"] else faults.Faults(),
+        joining=fleet.parse_joining(given["join"], len(machines)),
+    )
+    recorder = Recorder() if out is not None else None
+    found = simulator.simulate(jobs, options, recorder)
+    figures = report.figures(found)
+    if out is not None and recorder is not None:
+        from llmsched.sim import folder
+
+        folder.write(out, found, figures, recorder)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    click.echo(report.table(figures))
+    if out is not None:
+        click.echo(f"\n{out}/timeline.html shows who held each GPU when, and why each job waited.")
+
+
+@sim.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
+    """Check the decisions that the scenarios of FILE expect."""
+    from llmsched.sim.scenarios import check
+
+    found = check(file)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for row in found["results"]:
+            if not row["passed"]:
+                click.echo(f"{row['id']}: expected {row['expected']}, got {row['got']}. {row['why']}")
+        click.echo(f"{found['passed']} passed, {found['failed']} failed")
+    if found["failed"]:
+        ctx.exit(1)
+
+
+@sim.command()
+@click.argument("journal", type=FILE)
+@click.option("--until", metavar="TIME", help="Seconds as the journal counts them, or 2026-11-21T14:03:00.")
+@click.option("--explain", metavar="NAME", help="Tell the story of one workload, and why it waits at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def replay(journal: Path, until: str | None, explain: str | None, as_json: bool) -> None:
+    """Fold a controller's JOURNAL (state.sqlite) again, up to a time, and decide once more. Changes nothing."""
+    from llmsched.sim import replay as again
+
+    found = again.replay(journal, until=_time(until), explain=explain)
+    click.echo(json.dumps(found, indent=2) if as_json else again.words(found))
+
+
+@sim.command("import")
+@click.argument("source", type=click.Choice(("slurm", "kueue")))
+@click.argument("file", type=FILE)
+@click.option("-o", "--output", type=FILE, help="The trace to write; default: FILE with the ending .csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def import_(source: str, file: Path, output: Path | None, as_json: bool) -> None:
+    """Make a trace from the accounting of another scheduler.
+
+    slurm: what `sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw` prints.
+    kueue: what `kubectl get workloads -A -o json` prints.
+    """
+    from importlib import import_module
+
+    from llmsched.errors import SpecError
+    from llmsched.sim.traces import table
+
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
+    found = import_module(f"llmsched.sim.traces.{source}").parse(text, str(file))
+    target = output or file.with_suffix(".csv")
+    if target == file:
+        raise SpecError(
+            "the trace would overwrite what it is made from.", where=str(file), hint="Name another with -o."
+        )
+    table.write(found.jobs, target)
+    if as_json:
+        click.echo(json.dumps({"jobs": len(found.jobs), "left_out": found.left_out, "file": str(target)}))
+        return
+    click.echo(f"{len(found.jobs):,} jobs in {target}")
+    for why, count in sorted(found.left_out.items()):
+        click.echo(f"{count:,} left out: {why}")
+    click.echo(f"\nNext: llmsched sim run {target} --nodes 16x8")
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise click.BadParameter(f'"{text}" is not MIN..MAX, such as 1..8.', param_hint="--elastic")
+    return int(found[1]), int(found[2])
+
+
+def _time(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from datetime import datetime
+
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise click.BadParameter(f'"{text}" is neither seconds nor a time.', param_hint="--until") from None

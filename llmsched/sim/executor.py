@@ -1,0 +1,135 @@
+"""Carries decisions out in simulated time: what an executor would report becomes events on a heap.
+
+Launches bind after the restart cost, resizes and evictions take effect at once, a job ends when its work is done. What
+was decided is never questioned here. Knows no policy and no real clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from llmsched.core import decisions, facts
+from llmsched.core.decisions import Decision
+from llmsched.core.facts import Fact
+from llmsched.core.state import State
+from llmsched.sim.runtimes import Runtime
+
+CHECKPOINT_S = 600.0  # a lost attempt goes on from its last multiple of this
+
+
+class SimExecutor:
+    """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `quiet` holds facts that need no turn of
+    their own, such as Bound: nothing can start because of them."""
+
+    def __init__(self, runtimes: dict[str, Runtime], restart_cost_s: float) -> None:
+        self.runtimes = runtimes
+        self.restart_cost_s = restart_cost_s
+        self.events: list[tuple[float, int, Fact, int]] = []
+        self.quiet: list[tuple[float, int, Fact, int]] = []
+        self.ended: list[str] = []  # gangs that finished since somebody last looked
+        self._epoch: dict[str, int] = {}  # raised whenever a gang's pending events become void
+        self._number = 0
+
+    def at(self, when: float, fact: Fact, gang: str = "") -> None:
+        self._push(self.events, when, fact, gang)
+
+    def _push(self, heap: list[tuple[float, int, Fact, int]], when: float, fact: Fact, gang: str) -> None:
+        self._number += 1
+        heapq.heappush(heap, (when, self._number, fact, self._epoch.get(gang, 0) if gang else -1))
+
+    def next_at(self) -> float | None:
+        """When the next fact comes that deserves a turn."""
+        while self.events and self._is_void(self.events[0]):
+            heapq.heappop(self.events)
+        return self.events[0][0] if self.events else None
+
+    def _is_void(self, event: tuple[float, int, Fact, int]) -> bool:
+        return event[3] >= 0 and self._epoch.get(event[2].gang, 0) != event[3]  # type: ignore[union-attr]
+
+    def due(self, now: float) -> list[Fact]:
+        """Every fact up to `now`, in order of time."""
+        found = []
+        for heap in (self.quiet, self.events):
+            while heap and heap[0][0] <= now:
+                event = heapq.heappop(heap)
+                if not self._is_void(event):
+                    found.append(event)
+        found.sort(key=lambda event: event[:2])
+        out = []
+        for _, _, fact, _ in found:
+            if isinstance(fact, facts.Finished):
+                runtime = self.runtimes[fact.gang]
+                runtime.stop(fact.at)
+                runtime.left = 0.0
+                self.ended.append(fact.gang)
+            out.append(fact)
+        return out
+
+    def carry_out(self, decided: list[Decision], now: float) -> None:
+        for decision in decided:
+            act = _ACTS.get(type(decision))
+            if act is not None:
+                act(self, decision, now)
+
+    def _void(self, gang: str) -> None:
+        self._epoch[gang] = self._epoch.get(gang, 0) + 1
+
+    def _launch(self, decision: decisions.Launch, now: float) -> None:
+        self._void(decision.gang)
+        self._run(decision.gang, decision.attempt, len(decision.placement), now)
+        bound = now + self.restart_cost_s
+        self._push(self.quiet, bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
+
+    def _run(self, gang: str, attempt: int, size: int, now: float) -> None:
+        runtime = self.runtimes[gang]
+        runtime.start(now, size, self.restart_cost_s)
+        ends = runtime.ends_at()
+        self.at(ends, facts.Finished(ends, gang, attempt, "succeeded"), gang)
+
+    def _resize(self, decision: decisions.Resize, now: float) -> None:
+        gang = decision.gang
+        self._void(gang)
+        self._run(gang, decision.attempt, len(decision.placement), now)
+        self.at(now, facts.Resized(now, gang, decision.attempt, len(decision.placement)), gang)
+        runtime = self.runtimes[gang]
+        if self.restart_cost_s and runtime.told_factor is not None:  # a restart is known to take its time
+            left = runtime.left * runtime.seconds[runtime.size] * runtime.told_factor + self.restart_cost_s
+            self.at(now, facts.Estimated(now, gang, left), gang)
+
+    def _vacate(self, decision: decisions.Preempt | decisions.Drain | decisions.Stop, now: float) -> None:
+        self._void(decision.gang)
+        self.runtimes[decision.gang].stop(now)
+        self.at(now, facts.Released(now, decision.gang, decision.attempt), decision.gang)
+
+    def _give_up(self, decision: decisions.GiveUp, now: float) -> None:
+        self._void(decision.gang)
+
+    def _release_node(self, decision: decisions.ReleaseNode, now: float) -> None:
+        self.at(now, facts.NodeLost(now, decision.node))
+
+    def node_lost(self, state: State, node: str, now: float) -> None:
+        """Whatever ran there is gone, and what it did since its last checkpoint."""
+        for name in list(state.holding):
+            gang = state.gangs[name]
+            if all(placed.node != node for placed in gang.held):
+                continue
+            runtime = self.runtimes[name]
+            since = now - max(gang.launched_at or now, gang.resized_at or 0.0)
+            runtime.stop(now)
+            size = max(gang.size, 1)
+            if size in runtime.seconds:
+                runtime.left = min(1.0, runtime.left + (since % CHECKPOINT_S) / runtime.seconds[size])
+            self._void(name)
+            self.at(now, facts.Lost(now, name, gang.attempt, f"node {node} was lost"), name)
+
+
+_ACTS: dict[type, Any] = {
+    decisions.Launch: SimExecutor._launch,
+    decisions.Resize: SimExecutor._resize,
+    decisions.Preempt: SimExecutor._vacate,
+    decisions.Drain: SimExecutor._vacate,
+    decisions.Stop: SimExecutor._vacate,
+    decisions.GiveUp: SimExecutor._give_up,
+    decisions.ReleaseNode: SimExecutor._release_node,
+}

@@ -1,0 +1,55 @@
+"""The nodes of a simulated cluster, from words such as `128x8:V100,64x4:T4`. Knows no jobs."""
+
+from __future__ import annotations
+
+import re
+
+from llmsched.core.nodes import Node
+from llmsched.core.resources import MILLI, Resources
+from llmsched.errors import SpecError
+
+_PART = re.compile(r"(\d+)x(\d+)(?::([\w.+-]+))?$")
+MOST_NODES = 100_000
+
+
+def parse(text: str) -> tuple[Node, ...]:
+    """`count x GPUs [: flavor]`, comma-separated; nodes are named n0, n1, ... Raises SpecError."""
+    nodes: list[Node] = []
+    for part in text.split(","):
+        found = _PART.match(part.strip())
+        if found is None or not int(found[1]) or not int(found[2]):
+            raise SpecError(
+                f'"{part.strip()}" is not count x GPUs : flavor.',
+                where="--nodes",
+                hint="For example 128x8:V100,64x4:T4.",
+            )
+        if len(nodes) + int(found[1]) > MOST_NODES:
+            raise SpecError(f"more than {MOST_NODES:,} nodes.", where="--nodes")
+        nodes += (node(len(nodes) + i, int(found[2]), found[3]) for i in range(int(found[1])))
+    return tuple(nodes)
+
+
+def node(number: int, gpus: int, flavor: str | None) -> Node:
+    return Node(id=f"n{number}", total=Resources(gpus_milli=gpus * MILLI), flavor=flavor)
+
+
+def gpus(nodes: tuple[Node, ...], flavor: str | None = None) -> int:
+    """Whole GPUs, of one flavor or of all."""
+    return sum(n.total.gpus_milli for n in nodes if flavor is None or n.flavor == flavor) // MILLI
+
+
+def parse_joining(texts: tuple[str, ...], first: int) -> tuple[tuple[float, Node], ...]:
+    """`3600=1x8:V100`: nodes that join at that second; their numbers go on from `first`."""
+    joining: list[tuple[float, Node]] = []
+    for text in texts:
+        when, _, nodes = text.partition("=")
+        try:
+            at = float(when)
+        except ValueError:
+            at = -1.0
+        if at < 0:
+            raise SpecError(f'"{text}" is not SECONDS=NODES.', where="--join", hint="For example 3600=1x8:V100.")
+        for each in parse(nodes):
+            kind = each.total.gpus_milli // MILLI
+            joining.append((at, node(first + len(joining), kind, each.flavor)))
+    return tuple(joining)

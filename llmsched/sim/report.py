@@ -1,0 +1,132 @@
+"""The figures of a run: one JSON object, one table. Definitions are in the functions; plots are in plots.py.
+
+JCT is finish minus submit; wait is JCT minus the time holding GPUs (restarts included); makespan is last finish minus
+first submit. Finish-time fairness (FTF) of a job, after Shockwave (NSDI 2023): JCT / (run time alone x max(1, jobs in
+the trace / GPUs)); a job above 1.05 was treated unfairly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from llmsched.sim import fleet
+from llmsched.sim.simulator import Run
+
+UNFAIR_ABOVE = 1.05
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """Every figure by name; times in seconds, None where no job finished."""
+    options = run.options
+    gpus = fleet.gpus(options.nodes)
+    done = [outcome for outcome in run.outcomes if outcome.finished_s is not None]
+    jct = sorted(o.finished_s - o.job.submit_s for o in done if o.finished_s is not None)
+    wait = sorted(o.finished_s - o.job.submit_s - o.served_s for o in done if o.finished_s is not None)
+    contention = max(1.0, len(run.outcomes) / gpus)
+    ftf = [(o.finished_s - o.job.submit_s) / (o.job.duration_s * contention) for o in done if o.finished_s is not None]
+    first = min((o.job.submit_s for o in run.outcomes), default=0.0)
+    makespan = max((o.finished_s for o in done if o.finished_s is not None), default=first) - first
+    held_s = sum(o.gpu_s for o in run.outcomes)
+    lost_s = sum(o.lost_gpu_s for o in run.outcomes)
+    turns = sorted(run.turn_s)
+    span = makespan if len(done) == len(run.outcomes) else run.ended_s - first
+    estimates = options.estimates
+    told = {"error": f"run times times a random factor in {1 - estimates.spread:g}..{1 + estimates.spread:g}"}.get(
+        estimates.kind,
+        {"exact": "exact run times", "none": "no run times", "column": "the trace's estimates"}.get(estimates.kind, ""),
+    )
+    return {
+        "jobs": len(run.outcomes),
+        "finished": len(done),
+        "avg_jct_s": _mean(jct),
+        "p50_jct_s": quantile(jct, 0.5),
+        "p99_jct_s": quantile(jct, 0.99),
+        "avg_wait_s": _mean(wait),
+        "p99_wait_s": quantile(wait, 0.99),
+        "makespan_s": _round(makespan),
+        "gpu_hours": _round(held_s / 3600),
+        "lost_gpu_hours": _round(lost_s / 3600),
+        "utilisation": _round(held_s / (gpus * span), 4) if span > 0 else 0.0,
+        "worst_ftf": _round(max(ftf), 4) if ftf else None,
+        "unfair_pct": _round(100 * sum(value > UNFAIR_ABOVE for value in ftf) / len(ftf), 2) if ftf else None,
+        "preemptions": run.preemptions,
+        "resizes": run.resizes,
+        "quota_violations": run.quota_violations,
+        "node_losses": run.node_losses,
+        "turns": len(turns),
+        "turn_p50_ms": _ms(quantile(turns, 0.5)),
+        "turn_p95_ms": _ms(quantile(turns, 0.95)),
+        "turn_p99_ms": _ms(quantile(turns, 0.99)),
+        "turn_max_ms": _ms(turns[-1] if turns else None),
+        "wall_s": _round(run.wall_s),
+        "gpus": gpus,
+        "policies": options.configuration.policies._asdict(),
+        "told": told,
+        "paid": f"{options.restart_cost_s:g} s at every start and change of size",
+        "preemptive": options.preemptible and options.configuration.scheduling.preemption.within_queue != "never",
+        "quantum_s": options.configuration.scheduling.quantum_s,
+        "backfill": options.configuration.scheduling.backfill,
+        "seed": options.seed,
+        "unfinished": [{"job": o.job.id, "why": o.why} for o in run.outcomes if o.finished_s is None][:20],
+        "digest": run.digest,
+    }
+
+
+def quantile(ordered: Sequence[float], q: float) -> float | None:
+    """Nearest rank of a sorted list: the smallest value with at least a share q at or below it."""
+    if not ordered:
+        return None
+    return _round(ordered[max(0, math.ceil(q * len(ordered)) - 1)], 6)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures people look at first, two columns."""
+    rows = [
+        ("jobs finished", f"{found['finished']:,} of {found['jobs']:,}"),
+        ("average job completion time", duration(found["avg_jct_s"])),
+        ("  median, p99", f"{duration(found['p50_jct_s'])}, {duration(found['p99_jct_s'])}"),
+        ("average wait, p99", f"{duration(found['avg_wait_s'])}, {duration(found['p99_wait_s'])}"),
+        ("makespan", duration(found["makespan_s"])),
+        ("GPU hours held", f"{found['gpu_hours']:,.1f} ({found['lost_gpu_hours']:,.1f} of them lost to restarts)"),
+        ("utilisation", f"{100 * found['utilisation']:.1f} % of {found['gpus']:,} GPUs"),
+        ("worst finish-time fairness", f"{found['worst_ftf']} ({found['unfair_pct']} % of jobs above {UNFAIR_ABOVE})"),
+        ("preemptions, resizes", f"{found['preemptions']:,}, {found['resizes']:,}"),
+        ("quota violations", str(found["quota_violations"])),
+        ("turns", f"{found['turns']:,}: p50 {found['turn_p50_ms']} ms, p99 {found['turn_p99_ms']} ms"),
+        ("wall time", f"{found['wall_s']:.1f} s"),
+        ("the scheduler was told", found["told"]),
+        ("and paid", found["paid"]),
+        ("ordering, elasticity", f"{found['policies']['ordering']}, {found['policies']['elasticity']}"),
+        ("digest", found["digest"][:16]),
+    ]
+    if found["unfinished"]:
+        rows.insert(1, ("did not finish", "; ".join(f"{row['job']}: {row['why']}" for row in found["unfinished"][:3])))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def duration(seconds: float | None) -> str:
+    """2,584 s (43 min): the exact number, and one people can picture."""
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:,.1f} s"
+    if seconds < 7200:
+        return f"{seconds:,.0f} s ({seconds / 60:.0f} min)"
+    if seconds < 172_800:
+        return f"{seconds:,.0f} s ({seconds / 3600:.1f} h)"
+    return f"{seconds:,.0f} s ({seconds / 86_400:.1f} days)"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _round(sum(values) / len(values)) if values else None
+
+
+def _round(value: float, digits: int = 3) -> float:
+    return round(value, digits)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

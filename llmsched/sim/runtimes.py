@@ -1,0 +1,120 @@
+"""What a job really needs, and what the scheduler is told about it.
+
+`Runtime` is nature: work is the fraction of a job that is left, and each size works it off at its own rate.
+`Estimates` is what a user or a history would say: exact, nothing, a column of the trace, or wrong by a random factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.workload import Group, Option, Retry, Workload
+from llmsched.errors import SpecError
+from llmsched.sim.traces.job import Job
+
+ALONE = Retry(max_restarts=1_000_000, backoff_s=0.0)  # simulated hardware may fail as often as it likes
+
+
+class Estimates(NamedTuple):
+    """`kind`: exact | none | column | error. With `error` the factor is uniform in 1 - spread .. 1 + spread."""
+
+    kind: str = "exact"
+    spread: float = 0.0
+
+    def factor(self, seed: int, job: str) -> float:
+        """A hash of (seed, job), so that it depends on nothing else."""
+        if self.kind != "error":
+            return 1.0
+        drawn = int.from_bytes(blake2b(f"{seed}/{job}".encode(), digest_size=8).digest(), "big") / 2**64
+        return 1.0 + self.spread * (2.0 * drawn - 1.0)
+
+
+def parse_estimates(text: str) -> Estimates:
+    if text in ("exact", "none", "column"):
+        return Estimates(text)
+    kind, _, spread = text.partition(":")
+    try:
+        value = float(spread)
+    except ValueError:
+        value = -1.0
+    if kind != "error" or not 0 <= value < 1:
+        raise SpecError(
+            f'"{text}" is not known.',
+            where="--estimates",
+            hint="exact, none, column, or error:0.5 (a factor in 0.5..1.5).",
+        )
+    return Estimates(kind, value)
+
+
+@dataclass(slots=True)
+class Runtime:
+    """The progress of one job. `left` is the fraction still to do as of `at`; `warm_until` ends the present restart."""
+
+    job: Job
+    seconds: dict[int, float]  # size -> run time of the whole job
+    left: float = 1.0
+    size: int = 0
+    at: float = 0.0
+    warm_until: float = 0.0
+    told_factor: float | None = None  # of the estimates; None: nothing is told
+    waiting_since: float = 0.0
+    served_s: float = 0.0  # seconds holding GPUs
+    gpu_s: float = 0.0
+    lost_gpu_s: float = 0.0  # of gpu_s, in restarts
+
+    def start(self, now: float, size: int, cost_s: float) -> None:
+        self.settle(now)
+        self.size = size
+        self.warm_until = now + cost_s
+
+    def settle(self, now: float) -> None:
+        """Count what was done since the last change."""
+        if self.size:
+            held = now - self.at
+            warm = min(max(self.warm_until - self.at, 0.0), held)
+            self.left -= (held - warm) / self.seconds[self.size]
+            if self.left < 1e-12:
+                self.left = 0.0
+            self.served_s += held
+            self.gpu_s += held * self.size
+            self.lost_gpu_s += warm * self.size
+        self.at = now
+
+    def stop(self, now: float) -> None:
+        self.settle(now)
+        self.size = 0
+
+    def ends_at(self) -> float:
+        """When it is done if nothing changes."""
+        return max(self.at, self.warm_until) + self.left * self.seconds[self.size]
+
+
+def workload_of(job: Job, estimates: Estimates, factor: float, *, preemptible: bool) -> Workload:
+    """What a user would have submitted: one bundle per GPU, anywhere; told what `estimates` says."""
+    sizes = tuple(size for size, _ in job.runtimes)
+    smallest, whole = job.runtimes[0]
+    told: float | None = whole * factor
+    if estimates.kind == "none":
+        told = None
+    elif estimates.kind == "column":
+        told = None if job.estimated_s is None else job.estimated_s * whole / job.duration_s
+    option = Option(job.flavor, Resources(gpus_milli=MILLI))
+    return Workload(
+        id=job.id,
+        name=job.id,
+        kind="train",
+        groups=(Group("workers", smallest, (option,)),),
+        queue=job.queue,
+        priority=job.priority,
+        min_size=smallest,
+        max_size=sizes[-1],
+        sizes=sizes if len(sizes) > 1 else (),
+        preemptible=preemptible,
+        grace_s=0.0,
+        estimated_runtime_s=told,
+        speedup=tuple((size, whole / seconds) for size, seconds in job.runtimes) if len(sizes) > 1 else (),
+        retry=ALONE,
+    )

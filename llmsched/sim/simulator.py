@@ -1,0 +1,280 @@
+"""Fast replay: a heap, a simulated clock and the very `core.turn()` of production.
+
+A trace becomes facts, decisions go to `sim/executor.py`, whose answers are the next facts. Everything follows from the
+trace, the options and one seed; the digest of the decisions proves it. Start reading at `simulate`.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from llmsched.core import decisions, facts
+from llmsched.core.configuration import Configuration, Queue
+from llmsched.core.decisions import Decision
+from llmsched.core.nodes import Node
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State
+from llmsched.core.workload import Placement, gang_id
+from llmsched.errors import Bug, SpecError
+from llmsched.policies import registry
+from llmsched.sim import fleet
+from llmsched.sim.audit import Audit
+from llmsched.sim.executor import SimExecutor
+from llmsched.sim.faults import Faults
+from llmsched.sim.recorder import Recorder
+from llmsched.sim.runtimes import Estimates, Runtime, workload_of
+from llmsched.sim.traces.job import Job
+
+STALLED_AFTER = 10_000  # turns at one instant: decisions and facts chase each other, which is a bug of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    nodes: tuple[Node, ...]
+    configuration: Configuration
+    preemptible: bool = True
+    estimates: Estimates = Estimates()
+    restart_cost_s: float = 0.0
+    seed: int = 0
+    until_s: float | None = None
+    faults: Faults = Faults()
+    joining: tuple[tuple[float, Node], ...] = ()  # (when, node): cluster growth
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened to one job. `finished_s` is None when the run ended first; `why` then says what it waited for."""
+
+    job: Job
+    finished_s: float | None
+    served_s: float
+    gpu_s: float
+    lost_gpu_s: float
+    starts: int
+    first_start_s: float | None
+    why: str = ""
+
+
+@dataclass(slots=True)
+class Run:
+    options: Options
+    outcomes: list[Outcome]
+    digest: str
+    ended_s: float
+    turn_s: list[float] = field(default_factory=list)  # wall-clock seconds of each turn
+    wall_s: float = 0.0
+    preemptions: int = 0
+    resizes: int = 0
+    quota_violations: int = 0
+    node_losses: int = 0
+
+
+def simulate(jobs: Sequence[Job], options: Options, recorder: Recorder | None = None) -> Run:
+    """Replay `jobs` (sorted by submit_s). Raises SpecError for a job that can never fit or an unknown policy."""
+    gc_was = gc.get_threshold()
+    gc.set_threshold(500_000, 50, 50)  # records live long and have no cycles: collecting often only costs time
+    try:
+        return _Replay(jobs, options, recorder).run()
+    finally:
+        gc.set_threshold(*gc_was)
+
+
+def with_queues(configuration: Configuration, jobs: Sequence[Job]) -> Configuration:
+    """The configuration, with a queue for every one the trace names. Those it does not know have no quota."""
+    known = {queue.name for queue in configuration.queues}
+    extra = sorted({job.queue for job in jobs} - known)
+    if not extra:
+        return configuration
+    return replace(configuration, queues=(*configuration.queues, *(Queue(name) for name in extra)))
+
+
+class _Replay:
+    def __init__(self, jobs: Sequence[Job], options: Options, recorder: Recorder | None) -> None:
+        self.jobs = jobs
+        self.options = options
+        self.recorder = recorder
+        self.policies = registry.load(options.configuration.policies)
+        self.state = State()
+        self.runtimes: dict[str, Runtime] = {}
+        self.executor = SimExecutor(self.runtimes, options.restart_cost_s)
+        self.audit = Audit(options.configuration, options.nodes)
+        self.hash = hashlib.sha256()
+        self.result = Run(options, [], "", 0.0)
+        self.placed: dict[str, dict[str, int]] = {}  # gang -> node -> GPUs it holds there
+        self.first_start: dict[str, float] = {}
+        self.starts: dict[str, int] = {}
+        self.finished: dict[str, float] = {}
+        self.next_job = 0
+        self.nodes = {node.id: node for node in options.nodes}
+        self.failures = {name: options.faults.of_node(name) for name in self.nodes}
+        largest = {flavor: fleet.gpus(options.nodes, flavor) for flavor in {None, *(n.flavor for n in options.nodes)}}
+        for job in jobs:
+            least = job.runtimes[0][0]
+            if least > largest.get(job.flavor, 0):
+                kind = f"{job.flavor} GPUs" if job.flavor else "GPUs"
+                raise SpecError(
+                    f"column num_gpus: job {job.id} needs {least} {kind}, there are {largest.get(job.flavor, 0)}.",
+                    where=f"row {job.row}",
+                    code="impossible",
+                    hint="Give a larger --nodes, or leave the job out.",
+                )
+
+    def run(self) -> Run:
+        began = time.perf_counter()
+        options = self.options
+        self._turn(
+            0.0, [facts.Configured(0.0, options.configuration), *(facts.NodeJoined(0.0, n) for n in options.nodes)]
+        )
+        for when, node in options.joining:
+            self.executor.at(when, facts.NodeJoined(when, node))
+        for node in options.nodes:
+            self._next_failure(node.id)
+        wake: float | None = None
+        now: float = 0.0
+        same = 0
+        while not self._is_over():
+            when = self._next_at(wake)
+            if when is None or (options.until_s is not None and when > options.until_s):
+                break
+            same = same + 1 if when == now else 0
+            if same > STALLED_AFTER:
+                raise Bug(f"the simulation stands still at {now:.0f} s.", code="stalled")
+            now = when
+            found = self._facts(now)
+            for fact in found:
+                if isinstance(fact, facts.NodeLost):
+                    self.result.node_losses += 1
+                    self.executor.node_lost(self.state, fact.node, now)
+                    found = [*found, *self.executor.due(now)]
+                    self._next_failure(fact.node)
+            wake = self._turn(now, found or [facts.Tick(now)])
+        stopped = options.until_s is not None and not self._is_over()
+        self.result.ended_s = options.until_s if stopped and options.until_s is not None else now
+        self.result.wall_s = time.perf_counter() - began
+        self._conclude()
+        return self.result
+
+    def _next_failure(self, node: str) -> None:
+        """Schedule the next loss of a node, and its return."""
+        found = next(self.failures[node], None) if node in self.failures else None
+        if found is not None:
+            lost, back = found
+            self.executor.at(lost, facts.NodeLost(lost, node))
+            self.executor.at(back, facts.NodeJoined(back, self.nodes[node]))
+
+    def _is_over(self) -> bool:
+        return self.next_job == len(self.jobs) and len(self.finished) == len(self.jobs)
+
+    def _next_at(self, wake: float | None) -> float | None:
+        times = [self.executor.next_at(), wake]
+        if self.next_job < len(self.jobs):
+            times.append(self.jobs[self.next_job].submit_s)
+        known = [t for t in times if t is not None]
+        return min(known) if known else None
+
+    def _facts(self, now: float) -> list[facts.Fact]:
+        """Everything that happened up to now: what the executor has to say first, then new submissions."""
+        found = self.executor.due(now)
+        for gang in self.executor.ended:
+            self.finished[gang] = now
+            self._hold(gang, now, {})
+        self.executor.ended.clear()
+        options = self.options
+        while self.next_job < len(self.jobs) and self.jobs[self.next_job].submit_s <= now:
+            job = self.jobs[self.next_job]
+            self.next_job += 1
+            factor = options.estimates.factor(options.seed, job.id)
+            workload = workload_of(job, options.estimates, factor, preemptible=options.preemptible)
+            told = None if workload.estimated_runtime_s is None else factor
+            self.runtimes[gang_id(job.id, 0)] = Runtime(job, dict(job.runtimes), at=now, told_factor=told)
+            found.append(facts.Submitted(job.submit_s, workload))
+        return found
+
+    def _turn(self, now: float, found: list[facts.Fact]) -> float | None:
+        began = time.perf_counter()
+        plan = turn(self.state, found, self.policies)
+        self.result.turn_s.append(time.perf_counter() - began)
+        if plan.decisions:
+            self.executor.carry_out(plan.decisions, now)
+            gave = False
+            for decision in plan.decisions:
+                gave |= self._note(decision, now)
+            if gave:
+                self.audit.check()
+        if self.recorder is not None:
+            self.recorder.explains(now, plan.reasons)
+            self.recorder.load.append((now, sum(r.size for r in self.running()), self.state.waiting.count))
+        return plan.wake_at
+
+    def running(self) -> list[Runtime]:
+        return [self.runtimes[name] for name in self.placed]
+
+    def _note(self, decision: Decision, now: float) -> bool:
+        """Keep the books of one decision; True when it gave GPUs out."""
+        kind = type(decision).__name__
+        gang = getattr(decision, "gang", getattr(decision, "workload", getattr(decision, "node", "")))
+        self.hash.update(f"{now:.3f} {kind} {gang} {getattr(decision, 'attempt', '')}".encode())
+        if isinstance(decision, decisions.Launch | decisions.Resize):
+            by_node = _by_node(decision.placement)
+            self.hash.update(repr(tuple(by_node.items())).encode())
+            self._hold(decision.gang, now, by_node)
+            if isinstance(decision, decisions.Launch):
+                self.starts[gang] = self.starts.get(gang, 0) + 1
+                self.first_start.setdefault(gang, now)
+            else:
+                self.result.resizes += 1
+            return True
+        if isinstance(decision, decisions.Preempt):
+            self.result.preemptions += 1
+        if isinstance(decision, decisions.Preempt | decisions.Stop | decisions.Drain):
+            self._hold(decision.gang, now, {})
+        return False
+
+    def _hold(self, gang: str, now: float, by_node: dict[str, int]) -> None:
+        queue = self.runtimes[gang].job.queue
+        before = self.placed.pop(gang, None)
+        if before:
+            self.audit.changed(queue, before, -1)
+        if by_node:
+            self.placed[gang] = by_node
+            self.audit.changed(queue, by_node, 1)
+        if self.recorder is not None:
+            self.recorder.holds(gang, now, by_node)
+
+    def _conclude(self) -> None:
+        result = self.result
+        result.quota_violations = self.audit.violations
+        result.digest = self.hash.hexdigest()
+        for job in self.jobs[: self.next_job]:
+            gang = gang_id(job.id, 0)
+            runtime = self.runtimes[gang]
+            runtime.settle(max(result.ended_s, runtime.at))
+            why = ""
+            if gang not in self.finished:
+                known = self.state.gangs[gang]
+                why = known.reason.message if known.reason else known.message or known.status.value
+            result.outcomes.append(
+                Outcome(
+                    job,
+                    self.finished.get(gang),
+                    runtime.served_s,
+                    runtime.gpu_s,
+                    runtime.lost_gpu_s,
+                    self.starts.get(gang, 0),
+                    self.first_start.get(gang),
+                    why,
+                )
+            )
+        if self.recorder is not None:
+            self.recorder.close(result.ended_s)
+
+
+def _by_node(placement: Placement) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for placed in placement:
+        counts[placed.node] = counts.get(placed.node, 0) + 1
+    return counts

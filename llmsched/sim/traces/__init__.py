@@ -1,0 +1,1 @@
+"""Where jobs to simulate come from: the CSV contract, and what other schedulers' accounting prints."""

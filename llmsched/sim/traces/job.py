@@ -1,0 +1,36 @@
+"""One job of a trace: when it came, what it asked for, and how long it takes at each size. Knows no scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`runtimes` are (GPUs, seconds alone), ascending, at least one; more than one makes the job elastic.
+
+    `gpus` is what its user asked for. `row` is the line of the file it stood in, for errors.
+    """
+
+    id: str
+    submit_s: float
+    gpus: int
+    runtimes: tuple[tuple[int, float], ...]
+    queue: str = "default"
+    priority: int = 50
+    model: str = ""
+    flavor: str | None = None
+    estimated_s: float | None = None
+    row: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds alone at the size its user asked for; where that is not feasible, at the next smaller size."""
+        best = self.runtimes[0][1]
+        for size, seconds in self.runtimes:
+            if size <= self.gpus:
+                best = seconds
+        return best
+
+    def is_elastic(self) -> bool:
+        return len(self.runtimes) > 1

@@ -1,0 +1,106 @@
+"""Jobs from Slurm's accounting: what `sacct --parsable2` prints, a header and `|` between values (see COMMAND).
+
+Jobs that never ran or asked for no GPU are counted and left out, and the count is told. Knows no scheduler.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from llmsched.errors import SpecError
+from llmsched.sim.traces.job import Job
+
+COMMAND = "sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw"
+_GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    jobs: list[Job]
+    left_out: dict[str, int]  # why -> how many
+
+
+def parse(text: str, name: str) -> Imported:
+    """Times become seconds since the first submission. Raises SpecError naming row and column."""
+    reader = csv.DictReader(io.StringIO(text), delimiter="|", quoting=csv.QUOTE_NONE)
+    columns = list(reader.fieldnames or ())
+    missing = [column for column in ("JobID", "Submit", "Start", "End") if column not in columns]
+    if not missing and not {"AllocTRES", "ReqTRES"} & set(columns):
+        missing = ["AllocTRES"]
+    if missing:
+        raise SpecError(
+            f"column {', '.join(missing)} is missing.",
+            where=f"{name}:1",
+            code="bad_trace",
+            hint=f"Print it with: {COMMAND}",
+        )
+    found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
+    left_out: dict[str, int] = {}
+    for row in reader:
+        where = f"{name}:{reader.line_num}"
+        if "." in (row["JobID"] or ""):
+            continue  # a step of a job, not a job
+        gpus, flavor = _gpus(row.get("AllocTRES") or row.get("ReqTRES") or "")
+        submit, start, end = (_stamp(row[column], column, where) for column in ("Submit", "Start", "End"))
+        why = "" if gpus else "no GPU"
+        if submit is None or start is None:
+            why = "never started"
+        elif end is None:
+            why = "still running"
+        elif end <= start:
+            why = "ran for no time"
+        if why:
+            left_out[why] = left_out.get(why, 0) + 1
+            continue
+        assert submit is not None and start is not None and end is not None
+        if submit > start:
+            raise SpecError("column Submit: it was submitted after it started.", where=where, code="bad_trace")
+        found.append((submit, end - start, row, gpus, flavor, reader.line_num))
+    if not found:
+        raise SpecError("no job in it ran on a GPU.", where=name, code="bad_trace", hint=f"Print it with: {COMMAND}")
+    first = min(submit for submit, *_ in found)
+    jobs = [
+        Job(
+            id=row["JobID"],
+            submit_s=submit - first,
+            gpus=gpus,
+            runtimes=((gpus, seconds),),
+            queue=row.get("Account") or row.get("Partition") or "default",
+            flavor=flavor,
+            estimated_s=_limit(row.get("TimelimitRaw") or ""),
+            row=line,
+        )
+        for submit, seconds, row, gpus, flavor, line in found
+    ]
+    return Imported(sorted(jobs, key=lambda job: job.submit_s), left_out)
+
+
+def _gpus(tres: str) -> tuple[int, str | None]:
+    """GPUs and their type of a TRES list; the line with a type wins over the sum without one."""
+    plain, typed, kind = 0, 0, None
+    for name, count in _GPUS.findall(tres):
+        if name:
+            typed, kind = typed + int(count), name.upper()
+        else:
+            plain = int(count)
+    return (typed or plain), kind
+
+
+def _stamp(text: str, column: str, where: str) -> float | None:
+    if not text or text in ("Unknown", "None"):
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(
+            f'column {column}: "{text}" is not a time such as 2026-11-21T14:03:00.', where=where, code="bad_trace"
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _limit(minutes: str) -> float | None:
+    return float(minutes) * 60 if minutes.isdigit() and int(minutes) > 0 else None

@@ -1,0 +1,178 @@
+"""Reads a trace: a CSV (or .csv.gz) with a header, columns by name, as `llmsched sim run --help` says.
+
+Every complaint names the row and the column. Nothing is guessed: a job without a usable run time is an error, not a
+default. Knows no scheduler and no cluster.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from llmsched.errors import SpecError
+from llmsched.sim.traces.job import Job
+
+REQUIRED = ("job_id", "submit_s", "num_gpus")
+_CURVE = re.compile(r"runtime_(\d+)_s$")
+
+
+def read(path: Path, *, duration_column: str = "duration_s", elastic: tuple[int, int] | None = None) -> list[Job]:
+    """All jobs by (submit_s, order in the file). `elastic` cuts every job to that range of sizes and, where a trace has
+    no run-time curve, assumes linear speed-up inside it. Raises SpecError with file, row and column."""
+    try:
+        text = _text(path)
+    except FileNotFoundError:
+        raise SpecError("no such trace.", where=str(path), hint="Give the path of a CSV file with a header.") from None
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise SpecError(f"cannot be read as a CSV: {error}.", where=str(path)) from None
+    return parse(text, str(path), duration_column=duration_column, elastic=elastic)
+
+
+def parse(
+    text: str, name: str, *, duration_column: str = "duration_s", elastic: tuple[int, int] | None = None
+) -> list[Job]:
+    rows = csv.DictReader(io.StringIO(text))
+    columns = list(rows.fieldnames or ())
+    curve = sorted((int(found[1]), column) for column in columns if (found := _CURVE.match(column)))
+    wanted = [*REQUIRED, *([] if curve else [duration_column])]
+    missing = [column for column in wanted if column not in columns]
+    if missing:
+        there = ", ".join(columns[:12]) or "nothing"
+        raise SpecError(
+            f"column {', '.join(missing)} is missing; the header has {there}.",
+            where=f"{name}:1",
+            code="bad_trace",
+            hint="Needed: job_id, submit_s, num_gpus and duration_s (or --duration-column, or columns runtime_N_s).",
+        )
+    seen: dict[str, int] = {}
+    jobs = []
+    for row in _rows(rows, name):
+        job = row.job(duration_column, curve, elastic)
+        if job.id in seen:
+            raise row.wrong(
+                "job_id", f'"{job.id}" stands in row {seen[job.id]} already', "Give every job an id of its own."
+            )
+        seen[job.id] = row.number
+        jobs.append(job)
+    if not jobs:
+        raise SpecError("the trace has a header but no jobs.", where=name, code="bad_trace")
+    jobs.sort(key=lambda job: job.submit_s)  # stable: order in the file breaks ties
+    return jobs
+
+
+def write(jobs: list[Job], path: Path) -> None:
+    """The same contract, for imported jobs."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(("job_id", "submit_s", "num_gpus", "duration_s", "queue", "priority", "flavor", "estimated_s"))
+        for job in jobs:
+            estimate = "" if job.estimated_s is None else f"{job.estimated_s:g}"
+            out.writerow(
+                (
+                    job.id,
+                    f"{job.submit_s:.10g}",
+                    job.gpus,
+                    f"{job.duration_s:.10g}",
+                    job.queue,
+                    job.priority,
+                    job.flavor or "",
+                    estimate,
+                )
+            )
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+
+
+class _Row:
+    """One line, with complaints that say where it stands."""
+
+    def __init__(self, values: Mapping[str, str | None], number: int, file: str) -> None:
+        self.values = values
+        self.number = number
+        self.file = file
+
+    def wrong(self, column: str, what: str, hint: str = "") -> SpecError:
+        return SpecError(f"column {column}: {what}.", where=f"{self.file}:{self.number}", code="bad_trace", hint=hint)
+
+    def text(self, *columns: str) -> str:
+        return next((value.strip() for column in columns if (value := self.values.get(column))), "")
+
+    def number_of(self, column: str, *, least: float = 0.0, above: bool = False) -> float:
+        text = self.text(column)
+        try:
+            value = float(text)
+        except ValueError:
+            raise self.wrong(column, f'"{text}" is not a number' if text else "is empty") from None
+        if not math.isfinite(value):
+            raise self.wrong(column, f"{text} is not finite")
+        if value < least or (above and value <= least):
+            raise self.wrong(column, f"{text} is {'not above' if above else 'less than'} {least:g}")
+        return value
+
+    def whole(self, column: str, *, least: int) -> int:
+        value = self.number_of(column, least=least)
+        if value != int(value):
+            raise self.wrong(
+                column, f"{self.text(column)} is not a whole number", "Fractions of a GPU are not simulated."
+            )
+        return int(value)
+
+    def job(self, duration_column: str, curve: list[tuple[int, str]], elastic: tuple[int, int] | None) -> Job:
+        name = self.text("job_id")
+        if not name:
+            raise self.wrong("job_id", "is empty")
+        gpus = self.whole("num_gpus", least=1)
+        if curve:
+            known = tuple((size, self.number_of(column, above=True)) for size, column in curve if self.text(column))
+            if not known:
+                raise self.wrong(curve[0][1], "no column runtime_N_s has a value: the job fits no size")
+        else:
+            known = ((gpus, self.number_of(duration_column, above=True)),)
+        low = self.whole("min_gpus", least=1) if self.text("min_gpus") else None
+        high = self.whole("max_gpus", least=1) if self.text("max_gpus") else None
+        if low is not None and high is not None and low > high:
+            raise self.wrong("min_gpus", f"{low} is more than max_gpus, {high}")
+        if elastic is not None:
+            low, high = max(elastic[0], low or 1), min(elastic[1], high or elastic[1])
+        runtimes = known if low is None and high is None else _cut(known, low or 1, high or known[-1][0])
+        if not runtimes:
+            raise self.wrong("num_gpus", f"no size between {low} and {high} GPUs has a run time")
+        return Job(
+            id=name,
+            submit_s=self.number_of("submit_s"),
+            gpus=gpus,
+            runtimes=runtimes,
+            queue=self.text("queue", "vc") or "default",
+            priority=self.whole("priority", least=0) if self.text("priority") else 50,
+            model=self.text("model", "job_type"),
+            flavor=self.text("flavor") or None,
+            estimated_s=self.number_of("estimated_s", above=True) if self.text("estimated_s") else None,
+            row=self.number,
+        )
+
+
+def _cut(known: tuple[tuple[int, float], ...], low: int, high: int) -> tuple[tuple[int, float], ...]:
+    """Sizes low..high: those of the curve, or with a single known size every size, at linear speed-up."""
+    if len(known) > 1:
+        return tuple((size, seconds) for size, seconds in known if low <= size <= high)
+    size, seconds = known[0]
+    return tuple((n, seconds * size / n) for n in range(low, high + 1))
+
+
+def _rows(reader: csv.DictReader[str], file: str) -> Iterator[_Row]:
+    for values in reader:
+        if None in values:
+            raise SpecError(
+                f"has more values than the header has columns ({len(reader.fieldnames or ())}).",
+                where=f"{file}:{reader.line_num}",
+                code="bad_trace",
+            )
+        yield _Row(values, reader.line_num, file)
