@@ -124,7 +124,7 @@ class _Reader:
         raise _Broken
 
     def note(self, mark: Any, message: str, hint: str = "", code: str = "invalid_spec") -> None:
-        line, column = _place(mark) if mark is not None else (1, 1)
+        line, column = mark if isinstance(mark, tuple) else _place(mark) if mark is not None else (1, 1)
         self.problems.append(Problem(f"{self.filename}:{line}:{column}", message, hint, code))
 
     def document(self, events: Iterator[Any]) -> Value:
@@ -157,34 +157,34 @@ class _Reader:
             if not open_:
                 root = value
             else:
-                self.add(open_[-1], value, event)
+                self.add(open_[-1], value)
         return root
 
-    def add(self, container: tuple[Value, str | None, list[Any]], value: Value, event: Any) -> None:
+    def add(self, container: tuple[Value, str | None, list[Any]], value: Value) -> None:
         parent, _, waiting = container
         parent.size += value.size
         parent.height = max(parent.height, value.height + 1)
         if isinstance(parent.data, list):
             parent.data.append(value)
         elif not waiting:
-            waiting += [self.key(value, event), value.place, event.start_mark]
+            waiting += [self.key(value), value.place]
         else:
-            key, place, mark = waiting
+            key, place = waiting
             waiting.clear()
             if key in parent.data:
                 first = ":".join(map(str, parent.keys[key]))
-                self.note(mark, f'the key "{key}" is here twice', f"It stands at {first} already.")
+                self.note(place, f'the key "{key}" is here twice', f"It stands at {first} already.")
             elif key is not None:
                 parent.data[key] = value
                 parent.keys[key] = place
 
-    def key(self, value: Value, event: Any) -> str | None:
+    def key(self, value: Value) -> str | None:
         if isinstance(value.data, str) and len(value.data) <= 1024:
             if value.data == "<<":
-                self.note(event.start_mark, "merge keys (<<) are not read", "Write the keys out.")
+                self.note(value.place, "merge keys (<<) are not read", "Write the keys out.")
                 return None
             return value.data
-        self.note(event.start_mark, "a key must be text", 'Put quotes around it: "8".')
+        self.note(value.place, "a key must be text", 'Put quotes around it: "8".')
         return None
 
     def alias(self, event: Any, anchors: dict[str, Value], depth: int) -> Value:

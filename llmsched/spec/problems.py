@@ -20,6 +20,8 @@ from llmsched.spec.train import PassThrough
 # What other systems call it.
 _OTHER_WORDS = {
     "num_workers": "workers",
+    "workers": "replicas",
+    "replicas": "workers",
     "num_nodes": "workers",
     "nodes": "workers",
     "size": "workers",
@@ -83,7 +85,7 @@ def validate(model: type[BaseModel], title: str, document: Document) -> tuple[An
 
 def explain(error: ValidationError, model: type[BaseModel], title: str, document: Document) -> list[Problem]:
     """Every problem once, in the order of the file. `title` says what is described: "a train workload"."""
-    found: dict[tuple[str, str], Problem] = {}
+    found: dict[tuple[Path, str], Problem] = {}
     expected: dict[Path, list[str]] = {}
     for details in error.errors(include_url=False):
         path, rest = _real_path(details["loc"], document.data)
@@ -92,13 +94,11 @@ def explain(error: ValidationError, model: type[BaseModel], title: str, document
         elif kind in _EXPECTED or kind == "literal_error":
             words = expected.setdefault(path, [])
             words += [word for word in [_expectation(details)] if word not in words]
-            problem = _type_problem(details, path, words, document)
-            found.pop((problem.where, "type"), None)
-            found[problem.where, "type"] = problem
+            found[path, "type"] = _type_problem(details, path, words, document)  # one for all members of a union
             continue
         else:
             problem = _value_problem(details, path, document)
-        found[problem.where, problem.message] = problem
+        found[path, problem.message] = problem
     return list(found.values())
 
 
