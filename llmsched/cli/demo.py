@@ -8,17 +8,25 @@ anyone's. Start reading at `tell`. The pictures are in `cli/screen.py`; nothing 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+import httpx
+import yaml
+
+from llmsched.cli import cluster, show
 from llmsched.cli.screen import Screen
 from llmsched.client import Client
+from llmsched.client.transport import locate
 from llmsched.errors import ClusterError, LlmschedError
 from llmsched.spec import wire
 
@@ -43,10 +51,29 @@ class Moment:
     show: Callable[[Views], None]
 
 
-def tell(home: Path, *, keep: bool, short: bool, up: Callable[[], Client], down: Callable[[], None]) -> dict[str, Any]:
-    """Run the demo in `home`; returns what was measured. `up` starts everything there, `down` ends it, all of it.
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave everything running at the end, to look around.")
+@click.option("--short", is_flag=True, help="Fewer training steps: shows the way, not the learning.")
+@show.json_option
+def demo(keep: bool, short: bool) -> None:
+    """The whole story on one CPU-only machine: fine-tune, serve, ask."""
+    home = Path(tempfile.mkdtemp(prefix="llmsched-demo-"))
+    os.environ["LLMSCHED_HOME"] = str(home)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("LLMSCHED_CACHE", str(caches / "llmsched"))  # converted models, kept for the next time
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    measured = tell(home, keep=keep, short=short)
+    if not keep:
+        shutil.rmtree(home)
+    if show.wants_json():
+        click.echo(json.dumps(measured, indent=2))
 
-    Raises LlmschedError when a workload fails or the story does not end in time; `down` has run then, unless `keep`.
+
+def tell(home: Path, *, keep: bool, short: bool) -> dict[str, Any]:
+    """Run the demo in `home`; returns what was measured.
+
+    Raises LlmschedError when a workload fails or the story does not end in time. Everything is taken down then, as
+    after Ctrl-C; the logs stay in `home`.
     """
     if not EXAMPLE.is_dir():
         raise ClusterError(f"the example is not at {EXAMPLE}.", hint="Run the demo from a checkout of llmsched.")
@@ -55,26 +82,25 @@ def tell(home: Path, *, keep: bool, short: bool, up: Callable[[], Client], down:
         try:
             spec = prepare(home, screen, short=short)
             screen.say("starting a local Ray with two pretend nodes of two GPUs, and the controller")
-            client = up()
-            story = Story(client, screen, began)
+            story = Story(cluster.bring_up(home, nodes=NODES), screen, began)
             story.run(spec)
-            measured = story.measured
-            measured["total_s"] = round(time.monotonic() - began, 1)
-            if keep:
-                screen.farewell(home, story.urls())
+            screen.farewell(home, story.urls(), stays=keep)
+        except BaseException:
+            screen.say(f"it ends here; logs stay in {home}")
+            keep = False
+            raise
         finally:
             if not keep:
                 screen.say("cleaning up: workloads, controller, Ray")
-                down()
-                screen.say("nothing is left: no process, no port, no placement group")
-        screen.say(f"the whole story took {time.monotonic() - began:.0f} s")
-    return measured
+                _, processes = cluster.take_down(home)
+                screen.say(f"{processes} processes of Ray ended; none is left, and no port")
+        story.measured["total_s"] = round(time.monotonic() - began, 1)
+        screen.say(f"the whole story took {story.measured['total_s']:.0f} s")
+    return story.measured
 
 
 def prepare(home: Path, screen: Screen, *, short: bool) -> Path:
     """A copy of the example with its data, in `home`; `short` cuts the number of steps. Returns the spec's path."""
-    import yaml
-
     folder = home / "example"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -202,10 +228,6 @@ class Story:
         return first
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        import httpx
-
-        from llmsched.client.transport import locate
-
         endpoint = self._client.health().urls["endpoint"]
         _, token = locate(None, None, None)
         answer = httpx.post(f"{endpoint}{path}", json=body, headers={"authorization": f"Bearer {token}"}, timeout=60)

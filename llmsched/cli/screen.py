@@ -104,11 +104,16 @@ class Screen:
 
         threading.Thread(target=tell, name="llmsched-demo-events", daemon=True).start()
 
-    def farewell(self, home: Path, urls: dict[str, str]) -> None:
+    def farewell(self, home: Path, urls: dict[str, str], *, stays: bool) -> None:
         lines = [f"{name:<10} {url}" for name, url in urls.items()]
-        lines += ["", f"export LLMSCHED_HOME={home}", "llmsched status"]
-        lines += ["llmsched chat assistant:support-tone", "llmsched story support-tone", "llmsched down   # when done"]
-        self.box("it stays up; next", "\n".join(lines))
+        if stays:
+            lines += ["", f"export LLMSCHED_HOME={home}", "llmsched chat assistant:support-tone"]
+            lines += ["llmsched story support-tone", "llmsched down   # when done"]
+            self.box("it stays up; next", "\n".join(lines))
+        else:
+            lines += ["", "bash examples/demo.sh --keep    # the same, and it stays up", "llmsched init train"]
+            lines += ["llmsched up --nodes 2x2:A100    # a cluster of your own"]
+            self.box("live until now; next", "\n".join(lines))
 
 
 def _phase(view: wire.WorkloadView) -> str:
