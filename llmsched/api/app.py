@@ -17,17 +17,15 @@ from starlette.exceptions import HTTPException
 from llmsched.api import routes
 from llmsched.api.auth import OPEN_PATH, Guard, Tokens, error_body, error_headers
 from llmsched.errors import Bug, LlmschedError, RequestError, SpecError
-from llmsched.runtime.storage import Storage, StorageError
+from llmsched.runtime.storage import StorageError
 
 log = logging.getLogger("llmsched.api")
 
 
-def build(
-    controller: Any, tokens: Tokens, *, storage: str, hosts: Sequence[str] = (), origins: Sequence[str] = ()
-) -> FastAPI:
+def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> FastAPI:
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
     app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
-    app.state.services = routes.Services(controller, Storage.at(storage))
+    app.state.services = routes.Services(controller)
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     app.include_router(routes.open_router)
     app.include_router(routes.router)

@@ -44,6 +44,14 @@ class Tokens:
                 self._read, self._stamp = tuple(home.load_records(self._home)), stamp
         return self._given + self._read
 
+    def keys(self) -> list[dict[str, Any]]:
+        """What the endpoint must know of them: whoever may submit may ask every model."""
+        return [
+            {"id": record.id, "sha256": record.sha256, "models": ["*"]}
+            for record in self.records()
+            if record.role != "viewer" and not _is_over(record)
+        ]
+
     def find(self, authorization: str) -> TokenRecord:
         """The record of an `Authorization` header. Raises NotAllowed (401). Looks at every record."""
         scheme, _, token = authorization.partition(" ")
@@ -57,9 +65,13 @@ class Tokens:
             raise _unauthorized(
                 what, "Set LLMSCHED_TOKEN, or LLMSCHED_HOME to the folder of the controller (it holds `token`)."
             )
-        if found.expires is not None and found.expires < time.time():
+        if _is_over(found):
             raise _unauthorized(f"token {found.id} has expired.", "Make a new one: llmsched token create.")
         return found
+
+
+def _is_over(record: TokenRecord) -> bool:
+    return record.expires is not None and record.expires < time.time()
 
 
 def _unauthorized(message: str, hint: str) -> NotAllowed:

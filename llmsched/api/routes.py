@@ -26,7 +26,10 @@ class Services(NamedTuple):
     """What the routes are given; `controller` is control.controller.Controller."""
 
     controller: Any
-    storage: Storage
+
+    @property
+    def storage(self) -> Storage:
+        return Storage.at(self.controller.storage)
 
 
 def services(request: Request) -> Services:
@@ -69,7 +72,7 @@ async def health(given: Given, who: Viewer) -> wire.Health:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(given: Given, who: Viewer) -> str:
-    return views.metrics(given.controller.state, given.controller.health)
+    return views.metrics(given.controller.state, given.controller.health) + str(given.controller.metrics())
 
 
 # --- what users ask ---------------------------------------------------------------------------------------------

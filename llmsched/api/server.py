@@ -45,22 +45,32 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     control = asyncio.create_task(controller.run())
-    web = asyncio.create_task(server.serve(sockets=[listener]))
     told = asyncio.create_task(stop.wait())
-    host, port = listener.getsockname()[:2]
-    home.announce(folder, f"http://{host}:{port}")
-    log.info("answers at http://%s:%d", host, port)
+    begun = asyncio.create_task(controller.started.wait())
+    web = None
     try:
-        await asyncio.wait({control, web, told}, return_when=asyncio.FIRST_COMPLETED)
-        if control.done():
-            control.result()
+        # Nothing is answered from a state that is not folded yet.
+        await asyncio.wait({control, told, begun}, return_when=asyncio.FIRST_COMPLETED)
+        if begun.done():
+            web = asyncio.create_task(server.serve(sockets=[listener]))
+            home.announce(folder, url_of(listener))
+            log.info("answers at %s", url_of(listener))
+            await asyncio.wait({control, web, told}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         home.withdraw(folder)
-        server.should_exit = True
-        told.cancel()
-        await web
-        await controller.stop(stop_everything=application.state.stop_everything)
+        for waiter in (told, begun):
+            waiter.cancel()
+        if web is not None:
+            server.should_exit = True
+            await web
+        if not control.done():
+            await controller.stop(stop_everything=application.state.stop_everything)
         await control
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -101,7 +111,6 @@ async def main(
     host: str = "127.0.0.1",
     port: int = 0,
     storage: str | None = None,
-    config: Path | None = None,
 ) -> None:
     """Until it is told to stop. `address` is the GCS address of a Ray cluster; `fake_nodes` ("2x4:A100") needs none.
 
@@ -111,8 +120,10 @@ async def main(
     with home.only_controller(folder), contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")
         store = SqliteStore(folder / "state.sqlite")
-        controller = Controller(store, _executor(folder, address, fake_nodes, place), RealClock(), storage=place)
-        application = app.build(controller, auth.Tokens(folder), storage=place)
+        executor = _executor(folder, address, fake_nodes, place)
+        tokens = auth.Tokens(folder)
+        controller = Controller(store, executor, RealClock(), storage=place, keys=tokens.keys)
+        application = app.build(controller, tokens)
         await serve(controller, application, listener, folder)
 
 
@@ -138,7 +149,6 @@ def command(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--storage")
-    parser.add_argument("--config", type=Path)
     given = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:

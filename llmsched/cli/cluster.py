@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmsched.cli import show
+
+if TYPE_CHECKING:
+    from llmsched.client import Client
 
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 60.0
@@ -34,7 +37,6 @@ def up(
     nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None, config: str | None
 ) -> None:
     """Start the controller here, and a local Ray where there is none."""
-    from llmsched.api import home
     from llmsched.client.transport import default_home
     from llmsched.errors import SpecError
 
@@ -42,13 +44,8 @@ def up(
         raise SpecError("--nodes, --address and --fake-nodes exclude each other.", code="options")
     if storage is None and config is not None:
         storage = _storage_of(config)
-    folder = home.prepare(default_home())
-    running = home.announced(folder)
-    if running is not None:
-        click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
-    else:
-        _start(folder, nodes, address, fake_nodes, port, storage)
-    with show.connect() as client:
+    client = bring_up(default_home(), nodes=nodes, address=address, fake_nodes=fake_nodes, port=port, storage=storage)
+    with client:
         if config is not None:
             client.configure(config)
         health, listed = client.health(), client.nodes()
@@ -60,6 +57,32 @@ def up(
             ("llmsched status", "see what runs; llmsched down stops everything"),
         ]
     )
+
+
+def bring_up(
+    folder: Path,
+    *,
+    nodes: str | None = None,
+    address: str | None = None,
+    fake_nodes: str | None = None,
+    port: int = 0,
+    storage: str | None = None,
+) -> Client:
+    """A client of the controller of home `folder`, which is started, with a local Ray, unless it runs.
+
+    Raises LlmschedError; what this call had started is stopped again then.
+    """
+    from llmsched.api import home
+    from llmsched.client import Client
+
+    home.prepare(folder)
+    running = home.announced(folder)
+    if running is not None:
+        click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
+        url = running.url
+    else:
+        url = _start(folder, nodes, address, fake_nodes, port, storage)
+    return Client(url, home.own_token(folder))
 
 
 def _print_up(url: str, health: Any, listed: Any) -> None:
@@ -79,7 +102,7 @@ def _storage_of(config: str) -> str | None:
 
 def _start(
     folder: Path, nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None
-) -> None:
+) -> str:
     from llmsched.executors import local_ray
 
     started_ray = False
@@ -99,7 +122,7 @@ def _start(
             environment.update(local_ray.environment(folder))
         options += ["--address", _checked_address(address)]
     try:
-        _start_controller(folder, options, environment)
+        return _start_controller(folder, options, environment)
     except BaseException:
         if started_ray:
             local_ray.stop(folder)
@@ -117,8 +140,9 @@ def _checked_address(address: str) -> str:
     return address
 
 
-def _start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> None:
-    """The controller as a process of its own, until it answers and its cluster is there. Raises ClusterError."""
+def _start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> str:
+    """The url of a controller, started as a process of its own, once its cluster is there. Raises ClusterError."""
+    from llmsched.api import home
     from llmsched.client import Client
 
     log = folder / "logs" / "controller.log"
@@ -136,9 +160,10 @@ def _start_controller(folder: Path, options: list[str], environment: dict[str, s
         with _waiting("starting the controller") as say:
             deadline = time.monotonic() + READY_WITHIN_S
             url = _wait_for(lambda: _announced_by(folder, process.pid), process, log, begin, deadline, "did not answer")
-            with Client(url, home=folder) as client:
+            with Client(url, home.own_token(folder)) as client:
                 say("waiting for the cluster")
                 _wait_for(lambda: _is_ready(client, say), process, log, begin, deadline, "is not ready")
+        return str(url)
     except BaseException:
         process.terminate()
         process.wait(STOP_WITHIN_S)
@@ -219,29 +244,36 @@ def _waiting(what: str) -> Iterator[Callable[[str], None]]:
 @show.json_option
 def down(keep_ray: bool) -> None:
     """Stop the controller, all that it runs, and the local Ray; then check that nothing is left."""
-    from llmsched.api import home
     from llmsched.client.transport import default_home
-    from llmsched.executors import local_ray
 
     folder = default_home()
+    had_controller, processes = take_down(folder, keep_ray=keep_ray)
+    if show.wants_json():
+        click.echo(json.dumps({"controller": had_controller, "ray_processes": processes}))
+    elif not had_controller and not processes:
+        click.echo("Nothing was running here.")
+    else:
+        parts = ["the controller"] if had_controller else []
+        parts += [f"Ray ({processes} processes)"] if processes else []
+        click.echo(f"Stopped {' and '.join(parts)}. History and results stay in {folder}.")
+
+
+def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
+    """(there was a controller, how many processes of Ray there were). Raises ClusterError when something is left."""
+    from llmsched.api import home
+    from llmsched.executors import local_ray
+
     ray = local_ray.read(folder)
     running = home.announced(folder)
     if running is not None:
         # Work on a Ray that goes down with us need not be taken down piece by piece.
         with _waiting("stopping the controller"):
             _stop_controller(folder, running, stop_everything=keep_ray or ray is None)
-    ended = 0
+    processes = 0
     if ray is not None and not keep_ray:
         with _waiting("stopping Ray"):
-            ended = local_ray.stop(folder)
-    if show.wants_json():
-        click.echo(json.dumps({"controller": running is not None, "ray_processes": ended}))
-    elif running is None and not ended:
-        click.echo("Nothing was running here.")
-    else:
-        parts = ["the controller"] if running is not None else []
-        parts += [f"Ray ({ended} processes)"] if ended else []
-        click.echo(f"Stopped {' and '.join(parts)}. Nothing is left running; history and results stay in {folder}.")
+            processes = local_ray.stop(folder)
+    return running is not None, processes
 
 
 def _stop_controller(folder: Path, running: Any, *, stop_everything: bool) -> None:
