@@ -103,13 +103,18 @@ def explain(error: ValidationError, model: type[BaseModel], title: str, document
 
 
 def in_order(problems: list[Problem], milder: list[Problem]) -> list[Problem]:
-    """All problems as they stand in the file; of two at one place only the graver is said."""
-    taken = {each.where for each in problems}
-    return sorted([*problems, *(each for each in milder if each.where not in taken)], key=_order)
+    """All problems as they stand in the file; of two about one key only the graver is said."""
+    taken = {_subject(each) for each in problems}
+    return sorted([*problems, *(each for each in milder if _subject(each) not in taken)], key=_order)
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    close = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.6)
+def _subject(problem: Problem) -> str:
+    """The path in quotes with which a message begins."""
+    return problem.message.split('"')[1] if problem.message.startswith('"') else problem.where
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    close = difflib.get_close_matches(word, sorted(words), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 
@@ -128,7 +133,7 @@ def unknown_key(
         suggestion: str | None = other
     else:
         elsewhere = sorted(_paths_to(key, root), key=lambda path: path.count(".")) if at_root else []
-        suggestion = elsewhere[0] if elsewhere else nearest(key, known)
+        suggestion = nearest(key, known, 0.85) or (elsewhere[0] if elsewhere else nearest(key, known))
     if suggestion:
         return message, f'Did you mean "{suggestion}"?', "unknown_key"
     return message, f"Known keys: {', '.join(sorted(names))}.", "unknown_key"
@@ -188,7 +193,11 @@ def _type_problem(details: ErrorDetails, path: Path, words: list[str], document:
         close = nearest(details["input"], choices)
         hint = f'Did you mean "{close}"?' if close else ""
     message = f'"{dotted(path)}": expected {" or ".join(words)}{_got(details["input"], path)}'
-    return Problem(document.where(path), message, hint)
+    return Problem(document.where(path, of_key=_is_about_a_key(details)), message, hint)
+
+
+def _is_about_a_key(details: ErrorDetails) -> bool:
+    return details["loc"][-1:] == ("[key]",)
 
 
 def _expectation(details: ErrorDetails) -> str:
@@ -218,7 +227,7 @@ def _value_problem(details: ErrorDetails, path: Path, document: Document) -> Pro
     else:
         message = details["msg"][0].lower() + details["msg"][1:]
     named = f'"{dotted(path)}": ' if path else ""
-    return Problem(document.where(path), f"{named}{message}")
+    return Problem(document.where(path, of_key=_is_about_a_key(details)), f"{named}{message}")
 
 
 def _got(value: Any, path: Path) -> str:

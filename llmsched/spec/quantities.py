@@ -32,7 +32,7 @@ _DURATION = re.compile(r"(?:(\d{1,9}(?:\.\d{1,6})?)(ms|d|h|m|s))", re.ASCII)
 _LONGEST_S = 10 * 366 * 86_400.0
 _SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s?([KMGT]i?B|B)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,16}(?:\.\d{1,6})?)\s?([KMGT]i?B|B)", re.ASCII)
 _LARGEST_BYTES = 2**50
 
 

@@ -1,0 +1,118 @@
+"""What helps people write specs: schema, starters, diff, public names, and that none of it is slow to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+import llmsched
+from llmsched.errors import SpecError
+from llmsched.spec import init, support
+from llmsched.spec.diff import diff
+from llmsched.spec.load import KINDS, load
+from llmsched.spec.schema import schema
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_starter_loads_as_it_stands_or_says_that_its_kind_is_not_supported_yet(kind):
+    text = init.starter(kind)
+    if kind in support.KINDS:
+        assert text.startswith("# NOT SUPPORTED YET")
+        with pytest.raises(SpecError) as caught:
+            load(text)
+        assert [problem.code for problem in caught.value.problems] == ["not_supported_yet"]
+    else:
+        (spec,) = load(text)
+        assert spec.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_commented_out_in_a_starter_is_right_too(kind):
+    lines = init.starter(kind).split("\n")
+    optional = [
+        line for line in lines if line.lstrip().startswith("# ") and line.split("# ")[1].split(":")[0].isidentifier()
+    ]
+    optional = [line for line in optional if not line.lstrip().startswith(("# NOT", "# Code", "# serve"))]
+    text = "\n".join(line.replace("# ", "", 1) if line in optional else line for line in lines)
+    try:
+        load(text)
+    except SpecError as error:
+        assert kind in support.KINDS, error
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "cluster", None])
+def test_the_schema_is_a_schema_and_refuses_unknown_keys(kind):
+    made = schema(kind)
+    jsonschema.Draft202012Validator.check_schema(made)
+    wrong = {"name": "a", "kind": kind or "task", "nonsense": 1}
+    assert list(jsonschema.Draft202012Validator(made).iter_errors(wrong))
+
+
+def test_the_schema_accepts_what_load_accepts():
+    documents = [
+        *yaml_documents("promised.yaml"),
+        *(document for kind in KINDS for document in parse(init.starter(kind))),
+    ]
+    assert len(documents) == 12
+    for document in documents:
+        for made in (schema(document["kind"]), schema()):
+            jsonschema.validate(document, made)
+    jsonschema.validate(parse((HERE / "promised_cluster.yaml").read_text())[0], schema("cluster"))
+
+
+def yaml_documents(file: str) -> list[dict]:
+    return parse((HERE / file).read_text())
+
+
+def parse(text: str) -> list[dict]:
+    from llmsched.spec import document
+
+    found, problems = document.parse(text, "x")
+    assert not problems
+    return [each.data for each in found]
+
+
+def test_the_schema_is_plain_data():
+    assert yaml.safe_load(yaml.safe_dump(schema("train"))) == schema("train")
+
+
+def test_a_diff_is_in_the_words_people_write():
+    old = init.starter("train")
+    new = old.replace("1..4", "2..8").replace("r: 16", "r: 8").replace("10m", "20s").replace("8GB", "16GB")
+    new = new.replace("max_runtime: 6h", "") + "envs: {A: b}\n"
+    assert diff(load(old)[0], load(new)[0]) == [
+        "resources.memory: 8GB -> 16GB",
+        "envs.A: nothing -> b",
+        "workers: 1..4 -> 2..8",
+        "max_runtime: 6h -> nothing",
+        "checkpoint.every: 10m -> 20s",
+        "train.lora.r: 16 -> 8",
+    ]
+    assert diff(load(old)[0], load(old)[0]) == []
+
+
+def test_every_public_name_is_there():
+    for name in set(llmsched.__all__) - {"Client"}:
+        assert getattr(llmsched, name).__name__ == name
+    assert set(llmsched.__all__) <= set(dir(llmsched))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        llmsched.nonsense  # noqa: B018
+
+
+def test_reading_a_spec_loads_no_heavy_library():
+    code = """
+import sys, llmsched
+assert not any(name.startswith("llmsched.") for name in sys.modules), "llmsched itself is lazy"
+import llmsched.spec.load, llmsched.spec.compile, llmsched.spec.cluster
+llmsched.spec.load.load("name: a\\nkind: task\\ntask: {run: [x]}")
+heavy = {"ray", "torch", "transformers", "peft", "numpy", "fastapi", "httpx"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
