@@ -48,6 +48,21 @@ class Send(NamedTuple):
 
 # --- decisions to orders ------------------------------------------------------------------------------------------
 
+Refused = tuple[str, int, RequestError]  # gang, attempt and why no order can be made for it
+
+
+def sends_of(state: State, decided: Sequence[decisions.Decision], site: Site) -> tuple[list[Send], list[Refused]]:
+    sends: list[Send] = []
+    refused: list[Refused] = []
+    for decision in decided:
+        try:
+            send = send_of(state, decision, site)
+        except RequestError as error:
+            refused.append((decision.gang, decision.attempt, error))  # type: ignore[union-attr]
+        else:
+            sends += [] if send is None else [send]
+    return sends, refused
+
 
 def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | None:
     """None for decisions that only change the state. Raises RequestError when a source has no result."""
@@ -144,13 +159,18 @@ def capacity_bundles(
     return tuple(bundles)
 
 
-def resync(state: State, site: Site) -> list[Send]:
+def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
     """Everything an executor that was away must hear: whom to adopt, who is leaving, who changes size."""
     live: list[tuple[port.LaunchOrder, bool]] = []
     after: list[Send] = []
+    refused: list[Refused] = []
     for name in state.holding:
         gang = state.gangs[name]
-        order = launch_order(state, gang, gang.attempt, gang.placement or gang.held, site)
+        try:
+            order = launch_order(state, gang, gang.attempt, gang.placement or gang.held, site)
+        except RequestError as error:
+            refused.append((gang.id, gang.attempt, error))
+            continue
         live.append((order, gang.status is not Status.LAUNCHING))
         if gang.status is Status.VACATING:
             after.append(stop_again(gang, site))
@@ -158,7 +178,7 @@ def resync(state: State, site: Site) -> list[Send]:
             after.append(Send("resize", order, gang.id, gang.attempt))
     if state.requested:
         after.append(Send("request_capacity", capacity_bundles(state, state.requested)))
-    return [Send("adopt", tuple(live)), *after]
+    return [Send("adopt", tuple(live)), *after], refused
 
 
 # --- what a spec refers to ----------------------------------------------------------------------------------------

@@ -1,0 +1,507 @@
+"""The loop: write, then think, then write, then act. `_round` is the table of contents; start there.
+
+It owns the one live `State`; readers look at it between rounds and change nothing. Everything it knows can be folded
+again from the journal, and is, whenever a write fails. It decides nothing itself, and has never heard of Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from llmsched.control import lease, planning, recovery, requests
+from llmsched.control.clock import Clock, RealClock, wait_for_event
+from llmsched.control.dispatch import Send, Site, facts_of, resync, sends_of
+from llmsched.control.inbox import Asked, Inbox
+from llmsched.control.metrics import Metrics
+from llmsched.control.progress import ProgressBook
+from llmsched.control.routes import Routes
+from llmsched.core.explain import Reason
+from llmsched.core.facts import Configured, Fact, NodeLost, Tick
+from llmsched.core.policy import Policies
+from llmsched.core.scheduler import Plan, turn
+from llmsched.core.state import State
+from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, StoreError
+from llmsched.executors import port
+from llmsched.policies.registry import load as load_policies
+from llmsched.spec import wire
+from llmsched.spec.cluster import ClusterSpec
+from llmsched.spec.workload import WorkloadSpec
+from llmsched.store.codec import Entry
+from llmsched.store.journal import Batch, StaleEpoch, Store, Written, workload_of
+from llmsched.store.tables import IdempotencyRow, ProgressRow, ReasonRow, Row, WorkloadRow
+
+log = logging.getLogger("llmsched.control")
+TRY_AGAIN_S = 1.0  # how often a store that failed is tried
+FOLLOW_AT_MOST = 500  # entries a follower reads at a time
+
+
+class Degraded(StoreError):
+    """The store cannot be written: reads work, nothing new is accepted."""
+
+    default_code = "degraded"
+    retry_after_s = 2.0
+
+
+class Controller:
+    """`keys` are those of the endpoint ({"id", "sha256", "models"}), asked again and again; `secrets` what specs name.
+
+    `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        executor: port.Executor,
+        clock: Clock | None = None,
+        *,
+        storage: str,
+        keys: Callable[[], Sequence[dict[str, Any]]] = tuple,
+        secrets: Mapping[str, str] | None = None,
+        owner: str | None = None,
+    ) -> None:
+        self.state = State()
+        self.urls: dict[str, str] = {}
+        self.started = asyncio.Event()
+        self._store = store
+        self._executor = executor
+        self._clock = clock or RealClock()
+        self._given_storage = storage
+        self._keys = keys
+        self._secrets = secrets or {}
+        self._owner = owner or lease.this_process()
+        self._inbox = Inbox()
+        self._book = ProgressBook()
+        self._metrics = Metrics()
+        self._orders: asyncio.Queue[Send] = asyncio.Queue()
+        self._grew = asyncio.Event()  # replaced each time it is set
+        self._epoch = 0
+        self._seq = 0
+        self._started_at = 0.0
+        self._wake_at: float | None = None
+        self._renew_at = 0.0  # monotonic
+        self._cluster = wire.ClusterHealth()
+        self._degraded = ""
+        self._must_resync = False
+        self._stopping = False
+        self._stop_everything = False
+        self._ended = asyncio.Event()  # nothing more is taken in
+        self._closed = asyncio.Event()
+        self._trouble = ""
+        self._policies: Policies | None = None
+        self._routes = Routes(0)
+        self._reasons: dict[str, tuple[str, str]] = {}
+
+    # --- what others call -------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        specs: Sequence[WorkloadSpec],
+        *,
+        user: str,
+        again: bool = False,
+        idempotency_key: str | None = None,
+    ) -> list[wire.Applied]:
+        """All of them or none; answered when it is committed. Raises RequestError, StoreError."""
+        answers: list[wire.Applied] = await self._ask(requests.Submission(tuple(specs), user, again, idempotency_key))
+        return answers
+
+    async def cancel(self, name: str, by: str) -> None:
+        await self._ask(requests.Cancellation(name, by))
+
+    async def scale(self, name: str, size: int, by: str) -> None:
+        await self._ask(requests.Rescale(name, size, by))
+
+    async def configure(self, spec: ClusterSpec, by: str) -> None:
+        await self._ask(requests.Reconfiguration(spec, by))
+
+    async def plan(self, specs: Sequence[WorkloadSpec], user: str) -> list[wire.Planned]:
+        """What would happen now. Changes nothing."""
+        return planning.plan(self.state, specs, user, self._current_policies())
+
+    @property
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """The last numbers of every gang."""
+        return self._book.latest
+
+    @property
+    def storage(self) -> str:
+        return self.state.configuration.storage or self._given_storage
+
+    @property
+    def health(self) -> wire.Health:
+        trouble = self._degraded or self._trouble
+        status: Any = "degraded" if trouble else "ready" if self._cluster.connected else "starting"
+        return wire.Health(
+            status=status,
+            message=trouble or self._cluster.message,
+            version=version("llmsched"),
+            seq=self._seq,
+            started_at=self._started_at,
+            epoch=self._epoch,
+            cluster=self._cluster,
+            urls=self.urls,
+        )
+
+    def metrics(self) -> str:
+        """The loop's own figures, as Prometheus reads them."""
+        return self._metrics.text(len(self._inbox), self._orders.qsize(), bool(self._degraded))
+
+    def entries(self, after: int = 0, workload: str | None = None) -> list[Written]:
+        """Committed entries (seq, at, entry) after `after`; of one workload (its id) when asked."""
+        return self._store.read(after, workload)
+
+    async def follow(self, after: int = 0) -> AsyncIterator[Written]:
+        """Every committed entry from `after` on, as it comes, without a gap; ends when the controller does."""
+        while not self._ended.is_set():
+            grew = self._grew
+            written = self._store.read(after, limit=FOLLOW_AT_MOST)
+            for item in written:
+                yield item
+                after = item.seq
+            if not written:
+                await grew.wait()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From the lease to `stop`. Running work is left alone at the end, unless `stop` said otherwise."""
+        dispatcher: asyncio.Task[None] | None = None
+        try:
+            await self._begin()
+            dispatcher = asyncio.create_task(self._dispatch_forever())
+            while not self._stopping:
+                await self._wait()
+                await self._round()
+        finally:
+            self._ended.set()
+            self._grew.set()
+            if dispatcher is not None:
+                dispatcher.cancel()
+            self._inbox.refuse(_stopping())
+            try:
+                await self._executor.close(stop_everything=self._stop_everything)
+            finally:
+                self._store.close()
+                self._closed.set()
+
+    async def stop(self, *, stop_everything: bool = False) -> None:
+        """End `run` after the round it is in; `stop_everything` also takes down what runs."""
+        self._stopping = True
+        self._stop_everything = stop_everything
+        self._inbox.filled.set()
+        if self._epoch:
+            await self._closed.wait()
+
+    async def _begin(self) -> None:
+        self._store.open()
+        self._epoch = await lease.take(self._store, self._clock, self._owner)
+        self._routes = Routes(self._epoch)
+        self._fold()
+        self._book.recall(self._store.rows(ProgressRow))
+        self._started_at = self._clock.now()
+        log.info("epoch %d: %d entries, %d workloads", self._epoch, self._seq, len(self.state.workloads))
+        await self._executor.start(self._inbox.deliver)
+        self.started.set()
+
+    def _fold(self) -> None:
+        self.state, self._seq = recovery.fold(self._store)
+        self._policies = None
+        self._reasons = {}
+        self._wake_at = self.state.now
+
+    async def _wait(self) -> None:
+        """Until somebody wants something, the plan asked to be woken, or the lease is to be renewed."""
+        if self._degraded:
+            await self._clock.sleep(TRY_AGAIN_S)
+            return
+        seconds = self._renew_at - self._clock.monotonic()
+        if self._wake_at is not None and self._cluster.connected:
+            seconds = min(seconds, self._wake_at - self._stamp())
+        await wait_for_event(self._clock, self._inbox.filled, seconds)
+
+    # --- one round --------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        """Check and apply what was asked and seen, commit, answer; decide, commit, send. Read this first."""
+        if self._degraded and not await self._is_well_again():
+            return
+        asked, seen = self._inbox.drain()
+        at = self._stamp()
+        try:
+            facts, answers, rows = self._check(asked, at)
+            facts += self._observe(seen, at)
+            if facts or rows or self._is_due(at):
+                facts = facts or self._pass_time(at)
+                await self._commit(at, facts, rows)
+                seen = []  # they are facts now
+                self._answer(answers)
+                plan = self._decide()
+                await self._commit(at, plan.decisions, self._query_rows(at, [*facts, *plan.decisions], plan))
+                self._send(plan)
+            else:
+                self._answer(answers)
+            await self._renew(at)
+            self._send_routes()
+        except StaleEpoch as error:
+            _refuse(asked, error)
+            raise
+        except StoreError as error:
+            self._degrade(error, asked, seen)
+
+    def _check(self, asked: list[Asked], at: float) -> tuple[list[Fact], list[tuple[Asked, Any]], list[Row]]:
+        """Requests become facts one by one, each applied before the next is looked at."""
+        facts: list[Fact] = []
+        answers: list[tuple[Asked, Any]] = []
+        rows: dict[tuple[str, str], IdempotencyRow] = {}
+        for item in asked:
+            try:
+                answer, more = self._accept(item.request, at, rows)
+            except requests.Torn as torn:
+                self._refold(facts)
+                item.answer.set_exception(torn.error)
+            except LlmschedError as error:
+                item.answer.set_exception(error)
+            except Exception as error:
+                log.exception("%s failed", type(item.request).__name__)
+                self._refold(facts)
+                item.answer.set_exception(Bug(f"the request broke the controller: {error!r}"))
+            else:
+                facts += more
+                answers.append((item, answer))
+        return facts, answers, list(rows.values())
+
+    def _accept(
+        self, request: requests.UserRequest, at: float, rows: dict[tuple[str, str], IdempotencyRow]
+    ) -> tuple[Any, list[Fact]]:
+        """The same key and the same request again get the same answer, without doing it again."""
+        if not isinstance(request, requests.Submission) or request.key is None:
+            return requests.accept(self.state, request, at)
+        row = rows.get((request.user, request.key)) or self._store.row(IdempotencyRow, request.user, request.key)
+        if row is None:
+            answer, facts = requests.accept(self.state, request, at)
+            response = json.dumps([applied.model_dump() for applied in answer])
+            rows[request.user, request.key] = IdempotencyRow(request.user, request.key, request.digest(), response, at)
+            return answer, facts
+        if row.request != request.digest():
+            raise RequestError(
+                "this Idempotency-Key was used for another request.", code="idempotency", hint="Use a new key."
+            )
+        return [wire.Applied.model_validate(item) for item in json.loads(row.response)], []
+
+    def _observe(self, seen: list[port.Observation], at: float) -> list[Fact]:
+        """What the executor saw becomes facts one by one, each applied before the next is looked at."""
+        facts: list[Fact] = []
+        for item in seen:
+            match item:
+                case port.Connected():
+                    found = self._connected(item, at)
+                case port.Disconnected():
+                    self._cluster = self._cluster.model_copy(update={"connected": False, "message": item.message})
+                    log.warning("disconnected: %s", item.message)
+                    found = []
+                case port.Progress():
+                    estimate = self._book.see(self.state, item, at)
+                    found = [] if estimate is None else [estimate]
+                case _:
+                    found = facts_of(self.state, item, at)
+            for fact in found:
+                self.state.apply(fact)
+            facts += found
+        return facts
+
+    def _connected(self, seen: port.Connected, at: float) -> list[Fact]:
+        """After an absence the executor must hear what is to live, and the state which nodes are gone."""
+        self.urls = dict(seen.urls)
+        known = self._cluster
+        self._cluster = wire.ClusterHealth(connected=True, id=seen.cluster_id)
+        if known.connected and known.id == seen.cluster_id:
+            return []
+        log.info("connected to %s", seen.cluster_id)
+        while not self._orders.empty():
+            self._orders.get_nowait()  # of before: what still counts is said again
+        self._must_resync = True
+        self._wake_at = at
+        self._routes.forget()
+        return [NodeLost(at, node) for node in self.state.nodes if node not in seen.nodes]
+
+    def _is_due(self, at: float) -> bool:
+        return self._cluster.connected and self._wake_at is not None and at >= self._wake_at
+
+    def _pass_time(self, at: float) -> list[Fact]:
+        tick = Tick(at)
+        self.state.apply(tick)
+        return [tick]
+
+    def _decide(self) -> Plan:
+        """Without a cluster nothing is decided: what its nodes are is not known."""
+        if not self._cluster.connected:
+            return Plan(at=self.state.now)
+        began = self._clock.monotonic()
+        try:
+            plan = turn(self.state, (), self._current_policies())
+        except Exception as error:  # what runs goes on, and people can still see and cancel
+            log.exception("the scheduler failed")
+            self._trouble = f"the scheduler failed, nothing new starts: {error!r}"
+            self._fold()
+            self._wake_at = None
+            return Plan(at=self.state.now)
+        self._trouble = ""
+        self._metrics.turn(self._clock.monotonic() - began, plan.decisions)
+        self._wake_at = plan.wake_at
+        return plan
+
+    def _current_policies(self) -> Policies:
+        if self._policies is None:
+            self._policies = load_policies(self.state.configuration.policies)
+        return self._policies
+
+    def _send(self, plan: Plan) -> None:
+        """Orders are made now, from the state that was committed; they leave one after the other, later."""
+        if not self._cluster.connected:
+            return
+        site = Site(self._epoch, self.storage, self._secrets)
+        if self._must_resync:
+            self._must_resync = False
+            sends, refused = resync(self.state, site)
+        else:
+            sends, refused = sends_of(self.state, plan.decisions, site)
+        for send in sends:
+            self._orders.put_nowait(send)
+        for gang, attempt, error in refused:
+            self._inbox.deliver(port.NotStarted(gang, attempt, "error", str(error)))
+
+    def _send_routes(self) -> None:
+        if self._cluster.connected:
+            table = self._routes.changed(self.state, self._keys())
+            if table is not None:
+                self._orders.put_nowait(Send("route", table))
+
+    async def _dispatch_forever(self) -> None:
+        """In order, one at a time. What a lost executor misses it hears when it is back: see `resync`."""
+        while True:
+            send = await self._orders.get()
+            try:
+                await getattr(self._executor, send.method)(send.order)
+            except ClusterError as error:
+                log.warning("%s of %s: %s", send.method, send.gang or "all", error)
+                if send.method in ("launch", "resize") and error.code != "disconnected":
+                    self._inbox.deliver(port.NotStarted(send.gang, send.attempt, "error", str(error)))
+            except Exception:
+                log.exception("%s of %s failed", send.method, send.gang or "all")
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def _commit(self, at: float, entries: Sequence[Entry], rows: Iterable[Row] = ()) -> None:
+        """On disk when it returns. Raises StoreError."""
+        rows = list(rows)
+        if not entries and not rows:
+            return
+        began = self._clock.monotonic()
+        written = await asyncio.wrap_future(self._store.commit(Batch(at, entries, rows)))
+        self._metrics.commit(self._clock.monotonic() - began, len(written))
+        self._renew_at = self._clock.monotonic() + lease.RENEW_EVERY_S
+        for entry in entries:
+            if isinstance(entry, Configured):
+                self._policies = None
+        if written:
+            self._seq = written[-1].seq
+            self._grew.set()
+            self._grew = asyncio.Event()
+
+    async def _renew(self, at: float) -> None:
+        if self._clock.monotonic() >= self._renew_at:
+            await asyncio.wrap_future(self._store.commit(Batch(at, (), self._book.unwritten())))
+            self._renew_at = self._clock.monotonic() + lease.RENEW_EVERY_S
+
+    def _query_rows(self, at: float, entries: Sequence[Entry], plan: Plan) -> list[Row]:
+        """What the tables must say after these entries."""
+        touched = dict.fromkeys(workload_of(entry) for entry in entries)
+        rows: list[Row] = [_row_of(self.state, name) for name in touched if name in self.state.workloads]
+        if self._cluster.connected:
+            rows += self._reason_rows(at, plan.reasons)
+        return rows + self._book.unwritten()
+
+    def _reason_rows(self, at: float, reasons: Mapping[str, Reason]) -> list[Row]:
+        rows: list[Row] = []
+        for gang, reason in reasons.items():
+            said = (reason.code, reason.message)
+            if self._reasons.get(gang) != said:
+                self._reasons[gang] = said
+                rows.append(ReasonRow.of(gang, at, reason))
+        for gang in [name for name in self._reasons if name not in reasons]:
+            del self._reasons[gang]
+            rows.append(ReasonRow.of(gang, at, None))
+        return rows
+
+    def _answer(self, answers: list[tuple[Asked, Any]]) -> None:
+        for item, answer in answers:
+            if not item.answer.done():
+                item.answer.set_result(answer)
+
+    # --- when writing fails -----------------------------------------------------------------------------------------
+
+    def _refold(self, facts: Sequence[Fact]) -> None:
+        """Back to what is committed, and the facts of this round that stand."""
+        self._fold()
+        for fact in facts:
+            self.state.apply(fact)
+
+    def _degrade(self, error: StoreError, asked: list[Asked], seen: list[port.Observation]) -> None:
+        """Nothing in memory that is not on disk: fold again, keep what was seen for later, refuse what was asked."""
+        self._degraded = error.message
+        log.error("degraded: %s", error)
+        refusal = Degraded(error.message, hint="Reads work; try again when the disk has room.")
+        _refuse(asked, refusal)
+        self._inbox.refuse(refusal)
+        self._inbox.put_back(seen)
+        self._must_resync = True
+        self._fold()
+
+    async def _is_well_again(self) -> bool:
+        try:
+            await asyncio.wrap_future(self._store.commit(Batch(self._stamp())))
+        except StaleEpoch:
+            raise
+        except StoreError as error:
+            self._degraded = error.message
+            return False
+        log.info("the store can be written again")
+        self._degraded = ""
+        return True
+
+    # --- small things -----------------------------------------------------------------------------------------------
+
+    async def _ask(self, request: requests.UserRequest) -> Any:
+        if self._degraded:
+            raise Degraded(self._degraded, hint="Reads work; try again when the disk has room.")
+        if self._stopping or self._ended.is_set():
+            raise _stopping()
+        return await self._inbox.ask(request)
+
+    def _stamp(self) -> float:
+        """Never earlier than what the journal says: a clock may have been set back between two runs."""
+        return max(self._clock.now(), self.state.now)
+
+
+def _stopping() -> StoreError:
+    return StoreError("the controller is stopping.", code="stopping", hint="Start it again: llmsched up.")
+
+
+def _refuse(asked: list[Asked], error: Exception) -> None:
+    for item in asked:
+        if not item.answer.done():
+            item.answer.set_exception(error)
+
+
+def _row_of(state: State, workload_id: str | None) -> WorkloadRow:
+    record = state.workloads[workload_id or ""]
+    it = record.workload
+    return WorkloadRow(
+        it.id, it.name, it.run, it.kind, it.queue, it.user, record.phase, record.message, record.submitted_at,
+        record.finished_at, it.parcel,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""`plan`: what would happen to each workload of a file if it were applied now. Asks the core; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llmsched.control.requests import Draft, checked, difference, draft, is_same, sorted_by_need
+from llmsched.core.commands import Submit
+from llmsched.core.explain import Reason
+from llmsched.core.policy import Policies
+from llmsched.core.records import amount_of
+from llmsched.core.resources import MILLI, ZERO, Resources
+from llmsched.core.state import State
+from llmsched.core.whatif import Forecast, forecast
+from llmsched.core.workload import Placement, Workload
+from llmsched.errors import RequestError
+from llmsched.spec import wire
+from llmsched.spec.workload import WorkloadSpec
+
+
+def plan(state: State, specs: Sequence[WorkloadSpec], user: str, policies: Policies) -> list[wire.Planned]:
+    """One of each spec, in order. What would be refused says so; the others are planned as if it were not there."""
+    drafts = draft(state, specs, user)
+    mine = {workload.id for workload, _ in drafts}
+    refusals: dict[str, RequestError] = {}
+    accepted: list[Draft] = []
+    for workload, known in drafts:
+        others = tuple(name for name in workload.after if name not in mine)
+        try:
+            checked(state, Submit(state.now, replace(workload, after=others)))
+        except RequestError as error:
+            refusals[workload.id] = error
+        else:
+            accepted += [] if is_same(workload, known) else [(workload, known)]
+    ready = [workload for workload, _ in sorted_by_need(accepted)]
+    forecasts: dict[str, list[Forecast]] = {workload.id: [] for workload in ready}
+    for found in forecast(state, ready, policies) if ready else ():
+        forecasts[found.gang.rpartition("/")[0]].append(found)
+    return [_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, [])) for one in drafts]
+
+
+def _planned(state: State, one: Draft, refusal: RequestError | None, found: list[Forecast]) -> wire.Planned:
+    workload, known = one
+    planned = _sizes(workload)
+    if refusal is not None:
+        planned.outcome = "refused"
+        planned.reason = wire.ReasonView(code=refusal.code, message=refusal.message, next_change=refusal.hint)
+        return planned
+    if known is not None:
+        planned.outcome = "unchanged" if is_same(workload, known) else "changed"
+        planned.diff = difference(known.workload.parcel, workload.parcel)
+    starting = [gang for gang in found if gang.starts_now]
+    planned.starts_now = bool(starting)
+    planned.size = len(starting) if workload.kind == "serve" else sum(gang.size for gang in starting)
+    planned.placement = [view for gang in starting for view in _placed(state, workload, gang.placement or ())]
+    planned.reason = next((_reason(gang.reason) for gang in found if not gang.starts_now and gang.reason), None)
+    planned.others = list(dict.fromkeys(f"{name} {what}" for gang in found for name, what in gang.others))
+    return planned
+
+
+def _sizes(workload: Workload) -> wire.Planned:
+    first, *rest = (group.options[0].resources.times(group.count) for group in workload.groups)
+    each = workload.groups[0].options[0].resources
+    beside = ZERO
+    for amount in rest:
+        beside = beside.plus(amount)
+    is_serve = workload.kind == "serve"
+    at_min = first.plus(beside).times(workload.min_replicas) if is_serve else each.times(workload.min_size).plus(beside)
+    at_max = first.plus(beside).times(workload.max_replicas) if is_serve else each.times(workload.max_size).plus(beside)
+    return wire.Planned(
+        id=workload.id,
+        name=workload.name,
+        kind=workload.kind,
+        queue=workload.queue,
+        min_size=workload.min_replicas if is_serve else workload.min_size,
+        max_size=workload.max_replicas if is_serve else workload.max_size,
+        each=_amounts(each),
+        at_min=_amounts(at_min),
+        at_max=_amounts(at_max),
+    )
+
+
+def _amounts(resources: Resources) -> wire.Amounts:
+    return wire.Amounts(
+        gpus=resources.gpus_milli / MILLI,
+        cpus=resources.cpus_milli / MILLI,
+        memory_bytes=resources.memory_bytes,
+        custom={name: value / MILLI for name, value in resources.custom},
+    )
+
+
+def _placed(state: State, workload: Workload, placement: Placement) -> list[wire.PlacedView]:
+    views: dict[str, wire.PlacedView] = {}
+    for placed in placement:
+        node = state.nodes[placed.node].node
+        view = views.setdefault(
+            node.id, wire.PlacedView(node=node.id, name=node.name or node.id, flavor=node.flavor, bundles=0)
+        )
+        view.bundles += 1
+        view.gpus += amount_of(workload, placed).gpus_milli / MILLI
+    return list(views.values())
+
+
+def _reason(reason: Reason) -> wire.ReasonView:
+    return wire.ReasonView(**{**reason._asdict(), "counts": dict(reason.counts)})

@@ -1,0 +1,347 @@
+"""An executor without Ray: nodes, attempts and their mishaps in memory, on any clock. For tests and for trying things.
+
+`FakeCluster` is the world, and outlives controllers; `FakeExecutor` is one connection to it. How an attempt goes is a
+`Script`. A launch that does not fit on its nodes is refused as Ray would refuse it, so a ledger that is wrong shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+from llmsched.errors import ClusterError
+from llmsched.executors.port import (
+    AdapterAnswer,
+    AdapterOrder,
+    CheckpointSeen,
+    Connected,
+    Deliver,
+    Disconnected,
+    Ended,
+    LaunchOrder,
+    NodeGone,
+    NodeSeen,
+    NotStarted,
+    Observation,
+    Progress,
+    ResizeDone,
+    RouteTable,
+    Started,
+    StopOrder,
+    Vanished,
+)
+
+CPUS_PER_NODE = 64.0
+MEMORY_PER_NODE = 256 * 1024**3
+
+
+class Clock(Protocol):
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class RealSleep:
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class NodeKind(NamedTuple):
+    gpus: float
+    flavor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How an attempt goes. Seconds on the cluster's clock; `runs_for_s` None: until it is told to stop."""
+
+    starts_after_s: float = 0.0
+    runs_for_s: float | None = 10.0
+    steps: int = 10
+    stops_after_s: float = 0.0
+    resizes_after_s: float = 0.0
+    not_started: str = ""  # an event: the launch fails
+    outcome: str = "succeeded"
+    event: str = "error"
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def by_kind(order: LaunchOrder) -> Script:
+    """Replicas answer until they are told to stop, everything else takes ten seconds."""
+    return Script(runs_for_s=None) if order.kind == "serve" else Script()
+
+
+@dataclass(slots=True)
+class FakeAttempt:
+    order: LaunchOrder
+    script: Script
+    running: bool = False
+    ended: Observation | None = None
+    told: asyncio.Event = field(default_factory=asyncio.Event)  # to stop
+    task: asyncio.Task[None] | None = None
+
+
+class FakeCluster:
+    """`launched` lists every launch that really began; `refused` those that did not fit."""
+
+    def __init__(
+        self,
+        nodes: Iterable[Any] = (),
+        *,
+        clock: Clock | None = None,
+        script: Callable[[LaunchOrder], Script] = by_kind,
+    ) -> None:
+        self.id = "fake-1"
+        self.clock = clock or RealSleep()
+        self.script = script
+        self.nodes: dict[str, NodeSeen] = {}
+        self.attempts: dict[str, FakeAttempt] = {}
+        self.launched: list[str] = []
+        self.refused: list[str] = []
+        self.stopped: list[StopOrder] = []
+        self.adapters: list[AdapterOrder] = []
+        self.routes: RouteTable | None = None
+        self.capacity: tuple[Any, ...] = ()
+        self.epoch = 0
+        self._deliver: Deliver | None = None
+        self._numbers = itertools.count(1)
+        for node in nodes:
+            self.add_node(node.gpus, node.flavor)
+
+    # --- what happens to the world ----------------------------------------------------------------------------------
+
+    def add_node(self, gpus: float, flavor: str | None = None, *, labels: dict[str, str] | None = None) -> str:
+        number = next(self._numbers)
+        name = f"node-{number}"
+        known = {"ray.io/node-id": name, **({"ray.io/accelerator-type": flavor} if flavor else {}), **(labels or {})}
+        self.nodes[name] = NodeSeen(name, gpus, CPUS_PER_NODE, MEMORY_PER_NODE, known, {}, name)
+        self.say(self.nodes[name])
+        return name
+
+    def lose_node(self, node: str) -> None:
+        """The node and whatever touches it are gone at once."""
+        del self.nodes[node]
+        self.say(NodeGone(node))
+        for name, attempt in list(self.attempts.items()):
+            if any(member.node == node for member in attempt.order.members):
+                self.kill(name, f"node {node} was lost")
+
+    def kill(self, name: str, message: str = "its process died") -> None:
+        """The attempt vanishes without a receipt."""
+        attempt = self.attempts.pop(name)
+        if attempt.task is not None:
+            attempt.task.cancel()
+        self.say(Vanished(attempt.order.gang, attempt.order.attempt, message))
+
+    def lose_contact(self, message: str = "the connection was lost") -> None:
+        self.say(Disconnected(message))
+
+    def regain_contact(self) -> None:
+        self.say(Connected(self.id, self.urls, tuple(self.nodes)))
+        for node in self.nodes.values():
+            self.say(node)
+
+    def start_anew(self) -> None:
+        """Ray died and came back empty: other node ids, nothing runs."""
+        kinds = [(node.gpus, node.labels.get("ray.io/accelerator-type")) for node in self.nodes.values()]
+        for attempt in self.attempts.values():
+            if attempt.task is not None:
+                attempt.task.cancel()
+        self.attempts.clear()
+        self.nodes.clear()
+        self.id = f"fake-{int(self.id.partition('-')[2]) + 1}"
+        deliver, self._deliver = self._deliver, None
+        for gpus, flavor in kinds:
+            self.add_node(gpus, flavor)
+        self._deliver = deliver
+        self.lose_contact()
+        self.regain_contact()
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {}
+
+    def running(self) -> list[str]:
+        return sorted(name for name, attempt in self.attempts.items() if attempt.running and attempt.ended is None)
+
+    # --- what the executor asks of it -------------------------------------------------------------------------------
+
+    def say(self, seen: Observation) -> None:
+        if self._deliver is not None:
+            self._deliver(seen)
+
+    def watch(self, deliver: Deliver | None) -> None:
+        self._deliver = deliver
+
+    def is_stale(self, epoch: int) -> bool:
+        self.epoch = max(self.epoch, epoch)
+        return epoch < self.epoch
+
+    def launch(self, order: LaunchOrder) -> None:
+        known = self.attempts.get(order.name)
+        if known is not None:
+            self._say_again(known)
+            return
+        if not self._fits(order):
+            self.refused.append(order.name)
+            self.say(NotStarted(order.gang, order.attempt, "no-capacity", "it does not fit on its nodes"))
+            return
+        attempt = self.attempts[order.name] = FakeAttempt(order, self.script(order))
+        self.launched.append(order.name)
+        attempt.task = asyncio.create_task(self._live(attempt))
+
+    def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
+        wanted = {order.name for order, _ in live}
+        for name in [name for name in self.attempts if name not in wanted]:
+            attempt = self.attempts.pop(name)
+            if attempt.task is not None:
+                attempt.task.cancel()
+        for order, was_running in live:
+            if order.name in self.attempts or not was_running:
+                self.launch(order)
+            else:
+                self.say(Vanished(order.gang, order.attempt, "nothing of it was found"))
+
+    async def resize(self, order: LaunchOrder) -> None:
+        attempt = self.attempts.get(order.name)
+        if attempt is None or attempt.ended is not None:
+            self.say(Vanished(order.gang, order.attempt, "nothing of it was found"))
+            return
+        await self.clock.sleep(attempt.script.resizes_after_s)
+        attempt.order = replace(attempt.order, members=order.members)
+        workers = [member for member in order.members if member.group == order.members[0].group]
+        self.say(ResizeDone(order.gang, order.attempt, len(workers)))
+
+    def stop(self, order: StopOrder) -> None:
+        self.stopped.append(order)
+        attempt = self.attempts.get(order.name)
+        if attempt is None:
+            self.say(Ended(order.gang, order.attempt, "released"))
+        elif attempt.ended is not None:
+            self.say(attempt.ended)
+        else:
+            attempt.told.set()
+
+    def load_adapter(self, order: AdapterOrder) -> None:
+        self.adapters.append(order)
+        self.say(AdapterAnswer(order.gang, order.attempt, order.name, order.uri))
+
+    def _say_again(self, attempt: FakeAttempt) -> None:
+        if attempt.ended is not None:
+            self.say(attempt.ended)
+        elif attempt.running:
+            self.say(Started(attempt.order.gang, attempt.order.attempt))
+
+    def _fits(self, order: LaunchOrder) -> bool:
+        used: dict[str, float] = {}
+        held = [attempt.order for attempt in self.attempts.values() if attempt.ended is None]
+        for member in [member for each in (*held, order) for member in each.members]:
+            used[member.node] = used.get(member.node, 0.0) + member.gpus
+        return all(
+            member.node in self.nodes and used[member.node] <= self.nodes[member.node].gpus for member in order.members
+        )
+
+    async def _live(self, attempt: FakeAttempt) -> None:
+        order, script = attempt.order, attempt.script
+        gang, number = order.gang, order.attempt
+        if await self._pause(attempt, script.starts_after_s):
+            return
+        if script.not_started:
+            self._end(attempt, NotStarted(gang, number, script.not_started, script.message))
+            return
+        attempt.running = True
+        self.say(Started(gang, number))
+        if script.runs_for_s is None:
+            await attempt.told.wait()
+            await self._release(attempt)
+            return
+        for step in range(1, script.steps + 1):
+            if await self._pause(attempt, script.runs_for_s / script.steps):
+                return
+            self.say(Progress(gang, number, {"step": step, "total_steps": script.steps, "loss": 1.0 / step}))
+            self.say(CheckpointSeen(gang, number, step, step / script.steps))
+        ok = script.outcome == "succeeded"
+        artifact = f"{order.storage}/{gang}/artifact/{number}-{order.epoch}" if ok else None
+        self._end(attempt, Ended(gang, number, script.outcome, script.message, script.event, artifact, script.metrics))
+
+    async def _pause(self, attempt: FakeAttempt, seconds: float) -> bool:
+        """True when it was told to stop meanwhile, and has."""
+        told = asyncio.ensure_future(attempt.told.wait())
+        asleep = asyncio.ensure_future(self.clock.sleep(seconds))
+        try:
+            await asyncio.wait({told, asleep}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+            asleep.cancel()
+        if attempt.told.is_set():
+            await self._release(attempt)
+            return True
+        return False
+
+    async def _release(self, attempt: FakeAttempt) -> None:
+        await self.clock.sleep(attempt.script.stops_after_s)
+        self._end(attempt, Ended(attempt.order.gang, attempt.order.attempt, "released"))
+
+    def _end(self, attempt: FakeAttempt, seen: Observation) -> None:
+        attempt.ended = seen  # kept, as a receipt is: who was away hears of it at the next adopt
+        self.say(seen)
+
+
+class FakeExecutor:
+    """One controller's connection. Give it nodes, or a `cluster` that others have used before."""
+
+    def __init__(self, nodes: Iterable[Any] = (), *, cluster: FakeCluster | None = None) -> None:
+        self.cluster = cluster or FakeCluster(nodes)
+        self._open = False
+
+    async def start(self, deliver: Deliver) -> None:
+        self._open = True
+        self.cluster.watch(deliver)
+        self.cluster.regain_contact()
+
+    async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
+        if not any(self._is_refused(order.epoch) for order, _ in live):
+            self.cluster.adopt(live)
+
+    async def launch(self, order: LaunchOrder) -> None:
+        if not self._is_refused(order.epoch):
+            self.cluster.launch(order)
+
+    async def resize(self, order: LaunchOrder) -> None:
+        if not self._is_refused(order.epoch):
+            await self.cluster.resize(order)
+
+    async def stop(self, order: StopOrder) -> None:
+        if not self._is_refused(order.epoch):
+            self.cluster.stop(order)
+
+    async def load_adapter(self, order: AdapterOrder) -> None:
+        if not self._is_refused(order.epoch):
+            self.cluster.load_adapter(order)
+
+    async def route(self, table: RouteTable) -> None:
+        self._is_refused(self.cluster.epoch)
+        self.cluster.routes = table
+
+    async def request_capacity(self, bundles: Sequence[tuple[dict[str, float], dict[str, str], int]]) -> None:
+        self._is_refused(self.cluster.epoch)
+        self.cluster.capacity = tuple(bundles)
+
+    async def close(self, *, stop_everything: bool = False) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self.cluster.watch(None)
+        if stop_everything:
+            for attempt in self.cluster.attempts.values():
+                if attempt.task is not None:
+                    attempt.task.cancel()
+            self.cluster.attempts.clear()
+
+    def _is_refused(self, epoch: int) -> bool:
+        """Orders of an older controller change nothing. Raises ClusterError when not connected."""
+        if not self._open:
+            raise ClusterError("not connected", code="disconnected")
+        return self.cluster.is_stale(epoch)
