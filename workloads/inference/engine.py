@@ -1,0 +1,350 @@
+"""The text engine on transformers: every request that is there decodes together, on one thread.
+
+The loop admits a sequence between two steps and lets one leave when it is done, stopped or its client has gone
+(continuous batching). A long prompt is read in pieces, so that the others go on meanwhile. Rows of different adapters
+take turns: one step each. `Engine` is the port that `vllm_engine.py` fills too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from workloads.inference.adapters import AdapterError, Adapters
+from workloads.inference.batch import Batch, Decoder
+from workloads.inference.openai import RequestError, Sampling
+from workloads.inference.sampling import Sampler, next_tokens
+from workloads.inference.text import TextStream
+
+PREFILL_TOKENS = 512  # of a prompt in one go, between two steps of those that decode
+
+
+class Piece(NamedTuple):
+    """Some text of an answer, and the counts so far. `finish_reason` ("stop" or "length") is on the last one."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str | None = None
+
+
+class Engine(Protocol):
+    """A causal language model that answers many requests at once."""
+
+    tokenizer: Any
+    max_model_len: int
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling, adapter: str | None) -> AsyncGenerator[Piece, None]:
+        """Goes on from the tokens `prompt`. Closing the generator frees its place. Raises RequestError."""
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Under a name that is known already, replaces it for requests to come. Raises AdapterError."""
+
+    def check(self) -> None:
+        """Raises RuntimeError when it can serve no more."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`engine_kwargs`, by vLLM's names where it has one. `max_waiting`: requests beyond those that decode."""
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_waiting: int = 256
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, kwargs: Mapping[str, Any]) -> Settings:
+        """Raises ValueError for a name or value that means nothing here."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(kwargs) - known):
+            raise ValueError(
+                f"engine_kwargs: {', '.join(unknown)} not known; this engine has {', '.join(sorted(known))}"
+            )
+        for name in ("max_model_len", "max_num_seqs", "max_waiting"):
+            value = kwargs.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"engine_kwargs: {name} must be a whole number of at least 1, not {value!r}")
+        if kwargs.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError("engine_kwargs: dtype must be auto, float32, bfloat16 or float16")
+        return cls(**kwargs)
+
+
+class _Request:
+    """One sequence on its way: waiting, being read, or a row of a batch."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        adapter: str | None,
+        tokenizer: Any,
+        deliver: Callable[[Any], None],
+    ) -> None:
+        self.prompt, self.sampling, self.adapter = prompt, sampling, adapter
+        self.sampler = Sampler(sampling)
+        self.text = TextStream(tokenizer, sampling.stop)
+        self.deliver = deliver
+        self.is_cancelled = False
+        self.last_token = -1
+        self.made = 0
+        self.cache: Any = None  # of the prompt, until it joins a batch
+        self.read = 0  # prompt tokens in `cache`
+
+    def take(self, token: int, ends: frozenset[int]) -> bool:
+        """Add `token`, deliver what it makes certain; whether the answer is complete."""
+        self.last_token = token
+        self.made += 1
+        if token in ends:
+            return self._finish(self.text.finish(), "stop")
+        text = self.text.push(token)
+        if self.text.stopped:
+            return self._finish(text, "stop")
+        if self.made >= self.sampling.max_tokens:
+            text += self.text.finish()
+            return self._finish(text, "stop" if self.text.stopped else "length")
+        if text:
+            self.deliver(Piece(text, len(self.prompt), self.made))
+        return False
+
+    def _finish(self, text: str, reason: str) -> bool:
+        self.deliver(Piece(text, len(self.prompt), self.made, reason))
+        return True
+
+
+class TransformersEngine:
+    """Loads the model in `folder` and starts the decode thread."""
+
+    def __init__(self, folder: Path, settings: Settings, device: torch.device) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        dtype: Any = settings.dtype
+        if dtype == "auto" and device.type == "cpu":
+            dtype = torch.float32  # half precision is emulated, hence slower, on most CPUs
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model.to(device).eval()
+        self.max_model_len = _context(model.config, settings.max_model_len)
+        self._ends = _end_tokens(model, self.tokenizer)
+        self._decoder = Decoder(model, device)
+        self._adapters = Adapters(model)
+        self._settings = settings
+        self._names: dict[str, str] = {}  # adapter as asked for -> as the model knows it (a new one for each version)
+        self._retired: list[str] = []  # replaced, perhaps still in use
+        self._versions = itertools.count(1)
+
+        self._wake = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._tasks: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._is_closing = False
+        self._reading: _Request | None = None  # the one whose prompt is being read
+        self._batches: list[Batch[_Request]] = []
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    # --- called on the event loop -------------------------------------------------------------------------------
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapter: str | None
+    ) -> AsyncGenerator[Piece, None]:
+        pieces: asyncio.Queue[Any] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def deliver(item: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, item)
+
+        with self._wake:
+            self.check()
+            if adapter is not None and adapter not in self._names:
+                raise RequestError(f'The adapter "{adapter}" is not loaded here.', code="model_not_found", status=404)
+            if len(self._waiting) >= self._settings.max_waiting:
+                raise RequestError(
+                    f"{len(self._waiting)} requests are waiting already. Try again shortly.", code="full", status=429
+                )
+            inner = self._names[adapter] if adapter is not None else None
+            request = _Request(prompt, sampling, inner, self.tokenizer, deliver)
+            self._waiting.append(request)
+            self._wake.notify()
+        try:
+            while True:
+                item = await pieces.get()
+                if isinstance(item, RequestError):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            request.is_cancelled = True  # the decode thread looks at this between two steps
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        await asyncio.to_thread(self._adapters.check, folder)
+        await asyncio.wrap_future(self._between_steps(lambda: self._put_in(name, folder)))
+
+    def check(self) -> None:
+        if self._is_closing or not self._thread.is_alive():
+            raise RuntimeError("the decode thread has ended")
+
+    def close(self) -> None:
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join(timeout=30)
+
+    def _between_steps(self, do: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        with self._wake:
+            self._tasks.append((do, done))
+            self._wake.notify()
+        return done
+
+    # --- the decode thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._await_work():
+                self._do_tasks()
+                self._drop_cancelled()
+                self._guard(self._read_prompt, lambda: self._being_read)
+                for batch in list(self._batches):
+                    self._guard(lambda batch=batch: self._step(batch), lambda batch=batch: batch.rows)  # type: ignore[misc]
+                self._batches = [batch for batch in self._batches if batch.rows]
+        finally:
+            with self._wake:
+                self._is_closing = True
+                left = [*self._waiting, *self._being_read, *(row for batch in self._batches for row in batch.rows)]
+            for request in left:
+                request.deliver(RequestError("The replica is stopping.", code="stopping", status=503))
+            for _, done in self._tasks:
+                done.set_exception(RuntimeError("the decode thread has ended"))
+
+    def _await_work(self) -> bool:
+        """Whether to go on; sleeps while there is nothing to do."""
+        with self._wake:
+            while not (self._is_closing or self._waiting or self._tasks or self._reading or self._batches):
+                self._wake.wait()
+            return not self._is_closing
+
+    def _do_tasks(self) -> None:
+        while self._tasks:
+            do, done = self._tasks.popleft()
+            try:
+                do()
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+    @property
+    def _being_read(self) -> list[_Request]:
+        return [self._reading] if self._reading else []
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            if any(request.is_cancelled for request in self._waiting):
+                self._waiting = deque(request for request in self._waiting if not request.is_cancelled)
+        if self._reading and self._reading.is_cancelled:
+            self._reading = None
+        for batch in self._batches:
+            batch.keep([n for n, row in enumerate(batch.rows) if not row.is_cancelled])
+        self._batches = [batch for batch in self._batches if batch.rows]
+
+    def _read_prompt(self) -> None:
+        """Read one piece of one prompt; after its last piece the first token is drawn and the sequence joins."""
+        request = self._reading
+        if request is None:
+            if not self._waiting or sum(len(batch.rows) for batch in self._batches) >= self._settings.max_num_seqs:
+                return
+            with self._wake:
+                request = self._reading = self._waiting.popleft()
+            request.cache = self._decoder.empty_cache()
+        self._adapters.use(request.adapter)
+        upto = min(request.read + PREFILL_TOKENS, len(request.prompt))
+        logits = self._decoder.prefill(request.prompt[:upto], request.cache, request.read)
+        request.read = upto
+        if upto < len(request.prompt):
+            return
+        is_over = request.take(next_tokens(logits, [request.sampler])[0], self._ends)
+        self._reading, cache, request.cache = None, request.cache, None
+        if not is_over:
+            batch = self._batch_for(request.adapter)
+            self._guard(lambda: batch.join(request, cache, upto), lambda: [request, *batch.rows])
+
+    def _batch_for(self, adapter: str | None) -> Batch[_Request]:
+        if self._decoder.can_batch:
+            for batch in self._batches:
+                if batch.adapter == adapter:
+                    return batch
+        self._batches.append(Batch(adapter))
+        return self._batches[-1]
+
+    def _step(self, batch: Batch[_Request]) -> None:
+        self._adapters.use(batch.adapter)
+        tokens = next_tokens(batch.step(self._decoder), [row.sampler for row in batch.rows])
+        ended = [row.take(token, self._ends) for row, token in zip(batch.rows, tokens, strict=True)]
+        if any(ended):
+            batch.keep([n for n, is_over in enumerate(ended) if not is_over])
+
+    def _guard(self, do: Callable[[], None], concerned: Callable[[], Sequence[_Request]]) -> None:
+        """A step that fails (out of memory, say) fails the requests in it; they are dropped, the next ones served."""
+        try:
+            do()
+        except Exception as error:
+            traceback.print_exc()
+            for request in concerned():
+                request.deliver(RequestError(f"The model failed: {error}", code="engine_error", status=500))
+                request.is_cancelled = True
+
+    def _put_in(self, name: str, folder: Path) -> None:
+        inner = f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}-v{next(self._versions)}"
+        try:
+            self._adapters.load(inner, folder)
+        except Exception as error:
+            raise AdapterError(f"PEFT cannot load it: {error}") from error
+        with self._wake:
+            if name in self._names:
+                self._retired.append(self._names[name])
+            self._names[name] = inner
+            in_use = {r.adapter for r in [*self._waiting, *self._being_read]} | {b.adapter for b in self._batches}
+        for old in [old for old in self._retired if old not in in_use]:
+            self._adapters.drop(old)
+            self._retired.remove(old)
+
+
+def _context(config: Any, asked: int | None) -> int:
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if own is None:
+        return asked or 1 << 20
+    if asked is not None and asked > own:
+        raise ValueError(f"engine_kwargs: max_model_len is {asked}, but this model's context is {own}")
+    return asked or int(own)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    ends: set[int] = set()
+    for given in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        ends.update(given if isinstance(given, list) else [given] if given is not None else [])
+    return frozenset(ends)
+
+
+def use_threads(cpus: float) -> int:
+    """Let torch use this replica's share of the CPUs, at least one thread; how many that is."""
+    threads = max(1, min(int(cpus), os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def device_for(gpus: float) -> torch.device:
+    return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,180 @@
+"""The class that Ray Serve runs for one replica: reads the launch order, loads what it names, answers the gateway.
+
+    call(route, body, adapter) -> answer          stream(route, body, adapter) -> chunks
+    load_adapter(name, uri) -> "" or why not      ready() -> what is served here
+
+Errors are answers, `{"error": {...}, "status": 404}`, never exceptions. `adapter` is {"name", "uri"}: one that this
+replica does not know yet is loaded on first use and kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import traceback
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+from typing import Any
+
+from llmsched.runtime import environment
+from llmsched.runtime.storage import LocalStorage, Storage
+from workloads.inference.answers import EncoderServer, Server, TextServer
+from workloads.inference.openai import RequestError
+from workloads.sources import BadInput, resolve_model
+
+
+class Replica:
+    """`order` is executors.port.LaunchOrder as JSON data. Raises BadInput or UserError: the message is for the user."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self._inputs: dict[str, str] = dict(order.get("inputs") or {})
+        self._uris: dict[str, str] = {}  # adapters that are loaded
+        self._refused: dict[str, str] = {}  # adapters that are not, and why
+        self._loading: dict[str, asyncio.Lock] = {}
+        self._name = f"{order['gang']} attempt {order['attempt']}"
+        self._open_log(order)
+        began = time.perf_counter()
+        try:
+            self._server = self._start(order)
+        except Exception:
+            self._log.close()
+            raise
+        self._say(f"{self._what} in {time.perf_counter() - began:.1f} s")
+
+    def _open_log(self, order: Mapping[str, Any]) -> None:
+        """What is printed here can be read after this process, like that of any other gang."""
+        self._log = ExitStack()
+        if storage := order.get("storage"):
+            log = environment.LogFile(storage, f"{order['gang']}/{order['attempt']}/logs/0.log")
+            self._log.enter_context(environment.output_to(log))
+            store = Storage.at(storage)
+            if isinstance(store, LocalStorage):
+                os.environ.setdefault("LLMSCHED_CACHE", str(store.root / "cache"))
+
+    def _start(self, order: Mapping[str, Any]) -> Server:
+        spec = order["spec"]
+        serve, member = spec["serve"], (order.get("members") or [{}])[0]
+        threads = max(1, min(int(member.get("cpus") or 1), environment.cpu_share(1)))
+        os.environ.update(environment.thread_envs(threads))
+        if serve.get("app"):
+            from workloads.inference import app
+
+            self._what = f"app {serve['app']} is made"
+            return app.AppServer(app.make(serve["app"], serve.get("args") or {}, order.get("workdir")))
+        source = serve["model"]["source"]
+        folder = resolve_model(source, self._inputs)
+        self._what = f"model {source} ({serve['task']}) is loaded with {threads} threads"
+        server = _server(serve, folder, threads, float(member.get("gpus") or 0))
+        given = {adapter["name"]: adapter["source"] for adapter in serve.get("adapters") or ()}
+        given.update(dict(order.get("adapters") or ()))
+        self._first_adapters = given
+        return server
+
+    # --- the protocol -------------------------------------------------------------------------------------------
+
+    async def ready(self) -> dict[str, Any]:
+        """{"routes", "adapters": those loaded, "refused": {adapter: why}}; loads the ones the order named first."""
+        given, self._first_adapters = getattr(self, "_first_adapters", {}), {}
+        for name, uri in given.items():
+            await self.load_adapter(name, uri)
+        return {"routes": list(self._server.routes), "adapters": dict(self._uris), "refused": dict(self._refused)}
+
+    async def call(self, route: str, body: Any, adapter: Mapping[str, str] | None = None) -> Any:
+        try:
+            return await self._server.call(route, body, await self._prepared(route, adapter))
+        except RequestError as error:
+            return error.answer()
+        except Exception as error:
+            return self._broken(error)
+
+    async def stream(
+        self, route: str, body: Any, adapter: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            name = await self._prepared(route, adapter)
+            async with aclosing(self._server.stream(route, body, name)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except RequestError as error:
+            yield error.answer()
+        except Exception as error:
+            yield self._broken(error)
+
+    async def load_adapter(self, name: str, uri: str) -> str:
+        """Load the adapter at `uri` under `name`, or replace the one there. "" when done, else what is wrong."""
+        async with self._loading.setdefault(name, asyncio.Lock()):
+            if self._uris.get(name) == uri:
+                return ""
+            try:
+                folder = await asyncio.to_thread(resolve_model, uri, self._inputs)
+                await self._server.load_adapter(name, folder)
+            except (BadInput, ValueError, RequestError) as error:
+                self._refused[name] = f"adapter {name}: {error}"
+                self._say(self._refused[name])
+                return self._refused[name]
+            self._uris[name] = uri
+            self._refused.pop(name, None)
+            self._say(f"adapter {name} from {uri} is loaded")
+            return ""
+
+    def check_health(self) -> None:
+        """Called by Serve; an exception makes it replace this replica."""
+        self._server.check()
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    async def _prepared(self, route: str, adapter: Mapping[str, str] | None) -> str | None:
+        """Refuse a route that is not served here; the adapter's name once it is loaded."""
+        if route not in self._server.routes:
+            there = ", ".join(f"/v1/{one}" for one in self._server.routes)
+            raise RequestError(f"This model does not answer /v1/{route}, only {there}.", code="wrong_route", status=400)
+        if adapter is None:
+            return None
+        name, uri = adapter["name"], adapter["uri"]
+        if self._uris.get(name) != uri and (why := await self.load_adapter(name, uri)):
+            raise RequestError(why, param="model", code="adapter_not_loaded", status=503)
+        return name
+
+    def _broken(self, error: Exception) -> dict[str, Any]:
+        traceback.print_exc()
+        text = (str(error).splitlines() or [""])[0][:300]
+        return RequestError(f"{type(error).__name__}: {text}", code="replica_error", status=500).answer()
+
+    def _say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {self._name}: {text}", file=sys.stderr, flush=True)
+
+
+def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -> Server:
+    """The server for the spec's task, on the engine it names."""
+    from workloads.inference.engine import Settings, TransformersEngine, device_for, use_threads
+
+    use_threads(threads)
+    device, task = device_for(gpus), serve["task"]
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise BadInput(f"{serve['model']['source']} is an adapter; serve its base and name it under adapters")
+    engine = serve.get("engine") or "auto"
+    if engine == "auto":
+        engine = "vllm" if task == "causal-lm" and device.type == "cuda" and _has_vllm() else "transformers"
+    kwargs = serve.get("engine_kwargs") or {}
+    try:
+        if engine == "vllm":
+            from workloads.inference.vllm_engine import VllmEngine
+
+            return TextServer(VllmEngine(folder, kwargs, serve.get("parallelism") or {}))
+        settings = Settings.of(kwargs)
+        if task == "causal-lm":
+            return TextServer(TransformersEngine(folder, settings, device))
+        from workloads.inference.encoder import Encoder
+
+        return EncoderServer(Encoder(folder, task, settings, device))
+    except (OSError, ValueError, KeyError) as error:  # what the libraries raise for a folder that is not what it says
+        raise BadInput(f"model {serve['model']['source']} cannot be served as {task}: {error}") from error
+
+
+def _has_vllm() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("vllm") is not None

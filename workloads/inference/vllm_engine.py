@@ -1,0 +1,106 @@
+"""The text engine on vLLM, for GPU machines that have it. Same port as `engine.TransformersEngine`.
+
+Written against vLLM's AsyncLLM; it has not been run on a GPU yet, and nothing imports it unless the spec asks for it or
+vLLM and CUDA are both there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workloads.inference.engine import Piece
+from workloads.inference.openai import RequestError, Sampling
+
+_OURS = frozenset({"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size", "enable_lora"})
+
+
+class VllmEngine:
+    """`kwargs` are vLLM's engine arguments; `parallelism` {"tensor", "pipeline"} from the spec."""
+
+    def __init__(self, folder: Path, kwargs: Mapping[str, Any], parallelism: Mapping[str, int]) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        if taken := sorted(_OURS & set(kwargs)):
+            raise ValueError(f"engine_kwargs: {', '.join(taken)} is set by llmsched itself")
+        try:
+            arguments = AsyncEngineArgs(
+                model=str(folder),
+                tensor_parallel_size=parallelism.get("tensor", 1),
+                pipeline_parallel_size=parallelism.get("pipeline", 1),
+                enable_lora=True,
+                load_format="safetensors",
+                disable_log_stats=True,
+                **{"max_lora_rank": 64, "max_loras": 4, **kwargs},
+            )
+        except TypeError as error:
+            raise ValueError(f"engine_kwargs: {error}") from None
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        self.max_model_len = int(self._engine.model_config.max_model_len)
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._loras: dict[str, Any] = {}
+        self._numbers = itertools.count(1)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapter: str | None
+    ) -> AsyncGenerator[Piece, None]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if adapter is not None and adapter not in self._loras:
+            raise RequestError(f'The adapter "{adapter}" is not loaded here.', code="model_not_found", status=404)
+        parameters = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p or 1e-6,  # vLLM refuses 0, which means the likeliest token
+            stop=list(sampling.stop) or None,
+            seed=sampling.seed,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        id, made = f"r{next(self._numbers)}", 0
+        outputs = self._engine.generate(
+            {"prompt_token_ids": list(prompt)},
+            parameters,
+            id,
+            lora_request=self._loras[adapter] if adapter is not None else None,
+        )
+        is_over = False
+        try:
+            async for output in outputs:
+                piece = output.outputs[0]
+                made += len(piece.token_ids)
+                is_over = output.finished
+                if piece.text or is_over:
+                    reason = ("length" if piece.finish_reason == "length" else "stop") if is_over else None
+                    yield Piece(piece.text, len(prompt), made, reason)
+        finally:
+            if not is_over:
+                await self._engine.abort(id)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        from workloads.inference.adapters import AdapterError
+
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise AdapterError("it has no adapter_model.safetensors; save it as safetensors")
+        request = LoRARequest(lora_name=name, lora_int_id=next(self._numbers), lora_path=str(folder))
+        try:
+            await self._engine.add_lora(request)
+        except Exception as error:
+            raise AdapterError(f"vLLM cannot load it: {error}") from error
+        old, self._loras[name] = self._loras.get(name), request
+        if old is not None:
+            await self._engine.remove_lora(old.lora_int_id)
+
+    def check(self) -> None:
+        if self._engine.errored:
+            raise RuntimeError("vLLM's engine has failed")
+
+    def close(self) -> None:
+        self._engine.shutdown()
