@@ -39,7 +39,7 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
         limit_concurrency=1000,
         server_header=False,
     )
-    server = _Server(config)
+    server = Quiet(config)
     stop = application.state.stop
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -73,7 +73,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
+class Quiet(uvicorn.Server):
     """Signals are ours: uvicorn would raise them again after it stopped."""
 
     @contextlib.contextmanager

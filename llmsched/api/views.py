@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from llmsched.api import words
@@ -312,7 +311,7 @@ def queues(state: State) -> list[wire.QueueView]:
 
 
 def configuration(state: State) -> wire.ConfigView:
-    return wire.ConfigView(version=state.configuration.version, configuration=asdict(state.configuration))
+    return wire.ConfigView(version=state.configuration.version, configuration=words.plain(state.configuration))
 
 
 def _gpus(milli: int | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from llmsched.core import decisions, facts
@@ -36,10 +36,21 @@ def describe(entry: Any, names: Mapping[str, str]) -> Words:
 
 def data(entry: Any) -> dict[str, Any]:
     """The entry as JSON data, without what users wrote in their specs (it may be long, and it is theirs)."""
-    content = asdict(entry)
+    content: dict[str, Any] = plain(entry)
     if isinstance(content.get("workload"), dict):
         content["workload"].pop("parcel", None)
     return content
+
+
+def plain(record: Any) -> Any:
+    """Records as JSON data, by the names of their fields."""
+    if is_dataclass(record):
+        return {field.name: plain(getattr(record, field.name)) for field in fields(record)}
+    if isinstance(record, tuple) and hasattr(record, "_asdict"):
+        return {name: plain(value) for name, value in record._asdict().items()}
+    if isinstance(record, tuple | list):
+        return [plain(item) for item in record]
+    return record
 
 
 def _fact(entry: Any, names: Mapping[str, str]) -> str | None:

@@ -74,7 +74,11 @@ def bring_up(
     """
     from llmsched.api import home
     from llmsched.client import Client
+    from llmsched.executors.local_ray import parse_nodes
 
+    for text in (nodes, fake_nodes):
+        if text is not None:
+            parse_nodes(text)
     home.prepare(folder)
     running = home.announced(folder)
     if running is not None:
@@ -110,7 +114,6 @@ def _start(
     options += ["--storage", storage] if storage else []
     environment = dict(os.environ)
     if fake_nodes is not None:
-        local_ray.parse_nodes(fake_nodes)
         options += ["--fake-nodes", fake_nodes]
     else:
         if address is None:

@@ -50,7 +50,7 @@ def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool)
                 show.since(view.submitted_at),
                 show.plain(_what(view)),
             )
-        show.out().print(table)
+        show.print_table(table)
         if len(shown) < len(ended):
             click.echo(f"... and {len(ended) - len(shown)} more that ended; see them with --all.")
     if health.status != "ready":
@@ -103,7 +103,7 @@ def _print_one(view: wire.WorkloadView) -> None:
                 show.plain(one.id), one.status, str(one.attempt), show.gpus(one.gpus), show.plain(where or waits)
             )
         out.print()
-        out.print(table)
+        show.print_table(table)
 
 
 def _size(view: wire.WorkloadView) -> str:
@@ -235,7 +235,7 @@ def _print_queues(listed: wire.QueueList) -> None:
             show.gpus(queue.gpus_used),
             show.plain(quota or "the whole cluster"),
         )
-    show.out().print(table)
+    show.print_table(table)
 
 
 @click.command()
@@ -262,4 +262,4 @@ def _print_nodes(listed: wire.NodeList) -> None:
             f"{node.free.memory_bytes / 1e9:.0f}/{node.total.memory_bytes / 1e9:.0f} GB",
             show.plain(("draining " if node.draining else "") + held) or "-",
         )
-    show.out().print(table)
+    show.print_table(table)

@@ -84,8 +84,17 @@ def table(*columns: str, last_takes_rest: bool = True) -> Table:
             no_wrap=True,
             overflow="ellipsis",
             ratio=1 if is_last and last_takes_rest else None,
+            max_width=28 if index == 0 else None,
         )
     return made
+
+
+def print_table(made: Table) -> None:
+    """Without the blanks that would fill every line."""
+    console = out()
+    with console.capture() as shown:
+        console.print(made)
+    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 def next_commands(lines: Iterable[tuple[str, str]]) -> None:

@@ -55,7 +55,7 @@ def list_() -> None:
         over = record.expires is not None and record.expires < time.time()
         expires = "never" if record.expires is None else show.clock(record.expires) + (" (over)" if over else "")
         table.add_row(record.id, show.plain(record.user), record.role, expires)
-    show.out().print(table)
+    show.print_table(table)
 
 
 @token.command()

@@ -45,7 +45,7 @@ def _print_plan(planned: list[wire.Planned]) -> None:
             _now(one),
         )
     out = show.out()
-    out.print(table)
+    show.print_table(table)
     for one in planned:
         notes = [*one.diff, *one.others, *one.warnings]
         if one.memory_needed_bytes:

@@ -1,0 +1,168 @@
+"""Who may ask what: a matrix made from the route table, so that a new route is in it."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from live import Live
+
+from llmsched.api import app, auth, home, routes
+from llmsched.errors import Bug
+
+ROUTES = [
+    (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{name\}", "nobody", route.path)), route)
+    for route in [*routes.router.routes, *routes.open_router.routes]
+    if isinstance(route, APIRoute)
+    for method in sorted(route.methods)
+]
+GUARDED = [
+    pytest.param(method, path, route, id=f"{method} {path[:40]}")
+    for method, path, route in ROUTES
+    if path != "/healthz"
+]
+
+
+def ask(controller: Live, method: str, path: str, token: str | None = None, **more: object) -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    headers |= more.pop("headers", {})  # type: ignore[operator]
+    with httpx.Client(base_url=controller.url, timeout=10) as http:
+        return http.request(method, path, headers=headers, **more)  # type: ignore[arg-type]
+
+
+def role_of(route: APIRoute) -> str:
+    return next(part.call.role for part in route.dependant.dependencies if hasattr(part.call, "role"))
+
+
+@pytest.mark.parametrize(("method", "path", "route"), GUARDED)
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer llms_00000000_guess", "Basic TOKEN", "TOKEN"])
+def test_every_route_but_health_refuses_whoever_has_no_token(
+    controller: Live, method: str, path: str, route: APIRoute, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"authorization": authorization.replace("TOKEN", controller.token)}
+    answer = ask(controller, method, path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["code"] == "unauthorized"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(("method", "path", "route"), GUARDED)
+@pytest.mark.parametrize("role", home.ROLES)
+def test_a_route_refuses_every_role_below_the_one_it_declares(
+    controller: Live, method: str, path: str, route: APIRoute, role: str
+) -> None:
+    token = controller.token_of("somebody", role)
+    headers = {"content-type": "application/zip" if "workdirs" in path else "application/json"}
+    answer = ask(controller, method, path, token, headers=headers, content=b"[]", params={"follow": False})
+    may = home.ROLES.index(role) >= home.ROLES.index(role_of(route))
+    assert (answer.status_code == 403 and answer.json()["code"] == "role") is not may
+    assert answer.status_code < 500
+
+
+def test_health_answers_anyone_and_says_nothing_else(controller: Live) -> None:
+    answer = ask(controller, "GET", "/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/api/v1/nothing", "/healthz/", "/api/v2/health"])
+def test_a_path_that_is_no_route_needs_a_token_too(controller: Live, path: str) -> None:
+    assert ask(controller, "GET", path).status_code == 401
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize("path", ["/healthz", "/api/v1/health"])
+def test_a_foreign_host_name_is_refused_for_every_method(controller: Live, method: str, path: str) -> None:
+    answer = ask(controller, method, path, controller.token, headers={"host": "rebound.example:80"})
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:99", "127.0.0.1:1", "[::1]:5"])
+def test_loopback_names_are_answered(controller: Live, host: str) -> None:
+    assert ask(controller, "GET", "/api/v1/health", controller.token, headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1", ""])
+def test_web_pages_are_refused_for_every_method(controller: Live, method: str, origin: str) -> None:
+    answer = ask(controller, method, "/api/v1/workloads", controller.token, headers={"origin": origin})
+    assert (answer.status_code, answer.json()["code"]) == (403, "origin")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_is_not_json_is_refused(controller: Live, kind: str) -> None:
+    headers = {"content-type": kind}
+    answer = ask(controller, "POST", "/api/v1/plan", controller.token, headers=headers, content=b'{"specs": []}')
+    assert (answer.status_code, answer.json()["code"]) == (415, "content_type")
+
+
+@pytest.mark.parametrize("says_its_length", [True, False])
+def test_a_body_beyond_one_mebibyte_is_refused(controller: Live, says_its_length: bool) -> None:
+    big = b'{"specs": [{"name": "' + b"x" * auth.BODY_LIMIT + b'"}]}'
+    headers = {"content-type": "application/json"}
+    content = big if says_its_length else iter([big])
+    answer = ask(controller, "POST", "/api/v1/apply", controller.token, headers=headers, content=content)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b'{"specs": 1}', b'{"specs": [], "more": 1}', b"\xff", b"null"]
+)
+def test_json_that_is_wrong_is_the_users_mistake_not_ours(controller: Live, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = ask(controller, "POST", "/api/v1/apply", controller.token, headers=headers, content=content)
+    assert 400 <= answer.status_code < 500
+    assert set(answer.json()) >= {"code", "message", "where", "hint"}
+
+
+def test_a_token_that_is_over_is_refused_and_says_so(controller: Live) -> None:
+    text, record = home.new_token("late", days=-1)
+    home.save_records(controller.home, [*home.made_records(controller.home), record])
+    answer = ask(controller, "GET", "/api/v1/health", text)
+    assert answer.status_code == 401
+    assert "expired" in answer.json()["message"]
+    assert text not in answer.text
+
+
+def test_a_revoked_token_is_worthless_at_once(controller: Live) -> None:
+    token = controller.token_of("gone", "viewer")
+    assert ask(controller, "GET", "/api/v1/health", token).status_code == 200
+    home.save_records(controller.home, [one for one in home.made_records(controller.home) if one.user != "gone"])
+    assert ask(controller, "GET", "/api/v1/health", token).status_code == 401
+
+
+def test_tokens_lie_where_only_their_owner_reads_and_as_hashes(controller: Live) -> None:
+    token = controller.token_of("ann", "submitter")
+    assert (controller.home / "token").stat().st_mode & 0o077 == 0
+    assert (controller.home / "tokens.json").stat().st_mode & 0o077 == 0
+    assert token.rpartition("_")[2] not in (controller.home / "tokens.json").read_text()
+
+
+def test_a_submitter_may_not_touch_what_belongs_to_another(controller: Live) -> None:
+    ann, bob = (controller.client(controller.token_of(user, "submitter")) for user in ("ann", "bob"))
+    spec = {"name": "anns", "kind": "task", "task": {"run": ["true"]}}
+    ann.apply([spec])
+    for attempt in (lambda: bob.cancel("anns"), lambda: bob.scale("anns", 1), lambda: bob.apply([spec])):
+        with pytest.raises(Exception, match="belongs to ann"):
+            attempt()
+    controller.client().cancel("anns")  # an admin may
+
+
+def test_an_application_with_a_route_that_declares_no_role_does_not_start() -> None:
+    async def unguarded() -> None: ...
+
+    routes.router.add_api_route("/unguarded", unguarded)
+    try:
+        with pytest.raises(Bug, match="unguarded does not say who may use it"):
+            app.build(object(), auth.Tokens())
+    finally:
+        routes.router.routes.pop()
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/workloads/..%2f..%2fetc", "/api/v1/workloads/%00/logs", "/api/v1/workdirs/..%2fx"]
+)
+def test_odd_names_find_nothing(controller: Live, path: str) -> None:
+    assert ask(controller, "GET", path, controller.token).status_code in (404, 422)

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A controller with two nodes of four pretend A100, shared by the tests of a module. See live.py."""
+    from live import live
+
+    with live(Path(tmp_path_factory.mktemp("home"))) as running:
+        yield running
