@@ -71,6 +71,7 @@ class Adapters:
     def load(self, name: str, folder: Path) -> None:
         """Put the checked adapter into the model under `name`, which must be new."""
         from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         try:
             if self._peft is None:
@@ -79,7 +80,7 @@ class Adapters:
                 self._peft.load_adapter(str(folder), adapter_name=name)
         finally:  # a load that broke off may have left its layers switched on
             for layer in self._model.modules():
-                if hasattr(layer, "enable_adapters"):
+                if isinstance(layer, BaseTunerLayer):
                     layer.enable_adapters(False)
             self._active = None
         self._peft.eval()

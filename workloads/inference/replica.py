@@ -170,7 +170,7 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
         from workloads.inference.encoder import Encoder
 
         return EncoderServer(Encoder(folder, task, settings, device))
-    except (OSError, ValueError, KeyError) as error:  # what the libraries raise for a folder that is not what it says
+    except Exception as error:  # a folder that is not what it says makes the libraries fail in many ways
         raise BadInput(f"model {serve['model']['source']} cannot be served as {task}: {error}") from error
 
 

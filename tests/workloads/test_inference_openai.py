@@ -1,0 +1,101 @@
+"""Requests in OpenAI's form, checked; answers in it, built."""
+
+import base64
+import struct
+
+import pytest
+
+from workloads.inference import openai
+from workloads.inference.openai import RequestError
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def test_a_chat_request_is_read_with_its_defaults():
+    request = openai.chat_request({"model": "m", "messages": HELLO})
+    assert request.messages == HELLO
+    assert (request.sampling.temperature, request.sampling.top_p, request.n) == (1.0, 1.0, 1)
+    assert request.sampling.max_tokens == openai.CHAT_TOKENS
+
+
+def test_text_parts_are_joined_and_a_developer_is_the_system():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = openai.chat_request({"messages": [{"role": "developer", "content": parts}, *HELLO]})
+    assert request.messages[0] == {"role": "system", "content": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [*HELLO, {"role": "user"}]}, "messages[1]"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        ({"messages": HELLO, "temperature": 3}, "temperature"),
+        ({"messages": HELLO, "temperature": "hot"}, "temperature"),
+        ({"messages": HELLO, "temperature": True}, "temperature"),
+        ({"messages": HELLO, "top_p": float("nan")}, "top_p"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"messages": HELLO, "n": 100}, "n"),
+        ({"messages": HELLO, "seed": "x"}, "seed"),
+        ({"messages": HELLO, "stop": ["a"] * 5}, "stop"),
+        ({"messages": HELLO, "stop": [""]}, "stop"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": HELLO, "logprobs": True}, "logprobs"),
+        ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_a_chat_request_that_cannot_be_answered_names_its_parameter(body, param):
+    with pytest.raises(RequestError) as caught:
+        openai.chat_request(body)
+    answer = caught.value.answer()
+    assert (answer["status"], answer["error"]["param"]) == (400, param)
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_parameters_that_are_switched_off_are_no_reason_to_refuse():
+    openai.chat_request({"messages": HELLO, "frequency_penalty": 0, "logprobs": False, "tools": [], "user": "me"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"), [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])]
+)
+def test_a_prompt_comes_in_four_forms(prompt, read):
+    assert openai.completion_request({"prompt": prompt}).prompts == read
+
+
+@pytest.mark.parametrize("prompt", [None, "", [], [""], [[]], [True], [-1], {"a": 1}, [1, "a"]])
+def test_other_forms_of_a_prompt_are_refused(prompt):
+    with pytest.raises(RequestError, match="prompt"):
+        openai.completion_request({"prompt": prompt})
+
+
+def test_texts_and_pairs_to_classify_come_in_any_mixture():
+    given = ["a", ["b"], ["c", "d"], {"text": "e"}, {"text": "f", "text_pair": "g"}]
+    read = [("a", None), ("b", None), ("c", "d"), ("e", None), ("f", "g")]
+    assert openai.classify_inputs({"input": given}) == read
+    assert openai.classify_inputs({"input": "a"}) == [("a", None)]
+    for wrong in (None, [], [1], [["a", "b", "c"]], [{"text": 1}], [{"text_pair": "a"}]):
+        with pytest.raises(RequestError, match="input"):
+            openai.classify_inputs({"input": wrong})
+
+
+def test_a_vector_can_travel_as_base64():
+    answer = openai.embeddings_answer("m", [[0.5, -1.0]], 3, as_base64=True)
+    assert struct.unpack("<2f", base64.b64decode(answer["data"][0]["embedding"])) == (0.5, -1.0)
+    assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+
+
+def test_chunks_share_an_id_and_name_the_role_once():
+    answer = openai.Answer(openai.chat_request({"model": "m", "messages": HELLO}))
+    chunks = [answer.chunk(0, "he", None), answer.chunk(0, "y", None), answer.chunk(0, "", "stop")]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": "he"},
+        {"content": "y"},
+        {},
+    ]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
