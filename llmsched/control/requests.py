@@ -158,7 +158,7 @@ def draft(state: State, specs: Sequence[WorkloadSpec], user: str, *, again: bool
 def _newest_id(state: State, name: str, runs: dict[str, int]) -> str:
     """`after: [prepare]` waits for the newest run, of this file or of before."""
     if "@" in name:
-        return name
+        return name.removesuffix("@1")
     if name in runs:
         return workload_id(name, runs[name])
     newest = newest_run(state, name)

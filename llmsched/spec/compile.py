@@ -26,8 +26,8 @@ def parcel_of(spec: WorkloadSpec) -> str:
 
 
 def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nouns.Workload:
-    """Run `run` of a spec. What it reads with run:// is added to `after`; `name` there means run 1 until control says
-    which run is the newest."""
+    """Run `run` of a spec. What it reads with run:// is added to `after`. There "name" still means the newest run and
+    "name@1" the first: control, which knows the runs, makes ids of them."""
     serve = spec if isinstance(spec, ServeSpec) else None
     finite = spec if isinstance(spec, FiniteSpec) else None
     groups = [nouns.Group("workers", finite.workers.min if finite else 1, _options(spec.resources))]
@@ -102,8 +102,7 @@ def _publish(wish: Publish, name: str) -> nouns.Publish:
 
 
 def _waits_for(spec: WorkloadSpec) -> list[str]:
-    written = [each.removesuffix("@1") for each in spec.after]
-    return list(dict.fromkeys([*written, *runs_read(spec.sources())]))
+    return list(dict.fromkeys([*spec.after, *runs_read(spec.sources())]))
 
 
 def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration:

@@ -1,6 +1,7 @@
 """The names that other libraries know, so that a real one is refused as "not supported" and a misspelt one corrected.
 
 Data only. `tests/spec/test_spec_library_names.py` compares it with the installed libraries and says what to change.
+vLLM is not installed there and changes often; its names are only ever refused, so that list may lag.
 """
 
 from __future__ import annotations
@@ -32,6 +33,26 @@ lora_alpha lora_bias lora_dropout lora_ga_config megatron_config megatron_core m
 qalora_group_size r rank_pattern runtime_config target_modules target_parameters trainable_token_indices use_bdlora
 use_dora use_qalora use_rslora velora_config
 """
+_VLLM_ENGINE_ARGS = """
+additional_config aggregate_engine_logging allowed_local_media_path allowed_media_domains async_scheduling
+attention_backend block_size calculate_kv_scales code_revision compilation_config config_format convert cpu_offload_gb
+cudagraph_capture_sizes data_parallel_address data_parallel_backend data_parallel_rank data_parallel_rpc_port
+data_parallel_size data_parallel_size_local decode_context_parallel_size default_mm_loras disable_cascade_attn
+disable_chunked_mm_input disable_custom_all_reduce disable_log_stats disable_sliding_window distributed_executor_backend
+download_dir dtype enable_chunked_prefill enable_expert_parallel enable_lora enable_mm_embeds enable_prefix_caching
+enable_prompt_embeds enable_sleep_mode enforce_eager fully_sharded_loras generation_config gpu_memory_utilization
+hf_config_path hf_overrides hf_token ignore_patterns interleave_mm_strings kv_cache_dtype kv_cache_memory_bytes
+kv_transfer_config limit_mm_per_prompt load_format logits_processors logprobs_mode long_prefill_token_threshold
+lora_dtype master_addr master_port max_cpu_loras max_cudagraph_capture_size max_logprobs max_long_partial_prefills
+max_lora_rank max_loras max_model_len max_num_batched_tokens max_num_partial_prefills max_num_seqs
+max_parallel_loading_workers media_io_kwargs mm_processor_kwargs model model_impl model_loader_extra_config nnodes
+node_rank num_gpu_blocks_override override_generation_config pipeline_parallel_size pooler_config
+prefix_caching_hash_algo quantization ray_workers_use_nsight reasoning_parser revision rope_scaling rope_theta runner
+safetensors_load_strategy scheduler_cls scheduling_policy seed served_model_name skip_tokenizer_init speculative_config
+structured_outputs_config swap_space tensor_parallel_size tokenizer tokenizer_mode tokenizer_revision trust_remote_code
+use_tqdm_on_load worker_cls
+"""
 
 TRAINING_ARGUMENTS = frozenset(_TRAINING_ARGUMENTS.split())
 LORA_CONFIG = frozenset(_LORA_CONFIG.split())
+VLLM_ENGINE_ARGS = frozenset(_VLLM_ENGINE_ARGS.split())

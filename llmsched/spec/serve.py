@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from llmsched.spec import library_names
 from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Name, Range, Source
 from llmsched.spec.section import Section, WrongAt
-from llmsched.spec.train import Task
+from llmsched.spec.train import PassThrough, Task
 from llmsched.spec.workload import WorkloadSpec
 
 
@@ -17,6 +18,22 @@ class Model(Section):
 
     id: ModelId | None = None
     source: Source
+
+
+class EngineKwargs(PassThrough):
+    """By vLLM's names where it has one; what is absent is up to the engine. `max_waiting` requests wait inside it."""
+
+    library: ClassVar[str] = "vllm.EngineArgs"
+    known: ClassVar[frozenset[str]] = library_names.VLLM_ENGINE_ARGS
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_waiting: int | None = Field(default=None, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class Parallelism(Section):
@@ -35,7 +52,7 @@ class ServeSection(Section):
     model: Model | None = None
     task: Task = "causal-lm"
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    engine_kwargs: dict[str, JsonValue] = {}
+    engine_kwargs: EngineKwargs = Field(default_factory=EngineKwargs)
     parallelism: Parallelism = Field(default_factory=Parallelism)
     adapters: list[Adapter] = Field(default=[], max_length=1000)
     routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin"] = "power-of-two"
@@ -47,7 +64,7 @@ class ServeSection(Section):
     def _is_one_thing(self) -> ServeSection:
         if (self.model is None) == (self.app is None):
             raise ValueError('expected exactly one of "model" (our engine serves it) and "app" (your own class)')
-        if self.app is not None and (self.adapters or self.engine_kwargs):
+        if self.app is not None and (self.adapters or self.engine_kwargs != EngineKwargs()):
             raise WrongAt('goes with "model"', "adapters" if self.adapters else "engine_kwargs")
         if self.model is not None and (self.args or self.calls):
             raise WrongAt('goes with "app"', "args" if self.args else "calls")

@@ -50,7 +50,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         "slo": (None,),
         "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
         "serve.engine": ("auto", "transformers"),
-        "serve.engine_kwargs": ({},),
         "serve.parallelism.tensor": (1,),
         "serve.parallelism.pipeline": (1,),
         "serve.calls": ([],),

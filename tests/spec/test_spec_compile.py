@@ -61,8 +61,8 @@ def test_a_train_workload_is_one_gang_with_an_option_for_each_accelerator():
 
 
 def test_what_is_read_from_runs_is_waited_for():
-    assert compiled(TRAIN).after == ("prepare@2", "first", "pretrain@3")
-    serve = "name: s\nkind: serve\nafter: [a]\nserve: {model: {source: 'run://a@1'}, adapters: [{name: x, source: 'run://b'}]}"
+    assert compiled(TRAIN).after == ("prepare@2", "first@1", "pretrain@3")
+    serve = "name: s\nkind: serve\nafter: [a]\nserve: {model: {source: 'run://a'}, adapters: [{name: x, source: 'run://b'}]}"
     assert compiled(serve).after == ("a", "b")
 
 

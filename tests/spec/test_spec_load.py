@@ -48,7 +48,7 @@ def documents(file: str) -> dict[str, str]:
     ("name", "refused"),
     [
         ("sql-lora", ["deadline", "schedule", "checkpoint.uri", "budget", "notify", "secrets"]),
-        ("qwen", ["slo", "serve.engine_kwargs"]),
+        ("qwen", ["slo"]),
         ("support-desk", ["serve.calls"]),
         ("my-loop", []),
         ("score-archive", ["batch"]),
@@ -294,6 +294,13 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (TRAIN + "publish: {to: b, when: loss is low}", "4:24", "expected a comparison of a metric with a number"),
         (section("serve", "{}"), "3:8", 'expected exactly one of "model"'),
         (section("serve", "{app: 'a:B', adapters: [{name: x, source: y}]}"), "3:31", 'goes with "model"'),
+        (section("serve", "{model: {source: m}, engine_kwargs: {dtype: int8}}"), "3:52", "expected one of 'auto'"),
+        (
+            section("serve", "{model: {source: m}, engine_kwargs: {quantization: awq}}"),
+            "3:45",
+            '"quantization" of vllm.EngineArgs is not supported',
+        ),
+        (section("serve", "{model: {source: m}, engine_kwargs: {max_model_length: 9}}"), "3:45", '"max_model_len"?'),
         (section("serve", "{model: {source: m}, args: {a: 1}}"), "3:35", 'goes with "app"'),
         (
             section("serve", "{model: {source: m}, adapters: [{name: x, source: y}, {name: x, source: z}]}"),
