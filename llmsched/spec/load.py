@@ -34,6 +34,9 @@ def load(text: str | bytes, filename: str = "spec.yaml") -> list[WorkloadSpec]:
     specs: list[WorkloadSpec] = []
     first: dict[str, str] = {}
     for each in found:
+        if len(problems) >= wrong.MOST:
+            problems.append(Problem(each.where(()), f"not looked at, after {len(problems)} problems before it"))
+            break
         spec, more = _workload(each)
         problems += more
         specs += [spec] if spec else []

@@ -17,6 +17,8 @@ from llmsched.spec.quantities import PATTERN_WORDS
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough
 
+MOST = 100  # problems explained: nobody reads more, and a hostile file may have tens of thousands
+
 # What other systems call it.
 _OTHER_WORDS = {
     "num_workers": "workers",
@@ -87,7 +89,8 @@ def explain(error: ValidationError, model: type[BaseModel], title: str, document
     """Every problem once, in the order of the file. `title` says what is described: "a train workload"."""
     found: dict[tuple[Path, str], Problem] = {}
     expected: dict[Path, list[str]] = {}
-    for details in error.errors(include_url=False):
+    everything = error.errors(include_url=False)
+    for details in everything[:MOST]:
         path, rest = _real_path(details["loc"], document.data)
         if (kind := details["type"]) in ("extra_forbidden", "missing") and not rest[1:]:
             problem = _key_problem(kind, (*path, *rest), model, title, document)
@@ -99,6 +102,9 @@ def explain(error: ValidationError, model: type[BaseModel], title: str, document
         else:
             problem = _value_problem(details, path, document)
         found[path, problem.message] = problem
+    if more := everything[MOST:]:
+        path = _real_path(more[0]["loc"], document.data)[0]
+        found[path, "more"] = Problem(document.where(path, of_key=True), f"and {len(more)} more problems from here on")
     return list(found.values())
 
 

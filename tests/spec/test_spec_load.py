@@ -10,7 +10,8 @@ import pytest
 
 from llmsched.errors import SpecError
 from llmsched.spec import cluster
-from llmsched.spec.load import load, load_json
+from llmsched.spec.load import KINDS, load, load_json
+from llmsched.spec.problems import keys_of
 
 HERE = Path(__file__).parent
 TASK = "name: a\nkind: task\ntask: {run: [x]}\n"
@@ -440,6 +441,19 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_hostile_text_is_refused_at_once(text):
     error = refusal(text)
     assert error.problems[0].code in ("too_large", "invalid_spec")
+
+
+def test_a_file_with_very_many_problems_names_the_first_hundred_or_so():
+    keys = "name: a\nkind: task\n" + "".join(f"k{number}: 1\n" for number in range(5000))
+    assert said(keys)[99:] == [
+        'a.yaml:101:1: unknown key "k98" in a task workload. Known keys: '
+        + ", ".join(sorted(keys_of(KINDS["task"])))
+        + ".",
+        "a.yaml:102:1: and 4901 more problems from here on",
+    ]
+    many = "---\n".join(["name: A\nkind: task\nx: 1\n"] * 900)
+    assert said(many)[-1].endswith("not looked at, after 103 problems before it")
+    assert len(said(many)) == 104
 
 
 def test_thirty_two_levels_are_read():
