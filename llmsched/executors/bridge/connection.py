@@ -1,0 +1,22 @@
+"""Joins one given Ray cluster as a quiet driver. Never looks for another: the address is always explicit."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+
+CONNECT_WITHIN_S = 60.0
+
+
+def connect(address: str, namespace: str) -> tuple[str, str]:
+    """(cluster id in hex, dashboard url or ""). Raises what Ray raises when nobody answers or the token is wrong."""
+    context = ray.init(
+        address=address,
+        namespace=namespace,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        configure_logging=True,
+    )
+    cluster_id = ray._private.worker.global_worker.node.cluster_id
+    return str(cluster_id.hex()), f"http://{context.dashboard_url}" if context.dashboard_url else ""

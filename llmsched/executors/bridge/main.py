@@ -1,0 +1,223 @@
+"""The bridge: the only process of ours outside Ray that imports it. Carries orders in and observations out.
+
+A child of the controller that speaks JSON lines (`executors.wire`); it decides nothing. It may die at any time:
+everything it starts in Ray is detached and found again by name. When Ray cannot be reached it says Disconnected and
+exits; a new one is cheaper than a driver that half lives. Start reading at `Bridge.run`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, BinaryIO
+
+from llmsched.executors import wire
+from llmsched.executors.port import (
+    AdapterOrder,
+    Connected,
+    Disconnected,
+    LaunchOrder,
+    NotStarted,
+    RouteTable,
+    StopOrder,
+)
+
+LOOK_AT_NODES_EVERY_S = 1.0
+LOOK_AT_ATTEMPTS_EVERY_S = 0.5
+REAP_EVERY_S = 5.0
+GIVE_UP_AFTER_S = 15.0  # without an answer from Ray
+ORDERS_AT_ONCE = 8
+
+
+class Pipe:
+    """Stdin and stdout of the protocol. Whatever else prints, also from C or a child, lands on stderr."""
+
+    def __init__(self) -> None:
+        self._out: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
+        self._in: BinaryIO = os.fdopen(os.dup(0), "rb")
+        os.dup2(2, 1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        self._lock = threading.Lock()
+
+    def send(self, body: wire.Answer) -> None:
+        line = wire.encode_answer(body)
+        with self._lock:
+            sent = 0
+            while sent < len(line):
+                sent += self._out.write(line[sent:])
+
+    def receive(self) -> tuple[str, Any] | None:
+        """The next order; None when the controller is gone."""
+        line = self._in.readline(wire.MAX_LINE_BYTES)
+        return wire.decode_order(line) if line else None
+
+
+class Bridge:
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._pool = ThreadPoolExecutor(ORDERS_AT_ONCE, thread_name_prefix="order")
+        self._queues: dict[str, list[Callable[[], None]]] = {}
+        self._lock = threading.Lock()
+        self._heard_at = time.monotonic()
+        self._epoch = 0
+
+    def run(self) -> int:
+        """Until the pipe closes or `close` is asked; the exit code."""
+        import llmsched
+
+        self._pipe.send(wire.Hello(llmsched.__version__))
+        first = self._pipe.receive()
+        if first is None:
+            return 0
+        op, settings = first
+        if op != "start" or settings.protocol != wire.PROTOCOL:
+            print(f"the first line must be start with protocol {wire.PROTOCOL}, got {op}", file=sys.stderr)
+            return 2
+        self._connect(settings)
+        while True:
+            received = self._pipe.receive()
+            if received is None:
+                return 0
+            op, body = received
+            if op == "ping":
+                self._pipe.send(wire.Pong(body.n))
+            elif op == "close":
+                if body.stop_everything:
+                    self._reaper.take_down_everything()
+                self._pipe.send(wire.Closed())
+                return 0
+            else:
+                self._take(op, body)
+
+    def _connect(self, settings: wire.Settings) -> None:
+        import logging
+
+        from llmsched.executors.bridge import connection
+
+        self._epoch = settings.epoch
+        watchdog = threading.Timer(connection.CONNECT_WITHIN_S, self._lose, ["Ray did not answer in time"])
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            cluster_id, dashboard = connection.connect(settings.address, settings.namespace)
+        except Exception as error:
+            self._lose(f"no Ray at {settings.address}: {str(error).splitlines()[0] if str(error) else error!r}")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+        from llmsched.executors.bridge.nodes import Nodes
+        from llmsched.executors.bridge.provision import Provision
+        from llmsched.executors.bridge.reap import Reaper
+        from llmsched.executors.bridge.serve import Replicas
+        from llmsched.executors.bridge.train import Attempts
+
+        send = self._pipe.send
+        self._attempts = Attempts(send)
+        self._replicas = Replicas(send, settings)
+        self._provision = Provision()
+        self._reaper = Reaper(self._attempts, self._replicas, settings.storage)
+        self._nodes = Nodes(send, lambda: self._attempts.held() + self._replicas.held())
+        urls = {"dashboard": dashboard, "endpoint": self._replicas.endpoint}
+        known = {name: url for name, url in urls.items() if url}
+        send(Connected(cluster_id, known, tuple(self._nodes.alive())))
+        self._nodes.look()
+        watchdog.cancel()
+        self._every(LOOK_AT_NODES_EVERY_S, self._nodes.look, is_pulse=True)
+        self._every(LOOK_AT_ATTEMPTS_EVERY_S, self._attempts.look)
+        self._every(LOOK_AT_ATTEMPTS_EVERY_S * 2, self._replicas.look)
+        self._every(LOOK_AT_ATTEMPTS_EVERY_S * 3, self._replicas.look_at_load)
+        self._every(REAP_EVERY_S, self._reaper.sweep)
+        self._every(REAP_EVERY_S, self._provision.renew)
+
+    def _take(self, op: str, body: Any) -> None:
+        """Orders about one attempt happen in their order, those about different ones side by side."""
+        if getattr(body, "epoch", self._epoch) < self._epoch:
+            print(f"{op} of epoch {body.epoch} ignored: this is {self._epoch}", file=sys.stderr)
+            return
+        if isinstance(body, wire.Adopt):
+            for live in body.live:
+                adopt = self._replicas.adopt if live.order.kind == "serve" else self._attempts.adopt
+                self._queue(live.order.name, partial(adopt, live.order, live.was_running))
+            self._reaper.arm()
+        elif isinstance(body, LaunchOrder):
+            self._queue(body.name, partial(self._launch, op, body))
+        elif isinstance(body, StopOrder):
+            stop = self._replicas.stop if body.kind == "serve" else self._attempts.stop
+            self._queue(body.name, partial(stop, body))
+        elif isinstance(body, AdapterOrder):
+            self._queue(f"llms/{body.gang}/{body.attempt}", partial(self._replicas.load_adapter, body))
+        elif isinstance(body, RouteTable):
+            self._queue("route", partial(self._replicas.route, body))
+        elif isinstance(body, wire.Capacity):
+            self._queue("capacity", partial(self._provision.request, body.bundles))
+
+    def _launch(self, op: str, order: LaunchOrder) -> None:
+        begin = self._attempts.resize if op == "resize" else self._attempts.launch
+        begin = self._replicas.launch if order.kind == "serve" else begin
+        try:
+            begin(order)
+        except Exception as error:
+            traceback.print_exc()
+            words = (str(error).strip().splitlines() or ["no message"])[0][:500]
+            self._pipe.send(NotStarted(order.gang, order.attempt, "interruption", f"{type(error).__name__}: {words}"))
+
+    def _queue(self, key: str, act: Callable[[], None]) -> None:
+        self._reaper.expect(key)
+        with self._lock:
+            waiting = self._queues.setdefault(key, [])
+            waiting.append(act)
+            if len(waiting) == 1:
+                self._pool.submit(self._work_off, key)
+
+    def _work_off(self, key: str) -> None:
+        while True:
+            with self._lock:
+                act = self._queues[key][0]
+            try:
+                act()
+            except Exception:  # one order that went wrong must not take the others along
+                traceback.print_exc()
+            with self._lock:
+                self._queues[key].pop(0)
+                if not self._queues[key]:
+                    del self._queues[key]
+                    self._reaper.arrived(key)
+                    return
+
+    def _every(self, seconds: float, look: Callable[[], None], *, is_pulse: bool = False) -> None:
+        def loop() -> None:
+            while True:
+                begun = time.monotonic()
+                try:
+                    look()
+                    if is_pulse:
+                        self._heard_at = time.monotonic()
+                except Exception:
+                    traceback.print_exc()
+                    if time.monotonic() - self._heard_at > GIVE_UP_AFTER_S:
+                        self._lose("Ray does not answer any more")
+                time.sleep(max(0.05, seconds - (time.monotonic() - begun)))
+
+        threading.Thread(target=loop, daemon=True, name=look.__qualname__).start()
+
+    def _lose(self, message: str) -> None:
+        self._pipe.send(Disconnected(message))
+        os._exit(1)
+
+
+def main() -> None:
+    code = Bridge(Pipe()).run()
+    # Not sys.exit: Ray's own exit hooks would wait for threads that are still looking.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

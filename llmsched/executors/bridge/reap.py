@@ -1,0 +1,115 @@
+"""Two-way garbage collection: what bears our name in Ray and belongs to no attempt we believe in is taken away.
+
+The other direction, an attempt whose work is gone, is noticed by whoever watches it. Nothing is reaped before control
+has said what is live, and nothing that was not seen twice at least five seconds apart: between the two, an order may
+have come for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from llmsched.runtime.storage import Storage
+from llmsched.runtime.supervisor import NAMESPACE
+
+if TYPE_CHECKING:
+    from llmsched.executors.bridge.serve import Replicas
+    from llmsched.executors.bridge.train import Attempts
+
+PREFIX = "llms/"
+TWICE_APART_S = 5.0
+
+
+class Reaper:
+    def __init__(self, attempts: Attempts, replicas: Replicas, storage: str) -> None:
+        self._attempts, self._replicas, self._storage = attempts, replicas, storage
+        self._lock = threading.Lock()
+        self._ordered: set[str] = set()
+        self._is_armed = False
+        self._first_seen: dict[str, float] = {}
+
+    def arm(self) -> None:
+        """Control has named everything that is live."""
+        self._is_armed = True
+
+    def expect(self, name: str) -> None:
+        """An order for this attempt is on its way into the tables: not an orphan."""
+        with self._lock:
+            self._ordered.add(name)
+
+    def arrived(self, name: str) -> None:
+        with self._lock:
+            self._ordered.discard(name)
+
+    def sweep(self) -> None:
+        if not self._is_armed:
+            return
+        found = {f"actor {name}" for name in _actors()}
+        found |= {f"application {name}" for name in self._replicas.applications()}
+        with self._lock:
+            live = self._attempts.names() | self._replicas.names() | self._ordered
+        orphans = {one for one in found if _attempt(one.partition(" ")[2]) not in live}
+        orphans |= {f"group {group}" for group in self._lost_groups(live)}
+        now = time.monotonic()
+        self._first_seen = {one: self._first_seen.get(one, now) for one in orphans}
+        for one, at in list(self._first_seen.items()):
+            if now - at >= TWICE_APART_S:
+                print(f"reaped {one}: no live attempt owns it", file=sys.stderr)
+                self._take(one)
+                del self._first_seen[one]
+
+    def take_down_everything(self) -> None:
+        """All of ours at once, the gateway included; returns when Ray has been told and Serve has let go."""
+        for name in _actors():
+            self._take(f"actor {name}")
+        for group in self._lost_groups(set()):
+            self._take(f"group {group}")
+        self._replicas.shut_down()
+
+    def _take(self, orphan: str) -> None:
+        kind, _, name = orphan.partition(" ")
+        with suppress(ValueError):  # gone in the meantime
+            if kind == "actor":
+                self._remember_groups(name)
+                ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+            elif kind == "application":
+                self._replicas.delete(name)
+            else:
+                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+
+    def _lost_groups(self, live: set[str]) -> list[str]:
+        """Groups that attempts have recorded, that still exist and whose attempt is not live."""
+        return [
+            group for group, name in self._attempts.recorded_groups().items() if name not in live and _exists(group)
+        ]
+
+    def _remember_groups(self, name: str) -> None:
+        """An orphan's groups are known from what it wrote down."""
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            folder = _attempt(name).removeprefix(PREFIX)
+            about = json.loads(Storage.at(self._storage).read(f"{folder}/attempt.json"))
+            for group in about["placement_groups"]:
+                self._attempts.record_group(str(group), _attempt(name))
+
+
+def _actors() -> set[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return {one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(PREFIX)}
+
+
+def _attempt(name: str) -> str:
+    """`llms/tune/0/1/rank-3` -> `llms/tune/0/1`: the attempt that owns a name."""
+    return "/".join(name.split("/")[:4])
+
+
+def _exists(group: str) -> bool:
+    table = placement_group_table(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+    return bool(table) and table.get("state") not in (None, "REMOVED")

@@ -1,0 +1,358 @@
+"""Serve replicas: one Ray Serve application per replica gang, pinned to its node, and the gateway in front of them.
+
+One application each, because that gives exact placement and an exact choice of who leaves. Serve restarts a replica's
+process when it dies; it never decides how many there are. Start reading at `Replicas.launch` and `Replicas.look`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray import serve
+
+from llmsched.executors.port import (
+    AdapterAnswer,
+    AdapterOrder,
+    Deliver,
+    Ended,
+    LaunchOrder,
+    LoadSeen,
+    Member,
+    NotStarted,
+    RouteTable,
+    Started,
+    StopOrder,
+    Vanished,
+)
+from llmsched.executors.wire import Settings
+from llmsched.gateway import app as gateway
+from llmsched.runtime.replica import ReplicaHost
+
+PREFIX = "llms/"
+ADAPTER_WITHIN_S = 300.0
+GATEWAY_ANSWERS_WITHIN_S = 10.0
+BROKEN_FOR_S = 60.0  # Serve had this long to bring a replica back
+_QUIET = {"enable_access_log": False}
+_GONE = "UNHEALTHY", "DEPLOY_FAILED"
+
+
+@dataclass
+class _Replica:
+    order: LaunchOrder
+    is_started: bool = False
+    asked: Any = None  # the `ready` call that is under way
+    is_leaving: bool = False
+    leave_by: float = 0.0
+    broken_since: float = 0.0
+
+
+class Replicas:
+    """Called from several threads; `_lock` guards the table, never a call to Serve."""
+
+    def __init__(self, deliver: Deliver, settings: Settings, replica: str | None = None) -> None:
+        self._deliver = deliver
+        self._host = settings.endpoint_host
+        self._replica_class = replica
+        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        self._live: dict[str, _Replica] = {}
+        self._table: RouteTable | None = None
+        self._gateway: Any = None
+        client = serve.context._get_global_client(raise_if_no_controller_running=False)
+        self._is_up = client is not None
+        self._port = client.http_config.port if client else settings.endpoint_port or _free_port(self._host)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the gateway answers, once the first serve workload is there."""
+        return f"http://{self._host}:{self._port}"
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def launch(self, order: LaunchOrder) -> None:
+        """Deploy the application; `look` says when it answers. One that is there already is adopted."""
+        with self._lock:
+            if order.name in self._live:
+                return
+            self._live[order.name] = _Replica(order)
+        try:
+            self._bring_up()
+            if order.name not in self.applications():
+                self._deploy(self._application(order), order.name)
+        except Exception:
+            self._forget(order.name)
+            raise
+
+    def adopt(self, order: LaunchOrder, was_running: bool) -> None:
+        """Watch an application that is there; launch one that never ran; the rest has vanished."""
+        with self._lock:
+            known = self._live.get(order.name)
+            if known is not None:
+                known.is_started = False  # to be told again
+                return
+        if order.name in self.applications():
+            with self._lock:
+                self._live[order.name] = _Replica(order)
+        elif was_running:
+            self._deliver(Vanished(order.gang, order.attempt, "its Serve application is gone"))
+        else:
+            self.launch(order)
+
+    def stop(self, order: StopOrder) -> None:
+        """Drain: Serve routes nothing new to it and lets what it serves finish, at most `grace_s` seconds."""
+        with self._lock:
+            one = self._live.get(order.name)
+            if one is not None:
+                by = time.monotonic() + order.grace_s
+                one.leave_by = min(one.leave_by, by) if one.is_leaving else by
+                one.is_leaving = True
+        if one is None and order.name not in self.applications():
+            self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
+            return
+        if one is None:
+            workload = order.gang.rpartition("/")[0]
+            told = LaunchOrder(workload, order.gang, order.attempt, order.epoch, "serve", (), {}, "")
+            with self._lock:
+                self._live[order.name] = _Replica(told, is_leaving=True, leave_by=time.monotonic() + order.grace_s)
+        self.delete(order.name)
+
+    def load_adapter(self, order: AdapterOrder) -> None:
+        try:
+            handle = serve.get_app_handle(f"{PREFIX}{order.gang}/{order.attempt}")
+            message = str(handle.load_adapter.remote(order.name, order.uri).result(timeout_s=ADAPTER_WITHIN_S))
+        except Exception as error:
+            message = _words(str(error)) or type(error).__name__
+        self._deliver(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, message))
+
+    def route(self, table: RouteTable) -> None:
+        """Keep the newest table, and push it when there is a gateway; a gateway that comes later gets it then."""
+        if self._table is not None and table.version < self._table.version:
+            return
+        self._table = table
+        if table.models:
+            self._bring_up()
+        if self._is_up:
+            self._push()
+
+    def delete(self, name: str) -> None:
+        if self._is_up:
+            serve.delete(name, _blocking=False)
+
+    def shut_down(self) -> None:
+        """Take all our applications away at once; Serve itself too, unless others use it."""
+        if not self._is_up:
+            return
+        for name in [*self.applications(), gateway.NAME]:
+            serve.delete(name, _blocking=False)
+            _kill_processes(name)
+        until = time.monotonic() + 10
+        while self.applications() and time.monotonic() < until:
+            time.sleep(0.1)
+        others = [name for name in serve.status().applications if not _is_ours(name)]
+        if not others:
+            serve.shutdown()
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def held(self) -> list[Member]:
+        with self._lock:
+            return [member for one in self._live.values() for member in one.order.members]
+
+    def names(self) -> set[str]:
+        with self._lock:
+            return set(self._live)
+
+    def applications(self) -> set[str]:
+        """Names of our replicas' applications that Serve has and that are not leaving."""
+        if not self._is_up:
+            return set()
+        found = serve.status().applications
+        return {name for name, one in found.items() if name.startswith(PREFIX) and one.status.value != "DELETING"}
+
+    def look(self) -> None:
+        """Compare what Serve says of every application with what was told."""
+        with self._lock:
+            live = list(self._live.values())
+        if not live or not self._is_up:
+            return
+        status = serve.status().applications
+        nodes = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+        for one in live:
+            application = status.get(one.order.name)
+            if one.is_leaving:
+                self._look_at_leaving(one, application)
+            elif application is None:
+                continue  # its deployment is on the way
+            elif not all(member.node in nodes for member in one.order.members):
+                self._lose(one, "its node is gone")
+            elif application.status.value == "RUNNING":
+                one.broken_since = 0.0
+                self._look_at_readiness(one)
+            elif application.status.value in _GONE:
+                self._look_at_broken(one, application)
+
+    def look_at_load(self) -> None:
+        """What is in flight, from the gateway's own counts; a gateway without the newest table gets it again."""
+        if not self._is_up or self._gateway is None or self._table is None:
+            return
+        load = self._gateway.load.remote().result(timeout_s=GATEWAY_ANSWERS_WITHIN_S)
+        if load.pop("version", 0) != self._table.version:
+            self._push()
+        for workload, counts in load.items():
+            self._deliver(LoadSeen(str(workload), float(counts["ongoing"]), float(counts["queued"])))
+
+    def _look_at_readiness(self, one: _Replica) -> None:
+        """Started is said once the replica itself has answered, not when Serve has made its process."""
+        if one.is_started:
+            return
+        if one.asked is None:
+            one.asked = serve.get_app_handle(one.order.name).ready.remote()
+        try:
+            one.asked.result(timeout_s=0.05)
+        except TimeoutError:
+            return
+        except Exception as error:
+            one.asked = None
+            if not one.broken_since:
+                one.broken_since = time.monotonic()
+            if time.monotonic() - one.broken_since > BROKEN_FOR_S:
+                self._fail(one, _words(str(error)))
+            return
+        one.is_started = True
+        self._deliver(Started(one.order.gang, one.order.attempt))
+
+    def _look_at_broken(self, one: _Replica, application: Any) -> None:
+        if application.status.value == "DEPLOY_FAILED" and not one.is_started:
+            said = [deployment.message for deployment in application.deployments.values() if deployment.message]
+            self._fail(one, _words(" ".join([*said, application.message])))
+            return
+        one.broken_since = one.broken_since or time.monotonic()
+        if time.monotonic() - one.broken_since > BROKEN_FOR_S:
+            self._lose(one, f"Serve could not bring it back: {_words(application.message)}")
+
+    def _look_at_leaving(self, one: _Replica, application: Any) -> None:
+        if application is None:
+            self._forget(one.order.name)
+            self._deliver(Ended(one.order.gang, one.order.attempt, "released"))
+        elif time.monotonic() > one.leave_by:
+            _kill_processes(one.order.name)
+
+    def _fail(self, one: _Replica, message: str) -> None:
+        self._forget(one.order.name)
+        self.delete(one.order.name)
+        self._deliver(NotStarted(one.order.gang, one.order.attempt, "error", message))
+
+    def _lose(self, one: _Replica, message: str) -> None:
+        self._forget(one.order.name)
+        self.delete(one.order.name)
+        self._deliver(Vanished(one.order.gang, one.order.attempt, message))
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._live.pop(name, None)
+
+    # -- Serve ---------------------------------------------------------------------------------------------------
+
+    def _bring_up(self) -> None:
+        """Serve and the gateway, once: one proxy, on the head, at our port."""
+        with self._starting:
+            if self._gateway is not None:
+                return
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": self._host, "port": self._port},
+                logging_config=_QUIET,
+            )
+            self._is_up = True
+            if gateway.NAME not in serve.status().applications:
+                on_head = {"resources": {"node:__internal_head__": 0.001}}
+                self._deploy(gateway.build(**on_head), gateway.NAME, "/")
+            self._gateway = serve.get_app_handle(gateway.NAME)
+
+    def _deploy(self, application: serve.Application, name: str, route_prefix: str | None = None) -> None:
+        target = serve.api.RunTarget(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
+        serve.run_many([target], wait_for_applications_running=False)
+
+    def _push(self) -> None:
+        assert self._table is not None
+        if self._gateway is None:
+            self._gateway = serve.get_app_handle(gateway.NAME)
+        self._gateway.route.remote(asdict(self._table)).result(timeout_s=GATEWAY_ANSWERS_WITHIN_S)
+
+    def _application(self, order: LaunchOrder) -> serve.Application:
+        first = order.members[0]
+        placing: dict[str, Any] = {"ray_actor_options": _actor_options(first)}
+        if len(order.members) > 1:  # one bundle a member; the replica sits in the first and its helpers in the others
+            placing["placement_group_bundles"] = [_bundle(one) for one in order.members]
+            placing["placement_group_bundle_label_selector"] = [_pin(one) for one in order.members]
+            placing["ray_actor_options"].pop("label_selector")
+        deployment = serve.deployment(ReplicaHost).options(
+            name="replica",
+            num_replicas=1,
+            max_ongoing_requests=int(order.spec.get("max_ongoing_requests") or 32),
+            graceful_shutdown_timeout_s=float(order.spec.get("drain_timeout") or order.grace_s),
+            graceful_shutdown_wait_loop_s=0.5,
+            max_constructor_retry_count=1,  # trying again is the scheduler's
+            health_check_period_s=5,
+            logging_config=_QUIET,
+            **placing,
+        )
+        text = json.dumps(asdict(order))
+        return deployment.bind(text, self._replica_class) if self._replica_class else deployment.bind(text)
+
+
+def _actor_options(member: Member) -> dict[str, Any]:
+    return {
+        "num_gpus": member.gpus,
+        "num_cpus": member.cpus,
+        "memory": member.memory_bytes or None,
+        "resources": dict(member.custom),
+        "label_selector": _pin(member),
+    }
+
+
+def _bundle(member: Member) -> dict[str, float]:
+    need = {"GPU": member.gpus, "CPU": member.cpus, "memory": float(member.memory_bytes), **member.custom}
+    return {name: amount for name, amount in need.items() if amount} or {"CPU": 0.001}
+
+
+def _pin(member: Member) -> dict[str, str]:
+    return {"ray.io/node-id": member.node}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PREFIX) or name == gateway.NAME
+
+
+def _kill_processes(application: str) -> None:
+    """End the replica processes of an application that does not leave by itself (or that nobody waits for)."""
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        if one["name"].startswith(f"SERVE_REPLICA::{application}#"):
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(one["name"], namespace=one["namespace"]))
+
+
+def _words(text: str) -> str:
+    """What the replica said for people, without Ray's traceback around it."""
+    found = re.search(r"\[llmsched\] (.+)", text)
+    if found:
+        return found[1].strip()[:500]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        print(text, file=sys.stderr)
+    return lines[-1][:500] if lines else ""
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

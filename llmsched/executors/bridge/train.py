@@ -1,0 +1,220 @@
+"""Attempts of train, batch, tune and task gangs: one supervisor actor each, created or adopted by name, then watched.
+
+It holds no truth: a receipt in the storage outranks what Ray says of the actor, and an actor that is gone without one
+has vanished. Start reading at `Attempts.launch` and `Attempts.look`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+
+from llmsched.executors.port import (
+    CheckpointSeen,
+    Deliver,
+    Ended,
+    LaunchOrder,
+    Member,
+    NotStarted,
+    Progress,
+    ResizeDone,
+    Started,
+    StopOrder,
+    Vanished,
+)
+from llmsched.runtime.storage import Storage
+from llmsched.runtime.supervisor import NAMESPACE, Supervisor
+
+_ANSWER_WITHIN_S = 10.0
+
+
+@dataclass
+class _Attempt:
+    order: LaunchOrder
+    actor: Any
+    is_started: bool = False
+    is_resizing: bool = False
+    progress: dict[str, Any] = field(default_factory=dict)
+    checkpoint: list[Any] | None = None
+    asked: Any = None  # the status call that is under way
+
+
+class Attempts:
+    """Called from several threads; `_lock` guards the table, never a call to Ray."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._live: dict[str, _Attempt] = {}
+        self._groups: dict[str, str] = {}  # placement group id in hex -> the attempt that made it
+
+    def launch(self, order: LaunchOrder) -> None:
+        """Start the attempt, or go on watching it when it runs; one that ended already is told again."""
+        if self._tell_receipt(order):
+            return
+        with self._lock:
+            if order.name in self._live:
+                return
+        # Name, attempt and epoch make it one of a kind, so "get if exists" adopts exactly this attempt.
+        actor = (
+            ray.remote(Supervisor)
+            .options(
+                name=order.name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                max_restarts=0,
+                max_concurrency=16,
+                num_cpus=0,
+                resources={"node:__internal_head__": 0.001},
+            )
+            .remote(json.dumps(asdict(order)))
+        )
+        with self._lock:
+            self._live[order.name] = _Attempt(order, actor)
+
+    def adopt(self, order: LaunchOrder, was_running: bool) -> None:
+        """Watch what runs. Without a supervisor and a receipt: launch it if it never ran, else it has vanished."""
+        with self._lock:
+            if order.name in self._live:
+                self._live[order.name].is_started = False  # to be told again
+                self._live[order.name].progress = {}
+                return
+        if self._tell_receipt(order):
+            return
+        try:
+            actor = ray.get_actor(order.name, namespace=NAMESPACE)
+        except ValueError:
+            if was_running:
+                self._deliver(Vanished(order.gang, order.attempt, "its supervisor is gone"))
+            else:
+                self.launch(order)
+            return
+        with self._lock:
+            self._live[order.name] = _Attempt(order, actor)
+
+    def resize(self, order: LaunchOrder) -> None:
+        """Let the running attempt hold the order's members; `look` says when it does."""
+        with self._lock:
+            one = self._live.get(order.name)
+            if one is not None:
+                one.order, one.is_resizing = order, True
+        if one is None:
+            self._deliver(Vanished(order.gang, order.attempt, "it is not running"))
+            return
+        one.actor.resize.remote(json.dumps([asdict(member) for member in order.members]), order.grace_s)
+
+    def stop(self, order: StopOrder) -> None:
+        """Ask the supervisor; what is gone already is answered as released (or by its receipt, if we know where)."""
+        with self._lock:
+            attempt = self._live.get(order.name)
+        actor = attempt.actor if attempt else None
+        if actor is None:
+            try:
+                actor = ray.get_actor(order.name, namespace=NAMESPACE)
+            except ValueError:
+                self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
+                return
+        actor.stop.remote(order.mode, order.grace_s)
+
+    def held(self) -> list[Member]:
+        with self._lock:
+            return [member for one in self._live.values() for member in one.order.members]
+
+    def names(self) -> set[str]:
+        with self._lock:
+            return set(self._live)
+
+    def recorded_groups(self) -> dict[str, str]:
+        """Placement groups, by id in hex, with the attempt that made each; also of attempts that are gone."""
+        with self._lock:
+            return dict(self._groups)
+
+    def record_group(self, group: str, name: str) -> None:
+        with self._lock:
+            self._groups[group] = name
+
+    def look(self) -> None:
+        """Ask everyone at once, take what is there, and leave slow ones for the next look."""
+        with self._lock:
+            live = list(self._live.values())
+        for one in live:
+            if one.asked is None:
+                one.asked = one.actor.status.remote()
+        if not live:
+            return
+        answered, _ = ray.wait([one.asked for one in live], num_returns=len(live), timeout=0.3)
+        done = set(answered)
+        for one in live:
+            if one.asked in done:
+                asked, one.asked = one.asked, None
+                try:
+                    self._tell(one, ray.get(asked))
+                except ray.exceptions.RayActorError as error:
+                    self._gone(one, str(error).splitlines()[0])
+
+    def _tell(self, one: _Attempt, status: dict[str, Any]) -> None:
+        order = one.order
+        for group in status["placement_groups"]:
+            self.record_group(str(group), order.name)
+        receipt = status["receipt"]
+        if status["started"] and not one.is_started:
+            one.is_started = True
+            self._deliver(Started(order.gang, order.attempt))
+        if one.is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
+            one.is_resizing = False
+            self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
+        if status["progress"] != one.progress:
+            one.progress = status["progress"]
+            self._deliver(Progress(order.gang, order.attempt, _plain(one.progress)))
+        if status["checkpoint"] != one.checkpoint:
+            one.checkpoint = status["checkpoint"]
+            step, fraction = status["checkpoint"]
+            self._deliver(CheckpointSeen(order.gang, order.attempt, int(step), fraction))
+        if receipt is not None:
+            self._forget(one)
+            one.actor.dismiss.remote()
+            self._deliver(_ended(order, receipt))
+
+    def _gone(self, one: _Attempt, message: str) -> None:
+        self._forget(one)
+        if not self._tell_receipt(one.order):
+            print(f"{one.order.name}: {message}", file=sys.stderr)
+            self._deliver(Vanished(one.order.gang, one.order.attempt, "its supervisor died"))
+
+    def _forget(self, one: _Attempt) -> None:
+        with self._lock:
+            self._live.pop(one.order.name, None)
+
+    def _tell_receipt(self, order: LaunchOrder) -> bool:
+        try:
+            receipt = json.loads(Storage.at(order.storage).read(f"{order.gang}/{order.attempt}/receipt.json"))
+        except FileNotFoundError:
+            return False
+        self._deliver(_ended(order, receipt))
+        return True
+
+
+def _ended(order: LaunchOrder, receipt: dict[str, Any]) -> Ended | NotStarted:
+    outcome, message, event = receipt["outcome"], str(receipt["message"]), str(receipt["event"])
+    if outcome == "failed" and not receipt.get("started"):
+        return NotStarted(order.gang, order.attempt, event, message)
+    return Ended(
+        order.gang,
+        order.attempt,
+        outcome,
+        message,
+        "error" if event == "no-capacity" else event,
+        receipt.get("artifact"),
+        {str(name): float(value) for name, value in (receipt.get("metrics") or {}).items()},
+    )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, booleans and short strings; whatever else a worker slipped in stays here."""
+    return {str(k): v if isinstance(v, (bool, int, float)) else str(v)[:300] for k, v in values.items()}

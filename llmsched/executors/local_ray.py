@@ -1,0 +1,320 @@
+"""A Ray cluster on this machine, with pretend nodes: started for `llmsched up`, stopped without touching any other.
+
+Knows processes and ports, never imports ray, decides nothing. Every process started here carries a random marker in
+its environment, and `<home>/ray.json` remembers pids with their start times, so `stop` finds exactly what belongs to
+this home, however it was re-parented. Start reading at `start`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from llmsched.errors import ClusterError, RequestError, SpecError
+
+LOOPBACK = "127.0.0.1"
+# Ray replaces 127.0.0.1 by an address that others can reach, which changes with the network; all of 127/8 is loopback.
+NODE_IP = "127.0.0.2" if sys.platform == "linux" else LOOPBACK
+MARKER = "LLMSCHED_LOCAL_RAY"
+CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must not be what pretend GPUs wait for
+OBJECT_STORE_BYTES = 256 * 1024**2
+MAX_NODES = 64
+
+
+class PretendNode(NamedTuple):
+    gpus: int
+    flavor: str | None
+
+
+@dataclass(frozen=True)
+class Process:
+    """One `ray start --block`. `started` is the process' start time in seconds, which no reused pid shares."""
+
+    name: str
+    pid: int
+    started: float
+    gpus: int = 0
+    flavor: str | None = None
+    node: str = ""  # Ray's node id
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    address: str
+    dashboard_url: str
+    temp_dir: str
+    marker: str
+    processes: list[Process] = field(default_factory=list)
+
+    def is_alive(self) -> bool:
+        """The head runs; a pretend node may be lost."""
+        return bool(self.processes) and _same(self.processes[0]) is not None
+
+
+def parse_nodes(text: str) -> list[PretendNode]:
+    """`2x4:A100,1x8:H100` -> nodes; count x GPUs : flavor, the flavor may be left out. Raises SpecError."""
+    nodes: list[PretendNode] = []
+    for part in text.split(","):
+        shape, _, flavor = part.strip().partition(":")
+        count, cross, gpus = shape.partition("x")
+        if not (cross and count.isdigit() and gpus.isdigit() and int(count) > 0) or (":" in part and not flavor):
+            raise SpecError(f"cannot read the nodes {part.strip()!r}.", hint="Write count x GPUs : flavor: 2x4:A100.")
+        if flavor and not flavor.replace("-", "").replace("_", "").isalnum():
+            raise SpecError(f"{flavor!r} is no name of an accelerator.", hint="Use letters, digits, - and _.")
+        if len(nodes) + int(count) > MAX_NODES:
+            raise SpecError(f"{text!r} asks for more than {MAX_NODES} nodes on one machine.")
+        nodes += [PretendNode(int(gpus), flavor or None)] * int(count)
+    return nodes
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What every process that talks to this home's Ray must have set before Python starts."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+        "RAY_process_group_cleanup_enabled": "1",  # no orphan keeps a GPU
+        "RAY_prestart_worker_first_driver": "0",  # a pretend node's 8 CPUs are not there to be filled with idle workers
+        "RAY_enable_worker_prestart": "0",
+        # A dead raylet is noticed after 5 s instead of 15; a slow one still has 10 s for each answer.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
+    }
+
+
+def read(home: Path) -> LocalRay | None:
+    """What `start` wrote, or None. Says nothing about whether it still runs."""
+    try:
+        data = json.loads((home / "ray.json").read_text())
+        return LocalRay(**{**data, "processes": [Process(**one) for one in data["processes"]]})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ClusterError(f"{home / 'ray.json'} is not readable: {error}.", hint="Remove it if no Ray runs.") from None
+
+
+def start(
+    home: Path,
+    nodes: Sequence[PretendNode] = (),
+    *,
+    port: int | None = None,
+    dashboard_port: int | None = None,
+    timeout_s: float = 90.0,
+) -> LocalRay:
+    """Start a head, and one raylet a pretend node; return when all have joined. Adopts one that runs already.
+
+    Without `nodes` the head is the only node and has this machine's real CPUs and GPUs. The processes are sessions of
+    their own and outlive the caller. Raises ClusterError when Ray is missing or does not come up, RequestError when a
+    port is taken.
+    """
+    running = read(home)
+    if running is not None:
+        if running.is_alive():
+            return running
+        stop(home)
+    if importlib.util.find_spec("ray") is None:
+        raise ClusterError("Ray is not installed in this Python.", hint="Install it: pip install llmsched.")
+    for wanted in (port, dashboard_port):
+        if wanted is not None and not _is_free(wanted):
+            raise RequestError(f"port {wanted} is in use.", code="port_in_use", hint="Choose another, or leave it out.")
+    port, dashboard_port, client_port = _free_ports(port, dashboard_port, None)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "logs").mkdir(exist_ok=True)
+    _write_token(home / "ray-token")
+    temp_dir = _temp_dir(home)
+    marker = secrets.token_hex(16)
+    address = f"{NODE_IP}:{port}"
+    cluster = LocalRay(address, f"http://{LOOPBACK}:{dashboard_port}", str(temp_dir), marker, [])
+    env = {**os.environ, **environment(home), MARKER: marker}
+    env.pop("RAY_ADDRESS", None)
+    deadline = time.monotonic() + timeout_s
+    head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
+    head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
+    if nodes:
+        head += ["--num-cpus=0", "--num-gpus=0"]
+    try:
+        _spawn(cluster, home, env, "head", head)
+        _wait_until(lambda: not _is_free(port), cluster, home, deadline)
+        for index, node in enumerate(nodes):
+            options = [f"--address={address}", f"--temp-dir={temp_dir / str(index + 1)}", *_node_options(index, node)]
+            _spawn(cluster, home, env, f"node-{index + 1}", options, node)
+        for process in list(cluster.processes):
+            _wait_until(partial(_has_joined, _log(home, process.name)), cluster, home, deadline)
+        cluster.processes[:] = [Process(**{**asdict(one), "node": _node_id(one)}) for one in cluster.processes]
+        _remember(home, cluster)
+    except BaseException:
+        stop(home)
+        raise
+    return cluster
+
+
+def stop(home: Path, *, grace_s: float = 3.0) -> int:
+    """End every process of this home's Ray and forget it; return how many there were. Raises ClusterError if one
+    cannot be ended."""
+    cluster = read(home)
+    if cluster is None:
+        return 0
+    ended: set[int] = set()
+    for deadline, ask in ((grace_s, psutil.Process.terminate), (grace_s, psutil.Process.kill)):
+        ours = list(_ours(cluster))
+        ended |= {one.pid for one in ours}
+        # Asked nicely, `ray start --block` ends its own children in order; everyone else gets the signal too.
+        for process in ours:
+            with contextlib.suppress(psutil.Error):
+                ask(process)
+        until = time.monotonic() + deadline
+        while time.monotonic() < until and any(True for _ in _ours(cluster)):
+            time.sleep(0.05)
+    left = [f"{one.pid}" for one in _ours(cluster)]
+    if left:
+        raise ClusterError(f"processes of the local Ray did not end: {', '.join(left)}.")
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    (home / "ray.json").unlink(missing_ok=True)
+    return len(ended)
+
+
+def _node_options(index: int, node: PretendNode) -> list[str]:
+    labels = {"llmsched.io/pretend": "true", "llmsched.io/name": f"node-{index + 1}"}
+    if node.flavor and node.gpus:
+        labels["ray.io/accelerator-type"] = node.flavor
+    written = ",".join(f"{key}={value}" for key, value in labels.items())
+    return [f"--num-gpus={node.gpus}", f"--num-cpus={CPUS_PER_PRETEND_NODE}", f"--labels={written}"]
+
+
+def _spawn(
+    cluster: LocalRay, home: Path, env: dict[str, str], name: str, options: list[str], node: PretendNode | None = None
+) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+    command += [f"--node-ip-address={NODE_IP}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += ["--dashboard-agent-listen-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}", "--log-color=false"]
+    with _log(home, name).open("wb") as log:
+        child = subprocess.Popen(  # a session of its own: survives us and our terminal
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
+        )
+    started = psutil.Process(child.pid).create_time()
+    cluster.processes.append(Process(name, child.pid, started, *(node or (0, None))))
+    _remember(home, cluster)  # before the next step: a crash here must leave nothing unknown
+
+
+def _wait_until(is_done: Callable[[], bool], cluster: LocalRay, home: Path, deadline: float) -> None:
+    while not is_done():
+        for process in cluster.processes:
+            if _same(process) is None:
+                words = _last_lines(_log(home, process.name))
+                raise ClusterError(f"Ray's {process.name} ended while starting:\n{words}")
+        if time.monotonic() > deadline:
+            logs = "\n".join(_last_lines(_log(home, one.name), 5) for one in cluster.processes)
+            raise ClusterError(f"the local Ray did not come up in time:\n{logs}")
+        time.sleep(0.05)
+
+
+def _has_joined(log: Path) -> bool:
+    """The line is Ray's own word, printed once the raylet is in the node table."""
+    return "Ray runtime started" in log.read_text(errors="replace")
+
+
+def _ours(cluster: LocalRay) -> Iterator[psutil.Process]:
+    """Everything alive with our marker, or recorded; found anew each time, since workers come and go."""
+    recorded = {one.pid: one.started for one in cluster.processes}
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            is_recorded = abs(recorded.get(process.pid, -1e9) - process.create_time()) < 0.1
+            if is_recorded or process.environ().get(MARKER) == cluster.marker:
+                yield process
+        except psutil.Error:
+            continue
+
+
+def _same(process: Process) -> psutil.Process | None:
+    try:
+        found = psutil.Process(process.pid)
+        is_it = abs(found.create_time() - process.started) < 0.1 and found.status() != psutil.STATUS_ZOMBIE
+        return found if is_it else None
+    except psutil.Error:
+        return None
+
+
+def _node_id(process: Process) -> str:
+    found = _same(process)
+    for child in found.children() if found else []:
+        with contextlib.suppress(psutil.Error):
+            for word in child.cmdline():
+                if word.startswith("--node_id="):
+                    return str(word.partition("=")[2])
+    return ""
+
+
+def _remember(home: Path, cluster: LocalRay) -> None:
+    file = home / "ray.json"
+    draft = file.with_suffix(".tmp")
+    draft.write_text(json.dumps(asdict(cluster), indent=1))
+    draft.replace(file)
+
+
+def _write_token(file: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(32))
+
+
+def _temp_dir(home: Path) -> Path:
+    """Short, because Ray puts sockets below it and their names end at 107 bytes; ours alone, by the home's name."""
+    owner = hashlib.sha256(f"{getpass.getuser()}:{home.resolve()}".encode()).hexdigest()[:10]
+    root = Path(tempfile.gettempdir())
+    folder = (root if len(str(root)) < 30 else Path("/tmp")) / f"llms-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ClusterError(f"{folder} belongs to somebody else.", hint="Set TMPDIR to a short folder of your own.")
+    return folder
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))  # Ray binds some of its ports on every address
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(*wanted: int | None) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in wanted]
+        for one in sockets:
+            one.bind(("", 0))
+        return [port or one.getsockname()[1] for port, one in zip(wanted, sockets, strict=True)]
+
+
+def _log(home: Path, name: str) -> Path:
+    return home / "logs" / f"ray-{name}.log"
+
+
+def _last_lines(file: Path, count: int = 15) -> str:
+    try:
+        return "\n".join(file.read_text(errors="replace").strip().splitlines()[-count:])
+    except OSError:
+        return ""

@@ -1,0 +1,176 @@
+"""What surrounds user code on a worker: its packed folder, its output, its share of the CPUs.
+
+Knows files and processes; knows neither ray nor torch nor what the code does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import stat
+import sys
+import tempfile
+import threading
+import traceback
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+from llmsched.runtime.storage import LocalStorage, Storage
+
+_MAX_FILES = 20_000
+_MAX_BYTES = 2 * 1024**3
+_UPLOAD_EVERY_S = 10.0
+
+
+class UserError(Exception):
+    """What the user gave cannot run; the message is for them."""
+
+
+def unpack(uri: str, folder: Path) -> Path:
+    """Extract the packed workdir at `uri` into `folder`. Raises UserError for an archive that is broken, too large, or
+    whose names lead elsewhere."""
+    root, _, name = uri.rpartition("/")
+    try:
+        data = Storage.at(root).read(name)
+    except FileNotFoundError:
+        raise UserError(f"the packed workdir {name} is not in the storage any more; apply the file again.") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            entries = archive.infolist()
+            if len(entries) > _MAX_FILES or sum(one.file_size for one in entries) > _MAX_BYTES:
+                raise UserError(f"workdir {name} is over {_MAX_FILES} files or {_MAX_BYTES >> 30} GiB unpacked.")
+            for one in entries:
+                path = PurePosixPath(one.filename)
+                is_link = stat.S_ISLNK(one.external_attr >> 16)
+                if path.is_absolute() or ".." in path.parts or "\\" in one.filename or is_link:
+                    raise UserError(f"workdir {name} holds {one.filename!r}, which leads out of it.")
+                archive.extract(one, folder)
+                mode = (one.external_attr >> 16) & 0o777
+                if mode and not one.is_dir():
+                    (folder / path).chmod(mode | 0o600)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"workdir {name} is damaged: {error}; apply the file again.") from None
+    return folder
+
+
+def load_entry(entry: str, what: str) -> Any:
+    """`module:function` -> the function. Raises UserError with the cause, when it is the user's."""
+    module_name, _, name = entry.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise UserError(f"{what} {entry}: no module {error.name!r} in the workdir or installed.") from None
+        raise
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UserError(f"{what} {entry}: module {module_name!r} has no function {name!r}.")
+    return found
+
+
+def scratch(name: str) -> Path:
+    """A fresh private folder on this node; whoever asked for it removes it."""
+    return Path(tempfile.mkdtemp(prefix=f"llmsched-{name.replace('/', '-')}-"))
+
+
+def cpu_share(workers_here: int) -> int:
+    """Threads for one of `workers_here` processes on this machine: at least 1, together no more than it has CPUs."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // max(1, workers_here))
+
+
+def thread_envs(threads: int) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false" if threads == 1 else "true"}
+
+
+class LogFile:
+    """One growing log in the storage. Local storage: the file itself. S3: a local file, put up every ten seconds."""
+
+    def __init__(self, storage: str, key: str) -> None:
+        self._store, self._key = Storage.at(storage), key
+        self._is_local = isinstance(self._store, LocalStorage)
+        if isinstance(self._store, LocalStorage):
+            self.path = self._store.path(key)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            handle, name = tempfile.mkstemp(prefix="llmsched-log-")
+            os.close(handle)
+            self.path = Path(name)
+        self._done = threading.Event()
+        self._uploader = threading.Thread(target=self._upload, daemon=True)
+        if not self._is_local:
+            self._uploader.start()
+
+    def close(self) -> None:
+        """Everything written so far is in the storage on return."""
+        if not self._is_local and not self._done.is_set():
+            self._done.set()
+            self._uploader.join()
+            self.path.unlink(missing_ok=True)
+        self._done.set()
+
+    def _upload(self) -> None:
+        sent = 0
+        while True:
+            is_last = self._done.wait(_UPLOAD_EVERY_S)
+            if self.path.stat().st_size != sent:
+                data = self.path.read_bytes()
+                try:
+                    self._store.write(self._key, data)
+                    sent = len(data)
+                except Exception as error:  # a log is not worth the run
+                    print(f"the log could not be stored: {error}", file=sys.__stderr__)
+            if is_last:
+                return
+
+
+class _Tee:
+    """Writes lines to a log and passes everything on to the stream it stands for."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def output_to(log: LogFile) -> Iterator[None]:
+    """Within, what this process prints goes to `log` too, line by line."""
+    with log.path.open("a", buffering=1, encoding="utf-8", errors="replace") as stream:
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Tee(before[0], stream), _Tee(before[1], stream)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+    log.close()
+
+
+def explain(error: BaseException, folder: Path | None) -> str:
+    """A user's exception in one line: type, message, and the last frame that is theirs (under `folder`, if any is)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [one for one in frames if folder is not None and Path(one.filename).is_relative_to(folder)]
+    text = str(error).strip() or "no message"
+    first = f"{text.splitlines()[0][:500]}" if not isinstance(error, UserError) else text[:1000]
+    named = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    where = (theirs or frames)[-1:]
+    if isinstance(error, UserError) or not where:
+        return named
+    file = Path(where[0].filename)
+    place = file.relative_to(folder) if theirs and folder else Path(*file.parts[-3:])
+    return f"{named} ({place}:{where[0].lineno}, in {where[0].name})"

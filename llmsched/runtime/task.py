@@ -1,0 +1,150 @@
+"""What one worker of a task does: run the user's argv as a process group of its own, with its output in a log.
+
+Arguments are lists of words; no shell sees them. The supervisor decides when a worker runs or stops. Start at `run`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from llmsched.runtime import environment
+
+_PR_SET_PDEATHSIG = 1
+
+
+class TaskWorker:
+    """One rank, as a Ray actor with threads: `run` blocks while `stop` answers."""
+
+    def __init__(self, order: str, rank: int) -> None:
+        self._order: dict[str, Any] = json.loads(order)
+        self._rank = rank
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._folder = Path()
+        self._log = environment.LogFile(
+            self._order["storage"], f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
+        )
+
+    def where(self) -> dict[str, Any]:
+        """Where this rank ended up: node id, address, pid."""
+        here = ray.get_runtime_context()
+        return {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
+
+    def prepare(self) -> str:
+        """Lay out the working folder that all ranks of this node share, and run `setup` there. "" is fine."""
+        self._folder = self._shared_folder()
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that had our name before
+        self._folder.mkdir(mode=0o700, parents=True)
+        try:
+            if self._order["workdir"]:
+                environment.unpack(self._order["workdir"], self._folder)
+        except environment.UserError as error:
+            return str(error)
+        setup = self._order["spec"]["task"].get("setup") or []
+        if not setup:
+            return ""
+        code = self._spawn_and_wait(setup, self._envs({}))
+        return "" if code == 0 else f"setup {setup[0]!r} {_ending(code)}{self._last_words()}"
+
+    def run(self, envs: dict[str, str]) -> str:
+        """Run the command to its end. "" when it exited with 0, else what happened, for people."""
+        self._folder = self._shared_folder()
+        command = self._order["spec"]["task"]["run"]
+        code = self._spawn_and_wait(command, self._envs(envs))
+        self._log.close()
+        if code == 0:
+            return ""
+        return f"rank {self._rank}: {command[0]!r} {_ending(code)}{self._last_words()}"
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the process group to end, then end it. Returns when it is gone."""
+        self._stopping.set()
+        process = self._process
+        if process is None:
+            return
+        for sign, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=patience)
+            if process.returncode is not None:
+                break
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # children that outlived their parent
+        self._log.close()
+
+    def clean(self) -> None:
+        """Remove the node's working folder."""
+        shutil.rmtree(self._shared_folder(), ignore_errors=True)
+
+    def _shared_folder(self) -> Path:
+        here = ray.get_runtime_context()
+        owner = f"{self._order['gang']}-{self._order['attempt']}-{self._order['epoch']}".replace("/", "-")
+        job = f"{here.get_job_id()}-{here.get_node_id()[:12]}"
+        return Path(tempfile.gettempdir()) / f"llmsched-task-{owner}-{job}"
+
+    def _envs(self, envs: dict[str, str]) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
+
+    def _spawn_and_wait(self, command: list[str], envs: dict[str, str]) -> int:
+        with self._log.path.open("ab") as log:
+            if self._stopping.is_set():
+                return -signal.SIGTERM
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    cwd=self._folder,
+                    env=envs,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                log.write(f"cannot run {command[0]!r}: {error.strerror}\n".encode())
+                return 127
+        if self._stopping.is_set():  # stop() came before the process did
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
+
+    def _last_words(self) -> str:
+        with self._log.path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return f"; last line: {lines[-1][:300]}" if lines else ""
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    return f"was ended by signal {signal.Signals(-code).name}"
+
+
+def _address() -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: if this worker is killed, the command must not live on without anybody watching."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,168 @@
+"""What one Ray Train worker does: find out who it is, catch its output, run the loop, say how it ended.
+
+The loop is ours (`workloads.finetune.loop:run`) for a base model, or the user's `module:function`. `TorchGroup` joins
+the workers through torch.distributed; torch is imported on the workers only, where the GPUs are, which also decides
+between NCCL and Gloo. Start reading at `work`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+
+from llmsched.runtime import context, elastic, environment, progress
+
+OUR_LOOP = "workloads.finetune.loop:run"
+_LEAVE_WITHIN_S = 5.0
+
+
+class TorchGroup(BackendConfig):  # type: ignore[misc]
+    """Every worker in one torch.distributed group: NCCL where the workers see CUDA, else Gloo."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TorchGroupBackend
+
+    @property
+    def framework(self) -> Any:
+        from ray.train.v2._internal.util import TrainingFramework
+
+        return TrainingFramework.TORCH
+
+
+class _TorchGroupBackend(Backend):  # type: ignore[misc]
+    share_cuda_visible_devices = True  # NCCL's direct paths want every GPU of the node visible
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        address, port = worker_group.execute_single(0, _meeting_point)
+        size = len(worker_group)
+        ray.get([worker_group.execute_single_async(rank, _join, address, port, rank, size) for rank in range(size)])
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        # A rank that is stuck in a collective cannot leave politely; it is ended by its actor's end.
+        ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=_LEAVE_WITHIN_S)
+
+
+def _meeting_point() -> tuple[str, int]:
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return address, probe.getsockname()[1]
+
+
+def _join(address: str, port: int, rank: int, size: int) -> None:
+    here = ray.train.get_context()
+    local_rank, local_size = here.get_local_rank(), here.get_local_world_size()
+    threads = environment.cpu_share(local_size)
+    os.environ.update(environment.thread_envs(threads))  # before torch is imported, so that its pools obey
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(threads)
+    os.environ.update(
+        {
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(local_rank),
+            "LOCAL_WORLD_SIZE": str(local_size),
+            "NODE_RANK": str(here.get_node_rank()),
+        }
+    )
+    backend = "gloo"
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+        backend = "nccl"
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    dist.init_process_group(backend, init_method="env://", rank=rank, world_size=size)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def work(config: dict[str, str]) -> None:
+    """Run one rank. `config` names the attempt's supervisor, which hands out the order: what Ray Train keeps of a
+    run's configuration is shown on its dashboard, and an order may hold secrets."""
+    supervisor = ray.get_actor(config["attempt"], namespace=config["namespace"])
+    order = json.loads(ray.get(supervisor.order.remote()))
+    here = ray.train.get_context()
+    rank = here.get_world_rank()
+    os.environ.update(order["envs"])
+    folder = environment.scratch(config["attempt"])
+    code: Path | None = None
+    log = environment.LogFile(order["storage"], f"{order['gang']}/{order['attempt']}/logs/{rank}.log")
+    who = context.Context(
+        name=order["spec"].get("name", order["workload"]),
+        workload=order["workload"],
+        gang=order["gang"],
+        attempt=order["attempt"],
+        epoch=order["epoch"],
+        rank=rank,
+        world_size=here.get_world_size(),
+        local_dir=folder,
+        spec=order["spec"],
+        storage=order["storage"],
+        inputs=order["inputs"],
+        supervisor=supervisor,
+    )
+    try:
+        with environment.output_to(log), context.enter(who):
+            try:
+                if order["workdir"]:
+                    code = environment.unpack(order["workdir"], folder / "workdir")
+                    os.chdir(code)
+                    sys.path.insert(0, str(code))
+                _run_loop(order["spec"]["train"], supervisor, rank)
+            except elastic.Stopped as stopped:
+                progress.flush()
+                ray.get(supervisor.stopped.remote(stopped.step))
+            except (Exception, SystemExit) as error:
+                traceback.print_exc()
+                progress.flush()
+                ray.get(supervisor.failed.remote(rank, environment.explain(error, code), _is_peer_loss(error)))
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
+    loop = environment.load_entry(train.get("loop") or OUR_LOOP, "train.loop")
+    takes_config = bool(train.get("loop")) and bool(inspect.signature(loop).parameters)
+    if rank == 0:
+        ray.get(supervisor.started.remote())
+    if takes_config:
+        loop(train.get("config") or {})
+    else:
+        loop()
+
+
+def _is_peer_loss(error: BaseException) -> bool:
+    """True for what a healthy rank sees when another one dies in a collective: not this rank's fault."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    return (
+        isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
+        or "gloo" in text
+        or "connection closed by peer" in text
+        or "connection reset by peer" in text
+    )
