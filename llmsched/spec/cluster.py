@@ -16,11 +16,21 @@ from llmsched.spec import document as documents
 from llmsched.spec import problems as wrong
 from llmsched.spec import support
 from llmsched.spec.document import Document
-from llmsched.spec.quantities import Cron, Duration, Label, Name, Size, Stamp, Storage, Text, parse_accelerator
+from llmsched.spec.quantities import (
+    Cron,
+    Duration,
+    FlavorName,
+    Label,
+    Name,
+    Size,
+    Stamp,
+    Storage,
+    Text,
+    parse_accelerator,
+)
 from llmsched.spec.section import Section, WrongAt
 
 _CORE = Configuration()
-FlavorName = Annotated[str, Field(pattern="^([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$")]
 _Amount = Annotated[float, Field(ge=0, le=1_000_000)]
 
 

@@ -86,7 +86,7 @@ def validate(model: type[BaseModel], title: str, document: Document) -> tuple[An
 
 
 def explain(error: ValidationError, model: type[BaseModel], title: str, document: Document) -> list[Problem]:
-    """Every problem once, in the order of the file. `title` says what is described: "a train workload"."""
+    """Every problem once, up to MOST of them. `title` says what is described: "a train workload"."""
     found: dict[tuple[Path, str], Problem] = {}
     expected: dict[Path, list[str]] = {}
     everything = error.errors(include_url=False)
@@ -133,13 +133,14 @@ def unknown_key(
         honoured = ", ".join(sorted(names))
         return f'"{key}" of {section.library} is not supported', f"Supported: {honoured}.", "not_supported_yet"
     message = f'unknown key "{key}" in {title}'
-    known = [*names, *(section.known if issubclass(section, PassThrough) else ())]
     other = _OTHER_WORDS.get(key, "")
     if other and _exists(other, section):
         suggestion: str | None = other
     else:
         elsewhere = sorted(_paths_to(key, root), key=lambda path: path.count(".")) if at_root else []
-        suggestion = nearest(key, known, 0.85) or (elsewhere[0] if elsewhere else nearest(key, known))
+        suggestion = nearest(key, names, 0.85) or (elsewhere[0] if elsewhere else nearest(key, names))
+    if not suggestion and issubclass(section, PassThrough):
+        suggestion = nearest(key, section.known)
     if suggestion:
         return message, f'Did you mean "{suggestion}"?', "unknown_key"
     return message, f"Known keys: {', '.join(sorted(names))}.", "unknown_key"

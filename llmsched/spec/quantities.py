@@ -279,6 +279,8 @@ ENV_PATTERN = "^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LABEL_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 ENTRY_POINT_PATTERN = "^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 CONDITION_PATTERN = "^[A-Za-z_][A-Za-z0-9_.]* ?(<|<=|>|>=|==|!=) ?-?[0-9]+([.][0-9]+)?(e-?[0-9]+)?$"
+URL_PATTERN = "^https://[^ ]+$"
+FLAVOR_PATTERN = "^([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$"
 
 PATTERN_WORDS = {
     NAME_PATTERN: 'a name of lower-case letters, digits and "-", at most 63 long',
@@ -287,6 +289,8 @@ PATTERN_WORDS = {
     ENV_PATTERN: "the name of an environment variable",
     LABEL_PATTERN: 'a label of letters, digits, ".", "_", "/" and "-"',
     ENTRY_POINT_PATTERN: '"module:name", such as "mypkg.train:loop"',
+    URL_PATTERN: "an https:// address",
+    FLAVOR_PATTERN: 'a flavor such as "A100", or "*" for every one',
     CONDITION_PATTERN: 'a comparison of a metric with a number, such as "eval.loss < 1.2"',
 }
 
@@ -297,6 +301,8 @@ EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 EntryPoint = Annotated[str, Field(pattern=ENTRY_POINT_PATTERN, max_length=256)]
 Condition = Annotated[str, Field(pattern=CONDITION_PATTERN, max_length=128)]
+HttpsUrl = Annotated[str, Field(pattern=URL_PATTERN, max_length=2048)]
+FlavorName = Annotated[str, Field(pattern=FLAVOR_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 

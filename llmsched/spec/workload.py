@@ -17,6 +17,7 @@ from llmsched.spec.quantities import (
     Cron,
     Duration,
     EnvName,
+    HttpsUrl,
     Label,
     ModelId,
     Name,
@@ -168,7 +169,6 @@ EnvValue = Annotated[
     WithJsonSchema({"type": ["string", "integer"], "maxLength": 32_768}),
 ]
 Envs = Annotated[dict[EnvName, EnvValue], AfterValidator(_check_envs), Field(max_length=256)]
-HttpsUrl = Annotated[str, Field(pattern="^https://[^ ]+$", max_length=2048)]
 
 
 class WorkloadSpec(Section):

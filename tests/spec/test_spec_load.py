@@ -242,6 +242,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (TASK + "workdir: ~", "4:10", ""),
         (TASK + "workdir: ~/x", "4:10", "expected a relative path"),
         (TASK + "workdir: sha256:12", "4:10", "expected a relative path"),
+        (TASK + "notify: [http://x]", "4:10", '"notify[0]": expected an https:// address, got "http://x"'),
         (TASK + "envs: {1A: x}", "4:8", '"envs.1A": expected the name of an environment variable'),
         (section("train", "{base_model: m, datasets: [{path: d, columns: {txt: a}}]}"), "3:55", 'Did you mean "text"?'),
         # exactly one of, and what goes together
