@@ -11,5 +11,14 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A controller with two nodes of four pretend A100, shared by the tests of a module. See live.py."""
     from live import live
 
-    with live(Path(tmp_path_factory.mktemp("home"))) as running:
+    with live(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[object]:
+    """The same for one test, with nothing on it."""
+    from live import live
+
+    with live(tmp_path) as running:
         yield running

@@ -17,6 +17,7 @@ from llmsched.client import Client
 from llmsched.control.controller import Controller
 from llmsched.executors.fake import FakeExecutor
 from llmsched.executors.local_ray import parse_nodes
+from llmsched.spec import wire
 from llmsched.store.memory import MemoryStore
 
 
@@ -35,6 +36,13 @@ class Live:
 
     def client(self, token: str | None = None) -> Client:
         return Client(self.url, token or self.token)
+
+    def hear(self, kind: str, about: str) -> wire.EventView:
+        """The first journal entry of that kind about a workload or gang, past or to come."""
+        with self.client() as client:
+            return next(
+                event for event in client.events() if event.kind == kind and about in (event.workload, event.gang)
+            )
 
     def token_of(self, user: str, role: str) -> str:
         text, record = home.new_token(user, role)
@@ -68,8 +76,12 @@ def live(folder: Path, nodes: str = "2x4:A100") -> Iterator[Live]:
     async def end() -> None:
         web.should_exit = True
         await serving
-        await controller.stop()
+        await controller.stop(stop_everything=True)
         await running
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
         controller, web, running, serving = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
