@@ -171,7 +171,9 @@ def _converted(gguf: Path, uri: str) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     with gguf.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")

@@ -11,6 +11,7 @@ import pytest
 
 from llmsched.runtime import Context, artifact, checkpoint, enter
 from llmsched.runtime.checkpoint import Stale
+from llmsched.runtime.storage import Storage
 
 
 def writer(text: str) -> Callable[[Path], None]:
@@ -38,6 +39,21 @@ def test_the_next_attempt_finds_the_newest_checkpoint(tmp_path: Path) -> None:
         assert found is not None
         assert (found.step, found.fraction, found.attempt) == (20, 0.5, 1)
         assert content(found) == "twenty"
+
+
+def test_it_holds_on_every_storage_also_when_the_newest_was_changed(store: Storage, tmp_path: Path) -> None:
+    with enter(at(tmp_path, attempt=1, uri=store.uri)):
+        checkpoint.save(1, writer("good"))
+        newest = checkpoint.save(2, writer("bad!"))
+    store.write(f"{newest.removeprefix(store.uri).strip('/')}/state.json", b"baD!")
+    for rank in (0, 1):
+        local = tmp_path / f"local-{rank}"
+        spec = {"checkpoint": {"uri": store.uri}}
+        with enter(Context.alone(tmp_path, spec, attempt=2, rank=rank, world_size=2, local_dir=local)):
+            found = checkpoint.latest()
+            assert found is not None and found.step == 1 and content(found) == "good"
+    with enter(at(tmp_path, attempt=1, uri=store.uri)), pytest.raises(Stale):
+        checkpoint.save(3, writer("late"))
 
 
 def test_only_published_ones_beyond_keep_are_deleted(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def test_three_workers_train_exactly_as_one_does(spec: Any, made: Path, tmp_path
     assert_close(result_of(one), result_of(three))
 
 
+def test_a_worker_without_a_row_in_a_step_still_takes_part(made: Path, tmp_path: Path) -> None:
+    small = classify(made, global_batch_size=2, training_args={"learning_rate": 0.01, "max_steps": 4})
+    assert tiny.gang(3, tiny.finetune, str(tmp_path / "three"), small) == ["done"] * 3
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), small) == "done"
+    assert_close(result_of(tmp_path / "one"), result_of(tmp_path / "three"))
+
+
 @pytest.mark.parametrize("spec", [classify, chat])
 def test_a_stop_and_a_resize_do_not_show_in_the_result(spec: Any, made: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -252,6 +259,11 @@ def broken(made: Path, tmp_path: Path, what: str) -> dict[str, Any]:
         case "messages":
             (tmp_path / "test.jsonl").write_text('{"messages": [{"role": "user"}]}')
             return chat(made, datasets=[{"path": str(tmp_path / "test.jsonl")}])
+        case "adapter":
+            (tmp_path / "model").mkdir()
+            (tmp_path / "model" / "adapter_config.json").write_text("{}")
+            (tmp_path / "model" / "adapter_model.safetensors").write_bytes(b"")
+            return chat(made, base_model=str(tmp_path / "model"))
         case "qlora":
             return chat(made, method="qlora")
         case "target-modules":
@@ -274,6 +286,7 @@ def broken(made: Path, tmp_path: Path, what: str) -> dict[str, Any]:
         ("no-template", "no chat template"),
         ("too-short", "no token to learn within max_length 2"),
         ("messages", "test.jsonl: row 1: messages must be a list of objects with role and content"),
+        ("adapter", "is a LoRA adapter; expected a whole model"),
         ("qlora", "method qlora: needs 4-bit kernels"),
         ("target-modules", "lora: .*nothing"),
         ("diverges", "the loss became .* lower the learning_rate"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,12 @@ class FineTune:
         self.device = _device()
         _quieten(where)
         progress.report(phase="loading")
+        if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
+            progress.report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
         base = resolve_model(self.train["base_model"], where.inputs)
+        config = load_config(base, self.train["base_model"])
         self.tokenizer = load_tokenizer(base, self.train["base_model"])
-        self.task = _task(self.train, self.tokenizer, base, self.settings)
+        self.task = _task(self.train, self.tokenizer, config, self.settings)
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self._check_metrics()
         self.rows = self._samples(_SPLIT_OF_TRAINING)
@@ -212,8 +216,7 @@ class FineTune:
                 )
 
 
-def _task(train: Mapping[str, Any], tokenizer: Any, base: Path, settings: Settings) -> Task:
-    config = load_config(base, train["base_model"])
+def _task(train: Mapping[str, Any], tokenizer: Any, config: Any, settings: Settings) -> Task:
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     fits = min([int(limit) for limit in limits if limit and limit < 10**9], default=_LONGEST_BY_DEFAULT)
     max_length = min(settings.max_length or fits, fits)
@@ -246,6 +249,7 @@ def _device() -> torch.device:
 def _quieten(where: Context) -> None:
     import transformers
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # libraries warning each other
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

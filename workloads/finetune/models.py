@@ -32,6 +32,8 @@ def load_tokenizer(folder: Path, uri: str) -> Any:
 def load_config(folder: Path, uri: str) -> Any:
     from transformers import AutoConfig
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise BadInput(f"model {uri}: {folder} is a LoRA adapter; expected a whole model to fine-tune")
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:
