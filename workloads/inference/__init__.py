@@ -3,7 +3,7 @@
     replica.py    the class Ray Serve runs; picks one of the servers below from the launch order
     answers.py    the servers: text (chat, completions), vectors (embeddings), labels (classify)
     openai.py     requests and answers in OpenAI's form; errors
-    engine.py     continuous batching on one thread; batch.py sampling.py text.py adapters.py are its parts
+    engine.py     continuous batching on one thread; batch packed sampling text adapters are its parts
     encoder.py    batched forward passes for embeddings and classification
     vllm_engine.py  the same port as engine.py on vLLM
     app.py        a class of the user's own

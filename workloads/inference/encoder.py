@@ -18,6 +18,7 @@ import torch
 
 from workloads.inference.engine import Settings
 from workloads.inference.openai import RequestError
+from workloads.inference.packed import pack
 
 Text = str | list[int]
 BATCH_TOKENS = 16_384  # padding included
@@ -40,6 +41,7 @@ class Encoder:
         dtype: Any = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         self._model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         self._model.to(device).eval()
+        pack(self._model)
         self._device = device
         self._settings = settings
         self._finish: Callable[[Any, torch.Tensor], list[Any]] = (

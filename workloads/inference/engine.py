@@ -24,6 +24,7 @@ import torch
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder
 from workloads.inference.openai import RequestError, Sampling
+from workloads.inference.packed import pack
 from workloads.inference.sampling import Sampler, next_tokens
 from workloads.inference.text import TextStream
 
@@ -137,6 +138,7 @@ class TransformersEngine:
             dtype = torch.float32  # half precision is emulated, hence slower, on most CPUs
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         model.to(device).eval()
+        pack(model)
         self.max_model_len = _context(model.config, settings.max_model_len)
         self._ends = _end_tokens(model, self.tokenizer)
         self._decoder = Decoder(model, device)
