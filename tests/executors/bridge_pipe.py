@@ -13,7 +13,7 @@ from llmsched.executors.port import LaunchOrder, Member
 
 
 class BridgePipe:
-    def __init__(self, home, address, storage, epoch=1, replica=None):
+    def __init__(self, home, address, storage, epoch=1):
         command = [sys.executable, "-m", "llmsched.executors.bridge.main"]
         self.log = (home / "logs" / "bridge.log").open("ab")
         self.process = subprocess.Popen(

@@ -35,11 +35,12 @@ from llmsched.executors.port import (
 )
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
-from llmsched.runtime.replica import ReplicaHost
+from llmsched.runtime.replica import MARK, ReplicaHost
 
 PREFIX = "llms/"
 ADAPTER_WITHIN_S = 300.0
 GATEWAY_ANSWERS_WITHIN_S = 10.0
+ROOM_FOR_OUR_CALLS = 8
 BROKEN_FOR_S = 60.0  # Serve had this long to bring a replica back
 _QUIET = {"enable_access_log": False}
 _GONE = "UNHEALTHY", "DEPLOY_FAILED"
@@ -58,12 +59,11 @@ class _Replica:
 class Replicas:
     """Called from several threads; `_lock` guards the table, never a call to Serve."""
 
-    def __init__(self, deliver: Deliver, settings: Settings, replica: str | None = None) -> None:
+    def __init__(self, deliver: Deliver, settings: Settings) -> None:
         self._deliver = deliver
         self._host = settings.endpoint_host
-        self._replica_class = replica
         self._lock = threading.Lock()
-        self._starting = threading.Lock()
+        self._deploying = threading.RLock()  # Serve pickles deployments through a global registry: one at a time
         self._live: dict[str, _Replica] = {}
         self._table: RouteTable | None = None
         self._gateway: Any = None
@@ -87,7 +87,8 @@ class Replicas:
         try:
             self._bring_up()
             if order.name not in self.applications():
-                self._deploy(self._application(order), order.name)
+                with self._deploying:
+                    self._deploy(self._application(order), order.name)
         except Exception:
             self._forget(order.name)
             raise
@@ -217,7 +218,7 @@ class Replicas:
         if one.asked is None:
             one.asked = serve.get_app_handle(one.order.name).ready.remote()
         try:
-            one.asked.result(timeout_s=0.05)
+            facts = one.asked.result(timeout_s=0.05)
         except TimeoutError:
             return
         except Exception as error:
@@ -229,11 +230,14 @@ class Replicas:
             return
         one.is_started = True
         self._deliver(Started(one.order.gang, one.order.attempt))
+        for name, uri in one.order.adapters:
+            message = str(facts.get("refused", {}).get(name, ""))
+            self._deliver(AdapterAnswer(one.order.gang, one.order.attempt, name, uri, message))
 
     def _look_at_broken(self, one: _Replica, application: Any) -> None:
         if application.status.value == "DEPLOY_FAILED" and not one.is_started:
             said = [deployment.message for deployment in application.deployments.values() if deployment.message]
-            self._fail(one, _words(" ".join([*said, application.message])))
+            self._fail(one, _words("\n".join([*said, application.message])))
             return
         one.broken_since = one.broken_since or time.monotonic()
         if time.monotonic() - one.broken_since > BROKEN_FOR_S:
@@ -264,7 +268,7 @@ class Replicas:
 
     def _bring_up(self) -> None:
         """Serve and the gateway, once: one proxy, on the head, at our port."""
-        with self._starting:
+        with self._deploying:
             if self._gateway is not None:
                 return
             serve.start(
@@ -298,7 +302,8 @@ class Replicas:
         deployment = serve.deployment(ReplicaHost).options(
             name="replica",
             num_replicas=1,
-            max_ongoing_requests=int(order.spec.get("max_ongoing_requests") or 32),
+            # The gateway keeps to the spec's number; the rest is for our own calls.
+            max_ongoing_requests=int(order.spec.get("max_ongoing_requests") or 32) + ROOM_FOR_OUR_CALLS,
             graceful_shutdown_timeout_s=float(order.spec.get("drain_timeout") or order.grace_s),
             graceful_shutdown_wait_loop_s=0.5,
             max_constructor_retry_count=1,  # trying again is the scheduler's
@@ -306,8 +311,7 @@ class Replicas:
             logging_config=_QUIET,
             **placing,
         )
-        text = json.dumps(asdict(order))
-        return deployment.bind(text, self._replica_class) if self._replica_class else deployment.bind(text)
+        return deployment.bind(json.dumps(asdict(order)))
 
 
 def _actor_options(member: Member) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def _kill_processes(application: str) -> None:
 
 def _words(text: str) -> str:
     """What the replica said for people, without Ray's traceback around it."""
-    found = re.search(r"\[llmsched\] (.+)", text)
+    found = re.search(re.escape(MARK) + "(.+)", text)
     if found:
         return found[1].strip()[:500]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
