@@ -205,7 +205,7 @@ class Controller:
         self._book.recall(self._store.rows(ProgressRow))
         self._started_at = self._clock.now()
         log.info("epoch %d: %d entries, %d workloads", self._epoch, self._seq, len(self.state.workloads))
-        await self._executor.start(self._inbox.deliver)
+        await self._executor.start(self._inbox.deliver, self._epoch)
         self.started.set()
 
     def _fold(self) -> None:
@@ -327,7 +327,7 @@ class Controller:
         self._must_resync = True
         self._wake_at = at
         self._routes.forget()
-        return [NodeLost(at, node) for node in self.state.nodes if node not in seen.nodes]
+        return [NodeLost(at, node) for node in self.state.nodes if seen.nodes and node not in seen.nodes]
 
     def _is_due(self, at: float) -> bool:
         return self._cluster.connected and self._wake_at is not None and at >= self._wake_at

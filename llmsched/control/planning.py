@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmsched.control.requests import Draft, checked, difference, draft, is_same, sorted_by_need
+from llmsched.control.requests import Draft, checked, draft, is_same, sorted_by_need
 from llmsched.core.commands import Submit
 from llmsched.core.explain import Reason
 from llmsched.core.policy import Policies
@@ -16,6 +16,7 @@ from llmsched.core.whatif import Forecast, forecast
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.spec import wire
+from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 
@@ -49,7 +50,7 @@ def _planned(state: State, one: Draft, refusal: RequestError | None, found: list
         return planned
     if known is not None:
         planned.outcome = "unchanged" if is_same(workload, known) else "changed"
-        planned.diff = difference(known.workload.parcel, workload.parcel)
+        planned.diff = diff_parcels(known.workload.parcel, workload.parcel)
     starting = [gang for gang in found if gang.starts_now]
     planned.starts_now = bool(starting)
     planned.size = len(starting) if workload.kind == "serve" else sum(gang.size for gang in starting)

@@ -22,6 +22,7 @@ from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import wire
 from llmsched.spec.cluster import ClusterSpec
 from llmsched.spec.compile import compile_configuration, compile_workload, parcel_of, workload_id
+from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 STATUS_OF_CODE = {"unknown_workload": 404, "over_limit": 429}
@@ -116,7 +117,7 @@ def _submit(state: State, request: Submission, at: float) -> tuple[list[wire.App
         except RequestError as error:
             raise Torn(error) if facts else error from None
         outcomes[workload.id] = _answer(
-            state, workload, "changed" if known else "created", difference(before, workload.parcel) if known else []
+            state, workload, "changed" if known else "created", diff_parcels(before, workload.parcel) if known else []
         )
     return [outcomes.get(workload.id) or _answer(state, workload, "unchanged", []) for workload, _ in drafts], facts
 
@@ -203,19 +204,3 @@ def _applied(state: State, command: commands.Command) -> list[Fact]:
         return []
     state.apply(fact)
     return [fact]
-
-
-def difference(before: str, after: str) -> list[str]:
-    """What changed between two specs: `train.lora.r: 8 -> 16`."""
-    old, new = dict(_leaves(json.loads(before))), dict(_leaves(json.loads(after)))
-    lines = []
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            lines.append(f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}")
-    return lines
-
-
-def _leaves(data: Any, path: str = "") -> list[tuple[str, str]]:
-    if isinstance(data, dict) and data:
-        return [leaf for key, value in data.items() for leaf in _leaves(value, f"{path}.{key}" if path else key)]
-    return [(path, json.dumps(data, ensure_ascii=False))]

@@ -296,8 +296,9 @@ class FakeExecutor:
         self.cluster = cluster or FakeCluster(nodes)
         self._open = False
 
-    async def start(self, deliver: Deliver) -> None:
+    async def start(self, deliver: Deliver, epoch: int) -> None:
         self._open = True
+        self.cluster.is_stale(epoch)
         self.cluster.watch(deliver)
         self.cluster.regain_contact()
 

@@ -96,7 +96,7 @@ class RouteTable:
 class Connected:
     """The cluster answers. `urls`: {"dashboard": ..., "endpoint": ...} as far as known; sent again when that changes.
 
-    `nodes` are the ids of all that are alive: what the state knows beyond them is lost."""
+    `nodes` are the ids of all that are alive: what the state knows beyond them is lost. Empty: not known."""
 
     cluster_id: str
     urls: dict[str, str] = field(default_factory=dict)
@@ -238,8 +238,10 @@ Deliver = Callable[[Observation], None]
 class Executor(Protocol):
     """Every method returns once the order is on its way; results arrive as observations. Raises ClusterError."""
 
-    async def start(self, deliver: Deliver) -> None:
-        """Connect, then deliver Connected and a NodeSeen for every node; again after every reconnect."""
+    async def start(self, deliver: Deliver, epoch: int) -> None:
+        """Connect, then deliver Connected and a NodeSeen for every node; again after every reconnect.
+
+        From now on orders of an epoch below this one change nothing."""
 
     async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
         """After start or reconnect: (order, was_running) of every attempt the state believes in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
@@ -275,10 +276,12 @@ def test_a_controller_that_was_overtaken_stops_and_sends_nothing_more(tmp_path):
         path = tmp_path / "state.sqlite"
         old = Controller(SqliteStore(path), FakeExecutor(cluster=cluster), storage="/storage")
         running = asyncio.create_task(old.run())
-        await until(lambda: old.health.status == "ready")
+        await until(lambda: len(old.state.nodes) == 2 and old.metrics().count("llmsched_turn_seconds_count 0") == 0)
         other = SqliteStore(path)
         other.open()
-        other.take_over("other", other.lease())
+        while other.lease().owner != "other":
+            with suppress(StaleEpoch):  # the first may be renewing at this very moment
+                other.take_over("other", other.lease())
         with pytest.raises(StoreError):
             await old.submit([task("late")], user=ANN)
         with pytest.raises(StaleEpoch):

@@ -1,4 +1,4 @@
-"""Killed with -9 before any statement the store ever sends: what was acknowledged is there once, nothing is half there."""
+"""Killed with -9 before any statement of the store: what was acknowledged is there once, and nothing is half there."""
 
 from __future__ import annotations
 

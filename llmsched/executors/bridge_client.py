@@ -1,0 +1,292 @@
+"""The controller's end of the pipe to the bridge: a child process that alone may talk to Ray.
+
+The child may die, hang or be killed at any time: what runs in Ray does not notice. Here it is pinged, killed when it
+does not answer, and started again after a pause; each death is said as Disconnected, so that control adopts what lives
+once the next one has connected. Bodies of orders may hold secrets and are never logged. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from llmsched.errors import ClusterError
+from llmsched.executors import local_ray, wire
+from llmsched.executors.port import (
+    AdapterOrder,
+    Connected,
+    Deliver,
+    Disconnected,
+    LaunchOrder,
+    RouteTable,
+    StopOrder,
+)
+
+log = logging.getLogger("llmsched.bridge")
+COMMAND = (sys.executable, "-m", "llmsched.executors.bridge.main")
+PAUSE_S = (0.5, 30.0)  # before a new start: at first, and at most
+STEADY_S = 60.0  # who lived this long is started again without a longer pause
+CONNECT_WITHIN_S = 120.0  # twice what the child gives Ray itself
+CLOSE_WITHIN_S = 10.0
+TAKE_DOWN_WITHIN_S = 120.0
+LOG_AT_MOST_BYTES = 16 * 1024 * 1024
+
+
+class BridgeClient:
+    """`address` is the GCS address of the cluster; `home` holds ray-token, logs/ and cache/."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        storage: str,
+        home: Path,
+        endpoint_port: int = 0,
+        command: Sequence[str] = COMMAND,
+        ping_every_s: float = wire.PING_EVERY_S,
+        pong_within_s: float = wire.PONG_WITHIN_S,
+        connect_within_s: float = CONNECT_WITHIN_S,
+        pause_s: tuple[float, float] = PAUSE_S,
+    ) -> None:
+        self._address = address
+        self._storage = storage
+        self._home = home
+        self._endpoint_port = endpoint_port
+        self._command = command
+        self._ping_every_s = ping_every_s
+        self._pong_within_s = pong_within_s
+        self._connect_within_s = connect_within_s
+        self._pause_s = pause_s
+        self._epoch = 0
+        self._deliver: Deliver = lambda _: None
+        self._keeper: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._is_connected = False
+        self._pongs = 0
+        self._ponged = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._closing = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child that lives now."""
+        return None if self._process is None else self._process.pid
+
+    # --- the port ---------------------------------------------------------------------------------------------------
+
+    async def start(self, deliver: Deliver, epoch: int) -> None:
+        self._deliver = deliver
+        self._epoch = epoch
+        self._keeper = asyncio.create_task(self._keep_alive())
+
+    async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
+        await self._order("adopt", wire.adopt_of(live))
+
+    async def launch(self, order: LaunchOrder) -> None:
+        await self._order("launch", order)
+
+    async def resize(self, order: LaunchOrder) -> None:
+        await self._order("resize", order)
+
+    async def stop(self, order: StopOrder) -> None:
+        await self._order("stop", order)
+
+    async def load_adapter(self, order: AdapterOrder) -> None:
+        await self._order("load_adapter", order)
+
+    async def route(self, table: RouteTable) -> None:
+        await self._order("route", table)
+
+    async def request_capacity(self, bundles: Sequence[tuple[dict[str, float], dict[str, str], int]]) -> None:
+        await self._order("request_capacity", wire.capacity_of(bundles))
+
+    async def close(self, *, stop_everything: bool = False) -> None:
+        if self._keeper is None:
+            return
+        self._closing = True
+        process = self._process
+        if process is not None and self._is_connected:
+            with suppress(ClusterError, TimeoutError):
+                await self._write("close", wire.Close(stop_everything))
+                seconds = TAKE_DOWN_WITHIN_S if stop_everything else CLOSE_WITHIN_S
+                await asyncio.wait_for(self._closed.wait(), seconds)
+        self._keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._keeper
+        self._keeper = None
+
+    # --- one child after the other ----------------------------------------------------------------------------------
+
+    async def _keep_alive(self) -> None:
+        pause = self._pause_s[0]
+        while not self._closing:
+            began = time.monotonic()
+            said = await self._live_once()
+            if self._closing:
+                return
+            log.warning("%s", said)
+            self._deliver(Disconnected(said))
+            if time.monotonic() - began >= STEADY_S:
+                pause = self._pause_s[0]
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._pause_s[1])
+
+    async def _live_once(self) -> str:
+        """From the start of a child to its end; why it ended."""
+        log_file = self._home / "logs" / "bridge.log"
+        with _opened(log_file) as errors:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=errors,
+                    limit=wire.MAX_LINE_BYTES,
+                    env=self._environment(),
+                    start_new_session=True,  # Ctrl-C is for the controller, which then closes the child in good order
+                )
+            except OSError as error:
+                return f"the bridge could not be started: {error.strerror}"
+        self._process, self._pongs = process, 0
+        pinger = asyncio.create_task(self._ping(process))
+        try:
+            settings = wire.Settings(
+                address=self._address,
+                epoch=self._epoch,
+                storage=self._storage,
+                endpoint_port=self._endpoint_port,
+                cache=str(self._home / "cache"),
+            )
+            await self._write("start", settings)
+            said = await self._listen(process)
+        except ClusterError as error:
+            said = error.message
+        finally:
+            self._is_connected = False
+            self._process = None
+            pinger.cancel()
+            code = await _end(process)
+        if pinger.done() and not pinger.cancelled() and pinger.exception() is None:
+            said = "the bridge did not answer in time and was killed"
+        return said or f"the bridge ended ({_ending(code)}); see {log_file}"
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> str:
+        """Deliver what the child says until it says nothing more; its last word about Ray, if it had one."""
+        assert process.stdout is not None
+        last = ""
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except (ValueError, ConnectionError):
+                raise ClusterError(f"the bridge sent a line over {wire.MAX_LINE_BYTES} bytes") from None
+            if not line:
+                return last
+            match answer := wire.decode_answer(line):
+                case wire.Hello():
+                    if answer.protocol != wire.PROTOCOL:
+                        raise ClusterError(
+                            f"the bridge speaks protocol {answer.protocol}, this controller {wire.PROTOCOL}: "
+                            "they are of different versions"
+                        )
+                case wire.Pong():
+                    self._pongs = answer.n
+                    self._ponged.set()
+                case wire.Closed():
+                    self._closed.set()
+                case Disconnected():
+                    self._is_connected = False
+                    last = answer.message
+                    self._deliver(answer)
+                case _:
+                    if isinstance(answer, Connected):
+                        self._is_connected = True
+                        last = ""
+                    self._deliver(answer)
+
+    async def _ping(self, process: asyncio.subprocess.Process) -> None:
+        """Ends, having killed the child, when it no longer answers."""
+        n, began = 0, time.monotonic()
+        while True:
+            await asyncio.sleep(self._ping_every_s)
+            if not self._is_connected:
+                if time.monotonic() - began > self._connect_within_s:
+                    break
+                continue
+            n += 1
+            self._ponged.clear()
+            try:
+                async with asyncio.timeout(self._pong_within_s):
+                    await self._write("ping", wire.Ping(n))
+                    while self._pongs < n:
+                        await self._ponged.wait()
+                        self._ponged.clear()
+            except TimeoutError:
+                break
+            except ClusterError:
+                await process.wait()  # the pipe is broken: its end is said elsewhere
+        log.warning("the bridge (pid %d) does not answer", process.pid)
+        with suppress(ProcessLookupError):
+            process.kill()
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def _order(self, op: str, body: wire.Order) -> None:
+        """Raises ClusterError: `disconnected` when nobody is there to hear it (a later adopt will say it again)."""
+        if not self._is_connected:
+            raise _disconnected()
+        await self._write(op, body)
+
+    async def _write(self, op: str, body: wire.Order) -> None:
+        line = wire.encode_order(op, body)
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.is_closing():
+            raise _disconnected()
+        try:
+            process.stdin.write(line)
+            await process.stdin.drain()
+        except (ConnectionError, RuntimeError):
+            raise _disconnected() from None
+
+    def _environment(self) -> dict[str, str]:
+        """Ray reads these when it is imported: they must be there before the child's first line."""
+        mine = {"RAY_ADDRESS": self._address, "LLMSCHED_CACHE": str(self._home / "cache"), "PYTHONUNBUFFERED": "1"}
+        if (self._home / "ray-token").exists():
+            mine |= local_ray.environment(self._home)
+        return {**os.environ, **mine}
+
+
+def _disconnected() -> ClusterError:
+    return ClusterError("the bridge is not connected", code="disconnected")
+
+
+def _opened(log_file: Path) -> IO[bytes]:
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    if log_file.exists() and log_file.stat().st_size > LOG_AT_MOST_BYTES:
+        log_file.replace(log_file.with_suffix(".log.old"))
+    return log_file.open("ab")
+
+
+async def _end(process: asyncio.subprocess.Process) -> int:
+    """Its exit code; killed if closing its input does not end it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        return await asyncio.wait_for(process.wait(), 5.0)
+    except (TimeoutError, asyncio.CancelledError):
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
