@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,40 @@ from llmsched.client import Client
 from llmsched.control.controller import Controller
 from llmsched.executors.fake import FakeExecutor
 from llmsched.executors.local_ray import parse_nodes
+from llmsched.gateway.front import Gateway
 from llmsched.spec import wire
 from llmsched.store.memory import MemoryStore
+
+
+class Parrot:
+    """Answers with what it was asked, word by word; `error` instead, when set."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.error: dict[str, Any] | None = None
+
+    async def call(self, route: str, body: dict[str, Any], adapter: dict[str, Any] | None) -> dict[str, Any]:
+        self.bodies.append({**body, "adapter": adapter})
+        if self.error:
+            return self.error
+        message = {"role": "assistant", "content": body["messages"][-1]["content"]}
+        return {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message}],
+            "usage": {"total_tokens": 2},
+        }
+
+    async def stream(
+        self, route: str, body: dict[str, Any], adapter: dict[str, Any] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        self.bodies.append({**body, "adapter": adapter})
+        if self.error:
+            yield self.error
+            return
+        yield {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+        for word in body["messages"][-1]["content"].split(" "):
+            yield {"choices": [{"index": 0, "delta": {"content": word}}]}
+        yield {"choices": [], "usage": {"total_tokens": 2}}
 
 
 @dataclass
@@ -43,6 +75,25 @@ class Live:
             return next(
                 event for event in client.events() if event.kind == kind and about in (event.workload, event.gang)
             )
+
+    @contextlib.contextmanager
+    def endpoint(self, replica: Any, model: str = "qwen") -> Iterator[str]:
+        """The real gateway over a plain object as replica, on a free port; the controller knows its url."""
+        gateway = Gateway(lambda app: replica)
+        models = {model: {"workload": model, "kind": "model", "task": "causal-lm", "replicas": [{"app": model}]}}
+        models[model]["adapters"] = {"sql": "s3://a/sql"}
+        gateway.route({"version": 1, "models": models, "keys": auth.Tokens(self.home).keys()})
+        config = uvicorn.Config(gateway, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        web = server.Quiet(config)
+        with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
+            serving = asyncio.run_coroutine_threadsafe(web.serve(sockets=[listener]), self.loop)
+            self.controller.urls = {"endpoint": server.url_of(listener)}
+            try:
+                yield server.url_of(listener)
+            finally:
+                self.controller.urls = {}
+                web.should_exit = True
+                serving.result(10)
 
     def token_of(self, user: str, role: str) -> str:
         text, record = home.new_token(user, role)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from llmsched.client.transport import STREAM_TIMEOUT
+from llmsched.client.transport import STREAM_TIMEOUT, lines_of
 from llmsched.errors import ClusterError, LlmschedError, NotAllowed, RequestError
 
 Messages = str | Sequence[dict[str, Any]]
@@ -43,7 +43,7 @@ class AsyncChat:
                     if not answer.is_success:
                         await answer.aread()
                         raise _error_of(answer, self.model)
-                    async for line in answer.aiter_lines():
+                    async for line in lines_of(answer):
                         if not line.startswith("data:") or line[5:].strip() == "[DONE]":
                             continue
                         chunk = json.loads(line[5:])

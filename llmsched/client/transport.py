@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -52,7 +53,17 @@ def locate(address: str | None = None, token: str | None = None, home: Path | No
         raise NotAllowed(
             "there is no token.", code="unauthorized", hint=f"Set LLMSCHED_TOKEN, or LLMSCHED_HOME (now {home})."
         )
-    return (url if "://" in url else f"http://{url}").rstrip("/"), found
+    return _checked_url(url if "://" in url else f"http://{url}"), found
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port or True):
+            return url.rstrip("/")
+    except ValueError:
+        pass
+    raise SpecError(f"{url} is no address of a controller.", code="address", hint="Write http://HOST:PORT.")
 
 
 def _written_url(home: Path) -> str | None:
@@ -118,13 +129,8 @@ class Transport:
         """The lines of a streamed answer, as they come."""
         with _connection_errors(self.url):
             async with self._stream(path, params) as answer:
-                half = b""
-                async for chunk in answer.aiter_bytes():
-                    *whole, half = (half + chunk).split(b"\n")  # only there: text may hold every other kind of line end
-                    for line in whole:
-                        yield line.decode()
-                if half:
-                    yield half.decode()
+                async for line in lines_of(answer):
+                    yield line
 
     @asynccontextmanager
     async def _stream(self, path: str, params: Mapping[str, Any] | None) -> AsyncIterator[httpx.Response]:
@@ -133,6 +139,17 @@ class Transport:
                 await answer.aread()
                 raise error_of(answer)
             yield answer
+
+
+async def lines_of(answer: httpx.Response) -> AsyncGenerator[str, None]:
+    """Lines of a streamed body, split at \\n only: text in JSON may hold every other kind of line end."""
+    half = b""
+    async for chunk in answer.aiter_bytes():
+        *whole, half = (half + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode()
+    if half:
+        yield half.decode()
 
 
 class _connection_errors:
@@ -151,8 +168,6 @@ class _connection_errors:
             ) from error
         if isinstance(error, httpx.TimeoutException):
             raise ClusterError(f"the controller at {self.url} did not answer in time.", code="timeout") from error
-        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-            raise SpecError(f"{self.url} is no address of a controller.", hint="Write http://HOST:PORT.") from error
         if isinstance(error, httpx.HTTPError):
             raise ClusterError(
                 f"the connection to the controller at {self.url} broke.", code="connection", hint="Try again."
