@@ -24,6 +24,7 @@ from llmsched.errors import LlmschedError
 from llmsched.spec import wire
 
 PLAIN_EVERY_S = 10.0
+WIDTH = 100
 STYLES = {"running": "green", "succeeded": "bold green", "waiting": "yellow", "failed": "bold red", "starting": "cyan"}
 TOLD = ("Launch", "Preempt", "Resize", "Nominate", "Drain", "LoadAdapter", "Published", "Bound", "Finished", "Lost")
 
@@ -34,6 +35,8 @@ class Screen:
     def __init__(self, began: float) -> None:
         self._began = began
         self._console = Console(file=sys.stderr, highlight=False)
+        if not self._is_terminal():
+            self._console.width = WIDTH
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._is_terminal() else None
         self._said_at = 0.0
         self._talking = threading.Lock()  # an answer is streaming: decisions wait for its end
@@ -55,13 +58,13 @@ class Screen:
         if who:
             line.append(f"{who:<10} ", style="bold cyan")
         line.append(text)
-        self._console.print(line)
+        self._console.print(line, soft_wrap=True)
 
     def box(self, title: str, text: str) -> None:
-        self._console.print(Panel(Text(text), title=title, title_align="left", border_style="cyan", width=100))
+        self._console.print(Panel(Text(text), title=title, title_align="left", border_style="cyan", width=WIDTH))
 
     def plan(self, planned: Sequence[wire.Planned]) -> None:
-        table = Table(title="llmsched plan: what would happen now", title_justify="left", width=100)
+        table = Table(title="llmsched plan: what would happen now", title_justify="left", width=WIDTH)
         for column in ("workload", "kind", "GPUs", "would start", "otherwise waits for"):
             table.add_column(column)
         for one in planned:
@@ -100,7 +103,7 @@ class Screen:
                 for event in client.events(0, follow=True):
                     if event.kind in TOLD:
                         with self._talking:
-                            self.say(event.text, who="scheduler")
+                            self.say(f"{event.workload}: {event.text}", who="scheduler")
 
         threading.Thread(target=tell, name="llmsched-demo-events", daemon=True).start()
 
@@ -124,7 +127,7 @@ def _phase(view: wire.WorkloadView) -> str:
 
 
 def _table(views: Sequence[wire.WorkloadView]) -> Table:
-    table = Table(width=100)
+    table = Table(width=WIDTH)
     for column in ("workload", "phase", "GPUs", "", "loss", "waits for"):
         table.add_column(column, max_width=40, no_wrap=column != "waits for")
     for view in reversed(views):
