@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmsched.spec.document import Path, dotted
+from llmsched.spec.load import KINDS
 from llmsched.spec.section import Section
 
 
@@ -15,6 +16,19 @@ def diff(old: Section, new: Section) -> list[str]:
     return [
         f"{dotted(path)}: {before} -> {after}" for path, before, after in _changes(old.written(), new.written(), ())
     ]
+
+
+def diff_parcels(before: str, after: str) -> list[str]:
+    """The same of two parcels. One that an older version wrote may not be a spec any more: then its plain values."""
+    return [f"{dotted(path)}: {old} -> {new}" for path, old, new in _changes(_written(before), _written(after), ())]
+
+
+def _written(parcel: str) -> Any:
+    data = json.loads(parcel)
+    try:
+        return KINDS[data["kind"]].model_validate(data).written()
+    except (KeyError, TypeError, ValueError):
+        return data
 
 
 def _changes(old: Any, new: Any, at: Path) -> Iterator[tuple[Path, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 import llmsched
 from llmsched.errors import SpecError
 from llmsched.spec import init, support
-from llmsched.spec.diff import diff
+from llmsched.spec.compile import parcel_of
+from llmsched.spec.diff import diff, diff_parcels
 from llmsched.spec.load import KINDS, load
 from llmsched.spec.schema import schema
 
@@ -96,6 +98,17 @@ def test_a_diff_is_in_the_words_people_write():
         "train.lora.r: 16 -> 8",
     ]
     assert diff(load(old)[0], load(old)[0]) == []
+
+
+def test_parcels_differ_in_the_same_words_and_one_of_an_older_version_in_plain_values():
+    old, new = (
+        load("name: a\nkind: task\ntask: {run: [x]}")[0],
+        load("name: a\nkind: task\nworkers: 2..4\ntask: {run: [x]}")[0],
+    )
+    assert diff_parcels(parcel_of(old), parcel_of(new)) == diff(old, new) == ["workers: 1 -> 2..4"]
+    older = json.loads(parcel_of(old)) | {"gone": 5}
+    assert "gone: 5 -> nothing" in diff_parcels(json.dumps(older), parcel_of(new))
+    assert diff_parcels("{}", "{}") == []
 
 
 def test_every_public_name_is_there():
