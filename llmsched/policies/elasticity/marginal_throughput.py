@@ -1,0 +1,59 @@
+"""Everyone its minimum, in order of age; then each further GPU where it adds the most throughput.
+
+Throughput is counted relative to a gang's own minimum, so that nobody wins by being large. Knows nothing of the work
+left: see `goodput` for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+
+from llmsched.core.policy import View
+from llmsched.core.records import GangState
+
+
+class MarginalThroughput:
+    period_s = 0.0
+
+    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> Mapping[str, int]:
+        free = float(capacity)
+        chosen: dict[str, int] = {}
+        steps: list[tuple[float, int, int]] = []  # (-gain per GPU, index of the gang, index of its next size)
+        sizes = [view.sizes(gang) for gang in gangs]
+        for index, gang in enumerate(gangs):
+            chosen[gang.id] = sizes[index][0]
+            free -= sizes[index][0] * view.gpus_per_bundle(gang)
+            self._offer(steps, gang, index, sizes[index], 0, view)
+        heapify(steps)
+        while steps and free > 0:
+            _, index, at = heappop(steps)
+            gang = gangs[index]
+            price = (sizes[index][at] - chosen[gang.id]) * view.gpus_per_bundle(gang)
+            if price > free:
+                continue
+            free -= price
+            chosen[gang.id] = sizes[index][at]
+            following: list[tuple[float, int, int]] = []
+            self._offer(following, gang, index, sizes[index], at, view)
+            for step in following:
+                heappush(steps, step)
+        return chosen
+
+    def _offer(
+        self,
+        steps: list[tuple[float, int, int]],
+        gang: GangState,
+        index: int,
+        sizes: tuple[int, ...],
+        at: int,
+        view: View,
+    ) -> None:
+        """The step from sizes[at] with the best gain per GPU; a size that is slower than a smaller one is passed over."""
+        now = view.speed(gang, sizes[at])
+        best = (0.0, 0)
+        for bigger in range(at + 1, len(sizes)):
+            gain = (view.speed(gang, sizes[bigger]) - now) / (sizes[bigger] - sizes[at])
+            best = max(best, (gain, -bigger))
+        if best[0] > 0:
+            steps.append((-best[0] / view.gpus_per_bundle(gang), index, -best[1]))

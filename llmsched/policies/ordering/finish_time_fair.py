@@ -1,0 +1,80 @@
+"""Nobody far behind, no long tail, otherwise the least work first: three tiers.
+
+1. Gangs about to be treated unfairly, worst first. A gang's projected finish-time fairness is the time it will have
+   taken if it runs from now on, over its fair time: its run time alone x the jobs per GPU seen so far (Shockwave,
+   NSDI 2023). Above GUARD it must not wait any longer.
+2. Long poles, longest first: what needs at least POLE of the time in which all known work could end. Started late, it
+   would run alone at the end, on a cluster that is otherwise idle.
+3. The rest by GPU-seconds left, least first.
+
+Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
+at least; tier 3 then orders by GPU-seconds attained, and there is no tier 2. Who runs is ranked a little better than who
+waits, so that two equals do not take turns. Constants were chosen on the development traces; `tests/benchmarks/quality.py`
+has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmsched.core.policy import View
+from llmsched.core.records import GangState
+
+GUARD = 0.85  # projected unfairness from which a gang goes first, run time known
+GUARD_BLIND = 1.0  # the same when the run time is only guessed
+POLE = 0.8
+PRIOR_S = 900.0
+RUNNING = 0.7  # what a running gang's rank in tier 3 is multiplied with when nothing is known
+
+
+class FinishTimeFair:
+    static = False
+
+    def __init__(self) -> None:
+        self._view: View | None = None
+        self._bound = 0.0
+        self._contention = 1.0
+
+    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+        if view is not self._view:
+            self._prepare(view)
+        left = view.remaining_s(gang)
+        done = view.service_s(gang)
+        if left is None:
+            return self._blind(gang, done, view)
+        if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
+            left = max(done, 1.0)
+        fair = (done + left) * self._contention
+        unfairness = (view.age_s(gang) + left) / fair
+        if unfairness >= GUARD:
+            return (0, -round(unfairness, 6))
+        if left >= POLE * self._bound:
+            return (1, -round(left, 3))
+        return (2, round(left * _gpus(gang, view), 3))
+
+    def _blind(self, gang: GangState, done: float, view: View) -> tuple[Any, ...]:
+        left = max(PRIOR_S - done, done)
+        unfairness = (view.age_s(gang) + left) / ((done + left) * self._contention)
+        if unfairness >= GUARD_BLIND:
+            return (0, -round(unfairness, 6))
+        spent = (PRIOR_S + done) * _gpus(gang, view)
+        return (2, round(spent * RUNNING if gang.is_holding() else spent, 3))
+
+    def _prepare(self, view: View) -> None:
+        """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
+        longest = total = 0.0
+        for gangs in (view.waiting(), view.running()):
+            for gang in gangs:
+                left = view.remaining_s(gang)
+                if left is not None:
+                    longest = max(longest, left)
+                    total += left * _gpus(gang, view)
+        gpus = max(view.gpus(), 1)
+        self._bound = max(longest, total / gpus)
+        self._contention = max(1.0, view.jobs() / gpus)
+        self._view = view
+
+
+def _gpus(gang: GangState, view: View) -> float:
+    """What it holds, or will hold at its smallest."""
+    return (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang)
