@@ -36,6 +36,7 @@ from llmsched.store.journal import Batch, StaleEpoch, Store, Written, workload_o
 from llmsched.store.tables import IdempotencyRow, ProgressRow, ReasonRow, Row, WorkloadRow
 
 log = logging.getLogger("llmsched.control")
+VERSION = version("llmsched")
 TRY_AGAIN_S = 1.0  # how often a store that failed is tried
 FOLLOW_AT_MOST = 500  # entries a follower reads at a time
 
@@ -139,7 +140,7 @@ class Controller:
         return wire.Health(
             status=status,
             message=trouble or self._cluster.message,
-            version=version("llmsched"),
+            version=VERSION,
             seq=self._seq,
             started_at=self._started_at,
             epoch=self._epoch,
