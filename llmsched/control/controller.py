@@ -19,8 +19,8 @@ from llmsched.control.dispatch import Send, Site, facts_of, resync, sends_of
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
+from llmsched.control.query_tables import QueryTables
 from llmsched.control.routes import Routes
-from llmsched.core.explain import Reason
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
 from llmsched.core.policy import Policies
 from llmsched.core.scheduler import Plan, turn
@@ -32,8 +32,8 @@ from llmsched.spec import wire
 from llmsched.spec.cluster import ClusterSpec
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.codec import Entry
-from llmsched.store.journal import Batch, StaleEpoch, Store, Written, workload_of
-from llmsched.store.tables import IdempotencyRow, ProgressRow, ReasonRow, Row, WorkloadRow
+from llmsched.store.journal import Batch, StaleEpoch, Store, Written
+from llmsched.store.tables import IdempotencyRow, ProgressRow, Row
 
 log = logging.getLogger("llmsched.control")
 VERSION = version("llmsched")
@@ -95,7 +95,7 @@ class Controller:
         self._trouble = ""
         self._policies: Policies | None = None
         self._routes = Routes(0)
-        self._reasons: dict[str, tuple[str, str]] = {}
+        self._tables = QueryTables()
 
     # --- what others call -------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Controller:
     def _fold(self) -> None:
         self.state, self._seq = recovery.fold(self._store)
         self._policies = None
-        self._reasons = {}
+        self._tables = QueryTables()
         self._wake_at = self.state.now
 
     async def _wait(self) -> None:
@@ -242,7 +242,9 @@ class Controller:
                 seen = []  # they are facts now
                 self._answer(answers)
                 plan = self._decide()
-                await self._commit(at, plan.decisions, self._query_rows(at, [*facts, *plan.decisions], plan))
+                reasons = plan.reasons if self._cluster.connected else None
+                rows = self._tables.rows(self.state, at, [*facts, *plan.decisions], reasons)
+                await self._commit(at, plan.decisions, [*rows, *self._book.unwritten()])
                 self._send(plan)
             else:
                 self._answer(answers)
@@ -419,26 +421,6 @@ class Controller:
             await asyncio.wrap_future(self._store.commit(Batch(at, (), self._book.unwritten())))
             self._renew_at = self._clock.monotonic() + lease.RENEW_EVERY_S
 
-    def _query_rows(self, at: float, entries: Sequence[Entry], plan: Plan) -> list[Row]:
-        """What the tables must say after these entries."""
-        touched = dict.fromkeys(workload_of(entry) for entry in entries)
-        rows: list[Row] = [_row_of(self.state, name) for name in touched if name in self.state.workloads]
-        if self._cluster.connected:
-            rows += self._reason_rows(at, plan.reasons)
-        return rows + self._book.unwritten()
-
-    def _reason_rows(self, at: float, reasons: Mapping[str, Reason]) -> list[Row]:
-        rows: list[Row] = []
-        for gang, reason in reasons.items():
-            said = (reason.code, reason.message)
-            if self._reasons.get(gang) != said:
-                self._reasons[gang] = said
-                rows.append(ReasonRow.of(gang, at, reason))
-        for gang in [name for name in self._reasons if name not in reasons]:
-            del self._reasons[gang]
-            rows.append(ReasonRow.of(gang, at, None))
-        return rows
-
     def _answer(self, answers: list[tuple[Asked, Any]]) -> None:
         for item, answer in answers:
             if not item.answer.done():
@@ -497,12 +479,3 @@ def _refuse(asked: list[Asked], error: Exception) -> None:
     for item in asked:
         if not item.answer.done():
             item.answer.set_exception(error)
-
-
-def _row_of(state: State, workload_id: str | None) -> WorkloadRow:
-    record = state.workloads[workload_id or ""]
-    it = record.workload
-    return WorkloadRow(
-        it.id, it.name, it.run, it.kind, it.queue, it.user, record.phase, record.message, record.submitted_at,
-        record.finished_at, it.parcel,
-    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What the query tables must say after a turn, written in the same transaction as its decisions.
+
+A reason is written when it changes: beside the journal, not in it, for it is a view of the state and no event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmsched.core.explain import Reason
+from llmsched.core.state import State
+from llmsched.store.codec import Entry
+from llmsched.store.journal import workload_of
+from llmsched.store.tables import ReasonRow, Row, WorkloadRow
+
+
+class QueryTables:
+    """Remembers the reasons it wrote last."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, str]] = {}
+
+    def rows(
+        self, state: State, at: float, entries: Sequence[Entry], reasons: Mapping[str, Reason] | None
+    ) -> list[Row]:
+        """`reasons` are those of everyone who waits; None when nothing was decided."""
+        touched = dict.fromkeys(workload_of(entry) for entry in entries)
+        rows: list[Row] = [_row_of(state, name) for name in touched if name in state.workloads]
+        if reasons is None:
+            return rows
+        for gang, reason in reasons.items():
+            said = (reason.code, reason.message)
+            if self._said.get(gang) != said:
+                self._said[gang] = said
+                rows.append(ReasonRow.of(gang, at, reason))
+        for gang in [name for name in self._said if name not in reasons]:
+            del self._said[gang]
+            rows.append(ReasonRow.of(gang, at, None))
+        return rows
+
+
+def _row_of(state: State, workload_id: str | None) -> WorkloadRow:
+    record = state.workloads[workload_id or ""]
+    it = record.workload
+    return WorkloadRow(
+        it.id, it.name, it.run, it.kind, it.queue, it.user, record.phase, record.message, record.submitted_at,
+        record.finished_at, it.parcel,
+    )  # fmt: skip
