@@ -52,7 +52,7 @@ class FineTune:
         self.train: dict[str, Any] = where.spec["train"]
         self.settings = Settings.of(self.train)
         self.device = _device()
-        _quieten(where)
+        _quieten()
         progress.report(phase="loading")
         if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
             progress.report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
@@ -125,7 +125,7 @@ class FineTune:
                     self.total,
                     phase="training",
                     loss=round(loss_sum / max(weight_sum, 1.0), 5),
-                    learning_rate=rate,
+                    learning_rate=float(f"{rate:.4g}"),
                     epoch=round(step / self.per_epoch, 3),
                     **{f"{self.task.unit}_per_s": round(weight_sum / max(took, 1e-9), 1)},
                 )
@@ -235,23 +235,14 @@ def _has_head(config: Any) -> bool:
 
 
 def _device() -> torch.device:
-    """Ray's choice of GPU where there is one; a pretend GPU is a CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if is_distributed():
-        from ray.train.torch import get_device
-
-        device: torch.device = get_device()
-        return device
-    return torch.device("cuda")
+    """The GPU that whoever started this worker made current; a pretend GPU is a CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _quieten(where: Context) -> None:
+def _quieten() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # libraries warning each other
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Several workers share a machine: without this each takes every core and they spend their time spinning.
-    torch.set_num_threads(max(1, int((where.spec.get("resources") or {}).get("cpus") or 1)))
