@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -132,18 +131,21 @@ def withdraw(home: Path) -> None:
     (home / "controller.json").unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def only_controller(home: Path) -> Iterator[None]:
-    """Hold the home: the lock goes with the process, however it ends. Raises RequestError when another holds it."""
-    with (home / "controller.lock").open("a") as lock:
-        if not _take(lock):
-            other = announced(home)
-            raise RequestError(
-                f"a controller runs on {home} already" + (f", at {other.url} (pid {other.pid})." if other else "."),
-                code="already_running",
-                hint="Stop it with llmsched down, or set LLMSCHED_HOME to another folder.",
-            )
-        yield
+_held: list[IO[str]] = []  # open until the process is gone: only then is the home free
+
+
+def hold(home: Path) -> None:
+    """Be the only controller of this home from now on. Raises RequestError when another process is."""
+    lock = (home / "controller.lock").open("a")
+    if not _take(lock):
+        lock.close()
+        other = announced(home)
+        raise RequestError(
+            f"a controller runs on {home} already" + (f", at {other.url} (pid {other.pid})." if other else "."),
+            code="already_running",
+            hint="Stop it with llmsched down, or set LLMSCHED_HOME to another folder.",
+        )
+    _held.append(lock)
 
 
 def _take(lock: IO[str]) -> bool:

@@ -60,11 +60,11 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
         home.withdraw(folder)
         for waiter in (told, begun):
             waiter.cancel()
+        if not control.done():  # first, because that ends the streams of events
+            await controller.stop(stop_everything=application.state.stop_everything)
         if web is not None:
             server.should_exit = True
             await web
-        if not control.done():
-            await controller.stop(stop_everything=application.state.stop_everything)
         await control
 
 
@@ -117,7 +117,8 @@ async def main(
     Raises RequestError when another controller holds the home, ClusterError and StoreError as their parts do.
     """
     home.prepare(folder)
-    with home.only_controller(folder), contextlib.closing(listen(host, port)) as listener:
+    home.hold(folder)
+    with contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")
         store = SqliteStore(folder / "state.sqlite")
         executor = _executor(folder, address, fake_nodes, place)

@@ -54,9 +54,11 @@ class _Loop:
                     return
                 yield item
         finally:
-            self.call(items.aclose())
+            if not self._loop.is_closed():  # closing the client has ended its streams
+                self.call(items.aclose())
 
     def stop(self) -> None:
+        self.call(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

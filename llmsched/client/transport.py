@@ -59,10 +59,11 @@ def locate(address: str | None = None, token: str | None = None, home: Path | No
 def _checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port or True):
-            return url.rstrip("/")
-    except ValueError:
-        pass
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        fine = False
+    if fine:
+        return url.rstrip("/")
     raise SpecError(f"{url} is no address of a controller.", code="address", hint="Write http://HOST:PORT.")
 
 

@@ -86,15 +86,15 @@ def test_what_is_wrong_is_refused_with_its_code_and_a_way_out(
     assert "Traceback" not in answer.text
 
 
-def test_plan_changes_nothing_and_says_where_it_would_start(http: httpx.Client) -> None:
-    before = http.get("/health").json()["seq"]
-    answer = http.post("/plan", json={"specs": [task("maybe", workers="1..2", **gpus(1)), task("never", **gpus(64))]})
-    maybe, never = wire.PlannedList.model_validate(answer.json()).planned
+def test_plan_changes_nothing_and_says_where_it_would_start(fresh: Live) -> None:
+    client = fresh.client()
+    before = client.health().seq
+    maybe, never = client.plan([task("maybe", workers="1..2", **gpus(1)), task("never", **gpus(64))])
     assert (maybe.starts_now, maybe.size, maybe.at_max.gpus) == (True, 2, 2.0)
     assert maybe.placement[0].name.startswith("node-")
     assert (never.outcome, never.reason and never.reason.code) == ("refused", "impossible")
-    assert http.get("/health").json()["seq"] == before
-    assert http.get("/workloads/maybe").status_code == 404
+    assert client.workloads().workloads == []
+    assert list(client.events(before, follow=False)) == []
 
 
 def test_an_unknown_name_is_404_with_the_nearest(http: httpx.Client) -> None:

@@ -1,0 +1,136 @@
+"""The controller as a process: started and stopped from the command line, killed, and refused where it must be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmsched.api import home
+from llmsched.client import Client
+
+Llmsched = Callable[..., subprocess.CompletedProcess[str]]
+SPEC = 'name: kept\nkind: task\nresources: {accelerators: "A100:1"}\ntask: {run: ["true"]}\n'
+
+
+@pytest.fixture
+def llmsched(tmp_path: Path) -> Iterator[Llmsched]:
+    given = {key: value for key, value in os.environ.items() if not key.startswith("LLMSCHED_")}
+    env = {**given, "LLMSCHED_HOME": str(tmp_path / "home"), "COLUMNS": "80"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llmsched.cli.main", *words]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    yield run
+    run("down")
+    assert not home.is_running(tmp_path / "home")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return False
+
+
+def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    up = llmsched("up", "--fake-nodes", "2x4:A100", "--json")
+    assert up.returncode == 0, up.stderr
+    assert json.loads(up.stdout)["status"] == "ready"
+    first = home.announced(folder)
+    assert first is not None
+    assert first.url.startswith("http://127.0.0.1:")
+    assert folder.stat().st_mode & 0o077 == 0
+    again = llmsched("up", "--fake-nodes", "2x4:A100")
+    assert (again.returncode, "already" in again.stderr) == (0, True)
+
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    assert llmsched("apply", "-f", "spec.yaml").returncode == 0
+
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: not home.is_running(folder))
+    assert llmsched("status").returncode == 4
+    assert llmsched("up", "--fake-nodes", "2x4:A100").returncode == 0
+    second = home.announced(folder)
+    assert second is not None
+    status = llmsched("status", "kept", "--json")
+    assert json.loads(status.stdout)["phase"] in ("waiting", "starting", "running", "succeeded")
+
+    down = llmsched("down")
+    assert (down.returncode, "Stopped the controller" in down.stdout) == (0, True)
+    until(lambda: not is_alive(second.pid))  # it let go of its lock, which is the last thing a process does
+    assert not (folder / "controller.json").exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(second.url.rpartition(":")[2]))) != 0
+    assert llmsched("down").stdout == "Nothing was running here.\n"
+
+
+def serve(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmsched.api.server", "--home", str(folder), "--fake-nodes", "1x1", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_sigterm(tmp_path: Path) -> None:
+    first = serve(tmp_path)
+    try:
+        until(lambda: home.announced(tmp_path) is not None)
+        note = home.announced(tmp_path)
+        assert note is not None
+        second = serve(tmp_path)
+        said = second.communicate(timeout=30)[1]
+        assert second.returncode == 3
+        assert f"already, at {note.url} (pid {note.pid})" in said
+        with Client(note.url, home.own_token(tmp_path)) as client:
+            stream = client.events()
+            next(stream)  # a listener must not keep it from ending
+            began = time.monotonic()
+            first.terminate()
+            assert first.wait(20) == 0
+            assert time.monotonic() - began < 10
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_port_in_use_and_a_foreign_host_are_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = serve(tmp_path, "--port", str(port))
+        said = server.communicate(timeout=30)[1]
+    assert (server.returncode, f"port {port} on 127.0.0.1 cannot be used" in said) == (4, True)
+    server = serve(tmp_path, "--host", "0.0.0.0")
+    said = server.communicate(timeout=30)[1]
+    assert (server.returncode, "loopback only" in said) == (2, True)
+
+
+def test_up_tells_why_the_controller_did_not_start(llmsched: Llmsched) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        up = llmsched("up", "--fake-nodes", "1x1", "--port", str(taken.getsockname()[1]))
+    assert up.returncode == 4
+    assert "cannot be used" in up.stderr.splitlines()[-1]
+    assert "--port" in up.stderr
+    wrong = llmsched("up", "--fake-nodes", "many")
+    assert (wrong.returncode, "2x4:A100" in wrong.stderr) == (2, True)
+    assert llmsched("up", "--fake-nodes", "1x1", "--nodes", "1x1").returncode == 2
+    assert llmsched("up", "--address", "ray://nowhere").returncode == 2
