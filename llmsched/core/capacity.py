@@ -126,6 +126,8 @@ class Capacity:
         self.by_free: list[int] = [0]  # by_free[k]: nodes with exactly k free whole GPUs (k <= 0: index 0)
         self.shared = 0  # nodes with a partly taken device
         self.gpus_total = 0  # whole GPUs, foreign use not subtracted
+        self.cpus_total = 0
+        self.memory_total = 0
         self._domains: dict[str, dict[str, int]] = {}
         self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
 
@@ -146,7 +148,7 @@ class Capacity:
         while len(self.by_free) <= state.total_gpus:
             self.by_free.append(0)
         self.by_free[state.free_whole] |= bit
-        self.gpus_total += state.total_gpus
+        self._count(state, 1)
         self._forget()
         return state
 
@@ -161,7 +163,7 @@ class Capacity:
         if not self.by_flavor[state.node.flavor]:
             del self.by_flavor[state.node.flavor]
         self.by_free = [mask & keep for mask in self.by_free]
-        self.gpus_total -= state.total_gpus
+        self._count(state, -1)
         self._forget()
 
     def reindex(self, state: NodeState) -> None:
@@ -172,6 +174,11 @@ class Capacity:
         self.by_free = [mask & ~bit for mask in self.by_free]
         self.by_free[max(state.free_whole, 0)] |= bit
         self.open = self.open & ~bit if state.draining else self.open | bit
+
+    def _count(self, state: NodeState, sign: int) -> None:
+        self.gpus_total += sign * state.total_gpus
+        self.cpus_total += sign * state.node.total.cpus_milli
+        self.memory_total += sign * state.node.total.memory_bytes
 
     def _forget(self) -> None:
         self._domains.clear()

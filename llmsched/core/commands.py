@@ -13,6 +13,7 @@ from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
 from llmsched.core.nodes import Node
 from llmsched.core.records import allowed_sizes
 from llmsched.core.resources import Resources
+from llmsched.core.stages.provision import accelerator_of, total_of
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def _option_fits(state: State, workload: Workload, option: int, types: tuple[Nod
         count = workload.min_size if number == 0 else group.count
         need_milli += count * need.gpus_milli
         of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
-        to_come = [t for t in types if t.max and (flavor is None or _flavor_of(state, t) == flavor)]
+        to_come = [t for t in types if t.max and (flavor is None or accelerator_of(state.configuration, t) == flavor)]
         if not of_flavor and not to_come:
             wanted = " or ".join(dict.fromkeys(str(o.flavor) for g in workload.groups for o in g.options))
             return Refusal(
@@ -234,7 +235,7 @@ def _option_fits(state: State, workload: Workload, option: int, types: tuple[Nod
             wish = ", ".join(f"{key}={value}" for key, value in workload.node_labels)
             return Refusal("impossible", f"{workload.id}: no node is labelled {wish}", "See: llmsched nodes")
         rooms = [_room_when_empty(node.node.total, need, count) for node in labelled]
-        coming = [_room_when_empty(_total_of(t), need, count) * t.max for t in to_come]
+        coming = [_room_when_empty(total_of(t), need, count) * t.max for t in to_come]
         if not any(rooms) and not any(coming):
             largest = max((n.node.total for n in labelled), default=Resources())
             return Refusal(
@@ -297,19 +298,6 @@ def _quota_fits(state: State, workload: Workload, flavor: str | None, need_milli
 
 def _room_when_empty(total: Resources, need: Resources, enough: int) -> int:
     return NodeState(Node("", total), 0).room(need, enough)
-
-
-def _flavor_of(state: State, node_type: NodeType) -> str | None:
-    """The accelerator of a node type: its flavor's accelerator label, else the flavor's name."""
-    for flavor in state.configuration.flavors:
-        if flavor.name == node_type.flavor:
-            return dict(flavor.labels).get("ray.io/accelerator-type", flavor.name)
-    return node_type.flavor
-
-
-def _total_of(node_type: NodeType) -> Resources:
-    unknown = 1 << 50  # a type that does not say its CPUs or memory is taken to have enough
-    return Resources(node_type.gpus * 1000, node_type.cpus * 1000 or unknown, node_type.memory_bytes or unknown)
 
 
 def _inventory(state: State) -> str:

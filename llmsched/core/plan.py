@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmsched.core.decisions import Decision
+from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 
 
 @dataclass(slots=True)
 class Plan:
-    """`reasons` are those this pass wrote, by gang; gangs of one shape share theirs through their class."""
+    """`reasons` has every gang that waits after this pass; it is gathered when first read."""
 
     at: float
     decisions: list[Decision] = field(default_factory=list)
-    reasons: dict[str, Reason] = field(default_factory=dict)
     wake_at: float | None = None
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
+    nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
+    gather: Callable[[], dict[str, Reason]] = dict
+    _reasons: dict[str, Reason] | None = None
+
+    @property
+    def reasons(self) -> dict[str, Reason]:
+        if self._reasons is None:
+            self._reasons = self.gather()
+        return self._reasons
 
     def wake(self, at: float | None) -> None:
         """Ask again at `at`, or earlier."""

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.decisions import Launch, RunAgain, Scale, Withdraw
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact
+from llmsched.core.fair import Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState
-from llmsched.core.stages import admit, autoscale, end, place, size
+from llmsched.core.reservation import fits_exactly
+from llmsched.core.stages import admit, autoscale, consolidate, end, grow, place, preempt, provision, rank, shrink, size
+from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.waiting import Shape
 
 __all__ = ["Plan", "decide", "turn"]
 
@@ -27,50 +31,227 @@ def turn(state: State, facts: Sequence[Fact], policies: Policies) -> Plan:
     plan = decide(state, policies)
     for decision in plan.decisions:
         state.apply(decision)
+        if isinstance(decision, (Scale, RunAgain)):
+            plan.wake_at = plan.at  # they made new gangs: ask again at once
     return plan
 
 
 def decide(state: State, policies: Policies) -> Plan:
     """What to do now. The state is left byte-identical, but for the reasons of those who wait."""
+    plan = _nothing_new(state, policies)
+    if plan is not None:
+        return plan
     plan = Plan(state.now)
     with Trial(state) as trial:
         view = View(state)
         end.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
         size.run(trial, plan, policies.elasticity, view)  # what each elastic gang should hold
-        line = admit.Line(trial, policies.ordering, view)
-        for gang, shape in line:
-            if _place(trial, plan, gang, policies, view):
-                continue
-            line.refuse()
-            shape.reason = plan.reasons[gang.id]
-        for name in state.parked:
-            gang = state.gangs[name]
-            if gang.own_reason is not None:
-                plan.reasons[name] = gang.own_reason
-            if gang.blocked_by == "backoff":
-                plan.wake(gang.not_before)
-        for shape in state.waiting.shapes.values():
-            if shape.reason is not None:
-                for _, name in shape.entries:
-                    plan.reasons.setdefault(name, shape.reason)
-    launched = {decision.gang for decision in plan.decisions if isinstance(decision, Launch)}
-    plan.reasons = {name: reason for name, reason in plan.reasons.items() if name not in launched}
+        settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum
+        _Admission(trial, plan, policies, view, settled).run()  # place, shrink, preempt or plan whoever waits
+        provision.run(trial, plan)
+    plan.gather = lambda: _reasons(state)
+    state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None
     return plan
 
 
-def _place(trial: Trial, plan: Plan, gang: GangState, policies: Policies, view: View) -> bool:
-    refused = None
-    if gang.nomination is not None:
-        plan.decisions.append(Withdraw(gang.id))
-        trial.unpromise(gang)
-    for wanted in size.candidates(plan, gang):
-        found = place.find(trial, gang, wanted, policies.placement, view)
-        if not isinstance(found, place.Refused):
-            trial.hold(gang, found)
-            plan.decisions.append(Launch(gang.id, gang.attempt + 1, found, f"{wanted} of {gang.spec.max_size}"))
+def _nothing_new(state: State, policies: Policies) -> Plan | None:
+    """The plan of the last pass, when it decided nothing, nothing has happened since, and no time it named has come."""
+    quiet = state.memo.get("quiet")
+    if quiet is None:
+        return None
+    version, known, wake_at = quiet
+    if version != state.version or known is not policies or (wake_at is not None and state.now >= wake_at):
+        return None
+    return Plan(state.now, wake_at=wake_at, gather=lambda: _reasons(state))
+
+
+def _reasons(state: State) -> dict[str, Reason]:
+    found: dict[str, Reason] = {}
+    for name in state.parked:
+        own = state.gangs[name].own_reason
+        if own is not None:
+            found[name] = own
+    for shape in state.waiting.live.values():
+        for _, name in shape.entries:
+            reason = state.gangs[name].reason
+            if reason is not None:
+                found[name] = reason
+    return found
+
+
+class _Admission:
+    """The loop over whoever waits. Every refusal writes its reason, on the class when it holds for all of it."""
+
+    def __init__(
+        self, trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None] | None = None
+    ) -> None:
+        self.settled = settled or {}  # gangs that were launched or promised capacity by rank
+        self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
+        self.state = state = trial.state
+        self.scheduling = state.configuration.scheduling
+        mode = self.scheduling.fair_share or getattr(policies.ordering, "across", None)
+        self.shares = Shares.of(state, mode) if mode else None
+        self.calendar = Calendar(trial, policies.placement, view)
+        self.by_rank = rank.is_on(state)
+        self.evicts = preempt.is_on(state) and not self.by_rank
+        self.launched: dict[str, None] = {}
+        self.looks: dict[str, int] = {}
+        self.refused: place.Refused | None = None  # why the gang in hand found no place
+
+    def run(self) -> None:
+        state, plan = self.state, self.plan
+        promised = [state.gangs[name] for name in state.nominated]
+        for gang in promised:
+            self.trial.unpromise(gang)
+        line = admit.Line(self.trial, self.policies.ordering, self.view, self.shares)
+        for gang, shape in line:
+            if gang.id in self.settled:
+                gang.own_reason = self._waits_for_victims(gang)
+            elif self._consider(gang, shape, line):
+                shape.examined = None
+                gang.own_reason = self._waits_for_victims(gang)
+            else:
+                self._stand_back(gang, shape, line)
+        for gang in promised:
+            if gang.id in self.launched or gang.id in plan.nominations or self._keep(gang):
+                continue
+            plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
+        for shape in state.waiting.live.values():
+            by = line.blocker(shape)
+            if by and shape.entries[0][1] != by:
+                who = state.gangs[by].workload_id
+                behind = Reason("order", f"waits behind {who}, which is first in line", (), f"{who} starts")
+                if shape.reason is None or shape.reason.code == "order":
+                    shape.reason = behind
+        for name in state.parked:
+            if state.gangs[name].blocked_by == "backoff":
+                plan.wake(state.gangs[name].not_before)
+        grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
+        for opens, closes, _, _ in self.calendar.windows.rows:
+            plan.wake(opens)
+            plan.wake(closes)
+
+    # One gang: place it, or make room, or say why not.
+
+    def _consider(self, gang: GangState, shape: Shape, line: admit.Line) -> bool:
+        self.refused = None
+        stamp = self._stamp()
+        still = stamp is not None and shape.examined == stamp and gang.nomination is None
+        if still and (shape.wake_at is None or self.state.now < shape.wake_at):
+            self.plan.wake(shape.wake_at)  # nothing has happened that could change the last answer
+            line.refuse()
+            return False
+        outer, self.plan.wake_at = self.plan.wake_at, None
+        done = self._place(gang) or self._keep(gang) or self._make_room(gang)
+        if not done and stamp is not None and not self._is_personal():
+            shape.examined, shape.wake_at = stamp, self.plan.wake_at
+        self.plan.wake(outer)
+        return done
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What a refusal depends on; None when it depends on more than can be counted."""
+        if self.calendar.windows.rows or self.state.elastic:
+            return None
+        return (self.state.freed, self.state.taken if self.evicts else 0)
+
+    def _is_personal(self) -> bool:
+        """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
+        return self.refused is not None and self.refused.code in ("order", "reservation")
+
+    def _place(self, gang: GangState) -> bool:
+        for bundles in self._sizes(gang):
+            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar)
+            if not isinstance(found, place.Refused):
+                self.trial.hold(gang, found)
+                self.launched[gang.id] = None
+                self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, found, _why_now(gang, bundles)))
+                return True
+            self.refused = found
+        return False
+
+    def _waits_for_victims(self, gang: GangState) -> Reason | None:
+        nomination = self.plan.nominations.get(gang.id)
+        if nomination is None:
+            return None
+        counts = (("victims", len(nomination.victims)),)
+        return Reason("victims_leaving", nomination.why, counts, "they have left")
+
+    def _sizes(self, gang: GangState) -> list[int]:
+        return size.candidates(self.plan, gang)
+
+    def _keep(self, gang: GangState) -> bool:
+        """Leave a nomination as it is while its places are still on the way to being free."""
+        nomination = gang.nomination
+        if nomination is None:
+            return False
+        trial, state = self.trial, self.state
+        mark = trial.mark()
+        preempt.release_leaving(trial, [n for n in (*state.vacating, *trial.leaving) if trial.held(state.gangs[n])])
+        fits = fits_exactly(trial, gang.spec, nomination.placement)
+        trial.rollback(mark)
+        if fits:
+            preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
+        return fits
+
+    def _make_room(self, gang: GangState) -> bool:
+        if self._is_personal():
+            return False
+        trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
+        only = ~self.calendar.closed(gang, gang.spec.min_size)
+        if self.state.elastic:
+            rules = preempt.Rules(trial, plan, gang, self.shares, policies.ordering, view)
+            if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
+                return True
+        if self.by_rank:
+            return False  # rank.py has decided who is evicted
+        if preempt.run(
+            trial, plan, gang, policies.preemption, policies.placement, policies.ordering, self.shares, view, only
+        ):
             return True
-        refused = found
-    assert refused is not None
-    plan.reasons[gang.id] = Reason(refused.code, refused.message, refused.counts, refused.next_change)
-    return False
+        return consolidate.run(trial, plan, gang, policies.preemption, policies.placement, view, only)
+
+    def _stand_back(self, gang: GangState, shape: Shape, line: admit.Line) -> None:
+        """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
+        personal = self._is_personal()
+        if not personal:
+            line.refuse()
+        if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
+            line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
+        elif personal:
+            looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
+            if looks > LATER_LOOKS:
+                line.block(shape.queue, None, gang.id)
+        self._keep_guarantee(gang)
+        promise = self.calendar.hold_for(gang)
+        if self.refused is not None:
+            reason = Reason(self.refused.code, self.refused.message, self.refused.counts, self.refused.next_change)
+            if promise is not None:
+                reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
+            if personal:
+                gang.own_reason = reason
+            else:
+                gang.own_reason = None
+                shape.reason = reason
+
+    def _keep_guarantee(self, gang: GangState) -> None:
+        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
+        quota = self.state.quota
+        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
+            return
+        spec = gang.spec
+        if preempt.rules_of(self.state, spec.queue).reclaim == "any":
+            return
+        flavor = spec.groups[0].options[0].flavor
+        branch = quota.branch(spec.queue, flavor)
+        if branch is None:
+            return
+        idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, 0))
+        if idle > 0:
+            self.trial.hold_quota(spec.queue, flavor, idle)
+
+
+def _why_now(gang: GangState, bundles: int) -> str:
+    if gang.nomination is not None:
+        return "the places promised to it are free"
+    return f"room for {bundles} of {gang.spec.max_size}" if gang.spec.is_elastic() else "room for all of it"

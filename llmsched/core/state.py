@@ -12,6 +12,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
+from math import log
 from typing import Any
 
 from llmsched.core import cron, decisions, facts
@@ -61,6 +62,7 @@ class State:
         self.quota = QuotaTree(self.configuration, {})
         self.version = 0  # raised by everything but the passing of time
         self.freed = 0  # raised whenever something may have become possible
+        self.taken = 0  # raised whenever somebody got something that might be taken back
         self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
         self._timers: list[tuple[float, str]] = []
@@ -485,6 +487,7 @@ class State:
         if gang.spec.max_runtime_s is not None or gang.spec.deadline is not None or gang.spec.budget_gpu_s is not None:
             self.timed[gang.id] = None
         self._hold(gang, decision.placement)
+        self.taken += 1
 
     def _nominate(self, decision: decisions.Nominate) -> None:
         gang = self.gangs[decision.gang]
@@ -764,6 +767,7 @@ class State:
 
     def _hold(self, gang: GangState, new: Placement) -> None:
         """Make the gang hold exactly `new` on nodes and in quota."""
+        self._account(gang.spec.queue)
         if gang.held:
             self._change(gang, gang.held, -1)
             for placed in gang.held:
@@ -772,6 +776,15 @@ class State:
         gang.held = new
         if new:
             self._change(gang, new, 1)
+
+    def _account(self, queue: str) -> None:
+        """Bring a queue's decayed past use up to now, before what it holds changes."""
+        half_life = self.configuration.scheduling.usage_half_life_s
+        use = self.use.setdefault(queue, QueueUse(decayed_at=self.now))
+        if half_life > 0 and use.decayed_at < self.now:
+            factor = 0.5 ** ((self.now - use.decayed_at) / half_life)
+            use.decayed = use.decayed * factor + use.gpus_milli * half_life / log(2) * (1.0 - factor)
+        use.decayed_at = self.now
 
     def _change(self, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> None:
         charge(self, gang, placement, sign, promise)

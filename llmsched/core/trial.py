@@ -21,6 +21,9 @@ class Trial:
         self.now = state.now
         self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
+        self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
+        self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
+        self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
 
     def __enter__(self) -> Trial:
@@ -30,6 +33,8 @@ class Trial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollback(0)
+        for queue, flavor, amount in reversed(self._quota_log):
+            self.state.quota.release(queue, flavor, amount)
 
     def held(self, gang: GangState) -> Placement:
         found = self.placements.get(gang.id)
@@ -52,6 +57,18 @@ class Trial:
             charge(self.state, gang, gang.nomination.placement, -1, promise=True)
             self._log.append((gang, gang.nomination.placement, 2, self.placements.get(gang.id)))
 
+    def promise(self, gang: GangState, placement: Placement) -> None:
+        """Put a nomination into the ledgers for the rest of the trial."""
+        charge(self.state, gang, placement, 1, promise=True)
+        self._log.append((gang, placement, -2, self.placements.get(gang.id)))
+
+    def hold_quota(self, queue: str, flavor: str | None, amount: int) -> None:
+        """Keep idle quota for its owner until the trial closes."""
+        key = (queue, self.state.quota.row_of(queue, flavor))
+        self.state.quota.charge(queue, flavor, amount)
+        self._quota_log.append((queue, flavor, amount))
+        self.held_quota[key] = self.held_quota.get(key, 0) + amount
+
     def mark(self) -> int:
         return len(self._log)
 
@@ -59,8 +76,8 @@ class Trial:
         """Undo everything since `mark`, newest first."""
         while len(self._log) > mark:
             gang, placement, sign, before = self._log.pop()
-            charge(self.state, gang, placement, 1 if sign > 0 else -1, promise=sign == 2)
-            if sign != 2:
+            charge(self.state, gang, placement, 1 if sign > 0 else -1, promise=sign in (2, -2))
+            if sign not in (2, -2):
                 if before is None:
                     self.placements.pop(gang.id, None)
                 else:

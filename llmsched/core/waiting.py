@@ -64,7 +64,6 @@ def shape_key(workload: Workload, wanted: int | None) -> Key:
         workload.use_spot,
         workload.preemptible,
         workload.kind == "serve",
-        workload.user,
         wanted,
     )
 
@@ -74,6 +73,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.shapes: dict[Key, Shape] = {}
+        self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
@@ -117,6 +117,7 @@ class Waiting:
             gang.shape = shape
         sort_key = self._sort_key(gang)
         insort(shape.entries, (sort_key, gang.id))
+        self.live[shape.serial] = shape
         self._keys[gang.id] = (shape, sort_key)
         self.count += 1
         self.by_queue[shape.queue] = self.by_queue.get(shape.queue, 0) + 1
@@ -130,6 +131,9 @@ class Waiting:
         at = bisect_left(shape.entries, (sort_key, gang.id))
         assert shape.entries[at][1] == gang.id
         del shape.entries[at]
+        if not shape.entries:
+            del self.live[shape.serial]
+            shape.reason = shape.examined = None
         self.count -= 1
         self.by_queue[shape.queue] -= 1
         self.version += 1

@@ -47,7 +47,7 @@ PLENTY = 1 << 50  # CPUs and memory of a node that does not say
 
 
 def run_file(path: str | Path) -> dict[str, Any]:
-    """{"passed", "failed", "results": [{"id", "passed", "expected", "got", "why"}]}. Raises SpecError for a bad file."""
+    """{"passed", "failed", "results": [{"id", "passed", "expected", "got", "why"}]}; SpecError for a bad file."""
     try:
         document = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as wrong:
@@ -220,7 +220,7 @@ class _Run:
         placed = self._find(row, gang, members)
         if stale:  # the missing members were on a node that is gone
             lost_at = START - row.get("stale_for_s", 0)
-            ghost = Node(f"gone-{workload.id}", Resources(PLENTY, PLENTY, PLENTY), None)
+            ghost = Node(f"gone-{workload.id}", Resources(64 * MILLI, PLENTY, PLENTY), None)
             state.apply(facts.NodeJoined(began, ghost))
             missing = workload.min_size - members
             placed = (*placed, *[Placed("workers", ghost.id, 0, -1)] * missing)
@@ -427,6 +427,7 @@ class _Run:
 
     def _compare_words(self, expect: Mapping[str, Any], check: Any, started: Counter[str]) -> None:
         state = self.state
+        have: Any
         reason = expect.get("reason")
         if isinstance(reason, str):
             codes = sorted(set(self.reasons)) if self.reasons else sorted(set(self._codes().values()))

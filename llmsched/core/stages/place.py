@@ -77,9 +77,10 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
     if not quota.enforced or not need:
         return None
     branch = quota.branch(spec.queue, flavor)
-    if branch is None or need > branch.available():
-        free = max(0, branch.available()) if branch else 0
-        used, own = (branch.used, branch.subtree) if branch else (0, 0)
+    kept = trial.held_quota.get((spec.queue, quota.row_of(spec.queue, flavor)), 0)
+    if branch is None or need > branch.available() + kept:
+        free = max(0, branch.available() + kept) if branch else 0
+        used, own = (branch.used - kept, branch.subtree) if branch else (0, 0)
         lent = max(0, used - own)
         borrowed = f", {gpus(lent)} of them borrowed" if lent else ""
         return Refused(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmsched.core.decisions import Launch, Preempt
+from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
@@ -36,7 +37,7 @@ def is_on(state: State) -> bool:
 
 
 def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, None]:
-    """Returns the waiting gangs that were launched or nominated here."""
+    """Returns the waiting gangs about which nothing is left to decide: launched, nominated, or to hold nothing now."""
     state = trial.state
     settled: dict[str, None] = {}
     if not is_on(state):
@@ -149,13 +150,17 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
     quantum = state.configuration.scheduling.quantum_s
     free = state.capacity.free_gpus(state.capacity.open)
     starters: list[tuple[GangState, int]] = []
+    resting: dict[str, None] = {}
     givers: list[tuple[int, float, str, GangState]] = []
     wanted = 0.0
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
         per_bundle = view.gpus_per_bundle(gang)
         if gang.status is Status.QUEUED:
-            if target and gang.nomination is None:
+            if not target:
+                resting[name] = None
+                gang.own_reason = Reason("order", "the GPUs it could have do more for others now", (), "others end")
+            elif gang.nomination is None:
                 starters.append((gang, target))
                 wanted += target * per_bundle
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
@@ -170,10 +175,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
     missing = wanted - free
     victims: list[GangState] = []
     givers.sort(key=lambda row: row[:3])
-    for shrinks, surplus, name, gang in givers:
-        if missing <= 0:
-            break
-        missing += surplus
+    for shrinks, _, name, gang in givers if missing > 0 else ():
         if shrinks:
             resize(
                 trial,
@@ -185,7 +187,9 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
             )
         else:
             victims.append(gang)
-    return _carry_out(trial, plan, starters, victims, policies, view) if starters else {}
+    if starters or victims:
+        resting |= _carry_out(trial, plan, starters, victims, policies, view, spare=False)
+    return resting
 
 
 def _carry_out(
@@ -195,6 +199,7 @@ def _carry_out(
     victims: list[GangState],
     policies: Policies,
     view: View,
+    spare: bool = True,
 ) -> dict[str, None]:
     """Find nodes for the starters on what is free and what victims leave; spare victims that turn out not to matter."""
     state = trial.state
@@ -219,7 +224,7 @@ def _carry_out(
         found.append((gang, fitting))
     leaving: list[GangState] = []
     for gang in victims:  # best first
-        if _fits(trial, gang, gang.held):
+        if spare and _fits(trial, gang, gang.held):
             trial.hold(gang, gang.held)
         else:
             leaving.append(gang)

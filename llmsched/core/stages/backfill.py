@@ -1,0 +1,100 @@
+"""Time: the blocked head gets a planned start; later work starts only if it cannot delay it.
+
+`easy` protects the first blocked gang of each accelerator, `conservative` the first few. Later work may start when it
+ends before the planned start, or fits beside it.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.policy import Placing, View
+from llmsched.core.records import GangState, size_of
+from llmsched.core.reservation import Promise, Windows, earliest, leaves_room, runtime_s
+from llmsched.core.stages import place
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement
+
+PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
+LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
+
+
+class Calendar:
+    """The planned starts and windows of one pass."""
+
+    def __init__(self, trial: Trial, placing: Placing, view: View) -> None:
+        self.trial = trial
+        self.placing = placing
+        self.view = view
+        self.windows = Windows(trial)
+        self.promises: list[Promise] = []
+        self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
+        self._heads: dict[str | None, int] = {}
+
+    def closed(self, gang: GangState, size: int) -> int:
+        """Nodes on which the gang may not start now, because others have reserved them."""
+        if not self.windows.rows:
+            return 0
+        now = self.trial.now
+        return self.windows.closed(gang.spec, now, now + runtime_s(gang, size))
+
+    def allows(self, gang: GangState, placement: Placement) -> bool:
+        """Whether starting `placement` now keeps every planned start."""
+        if not self.promises:
+            return True
+        ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
+        return all(
+            leaves_room(self.trial, promise, placement, gang.spec, ends_at)
+            for promise in self.promises
+            if promise.gang is not gang
+        )
+
+    def avoid(self) -> int:
+        """Nodes that planned starts will use."""
+        nodes = self.trial.state.nodes
+        mask = 0
+        for promise in self.promises:
+            for placed in promise.placement:
+                mask |= 1 << nodes[placed.node].slot
+        return mask
+
+    def hold_for(self, gang: GangState) -> Promise | None:
+        """Plan the start of a gang that could not start; protect it if it is one of the first."""
+        flavor = gang.spec.groups[0].options[0].flavor
+        rank = self._heads.get(flavor, 0)
+        self._heads[flavor] = rank + 1
+        if rank >= max(self.depth, 1):
+            return None
+        promise = earliest(self.trial, gang, gang.spec.min_size, self.placing, self.view, self.windows, self.promises)
+        if promise is not None and rank < self.depth:
+            self.promises.append(promise)
+        return promise
+
+
+def place_within(
+    trial: Trial, gang: GangState, size: int, placing: Placing, view: View, calendar: Calendar
+) -> Placement | place.Refused:
+    """A placement now that respects windows and planned starts; Refused says which of them was in the way."""
+    closed = calendar.closed(gang, size)
+    found = place.find(trial, gang, size, placing, view, ~closed)
+    if isinstance(found, place.Refused):
+        if (
+            closed
+            and found.code != "quota"
+            and not isinstance(place.find(trial, gang, size, placing, view), place.Refused)
+        ):
+            names = ", ".join(dict.fromkeys(row[3].name for row in calendar.windows.rows if row[2] & closed))
+            until = "its run time is not known" if gang.spec.max_runtime_s is None else "it could not end in time"
+            return place.Refused(
+                "reservation", f"free nodes are reserved ({names}) and {until}", (("reserved", closed.bit_count()),),
+                "give it a max_runtime that ends before the reservation",
+            )  # fmt: skip
+        return found
+    if calendar.allows(gang, found):
+        return found
+    beside = place.find(trial, gang, size, placing, view, ~(closed | calendar.avoid()))
+    if not isinstance(beside, place.Refused):
+        return beside
+    head = calendar.promises[0].gang.workload_id
+    return place.Refused(
+        "order", f"would delay {head}, which is planned to start first", (),
+        "give it a max_runtime that ends before that start",
+    )  # fmt: skip

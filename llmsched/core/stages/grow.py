@@ -1,0 +1,104 @@
+"""Leftovers: running elastic gangs move towards the size elasticity wants for them, last, when nobody waits for it.
+
+Bigger where there is room; where there is none, whoever holds more than its share gives back first. A gang changes
+size at most once a quantum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmsched.core.lifecycle import Status
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Placing, View
+from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.stages import place
+from llmsched.core.stages.backfill import Calendar
+from llmsched.core.stages.shrink import resize, without
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement
+
+GROWN_A_PASS = 64
+
+
+def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calendar) -> None:
+    state = trial.state
+    if not state.elastic or not state.configuration.scheduling.elastic:
+        return
+    quantum = state.configuration.scheduling.quantum_s
+    short = 0  # thousandths of GPUs that gangs lack and found no room for
+    larger: list[tuple[GangState, int]] = []
+    for name in state.elastic:
+        gang = state.gangs[name]
+        if gang.status is not Status.RUNNING or name in trial.leaving or name in trial.shrinking or gang.lost_members:
+            continue
+        target = gang.wanted_size if gang.wanted_size is not None else plan.sizes.get(name, gang.size)
+        if target in (gang.size, 0):  # 0: by rank it should hold nothing, which is not a size to resize to
+            continue
+        rested = view.held_for_s(gang)
+        if rested < quantum and gang.wanted_size is None:
+            plan.wake(view.now - rested + quantum)
+            continue
+        if target < gang.size:
+            if gang.wanted_size is not None:
+                resize(trial, plan, gang, without(gang, target, None), "resize", f"asked to have {target}")
+            else:
+                larger.append((gang, target))
+            continue
+        if len(plan.decisions) >= GROWN_A_PASS and not larger:
+            continue
+        short += _grow(trial, plan, gang, target, placing, view, calendar)
+    for gang, target in larger:
+        if short <= 0:
+            break
+        bundle = gang.spec.groups[0].options[0].resources.gpus_milli
+        resize(trial, plan, gang, without(gang, target, None), "resize", "gives back what is beyond its share")
+        short -= (gang.size - target) * bundle
+
+
+def _grow(
+    trial: Trial, plan: Plan, gang: GangState, target: int, placing: Placing, view: View, calendar: Calendar
+) -> int:
+    """Take what fits towards `target`; returns the thousandths of GPUs that are still missing."""
+    bundle = gang.spec.groups[0].options[0].resources.gpus_milli
+    for size in [s for s in reversed(allowed_sizes(gang.spec)) if gang.size < s <= target]:
+        extra = more(trial, gang, size - gang.size, placing, view, ~calendar.closed(gang, size))
+        if extra is not None and calendar.allows(gang, extra):
+            placement = _joined(gang, extra)
+            trial.hold(gang, (*gang.held, *extra))
+            resize(trial, plan, gang, placement, "resize", f"grows from {gang.size} to {size}")
+            return (target - size) * bundle
+    return (target - gang.size) * bundle
+
+
+def more(trial: Trial, gang: GangState, count: int, placing: Placing, view: View, only: int) -> Placement | None:
+    """Places for `count` more bundles of the elastic group, in the same flavor, domain and quota."""
+    spec = gang.spec
+    placement = gang.placement or ()
+    option = placement[0].option if placement else 0
+    group = spec.groups[0]
+    chosen = group.options[min(option, len(group.options) - 1)]
+    nodes = trial.state.nodes
+    mask = only
+    flavor = chosen.flavor
+    if flavor is None and chosen.resources.gpus_milli and placement and placement[0].node in nodes:
+        flavor = nodes[placement[0].node].node.flavor
+    if spec.topology.required is not None and placement:
+        domains = trial.state.capacity.domains(spec.topology.required)
+        here = nodes[placement[0].node].node.domain(spec.topology.required)
+        mask &= domains.get(here or "", 0)
+    only_group = replace(
+        spec, groups=(replace(group, options=(chosen._replace(flavor=flavor),)),), min_size=count, max_size=count
+    )
+    probe = GangState(gang.id, gang.workload_id, gang.index, only_group, gang.submitted_at)
+    found = place.find(trial, probe, count, placing, view, mask)
+    if isinstance(found, place.Refused):
+        return None
+    return tuple(placed._replace(option=option) for placed in found)
+
+
+def _joined(gang: GangState, extra: Placement) -> Placement:
+    """Elastic bundles keep their ranks and new ones come after them; other groups follow."""
+    placement = gang.placement or ()
+    first = size_of(gang.spec, placement)
+    return (*placement[:first], *extra, *placement[first:])

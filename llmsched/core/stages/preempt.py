@@ -1,0 +1,454 @@
+"""Who must leave so that a waiting gang fits: the rules of who may take from whom, and the smallest set of victims.
+
+Victims are taken cheapest first until the gang fits *on nodes* and in quota, then spared again, dearest first, as far
+as it still fits; one victim beats several of the same priority. Nobody is evicted unless the gang then really fits.
+Nodes that could hold the whole gang are tried one by one as well, so that victims are not picked all over the cluster.
+Shrinking (shrink.py) comes before this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmsched.core.configuration import PreemptionRules, Queue
+from llmsched.core.decisions import Nominate, Preempt
+from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
+from llmsched.core.lifecycle import ACTIVE
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Ordering, Placing, Preemption, View
+from llmsched.core.records import GangState, gpus_of
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.stages import place
+from llmsched.core.state import State
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement
+
+VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
+SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
+EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank is bounded by its quantum instead
+
+IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
+    "in_queue_priority",
+    "quota_reclaim",
+    "reclaim_while_borrowing",
+    "fair_share",
+)
+
+
+@dataclass(slots=True)
+class Choice:
+    """Victims and where the gang then goes. `why` holds the reason code of each victim."""
+
+    placement: Placement
+    victims: list[GangState]
+    why: dict[str, str]
+    leaving: list[str]
+
+    def rank(self, cost: Callable[[GangState], int]) -> tuple[int, int, int]:
+        top = max((victim.spec.priority for victim in self.victims), default=-(10**9))
+        return top, len(self.victims), sum(cost(victim) for victim in self.victims)
+
+
+class Rules:
+    """What the configuration lets one waiting gang take, as things stand at each moment of the trial."""
+
+    def __init__(
+        self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, ordering: Ordering, view: View
+    ):
+        state = trial.state
+        self.state, self.plan, self.gang, self.shares, self.view = state, plan, gang, shares, view
+        self.scheduling = state.configuration.scheduling
+        self.queues = {queue.name: queue for queue in state.configuration.queues}
+        self.rules = rules_of(state, gang.spec.queue)
+        self.ordering = ordering
+        self.rank = self._rank(gang) if self.rules.within_queue == "by_rank" else ()
+        self.strict = False  # second strategy of fair sharing: less than the victim's share as it is now
+        self.option = 0
+        self.size = gang.spec.min_size
+
+    def _rank(self, gang: GangState) -> tuple[object, ...]:
+        return (*self.ordering.key(gang, self.view), gang.submitted_at, gang.workload_id)
+
+    def could(self, victim: GangState) -> str:
+        """The reason code under which this gang might be a victim; "" for never. Does not depend on the trial."""
+        spec, gang = victim.spec, self.gang
+        if victim.status not in ACTIVE or not spec.preemptible or victim.workload_id == gang.workload_id:
+            return ""
+        if victim.lost_members:
+            return ""
+        same = spec.queue == gang.spec.queue
+        if same:
+            code = IN_QUEUE if self._within(victim) else ""
+        else:
+            code = self._across(victim)
+        if not code:
+            return ""
+        ran = self.view.now - (victim.launched_at if victim.launched_at is not None else self.view.now)
+        shield = spec.min_runtime_s if same else max(spec.min_runtime_s, self.scheduling.reclaim_min_runtime_s)
+        if same and self.rules.within_queue == "by_rank":
+            shield = max(shield, self.scheduling.quantum_s)
+        if ran < shield:
+            self.plan.wake(self.view.now - ran + shield)
+            return ""
+        if self.rules.within_queue != "by_rank" and len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
+            recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
+            if len(recent) >= EVICTIONS_AN_HOUR:
+                self.plan.wake(recent[0] + 3600.0)
+                return ""
+        return code
+
+    def _within(self, victim: GangState) -> bool:
+        rule, mine, theirs = self.rules.within_queue, self.gang.spec.priority, victim.spec.priority
+        if rule == "by_rank":
+            return self._rank(victim) > self.rank
+        if rule == "lower_priority":
+            return theirs < mine
+        if rule == "lower_or_newer_equal_priority":
+            newer = (victim.submitted_at, victim.workload_id) > (self.gang.submitted_at, self.gang.workload_id)
+            return theirs < mine or (theirs == mine and newer)
+        return False
+
+    def _across(self, victim: GangState) -> str:
+        if self.queues.get(victim.spec.queue, Queue("")).evictable == "no":
+            return ""
+        if self.shares is not None and self.shares.mode == TOTAL:
+            return FAIR if self.scheduling.preempt_to_fair_share else ""
+        mine, theirs = self.gang.spec.priority, victim.spec.priority
+        rule = self.rules.reclaim
+        if rule == "any" or (rule == "equal_or_lower_priority" and theirs <= mine):
+            return RECLAIM
+        if rule == "lower_priority" and theirs < mine:
+            return RECLAIM
+        return RECLAIM if self._while_borrowing(victim) else ""
+
+    def _while_borrowing(self, victim: GangState) -> bool:
+        limit = self.rules.while_borrowing_max_victim_priority
+        mine, theirs = self.gang.spec.priority, victim.spec.priority
+        return self.rules.while_borrowing == "lower_priority" and theirs < mine and (limit is None or theirs <= limit)
+
+    def now(self, victim: GangState, code: str) -> str:
+        """The reason code under which `victim` may be taken at this moment of the trial; "" for not (any more)."""
+        if code == IN_QUEUE:
+            return code
+        spec = self.gang.spec
+        need = total_of(spec, self.size, self.option)
+        flavor = self._flavor(victim)
+        theirs = victim.spec.queue
+        lost = Resources(-gpus_of(victim.spec, victim.held))
+        shares = self.shares
+        if shares is not None and shares.mode == TOTAL:
+            protected = self.scheduling.protected_fraction * shares.fair_milli(theirs)
+            use = self.state.use.get(theirs)
+            if use is None or use.gpus_milli <= protected:
+                return ""
+            mine = shares.after(spec.queue, flavor, need)
+            return FAIR if mine <= shares.after(theirs, flavor, _all_of(victim)) else ""
+        if shares is not None and shares.mode == GUARANTEE:
+            use = self.state.use.get(theirs)
+            if use is None or use.gpus_milli <= shares.deserved.get(theirs, 0.0):
+                return ""
+            return RECLAIM if shares.after(spec.queue, flavor, need) <= 1.0 else ""
+        branch = self.state.quota.branch(theirs, flavor)
+        own = self.state.quota.branch(spec.queue, flavor)
+        if branch is None or own is None or branch.used <= branch.subtree:
+            return ""  # only borrowers give back
+        if shares is not None and shares.mode == BORROWED:
+            mine = shares.after(spec.queue, flavor, need)
+            if mine <= shares.after(theirs, flavor, lost):
+                return RECLAIM if mine <= 0 else FAIR
+            return FAIR if self.strict and mine < shares.after(theirs, flavor, Resources()) else ""
+        if own.used + need.gpus_milli <= own.subtree:
+            return RECLAIM if self._reclaims(victim) else ""
+        return WHILE_BORROWING if self._while_borrowing(victim) else ""
+
+    def _reclaims(self, victim: GangState) -> bool:
+        rule, mine, theirs = self.rules.reclaim, self.gang.spec.priority, victim.spec.priority
+        return (
+            rule == "any"
+            or (rule == "equal_or_lower_priority" and theirs <= mine)
+            or (rule == "lower_priority" and theirs < mine)
+        )
+
+    def _flavor(self, victim: GangState) -> str | None:
+        node = self.state.nodes.get(victim.held[0].node) if victim.held else None
+        return node.node.flavor if node is not None else None
+
+    def strategies(self) -> tuple[bool, ...]:
+        """Fair sharing tries the stricter rule first: my final share at most the victim's final share."""
+        if self.shares is None or self.shares.mode != BORROWED:
+            return (False,)
+        return (False,) if self.scheduling.fair_preempt_rule == "preemptor_final_le_victim_final" else (False, True)
+
+
+def _all_of(victim: GangState) -> Resources:
+    return total_of(victim.spec, victim.size).times(-1)
+
+
+def rules_of(state: State, queue: str) -> PreemptionRules:
+    for candidate in state.configuration.queues:
+        if candidate.name == queue and candidate.preemption is not None:
+            return candidate.preemption
+    return state.configuration.scheduling.preemption
+
+
+def is_on(state: State) -> bool:
+    """Whether anything may ever be evicted for the sake of somebody else."""
+    scheduling = state.configuration.scheduling
+    return scheduling.preempt_to_fair_share or any(
+        rules is not None and (rules.within_queue, rules.reclaim, rules.while_borrowing) != ("never", "never", "never")
+        for rules in (scheduling.preemption, *(queue.preemption for queue in state.configuration.queues))
+    )
+
+
+def run(
+    trial: Trial,
+    plan: Plan,
+    gang: GangState,
+    policy: Preemption,
+    placing: Placing,
+    ordering: Ordering,
+    shares: Shares | None,
+    view: View,
+    only: int = -1,
+) -> bool:
+    """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot."""
+    state = trial.state
+    mark = trial.mark()
+    leaving = [name for name in dict.fromkeys((*state.vacating, *trial.leaving)) if trial.held(state.gangs[name])]
+    release_leaving(trial, leaving)
+    try:
+        if leaving:
+            found = place.find(trial, gang, gang.spec.min_size, placing, view, only)
+            if not isinstance(found, place.Refused):
+                trial.rollback(mark)
+                nominate(trial, plan, gang, found, leaving, "")
+                return True
+        if not is_on(state):
+            return False
+        delay = state.configuration.scheduling.preemption_delay_s
+        if view.now < gang.queued_since + delay:
+            plan.wake(gang.queued_since + delay)
+            return False
+        rules = Rules(trial, plan, gang, shares, ordering, view)
+        choice = _choose(trial, gang, rules, policy, placing, view, only, leaving)
+    finally:
+        trial.rollback(mark)
+    if choice is None:
+        return False
+    for victim in choice.victims:
+        code = choice.why[victim.id]
+        why = f"{_because(code)} {gang.workload_id}"
+        plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
+        trial.leaving[victim.id] = None
+    nominate(trial, plan, gang, choice.placement, [*(v.id for v in choice.victims), *leaving], "")
+    return True
+
+
+def release_leaving(trial: Trial, leaving: list[str]) -> None:
+    """For the rest of the mark: as if everybody who is on the way out had gone, and every shrink were done."""
+    for name in leaving:
+        trial.hold(trial.state.gangs[name], ())
+    for name in trial.state.elastic:
+        gang = trial.state.gangs[name]
+        if name not in trial.placements and gang.placement is not None and len(gang.held) > len(gang.placement):
+            trial.hold(gang, gang.placement)
+    for name, placement in trial.shrinking.items():
+        trial.hold(trial.state.gangs[name], placement)
+
+
+def nominate(trial: Trial, plan: Plan, gang: GangState, placement: Placement, leaving: list[str], why: str) -> None:
+    """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
+    nodes = dict.fromkeys(placed.node for placed in placement)
+    victims = [
+        name for name in leaving if any(placed.node in nodes for placed in trial.state.gangs[name].held)
+    ]  # fmt: skip
+    trial.promise(gang, placement)
+    names = ", ".join(dict.fromkeys(trial.state.gangs[name].workload_id for name in victims))
+    waits = why or f"waits for {names or 'what runs there'} to leave"
+    decision = Nominate(gang.id, placement, tuple(victims), waits)
+    plan.nominations[gang.id] = decision
+    if gang.nomination is None or gang.nomination.placement != placement:
+        plan.decisions.append(decision)
+
+
+def _because(code: str) -> str:
+    return {
+        IN_QUEUE: "makes room for higher-ranked",
+        RECLAIM: "gives back quota that belongs to",
+        WHILE_BORROWING: "makes room for the borrowing",
+        FAIR: "gives its surplus to",
+    }.get(code, "makes room for")
+
+
+def _choose(
+    trial: Trial,
+    gang: GangState,
+    rules: Rules,
+    policy: Preemption,
+    placing: Placing,
+    view: View,
+    only: int,
+    leaving: list[str],
+) -> Choice | None:
+    """The best choice over options, strategies and scopes."""
+    state = trial.state
+    cost_of: dict[str, int] = {}
+    eligible: list[tuple[GangState, str]] = []
+    for name in state.holding:
+        victim = state.gangs[name]
+        if name in trial.leaving or not trial.held(victim):
+            continue
+        code = rules.could(victim)
+        if code:
+            cost = policy.cost(victim, gang, view)
+            if cost is not None:
+                if rules.queues.get(victim.spec.queue, Queue("")).evictable == "prefer_not":
+                    cost += 10**18
+                cost_of[name] = cost
+                eligible.append((victim, code))
+    if not eligible:
+        return None
+    by_rank = rules.rules.within_queue == "by_rank"
+
+    def order(row: tuple[GangState, str]) -> tuple[object, ...]:
+        victim, code = row
+        if by_rank and code == IN_QUEUE:
+            return (1, *(_negated(part) for part in rules._rank(victim)))
+        return (code == IN_QUEUE, cost_of[victim.id], -(victim.launched_at or 0.0), victim.submitted_at, victim.id)
+
+    eligible.sort(key=order)
+    for option in range(max(len(group.options) for group in gang.spec.groups)):
+        rules.option = option
+        mask = place.eligible(trial, gang.spec, option) & only
+        for strict in rules.strategies():
+            rules.strict = strict
+            best: Choice | None = None
+            for scope in (mask, *_scopes(trial, gang, option, mask, eligible)):
+                choice = _in_scope(trial, gang, rules, placing, view, scope, eligible, leaving)
+                if choice is None:
+                    continue
+                if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
+                    best = choice
+                if len(best.victims) == 1:
+                    break
+            if best is not None:
+                return best
+    return None
+
+
+def _negated(part: object) -> object:
+    """Reverse the order of a key's part; strings last among equals."""
+    return -part if isinstance(part, (int, float)) else ""
+
+
+def _scopes(trial: Trial, gang: GangState, option: int, mask: int, eligible: list[tuple[GangState, str]]) -> list[int]:
+    """Single nodes (or required domains) that victims could clear, those with most to gain first."""
+    spec = gang.spec
+    need = place.need_milli(spec, spec.min_size, option)
+    capacity = trial.state.capacity
+    required = spec.topology.required
+    if required is not None and required != "node":
+        return [part for members in capacity.domains(required).values() if (part := members & mask)][:SCOPES_TRIED]
+    gain: dict[str, int] = {}
+    for victim, _ in eligible[:VICTIMS_CONSIDERED]:
+        for placed in victim.held:
+            node = trial.state.nodes[placed.node]
+            if mask >> node.slot & 1 and node.node.total.gpus_milli >= need:
+                gain[placed.node] = gain.get(placed.node, 0) + 1
+    rows = []
+    for name in gain:
+        node = trial.state.nodes[name]
+        rows.append((max(0, need - node.free_whole * MILLI), node.slot))
+    return [1 << slot for _, slot in sorted(rows)[:SCOPES_TRIED]]
+
+
+def _in_scope(
+    trial: Trial,
+    gang: GangState,
+    rules: Rules,
+    placing: Placing,
+    view: View,
+    scope: int,
+    eligible: list[tuple[GangState, str]],
+    leaving: list[str],
+) -> Choice | None:
+    """Cheapest first until it fits inside `scope`, then spare whoever is not needed."""
+    state = trial.state
+    nodes = state.nodes
+    spec = gang.spec
+    start = trial.mark()
+    size = spec.min_size
+    need = place.need_milli(spec, size, rules.option)
+    flavor_quota = state.quota.enforced
+    chosen: list[GangState] = []
+    why: dict[str, str] = {}
+    found: Placement | None = None
+    seen = 0
+    try:
+        for victim, code in eligible:
+            inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
+            if not inside and not flavor_quota:
+                continue
+            code_now = rules.now(victim, code)
+            if not code_now:
+                continue
+            seen += 1
+            if seen > VICTIMS_CONSIDERED:
+                break
+            trial.hold(victim, ())
+            chosen.append(victim)
+            why[victim.id] = code_now
+            if need >= MILLI and state.capacity.free_gpus(scope) * MILLI < need - need % MILLI:
+                continue
+            placed = place.find(trial, gang, size, placing, view, scope)
+            if not isinstance(placed, place.Refused):
+                found = placed
+                break
+        if found is None:
+            return None
+        for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
+            trial.hold(victim, victim.held)
+            placed = place.find(trial, gang, size, placing, view, scope)
+            if isinstance(placed, place.Refused):
+                trial.hold(victim, ())
+            else:
+                found = placed
+                chosen.remove(victim)
+        top = max(victim.spec.priority for victim in chosen)
+        if len(chosen) > 1:
+            alone = _alone(trial, start, gang, rules, placing, view, scope, eligible[:VICTIMS_CONSIDERED], top, need)
+            if alone is not None:
+                return alone
+        return Choice(found, chosen, why, leaving)
+    finally:
+        trial.rollback(start)
+
+
+def _alone(
+    trial: Trial,
+    start: int,
+    gang: GangState,
+    rules: Rules,
+    placing: Placing,
+    view: View,
+    scope: int,
+    eligible: list[tuple[GangState, str]],
+    top: int,
+    need: int,
+) -> Choice | None:
+    """One victim of at most that priority, if one is enough."""
+    trial.rollback(start)
+    free = trial.state.capacity.free_gpus(scope) * MILLI
+    for victim, code in eligible:
+        if victim.spec.priority > top or gpus_of(victim.spec, victim.held) + free < need - need % MILLI:
+            continue
+        code_now = rules.now(victim, code)
+        if not code_now:
+            continue
+        trial.hold(victim, ())
+        placed = place.find(trial, gang, rules.size, placing, view, scope)
+        trial.rollback(start)
+        if not isinstance(placed, place.Refused):
+            return Choice(placed, [victim], {victim.id: code_now}, [])
+    return None

@@ -1,0 +1,148 @@
+"""Make room by making elastic gangs smaller, before anybody is evicted.
+
+Whoever holds more than its present share gives the surplus to a waiting gang of its queue. Down to its minimum it goes
+only for somebody who might as well evict it. As few gangs as possible, each by as little as possible.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.decisions import Resize
+from llmsched.core.lifecycle import Status
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Placing, View
+from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.stages import place
+from llmsched.core.stages.preempt import Rules, nominate, release_leaving
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement
+
+GANGS_SHRUNK = 32  # considered for one waiting gang
+VARIANTS = 8  # nodes whose bundles may go first
+
+
+def run(
+    trial: Trial, plan: Plan, gang: GangState, rules: Rules, placing: Placing, view: View, only: int, sizes: list[int]
+) -> bool:
+    """Nominate the gang on what elastic gangs can give; False if that is not enough."""
+    state = trial.state
+    if not state.configuration.scheduling.elastic or not state.elastic:
+        return False
+    givers = _givers(trial, plan, gang, rules, view)
+    if not givers:
+        return False
+    leaving = [name for name in dict.fromkeys((*state.vacating, *trial.leaving)) if trial.held(state.gangs[name])]
+    mark = trial.mark()
+    try:
+        release_leaving(trial, leaving)
+        base = trial.mark()
+        chosen: dict[str, Placement] = {}
+        found: Placement | None = None
+        size = sizes[-1]
+        for giver, floor in givers:
+            found = _give(trial, gang, giver, floor, size, placing, view, only, chosen)
+            if found is not None:
+                break
+        if found is None:
+            return False
+        for giver, _ in reversed(givers):  # give back what is not needed
+            if giver.id not in chosen or len(chosen) == 1:
+                continue
+            kept = chosen.pop(giver.id)
+            trial.hold(giver, giver.held)
+            again = place.find(trial, gang, size, placing, view, only)
+            if isinstance(again, place.Refused):
+                chosen[giver.id] = kept
+                trial.hold(giver, kept)
+            else:
+                found = again
+        trial.rollback(base)
+    finally:
+        trial.rollback(mark)
+    for name, placement in chosen.items():
+        giver = state.gangs[name]
+        resize(trial, plan, giver, placement, "resize", f"makes room for {gang.workload_id}")
+    gives = ", ".join(
+        f"{state.gangs[name].workload_id} to release {_gpus_given(state.gangs[name], p)} GPUs"
+        for name, p in chosen.items()
+    )
+    nominate(trial, plan, gang, found, [*chosen, *leaving], f"waits for {gives}")
+    return True
+
+
+def resize(trial: Trial, plan: Plan, gang: GangState, placement: Placement, reason: str, why: str) -> None:
+    """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
+    plan.decisions.append(Resize(gang.id, gang.attempt, placement, reason, why))
+    trial.shrinking[gang.id] = placement
+
+
+def _gpus_given(gang: GangState, placement: Placement) -> str:
+    per_bundle = gang.spec.groups[0].options[0].resources.gpus_milli
+    return place.gpus((len(gang.held) - len(placement)) * per_bundle)
+
+
+def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> list[tuple[GangState, int]]:
+    """(elastic gang, smallest size it may be brought to), cheapest first: low priority, then much to give."""
+    state = trial.state
+    quantum = state.configuration.scheduling.quantum_s
+    rows: list[tuple[tuple[object, ...], GangState, int]] = []
+    for name in state.elastic:
+        giver = state.gangs[name]
+        if giver.status is not Status.RUNNING or name in trial.leaving or name in trial.shrinking:
+            continue
+        if giver.lost_members or giver is gang:
+            continue
+        floor = giver.size
+        code = rules.could(giver)
+        if code and rules.now(giver, code):
+            floor = giver.spec.min_size
+        elif giver.spec.queue == gang.spec.queue or not state.quota.enforced:
+            if view.held_for_s(giver) >= quantum:
+                floor = min(giver.size, plan.sizes.get(name, giver.size) or giver.spec.min_size)
+            else:
+                plan.wake(view.now - view.held_for_s(giver) + quantum)
+        if floor < giver.size:
+            rows.append(((giver.spec.priority, floor - giver.size, giver.submitted_at, giver.id), giver, floor))
+    rows.sort(key=lambda row: row[0])
+    return [(giver, floor) for _, giver, floor in rows[:GANGS_SHRUNK]]
+
+
+def _give(
+    trial: Trial,
+    gang: GangState,
+    giver: GangState,
+    floor: int,
+    size: int,
+    placing: Placing,
+    view: View,
+    only: int,
+    chosen: dict[str, Placement],
+) -> Placement | None:
+    """Shrink one giver step by step until the gang fits; leaves it at its floor when that is not enough yet."""
+    smaller = [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]
+    nodes: list[str | None] = [None]
+    nodes += list(dict.fromkeys(placed.node for placed in reversed(giver.held)))[:VARIANTS]
+    for to in smaller:
+        for first in nodes:
+            mark = trial.mark()
+            kept = without(giver, to, first)
+            trial.hold(giver, kept)
+            found = place.find(trial, gang, size, placing, view, only)
+            if not isinstance(found, place.Refused):
+                chosen[giver.id] = kept
+                return found
+            trial.rollback(mark)
+    if smaller:
+        kept = without(giver, smaller[-1], None)
+        trial.hold(giver, kept)
+        chosen[giver.id] = kept
+    return None
+
+
+def without(gang: GangState, size: int, first: str | None) -> Placement:
+    """The placement at a smaller size: bundles on node `first` go first, then those of the highest ranks."""
+    placement = gang.placement or gang.held
+    elastic = gang.spec.groups[0].name
+    ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
+    ranks.sort(key=lambda rank: (placement[rank].node != first, -rank))
+    gone = dict.fromkeys(ranks[: size_of(gang.spec, placement) - size])
+    return tuple(placed for rank, placed in enumerate(placement) if rank not in gone)
