@@ -6,8 +6,8 @@ GPUs are then given out along the concave hull of each speed-up curve, best gain
 a knapsack whose relaxation has a price per GPU). A gang that gets none should hold none: who ends soon comes first.
 
 Changing a size costs a restart. What a running gang has already is worth more by the restart's share of the time it
-can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. GPUs left over go
-to whoever has least work left and still gains.
+can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. Who is still
+starting keeps its size. GPUs left over go to whoever has least work left and still gains.
 """
 
 from __future__ import annotations
@@ -59,10 +59,16 @@ class Goodput:
                 before = point
         gains.sort()
         free = float(capacity)
+        settling: set[int] = set()
+        for rank, (_, _, _, gang) in enumerate(rows):
+            if gang.size and view.held_for_s(gang) < max(cost, 1.0):
+                settling.add(rank)
+                chosen[gang.id] = gang.size
+                free -= gang.size * view.gpus_per_bundle(gang)
         for _, rank, low, high in gains:
             gang = rows[rank][3]
             price = (high - low) * view.gpus_per_bundle(gang)
-            if chosen[gang.id] == low and price <= free:
+            if chosen[gang.id] == low and price <= free and rank not in settling:
                 chosen[gang.id] = high
                 free -= price
         for (left, _, _, gang), curve in zip(rows, curves, strict=True):
@@ -70,8 +76,8 @@ class Goodput:
             if gang.size and size > gang.size and not _pays(curve, gang.size, size, left, cost):
                 free += (size - gang.size) * view.gpus_per_bundle(gang)
                 chosen[gang.id] = gang.size
-        for (left, _, _, gang), curve in zip(rows, curves, strict=True):
-            if free < view.gpus_per_bundle(gang):
+        for rank, ((left, _, _, gang), curve) in enumerate(zip(rows, curves, strict=True)):
+            if free < view.gpus_per_bundle(gang) or rank in settling:
                 continue
             size = chosen[gang.id]
             for bigger, _ in reversed(curve.points):
