@@ -1,0 +1,27 @@
+"""A loop and an app of one's own, as users bring them; small enough to kill."""
+
+import json
+import os
+import time
+
+from llmsched.runtime import checkpoint, current, elastic, progress
+
+
+def loop(config):
+    found = checkpoint.latest()
+    begin = found.step if found else 0
+    print(f"attempt {current().attempt} of worker {current().rank}, process {os.getpid()}, begins at step {begin}")
+    for step in range(begin + 1, config["steps"] + 1):
+        time.sleep(config["step_s"])  # stands for work
+        checkpoint.save(step, lambda folder, step=step: (folder / "step.json").write_text(json.dumps(step)))
+        progress.report(step=step, total_steps=config["steps"], loss=1.0 / step)
+        if elastic.should_stop():
+            raise elastic.Stopped(step)
+
+
+class Echo:
+    def __init__(self, greeting):
+        self.greeting = greeting
+
+    def __call__(self, body):
+        return {"said": f"{self.greeting} {body['name']}", "process": os.getpid()}
