@@ -158,8 +158,8 @@ def test_queues_keep_their_quota_and_the_default_queue_always_exists():
         ("a: 1\n---\nb: 2", "c.yaml:3:1: a cluster file has one document"),
         ("- a", "c.yaml:1:1: expected a cluster file: keys and values, not a list"),
         (
-            "scheduling: {backfill: easy}",
-            'c.yaml:1:24: "scheduling.backfill": "easy" is not supported yet. Supported: off.',
+            "scheduling: {fair_share: drf_total}",
+            'c.yaml:1:14: "scheduling.fair_share" is not supported yet. Leave it out.',
         ),
     ],
 )

@@ -76,8 +76,6 @@ def test_every_promised_key_of_the_cluster_file_is_known_and_what_does_nothing_y
         "queues[0].preemption",
         "queues[0].roles.admin",
         "reservations",
-        "scheduling.backfill",
-        "scheduling.quantum",
     ]
 
 

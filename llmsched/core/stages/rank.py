@@ -82,9 +82,12 @@ def _lines(trial: Trial, rows: list[Row]) -> list[list[Row]]:
     if not state.quota.enforced:
         return [rows]
     lines: dict[str, list[Row]] = {}
+    line_of: dict[str, str] = {}
     for row in rows:
         queue = row[1].spec.queue
-        lines.setdefault("" if rules_of(state, queue).reclaim == "any" else queue, []).append(row)
+        if queue not in line_of:
+            line_of[queue] = "" if rules_of(state, queue).reclaim == "any" else queue
+        lines.setdefault(line_of[queue], []).append(row)
     return list(lines.values())
 
 
@@ -96,51 +99,62 @@ def _pick(trial: Trial, line: list[Row]) -> tuple[list[GangState], list[GangStat
     state = trial.state
     capacity, quota = state.capacity, state.quota
     room = {flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()}
-    amounts: list[tuple[str | None, int]] = []
+    rows: list[tuple[GangState, str, str | None, int]] = []
+    held: dict[tuple[str, str | None], int] = {}
     for _, gang in line:
         if gang.held:
             node = state.nodes.get(gang.held[0].node)
             flavor, need = (node.node.flavor if node else None), gang.gpus_milli()
             room[flavor] = room.get(flavor, 0) + need
-            if quota.enforced:
-                quota.release(gang.spec.queue, flavor, need)
+            held[gang.spec.queue, flavor] = held.get((gang.spec.queue, flavor), 0) + need
         else:
             flavor, need = gang.spec.groups[0].options[0].flavor, place.need_milli(gang.spec, gang.spec.min_size, 0)
             if flavor is None and len(room) == 1:
                 flavor = next(iter(room))
-        amounts.append((flavor, need))
-    picked = [False] * len(line)
-    charged: list[tuple[str, str | None, int]] = []
+        rows.append((gang, gang.spec.queue, flavor, need))
+    picked: dict[int, None] = {}
     total = sum(room.values())
-    for borrowing in (False, True) if quota.enforced else (True,):
-        for index, (_, gang) in enumerate(line):
-            flavor, need = amounts[index]
-            if picked[index] or need > (room.get(flavor, 0) if flavor is not None else total):
-                continue
-            if quota.enforced:
-                branch = quota.branch(gang.spec.queue, flavor)
-                if (
-                    branch is None
-                    or need > branch.available()
-                    or (not borrowing and branch.used + need > branch.subtree)
-                ):
-                    continue
-                quota.charge(gang.spec.queue, flavor, need)
-                charged.append((gang.spec.queue, flavor, need))
-            picked[index] = True
-            total -= need
-            if flavor is not None:
-                room[flavor] -= need
-            if total <= 0:
-                break
-    for queue, flavor, need in reversed(charged):
-        quota.release(queue, flavor, need)
     if quota.enforced:
-        for (_, gang), (flavor, need) in zip(line, amounts, strict=True):
-            if gang.held:
-                quota.charge(gang.spec.queue, flavor, need)
-    starters = [gang for (_, gang), chosen in zip(line, picked, strict=True) if chosen and not gang.held]
-    victims = [gang for (_, gang), chosen in zip(line, picked, strict=True) if gang.held and not chosen]
+        own: dict[tuple[str, str | None], int] = {}
+        charged: dict[tuple[str, str | None], int] = {}
+        for (queue, flavor), amount in held.items():
+            quota.release(queue, flavor, amount)
+        for index, (_, queue, flavor, need) in enumerate(rows):
+            key = (queue, flavor)
+            left = own.get(key)
+            if left is None:
+                branch = quota.branch(queue, flavor)
+                left = own[key] = max(0, min(branch.subtree - branch.used, branch.available())) if branch else 0
+            if need <= left and need <= (room.get(flavor, 0) if flavor is not None else total):
+                own[key] -= need
+                charged[key] = charged.get(key, 0) + need
+                picked[index] = None
+                total -= need
+                if flavor is not None:
+                    room[flavor] -= need
+        for (queue, flavor), amount in charged.items():
+            quota.charge(queue, flavor, amount)
+    for index, (_, queue, flavor, need) in enumerate(rows):
+        if total <= 0:
+            break
+        if index in picked or need > (room.get(flavor, 0) if flavor is not None else total):
+            continue
+        if quota.enforced:
+            if need > quota.available(queue, flavor):
+                continue
+            quota.charge(queue, flavor, need)
+            charged[queue, flavor] = charged.get((queue, flavor), 0) + need
+        picked[index] = None
+        total -= need
+        if flavor is not None:
+            room[flavor] -= need
+    if quota.enforced:
+        for (queue, flavor), amount in charged.items():
+            quota.release(queue, flavor, amount)
+        for (queue, flavor), amount in held.items():
+            quota.charge(queue, flavor, amount)
+    starters = [gang for index, (gang, *_) in enumerate(rows) if index in picked and not gang.held]
+    victims = [gang for index, (gang, *_) in enumerate(rows) if index not in picked and gang.held]
     return starters, victims
 
 
