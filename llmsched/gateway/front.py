@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -34,6 +35,7 @@ APPS = "/v1/apps/"
 JSON_TYPE = (b"content-type", b"application/json")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
+_OUR_FAULT = "The gateway failed; its log says why."
 USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
 
 
@@ -89,6 +91,9 @@ class Gateway:
                 await _reply(send, refused.status, refused.body(), refused.headers())
             except Disconnected:
                 pass
+            except Exception:  # a fault of ours must not look like one of the client's
+                traceback.print_exc()
+                await _reply(send, 500, error_body(500, _OUR_FAULT, code="gateway_error"))
         elif scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
@@ -164,6 +169,10 @@ class Gateway:
             except Refused as refused:
                 await _send_event(send, encode(refused.body()))
                 status = refused.status
+            except Exception:
+                traceback.print_exc()
+                await _send_event(send, encode(error_body(500, _OUR_FAULT, code="gateway_error")))
+                status = 500
             if status == 200:
                 await _send_event(send, b"[DONE]")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -243,7 +252,10 @@ def _only(method: str, allowed: str, path: str) -> None:
 
 def _status(answer: Any) -> int:
     """The HTTP status of a replica's error answer, else 0."""
-    return answer["status"] if isinstance(answer, dict) and "error" in answer and "status" in answer else 0
+    if not (isinstance(answer, dict) and isinstance(answer.get("error"), dict)):
+        return 0
+    status = answer.get("status")  # an app may say "status" too, and mean something else
+    return status if isinstance(status, int) and 400 <= status <= 599 else 0
 
 
 def _error(answer: dict[str, Any]) -> dict[str, Any]:

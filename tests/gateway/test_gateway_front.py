@@ -233,6 +233,41 @@ def test_an_error_of_the_replica_keeps_its_status_streamed_or_not():
     asyncio.run(main())
 
 
+def test_what_an_app_calls_an_error_in_its_own_way_is_its_answer():
+    async def main():
+        house = House("a")
+
+        async def call(route, body, adapter):
+            return {"error": {}, "status": "all is well"}
+
+        house["a"].call = call
+        assert (await house.ask(path="/v1/apps/desk", json={})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_the_gateway_is_a_500_in_openais_form_streamed_or_not(capfd):
+    async def main():
+        house = House("a")
+
+        async def call(route, body, adapter):
+            raise RuntimeError("a fault")
+
+        async def stream(route, body, adapter):
+            yield {"piece": "a"}
+            raise RuntimeError("a fault")
+
+        house["a"].call, house["a"].stream = call, stream
+        response = await house.chat()
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "gateway_error")
+        said = events(await house.chat(stream=True))
+        assert json.loads(said[-1])["error"]["code"] == "gateway_error"
+        assert house.gateway.load()["qwen"]["ongoing"] == 0
+
+    asyncio.run(main())
+    assert "a fault" in capfd.readouterr().err
+
+
 def test_streams_in_order_and_ends_with_done():
     async def main():
         house = House("a")

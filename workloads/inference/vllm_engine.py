@@ -14,7 +14,9 @@ from typing import Any
 from workloads.inference.engine import Piece
 from workloads.inference.openai import RequestError, Sampling
 
-_OURS = frozenset({"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size", "enable_lora"})
+# What llmsched sets itself, or never allows: code that comes with a model, weights that are not safetensors.
+_OURS = {"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size", "enable_lora"}
+_NEVER = {"load_format", "trust_remote_code"}
 
 
 class VllmEngine:
@@ -24,8 +26,8 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if taken := sorted(_OURS & set(kwargs)):
-            raise ValueError(f"engine_kwargs: {', '.join(taken)} is set by llmsched itself")
+        if taken := sorted((_OURS | _NEVER) & set(kwargs)):
+            raise ValueError(f"engine_kwargs: {', '.join(taken)} may not be set here")
         try:
             arguments = AsyncEngineArgs(
                 model=str(folder),
