@@ -83,6 +83,26 @@ class View:
     def free_gpus(self) -> int:
         return self._state.capacity.free_gpus(self._state.capacity.open)
 
+    def free_gpus_beside(self, node: NodeState, level: str) -> int:
+        """Free GPUs in the node's domain of that level (on the node itself where it has none)."""
+        capacity = self._state.capacity
+        domain = node.node.domain(level)
+        mask = capacity.domains(level).get(domain, 0) if domain is not None else 1 << node.slot
+        return capacity.free_gpus(mask)
+
+    def typical_bundles(self, most: int) -> list[tuple[Resources, int]]:
+        """(bundle, how many of it run or wait), the most common first; at most so many kinds."""
+        counts: dict[Resources, int] = {}
+        for gang in self.running():
+            for group in gang.spec.groups:
+                resources = group.options[0].resources
+                counts[resources] = counts.get(resources, 0) + 1
+        for shape in self._state.waiting.live.values():
+            for group in shape.sample.groups:
+                resources = group.options[0].resources
+                counts[resources] = counts.get(resources, 0) + len(shape.entries)
+        return sorted(counts.items(), key=lambda row: (-row[1], row[0]))[:most]
+
     def jobs(self) -> int:
         """Workloads submitted so far."""
         return len(self._state.workloads)

@@ -13,13 +13,14 @@ from llmsched.core.facts import Fact
 from llmsched.core.fair import Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import fits_exactly
 from llmsched.core.stages import admit, autoscale, consolidate, end, grow, place, preempt, provision, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
+from llmsched.core.workload import Placement
 
 __all__ = ["Plan", "decide", "turn"]
 
@@ -101,22 +102,19 @@ class _Admission:
 
     def run(self) -> None:
         state, plan = self.state, self.plan
-        promised = [state.gangs[name] for name in state.nominated]
-        for gang in promised:
-            self.trial.unpromise(gang)
+        for name in state.nominated:  # a promise is kept before anybody else is looked at
+            self._redeem(state.gangs[name])
         line = admit.Line(self.trial, self.policies.ordering, self.view, self.shares)
         for gang, shape in line:
-            if gang.id in self.settled:
+            if gang.id in self.launched:
+                continue
+            if gang.id in self.settled or gang.id in plan.nominations:
                 gang.own_reason = self._waits_for_victims(gang)
             elif self._consider(gang, shape, line):
                 shape.examined = None
                 gang.own_reason = self._waits_for_victims(gang)
             else:
                 self._stand_back(gang, shape, line)
-        for gang in promised:
-            if gang.id in self.launched or gang.id in plan.nominations or self._keep(gang):
-                continue
-            plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
         for shape in state.waiting.live.values():
             by = line.blocker(shape)
             if by and shape.entries[0][1] != by:
@@ -137,13 +135,13 @@ class _Admission:
     def _consider(self, gang: GangState, shape: Shape, line: admit.Line) -> bool:
         self.refused = None
         stamp = self._stamp()
-        still = stamp is not None and shape.examined == stamp and gang.nomination is None
+        still = stamp is not None and shape.examined == stamp
         if still and (shape.wake_at is None or self.state.now < shape.wake_at):
             self.plan.wake(shape.wake_at)  # nothing has happened that could change the last answer
             line.refuse()
             return False
         outer, self.plan.wake_at = self.plan.wake_at, None
-        done = self._place(gang) or self._keep(gang) or self._make_room(gang)
+        done = self._place(gang) or self._make_room(gang)
         if not done and stamp is not None and not self._is_personal():
             shape.examined, shape.wake_at = stamp, self.plan.wake_at
         self.plan.wake(outer)
@@ -163,9 +161,7 @@ class _Admission:
         for bundles in self._sizes(gang):
             found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar)
             if not isinstance(found, place.Refused):
-                self.trial.hold(gang, found)
-                self.launched[gang.id] = None
-                self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, found, _why_now(gang, bundles)))
+                self._launch(gang, found)
                 return True
             self.refused = found
         return False
@@ -177,22 +173,34 @@ class _Admission:
         counts = (("victims", len(nomination.victims)),)
         return Reason("victims_leaving", nomination.why, counts, "they have left")
 
+    def _launch(self, gang: GangState, placement: Placement) -> None:
+        self.trial.hold(gang, placement)
+        self.launched[gang.id] = None
+        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, _why_now(gang, placement)))
+
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
 
-    def _keep(self, gang: GangState) -> bool:
-        """Leave a nomination as it is while its places are still on the way to being free."""
+    def _redeem(self, gang: GangState) -> None:
+        """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
+        free, else take it back."""
         nomination = gang.nomination
-        if nomination is None:
-            return False
+        assert nomination is not None
         trial, state = self.trial, self.state
+        trial.unpromise(gang)
+        size = size_of(gang.spec, nomination.placement)
+        found = place.find(trial, gang, size, self.policies.placement, self.view, ~self.calendar.closed(gang, size))
+        if not isinstance(found, place.Refused):
+            self._launch(gang, found)
+            return
         mark = trial.mark()
         preempt.release_leaving(trial, [n for n in (*state.vacating, *trial.leaving) if trial.held(state.gangs[n])])
         fits = fits_exactly(trial, gang.spec, nomination.placement)
         trial.rollback(mark)
         if fits:
             preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
-        return fits
+        else:
+            self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
 
     def _make_room(self, gang: GangState) -> bool:
         if self._is_personal():
@@ -251,7 +259,8 @@ class _Admission:
             self.trial.hold_quota(spec.queue, flavor, idle)
 
 
-def _why_now(gang: GangState, bundles: int) -> str:
+def _why_now(gang: GangState, placement: Placement) -> str:
+    bundles = size_of(gang.spec, placement)
     if gang.nomination is not None:
         return "the places promised to it are free"
     return f"room for {bundles} of {gang.spec.max_size}" if gang.spec.is_elastic() else "room for all of it"

@@ -430,6 +430,9 @@ class State:
             return
         gang.work_left = max(0.0, fact.remaining_s) * (speed(gang.spec, gang.size) if gang.size else 1.0)
         gang.progress_at = self.now
+        if gang.id in self.waiting:  # its place in line may depend on it
+            self.waiting.discard(gang)
+            self.waiting.add(gang)
 
     def _load_observed(self, fact: facts.LoadObserved) -> None:
         record = self.workloads.get(fact.workload)

@@ -1,7 +1,7 @@
 """Who is looked at, in which order. One head per class of equal gangs; a class that was refused is not asked again.
 
-Without fair sharing there is one line, by the ordering policy's key. With it, the queue whose share would be smallest
-after the start goes first, and the key orders inside each queue.
+The ordering policy's key orders all, but a gang inside its queue's own quota comes before one that would borrow. With
+fair sharing the queue whose share would be smallest after the start goes first, and the key orders inside each queue.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from llmsched.core.fair import Shares, total_of
 from llmsched.core.policy import Ordering, View
 from llmsched.core.records import GangState
+from llmsched.core.stages.place import need_milli
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Key, Shape
 
@@ -35,6 +36,8 @@ class Line:
     def __init__(self, trial: Trial, ordering: Ordering, view: View, shares: Shares | None) -> None:
         waiting, self._gangs = trial.state.waiting, trial.state.gangs
         self._shares = shares
+        self._quota = trial.state.quota
+        self._by_queue = shares is not None or (self._quota.enforced and len(self._quota.queues) > 1)
         if ordering.static:
             waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
         else:
@@ -45,43 +48,41 @@ class Line:
             if not ordering.static:
                 keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)
                 entries = sorted(zip(keyed, (name for _, name in entries), strict=True))
-            queue = shape.queue if shares is not None else ""
+            queue = shape.queue if self._by_queue else ""
             self._heaps.setdefault(queue, []).append(Head(entries[0][0], shape.serial, 0, entries, shape))
         for heap in self._heaps.values():
             heapify(heap)
+        self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
+        heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
 
-    def __iter__(self) -> Iterator[tuple[GangState, Shape]]:
-        while True:
-            heap = self._next_heap()
-            if heap is None:
-                return
-            head = heappop(heap)
-            if self.blocker(head.shape):
-                continue
-            self._refused = False
-            yield self._gangs[head.entries[head.at][1]], head.shape
-            at = head.at + 1
-            if not self._refused and at < len(head.entries):
-                heappush(heap, head._replace(key=head.entries[at][0], at=at))
+    def _rank(self, head: Head) -> tuple[float, float, Key, int]:
+        """Of a queue by its head: a queue's rank changes only with its own use and its own head."""
+        if not self._by_queue:
+            return (0.0, 0.0, (), 0)
+        sample = head.shape.sample
+        flavor = sample.groups[0].options[0].flavor
+        if self._shares is None:  # inside its own quota before those that would borrow
+            branch = self._quota.branch(sample.queue, flavor)
+            borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree
+            return (float(borrows), 0.0, head.key, head.serial)
+        need = total_of(sample, sample.min_size)
+        share = self._shares.after(sample.queue, flavor, need)
+        return (share, self._shares.item(need), head.key, head.serial)
 
-    def _next_heap(self) -> list[Head] | None:
-        if self._shares is None:
-            heap = self._heaps.get("")
-            return heap if heap else None
-        best: tuple[float, float, Key, int] | None = None
-        chosen: list[Head] | None = None
-        for heap in self._heaps.values():
-            if not heap:
-                continue
-            sample = heap[0].shape.sample
-            need = total_of(sample, sample.min_size)
-            flavor = sample.groups[0].options[0].flavor
-            share = self._shares.after(sample.queue, flavor, need)
-            rank = (share, self._shares.item(need), heap[0].key, heap[0].serial)
-            if best is None or rank < best:
-                best, chosen = rank, heap
-        return chosen
+    def __iter__(self) -> Iterator[tuple[GangState, Shape]]:
+        while self._queues:
+            _, queue = heappop(self._queues)
+            heap = self._heaps[queue]
+            head = heappop(heap)
+            if not self.blocker(head.shape):
+                self._refused = False
+                yield self._gangs[head.entries[head.at][1]], head.shape
+                at = head.at + 1
+                if not self._refused and at < len(head.entries):
+                    heappush(heap, head._replace(key=head.entries[at][0], at=at))
+            if heap:
+                heappush(self._queues, (self._rank(heap[0]), queue))
 
     def refuse(self) -> None:
         """Nobody of this gang's class is looked at any more in this pass."""
