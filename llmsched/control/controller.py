@@ -300,22 +300,30 @@ class Controller:
         """What the executor saw becomes facts one by one, each applied before the next is looked at."""
         facts: list[Fact] = []
         for item in seen:
-            match item:
-                case port.Connected():
-                    found = self._connected(item, at)
-                case port.Disconnected():
-                    self._cluster = self._cluster.model_copy(update={"connected": False, "message": item.message})
-                    log.warning("disconnected: %s", item.message)
-                    found = []
-                case port.Progress():
-                    estimate = self._book.see(self.state, item, at)
-                    found = [] if estimate is None else [estimate]
-                case _:
-                    found = facts_of(self.state, item, at)
-            for fact in found:
-                self.state.apply(fact)
-            facts += found
+            try:
+                found = self._facts_of(item, at)
+                for fact in found:
+                    self.state.apply(fact)
+            except Exception:  # it would come again after a restart: better to go on without it
+                log.exception("%s could not be taken in", type(item).__name__)
+                self._refold(facts)
+            else:
+                facts += found
         return facts
+
+    def _facts_of(self, seen: port.Observation, at: float) -> list[Fact]:
+        match seen:
+            case port.Connected():
+                return self._connected(seen, at)
+            case port.Disconnected():
+                self._cluster = self._cluster.model_copy(update={"connected": False, "message": seen.message})
+                log.warning("disconnected: %s", seen.message)
+                return []
+            case port.Progress():
+                estimate = self._book.see(self.state, seen, at)
+                return [] if estimate is None else [estimate]
+            case _:
+                return facts_of(self.state, seen, at)
 
     def _connected(self, seen: port.Connected, at: float) -> list[Fact]:
         """After an absence the executor must hear what is to live, and the state which nodes are gone."""

@@ -7,6 +7,7 @@ the same. Orders may carry secret values: they are never written down, and never
 from __future__ import annotations
 
 import json
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from llmsched.executors import port
 from llmsched.spec.quantities import parse_run_source
 from llmsched.spec.wire import WORKDIR_PREFIX
 
+log = logging.getLogger("llmsched.control")
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 
 
@@ -48,7 +50,7 @@ class Send(NamedTuple):
 
 # --- decisions to orders ------------------------------------------------------------------------------------------
 
-Refused = tuple[str, int, RequestError]  # gang, attempt and why no order can be made for it
+Refused = tuple[str, int, Exception]  # gang, attempt and why no order can be made for it
 
 
 def sends_of(state: State, decided: Sequence[decisions.Decision], site: Site) -> tuple[list[Send], list[Refused]]:
@@ -57,8 +59,9 @@ def sends_of(state: State, decided: Sequence[decisions.Decision], site: Site) ->
     for decision in decided:
         try:
             send = send_of(state, decision, site)
-        except RequestError as error:
-            refused.append((decision.gang, decision.attempt, error))  # type: ignore[union-attr]
+        except Exception as error:  # one order that cannot be made must not hold up the others
+            log.warning("no order for %s: %r", type(decision).__name__, error)
+            refused.append((getattr(decision, "gang", ""), getattr(decision, "attempt", 0), error))
         else:
             sends += [] if send is None else [send]
     return sends, refused
@@ -168,7 +171,8 @@ def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
         gang = state.gangs[name]
         try:
             order = launch_order(state, gang, gang.attempt, gang.placement or gang.held, site)
-        except RequestError as error:
+        except Exception as error:
+            log.warning("no order for %s: %r", gang.id, error)
             refused.append((gang.id, gang.attempt, error))
             continue
         live.append((order, gang.status is not Status.LAUNCHING))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
+from llmsched.control import controller as controller_module
 from llmsched.control import lease
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.errors import StoreError
 from llmsched.executors.fake import FakeExecutor
 from llmsched.executors.port import Ended, Started, StopOrder, Vanished
+from llmsched.policies.registry import load as load_policies
 from llmsched.store.journal import StaleEpoch
 from llmsched.store.memory import MemoryStore
 from llmsched.store.sqlite import SqliteStore
@@ -185,6 +188,40 @@ def test_orders_of_an_older_epoch_are_ignored_by_the_executor():
             executor._open = True
             await executor.stop(StopOrder("mine/0", 1, 0, "task", "stop", 0.0))
             assert cluster.stopped == []
+
+    asyncio.run(story())
+
+
+def test_a_policy_that_breaks_stops_new_starts_and_nothing_else(monkeypatch):
+    def load(names):
+        good = load_policies(names)
+        return replace(good, ordering=Broken()) if broken else good
+
+    class Broken:
+        static = False
+
+        def key(self, gang, view):
+            raise ZeroDivisionError("a policy divided by zero")
+
+    broken = []
+    monkeypatch.setattr(controller_module, "load_policies", load)
+
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([task("before")], user=ANN)
+            await until(lambda: phase(controller, "before") == "running")
+            broken.append(True)
+            controller._policies = None
+            await controller.submit([task("unlucky")], user=ANN)
+            await until(lambda: controller.health.status == "degraded")
+            assert "divided by zero" in controller.health.message
+            assert phase(controller, "unlucky") == "waiting"
+            assert phase(controller, "before") == "running"
+            broken.clear()
+            controller._policies = None
+            await controller.submit([task("lucky")], user=ANN)
+            await until(lambda: phase(controller, "unlucky") == phase(controller, "lucky") == "running")
 
     asyncio.run(story())
 
