@@ -175,16 +175,13 @@ def stop(home: Path, *, grace_s: float = 3.0) -> int:
     if cluster is None:
         return 0
     ended: set[int] = set()
-    for deadline, ask in ((grace_s, psutil.Process.terminate), (grace_s, psutil.Process.kill)):
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
         ours = list(_ours(cluster))
         ended |= {one.pid for one in ours}
-        # Asked nicely, `ray start --block` ends its own children in order; everyone else gets the signal too.
         for process in ours:
             with contextlib.suppress(psutil.Error):
                 ask(process)
-        until = time.monotonic() + deadline
-        while time.monotonic() < until and any(True for _ in _ours(cluster)):
-            time.sleep(0.05)
+        psutil.wait_procs(ours, timeout=grace_s)
     left = [f"{one.pid}" for one in _ours(cluster)]
     if left:
         raise ClusterError(f"processes of the local Ray did not end: {', '.join(left)}.")

@@ -172,5 +172,5 @@ def explain(error: BaseException, folder: Path | None) -> str:
     if isinstance(error, UserError) or not where:
         return named
     file = Path(where[0].filename)
-    place = file.relative_to(folder) if theirs and folder else Path(*file.parts[-2:])
+    place = file.relative_to(folder) if theirs and folder else file.name
     return f"{named} ({place}:{where[0].lineno}, in {where[0].name})"

@@ -1,0 +1,52 @@
+"""Code of a user's own, shipped to Ray in a workdir by the tests of the bridge: a loop and an app."""
+
+import asyncio
+import os
+import time
+
+import torch
+import torch.distributed as dist
+
+from llmsched.runtime import artifact, checkpoint, current, elastic, progress
+
+
+def loop(config):
+    """Add up the ranks of the gang, once a step; `crash_at` raises, `pause` makes a step last."""
+    me, total = current(), torch.zeros(1)
+    print(f"rank {me.rank} of {me.world_size}, {torch.get_num_threads()} threads")
+    found = checkpoint.latest()
+    if found:
+        total = torch.load(checkpoint.fetch(found) / "total.pt", weights_only=True)
+        print(f"resumed after step {found.step}")
+
+    def write(folder):
+        torch.save(total, folder / "total.pt")
+
+    for step in range((found.step if found else 0) + 1, config["steps"] + 1):
+        if step == config.get("crash_at") and me.rank == 1:
+            raise ValueError("a mistake of mine")
+        one = torch.ones(1)
+        dist.all_reduce(one)
+        total += one
+        progress.report(step=step, total_steps=config["steps"], pid=os.getpid())
+        time.sleep(config.get("pause", 0))
+        if step % 5 == 0:
+            checkpoint.save(step, write, step / config["steps"])
+        if elastic.should_stop():
+            checkpoint.save(step, write, step / config["steps"])
+            raise elastic.Stopped(step)
+    artifact.save(write)
+    artifact.metrics(total=total.item())
+
+
+class Desk:
+    """Answers in pieces."""
+
+    def __init__(self, broken=False):
+        if broken:
+            raise ValueError("there is no desk")
+
+    async def __call__(self, body):
+        for n in range(body.get("pieces", 1)):
+            yield {"n": n, "pid": os.getpid()}
+            await asyncio.sleep(body.get("pause", 0))

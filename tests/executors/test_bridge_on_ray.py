@@ -1,0 +1,273 @@
+"""The bridge on a real local Ray of two pretend nodes with two GPUs each: one cluster, one test after the other."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from bridge_pipe import BridgePipe, order
+
+from llmsched.executors import local_ray, wire
+from llmsched.executors.port import (
+    AdapterAnswer,
+    AdapterOrder,
+    CheckpointSeen,
+    Connected,
+    Ended,
+    LoadSeen,
+    NodeGone,
+    NodeSeen,
+    NotStarted,
+    Progress,
+    ResizeDone,
+    RouteTable,
+    Started,
+    StopOrder,
+    Vanished,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+KEY = "key of the test"
+
+
+class Lab:
+    """One cluster, and the bridge that talks to it now."""
+
+    def __init__(self, home):
+        self.home, self.storage = home, home / "storage"
+        self.cluster = local_ray.start(home, local_ray.parse_nodes("2x2:A100"))
+        self.nodes = [process.node for process in self.cluster.processes[1:]]
+        (self.storage / "workdirs").mkdir(parents=True)
+        self.workdir = str(self.storage / "workdirs" / "loops.zip")
+        with zipfile.ZipFile(self.workdir, "w") as archive:
+            archive.write(Path(__file__).with_name("loops.py"), "loops.py")
+        self.bridge = self.connect()
+
+    def connect(self, live=()):
+        bridge = BridgePipe(self.home, self.cluster.address, self.storage)
+        bridge.until(Connected)
+        bridge.send("adopt", wire.adopt_of(live))
+        return bridge
+
+    def order(self, gang, kind, spec, nodes=None, **more):
+        return order(gang, kind, spec, nodes or self.nodes, self.storage, **more)
+
+    def train(self, gang, nodes=None, attempt=1, **config):
+        spec = {"train": {"loop": "loops:loop", "config": config}}
+        return self.order(gang, "train", spec, nodes, attempt=attempt, workdir=self.workdir)
+
+    def task(self, gang, run, nodes=None, setup=()):
+        return self.order(gang, "task", {"task": {"run": run, "setup": list(setup)}}, nodes)
+
+    def launch(self, given):
+        self.bridge.send("launch", given)
+
+    def stop(self, gang, kind, mode="stop", grace_s=10.0, attempt=1):
+        self.bridge.send("stop", StopOrder(gang, attempt, 1, kind, mode, grace_s))
+
+    def until(self, kind, gang, **more):
+        return self.bridge.until(kind, gang=gang, **more)
+
+    def read(self, name):
+        return (self.storage / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    home = tmp_path_factory.mktemp("lab")
+    try:
+        lab = Lab(home)
+        yield lab
+        assert lab.bridge.close(stop_everything=True) == 0
+    finally:
+        local_ray.stop(home)
+    assert not any(psutil.pid_exists(process.pid) for process in lab.cluster.processes)
+
+
+def test_every_node_is_seen_with_what_it_has(lab):
+    for index, node in enumerate(lab.nodes):
+        seen = lab.bridge.until(NodeSeen, node=node)
+        assert (seen.gpus, seen.labels["ray.io/accelerator-type"], seen.name) == (2.0, "A100", f"node-{index + 1}")
+
+
+def test_a_task_runs_on_every_node_and_leaves_logs_and_a_receipt(lab):
+    say = "import os; print(os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], open('made').read())"
+    lab.launch(lab.task("hello/0", ["python", "-c", say], setup=["python", "-c", "open('made', 'w').write('ready')"]))
+    assert lab.until(Ended, "hello/0").outcome == "succeeded"
+    assert [lab.read(f"hello/0/1/logs/{rank}.log") for rank in range(2)] == ["0 of 2 ready\n", "1 of 2 ready\n"]
+    assert json.loads(lab.read("hello/0/1/receipt.json"))["outcome"] == "succeeded"
+
+
+def test_a_task_that_fails_says_with_what_and_one_that_cannot_run_says_why(lab):
+    lab.launch(lab.task("bad/0", ["python", "-c", "raise SystemExit('no such thing')"], lab.nodes[:1]))
+    lab.launch(lab.task("worse/0", ["no-such-program"], lab.nodes[1:]))
+    bad, worse = lab.until(Ended, "bad/0"), lab.until(Ended, "worse/0")
+    assert (bad.outcome, bad.event) == ("failed", "error")
+    assert bad.message == "rank 0: 'python' exited with code 1; last line: no such thing"
+    assert "cannot run 'no-such-program': No such file" in worse.message
+
+
+def test_stopping_a_task_ends_its_whole_process_group(lab):
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    lab.launch(lab.task("long/0", ["python", "-c", child], lab.nodes[:1]))
+    lab.until(Started, "long/0")
+    wait_for(lambda: lab.read("long/0/1/logs/0.log").strip(), "the child's pid")
+    pid = int(lab.read("long/0/1/logs/0.log"))
+    lab.stop("long/0", "task")
+    assert lab.until(Ended, "long/0").outcome == "released"
+    wait_for(lambda: not psutil.pid_exists(pid), "the end of the grandchild")
+
+
+def test_a_train_gang_survives_its_bridge_and_goes_on_from_its_checkpoint_after_preemption(lab):
+    first = lab.train("tune/0", steps=400, pause=0.05)
+    lab.launch(first)
+    lab.until(Started, "tune/0")
+    lab.until(CheckpointSeen, "tune/0")
+    lab.bridge.process.kill()
+    lab.bridge = lab.connect([(first, True)])
+    lab.until(Started, "tune/0")
+    lab.stop("tune/0", "train", "preempt", 20.0)
+    assert lab.until(Ended, "tune/0").outcome == "released"
+    step = json.loads(lab.read("tune/0/1/receipt.json"))["step"]
+    assert 5 <= step < 400
+
+    lab.launch(lab.train("tune/0", attempt=2, steps=step + 3))
+    ended = lab.until(Ended, "tune/0", attempt=2)
+    assert (ended.outcome, ended.metrics) == ("succeeded", {"total": 2.0 * (step + 3)})
+    assert Path(ended.artifact, "total.pt").is_file()
+    assert f"resumed after step {step}" in lab.read("tune/0/2/logs/1.log")
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"rank 1 of 2, {threads} threads" in lab.read("tune/0/2/logs/1.log")
+
+
+def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_their_gpus_at_once(lab):
+    lab.launch(lab.train("wrong/0", lab.nodes, steps=50, crash_at=7))
+    lab.launch(lab.train("killed/0", lab.nodes, steps=5000, pause=0.05))
+    wrong = lab.until(Ended, "wrong/0")
+    assert (wrong.outcome, wrong.event) == ("failed", "error")
+    assert wrong.message.startswith("rank 1: ValueError: a mistake of mine (loops.py:")
+    victim = lab.until(Progress, "killed/0").data["pid"]
+    os.kill(int(victim), signal.SIGKILL)
+    at = time.monotonic()
+    killed = lab.until(Ended, "killed/0")
+    assert (killed.outcome, killed.event) == ("failed", "interruption")
+    assert lab.bridge.at - at < 8
+
+    # Both GPUs of a node are free again: a task that needs them is placed at once.
+    lab.launch(lab.order("after/0", "task", {"task": {"run": ["true"]}}, lab.nodes[:1], gpus=2.0))
+    assert lab.until(Ended, "after/0").outcome == "succeeded"
+
+
+def test_a_running_gang_changes_its_size_and_keeps_what_it_did(lab):
+    lab.launch(lab.train("grow/0", lab.nodes[:1], steps=60, pause=0.1))
+    lab.until(CheckpointSeen, "grow/0")
+    lab.bridge.send("resize", lab.train("grow/0", lab.nodes, steps=60, pause=0.1))
+    assert lab.until(ResizeDone, "grow/0").size == 2
+    assert lab.until(Ended, "grow/0").outcome == "succeeded"
+    assert "resumed after step" in lab.read("grow/0/1/logs/0.log")
+    assert "rank 1 of 2" in lab.read("grow/0/1/logs/1.log")
+
+
+def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_come_back_when_killed(lab):
+    def replica(index, **args):
+        spec = {"serve": {"app": "loops:Desk", "args": args}, "max_ongoing_requests": 4, "drain_timeout": 20.0}
+        node = lab.nodes[index % 2 : index % 2 + 1]
+        gang = f"{'broken' if args else 'desk'}/{index}"
+        return lab.order(gang, "serve", spec, node, gpus=0.5, workdir=lab.workdir)
+
+    lab.bridge.send("route", routes(1, "llms/desk/0/1", "llms/desk/1/1"))
+    for given in (replica(0), replica(1), replica(2, broken=True)):
+        lab.launch(given)
+    refused = lab.until(NotStarted, "broken/2")
+    assert (refused.event, refused.message) == ("error", "ValueError: there is no desk (loops.py:47, in __init__)")
+    lab.until(Started, "desk/0")
+    lab.until(Started, "desk/1")
+
+    endpoint = lab.bridge.until(Connected).urls["endpoint"]
+    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    wait_for(lambda: answers(client) == 200, "the first answer")
+    assert httpx.post(f"{endpoint}/v1/apps/desk", json={}).status_code == 401
+
+    streams = [[], []]
+
+    def stream(into):
+        body = {"stream": True, "pieces": 12, "pause": 0.25}
+        with client.stream("POST", "/v1/apps/desk", json=body) as response:
+            into += [line for line in response.iter_lines() if line]
+
+    threads = [threading.Thread(target=stream, args=(into,)) for into in streams]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: all(streams), "both streams")
+    lab.bridge.send("route", routes(2, "llms/desk/0/1"))
+    lab.stop("desk/1", "serve", "drain", 20.0)
+    assert lab.until(Ended, "desk/1").outcome == "released"
+    for thread in threads:
+        thread.join()
+    assert [len(lines) for lines in streams] == [13, 13]  # every piece, and the end
+    assert lab.bridge.until(LoadSeen).workload == "desk"
+
+    lab.bridge.send("load_adapter", AdapterOrder("desk/0", 1, 1, "sql", "run://x"))
+    assert lab.bridge.until(AdapterAnswer, name="sql").message
+
+    os.kill(client.post("/v1/apps/desk", json={}).json()[0]["pid"], signal.SIGKILL)
+    wait_for(lambda: answers(client) == 200, "the replica to be back", 40)
+    lab.stop("desk/0", "serve", "stop", 1.0)
+    assert lab.until(Ended, "desk/0").outcome == "released"
+
+
+def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):
+    lab.launch(lab.train("orphan/0", lab.nodes, steps=5000, pause=0.1))
+    lab.until(Progress, "orphan/0")
+    lab.bridge.process.kill()
+    lab.bridge = lab.connect()  # control does not know of any attempt
+    lab.launch(lab.order("heir/0", "task", {"task": {"run": ["true"]}}, lab.nodes[:1], gpus=2.0))
+    assert lab.bridge.until(Ended, gang="heir/0", timeout=40).outcome == "succeeded"
+
+
+def test_an_attempt_that_is_not_there_any_more_has_vanished_and_one_that_ended_says_so_again(lab):
+    gone, ended = lab.train("gone/0", steps=1), lab.task("hello/0", ["true"])
+    lab.bridge.send("adopt", wire.adopt_of([(gone, True), (ended, True)]))
+    lab.until(Vanished, "gone/0")
+    assert lab.until(Ended, "hello/0").outcome == "succeeded"
+
+
+def test_a_lost_node_is_noticed_and_its_gang_ends_as_interrupted(lab):
+    lab.launch(lab.task("there/0", ["sleep", "600"], lab.nodes[1:]))
+    lab.until(Started, "there/0")
+    for process in psutil.Process(lab.cluster.processes[2].pid).children():
+        if "raylet" in process.name():
+            process.kill()
+    at = time.monotonic()
+    lab.bridge.until(NodeGone, node=lab.nodes[1])
+    assert lab.bridge.at - at < 15
+    ended = lab.until(Ended, "there/0")
+    assert (ended.outcome, ended.event) == ("failed", "interruption")
+
+
+def routes(version, *applications):
+    desk = {"workload": "desk", "task": "app", "kind": "app", "routing": "round-robin", "max_ongoing": 4}
+    models = {"desk": {**desk, "calls": [], "adapters": {}, "replicas": [{"app": name} for name in applications]}}
+    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["*"]}]
+    return RouteTable(version, models, keys)
+
+
+def answers(client):
+    try:
+        return client.post("/v1/apps/desk", json={}).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def wait_for(condition, what, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
