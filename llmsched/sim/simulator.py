@@ -134,16 +134,16 @@ class _Replay:
         for node in options.nodes:
             self._next_failure(node.id)
         wake: float | None = None
-        now: float = 0.0
+        now = 0.0
         same = 0
         while not self._is_over():
-            when = self._next_at(wake)
-            if when is None or (options.until_s is not None and when > options.until_s):
+            following = self._next_at(wake)
+            if following is None or (options.until_s is not None and following > options.until_s):
                 break
-            same = same + 1 if when == now else 0
+            same = same + 1 if following == now else 0
             if same > STALLED_AFTER:
                 raise Bug(f"the simulation stands still at {now:.0f} s.", code="stalled")
-            now = when
+            now = following
             found = self._facts(now)
             for fact in found:
                 if isinstance(fact, facts.NodeLost):

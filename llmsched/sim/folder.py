@@ -1,0 +1,44 @@
+"""What a run leaves behind with `--out`: report.json, jobs.csv, timeline.html and, where matplotlib is, plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from llmsched.errors import RequestError
+from llmsched.sim import timeline
+from llmsched.sim.recorder import Recorder
+from llmsched.sim.simulator import Run
+
+
+def write(out: Path, run: Run, figures: dict[str, Any], recorder: Recorder) -> list[str]:
+    """Names of the files written into `out`. Raises RequestError when the folder cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
+        _jobs(out / "jobs.csv", run)
+        (out / "timeline.html").write_text(timeline.page(run, figures, recorder))
+    except OSError as error:
+        raise RequestError(f"cannot write into {out}: {error.strerror}.", code="file") from None
+    written = ["report.json", "jobs.csv", "timeline.html"]
+    try:
+        from llmsched.sim import plots
+    except ImportError:  # matplotlib is optional: pip install llmsched[plots]
+        return written
+    return [*written, *plots.write(out, run, recorder)]
+
+
+def _jobs(path: Path, run: Run) -> None:
+    """One row per job: what became of it."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(
+            ("job_id", "queue", "num_gpus", "submit_s", "first_start_s", "finished_s", "wait_s", "starts", "why")
+        )
+        for each in run.outcomes:
+            wait = None if each.finished_s is None else each.finished_s - each.job.submit_s - each.served_s
+            numbers = (each.job.submit_s, each.first_start_s, each.finished_s, wait)
+            shown = ["" if number is None else f"{number:.10g}" for number in numbers]
+            rows.writerow((each.job.id, each.job.queue, each.job.gpus, *shown, each.starts, each.why))
