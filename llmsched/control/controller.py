@@ -235,7 +235,7 @@ class Controller:
         at = self._stamp()
         try:
             facts, answers, rows = self._check(asked, at)
-            facts += self._observe(seen, at)
+            self._observe(seen, at, facts)
             if facts or rows or self._is_due(at):
                 facts = facts or self._pass_time(at)
                 await self._commit(at, facts, rows)
@@ -245,11 +245,12 @@ class Controller:
                 reasons = plan.reasons if self._cluster.connected else None
                 rows = self._tables.rows(self.state, at, [*facts, *plan.decisions], reasons)
                 await self._commit(at, plan.decisions, [*rows, *self._book.unwritten()])
+                self._send_routes()  # first: who is about to leave gets no new requests
                 self._send(plan)
             else:
                 self._answer(answers)
+                self._send_routes()
             await self._renew(at)
-            self._send_routes()
         except StaleEpoch as error:
             _refuse(asked, error)
             raise
@@ -296,9 +297,8 @@ class Controller:
             )
         return [wire.Applied.model_validate(item) for item in json.loads(row.response)], []
 
-    def _observe(self, seen: list[port.Observation], at: float) -> list[Fact]:
-        """What the executor saw becomes facts one by one, each applied before the next is looked at."""
-        facts: list[Fact] = []
+    def _observe(self, seen: list[port.Observation], at: float, facts: list[Fact]) -> None:
+        """What the executor saw is added to the facts one by one, each applied before the next is looked at."""
         for item in seen:
             try:
                 found = self._facts_of(item, at)
@@ -309,7 +309,6 @@ class Controller:
                 self._refold(facts)
             else:
                 facts += found
-        return facts
 
     def _facts_of(self, seen: port.Observation, at: float) -> list[Fact]:
         match seen:
