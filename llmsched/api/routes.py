@@ -260,9 +260,8 @@ async def _as_json_lines(lines: AsyncIterator[wire.LogLine]) -> AsyncIterator[st
 
 
 async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator[str]:
-    if not follow:
-        for item in controller.entries(after):
-            yield _event(controller, *item)
+    last = controller.health.seq
+    if not follow and after >= last:
         return
     source = controller.follow(after)
     upcoming: asyncio.Future[Any] = asyncio.ensure_future(anext(source, None))
@@ -276,6 +275,8 @@ async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator
             if item is None:
                 return
             yield _event(controller, *item)
+            if not follow and item.seq >= last:
+                return
             upcoming = asyncio.ensure_future(anext(source, None))
     finally:
         upcoming.cancel()

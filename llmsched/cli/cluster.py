@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from llmsched.cli import show
 if TYPE_CHECKING:
     from llmsched.client import Client
 
+CONNECT_WITHIN_S = 5.0
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.1
@@ -116,6 +118,10 @@ def _start(
     if fake_nodes is not None:
         options += ["--fake-nodes", fake_nodes]
     else:
+        if port:
+            from llmsched.api.server import listen
+
+            listen("127.0.0.1", port).close()  # a port that is taken should not cost a start of Ray
         if address is None:
             before = local_ray.read(folder)
             started_ray = before is None or not before.is_alive()
@@ -133,13 +139,21 @@ def _start(
 
 
 def _checked_address(address: str) -> str:
-    from llmsched.errors import SpecError
+    from llmsched.errors import ClusterError, SpecError
 
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise SpecError(
             f'"{address}" is no address of a Ray cluster.', hint="Write HOST:PORT of its GCS, as 10.0.0.1:6379."
         )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray answers at {address}: {error}.",
+            code="no_ray",
+            hint="Start it (ray start --head), or leave --address out.",
+        ) from None
     return address
 
 

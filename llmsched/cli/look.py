@@ -180,19 +180,20 @@ def _time(stamp: float) -> str:
 @click.option("--attempt", type=click.IntRange(min=1), help="Another attempt than the newest.")
 @show.json_option
 def logs(name: str, follow: bool, tail: int | None, rank: int | None, gang: int | None, attempt: int | None) -> None:
-    """What a workload wrote. Works after it, and the cluster, are gone."""
-    origins: set[tuple[str, int]] = set()
+    """What a workload wrote. Works after it, and the cluster, are gone.
+
+    Lines of several workers or replicas begin with [GANG.RANK].
+    """
     with show.connect() as client:
+        view = client.status(name)
+        several = view.max_size > 1 or len(view.gangs) > 1
         for line in client.logs(name, follow=follow, tail=tail, rank=rank, gang=gang, attempt=attempt):
             if show.wants_json():
                 click.echo(line.model_dump_json())
             elif line.note:
                 click.echo(line.text, err=True)
             else:
-                origins.add((line.gang, line.rank))
-                index = line.gang.rpartition("/")[2]
-                prefix = f"[{index}.{line.rank}] " if line.rank or len(origins) > 1 or index != "0" else ""
-                click.echo(prefix + line.text)
+                click.echo(f"[{line.gang.rpartition('/')[2]}.{line.rank}] {line.text}" if several else line.text)
 
 
 @click.command()

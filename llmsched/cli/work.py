@@ -64,7 +64,8 @@ def _now(one: wire.Planned) -> str:
     if one.outcome == "unchanged":
         return "nothing"
     if not one.starts_now:
-        return f"waits ({one.reason.code})" if one.reason else "waits"
+        stands = "rolls out" if one.outcome == "changed" else "waits"
+        return f"waits ({one.reason.code})" if one.reason else stands
     where = ", ".join(f"{place.name}" for place in one.placement)
     return f"starts with {one.size}" + (f" on {where}" if where else "")
 
@@ -92,7 +93,7 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
         if not show.wants_json():
             _print_applied(run.applied)
         with Watch() as watch:
-            views = [client.wait(name, timeout_s=timeout_s, watch=watch) for name in run.ids]
+            views = client.wait_all(run.ids, timeout_s=timeout_s, watch=watch)
         listed = wire.WorkloadList(workloads=views, seq=client.health().seq)
     show.answer(listed, lambda: _print_ends(views))
     _after_apply(run.applied)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -108,8 +108,7 @@ class Run:
 
     def wait(self, timeout_s: float | None = None, *, watch: Watch | None = None) -> Run:
         """Until everything that ends has ended and everything that serves answers. Raises RequestError ("timeout")."""
-        for workload_id in self.ids:
-            self._client.wait(workload_id, timeout_s=timeout_s, watch=watch)
+        self._client.wait_all(self.ids, timeout_s=timeout_s, watch=watch)
         return self
 
     @property
@@ -174,6 +173,11 @@ class Client:
 
     def wait(self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None) -> wire.WorkloadView:
         return self._loop.call(self._core.wait(name, timeout_s=timeout_s, watch=watch))
+
+    def wait_all(
+        self, names: Sequence[str], *, timeout_s: float | None = None, watch: Watch | None = None
+    ) -> list[wire.WorkloadView]:
+        return self._loop.call(self._core.wait_all(names, timeout_s=timeout_s, watch=watch))
 
     def status(self, name: str) -> wire.WorkloadView:
         return self._loop.call(self._core.status(name))

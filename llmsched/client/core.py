@@ -86,15 +86,28 @@ class AsyncClient:
 
         Raises RequestError (code "timeout") when it takes longer than `timeout_s`.
         """
+        return (await self.wait_all([name], timeout_s=timeout_s, watch=watch, poll_s=poll_s))[0]
+
+    async def wait_all(
+        self,
+        names: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        watch: Watch | None = None,
+        poll_s: float = POLL_S,
+    ) -> list[wire.WorkloadView]:
+        """The same for several at once."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            view = await self.status(name)
+            views = await asyncio.gather(*(self.status(name) for name in names))
             if watch is not None:
-                watch(view)
-            if is_settled(view):
-                return view
+                for view in views:
+                    watch(view)
+            late = next((view for view in views if not is_settled(view)), None)
+            if late is None:
+                return views
             if until is not None and time.monotonic() >= until:
-                raise RequestError(f"{name} is {view.phase} after {timeout_s:g} s.", code="timeout")
+                raise RequestError(f"{late.id} is {late.phase} after {timeout_s:g} s.", code="timeout")
             await asyncio.sleep(poll_s)
 
     async def shutdown(self, *, stop_everything: bool = False) -> None:

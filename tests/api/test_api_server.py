@@ -134,3 +134,5 @@ def test_up_tells_why_the_controller_did_not_start(llmsched: Llmsched) -> None:
     assert (wrong.returncode, "2x4:A100" in wrong.stderr) == (2, True)
     assert llmsched("up", "--fake-nodes", "1x1", "--nodes", "1x1").returncode == 2
     assert llmsched("up", "--address", "ray://nowhere").returncode == 2
+    nobody = llmsched("up", "--address", "127.0.0.1:1")
+    assert (nobody.returncode, "no Ray answers at 127.0.0.1:1" in nobody.stderr) == (4, True)

@@ -240,7 +240,7 @@ def test_one_workload_in_full(busy: Run) -> None:
     assert "node-1 (1), node-2 (1)" in shown
 
 
-def test_logs_are_prefixed_when_there_are_several_ranks(controller: Live, run: Run) -> None:
+def test_logs_say_whose_line_it_is_when_there_are_several(controller: Live, run: Run) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01)
     run("apply", "--wait", "-f", write("a.yaml", task("written", workers="2")))
     nothing = run("logs", "written")
@@ -249,9 +249,9 @@ def test_logs_are_prefixed_when_there_are_several_ranks(controller: Live, run: R
     folder = controller.home / "storage/written/0/1/logs"
     folder.mkdir(parents=True)
     (folder / "0.log").write_text("one\n")
-    assert run("logs", "written").stdout == "one\n"
+    assert run("logs", "written").stdout == "[0.0] one\n"
     (folder / "1.log").write_text("two\n")
-    assert run("logs", "-f", "written").stdout == "one\n[0.1] two\n"
+    assert run("logs", "-f", "written").stdout == "[0.0] one\n[0.1] two\n"
     assert [json.loads(line)["text"] for line in run("logs", "written", "--json").stdout.splitlines()] == ["one", "two"]
 
 
