@@ -198,21 +198,7 @@ class SqliteStore:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
-        where = "" if workload is None else " AND workload = ?"
-        values = (after,) if workload is None else (after, workload)
-        lines = self._read(
-            lambda db: db.execute(
-                f"SELECT seq, epoch, at, kind, body, checksum FROM journal WHERE seq > ?{where} ORDER BY seq LIMIT ?",
-                (*values, -1 if limit is None else limit),
-            ).fetchall()
-        )
-        written = []
-        for expected, (seq, epoch, at, kind, body, checksum) in enumerate(lines, start=after + 1):
-            if workload is None and seq != expected:
-                raise StoreError(f"{self.path} lacks entry {expected}", code="store_damaged", hint=_RESTORE)
-            if checksum != _checksum(seq, epoch, at, kind, body):
-                raise StoreError(f"entry {seq} of {self.path} is damaged", code="store_damaged", hint=_RESTORE)
-            written.append(Written(seq, at, ENTRIES.load(kind, body)))
+        written: list[Written] = self._read(lambda db: _entries(db, self.path, after, workload, limit))
         return written
 
     def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None:
@@ -294,6 +280,37 @@ class SqliteStore:
 
 
 _RESTORE = "Restore it from a backup."
+
+
+def read_only(path: Path) -> list[Written]:
+    """Every entry of a journal, also of one that is being written: changes nothing, locks nobody out."""
+    if not path.is_file():
+        raise StoreError(f"there is no journal at {path}")
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+        try:
+            return _entries(db, path, 0, None, None)
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
+def _entries(db: sqlite3.Connection, path: Path, after: int, workload: str | None, limit: int | None) -> list[Written]:
+    where = "" if workload is None else " AND workload = ?"
+    values = (after,) if workload is None else (after, workload)
+    lines = db.execute(
+        f"SELECT seq, epoch, at, kind, body, checksum FROM journal WHERE seq > ?{where} ORDER BY seq LIMIT ?",
+        (*values, -1 if limit is None else limit),
+    )
+    written = []
+    for expected, (seq, epoch, at, kind, body, checksum) in enumerate(lines, start=after + 1):
+        if workload is None and seq != expected:
+            raise StoreError(f"{path} lacks entry {expected}", code="store_damaged", hint=_RESTORE)
+        if checksum != _checksum(seq, epoch, at, kind, body):
+            raise StoreError(f"entry {seq} of {path} is damaged", code="store_damaged", hint=_RESTORE)
+        written.append(Written(seq, at, ENTRIES.load(kind, body)))
+    return written
 
 
 def migrations() -> list[str]:

@@ -17,7 +17,7 @@ from llmsched.core.workload import Placed, Workload
 from llmsched.errors import Bug, StoreError
 from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
 from llmsched.store.memory import MemoryStore
-from llmsched.store.sqlite import SqliteStore, migrations
+from llmsched.store.sqlite import SqliteStore, migrations, read_only
 from llmsched.store.tables import IdempotencyRow, ReasonRow
 
 
@@ -283,6 +283,20 @@ def test_writers_in_many_threads_share_transactions_and_lose_nothing(path):
     assert sorted(future.result()[0].seq for future in futures) == list(range(1, 201))
     assert len(store.read()) == 200
     store.close()
+
+
+def test_a_journal_can_be_read_by_others_while_it_is_written(path):
+    store = opened(path)
+    put(store, submitted("a"))
+    lease = store.lease()
+    assert read_only(path) == store.read()
+    assert store.lease() == lease
+    put(store, submitted("b"))
+    assert len(read_only(path)) == 2
+    store.close()
+    assert len(read_only(path)) == 2
+    with pytest.raises(StoreError, match="there is no journal"):
+        read_only(path.with_name("nothing.sqlite"))
 
 
 def test_only_its_owner_may_read_the_file(path):
