@@ -32,7 +32,10 @@ class LlmschedError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text} {self.hint}" if self.hint else text
+        return f"{text}{'' if text.endswith(_ENDS) else '.'} {self.hint}" if self.hint else text
+
+
+_ENDS = (".", ":", "!", "?", "\n")  # a hint begins a new sentence
 
 
 class Problem(NamedTuple):
@@ -62,8 +65,8 @@ class SpecError(LlmschedError):
         """One error for all problems; its code is theirs when they agree."""
         codes = {each.code for each in problems}
         if len(problems) == 1:
-            message, code, where, hint = problems[0].message, problems[0].code, problems[0].where, problems[0].hint
-            error = cls(message.rstrip(".") + "." if hint else message, code=code, where=where, hint=hint)
+            where, message, hint, code = problems[0]
+            error = cls(message, code=code, where=where, hint=hint)
         else:
             error = cls("\n".join(map(str, problems)), code=codes.pop() if len(codes) == 1 else "")
         error.problems = tuple(problems)

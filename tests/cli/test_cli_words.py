@@ -181,6 +181,29 @@ def test_a_changed_file_prints_what_changed(run: Run) -> None:
     assert "priority" in result.stdout and "20" in result.stdout
 
 
+def test_plan_of_a_changed_file_says_that_what_runs_is_rolled_out(controller: Live, run: Run) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
+    run("apply", "-f", write("a.yaml", task("rolled")))
+    controller.hear("Bound", "rolled")
+    result = run("plan", "-f", write("a.yaml", task("rolled").replace('"true"', '"false"')))
+    assert result.stdout.splitlines()[1].split()[3] == "changed"
+    assert result.stdout.splitlines()[1].endswith("rolls out")
+
+
+def test_a_refusal_and_its_hint_are_two_sentences(run: Run) -> None:
+    result = run("apply", "-f", write("a.yaml", task("x", more="queue: nowhere\n")))
+    assert result.stderr == 'error: x: no queue is called "nowhere". Known queues: default.\n'
+
+
+def test_up_on_a_port_that_is_taken_says_so_before_it_starts_a_ray(controller: Live, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    port = controller.url.rpartition(":")[2]
+    result = CliRunner().invoke(cli, ["up", "--port", port], env={"LLMSCHED_HOME": str(home)})
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert f"port {port} on 127.0.0.1 cannot be used" in result.stderr
+    assert not (home / "ray-token").exists()
+
+
 @pytest.fixture
 def busy(fresh: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """One that holds everything, one that waits for it, one that ended: the state whose pictures are kept below."""
