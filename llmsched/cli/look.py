@@ -12,12 +12,15 @@ from llmsched.cli import show
 if TYPE_CHECKING:
     from llmsched.spec import wire
 
+WAITING_SHOWN = 30
 ENDED_SHOWN = 10
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-a", "--all", "everything", is_flag=True, help=f"Not only the last {ENDED_SHOWN} that ended.")
+@click.option(
+    "-a", "--all", "everything", is_flag=True, help=f"Not only {WAITING_SHOWN} that wait and {ENDED_SHOWN} that ended."
+)
 @show.json_option
 def status(name: str | None, everything: bool) -> None:
     """All workloads, or one."""
@@ -31,30 +34,36 @@ def status(name: str | None, everything: bool) -> None:
 
 
 def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool) -> None:
-    live = [view for view in listed.workloads if not view.ended]
+    active = [view for view in listed.workloads if not view.ended and view.phase != "waiting"]
+    waiting = [view for view in listed.workloads if view.phase == "waiting"]
     ended = [view for view in listed.workloads if view.ended]
-    shown = ended if everything else ended[:ENDED_SHOWN]
     if not listed.workloads:
         click.echo("There are no workloads yet.")
     else:
         table = show.table("NAME", "KIND", "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
-        for view in [*live, *shown]:
-            serves = view.kind == "serve"
-            wanted = view.wanted if serves and view.wanted is not None else view.max_size
-            table.add_row(
-                show.plain(view.id),
-                view.kind,
-                show.phase(view.phase),
-                "-" if view.ended else f"{view.size}/{wanted}",
-                show.gpus(view.gpus),
-                show.since(view.submitted_at),
-                show.plain(_what(view)),
-            )
+        for views, at_most in ((active, None), (waiting, WAITING_SHOWN), (ended, ENDED_SHOWN)):
+            for view in views[: None if everything else at_most]:
+                table.add_row(*_row(view))
         show.print_table(table)
-        if len(shown) < len(ended):
-            click.echo(f"... and {len(ended) - len(shown)} more that ended; see them with --all.")
+        for left, what in ((len(waiting) - WAITING_SHOWN, "wait"), (len(ended) - ENDED_SHOWN, "ended")):
+            if left > 0 and not everything:
+                click.echo(f"... and {left} more that {what}; see them with --all.")
     if health.status != "ready":
         click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
+
+
+def _row(view: wire.WorkloadView) -> tuple[str, ...]:
+    serves = view.kind == "serve"
+    wanted = view.wanted if serves and view.wanted is not None else view.max_size
+    return (
+        show.plain(view.id),
+        view.kind,
+        show.phase(view.phase),
+        "-" if view.ended else f"{view.size}/{wanted}",
+        show.gpus(view.gpus),
+        show.since(view.submitted_at),
+        show.plain(_what(view)),
+    )
 
 
 def _what(view: wire.WorkloadView) -> str:

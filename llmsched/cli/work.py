@@ -139,9 +139,12 @@ class Watch:
     def __enter__(self) -> Watch:
         if show.is_terminal():
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.table import Column
 
-            name, words = TextColumn("{task.description}"), TextColumn("{task.fields[words]}")
-            self._bars = Progress(name, BarColumn(24), TimeElapsedColumn(), words, console=show.err())
+            name = TextColumn("{task.description}")
+            rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            words = TextColumn("{task.fields[words]}", table_column=rest)
+            self._bars = Progress(name, BarColumn(24), TimeElapsedColumn(), words, console=show.err(), expand=True)
             self._bars.start()
         return self
 

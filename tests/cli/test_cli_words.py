@@ -222,8 +222,8 @@ def test_status_fits_eighty_columns(busy: Run) -> None:
     words = [line.split() for line in lines]
     assert words[0] == ["NAME", "KIND", "PHASE", "SIZE", "GPUS", "AGE", "WHAT"]
     assert [row[:5] for row in words[1:]] == [
-        ["a-name-that-is-much-longer-…", "task", "waiting", "0/1", "-"],
         ["holds", "task", "running", "2/2", "8"],
+        ["a-name-that-is-much-longer-…", "task", "waiting", "0/1", "-"],
         ["done", "task", "succeeded", "-", "-"],
     ]
 
