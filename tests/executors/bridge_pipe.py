@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from llmsched.executors import wire
 from llmsched.executors.local_ray import environment
@@ -50,10 +51,14 @@ class BridgePipe:
             try:
                 self.at, one = self._news.get(timeout=max(0.01, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no {kind.__name__} {fields} in {timeout} s; saw {self.seen[-8:]}") from None
+                raise AssertionError(f"no {kind.__name__} {fields} in {timeout} s; saw {self._about(fields)}") from None
             self.seen.append(one)
             if fits(one):
                 return one
+
+    def _about(self, fields):
+        told = [one for one in self.seen if getattr(one, "gang", None) == fields.get("gang")] or self.seen[-8:]
+        return f"{told}; the bridge's last words: {Path(self.log.name).read_text()[-3000:]}"
 
     def close(self, stop_everything=False, timeout=60):
         self.send("close", wire.Close(stop_everything))

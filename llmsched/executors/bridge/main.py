@@ -119,10 +119,10 @@ class Bridge:
         from llmsched.executors.bridge.train import Attempts
 
         send = self._pipe.send
-        self._attempts = Attempts(send)
+        self._attempts = Attempts(send, settings.storage)
         self._replicas = Replicas(send, settings)
         self._provision = Provision()
-        self._reaper = Reaper(self._attempts, self._replicas, settings.storage)
+        self._reaper = Reaper(self._attempts, self._replicas)
         self._nodes = Nodes(send, lambda: self._attempts.held() + self._replicas.held())
         urls = {"dashboard": dashboard, "endpoint": self._replicas.endpoint}
         known = {name: url for name, url in urls.items() if url}

@@ -7,7 +7,6 @@ have come for it.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
-from llmsched.runtime.storage import Storage
 from llmsched.runtime.supervisor import NAMESPACE
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ TWICE_APART_S = 5.0
 
 
 class Reaper:
-    def __init__(self, attempts: Attempts, replicas: Replicas, storage: str) -> None:
-        self._attempts, self._replicas, self._storage = attempts, replicas, storage
+    def __init__(self, attempts: Attempts, replicas: Replicas) -> None:
+        self._attempts, self._replicas = attempts, replicas
         self._lock = threading.Lock()
         self._ordered: set[str] = set()
         self._is_armed = False
@@ -78,7 +76,7 @@ class Reaper:
         kind, _, name = orphan.partition(" ")
         with suppress(ValueError):  # gone in the meantime
             if kind == "actor":
-                self._remember_groups(name)
+                self._attempts.recall_groups(_attempt(name))
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
             elif kind == "application":
                 self._replicas.delete(name)
@@ -90,14 +88,6 @@ class Reaper:
         return [
             group for group, name in self._attempts.recorded_groups().items() if name not in live and _exists(group)
         ]
-
-    def _remember_groups(self, name: str) -> None:
-        """An orphan's groups are known from what it wrote down."""
-        with suppress(FileNotFoundError, ValueError, KeyError):
-            folder = _attempt(name).removeprefix(PREFIX)
-            about = json.loads(Storage.at(self._storage).read(f"{folder}/attempt.json"))
-            for group in about["placement_groups"]:
-                self._attempts.record_group(str(group), _attempt(name))
 
 
 def _actors() -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,15 +48,15 @@ class _Attempt:
 class Attempts:
     """Called from several threads; `_lock` guards the table, never a call to Ray."""
 
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def __init__(self, deliver: Deliver, storage: str) -> None:
+        self._deliver, self._storage = deliver, storage
         self._lock = threading.Lock()
         self._live: dict[str, _Attempt] = {}
         self._groups: dict[str, str] = {}  # placement group id in hex -> the attempt that made it
 
     def launch(self, order: LaunchOrder) -> None:
         """Start the attempt, or go on watching it when it runs; one that ended already is told again."""
-        if self._tell_receipt(order):
+        if self._tell_receipt(order.gang, order.attempt):
             return
         with self._lock:
             if order.name in self._live:
@@ -85,13 +86,13 @@ class Attempts:
                 self._live[order.name].is_started = False  # to be told again
                 self._live[order.name].progress = {}
                 return
-        if self._tell_receipt(order):
+        if self._tell_receipt(order.gang, order.attempt):
             return
         try:
             actor = ray.get_actor(order.name, namespace=NAMESPACE)
         except ValueError:
             if was_running:
-                self._deliver(Vanished(order.gang, order.attempt, "its supervisor is gone"))
+                self._vanish(order, "its supervisor is gone")
             else:
                 self.launch(order)
             return
@@ -118,7 +119,8 @@ class Attempts:
             try:
                 actor = ray.get_actor(order.name, namespace=NAMESPACE)
             except ValueError:
-                self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
+                if not self._tell_receipt(order.gang, order.attempt):
+                    self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
                 return
         actor.stop.remote(order.mode, order.grace_s)
 
@@ -139,6 +141,13 @@ class Attempts:
         with self._lock:
             self._groups[group] = name
 
+    def recall_groups(self, name: str) -> None:
+        """Know again which placement groups an attempt has made, from what it wrote down."""
+        folder = name.removeprefix("llms/")
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            for group in json.loads(Storage.at(self._storage).read(f"{folder}/attempt.json"))["placement_groups"]:
+                self.record_group(str(group), name)
+
     def look(self) -> None:
         """Ask everyone at once, take what is there, and leave slow ones for the next look."""
         with self._lock:
@@ -155,6 +164,8 @@ class Attempts:
                 asked, one.asked = one.asked, None
                 try:
                     self._tell(one, ray.get(asked))
+                except ray.exceptions.ActorUnavailableError:
+                    continue  # cut off for a moment: the next look tells
                 except ray.exceptions.RayActorError as error:
                     self._gone(one, str(error).splitlines()[0])
 
@@ -179,34 +190,39 @@ class Attempts:
         if receipt is not None:
             self._forget(one)
             one.actor.dismiss.remote()
-            self._deliver(_ended(order, receipt))
+            self._deliver(_ended(order.gang, order.attempt, receipt))
 
     def _gone(self, one: _Attempt, message: str) -> None:
         self._forget(one)
-        if not self._tell_receipt(one.order):
+        if not self._tell_receipt(one.order.gang, one.order.attempt):
             print(f"{one.order.name}: {message}", file=sys.stderr)
-            self._deliver(Vanished(one.order.gang, one.order.attempt, "its supervisor died"))
+            self._vanish(one.order, "its supervisor died")
+
+    def _vanish(self, order: LaunchOrder, message: str) -> None:
+        """What it held is freed by the reaper, which goes by what the attempt wrote down."""
+        self.recall_groups(order.name)
+        self._deliver(Vanished(order.gang, order.attempt, message))
 
     def _forget(self, one: _Attempt) -> None:
         with self._lock:
             self._live.pop(one.order.name, None)
 
-    def _tell_receipt(self, order: LaunchOrder) -> bool:
+    def _tell_receipt(self, gang: str, attempt: int) -> bool:
         try:
-            receipt = json.loads(Storage.at(order.storage).read(f"{order.gang}/{order.attempt}/receipt.json"))
+            receipt = json.loads(Storage.at(self._storage).read(f"{gang}/{attempt}/receipt.json"))
         except FileNotFoundError:
             return False
-        self._deliver(_ended(order, receipt))
+        self._deliver(_ended(gang, attempt, receipt))
         return True
 
 
-def _ended(order: LaunchOrder, receipt: dict[str, Any]) -> Ended | NotStarted:
+def _ended(gang: str, attempt: int, receipt: dict[str, Any]) -> Ended | NotStarted:
     outcome, message, event = receipt["outcome"], str(receipt["message"]), str(receipt["event"])
     if outcome == "failed" and not receipt.get("started"):
-        return NotStarted(order.gang, order.attempt, event, message)
+        return NotStarted(gang, attempt, event, message)
     return Ended(
-        order.gang,
-        order.attempt,
+        gang,
+        attempt,
         outcome,
         message,
         "error" if event == "no-capacity" else event,

@@ -1,0 +1,78 @@
+"""The local Ray without starting one: what it reads, refuses, and ends."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from llmsched.errors import ClusterError, RequestError, SpecError
+from llmsched.executors import local_ray
+from llmsched.executors.local_ray import PretendNode
+
+
+def test_nodes_are_counts_of_gpus_with_or_without_a_flavor():
+    assert local_ray.parse_nodes("2x4:A100,1x8") == [PretendNode(4, "A100")] * 2 + [PretendNode(8, None)]
+
+
+@pytest.mark.parametrize("text", ["", "4", "0x4:A100", "2x:A100", "2x4:", "ax4:A100", "2x4:A100,", "1x1:a b", "99x1"])
+def test_nodes_that_cannot_be_read_are_refused_with_an_example(text):
+    with pytest.raises(SpecError):
+        local_ray.parse_nodes(text)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RequestError, match="in use"):
+            local_ray.start(tmp_path, dashboard_port=taken.getsockname()[1])
+    assert local_ray.read(tmp_path) is None
+
+
+def test_a_ray_that_dies_at_its_start_says_so_with_its_last_words_and_leaves_nothing(tmp_path, monkeypatch):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho the disk is full >&2\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(ClusterError, match="head ended while starting:\nthe disk is full"):
+        local_ray.start(tmp_path / "home")
+    assert local_ray.read(tmp_path / "home") is None
+
+
+def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
+    def sleeper(**env):
+        return subprocess.Popen(["sleep", "60"], env={**os.environ, **env}, start_new_session=True)
+
+    recorded, marked, other = sleeper(), sleeper(**{local_ray.MARKER: "m1"}), sleeper(**{local_ray.MARKER: "m2"})
+    reused = sleeper()  # a pid that another process has now: its start time differs
+    try:
+        at = psutil.Process(recorded.pid).create_time()
+        processes = [
+            {"name": "head", "pid": recorded.pid, "started": at},
+            {"name": "node-1", "pid": reused.pid, "started": at - 1000},
+        ]
+        about = {"address": "127.0.0.2:1", "dashboard_url": "", "temp_dir": str(tmp_path / "t"), "marker": "m1"}
+        (tmp_path / "ray.json").write_text(json.dumps({**about, "processes": processes}))
+        assert local_ray.read(tmp_path).is_alive()
+        assert local_ray.stop(tmp_path) == 2
+        assert not psutil.pid_exists(recorded.pid) and not psutil.pid_exists(marked.pid)
+        assert (other.poll(), reused.poll()) == (None, None)
+        assert local_ray.read(tmp_path) is None
+        assert local_ray.stop(tmp_path) == 0
+    finally:
+        for one in (recorded, marked, other, reused):
+            one.kill()
+            one.wait()
+
+
+def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path):
+    local_ray._write_token(tmp_path / "ray-token")
+    token = (tmp_path / "ray-token").read_text()
+    local_ray._write_token(tmp_path / "ray-token")
+    assert (tmp_path / "ray-token").read_text() == token
+    assert len(token) == 64
+    assert (tmp_path / "ray-token").stat().st_mode & 0o777 == 0o600
