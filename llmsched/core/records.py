@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
@@ -182,6 +183,19 @@ def speed(workload: Workload, size: int) -> float:
             return low_rate + (rate - low_rate) * (size - low) / (known - low)
         below = (known, rate)
     return below[1] if below else 1.0  # beyond the last known size nothing more is gained
+
+
+def expected_end(gang: GangState) -> float:
+    """When an attempt should end by itself: at its declared limit or when its estimated work is done, whichever comes
+    first; infinite when nobody said."""
+    spec = gang.spec
+    end = inf
+    if gang.work_left is not None:
+        end = gang.progress_at + gang.work_left / max(speed(spec, gang.size or spec.min_size), 1e-9)
+    if spec.max_runtime_s is not None:
+        begun = gang.started_at if gang.started_at is not None else (gang.launched_at or 0.0)
+        end = min(end, begun - gang.served_s + spec.max_runtime_s)
+    return end
 
 
 def allowed_sizes(workload: Workload) -> tuple[int, ...]:

@@ -6,22 +6,25 @@ a gang is taken to run for ever. An advance reservation closes its nodes to outs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import merge
 from math import ceil, inf
 
 from llmsched.core import cron
 from llmsched.core.configuration import Reservation
 from llmsched.core.policy import Placing, View
-from llmsched.core.records import GangState, amount_of, speed
-from llmsched.core.resources import MILLI
+from llmsched.core.records import GangState, amount_of, expected_end, gpus_of, speed
+from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
 
+ONE_GPU = Resources(MILLI)
 TIMES_TRIED = 64  # moments at which an earliest start is looked for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Promise:
     """A planned start: from `start` on these places belong to a gang that waits now."""
 
@@ -30,6 +33,8 @@ class Promise:
     end: float
     placement: Placement
     basis: str
+    pool: int = 0  # of a gang for which only the number of GPUs matters: the nodes they may be on,
+    spare_milli: int = 0  # and how much more of them is free at `start` than it needs
 
 
 def runtime_s(gang: GangState, size: int) -> float:
@@ -43,17 +48,9 @@ def runtime_s(gang: GangState, size: int) -> float:
     return guess
 
 
-def end_of(gang: GangState, now: float, resolution_s: float = 1.0) -> float:
-    """When a gang that holds something is expected to let go; at least one step from now."""
-    spec = gang.spec
-    end = inf
-    begun = gang.started_at if gang.started_at is not None else now
-    if gang.work_left is not None:
-        since = gang.progress_at if gang.started_at is not None else now
-        end = since + gang.work_left / max(speed(spec, gang.size or spec.min_size), 1e-9)
-    if spec.max_runtime_s is not None:
-        end = min(end, begun - gang.served_s + spec.max_runtime_s)
-    return max(end, now + min(resolution_s, 1.0))
+def end_of(gang: GangState, now: float) -> float:
+    """When a gang that holds something is expected to let go; at least a second from now."""
+    return max(expected_end(gang), now + 1.0)
 
 
 def window(reservation: Reservation, now: float) -> tuple[float, float] | None:
@@ -123,68 +120,122 @@ def earliest(
 ) -> Promise | None:
     """The first moment the gang would fit if everybody ends as expected and promises made before it are kept."""
     state = trial.state
-    resolution = state.configuration.scheduling.time_resolution_s
     lasts = runtime_s(gang, size)
-    ends: list[tuple[float, GangState]] = []
-    for name in [*state.holding, *(n for n in trial.placements if n not in state.holding)]:
-        other = state.gangs[name]
-        if not trial.held(other) or other is gang:
-            continue
-        if other.is_holding():
-            leaves = trial.now if name in state.vacating or name in trial.leaving else end_of(other, trial.now)
-        else:  # started in this pass
-            leaves = trial.now + runtime_s(other, len(trial.held(other)))
-        if leaves < inf:
-            ends.append((leaves, other))
-    ends.sort(key=lambda row: (row[0], row[1].submitted_at, row[1].id))
+    spec = gang.spec
+    need = place.need_milli(spec, size, 0)
+    mask = place.eligible(trial, spec, 0)
+    counted = state.capacity.free_gpus(mask) * MILLI
+    fluid = is_fluid(spec) and not promises and not windows.rows and not state.quota.enforced
+    waiting_for: list[GangState] = []  # ends that have been counted and not yet taken out of the ledgers
+    last: GangState | None = None
     moments = sorted(
         dict.fromkeys(
-            moment
-            for moment in (
-                *(leaves for leaves, _ in ends),
+            at
+            for at in (
+                trial.now,
                 *(promise.end for promise in promises if promise.end < inf),
                 *(closes for _, closes, _, _ in windows.rows),
             )
-            if moment >= trial.now
+            if at >= trial.now
         )
     )
-    mark = trial.mark()
-    found: Promise | None = None
-    at = 0
-    need = place.need_milli(gang.spec, size, 0)
+    ends = _ends(trial, gang)
+    ahead = next(ends, None)
     tried = 0
-    for moment in moments:
-        while at < len(ends) and ends[at][0] <= moment:
-            trial.hold(ends[at][1], ())
-            at += 1
-        if need and state.capacity.free_gpus(state.capacity.open) * MILLI < need - need % MILLI:
-            continue
-        if tried >= TIMES_TRIED:
-            break
-        tried += 1
-        inner = trial.mark()
-        for promise in promises:
-            if promise.start < moment + lasts and promise.end > moment:
-                trial.hold(promise.gang, promise.placement)
-        closed = windows.closed(gang.spec, moment, moment + lasts)
-        placed = place.find(trial, gang, size, policy, view, ~closed)
-        trial.rollback(inner)
-        if not isinstance(placed, place.Refused):
-            start = trial.now + ceil((moment - trial.now) / resolution) * resolution if resolution else moment
-            last = next((other for leaves, other in reversed(ends[:at]) if leaves <= moment), None)
-            basis = f"when {last.workload_id} ends" if last is not None else "when a reservation ends"
-            if last is not None and any(closes == moment for _, closes, _, _ in windows.rows):
-                basis = "when a reservation ends"
-            found = Promise(gang, start, start + lasts, placed, basis)
-            break
-    trial.rollback(mark)
-    return found
+    mark = trial.mark()
+    try:
+        while ahead is not None or moments:
+            moment = min(ahead[0] if ahead is not None else inf, moments[0] if moments else inf)
+            by_window = bool(moments) and moments[0] == moment
+            if by_window:
+                moments.pop(0)
+            while ahead is not None and ahead[0] <= moment:
+                last = ahead[1]
+                waiting_for.append(last)
+                counted += _gpus_on(trial, last, mask)
+                ahead = next(ends, None)
+            if counted < need:
+                continue
+            if fluid:
+                return Promise(gang, _rounded(trial, moment), inf, (), _basis(last, False), mask, counted - need)
+            for other in waiting_for:
+                trial.hold(other, ())
+            waiting_for.clear()
+            if tried >= TIMES_TRIED:
+                return None
+            tried += 1
+            inner = trial.mark()
+            for promise in promises:
+                if promise.start < moment + lasts and promise.end > moment:
+                    trial.hold(promise.gang, promise.placement)
+            closed = windows.closed(spec, moment, moment + lasts)
+            placed = place.find(trial, gang, size, policy, view, ~closed, explain=False)
+            trial.rollback(inner)
+            if not isinstance(placed, place.Refused):
+                start = _rounded(trial, moment)
+                basis = _basis(last, by_window and moment > trial.now)
+                return Promise(gang, start, start + lasts, placed, basis)
+        return None
+    finally:
+        trial.rollback(mark)
+
+
+def is_fluid(spec: Workload) -> bool:
+    """Whether only the number of free GPUs matters: bundles of one GPU and nothing else, anywhere."""
+    if len(spec.groups) != 1 or spec.topology != (None, None) or len(spec.groups[0].options) != 1:
+        return False
+    return spec.groups[0].options[0].resources == ONE_GPU
+
+
+def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState]]:
+    """(when it lets go, gang) of everybody who is expected to, soonest first."""
+    state = trial.state
+    now = trial.now
+    gangs = state.gangs
+    for name in (*state.vacating, *trial.leaving):
+        if trial.held(gangs[name]):
+            yield now, gangs[name]
+    started = [
+        (now + runtime_s(gangs[name], len(placement)), name)
+        for name, placement in trial.placements.items()
+        if placement and name not in state.holding and name != gang.id
+    ]
+    merged = merge(state.ends, sorted(started)) if started else state.ends
+    for end, name in merged:
+        other = gangs[name]
+        if end < inf and name not in trial.leaving and trial.held(other):
+            yield (end if end > now else now + 1.0), other
+
+
+def _gpus_on(trial: Trial, gang: GangState, mask: int) -> int:
+    """Thousandths of GPUs that a gang holds on the nodes of a mask."""
+    held = trial.held(gang)
+    if mask == trial.state.capacity.all:
+        return gpus_of(gang.spec, held)
+    nodes = trial.state.nodes
+    inside = tuple(placed for placed in held if mask >> nodes[placed.node].slot & 1)
+    return gpus_of(gang.spec, inside)
+
+
+def _rounded(trial: Trial, moment: float) -> float:
+    """Up to the next step of the resolution from now."""
+    step = trial.state.configuration.scheduling.time_resolution_s
+    return trial.now + ceil((moment - trial.now) / step) * step if step > 0 else moment
+
+
+def _basis(last: GangState | None, by_window: bool) -> str:
+    if last is None or by_window:
+        return "when a reservation ends"
+    declared = last.spec.max_runtime_s is not None and last.work_left is None
+    return f"when {last.workload_id} ends, by its {'declared limit' if declared else 'estimate'}"
 
 
 def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Workload, ends_at: float) -> bool:
     """Whether work that holds `placement` until `ends_at` still lets the promise be kept."""
     if ends_at <= promise.start:
         return True
+    if promise.pool:
+        return _in_pool(trial, promise, placement, spec) <= promise.spare_milli
     shared = dict.fromkeys(placed.node for placed in promise.placement)
     if not any(placed.node in shared for placed in placement):
         return True
@@ -206,6 +257,17 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
         return fits_exactly(trial, spec, placement)
     finally:
         trial.rollback(mark)
+
+
+def use_spare(trial: Trial, promise: Promise, placement: Placement, spec: Workload, ends_at: float) -> None:
+    """Work that was let in beside a promise takes from what it had to spare."""
+    if promise.pool and ends_at > promise.start:
+        promise.spare_milli -= _in_pool(trial, promise, placement, spec)
+
+
+def _in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload) -> int:
+    nodes = trial.state.nodes
+    return gpus_of(spec, tuple(placed for placed in placement if promise.pool >> nodes[placed.node].slot & 1))
 
 
 def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:

@@ -14,13 +14,16 @@ from llmsched.core.fair import Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import fits_exactly
+from llmsched.core.reservation import Windows, earliest, fits_exactly
+from llmsched.core.resources import MILLI
 from llmsched.core.stages import admit, autoscale, consolidate, end, grow, place, preempt, provision, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
+
+STARTS_TOLD = 4  # classes of waiting gangs whose planned start is worked out for people only
 
 __all__ = ["Plan", "decide", "turn"]
 
@@ -51,7 +54,7 @@ def decide(state: State, policies: Policies) -> Plan:
         settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum
         _Admission(trial, plan, policies, view, settled).run()  # place, shrink, preempt or plan whoever waits
         provision.run(trial, plan)
-    plan.gather = lambda: _reasons(state)
+    plan.gather = lambda: _reasons(state, policies)
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None
     return plan
 
@@ -64,11 +67,23 @@ def _nothing_new(state: State, policies: Policies) -> Plan | None:
     version, known, wake_at = quiet
     if version != state.version or known is not policies or (wake_at is not None and state.now >= wake_at):
         return None
-    return Plan(state.now, wake_at=wake_at, gather=lambda: _reasons(state))
+    return Plan(state.now, wake_at=wake_at, gather=lambda: _reasons(state, policies))
 
 
-def _reasons(state: State) -> dict[str, Reason]:
+def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
+    """Everybody's reason. The planned start of the first few is worked out here when backfill did not need it."""
     found: dict[str, Reason] = {}
+    heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
+    if state.ends and heads:
+        with Trial(state) as trial:
+            view, windows = View(state), Windows(trial)
+            for shape in heads[:STARTS_TOLD]:
+                if shape.reason is None or shape.reason.eta is not None or shape.reason.code == "order":
+                    continue
+                first = state.gangs[shape.entries[0][1]]
+                start = earliest(trial, first, first.spec.min_size, policies.placement, view, windows, [])
+                if start is not None:
+                    shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
     for name in state.parked:
         own = state.gangs[name].own_reason
         if own is not None:
@@ -98,6 +113,7 @@ class _Admission:
         self.evicts = preempt.is_on(state) and not self.by_rank
         self.launched: dict[str, None] = {}
         self.looks: dict[str, int] = {}
+        self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
         self.refused: place.Refused | None = None  # why the gang in hand found no place
 
     def run(self) -> None:
@@ -109,10 +125,13 @@ class _Admission:
             if gang.id in self.launched:
                 continue
             if gang.id in self.settled or gang.id in plan.nominations:
-                gang.own_reason = self._waits_for_victims(gang)
+                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+            elif self.calendar.promises and self._is_kept_out(gang, shape):
+                gang.own_reason = self.calendar.would_delay()
+                self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
                 shape.examined = None
-                gang.own_reason = self._waits_for_victims(gang)
+                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
             else:
                 self._stand_back(gang, shape, line)
         for shape in state.waiting.live.values():
@@ -175,7 +194,10 @@ class _Admission:
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
         self.trial.hold(gang, placement)
+        if self.calendar.promises:
+            self.calendar.started(gang, placement)
         self.launched[gang.id] = None
+        self.room.clear()
         self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, _why_now(gang, placement)))
 
     def _sizes(self, gang: GangState) -> list[int]:
@@ -203,7 +225,9 @@ class _Admission:
             self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
 
     def _make_room(self, gang: GangState) -> bool:
-        if self._is_personal():
+        state = self.state
+        leaving = state.vacating or self.trial.leaving
+        if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
         trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
         only = ~self.calendar.closed(gang, gang.spec.min_size)
@@ -227,9 +251,7 @@ class _Admission:
         if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
             line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
         elif personal:
-            looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
-            if looks > LATER_LOOKS:
-                line.block(shape.queue, None, gang.id)
+            self._count_look(gang, shape, line)
         self._keep_guarantee(gang)
         promise = self.calendar.hold_for(gang)
         if self.refused is not None:
@@ -241,6 +263,21 @@ class _Admission:
             else:
                 gang.own_reason = None
                 shape.reason = reason
+
+    def _is_kept_out(self, gang: GangState, shape: Shape) -> bool:
+        """Whether a planned start rules this gang out although its class has room: the common case behind a head."""
+        if shape.sample.is_elastic():
+            return False
+        room = self.room.get(shape.flavors)
+        if room is None:
+            mask = place.eligible(self.trial, shape.sample, 0)
+            room = self.room[shape.flavors] = self.state.capacity.free_gpus(mask) * MILLI
+        return shape.least_total <= room and self.calendar.is_hopeless(gang, gang.spec.min_size)
+
+    def _count_look(self, gang: GangState, shape: Shape, line: admit.Line) -> None:
+        looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
+        if looks > LATER_LOOKS:
+            line.block(shape.queue, None, gang.id)
 
     def _keep_guarantee(self, gang: GangState) -> None:
         """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""

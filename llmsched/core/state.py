@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
-from math import log
+from math import inf, log
 from typing import Any
 
 from llmsched.core import cron, decisions, facts
@@ -23,7 +24,16 @@ from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact
 from llmsched.core.lifecycle import Status, after
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import GangState, Nomination, QueueUse, WorkloadState, amount_of, size_of, speed
+from llmsched.core.records import (
+    GangState,
+    Nomination,
+    QueueUse,
+    WorkloadState,
+    amount_of,
+    expected_end,
+    size_of,
+    speed,
+)
 from llmsched.core.resources import MILLI
 from llmsched.core.waiting import Waiting
 from llmsched.core.workload import Placement, Workload, gang_id
@@ -57,6 +67,7 @@ class State:
         self.scheduled: dict[str, None] = {}  # workloads with a schedule
         self.troubled: dict[str, None] = {}  # gangs the `end` stage must look at
         self.parked: dict[str, None] = {}
+        self.ends: list[tuple[float, str]] = []  # (expected end, gang) of the holding, soonest first
         self.dependents: dict[str, list[str]] = {}
         self.use: dict[str, QueueUse] = {}
         self.quota = QuotaTree(self.configuration, {})
@@ -65,6 +76,7 @@ class State:
         self.taken = 0  # raised whenever somebody got something that might be taken back
         self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
+        self._end_of: dict[str, float] = {}
         self._timers: list[tuple[float, str]] = []
 
     # ------------------------------------------------------------------ the fold
@@ -356,6 +368,7 @@ class State:
             gang.started_at = gang.progress_at = self.now
             gang.failures = 0
             gang.message = ""
+            self._expect_end(gang)
         if gang.spec.kind == "serve":
             self.troubled[gang.workload_id] = None
 
@@ -376,6 +389,7 @@ class State:
         self._settle(gang)
         gang.resized_at = gang.progress_at = self.now
         self._hold(gang, tuple(placed for placed in gang.placement or () if placed.node in self.nodes))
+        self._expect_end(gang)
 
     def _finished(self, fact: facts.Finished) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
@@ -430,6 +444,9 @@ class State:
             return
         gang.work_left = max(0.0, fact.remaining_s) * (speed(gang.spec, gang.size) if gang.size else 1.0)
         gang.progress_at = self.now
+        if gang.is_active():
+            self._expect_end(gang)
+            self.freed += 1
         if gang.id in self.waiting:  # its place in line may depend on it
             self.waiting.discard(gang)
             self.waiting.add(gang)
@@ -490,6 +507,7 @@ class State:
         if gang.spec.max_runtime_s is not None or gang.spec.deadline is not None or gang.spec.budget_gpu_s is not None:
             self.timed[gang.id] = None
         self._hold(gang, decision.placement)
+        self._expect_end(gang)
         self.taken += 1
 
     def _nominate(self, decision: decisions.Nominate) -> None:
@@ -518,6 +536,7 @@ class State:
         self._hold(gang, tuple(sorted((old | new).elements())))
         gang.placement = decision.placement
         gang.size = size_of(gang.spec, decision.placement)
+        self._expect_end(gang)
 
     def _preempt(self, decision: decisions.Preempt) -> None:
         gang = self.gangs[decision.gang]
@@ -549,6 +568,7 @@ class State:
         gang.leaving = leaving
         gang.vacate_reason = reason
         self.vacating[gang.id] = None
+        self._forget_end(gang)
         return True
 
     def _scale(self, decision: decisions.Scale) -> None:
@@ -685,6 +705,7 @@ class State:
             gang.served_s += self.now - gang.started_at
             gang.served_gpu_s += (self.now - gang.started_at) * gang.gpus_milli() / MILLI
         self._hold(gang, ())
+        self._forget_end(gang)
         for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled):
             index.pop(gang.id, None)
 
@@ -767,6 +788,18 @@ class State:
                     self._queue(gang)
 
     # ------------------------------------------------------------------ ledgers
+
+    def _expect_end(self, gang: GangState) -> None:
+        self._forget_end(gang)
+        end = expected_end(gang)
+        if end < inf:
+            self._end_of[gang.id] = end
+            insort(self.ends, (end, gang.id))
+
+    def _forget_end(self, gang: GangState) -> None:
+        end = self._end_of.pop(gang.id, None)
+        if end is not None:
+            del self.ends[bisect_left(self.ends, (end, gang.id))]
 
     def _hold(self, gang: GangState, new: Placement) -> None:
         """Make the gang hold exactly `new` on nodes and in quota."""

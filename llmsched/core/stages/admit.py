@@ -44,7 +44,7 @@ class Line:
             waiting.attach(BY_AGE, None, self._gangs)
         self._heaps: dict[str, list[Head]] = {}
         for shape in waiting.live.values():
-            entries = list(shape.entries)
+            entries = shape.entries  # stands still during a pass
             if not ordering.static:
                 keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)
                 entries = sorted(zip(keyed, (name for _, name in entries), strict=True))

@@ -6,9 +6,10 @@ ends before the planned start, or fits beside it.
 
 from __future__ import annotations
 
+from llmsched.core.explain import Reason
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import Promise, Windows, earliest, leaves_room, runtime_s
+from llmsched.core.reservation import Promise, Windows, earliest, leaves_room, runtime_s, use_spare
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
@@ -27,6 +28,7 @@ class Calendar:
         self.windows = Windows(trial)
         self.promises: list[Promise] = []
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
+        self._reason: Reason | None = None
         self._heads: dict[str | None, int] = {}
 
     def closed(self, gang: GangState, size: int) -> int:
@@ -47,11 +49,37 @@ class Calendar:
             if promise.gang is not gang
         )
 
+    def started(self, gang: GangState, placement: Placement) -> None:
+        """Work was started beside the planned starts."""
+        ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
+        for promise in self.promises:
+            use_spare(self.trial, promise, placement, gang.spec, ends_at)
+
+    def is_hopeless(self, gang: GangState, size: int) -> bool:
+        """Whether a planned start has less to spare than this gang needs, wherever it goes: nodes need no look."""
+        for promise in self.promises:
+            if promise.pool and promise.spare_milli < place.need_milli(gang.spec, size, 0):
+                late = self.trial.now + runtime_s(gang, size) > promise.start
+                if late and not place.eligible(self.trial, gang.spec, 0) & ~promise.pool:
+                    return True
+        return False
+
+    def would_delay(self) -> Reason:
+        """One reason for all whom a planned start keeps out; the same record for the whole pass."""
+        if self._reason is None:
+            head = self.promises[0].gang.workload_id
+            self._reason = Reason(
+                "order", f"would delay {head}, which is planned to start first", (),
+                "give it a max_runtime that ends before that start",
+            )  # fmt: skip
+        return self._reason
+
     def avoid(self) -> int:
         """Nodes that planned starts will use."""
         nodes = self.trial.state.nodes
         mask = 0
         for promise in self.promises:
+            mask |= promise.pool
             for placed in promise.placement:
                 mask |= 1 << nodes[placed.node].slot
         return mask
@@ -61,7 +89,7 @@ class Calendar:
         flavor = gang.spec.groups[0].options[0].flavor
         rank = self._heads.get(flavor, 0)
         self._heads[flavor] = rank + 1
-        if rank >= max(self.depth, 1):
+        if rank >= self.depth and not (rank == 0 and self.windows.rows):
             return None
         promise = earliest(self.trial, gang, gang.spec.min_size, self.placing, self.view, self.windows, self.promises)
         if promise is not None and rank < self.depth:
@@ -93,8 +121,5 @@ def place_within(
     beside = place.find(trial, gang, size, placing, view, ~(closed | calendar.avoid()))
     if not isinstance(beside, place.Refused):
         return beside
-    head = calendar.promises[0].gang.workload_id
-    return place.Refused(
-        "order", f"would delay {head}, which is planned to start first", (),
-        "give it a max_runtime that ends before that start",
-    )  # fmt: skip
+    reason = calendar.would_delay()
+    return place.Refused("order", reason.message, reason.counts, reason.next_change)

@@ -46,7 +46,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
                     continue
                 trial.hold(other, ())
                 moved.append(other)
-                fits = place.find(trial, gang, size, placing, view, only)
+                fits = place.find(trial, gang, size, placing, view, only, explain=False)
                 if not isinstance(fits, place.Refused):
                     found = fits
                     break
@@ -56,7 +56,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
             return False
         trial.hold(gang, found)
         for other in sorted(moved, key=lambda g: -len(g.held)):
-            again = place.find(trial, other, other.size, placing, view)
+            again = place.find(trial, other, other.size, placing, view, explain=False)
             if isinstance(again, place.Refused):
                 return False
             trial.hold(other, again)

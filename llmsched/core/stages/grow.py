@@ -91,7 +91,7 @@ def more(trial: Trial, gang: GangState, count: int, placing: Placing, view: View
         spec, groups=(replace(group, options=(chosen._replace(flavor=flavor),)),), min_size=count, max_size=count
     )
     probe = GangState(gang.id, gang.workload_id, gang.index, only_group, gang.submitted_at)
-    found = place.find(trial, probe, count, placing, view, mask)
+    found = place.find(trial, probe, count, placing, view, mask, explain=False)
     if isinstance(found, place.Refused):
         return None
     return tuple(placed._replace(option=option) for placed in found)

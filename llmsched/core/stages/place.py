@@ -28,12 +28,22 @@ class Refused(NamedTuple):
     next_change: str = ""
 
 
-def find(trial: Trial, gang: GangState, size: int, policy: Placing, view: View, only: int = -1) -> Placement | Refused:
-    """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota."""
+def find(
+    trial: Trial,
+    gang: GangState,
+    size: int,
+    policy: Placing,
+    view: View,
+    only: int = -1,
+    explain: bool = True,
+) -> Placement | Refused:
+    """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota.
+
+    With `explain` off a refusal has a code only; trying places is far more common than telling about them."""
     spec = gang.spec
     refused: Refused | None = None
     for option in range(max(len(group.options) for group in spec.groups)):
-        found = _with_option(trial, spec, size, option, policy, view, only)
+        found = _with_option(trial, spec, size, option, policy, view, only, explain)
         if isinstance(found, Refused):
             refused = found if refused is None or _rank(found) > _rank(refused) else refused
         else:
@@ -111,7 +121,7 @@ def gpus(milli: int) -> str:
 
 
 def _with_option(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, only: int
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, only: int, explain: bool
 ) -> Placement | Refused:
     capacity = trial.state.capacity
     flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
@@ -130,7 +140,7 @@ def _with_option(
             found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor)
             if not isinstance(found, Refused):
                 break
-    if isinstance(found, Refused) and found.code != "quota":
+    if explain and isinstance(found, Refused) and found.code != "quota":
         return _explain(trial, spec, size, option, mask, found)
     return found
 
@@ -335,11 +345,7 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
     other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
     if other:
         counts.append(("other flavor", other))
-    fitting = rooms = 0
-    for node in capacity.nodes(mask):
-        room = node.room(wish.resources, size)
-        fitting += room > 0
-        rooms += room
+    fitting, rooms = _rooms(trial, mask, wish.resources, size)
     busy = mask.bit_count() - fitting
     if busy:
         counts.append(("busy", busy))
@@ -366,6 +372,17 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
         return Refused("fragmentation", message, tuple(counts), f"{size - rooms} more bundles fit on single nodes")
     message = f"{what}; {rooms} fit now on {everything} node{'s' if everything > 1 else ''}"
     return Refused("nodes", message, tuple(counts), f"room for {max(size - rooms, 1)} more is released")
+
+
+def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, int]:
+    """(nodes of the mask with room, such bundles that fit on them in all)."""
+    capacity = trial.state.capacity
+    if need.gpus_milli and need == Resources(need.gpus_milli) and not need.gpus_milli % MILLI:
+        whole = need.gpus_milli // MILLI
+        counts = [(k // whole, (found & mask).bit_count()) for k, found in enumerate(capacity.by_free) if k >= whole]
+        return sum(count for _, count in counts), sum(min(room, enough) * count for room, count in counts)
+    rooms = [node.room(need, enough) for node in capacity.nodes(mask)]
+    return sum(room > 0 for room in rooms), sum(rooms)
 
 
 def describe(resources: Resources, flavor: str | None) -> str:

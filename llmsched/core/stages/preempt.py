@@ -194,11 +194,16 @@ def rules_of(state: State, queue: str) -> PreemptionRules:
 
 def is_on(state: State) -> bool:
     """Whether anything may ever be evicted for the sake of somebody else."""
-    scheduling = state.configuration.scheduling
-    return scheduling.preempt_to_fair_share or any(
-        rules is not None and (rules.within_queue, rules.reclaim, rules.while_borrowing) != ("never", "never", "never")
-        for rules in (scheduling.preemption, *(queue.preemption for queue in state.configuration.queues))
-    )
+    configuration = state.configuration
+    known, answer = state.memo.get("evicts", (None, False))
+    if known is not configuration:
+        every = (configuration.scheduling.preemption, *(queue.preemption for queue in configuration.queues))
+        never = ("never", "never", "never")
+        answer = configuration.scheduling.preempt_to_fair_share or any(
+            rules is not None and rules[:3] != never for rules in every
+        )
+        state.memo["evicts"] = (configuration, answer)
+    return bool(answer)
 
 
 def run(
@@ -219,7 +224,7 @@ def run(
     release_leaving(trial, leaving)
     try:
         if leaving:
-            found = place.find(trial, gang, gang.spec.min_size, placing, view, only)
+            found = place.find(trial, gang, gang.spec.min_size, placing, view, only, explain=False)
             if not isinstance(found, place.Refused):
                 trial.rollback(mark)
                 nominate(trial, plan, gang, found, leaving, "")
@@ -401,7 +406,7 @@ def _in_scope(
             why[victim.id] = code_now
             if need >= MILLI and state.capacity.free_gpus(scope) * MILLI < need - need % MILLI:
                 continue
-            placed = place.find(trial, gang, size, placing, view, scope)
+            placed = place.find(trial, gang, size, placing, view, scope, explain=False)
             if not isinstance(placed, place.Refused):
                 found = placed
                 break
@@ -409,7 +414,7 @@ def _in_scope(
             return None
         for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
             trial.hold(victim, victim.held)
-            placed = place.find(trial, gang, size, placing, view, scope)
+            placed = place.find(trial, gang, size, placing, view, scope, explain=False)
             if isinstance(placed, place.Refused):
                 trial.hold(victim, ())
             else:
@@ -447,7 +452,7 @@ def _alone(
         if not code_now:
             continue
         trial.hold(victim, ())
-        placed = place.find(trial, gang, rules.size, placing, view, scope)
+        placed = place.find(trial, gang, rules.size, placing, view, scope, explain=False)
         trial.rollback(start)
         if not isinstance(placed, place.Refused):
             return Choice(placed, [victim], {victim.id: code_now}, [])

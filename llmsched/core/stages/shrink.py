@@ -49,7 +49,7 @@ def run(
                 continue
             kept = chosen.pop(giver.id)
             trial.hold(giver, giver.held)
-            again = place.find(trial, gang, size, placing, view, only)
+            again = place.find(trial, gang, size, placing, view, only, explain=False)
             if isinstance(again, place.Refused):
                 chosen[giver.id] = kept
                 trial.hold(giver, kept)
@@ -126,7 +126,7 @@ def _give(
             mark = trial.mark()
             kept = without(giver, to, first)
             trial.hold(giver, kept)
-            found = place.find(trial, gang, size, placing, view, only)
+            found = place.find(trial, gang, size, placing, view, only, explain=False)
             if not isinstance(found, place.Refused):
                 chosen[giver.id] = kept
                 return found
