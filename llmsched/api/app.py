@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from llmsched.api import routes
 from llmsched.api.auth import OPEN_PATH, Guard, Tokens, error_body, error_headers
-from llmsched.errors import Bug, LlmschedError, RequestError, SpecError
+from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
 from llmsched.runtime.storage import StorageError
 
 log = logging.getLogger("llmsched.api")
@@ -59,7 +59,7 @@ async def _on_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_storage(request: Request, error: Any) -> JSONResponse:
-    return _respond(RequestError(str(error), code="storage", http_status=503))
+    return _respond(ClusterError(str(error), code="storage"))
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:

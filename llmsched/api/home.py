@@ -86,7 +86,10 @@ def load_records(home: Path) -> list[TokenRecord]:
 
 def made_records(home: Path) -> list[TokenRecord]:
     made = home / "tokens.json"
-    return [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
+    try:
+        return [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
+    except (ValueError, TypeError):
+        raise StoreError(f"{made} is damaged.", hint="Remove it; tokens made so far are then worthless.") from None
 
 
 def save_records(home: Path, records: list[TokenRecord]) -> None:

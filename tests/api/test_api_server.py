@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsched.api import home
+from llmsched.api import home, server
 from llmsched.client import Client
 
 Llmsched = Callable[..., subprocess.CompletedProcess[str]]
@@ -136,3 +137,23 @@ def test_up_tells_why_the_controller_did_not_start(llmsched: Llmsched) -> None:
     assert llmsched("up", "--address", "ray://nowhere").returncode == 2
     nobody = llmsched("up", "--address", "127.0.0.1:1")
     assert (nobody.returncode, "no Ray answers at 127.0.0.1:1" in nobody.stderr) == (4, True)
+
+
+def test_answers_are_not_held_back_to_be_sent_together() -> None:
+    async def nodelay() -> int:
+        answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            answered.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
+            web = await asyncio.start_server(connected, sock=listener)
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.close()
+            value = await answered
+            web.close()
+            return value
+
+    assert asyncio.run(nodelay()) != 0

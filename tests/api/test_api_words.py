@@ -1,0 +1,92 @@
+"""Every kind of journal entry, as people read it in a story."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from llmsched.api.words import data, describe
+from llmsched.core import decisions as d
+from llmsched.core import facts as f
+from llmsched.core.configuration import Configuration
+from llmsched.core.nodes import Node
+from llmsched.core.resources import Resources
+from llmsched.core.workload import Group, Option, Placed, Workload
+
+NAMES = {"n1": "node-a", "n2": "node-b"}
+GANG = "lora/0"
+TWO = (Placed("workers", "n1", 0), Placed("workers", "n2", 0))
+OPTIONS = (Option("A100", Resources(1000, 2000)), Option("L4", Resources(500, 2000)))
+LORA = Workload("lora", "lora", "train", (Group("workers", 1, OPTIONS),), user="ann", max_size=4, parcel="the spec")
+
+STORY: list[tuple[Any, str]] = [
+    (f.Tick(1.0), ""),
+    (f.LoadObserved(1.0, "web", 2.0), ""),
+    (f.Estimated(1.0, GANG, 60.0), ""),
+    (f.Configured(1.0, Configuration(3)), "configuration version 3 is in force"),
+    (
+        f.Submitted(1.0, LORA),
+        'submitted by ann in queue "default": 1..4 x (1 A100, 2 CPUs or 0.5 L4, 2 CPUs)',
+    ),
+    (
+        f.Submitted(1.0, LORA, replaces=True),
+        'changed by ann in queue "default": 1..4 x (1 A100, 2 CPUs or 0.5 L4, 2 CPUs)',
+    ),
+    (f.Cancelled(1.0, "lora", "bob"), "cancelled by bob"),
+    (f.Scaled(1.0, "lora", 3), "asked to hold 3"),
+    (f.NodeJoined(1.0, Node("n1", Resources(8000), "A100", name="node-a")), "node node-a joined: 8 A100"),
+    (f.NodeLost(1.0, "n1"), "node node-a is lost"),
+    (f.NodeDraining(1.0, "n1"), "node node-a will leave: nothing new goes there"),
+    (f.ForeignUse(1.0, "n1", Resources(2000)), "others use 2 GPUs on node node-a"),
+    (f.Bound(1.0, GANG, 1), "runs"),
+    (f.Bound(1.0, GANG, 2), "runs (attempt 2)"),
+    (f.LaunchFailed(1.0, GANG, 1, "error", "no such model"), "attempt 1 did not start (error): no such model"),
+    (f.Resized(1.0, GANG, 1, 1), "holds 1 bundle now"),
+    (f.Finished(1.0, GANG, 1, "succeeded", metrics=(("eval.loss", 0.5),)), "succeeded [eval.loss 0.5]"),
+    (f.Finished(1.0, GANG, 1, "failed", "out of memory"), "failed: out of memory"),
+    (f.Released(1.0, GANG, 1), "let go of everything it held"),
+    (f.Lost(1.0, GANG, 1, "its node died"), "attempt 1 is lost: its node died"),
+    (f.CheckpointPublished(1.0, GANG, 1, 40, 0.5), "checkpoint at step 40 (50% of the work)"),
+    (f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora"), 'its adapter sql goes live in "web"'),
+    (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x"), "serves adapter sql"),
+    (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x", "wrong rank"), "could not load adapter sql: wrong rank"),
+    (d.Launch(GANG, 1, TWO, "2 of 1..4"), "starts on node-a (1), node-b (1): 2 of 1..4"),
+    (d.Nominate(GANG, TWO, ("tune/0",)), "is promised room on node-a (1), node-b (1) while tune/0 make way"),
+    (d.Withdraw(GANG), "is promised no room any more"),
+    (d.Resize(GANG, 1, TWO, why="room is free"), "is resized to 2 bundles on node-a (1), node-b (1): room is free"),
+    (d.Preempt(GANG, 1, 120.0, "quota_reclaim", "web/0"), "must make way for web/0 within 120 s (quota_reclaim)"),
+    (d.Drain("web/0", 1, 300.0), "finishes what it serves (at most 300 s), then stops"),
+    (d.Stop(GANG, 1, 30.0, "over its run time"), "is stopped (over its run time)"),
+    (d.Scale("web", 2, why="64 requests wait"), "wants 2 replicas: 64 requests wait"),
+    (d.LoadAdapter("web/0", 1, "sql", "s3://x"), "is asked to load adapter sql"),
+    (d.RequestCapacity((("p4d", 2),)), "asks for nodes: 2 x p4d"),
+    (d.ReleaseNode("n1"), "gives node node-a back"),
+    (d.RunAgain("lora", 2), "run 2 is due"),
+    (d.GiveUp(GANG, "impossible", "no such node"), "is given up (impossible): no such node"),
+]
+
+
+@pytest.mark.parametrize(("entry", "text"), STORY)
+def test_an_entry_in_words(entry: Any, text: str) -> None:
+    assert describe(entry, NAMES).text == text
+
+
+def test_every_kind_of_entry_has_words() -> None:
+    assert {type(entry) for entry, _ in STORY} == {*get_args(f.Fact), *get_args(d.Decision)}
+
+
+def test_an_entry_knows_whose_story_it_belongs_to() -> None:
+    assert describe(f.Submitted(1.0, LORA), NAMES)[:2] == ("lora", None)
+    assert describe(d.Launch("lora@2/0", 1, TWO), NAMES)[:2] == ("lora@2", "lora@2/0")
+    assert describe(f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora"), NAMES).workload == "lora"
+    assert describe(f.NodeLost(1.0, "n1"), NAMES)[:2] == (None, None)
+
+
+def test_the_data_of_an_entry_has_names_and_no_spec() -> None:
+    told = data(f.Submitted(1.0, LORA))
+    assert told["workload"]["groups"][0]["options"][0] == {
+        "flavor": "A100",
+        "resources": {"gpus_milli": 1000, "cpus_milli": 2000, "memory_bytes": 0, "custom": []},
+    }
+    assert "parcel" not in told["workload"]
