@@ -100,9 +100,9 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
 @click.pass_context
 def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
     """Check the decisions that the scenarios of FILE expect."""
-    from llmsched.sim.scenarios import check
+    from llmsched.sim.scenarios import run_file
 
-    found = check(file)
+    found = run_file(file)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -121,10 +121,37 @@ def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def replay(journal: Path, until: str | None, explain: str | None, as_json: bool) -> None:
     """Fold a controller's JOURNAL (state.sqlite) again, up to a time, and decide once more. Changes nothing."""
+    from datetime import datetime
+
+    from llmsched.api import words
     from llmsched.sim import replay as again
 
-    found = again.replay(journal, until=_time(until), explain=explain)
-    click.echo(json.dumps(found, indent=2) if as_json else again.words(found))
+    replayed = again.replay(journal, until=_time(until), explain=explain)
+    found = again.findings(replayed)
+    names = {name: node.node.name or name for name, node in replayed.state.nodes.items()}
+    story = [(each.seq, each.at, words.describe(each.entry, names).text) for each in replayed.written]
+    if explain:
+        found["explain"]["story"] = [{"seq": seq, "at": at, "text": text} for seq, at, text in story if text]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    when = datetime.fromtimestamp(found["at"]).isoformat(sep=" ", timespec="seconds")
+    later = f", {found['later_entries']:,} later ones left out" if found["later_entries"] else ""
+    click.echo(f"{found['entries']:,} entries up to {when}{later}; state {found['digest'][:16]}")
+    click.echo(", ".join(f"{count} {phase}" for phase, count in sorted(found["workloads"].items())) or "no workloads")
+    for each in found["violations"]:
+        click.echo(f"broken: {each}")
+    if explain:
+        about = found["explain"]
+        click.echo(f"\n{about['workload']} is {about['phase']}. {about['message']}".rstrip())
+        for line in about["story"]:
+            clock = datetime.fromtimestamp(line["at"]).isoformat(sep=" ", timespec="seconds")
+            click.echo(f"  {clock}  {line['text']}")
+        for gang, message in about["waits"].items():
+            click.echo(f"{gang} waits: {message}")
+        return
+    for gang, reason in found["waiting"].items():
+        click.echo(f"{gang} waits: {reason['message']}")
 
 
 @sim.command("import")
