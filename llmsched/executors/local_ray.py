@@ -87,7 +87,8 @@ def parse_nodes(text: str) -> list[PretendNode]:
 
 def environment(home: Path) -> dict[str, str]:
     """What every process that talks to this home's Ray must have set before Python starts."""
-    return {
+    several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if sys.platform == "darwin" else {}
+    return several | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup
 
 from llmsched.runtime import artifact
@@ -68,6 +69,7 @@ class Supervisor:
         self._did_stop = False
         self._failures: list[tuple[int, str, bool]] = []
         self._groups: list[str] = []
+        self._gauges: dict[str, Gauge] = {}
         self._controller: Any = None
         self._workers: list[Any] = []
         self._left = threading.Event()  # set when the work has let go of everything
@@ -129,6 +131,9 @@ class Supervisor:
     def report(self, values: dict[str, Any]) -> None:
         with self._lock:
             self._progress.update(values)
+        for name in ("step", "total_steps", "loss"):
+            if isinstance(values.get(name), (int, float)):
+                self._gauge(name).set(values[name], {"workload": self._order["workload"]})
 
     def checkpointed(self, step: int, fraction: float | None = None) -> None:
         self._checkpoint = [step, fraction]
@@ -383,6 +388,12 @@ class Supervisor:
         run = f"train-runs/{self.name.removeprefix('llms/').replace('/', '.')}"
         with suppress(Exception):
             self._store.delete(run)
+
+    def _gauge(self, name: str) -> Gauge:
+        """What Ray's metrics show of the run, as llmsched_train_step and the like."""
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"llmsched_train_{name}", f"Progress: {name}", tag_keys=("workload",))
+        return self._gauges[name]
 
     def _write_attempt(self) -> None:
         order = self._order

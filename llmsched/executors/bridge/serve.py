@@ -40,6 +40,7 @@ from llmsched.runtime.replica import MARK, ReplicaHost
 PREFIX = "llms/"
 ADAPTER_WITHIN_S = 300.0
 GATEWAY_ANSWERS_WITHIN_S = 10.0
+ASK_AGAIN_AFTER_S = 60.0  # Serve may wait for ever for a process that is gone
 ROOM_FOR_OUR_CALLS = 8
 BROKEN_FOR_S = 60.0  # Serve had this long to bring a replica back
 _QUIET = {"enable_access_log": False}
@@ -51,6 +52,7 @@ class _Replica:
     order: LaunchOrder
     is_started: bool = False
     asked: Any = None  # the `ready` call that is under way
+    asked_at: float = 0.0
     is_leaving: bool = False
     leave_by: float = 0.0
     broken_since: float = 0.0
@@ -215,8 +217,8 @@ class Replicas:
         """Started is said once the replica itself has answered, not when Serve has made its process."""
         if one.is_started:
             return
-        if one.asked is None:
-            one.asked = serve.get_app_handle(one.order.name).ready.remote()
+        if one.asked is None or time.monotonic() - one.asked_at > ASK_AGAIN_AFTER_S:
+            one.asked, one.asked_at = serve.get_app_handle(one.order.name).ready.remote(), time.monotonic()
         try:
             facts = one.asked.result(timeout_s=0.05)
         except TimeoutError:
@@ -284,7 +286,11 @@ class Replicas:
 
     def _deploy(self, application: serve.Application, name: str, route_prefix: str | None = None) -> None:
         target = serve.api.RunTarget(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
-        serve.run_many([target], wait_for_applications_running=False)
+        try:
+            # Waiting for the deployment to be created would wait for ever if somebody deletes it meanwhile.
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        except TimeoutError as error:
+            print(f"{name}: {error}", file=sys.stderr)  # of the proxies; the application is on its way
 
     def _push(self) -> None:
         assert self._table is not None
