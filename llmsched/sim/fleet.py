@@ -25,7 +25,8 @@ def parse(text: str) -> tuple[Node, ...]:
             )
         if len(nodes) + int(found[1]) > MOST_NODES:
             raise SpecError(f"more than {MOST_NODES:,} nodes.", where="--nodes")
-        nodes += (node(len(nodes) + i, int(found[2]), found[3]) for i in range(int(found[1])))
+        first = len(nodes)
+        nodes += [node(first + i, int(found[2]), found[3]) for i in range(int(found[1]))]
     return tuple(nodes)
 
 

@@ -1,0 +1,150 @@
+"""Traces: what is read, and how a wrong one is refused, with row and column."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from llmsched.errors import SpecError
+from llmsched.sim import fleet
+from llmsched.sim.traces import kueue, slurm, table
+
+HEAD = "job_id,submit_s,num_gpus,duration_s\n"
+
+
+def read(text, **options):
+    return table.parse(text, "t.csv", **options)
+
+
+def test_a_rigid_trace_is_read_in_order_of_submission_with_defaults():
+    jobs = read(HEAD + "b,5,2,100\na,0,1,50.5\n")
+    assert [(job.id, job.submit_s, job.gpus, job.duration_s, job.queue) for job in jobs] == [
+        ("a", 0.0, 1, 50.5, "default"),
+        ("b", 5.0, 2, 100.0, "default"),
+    ]
+
+
+def test_a_run_time_curve_makes_a_job_elastic_over_the_sizes_that_are_there():
+    (job,) = read("job_id,submit_s,num_gpus,runtime_1_s,runtime_2_s,runtime_4_s\nj,0,3,100,60,\n")
+    assert job.runtimes == ((1, 100.0), (2, 60.0))
+    assert job.duration_s == 60.0  # its user asked for 3; the next smaller size is 2
+
+
+def test_the_elastic_option_cuts_a_curve_and_is_linear_without_one():
+    curve = "job_id,submit_s,num_gpus,runtime_1_s,runtime_2_s,runtime_4_s\nj,0,1,100,60,40\n"
+    assert [size for size, _ in read(curve, elastic=(2, 8))[0].runtimes] == [2, 4]
+    assert read(HEAD + "j,0,2,100\n", elastic=(1, 4))[0].runtimes == ((1, 200.0), (2, 100.0), (3, 200 / 3), (4, 50.0))
+
+
+def test_a_compressed_trace_is_read_by_its_first_bytes_not_its_name(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_bytes(gzip.compress((HEAD + "a,0,1,5\n").encode()))
+    assert len(table.read(path)) == 1
+
+
+def test_vc_is_a_queue_and_another_duration_column_can_be_named():
+    (job,) = read("job_id,submit_s,num_gpus,true_duration_s,vc\na,0,1,5,prod\n", duration_column="true_duration_s")
+    assert (job.queue, job.duration_s) == ("prod", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("job_id,submit_s\na,0\n", "t.csv:1: column num_gpus, duration_s is missing"),
+        ("", "t.csv:1: column job_id, submit_s, num_gpus, duration_s is missing"),
+        (HEAD, "t.csv: the trace has a header but no jobs"),
+        (HEAD + "a,-1,1,5\n", "t.csv:2: column submit_s: -1 is less than 0"),
+        (HEAD + "a,0,1,5\nb,0,1,-5\n", "t.csv:3: column duration_s: -5 is not above 0"),
+        (HEAD + "a,0,1,nan\n", "t.csv:2: column duration_s: nan is not finite"),
+        (HEAD + "a,soon,1,5\n", 't.csv:2: column submit_s: "soon" is not a number'),
+        (HEAD + "a,0,0,5\n", "t.csv:2: column num_gpus: 0 is less than 1"),
+        (HEAD + "a,0,1.5,5\n", "t.csv:2: column num_gpus: 1.5 is not a whole number"),
+        (HEAD + "a,0,1,\n", "t.csv:2: column duration_s: is empty"),
+        (HEAD + "a,0,1,5\nb,0,1,5\na,1,1,5\n", 't.csv:4: column job_id: "a" stands in row 2 already'),
+        (HEAD + "a,0,1,5,6\n", "t.csv:2: has more values than the header has columns (4)"),
+        (
+            "job_id,submit_s,num_gpus,runtime_1_s\na,0,1,\n",
+            "t.csv:2: column runtime_1_s: no column runtime_N_s has a value",
+        ),
+        (HEAD.strip() + ",min_gpus,max_gpus\na,0,1,5,4,2\n", "t.csv:2: column min_gpus: 4 is more than max_gpus, 2"),
+    ],
+)
+def test_a_wrong_trace_is_refused_with_row_and_column(text, message):
+    with pytest.raises(SpecError) as caught:
+        read(text)
+    assert str(caught.value).startswith(message)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_not_text_is_refused_without_a_traceback(tmp_path):
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(b"\x1f\x8bnot gzip at all")
+    with pytest.raises(SpecError, match="cannot be read as a CSV"):
+        table.read(path)
+    with pytest.raises(SpecError, match="no such trace"):
+        table.read(tmp_path / "absent.csv")
+
+
+def test_nodes_are_read_from_words_and_wrong_words_are_refused():
+    nodes = fleet.parse("2x8:V100, 1x4")
+    assert [(node.id, node.flavor) for node in nodes] == [("n0", "V100"), ("n1", "V100"), ("n2", None)]
+    assert fleet.gpus(nodes) == 20
+    for wrong in ("8", "0x8", "2x8:", "2x8;1x4", "-1x8"):
+        with pytest.raises(SpecError, match="is not count x GPUs"):
+            fleet.parse(wrong)
+
+
+SACCT = """JobID|Submit|Start|End|AllocTRES|Account|Partition|TimelimitRaw
+1|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|billing=8,cpu=8,gres/gpu=2,mem=64G,node=1|vision|gpu|120
+2|2026-11-01T10:01:00|2026-11-01T10:06:00|2026-11-01T10:16:00|cpu=8,gres/gpu:a100=4,gres/gpu=4|nlp|gpu|UNLIMITED
+2.batch|2026-11-01T10:01:00|2026-11-01T10:06:00|2026-11-01T10:16:00|cpu=8|nlp||
+3|2026-11-01T10:02:00|Unknown|Unknown||nlp|gpu|60
+4|2026-11-01T10:02:00|2026-11-01T10:03:00|2026-11-01T10:04:00|cpu=8|nlp|gpu|60
+5|2026-11-01T10:02:00|2026-11-01T10:03:00|Unknown|gres/gpu=1|nlp|gpu|60
+"""
+
+
+def test_slurm_accounting_becomes_a_trace_and_says_what_it_leaves_out(tmp_path):
+    found = slurm.parse(SACCT, "sacct.txt")
+    assert [(j.id, j.submit_s, j.gpus, j.duration_s, j.queue, j.flavor, j.estimated_s) for j in found.jobs] == [
+        ("1", 0.0, 2, 3600.0, "vision", None, 7200.0),
+        ("2", 60.0, 4, 600.0, "nlp", "A100", None),
+    ]
+    assert found.left_out == {"never started": 1, "no GPU": 1, "still running": 1}
+    table.write(found.jobs, tmp_path / "t.csv")
+    assert [job.duration_s for job in table.read(tmp_path / "t.csv")] == [3600.0, 600.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("JobID|Submit\n", "s:1: column Start, End is missing"),
+        (SACCT.replace("2026-11-01T10:00:00", "yesterday"), 's:2: column Submit: "yesterday" is not a time'),
+        (SACCT.splitlines()[0] + "\n", "s: no job in it ran on a GPU"),
+    ],
+)
+def test_wrong_slurm_accounting_is_refused_with_its_place(text, message):
+    with pytest.raises(SpecError) as caught:
+        slurm.parse(text, "s")
+    assert str(caught.value).startswith(message)
+
+
+def test_kueue_workloads_become_a_trace():
+    def item(name, gpus, finished=True):
+        conditions = [{"type": "Admitted", "lastTransitionTime": "2026-11-01T10:00:30Z"}]
+        if finished:
+            conditions.append({"type": "Finished", "lastTransitionTime": "2026-11-01T10:10:30Z"})
+        pod = {"spec": {"containers": [{"resources": {"requests": {"nvidia.com/gpu": str(gpus)}}}]}}
+        return {
+            "metadata": {"name": name, "namespace": "lab", "creationTimestamp": "2026-11-01T10:00:00Z"},
+            "spec": {"queueName": "research", "podSets": [{"count": 4, "template": pod}]},
+            "status": {"conditions": conditions},
+        }
+
+    found = kueue.parse(json.dumps({"items": [item("a", 2), item("b", 1, finished=False), item("c", 0)]}), "k.json")
+    assert [(j.id, j.gpus, j.duration_s, j.queue) for j in found.jobs] == [("lab/a", 8, 600.0, "research")]
+    assert found.left_out == {"still running": 1, "no GPU": 1}
+    with pytest.raises(SpecError, match="is not a list of Kueue workloads"):
+        kueue.parse("[]", "k.json")
