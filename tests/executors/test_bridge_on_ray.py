@@ -88,7 +88,7 @@ def lab(tmp_path_factory):
         assert lab.bridge.close(stop_everything=True) == 0
     finally:
         local_ray.stop(home)
-    assert not any(psutil.pid_exists(process.pid) for process in lab.cluster.processes)
+    assert not any(is_alive(process.pid) for process in lab.cluster.processes)
 
 
 def test_every_node_is_seen_with_what_it_has(lab):
@@ -125,26 +125,30 @@ def test_stopping_a_task_ends_its_whole_process_group(lab):
     wait_for(lambda: not psutil.pid_exists(pid), "the end of the grandchild")
 
 
-def test_a_train_gang_survives_its_bridge_and_goes_on_from_its_checkpoint_after_preemption(lab):
-    first = lab.train("tune/0", steps=400, pause=0.05)
+def test_a_train_gang_survives_its_bridge_grows_and_goes_on_from_its_checkpoint_after_preemption(lab):
+    first = lab.train("tune/0", lab.nodes[:1], steps=600, pause=0.05)
     lab.launch(first)
-    lab.until(Started, "tune/0")
     lab.until(CheckpointSeen, "tune/0")
     lab.bridge.process.kill()
     lab.bridge = lab.connect([(first, True)])
     lab.until(Started, "tune/0")
+
+    lab.bridge.send("resize", lab.train("tune/0", lab.nodes, steps=600, pause=0.05))
+    assert lab.until(ResizeDone, "tune/0").size == 2
+    assert "resumed after step" in lab.read("tune/0/1/logs/1.log")
+
     lab.stop("tune/0", "train", "preempt", 20.0)
     assert lab.until(Ended, "tune/0").outcome == "released"
     step = json.loads(lab.read("tune/0/1/receipt.json"))["step"]
-    assert 5 <= step < 400
+    assert 5 <= step < 600
 
     lab.launch(lab.train("tune/0", attempt=2, steps=step + 3))
     ended = lab.until(Ended, "tune/0", attempt=2)
-    assert (ended.outcome, ended.metrics) == ("succeeded", {"total": 2.0 * (step + 3)})
+    assert ended.outcome == "succeeded"
+    assert step + 3 <= ended.metrics["total"] <= 2 * (step + 3)  # one was added a rank and step
     assert Path(ended.artifact, "total.pt").is_file()
-    assert f"resumed after step {step}" in lab.read("tune/0/2/logs/1.log")
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert f"rank 1 of 2, {threads} threads" in lab.read("tune/0/2/logs/1.log")
+    assert f"rank 1 of 2, {threads} threads\nresumed after step {step}" in lab.read("tune/0/2/logs/1.log")
 
 
 def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_their_gpus_at_once(lab):
@@ -163,16 +167,6 @@ def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_th
     # Both GPUs of a node are free again: a task that needs them is placed at once.
     lab.launch(lab.order("after/0", "task", {"task": {"run": ["true"]}}, lab.nodes[:1], gpus=2.0))
     assert lab.until(Ended, "after/0").outcome == "succeeded"
-
-
-def test_a_running_gang_changes_its_size_and_keeps_what_it_did(lab):
-    lab.launch(lab.train("grow/0", lab.nodes[:1], steps=60, pause=0.1))
-    lab.until(CheckpointSeen, "grow/0")
-    lab.bridge.send("resize", lab.train("grow/0", lab.nodes, steps=60, pause=0.1))
-    assert lab.until(ResizeDone, "grow/0").size == 2
-    assert lab.until(Ended, "grow/0").outcome == "succeeded"
-    assert "resumed after step" in lab.read("grow/0/1/logs/0.log")
-    assert "rank 1 of 2" in lab.read("grow/0/1/logs/1.log")
 
 
 def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_come_back_when_killed(lab):
@@ -257,6 +251,10 @@ def routes(version, *applications):
     models = {"desk": {**desk, "calls": [], "adapters": {}, "replicas": [{"app": name} for name in applications]}}
     keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["*"]}]
     return RouteTable(version, models, keys)
+
+
+def is_alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def answers(client):

@@ -35,7 +35,7 @@ from llmsched.executors.port import (
 )
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
-from llmsched.runtime.replica import MARK, ReplicaHost
+from llmsched.runtime.replica import INPUT_MARK, MARK, ReplicaHost
 
 PREFIX = "llms/"
 ADAPTER_WITHIN_S = 300.0
@@ -160,7 +160,7 @@ class Replicas:
         until = time.monotonic() + 10
         while self.applications() and time.monotonic() < until:
             time.sleep(0.1)
-        others = [name for name in serve.status().applications if not _is_ours(name)]
+        others = [name for name in self._status() if not _is_ours(name)]
         if not others:
             serve.shutdown()
 
@@ -178,7 +178,7 @@ class Replicas:
         """Names of our replicas' applications that Serve has and that are not leaving."""
         if not self._is_up:
             return set()
-        found = serve.status().applications
+        found = self._status()
         return {name for name, one in found.items() if name.startswith(PREFIX) and one.status.value != "DELETING"}
 
     def look(self) -> None:
@@ -187,7 +187,7 @@ class Replicas:
             live = list(self._live.values())
         if not live or not self._is_up:
             return
-        status = serve.status().applications
+        status = self._status()
         nodes = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
         for one in live:
             application = status.get(one.order.name)
@@ -239,7 +239,12 @@ class Replicas:
     def _look_at_broken(self, one: _Replica, application: Any) -> None:
         if application.status.value == "DEPLOY_FAILED" and not one.is_started:
             said = [deployment.message for deployment in application.deployments.values() if deployment.message]
-            self._fail(one, _words("\n".join([*said, application.message])))
+            text = "\n".join([*said, application.message])
+            self._fail(one, _words(text), "input" if INPUT_MARK in text else "error")
+            return
+        states = {state.value for deployment in application.deployments.values() for state in deployment.replica_states}
+        if "STARTING" in states:  # a large model takes its time to be back
+            one.broken_since = 0.0
             return
         one.broken_since = one.broken_since or time.monotonic()
         if time.monotonic() - one.broken_since > BROKEN_FOR_S:
@@ -252,10 +257,10 @@ class Replicas:
         elif time.monotonic() > one.leave_by:
             _kill_processes(one.order.name)
 
-    def _fail(self, one: _Replica, message: str) -> None:
+    def _fail(self, one: _Replica, message: str, event: str = "error") -> None:
         self._forget(one.order.name)
         self.delete(one.order.name)
-        self._deliver(NotStarted(one.order.gang, one.order.attempt, "error", message))
+        self._deliver(NotStarted(one.order.gang, one.order.attempt, event, message))
 
     def _lose(self, one: _Replica, message: str) -> None:
         self._forget(one.order.name)
@@ -279,10 +284,15 @@ class Replicas:
                 logging_config=_QUIET,
             )
             self._is_up = True
-            if gateway.NAME not in serve.status().applications:
+            if gateway.NAME not in self._status():
                 on_head = {"resources": {"node:__internal_head__": 0.001}}
                 self._deploy(gateway.build(**on_head), gateway.NAME, "/")
             self._gateway = serve.get_app_handle(gateway.NAME)
+
+    def _status(self) -> dict[str, Any]:
+        """Every application by name. Reading makes Serve build deployment settings, which go through that registry."""
+        with self._deploying:
+            return dict(serve.status().applications)
 
     def _deploy(self, application: serve.Application, name: str, route_prefix: str | None = None) -> None:
         target = serve.api.RunTarget(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
@@ -355,7 +365,7 @@ def _words(text: str) -> str:
     """What the replica said for people, without Ray's traceback around it."""
     found = re.search(re.escape(MARK) + "(.+)", text)
     if found:
-        return found[1].strip()[:500]
+        return found[1].removeprefix(INPUT_MARK.removeprefix(MARK)).strip()[:500]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         print(text, file=sys.stderr)
