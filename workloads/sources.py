@@ -25,12 +25,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from llmsched.runtime import context
+from llmsched.runtime.environment import UserError
 from llmsched.runtime.storage import LocalStorage, Storage, StorageError
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class BadInput(ValueError):
+class BadInput(UserError, ValueError):
     """The model, the data or a setting the user named cannot be used. The message is for the user."""
 
 

@@ -91,7 +91,8 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class LaunchFailed:
-    """It never ran. `event` is one of no-capacity, interruption, error; retried when the workload's retry has it."""
+    """It never ran. `event` is one of no-capacity, interruption, error, input; retried when the workload's retry has
+    it, and input is in none: what the user gave cannot work."""
 
     at: float
     gang: str

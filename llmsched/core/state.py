@@ -720,7 +720,7 @@ class State:
         self._let_go(gang)
         if leaving in ("ended", "stopped"):
             self._end(gang, leaving)
-        elif leaving == "released" and event != "error":
+        elif leaving == "released" and event not in ("error", "input"):
             gang.status = Status.QUEUED
             self._requeue(gang)  # it was leaving anyway: not its fault
         else:
@@ -729,15 +729,15 @@ class State:
     def _retry(self, gang: GangState, event: str, message: str) -> None:
         retry = gang.spec.retry
         record = self.workloads[gang.workload_id]
-        if event != "no-capacity":
-            gang.restarts += 1
+        spends = event != "no-capacity"
         gang.failures += 1
-        if not record.cancelled and (event not in retry.on_events or gang.restarts > retry.max_restarts):
+        if not record.cancelled and (event not in retry.on_events or (spends and gang.restarts >= retry.max_restarts)):
             tries = f" (after {gang.attempt} attempts)" if gang.attempt > 1 else ""
             gang.message = (message or "the attempt failed") + tries
             gang.status = Status.RUNNING  # QUEUED has no "failed": it is the attempt that failed
             self._end(gang, "failed")
             return
+        gang.restarts += spends
         pause = min(retry.backoff_s * 2 ** (gang.failures - 1), retry.backoff_max_s)
         gang.not_before = self.now + pause
         gang.status = Status.QUEUED

@@ -144,7 +144,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
-    """event: no-capacity | interruption | error"""
+    """event: no-capacity | interruption | error | input (what the user gave cannot work: never tried again)"""
 
     gang: str
     attempt: int
@@ -173,7 +173,7 @@ class CheckpointSeen:
 class Ended:
     """From the exit receipt, or when there is none and the attempt was told to stop: outcome "released".
 
-    outcome: succeeded | failed | released. `event` classifies a failure: error | interruption."""
+    outcome: succeeded | failed | released. `event` classifies a failure: error | interruption | input."""
 
     gang: str
     attempt: int

@@ -16,7 +16,8 @@ from typing import Any
 from llmsched.runtime import environment
 
 OUR_REPLICA = "workloads.inference.replica:Replica"
-MARK = "[llmsched] "  # before what a failed constructor says for people; Ray's own words are around it
+# Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
+MARK, INPUT_MARK = "[llmsched] ", "[llmsched] (input) "
 
 
 class ReplicaHost:
@@ -28,7 +29,8 @@ class ReplicaHost:
         try:
             self._replica = environment.load_entry(replica, "serve")(given)
         except Exception as error:
-            raise RuntimeError(MARK + environment.explain(error, None)) from error
+            mark = INPUT_MARK if isinstance(error, environment.UserError) else MARK
+            raise RuntimeError(mark + environment.explain(error, None)) from error
 
     async def ready(self) -> dict[str, Any]:
         """What the replica says of itself, once it can answer."""

@@ -40,7 +40,7 @@ _TRAIN_SETTINGS = {
 
 
 class Outcome(Exception):
-    """How an attempt ended, when it did not just succeed. event: error | interruption | no-capacity."""
+    """How an attempt ended, when it did not just succeed. event: error | input | interruption | no-capacity."""
 
     def __init__(self, outcome: str, message: str = "", event: str = "error", step: int | None = None) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class Supervisor:
         self._stop_at = 0.0  # monotonic: when patience ends
         self._stopped_step: int | None = None
         self._did_stop = False
-        self._failures: list[tuple[int, str, bool]] = []
+        self._failures: list[tuple[int, str, str]] = []
         self._groups: list[str] = []
         self._gauges: dict[str, Gauge] = {}
         self._controller: Any = None
@@ -145,10 +145,11 @@ class Supervisor:
         """A rank left because it was asked to, after saving step `step`."""
         self._did_stop, self._stopped_step = True, step
 
-    def failed(self, rank: int, message: str, is_peer_loss: bool) -> None:
-        """A rank raised. `is_peer_loss`: only because another one went away."""
+    def failed(self, rank: int, message: str, is_peer_loss: bool, is_input: bool = False) -> None:
+        """A rank raised. `is_peer_loss`: only because another one went away; `is_input`: what it was given is wrong."""
+        event = "interruption" if is_peer_loss else "input" if is_input else "error"
         with self._lock:
-            self._failures.append((rank, message, is_peer_loss))
+            self._failures.append((rank, message, event))
 
     # -- told by Ray Train's controller --------------------------------------------------------------------------
 
@@ -248,11 +249,11 @@ class Supervisor:
     def _raise_failure(self, error: Exception) -> None:
         """The cause, not the symptom: a rank's own exception, else a dead process, else Ray's words."""
         with self._lock:
-            own = [(rank, text) for rank, text, is_peer_loss in self._failures if not is_peer_loss]
-            echoes = [text for _, text, is_peer_loss in self._failures if is_peer_loss]
+            own = [one for one in self._failures if one[2] != "interruption"]
+            echoes = [text for _, text, event in self._failures if event == "interruption"]
         if own:
-            rank, text = min(own)
-            raise Outcome("failed", f"rank {rank}: {text}", "error") from error
+            rank, text, event = min(own)
+            raise Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event) from error
         deaths = {
             rank: one
             for rank, one in getattr(error, "worker_failures", {}).items()

@@ -135,9 +135,14 @@ def work(config: dict[str, str]) -> None:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
             except (Exception, SystemExit) as error:
-                traceback.print_exc()
+                text = environment.explain(error, code)
+                is_input = isinstance(error, environment.UserError)
+                if is_input:
+                    print(text, file=sys.stderr)
+                else:
+                    traceback.print_exc()
                 progress.flush()
-                ray.get(supervisor.failed.remote(rank, environment.explain(error, code), _is_peer_loss(error)))
+                ray.get(supervisor.failed.remote(rank, text, _is_peer_loss(error), is_input))
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from llmsched.core.facts import (
     Bound,
     Cancelled,
     Finished,
+    LaunchFailed,
     Lost,
     NodeJoined,
     Published,
@@ -22,7 +23,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.state import State, Status
-from llmsched.core.workload import Group, Option, Publish, Workload
+from llmsched.core.workload import Group, Option, Publish, Retry, Workload
 from llmsched.policies.registry import load
 
 POLICIES = load(PolicyNames())
@@ -52,6 +53,27 @@ def test_two_fit_the_third_waits_and_starts_when_one_ends() -> None:
     assert state.workloads["a"].phase == "running"
     assert started(state, Finished(3.0, "a/0", 1, "succeeded", artifact="file:///x")) == ["c/0"]
     assert state.workloads["a"].phase == "succeeded" and state.workloads["a"].artifact == "file:///x"
+
+
+def test_what_fails_is_tried_again_as_often_as_its_spec_says_and_keeps_its_message() -> None:
+    state = State()
+    retry = Retry(max_restarts=2, backoff_s=0.0)
+    assert started(state, node("n0"), Submitted(1.0, work("a", retry=retry))) == ["a/0"]
+    for attempt in (1, 2):
+        assert started(state, Finished(2.0, "a/0", attempt, "failed", "no luck"), Tick(3.0)) == ["a/0"]
+    assert state.workloads["a"].phase == "starting" and state.gangs["a/0"].restarts == 2
+    assert started(state, Finished(4.0, "a/0", 3, "failed", "no luck"), Tick(5.0)) == []
+    assert state.workloads["a"].phase == "failed"
+    assert (state.gangs["a/0"].restarts, state.gangs["a/0"].message) == (2, "no luck (after 3 attempts)")
+
+
+def test_wrong_input_fails_at_once_because_no_attempt_can_cure_it() -> None:
+    state = State()
+    assert started(state, node("n0"), *(Submitted(1.0, work(name)) for name in "ab")) == ["a/0", "b/0"]
+    assert started(state, LaunchFailed(2.0, "a/0", 1, "input", "no such model")) == []
+    assert started(state, Finished(3.0, "b/0", 1, "failed", "no such column", "input"), Tick(60.0)) == []
+    assert [state.workloads[name].phase for name in "ab"] == ["failed", "failed"]
+    assert state.gangs["a/0"].message == "no such model" and state.gangs["a/0"].restarts == 0
 
 
 def test_without_nodes_everything_waits_for_nodes() -> None:

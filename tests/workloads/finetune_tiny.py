@@ -116,6 +116,14 @@ def finetune(rank: int, size: int, folder: str, spec: dict[str, Any], attempt: i
     return "done"
 
 
+def finetune_logged(rank: int, size: int, folder: str, spec: dict[str, Any]) -> str:
+    """As `finetune`, with what it prints in folder/log."""
+    from llmsched.runtime import environment
+
+    with environment.output_to(environment.LogFile(folder, "log")):
+        return finetune(rank, size, folder, spec)
+
+
 def _watch(stop_after: int) -> Any:
     """Stands where the supervisor's actor handle is, with as much of ray as asking it takes."""
     ray = types.ModuleType("ray")

@@ -85,6 +85,13 @@ def test_a_worker_without_a_row_in_a_step_still_takes_part(made: Path, tmp_path:
     assert_close(result_of(tmp_path / "one"), result_of(tmp_path / "three"))
 
 
+def test_the_log_tells_how_the_training_goes(made: Path, tmp_path: Path) -> None:
+    assert tiny.in_worker(tiny.finetune_logged, str(tmp_path), classify(made)) == "done"
+    said = (tmp_path / "log").read_text()
+    assert "step 6/6: phase training, loss " in said
+    assert said.index("eval.loss_before") < said.index("phase training") < said.index("phase saving")
+
+
 @pytest.mark.parametrize("spec", [classify, chat])
 def test_a_stop_and_a_resize_do_not_show_in_the_result(spec: Any, made: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -204,6 +204,14 @@ def test_a_model_that_is_not_there_is_said_in_words(serve, message):
         Replica(order(serve))
 
 
+def test_what_kept_a_replica_from_starting_can_be_read_in_its_log(tmp_path):
+    with pytest.raises(BadInput):
+        Replica(order({"model": {"source": "/no/such/model"}}, storage=str(tmp_path)))
+    said = (tmp_path / "tiny/0/1/logs/0.log").read_text()
+    assert "/no/such/model: no such file or folder" in said
+    assert "Traceback" not in said and ".py" not in said
+
+
 def test_a_corrupt_model_and_a_wrong_engine_argument_are_said_in_words(tmp_path, folder):
     broken = tiny_models.llama(tmp_path / "broken")
     (broken / "config.json").write_text("{")

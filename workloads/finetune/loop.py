@@ -53,9 +53,10 @@ class FineTune:
         self.settings = Settings.of(self.train)
         self.device = _device()
         _quieten()
-        progress.report(phase="loading")
+        self.step = self.total = 0
+        self._report(phase="loading")
         if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
-            progress.report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
+            self._report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
         base = resolve_model(self.train["base_model"], where.inputs)
         config = load_config(base, self.train["base_model"])
         self.tokenizer = load_tokenizer(base, self.train["base_model"])
@@ -67,7 +68,6 @@ class FineTune:
         self.per_epoch = data.steps_per_epoch(len(self.rows), self.settings.global_batch_size)
         self.total = self.settings.total_steps(self.per_epoch)
         self.metrics: dict[str, float] = {}
-        self.step = 0
         self.saved_at = time.monotonic()
         self._load(base)
 
@@ -77,11 +77,11 @@ class FineTune:
         self._train()
         if self.evaluation:
             self._keep(self._evaluate())
-        progress.report(phase="saving")
+        self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)
             artifact.metrics(**self.metrics)
-        progress.report(self.step, self.total, phase="done")
+        self._report(phase="done")
 
     def _load(self, base: Path) -> None:
         found = checkpoint.latest()
@@ -98,7 +98,7 @@ class FineTune:
             self.step, self.metrics = int(facts["step"]), dict(facts["metrics"])
             changed = [name for name, value in self._frame().items() if facts.get(name) != value]
             note = f"resumed at step {self.step}, saved by {found.world_size} workers, now {self.where.world_size}"
-            progress.report(self.step, self.total, note=note + (f"; changed since: {changed}" if changed else ""))
+            self._report(note=note + (f"; changed since: {changed}" if changed else ""))
 
     def _train(self) -> None:
         self.model.train()
@@ -120,9 +120,7 @@ class FineTune:
             loss_sum, weight_sum = loss_sum + loss * weight, weight_sum + weight
             if step == 1 or step % self.settings.logging_steps == 0 or step == self.total:
                 took, since = time.monotonic() - since, time.monotonic()
-                progress.report(
-                    step,
-                    self.total,
+                self._report(
                     phase="training",
                     loss=round(loss_sum / max(weight_sum, 1.0), 5),
                     learning_rate=float(f"{rate:.4g}"),
@@ -141,7 +139,7 @@ class FineTune:
 
     def _evaluate(self) -> dict[str, float]:
         """Metrics of the held-out rows, spread evenly over the ranks; every rank gets the same numbers."""
-        progress.report(self.step, self.total, phase="evaluating")
+        self._report(phase="evaluating")
         self.model.eval()
         world, rank = self.where.world_size, self.where.rank
         mine = self.held_out[rank::world]
@@ -167,7 +165,15 @@ class FineTune:
         self._show(numbers, suffix)
 
     def _show(self, numbers: Mapping[str, float], suffix: str = "") -> None:
-        progress.report(self.step, self.total, **{f"eval.{name}{suffix}": number for name, number in numbers.items()})
+        self._report(**{f"eval.{name}{suffix}": number for name, number in numbers.items()})
+
+    def _report(self, **values: Any) -> None:
+        """What the progress shows now, and what the log keeps."""
+        where = {"step": self.step, "total_steps": self.total} if self.total else {}
+        progress.report(**where, **values)
+        if self.where.rank == 0:
+            at = f"step {self.step}/{self.total}: " if self.total else ""
+            print(at + ", ".join(f"{name} {value}" for name, value in values.items()), flush=True)
 
     def _leave_if_asked(self) -> None:
         if elastic.should_stop():

@@ -39,7 +39,8 @@ class Replica:
         began = time.perf_counter()
         try:
             self._server = self._start(order)
-        except Exception:
+        except Exception as error:
+            self._say(environment.explain(error, None))
             self._log.close()
             raise
         self._say(f"{self._what} in {time.perf_counter() - began:.1f} s")
