@@ -13,11 +13,13 @@ from typing import NamedTuple
 from llmsched.core.fair import Shares, total_of
 from llmsched.core.policy import Ordering, View
 from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import need_milli
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Key, Shape
 
 BY_AGE = "by age"
+UNBOUNDED = 1 << 60
 
 
 class Head(NamedTuple):
@@ -43,7 +45,14 @@ class Line:
         else:
             waiting.attach(BY_AGE, None, self._gangs)
         self._heaps: dict[str, list[Head]] = {}
+        # By rank nobody is evicted here, nobody blocks anybody, and what is free only shrinks during a pass: who needs
+        # more than that is not looked at, which spares a cluster that is full most of the work of ordering its queue.
+        free = UNBOUNDED
+        if trial.state.configuration.scheduling.preemption.within_queue == "by_rank":
+            free = trial.state.capacity.free_gpus(trial.state.capacity.open) * MILLI
         for shape in waiting.live.values():
+            if shape.least_total > free and shape.reason is not None:
+                continue
             entries = shape.entries  # stands still during a pass
             if not ordering.static:
                 keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)

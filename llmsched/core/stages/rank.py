@@ -259,6 +259,8 @@ def _carry_out(
             plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, "ranks among the best that fit"))
         else:
             nominate(trial, plan, gang, placement, names, "")
+            waits = plan.nominations[gang.id].why
+            gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),), "they leave")
     return dict.fromkeys(gang.id for gang, _ in found)
 
 

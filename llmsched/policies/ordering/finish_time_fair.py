@@ -8,9 +8,9 @@
 3. The rest by GPU-seconds left, least first.
 
 Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
-at least; tier 3 then orders by GPU-seconds attained, and there is no tier 2. Who runs is ranked a little better than who
-waits, so that two equals do not take turns. Constants were chosen on the development traces; `tests/benchmarks/quality.py`
-has the figures.
+at least; tier 3 then orders by GPU-seconds attained, and there is no tier 2. Who runs is ranked a little better than
+who waits, so that two equals do not take turns. The constants were chosen on the development traces;
+`tests/benchmarks/quality.py` has the figures.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from llmsched.core.policy import View
 from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI
 
 GUARD = 0.85  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
@@ -38,43 +39,37 @@ class FinishTimeFair:
     def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
         if view is not self._view:
             self._prepare(view)
-        left = view.remaining_s(gang)
-        done = view.service_s(gang)
+        holds = gang.is_holding()
+        done = view.service_s(gang) if holds else gang.served_s
+        spec = gang.spec
+        gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
+        left = view.remaining_s(gang) if holds else gang.work_left  # who waits would run at min_size
         if left is None:
-            return self._blind(gang, done, view)
+            left = max(PRIOR_S - done, done)
+            unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
+            if unfairness >= GUARD_BLIND:
+                return (0, -round(unfairness, 6))
+            return (2, round((PRIOR_S + done) * gpus * (RUNNING if holds else 1.0), 3))
         if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
             left = max(done, 1.0)
-        fair = (done + left) * self._contention
-        unfairness = (view.age_s(gang) + left) / fair
+        unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
         if unfairness >= GUARD:
             return (0, -round(unfairness, 6))
         if left >= POLE * self._bound:
             return (1, -round(left, 3))
-        return (2, round(left * _gpus(gang, view), 3))
-
-    def _blind(self, gang: GangState, done: float, view: View) -> tuple[Any, ...]:
-        left = max(PRIOR_S - done, done)
-        unfairness = (view.age_s(gang) + left) / ((done + left) * self._contention)
-        if unfairness >= GUARD_BLIND:
-            return (0, -round(unfairness, 6))
-        spent = (PRIOR_S + done) * _gpus(gang, view)
-        return (2, round(spent * RUNNING if gang.is_holding() else spent, 3))
+        return (2, round(left * gpus, 3))
 
     def _prepare(self, view: View) -> None:
         """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
         longest = total = 0.0
         for gangs in (view.waiting(), view.running()):
             for gang in gangs:
-                left = view.remaining_s(gang)
-                if left is not None:
-                    longest = max(longest, left)
-                    total += left * _gpus(gang, view)
+                if gang.work_left is None:
+                    continue
+                left = view.remaining_s(gang) or 0.0
+                longest = max(longest, left)
+                total += left * (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang)
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, total / gpus)
         self._contention = max(1.0, view.jobs() / gpus)
         self._view = view
-
-
-def _gpus(gang: GangState, view: View) -> float:
-    """What it holds, or will hold at its smallest."""
-    return (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang)
