@@ -1,7 +1,8 @@
 """The route table as the gateway uses it: from the `model` of a request to a workload and, perhaps, an adapter.
 
-A model is asked for by its id; an adapter as "<id>:<adapter>", or plainly "<adapter>" while only one model has it and
-no model is called so. Apps are asked for by their workload's name and are not models.
+A model is asked for by its id, or by its workload's name while nothing else is called so; an adapter as
+"<id>:<adapter>", or plainly "<adapter>" while only one model has it and no model is called so. Apps are asked for by
+their workload's name and are not models.
 """
 
 from __future__ import annotations
@@ -55,12 +56,17 @@ class Table:
         for route in self.routes.values():  # last: a model's own id wins over an adapter's plain name
             if route.kind == "model":
                 self._models[route.id] = Target(route, None)
+        for route in self.routes.values():  # people know what they applied by its own name
+            if route.kind == "model":
+                self._models.setdefault(route.workload, Target(route, None))
 
     def model(self, name: Any, key: Key) -> Target:
         """Raises Refused: 400 no model named, 404 unknown (with the ones there are), 403 not for this key."""
         if not isinstance(name, str) or not name:
             raise Refused(400, "The request names no model.", code="missing_model", param="model")
         target = self._models.get(name)
+        if target is None and any(r.kind == "app" and name in (r.id, r.workload) for r in self.routes.values()):
+            raise Refused(404, f'"{name}" is an app. Ask it at /v1/apps/{name}.', code="model_not_found", param="model")
         if target is None:
             raise Refused(404, f'There is no model "{name}". {self._known(key)}', code="model_not_found", param="model")
         if not (key.allows(target.route.id) or key.allows(name)):

@@ -172,6 +172,24 @@ def test_an_adapter_is_found_by_its_full_and_by_its_plain_name():
     asyncio.run(main())
 
 
+def test_a_model_is_also_found_by_the_name_it_was_applied_under():
+    async def main():
+        house = House("a")
+        house.table["models"]["qwen"]["workload"] = "my-endpoint"
+        house.gateway.route(house.table)
+        assert (await house.ask(json={"model": "my-endpoint"})).json()["adapter"] is None
+        listed = (await house.ask("GET", "/v1/models")).json()["data"]
+        assert [m["id"] for m in listed] == ["qwen", "qwen:sql"]
+
+    asyncio.run(main())
+
+
+def test_an_app_asked_for_as_a_model_says_where_it_answers():
+    refused = asyncio.run(House("a").ask(json={"model": "support-desk"}))
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"] == '"support-desk" is an app. Ask it at /v1/apps/support-desk.'
+
+
 def test_a_plain_adapter_name_that_two_models_have_is_unknown():
     async def main():
         house = House("a")
