@@ -180,7 +180,10 @@ class Story:
     def _why(self, at: Views) -> None:
         why = self._client.why("support-tone")
         self.measured["why"] = why.reason.code if why.reason else ""
-        self._screen.box("llmsched why support-tone", why.text)
+        text = why.text
+        if why.reason and why.reason.eta:
+            text += f"\nearliest start in {max(why.reason.eta - time.time(), 0):.0f} s, {why.reason.eta_basis}"
+        self._screen.box("llmsched why support-tone", text)
 
     def _accuracy(self, at: Views) -> None:
         metrics = at["sentiment"].metrics
