@@ -234,12 +234,11 @@ class Capacity:
 
     def free_gpus(self, mask: int) -> int:
         """Free whole GPUs over the nodes of a mask."""
-        total = k = 0
-        for found in self.by_free:
+        total = 0
+        for k, found in enumerate(self.by_free):
             inside = found & mask
             if inside:
                 total += k * inside.bit_count()
-            k += 1
         return total
 
     def nodes(self, mask: int) -> Iterator[NodeState]:

@@ -4,6 +4,8 @@ simulator, sampled in production. Everything is recomputed from the gangs: a cac
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llmsched.core.lifecycle import HOLDING, Status
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import amount_of, size_of
@@ -45,6 +47,10 @@ def _nodes(state: State) -> list[str]:
                 if amount.gpus_milli % MILLI:
                     devices = shares[placed.node]
                     devices[placed.gpu_index] = devices.get(placed.gpu_index, 0) + amount.gpus_milli % MILLI
+    for name, going in _going(state).items():
+        node = state.nodes[name]
+        if node.promised and node.gpus - going > node.node.total.gpus_milli:
+            broken.append(f"I11 node {name} is promised to more than fits once its victims have left")
     for name, node in state.nodes.items():
         total = node.node.total
         held_gpus, cpus, memory, whole = sums[name]
@@ -61,6 +67,17 @@ def _nodes(state: State) -> list[str]:
         if ledger[name] != node.gpus or promised[name] != node.promised:
             broken.append(f"I9 node {name} counts {node.gpus}/{node.promised}, gangs {ledger[name]}/{promised[name]}")
     return broken
+
+
+def _going(state: State) -> dict[str, int]:
+    """Thousandths of GPUs on each node that are on their way to being free: of leaving gangs and of shrinking ones."""
+    going = dict.fromkeys(state.nodes, 0)
+    for gang in state.gangs.values():
+        stays = Counter(gang.placement or ()) if gang.status is not Status.VACATING else Counter()
+        if gang.status in (Status.VACATING, Status.RESIZING):
+            for placed in (Counter(gang.held) - stays).elements():
+                going[placed.node] += amount_of(gang.spec, placed).gpus_milli
+    return going
 
 
 def _gangs(state: State) -> list[str]:

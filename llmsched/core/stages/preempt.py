@@ -66,6 +66,8 @@ class Rules:
         self.strict = False  # second strategy of fair sharing: less than the victim's share as it is now
         self.option = 0
         self.size = gang.spec.min_size
+        self._known = (-1, -1)
+        self._amount = Resources()
 
     def _rank(self, gang: GangState) -> tuple[object, ...]:
         return (*self.ordering.key(gang, self.view), gang.submitted_at, gang.workload_id)
@@ -132,10 +134,9 @@ class Rules:
         if code == IN_QUEUE:
             return code
         spec = self.gang.spec
-        need = total_of(spec, self.size, self.option)
+        need = self._need()
         flavor = self._flavor(victim)
         theirs = victim.spec.queue
-        lost = Resources(-gpus_of(victim.spec, victim.held))
         shares = self.shares
         if shares is not None and shares.mode == TOTAL:
             protected = self.scheduling.protected_fraction * shares.fair_milli(theirs)
@@ -155,12 +156,18 @@ class Rules:
             return ""  # only borrowers give back
         if shares is not None and shares.mode == BORROWED:
             mine = shares.after(spec.queue, flavor, need)
-            if mine <= shares.after(theirs, flavor, lost):
+            if mine <= shares.after(theirs, flavor, Resources(-gpus_of(victim.spec, victim.held))):
                 return RECLAIM if mine <= 0 else FAIR
             return FAIR if self.strict and mine < shares.after(theirs, flavor, Resources()) else ""
         if own.used + need.gpus_milli <= own.subtree:
             return RECLAIM if self._reclaims(victim) else ""
         return WHILE_BORROWING if self._while_borrowing(victim) else ""
+
+    def _need(self) -> Resources:
+        key = (self.size, self.option)
+        if self._known != key:
+            self._known, self._amount = key, total_of(self.gang.spec, self.size, self.option)
+        return self._amount
 
     def _reclaims(self, victim: GangState) -> bool:
         rule, mine, theirs = self.rules.reclaim, self.gang.spec.priority, victim.spec.priority
@@ -222,21 +229,21 @@ def run(
     mark = trial.mark()
     leaving = [name for name in dict.fromkeys((*state.vacating, *trial.leaving)) if trial.held(state.gangs[name])]
     release_leaving(trial, leaving)
+    choice: Choice | None = None
     try:
-        if leaving:
+        if leaving:  # perhaps those who go anyway are enough
             found = place.find(trial, gang, gang.spec.min_size, placing, view, only, explain=False)
             if not isinstance(found, place.Refused):
-                trial.rollback(mark)
-                nominate(trial, plan, gang, found, leaving, "")
-                return True
-        if not is_on(state):
-            return False
-        delay = state.configuration.scheduling.preemption_delay_s
-        if view.now < gang.queued_since + delay:
-            plan.wake(gang.queued_since + delay)
-            return False
-        rules = Rules(trial, plan, gang, shares, ordering, view)
-        choice = _choose(trial, gang, rules, policy, placing, view, only, leaving)
+                choice = Choice(found, [], {}, leaving)
+        if choice is None:
+            if not is_on(state):
+                return False
+            delay = state.configuration.scheduling.preemption_delay_s
+            if view.now < gang.queued_since + delay:
+                plan.wake(gang.queued_since + delay)
+                return False
+            rules = Rules(trial, plan, gang, shares, ordering, view)
+            choice = _choose(trial, gang, rules, policy, placing, view, only, leaving)
     finally:
         trial.rollback(mark)
     if choice is None:
@@ -328,9 +335,15 @@ def _choose(
         mask = place.eligible(trial, gang.spec, option) & only
         for strict in rules.strategies():
             rules.strict = strict
+            # Releasing a victim only lowers its queue's share: who may not be taken now may not be taken later either.
+            allowed = [row for row in eligible if rules.now(*row)]
+            gives = sum(gpus_of(victim.spec, victim.held) for victim, _ in allowed)
+            need = place.need_milli(gang.spec, gang.spec.min_size, option)
+            if not allowed or gives + state.capacity.free_gpus(mask) * MILLI < need - need % MILLI:
+                continue
             best: Choice | None = None
-            for scope in (mask, *_scopes(trial, gang, option, mask, eligible)):
-                choice = _in_scope(trial, gang, rules, placing, view, scope, eligible, leaving)
+            for scope in (mask, *_scopes(trial, gang, option, mask, allowed)):
+                choice = _in_scope(trial, gang, rules, placing, view, scope, allowed, leaving)
                 if choice is None:
                     continue
                 if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
