@@ -152,7 +152,7 @@ def start(
     head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     if nodes:
-        head += ["--num-cpus=0", "--num-gpus=0"]
+        head += ["--num-cpus=0", "--num-gpus=0", "--labels=llmsched.io/name=head"]
     try:
         _spawn(cluster, home, env, "head", head)
         _wait_until(lambda: not _is_free(port), cluster, home, deadline)
