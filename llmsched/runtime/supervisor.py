@@ -19,13 +19,14 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup
 
-from llmsched.runtime import artifact
+from llmsched.runtime import artifact, redaction
 from llmsched.runtime.storage import Storage
 
 NAMESPACE = "llmsched"
 PLACED_WITHIN_S = 60.0  # the ledger says that it fits; when Ray does not agree by then, nobody waits on
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
 CLOSE_WITHIN_S = 10.0  # Ray's own way to end a run, before its actors are killed
+RECEIPT_PAUSES_S = (0, 1, 2, 4, 8, 15, 30)
 FORCED = "ended by force: it had not left when its grace was over"
 
 # Ray Train reads these where `fit` is called and hands them to its processes.
@@ -56,6 +57,7 @@ class Supervisor:
     def __init__(self, order: str) -> None:
         os.environ.update(_TRAIN_SETTINGS)
         self._order: dict[str, Any] = json.loads(order)
+        redaction.hide(self._order)
         self.name = f"llms/{self._order['gang']}/{self._order['attempt']}"
         self._folder = f"{self._order['gang']}/{self._order['attempt']}"
         self._store = Storage.at(self._order["storage"])
@@ -408,29 +410,40 @@ class Supervisor:
         self._store.write(f"{self._folder}/attempt.json", json.dumps(about, indent=1).encode())
 
     def _write_receipt(self, end: Outcome) -> None:
+        """Durable first, then told. A storage that does not answer for a minute costs the receipt, not the outcome."""
+        receipt: dict[str, Any] = {
+            "outcome": end.outcome,
+            "message": end.message,
+            "event": end.event,
+            "step": end.step if end.step is not None else self._progress.get("step"),
+            "artifact": None,
+            "metrics": {},
+            "attempt": self._order["attempt"],
+            "epoch": self._order["epoch"],
+            "started": self._started,
+        }
+        for pause_s in RECEIPT_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                receipt = self._stored(receipt)
+                break
+            except Exception as error:
+                print(f"{self.name}: the receipt could not be written: {error}", flush=True)
         with self._lock:
-            if self._receipt is not None:
-                return
-            result = artifact.read_result(
-                self._order["storage"], self._order["gang"], self._order["attempt"], self._order["epoch"]
-            )
-            metrics = {k: v for k, v in result["metrics"].items() if isinstance(v, (int, float))}
-            step = end.step if end.step is not None else self._progress.get("step")
-            receipt = {
-                "outcome": end.outcome,
-                "message": end.message,
-                "event": end.event,
-                "step": step,
-                "artifact": result["artifact"] if end.outcome == "succeeded" else None,
-                "metrics": metrics,
-                "attempt": self._order["attempt"],
-                "epoch": self._order["epoch"],
-                "started": self._started,
-            }
-            key = f"{self._folder}/receipt.json"
-            if not self._store.write_if_absent(key, json.dumps(receipt, indent=1).encode()):
-                receipt = json.loads(self._store.read(key))
-            self._receipt = receipt
+            self._receipt = self._receipt or receipt
+
+    def _stored(self, receipt: dict[str, Any]) -> dict[str, Any]:
+        """The receipt with what the work left behind, as the storage has it now: the first one written stands."""
+        order = self._order
+        result = artifact.read_result(order["storage"], order["gang"], order["attempt"], order["epoch"])
+        if receipt["outcome"] == "succeeded":
+            receipt["artifact"] = result["artifact"]
+        receipt["metrics"] = {name: n for name, n in result["metrics"].items() if isinstance(n, (int, float))}
+        key = f"{self._folder}/receipt.json"
+        if self._store.write_if_absent(key, json.dumps(receipt, indent=1).encode()):
+            return receipt
+        written: dict[str, Any] = json.loads(self._store.read(key))
+        return written
 
 
 def _amounts(member: dict[str, Any]) -> dict[str, float]:

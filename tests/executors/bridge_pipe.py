@@ -37,14 +37,14 @@ class BridgePipe:
         for line in self.process.stdout:
             self._news.put((time.monotonic(), wire.decode_answer(line)))
 
-    def until(self, kind, timeout=60, **fields):
-        """The first observation of this kind with these fields, among those seen and those to come."""
+    def until(self, kind, timeout=60, since=0, **fields):
+        """The first observation of this kind with these fields, among those seen (`since` that many) and to come."""
         deadline = time.monotonic() + timeout
 
         def fits(one):
             return type(one) is kind and all(getattr(one, name) == value for name, value in fields.items())
 
-        for one in self.seen:
+        for one in self.seen[since:]:
             if fits(one):
                 return one
         while True:

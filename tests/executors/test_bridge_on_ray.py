@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -21,6 +23,7 @@ from llmsched.executors.port import (
     CheckpointSeen,
     Connected,
     Ended,
+    ForeignSeen,
     LoadSeen,
     NodeGone,
     NodeSeen,
@@ -215,6 +218,26 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     wait_for(lambda: answers(client) == 200, "the replica to be back", 40)
     lab.stop("desk/0", "serve", "stop", 1.0)
     assert lab.until(Ended, "desk/0").outcome == "released"
+
+
+def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):
+    theirs = """if True:
+        import ray, sys
+        ray.init(address=sys.argv[1], log_to_driver=False)
+        @ray.remote(num_gpus=1, label_selector={"ray.io/node-id": sys.argv[2]})
+        class Theirs:
+            def holds(self): return True
+        actor = Theirs.remote()
+        ray.get(actor.holds.remote())
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", theirs, lab.cluster.address, lab.nodes[0]]
+    env = {**os.environ, **local_ray.environment(lab.home)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as somebody:
+        assert lab.bridge.until(ForeignSeen, node=lab.nodes[0], gpus=1.0)
+        seen = len(lab.bridge.seen)
+        somebody.stdin.close()
+        assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0]).gpus == 0.0
 
 
 def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):
