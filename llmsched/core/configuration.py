@@ -108,10 +108,10 @@ class Scheduling:
 
 
 class PolicyNames(NamedTuple):
-    ordering: str = "priority"
+    ordering: str = "finish_time_fair"  # priority first, then the tiers measured best: tests/benchmarks/quality.py
     placement: str = "pack"
     preemption: str = "cheapest"
-    elasticity: str = "even"
+    elasticity: str = "goodput"
     autoscaling: str = "ongoing_requests"
 
 

@@ -143,6 +143,14 @@ class QueueUse:
     decayed_at: float = 0.0
 
 
+@dataclass(slots=True)
+class HoldingGroup:
+    """The gangs of one queue and priority that hold something: most questions about victims end here."""
+
+    gangs: dict[str, None] = field(default_factory=dict)
+    gpus_milli: int = 0
+
+
 def amount_of(workload: Workload, placed: Placed) -> Resources:
     """What one placed bundle takes on its node."""
     for group in workload.groups:

@@ -232,14 +232,12 @@ class _Admission:
         trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
         only = ~self.calendar.closed(gang, gang.spec.min_size)
         if self.state.elastic:
-            rules = preempt.Rules(trial, plan, gang, self.shares, policies.ordering, view)
+            rules = preempt.Rules(trial, plan, gang, self.shares, view)
             if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
                 return True
         if self.by_rank:
             return False  # rank.py has decided who is evicted
-        if preempt.run(
-            trial, plan, gang, policies.preemption, policies.placement, policies.ordering, self.shares, view, only
-        ):
+        if preempt.run(trial, plan, gang, policies.preemption, policies.placement, self.shares, view, only):
             return True
         return consolidate.run(trial, plan, gang, policies.preemption, policies.placement, view, only)
 

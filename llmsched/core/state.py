@@ -26,11 +26,13 @@ from llmsched.core.lifecycle import Status, after
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import (
     GangState,
+    HoldingGroup,
     Nomination,
     QueueUse,
     WorkloadState,
     amount_of,
     expected_end,
+    gpus_of,
     size_of,
     speed,
 )
@@ -67,6 +69,7 @@ class State:
         self.scheduled: dict[str, None] = {}  # workloads with a schedule
         self.troubled: dict[str, None] = {}  # gangs the `end` stage must look at
         self.parked: dict[str, None] = {}
+        self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.ends: list[tuple[float, str]] = []  # (expected end, gang) of the holding, soonest first
         self.dependents: dict[str, list[str]] = {}
         self.use: dict[str, QueueUse] = {}
@@ -803,7 +806,14 @@ class State:
 
     def _hold(self, gang: GangState, new: Placement) -> None:
         """Make the gang hold exactly `new` on nodes and in quota."""
-        self._account(gang.spec.queue)
+        spec = gang.spec
+        self._account(spec.queue)
+        group = self.groups.setdefault((spec.queue, spec.priority, spec.preemptible), HoldingGroup())
+        group.gpus_milli += gpus_of(spec, new) - gpus_of(spec, gang.held)
+        if new:
+            group.gangs[gang.id] = None
+        else:
+            group.gangs.pop(gang.id, None)
         if gang.held:
             self._change(gang, gang.held, -1)
             for placed in gang.held:

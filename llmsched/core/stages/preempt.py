@@ -8,7 +8,7 @@ Shrinking (shrink.py) comes before this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llmsched.core.configuration import PreemptionRules, Queue
@@ -16,7 +16,7 @@ from llmsched.core.decisions import Nominate, Preempt
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
 from llmsched.core.lifecycle import ACTIVE
 from llmsched.core.plan import Plan
-from llmsched.core.policy import Ordering, Placing, Preemption, View
+from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState, gpus_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages import place
@@ -26,7 +26,7 @@ from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
-EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank is bounded by its quantum instead
+EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank (rank.py) is bounded by its quantum instead
 
 IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
     "in_queue_priority",
@@ -53,80 +53,57 @@ class Choice:
 class Rules:
     """What the configuration lets one waiting gang take, as things stand at each moment of the trial."""
 
-    def __init__(
-        self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, ordering: Ordering, view: View
-    ):
+    def __init__(self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, view: View):
         state = trial.state
         self.state, self.plan, self.gang, self.shares, self.view = state, plan, gang, shares, view
         self.scheduling = state.configuration.scheduling
         self.queues = {queue.name: queue for queue in state.configuration.queues}
         self.rules = rules_of(state, gang.spec.queue)
-        self.ordering = ordering
-        self.rank = self._rank(gang) if self.rules.within_queue == "by_rank" else ()
         self.strict = False  # second strategy of fair sharing: less than the victim's share as it is now
         self.option = 0
         self.size = gang.spec.min_size
         self._known = (-1, -1)
         self._amount = Resources()
 
-    def _rank(self, gang: GangState) -> tuple[object, ...]:
-        return (*self.ordering.key(gang, self.view), gang.submitted_at, gang.workload_id)
+    def group(self, queue: str, priority: int) -> str:
+        """The reason code under which gangs of that queue and priority might be victims; "" for never."""
+        if queue != self.gang.spec.queue:
+            return self._across(queue, priority)
+        rule, mine = self.rules.within_queue, self.gang.spec.priority
+        lower = priority < mine and rule in ("lower_priority", "lower_or_newer_equal_priority")
+        return IN_QUEUE if lower or (priority == mine and rule == "lower_or_newer_equal_priority") else ""
 
-    def could(self, victim: GangState) -> str:
-        """The reason code under which this gang might be a victim; "" for never. Does not depend on the trial."""
+    def could(self, victim: GangState, code: str) -> bool:
+        """Whether this gang of such a group might be a victim: not leaving, not shielded, evicted seldom enough."""
         spec, gang = victim.spec, self.gang
-        if victim.status not in ACTIVE or not spec.preemptible or victim.workload_id == gang.workload_id:
-            return ""
-        if victim.lost_members:
-            return ""
-        same = spec.queue == gang.spec.queue
-        if same:
-            code = IN_QUEUE if self._within(victim) else ""
-        else:
-            code = self._across(victim)
-        if not code:
-            return ""
+        if victim.status not in ACTIVE or victim.workload_id == gang.workload_id or victim.lost_members:
+            return False
+        older = (victim.submitted_at, victim.workload_id) <= (gang.submitted_at, gang.workload_id)
+        if code == IN_QUEUE and spec.priority == gang.spec.priority and older:
+            return False
         ran = self.view.now - (victim.launched_at if victim.launched_at is not None else self.view.now)
-        shield = spec.min_runtime_s if same else max(spec.min_runtime_s, self.scheduling.reclaim_min_runtime_s)
-        if same and self.rules.within_queue == "by_rank":
-            shield = max(shield, self.scheduling.quantum_s)
+        shield = spec.min_runtime_s
+        if code != IN_QUEUE:
+            shield = max(shield, self.scheduling.reclaim_min_runtime_s)
         if ran < shield:
             self.plan.wake(self.view.now - ran + shield)
-            return ""
-        if self.rules.within_queue != "by_rank" and len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
+            return False
+        if len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
             recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
             if len(recent) >= EVICTIONS_AN_HOUR:
                 self.plan.wake(recent[0] + 3600.0)
-                return ""
-        return code
+                return False
+        return True
 
-    def _within(self, victim: GangState) -> bool:
-        rule, mine, theirs = self.rules.within_queue, self.gang.spec.priority, victim.spec.priority
-        if rule == "by_rank":
-            return self._rank(victim) > self.rank
-        if rule == "lower_priority":
-            return theirs < mine
-        if rule == "lower_or_newer_equal_priority":
-            newer = (victim.submitted_at, victim.workload_id) > (self.gang.submitted_at, self.gang.workload_id)
-            return theirs < mine or (theirs == mine and newer)
-        return False
-
-    def _across(self, victim: GangState) -> str:
-        if self.queues.get(victim.spec.queue, Queue("")).evictable == "no":
+    def _across(self, queue: str, theirs: int) -> str:
+        if self.queues.get(queue, Queue("")).evictable == "no":
             return ""
         if self.shares is not None and self.shares.mode == TOTAL:
             return FAIR if self.scheduling.preempt_to_fair_share else ""
-        mine, theirs = self.gang.spec.priority, victim.spec.priority
-        rule = self.rules.reclaim
-        if rule == "any" or (rule == "equal_or_lower_priority" and theirs <= mine):
-            return RECLAIM
-        if rule == "lower_priority" and theirs < mine:
-            return RECLAIM
-        return RECLAIM if self._while_borrowing(victim) else ""
+        return RECLAIM if self._reclaims(theirs) or self._while_borrowing(theirs) else ""
 
-    def _while_borrowing(self, victim: GangState) -> bool:
-        limit = self.rules.while_borrowing_max_victim_priority
-        mine, theirs = self.gang.spec.priority, victim.spec.priority
+    def _while_borrowing(self, theirs: int) -> bool:
+        limit, mine = self.rules.while_borrowing_max_victim_priority, self.gang.spec.priority
         return self.rules.while_borrowing == "lower_priority" and theirs < mine and (limit is None or theirs <= limit)
 
     def now(self, victim: GangState, code: str) -> str:
@@ -160,8 +137,8 @@ class Rules:
                 return RECLAIM if mine <= 0 else FAIR
             return FAIR if self.strict and mine < shares.after(theirs, flavor, Resources()) else ""
         if own.used + need.gpus_milli <= own.subtree:
-            return RECLAIM if self._reclaims(victim) else ""
-        return WHILE_BORROWING if self._while_borrowing(victim) else ""
+            return RECLAIM if self._reclaims(victim.spec.priority) else ""
+        return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""
 
     def _need(self) -> Resources:
         key = (self.size, self.option)
@@ -169,8 +146,8 @@ class Rules:
             self._known, self._amount = key, total_of(self.gang.spec, self.size, self.option)
         return self._amount
 
-    def _reclaims(self, victim: GangState) -> bool:
-        rule, mine, theirs = self.rules.reclaim, self.gang.spec.priority, victim.spec.priority
+    def _reclaims(self, theirs: int) -> bool:
+        rule, mine = self.rules.reclaim, self.gang.spec.priority
         return (
             rule == "any"
             or (rule == "equal_or_lower_priority" and theirs <= mine)
@@ -180,6 +157,12 @@ class Rules:
     def _flavor(self, victim: GangState) -> str | None:
         node = self.state.nodes.get(victim.held[0].node) if victim.held else None
         return node.node.flavor if node is not None else None
+
+    def each_strategy(self) -> Iterator[bool]:
+        """The strategies one after another, each set while it is looked at."""
+        for strict in self.strategies():
+            self.strict = strict
+            yield strict
 
     def strategies(self) -> tuple[bool, ...]:
         """Fair sharing tries the stricter rule first: my final share at most the victim's final share."""
@@ -219,7 +202,6 @@ def run(
     gang: GangState,
     policy: Preemption,
     placing: Placing,
-    ordering: Ordering,
     shares: Shares | None,
     view: View,
     only: int = -1,
@@ -242,7 +224,7 @@ def run(
             if view.now < gang.queued_since + delay:
                 plan.wake(gang.queued_since + delay)
                 return False
-            rules = Rules(trial, plan, gang, shares, ordering, view)
+            rules = Rules(trial, plan, gang, shares, view)
             choice = _choose(trial, gang, rules, policy, placing, view, only, leaving)
     finally:
         trial.rollback(mark)
@@ -305,14 +287,29 @@ def _choose(
 ) -> Choice | None:
     """The best choice over options, strategies and scopes."""
     state = trial.state
+    groups = []
+    one_flavor = len(state.capacity.by_flavor) <= 1
+    most = state.capacity.free_gpus(state.capacity.open) * MILLI
+    for (queue, priority, preemptible), group in state.groups.items():
+        if group.gangs and preemptible:
+            code = rules.group(queue, priority)
+            if not code:
+                continue
+            if code != IN_QUEUE and one_flavor:  # then one gang of the group stands for all of them
+                first = state.gangs[next(iter(group.gangs))]
+                if not any(rules.now(first, code) for _ in rules.each_strategy()):
+                    continue
+            groups.append((group, code))
+            most += group.gpus_milli
+    if not groups or most < _least_need(gang):
+        return None
     cost_of: dict[str, int] = {}
     eligible: list[tuple[GangState, str]] = []
-    for name in state.holding:
-        victim = state.gangs[name]
-        if name in trial.leaving or not trial.held(victim):
-            continue
-        code = rules.could(victim)
-        if code:
+    for group, code in groups:
+        for name in group.gangs:
+            victim = state.gangs[name]
+            if name in trial.leaving or not trial.held(victim) or not rules.could(victim, code):
+                continue
             cost = policy.cost(victim, gang, view)
             if cost is not None:
                 if rules.queues.get(victim.spec.queue, Queue("")).evictable == "prefer_not":
@@ -321,12 +318,9 @@ def _choose(
                 eligible.append((victim, code))
     if not eligible:
         return None
-    by_rank = rules.rules.within_queue == "by_rank"
 
     def order(row: tuple[GangState, str]) -> tuple[object, ...]:
         victim, code = row
-        if by_rank and code == IN_QUEUE:
-            return (1, *(_negated(part) for part in rules._rank(victim)))
         return (code == IN_QUEUE, cost_of[victim.id], -(victim.launched_at or 0.0), victim.submitted_at, victim.id)
 
     eligible.sort(key=order)
@@ -355,9 +349,11 @@ def _choose(
     return None
 
 
-def _negated(part: object) -> object:
-    """Reverse the order of a key's part; strings last among equals."""
-    return -part if isinstance(part, (int, float)) else ""
+def _least_need(gang: GangState) -> int:
+    """Whole GPUs, in thousandths, without which no option of this gang can start."""
+    options = range(max(len(group.options) for group in gang.spec.groups))
+    least = min(place.need_milli(gang.spec, gang.spec.min_size, option) for option in options)
+    return least - least % MILLI
 
 
 def _scopes(trial: Trial, gang: GangState, option: int, mask: int, eligible: list[tuple[GangState, str]]) -> list[int]:

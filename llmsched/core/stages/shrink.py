@@ -92,8 +92,8 @@ def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View)
         if giver.lost_members or giver is gang:
             continue
         floor = giver.size
-        code = rules.could(giver)
-        if code and rules.now(giver, code):
+        code = rules.group(giver.spec.queue, giver.spec.priority) if giver.spec.preemptible else ""
+        if code and rules.could(giver, code) and rules.now(giver, code):
             floor = giver.spec.min_size
         elif giver.spec.queue == gang.spec.queue or not state.quota.enforced:
             if view.held_for_s(giver) >= quantum:
