@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import uvicorn
 from llmsched.api import app, auth, home, server
 from llmsched.client import Client
 from llmsched.control.controller import Controller
+from llmsched.control.vault import Vault
 from llmsched.executors.fake import FakeExecutor
 from llmsched.executors.local_ray import parse_nodes
 from llmsched.gateway.front import Gateway
@@ -111,7 +113,9 @@ def live(folder: Path, nodes: str = "2x4:A100") -> Iterator[Live]:
     tokens = auth.Tokens(folder)
 
     async def begin() -> tuple[Controller, uvicorn.Server, Any, Any]:
-        controller = Controller(MemoryStore(), executor, storage=str(folder / "storage"), keys=tokens.keys)
+        store = MemoryStore()
+        vault = Vault(store, home.secret_key_file(folder), time.time)
+        controller = Controller(store, executor, storage=str(folder / "storage"), keys=tokens.keys, vault=vault)
         running = asyncio.create_task(controller.run())
         await controller.started.wait()
         config = uvicorn.Config(

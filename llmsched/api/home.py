@@ -1,6 +1,6 @@
 """The folder of one controller: its tokens, its lock, and the note that says where it answers.
 
-    token  tokens.json  controller.lock  controller.json  state.sqlite  storage/  logs/  cache/
+    token  tokens.json  secret-key  controller.lock  controller.json  state.sqlite  storage/  logs/  cache/
 
 A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
 is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
@@ -71,6 +71,12 @@ def own_token(home: Path) -> str:
     if not file.exists():
         write_private(file, new_token("operator", "admin", days=None)[0] + "\n")
     return file.read_text().strip()
+
+
+def secret_key_file(home: Path) -> Path:
+    """The key that secrets are sealed with: LLMSCHED_SECRET_KEY_FILE, else in the home, beside the store."""
+    given = os.environ.get("LLMSCHED_SECRET_KEY_FILE")
+    return Path(given).expanduser().absolute() if given else home / "secret-key"
 
 
 def user_name() -> str:

@@ -13,10 +13,12 @@ from llmsched.api import logs, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control.dispatch import newest_run
+from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
 from llmsched.errors import NotAllowed
 from llmsched.runtime.storage import Storage
 from llmsched.spec import cluster, load, wire
+from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
 NDJSON = "application/x-ndjson"
@@ -197,6 +199,35 @@ async def nodes(given: Given, who: Viewer) -> wire.NodeList:
 @router.get("/queues")
 async def queues(given: Given, who: Viewer) -> wire.QueueList:
     return wire.QueueList(queues=views.queues(given.controller.state))
+
+
+SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]
+
+
+@router.get("/secrets")
+async def secrets(given: Given, who: Submitter) -> wire.SecretList:
+    """One's own and the shared ones: names, never values."""
+    return wire.SecretList(secrets=given.controller.vault.known(who.user))
+
+
+@router.put("/secrets/{name}")
+async def set_secret(name: SecretName, body: wire.SecretRequest, given: Given, who: Submitter) -> wire.SecretView:
+    """Workloads that are launched from now on get it."""
+    owner = _owner_of_secret(who, body.shared)
+    return cast(wire.SecretView, await given.controller.vault.put(owner, name, body.value, by=who.user))
+
+
+@router.delete("/secrets/{name}")
+async def remove_secret(name: SecretName, given: Given, who: Submitter, shared: bool = False) -> wire.SecretView:
+    """What runs keeps the value it was given."""
+    owner = _owner_of_secret(who, shared)
+    return cast(wire.SecretView, await given.controller.vault.remove(owner, name, by=who.user))
+
+
+def _owner_of_secret(who: TokenRecord, shared: bool) -> str:
+    if shared:
+        require(who, "admin")
+    return SHARED if shared else who.user
 
 
 @router.get("/config")

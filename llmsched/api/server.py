@@ -21,6 +21,7 @@ import uvicorn
 from llmsched.api import app, auth, home
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
+from llmsched.control.vault import Vault
 from llmsched.errors import ClusterError, LlmschedError, SpecError
 from llmsched.store.sqlite import SqliteStore
 
@@ -125,7 +126,9 @@ async def main(
         store = SqliteStore(folder / "state.sqlite")
         executor = _executor(folder, address, fake_nodes, place)
         tokens = auth.Tokens(folder)
-        controller = Controller(store, executor, RealClock(), storage=place, keys=tokens.keys)
+        clock = RealClock()
+        vault = Vault(store, home.secret_key_file(folder), clock.now)
+        controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
         application = app.build(controller, tokens)
         await serve(controller, application, listener, folder)
 

@@ -213,6 +213,15 @@ class Client:
     def scale(self, name: str, size: int) -> wire.WorkloadView:
         return self._loop.call(self._core.scale(name, size))
 
+    def secrets(self) -> list[wire.SecretView]:
+        return self._loop.call(self._core.secrets())
+
+    def set_secret(self, name: str, value: str, *, shared: bool = False) -> wire.SecretView:
+        return self._loop.call(self._core.set_secret(name, value, shared=shared))
+
+    def remove_secret(self, name: str, *, shared: bool = False) -> wire.SecretView:
+        return self._loop.call(self._core.remove_secret(name, shared=shared))
+
     def nodes(self) -> wire.NodeList:
         return self._loop.call(self._core.nodes())
 

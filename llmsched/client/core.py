@@ -110,6 +110,19 @@ class AsyncClient:
                 raise RequestError(f"{late.id} is {late.phase} after {timeout_s:g} s.", code="timeout")
             await asyncio.sleep(poll_s)
 
+    async def secrets(self) -> list[wire.SecretView]:
+        """Names of one's own secrets and of the shared ones; nothing ever shows a value."""
+        return (await self._http.ask(wire.SecretList, "GET", "/api/v1/secrets")).secrets
+
+    async def set_secret(self, name: str, value: str, *, shared: bool = False) -> wire.SecretView:
+        """Kept encrypted, and given to workloads that name it, as an environment variable."""
+        body = wire.SecretRequest(value=value, shared=shared)
+        return await self._http.ask(wire.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
+
+    async def remove_secret(self, name: str, *, shared: bool = False) -> wire.SecretView:
+        params = {"shared": shared}
+        return await self._http.ask(wire.SecretView, "DELETE", f"/api/v1/secrets/{_quoted(name)}", params=params)
+
     async def shutdown(self, *, stop_everything: bool = False) -> None:
         body = wire.ShutdownRequest(stop_everything=stop_everything)
         await self._http.ask(wire.Alive, "POST", "/api/v1/shutdown", body=body)
@@ -250,6 +263,10 @@ def is_settled(view: wire.WorkloadView) -> bool:
 
 
 def _path(name: str, part: str = "") -> str:
+    return f"/api/v1/workloads/{_quoted(name)}" + (f"/{part}" if part else "")
+
+
+def _quoted(name: str) -> str:
     from urllib.parse import quote
 
-    return f"/api/v1/workloads/{quote(name, safe='@')}" + (f"/{part}" if part else "")
+    return quote(name, safe="@")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +21,7 @@ from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
 from llmsched.control.query_tables import QueryTables
 from llmsched.control.routes import Routes
+from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
 from llmsched.core.policy import Policies
 from llmsched.core.scheduler import Plan, turn
@@ -49,7 +50,7 @@ class Degraded(StoreError):
 
 
 class Controller:
-    """`keys` are those of the endpoint ({"id", "sha256", "models"}), asked again and again; `secrets` what specs name.
+    """`keys` are those of the endpoint ({"id", "sha256", "models"}), asked again and again. `vault` has the secrets.
 
     `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
     """
@@ -62,7 +63,7 @@ class Controller:
         *,
         storage: str,
         keys: Callable[[], Sequence[dict[str, Any]]] = tuple,
-        secrets: Mapping[str, str] | None = None,
+        vault: Vault | None = None,
         owner: str | None = None,
     ) -> None:
         self.state = State()
@@ -73,7 +74,8 @@ class Controller:
         self._clock = clock or RealClock()
         self._given_storage = storage
         self._keys = keys
-        self._secrets = secrets or {}
+        self.vault = vault
+        self._secrets: Secrets = vault or NoSecrets()
         self._owner = owner or lease.this_process()
         self._inbox = Inbox()
         self._book = ProgressBook()
@@ -122,7 +124,7 @@ class Controller:
 
     async def plan(self, specs: Sequence[WorkloadSpec], user: str) -> list[wire.Planned]:
         """What would happen now. Changes nothing."""
-        return planning.plan(self.state, specs, user, self._current_policies())
+        return planning.plan(self.state, specs, user, self._current_policies(), self._secrets)
 
     @property
     def progress(self) -> dict[str, dict[str, Any]]:
@@ -284,10 +286,10 @@ class Controller:
     ) -> tuple[Any, list[Fact]]:
         """The same key and the same request again get the same answer, without doing it again."""
         if not isinstance(request, requests.Submission) or request.key is None:
-            return requests.accept(self.state, request, at)
+            return self._accept_new(request, at)
         row = rows.get((request.user, request.key)) or self._store.row(IdempotencyRow, request.user, request.key)
         if row is None:
-            answer, facts = requests.accept(self.state, request, at)
+            answer, facts = self._accept_new(request, at)
             response = json.dumps([applied.model_dump() for applied in answer])
             rows[request.user, request.key] = IdempotencyRow(request.user, request.key, request.digest(), response, at)
             return answer, facts
@@ -296,6 +298,11 @@ class Controller:
                 "this Idempotency-Key was used for another request.", code="idempotency", hint="Use a new key."
             )
         return [wire.Applied.model_validate(item) for item in json.loads(row.response)], []
+
+    def _accept_new(self, request: requests.UserRequest, at: float) -> tuple[Any, list[Fact]]:
+        if isinstance(request, requests.Submission):
+            requests.check_secrets(request.specs, request.user, self._secrets)
+        return requests.accept(self.state, request, at)
 
     def _observe(self, seen: list[port.Observation], at: float, facts: list[Fact]) -> None:
         """What the executor saw is added to the facts one by one, each applied before the next is looked at."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core import decisions, facts
 from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
@@ -32,11 +33,11 @@ ACCELERATOR_LABEL = "ray.io/accelerator-type"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What orders need beside the state. `secrets` are the values a spec may name."""
+    """What orders need beside the state. `secrets` has the values that specs name."""
 
     epoch: int
     storage: str
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Secrets = field(default_factory=NoSecrets, repr=False)
 
 
 class Send(NamedTuple):
@@ -106,7 +107,7 @@ def launch_order(state: State, gang: GangState, attempt: int, placement: Placeme
         spec=spec,
         storage=site.storage,
         inputs=resolve_inputs(state, spec),
-        envs=_envs(spec, site.secrets),
+        envs=_envs(workload, spec, site.secrets, all_needed=gang.status is Status.LAUNCHING),
         adapters=tuple(sorted(adapters_of(state, workload.id, spec).items())),
         workdir=_workdir(spec, site.storage),
         grace_s=workload.grace_s,
@@ -256,9 +257,13 @@ def _with_published_model(state: State, workload: Workload, spec: dict[str, Any]
     return {**spec, "serve": {**serve, "model": {**serve["model"], "source": newest.uri}}}
 
 
-def _envs(spec: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, str]:
-    named = {name: secrets[name] for name in spec.get("secrets") or () if name in secrets}
-    return {**{name: str(value) for name, value in (spec.get("envs") or {}).items()}, **named}
+def _envs(workload: Workload, spec: Mapping[str, Any], secrets: Secrets, *, all_needed: bool) -> dict[str, str]:
+    """Only a launch needs the secrets: what runs has them, also those that were removed since."""
+    envs = {name: str(value) for name, value in (spec.get("envs") or {}).items()}
+    for name in spec.get("secrets") or ():
+        if all_needed or secrets.has(workload.user, name):
+            envs[name] = secrets.value(workload.user, name)
+    return envs
 
 
 def _workdir(spec: Mapping[str, Any], storage: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmsched.control.requests import Draft, checked, draft, is_same, sorted_by_need
+from llmsched.control.requests import Draft, check_secrets, checked, draft, is_same, sorted_by_need
+from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.explain import Reason
 from llmsched.core.policy import Policies
@@ -20,15 +21,18 @@ from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 
-def plan(state: State, specs: Sequence[WorkloadSpec], user: str, policies: Policies) -> list[wire.Planned]:
+def plan(
+    state: State, specs: Sequence[WorkloadSpec], user: str, policies: Policies, secrets: Secrets
+) -> list[wire.Planned]:
     """One of each spec, in order. What would be refused says so; the others are planned as if it were not there."""
     drafts = draft(state, specs, user)
     mine = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
-    for workload, known in drafts:
+    for spec, (workload, known) in zip(specs, drafts, strict=True):
         others = tuple(name for name in workload.after if name not in mine)
         try:
+            check_secrets([spec], workload.user, secrets)
             checked(state, Submit(state.now, replace(workload, after=others)))
         except RequestError as error:
             refusals[workload.id] = error

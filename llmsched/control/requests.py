@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
+from llmsched.control import vault
 from llmsched.control.dispatch import newest_run
 from llmsched.core import commands
 from llmsched.core.facts import Fact
@@ -164,6 +165,14 @@ def _newest_id(state: State, name: str, runs: dict[str, int]) -> str:
         return workload_id(name, runs[name])
     newest = newest_run(state, name)
     return name if newest is None else newest.workload.id
+
+
+def check_secrets(specs: Sequence[WorkloadSpec], user: str, secrets: vault.Secrets) -> None:
+    """Raises RequestError that names every secret that `user` would have to set."""
+    named = dict.fromkeys(name for spec in specs for name in spec.secrets)
+    absent = [name for name in named if not secrets.has(user, name)]
+    if absent:
+        raise vault.missing(absent)
 
 
 def is_same(workload: Workload, known: WorkloadState | None) -> bool:

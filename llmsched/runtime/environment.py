@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
+from llmsched.runtime import redaction
 from llmsched.runtime.storage import LocalStorage, Storage
 
 _MAX_FILES = 20_000
@@ -131,12 +132,13 @@ class LogFile:
 
 
 class _Tee:
-    """Writes lines to a log and passes everything on to the stream it stands for."""
+    """Writes lines to a log and passes everything on to the stream it stands for, both without secret values."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
+        text = redaction.clean(text)
         self._log.write(text)
         return self._stream.write(text)
 

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from llmsched.runtime import context
+from llmsched.runtime import context, redaction
 from llmsched.runtime.storage import Storage
 
 _EVERY_S = 0.5
@@ -105,5 +105,5 @@ def plain_value(name: str, value: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        return value[:_LONGEST]
+        return redaction.clean(value)[:_LONGEST]
     raise TypeError(f"cannot report {name}={value!r}: expected a number, a boolean or a short string")

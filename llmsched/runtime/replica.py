@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from llmsched.runtime import environment
+from llmsched.runtime import environment, redaction
 
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
@@ -25,12 +25,14 @@ class ReplicaHost:
 
     def __init__(self, order: str, replica: str = OUR_REPLICA) -> None:
         given: dict[str, Any] = json.loads(order)
+        redaction.hide(given)
         os.environ.update(given.pop("envs"))
         try:
             self._replica = environment.load_entry(replica, "serve")(given)
         except Exception as error:
             mark = INPUT_MARK if isinstance(error, environment.UserError) else MARK
-            raise RuntimeError(mark + environment.explain(error, None)) from error
+            cause = None if redaction.hides() else error  # Ray logs it all
+            raise RuntimeError(mark + redaction.clean(environment.explain(error, None))) from cause
 
     async def ready(self) -> dict[str, Any]:
         """What the replica says of itself, once it can answer."""

@@ -21,9 +21,10 @@ from typing import Any
 
 import ray
 
-from llmsched.runtime import environment
+from llmsched.runtime import environment, redaction
 
 _PR_SET_PDEATHSIG = 1
+_LAST_WORDS_WITHIN_S = 2.0
 
 
 class TaskWorker:
@@ -31,6 +32,7 @@ class TaskWorker:
 
     def __init__(self, order: str, rank: int) -> None:
         self._order: dict[str, Any] = json.loads(order)
+        redaction.hide(self._order)
         self._rank = rank
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -111,18 +113,24 @@ class TaskWorker:
                     cwd=self._folder,
                     env=envs,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=subprocess.PIPE if redaction.hides() else log,
                     stderr=subprocess.STDOUT,
+                    bufsize=0,
                     start_new_session=True,
                     preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 log.write(f"cannot run {command[0]!r}: {error.strerror}\n".encode())
                 return 127
-        if self._stopping.is_set():  # stop() came before the process did
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
+            if self._stopping.is_set():  # stop() came before the process did
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            if self._process.stdout is None:
+                return self._process.wait()
+            pumping = redaction.pump(self._process.stdout, self._log.path.open("ab", buffering=0))
+            code = self._process.wait()
+            pumping.join(_LAST_WORDS_WITHIN_S)  # children that outlive the command may hold its output open
+            return code
 
     def _last_words(self) -> str:
         with self._log.path.open("rb") as log:

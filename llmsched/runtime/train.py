@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
-from llmsched.runtime import context, elastic, environment, progress
+from llmsched.runtime import context, elastic, environment, progress, redaction
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
@@ -105,6 +105,7 @@ def work(config: dict[str, str]) -> None:
     order = json.loads(ray.get(supervisor.order.remote()))
     here = ray.train.get_context()
     rank = here.get_world_rank()
+    redaction.hide(order)
     os.environ.update(order["envs"])
     folder = environment.scratch(config["attempt"])
     code: Path | None = None
@@ -143,6 +144,8 @@ def work(config: dict[str, str]) -> None:
                     traceback.print_exc()
                 progress.flush()
                 ray.get(supervisor.failed.remote(rank, text, _is_peer_loss(error), is_input))
+                if redaction.hides():  # what is raised is logged by Ray, with all that it says
+                    raise RuntimeError(redaction.clean(text)) from None
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,6 @@ _EVERY_KIND: dict[str, tuple[Any, ...]] = {
     "environment.image": (None,),
     "budget": (None,),
     "notify": ([],),
-    "secrets": ([],),
 }
 _WHAT_ENDS: dict[str, tuple[Any, ...]] = {
     "groups": ([],),
@@ -48,6 +47,7 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
         "slo": (None,),
+        "rollout.max_surge": (1,),
         "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
         "serve.engine": ("auto", "transformers"),
         "serve.parallelism.tensor": (1,),

@@ -58,6 +58,13 @@ class ShutdownRequest(Request):
     stop_everything: bool = False
 
 
+class SecretRequest(Request):
+    """`shared`: for everyone's workloads, which an admin alone may say; else for one's own."""
+
+    value: str = Field(repr=False)
+    shared: bool = False
+
+
 # --- amounts and reasons ----------------------------------------------------------------------------------------
 
 
@@ -291,6 +298,19 @@ class ConfigView(Reply):
 
     version: int
     configuration: dict[str, Any]
+
+
+class SecretView(Reply):
+    """A secret without its value, which nothing ever shows."""
+
+    name: str
+    shared: bool = False
+    set_by: str = ""
+    set_at: float
+
+
+class SecretList(Reply):
+    secrets: list[SecretView]
 
 
 class Alive(Reply):

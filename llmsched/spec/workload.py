@@ -117,8 +117,8 @@ _KEY_NAME = re.compile(
     r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|SECRET_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE
 )
 _KEY_HINT = (
-    "a spec is stored and shown, so a key must not stand in it. Give the nodes the credential instead "
-    "(their own environment, or an instance role)"
+    "a spec is stored and shown, so a key must not stand in it. Keep it with llmsched secret set NAME, "
+    "and write secrets: [NAME]"
 )
 _OURS = re.compile(r"LLMSCHED_|RAY_AUTH_|RAY_ADDRESS$")
 
@@ -140,6 +140,15 @@ def _check_envs(envs: dict[str, str]) -> dict[str, str]:
         if _KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
             raise ValueError(f'"{name}" looks like a key; {_KEY_HINT}')
     return envs
+
+
+def _check_secrets(names: list[str]) -> list[str]:
+    for name in names:
+        if _OURS.match(name):
+            raise ValueError(f'"{name}" is set by llmsched itself')
+    if len(set(names)) < len(names):
+        raise ValueError("has a name twice")
+    return names
 
 
 def _check_argv(argv: list[str]) -> list[str]:
@@ -188,13 +197,19 @@ class WorkloadSpec(Section):
     budget: Budget | None = None
     notify: list[HttpsUrl] = Field(default=[], max_length=16)
     envs: Envs = {}
-    secrets: list[EnvName] = Field(default=[], max_length=256)
+    secrets: Annotated[list[EnvName], AfterValidator(_check_secrets)] = Field(default=[], max_length=256)
     workdir: Workdir | None = None
 
     @model_validator(mode="after")
     def _waits_for_others_only(self) -> WorkloadSpec:
         if any(each.split("@")[0] == self.name for each in self.after):
             raise WrongAt("names the workload itself", "after")
+        return self
+
+    @model_validator(mode="after")
+    def _names_each_variable_once(self) -> WorkloadSpec:
+        if both := [name for name in self.secrets if name in self.envs]:
+            raise WrongAt(f'"{both[0]}" stands in envs too; it can have one value only', "secrets")
         return self
 
     def sources(self) -> list[str]:

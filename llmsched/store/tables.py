@@ -1,7 +1,7 @@
 """The query tables: what can be asked without folding the journal. Each is written in the transaction that changed it.
 
 A row is a NamedTuple whose fields are the columns in order; the first `keys` of them are its key. Rows are replaced
-whole. Tables never decide anything: dropping all but `idempotency` loses no truth.
+whole. Tables never decide anything: dropping all but `idempotency` and `secrets` loses no truth.
 """
 
 from __future__ import annotations
@@ -64,8 +64,18 @@ class IdempotencyRow(NamedTuple):
     at: float
 
 
-Row = WorkloadRow | ProgressRow | ReasonRow | IdempotencyRow
-AnyRow = TypeVar("AnyRow", WorkloadRow, ProgressRow, ReasonRow, IdempotencyRow)
+class SecretRow(NamedTuple):
+    """A value that specs name, sealed. `owner` "": everyone's. `sealed` "": it was removed."""
+
+    owner: str
+    name: str
+    sealed: str
+    by: str
+    at: float
+
+
+Row = WorkloadRow | ProgressRow | ReasonRow | IdempotencyRow | SecretRow
+AnyRow = TypeVar("AnyRow", WorkloadRow, ProgressRow, ReasonRow, IdempotencyRow, SecretRow)
 
 
 class Table(NamedTuple):
@@ -78,4 +88,5 @@ TABLES: dict[type, Table] = {
     ProgressRow: Table("progress", 1),
     ReasonRow: Table("reasons", 2),
     IdempotencyRow: Table("idempotency", 2),
+    SecretRow: Table("secrets", 2),
 }

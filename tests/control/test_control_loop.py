@@ -9,6 +9,7 @@ import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
 from llmsched.control.recovery import fold
+from llmsched.control.vault import Vault
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError
 from llmsched.spec import cluster as cluster_spec
@@ -268,12 +269,13 @@ def test_secret_values_reach_the_attempt_and_nothing_else(tmp_path):
     async def story():
         store = SqliteStore(tmp_path / "state.sqlite")
         cluster = fake_cluster()
-        async with controlling(cluster, store, secrets={"HF_TOKEN": "hunter2-canary"}) as controller:
-            spec = task("hush", envs={"MODE": "quiet"}).model_copy(update={"secrets": ["HF_TOKEN"]})
-            await controller.submit([spec], user=ANN)
+        vault = Vault(store, tmp_path / "elsewhere" / "secret-key", lambda: 1.0)
+        async with controlling(cluster, store, vault=vault) as controller:
+            await vault.put(ANN, "HF_TOKEN", "hunter2-canary", by=ANN)
+            await controller.submit([task("hush", envs={"MODE": "quiet"}, secrets=["HF_TOKEN"])], user=ANN)
             await until(lambda: phase(controller, "hush") == "running")
             assert cluster.attempts["llms/hush/0/1"].order.envs == {"MODE": "quiet", "HF_TOKEN": "hunter2-canary"}
-        for file in tmp_path.iterdir():
+        for file in tmp_path.glob("state*"):
             assert b"hunter2-canary" not in file.read_bytes()
 
     asyncio.run(story())

@@ -48,7 +48,7 @@ def documents(file: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "refused"),
     [
-        ("sql-lora", ["deadline", "schedule", "checkpoint.uri", "budget", "notify", "secrets"]),
+        ("sql-lora", ["deadline", "schedule", "checkpoint.uri", "budget", "notify"]),
         ("qwen", ["slo"]),
         ("support-desk", ["serve.calls"]),
         ("my-loop", []),
@@ -356,7 +356,7 @@ def test_bad_input_is_refused_with_its_place(text, place, words):
 def test_a_literal_key_is_refused_with_a_hint_and_never_repeated(value):
     for text in (TASK + f"envs: {{X: '{value}'}}", section("task", f"{{run: [curl, '{value}']}}")):
         error = refusal(text)
-        assert "looks like a key" in str(error) and "instance role" in str(error)
+        assert "looks like a key" in str(error) and "secrets: [NAME]" in str(error)
         assert value not in str(error)
 
 

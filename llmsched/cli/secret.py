@@ -1,0 +1,88 @@
+"""secret: values that workloads need and nobody may see. They come from a prompt, a pipe or a file, never from argv."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from llmsched.cli import show
+
+SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (admins).")
+
+
+@click.group()
+def secret() -> None:
+    """Keep values that workloads need and nobody may see.
+
+    A spec names them (secrets: [HF_TOKEN]) and each attempt finds them in its environment. The controller keeps them
+    encrypted, under a key in LLMSCHED_HOME/secret-key or LLMSCHED_SECRET_KEY_FILE: back that file up apart from the
+    store. Nothing shows a value again, and logs have *** in its place. A new value reaches what is launched after it.
+
+    \b
+      llmsched secret set HF_TOKEN < token.txt
+      llmsched secret list
+      llmsched secret rm HF_TOKEN
+    """
+
+
+@secret.command("set")
+@click.argument("name")
+@click.option(
+    "--from-file", "file", type=click.Path(path_type=Path), help="Read the value there, all but a last newline."
+)
+@SHARED
+@show.json_option
+def set_(name: str, file: Path | None, shared: bool) -> None:
+    """Set NAME: asked for on a terminal, else read from standard input."""
+    value = _value(name, file)
+    with show.connect() as client:
+        view = client.set_secret(name, value, shared=shared)
+    show.answer(view, lambda: click.echo(f"{view.name} is set. In a spec: secrets: [{view.name}]"))
+
+
+def _value(name: str, file: Path | None) -> str:
+    from llmsched.errors import SpecError
+
+    if file is None and sys.stdin.isatty():
+        return str(click.prompt(f"Value of {name}", hide_input=True, err=True))
+    try:
+        data = file.read_bytes() if file is not None else sys.stdin.buffer.read()
+        text = data.decode()
+    except OSError as error:
+        raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
+    except UnicodeDecodeError:
+        raise SpecError(
+            "the value is not UTF-8 text.", code="secret_value", hint="Encode it, as base64 for one."
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+@secret.command("list")
+@show.json_option
+def list_() -> None:
+    """Your own and the shared ones: names, never values."""
+    from llmsched.spec import wire
+
+    with show.connect() as client:
+        known = client.secrets()
+
+    def for_people() -> None:
+        table = show.table("NAME", "FOR", "SET BY", "SET", last_takes_rest=False)
+        for one in known:
+            table.add_row(one.name, "everyone" if one.shared else "you", show.plain(one.set_by), show.clock(one.set_at))
+        show.print_table(table)
+
+    show.answer(wire.SecretList(secrets=known), for_people)
+
+
+@secret.command("rm")
+@click.argument("name")
+@SHARED
+@show.json_option
+def rm(name: str, shared: bool) -> None:
+    """Remove NAME. What runs keeps the value it was given; what names it does not start again without it."""
+    with show.connect() as client:
+        view = client.remove_secret(name, shared=shared)
+    show.answer(view, lambda: click.echo(f"{view.name} is removed."))

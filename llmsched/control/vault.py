@@ -1,0 +1,183 @@
+"""Secrets: values that specs name, sealed in the store under a key that never goes there.
+
+AES-256-GCM; a value is bound to its owner and name, so a row copied to another place does not open. Everyone has
+secrets of their own, and an admin may set shared ones; one's own comes first. The key is made with the first secret, in
+a file for the controller's user alone. Whoever has the store without that file has nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from llmsched.errors import RequestError, SpecError, StoreError
+from llmsched.spec import wire
+from llmsched.store.journal import Batch, Store
+from llmsched.store.tables import SecretRow
+
+SHARED = ""  # the owner of what everyone may use
+SHORTEST = 4  # characters: a shorter value cannot be kept out of logs without tearing them apart
+LONGEST = 65_536
+_NONCE_BYTES = 12
+_VERSION = "1:"
+
+
+class Secrets(Protocol):
+    """What the loop asks: is there a value of that name for that user, and what is it."""
+
+    def has(self, user: str, name: str) -> bool: ...
+
+    def value(self, user: str, name: str) -> str:
+        """Raises RequestError when there is none, StoreError when it cannot be opened."""
+
+
+class NoSecrets:
+    def has(self, user: str, name: str) -> bool:
+        return False
+
+    def value(self, user: str, name: str) -> str:
+        raise missing([name])
+
+
+class Vault:
+    """`key_file` holds 64 hex digits. `now` stamps what is set."""
+
+    def __init__(self, store: Store, key_file: Path, now: Callable[[], float]) -> None:
+        self._store = store
+        self._file = key_file
+        self._now = now
+
+    def has(self, user: str, name: str) -> bool:
+        return self._row(user, name) is not None
+
+    def value(self, user: str, name: str) -> str:
+        row = self._row(user, name)
+        if row is None:
+            raise missing([name])
+        return self._open(row)
+
+    async def put(self, owner: str, name: str, value: str, by: str) -> wire.SecretView:
+        """On disk when it returns; the next attempt that is launched gets it. Raises SpecError, StoreError."""
+        if not SHORTEST <= len(value) <= LONGEST or "\0" in value:
+            raise SpecError(
+                f"a secret has {SHORTEST} to {LONGEST} characters and no NUL.",
+                code="secret_value",
+                hint="A shorter one could not be kept out of the logs.",
+            )
+        row = SecretRow(owner, name, self._seal(owner, name, value), by, self._now())
+        await self._write(row)
+        return _view(row)
+
+    async def remove(self, owner: str, name: str, by: str) -> wire.SecretView:
+        """Raises RequestError (404) when there is none. What runs keeps the value it was given."""
+        row = self._store.row(SecretRow, owner, name)
+        if row is None or not row.sealed:
+            raise RequestError(
+                f'there is no {"shared " if owner == SHARED else ""}secret "{name}".',
+                code="unknown_secret",
+                hint="llmsched secret list shows them.",
+                http_status=404,
+            )
+        await self._write(SecretRow(owner, name, "", by, self._now()))
+        return _view(row)
+
+    def known(self, user: str) -> list[wire.SecretView]:
+        """Names, never values: the user's own and the shared ones."""
+        owners = dict.fromkeys((user, SHARED))
+        rows = [row for owner in owners for row in self._store.rows(SecretRow, owner) if row.sealed]
+        return [_view(row) for row in sorted(rows, key=lambda row: (row.name, row.owner))]
+
+    def _row(self, user: str, name: str) -> SecretRow | None:
+        for owner in (user, SHARED):
+            row = self._store.row(SecretRow, owner, name)
+            if row is not None and row.sealed:
+                return row
+        return None
+
+    async def _write(self, row: SecretRow) -> None:
+        await asyncio.wrap_future(self._store.commit(Batch(row.at, (), [row])))
+
+    def _seal(self, owner: str, name: str, value: str) -> str:
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = AESGCM(self._key(make=True)).encrypt(nonce, value.encode(), _bound_to(owner, name))
+        return _VERSION + base64.b64encode(nonce + sealed).decode()
+
+    def _open(self, row: SecretRow) -> str:
+        try:
+            data = base64.b64decode(row.sealed.removeprefix(_VERSION), validate=True)
+            cipher = AESGCM(self._key(make=False))
+            return cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(row.owner, row.name)).decode()
+        except (InvalidTag, ValueError):
+            raise StoreError(
+                f'secret "{row.name}" does not open with the key in {self._file}.',
+                code="secret_key",
+                hint=f"Put the key back that it was set with, or set it again: llmsched secret set {row.name}",
+            ) from None
+
+    def _key(self, *, make: bool) -> bytes:
+        try:
+            text = self._file.read_text().strip()
+        except FileNotFoundError:
+            if not make:
+                raise StoreError(
+                    f"the key of the secrets is gone: {self._file} does not exist.",
+                    code="secret_key",
+                    hint="Put it back, or set the secrets again.",
+                ) from None
+            return self._new_key()
+        except OSError as error:
+            raise StoreError(f"cannot read {self._file}: {error.strerror}.", code="secret_key") from None
+        try:
+            key = bytes.fromhex(text)
+        except ValueError:
+            key = b""
+        if len(key) != 32:
+            raise StoreError(
+                f"{self._file} holds no key of 64 hex digits.", code="secret_key", hint="Put the right file there."
+            )
+        return key
+
+    def _new_key(self) -> bytes:
+        """Never in place of one that others were sealed with. Whole and private from its first moment."""
+        if any(row.sealed for row in self._store.rows(SecretRow)):
+            raise StoreError(
+                f"the key of the secrets is gone: {self._file} does not exist.",
+                code="secret_key",
+                hint="Put it back. To begin anew, remove every secret first: llmsched secret rm NAME",
+            )
+        key = secrets.token_bytes(32)
+        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                stream.write(key.hex() + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(self._file)
+        except OSError as error:
+            raise StoreError(f"cannot write {self._file}: {error.strerror}.", code="secret_key") from None
+        return key
+
+
+def missing(names: Iterable[str]) -> RequestError:
+    """What a spec that names them is answered, and how to put it right."""
+    listed = list(names)
+    what = f"secret {listed[0]} is" if len(listed) == 1 else f"secrets {', '.join(listed)} are"
+    commands = " and ".join(f"llmsched secret set {name}" for name in listed)
+    return RequestError(f"{what} not set.", code="missing_secret", hint=f"Set it first: {commands}")
+
+
+def _bound_to(owner: str, name: str) -> bytes:
+    return f"{owner}\0{name}".encode()
+
+
+def _view(row: SecretRow) -> wire.SecretView:
+    return wire.SecretView(name=row.name, shared=row.owner == SHARED, set_by=row.by, set_at=row.at)

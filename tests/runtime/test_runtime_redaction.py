@@ -1,0 +1,70 @@
+"""Secret values do not get into logs, however they are printed by accident."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsched.runtime import environment, progress, redaction
+
+CANARY = "canary-5f2c9e"
+PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n}\n-----END KEY-----"
+
+
+def order(**secrets: str) -> dict[str, Any]:
+    return {"envs": {"MODE": "quiet", **secrets}, "spec": {"secrets": list(secrets)}}
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden_afterwards() -> Iterator[None]:
+    yield
+    redaction.hide({"envs": {}, "spec": {}})
+
+
+def test_values_that_are_no_secrets_stay_readable() -> None:
+    redaction.hide(order(TOKEN=CANARY))
+    assert redaction.clean(f"quiet {CANARY}!") == "quiet ***!"
+    assert progress.plain_value("note", f"with {CANARY}") == "with ***"
+
+
+def test_the_longer_of_two_values_that_overlap_goes_whole() -> None:
+    redaction.hide(order(A="sesame", B="sesame-opened"))
+    assert redaction.clean("sesame-opened sesame") == "*** ***"
+
+
+def test_a_value_of_many_lines_is_hidden_line_by_line() -> None:
+    redaction.hide(order(KEY=PEM))
+    text = redaction.clean(f"{PEM!r} and {{x}}")
+    assert "MIIEvQIB" not in text and text.endswith("and {x}")
+
+
+def test_what_a_loop_prints_is_cleaned_in_the_log_and_on_its_stream(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    redaction.hide(order(TOKEN=CANARY))
+    with environment.output_to(environment.LogFile(str(tmp_path), "0.log")):
+        print("token", CANARY)
+        print(CANARY, file=sys.stderr)
+    assert (tmp_path / "0.log").read_text() == "token ***\n***\n"
+    assert CANARY not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("size", [3, 4096])
+def test_what_a_command_writes_piece_by_piece_is_cleaned(tmp_path: Path, size: int) -> None:
+    redaction.hide(order(TOKEN=CANARY))
+    text = f"first\nlogin {CANARY}\r{CANARY}" + "x" * 200_000 + f"{CANARY} end"
+    code = (
+        "import os, sys\ntext = (sys.argv[1] + 'x' * 200_000 + sys.argv[2]).encode()\n"
+        f"for n in range(0, len(text), {size}): os.write(1, text[n:n+{size}])"
+    )
+    before, after = text.split("x" * 200_000)
+    child = subprocess.Popen([sys.executable, "-c", code, before, after], stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdout is not None
+    redaction.pump(child.stdout, (tmp_path / "log").open("wb", buffering=0)).join(30)
+    assert child.wait() == 0
+    assert (tmp_path / "log").read_bytes().decode() == text.replace(CANARY, "***")
