@@ -40,6 +40,7 @@ from llmsched.core.workload import Group, Option, Placed, Topology, Workload
 from llmsched.errors import SpecError
 from llmsched.policies.registry import load as load_policies
 
+PLAIN = PolicyNames(ordering="priority", elasticity="even")  # scenarios test rules; taste is measured elsewhere
 START = 1_000_000.0  # the stamp that a scenario calls 0
 LONG_AGO_S = 100_000.0  # before START, when running work without a start time began
 PASSES = 200  # turns until a scenario must have come to rest
@@ -238,7 +239,7 @@ class _Run:
         if named is not None:
             names = named if isinstance(named, list) else [named]
             mask = sum(1 << state.nodes[name].slot for name in names)
-        chosen = load_policies(PolicyNames(placement="spread")) if row.get("spread") else self.policies
+        chosen = load_policies(PLAIN._replace(placement="spread")) if row.get("spread") else self.policies
         probe = replace(gang.spec, preemptible=True, topology=Topology(), min_size=members, max_size=members)
         original, gang.spec = gang.spec, probe
         queue_quota, state.quota.enforced = state.quota.enforced, False  # what runs, runs: within quota or not
@@ -539,7 +540,7 @@ def _configuration(scenario: Mapping[str, Any], policy: Mapping[str, Any]) -> Co
         consolidation=policy.get("consolidation", False),
         time_resolution_s=policy.get("time_resolution_s", 1.0),
     )
-    return Configuration(1, queues, cohorts, reservations, scheduling=scheduling)
+    return Configuration(1, queues, cohorts, reservations, scheduling=scheduling, policies=PLAIN)
 
 
 def _word(value: Any) -> str:

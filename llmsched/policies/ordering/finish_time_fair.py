@@ -1,4 +1,4 @@
-"""Nobody far behind, no long tail, otherwise the least work first: three tiers.
+"""Nobody far behind, no long tail, otherwise the least work first: three tiers among gangs of equal priority.
 
 1. Gangs about to be treated unfairly, worst first. A gang's projected finish-time fairness is the time it will have
    taken if it runs from now on, over its fair time: its run time alone x the jobs per GPU seen so far (Shockwave,
@@ -42,22 +42,23 @@ class FinishTimeFair:
         holds = gang.is_holding()
         done = view.service_s(gang) if holds else gang.served_s
         spec = gang.spec
+        urgency = -spec.priority
         gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
         left = view.remaining_s(gang) if holds else gang.work_left  # who waits would run at min_size
         if left is None:
             left = max(PRIOR_S - done, done)
             unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
             if unfairness >= GUARD_BLIND:
-                return (0, -round(unfairness, 6))
-            return (2, round((PRIOR_S + done) * gpus * (RUNNING if holds else 1.0), 3))
+                return (urgency, 0, -round(unfairness, 6))
+            return (urgency, 2, round((PRIOR_S + done) * gpus * (RUNNING if holds else 1.0), 3))
         if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
             left = max(done, 1.0)
         unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
         if unfairness >= GUARD:
-            return (0, -round(unfairness, 6))
+            return (urgency, 0, -round(unfairness, 6))
         if left >= POLE * self._bound:
-            return (1, -round(left, 3))
-        return (2, round(left * gpus, 3))
+            return (urgency, 1, -round(left, 3))
+        return (urgency, 2, round(left * gpus, 3))
 
     def _prepare(self, view: View) -> None:
         """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
