@@ -19,7 +19,7 @@ from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import wire
 
 BODY_LIMIT = 1 << 20
-WORKDIR_LIMIT = 256 << 20
+WORKDIR_LIMIT = 128 << 20
 OPEN_PATH = "/healthz"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -27,7 +27,9 @@ def status(name: str | None, everything: bool) -> None:
     with show.connect() as client:
         if name is not None:
             view = client.status(name)
-            show.answer(view, lambda: _print_one(view))
+            serves = view.kind == "serve" and not show.wants_json()
+            endpoint = client.health().urls.get("endpoint", "") if serves else ""
+            show.answer(view, lambda: _print_one(view, endpoint))
             return
         listed, health = client.workloads(), client.health()
     show.answer(listed, lambda: _print_all(listed, health, everything))
@@ -76,7 +78,7 @@ def _what(view: wire.WorkloadView) -> str:
     return show.progress(view.progress) or view.message
 
 
-def _print_one(view: wire.WorkloadView) -> None:
+def _print_one(view: wire.WorkloadView, endpoint: str) -> None:
     out = show.out()
     out.print(f"[bold]{show.plain(view.id)}[/]  {view.kind}, {show.phase(view.phase)}")
     rows = [
@@ -88,6 +90,8 @@ def _print_one(view: wire.WorkloadView) -> None:
     if not view.ended:
         held = f", {show.gpus(view.gpus)} GPUs" if view.gpus else ""
         rows.append(("replicas" if view.kind == "serve" else "size", _size(view) + held))
+    if endpoint and not view.ended:
+        rows.append(("endpoint", f"{endpoint}/v1"))
     if view.progress and not view.ended:
         rows.append(("progress", show.progress(view.progress)))
     if view.metrics:
