@@ -7,14 +7,16 @@ anyone's. Start reading at `tell`. The pictures are in `cli/screen.py`; nothing 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ SUPPORT_QUESTION = "My computer is slow. What should I do?"
 REVIEWS = ("a moving and wonderfully acted story", "two hours of my life that i will never get back")
 SHORT_STEPS = {"sentiment": 12, "support-tone": 4}
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 Views = dict[str, wire.WorkloadView]
 
 
@@ -62,11 +66,30 @@ def demo(keep: bool, short: bool) -> None:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("LLMSCHED_CACHE", str(caches / "llmsched"))  # converted models, kept for the next time
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    measured = tell(home, keep=keep, short=short)
+    try:
+        with signals(_interrupt):
+            measured = tell(home, keep=keep, short=short)
+    except KeyboardInterrupt:  # it has cleaned up and said so
+        click.get_current_context().exit(130)
     if not keep:
         shutil.rmtree(home)
     if show.wants_json():
         click.echo(json.dumps(measured, indent=2))
+
+
+@contextlib.contextmanager
+def signals(answer: Any) -> Iterator[None]:
+    """Within, whatever asks a program to end is answered like this: a handler, or signal.SIG_IGN."""
+    before = {name: signal.signal(name, answer) for name in SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def tell(home: Path, *, keep: bool, short: bool) -> dict[str, Any]:
@@ -91,9 +114,10 @@ def tell(home: Path, *, keep: bool, short: bool) -> dict[str, Any]:
             raise
         finally:
             if not keep:
-                screen.say("cleaning up: workloads, controller, Ray")
-                _, processes = cluster.take_down(home)
-                screen.say(f"{processes} processes of Ray ended; none is left, and no port")
+                with signals(signal.SIG_IGN):  # a second Ctrl-C must not leave half of it running
+                    screen.say("cleaning up: workloads, controller, Ray")
+                    _, processes = cluster.take_down(home)
+                    screen.say(f"{processes} processes of Ray ended; none is left, and no port")
         story.measured["total_s"] = round(time.monotonic() - began, 1)
         screen.say(f"the whole story took {story.measured['total_s']:.0f} s")
     return story.measured
