@@ -1,0 +1,137 @@
+"""How fast the control plane answers: the real controller process over real HTTP, with pretended nodes instead of Ray.
+
+    python tests/benchmarks/control.py [--seconds 60] > control.json
+
+Prints one JSON object: seconds unless a name says otherwise; p50 and p99 over single requests, one after the other;
+`burst` is an open loop of 50 submissions a second. Ends everything it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmsched.client.core import AsyncClient
+
+KNOWN = 1000
+PER_SECOND = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=60, help="length of the burst")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="llms") as folder:
+        os.environ["LLMSCHED_HOME"] = folder
+        llmsched("up", "--fake-nodes", "16x8:A100")
+        try:
+            result = {"help_s": median_of(lambda: llmsched("--help"))}
+            result |= asyncio.run(measure(options.seconds))
+            result["status_s"] = median_of(lambda: llmsched("status"))
+            result |= restart(Path(folder))
+        finally:
+            llmsched("down")
+    print(json.dumps(result, indent=2))
+
+
+def llmsched(*words: str) -> None:
+    command = [sys.executable, "-m", "llmsched.cli.main", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def median_of(act: Any, runs: int = 7) -> float:
+    return round(statistics.median(timed(act) for _ in range(runs)), 4)
+
+
+def timed(act: Any) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def task(name: str, *, gpus: int = 0) -> dict[str, Any]:
+    wanted = {"accelerators": f"A100:{gpus}"} if gpus else {"cpus": 1}
+    return {"name": name, "kind": "task", "resources": wanted, "task": {"run": ["true"]}}
+
+
+async def measure(seconds: int) -> dict[str, Any]:
+    async with AsyncClient() as client:
+        for begin in range(0, KNOWN, 100):
+            await client.apply([task(f"known-{begin + i}") for i in range(100)])
+        for i in range(KNOWN):
+            await client.wait(f"known-{i}")
+        await client.apply([task(f"waiting-{i}", gpus=8) for i in range(100)])
+        one_by_one = []
+        for i in range(200):
+            began = time.perf_counter()
+            await client.apply([task(f"single-{i}", gpus=8)])
+            one_by_one.append((time.perf_counter() - began) * 1000)
+        burst: list[float] = []
+
+        async def submit(i: int) -> None:
+            began = time.perf_counter()
+            await client.apply([task(f"burst-{i}")])
+            burst.append((time.perf_counter() - began) * 1000)
+
+        sent = []
+        began = time.perf_counter()
+        for i in range(seconds * PER_SECOND):
+            await asyncio.sleep(max(0.0, began + i / PER_SECOND - time.perf_counter()))
+            sent.append(asyncio.create_task(submit(i)))
+        await asyncio.gather(*sent)
+        known = {view.name for view in (await client.workloads()).workloads}
+        lost = [i for i in range(seconds * PER_SECOND) if f"burst-{i}" not in known]
+        for i in range(200):
+            await client.cancel(f"single-{i}")
+    return {
+        "known": KNOWN,
+        "apply_ms": quantiles(one_by_one),
+        "burst": {
+            "per_s": round(len(sent) / (time.perf_counter() - began), 1),
+            "submitted": len(sent),
+            "lost": len(lost),
+            **quantiles(burst),
+        },
+    }
+
+
+def restart(folder: Path) -> dict[str, Any]:
+    """Killed with -9 and started again: until it answers, and what it needs then."""
+    os.kill(pid_of(folder), signal.SIGKILL)
+    again = timed(lambda: llmsched("up", "--fake-nodes", "16x8:A100"))
+    entries = asyncio.run(last_seq())
+    return {
+        "restart_to_serving_s": round(again, 2),
+        "journal_entries": entries,
+        "controller_rss_mib": round(psutil.Process(pid_of(folder)).memory_info().rss / 2**20),
+    }
+
+
+async def last_seq() -> int:
+    async with AsyncClient() as client:
+        return (await client.health()).seq
+
+
+def pid_of(folder: Path) -> int:
+    return int(json.loads((folder / "controller.json").read_text())["pid"])
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {"p50": round(statistics.median(ordered), 1), "p99": round(ordered[int(len(ordered) * 0.99)], 1)}
+
+
+if __name__ == "__main__":
+    main()
