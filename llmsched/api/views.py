@@ -67,7 +67,7 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> wire.Wor
         user=it.user,
         priority=it.priority,
         phase=phase(found),
-        message=found.message,
+        message=found.message or next((why for one in live for why in one.adapter_errors.values()), ""),
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
         size=sum(one.status in (Status.RUNNING, Status.RESIZING) for one in live)
