@@ -68,7 +68,7 @@ def test_a_mistake_is_explained_by_the_last_frame_of_the_users_own_code(tmp_path
     assert environment.explain(environment.UserError("no such file"), tmp_path) == "no such file"
 
 
-def test_output_goes_to_the_log_and_to_where_it_went_before(tmp_path, capsys):
+def test_output_goes_to_the_log_line_by_line_and_to_where_it_went_before(tmp_path, capsys):
     log = environment.LogFile(str(tmp_path), "w/0/1/logs/0.log")
     with environment.output_to(log):
         print("seen")
@@ -77,6 +77,15 @@ def test_output_goes_to_the_log_and_to_where_it_went_before(tmp_path, capsys):
     print("after")
     assert capsys.readouterr().out == "seen\nafter\n"
     assert (tmp_path / "w/0/1/logs/0.log").read_text() == "seen\nwarned\n"
+
+
+def test_when_output_ends_the_log_is_whole_in_any_storage_and_no_copy_is_left(store):
+    log = environment.LogFile(store.uri, "w/0/1/logs/0.log")
+    with environment.output_to(log):
+        print("first")
+        print("last")
+    assert store.read("w/0/1/logs/0.log") == b"first\nlast\n"
+    assert log.path.exists() == store.hands_out_originals
 
 
 def test_processes_of_one_machine_share_its_cpus_and_each_has_at_least_one(monkeypatch):
