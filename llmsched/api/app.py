@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from llmsched.api import routes
-from llmsched.api.auth import OPEN_PATH, Guard, Tokens, error_body, error_headers
+from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
 from llmsched.runtime.storage import StorageError
 
@@ -44,7 +44,7 @@ def _check_declares_role(route: Any) -> None:
     if not isinstance(route, APIRoute):
         raise Bug(f"route {route} is not one that can be guarded.")
     declares = any(hasattr(part.call, "role") for part in route.dependant.dependencies)
-    if not declares and route.path != OPEN_PATH:
+    if not declares and route.path not in OPEN_PATHS:
         raise Bug(f"route {route.path} does not say who may use it.")
 
 

@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 
 from llmsched.api import home
 from llmsched.api.home import ROLES, TokenRecord, digest
+from llmsched.api.page import PAGE_PATH
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import wire
 
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
-OPEN_PATH = "/healthz"
+OPEN_PATHS = ("/healthz", PAGE_PATH)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -106,7 +107,7 @@ def error_headers(error: LlmschedError) -> dict[str, str]:
 
 
 class Guard:
-    """ASGI: Host and Origin allow-lists, bearer token, content type, body size. The only open path is /healthz."""
+    """ASGI: Host and Origin allow-lists, bearer token, content type, body size. Open are /healthz and the page."""
 
     def __init__(self, app: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
         self._app = app
@@ -136,7 +137,7 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and origin not in self._origins:
             raise NotAllowed("requests of web pages are not accepted.", code="origin")
-        if scope["path"] == OPEN_PATH:
+        if scope["path"] in OPEN_PATHS:
             return 0
         scope["llmsched.token"] = self._tokens.find(headers.get(b"authorization", ""))
         limit = BODY_LIMIT

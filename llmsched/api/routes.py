@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import logs, views, workdirs
+from llmsched.api import logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control.dispatch import newest_run
@@ -65,6 +65,11 @@ open_router = APIRouter()
 @open_router.get("/healthz")
 async def alive() -> wire.Alive:
     return wire.Alive()
+
+
+@open_router.get(page.PAGE_PATH, response_class=HTMLResponse, include_in_schema=False)
+async def web_view() -> HTMLResponse:
+    return HTMLResponse(page.content(), headers=page.headers())
 
 
 @router.get("/health")

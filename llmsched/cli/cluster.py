@@ -94,6 +94,7 @@ def bring_up(
 def _print_up(url: str, health: Any, listed: Any) -> None:
     gpus = sum(node.total.gpus for node in listed.nodes)
     click.echo(f"controller  {url}")
+    click.echo(f"web view    {url}/  (llmsched web prints the way in)")
     for name, where in sorted(health.urls.items()):
         click.echo(f"{name:<11} {where}")
     click.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")

@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "events": ("llmsched.cli.look:events", "What the scheduler hears and decides."),
         "queues": ("llmsched.cli.look:queues", "Queues, their quota and their use."),
         "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),
+        "web": ("llmsched.cli.web:web", "The address of the same in a browser."),
     },
     "More": {
         "config": ("llmsched.cli.files:config", "Show the configuration in force, or put a new one in force."),
