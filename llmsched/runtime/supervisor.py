@@ -74,6 +74,7 @@ class Supervisor:
         self._gauges: dict[str, Gauge] = {}
         self._controller: Any = None
         self._workers: list[Any] = []
+        self._resizes = 0
         self._left = threading.Event()  # set when the work has let go of everything
         self._receipt: dict[str, Any] | None = None
         self._next_members: list[dict[str, Any]] | None = None
@@ -112,7 +113,7 @@ class Supervisor:
     def resize(self, members: str, grace_s: float) -> None:
         """Hold these members (JSON) instead: the loop saves and leaves, and begins again from there at the new size.
 
-        For train only. One that does not leave within the grace is ended and goes back to its last checkpoint.
+        One that does not leave within the grace is ended and goes back to its last checkpoint; a task begins again.
         """
         self._next_members = json.loads(members)
         self.stop("resize", grace_s)
@@ -198,7 +199,8 @@ class Supervisor:
                 return False
             self._order["members"], self._next_members = self._next_members, None
             self._stop_mode, self._started, self._did_stop, self._stopped_step = "", False, False, None
-            self._failures, self._groups, self._controller = [], [], None
+            self._failures, self._groups, self._workers, self._controller = [], [], [], None
+            self._resizes += 1
             self._left = threading.Event()
             return True
 
@@ -278,7 +280,7 @@ class Supervisor:
         for member in order["members"]:
             need = _amounts(member)
             worker = Actor.options(
-                name=f"{self.name}/rank-{member['rank']}",
+                name=f"{self.name}/rank-{member['rank']}" + (f".{self._resizes}" if self._resizes else ""),
                 namespace=NAMESPACE,
                 num_gpus=need.pop("GPU", 0),
                 num_cpus=need.pop("CPU", 0),
@@ -420,7 +422,7 @@ class Supervisor:
             "metrics": {},
             "attempt": self._order["attempt"],
             "epoch": self._order["epoch"],
-            "started": self._started,
+            "started": self._started or self._resizes > 0,
         }
         for pause_s in RECEIPT_PAUSES_S:
             time.sleep(pause_s)
