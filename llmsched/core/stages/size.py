@@ -41,8 +41,25 @@ def run(trial: Trial, plan: Plan, policy: Elasticity, view: View) -> None:
         for name, size in policy.share(members, amount // MILLI, view).items():
             gang = state.gangs[name]
             plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+        _cut(plan, members, amount)
     if policy.period_s:
         plan.wake(plan.at + policy.period_s)
+
+
+def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
+    """Whatever the policy said, sizes together stay within the amount (or at their minimum): the newest give first."""
+    bundle = {gang.id: gang.spec.groups[0].options[0].resources.gpus_milli for gang in members}
+    over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
+    for gang in reversed(members):
+        size = plan.sizes.get(gang.id, 0)
+        if over <= 0:
+            return
+        smaller = [s for s in reversed(allowed_sizes(gang.spec)) if s < size]
+        for to in smaller if gang.wanted_size is None else ():
+            over -= (plan.sizes[gang.id] - to) * bundle[gang.id]
+            plan.sizes[gang.id] = to
+            if over <= 0:
+                return
 
 
 def _rigid_demand(trial: Trial) -> int:
@@ -77,6 +94,13 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         most[name] = min(demand[name], elastic_now + max(0, state.quota.available(name, flavor)))
         share[name] = min(demand[name], max(0, promised.get(name, 0) - rigid))
     left = capacity - sum(share.values())
+    while left < 0:  # rigid work waits or holds a part of it: the largest share gives first
+        largest = max(share, key=lambda name: (share[name], name))
+        given = min(share[largest], max(MILLI, -left // (2 * len(share))))
+        if not given:
+            break
+        share[largest] -= given
+        left += given
     if state.configuration.scheduling.fair_share == GUARANTEE:
         return share
     while left >= MILLI:

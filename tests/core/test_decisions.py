@@ -1,0 +1,208 @@
+"""What one pass decides, as ledger entries."""
+
+from __future__ import annotations
+
+import pytest
+from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
+
+from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
+from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue
+from llmsched.core.facts import Finished, LoadObserved, Lost, NodeJoined, NodeLost, Released
+from llmsched.core.nodes import Node
+from llmsched.core.resources import Resources
+from llmsched.core.state import Status
+from llmsched.core.workload import Autoscaling, Group, Option, Workload
+
+
+def test_shrinks_an_elastic_gang_before_evicting_anyone() -> None:
+    given = cluster("2 nodes x 8 A100").queue("lab", gpus=16)
+    given.running("tune", gpus=16, elastic=(8, 16), step=8)
+    given.pending("chat-replica", gpus=4, priority=80)
+
+    plan = given.decide()
+
+    assert plan.decisions == [Resize("tune", to=8), Nominate("chat-replica", gpus=4)]
+    assert plan.why("chat-replica") == "waits for tune to release 8 GPUs"
+
+
+def test_a_victim_counts_for_one_beneficiary_only() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).rules(within_queue="lower_priority")
+    given.running("low", gpus=4, priority=10)
+    given.pending("one", gpus=4, priority=80)
+    given.pending("two", gpus=4, priority=80)
+    assert given.turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("one", gpus=4)]
+    assert given.turn().decisions == []
+    given.after(1.0, Released(given.now + 1.0, "low/0", 1))
+    assert given.turn().decisions == [Launch("one", gpus=4)]
+
+
+def test_those_who_leave_anyway_are_promised_before_anybody_is_evicted() -> None:
+    given = cluster("2 nodes x 4").queue("q", gpus=8).rules(within_queue="lower_priority")
+    given.running("ending", gpus=4, priority=10)
+    given.running("low", gpus=4, priority=10)
+    given.state.apply(check(given.state, Cancel(given.now, "ending")))  # type: ignore[arg-type]
+    given.pending("in", gpus=4, priority=80)
+    assert given.decide().decisions == [Other("Stop", "ending"), Nominate("in", gpus=4)]
+
+
+def test_an_evicted_gang_does_not_take_back_what_was_promised() -> None:
+    given = cluster("1 node x 2").queue("own", gpus=2).queue("guest", gpus=0).rules(reclaim="any")
+    given.running("guest", gpus=2, queue="guest")
+    given.pending("owner", gpus=2, queue="own")
+    given.settle()
+    assert given.phase("owner") == "running" and given.phase("guest") == "waiting"
+
+
+def test_a_success_while_being_evicted_is_a_success() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).rules(within_queue="lower_priority")
+    given.running("low", gpus=4, priority=10)
+    given.pending("high", gpus=4, priority=80)
+    given.turn()
+    given.after(1.0, Finished(given.now + 1.0, "low/0", 1, "succeeded"), Released(given.now + 1.0, "low/0", 1))
+    assert given.phase("low") == "succeeded"
+
+
+def test_what_has_ended_stays_ended_whatever_is_said_later() -> None:
+    given = cluster("1 node x 4")
+    given.running("a", gpus=1)
+    given.after(1.0, Finished(given.now + 1.0, "a/0", 1, "succeeded"))
+    given.after(1.0, Lost(given.now + 1.0, "a/0", 1, "late"), Finished(given.now + 1.0, "a/0", 1, "failed"))
+    assert given.phase("a") == "succeeded"
+    assert given.turn().decisions == []
+
+
+def test_a_cancel_of_a_running_gang_is_not_lost_when_its_attempt_is() -> None:
+    given = cluster("1 node x 4")
+    given.running("a", gpus=1)
+    given.state.apply(check(given.state, Cancel(given.now, "a")))  # type: ignore[arg-type]
+    given.after(1.0, Lost(given.now + 1.0, "a/0", 1))
+    given.settle()
+    assert given.phase("a") == "cancelled"
+
+
+def test_a_gang_that_lost_a_node_lets_go_of_the_rest_and_starts_again() -> None:
+    given = cluster("3 nodes x 4")
+    given.running("wide", gpus=8, elastic=(8, 8))
+    given.after(1.0, NodeLost(given.now + 1.0, "n-0"))
+    assert given.turn().decisions == [Preempt("wide", "node_lost")]
+    given.after(1.0, Released(given.now + 1.0, "wide/0", 1))
+    assert given.state.gangs["wide/0"].restarts == 1
+    given.after(60.0)
+    assert given.turn().decisions == [Launch("wide", gpus=8)]
+
+
+def test_preemptions_do_not_count_as_restarts() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).rules(within_queue="lower_priority")
+    given.running("low", gpus=4, priority=10)
+    given.pending("high", gpus=4, priority=80)
+    given.settle()
+    gang = given.state.gangs["low/0"]
+    assert (gang.restarts, gang.preemptions, gang.status) == (0, 1, Status.QUEUED)
+
+
+def test_idle_passes_evict_nobody() -> None:
+    given = cluster("1 node x 8").queue("a", gpus=4).queue("b", gpus=4).rules("lower_priority", "any")
+    for number in range(8):
+        given.running(f"a{number}", gpus=1, queue="a")
+    given.pending("b", gpus=4, queue="b")
+    given.settle()
+    for _ in range(50):
+        given.after(1.0)
+        assert given.turn().decisions == []
+
+
+def test_over_its_budget_a_gang_is_stopped_with_its_reason() -> None:
+    given = cluster("1 node x 4")
+    given.running("greedy", gpus=2, budget_gpu_s=100.0)
+    assert given.turn().plan.wake_at == given.now + 50.0
+    given.after(50.0)
+    assert given.turn().decisions == [Other("Stop", "greedy")]
+    given.after(1.0, Released(given.now + 1.0, "greedy/0", 1))
+    assert given.phase("greedy") == "failed" and "budget" in given.state.workloads["greedy"].message
+
+
+def test_load_makes_replicas_and_they_queue_like_any_gang() -> None:
+    given = cluster("1 node x 2")
+    knobs = Autoscaling(target_ongoing_requests=2, upscale_delay_s=10.0)
+    given.pending("chat", gpus=1, kind="serve", min_replicas=1, max_replicas=3, autoscaling=knobs)
+    given.settle()
+    given.after(1.0, LoadObserved(given.now + 1.0, "chat", 6.0))
+    given.settle()
+    assert given.state.workloads["chat"].wanted_replicas == 1  # the delay runs
+    given.after(10.0, LoadObserved(given.now + 10.0, "chat", 6.0))
+    given.settle()
+    assert given.state.workloads["chat"].wanted_replicas == 3
+    assert [gang.status for gang in given.state.gangs.values()] == [Status.RUNNING, Status.RUNNING, Status.QUEUED]
+
+
+def test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on() -> None:
+    given = cluster("1 node x 4")
+    given.pending("nightly", gpus=1, schedule="0 * * * *")
+    given.settle()
+    given.after(3600.0)
+    given.settle()
+    assert [*given.state.workloads] == ["nightly"]
+    given.after(1.0, Finished(given.now + 1.0, "nightly/0", 1, "succeeded"))
+    given.after(3600.0)
+    given.settle()
+    assert [*given.state.workloads] == ["nightly", "nightly@2"] and given.phase("nightly@2") == "running"
+
+
+def test_waiting_work_asks_for_nodes_and_idle_nodes_go() -> None:
+    given = cluster("1 node x 2 A100")
+    machine = NodeType("p4d", "A100", gpus=8, cpus=96, max=2, idle_timeout_s=60.0)
+    given.state.apply(check(given.state, Configure(1.0, Configuration(2, node_types=(machine,)))))  # type: ignore[arg-type]
+    given.pending("big", gpus=8, flavor="A100")
+    decided = given.turn()
+    assert decided.plan.decisions[0].counts == (("p4d", 1),)  # type: ignore[union-attr]
+    assert decided.code("big") == "capacity_coming"
+    joined = Node("new", Resources(8000, 96000, 1 << 40), "A100", node_type="p4d")
+    given.after(60.0, NodeJoined(given.now + 60.0, joined))
+    given.settle()
+    assert given.phase("big") == "running"
+    given.after(60.0, Finished(given.now + 60.0, "big/0", 1, "succeeded"))
+    given.turn()
+    given.after(61.0)
+    assert Other("ReleaseNode", "") in given.decide().decisions
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"queue": "nowhere"}, "unknown_queue", 'no queue is called "nowhere"'),
+        ({"groups": (Group("w", 1, (Option("H100", Resources(1000)),)),)}, "impossible", "the cluster has: 16 A100"),
+        (
+            {"groups": (Group("w", 1, (Option("A100", Resources(9000)),)),)},
+            "impossible",
+            "the largest node with A100 has 8",
+        ),
+        ({"min_size": 17, "max_size": 17}, "impossible", "the whole cluster holds 16"),
+        ({"queue": "small", "min_size": 5, "max_size": 5}, "over_limit", "may use at most 4"),
+        ({"after": ("ghost",)}, "unknown_workload", "comes after ghost"),
+        ({"after": ("new",)}, "cycle", "wait for itself"),
+        ({"schedule": "61 * * * *"}, "impossible", "out of range"),
+    ],
+)
+def test_a_wrong_submission_is_refused_in_words(changes: dict[str, object], code: str, words: str) -> None:
+    given = cluster("2 nodes x 8 A100").queue("lab", gpus=12).queue("small", gpus=4, borrow=0)
+    group = Group("w", 1, (Option("A100", Resources(1000)),))
+    fields: dict[str, object] = {"groups": (group,), "queue": "lab", **changes}
+    found = check(given.state, Submit(1.0, Workload("new", "new", "train", **fields)))  # type: ignore[arg-type]
+    assert isinstance(found, Refusal) and found.code == code and words in found.message, found
+
+
+def test_the_same_again_is_unchanged_and_an_ended_one_is_not_changed() -> None:
+    given = cluster("1 node x 4")
+    given.running("a", gpus=1)
+    same = given.state.workloads["a"].workload
+    assert check(given.state, Submit(2.0, same)).code == "unchanged"  # type: ignore[union-attr]
+    assert check(given.state, ScaleTo(2.0, "a", 2)).code == "over_limit"  # type: ignore[union-attr]
+    given.after(1.0, Finished(given.now + 1.0, "a/0", 1, "succeeded"))
+    assert check(given.state, Cancel(3.0, "a")).code == "ended"  # type: ignore[union-attr]
+
+
+def test_cohorts_in_a_circle_are_refused() -> None:
+    given = cluster("1 node x 4")
+    circle = Configuration(2, (Queue("default"),), (Cohort("a", "b"), Cohort("b", "a")))
+    found = check(given.state, Configure(1.0, circle))
+    assert isinstance(found, Refusal) and found.code == "cycle"
