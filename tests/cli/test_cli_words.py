@@ -185,7 +185,7 @@ def test_plan_of_a_changed_file_says_that_what_runs_is_rolled_out(controller: Li
     controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
     run("apply", "-f", write("a.yaml", task("rolled")))
     controller.hear("Bound", "rolled")
-    result = run("plan", "-f", write("a.yaml", task("rolled").replace('"true"', '"false"')))
+    result = run("plan", "-f", write("a.yaml", task("rolled", more="priority: 70\n")))
     assert result.stdout.splitlines()[1].split()[3] == "changed"
     assert result.stdout.splitlines()[1].endswith("rolls out")
 
