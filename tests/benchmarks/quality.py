@@ -1,0 +1,239 @@
+"""How well llmsched schedules: published workloads replayed, our figures beside the published ones.
+
+    python tests/benchmarks/quality.py [--only shockwave] [--out quality.json]
+
+Prints one table and writes one JSON object. Every row holds the exact command, what the scheduler was told and what it
+paid, and the same of the published figures. Needs the traces of ../shared/traces beside the checkout (or --traces).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TRACES = Path(__file__).parents[2] / ".." / "shared" / "traces" / "train"
+PHILLY = "philly_2017-09-04_2017-10-22.csv.gz"
+PHILLY_GPUS = 480
+SHOCKWAVE_PAID = (
+    "run times known to those that use them (OSSP, AlloX, Shockwave); nothing paid to preempt; 120 s rounds"
+)
+POLLUX_PAID = "Pollux and Tiresias know no run times, Optimus is an oracle; 30 s at every start or change of size"
+
+
+@dataclass
+class Row:
+    """One workload under one setting. `commands` are runs whose figures are averaged (all but `worst`: the largest)."""
+
+    name: str
+    commands: list[list[str]]
+    published: dict[str, Any]
+    published_paid: str
+    must: dict[str, float] = field(default_factory=dict)  # figure -> at most
+    below: tuple[str, ...] = ()  # or: figures that must be below those of these rows
+    figures: tuple[str, ...] = ("makespan_s", "avg_jct_s", "worst_ftf", "unfair_pct")
+
+
+def rows(traces: Path, philly: Path) -> list[Row]:
+    def shockwave(number: int, nodes: str, *more: str) -> list[str]:
+        trace = str(traces / f"shockwave_{number}.csv")
+        return [trace, "--nodes", nodes, "--duration-column", "true_duration_s", "--quantum", "120", *more]
+
+    ours = ("--ordering", "finish_time_fair")
+    blind = ("--estimates", "none", "--restart-cost", "30")
+    on_120 = {
+        "FIFO": [33308, 10816, 5.77, 34],
+        "Gavel max-min": [33208, 11274, 2.95, 25],
+        "max-sum-throughput": [31909, 9655, 4.98, 25],
+        "AlloX": [32489, 9926, 4.96, 28],
+        "Themis": [31929, 11302, 3.44, 22.5],
+        "Gandiva-Fair": [32367, 12574, 1.85, 52],
+        "OSSP": [24205, 19807, 7.74, 74],
+        "Shockwave": [24197, 9958, 1.78, 5],
+    }
+    on_460 = {
+        "Gavel max-sum": [33792, 9237, 6.01, 27],
+        "max-min": [34153, 10479, 4.50, 28],
+        "OSSP": [25881, 22377, 12.5, 81],
+    }
+    elastic = [
+        [str(traces / f"pollux_elastic_{n}.csv"), "--nodes", "16x4:T4", *ours, "--elasticity", "goodput"]
+        + ["--restart-cost", "30", "--quantum", "0"]
+        for n in (1, 3, 6, 7)
+    ]
+    found = [
+        Row(
+            "shockwave_120, run times known",
+            [shockwave(120, "8x4:V100", *ours)],
+            on_120,
+            SHOCKWAVE_PAID,
+            {"makespan_s": 21100, "avg_jct_s": 7700, "worst_ftf": 0.96, "unfair_pct": 0},
+        ),
+        Row(
+            "shockwave_120, every run time wrong by 0.5..1.5 (seeds 0 to 9)",
+            [shockwave(120, "8x4:V100", *ours, "--estimates", "error:0.5", "--seed", str(seed)) for seed in range(10)],
+            on_120,
+            SHOCKWAVE_PAID,
+            {"makespan_s": 24200, "avg_jct_s": 7600, "worst_ftf": 1.05},
+        ),
+        Row(
+            "shockwave_120, no run times, 30 s a restart",
+            [shockwave(120, "8x4:V100", *ours, *blind)],
+            {name: on_120[name] for name in ("FIFO", "Gavel max-min", "Themis", "Gandiva-Fair")},
+            "no run times; nothing paid to preempt",
+            {"avg_jct_s": 11274, "worst_ftf": 2.95},
+        ),
+        Row(
+            "shockwave_460, run times known",
+            [shockwave(460, "32x4:V100", *ours)],
+            on_460,
+            SHOCKWAVE_PAID,
+            {"makespan_s": 22700, "avg_jct_s": 7400, "worst_ftf": 0.96, "unfair_pct": 0},
+        ),
+        Row(
+            "shockwave_460, no run times, 30 s a restart",
+            [shockwave(460, "32x4:V100", *ours, *blind)],
+            {"max-min": on_460["max-min"]},
+            "no run times; nothing paid to preempt",
+        ),
+        Row(
+            "pollux_elastic 1, 3, 6, 7 (mean), fixed batch",
+            elastic,
+            {"Tiresias": 3825, "Optimus with an oracle": 4656, "Pollux, which also tunes the batch": 2584},
+            POLLUX_PAID,
+            {"avg_jct_s": 2850},
+            figures=("avg_jct_s", "makespan_s", "preemptions", "resizes"),
+        ),
+    ]
+    for told in ("none", "exact"):
+        base = [str(traces / PHILLY), "--nodes", "60x8", "--config", str(philly), "--estimates", told]
+        base += ["--restart-cost", "30"]
+        names = {
+            f"Philly, FIFO + EASY, estimates {told}": ["--ordering", "fifo", "--backfill", "easy", "--preempt", "off"],
+            f"Philly, least attained, estimates {told}": ["--ordering", "least_attained"],
+            f"Philly, ours, estimates {told}": ["--ordering", "finish_time_fair"],
+        }
+        for name, chosen in names.items():
+            mine = "ours" in name
+            found.append(
+                Row(
+                    name,
+                    [[*base, *chosen]],
+                    {},
+                    "our own engine, the same rules, quotas and costs",
+                    {"quota_violations": 0},
+                    tuple(other for other in names if other != name) if mine else (),
+                    ("avg_wait_s", "p99_wait_s", "quota_violations", "preemptions"),
+                )
+            )
+    return found
+
+
+def philly_configuration(trace: Path, gpus: int = PHILLY_GPUS) -> str:
+    """12 VCs as queues of one cohort; nominal quota in proportion to the GPU time each asked for, rounded to sum up."""
+    demand: dict[str, float] = {}
+    with gzip.open(trace, "rt") as file:
+        for row in csv.DictReader(file):
+            demand[row["vc"]] = demand.get(row["vc"], 0.0) + int(row["num_gpus"]) * float(row["duration_s"])
+    exact = {name: gpus * amount / sum(demand.values()) for name, amount in sorted(demand.items())}
+    nominal = {name: int(share) for name, share in exact.items()}
+    short = gpus - sum(nominal.values())
+    for name in sorted(exact, key=lambda each: (nominal[each] - exact[each], each))[:short]:
+        nominal[name] += 1
+    queues = "".join(
+        f'  - {{name: "{name}", cohort: philly, quota: {{"*": {{nominal: {count}}}}}}}\n'
+        for name, count in nominal.items()
+    )
+    rules = "scheduling: {order: best_effort, quantum: 300s, preemption: {within_queue: by_rank, reclaim: any}}\n"
+    return f"cohorts: [{{name: philly}}]\nqueues:\n{queues}{rules}"
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    words = [sys.executable, "-m", "llmsched.cli.main", "sim", "run", *command, "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(words)} failed: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(row: Row, say: Callable[[str], None]) -> dict[str, Any]:
+    runs = []
+    for command in row.commands:
+        runs.append(run(command))
+        say(".")
+    keys = sorted({*row.figures, *row.must, "turn_p50_ms", "turn_p95_ms", "turn_p99_ms", "wall_s", "utilisation"})
+    mean = {key: round(sum(each[key] for each in runs) / len(runs), 4) for key in keys}
+    return {
+        "row": row.name,
+        "ours": mean,
+        "each": [{key: each[key] for key in keys} for each in runs] if len(runs) > 1 else [],
+        "told": runs[0]["told"],
+        "paid": runs[0]["paid"],
+        "published": row.published,
+        "published_told_and_paid": row.published_paid,
+        "must_be_at_most": row.must,
+        "missed": {
+            key: {"by_pct": round(100 * (mean[key] / most - 1), 1) if most else None, "got": mean[key], "most": most}
+            for key, most in row.must.items()
+            if mean[key] > most
+        },
+        "commands": ["llmsched sim run " + shlex.join(command) for command in row.commands],
+        "digests": [each["digest"] for each in runs],
+    }
+
+
+def compare(found: list[dict[str, Any]], wanted: list[Row]) -> None:
+    """Rows that must be below others: mean and p99 wait."""
+    by_name = {each["row"]: each for each in found}
+    for row in wanted:
+        for other in row.below:
+            if row.name in by_name and other in by_name:
+                mine, theirs = by_name[row.name], by_name[other]
+                for key in ("avg_wait_s", "p99_wait_s"):
+                    if mine["ours"][key] >= theirs["ours"][key]:
+                        missed = {"got": mine["ours"][key], "most": theirs["ours"][key]}
+                        mine["missed"][f"{key} below {other}"] = missed
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default="", help="rows whose name contains this")
+    options.add_argument("--traces", type=Path, default=TRACES)
+    options.add_argument("--out", type=Path, default=Path("quality.json"))
+    given = options.parse_args()
+    if not given.traces.exists():
+        raise SystemExit(f"no traces at {given.traces}: pass --traces")
+    with tempfile.TemporaryDirectory() as folder:
+        philly = Path(folder) / "philly.yaml"
+        philly.write_text(philly_configuration(given.traces / PHILLY))
+        wanted = [row for row in rows(given.traces, philly) if given.only.lower() in row.name.lower()]
+        found = []
+        for row in wanted:
+            print(row.name, end=" ", flush=True)
+            found.append(measure(row, lambda text: print(text, end="", flush=True)))
+            print()
+        compare(found, wanted)
+        result = {"rows": found, "philly.yaml": philly.read_text()}
+    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    for each in found:
+        figures = ", ".join(f"{key} {value:,}" for key, value in each["ours"].items() if key != "utilisation")
+        print(f"\n{each['row']}\n  ours: {figures}\n  told {each['told']}; paid {each['paid']}")
+        for name, values in each["published"].items():
+            print(f"  {name}: {values}")
+        for key, miss in each["missed"].items():
+            print(f"  MISSED {key}: {miss}")
+    print(f"\nEverything is in {given.out}.")
+
+
+if __name__ == "__main__":
+    main()
