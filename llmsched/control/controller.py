@@ -138,7 +138,8 @@ class Controller:
     @property
     def health(self) -> wire.Health:
         trouble = self._degraded or self._trouble
-        status: Any = "degraded" if trouble else "ready" if self._cluster.connected else "starting"
+        there = "ready" if self._cluster.connected else "insecure" if self._cluster.insecure else "starting"
+        status: Any = "degraded" if trouble else there
         return wire.Health(
             status=status,
             message=trouble or self._cluster.message,
@@ -322,7 +323,8 @@ class Controller:
             case port.Connected():
                 return self._connected(seen, at)
             case port.Disconnected():
-                self._cluster = self._cluster.model_copy(update={"connected": False, "message": seen.message})
+                changed = {"connected": False, "insecure": seen.is_insecure, "message": seen.message}
+                self._cluster = self._cluster.model_copy(update=changed)
                 log.warning("disconnected: %s", seen.message)
                 return []
             case port.Progress():

@@ -70,6 +70,7 @@ class BridgeClient:
         self._keeper: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._is_connected = False
+        self._is_insecure = False
         self._pongs = 0
         self._ponged = asyncio.Event()
         self._closed = asyncio.Event()
@@ -133,7 +134,7 @@ class BridgeClient:
             if self._closing:
                 return
             log.warning("%s", said)
-            self._deliver(Disconnected(said))
+            self._deliver(Disconnected(said, self._is_insecure))
             if time.monotonic() - began >= STEADY_S:
                 pause = self._pause_s[0]
             await asyncio.sleep(pause)
@@ -202,12 +203,12 @@ class BridgeClient:
                 case wire.Closed():
                     self._closed.set()
                 case Disconnected():
-                    self._is_connected = False
+                    self._is_connected, self._is_insecure = False, answer.is_insecure
                     last = answer.message
                     self._deliver(answer)
                 case _:
                     if isinstance(answer, Connected):
-                        self._is_connected = True
+                        self._is_connected, self._is_insecure = True, False
                         last = ""
                     self._deliver(answer)
 

@@ -105,7 +105,10 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
+    """`is_insecure`: the cluster is there and lets in whoever asks, so nothing is started on it."""
+
     message: str
+    is_insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

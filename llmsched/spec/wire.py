@@ -321,6 +321,7 @@ class Alive(Reply):
 
 class ClusterHealth(Reply):
     connected: bool = False
+    insecure: bool = False  # it is there, and lets in whoever asks
     id: str = ""
     message: str = ""
 

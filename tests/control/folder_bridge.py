@@ -1,7 +1,7 @@
 """A bridge process for tests whose cluster is a folder: each running attempt is a file, so it outlives the process.
 
 Speaks `executors.wire` on its pipes as the real one does. A file `hang` stops it answering, a file `refuse` makes it
-say that there is no cluster; `starts` counts its lives.
+say that there is no cluster, a file `open` that the cluster is not secure; `starts` counts its lives.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def main():
             time.sleep(0.01)
         op, body = wire.decode_order(line)
         if op == "start":
+            if (world / "open").exists():
+                say(Disconnected("it lets in whoever asks", is_insecure=True))
+                return 1
             if (world / "refuse").exists():
                 say(Disconnected("no cluster at that address"))
                 return 1

@@ -133,6 +133,24 @@ def test_a_cluster_that_is_not_there_is_tried_again_and_said(world):
     asyncio.run(story())
 
 
+def test_nothing_starts_on_a_cluster_that_lets_in_whoever_asks_until_it_is_closed(world):
+    async def story():
+        (world / "open").touch()
+        bridge = client(world)
+        controller = Controller(MemoryStore(), bridge, storage="/storage")
+        running = asyncio.create_task(controller.run())
+        await until(lambda: controller.health.status == "insecure" and len(starts(world)) >= 3, 20)
+        assert "whoever asks" in controller.health.message
+        await controller.submit([task("held")], user=ANN)
+        assert not (world / "launches").exists()
+        (world / "open").unlink()
+        await until(lambda: controller.health.status == "ready" and (world / "launches").exists(), 20)
+        await controller.stop()
+        await running
+
+    asyncio.run(story())
+
+
 def test_an_order_without_a_bridge_is_an_error_that_says_so(world):
     async def story():
         bridge = client(world)

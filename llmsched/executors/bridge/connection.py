@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import urllib.request
 
 import ray
 
 CONNECT_WITHIN_S = 60.0
+PROBE_WITHIN_S = 5.0
 
 
 def connect(address: str, namespace: str) -> tuple[str, str]:
@@ -20,3 +22,16 @@ def connect(address: str, namespace: str) -> tuple[str, str]:
     )
     cluster_id = ray._private.worker.global_worker.node.cluster_id
     return str(cluster_id.hex()), f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def lets_anyone_in(dashboard: str) -> bool:
+    """Whether the cluster's dashboard, where jobs are submitted, answers a request without a token.
+
+    A cluster without a dashboard, or one that cannot be reached from here, does not.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{dashboard}/api/version", timeout=PROBE_WITHIN_S):
+            return True
+    except OSError:  # refused, with 401 or for want of anyone there
+        return False

@@ -110,6 +110,9 @@ class Bridge:
             cluster_id, dashboard = connection.connect(settings.address, settings.namespace)
         except Exception as error:
             self._lose(f"no Ray at {settings.address}: {str(error).splitlines()[0] if str(error) else error!r}")
+        if dashboard and connection.lets_anyone_in(dashboard):
+            hint = "start its nodes with RAY_AUTH_MODE=token and a token"
+            self._lose(f"the Ray at {settings.address} lets in whoever asks; {hint}", is_insecure=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
         from llmsched.executors.bridge.nodes import Nodes
@@ -207,8 +210,8 @@ class Bridge:
 
         threading.Thread(target=loop, daemon=True, name=look.__qualname__).start()
 
-    def _lose(self, message: str) -> None:
-        self._pipe.send(Disconnected(message))
+    def _lose(self, message: str, *, is_insecure: bool = False) -> None:
+        self._pipe.send(Disconnected(message, is_insecure))
         os._exit(1)
 
 
