@@ -4,7 +4,7 @@
     /path, file://      this machine (or a volume every node mounts)
     hf://ORG/NAME@REV   the Hugging Face hub or its local cache; with HF_HUB_OFFLINE=1 the cache only
     s3://bucket/prefix  downloaded once a node
-    run://NAME          the result of another workload: looked up in `inputs`
+    run://, model://    the result of another workload: looked up in `inputs`
 
 Weights are safetensors, or GGUF, which is converted once into the cache. Pickled weights are refused: loading them runs
 code. Fetching happens here, inside Ray, never in the controller.
@@ -57,7 +57,7 @@ def resolve_model(uri: str, inputs: Mapping[str, str] | None = None) -> Path:
 def resolve_path(uri: str, inputs: Mapping[str, str] | None = None) -> Path:
     """A local file or folder for `uri`, which exists. Raises BadInput."""
     scheme, _, rest = uri.partition(":") if ":" in uri else ("", "", uri)
-    if scheme == "run":
+    if scheme in ("run", "model"):
         if not inputs or uri not in inputs:
             known = ", ".join(sorted(inputs or ())) or "none"
             raise BadInput(f"{uri} has no result yet that this workload was given (given: {known})")

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from llmsched.api import logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
+from llmsched.control import registry
 from llmsched.control.dispatch import newest_run
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
@@ -204,6 +205,17 @@ async def nodes(given: Given, who: Viewer) -> wire.NodeList:
 @router.get("/queues")
 async def queues(given: Given, who: Viewer) -> wire.QueueList:
     return wire.QueueList(queues=views.queues(given.controller.state))
+
+
+@router.get("/models")
+async def models(
+    given: Given, who: Viewer, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None
+) -> wire.ModelList:
+    """Every result of a train workload, the newest version first, with what it was made of."""
+    state = given.controller.state
+    if name is not None:
+        registry.find(state, name)
+    return wire.ModelList(models=registry.versions(state, name))
 
 
 SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]

@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("llmsched.cli.look:logs", "What it wrote; also after it, and the cluster, are gone."),
         "events": ("llmsched.cli.look:events", "What the scheduler hears and decides."),
         "queues": ("llmsched.cli.look:queues", "Queues, their quota and their use."),
+        "models": ("llmsched.cli.models:models", "What trainings made: versions, metrics, and what of."),
         "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),
         "web": ("llmsched.cli.web:web", "The address of the same in a browser."),
     },

@@ -77,11 +77,21 @@ def _total(amounts: wire.Amounts) -> str:
 @click.command()
 @FILE
 @click.option("--wait", is_flag=True, help="Until what ends has ended and what serves answers.")
-@click.option("--again", is_flag=True, help="Make run N+1 even when nothing changed.")
+@click.option("--again", is_flag=True, help="Run once more what ends, as run N+1.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most.")
 @show.json_option
 def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
-    """Submit or update the workloads of a file. The same file again changes nothing."""
+    """Submit or update the workloads of a file. The same file again changes nothing.
+
+    A changed spec prints what changed. An endpoint rolls out: a new replica first, then an old one finishes what it
+    serves and leaves, one after the other. Work that waits starts under the new spec. Work that has begun takes another
+    size, queue, priority or limit: it saves, leaves, and goes on from there; a change of what it computes (train, task,
+    workdir, environment) is refused, for what it has saved would not fit.
+
+    With --again, work that ends runs once more as NAME@2, NAME@3 and so on, also when nothing changed; NAME alone means
+    the newest. An endpoint that lives is updated, never doubled: when it serves run://NAME of the same file, it rolls
+    to the new result once that is there. What it serves does not change by itself.
+    """
     from llmsched.spec import wire
 
     with show.connect() as client:
@@ -103,7 +113,8 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
 
 def _print_applied(applied: list[wire.Applied]) -> None:
     for one in applied:
-        words = {"created": "submitted", "changed": "changed, rolls out", "unchanged": "unchanged"}
+        changed = "changed, rolls out" if one.kind == "serve" else "changed"
+        words = {"created": "submitted", "changed": changed, "unchanged": "unchanged"}
         click.echo(f"{one.id}: {words[one.outcome]}")
         for line in one.diff:
             click.echo(f"  {line}")

@@ -222,6 +222,9 @@ class Client:
     def remove_secret(self, name: str, *, shared: bool = False) -> wire.SecretView:
         return self._loop.call(self._core.remove_secret(name, shared=shared))
 
+    def models(self, name: str | None = None) -> list[wire.ModelVersion]:
+        return self._loop.call(self._core.models(name))
+
     def nodes(self) -> wire.NodeList:
         return self._loop.call(self._core.nodes())
 

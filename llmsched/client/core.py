@@ -141,6 +141,11 @@ class AsyncClient:
     async def story(self, name: str) -> wire.StoryView:
         return await self._http.ask(wire.StoryView, "GET", _path(name, "story"))
 
+    async def models(self, name: str | None = None) -> list[wire.ModelVersion]:
+        """Results of train workloads, the newest version first. Raises RequestError for a name without any."""
+        params = {} if name is None else {"name": name}
+        return (await self._http.ask(wire.ModelList, "GET", "/api/v1/models", params=params)).models
+
     async def nodes(self) -> wire.NodeList:
         return await self._http.ask(wire.NodeList, "GET", "/api/v1/nodes")
 

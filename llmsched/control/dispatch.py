@@ -24,7 +24,7 @@ from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.executors import port
-from llmsched.spec.quantities import parse_run_source
+from llmsched.spec.quantities import parse_model_source, parse_run_source
 from llmsched.spec.wire import WORKDIR_PREFIX
 
 log = logging.getLogger("llmsched.control")
@@ -96,7 +96,7 @@ def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | No
 
 def launch_order(state: State, gang: GangState, attempt: int, placement: Placement, site: Site) -> port.LaunchOrder:
     workload = gang.spec
-    spec = _with_published_model(state, workload, _parcel(workload.parcel))
+    spec = with_published_model(state, workload, _parcel(workload.parcel))
     return port.LaunchOrder(
         workload=workload.id,
         gang=gang.id,
@@ -106,9 +106,9 @@ def launch_order(state: State, gang: GangState, attempt: int, placement: Placeme
         members=tuple(_members(state, workload, placement)),
         spec=spec,
         storage=site.storage,
-        inputs=resolve_inputs(state, spec),
+        inputs=resolve_inputs(state, workload, spec),
         envs=_envs(workload, spec, site.secrets, all_needed=gang.status is Status.LAUNCHING),
-        adapters=tuple(sorted(adapters_of(state, workload.id, spec).items())),
+        adapters=tuple(sorted(adapters_of(state, workload, spec).items())),
         workdir=_workdir(spec, site.storage),
         grace_s=workload.grace_s,
     )
@@ -201,13 +201,14 @@ def spec_of(workload: Workload) -> dict[str, Any]:
     return _parcel(workload.parcel)
 
 
-def resolve_inputs(state: State, spec: Mapping[str, Any]) -> dict[str, str]:
-    """Where each `run://...` that the spec mentions lies. Raises RequestError for one that has no result."""
-    found = {}
-    for source in sorted(set(_strings(spec))):
-        if source.startswith("run://") and parse_run_source(source) is not None:
-            found[source] = artifact_of(state, source)
-    return found
+def resolve_inputs(state: State, workload: Workload, spec: Mapping[str, Any]) -> dict[str, str]:
+    """Where each result that the spec names lies. Raises RequestError for one that is not there."""
+    return {source: artifact_of(state, workload, source) for source in sorted(set(_strings(spec))) if is_result(source)}
+
+
+def is_result(source: str) -> bool:
+    """Whether a source is what another workload made."""
+    return parse_run_source(source) is not None or parse_model_source(source) is not None
 
 
 def _strings(data: Any) -> Iterator[str]:
@@ -221,34 +222,40 @@ def _strings(data: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def artifact_of(state: State, source: str) -> str:
-    """The newest result of that name, or of exactly the run that is asked for."""
-    asked = parse_run_source(source)
+def artifact_of(state: State, workload: Workload, source: str) -> str:
+    """The result that `source` meant when `workload` was submitted, which is in its `after`: so all replicas of an
+    endpoint have the same one, also when a newer is made meanwhile. The newest, when nothing was said then."""
+    asked = parse_run_source(source) or parse_model_source(source)
     assert asked is not None
+    name, run = asked[0], asked[1]
+    meant = [each for each in workload.after if each.partition("@")[0] == name]
+    if run is None and len(meant) == 1:
+        run = int(meant[0].partition("@")[2] or 1)
     runs = [
         record
         for record in state.workloads.values()
-        if record.workload.name == asked.name and asked.run in (None, record.workload.run) and record.artifact
+        if record.workload.name == name and run in (None, record.workload.run) and record.artifact
     ]
     if not runs:
         raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
     return str(max(runs, key=lambda record: record.workload.run).artifact)
 
 
-def adapters_of(state: State, workload_id: str, spec: Mapping[str, Any]) -> dict[str, str]:
+def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> dict[str, str]:
     """Name -> uri of every adapter a serve workload is to have: those of its spec, and those published since."""
     named = (spec.get("serve") or {}).get("adapters") or ()
     found = {}
     for adapter in named:
         source = adapter["source"]
-        found[adapter["name"]] = artifact_of(state, source) if source.startswith("run://") else source
-    for name, published in state.publications.get(workload_id, {}).items():
+        found[adapter["name"]] = artifact_of(state, workload, source) if is_result(source) else source
+    for name, published in state.publications.get(workload.id, {}).items():
         if published.kind == "adapter":
             found[name] = published.uri
     return found
 
 
-def _with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
+def with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec of an endpoint with the model that was published into it last in place of its own."""
     models = [published for published in state.publications.get(workload.id, {}).values() if published.kind == "model"]
     serve = spec.get("serve") or {}
     if not models or not serve.get("model"):
@@ -362,6 +369,12 @@ def publication(
         return None, f"not published to {publish.to}: {publish.when} is not met"
     target = newest_run(state, publish.to)
     target_id = publish.to if target is None else target.workload.id
+    if (
+        publish.kind == "model"
+        and target is not None
+        and not (spec_of(target.workload).get("serve") or {}).get("model")
+    ):
+        return None, f"not published: {publish.to} serves no model"
     name = publish.name or workload.name
     return facts.Published(at, target_id, publish.kind, name, artifact, workload.id), ""
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmsched.control.requests import Draft, check_secrets, checked, draft, is_same, sorted_by_need
+from llmsched.control.requests import (
+    Draft,
+    check_change,
+    check_secrets,
+    checked,
+    differences,
+    draft,
+    is_same,
+    sorted_by_need,
+)
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.explain import Reason
@@ -17,7 +26,6 @@ from llmsched.core.whatif import Forecast, forecast
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.spec import wire
-from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 
@@ -33,6 +41,7 @@ def plan(
         others = tuple(name for name in workload.after if name not in mine)
         try:
             check_secrets([spec], workload.user, secrets)
+            check_change(state, workload, known)
             checked(state, Submit(state.now, replace(workload, after=others)))
         except RequestError as error:
             refusals[workload.id] = error
@@ -54,7 +63,7 @@ def _planned(state: State, one: Draft, refusal: RequestError | None, found: list
         return planned
     if known is not None:
         planned.outcome = "unchanged" if is_same(workload, known) else "changed"
-        planned.diff = diff_parcels(known.workload.parcel, workload.parcel)
+        planned.diff = differences(workload, known)
     starting = [gang for gang in found if gang.starts_now]
     planned.starts_now = bool(starting)
     planned.size = len(starting) if workload.kind == "serve" else sum(gang.size for gang in starting)

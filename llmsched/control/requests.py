@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
-from llmsched.control import vault
-from llmsched.control.dispatch import newest_run
+from llmsched.control import registry, vault
+from llmsched.control.dispatch import newest_run, spec_of
 from llmsched.core import commands
-from llmsched.core.facts import Fact
+from llmsched.core.facts import Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
@@ -106,20 +106,22 @@ def _submit(state: State, request: Submission, at: float) -> tuple[list[wire.App
     drafts = draft(state, request.specs, request.user, again=request.again)
     mine = {workload.id for workload, _ in drafts}
     changed = [(workload, known) for workload, known in drafts if not is_same(workload, known)]
-    for workload, _ in changed:  # all of them first, so that a file is refused before any of it is applied
+    for workload, known in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in workload.after if name not in mine)
+        check_change(state, workload, known)
         checked(state, commands.Submit(at, replace(workload, after=others)))
     facts: list[Fact] = []
     outcomes: dict[str, wire.Applied] = {}
     for workload, known in sorted_by_need(changed):
-        before = known.workload.parcel if known is not None else ""
+        lines = differences(workload, known)
+        old_source = _model_source(known.workload) if known else None
         try:
             facts += _applied(state, commands.Submit(at, workload))
         except RequestError as error:
             raise Torn(error) if facts else error from None
-        outcomes[workload.id] = _answer(
-            state, workload, "changed" if known else "created", diff_parcels(before, workload.parcel) if known else []
-        )
+        if known is not None and _model_source(workload) != old_source:
+            facts += _takes_back(state, workload, at)
+        outcomes[workload.id] = _answer(state, workload, "changed" if known else "created", lines)
     return [outcomes.get(workload.id) or _answer(state, workload, "unchanged", []) for workload, _ in drafts], facts
 
 
@@ -145,26 +147,40 @@ def draft(state: State, specs: Sequence[WorkloadSpec], user: str, *, again: bool
         if spec.name in runs:
             raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
         newest = newest_run(state, spec.name)
-        runs[spec.name] = 1 if newest is None else newest.workload.run + again
+        runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
     drafts = []
     for spec in specs:
         run = runs[spec.name]
         known = state.workloads.get(workload_id(spec.name, run))
         owner = known.workload.user if known is not None else user
         workload = compile_workload(spec, run=run, user=owner)
-        after = tuple(_newest_id(state, name, runs) for name in workload.after)
-        drafts.append((replace(workload, after=after), known))
+        after = [_meant(state, name, runs, workload.kind) for name in workload.after]
+        after += registry.read_by(state, spec.sources())
+        drafts.append((replace(workload, after=tuple(dict.fromkeys(after))), known))
     return drafts
 
 
-def _newest_id(state: State, name: str, runs: dict[str, int]) -> str:
-    """`after: [prepare]` waits for the newest run, of this file or of before."""
+def _serves(record: WorkloadState) -> bool:
+    """An endpoint that lives: `--again` changes it, and never makes a second one beside it."""
+    return record.workload.kind == "serve" and not record.outcome and not record.cancelled
+
+
+def _meant(state: State, name: str, runs: dict[str, int], kind: str) -> str:
+    """`after: [prepare]` waits for the newest run, of this file or of before. An endpoint goes on with the newest that
+    has not failed."""
     if "@" in name:
         return name.removesuffix("@1")
-    if name in runs:
-        return workload_id(name, runs[name])
     newest = newest_run(state, name)
-    return name if newest is None else newest.workload.id
+    run = runs.get(name) or (newest.workload.run if newest is not None else 1)
+    if kind == "serve":
+        good = [one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one))]
+        run = good[0] if good else run
+    return workload_id(name, run)
+
+
+def _went_wrong(state: State, name: str) -> bool:
+    record = state.workloads.get(name)
+    return record is not None and record.outcome in ("failed", "cancelled")
 
 
 def check_secrets(specs: Sequence[WorkloadSpec], user: str, secrets: vault.Secrets) -> None:
@@ -176,7 +192,61 @@ def check_secrets(specs: Sequence[WorkloadSpec], user: str, secrets: vault.Secre
 
 
 def is_same(workload: Workload, known: WorkloadState | None) -> bool:
-    return known is not None and known.workload.parcel == workload.parcel
+    """An endpoint of a result is another one when that result is of a newer run."""
+    if known is None or known.workload.parcel != workload.parcel:
+        return False
+    return workload.kind != "serve" or bool(known.outcome) or set(known.workload.after) == set(workload.after)
+
+
+def differences(workload: Workload, known: WorkloadState | None) -> list[str]:
+    """What changes, in the words of the spec."""
+    if known is None:
+        return []
+    before, after = known.workload.after, workload.after
+    news = [
+        (name, next((old for old in before if old.partition("@")[0] == name.partition("@")[0]), "")) for name in after
+    ]
+    moved = [f"reads: {old} -> {name}" for name, old in news if old and old != name]
+    return [*diff_parcels(known.workload.parcel, workload.parcel), *moved]
+
+
+# What an attempt computes. A checkpoint of one is no beginning for another.
+_WORK = ("train", "task", "batch", "tune", "workdir", "environment")
+
+
+def check_change(state: State, workload: Workload, known: WorkloadState | None) -> None:
+    """Raises RequestError when work that has begun would become other work. Where, when and at what size it goes on may
+    change at any time: it saves, leaves, and goes on from there."""
+    if known is None or workload.kind == "serve" or known.outcome or known.cancelled:
+        return
+    if all(state.gangs[gang].attempt == 0 for gang in known.gangs):
+        return
+    before, after = spec_of(known.workload), spec_of(workload)
+    changed = [key for key in _WORK if before.get(key) != after.get(key)]
+    if changed:
+        raise RequestError(
+            f'{workload.id} has begun, and "{changed[0]}" would make other work of it.',
+            code="conflict",
+            hint=f"Run it as a new one: llmsched apply --again. To stop this one: llmsched cancel {workload.id}",
+        )
+
+
+def _model_source(workload: Workload) -> str | None:
+    serve = spec_of(workload).get("serve") or {}
+    source: str | None = (serve.get("model") or {}).get("source")
+    return source
+
+
+def _takes_back(state: State, workload: Workload, at: float) -> list[Fact]:
+    """A model that was published into an endpoint stays until another is published, or the spec names another one."""
+    source = _model_source(workload)
+    published = [one for one in state.publications.get(workload.id, {}).values() if one.kind == "model"]
+    if source is None or not published:
+        return []
+    newest = max(published, key=lambda one: one.at)
+    fact = Published(at, workload.id, "model", newest.name, source, workload.id)
+    state.apply(fact)
+    return [fact]
 
 
 def sorted_by_need(drafts: Sequence[Draft]) -> list[Draft]:

@@ -63,7 +63,7 @@ def models_of(state: State) -> dict[str, dict[str, Any]]:
 def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, str]:
     """Those that no replica has refused to load."""
     try:
-        wanted = adapters_of(state, workload_id, spec)
+        wanted = adapters_of(state, state.workloads[workload_id].workload, spec)
     except RequestError:
         return {}  # one comes from a run that has no result yet: nothing of it answers either
     refused = {name for gang in replicas for name in gang.adapter_errors}

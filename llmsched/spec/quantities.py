@@ -308,7 +308,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 SCHEMES = ("hf", "s3", "file", "run", "model")
 _RUN_SOURCE = re.compile(r"run://([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,5}))?(/best)?", re.ASCII)
-_MODEL_SOURCE = re.compile(r"model://[a-z0-9][a-z0-9-]{0,62}(@[A-Za-z0-9._-]{1,63})?", re.ASCII)
+_MODEL_SOURCE = re.compile(r"model://([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,5}))?", re.ASCII)
 _PACKAGE_SOURCE = re.compile(r"package:[A-Za-z_][A-Za-z0-9_.-]*/.+", re.ASCII)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)
 
@@ -325,6 +325,19 @@ def parse_run_source(source: str) -> RunSource | None:
     """The run a source names; None for any other source."""
     found = _RUN_SOURCE.fullmatch(source)
     return RunSource(found[1], int(found[2]) if found[2] else None, bool(found[3])) if found else None
+
+
+class ModelSource(NamedTuple):
+    """`model://NAME@VERSION`: `version` is None for the newest."""
+
+    name: str
+    version: int | None
+
+
+def parse_model_source(source: str) -> ModelSource | None:
+    """The registered model a source names; None for any other source."""
+    found = _MODEL_SOURCE.fullmatch(source)
+    return ModelSource(found[1], int(found[2]) if found[2] else None) if found else None
 
 
 def _refuse_odd_characters(text: str) -> None:
@@ -352,7 +365,7 @@ def check_source(text: str) -> str:
     elif scheme[1] == "run" and not _RUN_SOURCE.fullmatch(text):
         raise ValueError('expected "run://NAME", "run://NAME@N", and at most "/best" after it')
     elif scheme[1] == "model" and not _MODEL_SOURCE.fullmatch(text):
-        raise ValueError('expected "model://NAME" or "model://NAME@VERSION"')
+        raise ValueError('expected "model://NAME" or "model://NAME@VERSION", a version being a number')
     elif len(text) == len(scheme[1]) + 3:
         raise ValueError(f'nothing follows "{text}"')
     return text

@@ -41,7 +41,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         "train.strategy": ("auto", "ddp"),
         "train.datasets.*.weight": (1, 1.0),
         "train.evaluation.metrics.*": ("loss", "accuracy", "perplexity"),
-        "publish.as": ("adapter",),
     },
     "serve": {
         **_EVERY_KIND,
@@ -66,7 +65,7 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 # Kinds of source that work, by the keys that hold one. `run://NAME/best` never does yet.
-_MODELS = ("path", "package", "file", "hf", "s3", "run")
+_MODELS = ("path", "package", "file", "hf", "s3", "run", "model")
 SOURCES: dict[str, tuple[str, ...]] = {
     "train.base_model": _MODELS,
     "train.datasets.*.path": ("path", "package", "file", "s3"),
@@ -97,7 +96,7 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 CODE = "not_supported_yet"
 _INSTEAD = "Supported kinds: train, serve, task."
 _SOURCE_WORDS = {
-    "model": "a registered model (model://)",
+    "model": "a registered model (model://) as data",
     "best": "the best checkpoint of a run (/best)",
     "hf": "a data set of a hub (hf://)",
     "run": "the result of a run (run://)",

@@ -218,6 +218,8 @@ class TrainSpec(FiniteSpec):
             raise WrongAt(message, "train", "global_batch_size")
         if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
             raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
+        if self.publish and self.publish.as_ == "model" and self.train.lora is not None:
+            raise WrongAt(f'method "{self.train.method}" makes an adapter; a model needs "full"', "publish", "as")
         return self
 
     def sources(self) -> list[str]:

@@ -313,6 +313,41 @@ class SecretList(Reply):
     secrets: list[SecretView]
 
 
+class PublishedView(Reply):
+    """Where a version is live, or was until another took its place under that name."""
+
+    to: str
+    kind: str  # adapter | model
+    name: str
+    at: float
+
+
+class ModelVersion(Reply):
+    """A result of a train workload, and what it was made of. `source` is how a spec names it."""
+
+    name: str
+    version: int
+    source: str
+    workload: str  # the run that made it
+    user: str = ""
+    made_at: float
+    artifact: str
+    metrics: dict[str, float] = {}
+    base_model: str | None = None
+    loop: str | None = None  # of one's own, in place of base_model
+    task: str | None = None
+    method: str | None = None
+    data: list[str] = []
+    made_from: list[str] = []  # runs whose results it read, or came after
+    spec_sha256: str
+    workdir_sha256: str | None = None
+    published: list[PublishedView] = []
+
+
+class ModelList(Reply):
+    models: list[ModelVersion]
+
+
 class Alive(Reply):
     """The one thing that is answered without a token. Says nothing about anyone."""
 

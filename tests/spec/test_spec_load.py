@@ -233,7 +233,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (section("serve", "{model: {source: 'run://A b'}}"), "3:25", 'expected "run://NAME"'),
         (section("serve", "{model: {source: 's3://'}}"), "3:25", "nothing follows"),
         (section("serve", "{model: {source: 'package:x'}}"), "3:25", 'expected "package:NAME/PATH"'),
-        (section("serve", "{model: {source: 'model://m'}}"), "3:25", "a registered model (model://) is not supported"),
+        (section("serve", "{model: {source: 'model://m@new'}}"), "3:25", "a version being a number"),
         (section("serve", "{model: {source: 'run://m/best'}}"), "3:25", "(/best) is not supported yet"),
         # a value that would change nothing is not taken
         (section("serve", "{app: 'a:B'}") + "rollout: {max_surge: 2}", "4:11", '"rollout.max_surge" is not supported'),

@@ -1,0 +1,59 @@
+"""models: what trainings made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from llmsched.cli import show
+
+if TYPE_CHECKING:
+    from llmsched.spec import wire
+
+
+@click.command()
+@click.argument("name", required=False)
+@show.json_option
+def models(name: str | None) -> None:
+    """What trainings made: each run that succeeded is a version of the model NAME, with its metrics and what it is of.
+
+    A spec takes one as model://NAME (the newest there is now) or model://NAME@VERSION; run://NAME waits for a run
+    that is still to succeed. Version N is run N.
+    """
+    from llmsched.spec import wire
+
+    with show.connect() as client:
+        known = client.models(name)
+    show.answer(wire.ModelList(models=known), lambda: _details(known) if name else _overview(known))
+
+
+def _overview(known: list[wire.ModelVersion]) -> None:
+    table = show.table("NAME", ">VERSION", "MADE", "OF", "METRICS")
+    for one in known:
+        made = show.clock(one.made_at)
+        table.add_row(show.plain(one.name), str(one.version), made, show.plain(_of(one)), show.numbers(one.metrics))
+    show.print_table(table)
+
+
+def _of(one: wire.ModelVersion) -> str:
+    return (one.base_model or one.loop or "")[-32:]
+
+
+def _details(known: list[wire.ModelVersion]) -> None:
+    for one in known:
+        code = f"workdir {one.workdir_sha256[:12]}" if one.workdir_sha256 else ""
+        lines = {
+            "made": f"{show.clock(one.made_at)} by {one.user or 'unknown'}, run {one.workload}",
+            "of": " ".join(part for part in (one.base_model or one.loop, one.method, one.task) if part),
+            "data": ", ".join(one.data),
+            "after": ", ".join(one.made_from),
+            "code": " ".join(part for part in (f"spec {one.spec_sha256[:12]}", code) if part),
+            "metrics": show.numbers(one.metrics, 12),
+            "live in": ", ".join(f"{place.to} as {place.kind} {place.name}" for place in one.published),
+            "lies at": one.artifact,
+        }
+        click.echo(one.source)
+        for word, text in lines.items():
+            if text:
+                click.echo(f"  {word:<8} {text}")

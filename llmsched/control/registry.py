@@ -1,0 +1,87 @@
+"""The registry of models: each run of a train workload that succeeded with a result is a version of that name's model.
+
+Version N is run N, so a version never changes and numbers have gaps where runs failed. Nothing is kept beside the
+journal: what is listed here is read from the state, and what was deleted from the storage is still listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmsched.control.dispatch import spec_of
+from llmsched.core.facts import Published
+from llmsched.core.state import State, WorkloadState
+from llmsched.errors import RequestError
+from llmsched.spec import wire
+from llmsched.spec.quantities import parse_model_source
+from llmsched.spec.wire import WORKDIR_PREFIX
+
+
+def versions(state: State, name: str | None = None) -> list[wire.ModelVersion]:
+    """By name, the newest version first; of one model only when asked."""
+    found = [record for record in state.workloads.values() if _is_version(record, name)]
+    found.sort(key=lambda record: (record.workload.name, -record.workload.run))
+    published: dict[str, list[Published]] = {}
+    for named in state.publications.values():
+        for one in named.values():
+            published.setdefault(one.origin, []).append(one)
+    return [_view(record, published.get(record.workload.id, ())) for record in found]
+
+
+def find(state: State, name: str, version: int | None = None) -> WorkloadState:
+    """The newest version, or exactly that one. Raises RequestError (404) that names those there are."""
+    found = [record for record in state.workloads.values() if _is_version(record, name)]
+    chosen = [record for record in found if version in (None, record.workload.run)]
+    if chosen:
+        return max(chosen, key=lambda record: record.workload.run)
+    if found:
+        there = ", ".join(str(record.workload.run) for record in found)
+        raise RequestError(
+            f'model "{name}" has no version {version}; it has: {there}.', code="unknown_model", http_status=404
+        )
+    known = sorted({record.workload.name for record in state.workloads.values() if _is_version(record, None)})
+    raise RequestError(
+        f'there is no model "{name}".',
+        code="unknown_model",
+        hint=f"There are: {', '.join(known[:10])}." if known else "A train workload that succeeds makes one.",
+        http_status=404,
+    )
+
+
+def read_by(state: State, sources: Iterable[str]) -> list[str]:
+    """The ids of the runs that made the models named with model://. Raises RequestError (404)."""
+    asked = [found for found in map(parse_model_source, sources) if found]
+    return [find(state, one.name, one.version).workload.id for one in asked]
+
+
+def _is_version(record: WorkloadState, name: str | None) -> bool:
+    workload = record.workload
+    succeeded = workload.kind == "train" and record.outcome == "succeeded" and record.artifact is not None
+    return succeeded and name in (None, workload.name)
+
+
+def _view(record: WorkloadState, published: Iterable[Published]) -> wire.ModelVersion:
+    workload = record.workload
+    train: Mapping[str, Any] = spec_of(workload).get("train") or {}
+    workdir = spec_of(workload).get("workdir") or ""
+    return wire.ModelVersion(
+        name=workload.name,
+        version=workload.run,
+        source=f"model://{workload.name}@{workload.run}",
+        workload=workload.id,
+        user=workload.user,
+        made_at=record.finished_at or 0.0,
+        artifact=record.artifact or "",
+        metrics=dict(record.metrics),
+        base_model=train.get("base_model"),
+        loop=train.get("loop"),
+        task=train.get("task") if train.get("base_model") else None,
+        method=train.get("method") if train.get("base_model") else None,
+        data=[one["path"] for one in train.get("datasets") or ()],
+        made_from=list(workload.after),
+        spec_sha256=hashlib.sha256(workload.parcel.encode()).hexdigest(),
+        workdir_sha256=workdir.removeprefix(WORKDIR_PREFIX) if workdir.startswith(WORKDIR_PREFIX) else None,
+        published=[wire.PublishedView(to=one.target, kind=one.kind, name=one.name, at=one.at) for one in published],
+    )

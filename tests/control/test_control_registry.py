@@ -1,0 +1,224 @@
+"""Results of trainings: versions, what they are of, and the endpoints that serve, change or keep them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
+
+from llmsched.control import registry
+from llmsched.core.facts import Published
+from llmsched.errors import RequestError
+
+QUICK = Script(runs_for_s=0.01, steps=1, metrics={"eval.loss": 0.5})
+BASE = {"loop": None, "base_model": "package:models/tiny", "datasets": [{"path": "/data/a.jsonl"}]}
+
+
+def source_of(cluster, name):
+    order = cluster.attempts[name].order
+    source = order.spec["serve"]["model"]["source"]
+    return order.inputs.get(source, source)
+
+
+async def succeed(controller, spec, workload, *, again=False):
+    await controller.submit([spec], user=ANN, again=again)
+    await until(lambda: phase(controller, workload) == "succeeded")
+
+
+def base_train(name, **more):
+    return train(name, train=BASE, **more)
+
+
+def test_every_run_that_succeeds_is_a_version_with_what_it_is_of():
+    async def story():
+        cluster = fake_cluster(prepare=QUICK, tune=QUICK, other=Script(runs_for_s=0.01, outcome="failed"))
+        async with controlling(cluster) as controller:
+            await succeed(controller, task("prepare"), "prepare")
+            await succeed(controller, base_train("tune", after=["prepare"]), "tune")
+            await succeed(controller, base_train("tune", after=["prepare"]), "tune@2", again=True)
+            await controller.submit([train("other", retry={"on_events": []})], user=ANN)
+            await until(lambda: phase(controller, "other") == "failed")
+            newest, first = registry.versions(controller.state)
+            assert (newest.source, newest.workload) == ("model://tune@2", "tune@2")
+            assert (first.version, first.metrics, first.user) == (1, {"eval.loss": 0.5}, ANN)
+            assert (first.base_model, first.data) == ("package:models/tiny", ["/data/a.jsonl"])
+            assert first.made_from == ["prepare"] and first.artifact.startswith("/storage/tune/0/artifact/")
+            assert first.spec_sha256 == newest.spec_sha256
+
+    asyncio.run(story())
+
+
+def test_a_registered_model_is_served_at_once_and_one_that_is_not_is_refused():
+    async def story():
+        cluster = fake_cluster(tune=QUICK, more=QUICK)
+        async with controlling(cluster) as controller:
+            for source in ("model://tune", "model://tune@1"):
+                with pytest.raises(RequestError) as caught:
+                    await controller.submit([serve("chat", source)], user=ANN)
+                assert caught.value.code == "unknown_model"
+            await succeed(controller, base_train("tune"), "tune")
+            with pytest.raises(RequestError, match="has no version 3; it has: 1"):
+                await controller.submit([serve("chat", "model://tune@3")], user=ANN)
+            await controller.submit([serve("chat", "model://tune@1")], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            assert source_of(cluster, "llms/chat/0/1") == registry.versions(controller.state)[0].artifact
+            retrain = {**BASE, "base_model": "model://tune"}
+            await succeed(controller, train("more", train=retrain), "more")
+            (more, _) = registry.versions(controller.state)
+            assert (more.name, more.made_from) == ("more", ["tune"])
+
+    asyncio.run(story())
+
+
+def test_all_replicas_keep_the_run_they_were_applied_with_until_the_file_is_applied_again():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            chat = serve("chat", "run://tune", replicas="1..2", autoscaling={"upscale_delay_s": 600})
+            await controller.submit([base_train("tune"), chat], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            await succeed(controller, base_train("tune"), "tune@2", again=True)
+            await controller.scale("chat", 2, ANN)
+            await until(lambda: len(cluster.running()) == 2)
+            assert {source_of(cluster, name) for name in cluster.running()} == {source_of(cluster, "llms/chat/0/1")}
+            (planned,) = await controller.plan([chat], user=ANN)
+            assert (planned.outcome, planned.diff) == ("changed", ["reads: tune -> tune@2"])
+            (applied,) = await controller.submit([chat], user=ANN)
+            assert applied.outcome == "changed"
+            newest = registry.versions(controller.state)[0].artifact
+            await until(lambda: {source_of(cluster, name) for name in cluster.running()} == {newest})
+            assert [one.outcome for one in await controller.submit([chat], user=ANN)] == ["unchanged"]
+
+    asyncio.run(story())
+
+
+def test_again_runs_what_ends_once_more_and_rolls_the_endpoint_of_the_file_without_a_second_one():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            file = [base_train("tune"), serve("chat", "run://tune")]
+            await controller.submit(file, user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            first, second = await controller.submit(file, user=ANN, again=True)
+            assert (first.id, first.outcome) == ("tune@2", "created")
+            assert (second.id, second.outcome) == ("chat", "changed")
+            await until(lambda: cluster.running() == ["llms/chat/1/1"])
+            assert source_of(cluster, "llms/chat/1/1") == registry.versions(controller.state)[0].artifact
+            await controller.cancel("chat", ANN)
+            await until(lambda: phase(controller, "chat") == "cancelled")
+            (_, anew) = await controller.submit(file, user=ANN, again=True)
+            assert (anew.id, anew.outcome) == ("chat@2", "created")
+
+    asyncio.run(story())
+
+
+def test_a_retraining_that_fails_leaves_the_endpoint_as_it_is():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            tune, chat = base_train("tune", retry={"on_events": []}), serve("chat", "run://tune")
+            await controller.submit([tune, chat], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            script = cluster.script
+            cluster.script = lambda order: Script(runs_for_s=0.01, outcome="failed")
+            await controller.submit([tune], user=ANN, again=True)
+            await until(lambda: phase(controller, "tune@2") == "failed")
+            cluster.script = script
+            assert [one.outcome for one in await controller.submit([tune, chat], user=ANN)] == ["unchanged"] * 2
+            assert cluster.running() == ["llms/chat/0/1"]
+
+    asyncio.run(story())
+
+
+def test_a_published_model_takes_over_the_endpoint_replica_by_replica_when_its_condition_holds():
+    async def story():
+        cluster = fake_cluster(good=QUICK, bad=QUICK)
+        async with controlling(cluster) as controller:
+            await controller.submit([serve("chat", replicas=2)], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            publish = {"to": "chat", "as": "model"}
+            await succeed(controller, base_train("bad", publish=publish | {"when": "eval.loss < 0.1"}), "bad")
+            assert "eval.loss < 0.1 is not met" in controller.state.workloads["bad"].message
+            assert cluster.running() == ["llms/chat/0/1", "llms/chat/1/1"]
+            await succeed(controller, base_train("good", publish=publish | {"when": "eval.loss < 1"}), "good")
+            await until(lambda: cluster.running() == ["llms/chat/2/1", "llms/chat/3/1"])
+            (good,) = registry.versions(controller.state, "good")
+            assert {source_of(cluster, name) for name in cluster.running()} == {good.artifact}
+            assert [(one.to, one.kind) for one in good.published] == [("chat", "model")]
+            first_drain, last_start = (
+                next(w.seq for w in controller.entries(0, "chat") if match(w.entry))
+                for match in (lambda e: type(e).__name__ == "Drain", lambda e: getattr(e, "gang", "") == "chat/2")
+            )
+            assert last_start < first_drain  # the new one came before an old one left
+
+    asyncio.run(story())
+
+
+def test_a_published_model_stays_through_other_changes_until_the_spec_names_another():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            await controller.submit([serve("chat")], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            await succeed(controller, base_train("tune", publish={"to": "chat", "as": "model"}), "tune")
+            await until(lambda: cluster.running() == ["llms/chat/1/1"])
+            published = source_of(cluster, "llms/chat/1/1")
+            await controller.submit([serve("chat", priority=60)], user=ANN)
+            await until(lambda: cluster.running() == ["llms/chat/2/1"])
+            assert source_of(cluster, "llms/chat/2/1") == published
+            await controller.submit([serve("chat", source="package:models/larger", priority=60)], user=ANN)
+            await until(lambda: cluster.running() == ["llms/chat/3/1"])
+            assert source_of(cluster, "llms/chat/3/1") == "package:models/larger"
+            assert kinds(controller, "chat").count("Published") == 1
+
+    asyncio.run(story())
+
+
+def test_a_model_is_not_published_into_an_app():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            app = serve("desk").model_dump(mode="json")
+            app["serve"] = {"app": "desk.app:Desk"}
+            from llmsched.spec.load import load_json
+
+            await controller.submit([load_json(app)], user=ANN)
+            await succeed(controller, base_train("tune", publish={"to": "desk", "as": "model"}), "tune")
+            assert "desk serves no model" in controller.state.workloads["tune"].message
+            assert not [w for w in controller.entries() if isinstance(w.entry, Published)]
+
+    asyncio.run(story())
+
+
+def test_work_that_has_begun_takes_another_size_but_does_not_become_other_work():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([train("tune")], user=ANN)
+            await until(lambda: phase(controller, "tune") == "running")
+            other = train("tune", train={"config": {"lr": 0.2}})
+            with pytest.raises(RequestError) as caught:
+                await controller.submit([other], user=ANN)
+            assert caught.value.code == "conflict" and "llmsched apply --again" in str(caught.value)
+            assert (await controller.plan([other], user=ANN))[0].outcome == "refused"
+            (applied,) = await controller.submit([train("tune", workers=2)], user=ANN)
+            assert applied.diff == ["workers: 1 -> 2"]
+            await until(lambda: cluster.running() == ["llms/tune/0/2"])
+            assert len(cluster.attempts["llms/tune/0/2"].order.members) == 2
+
+    asyncio.run(story())
+
+
+def test_work_that_waits_may_become_other_work():
+    async def story():
+        async with controlling(fake_cluster(first=Script(runs_for_s=None), tune=QUICK)) as controller:
+            await controller.submit([task("first", 2, workers=2)], user=ANN)
+            await until(lambda: phase(controller, "first") == "running")
+            await controller.submit([train("tune")], user=ANN)
+            (applied,) = await controller.submit([train("tune", train={"config": {"lr": 0.2}})], user=ANN)
+            assert applied.outcome == "changed"
+            await controller.cancel("first", ANN)
+            await until(lambda: phase(controller, "tune") == "succeeded")
+
+    asyncio.run(story())
