@@ -6,8 +6,8 @@ import pytest
 from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
-from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue
-from llmsched.core.facts import Finished, LoadObserved, Lost, NodeJoined, NodeLost, Released
+from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota
+from llmsched.core.facts import Bound, Finished, LoadObserved, Lost, NodeJoined, NodeLost, Released
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.state import Status
@@ -98,6 +98,16 @@ def test_preemptions_do_not_count_as_restarts() -> None:
     given.settle()
     gang = given.state.gangs["low/0"]
     assert (gang.restarts, gang.preemptions, gang.status) == (0, 1, Status.QUEUED)
+
+
+def test_fair_sharing_comes_to_rest() -> None:
+    given = cluster("1 node x 8").queue("one", gpus=0).queue("two", gpus=0).queue("pool", gpus=8)
+    given.scheduling(fair_share="weighted_drf_over_borrowed").rules(reclaim="any")
+    for number in range(4):
+        given.running(f"g{number}", gpus=2, queue="one")
+    given.pending("four", gpus=4, queue="two")
+    given.settle()
+    assert given.phase("four") == "running"
 
 
 def test_idle_passes_evict_nobody() -> None:
@@ -206,3 +216,68 @@ def test_cohorts_in_a_circle_are_refused() -> None:
     circle = Configuration(2, (Queue("default"),), (Cohort("a", "b"), Cohort("b", "a")))
     found = check(given.state, Configure(1.0, circle))
     assert isinstance(found, Refusal) and found.code == "cycle"
+
+
+def test_a_new_configuration_remembers_what_is_in_use() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=2, borrow=0)
+    given.running("a", gpus=2)
+    wider = Configuration(2, (Queue("q", quotas=(("*", Quota(3000, 0)),)),))
+    given.state.apply(check(given.state, Configure(2.0, wider)))  # type: ignore[arg-type]
+    given.pending("b", gpus=2)
+    assert given.turn().code("b") == "quota"
+
+
+def test_reclaim_stops_at_the_guarantee_of_the_victims_queue() -> None:
+    given = cluster("1 node x 8").queue("big", gpus=5).queue("own", gpus=4).rules(reclaim="any")
+    for number in range(6):
+        given.running(f"big{number}", gpus=1, queue="big")
+    given.running("mine", gpus=1, queue="own")
+    given.pending("more", gpus=3, queue="own")
+    assert given.turn().decisions == []  # 1 is free, 1 is borrowed: no third one may be taken
+
+
+def test_a_late_word_of_a_start_does_not_revive_who_was_told_to_leave() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).rules(within_queue="lower_priority")
+    given.running("low", gpus=4, priority=10)
+    given.pending("high", gpus=4, priority=80)
+    given.turn()
+    given.after(1.0, Bound(given.now + 1.0, "low/0", 1))
+    assert given.state.gangs["low/0"].status is Status.VACATING
+
+
+def test_a_fact_of_an_older_attempt_changes_nothing() -> None:
+    given = cluster("1 node x 4")
+    given.running("a", gpus=1)
+    given.after(1.0, Lost(given.now + 1.0, "a/0", 1))
+    given.after(60.0)
+    given.settle()
+    before = given.state.digest()
+    given.state.apply(Finished(given.now, "a/0", 1, "failed", "an old supervisor woke up"))
+    assert given.state.digest() == before and given.phase("a") == "running"
+
+
+def test_the_cheapest_victim_goes_not_the_first_by_name() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).rules(within_queue="lower_priority")
+    given.running("alpha", gpus=2, priority=40)
+    given.running("zulu", gpus=2, priority=10)
+    given.pending("in", gpus=2, priority=80)
+    assert given.turn().decisions == [Preempt("zulu", "in_queue_priority"), Nominate("in", gpus=2)]
+
+
+def test_whoever_is_not_needed_is_spared() -> None:
+    given = cluster("1 node x 5").queue("q", gpus=5).rules(within_queue="lower_priority")
+    given.running("low", gpus=1, priority=10)
+    given.running("mid", gpus=2, priority=20)
+    given.running("high", gpus=2, priority=30)
+    given.pending("in", gpus=4, priority=80)
+    victims = [Preempt("mid", "in_queue_priority"), Preempt("high", "in_queue_priority")]
+    assert given.turn().decisions == [*victims, Nominate("in", gpus=4)]
+
+
+def test_nobody_is_evicted_when_that_would_not_be_enough() -> None:
+    given = cluster("2 nodes x 2").queue("q", gpus=4).rules(within_queue="lower_priority")
+    for number in range(2):
+        given.running(f"low{number}", gpus=1, priority=10)
+        given.running(f"high{number}", gpus=1, priority=90)
+    given.pending("in", gpus=2, priority=50)
+    assert given.turn().decisions == []  # one free GPU on each node is not one node with two

@@ -1,0 +1,147 @@
+"""Plants bugs that schedulers have had, one at a time, in a copy of the core, and shows that a named test finds each.
+
+python tests/core/planted/run.py [NAME ...]        about two seconds a bug; exit 1 when one goes unnoticed
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[3]
+DECISIONS, WALK = "tests/core/test_decisions.py", "tests/core/test_walk.py"
+
+
+class Bug(NamedTuple):
+    """`like` is what it is modelled on; `old` stands exactly once in `file` and becomes `new`."""
+
+    name: str
+    like: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+BUGS = (
+    Bug(
+        "one_victim_for_two", "kueue#804", "core/stages/preempt.py",
+        "    trial.promise(gang, placement)\n", "",
+        f"{DECISIONS}::test_a_victim_counts_for_one_beneficiary_only",
+    ),
+    Bug(
+        "the_dead_come_back", "kueue#1654, armada PR #2757", "core/state.py",
+        'if gang is None or not gang.is_holding():\n            self._note(fact, "no attempt is open")\n'
+        '            return\n        self._ended_badly(gang, "interruption", fact.message or',
+        'if gang is None:\n            return\n        self._ended_badly(gang, "interruption", fact.message or',
+        f"{DECISIONS}::test_what_has_ended_stays_ended_whatever_is_said_later",
+    ),
+    Bug(
+        "use_forgotten", "kueue#5334", "core/state.py",
+        "        for name in (*self.holding, *self.nominated):\n", "        for name in ():\n",
+        f"{DECISIONS}::test_a_new_configuration_remembers_what_is_in_use",
+    ),
+    Bug(
+        "stale_reclaim", "kueue#14609", "core/stages/preempt.py",
+        "            code_now = rules.now(victim, code)\n            if not code_now:\n                continue\n"
+        "            seen += 1",
+        "            code_now = code\n            seen += 1",
+        f"{DECISIONS}::test_reclaim_stops_at_the_guarantee_of_the_victims_queue",
+    ),
+    Bug(
+        "success_becomes_failure", "skypilot PR #9868", "core/state.py",
+        '        if fact.outcome == "succeeded":\n',
+        '        if fact.outcome == "succeeded" and gang.status is not Status.VACATING:\n',
+        f"{DECISIONS}::test_a_success_while_being_evicted_is_a_success",
+    ),
+    Bug(
+        "cancel_lost", "skypilot PR #10061", "core/state.py",
+        '        if record.cancelled:\n            self._end(gang, "cancel")\n            return\n        if gang.rev'
+        "ision",
+        "        if gang.revision",
+        f"{DECISIONS}::test_a_cancel_of_a_running_gang_is_not_lost_when_its_attempt_is",
+    ),
+    Bug(
+        "running_after_preempt", "armada#4541", "core/lifecycle.py",
+        'TABLE[R, "bound"] = R', 'TABLE[V, "bound"] = TABLE[R, "bound"] = R',
+        f"{DECISIONS}::test_a_late_word_of_a_start_does_not_revive_who_was_told_to_leave",
+    ),
+    Bug(
+        "eviction_by_name", "armada PR #5053", "core/stages/preempt.py",
+        "        return (code == IN_QUEUE, cost_of[victim.id],",
+        "        return (victim.id, code == IN_QUEUE, cost_of[victim.id],",
+        f"{DECISIONS}::test_the_cheapest_victim_goes_not_the_first_by_name",
+    ),
+    Bug(
+        "half_a_gang_left", "ray#65147", "core/state.py",
+        "                gang.lost_members = True\n", "                pass\n",
+        f"{DECISIONS}::test_a_gang_that_lost_a_node_lets_go_of_the_rest_and_starts_again",
+    ),
+    Bug(
+        "late_supervisor", "ray#41437", "core/state.py",
+        "        if gang is None or gang.attempt != attempt:\n", "        if gang is None:\n",
+        f"{DECISIONS}::test_a_fact_of_an_older_attempt_changes_nothing",
+    ),
+    Bug(
+        "nobody_spared", "kueue: minimal set", "core/stages/preempt.py",
+        "for victim in reversed(chosen[:-1]):", "for victim in ():",
+        f"{DECISIONS}::test_whoever_is_not_needed_is_spared",
+    ),
+    Bug(
+        "evicted_in_vain", "kueue: preempts what does not help", "core/stages/preempt.py",
+        "        if found is None:\n            return None\n        for victim in",
+        "        if found is None:\n            found = chosen[0].held\n        for victim in",
+        f"{DECISIONS}::test_nobody_is_evicted_when_that_would_not_be_enough",
+    ),
+    Bug(
+        "thinking_is_doing", "kueue: snapshot not restored", "core/trial.py",
+        "        self.rollback(0)\n", "",
+        f"{WALK}::test_deciding_leaves_the_state_as_it_was",
+    ),
+    Bug(
+        "slots_leak", "apscheduler PR #1121", "core/state.py",
+        "            state.quota.release(queue, flavor, gpus)\n", "            pass\n",
+        f"{WALK}::test_two_fit_the_third_waits_and_starts_when_one_ends",
+    ),
+)  # fmt: skip
+
+
+def source(bug: Bug) -> Path:
+    return ROOT / "llmsched" / bug.file
+
+
+def is_found(bug: Bug) -> bool:
+    """Whether the named test fails with the bug planted."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "llmsched"
+        shutil.copytree(ROOT / "llmsched", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        target = copy / bug.file
+        target.write_text(target.read_text().replace(bug.old, bug.new))
+        path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(ROOT / bug.test)]
+        done = subprocess.run(
+            command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=120
+        )
+        return done.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    missed = 0
+    for bug in BUGS:
+        if names and bug.name not in names:
+            continue
+        found = is_found(bug)
+        missed += not found
+        print(
+            f"{'found ' if found else 'MISSED'} {bug.name} ({bug.like}) by {bug.test.rpartition('::')[2]}", flush=True
+        )
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
