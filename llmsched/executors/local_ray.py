@@ -188,6 +188,7 @@ def stop(home: Path, *, grace_s: float = 3.0) -> int:
         raise ClusterError(f"processes of the local Ray did not end: {', '.join(left)}.")
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     (home / "ray.json").unlink(missing_ok=True)
+    (home / "ray-token").unlink(missing_ok=True)  # the next cluster gets one of its own
     return len(ended)
 
 

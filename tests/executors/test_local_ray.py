@@ -58,7 +58,9 @@ def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
         about = {"address": "127.0.0.2:1", "dashboard_url": "", "temp_dir": str(tmp_path / "t"), "marker": "m1"}
         (tmp_path / "ray.json").write_text(json.dumps({**about, "processes": processes}))
         assert local_ray.read(tmp_path).is_alive()
+        (tmp_path / "ray-token").write_text("of this cluster only")
         assert local_ray.stop(tmp_path) == 2
+        assert not (tmp_path / "ray-token").exists()
         assert not psutil.pid_exists(recorded.pid) and not psutil.pid_exists(marked.pid)
         assert (other.poll(), reused.poll()) == (None, None)
         assert local_ray.read(tmp_path) is None
