@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 WAITING_SHOWN = 30
 ENDED_SHOWN = 10
+REASONS_SHOWN = 3
+WIDE = 140  # columns, from which a reason mostly fits beside its workload
 
 
 @click.command()
@@ -47,11 +52,23 @@ def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool)
             for view in views[: None if everything else at_most]:
                 table.add_row(*_row(view))
         show.print_table(table)
+        _print_reasons(waiting[: None if everything else REASONS_SHOWN])
         for left, what in ((len(waiting) - WAITING_SHOWN, "wait"), (len(ended) - ENDED_SHOWN, "ended")):
             if left > 0 and not everything:
                 click.echo(f"... and {left} more that {what}; see them with --all.")
     if health.status != "ready":
         click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
+
+
+def _print_reasons(waiting: list[wire.WorkloadView]) -> None:
+    """Whole, where the column had to cut them."""
+    width = show.out().width
+    if width >= WIDE:
+        return
+    for place, view in enumerate(waiting):
+        if view.reason is not None:
+            click.echo("\n" * (place == 0), nl=False)
+            click.echo(textwrap.fill(f"{view.id} waits: {view.reason.message}", width, subsequent_indent="  "))
 
 
 def _row(view: wire.WorkloadView) -> tuple[str, ...]:
@@ -75,6 +92,8 @@ def _what(view: wire.WorkloadView) -> str:
         return show.numbers(view.metrics) or view.message
     if view.ended:
         return view.message
+    if view.kind == "serve" and view.size:
+        return f"{view.size} replica{'' if view.size == 1 else 's'} answer{'s' if view.size == 1 else ''}"
     return show.progress(view.progress) or view.message
 
 
@@ -175,9 +194,26 @@ def story(name: str) -> None:
 def _print_story(view: wire.StoryView) -> None:
     begin = view.lines[0].at if view.lines else 0.0
     several = len({line.gang for line in view.lines if line.gang}) > 1
-    for line in view.lines:
+    width = show.out().width if sys.stdout.isatty() else None  # a line of a log stays one line
+    for line, before in _without_repeats(view.lines):
         who = f"{line.gang} " if several and line.gang else ""
-        click.echo(f"{_time(line.at)}  +{line.at - begin:>7.1f} s  {who}{line.text}")
+        more = f", after {before} others" if before else ""
+        passed = line.at - begin
+        since = f"{passed:.1f} s" if passed < 100 else show.duration(passed)
+        text = f"{_time(line.at)}  +{since:>8}  {who}{line.text}{more}"
+        click.echo(textwrap.fill(text, width, subsequent_indent=" " * 21) if width else text)
+
+
+def _without_repeats(lines: list[wire.StoryLine]) -> list[tuple[wire.StoryLine, int]]:
+    """Of checkpoints in a row only the last, with how many there were before it."""
+    kept: list[tuple[wire.StoryLine, int]] = []
+    for line in lines:
+        last = kept[-1][0] if kept else line
+        if kept and line.kind == last.kind == "CheckpointPublished" and line.gang == last.gang:
+            kept[-1] = (line, kept[-1][1] + 1)
+        else:
+            kept.append((line, 0))
+    return kept
 
 
 def _time(stamp: float) -> str:
@@ -267,7 +303,9 @@ def _print_nodes(listed: wire.NodeList) -> None:
         return
     table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
     for node in listed.nodes:
-        held = ", ".join(node.gangs) + (f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else "")
+        holders = Counter(gang.rpartition("/")[0] for gang in node.gangs)
+        held = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in holders.items())
+        held += f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else ""
         table.add_row(
             show.plain(node.name if len(node.name) < 20 else f"{node.name[:8]}..."),
             show.plain(node.flavor or "-"),

@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "queues": ("llmsched.cli.look:queues", "Queues, their quota and their use."),
         "models": ("llmsched.cli.models:models", "What trainings made: versions, metrics, and what of."),
         "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),
+        "top": ("llmsched.cli.top:top", "Queue, GPUs and events, live."),
         "web": ("llmsched.cli.web:web", "The address of the same in a browser."),
     },
     "More": {

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from live import Live
 
 from llmsched.cli.main import cli
+from llmsched.executors.fake import Script
+from llmsched.spec import wire
 
 Run = Callable[..., Result]
+Watch = Callable[[bytes, "subprocess.Popen[bytes]"], None]
 
 
 def environment(controller: Live) -> dict[str, str]:
@@ -34,8 +39,8 @@ def run(controller: Live) -> Run:
     return run
 
 
-def on_a_terminal(controller: Live, *words: str) -> str:
-    """What a command shows where its stdout is a terminal of 80 columns."""
+def on_a_terminal(controller: Live, *words: str, watch: Watch | None = None) -> str:
+    """What a command shows where its stdout is a terminal of 80 columns; `watch` sees all of it as it grows."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llmsched.cli.main", *words]
     env = {**os.environ, **environment(controller), "TERM": "xterm"}
@@ -45,6 +50,8 @@ def on_a_terminal(controller: Live, *words: str) -> str:
         try:
             while piece := os.read(ours, 65536):
                 shown += piece
+                if watch is not None:
+                    watch(shown, process)
         except OSError:  # Linux says so when the other side has closed
             pass
         assert process.wait(30) == 0, shown
@@ -80,3 +87,60 @@ def test_web_says_when_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     env = {"LLMSCHED_HOME": str(tmp_path), "LLMSCHED_ADDRESS": "", "LLMSCHED_TOKEN": ""}
     result = CliRunner().invoke(cli, ["web"], env=env)
     assert (result.exit_code, "llmsched up" in result.stderr) == (4, True)
+
+
+def task(name: str, gpus: float, workers: int = 1) -> dict[str, Any]:
+    accelerators = {"accelerators": [f"A100:{gpus:g}"]}
+    return {"name": name, "kind": "task", "workers": workers, "resources": accelerators, "task": {"run": ["true"]}}
+
+
+@pytest.fixture
+def busy(fresh: Live) -> Live:
+    """Two nodes of four GPUs: five and a half are held by two workloads, a third one waits."""
+    fresh.executor.cluster.script = lambda order: Script(runs_for_s=None)
+    client = fresh.client()
+    client.apply([task("first", 2, workers=2), task("shared", 0.5, workers=3)])
+    fresh.hear("Bound", "first")
+    fresh.hear("Bound", "shared")
+    client.apply([task("third", 4)])
+    return fresh
+
+
+def test_top_once_draws_queue_gpus_and_events_in_eighty_columns(busy: Live) -> None:
+    lines = CliRunner().invoke(cli, ["top", "--once"], env=environment(busy)).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "8 GPUs" in lines[0] and "2 active, 1 waiting" in lines[0]
+    table = {line.split()[1 if line[0] != " " else 0]: line for line in lines[3:6]}
+    assert set(table) == {"first", "shared", "third"}
+    letters = {name: line[0] for name, line in table.items()}
+    (gpus,) = [line for line in lines if line.startswith("node-1")]
+    drawn = "".join(part for part in gpus.split() if len(part) == 4 and part != "A100")
+    assert len(drawn) == 8
+    counts = {name: drawn.count(letters[name]) for name in ("first", "shared")}
+    assert counts == {"first": 4, "shared": 2}  # three halves are shown on two GPUs
+    assert drawn.count(".") == 2
+    assert any("third" in line and "submitted" in line for line in lines[lines.index("EVENTS") :])
+
+
+def test_top_with_json_prints_the_apis_models(busy: Live) -> None:
+    said = json.loads(CliRunner().invoke(cli, ["top", "--json"], env=environment(busy)).stdout)
+    assert [wire.NodeView.model_validate(node).total.gpus for node in said["nodes"]] == [4, 4]
+    assert {wire.WorkloadView.model_validate(view).name for view in said["workloads"]} == {"first", "shared", "third"}
+    assert set(said) == {"health", "workloads", "nodes", "queues", "events"}
+
+
+def test_top_of_an_empty_cluster_and_wrong_words(run: Run) -> None:
+    assert "Nothing has been submitted yet." in run("top").stdout
+    assert run("top", "--every", "0").exit_code == 2
+
+
+def test_top_on_a_terminal_goes_on_until_it_is_interrupted(busy: Live) -> None:
+    interrupted = []
+
+    def watch(shown: bytes, process: subprocess.Popen[bytes]) -> None:
+        if shown.count(b"GPUS") > 2 and not interrupted:  # several frames
+            interrupted.append(process.send_signal(signal.SIGINT))
+
+    shown = on_a_terminal(busy, "top", "--every", "0.2", watch=watch)
+    assert "third" in shown
+    assert "Traceback" not in shown
