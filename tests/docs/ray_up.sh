@@ -11,7 +11,7 @@ hold=/run/llmsched-test                       # what lies under /root and is nee
 mount -t tmpfs tmpfs /run && mkdir -p $hold/python $hold/project /run/sshd
 mount --bind "$python_home" $hold/python
 mount --bind "$project" $hold/project
-mount -t tmpfs tmpfs /root && mount -t tmpfs tmpfs /tmp
+mount -t tmpfs -o mode=700 tmpfs /root && mount -t tmpfs tmpfs /tmp
 mkdir -p "$python_home" "$project" /root/.ssh && chmod 700 /root/.ssh
 mountpoint -q "$python_home" || [ -e "$python_home/bin" ] || mount --bind $hold/python "$python_home"
 [ -e "$project/.venv" ] || mount --bind $hold/project "$project"
