@@ -17,7 +17,7 @@ from llmsched.api import home
 from llmsched.api.home import ROLES, TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
-from llmsched.spec import wire
+from llmsched.spec import versions, wire
 
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
@@ -107,7 +107,7 @@ def error_headers(error: LlmschedError) -> dict[str, str]:
 
 
 class Guard:
-    """ASGI: Host and Origin allow-lists, bearer token, content type, body size. Open are /healthz and the page."""
+    """ASGI: Host and Origin allow-lists, token, version, content type, body size. Open are /healthz and the page."""
 
     def __init__(self, app: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
         self._app = app
@@ -127,7 +127,7 @@ class Guard:
         except LlmschedError as error:
             await _answer(send, error)
             return
-        await self._app(scope, _limited(receive, limit), send)
+        await self._app(scope, _limited(receive, limit), _saying_version(send) if limit else send)
 
     def _check(self, scope: Any) -> int:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -140,6 +140,10 @@ class Guard:
         if scope["path"] in OPEN_PATHS:
             return 0
         scope["llmsched.token"] = self._tokens.find(headers.get(b"authorization", ""))
+        client = headers.get(versions.HEADER.encode(), versions.own())
+        if not versions.go_together(client, versions.own()) and scope["path"] not in versions.ANY_VERSION:
+            own = versions.own()
+            raise RequestError(versions.difference(client, own), code="version", hint=versions.remedy(own))
         limit = BODY_LIMIT
         if scope["method"] in ("POST", "PUT", "PATCH"):
             upload = scope["method"] == "PUT" and scope["path"].startswith("/api/v1/workdirs/")
@@ -157,6 +161,18 @@ class Guard:
             if length.isdigit() and int(length) > limit:
                 raise too_large(limit)
         return limit
+
+
+def _saying_version(send: Any) -> Any:
+    """To whoever has a token, every answer says which version gives it."""
+
+    async def with_version(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            said = (versions.HEADER.encode(), versions.own().encode())
+            message = {**message, "headers": [*message.get("headers", ()), said]}
+        await send(message)
+
+    return with_version
 
 
 def too_large(limit: int) -> RequestError:

@@ -45,7 +45,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 ALL = {name: command for section in COMMANDS.values() for name, command in section.items()}
-EPILOG = "LLMSCHED_HOME, LLMSCHED_ADDRESS and LLMSCHED_TOKEN say which controller. Every command has --json."
+EPILOG = (
+    "LLMSCHED_HOME, LLMSCHED_ADDRESS and LLMSCHED_TOKEN say which controller. Every command has --json. Client and "
+    "controller must be of one major version (before 1.0: minor version); down works with any."
+)
 
 
 class LazyGroup(click.Group):

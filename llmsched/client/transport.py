@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, Problem, RequestError, SpecError, StoreError
-from llmsched.spec import wire
+from llmsched.spec import versions, wire
 
 Model = TypeVar("Model", bound=BaseModel)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
@@ -89,7 +89,7 @@ class Transport:
         self.token = token
         self._http = httpx.AsyncClient(
             base_url=url,
-            headers={"authorization": f"Bearer {token}"},
+            headers={"authorization": f"Bearer {token}", versions.HEADER: versions.own()},
             timeout=TIMEOUT,
             transport=transport,
             trust_env=False,  # a proxy of the surroundings has no business between us and loopback
@@ -115,6 +115,7 @@ class Transport:
             sent["content-type"] = "application/json"
         with _connection_errors(self.url):
             answer = await self._http.request(method, path, content=content, headers=sent, params=params)
+        _check_version(answer, path)
         if not answer.is_success:
             raise error_of(answer)
         try:
@@ -136,6 +137,7 @@ class Transport:
     @asynccontextmanager
     async def _stream(self, path: str, params: Mapping[str, Any] | None) -> AsyncIterator[httpx.Response]:
         async with self._http.stream("GET", path, params=params, timeout=STREAM_TIMEOUT) as answer:
+            _check_version(answer, path)
             if not answer.is_success:
                 await answer.aread()
                 raise error_of(answer)
@@ -173,6 +175,13 @@ class _connection_errors:
             raise ClusterError(
                 f"the connection to the controller at {self.url} broke.", code="connection", hint="Try again."
             ) from error
+
+
+def _check_version(answer: httpx.Response, path: str) -> None:
+    """Raises ClusterError for a controller that this client must not talk to, also when that does not look itself."""
+    said = answer.headers.get(versions.HEADER)
+    if said is not None and path not in versions.ANY_VERSION and not versions.go_together(versions.own(), said):
+        raise ClusterError(versions.difference(versions.own(), said), code="version", hint=versions.remedy(said))
 
 
 def error_of(answer: httpx.Response) -> LlmschedError:
