@@ -59,6 +59,12 @@ class View:
             return None
         return left / max(speed(gang.spec, size or gang.size or gang.spec.min_size), 1e-9)
 
+    def estimate_ratio(self, quantile: float) -> float:
+        """How real run times compare with their estimates, of the last rigid gangs that succeeded: that quantile of
+        real / estimated; 1.0 while fewer than five are known."""
+        ratios = sorted(self._state.estimate_ratios)
+        return ratios[min(int(quantile * len(ratios)), len(ratios) - 1)] if len(ratios) >= 5 else 1.0
+
     def work_left(self, gang: GangState) -> float | None:
         """The same in seconds at min_size."""
         left = gang.work_left

@@ -44,6 +44,7 @@ __all__ = ["GangState", "NodeState", "State", "Status", "WorkloadState"]
 
 HOUR_S = 3600.0
 NOTES_KEPT = 200
+RATIOS_KEPT = 256
 STEADY_S = 600.0  # a replica that ran this long has its restarts forgiven
 
 
@@ -62,6 +63,7 @@ class State:
         self.waiting = Waiting()
         self.holding: dict[str, None] = {}  # gangs that hold something, oldest launch first
         self.nominated: dict[str, None] = {}
+        self.estimate_ratios: deque[float] = deque(maxlen=RATIOS_KEPT)  # real run time / estimate, of who succeeded
         self.vacating: dict[str, None] = {}
         self.elastic: dict[str, None] = {}  # of the holding, those whose size may vary
         self.serving: dict[str, None] = {}  # serve workloads that have not ended
@@ -405,6 +407,9 @@ class State:
         record.metrics.update(fact.metrics)
         if fact.outcome == "succeeded":
             self._let_go(gang)
+            estimate = gang.spec.estimated_runtime_s
+            if estimate and not gang.spec.is_elastic():
+                self.estimate_ratios.append(gang.served_s / estimate)
             gang.message = fact.message
             self._end(gang, "succeeded")
         else:

@@ -23,6 +23,7 @@ class Trial:
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
+        self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int]]] = {}  # by class, for this pass
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
 

@@ -17,7 +17,7 @@ from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
 from llmsched.core.lifecycle import ACTIVE
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
-from llmsched.core.records import GangState, gpus_of
+from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages import place
 from llmsched.core.state import State
@@ -287,24 +287,63 @@ def _choose(
 ) -> Choice | None:
     """The best choice over options, strategies and scopes."""
     state = trial.state
+    eligible, cost_of = _eligible(trial, gang, rules, policy, view)
+    if not eligible:
+        return None
+    capacity = state.capacity
+    for option in range(max(len(group.options) for group in gang.spec.groups)):
+        rules.option = option
+        mask = place.eligible(trial, gang.spec, option) & only
+        need = place.need_milli(gang.spec, gang.spec.min_size, option)
+        for _ in rules.each_strategy():
+            allowed = _allowed(eligible, rules)
+            gives = sum(gpus_of(victim.spec, victim.held) for victim, _ in allowed)
+            if not allowed or gives + capacity.free_gpus(mask) * MILLI < need - need % MILLI:
+                continue
+            best: Choice | None = None
+            for scope in _scopes(trial, gang, need, mask, allowed):
+                narrow = scope != mask
+                if best is not None and not narrow:
+                    break
+                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, allowed, leaving)
+                if choice is None:
+                    continue
+                if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
+                    best = choice
+            if best is not None:
+                return best
+    return None
+
+
+def _eligible(
+    trial: Trial, gang: GangState, rules: Rules, policy: Preemption, view: View
+) -> tuple[list[tuple[GangState, str]], dict[str, int]]:
+    """Who might be a victim, cheapest first, with the costs. Gangs of one class in one pass share the list."""
+    state = trial.state
+    shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
+    serial = gang.shape.serial if gang.shape is not None else 0
+    known = trial.victims.get(serial) if shared else None
+    if known is not None:
+        rows, cost_of = known
+        rows = [row for row in rows if row[0].id not in trial.leaving and trial.held(row[0])]
+        trial.victims[serial] = (rows, cost_of)
+        return rows, cost_of
     groups = []
-    one_flavor = len(state.capacity.by_flavor) <= 1
+    # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
+    alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
     most = state.capacity.free_gpus(state.capacity.open) * MILLI
     for (queue, priority, preemptible), group in state.groups.items():
-        if group.gangs and preemptible:
-            code = rules.group(queue, priority)
-            if not code:
-                continue
-            if code != IN_QUEUE and one_flavor:  # then one gang of the group stands for all of them
-                first = state.gangs[next(iter(group.gangs))]
-                if not any(rules.now(first, code) for _ in rules.each_strategy()):
-                    continue
-            groups.append((group, code))
-            most += group.gpus_milli
+        code = rules.group(queue, priority) if group.gangs and preemptible else ""
+        if not code:
+            continue
+        if code != IN_QUEUE and alike and not rules.now(state.gangs[next(iter(group.gangs))], code):
+            continue
+        groups.append((group, code))
+        most += group.gpus_milli
     if not groups or most < _least_need(gang):
-        return None
-    cost_of: dict[str, int] = {}
-    eligible: list[tuple[GangState, str]] = []
+        return [], {}
+    cost_of = {}
+    rows = []
     for group, code in groups:
         for name in group.gangs:
             victim = state.gangs[name]
@@ -315,38 +354,35 @@ def _choose(
                 if rules.queues.get(victim.spec.queue, Queue("")).evictable == "prefer_not":
                     cost += 10**18
                 cost_of[name] = cost
-                eligible.append((victim, code))
-    if not eligible:
-        return None
+                rows.append((victim, code))
 
     def order(row: tuple[GangState, str]) -> tuple[object, ...]:
         victim, code = row
         return (code == IN_QUEUE, cost_of[victim.id], -(victim.launched_at or 0.0), victim.submitted_at, victim.id)
 
-    eligible.sort(key=order)
-    for option in range(max(len(group.options) for group in gang.spec.groups)):
-        rules.option = option
-        mask = place.eligible(trial, gang.spec, option) & only
-        for strict in rules.strategies():
-            rules.strict = strict
-            # Releasing a victim only lowers its queue's share: who may not be taken now may not be taken later either.
-            allowed = [row for row in eligible if rules.now(*row)]
-            gives = sum(gpus_of(victim.spec, victim.held) for victim, _ in allowed)
-            need = place.need_milli(gang.spec, gang.spec.min_size, option)
-            if not allowed or gives + state.capacity.free_gpus(mask) * MILLI < need - need % MILLI:
+    rows.sort(key=order)
+    if shared:
+        trial.victims[serial] = (rows, cost_of)
+    return rows, cost_of
+
+
+def _allowed(eligible: list[tuple[GangState, str]], rules: Rules) -> list[tuple[GangState, str]]:
+    """Who may be taken as things stand. Releasing a victim only lowers its queue's share: who may not be taken now may
+    not be taken later either."""
+    known: dict[tuple[str, int, int, str], bool] = {}
+    allowed = []
+    for row in eligible:
+        victim, code = row
+        if code != IN_QUEUE:
+            flavor = rules._flavor(victim) or ""
+            key = (victim.spec.queue, victim.spec.priority, gpus_of(victim.spec, victim.held), flavor)
+            may = known.get(key)
+            if may is None:
+                may = known[key] = bool(rules.now(victim, code))
+            if not may:
                 continue
-            best: Choice | None = None
-            for scope in (mask, *_scopes(trial, gang, option, mask, allowed)):
-                choice = _in_scope(trial, gang, rules, placing, view, scope, allowed, leaving)
-                if choice is None:
-                    continue
-                if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
-                    best = choice
-                if len(best.victims) == 1:
-                    break
-            if best is not None:
-                return best
-    return None
+        allowed.append(row)
+    return allowed
 
 
 def _least_need(gang: GangState) -> int:
@@ -356,25 +392,33 @@ def _least_need(gang: GangState) -> int:
     return least - least % MILLI
 
 
-def _scopes(trial: Trial, gang: GangState, option: int, mask: int, eligible: list[tuple[GangState, str]]) -> list[int]:
-    """Single nodes (or required domains) that victims could clear, those with most to gain first."""
+def _scopes(trial: Trial, gang: GangState, need: int, mask: int, allowed: list[tuple[GangState, str]]) -> list[int]:
+    """Where to clear room: each required domain; else, when nodes are what is short, the single nodes that the cheapest
+    victims clear first; then anywhere."""
     spec = gang.spec
-    need = place.need_milli(spec, spec.min_size, option)
     capacity = trial.state.capacity
     required = spec.topology.required
     if required is not None and required != "node":
-        return [part for members in capacity.domains(required).values() if (part := members & mask)][:SCOPES_TRIED]
+        return [part for members in capacity.domains(required).values() if (part := members & mask)]
+    if mask & capacity.with_free(-(-need // MILLI)):
+        return [mask]  # a node has room already: quota is what is short
+    nodes = trial.state.nodes
     gain: dict[str, int] = {}
-    for victim, _ in eligible[:VICTIMS_CONSIDERED]:
-        for placed in victim.held:
-            node = trial.state.nodes[placed.node]
-            if mask >> node.slot & 1 and node.node.total.gpus_milli >= need:
-                gain[placed.node] = gain.get(placed.node, 0) + 1
-    rows = []
-    for name in gain:
-        node = trial.state.nodes[name]
-        rows.append((max(0, need - node.free_whole * MILLI), node.slot))
-    return [1 << slot for _, slot in sorted(rows)[:SCOPES_TRIED]]
+    found: list[int] = []
+    for victim, _ in allowed:
+        for placed in dict.fromkeys(victim.held):
+            node = nodes[placed.node]
+            if not mask >> node.slot & 1 or node.node.total.gpus_milli < need or gain.get(placed.node, 0) >= need:
+                continue
+            bundle = amount_of(victim.spec, placed).gpus_milli
+            there = victim.held.count(placed) if placed.gpu_index < 0 else 1
+            before = gain.get(placed.node, max(node.free_whole, 0) * MILLI)
+            gain[placed.node] = before + bundle * there
+            if gain[placed.node] >= need:
+                found.append(1 << node.slot)
+        if len(found) >= SCOPES_TRIED:
+            break
+    return [*found[:SCOPES_TRIED], mask]
 
 
 def _in_scope(
@@ -384,10 +428,12 @@ def _in_scope(
     placing: Placing,
     view: View,
     scope: int,
+    narrow: bool,
     eligible: list[tuple[GangState, str]],
     leaving: list[str],
 ) -> Choice | None:
-    """Cheapest first until it fits inside `scope`, then spare whoever is not needed."""
+    """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is not
+    needed."""
     state = trial.state
     nodes = state.nodes
     spec = gang.spec
@@ -402,7 +448,7 @@ def _in_scope(
     try:
         for victim, code in eligible:
             inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
-            if not inside and not flavor_quota:
+            if not inside and (narrow or not flavor_quota):
                 continue
             code_now = rules.now(victim, code)
             if not code_now:
