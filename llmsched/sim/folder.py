@@ -1,4 +1,4 @@
-"""What a run leaves behind with `--out`: report.json, jobs.csv, timeline.html and, where matplotlib is, plots."""
+"""What a run leaves behind with `--out`: report, jobs, waits, a timeline and, where matplotlib is, plots."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def write(out: Path, run: Run, figures: dict[str, Any], recorder: Recorder) -> l
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
         _jobs(out / "jobs.csv", run)
+        _waits(out / "waits.csv", recorder)
         (out / "timeline.html").write_text(timeline.page(run, figures, recorder))
     except OSError as error:
         raise RequestError(f"cannot write into {out}: {error.strerror}.", code="file") from None
-    written = ["report.json", "jobs.csv", "timeline.html"]
+    written = ["report.json", "jobs.csv", "waits.csv", "timeline.html"]
     try:
         from llmsched.sim import plots
     except ImportError:  # matplotlib is optional: pip install llmsched[plots]
@@ -42,3 +43,13 @@ def _jobs(path: Path, run: Run) -> None:
             numbers = (each.job.submit_s, each.first_start_s, each.finished_s, wait)
             shown = ["" if number is None else f"{number:.10g}" for number in numbers]
             rows.writerow((each.job.id, each.job.queue, each.job.gpus, *shown, each.starts, each.why))
+
+
+def _waits(path: Path, recorder: Recorder) -> None:
+    """One row per reason a job waited for, in order of time."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("job_id", "from_s", "to_s", "code", "why"))
+        for each in sorted(recorder.waits, key=lambda wait: (wait.start, wait.gang)):
+            start, end = (f"{number:.10g}" for number in (each.start, each.end))
+            rows.writerow((each.gang.rpartition("/")[0], start, end, each.code, each.message))

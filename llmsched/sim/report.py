@@ -15,6 +15,7 @@ from llmsched.sim import fleet
 from llmsched.sim.simulator import Run
 
 UNFAIR_ABOVE = 1.05
+QUEUES_SHOWN = 20
 
 
 def figures(run: Run) -> dict[str, Any]:
@@ -69,9 +70,30 @@ def figures(run: Run) -> dict[str, Any]:
         "quantum_s": options.configuration.scheduling.quantum_s,
         "backfill": options.configuration.scheduling.backfill,
         "seed": options.seed,
+        "queues": _queues(run),
         "unfinished": [{"job": o.job.id, "why": o.why} for o in run.outcomes if o.finished_s is None][:20],
         "digest": run.digest,
     }
+
+
+def _queues(run: Run) -> dict[str, dict[str, float | int | None]]:
+    """The figures people compare between teams, by queue."""
+    found: dict[str, dict[str, float | int | None]] = {}
+    for name in sorted({each.job.queue for each in run.outcomes}):
+        jct, wait = [], []
+        mine = [each for each in run.outcomes if each.job.queue == name]
+        for each in mine:
+            if each.finished_s is not None:
+                jct.append(each.finished_s - each.job.submit_s)
+                wait.append(each.finished_s - each.job.submit_s - each.served_s)
+        found[name] = {
+            "jobs": len(mine),
+            "finished": len(jct),
+            "avg_jct_s": _mean(jct),
+            "avg_wait_s": _mean(wait),
+            "gpu_hours": _round(sum(each.gpu_s for each in mine) / 3600),
+        }
+    return found
 
 
 def quantile(ordered: Sequence[float], q: float) -> float | None:
@@ -101,6 +123,14 @@ def table(found: dict[str, Any]) -> str:
         ("ordering, elasticity", f"{found['policies']['ordering']}, {found['policies']['elasticity']}"),
         ("digest", found["digest"][:16]),
     ]
+    if len(found["queues"]) > 1:
+        rows += [
+            (
+                f"queue {name}",
+                f"{each['jobs']:,} jobs, average {duration(each['avg_jct_s'])}, wait {duration(each['avg_wait_s'])}",
+            )
+            for name, each in list(found["queues"].items())[:QUEUES_SHOWN]
+        ]
     if found["unfinished"]:
         rows.insert(1, ("did not finish", "; ".join(f"{row['job']}: {row['why']}" for row in found["unfinished"][:3])))
     width = max(len(name) for name, _ in rows)

@@ -38,13 +38,14 @@ def test_run_prints_one_json_object_or_a_table(trace):
 
 def test_run_writes_a_report_and_a_page_that_runs_no_name_as_markup(trace, tmp_path):
     trace.write_text(TRACE.replace("a,", "<script>alert(1)</script>,"))
-    done = call("run", trace, "--nodes", "1x4", "--out", tmp_path / "out")
+    done = call("run", trace, "--nodes", "1x4", "--ordering", "fifo", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "out" / "timeline.html").read_text()
     assert "alert(1)" in page
     assert "<script>alert(1)" not in page
     assert json.loads((tmp_path / "out" / "report.json").read_text())["jobs"] == 2
     assert (tmp_path / "out" / "jobs.csv").read_text().count("\n") == 3
+    assert "\nb,1,100,nodes," in (tmp_path / "out" / "waits.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class MarginalThroughput:
         at: int,
         view: View,
     ) -> None:
-        """The step from sizes[at] with the best gain per GPU; a size that is slower than a smaller one is passed over."""
+        """The step from sizes[at] with the best gain per GPU; sizes slower than a smaller one are passed over."""
         now = view.speed(gang, sizes[at])
         best = (0.0, 0)
         for bigger in range(at + 1, len(sizes)):
