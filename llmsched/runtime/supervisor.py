@@ -380,10 +380,13 @@ class Supervisor:
         os._exit(0)
 
     def _let_go(self) -> None:
-        """Return once Ray holds nothing for this attempt any more, or the patience is over."""
+        """Tell Ray to take everything back, and wait until the processes of a task are gone."""
         for worker in self._workers:
             with suppress(Exception):
                 ray.kill(worker)
+        for worker in self._workers:
+            with suppress(Exception):  # a dead actor answers with an error
+                ray.get(worker.where.remote(), timeout=CLOSE_WITHIN_S)
         with suppress(Exception):
             if self._controller is not None:
                 ray.kill(self._controller)

@@ -233,8 +233,9 @@ def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):
     """
     command = [sys.executable, "-c", theirs, lab.cluster.address, lab.nodes[0]]
     env = {**os.environ, **local_ray.environment(lab.home)}
+    seen = len(lab.bridge.seen)
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as somebody:
-        assert lab.bridge.until(ForeignSeen, node=lab.nodes[0], gpus=1.0)
+        assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0], gpus=1.0)
         seen = len(lab.bridge.seen)
         somebody.stdin.close()
         assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0]).gpus == 0.0

@@ -5,6 +5,7 @@ Ray's node table is the truth about nodes; foreign use is what Ray has given awa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ray._private.state import available_resources_per_node  # the only public-f
 
 from llmsched.executors.port import Deliver, ForeignSeen, Member, NodeGone, NodeSeen
 
+LASTING_LOOKS = 3
 _NOTHING = 1e-3  # below this an amount is rounding
 _PLAIN = {"CPU", "GPU", "memory", "object_store_memory"}
 
@@ -29,7 +31,7 @@ class Nodes:
     def __init__(self, deliver: Deliver, held: Callable[[], list[Member]]) -> None:
         self._deliver, self._held = deliver, held
         self._known: dict[str, NodeSeen] = {}
-        self._foreign_before: dict[str, _Amount] = {}
+        self._foreign: dict[str, deque[_Amount]] = {}
         self._foreign_said: dict[str, _Amount] = {}
         self.head = ""
 
@@ -47,7 +49,7 @@ class Nodes:
                 self._deliver(seen)
         for node in self._known.keys() - alive.keys():
             self._deliver(NodeGone(node))
-            self._foreign_before.pop(node, None)
+            self._foreign.pop(node, None)
             self._foreign_said.pop(node, None)
         self._known = alive
         self._look_for_foreign_work()
@@ -68,9 +70,10 @@ class Nodes:
                 _rest(seen.cpus - left.get("CPU", 0.0) - mine.cpus),
                 _rest(seen.memory_bytes - left.get("memory", 0.0) - mine.memory),
             )
-            # What is there for one look only is an attempt of ours that comes or goes, not somebody else.
-            lasting = _Amount(*map(min, now, self._foreign_before.get(node, _Amount())))
-            self._foreign_before[node] = now
+            # What is there for a look or two is an attempt of ours that comes or goes, not somebody else.
+            looks = self._foreign.setdefault(node, deque([_Amount()] * LASTING_LOOKS, maxlen=LASTING_LOOKS))
+            looks.append(now)
+            lasting = _Amount(*map(min, *looks))
             if lasting != self._foreign_said.get(node, _Amount()):
                 self._foreign_said[node] = lasting
                 self._deliver(ForeignSeen(node, lasting.gpus, lasting.cpus, int(lasting.memory)))

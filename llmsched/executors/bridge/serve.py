@@ -242,8 +242,9 @@ class Replicas:
             text = "\n".join([*said, application.message])
             self._fail(one, _words(text), "input" if INPUT_MARK in text else "error")
             return
-        states = {state.value for deployment in application.deployments.values() for state in deployment.replica_states}
-        if "STARTING" in states:  # a large model takes its time to be back
+        if any(
+            "STARTING" in deployment.replica_states for deployment in application.deployments.values()
+        ):  # a large model takes its time to be back
             one.broken_since = 0.0
             return
         one.broken_since = one.broken_since or time.monotonic()
