@@ -8,9 +8,9 @@
 3. The rest by GPU-seconds left, least first.
 
 Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
-at least; tier 3 then orders by GPU-seconds attained, and there is no tier 2. Who runs is ranked a little better than
-who waits, so that two equals do not take turns. The constants were chosen on the development traces;
-`tests/benchmarks/quality.py` has the figures.
+at least. There is no tier 2 then, and tier 3 orders by levels of GPU-seconds attained; inside a level who runs stays,
+and among those who wait the oldest is next, so that equals do not take turns. Priority goes before all of it. The
+constants were chosen on the development traces; `tests/benchmarks/quality.py` has the figures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ GUARD = 0.85  # projected unfairness from which a gang goes first, run time know
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
 POLE = 0.8
 PRIOR_S = 900.0
-RUNNING = 0.7  # what a running gang's rank in tier 3 is multiplied with when nothing is known
+LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
+LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 
 class FinishTimeFair:
@@ -50,7 +51,7 @@ class FinishTimeFair:
             unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
             if unfairness >= GUARD_BLIND:
                 return (urgency, 0, -round(unfairness, 6))
-            return (urgency, 2, round((PRIOR_S + done) * gpus * (RUNNING if holds else 1.0), 3))
+            return (urgency, 2, _level(done * gpus), not holds)
         if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
             left = max(done, 1.0)
         unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
@@ -74,3 +75,11 @@ class FinishTimeFair:
         self._bound = max(longest, total / gpus)
         self._contention = max(1.0, view.jobs() / gpus)
         self._view = view
+
+
+def _level(gpu_s: float) -> int:
+    """0 below LEVEL_GPU_S, then one more for every LEVEL_GROWTH-fold."""
+    level, end = 0, LEVEL_GPU_S
+    while gpu_s >= end:
+        level, end = level + 1, end * LEVEL_GROWTH
+    return level
