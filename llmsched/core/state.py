@@ -201,12 +201,12 @@ class State:
         self._queue(gang)
 
     def _fill(self, record: WorkloadState) -> None:
-        """Make the replicas that are wanted. While a new spec rolls out, one more than wanted may live."""
+        """Make the replicas that are wanted. While a new spec rolls out, `max_surge` more than wanted may live."""
         if record.cancelled or record.outcome:
             return
         live = [gang for gang in self._gangs_of(record) if self._counts(gang)]
         current = sum(gang.revision == record.revision for gang in live)
-        surge = 1 if current < len(live) else 0
+        surge = record.workload.max_surge if current < len(live) else 0
         for _ in range(min(record.wanted_replicas - current, record.wanted_replicas + surge - len(live))):
             self._new_gang(record)
         for gang in sorted(live, key=lambda g: -g.index):  # too many: those that never ran go first, newest first

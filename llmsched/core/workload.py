@@ -86,6 +86,7 @@ class Workload:
     sizes: tuple[int, ...] = ()  # explicit feasible sizes, when not every min..max by step is feasible
     min_replicas: int = 1  # serve only: gangs
     max_replicas: int = 1
+    max_surge: int = 1  # serve only: replicas beyond those wanted while a new spec rolls out; 0: an old one goes first
     autoscaling: Autoscaling | None = None
     topology: Topology = Topology()
     node_labels: tuple[tuple[str, str], ...] = ()  # placement.labels: nodes must carry them

@@ -47,6 +47,7 @@ def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nou
         step=finite.workers.step if finite else 1,
         min_replicas=serve.replicas.min if serve else 1,
         max_replicas=serve.replicas.max if serve else 1,
+        max_surge=serve.rollout.max_surge if serve else 1,
         autoscaling=_autoscaling(serve) if serve else None,
         topology=_topology(spec.topology) or nouns.Topology(),
         node_labels=tuple(sorted(spec.placement.labels.items())),

@@ -103,7 +103,8 @@ class Slo(Section):
 
 
 class Rollout(Section):
-    """How many replicas more than wanted there may be while an endpoint changes."""
+    """How many replicas more than wanted there may be while an endpoint changes. 0: an old one leaves first; that needs
+    no room, and with one replica means that nobody answers meanwhile."""
 
     max_surge: int = Field(default=1, ge=0, le=1000)
 

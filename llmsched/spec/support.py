@@ -46,7 +46,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
         "slo": (None,),
-        "rollout.max_surge": (1,),
         "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
         "serve.engine": ("auto", "transformers"),
         "serve.parallelism.tensor": (1,),

@@ -222,3 +222,39 @@ def test_work_that_waits_may_become_other_work():
             await until(lambda: phase(controller, "tune") == "succeeded")
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("max_surge", "most"), [(0, 2), (1, 3), (2, 4)])
+def test_a_rollout_keeps_to_its_surge_and_without_one_needs_no_room(max_surge, most):
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            rollout = {"replicas": 2, "rollout": {"max_surge": max_surge}}
+            gpus = 2 if max_surge == 0 else 1  # with two GPUs each, the two replicas fill both nodes
+            await controller.submit([serve("chat", gpus=gpus, **rollout)], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            held = []
+            watched = cluster.launch
+            cluster.launch = lambda order: (watched(order), held.append(len(cluster.running()) + 1))
+            await controller.submit([serve("chat", source="package:models/larger", gpus=gpus, **rollout)], user=ANN)
+            await until(lambda: cluster.running() == ["llms/chat/2/1", "llms/chat/3/1"])
+            assert max(held) <= most
+
+    asyncio.run(story())
+
+
+def test_a_new_version_that_fails_ends_a_rollout_before_the_last_old_replica_leaves():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            rollout = {"replicas": 2, "rollout": {"max_surge": 0}, "retry": {"on_events": []}}
+            await controller.submit([serve("chat", **rollout)], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            cluster.script = lambda order: Script(not_started="error", message="does not load")
+            await controller.submit([serve("chat", source="package:models/broken", **rollout)], user=ANN)
+            await until(lambda: controller.state.gangs.get("chat/2") and controller.state.gangs["chat/2"].is_ended())
+            await controller.submit([task("later", 0.5)], user=ANN)  # a round later nothing more has left
+            await until(lambda: "later" in controller.state.workloads)
+            assert len(cluster.running()) == 1
+
+    asyncio.run(story())

@@ -236,7 +236,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (section("serve", "{model: {source: 'model://m@new'}}"), "3:25", "a version being a number"),
         (section("serve", "{model: {source: 'run://m/best'}}"), "3:25", "(/best) is not supported yet"),
         # a value that would change nothing is not taken
-        (section("serve", "{app: 'a:B'}") + "rollout: {max_surge: 2}", "4:11", '"rollout.max_surge" is not supported'),
         (TASK + "workdir: /etc", "4:10", "expected a relative path"),
         (TASK + "workdir: a/../../b", "4:10", 'may not go up with ".."'),
         (TASK + "workdir: ~", "4:10", ""),

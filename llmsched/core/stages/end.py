@@ -78,6 +78,8 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
     surplus = len(live) - wanted if not old else 0
     if old:  # an old replica may go once the new ones that run and the other old ones make up the number wanted
         surplus = min(len(old), ready + len(old) - wanted)
+        if not record.workload.max_surge and not any(_is_to_come(state.gangs[name], record) for name in record.gangs):
+            surplus = max(surplus, 1)  # without room for one more, an old one makes room
         candidates = old
         why = "a new version has taken its place"
     else:
@@ -93,6 +95,12 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
             stays = gang.status is Status.RUNNING and gang.id not in leaving
             if stays and gang.adapters.get(published.name) != published.uri:
                 plan.decisions.append(LoadAdapter(gang.id, gang.attempt, published.name, published.uri))
+
+
+def _is_to_come(gang: GangState, record: WorkloadState) -> bool:
+    """A replica of the new revision that does not answer yet; one that failed never will, and holds up the rollout."""
+    is_new = gang.revision == record.revision and gang.status is not Status.CANCELLED
+    return is_new and gang.status is not Status.RUNNING and gang.leaving != "ended"
 
 
 def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -> None:
