@@ -42,7 +42,7 @@ BUGS = (
         f"{DECISIONS}::test_what_has_ended_stays_ended_whatever_is_said_later",
     ),
     Bug(
-        "use_forgotten", "kueue#5334", "core/state.py",
+        "use_forgotten", "kueue#5334", "core/ledgers.py",
         "        for name in (*self.holding, *self.nominated):\n", "        for name in ():\n",
         f"{DECISIONS}::test_a_new_configuration_remembers_what_is_in_use",
     ),
@@ -60,7 +60,7 @@ BUGS = (
         f"{DECISIONS}::test_a_success_while_being_evicted_is_a_success",
     ),
     Bug(
-        "cancel_lost", "skypilot PR #10061", "core/state.py",
+        "cancel_lost", "skypilot PR #10061", "core/lives.py",
         '        if record.cancelled:\n            self._end(gang, "cancel")\n            return\n        if gang.rev'
         "ision",
         "        if gang.revision",
@@ -83,7 +83,7 @@ BUGS = (
         f"{DECISIONS}::test_a_gang_that_lost_a_node_lets_go_of_the_rest_and_starts_again",
     ),
     Bug(
-        "late_supervisor", "ray#41437", "core/state.py",
+        "late_supervisor", "ray#41437", "core/lives.py",
         "        if gang is None or gang.attempt != attempt:\n", "        if gang is None:\n",
         f"{DECISIONS}::test_a_fact_of_an_older_attempt_changes_nothing",
     ),
@@ -104,7 +104,7 @@ BUGS = (
         f"{WALK}::test_deciding_leaves_the_state_as_it_was",
     ),
     Bug(
-        "slots_leak", "apscheduler PR #1121", "core/state.py",
+        "slots_leak", "apscheduler PR #1121", "core/ledgers.py",
         "            state.quota.release(queue, flavor, gpus)\n", "            pass\n",
         f"{WALK}::test_two_fit_the_third_waits_and_starts_when_one_ends",
     ),

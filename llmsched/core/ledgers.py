@@ -1,0 +1,188 @@
+"""The ledgers of the state and how they are kept in step: what is held on nodes, in quota, by queue, and until when.
+
+Every amount is put in and taken out by `charge`, which undoes itself exactly. Knows no facts and no rules.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from math import inf, log
+from typing import Any
+
+from llmsched.core import facts
+from llmsched.core.capacity import Capacity, NodeState
+from llmsched.core.configuration import Configuration
+from llmsched.core.quota import QuotaTree
+from llmsched.core.records import (
+    GangState,
+    HoldingGroup,
+    QueueUse,
+    WorkloadState,
+    amount_of,
+    expected_end,
+    gpus_of,
+)
+from llmsched.core.resources import MILLI
+from llmsched.core.waiting import Waiting
+from llmsched.core.workload import Placement
+
+NOTES_KEPT = 200
+RATIOS_KEPT = 256
+
+
+class Ledgers:
+    """What a state is made of. Everything below the comment in `__init__` is derived and not part of the digest."""
+
+    def __init__(self, configuration: Configuration | None = None) -> None:
+        self.now = 0.0
+        self.configuration = configuration or Configuration()
+        self.capacity = Capacity()
+        self.nodes: dict[str, NodeState] = self.capacity.by_id
+        self.workloads: dict[str, WorkloadState] = {}
+        self.gangs: dict[str, GangState] = {}
+        self.publications: dict[str, dict[str, facts.Published]] = {}
+        self.requested: tuple[tuple[str, int], ...] = ()  # last RequestCapacity
+        self.releasing: dict[str, float] = {}  # nodes asked to go
+        # What follows is derived from the above and kept in step; none of it is part of the digest.
+        self.waiting = Waiting()
+        self.holding: dict[str, None] = {}  # gangs that hold something, oldest launch first
+        self.nominated: dict[str, None] = {}
+        self.estimate_ratios: deque[float] = deque(maxlen=RATIOS_KEPT)  # real run time / estimate, of who succeeded
+        self.vacating: dict[str, None] = {}
+        self.elastic: dict[str, None] = {}  # of the holding, those whose size may vary
+        self.serving: dict[str, None] = {}  # serve workloads that have not ended
+        self.timed: dict[str, None] = {}  # active gangs with a run time, deadline or budget
+        self.scheduled: dict[str, None] = {}  # workloads with a schedule
+        self.troubled: dict[str, None] = {}  # gangs the `end` stage must look at
+        self.parked: dict[str, None] = {}
+        self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
+        self.ends: list[tuple[float, str]] = []  # (expected end, gang) of the holding, soonest first
+        self.dependents: dict[str, list[str]] = {}
+        self.use: dict[str, QueueUse] = {}
+        self.quota = QuotaTree(self.configuration, {})
+        self.version = 0  # raised by everything but the passing of time
+        self.freed = 0  # raised whenever something may have become possible
+        self.taken = 0  # raised whenever somebody got something that might be taken back
+        self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
+        self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
+        self._end_of: dict[str, float] = {}
+        self._timers: list[tuple[float, str]] = []
+
+    def _rebuild_quota(self) -> None:
+        cluster: dict[str, int] = {}
+        for node in self.nodes.values():
+            name = node.node.flavor or ""
+            cluster[name] = cluster.get(name, 0) + node.total_gpus * MILLI
+        self.quota = QuotaTree(self.configuration, cluster)
+        for name in (*self.holding, *self.nominated):
+            gang = self.gangs[name]
+            held = gang.held or (gang.nomination.placement if gang.nomination else ())
+            for flavor, amount in self._gpus_by_flavor(gang, held).items():
+                self.quota.charge(gang.spec.queue, flavor, amount)
+        self.freed += 1
+
+    def _expect_end(self, gang: GangState) -> None:
+        self._forget_end(gang)
+        end = expected_end(gang)
+        if end < inf:
+            self._end_of[gang.id] = end
+            insort(self.ends, (end, gang.id))
+
+    def _forget_end(self, gang: GangState) -> None:
+        end = self._end_of.pop(gang.id, None)
+        if end is not None:
+            del self.ends[bisect_left(self.ends, (end, gang.id))]
+
+    def _hold(self, gang: GangState, new: Placement) -> None:
+        """Make the gang hold exactly `new` on nodes and in quota."""
+        spec = gang.spec
+        self._account(spec.queue)
+        group = self.groups.setdefault((spec.queue, spec.priority, spec.preemptible), HoldingGroup())
+        group.gpus_milli += gpus_of(spec, new) - gpus_of(spec, gang.held)
+        if new:
+            group.gangs[gang.id] = None
+        else:
+            group.gangs.pop(gang.id, None)
+        if gang.held:
+            self._change(gang, gang.held, -1)
+            for placed in gang.held:
+                self.nodes[placed.node].idle_since = self.now
+            self.freed += 1
+        gang.held = new
+        if new:
+            self._change(gang, new, 1)
+
+    def _account(self, queue: str) -> None:
+        """Bring a queue's decayed past use up to now, before what it holds changes."""
+        half_life = self.configuration.scheduling.usage_half_life_s
+        use = self.use.setdefault(queue, QueueUse(decayed_at=self.now))
+        if half_life > 0 and use.decayed_at < self.now:
+            factor = 0.5 ** ((self.now - use.decayed_at) / half_life)
+            use.decayed = use.decayed * factor + use.gpus_milli * half_life / log(2) * (1.0 - factor)
+        use.decayed_at = self.now
+
+    def _change(self, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> None:
+        charge(self, gang, placement, sign, promise)
+
+    def _unpromise(self, gang: GangState) -> None:
+        if gang.nomination is not None:
+            self._change(gang, gang.nomination.placement, -1, promise=True)
+            gang.nomination = None
+            del self.nominated[gang.id]
+            self.freed += 1
+
+    def _gpus_by_flavor(self, gang: GangState, placement: Placement) -> dict[str | None, int]:
+        amounts: dict[str | None, int] = {}
+        for placed in placement:
+            gpus = amount_of(gang.spec, placed).gpus_milli
+            node = self.nodes.get(placed.node)
+            if gpus and node is not None:
+                flavor = node.node.flavor
+                amounts[flavor] = amounts.get(flavor, 0) + gpus
+        return amounts
+
+
+def charge(state: Ledgers, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> None:
+    """Put a placement into the ledgers (sign 1) or take it out (-1). Exact: the two undo each other."""
+    spec = gang.spec
+    queue = spec.queue
+    capacity = state.capacity
+    by_flavor: dict[str | None, int] = {}
+    cpus = memory = total = 0
+    at, end = 0, len(placement)
+    while at < end:
+        placed = placement[at]
+        run = at + 1
+        amount = amount_of(spec, placed)
+        if placed.gpu_index < 0:  # like bundles side by side are one change
+            while run < end and placement[run] == placed:
+                run += 1
+        count = run - at
+        at = run
+        if count > 1:
+            amount = amount.times(count)
+        node = state.nodes[placed.node]
+        capacity.change(placed.node, amount, placed.gpu_index, sign)
+        gpus = amount.gpus_milli
+        if gpus:
+            if promise:
+                node.promised += sign * gpus
+            flavor = node.node.flavor
+            by_flavor[flavor] = by_flavor.get(flavor, 0) + gpus
+            total += gpus
+        cpus += amount.cpus_milli
+        memory += amount.memory_bytes
+    for flavor, gpus in by_flavor.items():
+        if sign > 0:
+            state.quota.charge(queue, flavor, gpus)
+        else:
+            state.quota.release(queue, flavor, gpus)
+    use = state.use.get(queue)
+    if use is None:
+        use = state.use[queue] = QueueUse()
+    use.gpus_milli += sign * total
+    use.cpus_milli += sign * cpus
+    use.memory_bytes += sign * memory
+    if not spec.preemptible:
+        use.fixed_milli += sign * total

@@ -1,0 +1,284 @@
+"""The lives of gangs and workloads, step by step: queued, set aside, tried again, ended; replicas made and replaced.
+
+Called by the facts and decisions in state.py. Decides nothing: the choice was made by whoever said the fact.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from llmsched.core import cron
+from llmsched.core.explain import Reason
+from llmsched.core.ledgers import Ledgers
+from llmsched.core.lifecycle import Status, after
+from llmsched.core.records import (
+    GangState,
+    WorkloadState,
+    speed,
+)
+from llmsched.core.resources import MILLI
+from llmsched.core.workload import Workload, gang_id
+
+STEADY_S = 600.0  # a replica that ran this long has its restarts forgiven
+
+
+class Lives(Ledgers):
+    """Steps that several facts and decisions share."""
+
+    def _note(self, fact: object, why: str) -> None:
+        self.notes.append(f"{self.now:.3f} ignored {type(fact).__name__}: {why}")
+
+    def _current(self, name: str, attempt: int, fact: object) -> GangState | None:
+        gang = self.gangs.get(name)
+        if gang is None or gang.attempt != attempt:
+            self._note(fact, f"{name} attempt {attempt} is not the present one")
+            return None
+        return gang
+
+    def _step(self, gang: GangState, event: str, entry: object) -> bool:
+        status = after(gang.status, event)
+        if status is None:
+            self._note(entry, f"{gang.id} is {gang.status.value}")
+            return False
+        gang.status = status
+        return True
+
+    def _become(self, gang: GangState, status: Status) -> None:
+        gang.status = status
+
+    def _new_gang(self, record: WorkloadState) -> None:
+        name = gang_id(record.workload.id, record.next_index)
+        spec = record.workload
+        submitted = record.submitted_at if spec.kind != "serve" else self.now
+        gang = GangState(name, spec.id, record.next_index, spec, submitted, record.revision, queued_since=self.now)
+        gang.work_left = spec.estimated_runtime_s
+        record.next_index += 1
+        record.gangs.append(name)
+        self.gangs[name] = gang
+        self._queue(gang)
+
+    def _fill(self, record: WorkloadState) -> None:
+        """Make the replicas that are wanted. While a new spec rolls out, `max_surge` more than wanted may live."""
+        if record.cancelled or record.outcome:
+            return
+        live = [gang for gang in self._gangs_of(record) if self._counts(gang)]
+        current = sum(gang.revision == record.revision for gang in live)
+        surge = record.workload.max_surge if current < len(live) else 0
+        for _ in range(min(record.wanted_replicas - current, record.wanted_replicas + surge - len(live))):
+            self._new_gang(record)
+        for gang in sorted(live, key=lambda g: -g.index):  # too many: those that never ran go first, newest first
+            if len(live) <= record.wanted_replicas + surge:
+                break
+            if gang.status is Status.QUEUED:
+                live.remove(gang)
+                self._end(gang, "cancel")
+        if len(live) != record.wanted_replicas or current < len(live):
+            self.troubled[record.workload.id] = None
+
+    @staticmethod
+    def _counts(gang: GangState) -> bool:
+        """Whether a replica counts as one of those wanted. A failed one does: a replacement would fail likewise."""
+        if gang.status in (Status.CANCELLED, Status.FINISHED):
+            return False
+        return not (gang.status is Status.VACATING and gang.leaving == "ended")
+
+    def _gangs_of(self, record: WorkloadState) -> list[GangState]:
+        return [self.gangs[name] for name in record.gangs]
+
+    def _replace(self, record: WorkloadState, workload: Workload) -> None:
+        old, record.workload = record.workload, workload
+        record.revision += 1
+        for name in workload.after:
+            self.dependents.setdefault(name, []).append(workload.id)
+        if workload.schedule != old.schedule:
+            self.scheduled.pop(workload.id, None)
+            record.next_run_at = None
+            if workload.schedule:
+                self.scheduled[workload.id] = None
+                record.next_run_at = next_due_of(workload.schedule, self.now)
+        if workload.kind == "serve":
+            record.wanted_replicas = min(max(record.wanted_replicas, workload.min_replicas), workload.max_replicas)
+        for gang in self._gangs_of(record):
+            if gang.status is Status.QUEUED:
+                self._adopt_spec(gang, record)
+                self._queue(gang)
+            elif gang.status is Status.FAILED and workload.kind == "serve":
+                self._become(gang, Status.CANCELLED)  # it failed under the old spec: the new one gets its chance
+            elif gang.is_active():
+                self.troubled[gang.id] = None
+        if workload.kind == "serve":
+            self._fill(record)
+
+    def _adopt_spec(self, gang: GangState, record: WorkloadState) -> None:
+        self._unpromise(gang)
+        self.waiting.discard(gang)
+        gang.spec = record.workload
+        gang.revision = record.revision
+        gang.shape = None
+        gang.restarts = gang.failures = 0
+        gang.not_before = 0.0
+        gang.work_left = record.workload.estimated_runtime_s
+
+    def _queue(self, gang: GangState) -> None:
+        """Put a QUEUED gang among the waiting, or aside while it may not start yet."""
+        spec = gang.spec
+        waits_for = any(
+            (known := self.workloads.get(name)) is None or known.outcome != "succeeded" for name in spec.after
+        )
+        if waits_for:
+            self._park(gang, "dependency")
+            if any((known := self.workloads.get(n)) and known.outcome in ("failed", "cancelled") for n in spec.after):
+                self.troubled[gang.id] = None
+        elif gang.not_before > self.now:
+            self._park(gang, "backoff")
+            heapq.heappush(self._timers, (gang.not_before, gang.id))
+        else:
+            self._enqueue(gang)
+
+    def _park(self, gang: GangState, why: str) -> None:
+        gang.blocked_by = why
+        self.parked[gang.id] = None
+        if why == "backoff":
+            what = gang.message or "its last attempt failed"
+            gang.own_reason = Reason(
+                "backoff", f"tries again after a pause: {what}", next_change="nothing to do", eta=gang.not_before,
+                eta_basis="end of the pause",
+            )  # fmt: skip
+        else:
+            names = [n for n in gang.spec.after if self._outcome_of(n) != "succeeded"]
+            gang.own_reason = Reason(
+                "dependency", f"waits for {', '.join(names)} to succeed", (("dependencies", len(names)),),
+                f"{names[0]} succeeds",
+            )  # fmt: skip
+
+    def _outcome_of(self, workload: str) -> str:
+        record = self.workloads.get(workload)
+        return record.outcome if record else ""
+
+    def _drop_parked(self, gang: GangState) -> None:
+        self.parked.pop(gang.id, None)
+        gang.blocked_by = ""
+
+    def _enqueue(self, gang: GangState) -> None:
+        self._drop_parked(gang)
+        gang.own_reason = None
+        self.waiting.add(gang)
+
+    def _requeue(self, gang: GangState) -> None:
+        """Back among the waiting, under the newest spec of its workload."""
+        record = self.workloads[gang.workload_id]
+        gang.queued_since = self.now
+        gang.placement = None
+        gang.size = 0
+        gang.lost_members = False
+        if record.cancelled:
+            self._end(gang, "cancel")
+            return
+        if gang.revision != record.revision:
+            self._adopt_spec(gang, record)
+        self._queue(gang)
+        if gang.spec.kind == "serve":
+            self._fill(record)
+
+    def _settle(self, gang: GangState) -> None:
+        """Count the work done since the last change of speed."""
+        if gang.work_left is not None and gang.started_at is not None and gang.status is not Status.QUEUED:
+            done = (self.now - gang.progress_at) * speed(gang.spec, gang.size or gang.spec.min_size)
+            gang.work_left = max(0.0, gang.work_left - done)
+        gang.progress_at = self.now
+
+    def _let_go(self, gang: GangState) -> None:
+        """The attempt is over: count its service and free everything."""
+        self._settle(gang)
+        if gang.started_at is not None:
+            gang.served_s += self.now - gang.started_at
+            gang.served_gpu_s += (self.now - gang.started_at) * gang.gpus_milli() / MILLI
+        self._hold(gang, ())
+        self._forget_end(gang)
+        for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled):
+            index.pop(gang.id, None)
+
+    def _ended_badly(self, gang: GangState, event: str, message: str) -> None:
+        """An attempt failed or was lost: again after a pause, or for good."""
+        steady = gang.started_at is not None and self.now - gang.started_at >= STEADY_S
+        if gang.spec.kind == "serve" and steady:
+            gang.restarts = 0
+        if message:
+            gang.message = message
+        leaving = gang.leaving if gang.status is Status.VACATING else ""
+        self._let_go(gang)
+        if leaving in ("ended", "stopped"):
+            self._end(gang, leaving)
+        elif leaving == "released" and event not in ("error", "input"):
+            gang.status = Status.QUEUED
+            self._requeue(gang)  # it was leaving anyway: not its fault
+        else:
+            self._retry(gang, event, message)
+
+    def _retry(self, gang: GangState, event: str, message: str) -> None:
+        retry = gang.spec.retry
+        record = self.workloads[gang.workload_id]
+        spends = event != "no-capacity"
+        gang.failures += 1
+        if not record.cancelled and (event not in retry.on_events or (spends and gang.restarts >= retry.max_restarts)):
+            tries = f" (after {gang.attempt} attempts)" if gang.attempt > 1 else ""
+            gang.message = (message or "the attempt failed") + tries
+            gang.status = Status.RUNNING  # QUEUED has no "failed": it is the attempt that failed
+            self._end(gang, "failed")
+            return
+        gang.restarts += spends
+        pause = min(retry.backoff_s * 2 ** (gang.failures - 1), retry.backoff_max_s)
+        gang.not_before = self.now + pause
+        gang.status = Status.QUEUED
+        self._requeue(gang)
+
+    def _end(self, gang: GangState, event: str) -> None:
+        status = after(gang.status, event)
+        assert status is not None, (gang.id, gang.status, event)
+        gang.status = status
+        self._unpromise(gang)
+        self.waiting.discard(gang)
+        self._drop_parked(gang)
+        self.troubled.pop(gang.id, None)
+        gang.own_reason = None
+        record = self.workloads[gang.workload_id]
+        if record.workload.kind == "serve" and not record.cancelled and status is not Status.CANCELLED:
+            self.troubled[record.workload.id] = None
+            record.message = gang.message
+        self._maybe_ended(record)
+
+    def _maybe_ended(self, record: WorkloadState) -> None:
+        if record.outcome:
+            return
+        gangs = self._gangs_of(record)
+        if any(not gang.is_ended() for gang in gangs):
+            return
+        if record.cancelled:
+            outcome = "cancelled"
+        elif record.workload.kind == "serve":
+            failed = [gang for gang in gangs if gang.status is Status.FAILED]
+            if not failed or not record.wanted_replicas:
+                return  # scaled to zero: still alive
+            outcome = "failed"
+            record.message = failed[-1].message
+        else:
+            outcome = {Status.FINISHED: "succeeded", Status.FAILED: "failed"}.get(gangs[-1].status, "cancelled")
+            record.message = gangs[-1].message
+        record.outcome = outcome
+        record.finished_at = self.now
+        name = record.workload.id
+        self.serving.pop(name, None)
+        self.troubled.pop(name, None)
+        if outcome != "succeeded":
+            self.scheduled.pop(name, None)
+        for dependent in self.dependents.get(name, ()):
+            for gang in self._gangs_of(self.workloads[dependent]):
+                if gang.status is Status.QUEUED and gang.blocked_by == "dependency":
+                    self._queue(gang)
+
+
+def next_due_of(schedule: str, after_: float) -> float | None:
+    try:
+        return cron.next_due(schedule, after_)
+    except ValueError:  # a fact never raises; `check` refuses such a schedule
+        return None
