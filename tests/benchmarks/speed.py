@@ -232,7 +232,7 @@ def sia() -> dict[str, Any]:
 
 
 def jobs_100k(ordering: str) -> Callable[[], dict[str, Any]]:
-    """100,000 jobs on 10,000 GPUs over a simulated week, all stages on."""
+    """100,000 jobs on 10,000 GPUs over a simulated week, at nine tenths of what the cluster can do; all stages on."""
 
     def shape() -> dict[str, Any]:
         draw = random.Random(11)
@@ -241,7 +241,7 @@ def jobs_100k(ordering: str) -> Callable[[], dict[str, Any]]:
         for number in range(100_000):
             now += draw.expovariate(100_000 / 604_800)
             gpus = draw.choices((1, 2, 4, 8, 16, 32, 64), (50, 12, 12, 16, 6, 3, 1))[0]
-            seconds = min(draw.lognormvariate(8.2, 1.6), 400_000.0)
+            seconds = min(draw.lognormvariate(8.0, 1.6), 400_000.0)
             jobs.append(Job(f"j{number}", round(now), gpus, ((gpus, round(seconds)),), f"team{number % 12}"))
         ranked = ordering not in ("fifo", "priority")
         scheduling = Scheduling(order="best_effort", preemption=BY_RANK, quantum_s=600.0) if ranked else Scheduling()
