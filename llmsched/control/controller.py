@@ -287,10 +287,10 @@ class Controller:
     ) -> tuple[Any, list[Fact]]:
         """The same key and the same request again get the same answer, without doing it again."""
         if not isinstance(request, requests.Submission) or request.key is None:
-            return self._accept_new(request, at)
+            return requests.accept(self.state, request, at, self._secrets)
         row = rows.get((request.user, request.key)) or self._store.row(IdempotencyRow, request.user, request.key)
         if row is None:
-            answer, facts = self._accept_new(request, at)
+            answer, facts = requests.accept(self.state, request, at, self._secrets)
             response = json.dumps([applied.model_dump() for applied in answer])
             rows[request.user, request.key] = IdempotencyRow(request.user, request.key, request.digest(), response, at)
             return answer, facts
@@ -299,11 +299,6 @@ class Controller:
                 "this Idempotency-Key was used for another request.", code="idempotency", hint="Use a new key."
             )
         return [wire.Applied.model_validate(item) for item in json.loads(row.response)], []
-
-    def _accept_new(self, request: requests.UserRequest, at: float) -> tuple[Any, list[Fact]]:
-        if isinstance(request, requests.Submission):
-            requests.check_secrets(request.specs, request.user, self._secrets)
-        return requests.accept(self.state, request, at)
 
     def _observe(self, seen: list[port.Observation], at: float, facts: list[Fact]) -> None:
         """What the executor saw is added to the facts one by one, each applied before the next is looked at."""

@@ -37,10 +37,10 @@ def plan(
     mine = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
-    for spec, (workload, known) in zip(specs, drafts, strict=True):
+    for workload, known in drafts:
         others = tuple(name for name in workload.after if name not in mine)
         try:
-            check_secrets([spec], workload.user, secrets)
+            check_secrets(workload, secrets)
             check_change(state, workload, known)
             checked(state, Submit(state.now, replace(workload, after=others)))
         except RequestError as error:
@@ -57,6 +57,28 @@ def plan(
 def _planned(state: State, one: Draft, refusal: RequestError | None, found: list[Forecast]) -> wire.Planned:
     workload, known = one
     planned = _sizes(workload)
+    asked = []
+    for spec, (workload, known) in zip(specs, draft(state, specs, user), strict=True):
+        data = spec.dump()
+        if is_same(workload, known):
+            data = {"kind": ""}  # it was judged when it came
+    return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+
+
+    if source is None or not is_result(source):
+        return source
+    try:
+    except RequestError:
+        return None
+
+
+        planned.outcome, planned.starts_now, planned.size, planned.placement, planned.others = "refused", False, 0, [], []
+    return planned
+
+
+    return wire.ReasonView(code=error.code, message=error.message, next_change=error.hint)
+
+
     if refusal is not None:
         planned.outcome = "refused"
         planned.reason = wire.ReasonView(code=refusal.code, message=refusal.message, next_change=refusal.hint)

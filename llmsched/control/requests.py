@@ -73,11 +73,11 @@ Draft = tuple[Workload, WorkloadState | None]
 UserRequest = Submission | Cancellation | Rescale | Reconfiguration
 
 
-def accept(state: State, request: UserRequest, at: float) -> tuple[Any, list[Fact]]:
+def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
     """(the answer, the facts, which are applied). Raises RequestError with the state as it was, or Torn."""
     match request:
         case Submission():
-            return _submit(state, request, at)
+            return _submit(state, request, at, secrets)
         case Cancellation():
             target = find(state, request.name).workload.id
             return None, _applied(state, commands.Cancel(at, target, request.by))
@@ -102,12 +102,15 @@ def find(state: State, name: str) -> WorkloadState:
     return found
 
 
-def _submit(state: State, request: Submission, at: float) -> tuple[list[wire.Applied], list[Fact]]:
+def _submit(
+    state: State, request: Submission, at: float, secrets: vault.Secrets
+) -> tuple[list[wire.Applied], list[Fact]]:
     drafts = draft(state, request.specs, request.user, again=request.again)
     mine = {workload.id for workload, _ in drafts}
     changed = [(workload, known) for workload, known in drafts if not is_same(workload, known)]
     for workload, known in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in workload.after if name not in mine)
+        check_secrets(workload, secrets)
         check_change(state, workload, known)
         checked(state, commands.Submit(at, replace(workload, after=others)))
     facts: list[Fact] = []
@@ -183,10 +186,9 @@ def _went_wrong(state: State, name: str) -> bool:
     return record is not None and record.outcome in ("failed", "cancelled")
 
 
-def check_secrets(specs: Sequence[WorkloadSpec], user: str, secrets: vault.Secrets) -> None:
-    """Raises RequestError that names every secret that `user` would have to set."""
-    named = dict.fromkeys(name for spec in specs for name in spec.secrets)
-    absent = [name for name in named if not secrets.has(user, name)]
+def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:
+    """Raises RequestError that names every secret that the workload's owner would have to set."""
+    absent = [name for name in spec_of(workload).get("secrets") or () if not secrets.has(workload.user, name)]
     if absent:
         raise vault.missing(absent)
 
