@@ -57,28 +57,6 @@ def plan(
 def _planned(state: State, one: Draft, refusal: RequestError | None, found: list[Forecast]) -> wire.Planned:
     workload, known = one
     planned = _sizes(workload)
-    asked = []
-    for spec, (workload, known) in zip(specs, draft(state, specs, user), strict=True):
-        data = spec.dump()
-        if is_same(workload, known):
-            data = {"kind": ""}  # it was judged when it came
-    return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
-
-
-    if source is None or not is_result(source):
-        return source
-    try:
-    except RequestError:
-        return None
-
-
-        planned.outcome, planned.starts_now, planned.size, planned.placement, planned.others = "refused", False, 0, [], []
-    return planned
-
-
-    return wire.ReasonView(code=error.code, message=error.message, next_change=error.hint)
-
-
     if refusal is not None:
         planned.outcome = "refused"
         planned.reason = wire.ReasonView(code=refusal.code, message=refusal.message, next_change=refusal.hint)
