@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,6 @@ from typing import Any
 
 import click
 import httpx
-import yaml
 
 from llmsched.cli import cluster, show
 from llmsched.cli.screen import Screen
@@ -135,12 +135,17 @@ def prepare(home: Path, screen: Screen, *, short: bool) -> Path:
         screen.say(line)
     spec = folder / "spec.yaml"
     if short:
-        documents = list(yaml.safe_load_all(spec.read_text()))
-        for document in documents:
-            if document["name"] in SHORT_STEPS:
-                document["train"]["training_args"]["max_steps"] = SHORT_STEPS[document["name"]]
-        spec.write_text(yaml.safe_dump_all(documents, sort_keys=False))
+        spec.write_text(shortened(spec.read_text()))
     return spec
+
+
+def shortened(text: str) -> str:
+    """The example with fewer steps, otherwise as it is written: YAML that is read and written anew is another YAML."""
+    documents = text.split("\n---\n")
+    for name, steps in SHORT_STEPS.items():
+        index = next(n for n, document in enumerate(documents) if re.search(rf"^name: {name}\b(?!-)", document, re.M))
+        documents[index] = re.sub(r"\bmax_steps: \d+", f"max_steps: {steps}", documents[index])
+    return "\n---\n".join(documents)
 
 
 class Story:

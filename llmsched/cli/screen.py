@@ -34,7 +34,7 @@ class Screen:
 
     def __init__(self, began: float) -> None:
         self._began = began
-        self._console = Console(file=sys.stderr, highlight=False)
+        self._console = Console(file=sys.stderr, highlight=False, emoji=False)
         if not self._is_terminal():
             self._console.width = WIDTH
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._is_terminal() else None

@@ -61,13 +61,13 @@ def answer(model: BaseModel, for_people: Callable[[], None]) -> None:
 def out() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, soft_wrap=False, emoji=False)
 
 
 def err() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def table(*columns: str, last_takes_rest: bool = True) -> Table:

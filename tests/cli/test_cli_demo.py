@@ -8,6 +8,19 @@ import signal
 import pytest
 
 from llmsched.cli import demo
+from llmsched.spec.load import load
+
+
+def test_the_short_demo_is_the_example_with_fewer_steps() -> None:
+    text = (demo.EXAMPLE / "spec.yaml").read_text()
+    whole, short = load(text, "spec.yaml"), load(demo.shortened(text), "spec.yaml")
+    assert [one.name for one in short] == [one.name for one in whole]
+    for before, after in zip(whole, short, strict=True):
+        wanted = before.dump()
+        if before.name in demo.SHORT_STEPS:
+            wanted["train"]["training_args"]["max_steps"] = demo.SHORT_STEPS[before.name]
+            assert after.dump() != before.dump()
+        assert after.dump() == wanted
 
 
 @pytest.mark.parametrize("name", demo.SIGNALS)
