@@ -89,6 +89,8 @@ def _fact(entry: Any, names: Mapping[str, str]) -> str | None:
             return f"attempt {attempt} is lost{_after(message)}"
         case facts.CheckpointPublished(step=step, fraction=fraction):
             return f"checkpoint at step {step}" + (f" ({fraction:.0%} of the work)" if fraction is not None else "")
+        case facts.Published(target=target, origin=origin) if target == origin:
+            return "serves the model that its spec names, in place of the one that was published"
         case facts.Published(target=target, kind=kind, name=name):
             return f'its {kind}{f" {name}" if name else ""} goes live in "{target}"'
         case facts.AdapterLoaded(name=name, message=message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from llmsched.runtime import environment, progress, redaction
+from llmsched.runtime.replica import ReplicaHost
+from llmsched.runtime.task import TaskWorker
 
 CANARY = "canary-5f2c9e"
 PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n}\n-----END KEY-----"
@@ -68,3 +72,28 @@ def test_what_a_command_writes_piece_by_piece_is_cleaned(tmp_path: Path, size: i
     redaction.pump(child.stdout, (tmp_path / "log").open("wb", buffering=0)).join(30)
     assert child.wait() == 0
     assert (tmp_path / "log").read_bytes().decode() == text.replace(CANARY, "***")
+
+
+def test_the_log_of_a_command_and_what_is_said_of_its_end_are_cleaned(tmp_path: Path) -> None:
+    about = {**order(TOKEN=CANARY), "storage": str(tmp_path / "storage"), "gang": "login/0", "attempt": 1}
+    worker = TaskWorker(json.dumps(about), 0)
+    worker._folder = tmp_path
+    code = worker._spawn_and_wait(["sh", "-c", 'echo "with $TOKEN"; echo "no $TOKEN" >&2; exit 3'], worker._envs({}))
+    assert code == 3
+    assert (tmp_path / "storage/login/0/1/logs/0.log").read_text() == "with ***\nno ***\n"
+    assert worker._last_words() == "; last line: no ***"
+
+
+class Forgetful:
+    """A replica that cannot be made, and says more than it should."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        assert "envs" not in given
+        raise ValueError(f"no access with {os.environ['REPLICA_TOKEN']}")
+
+
+def test_a_replica_that_fails_does_not_tell_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLICA_TOKEN", "")  # put back afterwards
+    with pytest.raises(RuntimeError) as caught:
+        ReplicaHost(json.dumps(order(REPLICA_TOKEN=CANARY)), f"{__name__}:Forgetful")
+    assert "no access with ***" in str(caught.value) and caught.value.__suppress_context__
