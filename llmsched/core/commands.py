@@ -11,7 +11,8 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Configuration, NodeType
 from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
 from llmsched.core.nodes import Node
-from llmsched.core.records import allowed_sizes
+from llmsched.core.records import allowed_sizes, expected_end
+from llmsched.core.reservation import is_holder, window
 from llmsched.core.resources import Resources
 from llmsched.core.stages.provision import accelerator_of, total_of
 from llmsched.core.workload import Workload
@@ -361,6 +362,9 @@ def _configure(state: State, command: Configure) -> Fact | Refusal:
             return Refusal(
                 "cycle", f"cohorts form a circle: {' -> '.join([*seen, at])}", "Give one of them parent: null."
             )
+    overlapping = _overlaps(state, configuration)
+    if overlapping is not None:
+        return overlapping
     queues = [queue.name for queue in configuration.queues]
     for record in state.workloads.values():
         if not record.outcome and record.workload.queue not in queues:
@@ -370,3 +374,25 @@ def _configure(state: State, command: Configure) -> Fact | Refusal:
                 "Keep the queue until its work has ended, or cancel the work first.",
             )
     return Configured(command.at, configuration)
+
+
+def _overlaps(state: State, configuration: Configuration) -> Refusal | None:
+    """A new reservation must not need nodes from work that can neither end before it nor be asked to leave."""
+    known = state.configuration.reservations
+    for reservation in configuration.reservations:
+        span = window(reservation, state.now)
+        if reservation in known or span is None:
+            continue
+        for name in state.holding:
+            gang = state.gangs[name]
+            if gang.spec.preemptible or is_holder(reservation, gang.spec) or expected_end(gang) <= span[0]:
+                continue
+            on = next((p.node for p in gang.held if p.node in reservation.nodes), None)
+            if on is not None:
+                return Refusal(
+                    "conflict",
+                    f'reservation "{reservation.name}" overlaps {gang.workload_id}, which runs on {on}, may not be '
+                    "preempted and is not known to end before",
+                    "Choose other nodes or a later start, or cancel that work first.",
+                )
+    return None

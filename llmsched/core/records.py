@@ -56,6 +56,7 @@ class GangState:
     vacate_reason: str = ""
     beneficiary: str = ""
     lost_members: bool = False
+    lost_at: float = 0.0
     checkpoint_at: float | None = None
     fraction: float | None = None
     work_left: float | None = None  # seconds at min_size, as of `progress_at`

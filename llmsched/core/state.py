@@ -196,7 +196,7 @@ class State(Lives):
             if not left:
                 self._ended_badly(gang, "interruption", gang.message)
             elif gang.status is not Status.VACATING:
-                gang.lost_members = True
+                gang.lost_members, gang.lost_at = True, self.now
                 self.troubled[name] = None
         self.capacity.remove(fact.node)
         self.releasing.pop(fact.node, None)
@@ -477,7 +477,8 @@ class State(Lives):
 _GANG_FIELDS = (
     "id", "spec", "submitted_at", "revision", "status", "size", "placement", "held", "attempt", "restarts", "failures",
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
-    "message", "nomination", "leaving", "vacate_reason", "lost_members", "checkpoint_at", "fraction", "work_left",
+    "message", "nomination", "leaving", "vacate_reason", "lost_members",
+    "lost_at", "checkpoint_at", "fraction", "work_left",
     "progress_at", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (

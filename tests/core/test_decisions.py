@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
 from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
-from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota
+from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota, Reservation
 from llmsched.core.facts import Bound, Finished, LoadObserved, Lost, NodeJoined, NodeLost, Released
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
@@ -281,3 +283,52 @@ def test_nobody_is_evicted_when_that_would_not_be_enough() -> None:
         given.running(f"high{number}", gpus=1, priority=90)
     given.pending("in", gpus=2, priority=50)
     assert given.turn().decisions == []  # one free GPU on each node is not one node with two
+
+
+def test_whoever_would_outstay_a_reservation_leaves_in_time_for_it() -> None:
+    given = cluster("1 node x 4")
+    given.running("guest", gpus=2, grace_s=30.0)
+    given.running("short", gpus=1, ends_in=50.0)
+    booked = Reservation("release", start=100.0, duration_s=60.0, queue="prod", nodes=("n-0",))
+    given.state.apply(check(given.state, Configure(2.0, Configuration(2, reservations=(booked,)))))  # type: ignore[arg-type]
+    assert given.turn().plan.wake_at == 70.0
+    given.after(70.0 - given.now)
+    assert given.turn().decisions == [Preempt("guest", "reservation")]
+
+
+def test_a_reservation_over_work_that_may_not_be_preempted_is_refused() -> None:
+    given = cluster("1 node x 4")
+    given.running("fixed", gpus=2, preemptible=False)
+    booked = Reservation("release", start=100.0, duration_s=60.0, nodes=("n-0",))
+    found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked,))))
+    assert isinstance(found, Refusal) and found.code == "conflict" and "overlaps fixed" in found.message
+
+
+def test_a_stale_gang_is_given_its_grace_and_then_let_go() -> None:
+    given = cluster("3 nodes x 4").scheduling(stale_gang_grace_s=60.0)
+    given.running("wide", gpus=8, elastic=(8, 8))
+    given.after(1.0, NodeLost(given.now + 1.0, "n-0"))
+    assert given.turn().decisions == []
+    given.after(60.0)
+    assert given.turn().decisions == [Preempt("wide", "stale_gang")]
+
+
+def test_an_empty_turn_on_a_full_cluster_is_cheap_and_says_what_a_fresh_one_would() -> None:
+    given = cluster("100 nodes x 8").queue("q", gpus=800).rules(within_queue="lower_priority", reclaim="any")
+    for number in range(800):
+        given.pending(f"r{number}", gpus=1)
+    given.settle()
+    for number in range(2000):
+        given.pending(f"w{number}", gpus=1 + number % 3)
+    given.turn()
+    given.after(1.0)
+    began = perf_counter()
+    cached = given.decide()
+    took = perf_counter() - began
+    given.state.memo.clear()
+    for shape in given.state.waiting.live.values():
+        shape.examined = None
+    fresh = given.decide()
+    assert cached.decisions == fresh.decisions == [] and cached.plan.wake_at == fresh.plan.wake_at
+    assert cached.plan.reasons == fresh.plan.reasons and len(fresh.plan.reasons) == 2000
+    assert took < 0.005

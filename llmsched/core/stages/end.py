@@ -10,6 +10,7 @@ from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
 from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.reservation import Windows, end_of, is_holder
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -30,6 +31,8 @@ def run(trial: Trial, plan: Plan, view: View) -> None:
     for name in state.scheduled:
         _schedule(state, plan, state.workloads[name])
     trial.leaving.update(leaving)
+    if state.configuration.reservations:
+        _reservations(trial, plan)
 
 
 def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -> None:
@@ -54,7 +57,13 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
     elif record.cancelled:
         plan.decisions.append(Stop(gang.id, gang.attempt, grace, "cancelled", record.message))
     elif gang.lost_members:
-        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "node_lost", "", gang.message))
+        patience = state.configuration.scheduling.stale_gang_grace_s
+        if state.now < gang.lost_at + patience:  # it may still be made whole
+            plan.wake(gang.lost_at + patience)
+            del leaving[gang.id]
+        else:
+            reason = "stale_gang" if patience else "node_lost"
+            plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", gang.message))
     elif gang.revision != record.revision and record.workload.kind != "serve":
         plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", "its spec changed"))
     elif drained := next((p.node for p in gang.held if p.node in state.nodes and state.nodes[p.node].draining), None):
@@ -123,6 +132,26 @@ def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -
             plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, f"stopped: {why}"))
             return
         plan.wake(at)
+
+
+def _reservations(trial: Trial, plan: Plan) -> None:
+    """Whoever is on reserved nodes and will not end in time leaves, its grace before the window opens."""
+    state = trial.state
+    for opens, _, nodes, reservation in Windows(trial).rows:
+        for name in state.holding:
+            gang = state.gangs[name]
+            if not gang.is_active() or name in trial.leaving or not gang.spec.preemptible:
+                continue
+            if is_holder(reservation, gang.spec) or end_of(gang, state.now) <= opens:
+                continue
+            if not any(nodes >> state.nodes[placed.node].slot & 1 for placed in gang.held):
+                continue
+            if state.now >= opens - gang.spec.grace_s:
+                trial.leaving[name] = None
+                why = f"its nodes are reserved for {reservation.name}"
+                plan.decisions.append(Preempt(name, gang.attempt, gang.spec.grace_s, "reservation", "", why))
+            else:
+                plan.wake(opens - gang.spec.grace_s)
 
 
 def _schedule(state: State, plan: Plan, record: WorkloadState) -> None:

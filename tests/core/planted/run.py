@@ -79,7 +79,7 @@ BUGS = (
     ),
     Bug(
         "half_a_gang_left", "ray#65147", "core/state.py",
-        "                gang.lost_members = True\n", "                pass\n",
+        "                gang.lost_members, gang.lost_at = True, self.now\n", "                pass\n",
         f"{DECISIONS}::test_a_gang_that_lost_a_node_lets_go_of_the_rest_and_starts_again",
     ),
     Bug(

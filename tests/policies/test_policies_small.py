@@ -1,0 +1,155 @@
+"""The small policies, each by the one thing it is for; and how policies are found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmsched.core.configuration import PolicyNames
+from llmsched.core.facts import NodeJoined
+from llmsched.core.nodes import Node
+from llmsched.core.policy import View
+from llmsched.core.records import WorkloadState
+from llmsched.core.resources import Resources
+from llmsched.core.state import State
+from llmsched.core.workload import Autoscaling, Group, Option, Workload
+from llmsched.errors import SpecError
+from llmsched.policies import registry
+from llmsched.policies.autoscaling.ongoing_requests import OngoingRequests
+from llmsched.policies.autoscaling.token_latency import TokenLatency
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from ledger import Launch, Nominate, Preempt, cluster
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_policy_we_name_can_be_loaded(family: str) -> None:
+    for name in registry.FAMILIES[family]:
+        loaded = registry.load(PolicyNames(**{family: name}))
+        assert getattr(loaded, family) is not None
+
+
+def test_an_unknown_policy_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SpecError, match="Did you mean .pack.") as refused:
+        registry.load(PolicyNames(placement="packed"))
+    assert refused.value.where == "policies.placement"
+
+
+def test_an_outside_package_can_add_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        name = "ordering.by_name"
+
+        def load(self) -> type:
+            return type("ByName", (), {"static": True, "key": lambda self, gang, view: (gang.id,)})
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
+    assert "by_name" in registry.names("ordering")
+    found = registry._one("ordering", "by_name")
+    assert found.static is True
+
+
+def test_shortest_remaining_overtakes_the_long_one() -> None:
+    given = cluster("1 node x 1").policies(ordering="shortest_remaining")
+    given.pending("long", gpus=1, estimated_runtime_s=900.0)
+    given.pending("unknown", gpus=1)
+    given.pending("short", gpus=1, estimated_runtime_s=60.0)
+    assert given.decide().decisions == [Launch("short", gpus=1)]
+
+
+def test_least_attained_lets_newcomers_before_those_who_have_had_much() -> None:
+    given = cluster("1 node x 1").policies(ordering="least_attained").scheduling(elastic=False)
+    given.pending("old", gpus=1)
+    given.pending("new", gpus=1)
+    given.state.gangs["old/0"].served_gpu_s = 7200.0
+    given.state.waiting.attach("again", None, given.state.gangs)
+    assert given.decide().decisions == [Launch("new", gpus=1)]
+
+
+def test_fair_share_gives_the_next_start_to_the_queue_that_has_least() -> None:
+    given = cluster("1 node x 3").queue("a", gpus=0).queue("b", gpus=0).queue("pool", gpus=3)
+    given.policies(ordering="fair_share")
+    given.running("a0", gpus=1, queue="a")
+    given.running("a1", gpus=1, queue="a")
+    given.pending("a2", gpus=1, queue="a")
+    given.pending("b0", gpus=1, queue="b")
+    assert given.decide().decisions == [Launch("b0", gpus=1)]
+
+
+def test_pack_fills_the_fullest_node_and_spread_the_emptiest() -> None:
+    for policy, expected in (("pack", "n-0"), ("spread", "n-1")):
+        given = cluster("2 nodes x 4").policies(placement=policy)
+        given.running("a", gpus=1)
+        given.pending("b", gpus=1)
+        (launch,) = given.decide().plan.decisions
+        assert launch.placement[0].node == expected  # type: ignore[union-attr]
+
+
+def test_topology_stays_in_the_rack_that_is_in_use() -> None:
+    state = State()
+    for number, rack in enumerate("aabb"):
+        state.apply(NodeJoined(0.0, Node(f"n{number}", Resources(4000), "A100", (("rack", rack),))))
+    state.capacity.change("n2", Resources(4000), -1, 1)
+    policy = registry.load(PolicyNames(placement="topology")).placement
+    scores = {node.node.id: policy.score(Resources(1000), node, View(state)) for node in state.nodes.values()}
+    assert scores["n3"] > scores["n0"] == scores["n1"]  # n3 is as empty as they are, its rack is not
+
+
+def test_least_fragmentation_keeps_whole_gpus_with_cpus_beside_them() -> None:
+    given = cluster("2 nodes x 2").policies(placement="least_fragmentation")
+    given.running("half", gpus=0.5)
+    given.pending("whole", gpus=2)
+    given.pending("other-half", gpus=0.5)
+    placed = {d.gang: d.placement[0].node for d in given.decide().plan.decisions}  # type: ignore[union-attr]
+    assert placed["whole/0"] != placed["other-half/0"]
+
+
+def test_newest_first_takes_back_what_started_last() -> None:
+    given = cluster("1 node x 2").queue("q", gpus=2).rules(within_queue="lower_priority")
+    given.policies(preemption="newest_first")
+    given.running("old", gpus=1, priority=10)
+    given.running("new", gpus=1, priority=10)
+    given.pending("in", gpus=1, priority=80)
+    assert given.decide().decisions == [Preempt("new", "in_queue_priority"), Nominate("in", gpus=1)]
+
+
+def endpoint(ongoing: float, replicas: int, **knobs: float) -> WorkloadState:
+    group = Group("replica", 1, (Option(None, Resources(1000)),))
+    spec = Workload("e", "e", "serve", (group,), min_replicas=0, max_replicas=9, autoscaling=Autoscaling(**knobs))  # type: ignore[arg-type]
+    record = WorkloadState(spec, 0.0, [], {}, wanted_replicas=replicas)
+    record.load = (ongoing, 0.0, 0.0)
+    return record
+
+
+def at(now: float) -> View:
+    state = State()
+    state.now = now
+    return View(state)
+
+
+def test_load_must_outlast_the_delay_before_replicas_follow() -> None:
+    policy, serve = OngoingRequests(), endpoint(8.0, 1, target_ongoing_requests=2.0, upscale_delay_s=30.0)
+    replicas, memory = policy.wanted(serve, "", at(0.0))
+    assert replicas == 1 and memory
+    assert policy.wanted(serve, memory, at(29.0))[0] == 1
+    assert policy.wanted(serve, memory, at(30.0)) == (4, "")
+
+
+def test_the_last_replica_goes_only_after_its_own_longer_delay() -> None:
+    knobs = {"downscale_delay_s": 60.0, "downscale_to_zero_delay_s": 600.0}
+    policy, serve = OngoingRequests(), endpoint(0.0, 1, **knobs)
+    _, memory = policy.wanted(serve, "", at(0.0))
+    assert policy.wanted(serve, memory, at(60.0))[0] == 1
+    assert policy.wanted(serve, memory, at(600.0))[0] == 0
+
+
+def test_a_request_wakes_an_endpoint_at_once() -> None:
+    assert OngoingRequests().wanted(endpoint(1.0, 0, upscale_delay_s=30.0), "", at(0.0))[0] == 1
+
+
+def test_token_latency_keeps_relatively_more_in_hand_when_small() -> None:
+    knobs = {"target_ongoing_requests": 1.0, "upscale_delay_s": 0.0}
+    one, _ = TokenLatency().wanted(endpoint(1.0, 1, **knobs), "", at(0.0))
+    four, _ = TokenLatency().wanted(endpoint(4.0, 1, **knobs), "", at(0.0))
+    assert (one, four) == (2, 5)
