@@ -14,9 +14,10 @@ resources:                       # what ONE worker gets
 workers: 1..4                    # any count in the range gives the same mathematics; also just 2
 max_runtime: 6h                  # stopped after that
 checkpoint: {every: 10m, keep: 3}
+# secrets: [HF_TOKEN]            # in every worker's environment; kept with llmsched secret set HF_TOKEN
 workdir: .                       # this folder is packed and shipped to the workers; paths below are inside it
 train:
-  base_model: hf://Qwen/Qwen2.5-0.5B-Instruct   # or s3://..., run://NAME, package:NAME/PATH, or a local path
+  base_model: hf://Qwen/Qwen2.5-0.5B-Instruct   # or s3://, run://, model://NAME@2, package:NAME/PATH, a path
   task: causal-lm                # or sequence-classification
   method: lora                   # or full
   lora: {r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: all-linear}
@@ -26,7 +27,8 @@ train:
   global_batch_size: 16          # over all workers, constant over resizes
   training_args: {learning_rate: 2.0e-4, num_train_epochs: 2}
   evaluation: {on: test, metrics: [loss]}
-# publish: {to: my-endpoint, as: adapter}       # on success, live in a running endpoint
+# On success, live in a running endpoint, if it is good enough; with method: full write as: model.
+# publish: {to: my-endpoint, as: adapter, when: "eval.loss < 1.2"}
 """
 
 SERVE = """\
@@ -39,10 +41,12 @@ replicas: 1..2                   # 0..2 lets it go down to nothing when nobody a
 autoscaling: {target_ongoing_requests: 8, upscale_delay_s: 15, downscale_delay_s: 300}
 max_ongoing_requests: 32         # per replica; what comes above it is answered 429
 serve:
-  model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}   # run://my-fine-tune waits for that run
+  # run://my-fine-tune waits for that run; model://my-fine-tune@2 is a version that is there: llmsched models
+  model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}
   task: causal-lm                # or sequence-classification
   # adapters: [{name: sql, source: run://sql-lora}]
 drain_timeout: 5m                # how long running requests may take to finish
+rollout: {max_surge: 1}          # a new replica comes before an old one leaves; 0: after, which needs no room
 # Code of your own instead of a model:
 # serve: {app: "mypkg.app:MyClass", args: {}}
 """
@@ -56,6 +60,7 @@ workers: 1
 max_runtime: 1h
 workdir: .                       # this folder is packed and shipped to the workers
 envs: {MODE: fast}
+# secrets: [API_KEY]             # kept with llmsched secret set API_KEY
 task:
   run: ["python", "script.py"]   # a list of words; for a shell write ["bash", "-c", "..."]
   # setup: ["pip", "install", "-r", "requirements.txt"]
