@@ -41,7 +41,7 @@ replicas: 1..2                   # 0..2 lets it go down to nothing when nobody a
 autoscaling: {target_ongoing_requests: 8, upscale_delay_s: 15, downscale_delay_s: 300}
 max_ongoing_requests: 32         # per replica; what comes above it is answered 429
 serve:
-  # run://my-fine-tune waits for that run; model://my-fine-tune@2 is a version that is there: llmsched models
+  # Also run://my-fine-tune, which waits for that run, or model://my-fine-tune@2, which is there (llmsched models).
   model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}
   task: causal-lm                # or sequence-classification
   # adapters: [{name: sql, source: run://sql-lora}]
