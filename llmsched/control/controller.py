@@ -110,6 +110,7 @@ class Controller:
         idempotency_key: str | None = None,
     ) -> list[wire.Applied]:
         """All of them or none; answered when it is committed. Raises RequestError, StoreError."""
+        await planning.check_memory(self.state, specs, user)
         answers: list[wire.Applied] = await self._ask(requests.Submission(tuple(specs), user, again, idempotency_key))
         return answers
 
@@ -124,7 +125,9 @@ class Controller:
 
     async def plan(self, specs: Sequence[WorkloadSpec], user: str) -> list[wire.Planned]:
         """What would happen now. Changes nothing."""
-        return planning.plan(self.state, specs, user, self._current_policies(), self._secrets)
+        verdicts = await planning.memory_of(self.state, specs, user)
+        planned = planning.plan(self.state, specs, user, self._current_policies(), self._secrets)
+        return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     @property
     def progress(self) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llmsched.control.dispatch import artifact_of, is_result
+from llmsched.control.memory import Verdict, judge, source_of
 from llmsched.control.requests import (
     Draft,
     check_change,
@@ -54,12 +57,55 @@ def plan(
     return [_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, [])) for one in drafts]
 
 
+async def memory_of(state: State, specs: Sequence[WorkloadSpec], user: str) -> list[Verdict]:
+    """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
+    asked = []
+    for spec, (workload, known) in zip(specs, draft(state, specs, user), strict=True):
+        data = spec.dump()
+        if is_same(workload, known):
+            data = {"kind": ""}  # it was judged when it came
+        asked.append((workload, data, _place_of(state, workload, source_of(data))))
+    if not any(where for _, _, where in asked):
+        return [judge(*each) for each in asked]
+    return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+
+
+def _place_of(state: State, workload: Workload, source: str | None) -> str | None:
+    if source is None or not is_result(source):
+        return source
+    try:
+        return artifact_of(state, workload, source)
+    except RequestError:
+        return None
+
+
+def tell_memory(planned: wire.Planned, verdict: Verdict) -> wire.Planned:
+    """With what the memory says; a refusal for another reason stays."""
+    planned.memory_needed_bytes = verdict.needed
+    planned.warnings += verdict.warnings
+    if verdict.refusal is not None and planned.outcome not in ("refused", "unchanged"):
+        planned.outcome, planned.reason = "refused", _refused(verdict.refusal)
+        planned.starts_now, planned.size, planned.placement, planned.others = False, 0, [], []
+    return planned
+
+
+async def check_memory(state: State, specs: Sequence[WorkloadSpec], user: str) -> None:
+    """Raises RequestError for the first that no GPU it asks for can ever hold."""
+    for verdict in await memory_of(state, specs, user):
+        if verdict.refusal is not None:
+            raise verdict.refusal
+
+
+def _refused(error: RequestError) -> wire.ReasonView:
+    return wire.ReasonView(code=error.code, message=error.message, next_change=error.hint)
+
+
 def _planned(state: State, one: Draft, refusal: RequestError | None, found: list[Forecast]) -> wire.Planned:
     workload, known = one
     planned = _sizes(workload)
     if refusal is not None:
         planned.outcome = "refused"
-        planned.reason = wire.ReasonView(code=refusal.code, message=refusal.message, next_change=refusal.hint)
+        planned.reason = _refused(refusal)
         return planned
     if known is not None:
         planned.outcome = "unchanged" if is_same(workload, known) else "changed"

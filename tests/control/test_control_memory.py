@@ -1,0 +1,253 @@
+"""GPU memory from the headers of a model's files: what is counted, what is warned of, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_harness import ANN, controlling
+
+from llmsched.control import memory, model_files
+from llmsched.errors import RequestError
+from llmsched.spec.compile import compile_workload
+from llmsched.spec.load import load_json
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, VOCAB = 3584, 28, 28, 4, 18944, 152064  # the shapes of Qwen2.5-7B
+CONFIG = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 32768,
+}
+GB = 10**9
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    wide = HIDDEN // HEADS * KV_HEADS
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "lm_head.weight": (VOCAB, HIDDEN),
+    }
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        for name, out in (("q", HIDDEN), ("k", wide), ("v", wide), ("o", HIDDEN)):
+            found[f"{at}.self_attn.{name}_proj.weight"] = (out, HIDDEN)
+        for name, shape in (("gate", (INNER, HIDDEN)), ("up", (INNER, HIDDEN)), ("down", (HIDDEN, INNER))):
+            found[f"{at}.mlp.{name}_proj.weight"] = shape
+        found[f"{at}.input_layernorm.weight"] = (HIDDEN,)
+    return found
+
+
+NUMBERS = sum(math.prod(shape) for shape in shapes().values())
+
+
+def write_header(file: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "BF16") -> None:
+    """A safetensors file of which only the header is there: nobody may read further."""
+    header = json.dumps({name: {"dtype": dtype, "shape": shape} for name, shape in tensors.items()}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.fixture
+def seven_billion(tmp_path: Path) -> str:
+    folder = tmp_path / "seven"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    every = list(shapes().items())
+    write_header(folder / "model-1-of-2.safetensors", dict(every[:100]))
+    write_header(folder / "model-2-of-2.safetensors", dict(every[100:]))
+    return str(folder)
+
+
+def train(model: str, gpu: str = "L4:1", **more: Any) -> dict[str, Any]:
+    section = {"base_model": model, "datasets": [{"path": "/data/rows.jsonl"}], **more}
+    return {"name": "tune", "kind": "train", "resources": {"accelerators": [gpu]}, "train": section}
+
+
+def serve(model: str, gpu: str = "L4:1", **more: Any) -> dict[str, Any]:
+    section = {"model": {"source": model}, **more}
+    return {"name": "chat", "kind": "serve", "resources": {"accelerators": [gpu]}, "serve": section}
+
+
+def judged(data: dict[str, Any], where: str | None = "") -> memory.Verdict:
+    spec = load_json(data)
+    return memory.judge(compile_workload(spec), spec.dump(), memory.source_of(spec.dump()) if where == "" else where)
+
+
+def test_a_model_is_measured_by_the_headers_of_all_its_files(seven_billion: str) -> None:
+    files = model_files.read(seven_billion)
+    left_out = LAYERS * (HIDDEN + 2 * HIDDEN // HEADS * KV_HEADS + HIDDEN) + HIDDEN  # biases, half of the norms
+    assert files.numbers + left_out == 7_615_616_512  # what the real one has
+    assert files.size_bytes == 2 * files.numbers
+    assert files.config["num_hidden_layers"] == LAYERS
+
+
+def test_a_full_fine_tune_needs_sixteen_bytes_a_number_and_is_refused_where_no_gpu_has_them(seven_billion: str) -> None:
+    verdict = judged(train(seven_billion, "A100:1"))
+    assert verdict.refusal is not None
+    assert "at least 122 GB" in verdict.refusal.message
+    assert "A100 (80 GB)" in verdict.refusal.message
+    assert "train.method: lora" in verdict.refusal.hint
+    assert "B200" in verdict.refusal.hint
+
+
+def test_lora_counts_the_adapter_only_for_gradients_and_moments(seven_billion: str) -> None:
+    arguments = {"bf16": True, "gradient_checkpointing": True}
+    data = train(seven_billion, lora={"r": 16}, max_length=512, training_args=arguments)
+    need = memory.estimate(load_json(data).dump(), seven_billion)
+    linear = [shape for name, shape in shapes().items() if "_proj" in name]
+    adapter = 16 * sum(sum(shape) for shape in linear)
+    assert need.certain == 2 * NUMBERS + 12 * adapter
+    assert need.certain < need.most < 24 * GB * 0.92
+    verdict = judged(data)
+    assert (verdict.refusal, verdict.warnings, verdict.needed) == (None, (), need.most)
+    two = train(seven_billion, lora={"r": 16, "target_modules": ["q_proj", "v_proj"]}, training_args=arguments)
+    assert memory.estimate(load_json(two).dump(), seven_billion).certain < need.certain
+
+
+def test_what_fits_in_the_largest_of_a_name_only_is_warned_of(seven_billion: str) -> None:
+    verdict = judged(train(seven_billion, "V100:1", lora={}))
+    assert verdict.refusal is None
+    (warning,) = verdict.warnings
+    assert "will not fit in 1 V100 (16 GB)" in warning
+    assert "training_args.bf16: true" in warning
+
+
+def test_a_second_gpu_of_a_worker_does_not_help_and_half_a_gpu_has_half_the_memory(seven_billion: str) -> None:
+    assert "the one of its 4 GPUs that is used" in judged(train(seven_billion, "V100:4", lora={})).warnings[0]
+    half = judged(serve(seven_billion, "L4:0.5", engine_kwargs={"max_model_len": 1, "max_num_seqs": 1}))
+    assert "will not fit in 0.5 L4 (12 GB)" in half.warnings[0]
+
+
+def test_serving_counts_weights_and_the_cache_of_all_sequences(seven_billion: str) -> None:
+    kwargs = {"max_model_len": 4096, "max_num_seqs": 8}
+    need = memory.estimate(load_json(serve(seven_billion, engine_kwargs=kwargs)).dump(), seven_billion)
+    assert need.certain == 2 * NUMBERS
+    assert need.most - need.certain == 2 * LAYERS * KV_HEADS * 128 * 2 * 4096 * 8
+    assert judged(serve(seven_billion, engine_kwargs=kwargs)).warnings == ()
+    (warning,) = judged(serve(seven_billion)).warnings
+    assert "32 sequences of 32768 tokens" in warning
+    assert "max_num_seqs" in warning
+    assert judged(serve(seven_billion, "T4:1", engine_kwargs={"dtype": "float32"})).refusal is not None
+
+
+@pytest.mark.parametrize(
+    "source", ["hf://org/never-downloaded", "s3://bucket/model", "/no/such/folder", "package:no_such/model"]
+)
+def test_a_model_that_is_not_here_is_unknown_and_never_refused(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    verdict = judged(train(source))
+    assert (verdict.needed, verdict.refusal) == (None, None)
+    assert f"{source} needs is unknown" in verdict.warnings[0]
+
+
+def test_a_model_in_the_hubs_cache_is_known(
+    seven_billion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "models--org--seven"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc123")
+    (folder / "snapshots").mkdir()
+    (folder / "snapshots" / "abc123").symlink_to(seven_billion)
+    assert judged(serve("hf://org/seven", "A100:1")).needed is not None
+
+
+def test_an_adapter_is_its_base_and_itself(seven_billion: str, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_header(folder / "adapter_model.safetensors", {"a.lora_A.weight": (16, HIDDEN)}, "F32")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": seven_billion}))
+    need = memory.estimate(load_json(serve(str(folder))).dump(), str(folder))
+    assert need.certain == 2 * NUMBERS + 4 * 16 * HIDDEN
+
+
+def test_without_gpus_or_without_a_model_nothing_is_said(seven_billion: str) -> None:
+    on_cpus = train(seven_billion)
+    del on_cpus["resources"]
+    task = {"name": "x", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["L4:1"]}}
+    for data in (on_cpus, task):
+        assert judged(data) == memory.Verdict()
+
+
+def gguf(file: Path) -> None:
+    """Two tensors, one number of the architecture, a vocabulary to pass over."""
+
+    def text(words: str) -> bytes:
+        return struct.pack("<Q", len(words)) + words.encode()
+
+    pairs = text("llama.block_count") + struct.pack("<II", 4, 3)
+    pairs += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc")
+    pairs += text("tokenizer.ggml.scores") + struct.pack("<IIQ", 9, 6, 2) + struct.pack("<ff", 0.0, 1.0)
+    pairs += text("general.name") + struct.pack("<I", 8) + text("tiny")
+    tensors = b"".join(
+        text(name) + struct.pack("<IQQ", 2, *shape) + struct.pack("<IQ", 2, 0)
+        for name, shape in (("token_embd.weight", (8, 4)), ("blk.0.attn_q.weight", (4, 4)))
+    )
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 2, 4) + pairs + tensors)
+
+
+def test_a_gguf_counts_as_the_float32_it_is_converted_to(tmp_path: Path) -> None:
+    gguf(tmp_path / "tiny.gguf")
+    files = model_files.read(str(tmp_path))
+    assert (files.numbers, files.size_bytes, files.config["num_hidden_layers"]) == (48, 192, 3)
+
+
+def broken(folder: Path, how: str) -> Path:
+    file = folder / "model.safetensors"
+    content = {
+        "empty": b"",
+        "longer than it is": struct.pack("<Q", 1 << 60),
+        "no JSON": struct.pack("<Q", 4) + b"nope",
+        "deep": struct.pack("<Q", 200_000) + b"[" * 200_000,
+        "negative": struct.pack("<Q", 39) + b'{"a":{"dtype":"F32","shape":[-5,100000]}}',
+        "no shape": struct.pack("<Q", 8) + b'{"a":{}}',
+        "a list": struct.pack("<Q", 2) + b"[]",
+    }
+    if how == "a pipe":
+        os.mkfifo(file)
+    elif how == "a cut gguf":
+        (folder / "model.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 2, 4) + struct.pack("<Q", 1 << 62))
+    else:
+        file.write_bytes(content[how])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how", ["empty", "longer than it is", "no JSON", "deep", "negative", "no shape", "a list", "a pipe", "a cut gguf"]
+)
+def test_a_broken_file_makes_a_model_unknown_and_breaks_nothing(tmp_path: Path, how: str) -> None:
+    with pytest.raises(model_files.UnknownModel):
+        model_files.read(str(broken(tmp_path, how)))
+
+
+def test_plan_and_apply_of_the_controller_know_it(seven_billion: str) -> None:
+    async def scenario() -> None:
+        async with controlling() as controller:
+            never, fits, maybe = (
+                load_json({**data, "name": name})
+                for name, data in {
+                    "never": train(seven_billion, "A100:1"),
+                    "fits": serve(seven_billion, "A100:1", engine_kwargs={"max_model_len": 512}),
+                    "maybe": serve("hf://org/unknown", "A100:1"),
+                }.items()
+            )
+            planned = await controller.plan([never, fits, maybe], user=ANN)
+            assert [one.outcome for one in planned] == ["refused", "created", "created"]
+            assert planned[0].reason is not None and planned[0].reason.code == "impossible"
+            assert not planned[0].placement
+            assert planned[1].memory_needed_bytes is not None and not planned[1].warnings
+            assert planned[2].memory_needed_bytes is None and "unknown" in planned[2].warnings[0]
+            with pytest.raises(RequestError, match="never: each worker needs at least 122 GB"):
+                await controller.submit([never], user=ANN)
+            assert not controller.state.workloads
+
+    asyncio.run(scenario())
