@@ -23,7 +23,7 @@ from llmsched.core.records import (
     expected_end,
     gpus_of,
 )
-from llmsched.core.resources import MILLI
+from llmsched.core.resources import MILLI, Resources
 from llmsched.core.waiting import Waiting
 from llmsched.core.workload import Placement
 
@@ -151,17 +151,26 @@ def charge(state: Ledgers, gang: GangState, placement: Placement, sign: int, pro
     by_flavor: dict[str | None, int] = {}
     cpus = memory = total = 0
     at, end = 0, len(placement)
+    plain = len(spec.groups) == 1  # by far the most common: no need to look for the group of each bundle
+    options = spec.groups[0].options
     while at < end:
         placed = placement[at]
         run = at + 1
-        amount = amount_of(spec, placed)
+        if plain:
+            amount = options[placed.option if placed.option < len(options) else -1].resources
+        else:
+            amount = amount_of(spec, placed)
         if placed.gpu_index < 0:  # like bundles side by side are one change
             while run < end and placement[run] == placed:
                 run += 1
         count = run - at
         at = run
         if count > 1:
-            amount = amount.times(count)
+            gpus, cpus_milli, memory_bytes, custom = amount
+            if custom:
+                amount = amount.times(count)
+            else:
+                amount = Resources(gpus * count, cpus_milli * count, memory_bytes * count)
         node = state.nodes[placed.node]
         capacity.change(placed.node, amount, placed.gpu_index, sign)
         gpus = amount.gpus_milli

@@ -85,6 +85,7 @@ class QuotaTree:
         self.enforced = any(queue.quotas for queue in configuration.queues)
         self.queues = {queue.name: queue for queue in configuration.queues}
         self.rows: dict[str, dict[str, Branch]] = {}
+        self._branch_of: dict[tuple[str, str | None], Branch | None] = {}
         self._row_of: dict[tuple[str, str], str] = {}
         every = [quotas for queue in configuration.queues for quotas in queue.quotas]
         every += [quotas for cohort in configuration.cohorts for quotas in cohort.quotas]
@@ -140,7 +141,10 @@ class QuotaTree:
         return row
 
     def branch(self, queue: str, flavor: str | None) -> Branch | None:
-        return self.rows[self.row_of(queue, flavor)].get("queue:" + queue)
+        key = (queue, flavor)
+        if key not in self._branch_of:
+            self._branch_of[key] = self.rows[self.row_of(queue, flavor)].get("queue:" + queue)
+        return self._branch_of[key]
 
     def charge(self, queue: str, flavor: str | None, amount: int) -> None:
         found = self.branch(queue, flavor)
