@@ -169,7 +169,7 @@ def _print_why(view: wire.WhyView) -> None:
     reason = view.reason
     if reason is not None:
         if reason.counts:
-            click.echo("  " + ", ".join(f"{count} {what}" for what, count in reason.counts.items()))
+            click.echo(f"  {show.counts(reason.counts)}")
         if reason.eta is not None:
             basis = f", {reason.eta_basis}" if reason.eta_basis else ""
             click.echo(f"  Earliest start {show.clock(reason.eta)}{basis}.")

@@ -153,6 +153,15 @@ def gpus(amount: float) -> str:
     return f"{amount:g}" if amount else "-"
 
 
+def counts(values: dict[str, int]) -> str:
+    """2 nodes, 0.5 GPUs needed"""
+    words = [
+        f"{count / 1000:g} GPUs {what.removesuffix('_milli')}" if what.endswith("_milli") else f"{count} {what}"
+        for what, count in values.items()
+    ]
+    return ", ".join(words).replace("_", " ")
+
+
 def size(now: int, low: int, high: int) -> str:
     """2 of 4, or 2 of 1..4"""
     return f"{now} of {low if low == high else f'{low}..{high}'}"
