@@ -2,10 +2,11 @@
 
 1. Gangs about to be treated unfairly, worst first. A gang's projected finish-time fairness is the time it will have
    taken if it runs from now on, over its fair time: its run time alone x the jobs per GPU seen so far (Shockwave,
-   NSDI 2023). Above GUARD it must not wait any longer.
+   NSDI 2023). Above GUARD it must not wait any longer. Run times are estimates: where those of the jobs that ended
+   were too long, the fair time is shortened accordingly.
 2. Long poles, longest first: what needs at least POLE of the time in which all known work could end. Started late, it
    would run alone at the end, on a cluster that is otherwise idle.
-3. The rest by GPU-seconds left, least first.
+3. The rest by seconds left x the root of its GPUs, least first: between the shortest time and the smallest area.
 
 Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
 at least. There is no tier 2 then, and tier 3 orders by levels of GPU-seconds attained; inside a level who runs stays,
@@ -21,8 +22,9 @@ from llmsched.core.policy import View
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 
-GUARD = 0.85  # projected unfairness from which a gang goes first, run time known
+GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
+DOUBT = 0.25  # so many of the jobs that ended may have taken less than what is trusted of their estimates
 POLE = 0.8
 PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
@@ -36,6 +38,7 @@ class FinishTimeFair:
         self._view: View | None = None
         self._bound = 0.0
         self._contention = 1.0
+        self._trust = 1.0  # the least that estimates proved to be worth: real run time / estimate
 
     def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
         if view is not self._view:
@@ -54,12 +57,12 @@ class FinishTimeFair:
             return (urgency, 2, _level(done * gpus), not holds)
         if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
             left = max(done, 1.0)
-        unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
+        unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._trust * self._contention)
         if unfairness >= GUARD:
             return (urgency, 0, -round(unfairness, 6))
         if left >= POLE * self._bound:
             return (urgency, 1, -round(left, 3))
-        return (urgency, 2, round(left * gpus, 3))
+        return (urgency, 2, round(left * gpus**0.5, 3))
 
     def _prepare(self, view: View) -> None:
         """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
@@ -74,6 +77,7 @@ class FinishTimeFair:
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, total / gpus)
         self._contention = max(1.0, view.jobs() / gpus)
+        self._trust = min(1.0, max(view.estimate_ratio(DOUBT), 0.1))
         self._view = view
 
 
