@@ -332,3 +332,15 @@ def test_an_empty_turn_on_a_full_cluster_is_cheap_and_says_what_a_fresh_one_woul
     assert cached.decisions == fresh.decisions == [] and cached.plan.wake_at == fresh.plan.wake_at
     assert cached.plan.reasons == fresh.plan.reasons and len(fresh.plan.reasons) == 2000
     assert took < 0.005
+
+
+def test_a_gang_over_several_nodes_clears_whole_nodes_however_many_small_jobs_there_are() -> None:
+    given = cluster("80 nodes x 8").queue("q", gpus=640).rules(within_queue="lower_priority")
+    given.policies(placement="spread")  # so that the newest, cheapest jobs lie on different nodes
+    for number in range(640):
+        given.running(f"r{number}", gpus=1, priority=10)
+    group = Group("w", 1, (Option(None, Resources(8000)),))
+    wide = Workload("wide", "wide", "train", (group,), queue="q", priority=80, min_size=2, max_size=2)
+    given.state.apply(check(given.state, Submit(given.now, wide)))  # type: ignore[arg-type]
+    decided = given.decide().decisions
+    assert decided[-1] == Nominate("wide", gpus=16) and len(decided) == 17

@@ -301,7 +301,7 @@ def _choose(
             if not allowed or gives + capacity.free_gpus(mask) * MILLI < need - need % MILLI:
                 continue
             best: Choice | None = None
-            for scope in _scopes(trial, gang, need, mask, allowed):
+            for scope in _scopes(trial, gang, option, need, mask, allowed):
                 narrow = scope != mask
                 if best is not None and not narrow:
                     break
@@ -392,7 +392,9 @@ def _least_need(gang: GangState) -> int:
     return least - least % MILLI
 
 
-def _scopes(trial: Trial, gang: GangState, need: int, mask: int, allowed: list[tuple[GangState, str]]) -> list[int]:
+def _scopes(
+    trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[tuple[GangState, str]]
+) -> list[int]:
     """Where to clear room: each required domain; else, when nodes are what is short, the single nodes that the cheapest
     victims clear first; then anywhere."""
     spec = gang.spec
@@ -402,23 +404,33 @@ def _scopes(trial: Trial, gang: GangState, need: int, mask: int, allowed: list[t
         return [part for members in capacity.domains(required).values() if (part := members & mask)]
     if mask & capacity.with_free(-(-need // MILLI)):
         return [mask]  # a node has room already: quota is what is short
+    bundle = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].resources.gpus_milli
+    largest = max((k for k, _ in enumerate(capacity.by_free)), default=0) * MILLI
+    goal = need if need <= largest else bundle  # a gang too large for one node clears several, bundle by bundle
     nodes = trial.state.nodes
     gain: dict[str, int] = {}
     found: list[int] = []
     for victim, _ in allowed:
         for placed in dict.fromkeys(victim.held):
             node = nodes[placed.node]
-            if not mask >> node.slot & 1 or node.node.total.gpus_milli < need or gain.get(placed.node, 0) >= need:
+            if not mask >> node.slot & 1 or node.node.total.gpus_milli < goal or gain.get(placed.node, 0) >= goal:
                 continue
-            bundle = amount_of(victim.spec, placed).gpus_milli
+            amount = amount_of(victim.spec, placed).gpus_milli
             there = victim.held.count(placed) if placed.gpu_index < 0 else 1
             before = gain.get(placed.node, max(node.free_whole, 0) * MILLI)
-            gain[placed.node] = before + bundle * there
-            if gain[placed.node] >= need:
+            gain[placed.node] = before + amount * there
+            if gain[placed.node] >= goal:
                 found.append(1 << node.slot)
-        if len(found) >= SCOPES_TRIED:
+        if goal == need and len(found) >= SCOPES_TRIED:
             break
-    return [*found[:SCOPES_TRIED], mask]
+    if goal == need:
+        return [*found[:SCOPES_TRIED], mask]
+    if bundle <= MILLI:
+        return [mask]  # bundles of one GPU fit wherever one is free
+    cleared, several = mask & capacity.with_free(bundle // MILLI), 0
+    for one in found[: spec.min_size]:
+        several |= one
+    return [cleared | several, mask]
 
 
 def _in_scope(
