@@ -50,6 +50,7 @@ def test_every_ray_starts_in_token_mode_with_its_dashboard_on_loopback(name: str
 def test_the_local_file_stops_no_other_ray_by_itself() -> None:
     config = read("local.yaml")
     assert config["head_start_ray_commands"] and "ray stop" not in json.dumps(config)
+    assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"][1]
 
 
 @pytest.mark.parametrize("name", ["onprem.yaml", "aws.yaml"])

@@ -38,6 +38,7 @@ def commands() -> Iterator[tuple[str, bool]]:
             lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   ")]
         else:
             lines = [line.strip() for block in blocks(page, "bash") for line in block.splitlines()]
+            lines += [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("llmsched ")]
         for line in lines:
             typed = re.match(r"(?:[A-Z_]+=\S+ )*llmsched( [^#]*)?(#.*)?$", line)
             if typed:
