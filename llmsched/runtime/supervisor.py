@@ -44,6 +44,7 @@ class Outcome(Exception):
     """How an attempt ended, when it did not just succeed. event: error | input | interruption | no-capacity."""
 
     def __init__(self, outcome: str, message: str = "", event: str = "error", step: int | None = None) -> None:
+        message = redaction.clean(message)  # it is told to everyone
         super().__init__(message)
         self.outcome, self.message, self.event, self.step = outcome, message, event, step
 

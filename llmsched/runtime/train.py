@@ -136,7 +136,7 @@ def work(config: dict[str, str]) -> None:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
             except (Exception, SystemExit) as error:
-                text = environment.explain(error, code)
+                text = redaction.clean(environment.explain(error, code))
                 is_input = isinstance(error, environment.UserError)
                 if is_input:
                     print(text, file=sys.stderr)
@@ -145,7 +145,7 @@ def work(config: dict[str, str]) -> None:
                 progress.flush()
                 ray.get(supervisor.failed.remote(rank, text, _is_peer_loss(error), is_input))
                 if redaction.hides():  # what is raised is logged by Ray, with all that it says
-                    raise RuntimeError(redaction.clean(text)) from None
+                    raise RuntimeError(text) from None
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ import pytest
 
 from llmsched.runtime import environment, progress, redaction
 from llmsched.runtime.replica import ReplicaHost
+from llmsched.runtime.supervisor import Outcome
 from llmsched.runtime.task import TaskWorker
 
 CANARY = "canary-5f2c9e"
@@ -97,3 +98,8 @@ def test_a_replica_that_fails_does_not_tell_its_secret(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError) as caught:
         ReplicaHost(json.dumps(order(REPLICA_TOKEN=CANARY)), f"{__name__}:Forgetful")
     assert "no access with ***" in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_how_an_attempt_ended_is_told_without_its_secret() -> None:
+    redaction.hide(order(TOKEN=CANARY))
+    assert Outcome("failed", f"rank 0: ValueError: no access with {CANARY}").message.endswith("no access with ***")
