@@ -125,7 +125,8 @@ def earliest(
     need = place.need_milli(spec, size, 0)
     mask = place.eligible(trial, spec, 0)
     counted = state.capacity.free_gpus(mask) * MILLI
-    fluid = is_fluid(spec) and not promises and not windows.rows and not state.quota.enforced
+    fluid = is_fluid(spec) and not promises and not windows.rows
+    flavor = spec.groups[0].options[0].flavor or next(iter(state.capacity.by_flavor), None)
     waiting_for: list[GangState] = []  # ends that have been counted and not yet taken out of the ledgers
     last: GangState | None = None
     moments = sorted(
@@ -156,6 +157,12 @@ def earliest(
                 ahead = next(ends, None)
             if counted < need:
                 continue
+            if fluid and state.quota.enforced:  # who has ended by then gives its quota back as well
+                for other in waiting_for:
+                    trial.hold(other, ())
+                waiting_for.clear()
+                if place.quota_refusal(trial, spec, flavor, need) is not None:
+                    continue
             if fluid:
                 return Promise(gang, _rounded(trial, moment), inf, (), _basis(last, False), mask, counted - need)
             for other in waiting_for:
