@@ -16,6 +16,7 @@ from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import Windows, earliest, fits_exactly
 from llmsched.core.resources import MILLI
+from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.stages import admit, autoscale, consolidate, end, grow, place, preempt, provision, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.state import State
@@ -110,7 +111,7 @@ class _Admission:
         self.shares = Shares.of(state, mode) if mode else None
         self.calendar = Calendar(trial, policies.placement, view)
         self.by_rank = rank.is_on(state)
-        self.evicts = preempt.is_on(state) and not self.by_rank
+        self.evicts = is_on(state) and not self.by_rank
         self.launched: dict[str, None] = {}
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
@@ -232,7 +233,7 @@ class _Admission:
         trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
         only = ~self.calendar.closed(gang, gang.spec.min_size)
         if self.state.elastic:
-            rules = preempt.Rules(trial, plan, gang, self.shares, view)
+            rules = Rules(trial, plan, gang, self.shares, view)
             if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
                 return True
         if self.by_rank:
@@ -283,7 +284,7 @@ class _Admission:
         if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
             return
         spec = gang.spec
-        if preempt.rules_of(self.state, spec.queue).reclaim == "any":
+        if rules_of(self.state, spec.queue).reclaim == "any":
             return
         flavor = spec.groups[0].options[0].flavor
         branch = quota.branch(spec.queue, flavor)

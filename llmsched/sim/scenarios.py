@@ -206,7 +206,6 @@ class _Run:
                     began = START + row["started_at"]
                 created = min(began, START + row["created_at"] if "created_at" in row else began)
                 made.append((created, began, row, workload))
-                self.state.workloads  # noqa: B018
         for created, _, _, workload in sorted(made, key=lambda item: item[0]):
             self.state.apply(facts.Submitted(created, workload))
         for _, began, row, workload in sorted(made, key=lambda item: item[1]):

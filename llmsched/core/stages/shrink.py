@@ -11,8 +11,9 @@ from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.rules import Rules
 from llmsched.core.stages import place
-from llmsched.core.stages.preempt import Rules, nominate, release_leaving
+from llmsched.core.stages.preempt import nominate, release_leaving
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
