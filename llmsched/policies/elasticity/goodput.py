@@ -1,9 +1,10 @@
 """Sizes that finish the most work soonest: every GPU goes where it earns most, and the price of waiting decides.
 
 Each gang's speed at every size is known or taken as linear. Holding up a gang holds up all that end after it, so its
-speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs ((m - r) / m) ** RANK.
-GPUs are then given out along the concave hull of each speed-up curve, best gain per GPU first (the greedy solution of
-a knapsack whose relaxation has a price per GPU). A gang that gets none should hold none: who ends soon comes first.
+speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs ((m - r) / m) ** RANK,
+tilted a little by the work left itself. GPUs are then given out along the concave hull of each speed-up curve, best
+gain per GPU first (the greedy solution of a knapsack whose relaxation has a price per GPU). A gang that gets none
+should hold none: who ends soon comes first.
 
 Changing a size costs a restart. What a running gang has already is worth more by the restart's share of the time it
 can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. Who is still
@@ -20,6 +21,8 @@ from llmsched.core.records import GangState, allowed_sizes, speed
 from llmsched.core.workload import Workload
 
 RANK = 0.75
+TILT = 0.1  # between neighbours in rank, what is left matters too: seconds never wait for hours
+SHORT_S = 60.0  # but nobody is so short that it outweighs everything
 KEEP = 0.2  # how much more what one has is worth than what one could get
 STEADY_S = 300.0  # how long an allocation is expected to last
 UNKNOWN_S = 3600.0  # work left of a gang nobody knows anything about, until it has run longer
@@ -48,7 +51,7 @@ class Goodput:
         gains: list[tuple[float, int, int, int]] = []  # (-gain per GPU, rank, from size, to size)
         curves = [self._curve(gang.spec) for *_, gang in rows]
         for rank, (left, _, _, gang) in enumerate(rows):
-            weight = ((count - rank) / count) ** RANK
+            weight = ((count - rank) / count) ** RANK / max(left, SHORT_S) ** TILT
             before = (0, 0.0)
             for point in curves[rank].hull:
                 gain = weight * (point[1] - before[1]) / (point[0] - before[0])

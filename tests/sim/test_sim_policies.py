@@ -1,0 +1,65 @@
+"""What the measured policies are for, each on the smallest trace that shows it."""
+
+from __future__ import annotations
+
+from llmsched.sim import fleet, runtimes, setting, simulator
+from llmsched.sim.recorder import Recorder
+from llmsched.sim.traces import table
+
+RIGID = "job_id,submit_s,num_gpus,duration_s\n"
+CURVE = "job_id,submit_s,num_gpus,runtime_1_s,runtime_2_s,runtime_3_s,runtime_4_s\n"
+
+
+def run(text, *, nodes="1x4", estimates="exact", restart_cost_s=0.0, recorder=None, quantum_s=60.0, **given):
+    jobs = table.parse(text, "t.csv")
+    configuration = setting.configuration(jobs, restart_cost_s=restart_cost_s, quantum_s=quantum_s, **given)
+    options = simulator.Options(
+        fleet.parse(nodes),
+        configuration,
+        estimates=runtimes.parse_estimates(estimates),
+        restart_cost_s=restart_cost_s,
+    )
+    found = simulator.simulate(jobs, options, recorder)
+    return found, {outcome.job.id: outcome.finished_s for outcome in found.outcomes}
+
+
+def test_marginal_throughput_gives_gpus_to_the_job_that_scales():
+    recorder = Recorder()
+    text = CURVE + "scales,0,1,900,450,300,225\nstuck,0,1,900,890,880,870\n"
+    run(text, recorder=recorder, ordering="fifo", elasticity="marginal_throughput", quantum_s=0.0)
+    first = {stay.gang: sum(count for _, count in stay.nodes) for stay in recorder.stays if stay.start == 0.0}
+    assert first == {"scales/0": 3, "stuck/0": 1}
+
+
+def test_goodput_lets_whoever_ends_soon_go_first_when_gpus_are_short():
+    text = CURVE + "".join(f"long{i},0,1,9000,4500,3000,2250\n" for i in range(4)) + "short,10,1,60,30,20,15\n"
+    _, ends = run(text, ordering="finish_time_fair", elasticity="goodput", quantum_s=0.0)
+    assert ends["short"] <= 10 + 60
+    assert max(ends.values()) <= 9200  # 36,060 GPU-seconds on four GPUs, and nothing is thrown away
+
+
+def test_goodput_does_not_restart_a_job_that_is_nearly_done_for_little():
+    text = CURVE + "a,0,1,100,50,34,25\nb,60,1,100,50,34,25\n"
+    found, _ = run(text, ordering="finish_time_fair", elasticity="goodput", restart_cost_s=30.0, quantum_s=0.0)
+    assert found.resizes == 0
+
+
+def test_a_long_pole_starts_early_so_that_it_does_not_run_alone_at_the_end():
+    text = RIGID + "pole,0,1,1000\n" + "".join(f"s{i},0,1,200\n" for i in range(15))
+    _, by_time = run(text, ordering="shortest_remaining")
+    _, by_tiers = run(text, ordering="finish_time_fair")
+    assert max(by_time.values()) > 1500
+    assert max(by_tiers.values()) < 1400  # not 1000: jobs that waited for long were let through in between
+
+
+def test_without_run_times_short_jobs_still_pass_a_long_one():
+    text = RIGID + "long,0,4,50000\n" + "".join(f"s{i},{9000 + i},1,100\n" for i in range(4))
+    _, ends = run(text, ordering="finish_time_fair", estimates="none")
+    assert max(ends[f"s{i}"] for i in range(4)) < 9300
+
+
+def test_nobody_is_evicted_for_a_job_that_would_not_fit_all_the_same():
+    text = RIGID + "a,0,2,1000\nb,0,2,1000\nlarge,5,4,10\n"
+    found, ends = run(text, nodes="1x4", ordering="finish_time_fair", preempt=False)
+    assert found.preemptions == 0
+    assert ends["large"] == 1010.0
