@@ -9,10 +9,10 @@ from typing import Annotated, Any, NamedTuple, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import logs, page, views, workdirs
+from llmsched.api import diagnosis, logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
-from llmsched.control import registry
+from llmsched.control import planning, registry
 from llmsched.control.dispatch import newest_run
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
@@ -138,6 +138,17 @@ async def workload(name: Name, given: Given, who: Viewer) -> wire.WorkloadView:
 async def why(name: Name, given: Given, who: Viewer) -> wire.WhyView:
     found = views.find(given.controller.state, name)
     return views.why(given.controller.state, found, given.controller.entries(0, found.workload.id))
+
+
+@router.get("/workloads/{name}/diagnose")
+async def diagnose(name: Name, given: Given, who: Viewer) -> wire.DiagnosisView:
+    """What slows it, as far as it is known, and what to do."""
+    controller = given.controller
+    found = views.find(controller.state, name)
+    needs = await planning.memory_of_known(controller.state, found.workload)
+    return diagnosis.diagnose(
+        controller.state, found, controller.progress, controller.entries(0, found.workload.id), needs
+    )
 
 
 @router.get("/workloads/{name}/story")

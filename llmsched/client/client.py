@@ -188,6 +188,9 @@ class Client:
     def why(self, name: str) -> wire.WhyView:
         return self._loop.call(self._core.why(name))
 
+    def diagnose(self, name: str) -> wire.DiagnosisView:
+        return self._loop.call(self._core.diagnose(name))
+
     def story(self, name: str) -> wire.StoryView:
         return self._loop.call(self._core.story(name))
 

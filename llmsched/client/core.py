@@ -138,6 +138,9 @@ class AsyncClient:
     async def why(self, name: str) -> wire.WhyView:
         return await self._http.ask(wire.WhyView, "GET", _path(name, "why"))
 
+    async def diagnose(self, name: str) -> wire.DiagnosisView:
+        return await self._http.ask(wire.DiagnosisView, "GET", _path(name, "diagnose"))
+
     async def story(self, name: str) -> wire.StoryView:
         return await self._http.ask(wire.StoryView, "GET", _path(name, "story"))
 

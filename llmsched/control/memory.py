@@ -237,7 +237,7 @@ def _advice(spec: Mapping[str, Any], need: Need) -> str:
         ways.append("smaller engine_kwargs.max_model_len or max_num_seqs")
     fitting = [name for name, (least, _) in ACCELERATORS.items() if need.most <= least * GB * USABLE][:FITS_NAMED]
     if fitting:
-        ways.append(f"a larger GPU ({', '.join(fitting)})")
+        ways.append(f"a GPU that has as much ({', '.join(fitting)})")
     return ", or ".join(ways) or "a smaller model"
 
 

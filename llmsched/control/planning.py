@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmsched.control.dispatch import artifact_of, is_result
+from llmsched.control.dispatch import artifact_of, is_result, spec_of
 from llmsched.control.memory import Verdict, judge, source_of
 from llmsched.control.requests import (
     Draft,
@@ -68,6 +68,13 @@ async def memory_of(state: State, specs: Sequence[WorkloadSpec], user: str) -> l
     if not any(where for _, _, where in asked):
         return [judge(*each) for each in asked]
     return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+
+
+async def memory_of_known(state: State, workload: Workload) -> Verdict:
+    """The same of one that was submitted before."""
+    data = spec_of(workload)
+    where = _place_of(state, workload, source_of(data)) if data else None
+    return await asyncio.to_thread(judge, workload, data, where) if data else Verdict()
 
 
 def _place_of(state: State, workload: Workload, source: str | None) -> str | None:

@@ -210,6 +210,25 @@ class WhyView(Reply):
     gangs: list[GangWhy] = []
 
 
+class Finding(Reply):
+    """One thing that slows it, and what to do. `code` is stable."""
+
+    code: str
+    message: str
+    advice: str = ""
+
+
+class DiagnosisView(Reply):
+    """`numbers` is what was measured, `unknown` what nobody measured: no finding does not mean that all is well."""
+
+    id: str
+    phase: Phase
+    text: str
+    findings: list[Finding] = []
+    numbers: dict[str, Scalar] = {}
+    unknown: list[str] = []
+
+
 class StoryLine(Reply):
     seq: int
     at: float

@@ -144,3 +144,20 @@ def test_top_on_a_terminal_goes_on_until_it_is_interrupted(busy: Live) -> None:
     shown = on_a_terminal(busy, "top", "--every", "0.2", watch=watch)
     assert "third" in shown
     assert "Traceback" not in shown
+
+
+def test_diagnose_says_what_slows_it_what_to_do_and_what_is_not_known(busy: Live) -> None:
+    def ask(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["diagnose", *words], env=environment(busy))
+
+    lines = ask("third").stdout.splitlines()
+    assert lines[0] == "third (waiting): 1 thing to look at."
+    assert any(line.startswith("- it waits: needs 1 x 4 A100") for line in lines)
+    assert any(line.startswith("  -> sooner: ") for line in lines)
+    assert max(map(len, lines)) <= 80
+    fine = ask("first").stdout
+    assert "first (running): nothing was found that slows it." in fine
+    assert "Not known: how busy its GPUs are" in fine
+    assert [one.code for one in wire.DiagnosisView.model_validate_json(ask("third", "--json").stdout).findings]
+    wrong = ask("thirt")
+    assert (wrong.exit_code, "third" in wrong.stderr) == (3, True)
