@@ -51,8 +51,8 @@ def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, N
     number = int(view.now // quantum) if quantum > 0 else state.version
     if quantum > 0:
         plan.wake((number + 1) * quantum)
-    if state.memo.get(MEMO) == number:
-        return settled
+    if state.memo.get(MEMO) == number or all(shape.reason is None for shape in state.waiting.live.values()):
+        return settled  # ranked already, or nobody was refused so far: there may be room for all
     state.memo[MEMO] = number
     for line in _lines(trial, _ranked(trial, plan, policies, view)):
         starters, victims = _pick(trial, line)
