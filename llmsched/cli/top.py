@@ -7,6 +7,7 @@ client; decides nothing.
 from __future__ import annotations
 
 import json
+import re
 import string
 import sys
 import time
@@ -231,7 +232,7 @@ def _grid(frame: Frame, width: int) -> list[Text]:
         for gang in view.gangs:
             for place in gang.placement:
                 held.setdefault(place.node, []).append((view.id, place.gpus))
-    with_gpus = [node for node in frame.nodes if node.total.gpus]
+    with_gpus = sorted((node for node in frame.nodes if node.total.gpus), key=lambda node: _natural(node.name))
     without = len(frame.nodes) - len(with_gpus)
     cells = [(node, _cells(frame, node, held.get(node.id, []))) for node in with_gpus]
     names = [_short(node.name) + (f" {node.flavor}" if node.flavor else "") for node in with_gpus]
@@ -273,6 +274,11 @@ def _cells(frame: Frame, node: wire.NodeView, holders: list[tuple[str, float]]) 
     for _, letter, colour in owner:
         line.append(letter, style=colour)
     return line
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """node-2 before node-10"""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _short(name: str) -> str:

@@ -75,6 +75,13 @@ def test_three_workers_train_exactly_as_one_does(spec: Any, made: Path, tmp_path
     assert tiny.gang(3, tiny.finetune, str(three), spec(made, micro_batch_size=1)) == ["done"] * 3
     assert losses(three) == pytest.approx(losses(one), abs=2e-5)
     assert len(losses(one)) == 6
+    lines = [json.loads(line) for line in (three / "by-hand/0/1/progress.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "data_wait" in line]
+    assert len(timed) == 6
+    for line in timed:
+        assert 0 < line["data_wait"] < 1
+        assert line["slowest_rank"] in range(3)
+        assert 0 < line["rank_step_s"] <= line["slowest_rank_step_s"]
     assert_close(result_of(one), result_of(three))
 
 

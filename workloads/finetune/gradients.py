@@ -8,6 +8,7 @@ backward passes, which uneven shares do not have.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Stepper:
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self.most = settings.micro_batch_size or settings.global_batch_size
         half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
+        self.data_s = self.compute_s = 0.0  # seconds of this rank, since whoever reads them set them to 0
         self.half = half if device.type == "cuda" else None
         self.scaler = torch.amp.GradScaler(enabled=self.half is torch.float16)
         decays = [param for param in self.params.values() if param.ndim >= 2]
@@ -66,8 +68,13 @@ class Stepper:
 
         Returns (mean loss, weight) of the whole step over all ranks.
         """
+        begin = time.monotonic()
         encoded = [self.task.encode(sample) for sample in samples]
-        loss, weight = sum_over_ranks(self._backward(encoded), self.device)
+        ready = time.monotonic()
+        sums = self._backward(encoded)
+        self.data_s += ready - begin
+        self.compute_s += time.monotonic() - ready  # before others are waited for; the loss is on the host by then
+        loss, weight = sum_over_ranks(sums, self.device)
         self._sum_gradients()
         self.scaler.unscale_(self.optimizer)  # after the sum: one overflow anywhere skips the step everywhere
         for param in self.params.values():

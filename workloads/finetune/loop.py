@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ class FineTune:
 
     def _train(self) -> None:
         self.model.train()
-        loss_sum, weight_sum, since = 0.0, 0.0, time.monotonic()
+        loss_sum, weight_sum, since, counted = 0.0, 0.0, time.monotonic(), self.step
         steps = data.batches(
             len(self.rows),
             self.settings.global_batch_size,
@@ -127,7 +128,8 @@ class FineTune:
                     epoch=round(step / self.per_epoch, 3),
                     **{f"{self.task.unit}_per_s": round(weight_sum / max(took, 1e-9), 1)},
                 )
-                loss_sum, weight_sum = 0.0, 0.0
+                progress.report(**self._times(step - counted))  # for llmsched diagnose; the log has no room for it
+                loss_sum, weight_sum, counted = 0.0, 0.0, step
             if step < self.total:
                 self._leave_if_asked()
                 if time.monotonic() - self.saved_at >= self._every_s():
@@ -136,6 +138,23 @@ class FineTune:
                 if every and step % every == 0:
                     self._show(self._evaluate())
                     self.model.train()
+
+    def _times(self, steps: int) -> dict[str, Any]:
+        """Of the last `steps` steps, over all ranks: how much of the time went into preparing data, and how long each
+        rank computed. Every rank calls it at the same step."""
+        world, rank = self.where.world_size, self.where.rank
+        mine = [0.0] * (2 * world)
+        mine[rank], mine[world + rank] = self.stepper.data_s, self.stepper.compute_s
+        self.stepper.data_s = self.stepper.compute_s = 0.0
+        every = sum_over_ranks(mine, self.device)
+        busy = [data_s + compute_s for data_s, compute_s in zip(every[:world], every[world:], strict=True)]
+        slowest = max(range(world), key=busy.__getitem__)
+        return {
+            "data_wait": round(sum(every[:world]) / max(sum(busy), 1e-9), 3),
+            "rank_step_s": round(statistics.median(busy) / steps, 4),
+            "slowest_rank": slowest,
+            "slowest_rank_step_s": round(busy[slowest] / steps, 4),
+        }
 
     def _evaluate(self) -> dict[str, float]:
         """Metrics of the held-out rows, spread evenly over the ranks; every rank gets the same numbers."""
