@@ -169,7 +169,7 @@ def start(
     return cluster
 
 
-def stop(home: Path, *, grace_s: float = 3.0) -> int:
+def stop(home: Path, *, grace_s: float = 1.5) -> int:
     """End every process of this home's Ray and forget it; return how many there were. Raises ClusterError if one
     cannot be ended."""
     cluster = read(home)

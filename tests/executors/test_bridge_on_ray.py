@@ -78,6 +78,12 @@ class Lab:
     def until(self, kind, gang, **more):
         return self.bridge.until(kind, gang=gang, **more)
 
+    def driver(self, code, *words):
+        """A process of somebody else on the same cluster."""
+        env = {**os.environ, **local_ray.environment(self.home)}
+        command = [sys.executable, "-c", code, self.cluster.address, *words]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
+
     def read(self, name):
         return (self.storage / name).read_text()
 
@@ -224,6 +230,7 @@ def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):
     theirs = """if True:
         import ray, sys
         ray.init(address=sys.argv[1], log_to_driver=False)
+
         @ray.remote(num_gpus=1, label_selector={"ray.io/node-id": sys.argv[2]})
         class Theirs:
             def holds(self): return True
@@ -231,14 +238,29 @@ def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):
         ray.get(actor.holds.remote())
         sys.stdin.read()
     """
-    command = [sys.executable, "-c", theirs, lab.cluster.address, lab.nodes[0]]
-    env = {**os.environ, **local_ray.environment(lab.home)}
     seen = len(lab.bridge.seen)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=env) as somebody:
+    with lab.driver(theirs, lab.nodes[0]) as somebody:
         assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0], gpus=1.0)
         seen = len(lab.bridge.seen)
         somebody.stdin.close()
         assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0]).gpus == 0.0
+
+
+def test_capacity_that_is_asked_for_reaches_rays_autoscaler_until_it_is_withdrawn(lab):
+    request = """if True:
+        import json, ray, sys, time
+        from ray.experimental.internal_kv import _internal_kv_get
+        ray.init(address=sys.argv[1], log_to_driver=False)
+        wanted = json.loads(sys.argv[2])
+        while json.loads(_internal_kv_get("autoscaler_resource_request") or "[]") != wanted:
+            time.sleep(0.1)
+    """
+    lab.bridge.send("request_capacity", wire.capacity_of([({"GPU": 2.0}, {"ray.io/accelerator-type": "A100"}, 3)]))
+    with lab.driver(request, json.dumps([{"GPU": 2.0}] * 3)) as asked:
+        assert asked.wait(30) == 0
+    lab.bridge.send("request_capacity", wire.capacity_of([]))
+    with lab.driver(request, "[]") as withdrawn:
+        assert withdrawn.wait(30) == 0
 
 
 def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):

@@ -29,7 +29,9 @@ from llmsched.executors.port import (
 )
 
 LOOK_AT_NODES_EVERY_S = 1.0
-LOOK_AT_ATTEMPTS_EVERY_S = 0.5
+LOOK_AT_REPLICAS_EVERY_S = 1.0
+LOOK_AT_LOAD_EVERY_S = 1.5
+LOOK_AT_ATTEMPTS_EVERY_S = 0.25
 REAP_EVERY_S = 5.0
 GIVE_UP_AFTER_S = 15.0  # without an answer from Ray
 ORDERS_AT_ONCE = 8
@@ -134,8 +136,8 @@ class Bridge:
         watchdog.cancel()
         self._every(LOOK_AT_NODES_EVERY_S, self._nodes.look, is_pulse=True)
         self._every(LOOK_AT_ATTEMPTS_EVERY_S, self._attempts.look)
-        self._every(LOOK_AT_ATTEMPTS_EVERY_S * 2, self._replicas.look)
-        self._every(LOOK_AT_ATTEMPTS_EVERY_S * 3, self._replicas.look_at_load)
+        self._every(LOOK_AT_REPLICAS_EVERY_S, self._replicas.look)
+        self._every(LOOK_AT_LOAD_EVERY_S, self._replicas.look_at_load)
         self._every(REAP_EVERY_S, self._reaper.sweep)
         self._every(REAP_EVERY_S, self._provision.renew)
 

@@ -157,7 +157,7 @@ class Attempts:
                 one.asked = one.actor.status.remote()
         if not live:
             return
-        answered, _ = ray.wait([one.asked for one in live], num_returns=len(live), timeout=0.3)
+        answered, _ = ray.wait([one.asked for one in live], num_returns=len(live), timeout=0.2)
         done = set(answered)
         for one in live:
             if one.asked in done:
