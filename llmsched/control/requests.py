@@ -115,11 +115,13 @@ def _submit(
         checked(state, commands.Submit(at, replace(workload, after=others)))
     facts: list[Fact] = []
     outcomes: dict[str, wire.Applied] = {}
+    # Equals of one file take their turns as they stand in it: a microsecond apart, which a float of today still holds.
+    turn = {workload.id: at + place * 1e-6 for place, (workload, _) in enumerate(drafts)}
     for workload, known in sorted_by_need(changed):
         lines = differences(workload, known)
         old_source = _model_source(known.workload) if known else None
         try:
-            facts += _applied(state, commands.Submit(at, workload))
+            facts += _applied(state, commands.Submit(turn[workload.id], workload))
         except RequestError as error:
             raise Torn(error) if facts else error from None
         if known is not None and _model_source(workload) != old_source:

@@ -241,9 +241,9 @@ class State(Lives):
 
     def _launch_failed(self, fact: facts.LaunchFailed) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
-        if gang is None or gang.status not in (Status.LAUNCHING, Status.VACATING):
-            self._note(fact, "not launching")
-            return
+        if gang is None or not gang.is_holding():
+            self._note(fact, "no attempt is open")
+            return  # of one that ran it is true too: a resize begins the attempt again, and may not succeed
         if gang.status is Status.VACATING:
             self._released(facts.Released(fact.at, fact.gang, fact.attempt))
             return

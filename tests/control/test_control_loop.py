@@ -12,6 +12,7 @@ from llmsched.control.recovery import fold
 from llmsched.control.vault import Vault
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError
+from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.sqlite import SqliteStore
@@ -41,6 +42,17 @@ def test_a_task_runs_on_the_nodes_the_core_chose_and_succeeds():
             assert [(member.rank, member.gpus, member.flavor) for member in order.members] == [(0, 1.0, "A100")]
             assert controller.state.workloads["hello"].artifact.startswith("/storage/hello/0/artifact/")
             assert controller.progress["hello/0"]["step"] == 2
+
+    asyncio.run(story())
+
+
+def test_equals_of_one_file_start_in_its_order():
+    async def story():
+        cluster = fake_cluster(nodes=(NodeKind(1, "A100"),), zebra=QUICK, ant=QUICK)
+        async with controlling(cluster) as controller:
+            await controller.submit([task("zebra"), task("ant")], user=ANN)
+            await until(lambda: phase(controller, "ant") == "succeeded")
+            assert cluster.launched == ["llms/zebra/0/1", "llms/ant/0/1"]
 
     asyncio.run(story())
 

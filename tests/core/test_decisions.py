@@ -9,7 +9,7 @@ from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota, Reservation
-from llmsched.core.facts import Bound, Finished, LoadObserved, Lost, NodeJoined, NodeLost, Released
+from llmsched.core.facts import Bound, Finished, LaunchFailed, LoadObserved, Lost, NodeJoined, NodeLost, Released
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.state import Status
@@ -53,6 +53,15 @@ def test_an_evicted_gang_does_not_take_back_what_was_promised() -> None:
     given.pending("owner", gpus=2, queue="own")
     given.settle()
     assert given.phase("owner") == "running" and given.phase("guest") == "waiting"
+
+
+def test_a_resize_that_could_not_begin_again_frees_what_it_held() -> None:
+    """Found with an elastic task: "did not start" came after a resize, and the gang was resizing for ever."""
+    given = cluster("1 node x 4").queue("q", gpus=4)
+    given.running("ran", gpus=4)
+    given.state.apply(LaunchFailed(given.now + 1.0, "ran/0", 1, "no-capacity", "no place"))
+    assert given.state.gangs["ran/0"].held == ()
+    assert given.phase("ran") == "waiting"
 
 
 def test_a_success_while_being_evicted_is_a_success() -> None:
