@@ -71,7 +71,6 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
     options = simulator.Options(
         nodes=machines,
         configuration=configuration,
-        preemptible=given["preempt"] != "off",
         estimates=runtimes.parse_estimates(given["estimates"]),
         restart_cost_s=given["restart_cost"],
         seed=given["seed"],

@@ -43,6 +43,8 @@ def configuration(
     ranked = preempt if preempt is not None else names.ordering not in IN_ORDER
     if file is None or preempt is not None or ordering is not None:
         scheduling = _ranked(scheduling, quantum_s) if ranked else _in_turn(scheduling, names.ordering)
+    if preempt is False:  # nobody is evicted for anything; work stays preemptible, or it could not borrow
+        scheduling = replace(scheduling, preemption=PreemptionRules())
     if quantum_s is not None:
         scheduling = replace(scheduling, quantum_s=quantum_s)
     if backfill is not None:
