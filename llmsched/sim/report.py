@@ -66,7 +66,7 @@ def figures(run: Run) -> dict[str, Any]:
         "policies": options.configuration.policies._asdict(),
         "told": told,
         "paid": f"{options.restart_cost_s:g} s at every start and change of size",
-        "preemptive": options.preemptible and options.configuration.scheduling.preemption.within_queue != "never",
+        "preemptive": options.configuration.scheduling.preemption.within_queue != "never",
         "quantum_s": options.configuration.scheduling.quantum_s,
         "backfill": options.configuration.scheduling.backfill,
         "seed": options.seed,

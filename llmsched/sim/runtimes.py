@@ -92,7 +92,7 @@ class Runtime:
         return max(self.at, self.warm_until) + self.left * self.seconds[self.size]
 
 
-def workload_of(job: Job, estimates: Estimates, factor: float, *, preemptible: bool) -> Workload:
+def workload_of(job: Job, estimates: Estimates, factor: float) -> Workload:
     """What a user would have submitted: one bundle per GPU, anywhere; told what `estimates` says."""
     sizes = tuple(size for size, _ in job.runtimes)
     smallest, whole = job.runtimes[0]
@@ -112,7 +112,6 @@ def workload_of(job: Job, estimates: Estimates, factor: float, *, preemptible: b
         min_size=smallest,
         max_size=sizes[-1],
         sizes=sizes if len(sizes) > 1 else (),
-        preemptible=preemptible,
         grace_s=0.0,
         estimated_runtime_s=told,
         speedup=tuple((size, whole / seconds) for size, seconds in job.runtimes) if len(sizes) > 1 else (),

@@ -36,7 +36,6 @@ STALLED_AFTER = 10_000  # turns at one instant: decisions and facts chase each o
 class Options:
     nodes: tuple[Node, ...]
     configuration: Configuration
-    preemptible: bool = True
     estimates: Estimates = Estimates()
     restart_cost_s: float = 0.0
     seed: int = 0
@@ -188,7 +187,7 @@ class _Replay:
             job = self.jobs[self.next_job]
             self.next_job += 1
             factor = options.estimates.factor(options.seed, job.id)
-            workload = workload_of(job, options.estimates, factor, preemptible=options.preemptible)
+            workload = workload_of(job, options.estimates, factor)
             told = None if workload.estimated_runtime_s is None else factor
             self.runtimes[gang_id(job.id, 0)] = Runtime(job, dict(job.runtimes), at=now, told_factor=told)
             found.append(facts.Submitted(job.submit_s, workload))

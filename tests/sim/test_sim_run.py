@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "traces" / "train"
 def run(text, nodes="1x4", *, recorder=None, estimates="exact", restart_cost_s=0.0, elastic=None, **given):
     jobs = table.parse(text, "t.csv", elastic=elastic)
     machines = fleet.parse(nodes)
-    extra = {name: given.pop(name) for name in ("seed", "until_s", "faults", "joining", "preemptible") if name in given}
+    extra = {name: given.pop(name) for name in ("seed", "until_s", "faults", "joining") if name in given}
     configuration = setting.configuration(jobs, restart_cost_s=restart_cost_s, **given)
     options = simulator.Options(
         machines, configuration, estimates=runtimes.parse_estimates(estimates), restart_cost_s=restart_cost_s, **extra
