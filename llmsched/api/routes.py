@@ -121,11 +121,15 @@ async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitte
 
 
 @router.get("/workloads")
-async def workloads(given: Given, who: Viewer) -> wire.WorkloadList:
+async def workloads(
+    given: Given,
+    who: Viewer,
+    ended: Annotated[int | None, Query(ge=0, description="how many that have ended at most; default: all")] = None,
+) -> wire.WorkloadList:
     """Newest first."""
     controller = given.controller
     return wire.WorkloadList(
-        workloads=views.workloads(controller.state, controller.progress), seq=controller.health.seq
+        workloads=views.workloads(controller.state, controller.progress, ended), seq=controller.health.seq
     )
 
 

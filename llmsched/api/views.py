@@ -46,8 +46,13 @@ def names(state: State) -> dict[str, str]:
 # --- workloads --------------------------------------------------------------------------------------------------
 
 
-def workloads(state: State, progress: Progress) -> list[wire.WorkloadView]:
+def workloads(state: State, progress: Progress, ended: int | None = None) -> list[wire.WorkloadView]:
+    """All, or those that live and the newest `ended` of those that have ended."""
     newest_first = sorted(state.workloads.values(), key=lambda found: (-found.submitted_at, found.workload.id))
+    if ended is not None:
+        over = [found for found in newest_first if phase(found) in wire.ENDED][ended:]
+        left_out = {found.workload.id for found in over}
+        newest_first = [found for found in newest_first if found.workload.id not in left_out]
     return [workload(state, found, progress) for found in newest_first]
 
 

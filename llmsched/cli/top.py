@@ -59,7 +59,7 @@ class Eyes:
         self._supply = cycle(zip(cycle(LETTERS), cycle(COLOURS), strict=False))
 
     def look(self) -> Frame:
-        health, listed = self._client.health(), self._client.workloads()
+        health, listed = self._client.health(), self._client.workloads(ended=ENDED_SHOWN)
         after = self._seen if self._seen >= 0 else max(0, health.seq - LOOK_BACK)
         for event in self._client.events(after, follow=False):
             self._seen = event.seq
@@ -178,7 +178,7 @@ def _queue(frame: Frame, rows: int | None) -> list[RenderableType]:
 
     active = [view for view in frame.workloads if not view.ended and view.phase != "waiting"]
     waiting = [view for view in frame.workloads if view.phase == "waiting"]
-    ended = [view for view in frame.workloads if view.ended][:ENDED_SHOWN]
+    ended = [view for view in frame.workloads if view.ended]
     if not frame.workloads:
         return [Text("Nothing has been submitted yet.", style="dim")]
     room = rows if rows is not None else 50

@@ -132,8 +132,10 @@ class AsyncClient:
     async def status(self, name: str) -> wire.WorkloadView:
         return await self._http.ask(wire.WorkloadView, "GET", _path(name))
 
-    async def workloads(self) -> wire.WorkloadList:
-        return await self._http.ask(wire.WorkloadList, "GET", "/api/v1/workloads")
+    async def workloads(self, *, ended: int | None = None) -> wire.WorkloadList:
+        """Newest first; of those that have ended at most `ended`."""
+        params = {} if ended is None else {"ended": ended}
+        return await self._http.ask(wire.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
     async def why(self, name: str) -> wire.WhyView:
         return await self._http.ask(wire.WhyView, "GET", _path(name, "why"))

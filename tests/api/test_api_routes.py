@@ -119,6 +119,18 @@ def test_a_life_is_seen_from_every_side(controller: Live, http: httpx.Client) ->
     assert "eval.loss 0.5" in story.lines[-1].text
 
 
+def test_a_list_can_leave_out_what_ended_long_ago(fresh: Live) -> None:
+    fresh.executor.cluster.script = lambda order: Script(runs_for_s=None if order.workload == "lives" else 0.01)
+    client = fresh.client()
+    for name in ("lives", "first", "second"):
+        client.apply([task(name)])
+    for name in ("first", "second"):
+        client.wait(name, timeout_s=10)
+    assert [one.id for one in client.workloads(ended=1).workloads] == ["second", "lives"]
+    assert [one.id for one in client.workloads(ended=0).workloads] == ["lives"]
+    assert len(client.workloads().workloads) == 3
+
+
 def test_why_names_the_reason_while_it_waits_and_the_place_while_it_runs(fresh: Live) -> None:
     fresh.executor.cluster.script = lambda order: Script(runs_for_s=None)
     client = fresh.client()
