@@ -50,11 +50,11 @@ class Line:
         free = UNBOUNDED
         if trial.state.configuration.scheduling.preemption.within_queue == "by_rank":
             free = trial.state.capacity.free_gpus(trial.state.capacity.open) * MILLI
-        for shape in waiting.live.values():
-            if shape.least_total > free and shape.reason is not None:
-                continue
+        shapes = [s for s in waiting.live.values() if s.least_total <= free or s.reason is None]
+        alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
+        for shape in shapes:
             entries = shape.entries  # stands still during a pass
-            if not ordering.static:
+            if not ordering.static and not alone:
                 keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)
                 entries = sorted(zip(keyed, (name for _, name in entries), strict=True))
             queue = shape.queue if self._by_queue else ""

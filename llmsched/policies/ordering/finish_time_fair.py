@@ -69,11 +69,17 @@ class FinishTimeFair:
         longest = total = 0.0
         for gangs in (view.waiting(), view.running()):
             for gang in gangs:
-                if gang.work_left is None:
+                left = gang.work_left
+                if left is None:
                     continue
-                left = view.remaining_s(gang) or 0.0
-                longest = max(longest, left)
-                total += left * (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang)
+                spec, size = gang.spec, gang.size or gang.spec.min_size
+                if spec.max_size > spec.min_size:
+                    left = view.remaining_s(gang) or 0.0
+                elif gang.started_at is not None:  # of fixed size: one second of work a second
+                    left = max(left - (view.now - gang.progress_at), 0.0) if gang.is_active() else left
+                if left > longest:
+                    longest = left
+                total += left * size * spec.groups[0].options[0].resources.gpus_milli / MILLI
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, total / gpus)
         self._contention = max(1.0, view.jobs() / gpus)
