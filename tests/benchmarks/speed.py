@@ -232,7 +232,7 @@ def sia() -> dict[str, Any]:
 
 
 def jobs_100k(ordering: str) -> Callable[[], dict[str, Any]]:
-    """100,000 jobs on 10,000 GPUs over a simulated week, at nine tenths of what the cluster can do; all stages on."""
+    """100,000 jobs on 10,000 GPUs over a simulated week, at about four fifths of what the cluster can do."""
 
     def shape() -> dict[str, Any]:
         draw = random.Random(11)
