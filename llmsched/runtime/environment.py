@@ -6,8 +6,10 @@ Knows files and processes; knows neither ray nor torch nor what the code does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from llmsched.runtime.storage import LocalStorage, Storage
 _MAX_FILES = 20_000
 _MAX_BYTES = 2 * 1024**3
 _UPLOAD_EVERY_S = 10.0
+_OURS = "llmsched-"
+_kept: list[int] = []  # descriptors whose locks end with this process
 
 
 class UserError(Exception):
@@ -75,8 +79,38 @@ def load_entry(entry: str, what: str) -> Any:
 
 
 def scratch(name: str) -> Path:
-    """A fresh private folder on this node; whoever asked for it removes it."""
-    return Path(tempfile.mkdtemp(prefix=f"llmsched-{name.replace('/', '-')}-"))
+    """A fresh private folder on this node, for this process. Whoever asked removes it; if they are killed, the next
+    process that asks does."""
+    sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_OURS}{name.replace('/', '-')}-"))
+    keep(folder)
+    return folder
+
+
+def keep(folder: Path) -> None:
+    """Mark `folder` as in use while this process lives: by a lock on a file beside it, which no crash leaves behind."""
+    handle, draft = tempfile.mkstemp(prefix=f".{_OURS}", dir=folder.parent)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    Path(draft).rename(_mark(folder))  # locked before anybody can find it
+    _kept.append(handle)
+
+
+def drop(folder: Path) -> None:
+    """Remove a folder that was kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _mark(folder).unlink(missing_ok=True)
+
+
+def sweep() -> None:
+    """Remove the folders of processes that ended without doing it."""
+    for mark in Path(tempfile.gettempdir()).glob(f"{_OURS}*.kept"):
+        with contextlib.suppress(OSError), mark.open("r+") as handle:  # OSError: in use, or not ours
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            drop(mark.with_suffix(""))
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.kept")
 
 
 def cpu_share(workers_here: int) -> int:

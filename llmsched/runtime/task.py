@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -49,8 +48,10 @@ class TaskWorker:
     def prepare(self) -> str:
         """Lay out the working folder that all ranks of this node share, and run `setup` there. "" is fine."""
         self._folder = self._shared_folder()
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that had our name before
+        environment.sweep()
+        environment.drop(self._folder)  # of a process that had our name before
         self._folder.mkdir(mode=0o700, parents=True)
+        environment.keep(self._folder)
         try:
             if self._order["workdir"]:
                 environment.unpack(self._order["workdir"], self._folder)
@@ -91,7 +92,7 @@ class TaskWorker:
 
     def clean(self) -> None:
         """Remove the node's working folder."""
-        shutil.rmtree(self._shared_folder(), ignore_errors=True)
+        environment.drop(self._shared_folder())
 
     def _shared_folder(self) -> Path:
         here = ray.get_runtime_context()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 import socket
 import sys
 import traceback
@@ -148,7 +147,7 @@ def work(config: dict[str, str]) -> None:
                     raise RuntimeError(text) from None
                 raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        environment.drop(folder)
 
 
 def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:

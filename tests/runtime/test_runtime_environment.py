@@ -1,7 +1,9 @@
 """What surrounds user code on a worker: nothing escapes its folder, mistakes are named, output is kept."""
 
+import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,24 @@ def test_when_output_ends_the_log_is_whole_in_any_storage_and_no_copy_is_left(st
         print("last")
     assert store.read("w/0/1/logs/0.log") == b"first\nlast\n"
     assert log.path.exists() == store.hands_out_originals
+
+
+def test_the_folder_of_a_killed_process_is_removed_by_the_next_one_and_a_live_ones_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    hold = "from llmsched.runtime import environment; print(environment.scratch('a/0'), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        theirs = Path(other.stdout.readline().strip())
+        mine = environment.scratch("b/0")
+        assert theirs.is_dir() and mine.is_dir()
+        other.kill()
+        other.wait()
+        environment.sweep()
+        assert not theirs.exists() and mine.is_dir()
+    environment.drop(mine)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_of_one_machine_share_its_cpus_and_each_has_at_least_one(monkeypatch):
