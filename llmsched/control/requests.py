@@ -19,7 +19,7 @@ from llmsched.core import commands
 from llmsched.core.facts import Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
-from llmsched.errors import LlmschedError, NotAllowed, RequestError
+from llmsched.errors import LlmschedError, NotAllowed, RequestError, SpecError
 from llmsched.spec import wire
 from llmsched.spec.cluster import ClusterSpec
 from llmsched.spec.compile import compile_configuration, compile_workload, parcel_of, workload_id
@@ -254,7 +254,7 @@ def _takes_back(state: State, workload: Workload, at: float) -> list[Fact]:
 
 
 def sorted_by_need(drafts: Sequence[Draft]) -> list[Draft]:
-    """What others of the file wait for comes first, else as written. Raises RequestError for a circle."""
+    """What others of the file wait for comes first, else as written. Raises SpecError for a circle."""
     by_id = {workload.id: (workload, known) for workload, known in drafts}
     order: TopologicalSorter[str] = TopologicalSorter()
     for workload, _ in drafts:
@@ -263,8 +263,8 @@ def sorted_by_need(drafts: Sequence[Draft]) -> list[Draft]:
         return [by_id[name] for name in order.static_order()]
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise RequestError(
-            f"these would wait for each other: {circle}", code="cycle", hint="Break the circle in after:."
+        raise SpecError(
+            f"these would wait for each other: {circle}.", code="cycle", hint="Break the circle in after:."
         ) from None
 
 

@@ -11,7 +11,7 @@ from control_harness import ANN, ManualClock, Script, controlling, fake_cluster,
 from llmsched.control.recovery import fold
 from llmsched.control.vault import Vault
 from llmsched.core.facts import Published
-from llmsched.errors import RequestError
+from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
@@ -114,7 +114,7 @@ def test_the_order_of_workloads_in_a_file_does_not_matter():
 def test_what_waits_for_itself_is_refused():
     async def story():
         async with controlling() as controller:
-            with pytest.raises(RequestError) as refused:
+            with pytest.raises(SpecError) as refused:
                 await controller.submit([task("a", after=["b"]), task("b", after=["a"])], user=ANN)
             assert refused.value.code == "cycle"
             assert controller.state.workloads == {}
