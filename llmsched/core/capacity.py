@@ -7,6 +7,7 @@ least 4 free GPUs" is a few `&`, the lowest bit is a deterministic choice, and u
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
@@ -17,7 +18,7 @@ class NodeState:
 
     __slots__ = (
         "cpus", "custom", "deadline", "draining", "foreign", "foreign_gpus", "free_whole", "gpus", "idle_since",
-        "memory", "node", "promised", "shares", "slot", "total_gpus", "whole",
+        "memory", "node", "promised", "room_key", "shares", "slot", "total_gpus", "whole",
     )  # fmt: skip
 
     def __init__(self, node: Node, slot: int) -> None:
@@ -37,6 +38,7 @@ class NodeState:
         self.deadline: float | None = None
         self.free_whole = self.total_gpus
         self.idle_since = 0.0
+        self.room_key: tuple[object, ...] | None = None  # see `likeness`; None after a change
 
     @property
     def used(self) -> Resources:
@@ -47,8 +49,17 @@ class NodeState:
     def free(self) -> Resources:
         return self.node.total.minus(self.foreign).minus(self.used)
 
+    def twin(self) -> NodeState:
+        """The same node with a ledger of its own."""
+        other = NodeState.__new__(NodeState)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.custom, other.shares = self.custom.copy(), self.shares.copy()
+        return other
+
     def change(self, amount: Resources, device: int, sign: int) -> None:
         """Take (sign 1) or give back (-1) one bundle. The caller keeps the index in step: see Capacity.change."""
+        self.room_key = None
         gpus = amount.gpus_milli
         if gpus:
             self.gpus += sign * gpus
@@ -65,6 +76,19 @@ class NodeState:
         self.memory += sign * amount.memory_bytes
         for name, value in amount.custom:
             self.custom[name] = self.custom.get(name, 0) + sign * value
+
+    def likeness(self) -> tuple[object, ...]:
+        """Equal on nodes with the same room, whatever the work: looking at one of them is looking at all."""
+        if self.room_key is None:
+            total, foreign = self.node.total, self.foreign
+            self.room_key = (
+                self.free_whole,
+                tuple(sorted(self.shares.values())),
+                total.cpus_milli - foreign.cpus_milli - self.cpus,
+                total.memory_bytes - foreign.memory_bytes - self.memory,
+                total.custom and (total.custom, tuple(sorted(row for row in self.custom.items() if row[1]))),
+            )
+        return self.room_key
 
     def room(self, need: Resources, enough: int) -> int:
         """How many such bundles still fit here, counting no further than `enough`."""
@@ -131,6 +155,14 @@ class Capacity:
         self._domains: dict[str, dict[str, int]] = {}
         self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
 
+    def twin(self) -> Capacity:
+        """The same nodes with ledgers of their own; none may come or go while the twin is in use."""
+        other = copy(self)
+        other.by_id = {name: node.twin() for name, node in self.by_id.items()}
+        other.slots = [None if node is None else other.by_id[node.node.id] for node in self.slots]
+        other.by_free = self.by_free.copy()
+        return other
+
     # --- nodes come and go (rare) ---
 
     def add(self, node: Node) -> NodeState:
@@ -168,6 +200,7 @@ class Capacity:
 
     def reindex(self, state: NodeState) -> None:
         """After a node's foreign use or draining flag changed."""
+        state.room_key = None
         state.foreign_gpus = -(-state.foreign.gpus_milli // MILLI)
         state.free_whole = state.total_gpus - state.whole - len(state.shares) - state.foreign_gpus
         bit = 1 << state.slot

@@ -143,6 +143,9 @@ def _indices(state: State) -> list[str]:
             broken.append(f"index: {gang.id} is {gang.status.value}, among the waiting: {waits}")
         if (gang.id in state.nominated) != (gang.nomination is not None):
             broken.append(f"index: nomination of {gang.id}")
+    shapes = [group.options[0].resources for gang in state.gangs.values() if gang.held for group in gang.spec.groups]
+    if state.kinds != {shape: shapes.count(shape) for shape in shapes}:
+        broken.append(f"index: kinds of bundles that are held: {state.kinds}")
     capacity = state.capacity
     for node in state.nodes.values():
         k = max(node.free_whole, 0)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from copy import copy
 from math import inf, log
-from typing import Any
+from typing import Any, Self
 
 from llmsched.core import facts
 from llmsched.core.capacity import Capacity, NodeState
@@ -59,6 +60,7 @@ class Ledgers:
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.ends: list[tuple[float, str]] = []  # (expected end, gang) of the holding, soonest first
         self.dependents: dict[str, list[str]] = {}
+        self.kinds: dict[Resources, int] = {}  # bundle shape -> groups of gangs that hold such bundles
         self.use: dict[str, QueueUse] = {}
         self.quota = QuotaTree(self.configuration, {})
         self.version = 0  # raised by everything but the passing of time
@@ -68,6 +70,15 @@ class Ledgers:
         self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
         self._end_of: dict[str, float] = {}
         self._timers: list[tuple[float, str]] = []
+
+    def twin(self) -> Self:
+        """The same world with ledgers of its own for nodes, quota and use; all else is shared and must not change."""
+        other = copy(self)
+        other.capacity = self.capacity.twin()
+        other.nodes = other.capacity.by_id
+        other.quota = self.quota.twin()
+        other.use = {name: copy(use) for name, use in self.use.items()}
+        return other
 
     def _rebuild_quota(self) -> None:
         cluster: dict[str, int] = {}
@@ -104,6 +115,12 @@ class Ledgers:
             group.gangs[gang.id] = None
         else:
             group.gangs.pop(gang.id, None)
+        if bool(new) != bool(gang.held):
+            for each in spec.groups:
+                shape = each.options[0].resources
+                self.kinds[shape] = self.kinds.get(shape, 0) + (1 if new else -1)
+                if not self.kinds[shape]:
+                    del self.kinds[shape]
         if gang.held:
             self._change(gang, gang.held, -1)
             for placed in gang.held:

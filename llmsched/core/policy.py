@@ -97,17 +97,18 @@ class View:
         return capacity.free_gpus(mask)
 
     def typical_bundles(self, most: int) -> list[tuple[Resources, int]]:
-        """(bundle, how many of it run or wait), the most common first; at most so many kinds."""
-        counts: dict[Resources, int] = {}
-        for gang in self.running():
-            for group in gang.spec.groups:
-                resources = group.options[0].resources
-                counts[resources] = counts.get(resources, 0) + 1
+        """(bundle, about how many gangs of it hold something or wait), the most common first; at most so many kinds.
+
+        Numbers are cut to their three leading bits, so that the answer seldom changes from one pass to the next."""
+        counts = dict(self._state.kinds)
         for shape in self._state.waiting.live.values():
             for group in shape.sample.groups:
                 resources = group.options[0].resources
                 counts[resources] = counts.get(resources, 0) + len(shape.entries)
-        return sorted(counts.items(), key=lambda row: (-row[1], row[0]))[:most]
+        about = [
+            (shape, count >> cut << cut) for shape, count in counts.items() for cut in (max(count.bit_length() - 3, 0),)
+        ]
+        return sorted(about, key=lambda row: (-row[1], row[0]))[:most]
 
     def jobs(self) -> int:
         """Workloads submitted so far."""
@@ -140,9 +141,12 @@ class Ordering(Protocol):
 
 
 class Placing(Protocol):
-    """Which node. Must not look at queues. `walk`: 1, few free GPUs first; -1, many first; 0, score every node."""
+    """Which node. Must not look at queues. `walk`: 1, few free GPUs first; -1, many first; 0, score every node.
+
+    `alike`: nodes of one likeness score the same, so one of them is asked for all."""
 
     walk: int
+    alike: bool
 
     def score(self, bundle: Resources, node: NodeState, view: View) -> int: ...
 

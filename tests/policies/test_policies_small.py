@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import PolicyNames
-from llmsched.core.facts import NodeJoined
+from llmsched.core.facts import NodeJoined, Submitted
+from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
 from llmsched.core.policy import View
 from llmsched.core.records import WorkloadState
 from llmsched.core.resources import Resources
+from llmsched.core.scheduler import decide
 from llmsched.core.state import State
 from llmsched.core.workload import Autoscaling, Group, Option, Workload
 from llmsched.errors import SpecError
 from llmsched.policies import registry
 from llmsched.policies.autoscaling.ongoing_requests import OngoingRequests
 from llmsched.policies.autoscaling.token_latency import TokenLatency
+from llmsched.policies.placement.least_fragmentation import LeastFragmentation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from ledger import Launch, Nominate, Preempt, cluster
@@ -103,6 +108,33 @@ def test_least_fragmentation_keeps_whole_gpus_with_cpus_beside_them() -> None:
     given.pending("other-half", gpus=0.5)
     placed = {d.gang: d.placement[0].node for d in given.decide().plan.decisions}  # type: ignore[union-attr]
     assert placed["whole/0"] != placed["other-half/0"]
+
+
+class Counting(LeastFragmentation):
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.alike = alike
+        self.asked = 0
+
+    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
+        self.asked += 1
+        return super().score(bundle, node, view)
+
+
+def test_one_node_of_a_likeness_is_asked_for_all_and_the_choice_is_the_same() -> None:
+    state, few, every = State(), Counting(True), Counting(False)
+    for number in range(12):
+        state.apply(NodeJoined(0.0, Node(f"n{number:02}", Resources(4000, 8000 * (1 + number % 2), 1 << 34))))
+    known = registry.load(PolicyNames())
+    for number, gpus in enumerate((500, 2000, 1000, 300, 700, 4000, 1000, 500)):
+        group = Group("task", 1, (Option(None, Resources(gpus, 3000, 1 << 30)),))
+        state.apply(Submitted(float(number), Workload(f"w{number}", f"w{number}", "task", (group,))))
+        chosen = decide(state, replace(known, placement=few)).decisions
+        state.memo.clear()
+        assert chosen == decide(state, replace(known, placement=every)).decisions
+        state.apply(chosen[0])
+        assert not violations(state)
+    assert few.asked < every.asked / 2
 
 
 def test_newest_first_takes_back_what_started_last() -> None:

@@ -292,12 +292,18 @@ def _best(trial: Trial, need: Resources, count: int, policy: Placing, view: View
     order = range(least, buckets) if policy.walk >= 0 else range(buckets - 1, least - 1, -1)
     best: NodeState | None = None
     best_score = 0
+    known: set[tuple[object, ...]] = set()
     for k in order:
         mask = capacity.by_free[k] & candidates
         if not mask:
             continue
         seen = 0
         for node in capacity.nodes(mask):
+            if policy.alike:
+                key = node.likeness()
+                if key in known:
+                    continue
+                known.add(key)
             if node.room(need, count) < count:
                 continue
             score = policy.score(need, node, view)

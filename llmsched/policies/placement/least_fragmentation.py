@@ -3,55 +3,71 @@ GPUs useless to the work that is typical here.
 
 A free GPU of a node is a fragment for a kind of work that does not fit there: too few GPUs left, too few CPUs, or no
 device with a large enough share. The expected fragment is weighed by how common each kind of work is, running or
-waiting; the node where it grows least wins. Kinds are counted once per pass.
+waiting; the node where it grows least wins. What a bundle costs each kind on a node depends on the room there alone, so
+it is worked out once per likeness of nodes and kept from pass to pass; only the weights are new.
 """
 
 from __future__ import annotations
+
+from operator import mul
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.policy import View
 from llmsched.core.resources import MILLI, Resources
 
-KINDS = 24  # the most common bundle shapes that count
+KINDS = 64  # the most common bundle shapes that count
+KEPT = 50_000  # answers remembered before all are forgotten
 
 
 class LeastFragmentation:
     walk = 0
+    alike = True
 
     def __init__(self) -> None:
         self._view: View | None = None
-        self._kinds: list[tuple[Resources, int]] = []
-        self._seen: dict[tuple[object, ...], int] = {}
+        self._kinds: tuple[Resources, ...] = ()
+        self._weights: tuple[int, ...] = ()
+        self._lost: dict[tuple[object, ...], tuple[int, ...]] = {}  # likeness -> lost to each kind
+        self._grown: dict[tuple[object, ...], tuple[int, ...]] = {}  # bundle and likeness -> more lost to each kind
 
     def score(self, bundle: Resources, node: NodeState, view: View) -> int:
         if view is not self._view:
             self._view = view
-            self._kinds = view.typical_bundles(KINDS)
-            self._seen = {}
-        total = node.node.total
-        signature = (
-            bundle, node.free_whole, tuple(sorted(node.shares.values())), total.cpus_milli - node.cpus,
-            total.memory_bytes - node.memory,
-        )  # fmt: skip
-        found = self._seen.get(signature)
-        if found is None:
+            self._weigh(view)
+        key = (bundle, node.likeness())
+        grown = self._grown.get(key)
+        if grown is None:
             before = self._fragments(node)
             device = node.device_for(bundle.gpus_milli)
             node.change(bundle, device, 1)
             after = self._fragments(node)
             node.change(bundle, device, -1)
-            found = self._seen[signature] = -(after - before)
-        return found
+            grown = self._grown[key] = tuple(new - old for new, old in zip(after, before, strict=True))
+        more: int = sum(map(mul, self._weights, grown))
+        return -more
 
-    def _fragments(self, node: NodeState) -> int:
-        """Thousandths of free GPUs, times how common the work is that cannot use them."""
-        free = max(node.free_whole, 0) * MILLI + sum(MILLI - taken for taken in node.shares.values())
-        lost = 0
-        for need, weight in self._kinds:
-            if not need.gpus_milli or not node.room(need, 1):
-                lost += weight * free
-            elif need.gpus_milli < MILLI:
-                lost += weight * sum(MILLI - t for t in node.shares.values() if MILLI - t < need.gpus_milli)
-            else:
-                lost += weight * (free - max(node.free_whole, 0) * MILLI)
-        return lost
+    def _weigh(self, view: View) -> None:
+        typical = sorted(view.typical_bundles(KINDS))
+        kinds = tuple(kind for kind, _ in typical)
+        self._weights = tuple(weight for _, weight in typical)
+        if kinds != self._kinds or len(self._grown) > KEPT:
+            self._kinds = kinds
+            self._lost, self._grown = {}, {}
+
+    def _fragments(self, node: NodeState) -> tuple[int, ...]:
+        """Thousandths of free GPUs that each kind of work cannot use."""
+        key = node.likeness()
+        found = self._lost.get(key)
+        if found is None:
+            slack = [MILLI - taken for taken in node.shares.values()]
+            whole = max(node.free_whole, 0) * MILLI
+            lost = []
+            for need in self._kinds:
+                if not need.gpus_milli or not node.room(need, 1):
+                    lost.append(whole + sum(slack))
+                elif need.gpus_milli < MILLI:
+                    lost.append(sum(left for left in slack if left < need.gpus_milli))
+                else:
+                    lost.append(sum(slack))
+            found = self._lost[key] = tuple(lost)
+        return found

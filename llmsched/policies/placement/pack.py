@@ -9,6 +9,7 @@ from llmsched.core.resources import Resources
 
 class Pack:
     walk = 1
+    alike = False
 
     def score(self, bundle: Resources, node: NodeState, view: View) -> int:
         if not bundle.gpus_milli:

@@ -12,6 +12,7 @@ WEIGHT = 1_000_000  # a free GPU in the rack counts more than any on the node
 
 class Topology:
     walk = 0  # racks differ between nodes that are equally free, so all are scored
+    alike = False
 
     def score(self, bundle: Resources, node: NodeState, view: View) -> int:
         return -(view.free_gpus_beside(node, "rack") * WEIGHT + node.free_whole * 1000 - sum(node.shares.values()))
