@@ -1,0 +1,83 @@
+"""Rules of a spec and of a cluster file, followed by a running controller: limits, queues' own rules, reservations."""
+
+from __future__ import annotations
+
+import asyncio
+
+from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
+
+from llmsched.executors.fake import NodeKind
+from llmsched.spec import cluster as cluster_file
+
+FOUR = (NodeKind(4, "A100"),)
+
+
+async def configured(controller, text):
+    await controller.configure(cluster_file.load(text, "llmsched.yaml"), ANN)
+
+
+def test_work_is_stopped_at_its_deadline_and_beyond_its_budget():
+    async def story():
+        clock = ManualClock()
+        async with controlling(fake_cluster(FOUR, clock), clock=clock) as controller:
+            limits = {"late": {"deadline": clock.now() + 60}, "dear": {"budget": {"gpu_hours": 0.1}}}
+            await controller.submit([task(name, gpus=2, **limit) for name, limit in limits.items()], user=ANN)
+            await until(lambda: phase(controller, "late") == phase(controller, "dear") == "running")
+            await clock.advance(59)
+            assert phase(controller, "late") == "running"
+            await clock.advance(2)
+            await until(lambda: phase(controller, "late") == "failed")
+            assert "deadline" in controller.state.workloads["late"].message
+            await clock.advance(180)  # 0.1 GPU hours are 180 s of two GPUs
+            await until(lambda: phase(controller, "dear") == "failed")
+            assert "budget" in controller.state.workloads["dear"].message
+
+    asyncio.run(story())
+
+
+def test_a_queue_has_rules_of_its_own():
+    async def story():
+        async with controlling(fake_cluster(FOUR)) as controller:
+            await configured(
+                controller,
+                "queues:\n"
+                "- {name: strict, quota: {A100: {nominal: 2, borrowing_limit: 0}},"
+                " preemption: {within_queue: lower_priority}}\n"
+                "- {name: calm, quota: {A100: {nominal: 2, borrowing_limit: 0}}}\n",
+            )
+            low = [task(f"low-{queue}", gpus=2, queue=queue, priority=10) for queue in ("strict", "calm")]
+            await controller.submit(low, user=ANN)
+            await until(lambda: phase(controller, "low-strict") == phase(controller, "low-calm") == "running")
+            high = [task(f"high-{queue}", gpus=2, queue=queue, priority=90) for queue in ("strict", "calm")]
+            await controller.submit(high, user=ANN)
+            await until(lambda: phase(controller, "high-strict") == "running")
+            assert phase(controller, "low-strict") == "waiting"
+            assert (phase(controller, "low-calm"), phase(controller, "high-calm")) == ("running", "waiting")
+
+    asyncio.run(story())
+
+
+def test_what_cannot_end_before_a_reservation_is_not_started_until_it_is_over():
+    async def story():
+        clock = ManualClock()
+        quick = Script(runs_for_s=60)
+        async with controlling(fake_cluster(FOUR, clock, short=quick), clock=clock) as controller:
+            await configured(
+                controller,
+                "queues:\n- {name: research}\n- {name: prod}\n"
+                "reservations:\n- {name: release, queue: prod, accelerators: 'A100:4', duration: 1h,"
+                f" start: {clock.now() + 600}}}\n",
+            )
+            work = {"short": "5m", "long": "1h"}
+            await controller.submit(
+                [task(name, queue="research", max_runtime=time) for name, time in work.items()], user=ANN
+            )
+            await until(lambda: phase(controller, "short") == "running")
+            long = controller.state.gangs["long/0"]
+            assert (phase(controller, "long"), long.reason.code) == ("waiting", "reservation")
+            await clock.advance(700)
+            await controller.submit([task("release-job", gpus=4, queue="prod")], user=ANN)
+            await until(lambda: phase(controller, "release-job") == "running")
+            assert phase(controller, "long") == "waiting"
+
+    asyncio.run(story())
