@@ -9,6 +9,7 @@ them. `charge` and `release` are exact inverses. Knows no gangs and no nodes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 from llmsched.core.configuration import Configuration, Quota
 
@@ -128,6 +129,18 @@ class QuotaTree:
             branches["queue:" + queue.name] = Branch("queue:" + queue.name, quota(queue.quotas), parent)
         branches[ROOT].settle()
         return branches
+
+    def twin(self) -> QuotaTree:
+        """The same tree with ledgers of its own."""
+        other = copy(self)
+        other._branch_of = {}
+        other.rows = {}
+        for row, branches in self.rows.items():
+            twins = other.rows[row] = {}
+            for name, branch in branches.items():  # parents stand before their children
+                twin = twins[name] = Branch(name, branch.quota, twins[branch.parent.name] if branch.parent else None)
+                twin.subtree, twin.kept, twin.used = branch.subtree, branch.kept, branch.used
+        return other
 
     def row_of(self, queue: str, flavor: str | None) -> str:
         key = (queue, flavor or "")

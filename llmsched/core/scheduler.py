@@ -209,18 +209,14 @@ class _Admission:
         free, else take it back."""
         nomination = gang.nomination
         assert nomination is not None
-        trial, state = self.trial, self.state
+        trial = self.trial
         trial.unpromise(gang)
         size = size_of(gang.spec, nomination.placement)
         found = place.find(trial, gang, size, self.policies.placement, self.view, ~self.calendar.closed(gang, size))
         if not isinstance(found, place.Refused):
             self._launch(gang, found)
             return
-        mark = trial.mark()
-        preempt.release_leaving(trial, [n for n in (*state.vacating, *trial.leaving) if trial.held(state.gangs[n])])
-        fits = fits_exactly(trial, gang.spec, nomination.placement)
-        trial.rollback(mark)
-        if fits:
+        if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
             preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
         else:
             self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))

@@ -1,13 +1,16 @@
 """What-if without copying the world: take and release on the real ledgers, and undo back to a mark.
 
 A pass works inside one Trial. Whatever it took and released is undone when the trial closes, so that `decide` leaves
-the state exactly as it found it; the decisions are applied afterwards. Knows no rule and no policy.
+the state exactly as it found it; the decisions are applied afterwards. `Afterwards` is the same pass on ledgers of its
+own, from which everybody who is on the way out has gone. Knows no rule and no policy.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from types import TracebackType
 
+from llmsched.core.policy import View
 from llmsched.core.records import GangState
 from llmsched.core.state import State, charge
 from llmsched.core.workload import Placement
@@ -24,6 +27,7 @@ class Trial:
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
         self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int]]] = {}  # by class, for this pass
+        self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
 
@@ -70,6 +74,14 @@ class Trial:
         self._quota_log.append((queue, flavor, amount))
         self.held_quota[key] = self.held_quota.get(key, 0) + amount
 
+    def afterwards(self) -> Afterwards:
+        """The world as it will be when everybody who is on the way out has gone. One for the whole pass, however many
+        gangs ask: only what this trial did since it was last asked for is done there too. Never inside a mark."""
+        if self._afterwards is None:
+            self._afterwards = Afterwards(self)
+        self._afterwards.catch_up()
+        return self._afterwards
+
     def mark(self) -> int:
         return len(self._log)
 
@@ -83,3 +95,58 @@ class Trial:
                     self.placements.pop(gang.id, None)
                 else:
                     self.placements[gang.id] = before
+
+
+class Afterwards(Trial):
+    """What a trial promises must fit here: everybody who leaves has let go, and every shrink is done."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial.state.twin())
+        self.view = View(self.state)
+        self.placements = trial.placements.copy()
+        self.held_quota = trial.held_quota.copy()
+        self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
+        self.gone: dict[str, int] = {}  # who leaves, in that order
+        self._gone_from: dict[str, list[str]] = {}  # the same by node
+        self._trial = trial
+        self._seen = (len(trial._log), len(trial._quota_log), 0, 0)
+        state = self.state
+        for name in state.vacating:
+            self._let_go(name)
+        for name in state.elastic:
+            gang = state.gangs[name]
+            if name not in self.placements and gang.placement is not None and len(gang.held) > len(gang.placement):
+                self.hold(gang, gang.placement)
+
+    def catch_up(self) -> None:
+        trial, gangs = self._trial, self.state.gangs
+        logged, quotas, leaving, shrinking = self._seen
+        for gang, placement, sign, _ in islice(trial._log, logged, None):
+            if sign == 2:
+                self.unpromise(gang)
+            elif sign == -2:
+                self.promise(gang, placement)
+            elif gang.id not in self.gone:
+                self.hold(gang, trial.held(gang))
+        for queue, flavor, amount in islice(trial._quota_log, quotas, None):
+            self.hold_quota(queue, flavor, amount)
+        for name in islice(trial.leaving, leaving, None):
+            self._let_go(name)
+        for name, placement in islice(trial.shrinking.items(), shrinking, None):
+            self.hold(gangs[name], placement)
+        self._seen = (len(trial._log), len(trial._quota_log), len(trial.leaving), len(trial.shrinking))
+
+    def gone_from(self, placement: Placement) -> list[str]:
+        """Who has gone from the nodes of a placement, in the order in which they were told to leave."""
+        nodes = dict.fromkeys(placed.node for placed in placement)
+        names = dict.fromkeys(name for node in nodes for name in self._gone_from.get(node, ()))
+        return sorted(names, key=self.gone.__getitem__)
+
+    def _let_go(self, name: str) -> None:
+        gang = self.state.gangs[name]
+        if name in self.gone or not self.held(gang):
+            return
+        self.gone[name] = len(self.gone)
+        for node in dict.fromkeys(placed.node for placed in gang.held):
+            self._gone_from.setdefault(node, []).append(name)
+        self.hold(gang, ())

@@ -9,7 +9,7 @@ Shrinking (shrink.py) comes before this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmsched.core.configuration import Queue
 from llmsched.core.decisions import Nominate, Preempt
@@ -34,7 +34,6 @@ class Choice:
     placement: Placement
     victims: list[GangState]
     why: dict[str, str]
-    leaving: list[str]
 
     def rank(self, cost: Callable[[GangState], int]) -> tuple[int, int, int]:
         top = max((victim.spec.priority for victim in self.victims), default=-(10**9))
@@ -53,26 +52,21 @@ def run(
 ) -> bool:
     """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot."""
     state = trial.state
-    mark = trial.mark()
-    leaving = [name for name in dict.fromkeys((*state.vacating, *trial.leaving)) if trial.held(state.gangs[name])]
-    release_leaving(trial, leaving)
+    later = trial.afterwards()
     choice: Choice | None = None
-    try:
-        if leaving:  # perhaps those who go anyway are enough
-            found = place.find(trial, gang, gang.spec.min_size, placing, view, only, explain=False)
-            if not isinstance(found, place.Refused):
-                choice = Choice(found, [], {}, leaving)
-        if choice is None:
-            if not is_on(state):
-                return False
-            delay = state.configuration.scheduling.preemption_delay_s
-            if view.now < gang.queued_since + delay:
-                plan.wake(gang.queued_since + delay)
-                return False
-            rules = Rules(trial, plan, gang, shares, view)
-            choice = _choose(trial, gang, rules, policy, placing, view, only, leaving)
-    finally:
-        trial.rollback(mark)
+    if later.gone:  # perhaps those who go anyway are enough
+        found = place.find(later, gang, gang.spec.min_size, placing, later.view, only, explain=False)
+        if not isinstance(found, place.Refused):
+            choice = Choice(found, [], {})
+    if choice is None:
+        if not is_on(state):
+            return False
+        delay = state.configuration.scheduling.preemption_delay_s
+        if view.now < gang.queued_since + delay:
+            plan.wake(gang.queued_since + delay)
+            return False
+        rules = Rules(later, plan, gang, shares and replace(shares, state=later.state), later.view)
+        choice = _choose(later, gang, rules, policy, placing, later.view, only)
     if choice is None:
         return False
     for victim in choice.victims:
@@ -80,20 +74,9 @@ def run(
         why = f"{_because(code)} {gang.workload_id}"
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
-    nominate(trial, plan, gang, choice.placement, [*(v.id for v in choice.victims), *leaving], "")
+    leaving = [*(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]
+    nominate(trial, plan, gang, choice.placement, leaving, "")
     return True
-
-
-def release_leaving(trial: Trial, leaving: list[str]) -> None:
-    """For the rest of the mark: as if everybody who is on the way out had gone, and every shrink were done."""
-    for name in leaving:
-        trial.hold(trial.state.gangs[name], ())
-    for name in trial.state.elastic:
-        gang = trial.state.gangs[name]
-        if name not in trial.placements and gang.placement is not None and len(gang.held) > len(gang.placement):
-            trial.hold(gang, gang.placement)
-    for name, placement in trial.shrinking.items():
-        trial.hold(trial.state.gangs[name], placement)
 
 
 def nominate(trial: Trial, plan: Plan, gang: GangState, placement: Placement, leaving: list[str], why: str) -> None:
@@ -128,7 +111,6 @@ def _choose(
     placing: Placing,
     view: View,
     only: int,
-    leaving: list[str],
 ) -> Choice | None:
     """The best choice over options, strategies and scopes."""
     state = trial.state
@@ -150,7 +132,7 @@ def _choose(
                 narrow = scope != mask
                 if best is not None and not narrow:
                     break
-                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, allowed, leaving)
+                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, allowed)
                 if choice is None:
                     continue
                 if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
@@ -287,7 +269,6 @@ def _in_scope(
     scope: int,
     narrow: bool,
     eligible: list[tuple[GangState, str]],
-    leaving: list[str],
 ) -> Choice | None:
     """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is not
     needed."""
@@ -337,7 +318,7 @@ def _in_scope(
             alone = _alone(trial, start, gang, rules, placing, view, scope, eligible[:VICTIMS_CONSIDERED], top, need)
             if alone is not None:
                 return alone
-        return Choice(found, chosen, why, leaving)
+        return Choice(found, chosen, why)
     finally:
         trial.rollback(start)
 
@@ -367,5 +348,5 @@ def _alone(
         placed = place.find(trial, gang, rules.size, placing, view, scope, explain=False)
         trial.rollback(start)
         if not isinstance(placed, place.Refused):
-            return Choice(placed, [victim], {victim.id: code_now}, [])
+            return Choice(placed, [victim], {victim.id: code_now})
     return None

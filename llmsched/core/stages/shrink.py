@@ -13,7 +13,7 @@ from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import Rules
 from llmsched.core.stages import place
-from llmsched.core.stages.preempt import nominate, release_leaving
+from llmsched.core.stages.preempt import nominate
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
@@ -31,16 +31,14 @@ def run(
     givers = _givers(trial, plan, gang, rules, view)
     if not givers:
         return False
-    leaving = [name for name in dict.fromkeys((*state.vacating, *trial.leaving)) if trial.held(state.gangs[name])]
-    mark = trial.mark()
+    later = trial.afterwards()
+    mark = later.mark()
     try:
-        release_leaving(trial, leaving)
-        base = trial.mark()
         chosen: dict[str, Placement] = {}
         found: Placement | None = None
         size = sizes[-1]
         for giver, floor in givers:
-            found = _give(trial, gang, giver, floor, size, placing, view, only, chosen)
+            found = _give(later, gang, giver, floor, size, placing, later.view, only, chosen)
             if found is not None:
                 break
         if found is None:
@@ -49,16 +47,15 @@ def run(
             if giver.id not in chosen or len(chosen) == 1:
                 continue
             kept = chosen.pop(giver.id)
-            trial.hold(giver, giver.held)
-            again = place.find(trial, gang, size, placing, view, only, explain=False)
+            later.hold(giver, giver.held)
+            again = place.find(later, gang, size, placing, later.view, only, explain=False)
             if isinstance(again, place.Refused):
                 chosen[giver.id] = kept
-                trial.hold(giver, kept)
+                later.hold(giver, kept)
             else:
                 found = again
-        trial.rollback(base)
     finally:
-        trial.rollback(mark)
+        later.rollback(mark)
     for name, placement in chosen.items():
         giver = state.gangs[name]
         resize(trial, plan, giver, placement, "resize", f"makes room for {gang.workload_id}")
@@ -66,7 +63,7 @@ def run(
         f"{state.gangs[name].workload_id} to release {_gpus_given(state.gangs[name], p)} GPUs"
         for name, p in chosen.items()
     )
-    nominate(trial, plan, gang, found, [*chosen, *leaving], f"waits for {gives}")
+    nominate(trial, plan, gang, found, [*chosen, *later.gone_from(found)], f"waits for {gives}")
     return True
 
 
