@@ -7,22 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmsched.core.decisions import Launch, RunAgain, Scale, Withdraw
+from llmsched.core.decisions import RunAgain, Scale
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact
-from llmsched.core.fair import Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
-from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import Windows, earliest, fits_exactly
-from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on, rules_of
-from llmsched.core.stages import admit, autoscale, consolidate, end, grow, place, preempt, provision, rank, shrink, size
-from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
+from llmsched.core.reservation import Windows, earliest
+from llmsched.core.stages import admit, autoscale, end, provision, rank, size
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.waiting import Shape
-from llmsched.core.workload import Placement
 
 STARTS_TOLD = 4  # classes of waiting gangs whose planned start is worked out for people only
 
@@ -53,7 +46,7 @@ def decide(state: State, policies: Policies) -> Plan:
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
         size.run(trial, plan, policies.elasticity, view)  # what each elastic gang should hold
         settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum
-        _Admission(trial, plan, policies, view, settled).run()  # place, shrink, preempt or plan whoever waits
+        admit.run(trial, plan, policies, view, settled)  # place, shrink, preempt or plan whoever waits
         provision.run(trial, plan)
     plan.gather = lambda: _reasons(state, policies)
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None
@@ -95,204 +88,3 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
             if reason is not None:
                 found[name] = reason
     return found
-
-
-class _Admission:
-    """The loop over whoever waits. Every refusal writes its reason, on the class when it holds for all of it."""
-
-    def __init__(
-        self, trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None] | None = None
-    ) -> None:
-        self.settled = settled or {}  # gangs that were launched or promised capacity by rank
-        self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
-        self.state = state = trial.state
-        self.scheduling = state.configuration.scheduling
-        mode = self.scheduling.fair_share or getattr(policies.ordering, "across", None)
-        self.shares = Shares.of(state, mode) if mode else None
-        self.calendar = Calendar(trial, policies.placement, view)
-        self.by_rank = rank.is_on(state)
-        self.evicts = is_on(state) and not self.by_rank
-        self.launched: dict[str, None] = {}
-        self.looks: dict[str, int] = {}
-        self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
-        self.refused: place.Refused | None = None  # why the gang in hand found no place
-
-    def run(self) -> None:
-        state, plan = self.state, self.plan
-        for name in state.nominated:  # a promise is kept before anybody else is looked at
-            self._redeem(state.gangs[name])
-        line = admit.Line(self.trial, self.policies.ordering, self.view, self.shares)
-        for gang, shape in line:
-            if gang.id in self.launched:
-                continue
-            if gang.id in self.settled or gang.id in plan.nominations:
-                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-            elif self.calendar.promises and self._is_kept_out(gang, shape):
-                gang.own_reason = self.calendar.would_delay()
-                self._count_look(gang, shape, line)
-            elif self._consider(gang, shape, line):
-                shape.examined = None
-                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-            else:
-                self._stand_back(gang, shape, line)
-        for shape in state.waiting.live.values():
-            by = line.blocker(shape)
-            if by and shape.entries[0][1] != by:
-                who = state.gangs[by].workload_id
-                behind = Reason("order", f"waits behind {who}, which is first in line", (), f"{who} starts")
-                if shape.reason is None or shape.reason.code == "order":
-                    shape.reason = behind
-        for name in state.parked:
-            if state.gangs[name].blocked_by == "backoff":
-                plan.wake(state.gangs[name].not_before)
-        grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
-        for opens, closes, _, _ in self.calendar.windows.rows:
-            plan.wake(opens)
-            plan.wake(closes)
-
-    # One gang: place it, or make room, or say why not.
-
-    def _consider(self, gang: GangState, shape: Shape, line: admit.Line) -> bool:
-        self.refused = None
-        stamp = self._stamp()
-        still = stamp is not None and shape.examined == stamp
-        if still and (shape.wake_at is None or self.state.now < shape.wake_at):
-            self.plan.wake(shape.wake_at)  # nothing has happened that could change the last answer
-            line.refuse()
-            return False
-        outer, self.plan.wake_at = self.plan.wake_at, None
-        done = self._place(gang) or self._make_room(gang)
-        if not done and stamp is not None and not self._is_personal():
-            shape.examined, shape.wake_at = stamp, self.plan.wake_at
-        self.plan.wake(outer)
-        return done
-
-    def _stamp(self) -> tuple[int, ...] | None:
-        """What a refusal depends on; None when it depends on more than can be counted."""
-        if self.calendar.windows.rows or self.state.elastic:
-            return None
-        return (self.state.freed, self.state.taken if self.evicts else 0)
-
-    def _is_personal(self) -> bool:
-        """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
-        return self.refused is not None and self.refused.code in ("order", "reservation")
-
-    def _place(self, gang: GangState) -> bool:
-        for bundles in self._sizes(gang):
-            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar)
-            if not isinstance(found, place.Refused):
-                self._launch(gang, found)
-                return True
-            self.refused = found
-        return False
-
-    def _waits_for_victims(self, gang: GangState) -> Reason | None:
-        nomination = self.plan.nominations.get(gang.id)
-        if nomination is None:
-            return None
-        counts = (("victims", len(nomination.victims)),)
-        return Reason("victims_leaving", nomination.why, counts, "they have left")
-
-    def _launch(self, gang: GangState, placement: Placement) -> None:
-        self.trial.hold(gang, placement)
-        if self.calendar.promises:
-            self.calendar.started(gang, placement)
-        self.launched[gang.id] = None
-        self.room.clear()
-        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, _why_now(gang, placement)))
-
-    def _sizes(self, gang: GangState) -> list[int]:
-        return size.candidates(self.plan, gang)
-
-    def _redeem(self, gang: GangState) -> None:
-        """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
-        free, else take it back."""
-        nomination = gang.nomination
-        assert nomination is not None
-        trial = self.trial
-        trial.unpromise(gang)
-        size = size_of(gang.spec, nomination.placement)
-        found = place.find(trial, gang, size, self.policies.placement, self.view, ~self.calendar.closed(gang, size))
-        if not isinstance(found, place.Refused):
-            self._launch(gang, found)
-            return
-        if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
-            preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
-        else:
-            self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
-
-    def _make_room(self, gang: GangState) -> bool:
-        state = self.state
-        leaving = state.vacating or self.trial.leaving
-        if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
-            return False
-        trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
-        only = ~self.calendar.closed(gang, gang.spec.min_size)
-        if self.state.elastic:
-            rules = Rules(trial, plan, gang, self.shares, view)
-            if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
-                return True
-        if self.by_rank:
-            return False  # rank.py has decided who is evicted
-        if preempt.run(trial, plan, gang, policies.preemption, policies.placement, self.shares, view, only):
-            return True
-        return consolidate.run(trial, plan, gang, policies.preemption, policies.placement, view, only)
-
-    def _stand_back(self, gang: GangState, shape: Shape, line: admit.Line) -> None:
-        """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
-        personal = self._is_personal()
-        if not personal:
-            line.refuse()
-        if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
-            line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
-        elif personal:
-            self._count_look(gang, shape, line)
-        self._keep_guarantee(gang)
-        promise = self.calendar.hold_for(gang)
-        if self.refused is not None:
-            reason = Reason(self.refused.code, self.refused.message, self.refused.counts, self.refused.next_change)
-            if promise is not None:
-                reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
-            if personal:
-                gang.own_reason = reason
-            else:
-                gang.own_reason = None
-                shape.reason = reason
-
-    def _is_kept_out(self, gang: GangState, shape: Shape) -> bool:
-        """Whether a planned start rules this gang out although its class has room: the common case behind a head."""
-        if shape.sample.is_elastic():
-            return False
-        room = self.room.get(shape.flavors)
-        if room is None:
-            mask = place.eligible(self.trial, shape.sample, 0)
-            room = self.room[shape.flavors] = self.state.capacity.free_gpus(mask) * MILLI
-        return shape.least_total <= room and self.calendar.is_hopeless(gang, gang.spec.min_size)
-
-    def _count_look(self, gang: GangState, shape: Shape, line: admit.Line) -> None:
-        looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
-        if looks > LATER_LOOKS:
-            line.block(shape.queue, None, gang.id)
-
-    def _keep_guarantee(self, gang: GangState) -> None:
-        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
-        quota = self.state.quota
-        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
-            return
-        spec = gang.spec
-        if rules_of(self.state, spec.queue).reclaim == "any":
-            return
-        flavor = spec.groups[0].options[0].flavor
-        branch = quota.branch(spec.queue, flavor)
-        if branch is None:
-            return
-        idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, 0))
-        if idle > 0:
-            self.trial.hold_quota(spec.queue, flavor, idle)
-
-
-def _why_now(gang: GangState, placement: Placement) -> str:
-    bundles = size_of(gang.spec, placement)
-    if gang.nomination is not None:
-        return "the places promised to it are free"
-    return f"room for {bundles} of {gang.spec.max_size}" if gang.spec.is_elastic() else "room for all of it"

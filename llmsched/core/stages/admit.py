@@ -1,112 +1,228 @@
-"""Who is looked at, in which order. One head per class of equal gangs; a class that was refused is not asked again.
+"""The loop over whoever waits: place it, else make room for it, else say why not and who may not overtake it.
 
-The ordering policy's key orders all, but a gang inside its queue's own quota comes before one that would borrow. With
-fair sharing the queue whose share would be smallest after the start goes first, and the key orders inside each queue.
+Promises are kept before anybody else is looked at; what is left over goes to growth. Every refusal writes its reason,
+on the class when it holds for all of it. In which order they are asked is for line.py, where and at whose cost for the
+stages called here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-from typing import NamedTuple
-
-from llmsched.core.fair import Shares, total_of
-from llmsched.core.policy import Ordering, View
-from llmsched.core.records import GangState
+from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.explain import Reason
+from llmsched.core.fair import Shares
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Policies, View
+from llmsched.core.records import GangState, size_of
+from llmsched.core.reservation import fits_exactly
 from llmsched.core.resources import MILLI
-from llmsched.core.stages.place import need_milli
+from llmsched.core.rules import Rules, is_on, rules_of
+from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
+from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
+from llmsched.core.stages.line import Line
 from llmsched.core.trial import Trial
-from llmsched.core.waiting import Key, Shape
-
-BY_AGE = "by age"
-UNBOUNDED = 1 << 60
+from llmsched.core.waiting import Shape
+from llmsched.core.workload import Placement
 
 
-class Head(NamedTuple):
-    """The next gang of one class; compares by key, then by class."""
-
-    key: Key
-    serial: int
-    at: int
-    entries: list[tuple[Key, str]]
-    shape: Shape
+def run(trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None]) -> None:
+    """`settled`: gangs that rank.py has launched, promised capacity or refused already."""
+    Admission(trial, plan, policies, view, settled).run()
 
 
-class Line:
-    """The waiting gangs of one pass, best first. Say `refuse` or `block` about a gang before asking for the next."""
+class Admission:
+    """One pass over the line."""
 
-    def __init__(self, trial: Trial, ordering: Ordering, view: View, shares: Shares | None) -> None:
-        waiting, self._gangs = trial.state.waiting, trial.state.gangs
-        self._shares = shares
-        self._quota = trial.state.quota
-        self._by_queue = shares is not None or (self._quota.enforced and len(self._quota.queues) > 1)
-        if ordering.static:
-            waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
-        else:
-            waiting.attach(BY_AGE, None, self._gangs)
-        self._heaps: dict[str, list[Head]] = {}
-        # By rank nobody is evicted here, nobody blocks anybody, and what is free only shrinks during a pass: who needs
-        # more than that is not looked at, which spares a cluster that is full most of the work of ordering its queue.
-        free = UNBOUNDED
-        if trial.state.configuration.scheduling.preemption.within_queue == "by_rank":
-            free = trial.state.capacity.free_gpus(trial.state.capacity.open) * MILLI
-        shapes = [s for s in waiting.live.values() if s.least_total <= free or s.reason is None]
-        alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
-        for shape in shapes:
-            entries = shape.entries  # stands still during a pass
-            if not ordering.static and not alone:
-                keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)
-                entries = sorted(zip(keyed, (name for _, name in entries), strict=True))
-            queue = shape.queue if self._by_queue else ""
-            self._heaps.setdefault(queue, []).append(Head(entries[0][0], shape.serial, 0, entries, shape))
-        for heap in self._heaps.values():
-            heapify(heap)
-        self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
-        heapify(self._queues)
-        self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
+    def __init__(self, trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None]) -> None:
+        self.settled = settled  # gangs that were launched or promised capacity by rank
+        self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
+        self.state = state = trial.state
+        self.scheduling = state.configuration.scheduling
+        mode = self.scheduling.fair_share or getattr(policies.ordering, "across", None)
+        self.shares = Shares.of(state, mode) if mode else None
+        self.calendar = Calendar(trial, policies.placement, view)
+        self.by_rank = rank.is_on(state)
+        self.evicts = is_on(state) and not self.by_rank
+        self.launched: dict[str, None] = {}
+        self.looks: dict[str, int] = {}
+        self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
+        self.refused: place.Refused | None = None  # why the gang in hand found no place
 
-    def _rank(self, head: Head) -> tuple[float, float, Key, int]:
-        """Of a queue by its head: a queue's rank changes only with its own use and its own head."""
-        if not self._by_queue:
-            return (0.0, 0.0, (), 0)
-        sample = head.shape.sample
-        flavor = sample.groups[0].options[0].flavor
-        if self._shares is None:  # inside its own quota before those that would borrow
-            branch = self._quota.branch(sample.queue, flavor)
-            borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree
-            return (float(borrows), 0.0, head.key, head.serial)
-        need = total_of(sample, sample.min_size)
-        share = self._shares.after(sample.queue, flavor, need)
-        return (share, self._shares.item(need), head.key, head.serial)
-
-    def __iter__(self) -> Iterator[tuple[GangState, Shape]]:
-        while self._queues:
-            _, queue = heappop(self._queues)
-            heap = self._heaps[queue]
-            head = heappop(heap)
-            if not self.blocker(head.shape):
-                self._refused = False
-                yield self._gangs[head.entries[head.at][1]], head.shape
-                at = head.at + 1
-                if not self._refused and at < len(head.entries):
-                    heappush(heap, head._replace(key=head.entries[at][0], at=at))
-            if heap:
-                heappush(self._queues, (self._rank(heap[0]), queue))
-
-    def refuse(self) -> None:
-        """Nobody of this gang's class is looked at any more in this pass."""
-        self._refused = True
-
-    def block(self, queue: str, flavors: tuple[str | None, ...] | None, by: str) -> None:
-        """Nobody of the queue that asks for one of these flavors (None: any) is looked at any more in this pass."""
-        self._refused = True
-        self._blocked.append((queue, flavors, by))
-
-    def blocker(self, shape: Shape) -> str:
-        """Who stands before this class, if somebody does."""
-        for queue, flavors, by in self._blocked:
-            if queue != shape.queue:
+    def run(self) -> None:
+        state, plan = self.state, self.plan
+        for name in state.nominated:  # a promise is kept before anybody else is looked at
+            self._redeem(state.gangs[name])
+        line = Line(self.trial, self.policies.ordering, self.view, self.shares)
+        for gang, shape in line:
+            if gang.id in self.launched:
                 continue
-            if flavors is None or None in flavors or None in shape.flavors or set(flavors) & set(shape.flavors):
-                return by
-        return ""
+            if gang.id in self.settled or gang.id in plan.nominations:
+                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+            elif self.calendar.promises and self._is_kept_out(gang, shape):
+                gang.own_reason = self.calendar.would_delay()
+                self._count_look(gang, shape, line)
+            elif self._consider(gang, shape, line):
+                shape.examined = None
+                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+            else:
+                self._stand_back(gang, shape, line)
+        for shape in state.waiting.live.values():
+            by = line.blocker(shape)
+            if by and shape.entries[0][1] != by:
+                who = state.gangs[by].workload_id
+                behind = Reason("order", f"waits behind {who}, which is first in line", (), f"{who} starts")
+                if shape.reason is None or shape.reason.code == "order":
+                    shape.reason = behind
+        for name in state.parked:
+            if state.gangs[name].blocked_by == "backoff":
+                plan.wake(state.gangs[name].not_before)
+        grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
+        for opens, closes, _, _ in self.calendar.windows.rows:
+            plan.wake(opens)
+            plan.wake(closes)
+
+    # One gang: place it, or make room, or say why not.
+
+    def _consider(self, gang: GangState, shape: Shape, line: Line) -> bool:
+        self.refused = None
+        stamp = self._stamp()
+        still = stamp is not None and shape.examined == stamp
+        if still and (shape.wake_at is None or self.state.now < shape.wake_at):
+            self.plan.wake(shape.wake_at)  # nothing has happened that could change the last answer
+            line.refuse()
+            return False
+        outer, self.plan.wake_at = self.plan.wake_at, None
+        done = self._place(gang) or self._make_room(gang)
+        if not done and stamp is not None and not self._is_personal():
+            shape.examined, shape.wake_at = stamp, self.plan.wake_at
+        self.plan.wake(outer)
+        return done
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What a refusal depends on; None when it depends on more than can be counted."""
+        if self.calendar.windows.rows or self.state.elastic:
+            return None
+        return (self.state.freed, self.state.taken if self.evicts else 0)
+
+    def _is_personal(self) -> bool:
+        """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
+        return self.refused is not None and self.refused.code in ("order", "reservation")
+
+    def _place(self, gang: GangState) -> bool:
+        for bundles in self._sizes(gang):
+            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar)
+            if not isinstance(found, place.Refused):
+                self._launch(gang, found)
+                return True
+            self.refused = found
+        return False
+
+    def _waits_for_victims(self, gang: GangState) -> Reason | None:
+        nomination = self.plan.nominations.get(gang.id)
+        if nomination is None:
+            return None
+        counts = (("victims", len(nomination.victims)),)
+        return Reason("victims_leaving", nomination.why, counts, "they have left")
+
+    def _launch(self, gang: GangState, placement: Placement) -> None:
+        self.trial.hold(gang, placement)
+        if self.calendar.promises:
+            self.calendar.started(gang, placement)
+        self.launched[gang.id] = None
+        self.room.clear()
+        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, _why_now(gang, placement)))
+
+    def _sizes(self, gang: GangState) -> list[int]:
+        return size.candidates(self.plan, gang)
+
+    def _redeem(self, gang: GangState) -> None:
+        """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
+        free, else take it back."""
+        nomination = gang.nomination
+        assert nomination is not None
+        trial = self.trial
+        trial.unpromise(gang)
+        size = size_of(gang.spec, nomination.placement)
+        found = place.find(trial, gang, size, self.policies.placement, self.view, ~self.calendar.closed(gang, size))
+        if not isinstance(found, place.Refused):
+            self._launch(gang, found)
+            return
+        if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
+            preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
+        else:
+            self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
+
+    def _make_room(self, gang: GangState) -> bool:
+        state = self.state
+        leaving = state.vacating or self.trial.leaving
+        if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
+            return False
+        trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
+        only = ~self.calendar.closed(gang, gang.spec.min_size)
+        if self.state.elastic:
+            rules = Rules(trial, plan, gang, self.shares, view)
+            if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
+                return True
+        if self.by_rank:
+            return False  # rank.py has decided who is evicted
+        if preempt.run(trial, plan, gang, policies.preemption, policies.placement, self.shares, view, only):
+            return True
+        return consolidate.run(trial, plan, gang, policies.preemption, policies.placement, view, only)
+
+    def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
+        """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
+        personal = self._is_personal()
+        if not personal:
+            line.refuse()
+        if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
+            line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
+        elif personal:
+            self._count_look(gang, shape, line)
+        self._keep_guarantee(gang)
+        promise = self.calendar.hold_for(gang)
+        if self.refused is not None:
+            reason = Reason(self.refused.code, self.refused.message, self.refused.counts, self.refused.next_change)
+            if promise is not None:
+                reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
+            if personal:
+                gang.own_reason = reason
+            else:
+                gang.own_reason = None
+                shape.reason = reason
+
+    def _is_kept_out(self, gang: GangState, shape: Shape) -> bool:
+        """Whether a planned start rules this gang out although its class has room: the common case behind a head."""
+        if shape.sample.is_elastic():
+            return False
+        room = self.room.get(shape.flavors)
+        if room is None:
+            mask = place.eligible(self.trial, shape.sample, 0)
+            room = self.room[shape.flavors] = self.state.capacity.free_gpus(mask) * MILLI
+        return shape.least_total <= room and self.calendar.is_hopeless(gang, gang.spec.min_size)
+
+    def _count_look(self, gang: GangState, shape: Shape, line: Line) -> None:
+        looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
+        if looks > LATER_LOOKS:
+            line.block(shape.queue, None, gang.id)
+
+    def _keep_guarantee(self, gang: GangState) -> None:
+        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
+        quota = self.state.quota
+        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
+            return
+        spec = gang.spec
+        if rules_of(self.state, spec.queue).reclaim == "any":
+            return
+        flavor = spec.groups[0].options[0].flavor
+        branch = quota.branch(spec.queue, flavor)
+        if branch is None:
+            return
+        idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, 0))
+        if idle > 0:
+            self.trial.hold_quota(spec.queue, flavor, idle)
+
+
+def _why_now(gang: GangState, placement: Placement) -> str:
+    bundles = size_of(gang.spec, placement)
+    if gang.nomination is not None:
+        return "the places promised to it are free"
+    return f"room for {bundles} of {gang.spec.max_size}" if gang.spec.is_elastic() else "room for all of it"
