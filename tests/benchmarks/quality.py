@@ -42,7 +42,9 @@ SHOCKWAVE_PAID = (
 )
 PACKERS = ("spread", "pack", "least_fragmentation")
 PACKING_SEEDS = (42, 43, 44)
-FGD_PUBLISHED = {"FGD": 4.47, "best fit": 6.22}  # of their own results for this variant, means over their seeds
+# Of FGD's own results for this variant, means over their seeds; best fit from nine of its ten.
+FGD_PUBLISHED = {"FGD": 4.47, "best fit": 6.22}
+FGD_PUBLISHED_FRAGMENTED = {"FGD": 4.39}
 POLLUX_PAID = "Pollux and Tiresias know no run times, Optimus is an oracle; 30 s at every start or change of size"
 
 
@@ -241,7 +243,10 @@ def all_packings(traces: Path) -> dict[str, Any]:
         result[f"fewer unallocated than {other}, pct"] = round(100 * (1 - ours / theirs), 1)
     result["seeds"] = list(PACKING_SEEDS)
     result["published, unallocated_pct_at_100"] = FGD_PUBLISHED
-    result["missed"] = {"FGD": {"got": ours, "most": FGD_PUBLISHED["FGD"]}} if ours > FGD_PUBLISHED["FGD"] else {}
+    result["published, fragmented_pct_at_100"] = FGD_PUBLISHED_FRAGMENTED
+    lost = result["least_fragmentation"]["fragmented_pct_at_100"]
+    pairs = {"unallocated": (ours, FGD_PUBLISHED["FGD"]), "fragmented": (lost, FGD_PUBLISHED_FRAGMENTED["FGD"])}
+    result["missed"] = {name: {"got": got, "most": most} for name, (got, most) in pairs.items() if got > most}
     return result
 
 
