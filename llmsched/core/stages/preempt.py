@@ -124,8 +124,12 @@ def _choose(
         need = place.need_milli(gang.spec, gang.spec.min_size, option)
         for _ in rules.each_strategy():
             allowed = _allowed(eligible, rules)
-            gives = sum(gpus_of(victim.spec, victim.held) for victim, _ in allowed)
-            if not allowed or gives + capacity.free_gpus(mask) * MILLI < need - need % MILLI:
+            short = need - need % MILLI - capacity.free_gpus(mask) * MILLI
+            for victim, _ in allowed:
+                if short <= 0:
+                    break
+                short -= gpus_of(victim.spec, victim.held)
+            if not allowed or short > 0:
                 continue
             best: Choice | None = None
             for scope in _scopes(trial, gang, option, need, mask, allowed):
