@@ -27,7 +27,12 @@ pytestmark = [
 def test_ray_up_starts_a_closed_cluster_that_llmsched_joins_and_ray_down_ends() -> None:
     namespaces = ["unshare", "--pid", "--net", "--mount", "--fork", "--kill-child", "--mount-proc"]
 
-    done = subprocess.run([*namespaces, "bash", str(SCRIPT)], capture_output=True, text=True, timeout=280)
+    def follow() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*namespaces, "bash", str(SCRIPT)], capture_output=True, text=True, timeout=280)
+
+    done = follow()
+    if "== join" not in done.stdout:  # `ray start` gives a head half a minute, which a busy machine may not keep
+        done = follow()
 
     said = done.stdout
     assert done.returncode == 0, said[-3000:] + done.stderr[-3000:]
