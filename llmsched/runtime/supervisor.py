@@ -252,18 +252,18 @@ class Supervisor:
             self._raise_failure(error)
 
     def _raise_failure(self, error: Exception) -> None:
-        """The cause, not the symptom: a rank's own exception, else a dead process, else Ray's words."""
+        """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
         with self._lock:
             own = [one for one in self._failures if one[2] != "interruption"]
             echoes = [text for _, text, event in self._failures if event == "interruption"]
-        if own:
-            rank, text, event = min(own)
-            raise Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event) from error
         deaths = {
             rank: one
             for rank, one in getattr(error, "worker_failures", {}).items()
             if isinstance(one, ray.exceptions.RayActorError) or "died" in type(one).__name__.lower()
         }
+        if own and not deaths:  # where a process died, what others then say is an echo, in whatever words
+            rank, text, event = min(own)
+            raise Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event) from error
         if deaths or echoes:
             who = f"rank {min(deaths)}" if deaths else "another worker"
             raise Outcome("failed", f"{who}: its process or its node died", "interruption") from error

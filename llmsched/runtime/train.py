@@ -169,7 +169,12 @@ def _is_peer_loss(error: BaseException) -> bool:
     text = str(error).lower()
     return (
         isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
-        or "gloo" in text
-        or "connection closed by peer" in text
-        or "connection reset by peer" in text
+        or any(words in text for words in ("gloo", "connection closed by peer", "connection reset by peer"))
+        or (type(error) is RuntimeError and _raised_in(error, "torch/distributed/"))  # its words change with the moment
     )
+
+
+def _raised_in(error: BaseException, folder: str) -> bool:
+    """Whether the innermost Python frame of the error lies in `folder`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and folder in frames[-1].filename

@@ -170,7 +170,7 @@ def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_th
     os.kill(int(victim), signal.SIGKILL)
     at = time.monotonic()
     killed = lab.until(Ended, "killed/0")
-    assert (killed.outcome, killed.event) == ("failed", "interruption")
+    assert (killed.outcome, killed.event) == ("failed", "interruption"), killed.message
     assert lab.bridge.at - at < 8
 
     # Both GPUs of a node are free again: a task that needs them is placed at once.
