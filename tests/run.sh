@@ -19,9 +19,9 @@ step "import contracts"
 $bin/lint-imports --no-cache
 step "unit tests"
 if [ "${1:-}" = quick ]; then
-  exec $bin/pytest -m "not ray" --durations=5
+  exec $bin/pytest -m "not ray" -n 2 --durations=5
 fi
-$bin/pytest -m "not ray" --durations=5
+$bin/pytest -m "not ray" -n 2 --durations=5
 step "real Ray"
 $bin/pytest -m ray --durations=10 --timeout=600
 step "done"
