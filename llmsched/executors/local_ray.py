@@ -1,8 +1,8 @@
 """A Ray cluster on this machine, with pretend nodes: started for `llmsched up`, stopped without touching any other.
 
 Knows processes and ports, never imports ray, decides nothing. Every process started here carries a random marker in
-its environment, and `<home>/ray.json` remembers pids with their start times, so `stop` finds exactly what belongs to
-this home, however it was re-parented. Start reading at `start`.
+its environment and belongs to the session of a `ray start` whose pid and start time `<home>/ray.json` remembers, so
+`stop` finds exactly what belongs to this home, however it was re-parented. Start reading at `start`.
 """
 
 from __future__ import annotations
@@ -233,17 +233,28 @@ def _has_joined(log: Path) -> bool:
 
 
 def _ours(cluster: LocalRay) -> Iterator[psutil.Process]:
-    """Everything alive with our marker, or recorded; found anew each time, since workers come and go."""
-    recorded = {one.pid: one.started for one in cluster.processes}
+    """Everything alive that is recorded, in the session of one that is, or marked; found anew each time, since workers
+    come and go. The session finds what wrote its title over its environment, as Ray's agents do, once its raylet is
+    gone; the marker finds what began a session of its own."""
+    sessions = {one.pid for one in cluster.processes if not _is_reused(one)}
     for process in psutil.process_iter():
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
-            is_recorded = abs(recorded.get(process.pid, -1e9) - process.create_time()) < 0.1
-            if is_recorded or process.environ().get(MARKER) == cluster.marker:
+            # The kernel gives no pid to anybody while it is the number of a session.
+            is_in_session = os.getsid(process.pid) in sessions and process.uids().real == os.getuid()
+            if is_in_session or process.environ().get(MARKER) == cluster.marker:
                 yield process
-        except psutil.Error:
+        except (psutil.Error, ProcessLookupError):
             continue
+
+
+def _is_reused(process: Process) -> bool:
+    """Whether its pid is somebody else's now."""
+    try:
+        return bool(abs(psutil.Process(process.pid).create_time() - process.started) >= 0.1)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _same(process: Process) -> psutil.Process | None:

@@ -1,5 +1,6 @@
 """The local Ray without starting one: what it reads, refuses, and ends."""
 
+import contextlib
 import json
 import os
 import socket
@@ -69,6 +70,28 @@ def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
         for one in (recorded, marked, other, reused):
             one.kill()
             one.wait()
+
+
+def test_an_agent_whose_raylet_is_gone_and_whose_marker_is_overwritten_ends_as_well(tmp_path):
+    """Ray's agents write their title over their environment; a raylet killed on a busy machine left six behind."""
+    script = "sleep 60 & echo $!; exec sleep 60"
+    bare = {name: value for name, value in os.environ.items() if name != local_ray.MARKER}
+    raylet = subprocess.Popen(["sh", "-c", script], env=bare, stdout=subprocess.PIPE, start_new_session=True)
+    agent = psutil.Process(int(raylet.stdout.readline()))
+    try:
+        head = {"name": "head", "pid": raylet.pid, "started": psutil.Process(raylet.pid).create_time()}
+        about = {"address": "127.0.0.2:1", "dashboard_url": "", "temp_dir": str(tmp_path / "t"), "marker": "m1"}
+        (tmp_path / "ray.json").write_text(json.dumps({**about, "processes": [head]}))
+        raylet.kill()
+        raylet.wait()
+        assert agent.is_running()
+        assert local_ray.stop(tmp_path) == 1
+        assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+    finally:
+        raylet.kill()
+        raylet.stdout.close()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
 
 
 def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path):
