@@ -44,6 +44,14 @@ def test_goodput_does_not_restart_a_job_that_is_nearly_done_for_little():
     assert found.resizes == 0
 
 
+def test_equals_of_unknown_length_do_not_take_turns_every_quantum():
+    """A replay of elastic jobs of which each could use all GPUs spent its days in 53,994 preemptions."""
+    text = CURVE + "".join(f"j{i},{i},1,80000,40000,26667,20000\n" for i in range(3))
+    found, ends = run(text, ordering="finish_time_fair", estimates="none", restart_cost_s=30.0)
+    assert found.preemptions <= 12  # a level or two each
+    assert max(ends.values()) < 60000 + 30 * (3 + found.preemptions + found.resizes) + 180
+
+
 def test_a_long_pole_starts_early_so_that_it_does_not_run_alone_at_the_end():
     text = RIGID + "pole,0,1,1000\n" + "".join(f"s{i},0,1,200\n" for i in range(15))
     _, by_time = run(text, ordering="shortest_remaining")

@@ -1,6 +1,7 @@
 """Sizes that finish the most work soonest: every GPU goes where it earns most, and the price of waiting decides.
 
-Each gang's speed at every size is known or taken as linear. Holding up a gang holds up all that end after it, so its
+Each gang's speed at every size is known or taken as linear. Work left that nobody knows goes by levels of what a gang
+has had, so that equals, of which each could use everything, do not take turns. Holding up a gang holds up all that end after it, so its
 speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs ((m - r) / m) ** RANK,
 tilted a little by the work left itself. GPUs are then given out along the concave hull of each speed-up curve, best
 gain per GPU first (the greedy solution of a knapsack whose relaxation has a price per GPU). A gang that gets none
@@ -25,7 +26,8 @@ TILT = 0.1  # between neighbours in rank, what is left matters too: seconds neve
 SHORT_S = 60.0  # but nobody is so short that it outweighs everything
 KEEP = 0.2  # how much more what one has is worth than what one could get
 STEADY_S = 300.0  # how long an allocation is expected to last
-UNKNOWN_S = 3600.0  # work left of a gang nobody knows anything about, until it has run longer
+LEVEL_S = 1800.0  # service at which the first level of a gang nobody knows anything about ends, and its work left there
+LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 
 class Curve(NamedTuple):
@@ -93,10 +95,12 @@ class Goodput:
         return chosen
 
     def _work_left(self, gang: GangState, view: View) -> float:
-        """Seconds at min_size; unknown work is taken to need as long again as it has had."""
+        """Seconds at min_size; unknown work is taken to last to the end of the level that it has reached."""
         left = view.work_left(gang)
         if left is None:
-            return max(UNKNOWN_S, view.service_s(gang))
+            left, served = LEVEL_S, view.service_s(gang)
+            while left < served:
+                left *= LEVEL_GROWTH
         return left
 
     def _curve(self, spec: Workload) -> Curve:
