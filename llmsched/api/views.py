@@ -75,6 +75,7 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> wire.Wor
         message=found.message or next((why for one in live for why in one.adapter_errors.values()), ""),
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
+        next_run_at=found.next_run_at,
         size=sum(one.status in (Status.RUNNING, Status.RESIZING) for one in live)
         if is_serve
         else sum(size_of(one.spec, one.held) for one in live),

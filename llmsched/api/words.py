@@ -126,7 +126,7 @@ def _decision(entry: Any, names: Mapping[str, str]) -> str | None:
         case decisions.ReleaseNode(node=node):
             return f"gives node {names.get(node, node)} back{why}"
         case decisions.RunAgain(run=run):
-            return f"run {run} is due"
+            return f"leaves its schedule out once{why}" if why else f"run {run} is due"
         case decisions.GiveUp(reason=reason):
             return f"is given up ({reason}){why}"
     return None

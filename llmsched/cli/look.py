@@ -106,6 +106,8 @@ def _print_one(view: wire.WorkloadView, endpoint: str) -> None:
     ]
     if view.finished_at is not None:
         rows.append(("ended", f"{show.clock(view.finished_at)}, after {_took(view)}"))
+    if view.next_run_at is not None:
+        rows.append(("next run", f"{show.clock(view.next_run_at)}, by its schedule"))
     if not view.ended:
         held = f", {show.gpus(view.gpus)} GPUs" if view.gpus else ""
         rows.append(("replicas" if view.kind == "serve" else "size", _size(view) + held))

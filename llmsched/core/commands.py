@@ -69,7 +69,7 @@ def check(state: State, command: Command) -> Fact | Refusal:
         record = state.workloads.get(command.workload)
         if record is None:
             return _unknown(state, command.workload)
-        if record.outcome:
+        if record.outcome and command.workload not in state.scheduled:
             return Refusal("ended", f"{command.workload} has {_ended(record.outcome)} already")
         if record.cancelled:
             return Refusal("unchanged", f"{command.workload} is being cancelled already")
@@ -95,7 +95,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
     if known is not None:
         if replace(known.workload, user=workload.user) == workload:
             return Refusal("unchanged", f"{workload.id} is as it was")
-        if known.outcome:
+        if known.outcome and workload.id not in state.scheduled:
             return Refusal(
                 "ended", f"{workload.id} has {_ended(known.outcome)}; what has ended cannot change",
                 "To run the changed spec: llmsched apply --again",
@@ -183,6 +183,12 @@ def _path_back(state: State, workload: Workload) -> list[str]:
 
 
 def _schedules(workload: Workload) -> Refusal | None:
+    if workload.schedule and workload.deadline is not None:
+        return Refusal(
+            "impossible",
+            f"{workload.id}: every run of its schedule would have the same deadline",
+            "Bound each run by max_runtime: instead.",
+        )
     bounds = workload.autoscaling.bounds if workload.autoscaling else ()
     for text in (*((workload.schedule,) if workload.schedule else ()), *(bound[0] for bound in bounds)):
         try:

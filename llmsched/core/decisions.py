@@ -118,10 +118,11 @@ class ReleaseNode:
 
 @dataclass(frozen=True, slots=True)
 class RunAgain:
-    """A `schedule` is due: make run N+1 of this workload."""
+    """A `schedule` is due: begin `run` of this workload; with a `why`, leave it out this time."""
 
     workload: str
     run: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,11 +91,7 @@ class Lives(Ledgers):
         for name in workload.after:
             self.dependents.setdefault(name, []).append(workload.id)
         if workload.schedule != old.schedule:
-            self.scheduled.pop(workload.id, None)
-            record.next_run_at = None
-            if workload.schedule:
-                self.scheduled[workload.id] = None
-                record.next_run_at = next_due_of(workload.schedule, self.now)
+            self._hand_schedule_to(record)
         if workload.kind == "serve":
             record.wanted_replicas = min(max(record.wanted_replicas, workload.min_replicas), workload.max_replicas)
         for gang in self._gangs_of(record):
@@ -108,6 +104,19 @@ class Lives(Ledgers):
                 self.troubled[gang.id] = None
         if workload.kind == "serve":
             self._fill(record)
+
+    def _hand_schedule_to(self, record: WorkloadState) -> None:
+        """The newest run of a name carries the schedule, if there is one: nothing else is due any more."""
+        workload = record.workload
+        for name in [n for n in self.scheduled if self.workloads[n].workload.name == workload.name]:
+            self._drop_schedule(self.workloads[name])
+        if workload.schedule:
+            self.scheduled[workload.id] = None
+            record.next_run_at = next_due_of(workload.schedule, self.now)
+
+    def _drop_schedule(self, record: WorkloadState) -> bool:
+        record.next_run_at = None
+        return self.scheduled.pop(record.workload.id, record) is None
 
     def _adopt_spec(self, gang: GangState, record: WorkloadState) -> None:
         self._unpromise(gang)
@@ -129,6 +138,8 @@ class Lives(Ledgers):
             self._park(gang, "dependency")
             if any((known := self.workloads.get(n)) and known.outcome in ("failed", "cancelled") for n in spec.after):
                 self.troubled[gang.id] = None
+        elif spec.schedule and not self.workloads[spec.id].is_due:
+            self._park(gang, "schedule")
         elif gang.not_before > self.now:
             self._park(gang, "backoff")
             heapq.heappush(self._timers, (gang.not_before, gang.id))
@@ -143,6 +154,12 @@ class Lives(Ledgers):
             gang.own_reason = Reason(
                 "backoff", f"tries again after a pause: {what}", next_change="nothing to do", eta=gang.not_before,
                 eta_basis="end of the pause",
+            )  # fmt: skip
+        elif why == "schedule":
+            due = self.workloads[gang.workload_id].next_run_at
+            gang.own_reason = Reason(
+                "dependency", f'waits for its schedule "{gang.spec.schedule}" (UTC)', next_change="its time comes",
+                eta=due, eta_basis="its schedule",
             )  # fmt: skip
         else:
             names = [n for n in gang.spec.after if self._outcome_of(n) != "succeeded"]
@@ -269,8 +286,8 @@ class Lives(Ledgers):
         name = record.workload.id
         self.serving.pop(name, None)
         self.troubled.pop(name, None)
-        if outcome != "succeeded":
-            self.scheduled.pop(name, None)
+        if outcome == "cancelled":
+            self._drop_schedule(record)
         for dependent in self.dependents.get(name, ()):
             for gang in self._gangs_of(self.workloads[dependent]):
                 if gang.status is Status.QUEUED and gang.blocked_by == "dependency":

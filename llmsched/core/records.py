@@ -65,7 +65,7 @@ class GangState:
     served_gpu_s: float = 0.0  # GPU-seconds of the same
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_errors: dict[str, str] = field(default_factory=dict)
-    blocked_by: str = ""  # why it is parked: "dependency" or "backoff"
+    blocked_by: str = ""  # why it is parked: "dependency", "schedule" or "backoff"
     shape: Shape | None = field(default=None, repr=False)  # cache: its class among the waiting
     own_reason: Reason | None = field(default=None, repr=False)  # beside the journal, not in the digest
 
@@ -107,8 +107,8 @@ class WorkloadState:
     metrics: dict[str, float] = field(default_factory=dict)
     load: tuple[float, float, float] | None = None  # ongoing, queued, at
     memory: str = ""  # the autoscaler's
-    next_run_at: float | None = None  # of its schedule
-    last_run: int = 0
+    next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
+    is_due: bool = False  # its schedule has let it begin
 
     @property
     def phase(self) -> str:

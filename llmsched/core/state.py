@@ -105,16 +105,17 @@ class State(Lives):
         workload = fact.workload
         known = self.workloads.get(workload.id)
         if known is not None:
-            if fact.replaces and not known.outcome and not known.cancelled:
+            if fact.replaces and not known.cancelled and (not known.outcome or workload.id in self.scheduled):
                 self._replace(known, workload)
             else:
                 self._note(fact, f"{workload.id} is known already")
             return
-        record = WorkloadState(workload, fact.at, [], self.gangs, last_run=workload.run)
+        self._begin(WorkloadState(workload, fact.at, [], self.gangs))
+
+    def _begin(self, record: WorkloadState) -> None:
+        workload = record.workload
         self.workloads[workload.id] = record
-        if workload.schedule:
-            self.scheduled[workload.id] = None
-            record.next_run_at = next_due_of(workload.schedule, fact.at)
+        self._hand_schedule_to(record)
         for name in workload.after:
             self.dependents.setdefault(name, []).append(workload.id)
         if workload.kind == "serve":
@@ -126,12 +127,13 @@ class State(Lives):
 
     def _cancelled(self, fact: facts.Cancelled) -> None:
         record = self.workloads.get(fact.workload)
+        had_schedule = self._drop_schedule(record) if record is not None else False
         if record is None or record.outcome:
-            self._note(fact, f"{fact.workload} is unknown or has ended")
+            if not had_schedule:
+                self._note(fact, f"{fact.workload} is unknown or has ended")
             return
         record.cancelled = True
         record.message = f"cancelled by {fact.by}" if fact.by else "cancelled"
-        self.scheduled.pop(fact.workload, None)
         for gang in self._gangs_of(record):
             if gang.status is Status.QUEUED:
                 self._end(gang, "cancel")
@@ -457,15 +459,16 @@ class State(Lives):
 
     def _run_again(self, decision: decisions.RunAgain) -> None:
         record = self.workloads[decision.workload]
-        schedule = record.workload.schedule
-        record.next_run_at = next_due_of(schedule, self.now) if schedule else None
-        if decision.run <= record.last_run:
-            return  # skipped: the run before has not ended
-        record.last_run = decision.run
-        name = record.workload.name
-        run = replace(record.workload, id=f"{name}@{decision.run}", run=decision.run, schedule=None, after=())
-        if run.id not in self.workloads:
-            self._submitted(facts.Submitted(self.now, run))
+        workload = record.workload
+        if decision.run > workload.run:
+            following = replace(workload, id=f"{workload.name}@{decision.run}", run=decision.run, after=())
+            self._begin(WorkloadState(following, self.now, [], self.gangs, is_due=True))
+            return
+        record.next_run_at = next_due_of(workload.schedule or "", self.now)
+        record.is_due = True
+        for gang in self._gangs_of(record):
+            if gang.blocked_by == "schedule":
+                self._queue(gang)
 
     def _give_up(self, decision: decisions.GiveUp) -> None:
         gang = self.gangs[decision.gang]
@@ -483,7 +486,7 @@ _GANG_FIELDS = (
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
-    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "last_run",
+    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due",
 )  # fmt: skip
 
 _HANDLERS: dict[type, Callable[[State, Any], None]] = {

@@ -58,6 +58,7 @@ kind: task
 resources: {cpus: 1, memory: 1GB}
 workers: 1
 max_runtime: 1h
+# schedule: {cron: "0 2 * * *"}   # every night at two (UTC), as my-task, my-task@2 ...
 workdir: .                       # this folder is packed and shipped to the workers
 envs: {MODE: fast}
 # secrets: [API_KEY]             # kept with llmsched secret set API_KEY

@@ -25,7 +25,6 @@ _EVERY_KIND: dict[str, tuple[Any, ...]] = {
 }
 _WHAT_ENDS: dict[str, tuple[Any, ...]] = {
     "groups": ([],),
-    "schedule": (None,),
     "checkpoint.uri": (None,),
 }
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {

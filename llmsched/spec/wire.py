@@ -127,6 +127,7 @@ class WorkloadView(Reply):
     message: str = ""
     submitted_at: float
     finished_at: float | None = None
+    next_run_at: float | None = None  # when its schedule is due next
     size: int = 0  # bundles now; serve: replicas that answer
     min_size: int = 1  # serve: fewest replicas
     max_size: int = 1

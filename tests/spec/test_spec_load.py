@@ -48,7 +48,7 @@ def documents(file: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "refused"),
     [
-        ("sql-lora", ["schedule", "checkpoint.uri", "notify"]),
+        ("sql-lora", ["checkpoint.uri", "notify"]),
         ("qwen", ["slo"]),
         ("support-desk", ["serve.calls"]),
         ("my-loop", []),

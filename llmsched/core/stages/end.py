@@ -29,7 +29,7 @@ def run(trial: Trial, plan: Plan, view: View) -> None:
         if name not in leaving:
             _limits(plan, state.gangs[name], view, leaving)
     for name in state.scheduled:
-        _schedule(state, plan, state.workloads[name])
+        _schedule(plan, state.workloads[name])
     trial.leaving.update(leaving)
     if state.configuration.reservations:
         _reservations(trial, plan)
@@ -154,8 +154,8 @@ def _reservations(trial: Trial, plan: Plan) -> None:
                 plan.wake(opens - gang.spec.grace_s)
 
 
-def _schedule(state: State, plan: Plan, record: WorkloadState) -> None:
-    """Start run N+1 when its schedule is due; skip it while the run before goes on, unless overlaps are allowed."""
+def _schedule(plan: Plan, record: WorkloadState) -> None:
+    """Begin the next run when its schedule is due; leave it out while the last one goes on, unless they may overlap."""
     due = record.next_run_at
     if due is None:
         return
@@ -163,6 +163,9 @@ def _schedule(state: State, plan: Plan, record: WorkloadState) -> None:
         plan.wake(due)
         return
     spec = record.workload
-    last = state.workloads.get(f"{spec.name}@{record.last_run}", record)
-    skipped = spec.overlap == "skip" and not last.outcome
-    plan.decisions.append(RunAgain(spec.id, record.last_run if skipped else record.last_run + 1))
+    if not record.is_due:
+        plan.decisions.append(RunAgain(spec.id, spec.run))
+    elif spec.overlap == "skip" and not record.outcome:
+        plan.decisions.append(RunAgain(spec.id, spec.run, f"run {spec.run} still goes on"))
+    else:
+        plan.decisions.append(RunAgain(spec.id, spec.run + 1))

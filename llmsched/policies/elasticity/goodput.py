@@ -1,11 +1,11 @@
 """Sizes that finish the most work soonest: every GPU goes where it earns most, and the price of waiting decides.
 
 Each gang's speed at every size is known or taken as linear. Work left that nobody knows goes by levels of what a gang
-has had, so that equals, of which each could use everything, do not take turns. Holding up a gang holds up all that end after it, so its
-speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs ((m - r) / m) ** RANK,
-tilted a little by the work left itself. GPUs are then given out along the concave hull of each speed-up curve, best
-gain per GPU first (the greedy solution of a knapsack whose relaxation has a price per GPU). A gang that gets none
-should hold none: who ends soon comes first.
+has had, so that equals, of which each could use everything, do not take turns. Holding up a gang holds up all that end
+after it, so its speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs
+((m - r) / m) ** RANK, tilted a little by the work left itself. GPUs are then given out along the concave hull of each
+speed-up curve, best gain per GPU first (the greedy solution of a knapsack whose relaxation has a price per GPU). A gang
+that gets none should hold none: who ends soon comes first.
 
 Changing a size costs a restart. What a running gang has already is worth more by the restart's share of the time it
 can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. Who is still
