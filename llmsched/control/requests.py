@@ -275,6 +275,8 @@ def checked(state: State, command: commands.Command) -> Fact | None:
         return found
     if found.code == "unchanged":
         return None
+    if found.code == "overlap":  # the file asks for what nobody may give: it is the file that must change
+        raise SpecError(found.message, code="overlap", where="reservations", hint=found.hint)
     if found.code == "not_allowed":
         raise NotAllowed(found.message, hint=found.hint)
     status = STATUS_OF_CODE.get(found.code)

@@ -11,10 +11,11 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Configuration, NodeType
 from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
 from llmsched.core.nodes import Node
-from llmsched.core.records import allowed_sizes, expected_end
-from llmsched.core.reservation import is_holder, window
+from llmsched.core.records import allowed_sizes
+from llmsched.core.reservation import Windows, is_immovable, nodes_of
 from llmsched.core.resources import Resources
 from llmsched.core.stages.provision import accelerator_of, total_of
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
@@ -384,21 +385,19 @@ def _configure(state: State, command: Configure) -> Fact | Refusal:
 
 def _overlaps(state: State, configuration: Configuration) -> Refusal | None:
     """A new reservation must not need nodes from work that can neither end before it nor be asked to leave."""
-    known = state.configuration.reservations
-    for reservation in configuration.reservations:
-        span = window(reservation, state.now)
-        if reservation in known or span is None:
-            continue
-        for name in state.holding:
-            gang = state.gangs[name]
-            if gang.spec.preemptible or is_holder(reservation, gang.spec) or expected_end(gang) <= span[0]:
-                continue
-            on = next((p.node for p in gang.held if p.node in reservation.nodes), None)
-            if on is not None:
-                return Refusal(
-                    "conflict",
-                    f'reservation "{reservation.name}" overlaps {gang.workload_id}, which runs on {on}, may not be '
-                    "preempted and is not known to end before",
-                    "Choose other nodes or a later start, or cancel that work first.",
-                )
+    new = tuple(one for one in configuration.reservations if one not in state.configuration.reservations)
+    if not new:
+        return None
+    with Trial(state) as trial:
+        for opens, _, nodes, reservation in Windows(trial, new).rows:
+            for name in state.holding:
+                gang = state.gangs[name]
+                if is_immovable(reservation, gang, opens) and nodes & nodes_of(trial, gang):
+                    on = next(p.node for p in gang.held if nodes >> state.nodes[p.node].slot & 1)
+                    return Refusal(
+                        "overlap",
+                        f'reservation "{reservation.name}" overlaps {gang.workload_id}, which runs on '
+                        f"{state.nodes[on].node.name or on}, may not be preempted and is not known to end before",
+                        "Choose other nodes or a later start, or cancel that work first.",
+                    )
     return None

@@ -66,13 +66,27 @@ def is_holder(reservation: Reservation, spec: Workload) -> bool:
     return (reservation.queue is not None and spec.queue == reservation.queue) or spec.user in reservation.users
 
 
+def is_immovable(reservation: Reservation, gang: GangState, opens: float) -> bool:
+    """Whether it neither ends before the window opens, nor may be asked to leave, nor is of the holder."""
+    return not (gang.spec.preemptible or is_holder(reservation, gang.spec) or expected_end(gang) <= opens)
+
+
+def nodes_of(trial: Trial, gang: GangState) -> int:
+    """The nodes on which it holds something."""
+    mask = 0
+    for placed in gang.held:
+        if placed.node in trial.state.nodes:
+            mask |= 1 << trial.state.nodes[placed.node].slot
+    return mask
+
+
 class Windows:
     """The reservations that matter in this pass: (start, end, mask of nodes, reservation)."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> None:
         self.rows: list[tuple[float, float, int, Reservation]] = []
         capacity = trial.state.capacity
-        for reservation in trial.state.configuration.reservations:
+        for reservation in trial.state.configuration.reservations if reservations is None else reservations:
             span = window(reservation, trial.now)
             if span is None:
                 continue
@@ -82,22 +96,31 @@ class Windows:
                     if node.node.id in reservation.nodes or node.node.name in reservation.nodes:
                         mask |= 1 << node.slot
             else:
-                mask = self._choose(trial, reservation)
+                mask = self._choose(trial, reservation, span[0])
             if mask:
                 self.rows.append((*span, mask, reservation))
 
     @staticmethod
-    def _choose(trial: Trial, reservation: Reservation) -> int:
-        """Whole nodes of the flavor, the last ones first (packing starts at the first), until there are enough GPUs."""
+    def _choose(trial: Trial, reservation: Reservation, opens: float) -> int:
+        """Whole nodes of the flavor until there are enough GPUs: first those on which its holder runs, last those on
+        which work stays that can be made to leave by nobody, else the last ones first (packing starts at the first)."""
         capacity = trial.state.capacity
-        mask, left = 0, reservation.gpus_milli
+        theirs, stays = 0, 0
+        for name in trial.state.holding:
+            gang = trial.state.gangs[name]
+            if is_holder(reservation, gang.spec):
+                theirs |= nodes_of(trial, gang)
+            elif is_immovable(reservation, gang, opens):
+                stays |= nodes_of(trial, gang)
         of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)
-        for node in reversed([*capacity.nodes(of_flavor)]):
+        candidates = [node for node in reversed([*capacity.nodes(of_flavor)]) if node.total_gpus]
+        candidates.sort(key=lambda node: (not theirs >> node.slot & 1, stays >> node.slot & 1))
+        mask, left = 0, reservation.gpus_milli
+        for node in candidates:
             if left <= 0:
                 break
-            if node.total_gpus:
-                mask |= 1 << node.slot
-                left -= node.total_gpus * MILLI
+            mask |= 1 << node.slot
+            left -= node.total_gpus * MILLI
         return mask
 
     def closed(self, spec: Workload, start: float, end: float) -> int:

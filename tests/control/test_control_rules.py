@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
 
+from llmsched.errors import SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_file
 
@@ -79,5 +81,22 @@ def test_what_cannot_end_before_a_reservation_is_not_started_until_it_is_over():
             await controller.submit([task("release-job", gpus=4, queue="prod")], user=ANN)
             await until(lambda: phase(controller, "release-job") == "running")
             assert phase(controller, "long") == "waiting"
+
+    asyncio.run(story())
+
+
+def test_a_reservation_over_work_that_stays_is_the_files_mistake_and_changes_nothing():
+    async def story():
+        async with controlling(fake_cluster(FOUR)) as controller:
+            await controller.submit([task("fixed", gpus=4, preemption={"enabled": False})], user=ANN)
+            await until(lambda: phase(controller, "fixed") == "running")
+            with pytest.raises(SpecError, match='reservations: reservation "release" overlaps fixed') as refused:
+                await configured(
+                    controller,
+                    "queues:\n- {name: prod}\nreservations:\n- {name: release, queue: prod, accelerators: 'A100:4',"
+                    " duration: 1h, start: 2030-01-01T00:00Z}\n",
+                )
+            assert (refused.value.exit_code, refused.value.code) == (2, "overlap")
+            assert controller.state.configuration.version == 0
 
     asyncio.run(story())

@@ -9,10 +9,22 @@ from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota, Reservation
-from llmsched.core.facts import Bound, Finished, LaunchFailed, LoadObserved, Lost, NodeJoined, NodeLost, Released
+from llmsched.core.facts import (
+    Bound,
+    Configured,
+    Finished,
+    LaunchFailed,
+    LoadObserved,
+    Lost,
+    NodeJoined,
+    NodeLost,
+    Released,
+)
 from llmsched.core.nodes import Node
-from llmsched.core.resources import Resources
+from llmsched.core.reservation import Windows
+from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import Status
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Autoscaling, Group, Option, Workload
 
 
@@ -310,7 +322,24 @@ def test_a_reservation_over_work_that_may_not_be_preempted_is_refused() -> None:
     given.running("fixed", gpus=2, preemptible=False)
     booked = Reservation("release", start=100.0, duration_s=60.0, nodes=("n-0",))
     found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked,))))
-    assert isinstance(found, Refusal) and found.code == "conflict" and "overlaps fixed" in found.message
+    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in found.message
+
+
+def test_a_reservation_by_count_keeps_off_nodes_whose_work_stays_and_is_refused_when_there_are_not_enough() -> None:
+    given = cluster("2 nodes x 4")
+    given.running("guest", gpus=4)
+    given.running("fixed", gpus=2, preemptible=False)
+    assert given.state.gangs["fixed/0"].held[0].node == "n-1"
+
+    def booked(gpus: int) -> Reservation:
+        return Reservation("release", start=100.0, duration_s=60.0, gpus_milli=gpus * MILLI)
+
+    with Trial(given.state) as trial:
+        ((_, _, nodes, _),) = Windows(trial, (booked(4),)).rows
+        assert nodes == 1 << given.state.nodes["n-0"].slot
+    assert isinstance(check(given.state, Configure(2.0, Configuration(2, reservations=(booked(4),)))), Configured)
+    found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked(8),))))
+    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in found.message
 
 
 def test_a_stale_gang_is_given_its_grace_and_then_let_go() -> None:
