@@ -56,6 +56,7 @@ class GangState:
     vacate_reason: str = ""
     beneficiary: str = ""
     lost_members: bool = False
+    home: tuple[str, ...] = ()  # nodes on which members were when others of them were lost, until it starts again
     lost_at: float = 0.0
     checkpoint_at: float | None = None
     fraction: float | None = None

@@ -199,6 +199,7 @@ class State(Lives):
                 self._ended_badly(gang, "interruption", gang.message)
             elif gang.status is not Status.VACATING:
                 gang.lost_members, gang.lost_at = True, self.now
+                gang.home = tuple(dict.fromkeys(placed.node for placed in left))
                 self.troubled[name] = None
         self.capacity.remove(fact.node)
         self.releasing.pop(fact.node, None)
@@ -369,6 +370,7 @@ class State(Lives):
         gang.launched_at = gang.progress_at = self.now
         gang.started_at = gang.resized_at = gang.checkpoint_at = None
         gang.lost_members = False
+        gang.home = ()
         gang.leaving = gang.vacate_reason = gang.beneficiary = ""
         gang.adapters = {}
         gang.adapter_errors = {}
@@ -480,7 +482,7 @@ class State(Lives):
 _GANG_FIELDS = (
     "id", "spec", "submitted_at", "revision", "status", "size", "placement", "held", "attempt", "restarts", "failures",
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
-    "message", "nomination", "leaving", "vacate_reason", "lost_members",
+    "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
     "progress_at", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
 from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
-from llmsched.core.configuration import Cohort, Configuration, NodeType, Queue, Quota, Reservation
+from llmsched.core.configuration import Cohort, Configuration, NodeType, PolicyNames, Queue, Quota, Reservation
 from llmsched.core.facts import (
     Bound,
     Configured,
@@ -19,13 +20,19 @@ from llmsched.core.facts import (
     NodeJoined,
     NodeLost,
     Released,
+    Submitted,
+    Tick,
 )
 from llmsched.core.nodes import Node
 from llmsched.core.reservation import Windows
 from llmsched.core.resources import MILLI, Resources
-from llmsched.core.state import Status
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State, Status
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Autoscaling, Group, Option, Workload
+from llmsched.core.workload import Autoscaling, Group, Option, Topology, Workload
+from llmsched.policies.registry import load
+
+POLICIES = load(PolicyNames())
 
 
 def test_shrinks_an_elastic_gang_before_evicting_anyone() -> None:
@@ -349,6 +356,28 @@ def test_a_stale_gang_is_given_its_grace_and_then_let_go() -> None:
     assert given.turn().decisions == []
     given.after(60.0)
     assert given.turn().decisions == [Preempt("wide", "stale_gang")]
+
+
+def test_a_lost_node_is_replaced_inside_the_rack_before_the_gang_is_moved() -> None:
+    state = State()
+    for name, rack in (("a0", "a"), ("a1", "a"), ("a2", "a"), ("b0", "b"), ("b1", "b")):
+        turn(state, [NodeJoined(1.0, Node(name, Resources(4000), labels=(("llmsched.io/rack", rack),)))], POLICIES)
+    wide = Workload(
+        "wide", "wide", "train", (Group("workers", 2, (Option(None, Resources(4000)),)),),
+        topology=Topology(required="rack"), min_size=2, max_size=2,
+    )  # fmt: skip
+    turn(state, [Submitted(2.0, wide)], POLICIES)
+    turn(state, [Bound(3.0, "wide/0", 1)], POLICIES)
+    gang = state.gangs["wide/0"]
+    assert {placed.node for placed in gang.held} == {"b0", "b1"}  # the rack with least room to spare
+
+    small = replace(wide, id="small", name="small", topology=Topology(), min_size=1, max_size=1)
+    turn(state, [Submitted(4.0, small)], POLICIES)  # now two nodes are free in either rack, and "a" comes first
+    turn(state, [NodeJoined(5.0, Node("b2", Resources(4000), labels=(("llmsched.io/rack", "b"),)))], POLICIES)
+    turn(state, [NodeLost(6.0, "b0")], POLICIES)
+    turn(state, [Released(7.0, "wide/0", 1)], POLICIES)
+    turn(state, [Tick(gang.not_before + 1.0)], POLICIES)
+    assert gang.attempt == 2 and {placed.node for placed in gang.held} == {"b1", "b2"}
 
 
 def test_an_empty_turn_on_a_full_cluster_is_cheap_and_says_what_a_fresh_one_would() -> None:

@@ -41,9 +41,13 @@ def find(
 
     With `explain` off a refusal has a code only; trying places is far more common than telling about them."""
     spec = gang.spec
+    home = 0
+    for name in gang.home:
+        if name in trial.state.nodes:
+            home |= 1 << trial.state.nodes[name].slot
     refused: Refused | None = None
     for option in range(max(len(group.options) for group in spec.groups)):
-        found = _with_option(trial, spec, size, option, policy, view, only, explain)
+        found = _with_option(trial, spec, size, option, policy, view, only, explain, home)
         if isinstance(found, Refused):
             refused = found if refused is None or _rank(found) > _rank(refused) else refused
         else:
@@ -121,7 +125,15 @@ def gpus(milli: int) -> str:
 
 
 def _with_option(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, only: int, explain: bool
+    trial: Trial,
+    spec: Workload,
+    size: int,
+    option: int,
+    policy: Placing,
+    view: View,
+    only: int,
+    explain: bool,
+    home: int,
 ) -> Placement | Refused:
     capacity = trial.state.capacity
     flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
@@ -130,14 +142,14 @@ def _with_option(
     if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
         only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
         refused = quota_refusal(trial, spec, only_flavor, need)
-        found = refused or _in_domains(trial, spec, size, option, policy, view, mask)
+        found = refused or _in_domains(trial, spec, size, option, policy, view, mask, home)
     else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
         found = Refused("nodes", "no node")
         for name, of_flavor in (*capacity.by_flavor.items(), (None, -1)):
             if name is None and of_flavor != -1:
                 continue  # nodes without an accelerator
             refused = quota_refusal(trial, spec, name, need) if of_flavor != -1 else None
-            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor)
+            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, home)
             if not isinstance(found, Refused):
                 break
     if explain and isinstance(found, Refused) and found.code != "quota":
@@ -146,22 +158,23 @@ def _with_option(
 
 
 def _in_domains(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, home: int = 0
 ) -> Placement | Refused:
-    """Required domain first, inside it the preferred one; without a wish anywhere."""
+    """Required domain first, inside it the preferred one; without a wish anywhere. A gang that lost a node stays in the
+    domain of those it has left (`home`) if that has room: the node is replaced before the gang is moved."""
     required, preferred = spec.topology.required, spec.topology.preferred
     if required is None and preferred is None:
         return fill(trial, spec, size, option, policy, view, mask)
     capacity = trial.state.capacity
     if required is not None:
         outer = [members & mask for members in capacity.domains(required).values()]
-        outer = _fullest_first(trial, [domain for domain in outer if domain])
+        outer = _fullest_first(trial, [domain for domain in outer if domain], home)
     else:
         outer = [mask]
     if preferred is not None:
         for domain in outer:
             inner = [members & domain for members in capacity.domains(preferred).values()]
-            for part in _fullest_first(trial, [p for p in inner if p]):
+            for part in _fullest_first(trial, [p for p in inner if p], home):
                 found = fill(trial, spec, size, option, policy, view, part)
                 if not isinstance(found, Refused):
                     return found
@@ -172,10 +185,11 @@ def _in_domains(
     return Refused("topology" if required is not None else "nodes", "no domain has room")
 
 
-def _fullest_first(trial: Trial, domains: list[int]) -> list[int]:
-    """Domains with least free GPUs first, so that large ones stay whole; ties by name (the given order)."""
+def _fullest_first(trial: Trial, domains: list[int], home: int = 0) -> list[int]:
+    """Those with nodes of `home`, then domains with least free GPUs first, so that large ones stay whole; ties by name
+    (the given order)."""
     capacity = trial.state.capacity
-    return sorted(domains, key=capacity.free_gpus)
+    return sorted(domains, key=lambda domain: (not domain & home, capacity.free_gpus(domain)))
 
 
 def fill(
