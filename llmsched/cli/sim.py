@@ -98,7 +98,10 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
-    """Check the decisions that the scenarios of FILE expect."""
+    """Check the decisions that the scenarios of FILE expect.
+
+    Exits with 1 when one differs, with 2 when a row of the file is wrong; the others are run all the same.
+    """
     from llmsched.sim.scenarios import run_file
 
     found = run_file(file)
@@ -109,8 +112,10 @@ def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
             if not row["passed"]:
                 click.echo(f"{row['id']}: expected {row['expected']}, got {row['got']}. {row['why']}")
         click.echo(f"{found['passed']} passed, {found['failed']} failed")
+    for problem in found["problems"]:
+        click.echo(problem, err=True)
     if found["failed"]:
-        ctx.exit(1)
+        ctx.exit(2 if found["problems"] else 1)
 
 
 @sim.command()

@@ -152,6 +152,7 @@ class Capacity:
         self.gpus_total = 0  # whole GPUs, foreign use not subtracted
         self.cpus_total = 0
         self.memory_total = 0
+        self.kinds: dict[tuple[str | None, Resources], int] = {}  # (flavor, what a node has in all) -> nodes
         self._domains: dict[str, dict[str, int]] = {}
         self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
 
@@ -212,6 +213,10 @@ class Capacity:
         self.gpus_total += sign * state.total_gpus
         self.cpus_total += sign * state.node.total.cpus_milli
         self.memory_total += sign * state.node.total.memory_bytes
+        kind = (state.node.flavor, state.node.total)
+        self.kinds[kind] = self.kinds.get(kind, 0) + sign
+        if not self.kinds[kind]:
+            del self.kinds[kind]
 
     def _forget(self) -> None:
         self._domains.clear()

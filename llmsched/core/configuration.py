@@ -47,6 +47,7 @@ class Cohort:
     name: str
     parent: str | None = None
     quotas: tuple[tuple[str, Quota], ...] = ()
+    weight: float = 1.0  # beside its siblings, where shares are compared
 
 
 @dataclass(frozen=True, slots=True)

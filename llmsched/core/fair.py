@@ -1,7 +1,7 @@
 """Shares: how much of the cluster each queue has, should have, and would have. Scores only, never a ledger.
 
 Three senses, by `scheduling.fair_share`:
-  weighted_drf_over_borrowed  what a queue holds beyond its nominal quota, over its weight (Kueue)
+  weighted_drf_over_borrowed  what a queue, or a branch of the tree, holds beyond its quota, over its weight (Kueue)
   drf_total                   its largest share of any resource in `drf_resources`, over its weight (DRF; Armada)
   guarantee_then_weight       nominal first, the rest by over-quota weight, whole GPUs by largest remainder (KAI), with
                               the weights corrected for past use: P = max(W + k (W - U), 0)
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import floor, inf, log
 
 from llmsched.core.configuration import Queue
+from llmsched.core.quota import Branch
 from llmsched.core.records import QueueUse
 from llmsched.core.resources import MILLI, ZERO, Resources
 from llmsched.core.state import State
@@ -53,12 +54,42 @@ class Shares:
             have = self.state.use.get(queue, NOTHING).gpus_milli + extra.gpus_milli
             deserved = self.deserved.get(queue, 0.0)
             return have / deserved if deserved else (inf if have else 0.0)
-        if self.mode == TOTAL:
-            share = self._dominant(queue, extra)
-        else:
-            share = self._borrowed(queue, flavor, extra.gpus_milli)
+        if self.mode == BORROWED:
+            own = self.state.quota.branch(queue, flavor)
+            return self.of_branch(own, own, flavor, extra.gpus_milli) if own is not None else 0.0
+        share = self._dominant(queue, extra)
         weight = self.weights.get(queue, 1.0)
         return share / weight if weight > 0 else (inf if share > 0 else 0.0)
+
+    def standing(self, queue: str, flavor: str | None, extra: Resources) -> tuple[float, ...]:
+        """What queues are compared by, with `extra` more: over what is borrowed, the shares of the queue's branches
+        from below the root down to itself, so that whole branches of the tree come before the queues in them."""
+        if self.mode != BORROWED:
+            return (self.after(queue, flavor, extra),)
+        own = self.state.quota.branch(queue, flavor)
+        if own is None:
+            return (0.0,)
+        shares = []
+        top: Branch | None = own
+        while top is not None and top.parent is not None:
+            shares.append(self.of_branch(own, top, flavor, extra.gpus_milli))
+            top = top.parent
+        return tuple(reversed(shares))
+
+    def of_branch(self, below: Branch, top: Branch, flavor: str | None, extra: int) -> float:
+        """The share of a branch of the tree if the queue `below` it had `extra` more of a flavor (negative: less)."""
+        quota = self.state.quota
+        (below.charge if extra >= 0 else below.release)(abs(extra))
+        borrowed = sum(branches[top.name].borrowed() for branches in quota.rows.values() if top.name in branches)
+        (below.release if extra >= 0 else below.charge)(abs(extra))
+        if top.weight > 0:
+            return borrowed / max(self.state.capacity.gpus_total * MILLI, 1) / top.weight
+        return inf if borrowed else 0.0
+
+    def of_queue(self, queue: str) -> float:
+        """Its share as it is now, over its weight."""
+        flavor = next((name for name, _ in _queue(self.state, queue).quotas if name != "*"), None)
+        return self.after(queue, flavor, ZERO)
 
     def item(self, extra: Resources) -> float:
         """The dominant share of one request alone."""
@@ -78,16 +109,6 @@ class Shares:
                 share = max(share, have / total)
         return share
 
-    def _borrowed(self, queue: str, flavor: str | None, extra: int) -> float:
-        quota = self.state.quota
-        own_row = quota.row_of(queue, flavor)
-        borrowed = 0
-        for row, branches in quota.rows.items():
-            branch = branches.get("queue:" + queue)
-            if branch is not None:
-                borrowed += max(0, branch.used + (extra if row == own_row else 0) - branch.subtree)
-        return borrowed / max(self.state.capacity.gpus_total * MILLI, 1)
-
     def fair_milli(self, queue: str) -> float:
         """drf_total: the queue's weight among the queues that hold or want something, of all GPUs."""
         active = [
@@ -97,6 +118,10 @@ class Shares:
         ]
         total = sum(self.weights[name] for name in active) or 1.0
         return self.state.capacity.gpus_total * MILLI * self.weights.get(queue, 1.0) / total
+
+
+def _queue(state: State, name: str) -> Queue:
+    return next((queue for queue in state.configuration.queues if queue.name == name), Queue(name))
 
 
 def nominal_milli(queue: Queue) -> int:

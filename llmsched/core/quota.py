@@ -8,7 +8,7 @@ them. `charge` and `release` are exact inverses. Knows no gangs and no nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 
 from llmsched.core.configuration import Configuration, Quota
@@ -20,12 +20,14 @@ UNLIMITED = 1 << 60
 class Branch:
     """A queue or a cohort in the tree, for one row (flavor)."""
 
-    __slots__ = ("children", "kept", "name", "parent", "quota", "subtree", "used")
+    __slots__ = ("children", "depth", "kept", "name", "parent", "quota", "subtree", "used", "weight")
 
-    def __init__(self, name: str, quota: Quota, parent: Branch | None) -> None:
+    def __init__(self, name: str, quota: Quota, parent: Branch | None, weight: float = 1.0) -> None:
         self.name = name
         self.quota = quota
         self.parent = parent
+        self.weight = weight
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: list[Branch] = []
         self.subtree = quota.nominal_milli
         self.kept = 0
@@ -78,6 +80,27 @@ class Branch:
     def borrowed(self) -> int:
         return max(0, self.used - self.subtree)
 
+    def up_to(self, top: Branch) -> Iterator[Branch]:
+        """This branch and those above it, `top` included."""
+        branch = self
+        while branch is not top:
+            yield branch
+            assert branch.parent is not None
+            branch = branch.parent
+        yield top
+
+
+def fork(one: Branch, other: Branch) -> tuple[Branch, Branch]:
+    """Where the ways of two queues to the root part: the two branches right below the lowest cohort they share."""
+    while one.parent is not other.parent:
+        if one.depth >= other.depth:
+            assert one.parent is not None
+            one = one.parent
+        else:
+            assert other.parent is not None
+            other = other.parent
+    return one, other
+
 
 class QuotaTree:
     """One tree per row. `cluster` is the GPUs per flavor, in thousandths: what nobody was promised goes to the root."""
@@ -119,14 +142,15 @@ class QuotaTree:
                 cohort = cohorts.get(name)
                 parent = branch(cohort.parent) if cohort and cohort.parent else branches[ROOT]
                 own = dict(cohort.quotas).get(row, Quota()) if cohort else Quota()
-                found = branches["cohort:" + name] = Branch("cohort:" + name, own, parent)
+                weight = cohort.weight if cohort else 1.0
+                found = branches["cohort:" + name] = Branch("cohort:" + name, own, parent, weight)
             return found
 
         for cohort in configuration.cohorts:
             branch(cohort.name)
         for queue in configuration.queues:
             parent = branch(queue.cohort) if queue.cohort else branches[ROOT]
-            branches["queue:" + queue.name] = Branch("queue:" + queue.name, quota(queue.quotas), parent)
+            branches["queue:" + queue.name] = Branch("queue:" + queue.name, quota(queue.quotas), parent, queue.weight)
         branches[ROOT].settle()
         return branches
 
@@ -138,7 +162,8 @@ class QuotaTree:
         for row, branches in self.rows.items():
             twins = other.rows[row] = {}
             for name, branch in branches.items():  # parents stand before their children
-                twin = twins[name] = Branch(name, branch.quota, twins[branch.parent.name] if branch.parent else None)
+                parent = twins[branch.parent.name] if branch.parent else None
+                twin = twins[name] = Branch(name, branch.quota, parent, branch.weight)
                 twin.subtree, twin.kept, twin.used = branch.subtree, branch.kept, branch.used
         return other
 

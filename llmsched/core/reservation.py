@@ -17,6 +17,7 @@ from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, amount_of, expected_end, gpus_of, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages import place
+from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
 
@@ -78,6 +79,21 @@ def nodes_of(trial: Trial, gang: GangState) -> int:
         if placed.node in trial.state.nodes:
             mask |= 1 << trial.state.nodes[placed.node].slot
     return mask
+
+
+def gives_way(state: State, spec: Workload, head: Workload) -> bool:
+    """Whether elastic work is made smaller when `head` starts: stages/shrink.py does it for a gang of its own queue."""
+    if not spec.is_elastic() or not state.configuration.scheduling.elastic:
+        return False
+    return spec.queue == head.queue or not state.quota.enforced
+
+
+def least(spec: Workload, placement: Placement) -> Placement:
+    """What is left of a placement at the smallest size: the highest ranks go."""
+    elastic = spec.groups[0].name
+    ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
+    goes = dict.fromkeys(ranks[spec.min_size :])
+    return tuple(placed for rank, placed in enumerate(placement) if rank not in goes)
 
 
 class Windows:
@@ -147,7 +163,6 @@ def earliest(
     spec = gang.spec
     need = place.need_milli(spec, size, 0)
     mask = place.eligible(trial, spec, 0)
-    counted = state.capacity.free_gpus(mask) * MILLI
     fluid = is_fluid(spec) and not promises and not windows.rows
     flavor = spec.groups[0].options[0].flavor or next(iter(state.capacity.by_flavor), None)
     waiting_for: list[GangState] = []  # ends that have been counted and not yet taken out of the ledgers
@@ -168,6 +183,11 @@ def earliest(
     tried = 0
     mark = trial.mark()
     try:
+        for name in state.elastic:  # they are made smaller when the gang starts
+            other = state.gangs[name]
+            if trial.held(other) and other is not gang and gives_way(state, other.spec, spec):
+                trial.hold(other, least(other.spec, trial.held(other)))
+        counted = state.capacity.free_gpus(mask) * MILLI
         while ahead is not None or moments:
             moment = min(ahead[0] if ahead is not None else inf, moments[0] if moments else inf)
             by_window = bool(moments) and moments[0] == moment
@@ -283,6 +303,8 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
                 gone = trial.now + runtime_s(other, len(held)) <= promise.start
             if gone:
                 trial.hold(other, ())
+            elif gives_way(state, other.spec, promise.gang.spec):
+                trial.hold(other, least(other.spec, held))
         trial.hold(promise.gang, promise.placement)
         return fits_exactly(trial, spec, placement)
     finally:

@@ -13,6 +13,7 @@ from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
 from llmsched.core.lifecycle import ACTIVE
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
+from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
@@ -25,10 +26,26 @@ IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
     "reclaim_while_borrowing",
     "fair_share",
 )
+NO_QUEUE = Queue("")
+FAIR_RULES = {  # scheduling.fair_preempt_rule, in our words and in Kueue's; unset: both, the gentle one first
+    "preemptor_final_le_victim_final": ("final",),
+    "LessThanOrEqualToFinalShare": ("final",),
+    "preemptor_final_lt_victim_initial": ("initial",),
+    "LessThanInitialShare": ("initial",),
+}
 
 
 class Rules:
-    """What the configuration lets one waiting gang take, as things stand at each moment of the trial."""
+    """What the configuration lets one waiting gang take, as things stand at each moment of the trial.
+
+    A strategy says which of the rules is tried, one after another (`each_strategy`):
+      borrowing  the gang may end above its queue's quota: takes from whoever borrows what a cohort of its own lacks,
+                 and by priority while borrowing
+      inside     the gang must end inside its queue's quota (`holds`): takes from whoever borrows
+      final      fair sharing: my share at the end is at most the victim's at the end
+      initial    fair sharing: my share at the end is less than the victim's now
+      shares     the other two senses of a share (fair.py)
+    """
 
     def __init__(self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, view: View):
         state = trial.state
@@ -36,11 +53,12 @@ class Rules:
         self.scheduling = state.configuration.scheduling
         self.queues = {queue.name: queue for queue in state.configuration.queues}
         self.rules = rules_of(state, gang.spec.queue)
-        self.strict = False  # second strategy of fair sharing: less than the victim's share as it is now
         self.option = 0
         self.size = gang.spec.min_size
         self._known = (-1, -1)
         self._amount = Resources()
+        self._covered: dict[str | None, int] = {}  # by flavor, as things stood when the strategy began
+        self.strategy = self._all()[0]
 
     def group(self, queue: str, priority: int) -> str:
         """The reason code under which gangs of that queue and priority might be victims; "" for never."""
@@ -72,56 +90,20 @@ class Rules:
                 return False
         return True
 
+    def is_reluctant(self, victim: GangState) -> bool:
+        """Whether its queue would rather not be evicted: it goes after everybody else."""
+        return self.queues.get(victim.spec.queue, NO_QUEUE).evictable == "prefer_not"
+
     def _across(self, queue: str, theirs: int) -> str:
-        if self.queues.get(queue, Queue("")).evictable == "no":
+        if self.queues.get(queue, NO_QUEUE).evictable == "no":
             return ""
-        if self.shares is not None and self.shares.mode == TOTAL:
-            return FAIR if self.scheduling.preempt_to_fair_share else ""
+        if self.shares is not None and self.shares.mode == TOTAL and self.scheduling.preempt_to_fair_share:
+            return FAIR
         return RECLAIM if self._reclaims(theirs) or self._while_borrowing(theirs) else ""
 
     def _while_borrowing(self, theirs: int) -> bool:
         limit, mine = self.rules.while_borrowing_max_victim_priority, self.gang.spec.priority
         return self.rules.while_borrowing == "lower_priority" and theirs < mine and (limit is None or theirs <= limit)
-
-    def now(self, victim: GangState, code: str) -> str:
-        """The reason code under which `victim` may be taken at this moment of the trial; "" for not (any more)."""
-        if code == IN_QUEUE:
-            return code
-        spec = self.gang.spec
-        need = self._need()
-        flavor = self._flavor(victim)
-        theirs = victim.spec.queue
-        shares = self.shares
-        if shares is not None and shares.mode == TOTAL:
-            protected = self.scheduling.protected_fraction * shares.fair_milli(theirs)
-            use = self.state.use.get(theirs)
-            if use is None or use.gpus_milli <= protected:
-                return ""
-            mine = shares.after(spec.queue, flavor, need)
-            return FAIR if mine <= shares.after(theirs, flavor, _all_of(victim)) else ""
-        if shares is not None and shares.mode == GUARANTEE:
-            use = self.state.use.get(theirs)
-            if use is None or use.gpus_milli <= shares.deserved.get(theirs, 0.0):
-                return ""
-            return RECLAIM if shares.after(spec.queue, flavor, need) <= 1.0 else ""
-        branch = self.state.quota.branch(theirs, flavor)
-        own = self.state.quota.branch(spec.queue, flavor)
-        if branch is None or own is None or branch.used <= branch.subtree:
-            return ""  # only borrowers give back
-        if shares is not None and shares.mode == BORROWED:
-            mine = shares.after(spec.queue, flavor, need)
-            if mine <= shares.after(theirs, flavor, Resources(-gpus_of(victim.spec, victim.held))):
-                return RECLAIM if mine <= 0 else FAIR
-            return FAIR if self.strict and mine < shares.after(theirs, flavor, Resources()) else ""
-        if own.used + need.gpus_milli <= own.subtree:
-            return RECLAIM if self._reclaims(victim.spec.priority) else ""
-        return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""
-
-    def _need(self) -> Resources:
-        key = (self.size, self.option)
-        if self._known != key:
-            self._known, self._amount = key, total_of(self.gang.spec, self.size, self.option)
-        return self._amount
 
     def _reclaims(self, theirs: int) -> bool:
         rule, mine = self.rules.reclaim, self.gang.spec.priority
@@ -131,21 +113,135 @@ class Rules:
             or (rule == "lower_priority" and theirs < mine)
         )
 
+    def now(self, victim: GangState, code: str, released: int | None = None) -> str:
+        """The reason code under which `victim` may be taken at this moment of the trial, or only `released` of its
+        thousandths of GPUs (None: all); "" for not (any more)."""
+        if code == IN_QUEUE:
+            return code
+        shares, flavor, theirs = self.shares, self._flavor(victim), victim.spec.queue
+        if shares is not None and shares.mode != BORROWED:
+            found = self._by_share(shares, victim, flavor, released)
+            if found or shares.mode == GUARANTEE:
+                return found
+        branch = self.state.quota.branch(theirs, flavor)
+        own = self.state.quota.branch(self.gang.spec.queue, flavor)
+        spare = self._spare(victim) if released is None else 0
+        if branch is None or own is None or branch.used - spare <= branch.subtree:
+            return ""  # only borrowers give back
+        mine, other = fork(own, branch)
+        if other is not branch and any(above.used - spare <= above.subtree for above in branch.up_to(other)):
+            return ""  # nor a borrower whose cohort does not borrow
+        if shares is not None and shares.mode == BORROWED:
+            if not self._reclaims(victim.spec.priority):
+                return ""
+            need = self._need().gpus_milli
+            if own.used + need <= own.subtree:
+                return RECLAIM
+            amount = gpus_of(victim.spec, victim.held) if released is None else released
+            mine_then = shares.of_branch(own, mine, flavor, need)
+            if self.strategy == "final":
+                return FAIR if mine_then <= shares.of_branch(branch, other, flavor, -amount) else ""
+            return FAIR if mine_then < shares.of_branch(branch, other, flavor, 0) else ""
+        owned = self.strategy == "inside" or mine.depth <= self._covered_depth(own, flavor)
+        if owned and self._reclaims(victim.spec.priority):
+            return RECLAIM
+        return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""
+
+    def ever(self, victim: GangState, code: str) -> bool:
+        """Whether `victim` may be taken by any of the strategies, as things stand."""
+        return any(self.now(victim, code) for _ in self.each_strategy())
+
+    def _by_share(self, shares: Shares, victim: GangState, flavor: str | None, released: int | None) -> str:
+        theirs, need = victim.spec.queue, self._need()
+        use = self.state.use.get(theirs)
+        if use is None:
+            return ""
+        spare = self._spare(victim) if released is None else 0
+        if shares.mode == GUARANTEE:
+            if use.gpus_milli - spare <= shares.deserved.get(theirs, 0.0):
+                return ""
+            return RECLAIM if shares.after(self.gang.spec.queue, flavor, need) <= 1.0 else ""
+        if not self.scheduling.preempt_to_fair_share:
+            return ""
+        if use.gpus_milli - spare <= self.scheduling.protected_fraction * shares.fair_milli(theirs):
+            return ""
+        given = _all_of(victim) if released is None else Resources(-released)
+        mine = shares.after(self.gang.spec.queue, flavor, need)
+        return FAIR if mine <= shares.after(theirs, flavor, given) else ""
+
+    def _spare(self, victim: GangState) -> int:
+        """Thousandths of GPUs that an elastic victim could give and go on: it is evicted only for what it cannot."""
+        if not self.scheduling.elastic or not victim.spec.is_elastic():
+            return 0
+        bundle = victim.spec.groups[0].options[0].resources.gpus_milli
+        return max(0, victim.size - victim.spec.min_size) * bundle
+
+    def holds(self) -> bool:
+        """Whether the gang, were it to start at this moment of the trial, would keep to what the strategy asks."""
+        if self.strategy != "inside":
+            return True
+        own = self._own()
+        return own is not None and own.used + self._need().gpus_milli <= own.subtree
+
+    def can_hold(self, released: int) -> bool:
+        """Whether it could, once so many thousandths of GPUs of its own queue were released."""
+        own = self._own() if self.strategy == "inside" else None
+        return own is None or own.used + self._need().gpus_milli - released <= own.subtree
+
+    def _own(self) -> Branch | None:
+        options = self.gang.spec.groups[0].options
+        flavor = options[min(self.option, len(options) - 1)].flavor
+        if flavor is None and len(self.state.capacity.by_flavor) == 1:
+            flavor = next(iter(self.state.capacity.by_flavor))
+        return self.state.quota.branch(self.gang.spec.queue, flavor)
+
+    def _covered_depth(self, own: Branch, flavor: str | None) -> int:
+        """Depth of the lowest branch above (or at) the queue whose own quota covers what the gang needs; -1: none. What
+        that branch has lent to others is the gang's to take back."""
+        known = self._covered.get(flavor)
+        if known is None:
+            known, left, branch = -1, self._need().gpus_milli, own
+            while known < 0:
+                if branch.used + left <= branch.subtree:
+                    known = branch.depth
+                if branch.parent is None:
+                    break
+                left = max(0, left - max(0, branch.kept - branch.used))
+                branch = branch.parent
+            self._covered[flavor] = known
+        return known
+
+    def _need(self) -> Resources:
+        key = (self.size, self.option)
+        if self._known != key:
+            self._known, self._amount = key, total_of(self.gang.spec, self.size, self.option)
+        return self._amount
+
     def _flavor(self, victim: GangState) -> str | None:
         node = self.state.nodes.get(victim.held[0].node) if victim.held else None
         return node.node.flavor if node is not None else None
 
-    def each_strategy(self) -> Iterator[bool]:
-        """The strategies one after another, each set while it is looked at."""
-        for strict in self.strategies():
-            self.strict = strict
-            yield strict
+    def each_strategy(self) -> Iterator[str]:
+        """The strategies one after another, each set while it is looked at; the first one is set again at the end."""
+        every = self._all()
+        try:
+            for self.strategy in every:
+                self._covered.clear()
+                yield self.strategy
+        finally:
+            self.strategy = every[0]
 
-    def strategies(self) -> tuple[bool, ...]:
-        """Fair sharing tries the stricter rule first: my final share at most the victim's final share."""
-        if self.shares is None or self.shares.mode != BORROWED:
-            return (False,)
-        return (False,) if self.scheduling.fair_preempt_rule == "preemptor_final_le_victim_final" else (False, True)
+    def _all(self) -> tuple[str, ...]:
+        if self.shares is not None and self.shares.mode == BORROWED:
+            return FAIR_RULES.get(self.scheduling.fair_preempt_rule or "", ("final", "initial"))
+        if self.shares is not None and self.shares.mode == GUARANTEE:
+            return ("shares",)
+        own = self._own()
+        if self.rules.within_queue == "never" or own is None:
+            return ("borrowing",)  # nothing of its own could bring the queue back inside its quota
+        if own.used >= own.subtree or own.used + self._need().gpus_milli <= own.subtree:
+            return ("borrowing",)  # it has all it owns, or ends inside in any case
+        return ("inside", "borrowing") if self.rules.while_borrowing == "never" else ("borrowing", "inside")
 
 
 def _all_of(victim: GangState) -> Resources:

@@ -75,6 +75,7 @@ class CohortSpec(Section):
     name: Name
     parent: Name | None = None
     quota: dict[FlavorName, QuotaSpec] = {}
+    weight: float = Field(default=1.0, ge=0)
 
 
 class Rules(Section):
@@ -95,7 +96,7 @@ class QueueSpec(Section):
     name: Name
     cohort: Name | None = None
     quota: dict[FlavorName, QuotaSpec] = {}
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
     overquota_weight: float | None = Field(default=None, ge=0)
     preemption: Rules | None = None
     evictable: Literal["yes", "prefer_not", "no"] = "yes"
@@ -136,7 +137,7 @@ class SchedulingSpec(Section):
     reclaim_min_runtime_s: float = Field(default=0.0, ge=0)
     stale_gang_grace_s: float = Field(default=0.0, ge=0)
     fair_share: Literal["weighted_drf_over_borrowed", "drf_total", "guarantee_then_weight"] | None = None
-    fair_preempt_rule: Label | None = None
+    fair_preempt_rule: Literal["preemptor_final_le_victim_final", "preemptor_final_lt_victim_initial"] | None = None
     preempt_to_fair_share: bool = False
     protected_fraction: float = Field(default=0.0, ge=0, le=1)
     drf_resources: list[Label] = list(_CORE.scheduling.drf_resources)

@@ -115,7 +115,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
     return core.Configuration(
         version=version,
         queues=tuple(queues),
-        cohorts=tuple(core.Cohort(each.name, each.parent, _quotas(each.quota)) for each in spec.cohorts),
+        cohorts=tuple(core.Cohort(each.name, each.parent, _quotas(each.quota), each.weight) for each in spec.cohorts),
         reservations=tuple(
             core.Reservation(
                 name=each.name,

@@ -15,7 +15,7 @@ from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import fits_exactly
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on, rules_of
+from llmsched.core.rules import is_on, rules_of
 from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import Line
@@ -158,10 +158,9 @@ class Admission:
             return False
         trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
         only = ~self.calendar.closed(gang, gang.spec.min_size)
-        if self.state.elastic:
-            rules = Rules(trial, plan, gang, self.shares, view)
-            if shrink.run(trial, plan, gang, rules, policies.placement, view, only, self._sizes(gang)):
-                return True
+        sizes = self._sizes(gang)
+        if state.elastic and shrink.run(trial, plan, gang, self.shares, policies.placement, view, only, sizes):
+            return True
         if self.by_rank:
             return False  # rank.py has decided who is evicted
         if preempt.run(trial, plan, gang, policies.preemption, policies.placement, self.shares, view, only):

@@ -1,7 +1,7 @@
 """Time: the blocked head gets a planned start; later work starts only if it cannot delay it.
 
 `easy` protects the first blocked gang of each accelerator, `conservative` the first few. Later work may start when it
-ends before the planned start, or fits beside it.
+ends before the planned start, fits beside it, or can be shrunk to its minimum in time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ from __future__ import annotations
 from llmsched.core.explain import Reason
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import Promise, Windows, earliest, leaves_room, runtime_s, use_spare
+from llmsched.core.reservation import (
+    Promise,
+    Windows,
+    earliest,
+    gives_way,
+    least,
+    leaves_room,
+    runtime_s,
+    use_spare,
+)
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
@@ -45,6 +54,10 @@ class Calendar:
         ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
         return all(
             leaves_room(self.trial, promise, placement, gang.spec, ends_at)
+            or (
+                gives_way(self.trial.state, gang.spec, promise.gang.spec)
+                and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
+            )
             for promise in self.promises
             if promise.gang is not gang
         )
@@ -53,7 +66,10 @@ class Calendar:
         """Work was started beside the planned starts."""
         ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
         for promise in self.promises:
-            use_spare(self.trial, promise, placement, gang.spec, ends_at)
+            kept = placement
+            if gives_way(self.trial.state, gang.spec, promise.gang.spec):
+                kept = least(gang.spec, placement)
+            use_spare(self.trial, promise, kept, gang.spec, ends_at)
 
     def is_hopeless(self, gang: GangState, size: int) -> bool:
         """Whether a planned start has less to spare than this gang needs, wherever it goes: nodes need no look."""

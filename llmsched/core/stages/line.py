@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from llmsched.core.fair import Shares, total_of
+from llmsched.core.fair import BORROWED, Shares, total_of
 from llmsched.core.policy import Ordering, View
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
@@ -44,6 +44,7 @@ class Line:
             waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
         else:
             waiting.attach(BY_AGE, None, self._gangs)
+        self._deep = shares is not None and shares.mode == BORROWED and bool(trial.state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         # By rank nobody is evicted here, nobody blocks anybody, and what is free only shrinks during a pass: who needs
         # more than that is not looked at, which spares a cluster that is full most of the work of ordering its queue.
@@ -65,24 +66,27 @@ class Line:
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
 
-    def _rank(self, head: Head) -> tuple[float, float, Key, int]:
-        """Of a queue by its head: a queue's rank changes only with its own use and its own head."""
+    def _rank(self, head: Head) -> tuple[tuple[float, ...], float, Key, int]:
+        """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
         if not self._by_queue:
-            return (0.0, 0.0, (), 0)
+            return ((), 0.0, (), 0)
         sample = head.shape.sample
         flavor = sample.groups[0].options[0].flavor
         if self._shares is None:  # inside its own quota before those that would borrow
             branch = self._quota.branch(sample.queue, flavor)
             borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree
-            return (float(borrows), 0.0, head.key, head.serial)
+            return ((float(borrows),), 0.0, head.key, head.serial)
         need = total_of(sample, sample.min_size)
-        share = self._shares.after(sample.queue, flavor, need)
-        return (share, self._shares.item(need), head.key, head.serial)
+        standing = self._shares.standing(sample.queue, flavor, need)
+        return (standing, self._shares.item(need), head.key, head.serial)
 
     def __iter__(self) -> Iterator[tuple[GangState, Shape]]:
         while self._queues:
-            _, queue = heappop(self._queues)
+            rank, queue = heappop(self._queues)
             heap = self._heaps[queue]
+            if self._deep and (now := self._rank(heap[0])) > rank:  # a queue beside it in its cohort has taken more
+                heappush(self._queues, (now, queue))
+                continue
             head = heappop(heap)
             if not self.blocker(head.shape):
                 self._refused = False

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
+from llmsched.core.nodes import Node
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Group, Placed, Placement, Workload
+from llmsched.core.workload import Group, Option, Placed, Placement, Workload
 
 NODES_SCORED = 16  # per bucket of equally free nodes; they differ only in CPUs, memory and shares
 
@@ -97,6 +98,14 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
         used, own = (branch.used - kept, branch.subtree) if branch else (0, 0)
         lent = max(0, used - own)
         borrowed = f", {gpus(lent)} of them borrowed" if lent else ""
+        most = branch.most() if branch else 0
+        if need > most:
+            return Refused(
+                "over_limit",
+                f'queue "{spec.queue}" may use at most {gpus(most)} GPUs; this gang needs {gpus(need)}',
+                (("most_milli", most), ("needed_milli", need)),
+                "ask for less, choose another queue, or have its quota raised",
+            )
         return Refused(
             "quota",
             f'queue "{spec.queue}" uses {gpus(used)} GPUs (its own: {gpus(own)}{borrowed}) and may take '
@@ -152,7 +161,7 @@ def _with_option(
             found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, home)
             if not isinstance(found, Refused):
                 break
-    if explain and isinstance(found, Refused) and found.code != "quota":
+    if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
         return _explain(trial, spec, size, option, mask, found)
     return found
 
@@ -365,6 +374,10 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
     other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
     if other:
         counts.append(("other flavor", other))
+    if not trial.state.configuration.node_types:
+        never = _never_fits(trial, spec, wish, size)
+        if never:
+            return Refused("impossible", never, tuple(counts), "a node that is large enough joins")
     fitting, rooms = _rooms(trial, mask, wish.resources, size)
     busy = mask.bit_count() - fitting
     if busy:
@@ -392,6 +405,21 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
         return Refused("fragmentation", message, tuple(counts), f"{size - rooms} more bundles fit on single nodes")
     message = f"{what}; {rooms} fit now on {everything} node{'s' if everything > 1 else ''}"
     return Refused("nodes", message, tuple(counts), f"room for {max(size - rooms, 1)} more is released")
+
+
+def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> str:
+    """Why not even the empty cluster could hold it; "" when it could, as far as totals and single bundles tell."""
+    capacity = trial.state.capacity
+    what = f"{size} x {describe(wish.resources, wish.flavor)}"
+    kinds = [(total, count) for (flavor, total), count in capacity.kinds.items() if wish.flavor in (None, flavor)]
+    if not kinds or (spec.node_labels and not capacity.with_labels(spec.node_labels)):
+        return f"needs {what}; no node has that"
+    if not any(NodeState(Node("", total), 0).room(wish.resources, 1) for total, _ in kinds):
+        return f"needs {what}; not even an empty node holds one of them"
+    have = sum(total.gpus_milli // MILLI * MILLI * count for total, count in kinds)
+    if size * wish.resources.gpus_milli > have:
+        return f"needs {what}; the cluster has {gpus(have)} such GPUs in all"
+    return ""
 
 
 def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, int]:

@@ -8,16 +8,16 @@ Shrinking (shrink.py) comes before this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmsched.core.configuration import Queue
 from llmsched.core.decisions import Nominate, Preempt
 from llmsched.core.fair import GUARANTEE, Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState, amount_of, gpus_of
-from llmsched.core.resources import MILLI
+from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import FAIR, IN_QUEUE, RECLAIM, WHILE_BORROWING, Rules, is_on
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
@@ -35,9 +35,10 @@ class Choice:
     victims: list[GangState]
     why: dict[str, str]
 
-    def rank(self, cost: Callable[[GangState], int]) -> tuple[int, int, int]:
+    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[int, int, int, int]:
+        reluctant = sum(rules.is_reluctant(victim) for victim in self.victims)
         top = max((victim.spec.priority for victim in self.victims), default=-(10**9))
-        return top, len(self.victims), sum(cost(victim) for victim in self.victims)
+        return reluctant, top, len(self.victims), sum(cost[victim.id] for victim in self.victims)
 
 
 def run(
@@ -124,6 +125,8 @@ def _choose(
         need = place.need_milli(gang.spec, gang.spec.min_size, option)
         for _ in rules.each_strategy():
             allowed = _allowed(eligible, rules)
+            if not rules.can_hold(sum(gpus_of(v.spec, v.held) for v, code in allowed if code == IN_QUEUE)):
+                continue
             short = need - need % MILLI - capacity.free_gpus(mask) * MILLI
             for victim, _ in allowed:
                 if short <= 0:
@@ -139,7 +142,7 @@ def _choose(
                 choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, allowed)
                 if choice is None:
                     continue
-                if best is None or choice.rank(lambda v: cost_of[v.id]) < best.rank(lambda v: cost_of[v.id]):
+                if best is None or choice.rank(rules, cost_of) < best.rank(rules, cost_of):
                     best = choice
             if best is not None:
                 return best
@@ -167,7 +170,7 @@ def _eligible(
         code = rules.group(queue, priority) if group.gangs and preemptible else ""
         if not code:
             continue
-        if code != IN_QUEUE and alike and not rules.now(state.gangs[next(iter(group.gangs))], code):
+        if code != IN_QUEUE and alike and not rules.ever(state.gangs[next(iter(group.gangs))], code):
             continue
         groups.append((group, code))
         most += group.gpus_milli
@@ -182,14 +185,13 @@ def _eligible(
                 continue
             cost = policy.cost(victim, gang, view)
             if cost is not None:
-                if rules.queues.get(victim.spec.queue, Queue("")).evictable == "prefer_not":
-                    cost += 10**18
                 cost_of[name] = cost
                 rows.append((victim, code))
 
     def order(row: tuple[GangState, str]) -> tuple[object, ...]:
         victim, code = row
-        return (code == IN_QUEUE, cost_of[victim.id], -(victim.launched_at or 0.0), victim.submitted_at, victim.id)
+        last, age = rules.is_reluctant(victim), victim.launched_at or 0.0
+        return (last, code == IN_QUEUE, cost_of[victim.id], -age, victim.submitted_at, victim.id)
 
     rows.sort(key=order)
     if shared:
@@ -200,8 +202,9 @@ def _eligible(
 def _allowed(eligible: list[tuple[GangState, str]], rules: Rules) -> list[tuple[GangState, str]]:
     """Who may be taken as things stand. Releasing a victim only lowers its queue's share: who may not be taken now may
     not be taken later either."""
-    known: dict[tuple[str, int, int, str], bool] = {}
+    known: dict[tuple[str, int, int, str], str] = {}
     allowed = []
+    later = []
     for row in eligible:
         victim, code = row
         if code != IN_QUEUE:
@@ -209,11 +212,48 @@ def _allowed(eligible: list[tuple[GangState, str]], rules: Rules) -> list[tuple[
             key = (victim.spec.queue, victim.spec.priority, gpus_of(victim.spec, victim.held), flavor)
             may = known.get(key)
             if may is None:
-                may = known[key] = bool(rules.now(victim, code))
+                may = known[key] = rules.now(victim, code)
             if not may:
                 continue
+            if may == WHILE_BORROWING:  # after those who hold what belongs to the gang's own branch
+                later.append(row)
+                continue
         allowed.append(row)
-    return allowed
+    if not later:
+        return allowed
+    return [*(r for r in allowed if r[1] != IN_QUEUE), *later, *(r for r in allowed if r[1] == IN_QUEUE)]
+
+
+def _in_turn(allowed: list[tuple[GangState, str]], rules: Rules) -> Iterator[tuple[GangState, str]]:
+    """Cheapest first, own ones last, unless the gang cannot end inside its quota without them. With fair sharing each
+    is taken from the queue that stands highest at that moment; one that would rather not be evicted comes last."""
+    shares = rules.shares
+    if shares is None:
+        if rules.holds():
+            yield from allowed
+            return
+        first: dict[str, None] = {}
+        for row in allowed:
+            if row[1] == IN_QUEUE and not rules.holds():
+                first[row[0].id] = None
+                yield row
+        yield from (row for row in allowed if row[0].id not in first)
+        return
+    queues: dict[str, deque[tuple[GangState, str]]] = {}
+    for row in allowed:
+        queues.setdefault(row[0].spec.queue, deque()).append(row)
+    mine = queues.pop(rules.gang.spec.queue, deque())
+
+    def standing(queue: str) -> tuple[object, ...]:
+        victim = queues[queue][0][0]
+        return (not rules.is_reluctant(victim), shares.standing(queue, rules._flavor(victim), ZERO))
+
+    while queues:
+        highest = max(queues, key=standing)  # of equals the first: whose cheapest is cheapest
+        yield queues[highest].popleft()
+        if not queues[highest]:
+            del queues[highest]
+    yield from mine
 
 
 def _least_need(gang: GangState) -> int:
@@ -288,7 +328,7 @@ def _in_scope(
     found: Placement | None = None
     seen = 0
     try:
-        for victim, code in eligible:
+        for victim, code in _in_turn(eligible, rules):
             inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
             if not inside and (narrow or not flavor_quota):
                 continue
@@ -303,6 +343,8 @@ def _in_scope(
             why[victim.id] = code_now
             if need >= MILLI and state.capacity.free_gpus(scope) * MILLI < need - need % MILLI:
                 continue
+            if not rules.holds():
+                continue
             placed = place.find(trial, gang, size, placing, view, scope, explain=False)
             if not isinstance(placed, place.Refused):
                 found = placed
@@ -312,14 +354,17 @@ def _in_scope(
         for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
             trial.hold(victim, victim.held)
             placed = place.find(trial, gang, size, placing, view, scope, explain=False)
-            if isinstance(placed, place.Refused):
+            if isinstance(placed, place.Refused) or not rules.holds():
                 trial.hold(victim, ())
             else:
                 found = placed
                 chosen.remove(victim)
         top = max(victim.spec.priority for victim in chosen)
         if len(chosen) > 1:
-            alone = _alone(trial, start, gang, rules, placing, view, scope, eligible[:VICTIMS_CONSIDERED], top, need)
+            willing = eligible[:VICTIMS_CONSIDERED]
+            if not any(rules.is_reluctant(victim) for victim in chosen):
+                willing = [row for row in willing if not rules.is_reluctant(row[0])]
+            alone = _alone(trial, start, gang, rules, placing, view, scope, willing, top, need)
             if alone is not None:
                 return alone
         return Choice(found, chosen, why)
@@ -350,7 +395,8 @@ def _alone(
             continue
         trial.hold(victim, ())
         placed = place.find(trial, gang, rules.size, placing, view, scope, explain=False)
+        holds = rules.holds()
         trial.rollback(start)
-        if not isinstance(placed, place.Refused):
+        if holds and not isinstance(placed, place.Refused):
             return Choice(placed, [victim], {victim.id: code_now})
     return None

@@ -6,12 +6,15 @@ only for somebody who might as well evict it. As few gangs as possible, each by 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmsched.core.decisions import Resize
+from llmsched.core.fair import Shares
 from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
-from llmsched.core.rules import Rules
+from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.stages import place
 from llmsched.core.stages.preempt import nominate
 from llmsched.core.trial import Trial
@@ -22,28 +25,38 @@ VARIANTS = 8  # nodes whose bundles may go first
 
 
 def run(
-    trial: Trial, plan: Plan, gang: GangState, rules: Rules, placing: Placing, view: View, only: int, sizes: list[int]
+    trial: Trial,
+    plan: Plan,
+    gang: GangState,
+    shares: Shares | None,
+    placing: Placing,
+    view: View,
+    only: int,
+    sizes: list[int],
 ) -> bool:
     """Nominate the gang on what elastic gangs can give; False if that is not enough."""
     state = trial.state
     if not state.configuration.scheduling.elastic or not state.elastic:
         return False
-    givers = _givers(trial, plan, gang, rules, view)
+    givers = _givers(trial, plan, gang, Rules(trial, plan, gang, shares, view), view)
     if not givers:
         return False
     later = trial.afterwards()
+    rules = Rules(later, plan, gang, shares and replace(shares, state=later.state), later.view)
     mark = later.mark()
     try:
         chosen: dict[str, Placement] = {}
         found: Placement | None = None
         size = sizes[-1]
-        for giver, floor in givers:
+        for giver, floor, code in givers:
+            if code:
+                floor = _allowed_floor(later, giver, floor, rules, code)
             found = _give(later, gang, giver, floor, size, placing, later.view, only, chosen)
             if found is not None:
                 break
         if found is None:
             return False
-        for giver, _ in reversed(givers):  # give back what is not needed
+        for giver, _, _ in reversed(givers):  # give back what is not needed
             if giver.id not in chosen or len(chosen) == 1:
                 continue
             kept = chosen.pop(giver.id)
@@ -78,30 +91,53 @@ def _gpus_given(gang: GangState, placement: Placement) -> str:
     return place.gpus((len(gang.held) - len(placement)) * per_bundle)
 
 
-def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> list[tuple[GangState, int]]:
-    """(elastic gang, smallest size it may be brought to), cheapest first: low priority, then much to give."""
+def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> list[tuple[GangState, int, str]]:
+    """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
+    priority, then much to give."""
     state = trial.state
     quantum = state.configuration.scheduling.quantum_s
-    rows: list[tuple[tuple[object, ...], GangState, int]] = []
+    rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
         giver = state.gangs[name]
         if giver.status is not Status.RUNNING or name in trial.leaving or name in trial.shrinking:
             continue
         if giver.lost_members or giver is gang:
             continue
-        floor = giver.size
+        floor, by = giver.size, ""
         code = rules.group(giver.spec.queue, giver.spec.priority) if giver.spec.preemptible else ""
-        if code and rules.could(giver, code) and rules.now(giver, code):
-            floor = giver.spec.min_size
+        if code and rules.could(giver, code) and (code == IN_QUEUE or rules.now(giver, code, _step(giver))):
+            floor, by = giver.spec.min_size, "" if code == IN_QUEUE else code
         elif giver.spec.queue == gang.spec.queue or not state.quota.enforced:
             if view.held_for_s(giver) >= quantum:
                 floor = min(giver.size, plan.sizes.get(name, giver.size) or giver.spec.min_size)
             else:
                 plan.wake(view.now - view.held_for_s(giver) + quantum)
         if floor < giver.size:
-            rows.append(((giver.spec.priority, floor - giver.size, giver.submitted_at, giver.id), giver, floor))
+            key = (rules.is_reluctant(giver), giver.spec.priority, floor - giver.size, giver.submitted_at, giver.id)
+            rows.append((key, giver, floor, by))
     rows.sort(key=lambda row: row[0])
-    return [(giver, floor) for _, giver, floor in rows[:GANGS_SHRUNK]]
+    return [(giver, floor, code) for _, giver, floor, code in rows[:GANGS_SHRUNK]]
+
+
+def _step(giver: GangState) -> int:
+    """Thousandths of GPUs that the first step down releases."""
+    smaller = max((size for size in allowed_sizes(giver.spec) if size < giver.size), default=giver.size)
+    return (giver.size - smaller) * giver.spec.groups[0].options[0].resources.gpus_milli
+
+
+def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, code: str) -> int:
+    """How far down the rules let a giver of another queue go: each step only while its queue has more than is its own,
+    after those who gave before it."""
+    bundle = giver.spec.groups[0].options[0].resources.gpus_milli
+    mark = trial.mark()
+    lowest = giver.size
+    for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]:
+        if not rules.now(giver, code, (lowest - size) * bundle):
+            break
+        trial.hold(giver, without(giver, size, None))
+        lowest = size
+    trial.rollback(mark)
+    return lowest
 
 
 def _give(

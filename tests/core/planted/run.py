@@ -73,7 +73,7 @@ BUGS = (
     ),
     Bug(
         "eviction_by_name", "armada PR #5053", "core/stages/preempt.py",
-        "        return (code == IN_QUEUE, cost_of[victim.id],",
+        "        return (last, code == IN_QUEUE, cost_of[victim.id],",
         "        return (victim.id, code == IN_QUEUE, cost_of[victim.id],",
         f"{DECISIONS}::test_the_cheapest_victim_goes_not_the_first_by_name",
     ),
