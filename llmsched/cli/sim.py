@@ -35,6 +35,11 @@ def sim() -> None:
 )
 @click.option("--estimates", default="exact", metavar="exact|none|column|error:0.5", help="What the scheduler is told.")
 @click.option(
+    "--steps/--no-steps",
+    default=True,
+    help="Whether jobs say how many steps they make, where the trace has it (never with --estimates none).",
+)
+@click.option(
     "--restart-cost", type=click.FloatRange(min=0), default=0.0, metavar="S", help="Lost at every start and resize."
 )
 @click.option("--elastic", metavar="MIN..MAX", help="Let every job run on MIN to MAX GPUs.")
@@ -50,7 +55,8 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
     """Replay TRACE (.csv or .csv.gz).
 
     Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
-    model, flavor, estimated_s. Columns runtime_N_s are run times on N GPUs and make a job elastic.
+    user, model (or job_type), steps (or total_steps), flavor, estimated_s. Columns runtime_N_s are run times on N
+    GPUs and make a job elastic.
     """
     from llmsched.sim import faults, fleet, report, runtimes, setting, simulator
     from llmsched.sim.recorder import Recorder
@@ -71,7 +77,7 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
     options = simulator.Options(
         nodes=machines,
         configuration=configuration,
-        estimates=runtimes.parse_estimates(given["estimates"]),
+        estimates=runtimes.parse_estimates(given["estimates"], given["steps"]),
         restart_cost_s=given["restart_cost"],
         seed=given["seed"],
         until_s=given["until"],

@@ -14,6 +14,7 @@ from typing import Any, Self
 from llmsched.core import facts
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
+from llmsched.core.estimate import History
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import (
     GangState,
@@ -29,7 +30,6 @@ from llmsched.core.waiting import Waiting
 from llmsched.core.workload import Placement
 
 NOTES_KEPT = 200
-RATIOS_KEPT = 256
 
 
 class Ledgers:
@@ -45,11 +45,11 @@ class Ledgers:
         self.publications: dict[str, dict[str, facts.Published]] = {}
         self.requested: tuple[tuple[str, int], ...] = ()  # last RequestCapacity
         self.releasing: dict[str, float] = {}  # nodes asked to go
+        self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.waiting = Waiting()
         self.holding: dict[str, None] = {}  # gangs that hold something, oldest launch first
         self.nominated: dict[str, None] = {}
-        self.estimate_ratios: deque[float] = deque(maxlen=RATIOS_KEPT)  # real run time / estimate, of who succeeded
         self.vacating: dict[str, None] = {}
         self.elastic: dict[str, None] = {}  # of the holding, those whose size may vary
         self.serving: dict[str, None] = {}  # serve workloads that have not ended

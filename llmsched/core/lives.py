@@ -52,6 +52,7 @@ class Lives(Ledgers):
         submitted = record.submitted_at if spec.kind != "serve" else self.now
         gang = GangState(name, spec.id, record.next_index, spec, submitted, record.revision, queued_since=self.now)
         gang.work_left = spec.estimated_runtime_s
+        self._expect(gang)
         record.next_index += 1
         record.gangs.append(name)
         self.gangs[name] = gang
@@ -127,6 +128,16 @@ class Lives(Ledgers):
         gang.restarts = gang.failures = 0
         gang.not_before = 0.0
         gang.work_left = record.workload.estimated_runtime_s
+        gang.measured = False
+        self._expect(gang)
+
+    def _expect(self, gang: GangState) -> None:
+        """Say how much work is left, where nobody declared it: as history has it. Its own progress knows better."""
+        if gang.measured or gang.spec.estimated_runtime_s is not None or gang.spec.kind == "serve":
+            return
+        guess = self.history.plan(gang.spec)
+        gang.work_left = max(guess.seconds - gang.worked_s, 0.0) if guess else None
+        gang.basis = guess.basis if guess else ""
 
     def _queue(self, gang: GangState) -> None:
         """Put a QUEUED gang among the waiting, or aside while it may not start yet."""
@@ -199,9 +210,11 @@ class Lives(Ledgers):
 
     def _settle(self, gang: GangState) -> None:
         """Count the work done since the last change of speed."""
-        if gang.work_left is not None and gang.started_at is not None and gang.status is not Status.QUEUED:
+        if gang.started_at is not None and gang.status is not Status.QUEUED:
             done = (self.now - gang.progress_at) * speed(gang.spec, gang.size or gang.spec.min_size)
-            gang.work_left = max(0.0, gang.work_left - done)
+            gang.worked_s += done
+            if gang.work_left is not None:
+                gang.work_left = max(0.0, gang.work_left - done)
         gang.progress_at = self.now
 
     def _let_go(self, gang: GangState) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
+from llmsched.core.estimate import Outlook
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
 from llmsched.core.resources import MILLI, Resources
@@ -59,11 +60,19 @@ class View:
             return None
         return left / max(speed(gang.spec, size or gang.size or gang.spec.min_size), 1e-9)
 
-    def estimate_ratio(self, quantile: float) -> float:
-        """How real run times compare with their estimates, of the last rigid gangs that succeeded: that quantile of
-        real / estimated; 1.0 while fewer than five are known."""
-        ratios = sorted(self._state.estimate_ratios)
-        return ratios[min(int(quantile * len(ratios)), len(ratios) - 1)] if len(ratios) >= 5 else 1.0
+    def outlook(self, gang: GangState, low: float, high: float) -> Outlook | None:
+        """What is to be believed of its run time, given what it has done: the quantile `low` of the whole run, the mean
+        and the quantile `high` of what is left. None: nothing is known. See estimate.py."""
+        holds = gang.is_holding()
+        done = self.service_s(gang) if holds else gang.served_s
+        if gang.measured or gang.spec.is_elastic():
+            left = self.remaining_s(gang) if holds else gang.work_left
+            if left is None:
+                return None
+            left = left if left > 0.0 else max(done, 1.0)  # it was to be over by now: as long again is as good a guess
+            return Outlook(done + left, left, left)
+        guess = self._state.history.guess(gang.spec)
+        return None if guess is None else self._state.history.outlook(guess, done, low, high)
 
     def work_left(self, gang: GangState) -> float | None:
         """The same in seconds at min_size."""

@@ -62,6 +62,9 @@ class GangState:
     fraction: float | None = None
     work_left: float | None = None  # seconds at min_size, as of `progress_at`
     progress_at: float = 0.0
+    measured: bool = False  # work_left comes from its own progress, not from what was said before it ran
+    basis: str = ""  # cache: of work_left, when history said it
+    worked_s: float = 0.0  # seconds of work done, at min_size
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
     adapters: dict[str, str] = field(default_factory=dict)

@@ -276,6 +276,8 @@ def _rounded(trial: Trial, moment: float) -> float:
 def _basis(last: GangState | None, by_window: bool) -> str:
     if last is None or by_window:
         return "when a reservation ends"
+    if last.basis and not (last.spec.max_runtime_s is not None and last.work_left is None):
+        return f"when {last.workload_id} ends, {last.basis}"
     declared = last.spec.max_runtime_s is not None and last.work_left is None
     return f"when {last.workload_id} ends, by its {'declared limit' if declared else 'estimate'}"
 

@@ -79,6 +79,7 @@ class State(Lives):
             ],
             [(t, sorted(p.items())) for t, p in sorted(self.publications.items())],
             self.requested,
+            self.history.parts(),
             sorted(self.releasing.items()),
             [
                 (name, [(key, branch.used) for key, branch in sorted(branches.items())])
@@ -272,9 +273,7 @@ class State(Lives):
         record.metrics.update(fact.metrics)
         if fact.outcome == "succeeded":
             self._let_go(gang)
-            estimate = gang.spec.estimated_runtime_s
-            if estimate and not gang.spec.is_elastic():
-                self.estimate_ratios.append(gang.served_s / estimate)
+            self.history.learn(gang.spec, gang.worked_s)
             gang.message = fact.message
             self._end(gang, "succeeded")
         else:
@@ -315,6 +314,9 @@ class State(Lives):
         if gang is None or gang.is_ended():
             self._note(fact, f"{fact.gang} is unknown or has ended")
             return
+        if gang.is_active():
+            self._settle(gang)
+        gang.measured, gang.basis = True, ""
         gang.work_left = max(0.0, fact.remaining_s) * (speed(gang.spec, gang.size) if gang.size else 1.0)
         gang.progress_at = self.now
         if gang.is_active():
@@ -368,6 +370,7 @@ class State(Lives):
         gang.placement = decision.placement
         gang.size = size_of(gang.spec, decision.placement)
         gang.launched_at = gang.progress_at = self.now
+        self._expect(gang)
         gang.started_at = gang.resized_at = gang.checkpoint_at = None
         gang.lost_members = False
         gang.home = ()
@@ -484,7 +487,7 @@ _GANG_FIELDS = (
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
-    "progress_at", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
+    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "wanted_replicas", "scaled_by_user", "next_index", "cancelled",

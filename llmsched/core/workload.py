@@ -79,6 +79,8 @@ class Workload:
     run: int = 1
     queue: str = "default"
     user: str = ""
+    model: str = ""  # what it trains or runs, as far as run times of the past are alike; "": not known
+    steps: float | None = None  # how many of whatever it counts, when that is known before it starts
     priority: int = 50
     min_size: int = 1  # bundles of the first group; serve replicas have min_size == max_size
     max_size: int = 1

@@ -38,6 +38,10 @@ def figures(run: Run) -> dict[str, Any]:
         estimates.kind,
         {"exact": "exact run times", "none": "no run times", "column": "the trace's estimates"}.get(estimates.kind, ""),
     )
+    if estimates.steps and estimates.kind != "none" and any(o.job.steps for o in run.outcomes):
+        told += ", numbers of steps"
+    if any(o.job.model for o in run.outcomes):
+        told += ", models by name"
     return {
         "jobs": len(run.outcomes),
         "finished": len(done),

@@ -19,10 +19,13 @@ ALONE = Retry(max_restarts=1_000_000, backoff_s=0.0)  # simulated hardware may f
 
 
 class Estimates(NamedTuple):
-    """`kind`: exact | none | column | error. With `error` the factor is uniform in 1 - spread .. 1 + spread."""
+    """`kind`: exact | none | column | error. With `error` the factor is uniform in 1 - spread .. 1 + spread.
+
+    `steps`: whether jobs say how many steps they make, where the trace has it. With `none` they never do."""
 
     kind: str = "exact"
     spread: float = 0.0
+    steps: bool = True
 
     def factor(self, seed: int, job: str) -> float:
         """A hash of (seed, job), so that it depends on nothing else."""
@@ -32,9 +35,9 @@ class Estimates(NamedTuple):
         return 1.0 + self.spread * (2.0 * drawn - 1.0)
 
 
-def parse_estimates(text: str) -> Estimates:
+def parse_estimates(text: str, steps: bool = True) -> Estimates:
     if text in ("exact", "none", "column"):
-        return Estimates(text)
+        return Estimates(text, steps=steps)
     kind, _, spread = text.partition(":")
     try:
         value = float(spread)
@@ -46,7 +49,7 @@ def parse_estimates(text: str) -> Estimates:
             where="--estimates",
             hint="exact, none, column, or error:0.5 (a factor in 0.5..1.5).",
         )
-    return Estimates(kind, value)
+    return Estimates(kind, value, steps)
 
 
 @dataclass(slots=True)
@@ -108,6 +111,9 @@ def workload_of(job: Job, estimates: Estimates, factor: float) -> Workload:
         kind="train",
         groups=(Group("workers", smallest, (option,)),),
         queue=job.queue,
+        user=job.user or job.queue,
+        model=job.model,
+        steps=job.steps if estimates.steps and estimates.kind != "none" else None,
         priority=job.priority,
         min_size=smallest,
         max_size=sizes[-1],

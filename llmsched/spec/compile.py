@@ -41,6 +41,8 @@ def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nou
         run=run,
         queue=spec.queue,
         user=user,
+        model=_model(spec),
+        steps=_steps(spec),
         priority=spec.priority,
         min_size=finite.workers.min if finite else 1,
         max_size=finite.workers.max if finite else 1,
@@ -66,6 +68,18 @@ def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nou
         publish=_publish(spec.publish, spec.name) if isinstance(spec, TrainSpec) and spec.publish else None,
         parcel=parcel_of(spec),
     )
+
+
+def _model(spec: WorkloadSpec) -> str:
+    """What makes run times alike: the model that is trained, else the workload by name, which may be run again."""
+    return (spec.train.base_model if isinstance(spec, TrainSpec) else None) or spec.name
+
+
+def _steps(spec: WorkloadSpec) -> float | None:
+    """How many steps it makes, where it says so. Epochs become steps only when the data is read."""
+    if not isinstance(spec, TrainSpec) or spec.train.base_model is None or spec.train.training_args.max_steps <= 0:
+        return None
+    return float(spec.train.training_args.max_steps)
 
 
 def _options(wanted: ResourcesSpec) -> tuple[nouns.Option, ...]:

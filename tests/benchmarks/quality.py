@@ -104,6 +104,16 @@ def rows(traces: Path, philly: Path) -> list[Row]:
             {"makespan_s": 24200, "avg_jct_s": 7600, "worst_ftf": 1.05},
         ),
         Row(
+            "shockwave_120, every run time wrong by 0.5..1.5, no numbers of steps (seeds 0 to 9)",
+            [
+                shockwave(120, "8x4:V100", *ours, "--estimates", "error:0.5", "--no-steps", "--seed", str(seed))
+                for seed in range(10)
+            ],
+            on_120,
+            SHOCKWAVE_PAID,
+            {"makespan_s": 24200, "avg_jct_s": 7600, "worst_ftf": 1.05},
+        ),
+        Row(
             "shockwave_120, no run times, 30 s a restart",
             [shockwave(120, "8x4:V100", *ours, *blind)],
             {name: on_120[name] for name in ("FIFO", "Gavel max-min", "Themis", "Gandiva-Fair")},

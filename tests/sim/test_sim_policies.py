@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmsched.sim import fleet, runtimes, setting, simulator
+from llmsched.sim import fleet, report, runtimes, setting, simulator
 from llmsched.sim.recorder import Recorder
 from llmsched.sim.traces import table
 
@@ -71,3 +71,30 @@ def test_nobody_is_evicted_for_a_job_that_would_not_fit_all_the_same():
     found, ends = run(text, nodes="1x4", ordering="finish_time_fair", preempt=False)
     assert found.preemptions == 0
     assert ends["large"] == 1010.0
+
+
+def test_measured_steps_find_the_long_pole_behind_a_wrong_estimate():
+    """Twelve short jobs show that users are wrong by two either way, and how long a step takes; then the pole comes."""
+    columns = "job_id,submit_s,num_gpus,duration_s,model,steps,estimated_s\n"
+    told = (100, 400, 190, 350)
+    past = "".join(f"p{i},{250 * (i // 4)},1,200,m,200,{told[i % 4]}\n" for i in range(12))
+    crowd = "".join(f"s{i},1000,1,300,m,300,310\n" for i in range(24))
+    text = columns + past + "pole,1000,1,2400,m,2400,300\n" + crowd
+    _, counted = run(text, estimates="column", ordering="finish_time_fair")
+    _, told_only = run(text.replace("steps", "count"), estimates="column", ordering="finish_time_fair")
+    assert counted["pole"] < 3700 < 4100 < told_only["pole"]
+
+
+def test_a_report_says_that_steps_and_models_were_told():
+    text = "job_id,submit_s,num_gpus,duration_s,job_type,total_steps\na,0,1,60,m,10\n"
+    job = table.parse(text, "t.csv")[0]
+    assert (job.model, job.steps) == ("m", 10.0)
+    for words, steps, told in (
+        ("exact", True, "exact run times, numbers of steps, models by name"),
+        ("exact", False, "exact run times, models by name"),
+        ("none", True, "no run times, models by name"),
+    ):
+        estimates = runtimes.parse_estimates(words, steps)
+        options = simulator.Options(fleet.parse("1x1"), setting.configuration([job]), estimates=estimates)
+        assert report.figures(simulator.simulate([job], options))["told"] == told
+        assert (runtimes.workload_of(job, estimates, 1.0).steps is not None) == (steps and words != "none")

@@ -60,6 +60,14 @@ def test_a_train_workload_is_one_gang_with_an_option_for_each_accelerator():
     assert workload.autoscaling is None
 
 
+def test_run_times_are_alike_by_model_else_by_name():
+    counted = compiled(TRAIN.replace("method: lora", "method: lora\n  training_args: {max_steps: 120}"))
+    assert (counted.model, counted.steps) == ("run://pretrain@3", 120.0)
+    assert compiled(TRAIN).steps is None
+    task = compiled("name: nightly\nkind: task\ntask: {run: [x]}", run=4)
+    assert (task.model, task.steps) == ("nightly", None)
+
+
 def test_what_is_read_from_runs_is_waited_for():
     assert compiled(TRAIN).after == ("prepare@2", "first@1", "pretrain@3")
     serve = "name: s\nkind: serve\nafter: [a]\nserve: {model: {source: 'run://a'}, adapters: [{name: x, source: 'run://b'}]}"

@@ -2,11 +2,15 @@
 
 1. Gangs about to be treated unfairly, worst first. A gang's projected finish-time fairness is the time it will have
    taken if it runs from now on, over its fair time: its run time alone x the jobs per GPU seen so far (Shockwave,
-   NSDI 2023). Above GUARD it must not wait any longer. Run times are estimates: where those of the jobs that ended
-   were too long, the fair time is shortened accordingly.
-2. Long poles, longest first: what needs at least POLE of the time in which all known work could end. Started late, it
-   would run alone at the end, on a cluster that is otherwise idle.
+   NSDI 2023). Above GUARD it must not wait any longer.
+2. Long poles, longest first: what may need at least POLE of the time in which all known work could end. Started late,
+   it would run alone at the end, on a cluster that is otherwise idle.
 3. The rest by seconds left x the root of its GPUs, least first: between the shortest time and the smallest area.
+
+Run times are beliefs (core/estimate.py): the best source's guess x the ratios real / guessed of the runs that ended, of
+those only that lasted longer than this one has so far. Each tier asks for the quantile at which being wrong would hurt
+it: the first how short the run may be (LEAST), since a short run's fair time is short, the second how long (MOST), the
+third for the mean. Exact estimates make the three equal.
 
 Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
 at least. There is no tier 2 then, and tier 3 orders by levels of GPU-seconds attained; inside a level who runs stays,
@@ -24,7 +28,8 @@ from llmsched.core.resources import MILLI
 
 GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
-DOUBT = 0.25  # so many of the jobs that ended may have taken less than what is trusted of their estimates
+LEAST = 0.1
+MOST = 0.8
 POLE = 0.8
 PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
@@ -38,7 +43,6 @@ class FinishTimeFair:
         self._view: View | None = None
         self._bound = 0.0
         self._contention = 1.0
-        self._trust = 1.0  # the least that estimates proved to be worth: real run time / estimate
 
     def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
         if view is not self._view:
@@ -48,42 +52,37 @@ class FinishTimeFair:
         spec = gang.spec
         urgency = -spec.priority
         gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
-        left = view.remaining_s(gang) if holds else gang.work_left  # who waits would run at min_size
-        if left is None:
-            left = max(PRIOR_S - done, done)
-            unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._contention)
+        waited = view.now - gang.submitted_at - done
+        outlook = view.outlook(gang, LEAST, MOST)
+        if outlook is None:
+            whole = max(PRIOR_S, 2.0 * done)
+            unfairness = (waited + whole) / (whole * self._contention)
             if unfairness >= GUARD_BLIND:
                 return (urgency, 0, -round(unfairness, 6))
             return (urgency, 2, _level(done * gpus), not holds)
-        if left <= 0.0:  # it was to be over by now: as long again is as good a guess as any
-            left = max(done, 1.0)
-        unfairness = (view.now - gang.submitted_at + left) / ((done + left) * self._trust * self._contention)
+        unfairness = (waited + outlook.least_s) / (outlook.least_s * self._contention)
         if unfairness >= GUARD:
             return (urgency, 0, -round(unfairness, 6))
-        if left >= POLE * self._bound:
-            return (urgency, 1, -round(left, 3))
-        return (urgency, 2, round(left * gpus**0.5, 3))
+        if outlook.most_left_s >= POLE * self._bound:
+            return (urgency, 1, -round(outlook.most_left_s, 3))
+        return (urgency, 2, round(outlook.left_s * gpus**0.5, 3))
 
     def _prepare(self, view: View) -> None:
         """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
         longest = total = 0.0
         for gangs in (view.waiting(), view.running()):
             for gang in gangs:
-                left = gang.work_left
-                if left is None:
+                outlook = view.outlook(gang, LEAST, MOST)
+                if outlook is None:
                     continue
                 spec, size = gang.spec, gang.size or gang.spec.min_size
-                if spec.max_size > spec.min_size:
-                    left = view.remaining_s(gang) or 0.0
-                elif gang.started_at is not None:  # of fixed size: one second of work a second
-                    left = max(left - (view.now - gang.progress_at), 0.0) if gang.is_active() else left
+                left = max(outlook.left_s, 0.0)
                 if left > longest:
                     longest = left
                 total += left * size * spec.groups[0].options[0].resources.gpus_milli / MILLI
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, total / gpus)
         self._contention = max(1.0, view.jobs() / gpus)
-        self._trust = min(1.0, max(view.estimate_ratio(DOUBT), 0.1))
         self._view = view
 
 

@@ -18,7 +18,9 @@ class Job:
     runtimes: tuple[tuple[int, float], ...]
     queue: str = "default"
     priority: int = 50
+    user: str = ""
     model: str = ""
+    steps: float | None = None
     flavor: str | None = None
     estimated_s: float | None = None
     row: int = 0

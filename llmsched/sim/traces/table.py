@@ -125,6 +125,10 @@ class _Row:
             )
         return int(value)
 
+    def _steps(self) -> float | None:
+        column = next((name for name in ("steps", "total_steps") if self.text(name)), None)
+        return self.number_of(column, above=True) if column else None
+
     def job(self, duration_column: str, curve: list[tuple[int, str]], elastic: tuple[int, int] | None) -> Job:
         name = self.text("job_id")
         if not name:
@@ -152,7 +156,9 @@ class _Row:
             runtimes=runtimes,
             queue=self.text("queue", "vc") or "default",
             priority=self.whole("priority", least=0) if self.text("priority") else 50,
+            user=self.text("user"),
             model=self.text("model", "job_type"),
+            steps=self._steps(),
             flavor=self.text("flavor") or None,
             estimated_s=self.number_of("estimated_s", above=True) if self.text("estimated_s") else None,
             row=self.number,

@@ -1,0 +1,201 @@
+"""How long a run takes, before it is over: what was declared, or what history says, whichever proved right.
+
+Three sources, each with a track record of real / guessed run time of the gangs that succeeded:
+
+    declared  what the submission says
+    steps     its number of steps x the seconds a step took in the last runs of that model, at that many GPUs or, before
+              anybody ran at that many, at others (GPU-seconds a step)
+    runs      the upper quartile of the last runs of that model by that user, at that size
+
+A source is as good as its record is narrow (ratio of the ninth to the first decile). The best one is believed. A
+declared time is believed until enough runs have shown how far off such times are; measured steps are presumed right
+within PRESUMED until their own record says better; runs are only believed once they have a record narrower than SHARP:
+a guess that may be far off is worse for ordering than none. Part of what the journal determines: fed by Finished
+through `State.apply`, bounded, no clock. Knows no policy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from itertools import accumulate
+from math import inf
+from typing import NamedTuple
+
+from llmsched.core.resources import MILLI
+from llmsched.core.workload import Workload
+
+DECLARED, STEPS, RUNS = "declared", "steps", "runs"
+RUNS_KEPT = 32  # of one kind
+KINDS_KEPT = 4096  # kinds of runs; the one unused for longest goes
+RATIOS_KEPT = 128  # of one source
+ENOUGH = 3  # runs before a record says anything
+PRESUMED = 2.0
+SHARP = 1.5
+UPPER = 0.75  # quantile of the last runs that is taken for the next
+BEYOND = 0.25  # who outlives every run of the record is taken to need that part of its time so far again
+
+
+class Sample:
+    """The last few numbers, in order of size as well."""
+
+    __slots__ = ("_by_age", "_sums", "sorted")
+
+    def __init__(self, kept: int) -> None:
+        self._by_age: deque[float] = deque(maxlen=kept)
+        self.sorted: list[float] = []
+        self._sums: list[float] | None = None
+
+    def add(self, value: float) -> None:
+        if len(self._by_age) == self._by_age.maxlen:
+            del self.sorted[bisect_left(self.sorted, self._by_age[0])]
+        self._by_age.append(value)
+        insort(self.sorted, value)
+        self._sums = None
+
+    def __len__(self) -> int:
+        return len(self.sorted)
+
+    def quantile(self, part: float) -> float:
+        return self.sorted[min(int(part * len(self.sorted)), len(self.sorted) - 1)]
+
+    def mean_from(self, at: int) -> float:
+        """Of the values from index `at` on, by size."""
+        if self._sums is None:
+            self._sums = list(accumulate(reversed(self.sorted)))
+        count = len(self.sorted) - at
+        return self._sums[count - 1] / count
+
+    def spread(self) -> float | None:
+        """Ninth over first decile; None while too little is known."""
+        return self.quantile(0.9) / max(self.quantile(0.1), 1e-9) if len(self) >= ENOUGH else None
+
+    def beyond(self, done: float, low: float, high: float) -> tuple[float, float, float]:
+        """Of the values above `done`: the quantile `low`, the mean, the quantile `high`. Who outlives them all is taken
+        to need a part of its time so far again."""
+        at = bisect_right(self.sorted, done)
+        count = len(self.sorted) - at
+        if not count:
+            return done, done * (1.0 + BEYOND), done * (1.0 + BEYOND)
+        first, last = min(int(low * count), count - 1), min(int(high * count), count - 1)
+        return self.sorted[at + first], self.mean_from(at), self.sorted[at + last]
+
+    def parts(self) -> tuple[float, ...]:
+        return tuple(self._by_age)
+
+
+CERTAIN = Sample(1)  # what a guess is taken for while its record is short
+CERTAIN.add(1.0)
+
+
+class Guess(NamedTuple):
+    """`seconds` in all at min_size. `sample` x `unit`: what like runs took. `basis` is for people."""
+
+    seconds: float
+    source: str
+    sample: Sample = CERTAIN
+    unit: float = 1.0
+    basis: str = ""
+
+
+class Outlook(NamedTuple):
+    """Of one gang, in seconds at min_size: the least its whole run may take, what is probably left, what may be."""
+
+    least_s: float
+    left_s: float
+    most_left_s: float
+
+
+class History:
+    """What the runs that succeeded took."""
+
+    def __init__(self) -> None:
+        self.records = {source: Sample(RATIOS_KEPT) for source in (DECLARED, STEPS, RUNS)}
+        self.kinds: dict[tuple[object, ...], Sample] = {}
+
+    def learn(self, spec: Workload, seconds: float) -> None:
+        """A run took `seconds` of work at min_size."""
+        if seconds <= 0.0:
+            return
+        for guess in (self._declared(spec), self._by_steps(spec), self._by_runs(spec)):
+            if guess is not None and not spec.is_elastic():
+                self.records[guess.source].add(seconds / guess.seconds)
+        if not spec.model:
+            return
+        gpus = _gpus(spec)
+        self._sample(spec.user, spec.model, gpus).add(seconds)
+        if spec.steps:
+            self._sample(spec.model, gpus).add(seconds / spec.steps)
+            self._sample(spec.model).add(seconds * gpus / spec.steps)
+
+    def guess(self, spec: Workload) -> Guess | None:
+        """The best source's; None when there is none to be believed."""
+        declared = self._declared(spec)
+        if not spec.model:
+            return declared
+        best, narrowest = declared, inf if declared is None else self.records[DECLARED].spread() or 1.0
+        for guess, presumed, limit in ((self._by_steps(spec), PRESUMED, inf), (self._by_runs(spec), inf, SHARP)):
+            if guess is not None:
+                spread = guess.sample.spread() or self.records[guess.source].spread() or presumed
+                if spread < min(narrowest, limit):
+                    best, narrowest = guess, spread
+        return best
+
+    def plan(self, spec: Workload) -> Guess | None:
+        """What planned starts go by when nothing was declared: any history is better than none."""
+        return self._declared(spec) or self._by_steps(spec) or self._by_runs(spec)
+
+    def outlook(self, guess: Guess, done_s: float, low: float, high: float) -> Outlook:
+        like, unit = guess.sample, guess.unit
+        if len(like) < ENOUGH:
+            record = self.records[guess.source]
+            like, unit = record if len(record) >= ENOUGH else CERTAIN, guess.seconds
+        least, mean, most = like.beyond(done_s / unit, low, high)
+        return Outlook(least * unit, mean * unit - done_s, most * unit - done_s)
+
+    def parts(self) -> list[object]:
+        """For the digest."""
+        kinds = sorted((repr(kind), sample.parts()) for kind, sample in self.kinds.items())
+        return [[record.parts() for record in self.records.values()], kinds]
+
+    def _declared(self, spec: Workload) -> Guess | None:
+        return Guess(spec.estimated_runtime_s, DECLARED) if spec.estimated_runtime_s else None
+
+    def _by_steps(self, spec: Workload) -> Guess | None:
+        if not spec.steps or not spec.model:
+            return None
+        gpus = _gpus(spec)
+        found, share = self.kinds.get((spec.model, gpus)), 1.0
+        if found is None:
+            found, share = self.kinds.get((spec.model,)), gpus
+        if found is None:
+            return None
+        basis = f"{spec.steps:,.0f} steps as fast as in the last {len(found)} runs of {spec.model}"
+        unit = spec.steps / share
+        return Guess(unit * found.quantile(0.5), STEPS, found, unit, basis)
+
+    def _by_runs(self, spec: Workload) -> Guess | None:
+        found = self.kinds.get((spec.user, spec.model, _gpus(spec))) if spec.model else None
+        if found is None:
+            return None
+        who = f" by {spec.user}" if spec.user else ""
+        runs = f"{len(found)} runs" if len(found) > 1 else "run"
+        basis = (
+            f"as three in four of its last {runs}{who} of {spec.model}"
+            if len(found) > 1
+            else (f"as its last {runs}{who} of {spec.model}")
+        )
+        return Guess(found.quantile(UPPER), RUNS, found, 1.0, basis)
+
+    def _sample(self, *kind: object) -> Sample:
+        """The runs of one kind, which becomes the one used last."""
+        found = self.kinds.pop(kind, None) or Sample(RUNS_KEPT)
+        self.kinds[kind] = found
+        if len(self.kinds) > KINDS_KEPT:
+            del self.kinds[next(iter(self.kinds))]
+        return found
+
+
+def _gpus(spec: Workload) -> float:
+    """GPUs of the first group at min_size, at least a fraction of one so that it can be divided by."""
+    return max(spec.min_size * spec.groups[0].options[0].resources.gpus_milli, 1) / MILLI
