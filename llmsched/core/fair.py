@@ -120,6 +120,19 @@ class Shares:
         return self.state.capacity.gpus_total * MILLI * self.weights.get(queue, 1.0) / total
 
 
+def mode_of(state: State, across: str | None) -> str | None:
+    """The sense of a share by which queues are compared: configured, or the ordering policy's (`across`). Where there
+    are limits but nobody is guaranteed anything, what is reclaimed is an equal part of the whole (YuniKorn)."""
+    scheduling = state.configuration.scheduling
+    mode = scheduling.fair_share or across
+    if mode is None and scheduling.preemption.reclaim != "never" and state.quota.enforced:
+        queues, cohorts = state.configuration.queues, state.configuration.cohorts
+        quotas = (*(queue.quotas for queue in queues), *(cohort.quotas for cohort in cohorts))
+        if not any(quota.nominal_milli for each in quotas for _, quota in each):
+            return TOTAL
+    return mode
+
+
 def _queue(state: State, name: str) -> Queue:
     return next((queue for queue in state.configuration.queues if queue.name == name), Queue(name))
 

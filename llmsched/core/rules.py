@@ -97,9 +97,13 @@ class Rules:
     def _across(self, queue: str, theirs: int) -> str:
         if self.queues.get(queue, NO_QUEUE).evictable == "no":
             return ""
-        if self.shares is not None and self.shares.mode == TOTAL and self.scheduling.preempt_to_fair_share:
+        if self.shares is not None and self.shares.mode == TOTAL and self._levels(theirs):
             return FAIR
         return RECLAIM if self._reclaims(theirs) or self._while_borrowing(theirs) else ""
+
+    def _levels(self, theirs: int) -> bool:
+        """Whether shares of the whole are levelled at the cost of work of that priority."""
+        return self.scheduling.preempt_to_fair_share or self._reclaims(theirs)
 
     def _while_borrowing(self, theirs: int) -> bool:
         limit, mine = self.rules.while_borrowing_max_victim_priority, self.gang.spec.priority
@@ -161,7 +165,7 @@ class Rules:
             if use.gpus_milli - spare <= shares.deserved.get(theirs, 0.0):
                 return ""
             return RECLAIM if shares.after(self.gang.spec.queue, flavor, need) <= 1.0 else ""
-        if not self.scheduling.preempt_to_fair_share:
+        if not self._levels(victim.spec.priority):
             return ""
         if use.gpus_milli - spare <= self.scheduling.protected_fraction * shares.fair_milli(theirs):
             return ""

@@ -123,7 +123,7 @@ def problems(row: Any, ids: Iterable[str] = ()) -> list[str]:
             found += _unknown("variant", variant, VARIANT) + _sections(variant, "variant ")
     found += _steps(row.get("steps")) if "steps" in row else []
     if isinstance(row.get("then"), dict):
-        found += _unknown("then", row["then"], ("pending", "expect", *PROSE)) + _sections(row["then"], "then ")
+        found += _unknown("then", row["then"], ("pending", *STEP, *PROSE)) + _sections(row["then"], "then ")
     elif "then" in row:
         found.append(f"then: a mapping, not {_kind(row['then'])}")
     return found or _names(row)

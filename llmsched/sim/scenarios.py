@@ -83,7 +83,9 @@ class Run:
         self.configuration = scenario_file.configuration(scenario)
         self.policies = load_policies(self.configuration.policies)
         self.state = State()
-        self.now = START
+        rows = (*(scenario.get("running") or []), *(scenario.get("pending") or []))
+        stamps = [row.get(key, 0) for row in rows for key in ("created_at", "started_at")]
+        self.now = START + max(0, *stamps, 0)  # nobody was created after the first pass
         self.count = 0
         self.order: list[str] = []  # pending names as written
         self.round = Round()
@@ -109,6 +111,8 @@ class Run:
             wrong += failed
         then = scenario.get("then")
         if then:
+            self.round = Round()
+            self._change(then)
             self._submit(then.get("pending") or [])
             failed, got = self._look(then.get("expect") or {})
             wrong += [f"then: {text}" for text in failed]
@@ -122,7 +126,7 @@ class Run:
         for row in self.scenario.get("nodes") or []:
             self._add_node(row, began)
         self._running(self.scenario.get("running") or [])
-        self.state.apply(facts.Tick(START))
+        self.state.apply(facts.Tick(self.now))
         self._history(self.scenario.get("history") or {})
 
     def _add_node(self, row: Mapping[str, Any], at: float) -> None:
@@ -142,9 +146,11 @@ class Run:
                 self.base[workload.id] = row["name"]
                 self.count += 1
                 began = START - LONG_AGO_S + self.count
+                if "created_at" in row:
+                    began = max(began, START + row["created_at"])
                 if "started_at" in row:
                     began = START + row["started_at"]
-                created = min(began, START + row["created_at"] if "created_at" in row else began)
+                created = min(began, START + row["created_at"]) if "created_at" in row else began
                 events += [(created, 0, self.count, row, workload), (began, 1, self.count, row, workload)]
         for at, kind, _, row, workload in sorted(events, key=lambda event: event[:3]):
             if kind == 0:
@@ -226,6 +232,11 @@ class Run:
 
     def _step(self, step: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
         self.round = Round()
+        self._change(step)
+        return self._look(step.get("expect") or {}, step)
+
+    def _change(self, step: Mapping[str, Any]) -> None:
+        """What a step says happens, in the order in which a reader would think of it."""
         if "at_s" in step:
             self._pass_time(START + step["at_s"])
         for row in _several(step.get("add_node")):
@@ -237,7 +248,6 @@ class Run:
         for _ in range(step.get("run_cycles", 0)):
             self._pass_time(self.now + 1.0)
             self._settle()
-        return self._look(step.get("expect") or {}, step)
 
     def _pass_time(self, until: float) -> None:
         """Move the clock. Whoever ends on the way ends then, one moment after another."""
@@ -261,8 +271,6 @@ class Run:
     ) -> tuple[list[str], dict[str, Any]]:
         """Come to rest, compare, and see that a further empty pass changes nothing. Outside steps nobody says when it
         is, so a delay before evictions is waited out."""
-        if step is None:
-            self.round = Round()
         self._settle()
         delay = self.configuration.scheduling.preemption_delay_s
         if step is None and delay:

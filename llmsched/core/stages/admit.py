@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.explain import Reason
-from llmsched.core.fair import Shares
+from llmsched.core.fair import Shares, mode_of
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
@@ -37,7 +37,7 @@ class Admission:
         self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
         self.state = state = trial.state
         self.scheduling = state.configuration.scheduling
-        mode = self.scheduling.fair_share or getattr(policies.ordering, "across", None)
+        mode = mode_of(state, getattr(policies.ordering, "across", None))
         self.shares = Shares.of(state, mode) if mode else None
         self.calendar = Calendar(trial, policies.placement, view)
         self.by_rank = rank.is_on(state)
