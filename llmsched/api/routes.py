@@ -214,7 +214,8 @@ async def scale(name: Name, body: wire.ScaleRequest, given: Given, who: Submitte
 
 @router.get("/nodes")
 async def nodes(given: Given, who: Viewer) -> wire.NodeList:
-    return wire.NodeList(nodes=views.nodes(given.controller.state))
+    state = given.controller.state
+    return wire.NodeList(nodes=views.nodes(state), types=views.node_types(state))
 
 
 @router.get("/queues")

@@ -15,6 +15,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
@@ -267,6 +268,7 @@ def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
         id=it.id,
         name=it.name or it.id,
         flavor=it.flavor,
+        node_type=it.node_type,
         labels=dict(it.labels),
         total=amounts(it.total),
         used=amounts(found.used),
@@ -275,6 +277,25 @@ def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
         draining=found.draining,
         gangs=sorted(gangs),
     )
+
+
+def node_types(state: State) -> list[wire.NodeTypeView]:
+    asked = dict(state.requested)
+    here = Counter(found.node.node_type for found in state.nodes.values())
+    configuration = state.configuration
+    return [
+        wire.NodeTypeView(
+            name=one.name,
+            flavor=accelerator_of(configuration, one),
+            gpus=one.gpus,
+            min=one.min,
+            max=one.max,
+            here=here[one.name],
+            asked=asked.get(one.name, 0),
+            price_per_hour=price_of(configuration, one),
+        )
+        for one in configuration.node_types
+    ]
 
 
 def queues(state: State) -> list[wire.QueueView]:

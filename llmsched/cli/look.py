@@ -302,6 +302,7 @@ def nodes() -> None:
 def _print_nodes(listed: wire.NodeList) -> None:
     if not listed.nodes:
         click.echo("No node has joined yet.")
+        _print_node_types(listed)
         return
     table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
     for node in listed.nodes:
@@ -317,3 +318,12 @@ def _print_nodes(listed: wire.NodeList) -> None:
             show.plain(("draining " if node.draining else "") + held) or "-",
         )
     show.print_table(table)
+    _print_node_types(listed)
+
+
+def _print_node_types(listed: wire.NodeList) -> None:
+    for one in listed.types:
+        price = f", {one.price_per_hour:g} an hour each" if one.price_per_hour else ""
+        coming = f", {one.asked - one.here} asked for" if one.asked > one.here else ""
+        kind = f"{one.gpus} {one.flavor or 'GPUs'}"
+        click.echo(f"{one.name} ({kind}{price}): {one.here} of at most {one.max} here{coming}")

@@ -20,7 +20,9 @@ def sim() -> None:
 @sim.command()
 @click.argument("trace", type=FILE)
 @click.option(
-    "--nodes", required=True, metavar="NxG:FLAVOR,...", help="Nodes x GPUs of each, such as 128x8:V100,64x4:T4."
+    "--nodes",
+    metavar="NxG:FLAVOR,...",
+    help="Nodes x GPUs of each, such as 128x8:V100,64x4:T4. May be left out when the file has node_types.",
 )
 @click.option("--config", type=FILE, help="A cluster file (llmsched.yaml): queues, quotas, rules, policies.")
 @click.option("--ordering", metavar="NAME", help="Ordering policy instead of the configured one.")
@@ -47,22 +49,32 @@ def sim() -> None:
     "--faults", metavar="MTBF[:REPAIR]", help="Mean seconds between failures of a node, and until it is back."
 )
 @click.option("--join", multiple=True, metavar="S=NODES", help="Nodes that join later, such as 3600=1x8:V100.")
+@click.option(
+    "--startup-delay",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="From asking for a node of a type until it joins.",
+)
+@click.option(
+    "--shortage", multiple=True, metavar="TYPE=FROM..TO", help="No node of that type starts in these seconds."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors and faults.")
 @click.option("--until", type=click.FloatRange(min=0), metavar="S", help="Stop the clock there.")
 @click.option("--out", type=FILE, metavar="DIR", help="Write report.json, timeline.html and plots there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) -> None:
+def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given: Any) -> None:
     """Replay TRACE (.csv or .csv.gz).
 
     Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
     user, model (or job_type), steps (or total_steps), flavor, estimated_s. Columns runtime_N_s are run times on N
     GPUs and make a job elastic.
     """
-    from llmsched.sim import faults, fleet, report, runtimes, setting, simulator
+    from llmsched.errors import SpecError
+    from llmsched.sim import faults, fleet, provider, report, runtimes, setting, simulator
     from llmsched.sim.recorder import Recorder
     from llmsched.sim.traces import table
 
-    machines = fleet.parse(nodes)
+    machines = fleet.parse(nodes) if nodes is not None else ()
     jobs = table.read(trace, duration_column=given["duration_column"], elastic=_range(given["elastic"]))
     configuration = setting.configuration(
         jobs,
@@ -74,6 +86,10 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
         quantum_s=given["quantum"],
         restart_cost_s=given["restart_cost"],
     )
+    if nodes is None and not any(kind.max for kind in configuration.node_types):
+        raise SpecError(
+            "is missing.", where="--nodes", hint="For example --nodes 16x8, or a --config with node_types to rent from."
+        )
     options = simulator.Options(
         nodes=machines,
         configuration=configuration,
@@ -83,6 +99,8 @@ def run(trace: Path, nodes: str, as_json: bool, out: Path | None, **given: Any) 
         until_s=given["until"],
         faults=faults.parse(given["faults"], given["seed"]) if given["faults"] else faults.Faults(),
         joining=fleet.parse_joining(given["join"], len(machines)),
+        startup_s=provider.STARTUP_S if given["startup_delay"] is None else given["startup_delay"],
+        shortages=provider.parse_shortages(given["shortage"], configuration),
     )
     recorder = Recorder() if out is not None else None
     found = simulator.simulate(jobs, options, recorder)

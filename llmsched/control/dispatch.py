@@ -20,6 +20,7 @@ from llmsched.core import decisions, facts
 from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
+from llmsched.core.stages.provision import accelerator_of
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
@@ -29,6 +30,8 @@ from llmsched.spec.wire import WORKDIR_PREFIX
 
 log = logging.getLogger("llmsched.control")
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
+# Of which node type a node is: our own label, or the one that Ray's autoscaler gives the nodes it starts.
+NODE_TYPE_LABELS = ("llmsched.io/node-type", "ray.io/node-group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,8 @@ def capacity_bundles(
     for name, count in counts:
         wanted = types[name]
         resources = {"GPU": float(wanted.gpus), "CPU": float(wanted.cpus), "memory": float(wanted.memory_bytes)}
-        labels = {ACCELERATOR_LABEL: wanted.flavor} if wanted.flavor else {}
+        accelerator = accelerator_of(state.configuration, wanted)
+        labels = {ACCELERATOR_LABEL: accelerator} if accelerator else {}
         bundles.append(({key: value for key, value in resources.items() if value}, labels, count))
     return tuple(bundles)
 
@@ -330,6 +334,7 @@ def node_of(seen: port.NodeSeen) -> Node:
         flavor=seen.labels.get(ACCELERATOR_LABEL) or None,
         labels=tuple(sorted(seen.labels.items())),
         name=seen.name,
+        node_type=next((seen.labels[key] for key in NODE_TYPE_LABELS if key in seen.labels), None),
     )
 
 

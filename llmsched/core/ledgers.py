@@ -15,6 +15,7 @@ from llmsched.core import facts
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.estimate import History
+from llmsched.core.nodes import COMES_WITHIN_S, SHUNNED_S
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import (
     GangState,
@@ -44,6 +45,8 @@ class Ledgers:
         self.gangs: dict[str, GangState] = {}
         self.publications: dict[str, dict[str, facts.Published]] = {}
         self.requested: tuple[tuple[str, int], ...] = ()  # last RequestCapacity
+        self.overdue_since: dict[str, float] = {}  # node type -> since when fewer have joined than were asked for
+        self.shunned_until: dict[str, float] = {}  # node type that had no capacity -> when it may be tried first again
         self.releasing: dict[str, float] = {}  # nodes asked to go
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
@@ -92,6 +95,25 @@ class Ledgers:
             for flavor, amount in self._gpus_by_flavor(gang, held).items():
                 self.quota.charge(gang.spec.queue, flavor, amount)
         self.freed += 1
+
+    def _count_nodes_to_come(self) -> None:
+        """Since when each type owes nodes that were asked for. One that is given up on after COMES_WITHIN_S is shunned
+        for a while."""
+        if not self.configuration.node_types:
+            return
+        asked = dict(self.requested)
+        for node in self.nodes.values():
+            name = node.node.node_type
+            if name in asked and not node.draining:
+                asked[name] -= 1
+        for name, since in [*self.overdue_since.items()]:
+            if asked.get(name, 0) <= 0:
+                del self.overdue_since[name]
+                if self.now - since >= COMES_WITHIN_S:
+                    self.shunned_until[name] = self.now + SHUNNED_S
+        for name, missing in asked.items():
+            if missing > 0:
+                self.overdue_since.setdefault(name, self.now)
 
     def _expect_end(self, gang: GangState) -> None:
         self._forget_end(gang)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from llmsched.core.resources import Resources
 
+COMES_WITHIN_S = 900.0  # a node that was asked for; else its type has no capacity just now
+SHUNNED_S = 1800.0  # how long other types are then tried first
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

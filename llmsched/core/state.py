@@ -80,6 +80,8 @@ class State(Lives):
             [(t, sorted(p.items())) for t, p in sorted(self.publications.items())],
             self.requested,
             self.history.parts(),
+            sorted(self.overdue_since.items()),
+            sorted(self.shunned_until.items()),
             sorted(self.releasing.items()),
             [
                 (name, [(key, branch.used) for key, branch in sorted(branches.items())])
@@ -178,6 +180,8 @@ class State(Lives):
         node = self.capacity.add(fact.node)
         node.idle_since = self.now
         self.releasing.pop(fact.node.id, None)
+        self.overdue_since.pop(fact.node.node_type or "", None)
+        self._count_nodes_to_come()
         self._rebuild_quota()
 
     def _node_lost(self, fact: facts.NodeLost) -> None:
@@ -204,6 +208,7 @@ class State(Lives):
                 self.troubled[name] = None
         self.capacity.remove(fact.node)
         self.releasing.pop(fact.node, None)
+        self._count_nodes_to_come()
         self._rebuild_quota()
 
     def _node_draining(self, fact: facts.NodeDraining) -> None:
@@ -454,6 +459,7 @@ class State(Lives):
 
     def _request_capacity(self, decision: decisions.RequestCapacity) -> None:
         self.requested = decision.counts
+        self._count_nodes_to_come()
 
     def _release_node(self, decision: decisions.ReleaseNode) -> None:
         node = self.nodes.get(decision.node)

@@ -29,6 +29,10 @@ class Audit:
                 root = parents[root]
             self._kin.setdefault(root or "", []).append(queue.name)
 
+    def joined(self, node: Node) -> None:
+        self._flavor[node.id] = node.flavor or ""
+        self._total[node.flavor or ""] = self._total.get(node.flavor or "", 0) + node.total.gpus_milli // MILLI
+
     def changed(self, queue: str, by_node: dict[str, int], sign: int) -> None:
         for node, count in by_node.items():
             key = (queue, self._flavor.get(node, ""))

@@ -20,11 +20,11 @@ class Faults(NamedTuple):
     repair_s: float = 600.0
     seed: int = 0
 
-    def of_node(self, node: str) -> Iterator[tuple[float, float]]:
-        """(lost at, back at), without end."""
+    def of_node(self, node: str, since: float = 0.0) -> Iterator[tuple[float, float]]:
+        """(lost at, back at) of a node that is there since then, without end."""
         if self.mtbf_s <= 0:
             return
-        now, number = 0.0, 0
+        now, number = since, 0
         while True:
             drawn = int.from_bytes(blake2b(f"{self.seed}/{node}/{number}".encode(), digest_size=8).digest(), "big")
             now += -math.log(1.0 - drawn / 2**64) * self.mtbf_s

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from llmsched.sim import fleet
+from llmsched.sim.provider import gpus_over_time
 from llmsched.sim.recorder import Recorder
 from llmsched.sim.simulator import Run
 
@@ -23,7 +23,10 @@ def write(out: Path, run: Run, recorder: Recorder) -> list[str]:
     hours = [at / 3600 for at, _, _ in recorder.load]
     axes.step(hours, [held for _, held, _ in recorder.load], where="post", label="GPUs held")
     axes.step(hours, [waiting for _, _, waiting in recorder.load], where="post", label="jobs waiting")
-    axes.axhline(fleet.gpus(run.options.nodes), linestyle=":", color="grey", label="GPUs there")
+    there = gpus_over_time(run.stays)
+    axes.step(
+        [at / 3600 for at, _ in there], [gpus for _, gpus in there], where="post", ls=":", c="grey", label="GPUs there"
+    )
     axes.set(xlabel="hours", title="Load")
     axes.legend()
     figure.savefig(out / "load.png", dpi=120)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from llmsched.sim import fleet
+from llmsched.sim.provider import bill
 from llmsched.sim.simulator import Run
 
 UNFAIR_ABOVE = 1.05
@@ -21,18 +21,19 @@ QUEUES_SHOWN = 20
 def figures(run: Run) -> dict[str, Any]:
     """Every figure by name; times in seconds, None where no job finished."""
     options = run.options
-    gpus = fleet.gpus(options.nodes)
     done = [outcome for outcome in run.outcomes if outcome.finished_s is not None]
     jct = sorted(o.finished_s - o.job.submit_s for o in done if o.finished_s is not None)
     wait = sorted(o.finished_s - o.job.submit_s - o.served_s for o in done if o.finished_s is not None)
-    contention = max(1.0, len(run.outcomes) / gpus)
-    ftf = [(o.finished_s - o.job.submit_s) / (o.job.duration_s * contention) for o in done if o.finished_s is not None]
     first = min((o.job.submit_s for o in run.outcomes), default=0.0)
     makespan = max((o.finished_s for o in done if o.finished_s is not None), default=first) - first
+    span = makespan if len(done) == len(run.outcomes) else run.ended_s - first
+    there = bill(run.stays, first, first + span)
+    gpus = there.peak_gpus
+    contention = max(1.0, len(run.outcomes) / max(gpus, 1))
+    ftf = [(o.finished_s - o.job.submit_s) / (o.job.duration_s * contention) for o in done if o.finished_s is not None]
     held_s = sum(o.gpu_s for o in run.outcomes)
     lost_s = sum(o.lost_gpu_s for o in run.outcomes)
     turns = sorted(run.turn_s)
-    span = makespan if len(done) == len(run.outcomes) else run.ended_s - first
     estimates = options.estimates
     told = {"error": f"run times times a random factor in {1 - estimates.spread:g}..{1 + estimates.spread:g}"}.get(
         estimates.kind,
@@ -53,13 +54,19 @@ def figures(run: Run) -> dict[str, Any]:
         "makespan_s": _round(makespan),
         "gpu_hours": _round(held_s / 3600),
         "lost_gpu_hours": _round(lost_s / 3600),
-        "utilisation": _round(held_s / (gpus * span), 4) if span > 0 else 0.0,
+        "utilisation": _round(held_s / (there.gpu_hours * 3600), 4) if there.gpu_hours > 0 else 0.0,
         "worst_ftf": _round(max(ftf), 4) if ftf else None,
         "unfair_pct": _round(100 * sum(value > UNFAIR_ABOVE for value in ftf) / len(ftf), 2) if ftf else None,
         "preemptions": run.preemptions,
         "resizes": run.resizes,
         "quota_violations": run.quota_violations,
         "node_losses": run.node_losses,
+        "nodes_asked": run.nodes_asked,
+        "nodes_released": run.nodes_released,
+        "peak_nodes": there.peak_nodes,
+        "node_hours": _round(there.node_hours),
+        "cost": _round(there.cost, 2),
+        "peak_price_per_hour": _round(there.peak_price_per_hour, 2),
         "turns": len(turns),
         "turn_p50_ms": _ms(quantile(turns, 0.5)),
         "turn_p95_ms": _ms(quantile(turns, 0.95)),
@@ -127,6 +134,13 @@ def table(found: dict[str, Any]) -> str:
         ("ordering, elasticity", f"{found['policies']['ordering']}, {found['policies']['elasticity']}"),
         ("digest", found["digest"][:16]),
     ]
+    if found["nodes_asked"] or found["cost"]:
+        asked, given = found["nodes_asked"], found["nodes_released"]
+        hours, dearest = found["node_hours"], found["peak_price_per_hour"]
+        rows[7:7] = [
+            ("nodes", f"at most {found['peak_nodes']:,}; {asked:,} asked for, {given:,} given back"),
+            ("cost", f"{found['cost']:,.2f} for {hours:,.1f} node hours; at most {dearest:,.2f} an hour"),
+        ]
     if len(found["queues"]) > 1:
         rows += [
             (

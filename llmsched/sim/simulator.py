@@ -16,15 +16,17 @@ from llmsched.core import decisions, facts
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.decisions import Decision
 from llmsched.core.nodes import Node
+from llmsched.core.resources import MILLI
 from llmsched.core.scheduler import turn
+from llmsched.core.stages.provision import node_of
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, gang_id
 from llmsched.errors import Bug, SpecError
 from llmsched.policies import registry
-from llmsched.sim import fleet
 from llmsched.sim.audit import Audit
 from llmsched.sim.executor import SimExecutor
 from llmsched.sim.faults import Faults
+from llmsched.sim.provider import STARTUP_S, Provider, Shortage, Stay
 from llmsched.sim.recorder import Recorder
 from llmsched.sim.runtimes import Estimates, Runtime, workload_of
 from llmsched.sim.traces.job import Job
@@ -41,7 +43,9 @@ class Options:
     seed: int = 0
     until_s: float | None = None
     faults: Faults = Faults()
-    joining: tuple[tuple[float, Node], ...] = ()  # (when, node): cluster growth
+    joining: tuple[tuple[float, Node], ...] = ()  # (when, node): nodes that come whether asked for or not
+    startup_s: float = STARTUP_S  # from asking for a node of a type until it joins
+    shortages: tuple[Shortage, ...] = ()
 
 
 @dataclass(slots=True)
@@ -70,6 +74,9 @@ class Run:
     resizes: int = 0
     quota_violations: int = 0
     node_losses: int = 0
+    nodes_asked: int = 0
+    nodes_released: int = 0
+    stays: list[Stay] = field(default_factory=list)  # every node that was ever there
 
 
 def simulate(jobs: Sequence[Job], options: Options, recorder: Recorder | None = None) -> Run:
@@ -100,6 +107,7 @@ class _Replay:
         self.state = State()
         self.runtimes: dict[str, Runtime] = {}
         self.executor = SimExecutor(self.runtimes, options.restart_cost_s)
+        self.provider = Provider(options.configuration, options.startup_s, options.shortages)
         self.audit = Audit(options.configuration, options.nodes)
         self.hash = hashlib.sha256()
         self.result = Run(options, [], "", 0.0)
@@ -110,7 +118,7 @@ class _Replay:
         self.next_job = 0
         self.nodes = {node.id: node for node in options.nodes}
         self.failures = {name: options.faults.of_node(name) for name in self.nodes}
-        largest = {flavor: fleet.gpus(options.nodes, flavor) for flavor in {None, *(n.flavor for n in options.nodes)}}
+        largest = _most_gpus(options)
         for job in jobs:
             least = job.runtimes[0][0]
             if least > largest.get(job.flavor, 0):
@@ -119,7 +127,7 @@ class _Replay:
                     f"column num_gpus: job {job.id} needs {least} {kind}, there are {largest.get(job.flavor, 0)}.",
                     where=f"row {job.row}",
                     code="impossible",
-                    hint="Give a larger --nodes, or leave the job out.",
+                    hint="Give a larger --nodes or node_types, or leave the job out.",
                 )
 
     def run(self) -> Run:
@@ -128,6 +136,8 @@ class _Replay:
         self._turn(
             0.0, [facts.Configured(0.0, options.configuration), *(facts.NodeJoined(0.0, n) for n in options.nodes)]
         )
+        for node in options.nodes:
+            self.provider.joined(node, 0.0)
         for when, node in options.joining:
             self.executor.at(when, facts.NodeJoined(when, node))
         for node in options.nodes:
@@ -143,13 +153,7 @@ class _Replay:
             if same > STALLED_AFTER:
                 raise Bug(f"the simulation stands still at {now:.0f} s.", code="stalled")
             now = following
-            found = self._facts(now)
-            for fact in found:
-                if isinstance(fact, facts.NodeLost):
-                    self.result.node_losses += 1
-                    self.executor.node_lost(self.state, fact.node, now)
-                    found = [*found, *self.executor.due(now)]
-                    self._next_failure(fact.node)
+            found = self._nodes_come_and_go(self._facts(now), now)
             wake = self._turn(now, found or [facts.Tick(now)])
         stopped = options.until_s is not None and not self._is_over()
         self.result.ended_s = options.until_s if stopped and options.until_s is not None else now
@@ -157,13 +161,47 @@ class _Replay:
         self._conclude()
         return self.result
 
+    def _nodes_come_and_go(self, found: list[facts.Fact], now: float) -> list[facts.Fact]:
+        """Keep the books of nodes; a node that was called off while it started does not come."""
+        kept: list[facts.Fact] = []
+        for fact in found:
+            if isinstance(fact, facts.NodeJoined):
+                if fact.node.id not in self.nodes:
+                    if fact.node.node_type is not None and not self.provider.is_coming(fact.node):
+                        continue
+                    self.nodes[fact.node.id] = fact.node
+                    self.failures[fact.node.id] = self.options.faults.of_node(fact.node.id, now)
+                    self._next_failure(fact.node.id)
+                    self.audit.joined(fact.node)
+                self.provider.joined(fact.node, now)
+            elif isinstance(fact, facts.NodeLost):
+                if fact.node not in self.state.nodes:
+                    continue
+                self.executor.node_lost(self.state, fact.node, now)
+                self.provider.left(fact.node, now)
+                if fact.node not in self.state.releasing:
+                    self.result.node_losses += 1
+                    self._next_failure(fact.node)
+                    self._rent(self.state.requested, now)  # an autoscaler replaces what is lost unasked
+                kept += [fact, *self.executor.due(now)]
+                continue
+            kept.append(fact)
+        return kept
+
+    def _rent(self, counts: Sequence[tuple[str, int]], now: float) -> None:
+        begun = self.provider.request(counts, [*self.state.releasing], now)
+        self.result.nodes_asked += len(begun)
+        for when, node in begun:
+            self.executor.at(when, facts.NodeJoined(when, node))
+
     def _next_failure(self, node: str) -> None:
-        """Schedule the next loss of a node, and its return."""
+        """Schedule the next loss of a node, and the return of one that nobody rents: a rented one is replaced."""
         found = next(self.failures[node], None) if node in self.failures else None
         if found is not None:
             lost, back = found
             self.executor.at(lost, facts.NodeLost(lost, node))
-            self.executor.at(back, facts.NodeJoined(back, self.nodes[node]))
+            if self.nodes[node].node_type is None:
+                self.executor.at(back, facts.NodeJoined(back, self.nodes[node]))
 
     def _is_over(self) -> bool:
         return self.next_job == len(self.jobs) and len(self.finished) == len(self.jobs)
@@ -214,6 +252,10 @@ class _Replay:
 
     def _note(self, decision: Decision, now: float) -> bool:
         """Keep the books of one decision; True when it gave GPUs out."""
+        if isinstance(decision, decisions.RequestCapacity):
+            self._rent(decision.counts, now)
+        elif isinstance(decision, decisions.ReleaseNode):
+            self.result.nodes_released += 1
         kind = type(decision).__name__
         gang = getattr(decision, "gang", getattr(decision, "workload", getattr(decision, "node", "")))
         self.hash.update(f"{now:.3f} {kind} {gang} {getattr(decision, 'attempt', '')}".encode())
@@ -248,6 +290,7 @@ class _Replay:
         result = self.result
         result.quota_violations = self.audit.violations
         result.digest = self.hash.hexdigest()
+        result.stays = self.provider.stays
         for job in self.jobs[: self.next_job]:
             gang = gang_id(job.id, 0)
             runtime = self.runtimes[gang]
@@ -270,6 +313,19 @@ class _Replay:
             )
         if self.recorder is not None:
             self.recorder.close(result.ended_s)
+
+
+def _most_gpus(options: Options) -> dict[str | None, int]:
+    """GPUs that there could ever be, by flavor and in all (None)."""
+    most: dict[str | None, int] = {None: 0}
+    every = [*options.nodes, *(node for _, node in options.joining)]
+    rented = [(node_of(options.configuration, t), t.max) for t in options.configuration.node_types]
+    for node, count in [*((node, 1) for node in every), *rented]:
+        amount = count * node.total.gpus_milli // MILLI
+        most[None] += amount
+        if node.flavor is not None:
+            most[node.flavor] = most.get(node.flavor, 0) + amount
+    return most
 
 
 def _by_node(placement: Placement) -> dict[str, int]:

@@ -26,7 +26,7 @@ def page(run: Run, figures: dict[str, Any], recorder: Recorder) -> str:
 def contents(run: Run, figures: dict[str, Any], recorder: Recorder) -> dict[str, Any]:
     """What the page draws. `bars` are (job, first GPU row, rows, start, end); `waits`, by job, (start, end, reason)."""
     number = {f"{each.job.id}/0": index for index, each in enumerate(run.outcomes)}
-    nodes = [*run.options.nodes, *(node for _, node in run.options.joining)]
+    nodes = [*{stay.node.id: stay.node for stay in run.stays}.values()]
     top: dict[str, int] = {}
     rows: list[tuple[str, int, int]] = []
     for node in nodes:

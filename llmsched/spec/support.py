@@ -129,9 +129,6 @@ def _find(data: Any, pattern: tuple[str, ...], at: Path = ()) -> Iterator[tuple[
 
 
 CLUSTER: dict[str, tuple[Any, ...]] = {
-    "flavors": ([],),
-    "node_types": ([],),
-    "price_ceiling_per_hour": (None,),
     "reservations.*.nodes": ([],),  # Ray names a node anew at each start: a flavor and a number it is
     "queues.*.roles.admin": ([],),
 }

@@ -278,6 +278,7 @@ class NodeView(Reply):
     id: str
     name: str
     flavor: str | None = None
+    node_type: str | None = None  # of the cluster file
     labels: dict[str, str] = {}
     total: Amounts
     used: Amounts
@@ -287,8 +288,22 @@ class NodeView(Reply):
     gangs: list[str] = []
 
 
+class NodeTypeView(Reply):
+    """A kind of node that the cluster may have more or fewer of. `asked` counts those that are there."""
+
+    name: str
+    flavor: str | None = None
+    gpus: int = 0
+    min: int = 0
+    max: int = 0
+    here: int = 0
+    asked: int = 0
+    price_per_hour: float = 0.0
+
+
 class NodeList(Reply):
     nodes: list[NodeView]
+    types: list[NodeTypeView] = []
 
 
 class QuotaView(Reply):

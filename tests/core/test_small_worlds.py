@@ -124,13 +124,13 @@ def explore(depth: int) -> list[int]:
     worlds = [begin()]
     counts = []
     for level in range(1, depth + 1):
-        found: dict[str, World] = {}
+        found: dict[str, World | None] = {}
         for world in worlds:
             for fact in possible(world.state(), level * STEP_S):
                 after, digest = step(world, fact)
-                found.setdefault(digest, after)
-        worlds = [*found.values()]
-        counts.append(len(worlds))
+                found.setdefault(digest, after if level < depth else None)
+        worlds = [world for world in found.values() if world is not None]
+        counts.append(len(found))
     return counts
 
 

@@ -166,8 +166,8 @@ def test_queues_keep_their_quota_and_the_default_queue_always_exists():
         ("a: 1\n---\nb: 2", "c.yaml:3:1: a cluster file has one document"),
         ("- a", "c.yaml:1:1: expected a cluster file: keys and values, not a list"),
         (
-            "price_ceiling_per_hour: 60",
-            'c.yaml:1:1: "price_ceiling_per_hour" is not supported yet. Leave it out.',
+            "node_types: [{name: p4d, flavor: a100, gpus: 8}]",
+            'c.yaml:1:34: "node_types[0].flavor": there is no flavor "a100"',
         ),
     ],
 )

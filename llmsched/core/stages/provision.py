@@ -1,91 +1,243 @@
 """Demand for nodes and their release, as decisions: what the waiting could use, and what has been idle too long.
 
-Demand is computed from our own queue, never from what an autoscaler believes; only gangs that wait for nodes (not for
-quota or a window) count, and a request replaces the one before it. Prices keep to the ceiling of the configuration.
+Demand is computed from our own queue, never from what an autoscaler believes: whoever waits for nodes (not for quota, a
+window or its turn) is packed, in order, onto what is free, then onto nodes that were asked for and have not come, then
+onto new nodes of a type that may still grow. A request names how many nodes of each type there should be, and replaces
+the one before it. Prices keep to the ceiling of the configuration.
+
+A type that keeps us waiting for COMES_WITHIN_S is passed over for SHUNNED_S in favour of others. A node that somebody
+who waits could use is not given back.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Configuration, NodeType
 from llmsched.core.decisions import ReleaseNode, RequestCapacity
 from llmsched.core.explain import Reason
-from llmsched.core.nodes import Node
+from llmsched.core.nodes import COMES_WITHIN_S, Node
 from llmsched.core.plan import Plan
-from llmsched.core.resources import Resources
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.stages.place import eligible, need_milli, quota_refusal
+from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Option
+from llmsched.core.waiting import Shape
+from llmsched.core.workload import Workload
 
 GANGS_COUNTED = 1000  # waiting gangs whose demand is added up
 UNKNOWN = 1 << 50  # amount of a resource that a node type does not state
+WAITS_FOR_NODES = ("nodes", "fragmentation", "topology", "capacity_coming")
 
 
 def run(trial: Trial, plan: Plan) -> None:
     state = trial.state
-    types = state.configuration.node_types
-    if not types:
+    if not state.configuration.node_types:
         return
-    present: dict[str, int] = dict.fromkeys((t.name for t in types), 0)
-    for node in state.nodes.values():
-        if node.node.node_type in present and not node.draining:
-            present[node.node.node_type] += 1
-    wanted = {t.name: max(present[t.name], t.min) for t in types}
-    counted = 0
-    for shape in state.waiting.live.values():
-        reason = shape.reason
-        if reason is None or reason.code not in ("nodes", "fragmentation", "topology", "capacity_coming"):
-            continue
-        for _, name in shape.entries:
-            if name in plan.nominations or trial.held(state.gangs[name]):
+    demand = Demand(trial, plan)
+    demand.count_waiting()
+    _release(trial, plan, demand)
+    counts = tuple((name, count) for name, count in demand.wanted.items() if count)
+    if counts != state.requested:
+        plan.wake(plan.at + COMES_WITHIN_S)
+        plan.decisions.append(RequestCapacity(counts, f"{demand.served} gangs wait for nodes"))
+    for since in state.overdue_since.values():
+        plan.wake(since + COMES_WITHIN_S)
+    for until in state.shunned_until.values():
+        plan.wake(until)
+
+
+class Demand:
+    """The nodes of each type that there should be. `wanted` counts those that are there; `used` are the nodes on whose
+    free room somebody who waits was packed."""
+
+    def __init__(self, trial: Trial, plan: Plan) -> None:
+        self.trial, self.plan = trial, plan
+        state = trial.state
+        self.configuration = state.configuration
+        self.types = _in_order(state, plan.at)
+        self.present = dict.fromkeys((t.name for t in state.configuration.node_types), 0)
+        for node in state.nodes.values():
+            if node.node.node_type in self.present and not node.draining:
+                self.present[node.node.node_type] += 1
+        self.wanted = {t.name: max(self.present[t.name], t.min) for t in state.configuration.node_types}
+        self.new = [NodeState(node_of(self.configuration, t), 0) for t in self.types for _ in range(self._to_come(t))]
+        self.used: dict[str, None] = {}
+        self.served = 0
+
+    def _to_come(self, node_type: NodeType) -> int:
+        return self.wanted[node_type.name] - self.present[node_type.name]
+
+    def count_waiting(self) -> None:
+        """Pack whoever waits for nodes, in order of their classes; a class of which one finds no room is left."""
+        state, trial = self.trial.state, self.trial
+        counted = 0
+        charged: list[tuple[str, str | None, int]] = []
+        undo: list[tuple[NodeState, Resources, int]] = []
+        for shape in sorted(state.waiting.live.values(), key=lambda shape: shape.entries[0][0]):
+            if shape.reason is None or shape.reason.code not in WAITS_FOR_NODES:
                 continue
-            counted += 1
+            for name in _who_waits(trial, self.plan, shape):
+                counted += 1
+                if counted > GANGS_COUNTED or not self._pack(state.gangs[name], undo, charged):
+                    break
+                self.served += 1
+                if any(self._to_come(t) for t in self.types):
+                    self._tell(shape)
             if counted > GANGS_COUNTED:
                 break
-            _add(state.configuration, types, wanted, shape.sample.groups[0].options, shape.sample.min_size)
-        if any(wanted[name] > present[name] for name in wanted):
-            shape.reason = Reason("capacity_coming", reason.message, reason.counts, "a node that was asked for joins")
-    counts = tuple((name, count) for name, count in wanted.items() if count)
-    if counts != state.requested:
-        plan.decisions.append(RequestCapacity(counts, f"{counted} gangs wait for nodes"))
-    _release(trial, plan, types, present)
+        for node, amount, device in reversed(undo):
+            if node.node.id:
+                state.capacity.change(node.node.id, amount, device, -1)
+        for queue, flavor, milli in charged:
+            state.quota.release(queue, flavor, milli)
 
+    def _tell(self, shape: Shape) -> None:
+        assert shape.reason is not None
+        coming = ", ".join(f"{n} x {t.name}" for t in self.types if (n := self._to_come(t)))
+        message = shape.reason.message.partition("; asked for ")[0] + f"; asked for {coming}"
+        shape.reason = Reason("capacity_coming", message, shape.reason.counts, "a node that was asked for joins")
 
-def _add(
-    configuration: Configuration,
-    types: tuple[NodeType, ...],
-    wanted: dict[str, int],
-    options: tuple[Option, ...],
-    size: int,
-) -> None:
-    """Count the nodes for one gang: the first option, on the first type, that may still grow and stays affordable."""
-    for flavor, need in options:
-        for node_type in types:
-            if flavor is not None and accelerator_of(configuration, node_type) != flavor:
+    def _pack(
+        self, gang: GangState, undo: list[tuple[NodeState, Resources, int]], charged: list[tuple[str, str | None, int]]
+    ) -> bool:
+        """Find room for all of it on what is free, has been asked for, or could be."""
+        spec = gang.spec
+        for option in range(max(len(group.options) for group in spec.groups)):
+            flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+            milli = need_milli(spec, spec.min_size, option)
+            if quota_refusal(self.trial, spec, flavor, milli) is not None:
                 continue
-            per_node = NodeState(Node("", total_of(node_type)), 0).room(need, size)
-            if not per_node:
+            first, before = len(undo), (dict(self.wanted), len(self.new), dict(self.used))
+            if all(self._bundles(spec, number, option, undo) for number in range(len(spec.groups))):
+                if self.trial.state.quota.enforced:
+                    self.trial.state.quota.charge(spec.queue, flavor, milli)
+                    charged.append((spec.queue, flavor, milli))
+                return True
+            self._take_back(undo, first)
+            self.wanted, self.used = before[0], before[2]
+            del self.new[before[1] :]
+        return False
+
+    def _take_back(self, undo: list[tuple[NodeState, Resources, int]], first: int) -> None:
+        for node, amount, device in reversed(undo[first:]):
+            if node.node.id:
+                self.trial.state.capacity.change(node.node.id, amount, device, -1)
+            else:
+                node.change(amount, device, -1)
+        del undo[first:]
+
+    def _bundles(self, spec: Workload, number: int, option: int, undo: list[tuple[NodeState, Resources, int]]) -> bool:
+        group = spec.groups[number]
+        flavor, need = group.options[min(option, len(group.options) - 1)]
+        left = spec.min_size if number == 0 else group.count
+        together = spec.topology.required == "node"  # all of it on one node
+        for node in self._rooms(spec, number, option, need, left if together else 1):
+            fitting = node.room(need, left)
+            for _ in range(fitting):
+                self._take(node, need, undo)
+            left -= fitting
+            if not left:
+                return True
+        for node_type in self.types:
+            if not self._may_hold(node_type, spec, flavor):
                 continue
-            more = -(-size // per_node)
-            if wanted[node_type.name] + more <= node_type.max and _affordable(configuration, wanted, node_type, more):
-                wanted[node_type.name] += more
-                return
+            while left:
+                node = NodeState(node_of(self.configuration, node_type), 0)
+                fitting = node.room(need, left)
+                if fitting < (left if together else 1) or not self._may_grow(node_type):
+                    break
+                self.wanted[node_type.name] += 1
+                self.new.append(node)
+                for _ in range(fitting):
+                    self._take(node, need, undo)
+                left -= fitting
+        return not left
+
+    def _rooms(self, spec: Workload, number: int, option: int, need: Resources, least: int) -> Iterator[NodeState]:
+        """Nodes with room for `least` bundles: those that are there, then those that were asked for. In which domain a
+        node to come will be is not known, so who must be in one gets new ones."""
+        capacity = self.trial.state.capacity
+        if spec.topology.required in (None, "node"):
+            group = spec.groups[number]
+            flavor = group.options[min(option, len(group.options) - 1)].flavor
+            mask = eligible(self.trial, spec, option)
+            if number:
+                mask = capacity.open if flavor is None else capacity.open & capacity.by_flavor.get(flavor, 0)
+            whole = need.gpus_milli // MILLI
+            for node in capacity.nodes(mask & capacity.with_free(whole) if whole else mask):
+                if node.room(need, least) >= least:
+                    yield node
+        by_name = {t.name: t for t in self.types}
+        for node in self.new:
+            node_type = by_name[node.node.node_type or ""]
+            flavor = spec.groups[number].options[min(option, len(spec.groups[number].options) - 1)].flavor
+            if self._may_hold(node_type, spec, flavor) and node.room(need, least) >= least:
+                yield node
+
+    def _take(self, node: NodeState, need: Resources, undo: list[tuple[NodeState, Resources, int]]) -> None:
+        device = node.device_for(need.gpus_milli)
+        if node.node.id:
+            self.used[node.node.id] = None
+            self.trial.state.capacity.change(node.node.id, need, device, 1)
+        else:
+            node.change(need, device, 1)
+        undo.append((node, need, device))
+
+    def _may_hold(self, node_type: NodeType, spec: Workload, flavor: str | None) -> bool:
+        node = node_of(self.configuration, node_type)
+        is_spot = node.label("llmsched.io/spot") == "true"
+        return (
+            (flavor is None or node.flavor == flavor)
+            and all(node.label(key) == value for key, value in spec.node_labels)
+            and spec.use_spot in (None, is_spot)
+        )
+
+    def _may_grow(self, node_type: NodeType) -> bool:
+        """Whether one node more keeps to the type's maximum and to the price ceiling."""
+        ceiling = self.configuration.price_ceiling_per_hour
+        if self.wanted[node_type.name] >= node_type.max:
+            return False
+        if ceiling is None:
+            return True
+        total = price_of(self.configuration, node_type)
+        total += sum(price_of(self.configuration, t) * self.wanted[t.name] for t in self.configuration.node_types)
+        return total <= ceiling
 
 
-def _affordable(configuration: Configuration, wanted: dict[str, int], grown: NodeType, more: int) -> bool:
-    ceiling = configuration.price_ceiling_per_hour
-    if ceiling is None:
-        return True
+def _in_order(state: State, now: float) -> list[NodeType]:
+    """As written, those that have no capacity, or had none lately, last."""
+
+    def is_short(node_type: NodeType) -> bool:
+        since = state.overdue_since.get(node_type.name, now)
+        return now - since >= COMES_WITHIN_S or state.shunned_until.get(node_type.name, 0.0) > now
+
+    return sorted(state.configuration.node_types, key=is_short)
+
+
+def _who_waits(trial: Trial, plan: Plan, shape: Shape) -> Iterator[str]:
+    for _, name in shape.entries:
+        if name not in plan.nominations and not trial.held(trial.state.gangs[name]):
+            yield name
+
+
+def price_of(configuration: Configuration, node_type: NodeType) -> float:
+    """Of one node, per hour."""
     price = {flavor.name: flavor.price_per_gpu_hour for flavor in configuration.flavors}
-    total = sum(
-        (wanted[t.name] + (more if t.name == grown.name else 0)) * t.gpus * price.get(t.flavor or "", 0.0)
-        for t in configuration.node_types
-    )
-    return total <= ceiling
+    return node_type.gpus * price.get(node_type.flavor or "", 0.0)
+
+
+def node_of(configuration: Configuration, node_type: NodeType, name: str = "") -> Node:
+    """A node of a type, empty and nameless until it joins."""
+    labels = next((flavor.labels for flavor in configuration.flavors if flavor.name == node_type.flavor), ())
+    return Node(name, total_of(node_type), accelerator_of(configuration, node_type), labels, node_type=node_type.name)
 
 
 def total_of(node_type: NodeType) -> Resources:
     """What one node of a type has; what the type does not say is taken to be enough."""
-    return Resources(node_type.gpus * 1000, node_type.cpus * 1000 or UNKNOWN, node_type.memory_bytes or UNKNOWN)
+    return Resources(node_type.gpus * MILLI, node_type.cpus * MILLI or UNKNOWN, node_type.memory_bytes or UNKNOWN)
 
 
 def accelerator_of(configuration: Configuration, node_type: NodeType) -> str | None:
@@ -96,20 +248,20 @@ def accelerator_of(configuration: Configuration, node_type: NodeType) -> str | N
     return node_type.flavor
 
 
-def _release(trial: Trial, plan: Plan, types: tuple[NodeType, ...], present: dict[str, int]) -> None:
-    """Nodes of our own types that have held nothing for their idle time go, down to the minimum."""
-    rules = {t.name: t for t in types}
-    if trial.state.waiting.count:
-        return
+def _release(trial: Trial, plan: Plan, demand: Demand) -> None:
+    """Nodes of our own types that have held nothing for their idle time go, down to the minimum, unless somebody who
+    waits could use them."""
+    rules = {t.name: t for t in demand.types}
     for name, node in trial.state.nodes.items():
         node_type = rules.get(node.node.node_type or "")
-        if node_type is None or node.gpus or node.cpus or node.memory or node.draining:
+        if node_type is None or node.gpus or node.cpus or node.memory or node.draining or name in demand.used:
             continue
-        if present[node_type.name] <= node_type.min:
+        if demand.present[node_type.name] <= node_type.min:
             continue
         due = node.idle_since + node_type.idle_timeout_s
         if due <= plan.at:
-            present[node_type.name] -= 1
+            demand.present[node_type.name] -= 1
+            demand.wanted[node_type.name] -= 1
             plan.decisions.append(ReleaseNode(name, f"idle for {node_type.idle_timeout_s:g} s"))
         else:
             plan.wake(due)
