@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,19 @@ from typing import Any
 import click
 
 FILE = click.Path(path_type=Path)
+
+
+class _Seconds(click.FloatRange):
+    """A length of time in seconds: neither negative, nor infinite, nor no number at all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(min=0)
 
 
 @click.group()
@@ -31,7 +45,7 @@ def sim() -> None:
     "--backfill", type=click.Choice(("off", "easy", "conservative")), help="Start later work beside a blocked head."
 )
 @click.option("--preempt", type=click.Choice(("on", "off")), help="Whether a better-ranked job may evict another.")
-@click.option("--quantum", type=click.FloatRange(min=0), metavar="S", help="Seconds between two rankings of who runs.")
+@click.option("--quantum", type=SECONDS, metavar="S", help="Seconds between two rankings of who runs.")
 @click.option(
     "--duration-column", default="duration_s", metavar="NAME", show_default=True, help="Column with the run time."
 )
@@ -41,9 +55,7 @@ def sim() -> None:
     default=True,
     help="Whether jobs say how many steps they make, where the trace has it (never with --estimates none).",
 )
-@click.option(
-    "--restart-cost", type=click.FloatRange(min=0), default=0.0, metavar="S", help="Lost at every start and resize."
-)
+@click.option("--restart-cost", type=SECONDS, default=0.0, metavar="S", help="Lost at every start and resize.")
 @click.option("--elastic", metavar="MIN..MAX", help="Let every job run on MIN to MAX GPUs.")
 @click.option(
     "--faults", metavar="MTBF[:REPAIR]", help="Mean seconds between failures of a node, and until it is back."
@@ -51,7 +63,7 @@ def sim() -> None:
 @click.option("--join", multiple=True, metavar="S=NODES", help="Nodes that join later, such as 3600=1x8:V100.")
 @click.option(
     "--startup-delay",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
     metavar="S",
     help="From asking for a node of a type until it joins.",
 )
@@ -59,7 +71,7 @@ def sim() -> None:
     "--shortage", multiple=True, metavar="TYPE=FROM..TO", help="No node of that type starts in these seconds."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors and faults.")
-@click.option("--until", type=click.FloatRange(min=0), metavar="S", help="Stop the clock there.")
+@click.option("--until", type=SECONDS, metavar="S", help="Stop the clock there.")
 @click.option("--out", type=FILE, metavar="DIR", help="Write report.json, timeline.html and plots there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given: Any) -> None:
@@ -70,7 +82,7 @@ def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given
     GPUs and make a job elastic.
     """
     from llmsched.errors import SpecError
-    from llmsched.sim import faults, fleet, provider, report, runtimes, setting, simulator
+    from llmsched.sim import faults, fleet, folder, provider, report, runtimes, setting, simulator
     from llmsched.sim.recorder import Recorder
     from llmsched.sim.traces import table
 
@@ -101,13 +113,14 @@ def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given
         joining=fleet.parse_joining(given["join"], len(machines)),
         startup_s=provider.STARTUP_S if given["startup_delay"] is None else given["startup_delay"],
         shortages=provider.parse_shortages(given["shortage"], configuration),
+        trace=str(trace),
     )
+    if out is not None:
+        folder.check(out)  # before the run, which may take minutes
     recorder = Recorder() if out is not None else None
     found = simulator.simulate(jobs, options, recorder)
     figures = report.figures(found)
     if out is not None and recorder is not None:
-        from llmsched.sim import folder
-
         folder.write(out, found, figures, recorder)
     if as_json:
         click.echo(json.dumps(figures, indent=2))

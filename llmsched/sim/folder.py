@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from llmsched.errors import RequestError
+from llmsched.errors import RequestError, SpecError
 from llmsched.sim import timeline
 from llmsched.sim.recorder import Recorder
 from llmsched.sim.simulator import Run
+
+
+def check(out: Path) -> None:
+    """Whether `out` is, or could become, a folder to write into; makes nothing. Raises SpecError."""
+    there = next((path for path in (out, *out.absolute().parents) if path.exists()), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written into" if there.is_dir() else "is not a folder"
+        raise SpecError(f"{there} {why}.", where="--out", hint="Name a folder; it is made if it is not there.")
 
 
 def write(out: Path, run: Run, figures: dict[str, Any], recorder: Recorder) -> list[str]:

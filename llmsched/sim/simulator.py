@@ -46,6 +46,7 @@ class Options:
     joining: tuple[tuple[float, Node], ...] = ()  # (when, node): nodes that come whether asked for or not
     startup_s: float = STARTUP_S  # from asking for a node of a type until it joins
     shortages: tuple[Shortage, ...] = ()
+    trace: str = ""  # where the jobs come from, for complaints
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ class _Replay:
                 kind = f"{job.flavor} GPUs" if job.flavor else "GPUs"
                 raise SpecError(
                     f"column num_gpus: job {job.id} needs {least} {kind}, there are {largest.get(job.flavor, 0)}.",
-                    where=f"row {job.row}",
+                    where=f"{options.trace}:{job.row}" if options.trace else f"row {job.row}",
                     code="impossible",
                     hint="Give a larger --nodes or node_types, or leave the job out.",
                 )

@@ -58,6 +58,11 @@ def test_run_writes_a_report_and_a_page_that_runs_no_name_as_markup(trace, tmp_p
         (("--nodes", "1x4", "--elastic", "4..1"), "is not MIN..MAX"),
         (("--nodes", "1x4", "--config", "absent.yaml"), "cannot be read"),
         (("--nodes", "1x4", "--faults", "often"), "is not MTBF"),
+        (("--nodes", "1x4", "--until", "nan"), "nan is not a finite number of seconds"),
+        (("--nodes", "1x4", "--restart-cost", "inf"), "inf is not a finite number of seconds"),
+        (("--nodes", "1x4", "--quantum", "-1"), "-1.0 is not in the range"),
+        (("--nodes", "1x4", "--seed", "dice"), "'dice' is not a valid integer"),
+        (("--nodes", "1x4", "--out", "/dev/null/there"), "/dev/null is not a folder"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(trace, words, message):
@@ -65,6 +70,12 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(trace, words, messag
     assert done.exit_code == 2, done.output
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_run_that_cannot_be_leaves_no_folder_behind_and_names_the_row(trace, tmp_path):
+    done = call("run", trace, "--nodes", "1x2", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and f"{trace}:2: column num_gpus: job a needs 4 GPUs" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_import_slurm_makes_a_trace_that_run_accepts(tmp_path):

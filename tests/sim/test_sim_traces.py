@@ -117,12 +117,43 @@ def test_slurm_accounting_becomes_a_trace_and_says_what_it_leaves_out(tmp_path):
     assert [job.duration_s for job in table.read(tmp_path / "t.csv")] == [3600.0, 600.0]
 
 
+def test_slurm_rows_as_sites_print_them_arrays_het_jobs_requeues_cancelled_jobs_and_elapsed_times():
+    begin = "2026-10-25T00:30:00"
+    rows = [
+        f"123_4|{begin}|{begin}|2026-10-26T01:30:10|1-01:00:10|COMPLETED|gres/gpu:h100=8,gres/gpu=8|lab|1-02:00:00",
+        f"123_[5-9]|{begin}|Unknown|Unknown|00:00:00|PENDING||lab|1-02:00:00",
+        f"124+0|{begin}|{begin}|2026-10-25T01:30:00|01:00:00|COMPLETED|gres/gpu=2|lab|UNLIMITED",
+        f"124+1|{begin}|{begin}|2026-10-25T01:30:00|01:00:00|COMPLETED|gres/gpu=4|lab|Partition_Limit",
+        f"125|{begin}|{begin}|2026-10-25T00:40:00|00:10:00|NODE_FAIL|gres/gpu=1|lab|60:00",
+        "125|2026-10-25T00:40:00|2026-10-25T00:50:00|2026-10-25T02:30:00|02:40:00|COMPLETED|gres/gpu=1|lab|60:00",
+        f"126|{begin}|{begin}|2026-10-25T00:35:00|00:05:00|CANCELLED by 1001|gres/gpu=1|lab|",
+        f"127|{begin}|2026-10-25T00:31:00|2026-10-25T00:31:00|00:00:00|CANCELLED by 1001|gres/gpu=1|lab|",
+        f"128|{begin}|None|2026-10-25T00:31:00|00:00:00|CANCELLED by 1001||lab|",
+        f"126.batch|{begin}|{begin}|2026-10-25T00:35:00|00:05:00|CANCELLED|gres/gpu=1|lab|",
+    ]
+    header = "JobID|Submit|Start|End|Elapsed|State|AllocTRES|Account|Timelimit"
+    found = slurm.parse("\n".join([header, *rows, ""]), "sacct.txt")
+    assert [(job.id, job.gpus, job.duration_s, job.flavor, job.estimated_s) for job in found.jobs] == [
+        ("123_4", 8, 90_010.0, "H100", 93_600.0),
+        ("124+0", 2, 3600.0, None, None),
+        ("124+1", 4, 3600.0, None, None),
+        ("125", 1, 600.0, None, 3600.0),
+        ("126", 1, 300.0, None, None),
+        ("125#2", 1, 9600.0, None, 3600.0),  # an hour longer than its clock times: the clocks were set back meanwhile
+    ]
+    assert found.left_out == {"never started": 2, "ran for no time": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("JobID|Submit\n", "s:1: column Start, End is missing"),
         (SACCT.replace("2026-11-01T10:00:00", "yesterday"), 's:2: column Submit: "yesterday" is not a time'),
         (SACCT.splitlines()[0] + "\n", "s: no job in it ran on a GPU"),
+        (
+            SACCT.replace("TimelimitRaw", "Elapsed").replace("|120", "|long"),
+            's:2: column Elapsed: "long" is not a length such as 1-02:03:04',
+        ),
     ],
 )
 def test_wrong_slurm_accounting_is_refused_with_its_place(text, message):
@@ -133,7 +164,8 @@ def test_wrong_slurm_accounting_is_refused_with_its_place(text, message):
 
 def test_kueue_workloads_become_a_trace():
     def item(name, gpus, finished=True):
-        conditions = [{"type": "Admitted", "lastTransitionTime": "2026-11-01T10:00:30Z"}]
+        admitted = "False" if gpus == 3 else "True"  # evicted, and waits again
+        conditions = [{"type": "Admitted", "status": admitted, "lastTransitionTime": "2026-11-01T10:00:30Z"}]
         if finished:
             conditions.append({"type": "Finished", "lastTransitionTime": "2026-11-01T10:10:30Z"})
         pod = {"spec": {"containers": [{"resources": {"requests": {"nvidia.com/gpu": str(gpus)}}}]}}
@@ -143,8 +175,11 @@ def test_kueue_workloads_become_a_trace():
             "status": {"conditions": conditions},
         }
 
-    found = kueue.parse(json.dumps({"items": [item("a", 2), item("b", 1, finished=False), item("c", 0)]}), "k.json")
+    found = kueue.parse(
+        json.dumps({"items": [item("a", 2), item("b", 1, finished=False), item("c", 0), item("d", 3, False)]}), "k.json"
+    )
     assert [(j.id, j.gpus, j.duration_s, j.queue) for j in found.jobs] == [("lab/a", 8, 600.0, "research")]
-    assert found.left_out == {"still running": 1, "no GPU": 1}
-    with pytest.raises(SpecError, match="is not a list of Kueue workloads"):
-        kueue.parse("[]", "k.json")
+    assert found.left_out == {"still running": 1, "no GPU": 1, "never started": 1}
+    for wrong in ("[]", '{"items": null}', "{"):
+        with pytest.raises(SpecError, match="is not a list of Kueue workloads"):
+            kueue.parse(wrong, "k.json")

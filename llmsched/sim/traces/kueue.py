@@ -21,6 +21,8 @@ def parse(text: str, name: str) -> Imported:
     """Times become seconds since the first submission. Raises SpecError naming the item."""
     try:
         items = json.loads(text)["items"]
+        if not isinstance(items, list):
+            raise TypeError('"items" is not a list')
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise SpecError(
             f"is not a list of Kueue workloads: {error}.",
@@ -35,9 +37,14 @@ def parse(text: str, name: str) -> Imported:
         try:
             submit = _stamp(item["metadata"]["creationTimestamp"])
             gpus = sum(int(pods.get("count", 1)) * _gpus(pods) for pods in item["spec"]["podSets"])
-            times = {c["type"]: _stamp(c["lastTransitionTime"]) for c in item.get("status", {}).get("conditions", ())}
+            conditions = (item.get("status") or {}).get("conditions") or ()
+            times = {  # whoever was evicted and waits again has `Admitted` with status False
+                each["type"]: _stamp(each["lastTransitionTime"])
+                for each in conditions
+                if each.get("status", "True") == "True"
+            }
             priority = int(item["spec"].get("priority") or 0)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SpecError(f"is not a Kueue workload: {error!r}.", where=where, code="bad_trace") from None
         admitted, finished = times.get("Admitted"), times.get("Finished")
         why = "" if gpus else "no GPU"

@@ -1,6 +1,10 @@
 """Jobs from Slurm's accounting: what `sacct --parsable2` prints, a header and `|` between values (see COMMAND).
 
-Jobs that never ran or asked for no GPU are counted and left out, and the count is told. Knows no scheduler.
+Jobs that never ran or asked for no GPU are counted and left out, and the count is told; so a job that was cancelled
+while it waited is left out, and one that was cancelled while it ran is a job. Members of arrays (`123_4`) and parts of
+het jobs (`123+0`) are jobs of their own, steps (`123.batch`) none. With `--duplicates` a requeued job stands in several
+rows: its later runs become `123#2`, `123#3`. Times are local, as sacct prints them; the run time is Elapsed where that
+is printed, which knows of changed clocks and of suspended jobs, else End less Start. Knows no scheduler.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from datetime import UTC, datetime
 from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 
-COMMAND = "sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw"
+COMMAND = "sacct -a -X --parsable2 -o JobID,Submit,Start,End,ElapsedRaw,AllocTRES,Account,Partition,TimelimitRaw"
 _GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
+_CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][hours:]minutes:seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ def parse(text: str, name: str) -> Imported:
         )
     found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
     left_out: dict[str, int] = {}
+    runs: dict[str, int] = {}
     for row in reader:
         where = f"{name}:{reader.line_num}"
         if "." in (row["JobID"] or ""):
@@ -51,15 +57,18 @@ def parse(text: str, name: str) -> Imported:
             why = "never started"
         elif end is None:
             why = "still running"
-        elif end <= start:
-            why = "ran for no time"
+        else:
+            seconds = _elapsed(row, where, end - start)
+            why = why or ("" if seconds > 0 else "ran for no time")
         if why:
             left_out[why] = left_out.get(why, 0) + 1
             continue
         assert submit is not None and start is not None and end is not None
         if submit > start:
             raise SpecError("column Submit: it was submitted after it started.", where=where, code="bad_trace")
-        found.append((submit, end - start, row, gpus, flavor, reader.line_num))
+        runs[row["JobID"]] = run = runs.get(row["JobID"], 0) + 1
+        row["JobID"] += f"#{run}" if run > 1 else ""
+        found.append((submit, seconds, row, gpus, flavor, reader.line_num))
     if not found:
         raise SpecError("no job in it ran on a GPU.", where=name, code="bad_trace", hint=f"Print it with: {COMMAND}")
     first = min(submit for submit, *_ in found)
@@ -71,7 +80,7 @@ def parse(text: str, name: str) -> Imported:
             runtimes=((gpus, seconds),),
             queue=row.get("Account") or row.get("Partition") or "default",
             flavor=flavor,
-            estimated_s=_limit(row.get("TimelimitRaw") or ""),
+            estimated_s=_limit(row),
             row=line,
         )
         for submit, seconds, row, gpus, flavor, line in found
@@ -102,5 +111,30 @@ def _stamp(text: str, column: str, where: str) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-def _limit(minutes: str) -> float | None:
-    return float(minutes) * 60 if minutes.isdigit() and int(minutes) > 0 else None
+def _elapsed(row: dict[str, str], where: str, else_s: float) -> float:
+    for column in ("ElapsedRaw", "Elapsed"):
+        text = row.get(column)
+        if text:
+            found = float(text) if text.isdigit() else _clock_s(text)
+            if found is None:
+                raise SpecError(
+                    f'column {column}: "{text}" is not a length such as 1-02:03:04.', where=where, code="bad_trace"
+                )
+            return found
+    return else_s
+
+
+def _clock_s(text: str) -> float | None:
+    found = _CLOCK.match(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _limit(row: dict[str, str]) -> float | None:
+    """Seconds of TimelimitRaw (minutes) or Timelimit; None for UNLIMITED and Partition_Limit."""
+    minutes = row.get("TimelimitRaw") or ""
+    if minutes.isdigit():
+        return float(minutes) * 60 or None
+    return _clock_s(row.get("Timelimit") or "") or None
