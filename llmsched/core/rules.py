@@ -14,7 +14,7 @@ from llmsched.core.lifecycle import ACTIVE
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
 from llmsched.core.quota import Branch, fork
-from llmsched.core.records import GangState, gpus_of
+from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -49,7 +49,8 @@ class Rules:
 
     def __init__(self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, view: View):
         state = trial.state
-        self.state, self.plan, self.gang, self.shares, self.view = state, plan, gang, shares, view
+        self.trial, self.state, self.plan, self.gang = trial, state, plan, gang
+        self.shares, self.view = shares, view
         self.scheduling = state.configuration.scheduling
         self.queues = {queue.name: queue for queue in state.configuration.queues}
         self.rules = rules_of(state, gang.spec.queue)
@@ -58,6 +59,7 @@ class Rules:
         self._known = (-1, -1)
         self._amount = Resources()
         self._covered: dict[str | None, int] = {}  # by flavor, as things stood when the strategy began
+        self._every: dict[int, tuple[str, ...]] = {}  # the strategies by option, as things stood at first
         self.strategy = self._all()[0]
 
     def group(self, queue: str, priority: int) -> str:
@@ -153,6 +155,8 @@ class Rules:
 
     def ever(self, victim: GangState, code: str) -> bool:
         """Whether `victim` may be taken by any of the strategies, as things stand."""
+        if len(self._strategies()) == 1:
+            return bool(self.now(victim, code))
         return any(self.now(victim, code) for _ in self.each_strategy())
 
     def _by_share(self, shares: Shares, victim: GangState, flavor: str | None, released: int | None) -> str:
@@ -178,7 +182,7 @@ class Rules:
         if not self.scheduling.elastic or not victim.spec.is_elastic():
             return 0
         bundle = victim.spec.groups[0].options[0].resources.gpus_milli
-        return max(0, victim.size - victim.spec.min_size) * bundle
+        return max(0, size_of(victim.spec, self.trial.held(victim)) - victim.spec.min_size) * bundle
 
     def holds(self) -> bool:
         """Whether the gang, were it to start at this moment of the trial, would keep to what the strategy asks."""
@@ -227,13 +231,19 @@ class Rules:
 
     def each_strategy(self) -> Iterator[str]:
         """The strategies one after another, each set while it is looked at; the first one is set again at the end."""
-        every = self._all()
+        every = self._strategies()
         try:
             for self.strategy in every:
                 self._covered.clear()
                 yield self.strategy
         finally:
             self.strategy = every[0]
+
+    def _strategies(self) -> tuple[str, ...]:
+        found = self._every.get(self.option)
+        if found is None:
+            found = self._every[self.option] = self._all()
+        return found
 
     def _all(self) -> tuple[str, ...]:
         if self.shares is not None and self.shares.mode == BORROWED:

@@ -19,6 +19,7 @@ from llmsched.core.rules import is_on, rules_of
 from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import Line
+from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
@@ -147,7 +148,7 @@ class Admission:
             self._launch(gang, found)
             return
         if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
-            preempt.nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
+            nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
         else:
             self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
 

@@ -12,7 +12,7 @@ from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState
 from llmsched.core.stages import place
-from llmsched.core.stages.preempt import nominate
+from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Trial
 
 NODES_TRIED = 16

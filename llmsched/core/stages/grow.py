@@ -52,8 +52,10 @@ def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calend
         if short <= 0:
             break
         bundle = gang.spec.groups[0].options[0].resources.gpus_milli
-        resize(trial, plan, gang, without(gang, target, None), "resize", "gives back what is beyond its share")
-        short -= (gang.size - target) * bundle
+        asked = gang.size - -(-short // bundle)  # no more than others lack
+        to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
+        resize(trial, plan, gang, without(gang, to, None), "resize", "gives back what is beyond its share")
+        short -= (gang.size - to) * bundle
 
 
 def _grow(

@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmsched.core.decisions import Nominate, Preempt
+from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE, Shares
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import FAIR, IN_QUEUE, RECLAIM, WHILE_BORROWING, Rules, is_on
-from llmsched.core.stages import place
-from llmsched.core.trial import Trial
+from llmsched.core.stages import place, shrink
+from llmsched.core.stages.nominate import nominate
+from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
@@ -55,6 +56,7 @@ def run(
     state = trial.state
     later = trial.afterwards()
     choice: Choice | None = None
+    smaller: dict[str, Placement] = {}
     if later.gone:  # perhaps those who go anyway are enough
         found = place.find(later, gang, gang.spec.min_size, placing, later.view, only, explain=False)
         if not isinstance(found, place.Refused):
@@ -67,32 +69,43 @@ def run(
             plan.wake(gang.queued_since + delay)
             return False
         rules = Rules(later, plan, gang, shares and replace(shares, state=later.state), later.view)
+        mark = later.mark()
+        offered = shrink.offer(trial, later, plan, gang, rules, view)
         choice = _choose(later, gang, rules, policy, placing, later.view, only)
+        if choice is not None and offered:
+            smaller = _take_up(later, gang, choice, offered, placing, only)
+        later.rollback(mark)
     if choice is None:
         return False
+    for name, placement in smaller.items():
+        shrink.resize(trial, plan, state.gangs[name], placement, "resize", f"makes room for {gang.workload_id}")
     for victim in choice.victims:
         code = choice.why[victim.id]
         why = f"{_because(code)} {gang.workload_id}"
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
-    leaving = [*(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]
+    leaving = [*smaller, *(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]
     nominate(trial, plan, gang, choice.placement, leaving, "")
     return True
 
 
-def nominate(trial: Trial, plan: Plan, gang: GangState, placement: Placement, leaving: list[str], why: str) -> None:
-    """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
-    nodes = dict.fromkeys(placed.node for placed in placement)
-    victims = [
-        name for name in leaving if any(placed.node in nodes for placed in trial.state.gangs[name].held)
-    ]  # fmt: skip
-    trial.promise(gang, placement)
-    names = ", ".join(dict.fromkeys(trial.state.gangs[name].workload_id for name in victims))
-    waits = why or f"waits for {names or 'what runs there'} to leave"
-    decision = Nominate(gang.id, placement, tuple(victims), waits)
-    plan.nominations[gang.id] = decision
-    if gang.nomination is None or gang.nomination.placement != placement:
-        plan.decisions.append(decision)
+def _take_up(
+    later: Afterwards, gang: GangState, choice: Choice, offered: dict[str, Placement], placing: Placing, only: int
+) -> dict[str, Placement]:
+    """Which of those who offered to become smaller must do so, beside the victims; the others keep what they hold."""
+    for victim in choice.victims:
+        offered.pop(victim.id, None)
+        later.hold(victim, ())
+    for name in reversed([*offered]):
+        giver = later.state.gangs[name]
+        later.hold(giver, giver.held)
+        found = place.find(later, gang, gang.spec.min_size, placing, later.view, only, explain=False)
+        if isinstance(found, place.Refused):
+            later.hold(giver, offered[name])
+        else:
+            del offered[name]
+            choice.placement = found
+    return offered
 
 
 def _because(code: str) -> str:
@@ -324,6 +337,7 @@ def _in_scope(
     need = place.need_milli(spec, size, rules.option)
     flavor_quota = state.quota.enforced
     chosen: list[GangState] = []
+    before: dict[str, Placement] = {}
     why: dict[str, str] = {}
     found: Placement | None = None
     seen = 0
@@ -338,6 +352,7 @@ def _in_scope(
             seen += 1
             if seen > VICTIMS_CONSIDERED:
                 break
+            before[victim.id] = trial.held(victim)
             trial.hold(victim, ())
             chosen.append(victim)
             why[victim.id] = code_now
@@ -352,7 +367,7 @@ def _in_scope(
         if found is None:
             return None
         for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
-            trial.hold(victim, victim.held)
+            trial.hold(victim, before[victim.id])
             placed = place.find(trial, gang, size, placing, view, scope, explain=False)
             if isinstance(placed, place.Refused) or not rules.holds():
                 trial.hold(victim, ())

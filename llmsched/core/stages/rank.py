@@ -21,7 +21,7 @@ from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.stages import place
-from llmsched.core.stages.preempt import nominate
+from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.state import State
 from llmsched.core.trial import Trial

@@ -16,7 +16,7 @@ from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.stages import place
-from llmsched.core.stages.preempt import nominate
+from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
@@ -78,6 +78,22 @@ def run(
     )
     nominate(trial, plan, gang, found, [*chosen, *later.gone_from(found)], f"waits for {gives}")
     return True
+
+
+def offer(trial: Trial, later: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> dict[str, Placement]:
+    """Make every elastic gang that may be asked as small as the rules let it be, in `later`, and say how small: what
+    is then still missing is for preempt.py to find."""
+    state = trial.state
+    offered: dict[str, Placement] = {}
+    if not state.configuration.scheduling.elastic or not state.elastic:
+        return offered
+    for giver, floor, code in _givers(trial, plan, gang, rules, view):
+        if code:
+            floor = _allowed_floor(later, giver, floor, rules, code)
+        if floor < giver.size:
+            offered[giver.id] = without(giver, floor, None)
+            later.hold(giver, offered[giver.id])
+    return offered
 
 
 def resize(trial: Trial, plan: Plan, gang: GangState, placement: Placement, reason: str, why: str) -> None:
