@@ -66,7 +66,7 @@ class View:
         holds = gang.is_holding()
         done = self.service_s(gang) if holds else gang.served_s
         if gang.measured or gang.spec.is_elastic():
-            left = self.remaining_s(gang) if holds else gang.work_left
+            left = self.remaining_s(gang) if holds else self.work_left(gang)
             if left is None:
                 return None
             left = left if left > 0.0 else max(done, 1.0)  # it was to be over by now: as long again is as good a guess
@@ -75,10 +75,16 @@ class View:
         return None if guess is None else self._state.history.outlook(guess, done, low, high)
 
     def work_left(self, gang: GangState) -> float | None:
-        """The same in seconds at min_size."""
-        left = gang.work_left
-        if left is not None and gang.started_at is not None and gang.is_active():
-            left -= (self.now - gang.progress_at) * speed(gang.spec, gang.size)
+        """The same in seconds at min_size. History is asked only if it deserves belief: an order may not go by a
+        guess that is far off, as a planned start may."""
+        left, since = gang.work_left, 0.0
+        if gang.started_at is not None and gang.is_active():
+            since = (self.now - gang.progress_at) * speed(gang.spec, gang.size)
+        if gang.basis:
+            guess = self._state.history.guess(gang.spec)
+            return self._state.history.outlook(guess, gang.worked_s + since, 0.5, 0.5).left_s if guess else None
+        if left is not None:
+            left -= since
         return None if left is None else max(left, 0.0)
 
     def speed(self, gang: GangState, size: int) -> float:

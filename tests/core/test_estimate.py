@@ -111,6 +111,21 @@ def test_who_declares_nothing_gets_a_planned_start_from_history_and_says_so() ->
     assert reason.eta_basis == f"when now ends, as three in four of its last {ENOUGH} runs by ann of qwen"
 
 
+def test_an_elastic_run_that_outlives_those_before_it_is_not_taken_for_nearly_done() -> None:
+    policies = registry.load(Configuration().policies)
+    state = State()
+    turn(state, [facts.NodeJoined(0.0, Node("n", Resources(MILLI)))], policies)
+    for number, seconds in enumerate((100.0, 101.0, 102.0)):
+        _run(state, policies, 1000.0 * number, seconds, f"past{number}", user="ann", model="m")
+    elastic = replace(work("long", user="ann", model="m"), max_size=4)
+    turn(state, [facts.Submitted(5000.0, elastic)], policies)
+    turn(state, [facts.Bound(5000.0, "long/0", 1)], policies)
+    gang = state.gangs["long/0"]
+    for now, left in ((5060.0, 41.0), (5400.0, 100.0)):  # beyond them all: a quarter of its time so far again
+        state.apply(facts.Tick(now))
+        assert View(state).work_left(gang) == pytest.approx(left)
+
+
 def test_history_is_part_of_what_the_journal_determines() -> None:
     policies = registry.load(Configuration().policies)
     first, second = State(), State()
