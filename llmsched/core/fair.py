@@ -21,6 +21,7 @@ from llmsched.core.workload import Workload
 
 BORROWED, TOTAL, GUARANTEE = "weighted_drf_over_borrowed", "drf_total", "guarantee_then_weight"
 NOTHING = QueueUse()
+ROUNDING = 1e-9  # of a share: equal thirds are equal
 
 
 def total_of(spec: Workload, size: int, option: int = 0) -> Resources:
@@ -109,15 +110,17 @@ class Shares:
                 share = max(share, have / total)
         return share
 
-    def fair_milli(self, queue: str) -> float:
-        """drf_total: the queue's weight among the queues that hold or want something, of all GPUs."""
+    def fair(self, queue: str) -> float:
+        """drf_total: the queue's weight among the queues that hold or want something."""
         active = [
-            name
-            for name in self.weights
-            if self.state.use.get(name, NOTHING).gpus_milli or self.state.waiting.by_queue.get(name)
+            name for name in self.weights if self.state.waiting.by_queue.get(name) or self._dominant(name, ZERO) > 0
         ]
         total = sum(self.weights[name] for name in active) or 1.0
-        return self.state.capacity.gpus_total * MILLI * self.weights.get(queue, 1.0) / total
+        return self.weights.get(queue, 1.0) / total
+
+    def is_protected(self, queue: str, fraction: float, spare: Resources) -> bool:
+        """drf_total: whether the queue, less `spare`, has no more than that fraction of its fair share."""
+        return self._dominant(queue, spare.times(-1)) <= fraction * self.fair(queue) + ROUNDING
 
 
 def mode_of(state: State, across: str | None) -> str | None:

@@ -129,6 +129,8 @@ class Rules:
             found = self._by_share(shares, victim, flavor, released)
             if found or shares.mode == GUARANTEE:
                 return found
+        if not self.state.quota.enforced and (shares is None or shares.mode != BORROWED):
+            return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""  # nobody owns anything
         branch = self.state.quota.branch(theirs, flavor)
         own = self.state.quota.branch(self.gang.spec.queue, flavor)
         spare = self._spare(victim) if released is None else 0
@@ -171,7 +173,8 @@ class Rules:
             return RECLAIM if shares.after(self.gang.spec.queue, flavor, need) <= 1.0 else ""
         if not self._levels(victim.spec.priority):
             return ""
-        if use.gpus_milli - spare <= self.scheduling.protected_fraction * shares.fair_milli(theirs):
+        fraction = self.scheduling.protected_fraction
+        if fraction and shares.is_protected(theirs, fraction, Resources(spare)):
             return ""
         given = _all_of(victim) if released is None else Resources(-released)
         mine = shares.after(self.gang.spec.queue, flavor, need)
