@@ -325,6 +325,11 @@ class Controller:
                 self._cluster = self._cluster.model_copy(update=changed)
                 log.warning("disconnected: %s", seen.message)
                 return []
+            case port.LaunchAsked():
+                gang = self.state.gangs.get(seen.gang)
+                if gang is not None and gang.attempt == seen.attempt and gang.launched_at is not None:
+                    self._metrics.launch(seen.at - gang.launched_at)
+                return []
             case port.Progress():
                 estimate = self._book.see(self.state, seen, at)
                 return [] if estimate is None else [estimate]

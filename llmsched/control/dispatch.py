@@ -288,7 +288,7 @@ def _workdir(spec: Mapping[str, Any], storage: str) -> str | None:
 
 
 def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact]:
-    """What an observation means; nothing when the state knows it already. Connected and Progress are not facts."""
+    """What an observation means; nothing when the state knows it already, or when it is Connected or no fact at all."""
     match seen:
         case port.NodeSeen():
             node = node_of(seen)

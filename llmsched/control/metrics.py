@@ -32,6 +32,7 @@ class Metrics:
     def __init__(self) -> None:
         self._turns = Histogram("llmsched_turn_seconds")
         self._commits = Histogram("llmsched_commit_seconds")
+        self._launches = Histogram("llmsched_launch_seconds")
         self._entries = 0
         self._decisions: Counter[str] = Counter()
 
@@ -43,8 +44,12 @@ class Metrics:
         self._commits.add(seconds)
         self._entries += entries
 
+    def launch(self, seconds: float) -> None:
+        """From the stamp of a launch in the journal, which is taken before its commit, until the cluster is asked."""
+        self._launches.add(seconds)
+
     def text(self, waiting: int, orders: int, degraded: bool) -> str:
-        lines = [*self._turns.lines(), *self._commits.lines()]
+        lines = [*self._turns.lines(), *self._commits.lines(), *self._launches.lines()]
         lines += ["# TYPE llmsched_entries_total counter", f"llmsched_entries_total {self._entries}"]
         lines += ["# TYPE llmsched_decisions_total counter"]
         lines += [f'llmsched_decisions_total{{kind="{kind}"}} {n}' for kind, n in sorted(self._decisions.items())]

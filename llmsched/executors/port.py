@@ -138,6 +138,15 @@ class ForeignSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchAsked:
+    """The cluster is asked to start the attempt now; `at` is the wall clock of the executor's machine, in seconds."""
+
+    gang: str
+    attempt: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Works now: the loop's first line, the replica's readiness."""
 
@@ -225,6 +234,7 @@ Observation = (
     | NodeSeen
     | NodeGone
     | ForeignSeen
+    | LaunchAsked
     | Started
     | NotStarted
     | Progress

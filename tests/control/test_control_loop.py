@@ -13,6 +13,7 @@ from llmsched.control.vault import Vault
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
+from llmsched.executors.port import LaunchAsked
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.sqlite import SqliteStore
@@ -421,5 +422,21 @@ def test_the_loops_own_figures_are_prometheus_text():
             text = controller.metrics()
             assert 'llmsched_decisions_total{kind="Launch"} 1' in text
             assert "llmsched_degraded 0" in text
+
+    asyncio.run(story())
+
+
+def test_what_a_launch_took_until_the_cluster_was_asked_is_told_to_prometheus():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([task("hello")], user=ANN)
+            await until(lambda: cluster.launched == ["llms/hello/0/1"])
+            stamp = controller.state.gangs["hello/0"].launched_at
+            cluster.say(LaunchAsked("hello/0", 1, stamp + 0.03))
+            cluster.say(LaunchAsked("hello/0", 7, stamp + 90))  # of no attempt that is known
+            await until(lambda: "llmsched_launch_seconds_count 1" in controller.metrics())
+            assert 'llmsched_launch_seconds_bucket{le="0.025"} 0' in controller.metrics()
+            assert 'llmsched_launch_seconds_bucket{le="0.05"} 1' in controller.metrics()
 
     asyncio.run(story())

@@ -24,6 +24,7 @@ from llmsched.executors.port import (
     AdapterOrder,
     Deliver,
     Ended,
+    LaunchAsked,
     LaunchOrder,
     LoadSeen,
     Member,
@@ -90,6 +91,7 @@ class Replicas:
             self._bring_up()
             if order.name not in self.applications():
                 with self._deploying:
+                    self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
                     self._deploy(self._application(order), order.name)
         except Exception:
             self._forget(order.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from llmsched.executors.port import (
     CheckpointSeen,
     Deliver,
     Ended,
+    LaunchAsked,
     LaunchOrder,
     Member,
     NotStarted,
@@ -61,6 +63,7 @@ class Attempts:
         with self._lock:
             if order.name in self._live:
                 return
+        self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
         # Name, attempt and epoch make it one of a kind, so "get if exists" adopts exactly this attempt.
         actor = (
             ray.remote(Supervisor)
