@@ -3,8 +3,8 @@
     python tests/benchmarks/gateway.py [--rounds 5] > gateway.json
 
 Prints one JSON object; medians over rounds. Both stand behind the same proxy and call the same replica process through
-a handle; they are asked in turn, in one run. `plain` is what a Serve user would write: an ingress that reads JSON, calls
-and answers, without keys, names, limits or counts. Starts a Ray of its own and ends everything it starts.
+a handle; they are asked in turn, in one run. `plain` is what a Serve user would write: an ingress that reads JSON,
+calls and answers, without keys, names, limits or counts. Starts a Ray of its own and ends everything it starts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,7 @@ async def compare(url: str, rounds: int, profile: Path | None) -> dict[str, Any]
     headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
-        seen: dict[str, dict[str, list[float]]] = {
-            side: {"p50": [], "p99": [], "rate": [], "token": []} for side in PATHS
-        }
+        seen: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in PATHS}
         ordered = True
         for number in range(rounds + 1):
             for side, path in PATHS.items():

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/live.py [--runs 5] > live.json
 
-Prints one JSON object; seconds, medians. `launch`: from the stamp of a launch in the journal, which is taken before it is
-committed, until Ray is asked (the controller's own figure, at /metrics; one launch at a time). `task`: from submitting to
-the first line of a process, against Ray's own job submission. `train`: from submitting to the end of a loop on two workers, against the same loop in a script with a plain
-TorchTrainer. Starts a local Ray of its own with pretend GPUs and ends everything it starts.
+Prints one JSON object; seconds, medians. Starts a local Ray of its own with pretend GPUs and ends everything it starts.
+`launch`: from the stamp of a launch in the journal, which is taken before it is committed, until Ray is asked; the
+    controller's own figure (/metrics), one launch at a time.
+`task`: from submitting to the first line of a process, against Ray's own job submission.
+`train`: from submitting to the end of a loop on two workers, against the same loop in a plain TorchTrainer.
 """
 
 from __future__ import annotations

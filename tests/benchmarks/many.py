@@ -1,9 +1,9 @@
-"""Sixty-four one-replica Serve applications on pretend GPUs, deployed by llmsched: how long, how heavy, how it recovers.
+"""Sixty-four one-replica Serve applications on pretend GPUs, deployed by llmsched: how long, how heavy, how it heals.
 
     python tests/benchmarks/many.py [--replicas 64] > many.json
 
-Prints one JSON object; seconds, cores, MiB. One serve workload of 64 replicas of a trivial app: every replica is a gang and
-so a Serve application of its own. Needs about 220 MiB of memory a replica; stops before it starts when that is not there.
+Prints one JSON object; seconds, cores, MiB. One serve workload of 64 replicas of a trivial app: every replica is a gang
+and so a Serve application of its own. Needs 220 MiB of memory a replica; stops before it starts when that is not there.
 Starts a local Ray of its own with pretend GPUs and ends everything it starts.
 """
 
@@ -137,23 +137,16 @@ def kill(controller: psutil.Process, client: Any, replicas: int) -> dict[str, An
         os.kill(controller.pid, signal.SIGKILL)
         began = time.monotonic()
 
-        def running() -> bool:
-            try:
-                found = [
-                    one.status.value for name, one in serve.status().applications.items() if name.startswith("llms/")
-                ]
-            except Exception:  # the controller is not back yet: whatever it raises means that
+        def is_back() -> bool:
+            if process("ServeController").pid == controller.pid:
                 return False
-            return found.count("RUNNING") == replicas
+            try:
+                found = serve.status().applications
+            except Exception:  # it is not up yet: whatever this raises means that
+                return False
+            return sum(one.status.value == "RUNNING" for name, one in found.items() if "/" in name) == replicas
 
-        back = (
-            until(
-                lambda: process("ServeController").pid != controller.pid and running(),
-                90,
-                "a Serve controller that knows all",
-            )
-            - began
-        )
+        back = until(is_back, RECOVERED_WITHIN_S, "a Serve controller that knows all") - began
         time.sleep(5)  # llmsched looks again; nothing may be restarted or told as lost
     finally:
         stop.set()
@@ -182,9 +175,8 @@ def title(one: psutil.Process) -> str:
 
 def belongs(one: psutil.Process) -> bool:
     try:
-        return (
-            one.environ().get("LLMSCHED_HOME") == os.environ["LLMSCHED_HOME"] and one.status() != psutil.STATUS_ZOMBIE
-        )
+        is_ours = one.environ().get("LLMSCHED_HOME") == os.environ["LLMSCHED_HOME"]
+        return is_ours and one.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

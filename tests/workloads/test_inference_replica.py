@@ -1,6 +1,8 @@
 """The class a replica runs, from the launch order to answers, on tiny models and small apps."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -328,3 +330,14 @@ def test_the_log_lies_in_the_storage(folder, tmp_path, monkeypatch):
     replica = Replica(order(model(folder), storage=str(tmp_path)))
     replica._log.close()
     assert "is loaded" in (tmp_path / "tiny/0/1/logs/0.log").read_text()
+
+
+def test_an_app_of_ones_own_does_not_pay_for_torch(workdir):
+    """Seconds and 100 MB of every replica; a process of its own, because this one has torch."""
+    lines = [
+        "import sys",
+        "from workloads.inference.replica import Replica",
+        f"Replica({order({'app': 'desk_of_the_test.app:Desk'}, workdir=workdir)!r})",
+        "sys.exit('torch' in sys.modules)",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=60)

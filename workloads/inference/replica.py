@@ -17,13 +17,15 @@ import traceback
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmsched.runtime import environment
 from llmsched.runtime.storage import LocalStorage, Storage
-from workloads.inference.answers import EncoderServer, Server, TextServer
 from workloads.inference.openai import RequestError
 from workloads.sources import BadInput, resolve_model
+
+if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do without: seconds and 100 MB a replica
+    from workloads.inference.answers import Server
 
 
 class Replica:
@@ -152,6 +154,7 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
     """The server for the spec's task, on the engine it names."""
     from transformers.utils import logging as transformers_logging
 
+    from workloads.inference.answers import EncoderServer, TextServer
     from workloads.inference.engine import Settings, TransformersEngine, device_for, use_threads
 
     use_threads(threads)

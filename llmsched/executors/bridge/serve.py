@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import serve
@@ -57,6 +57,18 @@ class _Replica:
     is_leaving: bool = False
     leave_by: float = 0.0
     broken_since: float = 0.0
+
+
+class _Application(NamedTuple):
+    """What Serve says of one application: a word, and messages of its deployments before its own."""
+
+    says: str  # DEPLOYING | RUNNING | UNHEALTHY | DEPLOY_FAILED | DELETING ...
+    message: str
+
+    @classmethod
+    def of(cls, found: Any) -> _Application:
+        messages = [one.message for one in found.deployment_statuses if one.message]
+        return cls(found.app_status.status.value, "\n".join([*messages, found.app_status.message]))
 
 
 class Replicas:
@@ -181,7 +193,7 @@ class Replicas:
         if not self._is_up:
             return set()
         found = self._status()
-        return {name for name, one in found.items() if name.startswith(PREFIX) and one.status.value != "DELETING"}
+        return {name for name, one in found.items() if name.startswith(PREFIX) and one.says != "DELETING"}
 
     def look(self) -> None:
         """Compare what Serve says of every application with what was told."""
@@ -199,10 +211,10 @@ class Replicas:
                 continue  # its deployment is on the way
             elif not all(member.node in nodes for member in one.order.members):
                 self._lose(one, "its node is gone")
-            elif application.status.value == "RUNNING":
+            elif application.says == "RUNNING":
                 one.broken_since = 0.0
                 self._look_at_readiness(one)
-            elif application.status.value in _GONE:
+            elif application.says in _GONE:
                 self._look_at_broken(one, application)
 
     def look_at_load(self) -> None:
@@ -238,22 +250,19 @@ class Replicas:
             message = str(facts.get("refused", {}).get(name, ""))
             self._deliver(AdapterAnswer(one.order.gang, one.order.attempt, name, uri, message))
 
-    def _look_at_broken(self, one: _Replica, application: Any) -> None:
-        if application.status.value == "DEPLOY_FAILED" and not one.is_started:
-            said = [deployment.message for deployment in application.deployments.values() if deployment.message]
-            text = "\n".join([*said, application.message])
+    def _look_at_broken(self, one: _Replica, application: _Application) -> None:
+        if application.says == "DEPLOY_FAILED" and not one.is_started:
+            text = application.message
             self._fail(one, _words(text), "input" if INPUT_MARK in text else "error")
             return
-        if any(
-            "STARTING" in deployment.replica_states for deployment in application.deployments.values()
-        ):  # a large model takes its time to be back
+        if self._is_starting(one.order.name):  # a large model takes its time to be back
             one.broken_since = 0.0
             return
         one.broken_since = one.broken_since or time.monotonic()
         if time.monotonic() - one.broken_since > BROKEN_FOR_S:
             self._lose(one, f"Serve could not bring it back: {_words(application.message)}")
 
-    def _look_at_leaving(self, one: _Replica, application: Any) -> None:
+    def _look_at_leaving(self, one: _Replica, application: _Application | None) -> None:
         if application is None:
             self._forget(one.order.name)
             self._deliver(Ended(one.order.gang, one.order.attempt, "released"))
@@ -292,10 +301,20 @@ class Replicas:
                 self._deploy(gateway.build(**on_head), gateway.NAME, "/")
             self._gateway = serve.get_app_handle(gateway.NAME)
 
-    def _status(self) -> dict[str, Any]:
-        """Every application by name. Reading makes Serve build deployment settings, which go through that registry."""
-        with self._deploying:
-            return dict(serve.status().applications)
+    def _status(self) -> dict[str, _Application]:
+        """Every application by name.
+
+        Not `serve.status()`: that builds the settings of every deployment anew, which pickles classes for each of them.
+        """
+        client = serve.context._get_global_client(raise_if_no_controller_running=False)
+        found = client.list_serve_statuses() if client else []
+        return {one.name: _Application.of(one) for one in found}
+
+    def _is_starting(self, name: str) -> bool:
+        """Serve is making a new process for the application."""
+        details = serve.context._get_global_client().get_serve_details()["applications"].get(name) or {}
+        replicas = [one for each in details.get("deployments", {}).values() for one in each["replicas"]]
+        return any(one["state"] == "STARTING" for one in replicas)
 
     def _deploy(self, application: serve.Application, name: str, route_prefix: str | None = None) -> None:
         target = serve.api.RunTarget(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
