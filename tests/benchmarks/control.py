@@ -2,8 +2,9 @@
 
     python tests/benchmarks/control.py [--seconds 60] > control.json
 
-Prints one JSON object: seconds unless a name says otherwise; p50 and p99 over single requests, one after the other;
-`burst` is an open loop of 50 submissions a second. Ends everything it starts.
+Prints one JSON object; seconds unless a name says otherwise. With 1,000 workloads finished and 100 waiting: `status`
+and `--help` as whole processes (medians of 7), memory, and kill -9 to serving again. Then `apply_ms`: 200 of one
+workload, one after the other; `burst`: an open loop of 50 a second. Ends everything it starts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ import psutil
 
 from llmsched.client.core import AsyncClient
 
-KNOWN = 1000
+UP = ("up", "--fake-nodes", "16x8:A100")
+KNOWN, WAITING = 1000, 100
 PER_SECOND = 50
 
 
@@ -35,12 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
         os.environ["LLMSCHED_HOME"] = folder
-        llmsched("up", "--fake-nodes", "16x8:A100")
+        llmsched(*UP)
         try:
-            result = {"help_s": median_of(lambda: llmsched("--help"))}
-            result |= asyncio.run(measure(options.seconds))
-            result["status_s"] = median_of(lambda: llmsched("status"))
+            result: dict[str, Any] = {"help_s": median_of(lambda: llmsched("--help"))}
+            asyncio.run(fill())
+            result |= {"finished": KNOWN, "waiting": WAITING, "status_s": median_of(lambda: llmsched("status"))}
             result |= restart(Path(folder))
+            result |= asyncio.run(submit(options.seconds))
+            result["status_with_all_of_them_s"] = median_of(lambda: llmsched("status"))
         finally:
             llmsched("down")
     print(json.dumps(result, indent=2))
@@ -66,21 +71,31 @@ def task(name: str, *, gpus: int = 0) -> dict[str, Any]:
     return {"name": name, "kind": "task", "resources": wanted, "task": {"run": ["true"]}}
 
 
-async def measure(seconds: int) -> dict[str, Any]:
+async def fill() -> None:
+    """KNOWN tasks that ended and WAITING ones that cannot start: an endpoint holds every GPU."""
+    everything = {"accelerators": "A100:8", "cpus": 0}
+    holder = {"name": "holder", "kind": "serve", "resources": everything, "replicas": 16, "serve": {"app": "a:B"}}
     async with AsyncClient() as client:
+        await client.apply([holder])
         for begin in range(0, KNOWN, 100):
             await client.apply([task(f"known-{begin + i}") for i in range(100)])
         for i in range(KNOWN):
             await client.wait(f"known-{i}")
-        await client.apply([task(f"waiting-{i}", gpus=8) for i in range(100)])
+        await client.apply([task(f"waiting-{i}", gpus=8) for i in range(WAITING)])
+        phases = Counter(view.phase for view in (await client.workloads()).workloads)
+        assert phases == {"succeeded": KNOWN, "waiting": WAITING, "running": 1}, phases
+
+
+async def submit(seconds: int) -> dict[str, Any]:
+    async with AsyncClient() as client:
         one_by_one = []
         for i in range(200):
             began = time.perf_counter()
-            await client.apply([task(f"single-{i}", gpus=8)])
+            await client.apply([task(f"single-{i}")])
             one_by_one.append((time.perf_counter() - began) * 1000)
         burst: list[float] = []
 
-        async def submit(i: int) -> None:
+        async def one(i: int) -> None:
             began = time.perf_counter()
             await client.apply([task(f"burst-{i}")])
             burst.append((time.perf_counter() - began) * 1000)
@@ -89,14 +104,11 @@ async def measure(seconds: int) -> dict[str, Any]:
         began = time.perf_counter()
         for i in range(seconds * PER_SECOND):
             await asyncio.sleep(max(0.0, began + i / PER_SECOND - time.perf_counter()))
-            sent.append(asyncio.create_task(submit(i)))
+            sent.append(asyncio.create_task(one(i)))
         await asyncio.gather(*sent)
         known = {view.name for view in (await client.workloads()).workloads}
         lost = [i for i in range(seconds * PER_SECOND) if f"burst-{i}" not in known]
-        for i in range(200):
-            await client.cancel(f"single-{i}")
     return {
-        "known": KNOWN,
         "apply_ms": quantiles(one_by_one),
         "burst": {
             "per_s": round(len(sent) / (time.perf_counter() - began), 1),
@@ -108,15 +120,20 @@ async def measure(seconds: int) -> dict[str, Any]:
 
 
 def restart(folder: Path) -> dict[str, Any]:
-    """Killed with -9 and started again: until it answers, and what it needs then."""
+    """Killed with -9 and started again: until it answers, and what it needs before and after."""
+    before = rss_mib(folder)
     os.kill(pid_of(folder), signal.SIGKILL)
-    again = timed(lambda: llmsched("up", "--fake-nodes", "16x8:A100"))
+    again = timed(lambda: llmsched(*UP))
     entries = asyncio.run(last_seq())
     return {
         "restart_to_serving_s": round(again, 2),
         "journal_entries": entries,
-        "controller_rss_mib": round(psutil.Process(pid_of(folder)).memory_info().rss / 2**20),
+        "controller_rss_mib": max(before, rss_mib(folder)),
     }
+
+
+def rss_mib(folder: Path) -> int:
+    return int(psutil.Process(pid_of(folder)).memory_info().rss >> 20)
 
 
 async def last_seq() -> int:
