@@ -389,7 +389,7 @@ def _overlaps(state: State, configuration: Configuration) -> Refusal | None:
     if not new:
         return None
     with Trial(state) as trial:
-        for opens, _, nodes, reservation in Windows(trial, new).rows:
+        for opens, _, nodes, _, reservation in Windows(trial, new).rows:
             for name in state.holding:
                 gang = state.gangs[name]
                 if is_immovable(reservation, gang, opens) and nodes & nodes_of(trial, gang):

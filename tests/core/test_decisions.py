@@ -342,8 +342,8 @@ def test_a_reservation_by_count_keeps_off_nodes_whose_work_stays_and_is_refused_
         return Reservation("release", start=100.0, duration_s=60.0, gpus_milli=gpus * MILLI)
 
     with Trial(given.state) as trial:
-        ((_, _, nodes, _),) = Windows(trial, (booked(4),)).rows
-        assert nodes == 1 << given.state.nodes["n-0"].slot
+        (row,) = Windows(trial, (booked(4),)).rows
+        assert row.nodes == 1 << given.state.nodes["n-0"].slot and row.parts == ()
     assert isinstance(check(given.state, Configure(2.0, Configuration(2, reservations=(booked(4),)))), Configured)
     found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked(8),))))
     assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in found.message

@@ -77,9 +77,9 @@ class Admission:
             if state.gangs[name].blocked_by == "backoff":
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
-        for opens, closes, _, _ in self.calendar.windows.rows:
-            plan.wake(opens)
-            plan.wake(closes)
+        for row in self.calendar.windows.rows:
+            plan.wake(row.opens)
+            plan.wake(row.closes)
 
     # One gang: place it, or make room, or say why not.
 

@@ -11,9 +11,12 @@ from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import (
     Promise,
+    Row,
     Windows,
+    closed,
     earliest,
     gives_way,
+    kept,
     least,
     leaves_room,
     runtime_s,
@@ -40,12 +43,17 @@ class Calendar:
         self._reason: Reason | None = None
         self._heads: dict[str | None, int] = {}
 
-    def closed(self, gang: GangState, size: int) -> int:
-        """Nodes on which the gang may not start now, because others have reserved them."""
+    def reserved(self, gang: GangState, size: int) -> list[Row]:
+        """The reservations of others that the gang would run into if it started now."""
         if not self.windows.rows:
-            return 0
+            return []
         now = self.trial.now
-        return self.windows.closed(gang.spec, now, now + runtime_s(gang, size))
+        return self.windows.against(gang.spec, now, now + runtime_s(gang, size))
+
+    def closed(self, gang: GangState, size: int) -> int:
+        """Nodes on which no room is made for the gang and none is promised to it, because others have reserved them
+        or a part of them."""
+        return closed(self.trial, self.reserved(gang, size))
 
     def allows(self, gang: GangState, placement: Placement) -> bool:
         """Whether starting `placement` now keeps every planned start."""
@@ -117,24 +125,27 @@ def place_within(
     trial: Trial, gang: GangState, size: int, placing: Placing, view: View, calendar: Calendar
 ) -> Placement | place.Refused:
     """A placement now that respects windows and planned starts; Refused says which of them was in the way."""
-    closed = calendar.closed(gang, size)
-    found = place.find(trial, gang, size, placing, view, ~closed)
+    rows = calendar.reserved(gang, size)
+    with kept(trial, rows) as reserved:
+        found = place.find(trial, gang, size, placing, view, ~reserved)
     if isinstance(found, place.Refused):
         if (
-            closed
+            rows
             and found.code != "quota"
             and not isinstance(place.find(trial, gang, size, placing, view), place.Refused)
         ):
-            names = ", ".join(dict.fromkeys(row[3].name for row in calendar.windows.rows if row[2] & closed))
+            names = ", ".join(dict.fromkeys(row.reservation.name for row in rows))
             until = "its run time is not known" if gang.spec.max_runtime_s is None else "it could not end in time"
             return place.Refused(
-                "reservation", f"free nodes are reserved ({names}) and {until}", (("reserved", closed.bit_count()),),
+                "reservation", f"free GPUs are reserved ({names}) and {until}",
+                (("reserved", closed(trial, rows).bit_count()),),
                 "give it a max_runtime that ends before the reservation",
             )  # fmt: skip
         return found
     if calendar.allows(gang, found):
         return found
-    beside = place.find(trial, gang, size, placing, view, ~(closed | calendar.avoid()))
+    with kept(trial, rows) as reserved:
+        beside = place.find(trial, gang, size, placing, view, ~(reserved | calendar.avoid()))
     if not isinstance(beside, place.Refused):
         return beside
     reason = calendar.would_delay()

@@ -1,0 +1,205 @@
+"""A reservation takes exactly the GPUs it names, on few nodes, and its holder has them when the window opens (I10)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsched.core import decisions, facts
+from llmsched.core.commands import Configure, Refusal, check
+from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
+from llmsched.core.invariants import violations
+from llmsched.core.lifecycle import Status
+from llmsched.core.nodes import Node
+from llmsched.core.reservation import Windows
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.registry import load
+
+POLICIES = load(PolicyNames())
+OPENS, LASTS = 1000.0, 2000.0
+QUEUES = (Queue("default"), Queue("prod"))
+
+
+def work(name: str, bundles: int, gpus: int = 1, **more: Any) -> Workload:
+    """A rigid gang of so many bundles of so many GPUs."""
+    group = Group("workers", 1, (Option(None, Resources(gpus * MILLI)),))
+    return Workload(name, name, "train", (group,), min_size=bundles, max_size=bundles, **more)
+
+
+def booked(gpus: int) -> Configuration:
+    one = Reservation("release", OPENS, LASTS, queue="prod", gpus_milli=gpus * MILLI)
+    return Configuration(2, QUEUES, reservations=(one,))
+
+
+class Cluster:
+    """Nodes, and an executor that does at once what it is told: only those who leave take their grace."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.state = State()
+        self.now = 0.0
+        self.evicted: dict[str, str] = {}
+        self.due: list[tuple[float, facts.Fact]] = []
+        self.say(facts.Configured(0.0, Configuration(1, QUEUES)))
+        for number, gpus in enumerate(sizes):
+            self.say(facts.NodeJoined(0.0, Node(f"n{number}", Resources(gpus * MILLI, 8000, 1 << 30))))
+
+    def say(self, fact: facts.Fact) -> None:
+        plan = turn(self.state, [fact], POLICIES)
+        for each in plan.decisions:
+            if isinstance(each, decisions.Launch):
+                spec = self.state.gangs[each.gang].spec
+                self.due.append((self.now, facts.Bound(self.now, each.gang, each.attempt)))
+                if spec.max_runtime_s is not None:
+                    end = self.now + spec.max_runtime_s
+                    self.due.append((end, facts.Finished(end, each.gang, each.attempt, "succeeded")))
+            elif isinstance(each, decisions.Preempt):
+                self.evicted[each.gang] = each.reason
+                end = self.now + each.grace_s
+                self.due.append((end, facts.Released(end, each.gang, each.attempt)))
+        assert violations(self.state) == []
+
+    def until(self, moment: float) -> None:
+        """Everything that is due by then happens; a tick every ten seconds."""
+        while True:
+            ticks = [(min(self.now + 10.0, moment), facts.Tick(min(self.now + 10.0, moment)))]
+            at, fact = min([*self.due, *ticks], key=lambda row: row[0])
+            if at > moment or (at == moment == self.now and not self.due):
+                return
+            if (at, fact) in self.due:
+                self.due.remove((at, fact))
+            elif self.now == moment:
+                return
+            self.now = at
+            self.say(fact)
+
+    def book(self, configuration: Configuration) -> facts.Fact | Refusal:
+        found = check(self.state, Configure(self.now, configuration))
+        if not isinstance(found, Refusal):
+            self.say(found)
+        return found
+
+    def holds(self, name: str) -> int:
+        return len(self.state.gangs[f"{name}/0"].held)
+
+
+def test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody() -> None:
+    cluster = Cluster(8, 8)
+    cluster.book(booked(12))
+    cluster.until(OPENS)
+    for name in ("four", "one"):
+        cluster.say(facts.Submitted(cluster.now, work(name, {"four": 4, "one": 1}[name])))
+    assert cluster.holds("four") == 4 and cluster.holds("one") == 0
+    reason = cluster.state.gangs["one/0"].reason
+    assert reason is not None and reason.code == "reservation" and "release" in reason.message
+    cluster.say(facts.Submitted(cluster.now, work("theirs", 12, queue="prod")))
+    assert cluster.holds("theirs") == 12
+    cluster.until(OPENS + LASTS + 1)
+    assert cluster.evicted == {}
+
+
+def test_a_reservation_prefers_whole_nodes_for_a_gang_that_needs_one() -> None:
+    cluster = Cluster(2, 8, 2)
+    cluster.say(facts.Submitted(0.0, work("guest", 1)))
+    cluster.book(booked(8))
+    cluster.until(OPENS)
+    cluster.say(facts.Submitted(cluster.now, work("theirs", 1, gpus=8, queue="prod")))
+    assert cluster.state.gangs["theirs/0"].held[0].node == "n1"
+
+
+def test_only_as_many_guests_leave_a_shared_node_as_the_holder_needs_and_the_newest_go() -> None:
+    cluster = Cluster(8)
+    for number in range(4):
+        cluster.say(facts.Submitted(cluster.now, work(f"guest{number}", 2, grace_s=20.0)))
+        cluster.until(cluster.now + 10)
+    cluster.book(booked(3))
+    cluster.until(OPENS)
+    assert cluster.evicted == {"guest3/0": "reservation", "guest2/0": "reservation"}
+    cluster.say(facts.Submitted(cluster.now, work("theirs", 3, queue="prod")))
+    assert cluster.holds("theirs") == 3
+    assert cluster.holds("guest0") == cluster.holds("guest1") == 2
+
+
+def test_work_that_nobody_may_move_keeps_its_part_of_a_node() -> None:
+    cluster = Cluster(8)
+    cluster.say(facts.Submitted(0.0, work("fixed", 3, preemptible=False)))
+    assert isinstance(cluster.book(booked(6)), Refusal)
+    assert not isinstance(cluster.book(booked(5)), Refusal)
+    with Trial(cluster.state) as trial:
+        (row,) = Windows(trial).rows
+        assert (row.nodes, row.parts) == (0, (("n0", 5),))
+    cluster.until(OPENS)
+    cluster.say(facts.Submitted(cluster.now, work("theirs", 5, queue="prod")))
+    assert cluster.holds("theirs") == 5 and cluster.evicted == {}
+
+
+def test_a_recurring_reservation_is_held_again_and_again_and_maintenance_is_for_nobody() -> None:
+    cluster = Cluster(4, 4)
+    hourly = Reservation("hourly", 0.0, 600.0, gpus_milli=4 * MILLI, repeat="0 * * * *")
+    cluster.book(Configuration(2, QUEUES, reservations=(hourly,)))
+    for hour in (1, 2):
+        cluster.until(hour * 3600.0 + 10)
+        cluster.say(facts.Submitted(cluster.now, work(f"big{hour}", 8, max_runtime_s=1000.0)))
+        assert cluster.holds(f"big{hour}") == 0
+        cluster.until(hour * 3600.0 + 601)
+        assert cluster.holds(f"big{hour}") == 8
+
+
+GUEST = st.fixed_dictionaries(
+    {
+        "bundles": st.integers(1, 6),
+        "at": st.sampled_from([0.0, 0.0, 100.0, 800.0, 990.0]),
+        "max_runtime_s": st.sampled_from([None, None, 150.0, 700.0, 1500.0]),
+        "preemptible": st.booleans(),
+        "grace_s": st.sampled_from([0.0, 30.0, 120.0]),
+        "priority": st.sampled_from([10, 50, 90]),
+    }
+)
+
+
+@settings(max_examples=int(os.environ.get("EXAMPLES", "60")), deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([2, 4, 4]), min_size=1, max_size=3),
+    guests=st.lists(GUEST, max_size=7),
+    share=st.floats(0.1, 1.0),
+    parts=st.integers(1, 3),
+    late=st.sampled_from([-50.0, 0.0, 40.0]),
+)
+def test_the_holder_has_its_capacity_within_30_s_of_the_start(
+    sizes: list[int], guests: list[dict[str, Any]], share: float, parts: int, late: float
+) -> None:
+    cluster = Cluster(*sizes)
+    count = max(1, int(sum(sizes) * share))
+    booking = False
+    for number, row in enumerate(sorted(guests, key=lambda row: row["at"])):
+        spec = dict(row)
+        at, bundles = spec.pop("at"), spec.pop("bundles")
+        if at > 50.0 and not booking:
+            cluster.until(50.0)
+            if isinstance(cluster.book(booked(count)), Refusal):
+                return
+            booking = True
+        cluster.until(at)
+        cluster.say(facts.Submitted(cluster.now, work(f"guest{number}", bundles, **spec)))
+    if not booking:
+        cluster.until(50.0)
+        if isinstance(cluster.book(booked(count)), Refusal):
+            return
+    cluster.until(OPENS + late)
+    each = [count // parts + (1 if number < count % parts else 0) for number in range(parts)]
+    for number, bundles in enumerate(each):
+        if bundles:
+            cluster.say(facts.Submitted(cluster.now, work(f"theirs{number}", bundles, queue="prod", priority=1)))
+    cluster.until(max(OPENS + late, OPENS) + 30.0)
+    have = sum(
+        len(gang.held)
+        for gang in cluster.state.gangs.values()
+        if gang.spec.queue == "prod" and gang.status is not Status.VACATING
+    )
+    assert have == count
