@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,17 +44,23 @@ def test_an_unknown_policy_is_refused_with_the_nearest_name() -> None:
     assert refused.value.where == "policies.placement"
 
 
-def test_an_outside_package_can_add_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Point:
-        name = "ordering.by_name"
+def test_an_outside_package_can_add_a_policy_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(registry.__file__).parent / "README.md").read_text()
+    code, announced = re.findall(r"```(?:python|toml)\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_policies.py").write_text(code)
+    points = tomllib.loads(announced)["project"]["entry-points"]["llmsched.policies"]
+    about = tmp_path / "my_policies-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-policies\nVersion: 1.0\n")
+    lines = [f"{name} = {target}" for name, target in points.items()]
+    (about / "entry_points.txt").write_text("\n".join(["[llmsched.policies]", *lines, ""]))
+    monkeypatch.syspath_prepend(str(tmp_path))
 
-        def load(self) -> type:
-            return type("ByName", (), {"static": True, "key": lambda self, gang, view: (gang.id,)})
-
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
-    assert "by_name" in registry.names("ordering")
-    found = registry._one("ordering", "by_name")
-    assert found.static is True
+    assert "smallest_first" in registry.names("ordering")
+    given = cluster("1 node x 4").policies(ordering="smallest_first")
+    given.pending("large", gpus=4)
+    given.pending("small", gpus=1)
+    assert given.decide().decisions == [Launch("small", gpus=1)]
 
 
 def test_shortest_remaining_overtakes_the_long_one() -> None:

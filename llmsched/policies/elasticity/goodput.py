@@ -37,6 +37,16 @@ class Curve(NamedTuple):
     hull: tuple[tuple[int, float], ...]
 
 
+class Offer(NamedTuple):
+    """One step up a gang's hull, from size `low` to size `high`: it costs `gpus` and earns `gain` (weighted speed)."""
+
+    gang: str
+    low: int
+    high: int
+    gpus: float
+    gain: float
+
+
 class Goodput:
     period_s = 60.0
 
@@ -44,45 +54,20 @@ class Goodput:
         self._curves: dict[tuple[object, ...], Curve] = {}
 
     def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> Mapping[str, int]:
-        rows = sorted(
-            ((self._work_left(gang, view), gang.submitted_at, gang.id, gang) for gang in gangs), key=lambda row: row[:3]
-        )
+        rows = self._ranked(gangs, view)
         cost = view.scheduling.restart_cost_s
-        count = len(rows)
-        chosen = {gang.id: 0 for *_, gang in rows}
-        gains: list[tuple[float, int, int, int]] = []  # (-gain per GPU, rank, from size, to size)
-        curves = [self._curve(gang.spec) for *_, gang in rows]
-        for rank, (left, _, _, gang) in enumerate(rows):
-            weight = ((count - rank) / count) ** RANK / max(left, SHORT_S) ** TILT
-            before = (0, 0.0)
-            for point in curves[rank].hull:
-                gain = weight * (point[1] - before[1]) / (point[0] - before[0])
-                if gang.size >= point[0]:
-                    ends_in = left / max(view.speed(gang, gang.size), 1e-9)
-                    gain *= 1 + KEEP + cost / max(1.0, min(STEADY_S, ends_in))
-                gains.append((-gain, rank, before[0], point[0]))
-                before = point
-        gains.sort()
-        free = float(capacity)
-        settling: set[int] = set()
-        for rank, (_, _, _, gang) in enumerate(rows):
-            if gang.size and view.held_for_s(gang) < max(cost, 1.0):
-                settling.add(rank)
-                chosen[gang.id] = gang.size
-                free -= gang.size * view.gpus_per_bundle(gang)
-        for _, rank, low, high in gains:
-            gang = rows[rank][3]
-            price = (high - low) * view.gpus_per_bundle(gang)
-            if chosen[gang.id] == low and price <= free and rank not in settling:
-                chosen[gang.id] = high
-                free -= price
-        for (left, _, _, gang), curve in zip(rows, curves, strict=True):
+        settling = {gang.id: gang.size for _, gang in rows if gang.size and view.held_for_s(gang) < max(cost, 1.0)}
+        held = sum(gang.size * view.gpus_per_bundle(gang) for _, gang in rows if gang.id in settling)
+        chosen, free = take_best(self._offers(rows, view), capacity - held)
+        chosen = {gang.id: settling.get(gang.id, chosen.get(gang.id, 0)) for _, gang in rows}
+        curves = [self._curve(gang.spec) for _, gang in rows]
+        for (left, gang), curve in zip(rows, curves, strict=True):
             size = chosen[gang.id]
             if gang.size and size > gang.size and not _pays(curve, gang.size, size, left, cost):
                 free += (size - gang.size) * view.gpus_per_bundle(gang)
                 chosen[gang.id] = gang.size
-        for rank, ((left, _, _, gang), curve) in enumerate(zip(rows, curves, strict=True)):
-            if free < view.gpus_per_bundle(gang) or rank in settling:
+        for (left, gang), curve in zip(rows, curves, strict=True):
+            if free < view.gpus_per_bundle(gang) or gang.id in settling:
                 continue
             size = chosen[gang.id]
             for bigger, _ in reversed(curve.points):
@@ -93,6 +78,36 @@ class Goodput:
                     free -= price
                     break
         return chosen
+
+    def offers(self, gangs: Sequence[GangState], view: View) -> list[Offer]:
+        """What GPUs would earn, but for gangs that are still starting and keep their size: along each hull the gain per
+        GPU only falls."""
+        return self._offers(self._ranked(gangs, view), view)
+
+    def _offers(self, rows: Sequence[tuple[float, GangState]], view: View) -> list[Offer]:
+        cost = view.scheduling.restart_cost_s
+        count = len(rows)
+        found = []
+        for rank, (left, gang) in enumerate(rows):
+            if gang.size and view.held_for_s(gang) < max(cost, 1.0):
+                continue
+            weight = ((count - rank) / count) ** RANK / max(left, SHORT_S) ** TILT
+            each, has = view.gpus_per_bundle(gang), gang.size
+            keeps = 1.0  # what it has already is worth more by what a restart would cost
+            if has:
+                ends_in = left / max(view.speed(gang, has), 1e-9)
+                keeps = 1 + KEEP + cost / max(1.0, min(STEADY_S, ends_in))
+            low, slow = 0, 0.0
+            for high, fast in self._curve(gang.spec).hull:
+                gain = weight * (fast - slow)
+                found.append(Offer(gang.id, low, high, (high - low) * each, gain * keeps if has >= high else gain))
+                low, slow = high, fast
+        return found
+
+    def _ranked(self, gangs: Sequence[GangState], view: View) -> list[tuple[float, GangState]]:
+        """(work left, gang), least first."""
+        rows = sorted((self._work_left(gang, view), gang.submitted_at, gang.id, gang) for gang in gangs)
+        return [(left, gang) for left, _, _, gang in rows]
 
     def _work_left(self, gang: GangState, view: View) -> float:
         """Seconds at min_size; unknown work is taken to last to the end of the level that it has reached."""
@@ -111,6 +126,21 @@ class Goodput:
                 self._curves.clear()
             found = self._curves[key] = _curve(spec)
         return found
+
+
+def take_best(offers: Sequence[Offer], capacity: float) -> tuple[dict[str, int], float]:
+    """The size each gang gets, and the GPUs left over: best gain per GPU first. This is the greedy solution of a
+    multiple-choice knapsack, at the price per GPU where its relaxation ends; it misses less of the optimum than its
+    best refused step earns. Exchanging steps until the optimum was reached made completion times worse by resizing."""
+    worth = [-gain / max(gpus, 1e-9) for _, _, _, gpus, gain in offers]
+    chosen: dict[str, int] = {}
+    free = capacity
+    for number in sorted(range(len(offers)), key=worth.__getitem__):  # equals in the order given
+        gang, low, high, gpus, _ = offers[number]
+        if gpus <= free and chosen.get(gang, 0) == low:
+            chosen[gang] = high
+            free -= gpus
+    return chosen, free
 
 
 def _curve(spec: Workload) -> Curve:
