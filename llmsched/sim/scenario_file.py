@@ -31,6 +31,7 @@ from llmsched.spec.problems import nearest
 
 PLAIN = PolicyNames(ordering="priority", elasticity="even")  # scenarios test rules; taste is measured elsewhere
 START = 1_000_000.0  # the stamp that a scenario calls 0
+NAME_LABEL = "llmsched.io/node-name"  # a job that names its node asks for this label
 PLENTY = 1 << 50  # CPUs and memory of a node that does not say
 
 NUMBER = (int, float)
@@ -333,12 +334,12 @@ def nodes(row: Mapping[str, Any]) -> list[Node]:
         int(row["cpu"] * MILLI) if "cpu" in row else PLENTY,
         int(row["memory_gib"] * (1 << 30)) if "memory_gib" in row else PLENTY,
     )
-    return [Node(name, total, row.get("flavor"), labels, name) for name in node_names(row)]
+    return [Node(name, total, row.get("flavor"), ((NAME_LABEL, name), *labels), name) for name in node_names(row)]
 
 
-def workloads(row: Mapping[str, Any], known: Mapping[str, Any]) -> list[Workload]:
+def workloads(row: Mapping[str, Any], known: Mapping[str, Any], waits: bool = False) -> list[Workload]:
     """Those of one row: `copies` of them, the first one called as in the file when there is one only. `known`: ids that
-    are taken (C1 calls a queue's jobs after it)."""
+    are taken (C1 calls a queue's jobs after it). One that waits and names its node will have no other."""
     per_bundle = Resources(
         parse_gpus_milli(row.get("gpus_per_member", row.get("gpus", 0))),
         int(row.get("cpu", 0) * MILLI),
@@ -348,6 +349,9 @@ def workloads(row: Mapping[str, Any], known: Mapping[str, Any]) -> list[Workload
     flavors = flavors if isinstance(flavors, list) else [flavors]
     most = row.get("max_members", row.get("members", row.get("min_members", 1)))
     wish = row.get("topology") or {}
+    wanted = dict(row.get("labels") or {})
+    if waits and isinstance(row.get("node"), str):
+        wanted[NAME_LABEL] = row["node"]
     made: list[Workload] = []
     for name in node_names(row):
         if name in known:
@@ -364,7 +368,7 @@ def workloads(row: Mapping[str, Any], known: Mapping[str, Any]) -> list[Workload
                 min_size=row.get("min_members", row.get("members", most)),
                 max_size=most,
                 topology=Topology("node" if row.get("single_node") else wish.get("required"), wish.get("preferred")),
-                node_labels=tuple(sorted((str(k), str(v)) for k, v in (row.get("labels") or {}).items())),
+                node_labels=tuple(sorted((str(k), str(v)) for k, v in wanted.items())),
                 preemptible=row.get("preemptible", True),
                 min_runtime_s=row.get("min_runtime_s", 0.0),
                 max_runtime_s=row.get("time_limit_s"),

@@ -93,6 +93,7 @@ class Run:
         self.facts: list[facts.Fact] = []
         self.base: dict[str, str] = {}  # workload id -> the name in the file
         self.ends: dict[str, float] = {}  # gangs that are said to end by themselves, and when
+        self.lasts: dict[str, float] = {}  # waiting gangs of which it is said how long they run
 
     def play(self) -> tuple[list[str], dict[str, Any]]:
         """What is wrong, and what was got in the end."""
@@ -133,11 +134,6 @@ class Run:
         for node in scenario_file.nodes(row):
             self.state.apply(facts.NodeJoined(at, node))
 
-    def _workloads(self, row: Mapping[str, Any]) -> list[Workload]:
-        made = scenario_file.workloads(row, self.state.workloads)
-        self.base.update((workload.id, row["name"]) for workload in made)
-        return made
-
     def _running(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Submit and start everybody, in the order in which that must have happened."""
         events: list[tuple[float, int, int, Mapping[str, Any], Workload]] = []
@@ -148,6 +144,8 @@ class Run:
                 began = START - LONG_AGO_S + self.count
                 if "created_at" in row:
                     began = max(began, START + row["created_at"])
+                if "time_limit_s" in row:  # it has not run longer than it may
+                    began = max(began, START - max(0, row["time_limit_s"] - row.get("ends_in_s", row["time_limit_s"])))
                 if "started_at" in row:
                     began = START + row["started_at"]
                 created = min(began, START + row["created_at"]) if "created_at" in row else began
@@ -215,8 +213,12 @@ class Run:
 
     def _submit(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
         for row in [rows] if isinstance(rows, Mapping) else rows:
-            for workload in self._workloads(row):
+            for workload in scenario_file.workloads(row, self.state.workloads, waits=True):
+                self.base[workload.id] = row["name"]
                 self.count += 1
+                if "ends_in_s" in row:  # after its start
+                    workload = replace(workload, estimated_runtime_s=float(row["ends_in_s"]))
+                    self.lasts[f"{workload.id}/0"] = row["ends_in_s"]
                 at = START + row["created_at"] if "created_at" in row else self.now
                 # A pass sees one moment; age keeps the order of the file without moving the clock.
                 self.state.apply(facts.Submitted(at, workload))
@@ -316,6 +318,8 @@ class Run:
         if isinstance(decision, decisions.Launch):
             self.facts.append(facts.Bound(self.now, decision.gang, decision.attempt))
             seen.started[self.name_of(decision.gang)] += 1
+            if decision.gang in self.lasts:
+                self.ends[decision.gang] = self.now + self.lasts[decision.gang]
         elif isinstance(decision, (decisions.Preempt, decisions.Stop, decisions.Drain)):
             self.facts.append(facts.Released(self.now, decision.gang, decision.attempt))
             if isinstance(decision, decisions.Preempt):

@@ -86,7 +86,7 @@ def _reasons(run: Run, expect: Mapping[str, Any], check: Check) -> None:
     """Why somebody waits or was evicted, what was counted, and when somebody is planned to start."""
     reason = expect.get("reason")
     if isinstance(reason, str):
-        codes = sorted(set(run.round.reasons or _codes(run).values()))
+        codes = sorted({*run.round.reasons, *_codes(run).values()})
         check("reason", reason in codes, reason, codes)
     elif isinstance(reason, Mapping):
         for name, code in reason.items():
