@@ -53,6 +53,7 @@ class Rules:
         self.shares, self.view = shares, view
         self.scheduling = state.configuration.scheduling
         self.queues = {queue.name: queue for queue in state.configuration.queues}
+        self.reluctant = [name for name, queue in self.queues.items() if queue.evictable == "prefer_not"]
         self.rules = rules_of(state, gang.spec.queue)
         self.option = 0
         self.size = gang.spec.min_size
@@ -94,7 +95,7 @@ class Rules:
 
     def is_reluctant(self, victim: GangState) -> bool:
         """Whether its queue would rather not be evicted: it goes after everybody else."""
-        return self.queues.get(victim.spec.queue, NO_QUEUE).evictable == "prefer_not"
+        return victim.spec.queue in self.reluctant
 
     def _across(self, queue: str, theirs: int) -> str:
         if self.queues.get(queue, NO_QUEUE).evictable == "no":
@@ -196,8 +197,8 @@ class Rules:
 
     def can_hold(self, released: int) -> bool:
         """Whether it could, once so many thousandths of GPUs of its own queue were released."""
-        own = self._own() if self.strategy == "inside" else None
-        return own is None or own.used + self._need().gpus_milli - released <= own.subtree
+        own = self._own()
+        return own is not None and own.used + self._need().gpus_milli - released <= own.subtree
 
     def _own(self) -> Branch | None:
         options = self.gang.spec.groups[0].options

@@ -138,8 +138,10 @@ def _choose(
         need = place.need_milli(gang.spec, gang.spec.min_size, option)
         for _ in rules.each_strategy():
             allowed = _allowed(eligible, rules)
-            if not rules.can_hold(sum(gpus_of(v.spec, v.held) for v, code in allowed if code == IN_QUEUE)):
-                continue
+            if rules.strategy == "inside":
+                own = sum(gpus_of(victim.spec, victim.held) for victim, code in allowed if code == IN_QUEUE)
+                if not rules.can_hold(own):
+                    continue
             short = need - need % MILLI - capacity.free_gpus(mask) * MILLI
             for victim, _ in allowed:
                 if short <= 0:
@@ -377,7 +379,7 @@ def _in_scope(
         top = max(victim.spec.priority for victim in chosen)
         if len(chosen) > 1:
             willing = eligible[:VICTIMS_CONSIDERED]
-            if not any(rules.is_reluctant(victim) for victim in chosen):
+            if rules.reluctant and not any(rules.is_reluctant(victim) for victim in chosen):
                 willing = [row for row in willing if not rules.is_reluctant(row[0])]
             alone = _alone(trial, start, gang, rules, placing, view, scope, willing, top, need)
             if alone is not None:
