@@ -179,9 +179,11 @@ def test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on() -> None:
     given = cluster("1 node x 4")
     given.pending("nightly", gpus=1, schedule="0 * * * *")
     given.settle()
-    given.after(3600.0)
-    given.settle()
-    assert [*given.state.workloads] == ["nightly"]
+    assert given.phase("nightly") == "waiting"
+    for _ in range(2):  # its first run begins, and still goes on when the second is due
+        given.after(3600.0)
+        given.settle()
+        assert [*given.state.workloads] == ["nightly"] and given.phase("nightly") == "running"
     given.after(1.0, Finished(given.now + 1.0, "nightly/0", 1, "succeeded"))
     given.after(3600.0)
     given.settle()
@@ -255,6 +257,27 @@ def test_a_new_configuration_remembers_what_is_in_use() -> None:
     given.state.apply(check(given.state, Configure(2.0, wider)))  # type: ignore[arg-type]
     given.pending("b", gpus=2)
     assert given.turn().code("b") == "quota"
+
+
+def test_a_configuration_that_forgets_a_queue_with_work_in_it_is_refused() -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).queue("idle", gpus=0)
+    given.running("a", gpus=4, queue="q")
+    found = check(given.state, Configure(2.0, Configuration(2, (Queue("idle"),))))
+    assert isinstance(found, Refusal) and 'queue "q" is missing and a is still in it' in found.message
+    assert isinstance(check(given.state, Configure(2.0, Configuration(2, (Queue("q"),)))), Configured)
+
+
+def test_when_every_node_is_gone_work_waits_for_the_next_ones() -> None:
+    given = cluster("2 nodes x 4")
+    for name in ("a", "b"):
+        given.running(name, gpus=4)
+    given.pending("c", gpus=4)
+    given.after(1.0, NodeLost(given.now + 1.0, "n-0"), NodeLost(given.now + 1.0, "n-1"))
+    given.settle()
+    assert [given.phase(name) for name in "abc"] == ["waiting"] * 3
+    given.after(3600.0, *(NodeJoined(given.now + 3600.0, Node(f"m{i}", Resources(4000, 8000))) for i in range(3)))
+    given.settle()
+    assert [given.phase(name) for name in "abc"] == ["running"] * 3
 
 
 def test_reclaim_stops_at_the_guarantee_of_the_victims_queue() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[3]
 DECISIONS, WALK = "tests/core/test_decisions.py", "tests/core/test_walk.py"
+RESERVATIONS = "tests/core/test_reservations.py"
 
 
 class Bug(NamedTuple):
@@ -107,6 +108,54 @@ BUGS = (
         "slots_leak", "apscheduler PR #1121", "core/ledgers.py",
         "            state.quota.release(queue, flavor, gpus)\n", "            pass\n",
         f"{WALK}::test_two_fit_the_third_waits_and_starts_when_one_ends",
+    ),
+    Bug(
+        "no_cluster_no_work", "slurm: an empty state cancels what runs", "core/state.py",
+        '            if not left:\n                self._ended_badly(gang, "interruption", gang.message)\n',
+        '            if not left:\n                self._end(gang, "failed")\n',
+        f"{DECISIONS}::test_when_every_node_is_gone_work_waits_for_the_next_ones",
+    ),
+    Bug(
+        "queue_forgotten", "slurm: an empty configuration cancels what waits", "core/commands.py",
+        "        if not record.outcome and record.workload.queue not in queues:\n", "        if False:\n",
+        f"{DECISIONS}::test_a_configuration_that_forgets_a_queue_with_work_in_it_is_refused",
+    ),
+    Bug(
+        "event_dropped", "etcd#18089", "core/state.py",
+        "                self._enqueue(gang)\n                self.version += 1\n", "                pass\n",
+        f"{WALK}::test_a_lost_attempt_starts_again_after_a_pause_and_fails_when_retries_are_spent",
+    ),
+    Bug(
+        "second_copy", "apscheduler PR #1121", "core/stages/end.py",
+        '    elif spec.overlap == "skip" and not record.outcome:\n', "    elif False:\n",
+        f"{DECISIONS}::test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on",
+    ),
+    Bug(
+        "stale_for_ever", "ray#62766: an intent nobody acts on", "core/stages/end.py",
+        "        if state.now < gang.lost_at + patience:", "        if patience:",
+        f"{DECISIONS}::test_a_stale_gang_is_given_its_grace_and_then_let_go",
+    ),
+    Bug(
+        "moved_from_its_rack", "kueue: node replacement", "core/state.py",
+        "                gang.home = tuple(dict.fromkeys(placed.node for placed in left))\n", "",
+        f"{DECISIONS}::test_a_lost_node_is_replaced_inside_the_rack_before_the_gang_is_moved",
+    ),
+    Bug(
+        "evicted_is_failed", "skypilot PR #9868: what was recovered counts as failed", "core/state.py",
+        '            if gang.lost_members:\n                self._retry(gang, "interruption", gang.message)\n',
+        '            if True:\n                self._retry(gang, "interruption", gang.message)\n',
+        f"{DECISIONS}::test_preemptions_do_not_count_as_restarts",
+    ),
+    Bug(
+        "reserved_and_given_away", "slurm: reservations on shared nodes", "core/reservation.py",
+        "            if idle > 0:\n", "            if False:\n",
+        f"{RESERVATIONS}::test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody",
+    ),
+    Bug(
+        "a_ring_of_cohorts", "kueue: a cycle of cohorts", "core/commands.py",
+        "        if at is not None:\n            return Refusal(\n                \"cycle\", f\"cohorts",
+        "        if False:\n            return Refusal(\n                \"cycle\", f\"cohorts",
+        f"{DECISIONS}::test_cohorts_in_a_circle_are_refused",
     ),
 )  # fmt: skip
 
