@@ -1,0 +1,68 @@
+"""examples/04 as its README runs it, on real Ray: urgent work takes the GPUs, the fine-tune saves and goes on there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmsched.client import Client
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "04_preempt_and_resume"
+
+
+class Home:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "LLMSCHED_HOME": str(folder)}
+
+    def llmsched(self, *words: str) -> str:
+        command = [sys.executable, "-m", "llmsched.cli.main", *words]
+        where = self.folder.parent / EXAMPLE.name
+        done = subprocess.run(command, env=self.environment, cwd=where, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    shutil.copytree(EXAMPLE, tmp_path / EXAMPLE.name)
+    spec = (EXAMPLE / "spec.yaml").read_text()
+    shorter = spec.replace("{steps: 3000, save_every: 250,", "{steps: 800, save_every: 100,")
+    assert shorter != spec
+    (tmp_path / EXAMPLE.name / "spec.yaml").write_text(shorter)
+    home = Home(tmp_path / "home")
+    try:
+        home.llmsched("up", "--nodes", "1x2:A100", "--config", "cluster.yaml")
+        yield home
+    finally:
+        home.llmsched("down")
+
+
+def test_urgent_work_takes_the_place_of_a_fine_tune_which_goes_on_at_the_step_it_had_reached(home: Home) -> None:
+    home.llmsched("apply", "-f", "spec.yaml")
+    with Client(home=home.folder) as client:
+        next(event for event in client.events() if event.kind == "CheckpointPublished" and event.workload == "sine")
+
+        (planned,) = client.plan(EXAMPLE / "urgent.yaml")
+        client.apply(EXAMPLE / "urgent.yaml")
+        next(event for event in client.events() if event.kind == "Bound" and event.workload == "urgent")
+        why = home.llmsched("why", "sine")
+        urgent, sine = client.wait("urgent", timeout_s=60), client.wait("sine", timeout_s=120)
+
+    assert "sine/0 is preempted" in str(planned)
+    assert "when urgent ends" in why and "Code: quota" in why
+    assert (urgent.phase, sine.phase) == ("succeeded", "succeeded")
+    first, second = (home.llmsched("logs", "sine", "--attempt", attempt) for attempt in "12")
+    story = home.llmsched("story", "sine")
+    (left,) = re.findall(r"saved step (\d+) and left", first)
+    assert re.findall(r"begins after step (\d+)", second) == [left]  # not one step twice, not one left out
+    assert f"checkpoint at step {left}" in story
+    assert story.index("must make way for urgent") < story.rindex("starts") < story.rindex("succeeded")
