@@ -4,7 +4,7 @@
 
 Prints one JSON object; seconds, medians. Starts a local Ray of its own with pretend GPUs and ends everything it starts.
 `launch`: from the stamp of a launch in the journal, which is taken before it is committed, until Ray is asked; the
-    controller's own figure (/metrics), one launch at a time.
+    controller's own figure (/api/v1/metrics), one launch at a time.
 `task`: from submitting to the first line of a process, against Ray's own job submission.
 `train`: from submitting to the end of a loop on two workers, against the same loop in a plain TorchTrainer.
 """
@@ -92,7 +92,9 @@ def compare(ours: Callable[[int], float], theirs: Callable[[int], float], runs: 
 def launched(home: Path) -> tuple[float, int]:
     """Seconds from commit to asking Ray, summed over all launches so far, and how many they were."""
     url = json.loads((home / "controller.json").read_text())["url"]
-    said = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {(home / 'token').read_text().strip()}"}).text
+    said = httpx.get(
+        f"{url}/api/v1/metrics", headers={"authorization": f"Bearer {(home / 'token').read_text().strip()}"}
+    ).text
     name = "llmsched_launch_seconds"
     found = dict(line.split() for line in said.splitlines() if line.startswith((f"{name}_sum", f"{name}_count")))
     return float(found[f"{name}_sum"]), int(found[f"{name}_count"])
