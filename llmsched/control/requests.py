@@ -26,6 +26,7 @@ from llmsched.spec.compile import compile_configuration, compile_workload, parce
 from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
+_WHERE_CYCLES: dict[type, str] = {commands.Submit: "after", commands.Configure: "cohorts"}
 STATUS_OF_CODE = {"unknown_workload": 404, "over_limit": 429}
 
 
@@ -275,8 +276,9 @@ def checked(state: State, command: commands.Command) -> Fact | None:
         return found
     if found.code == "unchanged":
         return None
-    if found.code == "overlap":  # the file asks for what nobody may give: it is the file that must change
-        raise SpecError(found.message, code="overlap", where="reservations", hint=found.hint)
+    if found.code in ("overlap", "cycle"):  # waiting would not help: it is the file that must change
+        where = "reservations" if found.code == "overlap" else _WHERE_CYCLES.get(type(command), "")
+        raise SpecError(found.message, code=found.code, where=where, hint=found.hint)
     if found.code == "not_allowed":
         raise NotAllowed(found.message, hint=found.hint)
     status = STATUS_OF_CODE.get(found.code)

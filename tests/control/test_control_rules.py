@@ -100,3 +100,18 @@ def test_a_reservation_over_work_that_stays_is_the_files_mistake_and_changes_not
             assert controller.state.configuration.version == 0
 
     asyncio.run(story())
+
+
+def test_work_that_would_wait_for_itself_is_the_files_mistake_in_one_file_and_over_several():
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            await controller.submit([task("a")], user=ANN)
+            await controller.submit([task("b", after=["a"])], user=ANN)
+            for wrong in ([task("a", after=["b"])], [task("c", after=["d"]), task("d", after=["c"])]):
+                with pytest.raises(SpecError, match="wait for") as refused:
+                    await controller.submit(wrong, user=ANN)
+                assert (refused.value.exit_code, refused.value.code) == (2, "cycle")
+            assert [*controller.state.workloads] == ["a", "b"]
+            assert controller.state.workloads["a"].workload.after == ()
+
+    asyncio.run(story())
