@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from llmsched.control.dispatch import artifact_of, is_result, spec_of
+from llmsched.control.dispatch import artifact_of, is_result, newest_run, spec_of
 from llmsched.control.memory import Verdict, judge, source_of
 from llmsched.control.requests import (
     Draft,
@@ -54,7 +55,12 @@ def plan(
     forecasts: dict[str, list[Forecast]] = {workload.id: [] for workload in ready}
     for found in forecast(state, ready, policies) if ready else ():
         forecasts[found.gang.rpartition("/")[0]].append(found)
-    return [_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, [])) for one in drafts]
+    planned = []
+    for one in drafts:
+        publish = one[0].publish
+        endpoint = _endpoint_of(state, drafts, publish.to) if publish is not None else None
+        planned.append(_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, []), endpoint))
+    return planned
 
 
 async def memory_of(state: State, specs: Sequence[WorkloadSpec], user: str) -> list[Verdict]:
@@ -107,7 +113,10 @@ def _refused(error: RequestError) -> wire.ReasonView:
     return wire.ReasonView(code=error.code, message=error.message, next_change=error.hint)
 
 
-def _planned(state: State, one: Draft, refusal: RequestError | None, found: list[Forecast]) -> wire.Planned:
+def _planned(
+    state: State, one: Draft, refusal: RequestError | None, found: list[Forecast], endpoint: Workload | None
+) -> wire.Planned:
+    """`endpoint` is what it publishes to, if that is known."""
     workload, known = one
     planned = _sizes(workload)
     if refusal is not None:
@@ -123,7 +132,43 @@ def _planned(state: State, one: Draft, refusal: RequestError | None, found: list
     planned.placement = [view for gang in starting for view in _placed(state, workload, gang.placement or ())]
     planned.reason = next((_reason(gang.reason) for gang in found if not gang.starts_now and gang.reason), None)
     planned.others = list(dict.fromkeys(f"{name} {what}" for gang in found for name, what in gang.others))
+    if workload.publish is not None and planned.outcome != "unchanged":
+        planned.warnings += _publish_warnings(workload, endpoint)
     return planned
+
+
+def _endpoint_of(state: State, drafts: Sequence[Draft], name: str) -> Workload | None:
+    """The endpoint a publish would reach: one of the same file, or the newest that is known."""
+    mine = next((workload for workload, _ in drafts if workload.name == name), None)
+    known = newest_run(state, name)
+    return mine or (known.workload if known is not None else None)
+
+
+def _publish_warnings(workload: Workload, endpoint: Workload | None) -> list[str]:
+    """What will keep the result from going live, as far as it shows now. A warning: the endpoint may still come."""
+    publish = workload.publish
+    assert publish is not None
+    where = f'publish.to: "{publish.to}"'
+    if endpoint is None:
+        return [f"{where} is no endpoint yet; its result goes live once a serve workload of that name is applied"]
+    serve = spec_of(endpoint).get("serve") or {}
+    if endpoint.kind != "serve":
+        return [f"{where} is a {endpoint.kind} workload, not an endpoint: nothing will go live there"]
+    if not serve.get("model"):
+        return [f"{where} serves an app of its own, not a model: nothing will go live there"]
+    train = spec_of(workload).get("train") or {}
+    if serve.get("task") and train.get("task") and train.get("base_model") and serve["task"] != train["task"]:
+        return [f"{where} serves {serve['task']}, and this trains {train['task']}"]
+    if publish.kind == "adapter":
+        return _adapter_warnings(where, train, serve["model"].get("source"))
+    return []
+
+
+def _adapter_warnings(where: str, train: Mapping[str, Any], source: str | None) -> list[str]:
+    base = train.get("base_model")
+    if base is not None and source is not None and source != base and not is_result(source) and not is_result(base):
+        return [f"{where} serves {source}, and this is an adapter of {base}: they may not fit together"]
+    return []
 
 
 def _sizes(workload: Workload) -> wire.Planned:

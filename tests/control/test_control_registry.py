@@ -10,9 +10,11 @@ from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase
 from llmsched.control import registry
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError
+from llmsched.spec.load import load_json
 
 QUICK = Script(runs_for_s=0.01, steps=1, metrics={"eval.loss": 0.5})
-BASE = {"loop": None, "base_model": "package:models/tiny", "datasets": [{"path": "/data/a.jsonl"}]}
+TINY = "package:models/tiny"
+BASE = {"loop": None, "base_model": TINY, "datasets": [{"path": "/data/a.jsonl"}]}
 
 
 def source_of(cluster, name):
@@ -256,5 +258,34 @@ def test_a_new_version_that_fails_ends_a_rollout_before_the_last_old_replica_lea
             await controller.submit([task("later", 0.5)], user=ANN)  # a round later nothing more has left
             await until(lambda: "later" in controller.state.workloads)
             assert len(cluster.running()) == 1
+
+    asyncio.run(story())
+
+
+def lora(to, **more):
+    section = {"base_model": TINY, "task": "causal-lm", "method": "lora", "datasets": [{"path": "rows.jsonl"}]}
+    body = {"name": "tuned", "kind": "train", "resources": {"accelerators": ["A100:1"]}}
+    return load_json(body | {"train": section | more, "publish": {"to": to}})
+
+
+@pytest.mark.parametrize(
+    ("others", "more", "said"),
+    [
+        ([], {}, 'publish.to: "chat" is no endpoint yet'),
+        ([task("chat")], {}, "is a task workload, not an endpoint"),
+        ([serve("chat", source="package:models/other")], {}, "they may not fit together"),
+        ([serve("chat", TINY)], {}, None),
+    ],
+)
+def test_plan_warns_of_a_publish_that_would_not_go_live_and_refuses_nothing(others, more, said):
+    async def story():
+        async with controlling() as controller:
+            for specs in ([*others, lora("chat", **more)], [lora("chat", **more)]):  # in one file, and on its own
+                planned = (await controller.plan(specs, ANN))[-1]
+                about = [one for one in planned.warnings if "publish" in one or "adapter" in one]
+                assert planned.outcome == "created"
+                assert [said in one for one in about] == [True] * (said is not None)
+                if others:
+                    await controller.submit(others, user=ANN)
 
     asyncio.run(story())
