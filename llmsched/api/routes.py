@@ -125,12 +125,11 @@ async def workloads(
     given: Given,
     who: Viewer,
     ended: Annotated[int | None, Query(ge=0, description="how many that have ended at most; default: all")] = None,
+    waiting: Annotated[int | None, Query(ge=0, description="how many that wait at most; default: all")] = None,
 ) -> wire.WorkloadList:
     """Newest first."""
     controller = given.controller
-    return wire.WorkloadList(
-        workloads=views.workloads(controller.state, controller.progress, ended), seq=controller.health.seq
-    )
+    return views.workloads(controller.state, controller.progress, controller.health.seq, ended=ended, waiting=waiting)
 
 
 @router.get("/workloads/{name}")

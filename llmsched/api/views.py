@@ -47,14 +47,24 @@ def names(state: State) -> dict[str, str]:
 # --- workloads --------------------------------------------------------------------------------------------------
 
 
-def workloads(state: State, progress: Progress, ended: int | None = None) -> list[wire.WorkloadView]:
-    """All, or those that live and the newest `ended` of those that have ended."""
+def workloads(
+    state: State, progress: Progress, seq: int, *, ended: int | None = None, waiting: int | None = None
+) -> wire.WorkloadList:
+    """All, newest first; or of those that have ended, and of those that wait, so many at most."""
     newest_first = sorted(state.workloads.values(), key=lambda found: (-found.submitted_at, found.workload.id))
-    if ended is not None:
-        over = [found for found in newest_first if phase(found) in wire.ENDED][ended:]
-        left_out = {found.workload.id for found in over}
-        newest_first = [found for found in newest_first if found.workload.id not in left_out]
-    return [workload(state, found, progress) for found in newest_first]
+    left = {"ended": len(newest_first) if ended is None else ended}
+    left["waiting"] = len(newest_first) if waiting is None else waiting
+    counts: Counter[wire.Phase] = Counter()
+    shown = []
+    for found in newest_first:
+        now = phase(found)
+        counts[now] += 1
+        kind = "ended" if now in wire.ENDED else now
+        if kind in left:
+            left[kind] -= 1
+        if left.get(kind, 0) >= 0:
+            shown.append(workload(state, found, progress))
+    return wire.WorkloadList(workloads=shown, counts=dict(counts), seq=seq)
 
 
 def workload(state: State, found: WorkloadState, progress: Progress) -> wire.WorkloadView:

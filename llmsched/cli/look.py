@@ -36,7 +36,9 @@ def status(name: str | None, everything: bool) -> None:
             endpoint = client.health().urls.get("endpoint", "") if serves else ""
             show.answer(view, lambda: _print_one(view, endpoint))
             return
-        listed, health = client.workloads(), client.health()
+        whole = everything or show.wants_json()
+        shown = {} if whole else {"ended": ENDED_SHOWN, "waiting": WAITING_SHOWN}
+        listed, health = client.workloads(**shown), client.health()
     show.answer(listed, lambda: _print_all(listed, health, everything))
 
 
@@ -48,13 +50,16 @@ def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool)
         click.echo("There are no workloads yet.")
     else:
         table = show.table("NAME", "KIND", "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
-        for views, at_most in ((active, None), (waiting, WAITING_SHOWN), (ended, ENDED_SHOWN)):
-            for view in views[: None if everything else at_most]:
-                table.add_row(*_row(view))
+        for view in (*active, *waiting, *ended):
+            table.add_row(*_row(view))
         show.print_table(table)
         _print_reasons(waiting[: None if everything else REASONS_SHOWN])
-        for left, what in ((len(waiting) - WAITING_SHOWN, "wait"), (len(ended) - ENDED_SHOWN, "ended")):
-            if left > 0 and not everything:
+        from llmsched.spec.wire import ENDED
+
+        over = sum(listed.counts.get(phase, 0) for phase in ENDED)
+        missing = listed.counts.get("waiting", 0) - len(waiting)
+        for left, what in ((missing, "wait"), (over - len(ended), "ended")):
+            if left > 0:
                 click.echo(f"... and {left} more that {what}; see them with --all.")
     if health.status != "ready":
         click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)

@@ -182,9 +182,9 @@ class Client:
     def status(self, name: str) -> wire.WorkloadView:
         return self._loop.call(self._core.status(name))
 
-    def workloads(self, *, ended: int | None = None) -> wire.WorkloadList:
-        """Newest first; of those that have ended at most `ended`."""
-        return self._loop.call(self._core.workloads(ended=ended))
+    def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> wire.WorkloadList:
+        """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
+        return self._loop.call(self._core.workloads(ended=ended, waiting=waiting))
 
     def why(self, name: str) -> wire.WhyView:
         return self._loop.call(self._core.why(name))

@@ -132,9 +132,10 @@ class AsyncClient:
     async def status(self, name: str) -> wire.WorkloadView:
         return await self._http.ask(wire.WorkloadView, "GET", _path(name))
 
-    async def workloads(self, *, ended: int | None = None) -> wire.WorkloadList:
-        """Newest first; of those that have ended at most `ended`."""
-        params = {} if ended is None else {"ended": ended}
+    async def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> wire.WorkloadList:
+        """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
+        chosen = {"ended": ended, "waiting": waiting}
+        params = {key: value for key, value in chosen.items() if value is not None}
         return await self._http.ask(wire.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
     async def why(self, name: str) -> wire.WhyView:

@@ -146,7 +146,10 @@ class WorkloadView(Reply):
 
 
 class WorkloadList(Reply):
+    """`counts` says how many there are of each phase, also of those that were asked to be left out."""
+
     workloads: list[WorkloadView]
+    counts: dict[Phase, int] = {}
     seq: int  # of the last entry these were read at; /events?after=seq misses nothing
 
 

@@ -129,6 +129,10 @@ def test_a_list_can_leave_out_what_ended_long_ago(fresh: Live) -> None:
     assert [one.id for one in client.workloads(ended=1).workloads] == ["second", "lives"]
     assert [one.id for one in client.workloads(ended=0).workloads] == ["lives"]
     assert len(client.workloads().workloads) == 3
+    client.apply([task("waits", after=["lives"]), task("too", after=["lives"])])
+    listed = client.workloads(ended=0, waiting=1)
+    assert [one.id for one in listed.workloads] == ["too", "lives"]
+    assert listed.counts == {"waiting": 2, "running": 1, "succeeded": 2}
 
 
 def test_why_names_the_reason_while_it_waits_and_the_place_while_it_runs(fresh: Live) -> None:
