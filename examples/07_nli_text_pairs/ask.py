@@ -23,6 +23,7 @@ answer = httpx.post(
     headers={"authorization": f"Bearer {token}"},
     timeout=30,
 )
-answer.raise_for_status()
+if not answer.is_success:  # it says why in words, for instance that no replica is there yet
+    sys.exit(answer.json()["error"]["message"])
 for (text, pair), found in zip(pairs, answer.json()["data"], strict=True):
     print(f"{found['label']:>13} {found['scores'][found['label']]:.0%}  {text} | {pair}")
