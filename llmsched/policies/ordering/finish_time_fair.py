@@ -72,11 +72,18 @@ class FinishTimeFair:
         longest = total = 0.0
         for gangs in (view.waiting(), view.running()):
             for gang in gangs:
-                outlook = view.outlook(gang, LEAST, MOST)
-                if outlook is None:
-                    continue
                 spec, size = gang.spec, gang.size or gang.spec.min_size
-                left = max(outlook.left_s, 0.0)
+                if not spec.model:  # nothing but what was declared is known of it, and this loop is long
+                    if gang.work_left is None:
+                        continue
+                    left = gang.work_left
+                    if gang.started_at is not None and gang.is_active():
+                        left = view.remaining_s(gang) or 0.0
+                else:
+                    outlook = view.outlook(gang, LEAST, MOST)
+                    if outlook is None:
+                        continue
+                    left = max(outlook.left_s, 0.0)
                 if left > longest:
                     longest = left
                 total += left * size * spec.groups[0].options[0].resources.gpus_milli / MILLI
