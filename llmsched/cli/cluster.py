@@ -86,6 +86,8 @@ def bring_up(
     if running is not None:
         click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
         url = running.url
+        if address is None and fake_nodes is None:
+            _revive_ray(folder, nodes, url)
     else:
         url = _start(folder, nodes, address, fake_nodes, port, storage)
     return Client(url, home.own_token(folder))
@@ -137,6 +139,29 @@ def _start(
         if started_ray:
             local_ray.stop(folder)
         raise
+
+
+def _revive_ray(folder: Path, nodes: str | None, url: str) -> None:
+    """Start the Ray of this home again if it has died under its controller, which goes on waiting for it."""
+    from llmsched.api import home
+    from llmsched.client import Client
+    from llmsched.errors import ClusterError
+    from llmsched.executors import local_ray
+
+    before = local_ray.read(folder)
+    if before is None or before.is_alive():
+        return
+    with _waiting("starting Ray again"):
+        local_ray.restart(folder, local_ray.parse_nodes(nodes) if nodes else ())
+    with Client(url, home.own_token(folder)) as client, _waiting("waiting for the controller to join it") as say:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not _is_ready(client, say):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the controller did not join the new Ray within {READY_WITHIN_S:g} s.",
+                    hint=f"See {folder / 'logs' / 'controller.log'}.",
+                )
+            time.sleep(LOOK_EVERY_S)
 
 
 def _checked_address(address: str) -> str:

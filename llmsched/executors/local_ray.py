@@ -169,6 +169,18 @@ def start(
     return cluster
 
 
+def restart(home: Path, nodes: Sequence[PretendNode] = ()) -> LocalRay:
+    """The same cluster again, for whoever knows its address: one whose head has died begins anew on its ports, with its
+    nodes unless others are given. Raises what `start` raises."""
+    before = read(home)
+    if before is None or before.is_alive():
+        return start(home, nodes)
+    same = nodes or [PretendNode(one.gpus, one.flavor) for one in before.processes[1:]]
+    port, dashboard_port = (int(url.rpartition(":")[2]) for url in (before.address, before.dashboard_url))
+    stop(home)
+    return start(home, same, port=port, dashboard_port=dashboard_port)
+
+
 def stop(home: Path, *, grace_s: float = 1.5) -> int:
     """End every process of this home's Ray and forget it; return how many there were. Raises ClusterError if one
     cannot be ended."""

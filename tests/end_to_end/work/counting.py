@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 from llmsched.runtime import checkpoint, current, elastic, progress
 
@@ -11,10 +12,12 @@ def loop(config):
     found = checkpoint.latest()
     begin = found.step if found else 0
     print(f"attempt {current().attempt} of worker {current().rank}, process {os.getpid()}, begins at step {begin}")
-    for step in range(begin + 1, config["steps"] + 1):
+    step = begin
+    while not Path(config["until"]).exists():
+        step += 1
         time.sleep(config["step_s"])  # stands for work
         checkpoint.save(step, lambda folder, step=step: (folder / "step.json").write_text(json.dumps(step)))
-        progress.report(step=step, total_steps=config["steps"], loss=1.0 / step)
+        progress.report(step=step, loss=1.0 / step)
         if elastic.should_stop():
             raise elastic.Stopped(step)
 

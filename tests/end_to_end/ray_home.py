@@ -1,0 +1,105 @@
+"""A home with its own Ray of pretend GPUs, used through the command line as anyone would, and the looks that tests on
+real Ray share: what each side holds, and what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmsched.client import Client
+
+
+class Home:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sessions: set[int] = set()
+        self.environment = {**os.environ, "LLMSCHED_HOME": str(folder)}
+
+    def llmsched(self, *words: str, expect: int = 0) -> str:
+        command = [sys.executable, "-m", "llmsched.cli.main", *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def client(self) -> Client:
+        return Client(home=self.folder)
+
+    def bearer(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {(self.folder / 'token').read_text().strip()}"}
+
+    def controller_pid(self) -> int:
+        return int(json.loads((self.folder / "controller.json").read_text())["pid"])
+
+    def bridge_pid(self) -> int | None:
+        """Of the controller's child that alone talks to Ray; None while there is none."""
+        for child in psutil.Process(self.controller_pid()).children():
+            if "llmsched.executors.bridge.main" in child.cmdline():
+                return child.pid
+        return None
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """Whatever belongs to this home: in the session of a process it recorded, or with the home in its environment.
+        Ray's agents write their title over their environment, so that one mark is not enough."""
+        for file in ("controller.json", "ray.json"):
+            if (self.folder / file).exists():
+                noted = json.loads((self.folder / file).read_text())
+                self.sessions |= {one["pid"] for one in noted.get("processes", [noted])}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                is_marked = process.environ().get("LLMSCHED_HOME") == str(self.folder)
+                if is_marked or os.getsid(process.pid) in self.sessions:
+                    yield process
+
+
+def wait_until(there: Callable[[], Any], within_s: float, what: str) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (found := there()):
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.2)
+    return found
+
+
+HELD = """
+import json, ray, sys
+ray.init(address=sys.argv[1], namespace="llmsched", log_to_driver=False, logging_level="ERROR")
+from ray._private.state import available_resources_per_node
+free = available_resources_per_node()
+nodes = [node for node in ray.nodes() if node["Alive"]]
+held = [node["Resources"].get("GPU", 0) - free.get(node["NodeID"], {}).get("GPU", 0) for node in nodes]
+print(json.dumps(sorted(held)))
+"""
+
+
+def gpus_held_in_ray(home: Home) -> list[float]:
+    """GPUs given away on each node, as Ray has it."""
+    from llmsched.executors import local_ray
+
+    cluster = local_ray.read(home.folder)
+    assert cluster is not None
+    environment = {**os.environ, **local_ray.environment(home.folder)}
+    command = [sys.executable, "-c", HELD, cluster.address]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=home.folder)
+    assert done.returncode == 0, done.stderr
+    return [float(value) for value in json.loads(done.stdout.splitlines()[-1])]
+
+
+def gpus_held_in_ledger(home: Home) -> list[float]:
+    """GPUs given away on each node, as llmsched has it."""
+    with home.client() as client:
+        return sorted(float(node.used.gpus) for node in client.nodes().nodes)
+
+
+def assert_ray_and_ledger_agree(home: Home) -> None:
+    """Nothing is leaked and nothing is missing: what Ray has given away is what the ledger says."""
+    wait_until(lambda: gpus_held_in_ray(home) == gpus_held_in_ledger(home), 30, "Ray and the ledger agree")
