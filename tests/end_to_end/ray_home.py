@@ -19,14 +19,23 @@ from llmsched.client import Client
 
 
 class Home:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, work: Path | None = None) -> None:
+        """`work` is the folder in which commands are given."""
+        self.folder, self.work = folder, work
         self.sessions: set[int] = set()
         self.environment = {**os.environ, "LLMSCHED_HOME": str(folder)}
 
-    def llmsched(self, *words: str, expect: int = 0) -> str:
-        command = [sys.executable, "-m", "llmsched.cli.main", *words]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240)
+    def llmsched(self, *words: str, expect: int = 0, given: str = "") -> str:
+        """What the command said; `given` is its standard input."""
+        done = subprocess.run(
+            [sys.executable, "-m", "llmsched.cli.main", *words],
+            env=self.environment,
+            cwd=self.work,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray_home import Home
 
 from llmsched.client import Client
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "04_preempt_and_resume"
-
-
-class Home:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, "LLMSCHED_HOME": str(folder)}
-
-    def llmsched(self, *words: str) -> str:
-        command = [sys.executable, "-m", "llmsched.cli.main", *words]
-        where = self.folder.parent / EXAMPLE.name
-        done = subprocess.run(command, env=self.environment, cwd=where, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -38,7 +23,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     shorter = spec.replace("{steps: 3000, save_every: 250,", "{steps: 800, save_every: 100,")
     assert shorter != spec
     (tmp_path / EXAMPLE.name / "spec.yaml").write_text(shorter)
-    home = Home(tmp_path / "home")
+    home = Home(tmp_path / "home", work=tmp_path / EXAMPLE.name)
     try:
         home.llmsched("up", "--nodes", "1x2:A100", "--config", "cluster.yaml")
         yield home

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import ray_home
 
 from llmsched.client import Client
 
@@ -66,19 +64,12 @@ serve: {model: {id: tones, source: "run://first"}, task: sequence-classification
 """
 
 
-class Home:
+class Home(ray_home.Home):
     def __init__(self, folder: Path) -> None:
-        self.folder, self.work = folder / "home", folder
-        self.environment = {**os.environ, "LLMSCHED_HOME": str(self.folder)}
-
-    def llmsched(self, *words: str, given: str = "", expect: int = 0) -> str:
-        command = [sys.executable, "-m", "llmsched.cli.main", *words]
-        about = {"env": self.environment, "cwd": self.work, "input": given, "text": True, "timeout": 240}
-        done = subprocess.run(command, capture_output=True, **about)  # type: ignore[call-overload]
-        assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return str(done.stdout + done.stderr)
+        super().__init__(folder / "home", work=folder)
 
     def apply(self, text: str, *words: str, expect: int = 0) -> str:
+        assert self.work is not None
         (self.work / "spec.yaml").write_text(text)
         return self.llmsched("apply", "-f", "spec.yaml", *words, expect=expect)
 
