@@ -196,27 +196,32 @@ def replay(journal: Path, until: str | None, explain: str | None, as_json: bool)
 
 
 @sim.command("import")
-@click.argument("source", type=click.Choice(("slurm", "kueue")))
+@click.argument("source", type=click.Choice(("slurm", "kueue", "gavel", "chronus", "openb")))
 @click.argument("file", type=FILE)
 @click.option("-o", "--output", type=FILE, help="The trace to write; default: FILE with the ending .csv.")
+@click.option("--profiles", type=FILE, help="gavel: measured steps per second (gpu, job_type, num_gpus, steps_per_s).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def import_(source: str, file: Path, output: Path | None, as_json: bool) -> None:
-    """Make a trace from the accounting of another scheduler.
+def import_(source: str, file: Path, output: Path | None, profiles: Path | None, as_json: bool) -> None:
+    """Make a trace from the accounting of another scheduler, or from one that research published.
 
     slurm: what `sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw` prints.
     kueue: what `kubectl get workloads -A -o json` prints.
+    gavel, chronus, openb: the CSV (or .csv.gz) files of these papers; gavel needs --profiles.
     """
-    from importlib import import_module
-
     from llmsched.errors import SpecError
-    from llmsched.sim.traces import table
+    from llmsched.sim.traces import kueue, published, slurm, table
 
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
-    found = import_module(f"llmsched.sim.traces.{source}").parse(text, str(file))
-    target = output or file.with_suffix(".csv")
+    text = _text(file)
+    if source == "gavel":
+        if profiles is None:
+            raise SpecError(
+                "is missing: a job of this trace is steps.", where="--profiles", hint="Give measured speeds."
+            )
+        found = published.gavel(text, str(file), _text(profiles))
+    else:
+        read = {"slurm": slurm.parse, "kueue": kueue.parse, "chronus": published.chronus, "openb": published.openb}
+        found = read[source](text, str(file))
+    target = output or (file.with_suffix("") if file.suffix == ".gz" else file).with_suffix(".csv")
     if target == file:
         raise SpecError(
             "the trace would overwrite what it is made from.", where=str(file), hint="Name another with -o."
@@ -229,6 +234,17 @@ def import_(source: str, file: Path, output: Path | None, as_json: bool) -> None
     for why, count in sorted(found.left_out.items()):
         click.echo(f"{count:,} left out: {why}")
     click.echo(f"\nNext: llmsched sim run {target} --nodes 16x8")
+
+
+def _text(file: Path) -> str:
+    import gzip
+
+    from llmsched.errors import SpecError
+
+    try:
+        return gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
 
 
 def _range(text: str | None) -> tuple[int, int] | None:
