@@ -42,7 +42,9 @@ def run(controller: Live) -> Run:
 def on_a_terminal(controller: Live, *words: str, watch: Watch | None = None) -> str:
     """What a command shows where its stdout is a terminal of 80 columns; `watch` sees all of it as it grows."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "llmsched.cli.main", *words]
+    # Whoever starts the tests in the background has them, and their children, ignore Ctrl-C.
+    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{listens}; from llmsched.cli.main import main; main()", *words]
     env = {**os.environ, **environment(controller), "TERM": "xterm"}
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
         os.close(theirs)
@@ -54,6 +56,9 @@ def on_a_terminal(controller: Live, *words: str, watch: Watch | None = None) -> 
                     watch(shown, process)
         except OSError:  # Linux says so when the other side has closed
             pass
+        except BaseException:
+            process.kill()
+            raise
         assert process.wait(30) == 0, shown
     os.close(ours)
     return shown.decode()
