@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -12,11 +13,12 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from llmsched.api import diagnosis, logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
-from llmsched.control import planning, registry
+from llmsched.control import execution, planning, registry
 from llmsched.control.dispatch import newest_run
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
 from llmsched.errors import NotAllowed
+from llmsched.executors.port import CommandEnded
 from llmsched.runtime.storage import Storage
 from llmsched.spec import cluster, load, wire
 from llmsched.spec.quantities import ENV_PATTERN
@@ -208,6 +210,21 @@ async def scale(name: Name, body: wire.ScaleRequest, given: Given, who: Submitte
     return _view(given, views.find(given.controller.state, name))
 
 
+@router.post(
+    "/workloads/{name}/exec",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "one ExecLine a line", "content": {NDJSON: {"schema": wire.ExecLine.model_json_schema()}}}
+    },
+)
+async def execute(name: Name, body: wire.ExecRequest, given: Given, who: Submitter) -> StreamingResponse:
+    """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
+    _may_change(given, name, who)
+    command = execution.Command(name, tuple(body.command), who.user, body.rank, body.gang, body.timeout_s)
+    said = await given.controller.execute(command)
+    return StreamingResponse(_as_exec_lines(said), media_type=NDJSON)
+
+
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +337,17 @@ def _may_change(given: Services, name: str, who: TokenRecord) -> None:
 async def _as_json_lines(lines: AsyncIterator[wire.LogLine]) -> AsyncIterator[str]:
     async for line in lines:
         yield line.model_dump_json() + "\n"
+
+
+async def _as_exec_lines(said: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
+    async with aclosing(said):
+        async for item in said:
+            if item is None:
+                yield "\n"  # shows us a client that left
+            elif isinstance(item, CommandEnded):
+                yield wire.ExecLine(stream="end", text=item.message, exit_code=item.code).model_dump_json() + "\n"
+            else:
+                yield wire.ExecLine(stream=item.stream, text=item.text).model_dump_json() + "\n"
 
 
 async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator[str]:

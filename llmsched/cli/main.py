@@ -22,6 +22,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "apply": ("llmsched.cli.work:apply", "Submit or update the workloads of a file."),
         "cancel": ("llmsched.cli.work:cancel", "Stop a workload for good."),
         "scale": ("llmsched.cli.work:scale", "Ask for another number of workers or replicas."),
+        "exec": ("llmsched.cli.exec:execute", "Run a command beside a running worker or replica."),
         "chat": ("llmsched.cli.chat:chat", "Talk to an endpoint."),
     },
     "Look": {

@@ -208,6 +208,18 @@ class Client:
         lines = self._core.logs(name, follow=follow, gang=gang, attempt=attempt, rank=rank, tail=tail)
         return self._loop.each(lines)
 
+    def exec(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        rank: int = 0,
+        gang: int | None = None,
+        timeout_s: float = 600,
+    ) -> Iterator[wire.ExecLine]:
+        """Run a command (a list of words) beside a running member: what it writes, and last how it ended."""
+        return self._loop.each(self._core.exec(name, command, rank=rank, gang=gang, timeout_s=timeout_s))
+
     def events(self, after: int = 0, *, follow: bool = True) -> Iterator[wire.EventView]:
         return self._loop.each(self._core.events(after, follow=follow))
 

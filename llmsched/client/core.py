@@ -188,6 +188,25 @@ class AsyncClient:
             async for line in lines:
                 yield wire.LogLine.model_validate_json(line)
 
+    async def exec(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        rank: int = 0,
+        gang: int | None = None,
+        timeout_s: float = 600,
+    ) -> AsyncGenerator[wire.ExecLine, None]:
+        """Run a command (a list of words) beside a running member: what it writes, and last how it ended.
+
+        Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
+        """
+        body = wire.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
+        async with aclosing(self._http.lines(_path(name, "exec"), body=body)) as lines:
+            async for line in lines:
+                if line:
+                    yield wire.ExecLine.model_validate_json(line)
+
     async def events(self, after: int = 0, *, follow: bool = True) -> AsyncGenerator[wire.EventView, None]:
         """The journal in order, from after `after` on; while following, a broken connection is taken up again."""
         while True:

@@ -127,16 +127,24 @@ class Transport:
                 hint="Use the client of the controller's version.",
             ) from error
 
-    async def lines(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncGenerator[str, None]:
-        """The lines of a streamed answer, as they come."""
+    async def lines(
+        self, path: str, params: Mapping[str, Any] | None = None, *, body: BaseModel | None = None
+    ) -> AsyncGenerator[str, None]:
+        """The lines of a streamed answer, as they come. With a body it is a POST."""
         with _connection_errors(self.url):
-            async with self._stream(path, params) as answer:
+            async with self._stream(path, params, body) as answer:
                 async for line in lines_of(answer):
                     yield line
 
     @asynccontextmanager
-    async def _stream(self, path: str, params: Mapping[str, Any] | None) -> AsyncIterator[httpx.Response]:
-        async with self._http.stream("GET", path, params=params, timeout=STREAM_TIMEOUT) as answer:
+    async def _stream(
+        self, path: str, params: Mapping[str, Any] | None, body: BaseModel | None
+    ) -> AsyncIterator[httpx.Response]:
+        sent: dict[str, Any] = {}
+        if body is not None:
+            sent = {"content": body.model_dump_json().encode(), "headers": {"content-type": "application/json"}}
+        method = "GET" if body is None else "POST"
+        async with self._http.stream(method, path, params=params, timeout=STREAM_TIMEOUT, **sent) as answer:
             _check_version(answer, path)
             if not answer.is_success:
                 await answer.aread()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import lease, planning, recovery, requests
+from llmsched.control import execution, lease, planning, recovery, requests
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.dispatch import Send, Site, facts_of, resync, sends_of
 from llmsched.control.inbox import Asked, Inbox
@@ -128,6 +128,11 @@ class Controller:
         verdicts = await planning.memory_of(self.state, specs, user)
         planned = planning.plan(self.state, specs, user, self._current_policies(), self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
+
+    async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:
+        """Begin a command beside a running member; what it says. Raises RequestError, ClusterError."""
+        order = execution.order_of(self.state, command, self._epoch)
+        return await execution.run(self._executor, order, command.by)
 
     @property
     def progress(self) -> dict[str, dict[str, Any]]:

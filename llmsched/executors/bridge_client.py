@@ -22,9 +22,14 @@ from llmsched.errors import ClusterError
 from llmsched.executors import local_ray, wire
 from llmsched.executors.port import (
     AdapterOrder,
+    CommandAnswer,
+    CommandEnded,
+    CommandOrder,
+    CommandSaid,
     Connected,
     Deliver,
     Disconnected,
+    Hear,
     LaunchOrder,
     RouteTable,
     StopOrder,
@@ -75,6 +80,7 @@ class BridgeClient:
         self._ponged = asyncio.Event()
         self._closed = asyncio.Event()
         self._closing = False
+        self._hearers: dict[str, Hear] = {}  # of the commands that run
 
     @property
     def pid(self) -> int | None:
@@ -102,6 +108,19 @@ class BridgeClient:
 
     async def load_adapter(self, order: AdapterOrder) -> None:
         await self._order("load_adapter", order)
+
+    async def execute(self, order: CommandOrder, hear: Hear) -> None:
+        self._hearers[order.id] = hear
+        try:
+            await self._order("execute", order)
+        except ClusterError:
+            del self._hearers[order.id]
+            raise
+
+    async def end_command(self, order: CommandOrder) -> None:
+        if order.id in self._hearers:
+            with suppress(ClusterError):
+                await self._order("end_command", order)
 
     async def route(self, table: RouteTable) -> None:
         await self._order("route", table)
@@ -173,6 +192,8 @@ class BridgeClient:
         finally:
             self._is_connected = False
             self._process = None
+            for command in list(self._hearers):
+                self._hear(CommandEnded(command, None, "the connection to the cluster was lost"))
             pinger.cancel()
             code = await _end(process)
         if pinger.done() and not pinger.cancelled() and pinger.exception() is None:
@@ -202,6 +223,8 @@ class BridgeClient:
                     self._ponged.set()
                 case wire.Closed():
                     self._closed.set()
+                case CommandSaid() | CommandEnded():
+                    self._hear(answer)
                 case Disconnected():
                     self._is_connected, self._is_insecure = False, answer.is_insecure
                     last = answer.message
@@ -211,6 +234,12 @@ class BridgeClient:
                         self._is_connected, self._is_insecure = True, False
                         last = ""
                     self._deliver(answer)
+
+    def _hear(self, answer: CommandAnswer) -> None:
+        is_last = isinstance(answer, CommandEnded)
+        hear = self._hearers.pop(answer.id, None) if is_last else self._hearers.get(answer.id)
+        if hear is not None:
+            hear(answer)
 
     async def _ping(self, process: asyncio.subprocess.Process) -> None:
         """Ends, having killed the child, when it no longer answers."""

@@ -17,10 +17,14 @@ from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
     CheckpointSeen,
+    CommandEnded,
+    CommandOrder,
+    CommandSaid,
     Connected,
     Deliver,
     Disconnected,
     Ended,
+    Hear,
     LaunchOrder,
     NodeGone,
     NodeSeen,
@@ -102,6 +106,7 @@ class FakeCluster:
         self.refused: list[str] = []
         self.stopped: list[StopOrder] = []
         self.adapters: list[AdapterOrder] = []
+        self.commands: dict[str, CommandOrder] = {}  # that run: `sleep` does until it is ended
         self.routes: RouteTable | None = None
         self.capacity: tuple[Any, ...] = ()
         self.epoch = 0
@@ -228,6 +233,23 @@ class FakeCluster:
         self.adapters.append(order)
         self.say(AdapterAnswer(order.gang, order.attempt, order.name, order.uri))
 
+    def execute(self, order: CommandOrder, hear: Hear) -> None:
+        """Three programs are known: `echo WORDS`, `exit CODE`, and `sleep`, which runs until it is ended."""
+        program, *words = order.argv
+        if order.name not in self.running():
+            hear(CommandEnded(order.id, None, "nothing of it was found"))
+        elif program == "sleep":
+            self.commands[order.id] = order
+            hear(CommandSaid(order.id, "stdout", "zzz\n"))
+        elif program == "exit":
+            hear(CommandEnded(order.id, int(words[0])))
+        elif program == "echo":
+            hear(CommandSaid(order.id, "stdout", f"{' '.join(words)}\n"))
+            hear(CommandEnded(order.id, 0))
+        else:
+            hear(CommandSaid(order.id, "stderr", f"cannot run {program!r}: No such file or directory\n"))
+            hear(CommandEnded(order.id, 127))
+
     def _say_again(self, attempt: FakeAttempt) -> None:
         if attempt.ended is not None:
             self.say(attempt.ended)
@@ -321,6 +343,13 @@ class FakeExecutor:
     async def load_adapter(self, order: AdapterOrder) -> None:
         if not self._is_refused(order.epoch):
             self.cluster.load_adapter(order)
+
+    async def execute(self, order: CommandOrder, hear: Hear) -> None:
+        if not self._is_refused(order.epoch):
+            self.cluster.execute(order, hear)
+
+    async def end_command(self, order: CommandOrder) -> None:
+        self.cluster.commands.pop(order.id, None)
 
     async def route(self, table: RouteTable) -> None:
         self._is_refused(self.cluster.epoch)

@@ -76,6 +76,25 @@ class AdapterOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandOrder:
+    """Run a person's command beside a rank of a running attempt, in its folder, on its node. `id` is of this run."""
+
+    id: str
+    gang: str
+    attempt: int
+    epoch: int
+    kind: str
+    rank: int
+    argv: tuple[str, ...]
+    timeout_s: float
+
+    @property
+    def name(self) -> str:
+        """Of the attempt."""
+        return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
 class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
@@ -228,6 +247,26 @@ class LoadSeen:
     queued: float
 
 
+@dataclass(frozen=True, slots=True)
+class CommandSaid:
+    """What a command wrote. stream: stdout | stderr. Only for whoever asked: no observation of the cluster."""
+
+    id: str
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEnded:
+    """The last of it. `code` None: it did not end by itself, `message` says why."""
+
+    id: str
+    code: int | None
+    message: str = ""
+
+
+CommandAnswer = CommandSaid | CommandEnded
+Hear = Callable[[CommandAnswer], None]
 Observation = (
     Connected
     | Disconnected
@@ -271,6 +310,12 @@ class Executor(Protocol):
     async def stop(self, order: StopOrder) -> None: ...
 
     async def load_adapter(self, order: AdapterOrder) -> None: ...
+
+    async def execute(self, order: CommandOrder, hear: Hear) -> None:
+        """Run it; `hear` is called with what it says, and last, exactly once, with CommandEnded."""
+
+    async def end_command(self, order: CommandOrder) -> None:
+        """Nobody listens any more: end it, if it still runs."""
 
     async def route(self, table: RouteTable) -> None: ...
 

@@ -6,14 +6,17 @@ To the bridge (stdin), in this order of a life:
   launch, resize    LaunchOrder
   stop              StopOrder
   load_adapter      AdapterOrder
+  execute           CommandOrder                     answered by CommandSaid, and last by one CommandEnded
+  end_command       CommandOrder
   route             RouteTable
   request_capacity  {"bundles": [{"resources": {}, "labels": {}, "count": n}]}
   ping              {"n": int}                       answered by pong with the same n, even while orders are carried out
   close             {"stop_everything": bool}        answered by closed, then the bridge exits with 0
 
-From the bridge (stdout): hello {"protocol", "version"} first, then pong {"n"}, closed {}, and every observation of
-`port` under its class name. Nothing else may reach stdout; people's words go to stderr. End of file on stdin means
-that the controller died: the bridge leaves Ray as it is and exits. An `adopt` may come again at any time.
+From the bridge (stdout): hello {"protocol", "version"} first, then pong {"n"}, closed {}, and every observation and
+answer of a command of `port` under its class name. Nothing else may reach stdout; people's words go to stderr. End of
+file on stdin means that the controller died: the bridge leaves Ray as it is and exits. An `adopt` may come again at any
+time.
 
 Bodies may hold secrets (`LaunchOrder.envs`): no line is ever logged whole.
 """
@@ -26,7 +29,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from llmsched.errors import ClusterError
-from llmsched.executors.port import AdapterOrder, LaunchOrder, Observation, RouteTable, StopOrder
+from llmsched.executors.port import (
+    AdapterOrder,
+    CommandAnswer,
+    CommandOrder,
+    LaunchOrder,
+    Observation,
+    RouteTable,
+    StopOrder,
+)
 from llmsched.store import codec
 
 PROTOCOL = 1
@@ -97,8 +108,8 @@ class Closed:
     pass
 
 
-Order = Settings | Adopt | LaunchOrder | StopOrder | AdapterOrder | RouteTable | Capacity | Ping | Close
-Answer = Hello | Pong | Closed | Observation
+Order = Settings | Adopt | LaunchOrder | StopOrder | AdapterOrder | CommandOrder | RouteTable | Capacity | Ping | Close
+Answer = Hello | Pong | Closed | CommandAnswer | Observation
 
 ORDERS: dict[str, type] = {
     "start": Settings,
@@ -107,13 +118,15 @@ ORDERS: dict[str, type] = {
     "resize": LaunchOrder,
     "stop": StopOrder,
     "load_adapter": AdapterOrder,
+    "execute": CommandOrder,
+    "end_command": CommandOrder,
     "route": RouteTable,
     "request_capacity": Capacity,
     "ping": Ping,
     "close": Close,
 }
 ANSWERS: dict[str, type] = {"hello": Hello, "pong": Pong, "closed": Closed} | {
-    cls.__name__: cls for cls in get_args(Observation)
+    cls.__name__: cls for cls in (*get_args(CommandAnswer), *get_args(Observation))
 }
 
 

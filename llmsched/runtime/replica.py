@@ -6,14 +6,17 @@ not through Ray's runtime environment, which is shown on its dashboard. Everythi
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import os
+import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import environment, redaction
+from llmsched.runtime import environment, execute, redaction
 
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
@@ -26,6 +29,7 @@ class ReplicaHost:
     def __init__(self, order: str, replica: str = OUR_REPLICA) -> None:
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
+        self._commands: dict[str, threading.Event] = {}
         os.environ.update(given.pop("envs"))
         try:
             self._replica = environment.load_entry(replica, "serve")(given)
@@ -50,6 +54,23 @@ class ReplicaHost:
     async def load_adapter(self, name: str, uri: str) -> str:
         """Empty when the adapter answers now, else why not."""
         return str(await self._replica.load_adapter(name, uri))
+
+    async def execute(self, command: str, argv: list[str], timeout_s: float) -> AsyncGenerator[execute.Said, None]:
+        """Run a person's command in this replica's surroundings. `command` is its id, for `end_command`."""
+        stop = self._commands[command] = threading.Event()
+        said = execute.run(argv, str(Path.cwd()), os.environ, timeout_s, stop)
+        try:
+            while (item := await asyncio.to_thread(next, said, None)) is not None:
+                yield item
+        finally:
+            stop.set()
+            del self._commands[command]
+            with suppress(ValueError):  # it is being asked just now: then it ends when that is over
+                said.close()
+
+    async def end_command(self, command: str) -> None:
+        if (stop := self._commands.get(command)) is not None:
+            stop.set()
 
     async def check_health(self) -> None:
         check = getattr(self._replica, "check_health", None)

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,12 +20,13 @@ import ray
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup
 
-from llmsched.runtime import artifact, redaction
+from llmsched.runtime import artifact, execute, redaction
 from llmsched.runtime.storage import Storage
 
 NAMESPACE = "llmsched"
 PLACED_WITHIN_S = 60.0  # the ledger says that it fits; when Ray does not agree by then, nobody waits on
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
+COMMANDS_AT_ONCE = 4  # of people, beside one attempt
 CLOSE_WITHIN_S = 10.0  # Ray's own way to end a run, before its actors are killed
 RECEIPT_PAUSES_S = (0, 1, 2, 4, 8, 15, 30)
 FORCED = "ended by force: it had not left when its grace was over"
@@ -75,6 +77,8 @@ class Supervisor:
         self._gauges: dict[str, Gauge] = {}
         self._controller: Any = None
         self._workers: list[Any] = []
+        self._places: dict[int, dict[str, Any]] = {}  # rank -> node, folder and variables, for commands beside it
+        self._commands: dict[str, Any] = {}
         self._resizes = 0
         self._left = threading.Event()  # set when the work has let go of everything
         self._receipt: dict[str, Any] | None = None
@@ -124,6 +128,38 @@ class Supervisor:
         if self._receipt is not None:
             ray.actor.exit_actor()
 
+    def execute(self, command: str, rank: int, argv: list[str], timeout_s: float) -> Iterator[execute.Said]:
+        """Run a person's command where rank `rank` runs. `command` is its id, for `end_command`."""
+        place = self._places.get(rank)
+        if place is None or not self._started or self._stop_mode:
+            yield "end", f"rank {rank} is not at work just now", None
+            return
+        with self._lock:
+            if len(self._commands) >= COMMANDS_AT_ONCE:
+                yield "end", f"{COMMANDS_AT_ONCE} commands run beside it already", None
+                return
+            worker = self._commands[command] = (
+                ray.remote(execute.CommandWorker)
+                .options(num_cpus=0, max_concurrency=2, label_selector={"ray.io/node-id": place["node"]})
+                .remote(json.dumps(self._order))
+            )
+        try:
+            said = worker.run.options(num_returns="streaming").remote(argv, place["folder"], place["envs"], timeout_s)
+            for item in said:
+                yield ray.get(item)
+        except ray.exceptions.RayError as error:
+            yield "end", f"its node or its process died: {_first_line(error)}", None
+        finally:
+            with self._lock:
+                self._commands.pop(command, None)
+            ray.kill(worker)
+
+    def end_command(self, command: str) -> None:
+        with self._lock:
+            worker = self._commands.get(command)
+        if worker is not None:
+            worker.stop.remote()
+
     # -- told by the workers -------------------------------------------------------------------------------------
 
     def order(self) -> str:
@@ -131,6 +167,9 @@ class Supervisor:
 
     def started(self) -> None:
         self._started = True
+
+    def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str]) -> None:
+        self._places[rank] = {"node": node, "folder": folder, "envs": envs}
 
     def report(self, values: dict[str, Any]) -> None:
         with self._lock:
@@ -201,6 +240,7 @@ class Supervisor:
             self._order["members"], self._next_members = self._next_members, None
             self._stop_mode, self._started, self._did_stop, self._stopped_step = "", False, False, None
             self._failures, self._groups, self._workers, self._controller = [], [], [], None
+            self._places = {}
             self._resizes += 1
             self._left = threading.Event()
             return True
@@ -311,7 +351,10 @@ class Supervisor:
                 "LLMSCHED_INPUTS": json.dumps(order["inputs"]),
                 "MASTER_ADDR": places[0]["ip"],
             }
-            runs.append(worker.run.remote({key: str(value) for key, value in envs.items()}))
+            envs = {key: str(value) for key, value in envs.items()}
+            place = places[member["rank"]]
+            self.works_in(member["rank"], place["node"], place["folder"], {**place["envs"], **envs})
+            runs.append(worker.run.remote(envs))
         try:
             self._check(self._answers(runs))
         finally:

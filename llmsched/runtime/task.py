@@ -5,7 +5,6 @@ Arguments are lists of words; no shell sees them. The supervisor decides when a 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -20,9 +19,9 @@ from typing import Any
 
 import ray
 
-from llmsched.runtime import environment, redaction
+from llmsched.runtime import environment, execute, redaction
+from llmsched.runtime.process import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _LAST_WORDS_WITHIN_S = 2.0
 
 
@@ -41,9 +40,10 @@ class TaskWorker:
         )
 
     def where(self) -> dict[str, Any]:
-        """Where this rank ended up: node id, address, pid."""
+        """Where this rank ended up: node id, address, pid, working folder, and the variables that say who it is."""
         here = ray.get_runtime_context()
-        return {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
+        about = {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
+        return {**about, "folder": str(self._shared_folder()), "envs": execute.surroundings()}
 
     def prepare(self) -> str:
         """Lay out the working folder that all ranks of this node share, and run `setup` there. "" is fine."""
@@ -118,7 +118,7 @@ class TaskWorker:
                     stderr=subprocess.STDOUT,
                     bufsize=0,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 log.write(f"cannot run {command[0]!r}: {error.strerror}\n".encode())
@@ -148,12 +148,3 @@ def _ending(code: int) -> str:
 
 def _address() -> str:
     return str(ray.util.get_node_ip_address())
-
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: if this worker is killed, the command must not live on without anybody watching."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

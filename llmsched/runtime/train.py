@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
-from llmsched.runtime import context, elastic, environment, progress, redaction
+from llmsched.runtime import context, elastic, environment, execute, progress, redaction
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
@@ -130,6 +130,8 @@ def work(config: dict[str, str]) -> None:
                     code = environment.unpack(order["workdir"], folder / "workdir")
                     os.chdir(code)
                     sys.path.insert(0, str(code))
+                here_id = ray.get_runtime_context().get_node_id()
+                supervisor.works_in.remote(rank, here_id, str(code or folder), execute.surroundings())
                 _run_loop(order["spec"]["train"], supervisor, rank)
             except elastic.Stopped as stopped:
                 progress.flush()

@@ -10,7 +10,7 @@ arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded befor
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,17 @@ class PlanRequest(Request):
 
 class ScaleRequest(Request):
     size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
+
+
+class ExecRequest(Request):
+    """A list of words; no shell reads them. `gang`: index of a gang or replica, default: the first that runs."""
+
+    command: list[Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]] = Field(
+        min_length=1, max_length=1000
+    )
+    rank: int = Field(default=0, ge=0, le=1_000_000)
+    gang: int | None = Field(default=None, ge=0, le=1_000_000)
+    timeout_s: float = Field(default=600, gt=0, le=86_400)
 
 
 class ConfigRequest(Request):
@@ -254,6 +265,18 @@ class LogLine(Reply):
     rank: int
     text: str
     note: bool = False
+
+
+class ExecLine(Reply):
+    """A piece of what a command wrote, as it came; the last has stream "end".
+
+    There `exit_code` is the command's own (126, 127: it could not be run, 128 + N: signal N ended it), or null when
+    llmsched ended it, and then `text` says why.
+    """
+
+    stream: Literal["stdout", "stderr", "end"]
+    text: str = ""
+    exit_code: int | None = None
 
 
 class EventView(Reply):

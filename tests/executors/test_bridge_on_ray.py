@@ -21,6 +21,9 @@ from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
     CheckpointSeen,
+    CommandEnded,
+    CommandOrder,
+    CommandSaid,
     Connected,
     Ended,
     ForeignSeen,
@@ -74,6 +77,15 @@ class Lab:
 
     def stop(self, gang, kind, mode="stop", grace_s=10.0, attempt=1):
         self.bridge.send("stop", StopOrder(gang, attempt, 1, kind, mode, grace_s))
+
+    def execute(self, gang, kind, argv, rank=0, timeout_s=30.0):
+        """What a command beside a member wrote, and how it ended."""
+        before = len(self.bridge.seen)
+        name = f"{gang}-{before}"
+        self.bridge.send("execute", CommandOrder(name, gang, 1, 1, kind, rank, tuple(argv), timeout_s))
+        ended = self.bridge.until(CommandEnded, id=name)
+        said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.id == name]
+        return "".join(one.text for one in said), ended
 
     def until(self, kind, gang, **more):
         return self.bridge.until(kind, gang=gang, **more)
@@ -129,6 +141,12 @@ def test_stopping_a_task_ends_its_whole_process_group(lab):
     lab.until(Started, "long/0")
     wait_for(lambda: lab.read("long/0/1/logs/0.log").strip(), "the child's pid")
     pid = int(lab.read("long/0/1/logs/0.log"))
+    look = "import os; print(os.environ['RANK'], os.environ['LLMSCHED_GANG'], os.getcwd()); raise SystemExit(7)"
+    out, ended = lab.execute("long/0", "task", ["python", "-c", look])
+    assert (ended.code, ended.message) == (7, "")
+    assert out.startswith("0 long/0 ") and "llmsched-task-long-0" in out
+    assert lab.execute("long/0", "task", ["sleep", "99"], timeout_s=0.5)[1].message == "it was ended after 0.5 s"
+    assert lab.execute("long/0", "task", ["true"], rank=5)[1].message == "rank 5 is not at work just now"
     lab.stop("long/0", "task")
     assert lab.until(Ended, "long/0").outcome == "released"
     wait_for(lambda: not psutil.pid_exists(pid), "the end of the grandchild")
@@ -145,6 +163,8 @@ def test_a_train_gang_survives_its_bridge_grows_and_goes_on_from_its_checkpoint_
     lab.bridge.send("resize", lab.train("tune/0", lab.nodes, steps=600, pause=0.05))
     assert lab.until(ResizeDone, "tune/0").size == 2
     assert "resumed after step" in lab.read("tune/0/1/logs/1.log")
+    out, ended = lab.execute("tune/0", "train", ["sh", "-c", "ls; echo rank $RANK of $WORLD_SIZE"], rank=1)
+    assert (out, ended.code) == ("loops.py\nrank 1 of 2\n", 0)
 
     lab.stop("tune/0", "train", "preempt", 20.0)
     assert lab.until(Ended, "tune/0").outcome == "released"
@@ -192,6 +212,9 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     assert (refused.event, refused.message) == ("error", "ValueError: there is no desk (loops.py:47, in __init__)")
     lab.until(Started, "desk/0")
     lab.until(Started, "desk/1")
+
+    out, ended = lab.execute("desk/1", "serve", ["sh", "-c", "echo beside a replica; exit 3"])
+    assert (out, ended.code) == ("beside a replica\n", 3)
 
     endpoint = lab.bridge.until(Connected).urls["endpoint"]
     client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from llmsched.executors import wire
 from llmsched.executors.port import (
     AdapterOrder,
+    CommandOrder,
     Connected,
     Disconnected,
     LaunchOrder,
@@ -117,6 +118,7 @@ class Bridge:
             self._lose(f"the Ray at {settings.address} lets in whoever asks; {hint}", is_insecure=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
+        from llmsched.executors.bridge.commands import Commands
         from llmsched.executors.bridge.nodes import Nodes
         from llmsched.executors.bridge.provision import Provision
         from llmsched.executors.bridge.reap import Reaper
@@ -126,6 +128,7 @@ class Bridge:
         send = self._pipe.send
         self._attempts = Attempts(send, settings.storage)
         self._replicas = Replicas(send, settings)
+        self._commands = Commands(self._pipe.send)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
         self._nodes = Nodes(send, lambda: self._attempts.held() + self._replicas.held())
@@ -158,6 +161,8 @@ class Bridge:
             self._queue(body.name, partial(stop, body))
         elif isinstance(body, AdapterOrder):
             self._queue(f"llms/{body.gang}/{body.attempt}", partial(self._replicas.load_adapter, body))
+        elif isinstance(body, CommandOrder):
+            self._commands.run(body) if op == "execute" else self._commands.end(body)
         elif isinstance(body, RouteTable):
             self._queue("route", partial(self._replicas.route, body))
         elif isinstance(body, wire.Capacity):

@@ -1,0 +1,122 @@
+"""exec through the API, the client and the command line, on a fake cluster: who may, what it says, how it ends."""
+
+import json
+import time
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from live import Live
+
+from llmsched.cli.main import cli
+from llmsched.errors import NotAllowed, RequestError
+from llmsched.executors.fake import Script
+
+TASK = {"name": "work", "kind": "task", "workers": 2, "task": {"run": ["true"]}}
+SERVE = {"name": "desk", "kind": "serve", "replicas": 2, "serve": {"app": "desk:Desk"}}
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def running(controller: Live):
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
+    client = controller.client()
+    client.apply([TASK, SERVE])
+    until(lambda: all(client.status(name).phase == "running" for name in ("work", "desk")))
+    return controller
+
+
+@pytest.fixture
+def llmsched(running: Live, monkeypatch):
+    monkeypatch.setenv("LLMSCHED_ADDRESS", running.url)
+    monkeypatch.setenv("LLMSCHED_TOKEN", running.token)
+    return lambda *words: CliRunner().invoke(cli, words)
+
+
+def test_the_sdk_streams_what_it_says_and_how_it_ended(running: Live) -> None:
+    said = [line.model_dump(exclude_defaults=True) for line in running.client().exec("work", ["echo", "a", "b"])]
+    assert said == [{"stream": "stdout", "text": "a b\n"}, {"stream": "end", "exit_code": 0}]
+
+
+def test_a_replica_is_chosen_by_its_number(running: Live) -> None:
+    assert list(running.client().exec("desk", ["exit", "0"], gang=1))[-1].exit_code == 0
+    with pytest.raises(RequestError, match="desk has no gang 7"):
+        list(running.client().exec("desk", ["exit", "0"], gang=7))
+
+
+def test_a_rank_that_is_not_there_is_named_with_those_that_are(running: Live) -> None:
+    with pytest.raises(RequestError, match="work/0 has ranks 0 to 1, no rank 2") as refused:
+        list(running.client().exec("work", ["echo"], rank=2))
+    assert (refused.value.code, refused.value.http_status) == ("unknown_rank", 404)
+
+
+def test_what_does_not_run_is_said_with_what_to_do(running: Live) -> None:
+    client = running.client()
+    client.apply([{**TASK, "name": "later", "after": ["work"]}])
+    with pytest.raises(RequestError, match="later is waiting") as refused:
+        list(client.exec("later", ["echo"]))
+    assert (refused.value.code, refused.value.http_status) == ("not_running", 409)
+    assert "llmsched why later" in refused.value.hint
+    with pytest.raises(RequestError, match='no workload "nobody"'):
+        list(client.exec("nobody", ["echo"]))
+
+
+def test_only_its_owner_or_an_admin_may(running: Live) -> None:
+    bob = running.client(running.token_of("bob", "submitter"))
+    viewer = running.client(running.token_of("eve", "viewer"))
+    for client in (bob, viewer):
+        with pytest.raises((NotAllowed, RequestError)):
+            list(client.exec("work", ["echo", "mine"]))
+
+
+def test_whoever_hangs_up_ends_it(running: Live) -> None:
+    cluster = running.executor.cluster
+    lines = running.client().exec("work", ["sleep", "99"])
+    assert next(lines).text == "zzz\n"
+    assert cluster.commands
+    lines.close()
+    until(lambda: not cluster.commands)
+
+
+@pytest.mark.parametrize(
+    "body", [{"command": []}, {"command": "ls -l"}, {"command": ["a\0b"]}, {"command": ["a"], "timeout_s": 0}, {}]
+)
+def test_words_that_are_none_are_refused(running: Live, body: dict) -> None:
+    headers = {"authorization": f"Bearer {running.token}"}
+    assert httpx.post(f"{running.url}/api/v1/workloads/work/exec", json=body, headers=headers).status_code == 422
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 1), (2, 102), (3, 103), (5, 105), (6, 6), (127, 127)])
+def test_the_exit_code_is_the_commands_but_for_our_own_four(llmsched, code: int, told: int) -> None:
+    done = llmsched("exec", "work", "--", "exit", str(code))
+    assert done.exit_code == told
+    assert (f"exited with {code}; told as {told}" in done.stderr) is (code != told)
+
+
+def test_the_command_line_keeps_the_streams_apart(llmsched) -> None:
+    done = llmsched("exec", "work", "--rank", "1", "--", "echo", "-n", "--json")
+    assert (done.stdout, done.stderr, done.exit_code) == ("-n --json\n", "", 0)
+    done = llmsched("exec", "work", "--", "nope")
+    assert (done.stdout, done.exit_code) == ("", 127)
+    assert "cannot run 'nope'" in done.stderr
+
+
+def test_json_is_the_lines_of_the_api(llmsched) -> None:
+    done = llmsched("exec", "work", "--json", "--", "echo", "hi")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"stream": "stdout", "text": "hi\n", "exit_code": None},
+        {"stream": "end", "text": "", "exit_code": 0},
+    ]
+
+
+def test_refusals_have_our_exit_codes(llmsched, running: Live) -> None:
+    assert llmsched("exec", "work", "--rank", "9", "--", "echo").exit_code == 3
+    assert llmsched("exec", "work").exit_code == 2
+    running.executor.cluster.kill("llms/desk/1/1")
+    assert llmsched("exec", "desk", "--gang", "99", "--", "echo").exit_code == 3

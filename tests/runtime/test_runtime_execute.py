@@ -1,0 +1,82 @@
+"""A command beside a member: real processes, and every way in which one ends."""
+
+import os
+import sys
+import threading
+
+import psutil
+import pytest
+
+from llmsched.runtime import execute, redaction
+
+
+def run(*argv, timeout_s=20, stop=None, envs=(), folder="."):
+    said = list(execute.run(argv, str(folder), {**os.environ, **dict(envs)}, timeout_s, stop or threading.Event()))
+    text = {name: "".join(item[1] for item in said if item[0] == name) for name in ("stdout", "stderr")}
+    assert [item[0] for item in said].count("end") == 1
+    return text["stdout"], text["stderr"], said[-1][1], said[-1][2]
+
+
+def python(code, **more):
+    return run(sys.executable, "-c", code, **more)
+
+
+def test_both_streams_and_the_code_come_back(tmp_path):
+    code = "import os, sys; print(os.getcwd(), os.environ['RANK']); print('grr', file=sys.stderr); sys.exit(3)"
+    assert python(code, folder=tmp_path, envs={"RANK": "1"}) == (f"{tmp_path} 1\n", "grr\n", "", 3)
+
+
+def test_no_shell_reads_the_words():
+    assert run("echo", "$HOME", "*", "; false")[0] == "$HOME * ; false\n"
+
+
+def test_what_cannot_be_run_ends_as_in_a_shell(tmp_path):
+    script = tmp_path / "plain"
+    script.write_text("echo no")
+    assert run("no-such-program")[1:] == ("cannot run 'no-such-program': No such file or directory\n", "", 127)
+    assert run(str(script))[3] == 126
+    assert python("import os; os.kill(os.getpid(), 15)")[3] == 128 + 15
+
+
+def test_one_that_takes_too_long_is_ended_with_its_children():
+    code = "import subprocess; p = subprocess.Popen(['sleep', '99']); print(p.pid, flush=True); p.wait()"
+    out, _, why, code = python(code, timeout_s=1)
+    assert (why, code) == ("it was ended after 1 s", None)
+    assert not psutil.pid_exists(int(out)) or psutil.Process(int(out)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_one_that_writes_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(execute, "OUTPUT_AT_MOST", 1 << 20)
+    out, _, why, code = run("yes")
+    assert (why, code) == ("it was ended: it wrote more than 1 MiB", None)
+    assert len(out) <= (1 << 20) + execute.CHUNK
+
+
+def test_it_ends_when_nobody_listens():
+    stop = threading.Event()
+    said = execute.run(["sh", "-c", "echo here; sleep 99"], ".", os.environ, 60, stop)
+    assert next(said) == ("stdout", "here\n")
+    stop.set()
+    assert list(said) == [("end", "it was ended, because nobody listens any more", None)]
+
+
+def test_a_child_that_keeps_the_output_open_does_not_hold_it(monkeypatch):
+    monkeypatch.setattr(execute, "_LAST_WORDS_WITHIN_S", 0.1)
+    out, _, why, code = run("sh", "-c", "sleep 99 & echo done")
+    assert (out, why, code) == ("done\n", "", 0)
+
+
+def test_one_that_closes_its_output_is_still_waited_for():
+    assert python("import os, time; os.close(1); os.close(2); time.sleep(0.5); os._exit(4)")[3] == 4
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_secret_values_are_hidden(monkeypatch, stream):
+    monkeypatch.setattr(redaction, "_values", ("canary-77",))
+    out, err, _, code = python(f"import sys; print('it is canary-77', file=sys.{stream})")
+    assert (out + err, code) == ("it is ***\n", 0)
+
+
+def test_text_that_is_cut_within_a_character_is_whole_again(monkeypatch):
+    monkeypatch.setattr(execute, "CHUNK", 3)
+    assert python("print('ä€😀' * 3)", envs={"PYTHONIOENCODING": "utf-8"})[0] == "ä€😀" * 3 + "\n"
