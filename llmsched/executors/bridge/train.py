@@ -173,14 +173,15 @@ class Attempts:
                     self._gone(one, str(error).splitlines()[0])
 
     def _tell(self, one: _Attempt, status: dict[str, Any]) -> None:
-        order = one.order
+        with self._lock:  # together: whoever hears Started may ask for another size before this is through
+            order, is_resizing = one.order, one.is_resizing
         for group in status["placement_groups"]:
             self.record_group(str(group), order.name)
         receipt = status["receipt"]
         if status["started"] and not one.is_started:
             one.is_started = True
             self._deliver(Started(order.gang, order.attempt))
-        if one.is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
+        if is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
             one.is_resizing = False
             self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
         if status["progress"] != one.progress:
