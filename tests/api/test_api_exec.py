@@ -89,7 +89,9 @@ def test_whoever_hangs_up_ends_it(running: Live) -> None:
 )
 def test_words_that_are_none_are_refused(running: Live, body: dict) -> None:
     headers = {"authorization": f"Bearer {running.token}"}
-    assert httpx.post(f"{running.url}/api/v1/workloads/work/exec", json=body, headers=headers).status_code == 422
+    assert (
+        httpx.post(f"{running.url}/api/v1/workloads/{TASK['name']}/exec", json=body, headers=headers).status_code == 422
+    )
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, 0), (1, 1), (2, 102), (3, 103), (5, 105), (6, 6), (127, 127)])
