@@ -51,9 +51,19 @@ class Home:
     def bridge_pid(self) -> int | None:
         """Of the controller's child that alone talks to Ray; None while there is none."""
         for child in psutil.Process(self.controller_pid()).children():
-            if "llmsched.executors.bridge.main" in child.cmdline():
-                return child.pid
+            with contextlib.suppress(psutil.Error):  # one that has just ended is a zombie for a moment
+                if "llmsched.executors.bridge.main" in child.cmdline():
+                    return child.pid
         return None
+
+    def actors(self, name: str) -> list[psutil.Process]:
+        """Processes of Ray actors of that class; Ray adds the method that one is in to its title."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error, IndexError):
+                if process.cmdline()[0].partition(".")[0] == f"ray::{name}":
+                    found.append(process)
+        return found
 
     def processes(self) -> Iterator[psutil.Process]:
         """Whatever belongs to this home: in the session of a process it recorded, or with the home in its environment.
