@@ -83,7 +83,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, condition: str, within_s: float = 20.0) -> None:
+    def wait(self, condition: str, within_s: float = 60.0) -> None:
         deadline = time.monotonic() + within_s
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"{condition} never came true; {self.said}; {self.text()[:2000]}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from live import Live
+from waiting import wait_until
 
 from llmsched.api.diagnosis import spent
 from llmsched.core import decisions, facts
@@ -38,14 +37,7 @@ def report(controller: Live, name: str, **data: Any) -> None:
         controller.executor.cluster.say(Progress(f"{name}/0", 1, data))
 
     controller.do(say())
-    until(lambda: set(data) <= set(controller.client().status(name).progress))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: set(data) <= set(controller.client().status(name).progress))
 
 
 def codes(view: wire.DiagnosisView) -> dict[str, wire.Finding]:

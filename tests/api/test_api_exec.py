@@ -1,12 +1,12 @@
 """exec through the API, the client and the command line, on a fake cluster: who may, what it says, how it ends."""
 
 import json
-import time
 
 import httpx
 import pytest
 from click.testing import CliRunner
 from live import Live
+from waiting import wait_until
 
 from llmsched.cli.main import cli
 from llmsched.errors import NotAllowed, RequestError
@@ -16,19 +16,12 @@ TASK = {"name": "work", "kind": "task", "workers": 2, "task": {"run": ["true"]}}
 SERVE = {"name": "desk", "kind": "serve", "replicas": 2, "serve": {"app": "desk:Desk"}}
 
 
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def running(controller: Live):
     controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
     client = controller.client()
     client.apply([TASK, SERVE])
-    until(lambda: all(client.status(name).phase == "running" for name in ("work", "desk")))
+    wait_until(lambda: all(client.status(name).phase == "running" for name in ("work", "desk")))
     return controller
 
 
@@ -81,7 +74,7 @@ def test_whoever_hangs_up_ends_it(running: Live) -> None:
     assert next(lines).text == "zzz\n"
     assert cluster.commands
     lines.close()
-    until(lambda: not cluster.commands)
+    wait_until(lambda: not cluster.commands)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import has_ended, wait_until
 
 from llmsched.api import home, server
 from llmsched.client import Client
@@ -37,19 +38,6 @@ def llmsched(tmp_path: Path) -> Iterator[Llmsched]:
     assert not home.is_running(tmp_path / "home")
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    return False
-
-
 def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None:
     folder = tmp_path / "home"
     up = llmsched("up", "--fake-nodes", "2x4:A100", "--json")
@@ -66,7 +54,7 @@ def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None
     assert llmsched("apply", "-f", "spec.yaml").returncode == 0
 
     os.kill(first.pid, signal.SIGKILL)
-    until(lambda: not home.is_running(folder))
+    wait_until(lambda: not home.is_running(folder))
     assert llmsched("status").returncode == 4
     assert llmsched("up", "--fake-nodes", "2x4:A100").returncode == 0
     second = home.announced(folder)
@@ -76,7 +64,7 @@ def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None
 
     down = llmsched("down")
     assert (down.returncode, "Stopped the controller" in down.stdout) == (0, True)
-    until(lambda: not is_alive(second.pid))  # it let go of its lock, which is the last thing a process does
+    wait_until(lambda: has_ended(second.pid))  # it let go of its lock, which is the last thing a process does
     assert not (folder / "controller.json").exists()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(second.url.rpartition(":")[2]))) != 0
@@ -91,7 +79,7 @@ def serve(folder: Path, *options: str) -> subprocess.Popen[str]:
 def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_sigterm(tmp_path: Path) -> None:
     first = serve(tmp_path)
     try:
-        until(lambda: home.announced(tmp_path) is not None)
+        wait_until(lambda: home.announced(tmp_path) is not None)
         note = home.announced(tmp_path)
         assert note is not None
         second = serve(tmp_path)

@@ -74,7 +74,7 @@ async def controlling(cluster=None, store=None, clock=None, **more):
             await asyncio.wait_for(running, 10)
 
 
-async def until(condition, seconds=10.0):
+async def until(condition, seconds=30.0):
     """Fails when `condition` does not come true; waits no longer than it must."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

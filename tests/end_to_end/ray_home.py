@@ -8,12 +8,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
+from waiting import wait_until
 
 from llmsched.client import Client
 
@@ -81,14 +80,6 @@ class Home:
                     yield process
 
 
-def wait_until(there: Callable[[], Any], within_s: float, what: str) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := there()):
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.2)
-    return found
-
-
 HELD = """
 import json, ray, sys
 ray.init(address=sys.argv[1], namespace="llmsched", log_to_driver=False, logging_level="ERROR")
@@ -121,4 +112,4 @@ def gpus_held_in_ledger(home: Home) -> list[float]:
 
 def assert_ray_and_ledger_agree(home: Home) -> None:
     """Nothing is leaked and nothing is missing: what Ray has given away is what the ledger says."""
-    wait_until(lambda: gpus_held_in_ray(home) == gpus_held_in_ledger(home), 30, "Ray and the ledger agree")
+    wait_until(lambda: gpus_held_in_ray(home) == gpus_held_in_ledger(home), 60, "Ray and the ledger agree")

@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ray_home import Home, assert_ray_and_ledger_agree, wait_until
+from ray_home import Home, assert_ray_and_ledger_agree
+from waiting import has_ended, wait_until
 
 from llmsched.client import Client
 from llmsched.errors import LlmschedError
@@ -144,7 +145,7 @@ def test_a_bridge_that_is_gone_is_replaced_and_nothing_that_runs_notices(home: H
             return new not in (None, old) and client.health().status == "ready"
 
         wait_until(is_replaced, 90, "another bridge")
-        assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
+        wait_until(lambda: has_ended(old), 20, "the end of the old bridge")
         stepping(home, client, before + 2)
         gang = client.status("counting").gangs[0]
         assert gang.attempt == attempt and client.status("echo").phase == "running"

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from bridge_pipe import BridgePipe, order
+from waiting import has_ended, wait_until
 
 from llmsched.executors import local_ray, wire
 from llmsched.executors.port import (
@@ -109,7 +110,7 @@ def lab(tmp_path_factory):
         assert lab.bridge.close(stop_everything=True) == 0
     finally:
         local_ray.stop(home)
-    assert not any(is_alive(process.pid) for process in lab.cluster.processes)
+    assert all(has_ended(process.pid) for process in lab.cluster.processes)
 
 
 def test_every_node_is_seen_with_what_it_has(lab):
@@ -139,7 +140,7 @@ def test_stopping_a_task_ends_its_whole_process_group(lab):
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
     lab.launch(lab.task("long/0", ["python", "-c", child], lab.nodes[:1]))
     lab.until(Started, "long/0")
-    wait_for(lambda: lab.read("long/0/1/logs/0.log").strip(), "the child's pid")
+    wait_until(lambda: lab.read("long/0/1/logs/0.log").strip(), 30, "the child's pid")
     pid = int(lab.read("long/0/1/logs/0.log"))
     look = "import os; print(os.environ['RANK'], os.environ['LLMSCHED_GANG'], os.getcwd()); raise SystemExit(7)"
     out, ended = lab.execute("long/0", "task", ["python", "-c", look])
@@ -149,7 +150,7 @@ def test_stopping_a_task_ends_its_whole_process_group(lab):
     assert lab.execute("long/0", "task", ["true"], rank=5)[1].message == "rank 5 is not at work just now"
     lab.stop("long/0", "task")
     assert lab.until(Ended, "long/0").outcome == "released"
-    wait_for(lambda: not psutil.pid_exists(pid), "the end of the grandchild")
+    wait_until(lambda: has_ended(pid), 30, "the end of the grandchild")
 
 
 def test_a_train_gang_survives_its_bridge_grows_and_goes_on_from_its_checkpoint_after_preemption(lab):
@@ -218,7 +219,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
 
     endpoint = lab.bridge.until(Connected).urls["endpoint"]
     client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
-    wait_for(lambda: answers(client) == 200, "the first answer")
+    wait_until(lambda: answers(client) == 200, 30, "the first answer")
     assert httpx.post(f"{endpoint}/v1/apps/desk", json={}).status_code == 401
 
     streams = [[], []]
@@ -231,7 +232,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     threads = [threading.Thread(target=stream, args=(into,)) for into in streams]
     for thread in threads:
         thread.start()
-    wait_for(lambda: all(streams), "both streams")
+    wait_until(lambda: all(streams), 30, "both streams")
     lab.bridge.send("route", routes(2, "llms/desk/0/1"))
     lab.stop("desk/1", "serve", "drain", 20.0)
     assert lab.until(Ended, "desk/1").outcome == "released"
@@ -244,7 +245,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     assert lab.bridge.until(AdapterAnswer, name="sql").message
 
     os.kill(client.post("/v1/apps/desk", json={}).json()[0]["pid"], signal.SIGKILL)
-    wait_for(lambda: answers(client) == 200, "the replica to be back", 40)
+    wait_until(lambda: answers(client) == 200, 40, "the replica to be back")
     lab.stop("desk/0", "serve", "stop", 1.0)
     assert lab.until(Ended, "desk/0").outcome == "released"
 
@@ -322,19 +323,8 @@ def routes(version, *applications):
     return RouteTable(version, models, keys)
 
 
-def is_alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def answers(client):
     try:
         return client.post("/v1/apps/desk", json={}).status_code
     except httpx.TransportError:
         return 0
-
-
-def wait_for(condition, what, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)

@@ -9,6 +9,7 @@ import sys
 
 import psutil
 import pytest
+from waiting import has_ended
 
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import local_ray
@@ -62,7 +63,7 @@ def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
         (tmp_path / "ray-token").write_text("of this cluster only")
         assert local_ray.stop(tmp_path) == 2
         assert not (tmp_path / "ray-token").exists()
-        assert not psutil.pid_exists(recorded.pid) and not psutil.pid_exists(marked.pid)
+        assert has_ended(recorded.pid) and has_ended(marked.pid)
         assert (other.poll(), reused.poll()) == (None, None)
         assert local_ray.read(tmp_path) is None
         assert local_ray.stop(tmp_path) == 0
@@ -86,7 +87,7 @@ def test_an_agent_whose_raylet_is_gone_and_whose_marker_is_overwritten_ends_as_w
         raylet.wait()
         assert agent.is_running()
         assert local_ray.stop(tmp_path) == 1
-        assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+        assert has_ended(agent.pid)
     finally:
         raylet.kill()
         raylet.stdout.close()
