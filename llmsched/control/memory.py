@@ -85,23 +85,35 @@ def judge(workload: Workload, spec: Mapping[str, Any], where: str | None) -> Ver
     try:
         if where is None:
             raise UnknownModel("its run has no result yet")
-        need = estimate(spec, where)
+        files = _files(where)
+        need = _need(spec, files)
     except UnknownModel as error:
         return Verdict(warnings=(f"how much GPU memory {source} needs is unknown: {error}",))
     if all(_can_never_fit(need, option) for option in options):
         message = f"{workload.id}: {_holder(spec)} needs at least {_gb(need.certain)} of GPU memory ({need.parts}), "
         message += f"more than any {_names(options)} has."
-        return Verdict(need.most, (), RequestError(message, code="impossible", hint=f"Try {_advice(spec, need)}."))
+        return Verdict(
+            need.most, (), RequestError(message, code="impossible", hint=f"Try {_advice(spec, files, options)}.")
+        )
     said = dict.fromkeys(filter(None, (_doubt(need, option) for option in options)))
-    return Verdict(need.most, tuple(f"{doubt} ({need.parts}); try {_advice(spec, need)}" for doubt in said))
+    return Verdict(need.most, tuple(f"{doubt} ({need.parts}); try {_advice(spec, files, options)}" for doubt in said))
 
 
 def estimate(spec: Mapping[str, Any], where: str) -> Need:
     """Of one worker or replica. Raises UnknownModel."""
+    return _need(spec, _files(where))
+
+
+def _files(where: str) -> ModelFiles:
+    """An adapter counts with its base."""
     files = read(where)
-    if files.base is not None:
-        base = read(files.base)
-        files = ModelFiles((*base.tensors, *files.tensors), base.config)
+    if files.base is None:
+        return files
+    base = read(files.base)
+    return ModelFiles((*base.tensors, *files.tensors), base.config)
+
+
+def _need(spec: Mapping[str, Any], files: ModelFiles) -> Need:
     return _training(spec["train"], files) if spec["kind"] == "train" else _serving(spec["serve"], files)
 
 
@@ -222,23 +234,46 @@ def _doubt(need: Need, option: Option) -> str:
     return f"may need up to {_gb(need.most)} of GPU memory, which is too much for {where}"
 
 
-def _advice(spec: Mapping[str, Any], need: Need) -> str:
-    ways = []
-    if spec["kind"] == "train":
-        train = spec["train"]
-        arguments = train.get("training_args") or {}
-        if train.get("method") == "full":
-            ways.append("train.method: lora")
-        elif not arguments.get("bf16"):
-            ways.append("training_args.bf16: true")
-        if not arguments.get("gradient_checkpointing"):
-            ways.append("training_args.gradient_checkpointing: true")
-    elif need.most > need.certain:
-        ways.append("smaller engine_kwargs.max_model_len or max_num_seqs")
+def _advice(spec: Mapping[str, Any], files: ModelFiles, options: Sequence[Option]) -> str:
+    """What makes it fit in what it asks for, tried on the same estimate; then GPUs in which it fits as it is."""
+    room = max((memory[0] * USABLE for option in options if (memory := _memory(option))), default=0.0)
+    ways = [_changes(spec, files, room) if spec["kind"] == "train" else _fewer_sequences(spec, files, room)]
+    need = _need(spec, files)
     fitting = [name for name, (least, _) in ACCELERATORS.items() if need.most <= least * GB * USABLE][:FITS_NAMED]
     if fitting:
         ways.append(f"a GPU that has as much ({', '.join(fitting)})")
-    return ", or ".join(ways) or "a smaller model"
+    return ", or ".join(filter(None, ways)) or "a smaller model"
+
+
+def _changes(spec: Mapping[str, Any], files: ModelFiles, room: float) -> str:
+    """The first few of the known changes that together fit in `room` bytes; "" when all of them do not."""
+    train = {**spec["train"], "training_args": dict(spec["train"].get("training_args") or {})}
+    said = []
+    for name, place, value in (
+        ("method", train, "lora"),
+        ("bf16", train["training_args"], True),
+        ("gradient_checkpointing", train["training_args"], True),
+        ("micro_batch_size", train, 1),
+    ):
+        if place.get(name) in (value, "qlora", "auto"):
+            continue
+        place[name] = value
+        word = "train" if place is train else "training_args"
+        said.append(f"{word}.{name}: {str(value).lower()}")
+        if (need := _training(train, files)).most <= room:
+            return f"{' and '.join(said)} (about {_gb(need.most)})"
+    return ""
+
+
+def _fewer_sequences(spec: Mapping[str, Any], files: ModelFiles, room: float) -> str:
+    """As many sequences at once as their key-value cache has room for; "" when the weights alone have none."""
+    serve, kwargs = spec["serve"], spec["serve"].get("engine_kwargs") or {}
+    one = _serving({**serve, "engine_kwargs": {**kwargs, "max_num_seqs": 1}}, files)
+    if one.most == one.certain or one.most > room:
+        return ""
+    sequences = int((room - one.certain) // (one.most - one.certain))
+    need = one.certain + sequences * (one.most - one.certain)
+    return f"engine_kwargs.max_num_seqs: {sequences} (about {_gb(need)}) or a smaller max_model_len"
 
 
 def _holder(spec: Mapping[str, Any]) -> str:

@@ -6,11 +6,13 @@ import asyncio
 import json
 import math
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from control_harness import ANN, controlling
 
 from llmsched.control import memory, model_files
@@ -117,7 +119,32 @@ def test_what_fits_in_the_largest_of_a_name_only_is_warned_of(seven_billion: str
     assert verdict.refusal is None
     (warning,) = verdict.warnings
     assert "will not fit in 1 V100 (16 GB)" in warning
-    assert "training_args.bf16: true" in warning
+    assert "bf16" not in warning  # with that, and all else we know, it would not fit in 16 GB either
+    assert warning.endswith("; try a GPU that has as much (A100-80G, H100, H20)")
+
+
+@pytest.mark.parametrize("gpu", ["A100-40G:1", "L40S:1"])
+def test_a_change_that_is_advised_makes_it_fit(seven_billion: str, gpu: str) -> None:
+    method = {"method": "full"} if gpu == "A100-40G:1" else {"lora": {}}
+    data = train(seven_billion, gpu, micro_batch_size=4, global_batch_size=4, **method)
+    before = judged(data)
+    advice = before.refusal.hint if before.refusal else before.warnings[0]
+    changes = dict(re.findall(r"(\w+\.\w+): (\w+)", advice))
+    assert changes["training_args.bf16"] == "true" and ("train.method" in changes) is ("method" in method)
+    for change, value in changes.items():
+        section, _, name = change.partition(".")
+        where = data["train"].setdefault("training_args", {}) if section == "training_args" else data["train"]
+        where[name] = yaml.safe_load(value)
+    after = judged(data)
+    assert (after.refusal, after.warnings) == (None, ())
+    assert f"(about {after.needed / GB:.3g} GB)" in advice
+
+
+def test_as_many_sequences_as_are_advised_fit_and_one_more_does_not(seven_billion: str) -> None:
+    (warning,) = judged(serve(seven_billion)).warnings
+    number = int(re.findall(r"max_num_seqs: (\d+)", warning)[0])
+    assert judged(serve(seven_billion, engine_kwargs={"max_num_seqs": number})).warnings == ()
+    assert judged(serve(seven_billion, engine_kwargs={"max_num_seqs": number + 1})).warnings != ()
 
 
 def test_a_second_gpu_of_a_worker_does_not_help_and_half_a_gpu_has_half_the_memory(seven_billion: str) -> None:
