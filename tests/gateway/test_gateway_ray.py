@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from llmsched.executors import local_ray
+
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_its_own_death():
     home = Path(tempfile.mkdtemp(prefix="gw"))  # short: Ray puts sockets below it
-    (home / "token").write_text("0" * 64)
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    (home / "ray-token").write_text("0" * 64)
+    env = {**os.environ, **local_ray.environment(home)}
     driver = Path(__file__).with_name("gateway_on_ray.py")
     try:
         done = subprocess.run(
@@ -24,7 +26,7 @@ def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_it
             env=env,
             capture_output=True,
             text=True,
-            timeout=170,
+            timeout=280,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         seen = json.loads((home / "seen.json").read_text())

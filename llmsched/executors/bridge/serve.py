@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
 from llmsched.executors.port import (
     AdapterAnswer,
@@ -290,16 +291,27 @@ class Replicas:
         with self._deploying:
             if self._gateway is not None:
                 return
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": self._host, "port": self._port},
-                logging_config=_QUIET,
-            )
+            self._start()
             self._is_up = True
             if gateway.NAME not in self._status():
                 on_head = {"resources": {"node:__internal_head__": 0.001}}
                 self._deploy(gateway.build(**on_head), gateway.NAME, "/")
             self._gateway = serve.get_app_handle(gateway.NAME)
+
+    def _start(self) -> None:
+        """Serve replaces a proxy that is slow to start, and tells whoever waits that it died: the next one may do."""
+        for tries_left in (2, 1, 0):
+            try:
+                serve.start(
+                    proxy_location="HeadOnly",
+                    http_options={"host": self._host, "port": self._port},
+                    logging_config=_QUIET,
+                )
+                return
+            except (RayActorError, TimeoutError) as error:
+                if not tries_left:
+                    raise
+                print(f"Serve is asked to start again: {error}", file=sys.stderr)
 
     def _status(self) -> dict[str, _Application]:
         """Every application by name.
