@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 
 from llmsched.core.lifecycle import HOLDING, Status
+from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import amount_of, size_of
 from llmsched.core.resources import MILLI
@@ -146,6 +147,12 @@ def _indices(state: State) -> list[str]:
     shapes = [group.options[0].resources for gang in state.gangs.values() if gang.held for group in gang.spec.groups]
     if state.kinds != {shape: shapes.count(shape) for shape in shapes}:
         broken.append(f"index: kinds of bundles that are held: {state.kinds}")
+    anew = Outstanding()
+    for gang in state.gangs.values():
+        if gang.id in state.waiting or (gang.is_active() and gang.id in state.holding):
+            anew.put(gang)
+    if state.outstanding.ahead(state.now) != anew.ahead(state.now) or state.outstanding.of_models != anew.of_models:
+        broken.append(f"index: work ahead is {anew.ahead(state.now)}, counted {state.outstanding.ahead(state.now)}")
     capacity = state.capacity
     for node in state.nodes.values():
         k = max(node.free_whole, 0)

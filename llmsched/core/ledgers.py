@@ -16,6 +16,7 @@ from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.estimate import History
 from llmsched.core.nodes import COMES_WITHIN_S, SHUNNED_S
+from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import (
     GangState,
@@ -50,7 +51,8 @@ class Ledgers:
         self.releasing: dict[str, float] = {}  # nodes asked to go
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
-        self.waiting = Waiting()
+        self.outstanding = Outstanding()  # of those that wait or run
+        self.waiting = Waiting(self.outstanding)
         self.holding: dict[str, None] = {}  # gangs that hold something, oldest launch first
         self.nominated: dict[str, None] = {}
         self.vacating: dict[str, None] = {}
@@ -117,12 +119,14 @@ class Ledgers:
 
     def _expect_end(self, gang: GangState) -> None:
         self._forget_end(gang)
+        self.outstanding.put(gang)
         end = expected_end(gang)
         if end < inf:
             self._end_of[gang.id] = end
             insort(self.ends, (end, gang.id))
 
     def _forget_end(self, gang: GangState) -> None:
+        self.outstanding.drop(gang)
         end = self._end_of.pop(gang.id, None)
         if end is not None:
             del self.ends[bisect_left(self.ends, (end, gang.id))]

@@ -14,6 +14,7 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import Outlook
 from llmsched.core.lifecycle import Status
+from llmsched.core.outstanding import SECOND
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
 from llmsched.core.resources import MILLI, Resources
 
@@ -128,6 +129,16 @@ class View:
     def jobs(self) -> int:
         """Workloads submitted so far."""
         return len(self._state.workloads)
+
+    def work_ahead(self) -> tuple[float, float]:
+        """(seconds of the longest, GPU-seconds in all) known to be left of those who wait or run; gangs of a named
+        model are not in it, see `of_models`."""
+        longest, total = self._state.outstanding.ahead(self.now)
+        return longest / SECOND, total / (SECOND * MILLI)
+
+    def of_models(self) -> list[GangState]:
+        """Gangs of a named model that wait or run: what is believed of them changes with every run that ends."""
+        return [self._state.gangs[name] for name in self._state.outstanding.of_models]
 
     def waiting(self) -> list[GangState]:
         """Gangs that may start now, in no useful order of preference but a fixed one."""

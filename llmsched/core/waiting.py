@@ -15,6 +15,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
+    from llmsched.core.outstanding import Outstanding
     from llmsched.core.records import GangState
 
 Key = tuple[Any, ...]
@@ -71,13 +72,14 @@ def shape_key(workload: Workload, wanted: int | None) -> Key:
 class Waiting:
     """All waiting gangs that are not parked."""
 
-    def __init__(self) -> None:
+    def __init__(self, outstanding: Outstanding) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
         self._serial = 0
+        self._outstanding = outstanding
         self._key: Callable[[GangState], Key] | None = None
         self._owner: object = None
         self._keys: dict[str, tuple[Shape, Key]] = {}
@@ -122,6 +124,7 @@ class Waiting:
         self.count += 1
         self.by_queue[shape.queue] = self.by_queue.get(shape.queue, 0) + 1
         self.version += 1
+        self._outstanding.put(gang)
 
     def discard(self, gang: GangState) -> None:
         found = self._keys.pop(gang.id, None)
@@ -137,6 +140,7 @@ class Waiting:
         self.count -= 1
         self.by_queue[shape.queue] -= 1
         self.version += 1
+        self._outstanding.drop(gang)
 
     def __contains__(self, gang_id: str) -> bool:
         return gang_id in self._keys

@@ -20,6 +20,7 @@ constants were chosen on the development traces; `tests/benchmarks/quality.py` h
 
 from __future__ import annotations
 
+from math import fsum
 from typing import Any
 
 from llmsched.core.policy import View
@@ -69,26 +70,15 @@ class FinishTimeFair:
 
     def _prepare(self, view: View) -> None:
         """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
-        longest = total = 0.0
-        for gangs in (view.waiting(), view.running()):
-            for gang in gangs:
-                spec, size = gang.spec, gang.size or gang.spec.min_size
-                if not spec.model:  # nothing but what was declared is known of it, and this loop is long
-                    if gang.work_left is None:
-                        continue
-                    left = gang.work_left
-                    if gang.started_at is not None and gang.is_active():
-                        left = view.remaining_s(gang) or 0.0
-                else:
-                    outlook = view.outlook(gang, LEAST, MOST)
-                    if outlook is None:
-                        continue
-                    left = max(outlook.left_s, 0.0)
-                if left > longest:
-                    longest = left
-                total += left * size * spec.groups[0].options[0].resources.gpus_milli / MILLI
+        longest, total = view.work_ahead()
+        areas = [total]
+        for gang in view.of_models():
+            outlook = view.outlook(gang, LEAST, MOST)
+            if outlook is not None:
+                longest = max(longest, outlook.left_s)
+                areas.append(outlook.left_s * (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang))
         gpus = max(view.gpus(), 1)
-        self._bound = max(longest, total / gpus)
+        self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
         self._view = view
 

@@ -1,0 +1,97 @@
+"""How much work is known to be ahead, kept in step so that no pass has to add it up over every gang.
+
+Of each gang that waits or runs, and whose time was declared or measured: its GPUs x the seconds left, and the longest.
+Who has not begun needs the same later on; who runs needs a second less each second, and nothing once it is overdue.
+Whole milliseconds x thousandths of GPUs: taking out undoes putting in exactly, in any order. What history says of a
+model changes with every run that ends, so gangs of a named model are only listed. Nothing here is in the digest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Self
+
+from llmsched.core.records import GangState, speed
+
+SECOND = 1000
+_SPARE = 64  # entries that are no longer true, before a heap is made anew
+
+
+class Outstanding:
+    """Start reading at `ahead`."""
+
+    def __init__(self) -> None:
+        self.of_models: dict[str, None] = {}
+        self._still: dict[str, tuple[int, int]] = {}  # gang -> (milliseconds left, thousandths of GPUs)
+        self._moving: dict[str, tuple[int, int]] = {}  # gang -> (when it ends, in milliseconds, thousandths of GPUs)
+        self._still_total = self._moving_total = self._moving_gpus = 0
+        self._longest: list[tuple[int, str]] = []  # heap of (-milliseconds left, gang) of those that are still
+        self._last: list[tuple[int, str]] = []  # heap of (-end, gang) of those that move
+        self._first: list[tuple[int, str]] = []  # heap of (end, gang) of the same
+
+    def put(self, gang: GangState) -> None:
+        """Count it as it is now, in place of what was counted of it."""
+        self.drop(gang)
+        spec = gang.spec
+        if spec.model:
+            self.of_models[gang.id] = None
+        if spec.model or gang.work_left is None:
+            return
+        gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli
+        if gang.started_at is None or not gang.is_active():
+            left = round(max(gang.work_left, 0.0) * SECOND)
+            self._still[gang.id] = (left, gpus)
+            self._still_total += left * gpus
+            _push(self._longest, -left, gang.id, self._still, -1)
+            return
+        end = round((gang.progress_at + gang.work_left / max(speed(spec, gang.size or spec.min_size), 1e-9)) * SECOND)
+        self._moving[gang.id] = (end, gpus)
+        self._moving_total += end * gpus
+        self._moving_gpus += gpus
+        _push(self._last, -end, gang.id, self._moving, -1)
+        _push(self._first, end, gang.id, self._moving, 1)
+
+    def drop(self, gang: GangState) -> None:
+        self.of_models.pop(gang.id, None)
+        if (found := self._still.pop(gang.id, None)) is not None:
+            self._still_total -= found[0] * found[1]
+        if (found := self._moving.pop(gang.id, None)) is not None:
+            self._moving_total -= found[0] * found[1]
+            self._moving_gpus -= found[1]
+
+    def ahead(self, now: float) -> tuple[int, int]:
+        """(the longest in milliseconds, all in milliseconds x thousandths of GPUs) at `now`, which never falls."""
+        at = round(now * SECOND)
+        while (first := _top(self._first, self._moving, 1)) is not None and first[0] <= at:
+            end, gpus = self._moving.pop(first[1])  # overdue
+            self._moving_total -= end * gpus
+            self._moving_gpus -= gpus
+        longest = _top(self._longest, self._still, -1)
+        last = _top(self._last, self._moving, -1)
+        most = max(-longest[0] if longest else 0, -last[0] - at if last else 0)
+        return most, self._still_total + self._moving_total - at * self._moving_gpus
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        other = type(self)()
+        for name, value in vars(self).items():
+            setattr(other, name, value.copy() if isinstance(value, (dict, list)) else value)
+        return other
+
+
+def _push(heap: list[tuple[int, str]], key: int, gang: str, known: dict[str, tuple[int, int]], sign: int) -> None:
+    if len(heap) > 2 * len(known) + _SPARE:
+        heap[:] = [(sign * known[name][0], name) for name in known]
+        heapq.heapify(heap)
+        return
+    heapq.heappush(heap, (key, gang))
+
+
+def _top(heap: list[tuple[int, str]], known: dict[str, tuple[int, int]], sign: int) -> tuple[int, str] | None:
+    """The least entry that is still true."""
+    while heap:
+        key, gang = heap[0]
+        found = known.get(gang)
+        if found is not None and sign * found[0] == key:
+            return heap[0]
+        heapq.heappop(heap)
+    return None
