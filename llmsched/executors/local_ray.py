@@ -149,7 +149,9 @@ def start(
     marker = secrets.token_hex(16)
     address = f"{NODE_IP}:{port}"
     cluster = LocalRay(address, f"http://{LOOPBACK}:{dashboard_port}", str(temp_dir), marker, [])
-    env = {**os.environ, **environment(home), MARKER: marker}
+    files = temp_dir / "tmp"  # of processes that are killed, too: they end with the cluster
+    files.mkdir(mode=0o700, exist_ok=True)
+    env = {**os.environ, **environment(home), MARKER: marker, "TMPDIR": str(files)}
     env.pop("RAY_ADDRESS", None)
     deadline = time.monotonic() + timeout_s
     head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
