@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from llmsched.api import routes
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
+from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
 from llmsched.runtime.storage import StorageError
 
@@ -36,8 +37,13 @@ def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(Guard, tokens=tokens, hosts=hosts, origins=origins)
+    app.add_middleware(Guard, tokens=tokens, rate=Rate(lambda: _limits(controller)), hosts=hosts, origins=origins)
     return app
+
+
+def _limits(controller: Any) -> tuple[float, int]:
+    configuration = controller.state.configuration
+    return configuration.requests_per_s, configuration.requests_burst
 
 
 def _check_declares_role(route: Any) -> None:

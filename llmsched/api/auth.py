@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from llmsched.api import home
 from llmsched.api.home import ROLES, TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
+from llmsched.api.rate import Rate
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import versions, wire
 
@@ -107,11 +109,14 @@ def error_headers(error: LlmschedError) -> dict[str, str]:
 
 
 class Guard:
-    """ASGI: Host and Origin allow-lists, token, version, content type, body size. Open are /healthz and the page."""
+    """ASGI: Host and Origin allow-lists, token, rate, version, type and size of the body. Open: /healthz, the page."""
 
-    def __init__(self, app: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: Any, tokens: Tokens, rate: Rate, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()
+    ) -> None:
         self._app = app
         self._tokens = tokens
+        self._rate = rate
         self._hosts = frozenset({*LOOPBACK, *hosts})
         self._origins = frozenset(origins)
 
@@ -122,12 +127,15 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
-        try:
-            limit = self._check(scope)
-        except LlmschedError as error:
-            await _answer(send, error)
-            return
-        await self._app(scope, _limited(receive, limit), _saying_version(send) if limit else send)
+        with ExitStack() as opened:
+            try:
+                limit = self._check(scope)
+                if limit:
+                    opened.enter_context(self._rate.open(scope["llmsched.token"].id))
+            except LlmschedError as error:
+                await _answer(send, error)
+                return
+            await self._app(scope, _limited(receive, limit), _saying_version(send) if limit else send)
 
     def _check(self, scope: Any) -> int:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -139,7 +147,13 @@ class Guard:
             raise NotAllowed("requests of web pages are not accepted.", code="origin")
         if scope["path"] in OPEN_PATHS:
             return 0
-        scope["llmsched.token"] = self._tokens.find(headers.get(b"authorization", ""))
+        try:
+            found = self._tokens.find(headers.get(b"authorization", ""))
+        except NotAllowed:
+            self._rate.take(f"from {(scope.get('client') or ('',))[0]}")
+            raise
+        self._rate.take(found.id)
+        scope["llmsched.token"] = found
         client = headers.get(versions.HEADER.encode(), versions.own())
         if not versions.go_together(client, versions.own()) and scope["path"] not in versions.ANY_VERSION:
             own = versions.own()

@@ -6,6 +6,7 @@ network (`httpx.ASGITransport`).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -23,6 +24,7 @@ from llmsched.spec import versions, wire
 Model = TypeVar("Model", bound=BaseModel)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
+PATIENCE_S = 30.0  # of one call, while the controller says that it is asked too often
 _BY_EXIT_CODE = {2: SpecError, 3: RequestError, 4: ClusterError, 5: StoreError, 70: Bug}
 
 
@@ -113,11 +115,14 @@ class Transport:
         if body is not None:
             content = body.model_dump_json().encode()
             sent["content-type"] = "application/json"
-        with _connection_errors(self.url):
-            answer = await self._http.request(method, path, content=content, headers=sent, params=params)
-        _check_version(answer, path)
-        if not answer.is_success:
-            raise error_of(answer)
+        patience = _Patience()
+        while True:
+            with _connection_errors(self.url):
+                answer = await self._http.request(method, path, content=content, headers=sent, params=params)
+            _check_version(answer, path)
+            if answer.is_success:
+                break
+            await patience.wait(error_of(answer))
         try:
             return model.model_validate_json(answer.content)
         except ValidationError as error:
@@ -131,10 +136,16 @@ class Transport:
         self, path: str, params: Mapping[str, Any] | None = None, *, body: BaseModel | None = None
     ) -> AsyncGenerator[str, None]:
         """The lines of a streamed answer, as they come. With a body it is a POST."""
-        with _connection_errors(self.url):
-            async with self._stream(path, params, body) as answer:
-                async for line in lines_of(answer):
-                    yield line
+        patience = _Patience()
+        while True:
+            with _connection_errors(self.url):
+                try:
+                    async with self._stream(path, params, body) as answer:
+                        async for line in lines_of(answer):
+                            yield line
+                        return
+                except RequestError as refused:
+                    await patience.wait(refused)
 
     @asynccontextmanager
     async def _stream(
@@ -161,6 +172,21 @@ async def lines_of(answer: httpx.Response) -> AsyncGenerator[str, None]:
             yield line.decode()
     if half:
         yield half.decode()
+
+
+class _Patience:
+    """Of one call, with a controller that was asked too often: nothing was done, so asking again is always right."""
+
+    def __init__(self) -> None:
+        self._left_s = PATIENCE_S
+
+    async def wait(self, error: LlmschedError) -> None:
+        """As long as it said; raises the error if it is of another kind or patience is at its end."""
+        pause = getattr(error, "retry_after_s", None)
+        if error.code != "rate" or pause is None or pause > self._left_s:
+            raise error
+        self._left_s -= pause
+        await asyncio.sleep(pause)
 
 
 class _connection_errors:

@@ -130,4 +130,6 @@ class Configuration:
     policies: PolicyNames = PolicyNames()
     price_ceiling_per_hour: float | None = None
     max_pending_per_queue: int = 10_000
+    requests_per_s: float = 50.0  # of one token, by the API
+    requests_burst: int = 200
     storage: str = ""

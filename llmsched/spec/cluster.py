@@ -165,6 +165,8 @@ class PoliciesSpec(Section):
 
 class Limits(Section):
     max_pending_per_queue: int = Field(default=_CORE.max_pending_per_queue, ge=1, le=1_000_000)
+    requests_per_s: float = Field(default=_CORE.requests_per_s, ge=1, le=100_000)
+    requests_burst: int = Field(default=_CORE.requests_burst, ge=1, le=1_000_000)
 
 
 class ClusterSpec(Section):

@@ -161,7 +161,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
         ),
         policies=core.PolicyNames(**spec.policies.model_dump()),
         price_ceiling_per_hour=spec.price_ceiling_per_hour,
-        max_pending_per_queue=spec.limits.max_pending_per_queue,
+        **spec.limits.model_dump(),
         storage=spec.storage or "",
     )
 
