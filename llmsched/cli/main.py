@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "More": {
         "config": ("llmsched.cli.files:config", "Show the configuration in force, or put a new one in force."),
+        "fsck": ("llmsched.cli.fsck:fsck", "Check that what the controller keeps is whole."),
         "schema": ("llmsched.cli.files:schema", "The JSON Schema of a kind, for editors."),
         "sim": ("llmsched.cli.sim:sim", "The wind tunnel: traces, scenarios, replays."),
         "secret": ("llmsched.cli.secret:secret", "Keep values that workloads need and nobody may see."),

@@ -5,7 +5,7 @@ A reason is written when it changes: beside the journal, not in it, for it is a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llmsched.core.explain import Reason
 from llmsched.core.state import State
@@ -37,6 +37,22 @@ class QueryTables:
             del self._said[gang]
             rows.append(ReasonRow.of(gang, at, None))
         return rows
+
+
+def differences(rows: Iterable[WorkloadRow], state: State) -> Iterator[str]:
+    """Where the table of workloads is not what the folded journal says."""
+    known = {row.id: row for row in rows}
+    for name in state.workloads:
+        row, expected = known.pop(name, None), _row_of(state, name)
+        if row is None:
+            yield f"{name} has no row"
+            continue
+        for column in WorkloadRow._fields:
+            said, right = getattr(row, column), getattr(expected, column)
+            if said != right:
+                yield f"{name}: {column} differs" + ("" if column == "spec" else f": {said!r}, expected {right!r}")
+    for name in known:
+        yield f"{name} has a row and is not in the journal"
 
 
 def _row_of(state: State, workload_id: str | None) -> WorkloadRow:

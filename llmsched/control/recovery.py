@@ -5,14 +5,20 @@ Nothing else is kept in memory that could not be lost. What still runs is adopte
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from llmsched.core.state import State
 from llmsched.errors import Bug
-from llmsched.store.journal import Store
+from llmsched.store.journal import Written
 
 CHUNK = 5_000  # entries read at a time
 
 
-def fold(store: Store) -> tuple[State, int]:
+class Journal(Protocol):
+    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]: ...
+
+
+def fold(store: Journal) -> tuple[State, int]:
     """The state, and the number of its last entry. Raises StoreError (damaged), or Bug for history that breaks it."""
     state, seq = State(), 0
     while written := store.read(after=seq, limit=CHUNK):

@@ -62,7 +62,7 @@ class Vault:
         row = self._row(user, name)
         if row is None:
             raise missing([name])
-        return self._open(row)
+        return opened(row, self._file)
 
     async def put(self, owner: str, name: str, value: str, by: str) -> wire.SecretView:
         """On disk when it returns; the next attempt that is launched gets it. Raises SpecError, StoreError."""
@@ -107,43 +107,12 @@ class Vault:
 
     def _seal(self, owner: str, name: str, value: str) -> str:
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = AESGCM(self._key(make=True)).encrypt(nonce, value.encode(), _bound_to(owner, name))
+        sealed = AESGCM(self._key()).encrypt(nonce, value.encode(), _bound_to(owner, name))
         return _VERSION + base64.b64encode(nonce + sealed).decode()
 
-    def _open(self, row: SecretRow) -> str:
-        try:
-            data = base64.b64decode(row.sealed.removeprefix(_VERSION), validate=True)
-            cipher = AESGCM(self._key(make=False))
-            return cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(row.owner, row.name)).decode()
-        except (InvalidTag, ValueError):
-            raise StoreError(
-                f'secret "{row.name}" does not open with the key in {self._file}.',
-                code="secret_key",
-                hint=f"Put the key back that it was set with, or set it again: llmsched secret set {row.name}",
-            ) from None
-
-    def _key(self, *, make: bool) -> bytes:
-        try:
-            text = self._file.read_text().strip()
-        except FileNotFoundError:
-            if not make:
-                raise StoreError(
-                    f"the key of the secrets is gone: {self._file} does not exist.",
-                    code="secret_key",
-                    hint="Put it back, or set the secrets again.",
-                ) from None
-            return self._new_key()
-        except OSError as error:
-            raise StoreError(f"cannot read {self._file}: {error.strerror}.", code="secret_key") from None
-        try:
-            key = bytes.fromhex(text)
-        except ValueError:
-            key = b""
-        if len(key) != 32:
-            raise StoreError(
-                f"{self._file} holds no key of 64 hex digits.", code="secret_key", hint="Put the right file there."
-            )
-        return key
+    def _key(self) -> bytes:
+        """Made when there is none."""
+        return _read_key(self._file) or self._new_key()
 
     def _new_key(self) -> bytes:
         """Never in place of one that others were sealed with. Whole and private from its first moment."""
@@ -165,6 +134,44 @@ class Vault:
         except OSError as error:
             raise StoreError(f"cannot write {self._file}: {error.strerror}.", code="secret_key") from None
         return key
+
+
+def opened(row: SecretRow, key_file: Path) -> str:
+    """The value of a sealed row. Raises StoreError when the key is gone or another one."""
+    key = _read_key(key_file)
+    if key is None:
+        raise StoreError(
+            f"the key of the secrets is gone: {key_file} does not exist.",
+            code="secret_key",
+            hint="Put it back, or set the secrets again.",
+        )
+    try:
+        data = base64.b64decode(row.sealed.removeprefix(_VERSION), validate=True)
+        bound = _bound_to(row.owner, row.name)
+        return AESGCM(key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], bound).decode()
+    except (InvalidTag, ValueError):
+        raise StoreError(
+            f'secret "{row.name}" does not open with the key in {key_file}.',
+            code="secret_key",
+            hint=f"Put the key back that it was set with, or set it again: llmsched secret set {row.name}",
+        ) from None
+
+
+def _read_key(file: Path) -> bytes | None:
+    """None when there is none yet."""
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read {file}: {error.strerror}.", code="secret_key") from None
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise StoreError(f"{file} holds no key of 64 hex digits.", code="secret_key", hint="Put the right file there.")
+    return key
 
 
 def missing(names: Iterable[str]) -> RequestError:

@@ -206,10 +206,8 @@ class SqliteStore:
         return found[0] if found else None
 
     def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
-        columns = cls._fields[: TABLES[cls].keys]
-        where = " AND ".join(f"{column} = ?" for column in columns[: len(key)]) or "1"
-        query = f"SELECT * FROM {TABLES[cls].name} WHERE {where} ORDER BY {', '.join(columns)}"
-        return [cls(*line) for line in self._read(lambda db: db.execute(query, key).fetchall())]
+        found: list[AnyRow] = self._read(lambda db: _rows(db, cls, key))
+        return found
 
     def _read(self, ask: Callable[[sqlite3.Connection], Any]) -> Any:
         with self._reading:
@@ -284,16 +282,46 @@ _RESTORE = "Restore it from a backup."
 
 def read_only(path: Path) -> list[Written]:
     """Every entry of a journal, also of one that is being written: changes nothing, locks nobody out."""
+    with moment_of(path) as moment:
+        return moment.read()
+
+
+@contextmanager
+def moment_of(path: Path) -> Iterator[Moment]:
+    """A store as it is now, also one that is being written: changes nothing, locks nobody out. Raises StoreError."""
     if not path.is_file():
         raise StoreError(f"there is no journal at {path}")
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
         try:
-            return _entries(db, path, 0, None, None)
+            db.execute("BEGIN")  # from the first read on, what others write is not seen
+            yield Moment(db, path)
         finally:
             db.close()
     except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
+        raise StoreError(f"{path} cannot be read: {error}", code="store_damaged", hint=_RESTORE) from error
+
+
+class Moment:
+    """What can be asked of it, as of `journal.Store`; see `moment_of`."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+
+    def damage(self) -> list[str]:
+        """What SQLite itself finds wrong with the pages of the file."""
+        return [str(line[0]) for line in self._db.execute("PRAGMA integrity_check") if line[0] != "ok"]
+
+    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
+        return _entries(self._db, self._path, after, workload, limit)
+
+    def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None:
+        found = self.rows(cls, *key)
+        return found[0] if found else None
+
+    def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
+        return _rows(self._db, cls, key)
 
 
 def _entries(db: sqlite3.Connection, path: Path, after: int, workload: str | None, limit: int | None) -> list[Written]:
@@ -311,6 +339,13 @@ def _entries(db: sqlite3.Connection, path: Path, after: int, workload: str | Non
             raise StoreError(f"entry {seq} of {path} is damaged", code="store_damaged", hint=_RESTORE)
         written.append(Written(seq, at, ENTRIES.load(kind, body)))
     return written
+
+
+def _rows(db: sqlite3.Connection, cls: type[AnyRow], key: tuple[Any, ...]) -> list[AnyRow]:
+    columns = cls._fields[: TABLES[cls].keys]
+    where = " AND ".join(f"{column} = ?" for column in columns[: len(key)]) or "1"
+    query = f"SELECT * FROM {TABLES[cls].name} WHERE {where} ORDER BY {', '.join(columns)}"
+    return [cls(*line) for line in db.execute(query, key).fetchall()]
 
 
 def migrations() -> list[str]:

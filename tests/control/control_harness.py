@@ -7,10 +7,13 @@ from contextlib import asynccontextmanager
 
 from llmsched.control.clock import ManualClock, RealClock
 from llmsched.control.controller import Controller
+from llmsched.control.query_tables import differences
+from llmsched.control.recovery import fold
 from llmsched.core.invariants import violations
 from llmsched.executors.fake import FakeCluster, FakeExecutor, NodeKind, Script
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
+from llmsched.store.tables import WorkloadRow
 
 TWO_OF_TWO = (NodeKind(2, "A100"), NodeKind(2, "A100"))
 ANN = "ann"
@@ -52,8 +55,9 @@ def fake_cluster(nodes=TWO_OF_TWO, clock=None, **by_name):
 async def controlling(cluster=None, store=None, clock=None, **more):
     """A controller that runs; at the end it is stopped and everything it promised is checked."""
     cluster = cluster if cluster is not None else fake_cluster(clock=clock)
+    store = store if store is not None else MemoryStore()
     controller = Controller(
-        store if store is not None else MemoryStore(),
+        store,
         FakeExecutor(cluster=cluster),
         clock or RealClock(),
         **({"storage": "/storage"} | more),
@@ -72,6 +76,8 @@ async def controlling(cluster=None, store=None, clock=None, **more):
         await controller.stop()
         if not running.done():
             await asyncio.wait_for(running, 10)
+    if isinstance(store, MemoryStore):
+        assert list(differences(store.rows(WorkloadRow), fold(store)[0])) == []
 
 
 async def until(condition, seconds=30.0):

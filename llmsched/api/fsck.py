@@ -1,0 +1,138 @@
+"""Whether what a home keeps is whole: pages, journal, state, tables, secrets, permissions, files. Changes nothing.
+
+Reads one moment of the store, so a controller may run meanwhile. Each check says what is wrong, where and what to do,
+and the next one is made all the same where it can be. Start reading at `examine`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmsched.api import home as homes
+from llmsched.control import recovery
+from llmsched.control.query_tables import differences
+from llmsched.control.vault import opened
+from llmsched.core import invariants
+from llmsched.core.state import State
+from llmsched.errors import LlmschedError
+from llmsched.runtime.storage import Storage, StorageError
+from llmsched.store.sqlite import Moment, moment_of
+from llmsched.store.tables import SecretRow, WorkloadRow
+
+SHOWN = 5  # findings of one check; the rest is counted
+PRIVATE = ("token", "tokens.json", "secret-key", "ray-token", "controller.json", "state.sqlite", "state.sqlite-wal")
+_RESTORE = "Stop the controller and put the last backup of state.sqlite in its place."
+_TABLES = "Restart the controller; if it stays so, please report it: the journal is right, a table is not."
+
+
+class Check(NamedTuple):
+    """One thing that was looked at. `result`: ok | broken | unknown (something before it was broken)."""
+
+    name: str
+    result: str
+    detail: str
+    hint: str = ""
+
+
+def examine(home: Path, *, files: bool = False, storage: str | None = None) -> Iterator[Check]:
+    """Every check of the home in turn. `files` looks at results and checkpoints too, below `storage` if given."""
+    yield _permissions(home)
+    try:
+        with moment_of(home / "state.sqlite") as moment:
+            yield from _store(home, moment, files, storage)
+    except LlmschedError as error:
+        yield Check("store", "broken", error.message, error.hint or _RESTORE)
+
+
+def _store(home: Path, moment: Moment, files: bool, storage: str | None) -> Iterator[Check]:
+    damage = moment.damage()
+    yield _verdict("pages", damage, "SQLite finds its file whole", _RESTORE)
+    try:
+        state, seq = recovery.fold(moment)
+    except LlmschedError as error:
+        yield Check("journal", "broken", error.message, error.hint or _RESTORE)
+        for name in ("state", "tables", *(["files"] if files else [])):
+            yield Check(name, "unknown", "there is no state without a whole journal")
+    else:
+        yield Check("journal", "ok", f"{seq} entries, each with its checksum, fold without a gap")
+        rules = f"{len(state.gangs)} gangs, {len(state.nodes)} nodes: every safety rule holds"
+        yield _verdict("state", invariants.violations(state), rules, "Please report it, with the journal.")
+        yield _verdict(
+            "tables", list(differences(moment.rows(WorkloadRow), state)), "they say what the journal says", _TABLES
+        )
+        if files:
+            place = storage or state.configuration.storage or str(home / "storage")
+            yield _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
+    yield _secrets(home, moment)
+
+
+def _verdict(name: str, broken: list[str], fine: str, hint: str) -> Check:
+    if not broken:
+        return Check(name, "ok", fine)
+    more = f" (and {len(broken) - SHOWN} more)" if len(broken) > SHOWN else ""
+    return Check(name, "broken", "; ".join(broken[:SHOWN]) + more, hint)
+
+
+def _permissions(home: Path) -> Check:
+    open_to_others = [
+        f"{path} is open to others ({path.stat().st_mode & 0o777:o})"
+        for path in (home, *(home / name for name in PRIVATE))
+        if path.exists() and path.stat().st_mode & 0o077
+    ]
+    return _verdict("permissions", open_to_others, f"{home} is its owner's alone", f"chmod -R go= {home}")
+
+
+def _secrets(home: Path, moment: Moment) -> Check:
+    rows = [row for row in moment.rows(SecretRow) if row.sealed]
+    closed, hint = [], ""
+    for row in rows:
+        try:
+            opened(row, homes.secret_key_file(home))
+        except LlmschedError as error:
+            closed.append(error.message)
+            hint = error.hint
+    return _verdict("secrets", closed, f"{len(rows)} open with the key", hint)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+_FILES = "Put them back from a backup of the storage, or train again: llmsched apply --again."
+
+
+def missing(state: State, place: str) -> Iterator[str]:
+    """What the state names and is not there: results of successes, the newest checkpoint of what has not ended."""
+    for record in state.workloads.values():
+        if record.outcome == "succeeded" and record.artifact is not None:
+            try:
+                parent, _, name = record.artifact.rstrip("/").rpartition("/")
+                if not Storage.at(parent).list(name):
+                    yield f"{record.workload.id}: its result {record.artifact} is gone"
+            except StorageError as error:
+                yield f"{record.workload.id}: {error}"
+    for gang in state.gangs.values():
+        if gang.checkpoint_at is not None and not gang.is_ended():
+            try:
+                yield from (f"{gang.id}: {trouble}" for trouble in _checkpoint(Storage.at(place), gang.id))
+            except StorageError as error:
+                yield f"{gang.id}: {error}"
+
+
+def _checkpoint(store: Storage, gang: str) -> Iterator[str]:
+    """What is wrong with the newest published checkpoint, by the names and sizes of its files."""
+    try:
+        newest: dict[str, Any] = json.loads(store.read(f"{gang}/latest.json"))["published"][0]
+        files = json.loads(store.read(f"{newest['key']}/manifest.json"))["files"]
+    except FileNotFoundError as error:
+        yield f"its checkpoint is gone ({error.filename or error})"
+        return
+    except (ValueError, KeyError, IndexError, TypeError):
+        yield "what names its checkpoint is damaged"
+        return
+    for name, wanted in files.items():
+        size = store.size(f"{newest['key']}/{name}")
+        if size != wanted["size"]:
+            there = "is missing" if size is None else f"has {size} bytes, expected {wanted['size']}"
+            yield f"{name} of its checkpoint of step {newest['step']} {there}"

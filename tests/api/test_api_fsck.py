@@ -1,0 +1,181 @@
+"""fsck: a home that is whole, and each way in which one is not, planted on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from llmsched.api import fsck, home
+from llmsched.cli.main import cli
+from llmsched.control.controller import Controller
+from llmsched.control.vault import Vault
+from llmsched.executors.fake import FakeExecutor, NodeKind, Script
+from llmsched.spec.load import load_json
+from llmsched.store.sqlite import SqliteStore
+
+
+def task(name: str, gpus: int) -> Any:
+    body = {"name": name, "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": [f"A100:{gpus}"]}}
+    return load_json(body)
+
+
+async def lived_in(folder: Path) -> None:
+    """A controller that ran there: something that ended, something that runs, something that waits, a secret."""
+    home.prepare(folder)
+    executor = FakeExecutor([NodeKind(2, "A100")])
+    executor.cluster.script = lambda order: Script(runs_for_s=0.0 if order.gang.startswith("short") else None)
+    store = SqliteStore(folder / "state.sqlite")
+    vault = Vault(store, home.secret_key_file(folder), lambda: 1.0)
+    controller = Controller(store, executor, storage=str(folder / "storage"), vault=vault)
+    running = asyncio.create_task(controller.run())
+    await controller.started.wait()
+    await vault.put("ann", "TOKEN", "canary-31", "ann")
+    await controller.submit([task("short", 1)], user="ann")
+    await controller.submit([task("long", 1), task("large", 2)], user="ann")
+    async for _ in controller.follow():
+        state = controller.state
+        if state.workloads["short"].phase == "succeeded" and state.workloads["long"].phase == "running":
+            break
+    await controller.stop()
+    await running
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    asyncio.run(lived_in(tmp_path / "home"))
+    monkeypatch.setenv("LLMSCHED_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def checked(folder: Path, **more: Any) -> dict[str, fsck.Check]:
+    return {check.name: check for check in fsck.examine(folder, **more)}
+
+
+def broken(folder: Path, **more: Any) -> list[str]:
+    return [check.name for check in checked(folder, **more).values() if check.result == "broken"]
+
+
+def change(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "state.sqlite") as db:
+        for (guard,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {guard}")
+        for statement in statements:
+            assert db.execute(statement).rowcount > 0
+    db.close()
+
+
+def test_a_home_that_is_whole_and_its_controller_may_run(folder: Path) -> None:
+    assert {check.result for check in checked(folder).values()} == {"ok"}
+    done = CliRunner().invoke(cli, ["fsck", "--json"])
+    assert done.exit_code == 0
+    assert [one["result"] for one in json.loads(done.output)["checks"]] == ["ok"] * 6
+
+    async def beside() -> list[str]:
+        controller = Controller(SqliteStore(folder / "state.sqlite"), FakeExecutor([NodeKind(2, "A100")]), storage="/s")
+        running = asyncio.create_task(controller.run())
+        await controller.started.wait()
+        found = await asyncio.to_thread(broken, folder)
+        await controller.stop()
+        await running
+        return found
+
+    assert asyncio.run(beside()) == []
+
+
+def test_an_entry_that_was_changed(folder: Path) -> None:
+    change(folder, "UPDATE journal SET body = replace(body, 'large', 'ample') WHERE body LIKE '%large%'")
+    assert broken(folder) == ["journal"]
+    assert "is damaged" in checked(folder)["journal"].detail
+    assert checked(folder)["tables"].result == "unknown"
+    done = CliRunner().invoke(cli, ["fsck"])
+    assert done.exit_code == 5
+    assert "broken" in done.output and "backup" in done.output
+
+
+def test_an_entry_that_is_gone(folder: Path) -> None:
+    change(folder, "DELETE FROM journal WHERE seq = 4")
+    assert broken(folder) == ["journal"]
+    assert "lacks entry 4" in checked(folder)["journal"].detail
+
+
+def test_rows_that_are_not_what_the_journal_says(folder: Path) -> None:
+    change(
+        folder, "UPDATE workloads SET phase = 'failed' WHERE id = 'short'", "DELETE FROM workloads WHERE id = 'long'"
+    )
+    assert broken(folder) == ["tables"]
+    detail = checked(folder)["tables"].detail
+    assert "short: phase differs: 'failed', expected 'succeeded'" in detail and "long has no row" in detail
+
+
+def test_pages_that_were_overwritten(folder: Path) -> None:
+    size = (folder / "state.sqlite").stat().st_size
+    with (folder / "state.sqlite").open("r+b") as file:
+        for at in range(4096, size, 4096):
+            file.seek(at)
+            file.write(b"\xff" * 12)
+    assert broken(folder)[0] in ("pages", "store")
+    assert CliRunner().invoke(cli, ["fsck"]).exit_code == 5
+
+
+def test_no_store_or_none_at_all(folder: Path) -> None:
+    (folder / "state.sqlite").write_bytes(b"not a database")
+    assert broken(folder) == ["store"]
+    (folder / "state.sqlite").unlink()
+    assert checked(folder)["store"].detail.startswith("there is no journal at")
+
+
+def test_a_key_that_is_another_one_shows_no_value(folder: Path) -> None:
+    key = folder / "secret-key"
+    key.write_text("0" * 64)
+    assert broken(folder) == ["secrets"]
+    key.unlink()
+    assert "is gone" in checked(folder)["secrets"].detail
+    assert "canary-31" not in CliRunner().invoke(cli, ["fsck"]).output
+
+
+def test_what_is_open_to_others(folder: Path) -> None:
+    (folder / "token").chmod(0o644)
+    assert broken(folder) == ["permissions"]
+    assert f"{folder / 'token'} is open to others (644)" in checked(folder)["permissions"].detail
+
+
+def test_results_and_checkpoints_that_are_gone(folder: Path) -> None:
+    result = folder / "storage" / "short" / "0" / "1" / "artifact"
+    result.mkdir(parents=True)
+    (result / "model.safetensors").write_bytes(b"12345")
+    gang = folder / "storage" / "long" / "0"
+    (gang / "1" / "5").mkdir(parents=True)
+    (gang / "1" / "5" / "state.pt").write_bytes(b"12345")
+    manifest = {"step": 5, "files": {"state.pt": {"size": 5, "sha256": ""}}}
+    (gang / "1" / "5" / "manifest.json").write_text(json.dumps(manifest))
+    (gang / "latest.json").write_text(json.dumps({"published": [{"key": "long/0/1/5", "step": 5}]}))
+
+    def with_files(state: Any) -> list[str]:
+        state.workloads["short"].artifact = str(result)
+        state.gangs["long/0"].checkpoint_at = 3.0
+        return list(fsck.missing(state, str(folder / "storage")))
+
+    from llmsched.control import recovery
+    from llmsched.store.sqlite import moment_of
+
+    with moment_of(folder / "state.sqlite") as moment:
+        state, _ = recovery.fold(moment)
+    assert with_files(state) == []
+    (gang / "1" / "5" / "state.pt").write_bytes(b"1234")
+    assert with_files(state) == ["long/0: state.pt of its checkpoint of step 5 has 4 bytes, expected 5"]
+    (gang / "1" / "5" / "state.pt").unlink()
+    (result / "model.safetensors").unlink()
+    assert with_files(state) == [
+        f"short: its result {result} is gone",
+        "long/0: state.pt of its checkpoint of step 5 is missing",
+    ]
+    (gang / "latest.json").write_text("{")
+    assert "what names its checkpoint is damaged" in with_files(state)[1]
+    (gang / "latest.json").unlink()
+    assert "its checkpoint is gone" in with_files(state)[1]
