@@ -239,6 +239,27 @@ async def queues(given: Given, who: Viewer) -> wire.QueueList:
     return wire.QueueList(queues=views.queues(given.controller.state))
 
 
+@router.get("/reservations")
+async def reservations(given: Given, who: Viewer) -> wire.ReservationList:
+    """In the order of their windows; those that are over last."""
+    return wire.ReservationList(reservations=views.reservations(given.controller.state))
+
+
+@router.post("/reservations")
+async def reserve(body: wire.ReserveRequest, given: Given, who: Admin) -> wire.ReservationList:
+    """Beside those of the cluster file, and not touched by a new one. Refused over work that can be moved by nobody."""
+    spec = cluster.load_reservation(body.reservation)
+    await given.controller.reserve(spec, by=who.user)
+    return await reservations(given, who)
+
+
+@router.delete("/reservations/{name}")
+async def end_reservation(name: Name, given: Given, who: Admin) -> wire.ReservationList:
+    """Only one that was made by command: the others stand in the cluster file."""
+    await given.controller.end_reservation(name, by=who.user)
+    return await reservations(given, who)
+
+
 @router.get("/models")
 async def models(
     given: Given, who: Viewer, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None

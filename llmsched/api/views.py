@@ -14,9 +14,11 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
+from llmsched.core.reservation import Windows, nodes_of_row, window
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.spec import wire
@@ -345,6 +347,31 @@ def queues(state: State) -> list[wire.QueueView]:
             )
         )
     return views
+
+
+def reservations(state: State) -> list[wire.ReservationView]:
+    """Each with the nodes on which it would lie as things are now."""
+    listed = []
+    with Trial(state) as trial:
+        where = {row.reservation.name: nodes_of_row(trial, row) for row in Windows(trial).rows}
+    for one in state.configuration.reservations:
+        span = window(one, state.now)
+        opens, closes = span or (None, None)
+        view = wire.ReservationView(
+            name=one.name,
+            state="over" if opens is None else "open" if opens <= state.now else "coming",
+            opens=opens,
+            closes=closes,
+            repeat=one.repeat,
+            queue=one.queue,
+            users=list(one.users),
+            flavor=one.flavor,
+            gpus=one.gpus_milli / MILLI,
+            nodes=[state.nodes[name].node.name or name for name in where.get(one.name, ())],
+            by=one.by,
+        )
+        listed.append(view)
+    return sorted(listed, key=lambda view: (view.opens is None, view.opens or 0.0, view.name))
 
 
 def configuration(state: State) -> wire.ConfigView:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -246,6 +246,15 @@ class Client:
 
     def queues(self) -> wire.QueueList:
         return self._loop.call(self._core.queues())
+
+    def reservations(self) -> list[wire.ReservationView]:
+        return self._loop.call(self._core.reservations())
+
+    def reserve(self, reservation: Mapping[str, Any]) -> list[wire.ReservationView]:
+        return self._loop.call(self._core.reserve(reservation))
+
+    def end_reservation(self, name: str) -> list[wire.ReservationView]:
+        return self._loop.call(self._core.end_reservation(name))
 
     def config(self) -> wire.ConfigView:
         return self._loop.call(self._core.config())

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,18 @@ class AsyncClient:
 
     async def queues(self) -> wire.QueueList:
         return await self._http.ask(wire.QueueList, "GET", "/api/v1/queues")
+
+    async def reservations(self) -> list[wire.ReservationView]:
+        return (await self._http.ask(wire.ReservationList, "GET", "/api/v1/reservations")).reservations
+
+    async def reserve(self, reservation: Mapping[str, Any]) -> list[wire.ReservationView]:
+        """`reservation` is one entry of `reservations` in the cluster file. Raises SpecError, RequestError."""
+        body = wire.ReserveRequest(reservation=dict(reservation))
+        return (await self._http.ask(wire.ReservationList, "POST", "/api/v1/reservations", body=body)).reservations
+
+    async def end_reservation(self, name: str) -> list[wire.ReservationView]:
+        path = f"/api/v1/reservations/{_quoted(name)}"
+        return (await self._http.ask(wire.ReservationList, "DELETE", path)).reservations
 
     async def config(self) -> wire.ConfigView:
         return await self._http.ask(wire.ConfigView, "GET", "/api/v1/config")

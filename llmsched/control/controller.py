@@ -30,7 +30,7 @@ from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, Stor
 from llmsched.executors import port
 from llmsched.policies.registry import load as load_policies
 from llmsched.spec import wire
-from llmsched.spec.cluster import ClusterSpec
+from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.codec import Entry
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
@@ -122,6 +122,12 @@ class Controller:
 
     async def configure(self, spec: ClusterSpec, by: str) -> None:
         await self._ask(requests.Reconfiguration(spec, by))
+
+    async def reserve(self, spec: ReservationSpec, by: str) -> None:
+        await self._ask(requests.NewReservation(spec, by))
+
+    async def end_reservation(self, name: str, by: str) -> None:
+        await self._ask(requests.EndReservation(name, by))
 
     async def plan(self, specs: Sequence[WorkloadSpec], user: str) -> list[wire.Planned]:
         """What would happen now. Changes nothing."""

@@ -21,13 +21,19 @@ from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import LlmschedError, NotAllowed, RequestError, SpecError
 from llmsched.spec import wire
-from llmsched.spec.cluster import ClusterSpec
-from llmsched.spec.compile import compile_configuration, compile_workload, parcel_of, workload_id
+from llmsched.spec.cluster import ClusterSpec, ReservationSpec
+from llmsched.spec.compile import (
+    compile_configuration,
+    compile_reservation,
+    compile_workload,
+    parcel_of,
+    workload_id,
+)
 from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 _WHERE_CYCLES: dict[type, str] = {commands.Submit: "after", commands.Configure: "cohorts"}
-STATUS_OF_CODE = {"unknown_workload": 404, "over_limit": 429}
+STATUS_OF_CODE = {"unknown_workload": 404, "unknown_reservation": 404, "over_limit": 429}
 
 
 class Torn(Exception):
@@ -70,8 +76,20 @@ class Reconfiguration:
     by: str
 
 
+@dataclass(frozen=True, slots=True)
+class NewReservation:
+    spec: ReservationSpec
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndReservation:
+    name: str
+    by: str
+
+
 Draft = tuple[Workload, WorkloadState | None]
-UserRequest = Submission | Cancellation | Rescale | Reconfiguration
+UserRequest = Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation
 
 
 def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
@@ -88,6 +106,10 @@ def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets
         case Reconfiguration():
             configuration = compile_configuration(request.spec, state.configuration.version + 1)
             return None, _applied(state, commands.Configure(at, configuration))
+        case NewReservation():
+            return None, _applied(state, commands.Reserve(at, compile_reservation(request.spec, request.by)))
+        case EndReservation():
+            return None, _applied(state, commands.Unreserve(at, request.name))
 
 
 def find(state: State, name: str) -> WorkloadState:

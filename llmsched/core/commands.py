@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from llmsched.core import cron
 from llmsched.core.capacity import NodeState
-from llmsched.core.configuration import Configuration, NodeType
+from llmsched.core.configuration import Configuration, NodeType, Reservation
 from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
 from llmsched.core.nodes import Node
 from llmsched.core.records import allowed_sizes
-from llmsched.core.reservation import Windows, is_immovable, nodes_of
-from llmsched.core.resources import Resources
+from llmsched.core.reservation import Windows, is_immovable, nodes_of, window
+from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, total_of
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload
@@ -50,7 +50,21 @@ class Configure:
     configuration: Configuration
 
 
-Command = Submit | Cancel | ScaleTo | Configure
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Beside those of the cluster file, which it outlives: a new file leaves it alone until its window is over."""
+
+    at: float
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Unreserve:
+    at: float
+    name: str
+
+
+Command = Submit | Cancel | ScaleTo | Configure | Reserve | Unreserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,10 @@ def check(state: State, command: Command) -> Fact | Refusal:
         return Cancelled(command.at, command.workload, command.by)
     if isinstance(command, ScaleTo):
         return _scale(state, command)
+    if isinstance(command, Reserve):
+        return _reserve(state, command)
+    if isinstance(command, Unreserve):
+        return _unreserve(state, command)
     return _configure(state, command)
 
 
@@ -355,19 +373,89 @@ def _scale(state: State, command: ScaleTo) -> Fact | Refusal:
 
 def _configure(state: State, command: Configure) -> Fact | Refusal:
     """Configurations are checked by spec/cluster.py; what depends on the state is checked here."""
-    configuration = command.configuration
+    made = _made(state, command.at)
+    in_file = [one.name for one in command.configuration.reservations]
+    for one in made:
+        if one.name in in_file:
+            return Refusal(
+                "conflict", f'reservation "{one.name}" was made by {one.by} with llmsched reserve',
+                f"Choose another name in the file, or cancel that one: llmsched reserve {one.name} --cancel",
+            )  # fmt: skip
+    reservations = (*command.configuration.reservations, *made)
+    return _put_in_force(state, command.at, replace(command.configuration, reservations=reservations))
+
+
+def _made(state: State, at: float) -> tuple[Reservation, ...]:
+    """Reservations made by command whose window is not over."""
+    return tuple(one for one in state.configuration.reservations if one.by and window(one, at) is not None)
+
+
+def _reserve(state: State, command: Reserve) -> Fact | Refusal:
+    new, configuration = command.reservation, state.configuration
+    from_file = tuple(one for one in configuration.reservations if not one.by)
+    made = _made(state, command.at)
+    if any(one.name == new.name for one in (*from_file, *made)):
+        return Refusal(
+            "conflict", f'there is a reservation "{new.name}" already', "Choose another name, or cancel that one first."
+        )
+    if window(new, command.at) is None:
+        return Refusal("impossible", f'reservation "{new.name}" would be over before now', "Choose a later start.")
+    queues = [queue.name for queue in configuration.queues]
+    if new.queue is not None and new.queue not in queues:
+        return Refusal("unknown_queue", f'no queue is called "{new.queue}"', f"Known queues: {', '.join(queues)}.")
+    there = _gpus_milli(state, new.flavor)
+    if new.gpus_milli > there:
+        what = new.flavor or "GPUs"
+        return Refusal(
+            "impossible", f'reservation "{new.name}" asks for {new.gpus_milli / MILLI:g} {what}; there are at most '
+            f"{there / MILLI:g}", "llmsched nodes shows what there is.",
+        )  # fmt: skip
+    reservations = (*from_file, *made, new)
+    version = configuration.version + 1
+    return _put_in_force(state, command.at, replace(configuration, version=version, reservations=reservations))
+
+
+def _unreserve(state: State, command: Unreserve) -> Fact | Refusal:
+    configuration = state.configuration
+    found = next((one for one in configuration.reservations if one.name == command.name), None)
+    if found is None:
+        return Refusal(
+            "unknown_reservation", f'no reservation is called "{command.name}"', "See: llmsched reservations"
+        )
+    if not found.by:
+        return Refusal(
+            "conflict", f'reservation "{command.name}" stands in the cluster file',
+            "Take it out there: llmsched config FILE",
+        )  # fmt: skip
+    left = tuple(one for one in configuration.reservations if one is not found)
+    changed = replace(configuration, version=configuration.version + 1, reservations=left)
+    return Configured(command.at, changed)
+
+
+def _gpus_milli(state: State, flavor: str | None) -> int:
+    """The most there can be of a flavor (None: of all), nodes that may yet be rented counted."""
+    here = [found.node for found in state.nodes.values()]
+    total = sum(node.total.gpus_milli for node in here if flavor in (None, node.flavor))
+    for kind in state.configuration.node_types:
+        joined = sum(node.node_type == kind.name for node in here)
+        if flavor in (None, kind.flavor):
+            total += max(kind.max - joined, 0) * kind.gpus * MILLI
+    return total
+
+
+def _put_in_force(state: State, at: float, configuration: Configuration) -> Fact | Refusal:
     if replace(configuration, version=state.configuration.version) == state.configuration:
         return Refusal("unchanged", "the configuration is as it was")
     parents = {cohort.name: cohort.parent for cohort in configuration.cohorts}
     for name in parents:
         seen: list[str] = []
-        at: str | None = name
-        while at is not None and at not in seen:
-            seen.append(at)
-            at = parents.get(at)
-        if at is not None:
+        above: str | None = name
+        while above is not None and above not in seen:
+            seen.append(above)
+            above = parents.get(above)
+        if above is not None:
             return Refusal(
-                "cycle", f"cohorts form a circle: {' -> '.join([*seen, at])}", "Give one of them parent: null."
+                "cycle", f"cohorts form a circle: {' -> '.join([*seen, above])}", "Give one of them parent: null."
             )
     overlapping = _overlaps(state, configuration)
     if overlapping is not None:
@@ -380,7 +468,7 @@ def _configure(state: State, command: Configure) -> Fact | Refusal:
                 f'queue "{record.workload.queue}" is missing and {record.workload.id} is still in it',
                 "Keep the queue until its work has ended, or cancel the work first.",
             )
-    return Configured(command.at, configuration)
+    return Configured(at, configuration)
 
 
 def _overlaps(state: State, configuration: Configuration) -> Refusal | None:

@@ -63,6 +63,7 @@ class Reservation:
     gpus_milli: int = 0
     nodes: tuple[str, ...] = ()
     repeat: str | None = None  # cron
+    by: str = ""  # who made it by command; "": it stands in the cluster file
 
 
 class Flavor(NamedTuple):

@@ -197,6 +197,12 @@ class Windows:
         ]
 
 
+def nodes_of_row(trial: Trial, row: Row) -> list[str]:
+    """The nodes that it touches, those it has wholly first."""
+    wholly = [node.node.id for node in trial.state.capacity.nodes(row.nodes)]
+    return list(dict.fromkeys([*wholly, *(node for node, _ in row.parts)]))
+
+
 def closed(trial: Trial, rows: list[Row]) -> int:
     """Every node that these reservations touch."""
     mask = 0

@@ -231,6 +231,20 @@ def load_json(data: Any, where: str = "$") -> ClusterSpec:
     return _checked(found, problems)
 
 
+def load_reservation(data: Any, where: str = "$") -> ReservationSpec:
+    """One entry of `reservations`, as JSON data. Whether its queue exists is not looked at."""
+    document, problems = documents.from_json(data, where)
+    if problems:
+        raise SpecError.of(problems)
+    spec, found = wrong.validate(ReservationSpec, "a reservation", document)
+    table = {"nodes": support.CLUSTER["reservations.*.nodes"]}
+    found = wrong.in_order(found, support.not_yet("", document, table))
+    if found:
+        raise SpecError.of(found)
+    assert isinstance(spec, ReservationSpec)
+    return spec
+
+
 def _checked(document: Document, problems: list[Problem]) -> ClusterSpec:
     if problems:
         raise SpecError.of(problems)

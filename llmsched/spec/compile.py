@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from llmsched.core import configuration as core
 from llmsched.core import workload as nouns
 from llmsched.core.resources import Resources, parse_gpus_milli
-from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, Rules
+from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, ReservationSpec, Rules
 from llmsched.spec.quantities import parse_accelerator
 from llmsched.spec.serve import ServeSpec
 from llmsched.spec.train import TrainSpec, runs_read
@@ -130,20 +130,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
         version=version,
         queues=tuple(queues),
         cohorts=tuple(core.Cohort(each.name, each.parent, _quotas(each.quota), each.weight) for each in spec.cohorts),
-        reservations=tuple(
-            core.Reservation(
-                name=each.name,
-                start=each.start,
-                duration_s=each.duration,
-                queue=each.queue,
-                users=tuple(each.users),
-                flavor=parse_accelerator(each.accelerators).flavor if each.accelerators else None,
-                gpus_milli=parse_accelerator(each.accelerators).gpus_milli if each.accelerators else 0,
-                nodes=tuple(each.nodes),
-                repeat=each.repeat,
-            )
-            for each in spec.reservations
-        ),
+        reservations=tuple(compile_reservation(each) for each in spec.reservations),
         flavors=tuple(
             core.Flavor(each.name, tuple(sorted(each.labels.items())), each.price_per_gpu_hour) for each in spec.flavors
         ),
@@ -163,6 +150,23 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
         price_ceiling_per_hour=spec.price_ceiling_per_hour,
         **spec.limits.model_dump(),
         storage=spec.storage or "",
+    )
+
+
+def compile_reservation(spec: ReservationSpec, by: str = "") -> core.Reservation:
+    """`by`: who makes it by command."""
+    gpus = parse_accelerator(spec.accelerators) if spec.accelerators else None
+    return core.Reservation(
+        name=spec.name,
+        start=spec.start,
+        duration_s=spec.duration,
+        queue=spec.queue,
+        users=tuple(spec.users),
+        flavor=gpus.flavor if gpus else None,
+        gpus_milli=gpus.gpus_milli if gpus else 0,
+        nodes=tuple(spec.nodes),
+        repeat=spec.repeat,
+        by=by,
     )
 
 

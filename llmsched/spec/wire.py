@@ -63,6 +63,12 @@ class ConfigRequest(Request):
     config: dict[str, Any]
 
 
+class ReserveRequest(Request):
+    """One entry of `reservations` of the cluster file."""
+
+    reservation: dict[str, Any]
+
+
 class ShutdownRequest(Request):
     """`stop_everything`: first take down all that runs, else it is left alone and adopted by the next controller."""
 
@@ -352,6 +358,26 @@ class QueueView(Reply):
 
 class QueueList(Reply):
     queues: list[QueueView]
+
+
+class ReservationView(Reply):
+    """A reservation and its present or next window, [opens, closes). `nodes`: where it lies as things are now."""
+
+    name: str
+    state: Literal["coming", "open", "over"]
+    opens: float | None = None
+    closes: float | None = None
+    repeat: str | None = None  # cron, UTC
+    queue: str | None = None
+    users: list[str] = []
+    flavor: str | None = None
+    gpus: float = 0.0
+    nodes: list[str] = []
+    by: str = ""  # who made it with `llmsched reserve`; "": it stands in the cluster file
+
+
+class ReservationList(Reply):
+    reservations: list[ReservationView]
 
 
 class ConfigView(Reply):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsched.core import decisions, facts
-from llmsched.core.commands import Configure, Refusal, check
+from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
 from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
 from llmsched.core.invariants import violations
 from llmsched.core.lifecycle import Status
@@ -203,3 +204,69 @@ def test_the_holder_has_its_capacity_within_30_s_of_the_start(
         if gang.spec.queue == "prod" and gang.status is not Status.VACATING
     )
     assert have == count
+
+
+# --- made by command ----------------------------------------------------------------------------------------------
+
+
+def reserving(state: State, name: str = "extra", gpus: int = 2, **more: Any) -> Any:
+    made = Reservation(name, **{"start": OPENS, "duration_s": LASTS, "queue": "prod"} | more, gpus_milli=gpus * MILLI)
+    return check(state, Reserve(state.now, replace(made, by="bob")))
+
+
+def with_eight_gpus(configuration: Configuration) -> State:
+    state = State(configuration)
+    state.apply(facts.NodeJoined(1.0, Node("n1", Resources(8 * MILLI, 64_000, 1 << 40))))
+    state.apply(facts.Tick(10.0))
+    return state
+
+
+def test_one_made_by_command_outlives_another_file_until_its_window_is_over() -> None:
+    state = with_eight_gpus(booked(2))
+    state.apply(reserving(state))
+    assert [one.name for one in state.configuration.reservations] == ["release", "extra"]
+    assert state.configuration.version == 3
+    state.apply(check(state, Configure(20.0, Configuration(4, QUEUES))))
+    assert [one.name for one in state.configuration.reservations] == ["extra"]
+    state.apply(facts.Tick(OPENS + LASTS))
+    state.apply(check(state, Configure(state.now, replace(booked(2), version=5))))
+    assert [one.name for one in state.configuration.reservations] == ["release"]
+
+
+def test_a_file_may_not_take_the_name_of_one_made_by_command() -> None:
+    state = with_eight_gpus(Configuration(2, QUEUES))
+    state.apply(reserving(state, "release"))
+    refused = check(state, Configure(20.0, replace(booked(2), version=9)))
+    assert isinstance(refused, Refusal) and refused.code == "conflict" and "bob" in refused.message
+
+
+def test_what_cannot_be_reserved_is_refused_and_nothing_changes() -> None:
+    state = with_eight_gpus(booked(2))
+    before = state.digest()
+    for code, refused in (
+        ("conflict", reserving(state, "release")),
+        ("impossible", reserving(state, start=-9000.0)),
+        ("unknown_queue", reserving(state, queue="prd")),
+        ("impossible", reserving(state, gpus=9)),
+        ("impossible", reserving(state, flavor="H100")),
+        ("conflict", check(state, Unreserve(20.0, "release"))),
+        ("unknown_reservation", check(state, Unreserve(20.0, "nope"))),
+    ):
+        assert isinstance(refused, Refusal) and refused.code == code
+    assert state.digest() == before
+
+
+def test_one_that_is_cancelled_is_gone() -> None:
+    state = with_eight_gpus(booked(2))
+    state.apply(reserving(state))
+    state.apply(check(state, Unreserve(20.0, "extra")))
+    assert [one.name for one in state.configuration.reservations] == ["release"]
+
+
+def test_one_over_work_that_nobody_can_move_is_refused() -> None:
+    state = with_eight_gpus(Configuration(2, QUEUES))
+    state.apply(facts.Submitted(11.0, work("stays", 8, preemptible=False)))
+    turn(state, [facts.Tick(12.0)], POLICIES)
+    assert state.gangs["stays/0"].status is Status.LAUNCHING
+    refused = reserving(state)
+    assert isinstance(refused, Refusal) and refused.code == "overlap"

@@ -1,0 +1,99 @@
+"""reserve and reservations: GPUs promised for a window, to a queue, to people, or to nobody (maintenance)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmsched.cli import show
+
+if TYPE_CHECKING:
+    from llmsched.spec import wire
+
+
+@click.command()
+@click.argument("name")
+@click.argument("accelerators", required=False)
+@click.option("--from", "start", help="When it opens: 2030-01-31T08:00Z; default: now.")
+@click.option("--for", "duration", help="How long: 2h, 90m, 3d.")
+@click.option("--queue", help="For the work of this queue.")
+@click.option("--user", "users", multiple=True, help="For the work of these people; may be given several times.")
+@click.option("--repeat", help='Again and again: a cron line in UTC, as "0 8 * * 1".')
+@click.option("--cancel", is_flag=True, help="Take NAME back.")
+@show.json_option
+def reserve(
+    name: str,
+    accelerators: str | None,
+    start: str | None,
+    duration: str | None,
+    queue: str | None,
+    users: tuple[str, ...],
+    repeat: str | None,
+    cancel: bool,
+) -> None:
+    """Promise GPUs for a time to a queue, to people, or to nobody.
+
+    Others' work starts there only if it ends before the window opens, and leaves, with its grace, when it does. With
+    neither --queue nor --user nobody may use them: maintenance. What is reserved like this lies beside the reservations
+    of the cluster file and stays when another file is put in force. Needs an operator's token.
+
+    \b
+      llmsched reserve release A100:8 --from 2030-01-31T08:00Z --for 4h --queue prod
+      llmsched reserve release --cancel
+    """
+    from llmsched.errors import SpecError
+    from llmsched.spec import wire
+
+    given = (accelerators, start, duration, queue, users, repeat)
+    if cancel and any(given):
+        raise SpecError("--cancel takes the name alone.", code="options")
+    if not cancel and not (accelerators and duration):
+        raise SpecError(
+            "what to reserve and for how long is missing.",
+            code="options",
+            hint=f"As in: llmsched reserve {name} A100:8 --for 4h --queue prod",
+        )
+    with show.connect() as client:
+        if cancel:
+            left = client.end_reservation(name)
+            show.answer(wire.ReservationList(reservations=left), lambda: click.echo(f"{name} is cancelled."))
+            return
+        entry: dict[str, Any] = {"name": name, "accelerators": accelerators, "duration": duration}
+        entry["start"] = start or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        entry |= {key: value for key, value in (("queue", queue), ("users", list(users)), ("repeat", repeat)) if value}
+        made = client.reserve(entry)
+    show.answer(wire.ReservationList(reservations=made), lambda: _print(made))
+
+
+@click.command()
+@show.json_option
+def reservations() -> None:
+    """Which GPUs are promised, when, and to whom."""
+    from llmsched.spec import wire
+
+    with show.connect() as client:
+        found = client.reservations()
+    show.answer(wire.ReservationList(reservations=found), lambda: _print(found))
+
+
+def _print(found: list[wire.ReservationView]) -> None:
+    if not found:
+        click.echo("Nothing is reserved. llmsched reserve --help says how.")
+        return
+    table = show.table("NAME", "STATE", "OPENS (UTC)", "LASTS", ">GPUS", "FOR")
+    for one in found:
+        whom = [f"queue {one.queue}"] if one.queue else []
+        whom += [", ".join(one.users)] if one.users else []
+        words = " and ".join(whom) or "nobody (maintenance)"
+        words += f", on {', '.join(one.nodes)}" if one.nodes else ""
+        words += f', again at "{one.repeat}"' if one.repeat else ""
+        what = f"{one.gpus:g} {one.flavor or ''}".rstrip()
+        lasts = show.duration(one.closes - one.opens) if one.opens is not None and one.closes is not None else ""
+        table.add_row(show.plain(one.name), one.state, _time(one.opens), lasts, show.plain(what), show.plain(words))
+    show.print_table(table)
+
+
+def _time(stamp: float | None) -> str:
+    return "" if stamp is None else datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%d %H:%M")
