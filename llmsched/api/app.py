@@ -31,7 +31,7 @@ def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     for route in [*routes.router.routes, *routes.open_router.routes]:
-        _check_declares_role(route)
+        need_of(route)
     app.add_exception_handler(LlmschedError, _on_error)
     app.add_exception_handler(StorageError, _on_storage)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -46,12 +46,18 @@ def _limits(controller: Any) -> tuple[float, int]:
     return configuration.requests_per_s, configuration.requests_burst
 
 
-def _check_declares_role(route: Any) -> None:
+def need_of(route: Any) -> str | None:
+    """What a route needs, a key of auth.MAY; None: nothing, it is open. Raises Bug when it does not say."""
     if not isinstance(route, APIRoute):
         raise Bug(f"route {route} is not one that can be guarded.")
-    declares = any(hasattr(part.call, "role") for part in route.dependant.dependencies)
-    if not declares and route.path not in OPEN_PATHS:
+    needs = [part.call.need for part in route.dependant.dependencies if hasattr(part.call, "need")]  # type: ignore[union-attr]
+    if route.path in OPEN_PATHS and not needs:
+        return None
+    if len(needs) != 1:
         raise Bug(f"route {route.path} does not say who may use it.")
+    if ("/workloads/{name}" in route.path) != (needs[0] in ("see", "change")):
+        raise Bug(f"route {route.path} does not look whose workload it is.")
+    return str(needs[0])
 
 
 def _respond(error: LlmschedError) -> JSONResponse:

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmsched.api import home
-from llmsched.api.home import ROLES, TokenRecord, digest
+from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
+from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import versions, wire
 
@@ -25,6 +26,15 @@ BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
 OPEN_PATHS = ("/healthz", PAGE_PATH)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+# What a route needs -> which roles it lets in. Of one workload, `see` and `change` then look at whose it is.
+MAY: dict[str, tuple[str, ...]] = {
+    "look": ROLES,  # the answer holds what its reader may see
+    "see": ROLES,
+    "submit": (SUBMITTER, OPERATOR),
+    "change": (SUBMITTER, OPERATOR),
+    "operate": (OPERATOR,),
+}
 
 
 class Tokens:
@@ -52,7 +62,7 @@ class Tokens:
         return [
             {"id": record.id, "sha256": record.sha256, "models": ["*"]}
             for record in self.records()
-            if record.role != "viewer" and not _is_over(record)
+            if record.role in MAY["submit"] and not _is_over(record)
         ]
 
     def find(self, authorization: str) -> TokenRecord:
@@ -81,9 +91,11 @@ def _unauthorized(message: str, hint: str) -> NotAllowed:
     return NotAllowed(message, code="unauthorized", hint=hint, http_status=401)
 
 
-def require(record: TokenRecord, role: str) -> None:
-    if ROLES.index(record.role) < ROLES.index(role):
-        raise NotAllowed(f'this needs the role "{role}"; token {record.id} has "{record.role}".', code="role")
+def require(record: TokenRecord, need: str) -> None:
+    """`need` is a key of MAY. Raises NotAllowed (403)."""
+    if record.role not in MAY[need]:
+        roles = " or ".join(f'"{role}"' for role in MAY[need])
+        raise NotAllowed(f'this needs the role {roles}; token {record.id} has "{record.role}".', code="role")
 
 
 def error_body(error: LlmschedError) -> wire.ErrorBody:

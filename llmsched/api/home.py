@@ -15,13 +15,14 @@ import json
 import os
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import RequestError, SpecError, StoreError
 
-ROLES = ("viewer", "submitter", "admin")  # each may do what those before it may
+RENAMED = {"admin": "operator"}  # roles of tokens made before
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class TokenRecord:
     id: str
     sha256: str
     user: str
-    role: str = "submitter"
+    role: str = SUBMITTER
     created: float = 0.0
     expires: float | None = None
 
@@ -40,7 +41,7 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def new_token(user: str, role: str = "submitter", days: float | None = 90) -> tuple[str, TokenRecord]:
+def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tuple[str, TokenRecord]:
     """A fresh token, to be shown once, and what to keep of it."""
     if role not in ROLES:
         raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
@@ -66,10 +67,10 @@ def prepare(home: Path) -> Path:
 
 
 def own_token(home: Path) -> str:
-    """The home's admin token; made (0600) when there is none."""
+    """The home's own token, an operator's; made (0600) when there is none."""
     file = home / "token"
     if not file.exists():
-        write_private(file, new_token("operator", "admin", days=None)[0] + "\n")
+        write_private(file, new_token("operator", OPERATOR, days=None)[0] + "\n")
     return file.read_text().strip()
 
 
@@ -86,14 +87,15 @@ def user_name() -> str:
 def load_records(home: Path) -> list[TokenRecord]:
     """Of the home's own token and of those made since."""
     own = home / "token"
-    records = [TokenRecord("home", digest(own.read_text().strip()), user_name(), "admin")] if own.exists() else []
+    records = [TokenRecord("home", digest(own.read_text().strip()), user_name(), OPERATOR)] if own.exists() else []
     return records + made_records(home)
 
 
 def made_records(home: Path) -> list[TokenRecord]:
     made = home / "tokens.json"
     try:
-        return [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
+        found = [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
+        return [replace(one, role=RENAMED.get(one.role, one.role)) for one in found]
     except (ValueError, TypeError):
         raise StoreError(f"{made} is damaged.", hint="Remove it; tokens made so far are then worthless.") from None
 

@@ -1,4 +1,7 @@
-"""The routes of /api/v1. Each says in its signature which role may use it; none decides anything itself."""
+"""The routes of /api/v1. Each says in its signature what it needs (auth.MAY); none decides anything itself.
+
+A route about one workload takes it as `Seen` or `Changed`, and so never has one that its reader may not see.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,10 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from llmsched.api import diagnosis, logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
-from llmsched.control import execution, planning, registry
-from llmsched.control.dispatch import newest_run
+from llmsched.control import execution, planning, registry, rights
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
-from llmsched.errors import NotAllowed
+from llmsched.core.state import State
 from llmsched.executors.port import CommandEnded
 from llmsched.runtime.storage import Storage
 from llmsched.spec import cluster, load, wire
@@ -33,6 +35,10 @@ class Services(NamedTuple):
     controller: Any
 
     @property
+    def state(self) -> State:
+        return cast(State, self.controller.state)
+
+    @property
     def storage(self) -> Storage:
         return Storage.at(self.controller.storage)
 
@@ -41,23 +47,70 @@ def services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-def allow(role: str) -> Callable[[Request], TokenRecord]:
-    """Who asks, if that role may. `app.build` refuses to start with a route that does not depend on this."""
+class Caller(NamedTuple):
+    """Who asks, and what that person may see and change now."""
 
-    def allowed(request: Request) -> TokenRecord:
-        record: TokenRecord = request.scope["llmsched.token"]
-        require(record, role)
-        return record
+    token: TokenRecord
+    rights: rights.Rights
 
-    allowed.role = role  # type: ignore[attr-defined]
+    @property
+    def user(self) -> str:
+        return self.token.user
+
+    @property
+    def role(self) -> str:
+        return self.token.role
+
+
+class Found(NamedTuple):
+    """The workload that a path names, and who asks for it."""
+
+    workload: WorkloadState
+    who: Caller
+
+    @property
+    def id(self) -> str:
+        return self.workload.workload.id
+
+
+def allow(need: str) -> Callable[[Request], Caller]:
+    """Who asks, if the token's role may. `app.build` refuses to start with a route that depends on none of these."""
+
+    def allowed(request: Request) -> Caller:
+        return _caller(request, need)
+
+    allowed.need = need  # type: ignore[attr-defined]
     return allowed
 
 
-Given = Annotated[Services, Depends(services)]
-Viewer = Annotated[TokenRecord, Depends(allow("viewer"))]
-Submitter = Annotated[TokenRecord, Depends(allow("submitter"))]
-Admin = Annotated[TokenRecord, Depends(allow("admin"))]
+def of_workload(need: str) -> Callable[[str, Request], Found]:
+    """The same, of one workload: what may not be seen is not found."""
+
+    def allowed(name: Name, request: Request) -> Found:
+        who = _caller(request, need)
+        found = rights.find(services(request).controller.state, name, who.rights)
+        if need == "change":
+            rights.check_change(found, who.rights)
+        return Found(found, who)
+
+    allowed.need = need  # type: ignore[attr-defined]
+    return allowed
+
+
+def _caller(request: Request, need: str) -> Caller:
+    token: TokenRecord = request.scope["llmsched.token"]
+    require(token, need)
+    person = rights.Person(token.user, token.role)
+    return Caller(token, rights.Rights(person, services(request).controller.state.configuration))
+
+
 Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
+Given = Annotated[Services, Depends(services)]
+Looker = Annotated[Caller, Depends(allow("look"))]
+Submitter = Annotated[Caller, Depends(allow("submit"))]
+Operator = Annotated[Caller, Depends(allow("operate"))]
+Seen = Annotated[Found, Depends(of_workload("see"))]
+Changed = Annotated[Found, Depends(of_workload("change"))]
 Hex = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Key = Annotated[str | None, Header(max_length=200, description="the same key and body again give the same answer")]
 
@@ -76,12 +129,12 @@ async def web_view() -> HTMLResponse:
 
 
 @router.get("/health")
-async def health(given: Given, who: Viewer) -> wire.Health:
+async def health(given: Given, who: Looker) -> wire.Health:
     return cast(wire.Health, given.controller.health)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(given: Given, who: Viewer) -> str:
+async def metrics(given: Given, who: Looker) -> str:
     return views.metrics(given.controller.state, given.controller.health) + str(given.controller.metrics())
 
 
@@ -89,21 +142,19 @@ async def metrics(given: Given, who: Viewer) -> str:
 
 
 @router.post("/plan")
-async def plan(body: wire.PlanRequest, given: Given, who: Viewer) -> wire.PlannedList:
+async def plan(body: wire.PlanRequest, given: Given, who: Looker) -> wire.PlannedList:
     """What would happen now. Changes nothing."""
     specs = [load.load_json(spec) for spec in body.specs]
-    return wire.PlannedList(planned=await given.controller.plan(specs, user=who.user))
+    planned = wire.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
+    return views.seen_by(planned, given.state, who.rights)
 
 
 @router.post("/apply")
 async def apply(body: wire.ApplyRequest, given: Given, who: Submitter, idempotency_key: Key = None) -> wire.AppliedList:
     """Submit or update; answered when it is committed."""
     specs = [load.load_json(spec) for spec in body.specs]
-    for spec in specs:
-        _may_change(given, spec.name, who)
-    applied = await given.controller.submit(
-        specs, user=who.user, again=body.again, idempotency_key=idempotency_key and f"{who.id}:{idempotency_key}"
-    )
+    key = idempotency_key and f"{who.token.id}:{idempotency_key}"
+    applied = await given.controller.submit(specs, user=who.user, role=who.role, again=body.again, idempotency_key=key)
     return wire.AppliedList(applied=applied)
 
 
@@ -125,41 +176,43 @@ async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitte
 @router.get("/workloads")
 async def workloads(
     given: Given,
-    who: Viewer,
+    who: Looker,
     ended: Annotated[int | None, Query(ge=0, description="how many that have ended at most; default: all")] = None,
     waiting: Annotated[int | None, Query(ge=0, description="how many that wait at most; default: all")] = None,
 ) -> wire.WorkloadList:
     """Newest first."""
     controller = given.controller
-    return views.workloads(controller.state, controller.progress, controller.health.seq, ended=ended, waiting=waiting)
+    listed = views.workloads(
+        given.state, controller.progress, controller.health.seq, who.rights, ended=ended, waiting=waiting
+    )
+    return views.seen_by(listed, given.state, who.rights)
 
 
 @router.get("/workloads/{name}")
-async def workload(name: Name, given: Given, who: Viewer) -> wire.WorkloadView:
-    return _view(given, views.find(given.controller.state, name))
+async def workload(given: Given, found: Seen) -> wire.WorkloadView:
+    return _view(given, found)
 
 
 @router.get("/workloads/{name}/why")
-async def why(name: Name, given: Given, who: Viewer) -> wire.WhyView:
-    found = views.find(given.controller.state, name)
-    return views.why(given.controller.state, found, given.controller.entries(0, found.workload.id))
+async def why(given: Given, found: Seen) -> wire.WhyView:
+    said = views.why(given.state, found.workload, given.controller.entries(0, found.id))
+    return views.seen_by(said, given.state, found.who.rights)
 
 
 @router.get("/workloads/{name}/diagnose")
-async def diagnose(name: Name, given: Given, who: Viewer) -> wire.DiagnosisView:
+async def diagnose(given: Given, found: Seen) -> wire.DiagnosisView:
     """What slows it, as far as it is known, and what to do."""
     controller = given.controller
-    found = views.find(controller.state, name)
-    needs = await planning.memory_of_known(controller.state, found.workload)
-    return diagnosis.diagnose(
-        controller.state, found, controller.progress, controller.entries(0, found.workload.id), needs
-    )
+    needs = await planning.memory_of_known(given.state, found.workload.workload)
+    entries = controller.entries(0, found.id)
+    said = diagnosis.diagnose(given.state, found.workload, controller.progress, entries, needs)
+    return views.seen_by(said, given.state, found.who.rights)
 
 
 @router.get("/workloads/{name}/story")
-async def story(name: Name, given: Given, who: Viewer) -> wire.StoryView:
-    found = views.find(given.controller.state, name)
-    return views.story(given.controller.state, found, given.controller.entries(0, found.workload.id))
+async def story(given: Given, found: Seen) -> wire.StoryView:
+    told = views.story(given.state, found.workload, given.controller.entries(0, found.id))
+    return views.seen_by(told, given.state, found.who.rights)
 
 
 @router.get(
@@ -170,9 +223,8 @@ async def story(name: Name, given: Given, who: Viewer) -> wire.StoryView:
     },
 )
 async def log_lines(
-    name: Name,
     given: Given,
-    who: Viewer,
+    found: Seen,
     follow: bool = False,
     gang: Annotated[int | None, Query(ge=0, description="index of a gang or replica; default: all")] = None,
     attempt: Annotated[int | None, Query(ge=1, description="default: the newest of each gang")] = None,
@@ -181,7 +233,7 @@ async def log_lines(
 ) -> StreamingResponse:
     """From storage: works after the workload, and the cluster, are gone. With `follow`, until the workload ends."""
     controller = given.controller
-    workload_id = views.find(controller.state, name).workload.id
+    workload_id = found.id
 
     def sources() -> list[tuple[str, int]]:
         return views.log_sources(controller.state, workload_id, gang, attempt)
@@ -194,20 +246,16 @@ async def log_lines(
 
 
 @router.post("/workloads/{name}/cancel")
-async def cancel(name: Name, given: Given, who: Submitter) -> wire.WorkloadView:
-    _may_change(given, name, who)
-    found = views.find(given.controller.state, name)
-    await given.controller.cancel(found.workload.id, by=who.user)
-    return _view(given, views.find(given.controller.state, name))
+async def cancel(given: Given, found: Changed) -> wire.WorkloadView:
+    await given.controller.cancel(found.id, by=found.who.user)
+    return _view(given, found)
 
 
 @router.post("/workloads/{name}/scale")
-async def scale(name: Name, body: wire.ScaleRequest, given: Given, who: Submitter) -> wire.WorkloadView:
+async def scale(body: wire.ScaleRequest, given: Given, found: Changed) -> wire.WorkloadView:
     """Bundles of an elastic gang, or replicas, within what the spec allows."""
-    _may_change(given, name, who)
-    found = views.find(given.controller.state, name)
-    await given.controller.scale(found.workload.id, body.size, by=who.user)
-    return _view(given, views.find(given.controller.state, name))
+    await given.controller.scale(found.id, body.size, by=found.who.user)
+    return _view(given, found)
 
 
 @router.post(
@@ -217,10 +265,9 @@ async def scale(name: Name, body: wire.ScaleRequest, given: Given, who: Submitte
         200: {"description": "one ExecLine a line", "content": {NDJSON: {"schema": wire.ExecLine.model_json_schema()}}}
     },
 )
-async def execute(name: Name, body: wire.ExecRequest, given: Given, who: Submitter) -> StreamingResponse:
+async def execute(body: wire.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
     """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
-    _may_change(given, name, who)
-    command = execution.Command(name, tuple(body.command), who.user, body.rank, body.gang, body.timeout_s)
+    command = execution.Command(found.id, tuple(body.command), found.who.user, body.rank, body.gang, body.timeout_s)
     said = await given.controller.execute(command)
     return StreamingResponse(_as_exec_lines(said), media_type=NDJSON)
 
@@ -229,24 +276,25 @@ async def execute(name: Name, body: wire.ExecRequest, given: Given, who: Submitt
 
 
 @router.get("/nodes")
-async def nodes(given: Given, who: Viewer) -> wire.NodeList:
+async def nodes(given: Given, who: Looker) -> wire.NodeList:
     state = given.controller.state
-    return wire.NodeList(nodes=views.nodes(state), types=views.node_types(state))
+    return wire.NodeList(nodes=views.nodes(state, who.rights), types=views.node_types(state))
 
 
 @router.get("/queues")
-async def queues(given: Given, who: Viewer) -> wire.QueueList:
+async def queues(given: Given, who: Looker) -> wire.QueueList:
+    """All of them, with what they own and hold and how much waits: numbers, and nobody's work by name."""
     return wire.QueueList(queues=views.queues(given.controller.state))
 
 
 @router.get("/reservations")
-async def reservations(given: Given, who: Viewer) -> wire.ReservationList:
+async def reservations(given: Given, who: Looker) -> wire.ReservationList:
     """In the order of their windows; those that are over last."""
-    return wire.ReservationList(reservations=views.reservations(given.controller.state))
+    return wire.ReservationList(reservations=views.reservations(given.state, who.rights))
 
 
 @router.post("/reservations")
-async def reserve(body: wire.ReserveRequest, given: Given, who: Admin) -> wire.ReservationList:
+async def reserve(body: wire.ReserveRequest, given: Given, who: Operator) -> wire.ReservationList:
     """Beside those of the cluster file, and not touched by a new one. Refused over work that can be moved by nobody."""
     spec = cluster.load_reservation(body.reservation)
     await given.controller.reserve(spec, by=who.user)
@@ -254,7 +302,7 @@ async def reserve(body: wire.ReserveRequest, given: Given, who: Admin) -> wire.R
 
 
 @router.delete("/reservations/{name}")
-async def end_reservation(name: Name, given: Given, who: Admin) -> wire.ReservationList:
+async def end_reservation(name: Name, given: Given, who: Operator) -> wire.ReservationList:
     """Only one that was made by command: the others stand in the cluster file."""
     await given.controller.end_reservation(name, by=who.user)
     return await reservations(given, who)
@@ -262,13 +310,12 @@ async def end_reservation(name: Name, given: Given, who: Admin) -> wire.Reservat
 
 @router.get("/models")
 async def models(
-    given: Given, who: Viewer, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None
+    given: Given, who: Looker, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None
 ) -> wire.ModelList:
     """Every result of a train workload, the newest version first, with what it was made of."""
-    state = given.controller.state
     if name is not None:
-        registry.find(state, name)
-    return wire.ModelList(models=registry.versions(state, name))
+        registry.find(given.state, name, sees=who.rights.sees)
+    return wire.ModelList(models=registry.versions(given.state, name, who.rights.sees))
 
 
 SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]
@@ -294,22 +341,22 @@ async def remove_secret(name: SecretName, given: Given, who: Submitter, shared: 
     return cast(wire.SecretView, await given.controller.vault.remove(owner, name, by=who.user))
 
 
-def _owner_of_secret(who: TokenRecord, shared: bool) -> str:
+def _owner_of_secret(who: Caller, shared: bool) -> str:
     if shared:
-        require(who, "admin")
+        require(who.token, "operate")
     return SHARED if shared else who.user
 
 
 @router.get("/config")
-async def config(given: Given, who: Viewer) -> wire.ConfigView:
-    return views.configuration(given.controller.state)
+async def config(given: Given, who: Looker) -> wire.ConfigView:
+    return views.configuration(given.state, who.rights)
 
 
 @router.put("/config")
-async def configure(body: wire.ConfigRequest, given: Given, who: Admin) -> wire.ConfigView:
+async def configure(body: wire.ConfigRequest, given: Given, who: Operator) -> wire.ConfigView:
     """A new version; old ones stay in the journal."""
     await given.controller.configure(cluster.load_json(body.config), by=who.user)
-    return views.configuration(given.controller.state)
+    return views.configuration(given.state, who.rights)
 
 
 @router.get(
@@ -319,21 +366,21 @@ async def configure(body: wire.ConfigRequest, given: Given, who: Admin) -> wire.
 )
 async def events(
     given: Given,
-    who: Viewer,
+    who: Looker,
     after: Annotated[int, Query(ge=0, description="the last seq you have")] = 0,
     follow: bool = True,
     last_event_id: Annotated[int | None, Header(ge=0)] = None,
 ) -> StreamingResponse:
     """The journal in order, from after `after` on, without the entries that only keep time. Resume with the last id."""
     return StreamingResponse(
-        _as_events(given.controller, after if last_event_id is None else last_event_id, follow),
+        _as_events(given.controller, who, after if last_event_id is None else last_event_id, follow),
         media_type="text/event-stream",
         headers={"cache-control": "no-store"},
     )
 
 
 @router.post("/shutdown")
-async def shutdown(body: wire.ShutdownRequest, request: Request, who: Admin) -> wire.Alive:
+async def shutdown(body: wire.ShutdownRequest, request: Request, who: Operator) -> wire.Alive:
     """The controller ends after this answer. What runs goes on, unless it is told to stop everything."""
     request.app.state.stop_everything = body.stop_everything
     request.app.state.stop.set()
@@ -343,16 +390,10 @@ async def shutdown(body: wire.ShutdownRequest, request: Request, who: Admin) -> 
 # --- how ----------------------------------------------------------------------------------------------------------
 
 
-def _view(given: Services, found: WorkloadState) -> wire.WorkloadView:
-    return views.workload(given.controller.state, found, given.controller.progress)
-
-
-def _may_change(given: Services, name: str, who: TokenRecord) -> None:
-    """One's own, or an admin everyone's."""
-    found = newest_run(given.controller.state, name)
-    owner = found.workload.user if found is not None else who.user
-    if owner != who.user and who.role != "admin":
-        raise NotAllowed(f'"{name}" belongs to {owner}.', code="owner", hint="Choose another name, or ask an admin.")
+def _view(given: Services, found: Found) -> wire.WorkloadView:
+    """As it is now, which may be after it was changed."""
+    now = given.state.workloads[found.id]
+    return views.seen_by(views.workload(given.state, now, given.controller.progress), given.state, found.who.rights)
 
 
 async def _as_json_lines(lines: AsyncIterator[wire.LogLine]) -> AsyncIterator[str]:
@@ -371,7 +412,7 @@ async def _as_exec_lines(said: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
                 yield wire.ExecLine(stream=item.stream, text=item.text).model_dump_json() + "\n"
 
 
-async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator[str]:
+async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> AsyncIterator[str]:
     last = controller.health.seq
     if not follow and after >= last:
         return
@@ -386,7 +427,7 @@ async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator
             item = upcoming.result()
             if item is None:
                 return
-            yield _event(controller, *item)
+            yield _event(controller, who, *item)
             if not follow and item.seq >= last:
                 return
             upcoming = asyncio.ensure_future(anext(source, None))
@@ -394,8 +435,7 @@ async def _as_events(controller: Any, after: int, follow: bool) -> AsyncIterator
         upcoming.cancel()
 
 
-def _event(controller: Any, seq: int, at: float, entry: Any) -> str:
-    if views.keeps_time_only(entry):
-        return ""
-    view = views.event(seq, at, entry, views.names(controller.state))
-    return f"id: {seq}\ndata: {view.model_dump_json()}\n\n"
+def _event(controller: Any, who: Caller, seq: int, at: float, entry: Any) -> str:
+    now = rights.Rights(who.rights.person, controller.state.configuration)  # a stream may outlive a configuration
+    view = views.event_for(seq, at, entry, controller.state, now)
+    return "" if view is None else f"id: {seq}\ndata: {view.model_dump_json()}\n\n"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from llmsched.api import words
-from llmsched.control.dispatch import newest_run
+from llmsched.control.rights import Rights, hide, without_names
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.explain import Reason
@@ -20,25 +21,18 @@ from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
-from llmsched.errors import RequestError
 from llmsched.spec import wire
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
-def find(state: State, name: str) -> WorkloadState:
-    """`name` is the newest run, `name@2` exactly that one. Raises RequestError (404) with the nearest names."""
-    found = newest_run(state, name)
-    if found is not None:
-        return found
-    near = difflib.get_close_matches(name, {one.workload.name for one in state.workloads.values()}, n=3)
-    raise RequestError(
-        f'there is no workload "{name}".',
-        code="unknown_workload",
-        hint=f"Did you mean {' or '.join(near)}?" if near else "llmsched status lists them.",
-        http_status=404,
-    )
+def seen_by(view: Reply, state: State, rights: Rights) -> Reply:
+    """The same answer, whose sentences name no work that its reader may not see."""
+    if rights.sees_all:
+        return view
+    return type(view).model_validate(without_names(state, rights, view.model_dump()))
 
 
 def names(state: State) -> dict[str, str]:
@@ -50,10 +44,17 @@ def names(state: State) -> dict[str, str]:
 
 
 def workloads(
-    state: State, progress: Progress, seq: int, *, ended: int | None = None, waiting: int | None = None
+    state: State,
+    progress: Progress,
+    seq: int,
+    rights: Rights,
+    *,
+    ended: int | None = None,
+    waiting: int | None = None,
 ) -> wire.WorkloadList:
-    """All, newest first; or of those that have ended, and of those that wait, so many at most."""
-    newest_first = sorted(state.workloads.values(), key=lambda found: (-found.submitted_at, found.workload.id))
+    """All that one may see, newest first; or of those that have ended, and of those that wait, so many at most."""
+    seen = [found for found in state.workloads.values() if rights.sees(found.workload)]
+    newest_first = sorted(seen, key=lambda found: (-found.submitted_at, found.workload.id))
     left = {"ended": len(newest_first) if ended is None else ended}
     left["waiting"] = len(newest_first) if waiting is None else waiting
     counts: Counter[wire.Phase] = Counter()
@@ -258,6 +259,19 @@ def event(seq: int, at: float, entry: Any, called: Mapping[str, str]) -> wire.Ev
     )
 
 
+def event_for(seq: int, at: float, entry: Any, state: State, rights: Rights) -> wire.EventView | None:
+    """None when there is nothing to tell whoever follows: time passed, or it is of work that one may not see."""
+    if keeps_time_only(entry):
+        return None
+    view = event(seq, at, entry, names(state))
+    about = state.workloads.get(view.workload) if view.workload is not None else None
+    if view.workload is not None and not rights.sees_all and not (about and rights.sees(about.workload)):
+        return None
+    if isinstance(entry, facts.Configured) and not rights.sees_all:
+        view.data = {}  # who may do what
+    return seen_by(view, state, rights)
+
+
 def keeps_time_only(entry: Any) -> bool:
     return isinstance(entry, facts.Tick)
 
@@ -265,11 +279,12 @@ def keeps_time_only(entry: Any) -> bool:
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
-def nodes(state: State) -> list[wire.NodeView]:
+def nodes(state: State, rights: Rights) -> list[wire.NodeView]:
+    """Others see how much is held, and by how many gangs."""
     gangs: dict[str, list[str]] = {}
     for name in state.holding:
         for node_id in dict.fromkeys(place.node for place in state.gangs[name].held):
-            gangs.setdefault(node_id, []).append(name)
+            gangs.setdefault(node_id, []).append(hide(state, rights, name))
     ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
     return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
 
@@ -349,8 +364,8 @@ def queues(state: State) -> list[wire.QueueView]:
     return views
 
 
-def reservations(state: State) -> list[wire.ReservationView]:
-    """Each with the nodes on which it would lie as things are now."""
+def reservations(state: State, rights: Rights) -> list[wire.ReservationView]:
+    """Each with the nodes on which it would lie as things are now. For whom and by whom is for who sees everything."""
     listed = []
     with Trial(state) as trial:
         where = {row.reservation.name: nodes_of_row(trial, row) for row in Windows(trial).rows}
@@ -364,18 +379,31 @@ def reservations(state: State) -> list[wire.ReservationView]:
             closes=closes,
             repeat=one.repeat,
             queue=one.queue,
-            users=list(one.users),
+            users=_users(one.users, rights),
             flavor=one.flavor,
             gpus=one.gpus_milli / MILLI,
             nodes=[state.nodes[name].node.name or name for name in where.get(one.name, ())],
-            by=one.by,
+            by=one.by if rights.sees_all else "",
         )
         listed.append(view)
     return sorted(listed, key=lambda view: (view.opens is None, view.opens or 0.0, view.name))
 
 
-def configuration(state: State) -> wire.ConfigView:
-    return wire.ConfigView(version=state.configuration.version, configuration=words.plain(state.configuration))
+def configuration(state: State, rights: Rights) -> wire.ConfigView:
+    """Who has which role in a queue is for its admins, and for those who see everything."""
+    plain = words.plain(state.configuration)
+    for queue in plain["queues"]:
+        if not rights.leads(queue["name"]):
+            queue.update(viewers=[], submitters=[], admins=[])
+    if not rights.sees_all:
+        for reservation in plain["reservations"]:
+            reservation.update(users=_users(reservation["users"], rights), by="")
+    return wire.ConfigView(version=state.configuration.version, configuration=plain)
+
+
+def _users(users: Iterable[str], rights: Rights) -> list[str]:
+    """Oneself alone, for who does not see everything."""
+    return [user for user in users if rights.sees_all or user == rights.person.user]
 
 
 def _gpus(milli: int | None) -> float | None:

@@ -311,7 +311,7 @@ def _print_nodes(listed: wire.NodeList) -> None:
         return
     table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
     for node in listed.nodes:
-        holders = Counter(gang.rpartition("/")[0] for gang in node.gangs)
+        holders = Counter(gang.rpartition("/")[0] or gang for gang in node.gangs)  # others' have no id
         held = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in holders.items())
         held += f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else ""
         table.add_row(

@@ -9,7 +9,7 @@ import click
 
 from llmsched.cli import show
 
-SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (admins).")
+SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (operators).")
 
 
 @click.group()

@@ -9,7 +9,7 @@ import click
 
 from llmsched.cli import show
 
-ROLES = ("viewer", "submitter", "admin")
+ROLES = ("viewer", "submitter", "auditor", "operator")
 
 
 @click.group()
@@ -23,7 +23,14 @@ def token() -> None:
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
 @show.json_option
 def create(user: str, role: str, days: float) -> None:
-    """A token for USER. It is shown once."""
+    """A token for USER. It is shown once.
+
+    \b
+    viewer     reads USER's work, and that of queues that name USER as viewer or admin
+    submitter  also submits to queues that let USER, and handles that work
+    auditor    reads everything, changes nothing
+    operator   may do everything
+    """
     from llmsched.api import home
     from llmsched.client.transport import default_home
 

@@ -20,6 +20,7 @@ from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
 from llmsched.control.query_tables import QueryTables
+from llmsched.control.rights import OPERATOR, SUBMITTER, Person
 from llmsched.control.routes import Routes
 from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
@@ -106,12 +107,14 @@ class Controller:
         specs: Sequence[WorkloadSpec],
         *,
         user: str,
+        role: str = SUBMITTER,
         again: bool = False,
         idempotency_key: str | None = None,
     ) -> list[wire.Applied]:
         """All of them or none; answered when it is committed. Raises RequestError, StoreError."""
-        await planning.check_memory(self.state, specs, user)
-        answers: list[wire.Applied] = await self._ask(requests.Submission(tuple(specs), user, again, idempotency_key))
+        person = Person(user, role)
+        await planning.check_memory(self.state, specs, person)
+        answers: list[wire.Applied] = await self._ask(requests.Submission(tuple(specs), person, again, idempotency_key))
         return answers
 
     async def cancel(self, name: str, by: str) -> None:
@@ -129,10 +132,11 @@ class Controller:
     async def end_reservation(self, name: str, by: str) -> None:
         await self._ask(requests.EndReservation(name, by))
 
-    async def plan(self, specs: Sequence[WorkloadSpec], user: str) -> list[wire.Planned]:
-        """What would happen now. Changes nothing."""
-        verdicts = await planning.memory_of(self.state, specs, user)
-        planned = planning.plan(self.state, specs, user, self._current_policies(), self._secrets)
+    async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[wire.Planned]:
+        """What would happen now, also for who may only look. Changes nothing. Names others' work: see rights.py."""
+        person = Person(user, OPERATOR if role == OPERATOR else SUBMITTER)
+        verdicts = await planning.memory_of(self.state, specs, person)
+        planned = planning.plan(self.state, specs, person, self._current_policies(), self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:
@@ -302,11 +306,15 @@ class Controller:
         """The same key and the same request again get the same answer, without doing it again."""
         if not isinstance(request, requests.Submission) or request.key is None:
             return requests.accept(self.state, request, at, self._secrets)
-        row = rows.get((request.user, request.key)) or self._store.row(IdempotencyRow, request.user, request.key)
+        row = rows.get((request.person.user, request.key)) or self._store.row(
+            IdempotencyRow, request.person.user, request.key
+        )
         if row is None:
             answer, facts = requests.accept(self.state, request, at, self._secrets)
             response = json.dumps([applied.model_dump() for applied in answer])
-            rows[request.user, request.key] = IdempotencyRow(request.user, request.key, request.digest(), response, at)
+            rows[request.person.user, request.key] = IdempotencyRow(
+                request.person.user, request.key, request.digest(), response, at
+            )
             return answer, facts
         if row.request != request.digest():
             raise RequestError(

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llmsched.control.vault import NoSecrets, Secrets
-from llmsched.core import decisions, facts
+from llmsched.core import decisions, facts, rights
 from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
@@ -252,7 +252,7 @@ def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> di
     for adapter in named:
         source = adapter["source"]
         found[adapter["name"]] = artifact_of(state, workload, source) if is_result(source) else source
-    for name, published in state.publications.get(workload.id, {}).items():
+    for name, published in rights.published_to(state, workload).items():
         if published.kind == "adapter":
             found[name] = published.uri
     return found
@@ -260,7 +260,7 @@ def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> di
 
 def with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec of an endpoint with the model that was published into it last in place of its own."""
-    models = [published for published in state.publications.get(workload.id, {}).values() if published.kind == "model"]
+    models = [published for published in rights.published_to(state, workload).values() if published.kind == "model"]
     serve = spec.get("serve") or {}
     if not models or not serve.get("model"):
         return spec
@@ -374,6 +374,8 @@ def publication(
         return None, f"not published to {publish.to}: {publish.when} is not met"
     target = newest_run(state, publish.to)
     target_id = publish.to if target is None else target.workload.id
+    if target is not None and not rights.may_publish(state, workload.user, target.workload):
+        return None, f"not published: the name {publish.to} is of another's work"
     if (
         publish.kind == "model"
         and target is not None

@@ -12,6 +12,7 @@ from llmsched.control.memory import Verdict, judge, source_of
 from llmsched.control.requests import (
     Draft,
     check_change,
+    check_rights,
     check_secrets,
     checked,
     differences,
@@ -19,6 +20,7 @@ from llmsched.control.requests import (
     is_same,
     sorted_by_need,
 )
+from llmsched.control.rights import Person, Rights
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.explain import Reason
@@ -34,16 +36,18 @@ from llmsched.spec.workload import WorkloadSpec
 
 
 def plan(
-    state: State, specs: Sequence[WorkloadSpec], user: str, policies: Policies, secrets: Secrets
+    state: State, specs: Sequence[WorkloadSpec], person: Person, policies: Policies, secrets: Secrets
 ) -> list[wire.Planned]:
     """One of each spec, in order. What would be refused says so; the others are planned as if it were not there."""
-    drafts = draft(state, specs, user)
+    rights = Rights(person, state.configuration)
+    drafts = draft(state, specs, rights)
     mine = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
     for workload, known in drafts:
         others = tuple(name for name in workload.after if name not in mine)
         try:
+            check_rights(state, workload, others, rights)
             check_secrets(workload, secrets)
             check_change(state, workload, known)
             checked(state, Submit(state.now, replace(workload, after=others)))
@@ -58,15 +62,16 @@ def plan(
     planned = []
     for one in drafts:
         publish = one[0].publish
-        endpoint = _endpoint_of(state, drafts, publish.to) if publish is not None else None
+        endpoint = _endpoint_of(state, drafts, publish.to, rights) if publish is not None else None
         planned.append(_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, []), endpoint))
     return planned
 
 
-async def memory_of(state: State, specs: Sequence[WorkloadSpec], user: str) -> list[Verdict]:
+async def memory_of(state: State, specs: Sequence[WorkloadSpec], person: Person) -> list[Verdict]:
     """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
     asked = []
-    for spec, (workload, known) in zip(specs, draft(state, specs, user), strict=True):
+    drafts = draft(state, specs, Rights(person, state.configuration))
+    for spec, (workload, known) in zip(specs, drafts, strict=True):
         data = spec.dump()
         if is_same(workload, known):
             data = {"kind": ""}  # it was judged when it came
@@ -102,9 +107,9 @@ def tell_memory(planned: wire.Planned, verdict: Verdict) -> wire.Planned:
     return planned
 
 
-async def check_memory(state: State, specs: Sequence[WorkloadSpec], user: str) -> None:
+async def check_memory(state: State, specs: Sequence[WorkloadSpec], person: Person) -> None:
     """Raises RequestError for the first that no GPU it asks for can ever hold."""
-    for verdict in await memory_of(state, specs, user):
+    for verdict in await memory_of(state, specs, person):
         if verdict.refusal is not None:
             raise verdict.refusal
 
@@ -137,11 +142,11 @@ def _planned(
     return planned
 
 
-def _endpoint_of(state: State, drafts: Sequence[Draft], name: str) -> Workload | None:
-    """The endpoint a publish would reach: one of the same file, or the newest that is known."""
+def _endpoint_of(state: State, drafts: Sequence[Draft], name: str, rights: Rights) -> Workload | None:
+    """The endpoint a publish would reach: one of the same file, or the newest that is known and may be seen."""
     mine = next((workload for workload, _ in drafts if workload.name == name), None)
     known = newest_run(state, name)
-    return mine or (known.workload if known is not None else None)
+    return mine or (known.workload if known is not None and rights.sees(known.workload) else None)
 
 
 def _publish_warnings(workload: Workload, endpoint: Workload | None) -> list[str]:

@@ -7,21 +7,28 @@ journal: what is listed here is read from the state, and what was deleted from t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llmsched.control.dispatch import spec_of
 from llmsched.core.facts import Published
 from llmsched.core.state import State, WorkloadState
+from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
 from llmsched.spec import wire
 from llmsched.spec.quantities import parse_model_source
 from llmsched.spec.wire import WORKDIR_PREFIX
 
+Sees = Callable[[Workload], bool]
 
-def versions(state: State, name: str | None = None) -> list[wire.ModelVersion]:
-    """By name, the newest version first; of one model only when asked."""
-    found = [record for record in state.workloads.values() if _is_version(record, name)]
+
+def everybodys(workload: Workload) -> bool:
+    return True
+
+
+def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> list[wire.ModelVersion]:
+    """By name, the newest version first; of one model only when asked; of work that `sees` lets through."""
+    found = [record for record in state.workloads.values() if _is_version(record, name) and sees(record.workload)]
     found.sort(key=lambda record: (record.workload.name, -record.workload.run))
     published: dict[str, list[Published]] = {}
     for named in state.publications.values():
@@ -30,9 +37,10 @@ def versions(state: State, name: str | None = None) -> list[wire.ModelVersion]:
     return [_view(record, published.get(record.workload.id, ())) for record in found]
 
 
-def find(state: State, name: str, version: int | None = None) -> WorkloadState:
+def find(state: State, name: str, version: int | None = None, sees: Sees = everybodys) -> WorkloadState:
     """The newest version, or exactly that one. Raises RequestError (404) that names those there are."""
-    found = [record for record in state.workloads.values() if _is_version(record, name)]
+    made = [record for record in state.workloads.values() if _is_version(record, None) and sees(record.workload)]
+    found = [record for record in made if record.workload.name == name]
     chosen = [record for record in found if version in (None, record.workload.run)]
     if chosen:
         return max(chosen, key=lambda record: record.workload.run)
@@ -41,7 +49,7 @@ def find(state: State, name: str, version: int | None = None) -> WorkloadState:
         raise RequestError(
             f'model "{name}" has no version {version}; it has: {there}.', code="unknown_model", http_status=404
         )
-    known = sorted({record.workload.name for record in state.workloads.values() if _is_version(record, None)})
+    known = sorted({record.workload.name for record in made})
     raise RequestError(
         f'there is no model "{name}".',
         code="unknown_model",
@@ -50,10 +58,10 @@ def find(state: State, name: str, version: int | None = None) -> WorkloadState:
     )
 
 
-def read_by(state: State, sources: Iterable[str]) -> list[str]:
+def read_by(state: State, sources: Iterable[str], sees: Sees = everybodys) -> list[str]:
     """The ids of the runs that made the models named with model://. Raises RequestError (404)."""
     asked = [found for found in map(parse_model_source, sources) if found]
-    return [find(state, one.name, one.version).workload.id for one in asked]
+    return [find(state, one.name, one.version, sees).workload.id for one in asked]
 
 
 def _is_version(record: WorkloadState, name: str | None) -> bool:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from llmsched.control import registry, vault
 from llmsched.control.dispatch import newest_run, spec_of
+from llmsched.control.rights import Person, Rights, check_name, check_queue
 from llmsched.core import commands
 from llmsched.core.facts import Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
-from llmsched.errors import LlmschedError, NotAllowed, RequestError, SpecError
+from llmsched.errors import LlmschedError, RequestError, SpecError
 from llmsched.spec import wire
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.compile import (
@@ -47,7 +48,7 @@ class Torn(Exception):
 @dataclass(frozen=True, slots=True)
 class Submission:
     specs: Sequence[WorkloadSpec]
-    user: str
+    person: Person
     again: bool = False
     key: str | None = None  # Idempotency-Key
 
@@ -128,11 +129,13 @@ def find(state: State, name: str) -> WorkloadState:
 def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
 ) -> tuple[list[wire.Applied], list[Fact]]:
-    drafts = draft(state, request.specs, request.user, again=request.again)
+    rights = Rights(request.person, state.configuration)
+    drafts = draft(state, request.specs, rights, again=request.again)
     mine = {workload.id for workload, _ in drafts}
     changed = [(workload, known) for workload, known in drafts if not is_same(workload, known)]
     for workload, known in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in workload.after if name not in mine)
+        check_rights(state, workload, others, rights)
         check_secrets(workload, secrets)
         check_change(state, workload, known)
         checked(state, commands.Submit(at, replace(workload, after=others)))
@@ -168,22 +171,30 @@ def _answer(
     )
 
 
-def draft(state: State, specs: Sequence[WorkloadSpec], user: str, *, again: bool = False) -> list[Draft]:
-    """Each spec as the run it would be, and that run as it is known now. Raises RequestError for a name given twice."""
+def draft(state: State, specs: Sequence[WorkloadSpec], rights: Rights, *, again: bool = False) -> list[Draft]:
+    """Each spec as the run it would be, and that run as it is known now. Raises RequestError for a name given twice.
+
+    What one may not change is as if it were not there: `check_rights` refuses the name. Whoever changes another's work,
+    or runs it again, leaves it the other's."""
     runs: dict[str, int] = {}
+    owners: dict[str, str] = {}
     for spec in specs:
         if spec.name in runs:
             raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
         newest = newest_run(state, spec.name)
+        if newest is not None and not rights.changes(newest.workload):
+            newest = None
+        owners[spec.name] = rights.person.user if newest is None else newest.workload.user
         runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
     drafts = []
     for spec in specs:
         run = runs[spec.name]
         known = state.workloads.get(workload_id(spec.name, run))
-        owner = known.workload.user if known is not None else user
-        workload = compile_workload(spec, run=run, user=owner)
-        after = [_meant(state, name, runs, workload.kind) for name in workload.after]
-        after += registry.read_by(state, spec.sources())
+        if known is not None and not rights.changes(known.workload):
+            known = None
+        workload = compile_workload(spec, run=run, user=owners[spec.name])
+        after = [_meant(state, name, runs, workload.kind, rights) for name in workload.after]
+        after += registry.read_by(state, spec.sources(), rights.sees)
         drafts.append((replace(workload, after=tuple(dict.fromkeys(after))), known))
     return drafts
 
@@ -193,14 +204,16 @@ def _serves(record: WorkloadState) -> bool:
     return record.workload.kind == "serve" and not record.outcome and not record.cancelled
 
 
-def _meant(state: State, name: str, runs: dict[str, int], kind: str) -> str:
+def _meant(state: State, name: str, runs: dict[str, int], kind: str, rights: Rights) -> str:
     """`after: [prepare]` waits for the newest run, of this file or of before. An endpoint goes on with the newest that
     has not failed."""
     if "@" in name:
         return name.removesuffix("@1")
     newest = newest_run(state, name)
+    if newest is not None and not rights.sees(newest.workload):
+        newest = None
     run = runs.get(name) or (newest.workload.run if newest is not None else 1)
-    if kind == "serve":
+    if kind == "serve" and newest is not None:
         good = [one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one))]
         run = good[0] if good else run
     return workload_id(name, run)
@@ -209,6 +222,17 @@ def _meant(state: State, name: str, runs: dict[str, int], kind: str) -> str:
 def _went_wrong(state: State, name: str) -> bool:
     record = state.workloads.get(name)
     return record is not None and record.outcome in ("failed", "cancelled")
+
+
+def check_rights(state: State, workload: Workload, after: Sequence[str], rights: Rights) -> None:
+    """Raises RequestError when the name is another's, the queue does not let one in, or what it comes after (and so may
+    read) is not to be seen: in the words for what does not exist."""
+    check_name(state, workload, rights)
+    check_queue(workload, rights)
+    for name in after:
+        record = state.workloads.get(name)
+        if record is not None and not rights.sees(record.workload):
+            raise refusal(commands.unknown_dependency(workload, name))
 
 
 def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:
@@ -298,13 +322,16 @@ def checked(state: State, command: commands.Command) -> Fact | None:
         return found
     if found.code == "unchanged":
         return None
+    raise refusal(found, _WHERE_CYCLES.get(type(command), ""))
+
+
+def refusal(found: commands.Refusal, where_cycles: str = "") -> LlmschedError:
+    """What the core says, as an error of ours."""
     if found.code in ("overlap", "cycle"):  # waiting would not help: it is the file that must change
-        where = "reservations" if found.code == "overlap" else _WHERE_CYCLES.get(type(command), "")
-        raise SpecError(found.message, code=found.code, where=where, hint=found.hint)
-    if found.code == "not_allowed":
-        raise NotAllowed(found.message, hint=found.hint)
+        where = "reservations" if found.code == "overlap" else where_cycles
+        return SpecError(found.message, code=found.code, where=where, hint=found.hint)
     status = STATUS_OF_CODE.get(found.code)
-    raise RequestError(found.message, code=found.code, hint=found.hint, http_status=status)
+    return RequestError(found.message, code=found.code, hint=found.hint, http_status=status)
 
 
 def _applied(state: State, command: commands.Command) -> list[Fact]:

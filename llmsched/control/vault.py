@@ -1,8 +1,8 @@
 """Secrets: values that specs name, sealed in the store under a key that never goes there.
 
 AES-256-GCM; a value is bound to its owner and name, so a row copied to another place does not open. Everyone has
-secrets of their own, and an admin may set shared ones; one's own comes first. The key is made with the first secret, in
-a file for the controller's user alone. Whoever has the store without that file has nothing.
+secrets of their own, and an operator may set shared ones; one's own comes first. The key is made with the first secret,
+in a file for the controller's user alone. Whoever has the store without that file has nothing.
 """
 
 from __future__ import annotations

@@ -131,9 +131,6 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         near = get_close_matches(workload.queue, [*queues], 1)
         hint = f'Did you mean "{near[0]}"?' if near else f"Known queues: {', '.join(queues)}."
         return Refusal("unknown_queue", f'{workload.id}: no queue is called "{workload.queue}"', hint)
-    submitters = queues[workload.queue].submitters
-    if submitters and workload.user not in (*submitters, *queues[workload.queue].admins):
-        return Refusal("not_allowed", f'"{workload.user}" may not submit to queue "{workload.queue}"')
     return (
         _sizes(workload)
         or _dependencies(state, workload)
@@ -162,11 +159,7 @@ def _dependencies(state: State, workload: Workload) -> Refusal | None:
             return Refusal("cycle", f"{workload.id} would wait for itself")
         record = state.workloads.get(name)
         if record is None:
-            refusal = _unknown(state, name)
-            return Refusal(
-                "unknown_workload", f"{workload.id} comes after {name}, and {refusal.message}",
-                f"Apply {name} first, or in the same file before it.",
-            )  # fmt: skip
+            return unknown_dependency(workload, name)
         if record.workload.kind == "serve":
             return Refusal(
                 "impossible",
@@ -184,6 +177,13 @@ def _dependencies(state: State, workload: Workload) -> Refusal | None:
             "cycle", f"{workload.id} would wait for itself: {' -> '.join(path)}", "Break the circle in after:."
         )
     return None
+
+
+def unknown_dependency(workload: Workload, name: str) -> Refusal:
+    return Refusal(
+        "unknown_workload", f'{workload.id} comes after {name}, and no workload is called "{name}"',
+        f"Apply {name} first, or in the same file before it.",
+    )  # fmt: skip
 
 
 def _path_back(state: State, workload: Workload) -> list[str]:

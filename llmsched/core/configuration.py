@@ -38,8 +38,9 @@ class Queue:
     overquota_weight: float | None = None
     preemption: PreemptionRules | None = None  # None: the cluster's
     evictable: str = "yes"  # yes | prefer_not | no
-    submitters: tuple[str, ...] = ()  # () : anyone
+    submitters: tuple[str, ...] = ()  # users, "*": everyone; what each role is worth: rights.py
     admins: tuple[str, ...] = ()
+    viewers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

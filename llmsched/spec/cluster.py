@@ -86,8 +86,9 @@ class Rules(Section):
 
 
 class Roles(Section):
-    """Nobody named: anyone."""
+    """Users, or "*" for everyone. Nobody named at all: whoever may submit may submit here; else only who is named."""
 
+    viewer: list[Text] = []
     submitter: list[Text] = []
     admin: list[Text] = []
 

@@ -181,6 +181,7 @@ def _queue(spec: QueueSpec) -> core.Queue:
         evictable=spec.evictable,
         submitters=tuple(spec.roles.submitter),
         admins=tuple(spec.roles.admin),
+        viewers=tuple(spec.roles.viewer),
     )
 
 

@@ -76,7 +76,7 @@ class ShutdownRequest(Request):
 
 
 class SecretRequest(Request):
-    """`shared`: for everyone's workloads, which an admin alone may say; else for one's own."""
+    """`shared`: for everyone's workloads, which an operator alone may say; else for one's own."""
 
     value: str = Field(repr=False)
     shared: bool = False

@@ -62,7 +62,7 @@ def test_the_same_spec_again_is_a_no_op_and_again_makes_the_next_run():
     async def story():
         async with controlling(fake_cluster(hello=QUICK)) as controller:
             await controller.submit([task("hello")], user=ANN)
-            (same,) = await controller.submit([task("hello")], user="bob")
+            (same,) = await controller.submit([task("hello")], user="bob", role="operator")
             assert same.outcome == "unchanged"
             await until(lambda: phase(controller, "hello") == "succeeded")
             (second,) = await controller.submit([task("hello")], user=ANN, again=True)

@@ -10,6 +10,7 @@ from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase
 from llmsched.control import registry
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError
+from llmsched.spec import cluster as cluster_file
 from llmsched.spec.load import load_json
 
 QUICK = Script(runs_for_s=0.01, steps=1, metrics={"eval.loss": 0.5})
@@ -173,6 +174,39 @@ def test_a_published_model_stays_through_other_changes_until_the_spec_names_anot
             await until(lambda: cluster.running() == ["llms/chat/3/1"])
             assert source_of(cluster, "llms/chat/3/1") == "package:models/larger"
             assert kinds(controller, "chat").count("Published") == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("endpoint_is_first", [True, False])
+def test_what_another_publishes_under_its_name_does_not_reach_an_endpoint(endpoint_is_first):
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            if endpoint_is_first:
+                await controller.submit([serve("chat", TINY)], user="bob")
+            await succeed(controller, base_train("tune", publish={"to": "chat", "as": "model"}), "tune")
+            if not endpoint_is_first:
+                await controller.submit([serve("chat", TINY)], user="bob")
+            await until(lambda: phase(controller, "chat") == "running")
+            assert source_of(cluster, "llms/chat/0/1") == TINY
+            assert "Drain" not in kinds(controller)
+            message = controller.state.workloads["tune"].message
+            assert ("the name chat is of another's work" in message) is endpoint_is_first
+
+    asyncio.run(story())
+
+
+def test_an_admin_of_its_queue_publishes_into_an_endpoint():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            lab = "queues:\n- {name: lab, roles: {submitter: [bob], admin: [ann]}}\n- {name: default}\n"
+            await controller.configure(cluster_file.load(lab), ANN)
+            await controller.submit([serve("chat", TINY, queue="lab")], user="bob")
+            await succeed(controller, base_train("tune", publish={"to": "chat", "as": "model"}), "tune")
+            await until(lambda: "llms/chat/1/1" in cluster.attempts)
+            assert source_of(cluster, "llms/chat/1/1").startswith("/storage/tune/0/artifact/")
 
     asyncio.run(story())
 

@@ -125,7 +125,7 @@ def test_an_attempt_whose_secret_was_removed_does_not_start_without_it(tmp_path)
     asyncio.run(story())
 
 
-def test_an_admin_who_changes_anothers_work_uses_that_ones_secrets(tmp_path):
+def test_an_operator_who_changes_anothers_work_uses_that_ones_secrets(tmp_path):
     async def story():
         store = MemoryStore()
         vault = Vault(store, tmp_path / "key", lambda: 1.0)
@@ -133,6 +133,6 @@ def test_an_admin_who_changes_anothers_work_uses_that_ones_secrets(tmp_path):
             await controller.submit([task("hush")], user=ANN)
             await vault.put(BOB, "HF_TOKEN", "of bob", by=BOB)
             with pytest.raises(RequestError, match="HF_TOKEN is not set"):
-                await controller.submit([task("hush", secrets=["HF_TOKEN"])], user=BOB)
+                await controller.submit([task("hush", secrets=["HF_TOKEN"])], user=BOB, role="operator")
 
     asyncio.run(story())

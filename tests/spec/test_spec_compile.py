@@ -128,16 +128,18 @@ def test_queues_keep_their_quota_and_the_default_queue_always_exists():
       - name: lab
         cohort: company
         quota: {L4: {nominal: 0.5}, A100: {nominal: 24, borrowing_limit: 8, lending_limit: 0}}
-        roles: {submitter: [alice]}
+        roles: {submitter: [alice], admin: [bob], viewer: ["*"]}
     policies: {ordering: fifo}
-    limits: {max_pending_per_queue: 5}
+    limits: {max_pending_per_queue: 5, requests_per_s: 7}
     """
     made = compile_configuration(cluster.load(text), 7)
     lab, default = made.queues
     assert lab.quotas == (("A100", core.Quota(24_000, 8_000, 0)), ("L4", core.Quota(500)))
-    assert (lab.cohort, lab.submitters, default) == ("company", ("alice",), core.Queue("default"))
+    assert (lab.cohort, default) == ("company", core.Queue("default"))
+    assert (lab.submitters, lab.admins, lab.viewers) == (("alice",), ("bob",), ("*",))
     assert made.cohorts == (core.Cohort("company"),)
     assert (made.version, made.storage, made.max_pending_per_queue) == (7, "/data/llmsched", 5)
+    assert made.requests_per_s == 7
     assert made.policies.ordering == "fifo"
 
 

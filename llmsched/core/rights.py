@@ -1,0 +1,50 @@
+"""What a queue's roles are worth. Pure; who asks, and with what token, is control/rights.py's to know.
+
+Queues are the leaves of the tree of cohorts, so a role is of one queue and of nothing below it.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.configuration import Queue
+from llmsched.core.facts import Published
+from llmsched.core.state import State
+from llmsched.core.workload import Workload
+
+EVERYONE = "*"
+
+
+def may_submit(queue: Queue, user: str) -> bool:
+    """Whom the queue names. One that gives nobody any role is open to whoever may submit at all."""
+    is_open = not (queue.viewers or queue.submitters or queue.admins)
+    return is_open or _is_named(queue.submitters, user) or is_admin(queue, user)
+
+
+def may_see(queue: Queue, user: str) -> bool:
+    """All work of the queue, not only one's own."""
+    return _is_named(queue.viewers, user) or is_admin(queue, user)
+
+
+def is_admin(queue: Queue, user: str) -> bool:
+    return _is_named(queue.admins, user)
+
+
+def published_to(state: State, endpoint: Workload) -> dict[str, Published]:
+    """What goes live in an endpoint, by name: results of its owner's work, and of the admins of its queue. What anybody
+    else published under its name is as if it had not been."""
+    published = state.publications.get(endpoint.id)
+    return {name: one for name, one in published.items() if _reaches(state, one, endpoint)} if published else {}
+
+
+def may_publish(state: State, user: str, endpoint: Workload) -> bool:
+    if user == endpoint.user:
+        return True
+    return any(queue.name == endpoint.queue and is_admin(queue, user) for queue in state.configuration.queues)
+
+
+def _reaches(state: State, published: Published, endpoint: Workload) -> bool:
+    origin = state.workloads.get(published.origin)
+    return origin is None or may_publish(state, origin.workload.user, endpoint)
+
+
+def _is_named(people: tuple[str, ...], user: str) -> bool:
+    return user in people or EVERYONE in people
