@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
+from llmsched.core.rights import EVERYONE
 from llmsched.errors import RequestError, SpecError, StoreError
 
 RENAMED = {"admin": "operator"}  # roles of tokens made before
@@ -45,6 +46,8 @@ def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tupl
     """A fresh token, to be shown once, and what to keep of it."""
     if role not in ROLES:
         raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
+    if not user.strip() or user == EVERYONE:
+        raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
     now = time.time()
     token_id = secrets.token_hex(4)
     token = f"llms_{token_id}_{secrets.token_hex(32)}"

@@ -15,6 +15,7 @@ from llmsched.errors import RequestError
 
 KNOWN_AT_MOST = 4096  # buckets; the one unused for longest goes, and is full when it comes back
 OPEN_AT_MOST = 256  # of one token at the same time: streams of events and logs, too
+OPEN_IN_ALL = 900  # of all tokens; the server itself ends connections from a thousand on, without a word
 TRY_AGAIN_S = 1.0
 
 Limits = tuple[float, int]  # (requests a second, burst)
@@ -28,6 +29,7 @@ class Rate:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # who -> (how full, when)
         self._open: dict[str, int] = {}
+        self._open_in_all = 0
 
     def take(self, who: str) -> None:
         """Count a request of `who`. Raises RequestError (429, with the time until the next one) for one too many."""
@@ -52,18 +54,22 @@ class Rate:
     def open(self, who: str) -> Iterator[None]:
         """While a request of `who` is answered. Raises RequestError (429) when too many are open."""
         count = self._open.get(who, 0)
-        if count >= OPEN_AT_MOST:
+        of_all = self._open_in_all >= OPEN_IN_ALL
+        if count >= OPEN_AT_MOST or of_all:
+            allowed = f"{OPEN_IN_ALL} are answered" if of_all else f"{OPEN_AT_MOST} are allowed to one token"
             raise RequestError(
-                f"too many requests at the same time: {OPEN_AT_MOST} are allowed to one token, streams counted.",
+                f"too many requests at the same time: {allowed}, streams counted.",
                 code="rate",
                 hint="Close streams of events and logs that nobody reads.",
                 http_status=429,
                 retry_after_s=TRY_AGAIN_S,
             )
         self._open[who] = count + 1
+        self._open_in_all += 1
         try:
             yield
         finally:
+            self._open_in_all -= 1
             self._open[who] -= 1
             if not self._open[who]:
                 del self._open[who]

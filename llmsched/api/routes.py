@@ -436,6 +436,6 @@ async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> 
 
 
 def _event(controller: Any, who: Caller, seq: int, at: float, entry: Any) -> str:
-    now = rights.Rights(who.rights.person, controller.state.configuration)  # a stream may outlive a configuration
+    now = who.rights.under(controller.state.configuration)
     view = views.event_for(seq, at, entry, controller.state, now)
     return "" if view is None else f"id: {seq}\ndata: {view.model_dump_json()}\n\n"

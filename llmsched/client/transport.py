@@ -24,6 +24,7 @@ from llmsched.spec import versions, wire
 Model = TypeVar("Model", bound=BaseModel)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=None)
+FIRST_PAUSE_S = 0.02
 PATIENCE_S = 30.0  # of one call, while the controller says that it is asked too often
 _BY_EXIT_CODE = {2: SpecError, 3: RequestError, 4: ClusterError, 5: StoreError, 70: Bug}
 
@@ -179,11 +180,17 @@ class _Patience:
 
     def __init__(self) -> None:
         self._left_s = PATIENCE_S
+        self._least_s = FIRST_PAUSE_S
 
     async def wait(self, error: LlmschedError) -> None:
-        """As long as it said; raises the error if it is of another kind or patience is at its end."""
-        pause = getattr(error, "retry_after_s", None)
-        if error.code != "rate" or pause is None or pause > self._left_s:
+        """As long as it said, and each time twice as long as before: others of the token wait for the same moment.
+        Raises the error if it is of another kind or patience is at its end."""
+        said = getattr(error, "retry_after_s", None)
+        if error.code != "rate" or said is None:
+            raise error
+        pause = max(said, self._least_s)
+        self._least_s *= 2
+        if pause > self._left_s:
             raise error
         self._left_s -= pause
         await asyncio.sleep(pause)

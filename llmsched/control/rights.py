@@ -49,15 +49,19 @@ class Person:
 
 
 class Rights:
-    """Of one person, as the queues stand now. Made for one request."""
+    """Of one person, as the queues stand in one version of the configuration."""
 
     def __init__(self, person: Person, configuration: Configuration) -> None:
         self.person = person
+        self._configuration = configuration
         user = person.user
         queues = () if person.sees_all else configuration.queues
         self._seen = frozenset(queue.name for queue in queues if core.may_see(queue, user))
         self._led = frozenset(queue.name for queue in queues if core.is_admin(queue, user))
-        self._queues = configuration.queues
+
+    def under(self, configuration: Configuration) -> Rights:
+        """The same person's, as the queues stand now: what lasts longer than a request asks again."""
+        return self if configuration is self._configuration else Rights(self.person, configuration)
 
     @property
     def sees_all(self) -> bool:
@@ -76,13 +80,13 @@ class Rights:
         return self.sees_all or queue in self._led
 
     def knows(self, queue: str) -> bool:
-        return any(one.name == queue for one in self._queues)
+        return any(one.name == queue for one in self._configuration.queues)
 
     def submits_to(self, queue: str) -> bool:
         if self.person.role == OPERATOR:
             return True
         return self.person.may_submit and any(
-            one.name == queue and core.may_submit(one, self.person.user) for one in self._queues
+            one.name == queue and core.may_submit(one, self.person.user) for one in self._configuration.queues
         )
 
 

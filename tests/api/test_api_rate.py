@@ -77,6 +77,17 @@ def test_too_many_at_the_same_time_are_refused_until_one_ends(monkeypatch: pytes
     assert not bucket._open
 
 
+def test_all_tokens_together_have_so_many_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "OPEN_IN_ALL", 2)
+    bucket, _ = buckets()
+    with bucket.open("ann"):
+        with bucket.open("bob"), pytest.raises(RequestError, match="2 are answered") as refused:
+            bucket.open("eve").__enter__()
+        assert (refused.value.http_status, refused.value.retry_after_s) == (429, rate.TRY_AGAIN_S)
+        with bucket.open("eve"):
+            pass
+
+
 @pytest.fixture
 def strict(fresh: Live, tmp_path: Path) -> Live:
     file = tmp_path / "llmsched.yaml"
