@@ -238,7 +238,10 @@ def artifact_of(state: State, workload: Workload, source: str) -> str:
     runs = [
         record
         for record in state.workloads.values()
-        if record.workload.name == name and run in (None, record.workload.run) and record.artifact
+        if record.workload.name == name
+        and run in (None, record.workload.run)
+        and record.artifact
+        and rights.may_read(state, workload, record.workload)
     ]
     if not runs:
         raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")

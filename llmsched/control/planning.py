@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,15 +70,25 @@ def plan(
 async def memory_of(state: State, specs: Sequence[WorkloadSpec], person: Person) -> list[Verdict]:
     """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
     asked = []
-    drafts = draft(state, specs, Rights(person, state.configuration))
+    rights = Rights(person, state.configuration)
+    drafts = draft(state, specs, rights)
+    mine = {workload.id for workload, _ in drafts}
     for spec, (workload, known) in zip(specs, drafts, strict=True):
         data = spec.dump()
-        if is_same(workload, known):
-            data = {"kind": ""}  # it was judged when it came
+        if is_same(workload, known) or not _may(state, workload, mine, rights):
+            data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
         asked.append((workload, data, _place_of(state, workload, source_of(data))))
     if not any(where for _, _, where in asked):
         return [judge(*each) for each in asked]
     return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+
+
+def _may(state: State, workload: Workload, mine: Collection[str], rights: Rights) -> bool:
+    try:
+        check_rights(state, workload, [name for name in workload.after if name not in mine], rights)
+    except RequestError:
+        return False
+    return True
 
 
 async def memory_of_known(state: State, workload: Workload) -> Verdict:

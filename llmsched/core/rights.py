@@ -41,6 +41,13 @@ def may_publish(state: State, user: str, endpoint: Workload) -> bool:
     return any(queue.name == endpoint.queue and is_admin(queue, user) for queue in state.configuration.queues)
 
 
+def may_read(state: State, reader: Workload, made_it: Workload) -> bool:
+    """Whether one workload may have the result of another: it was let when it was submitted, or its user may see it."""
+    if made_it.id in reader.after or made_it.user == reader.user:
+        return True
+    return any(queue.name == made_it.queue and may_see(queue, reader.user) for queue in state.configuration.queues)
+
+
 def _reaches(state: State, published: Published, endpoint: Workload) -> bool:
     origin = state.workloads.get(published.origin)
     return origin is None or may_publish(state, origin.workload.user, endpoint)

@@ -241,14 +241,25 @@ def test_anothers_name_is_taken_and_nothing_more_is_told(asking, who: str) -> No
     assert (planned["outcome"], planned["reason"]["code"], planned["diff"]) == ("refused", "name_taken", [])
 
 
+def reading(kind: str, source: str) -> dict[str, Any]:
+    train = {"base_model": source, "datasets": [{"path": "/data/a.jsonl"}]}
+    section = {"train": train} if kind == "train" else {"serve": {"model": {"source": source}}}
+    return {"kind": kind, "task": None, **section}
+
+
 def test_one_comes_after_and_reads_only_what_one_may_see(asking) -> None:
     def refused(name: str, **more: Any) -> str:
-        answer = asking("submitter", "POST", "/apply", json={"specs": [task("reader", **more)]})
+        spec = {key: value for key, value in task("reader", **more).items() if value is not None}
+        answer = asking("submitter", "POST", "/apply", json={"specs": [spec]})
         assert answer.status_code == 404, answer.text
         return answer.text.replace(name, "NAME")
 
     assert refused("quartz", after=["quartz"]) == refused("nothing-of-it", after=["nothing-of-it"])
     assert refused("quartz", after=["quartz@1"]) == refused("nothing-of-it", after=["nothing-of-it@1"])
+    for scheme in ("run", "model"):
+        for kind in ("train", "serve"):
+            told = [refused(name, **reading(kind, f"{scheme}://{name}")) for name in ("quartz", "nothing-of-it")]
+            assert told[0] == told[1]
 
 
 CANARY = "canary"

@@ -197,6 +197,22 @@ def test_what_another_publishes_under_its_name_does_not_reach_an_endpoint(endpoi
     asyncio.run(story())
 
 
+def test_a_result_that_is_named_where_nobody_looks_is_for_who_may_see_it():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            await succeed(controller, base_train("tune"), "tune")
+            reads = task("reads", envs={"MODEL": "run://tune"}, retry={"on_events": []})
+            await controller.submit([reads], user=ANN)
+            await until(lambda: phase(controller, "reads") == "running")
+            others = task("others", envs={"MODEL": "run://tune"}, retry={"on_events": []})
+            await controller.submit([others], user="bob")
+            await until(lambda: phase(controller, "others") == "failed")
+            assert "run://tune has no result" in controller.state.workloads["others"].message
+
+    asyncio.run(story())
+
+
 def test_an_admin_of_its_queue_publishes_into_an_endpoint():
     async def story():
         cluster = fake_cluster(tune=QUICK)
