@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
-from llmsched.runtime import redaction
+from llmsched.runtime import packages, redaction
 from llmsched.runtime.process import die_with_parent
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
@@ -142,7 +143,11 @@ class CommandWorker:
         self._stop = threading.Event()
 
     def run(self, argv: list[str], folder: str, envs: dict[str, str], timeout_s: float) -> Iterator[Said]:
-        yield from run(argv, folder, {**os.environ, **self._order["envs"], **envs}, timeout_s, self._stop)
+        around = {**os.environ, **self._order["envs"], **envs}
+        extra = packages.provide(self._order, Path(folder))  # there already, for the member runs
+        if extra is not None:
+            around = extra.surround(around)
+        yield from run(argv, folder, around, timeout_s, self._stop)
 
     def stop(self) -> None:
         self._stop.set()

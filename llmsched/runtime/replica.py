@@ -10,13 +10,14 @@ import asyncio
 import inspect
 import json
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import environment, execute, redaction
+from llmsched.runtime import environment, execute, packages, redaction
 
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
@@ -30,8 +31,11 @@ class ReplicaHost:
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
-        os.environ.update(given.pop("envs"))
+        os.environ.update(given["envs"])
         try:
+            if (extra := packages.provide(given, None, sys.stdout.write)) is not None:
+                extra.enter()
+            del given["envs"]
             self._replica = environment.load_entry(replica, "serve")(given)
         except Exception as error:
             mark = INPUT_MARK if isinstance(error, environment.UserError) else MARK

@@ -393,9 +393,12 @@ class Supervisor:
         return said
 
     def _check(self, said: list[str]) -> None:
+        from llmsched.runtime.task import INPUT_MARK
+
         trouble = next((text for text in said if text), "")
         if trouble and not self._stop_mode:
-            raise Outcome("failed", trouble, "error")
+            is_input = trouble.startswith(INPUT_MARK)
+            raise Outcome("failed", trouble.removeprefix(INPUT_MARK), "input" if is_input else "error")
         if trouble:
             raise Outcome("released", "stopped as asked")
 

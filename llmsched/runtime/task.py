@@ -19,10 +19,11 @@ from typing import Any
 
 import ray
 
-from llmsched.runtime import environment, execute, redaction
+from llmsched.runtime import environment, execute, packages, redaction
 from llmsched.runtime.process import die_with_parent
 
 _LAST_WORDS_WITHIN_S = 2.0
+INPUT_MARK = "(input) "  # before what `prepare` says when trying again is no use
 
 
 class TaskWorker:
@@ -35,6 +36,7 @@ class TaskWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._folder = Path()
+        self._packages: packages.Packages | None = None
         self._log = environment.LogFile(
             self._order["storage"], f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
         )
@@ -55,8 +57,9 @@ class TaskWorker:
         try:
             if self._order["workdir"]:
                 environment.unpack(self._order["workdir"], self._folder)
+            self._packages = packages.provide(self._order, self._folder, self._say)
         except environment.UserError as error:
-            return str(error)
+            return f"{INPUT_MARK}{error}"
         setup = self._order["spec"]["task"].get("setup") or []
         if not setup:
             return ""
@@ -67,6 +70,7 @@ class TaskWorker:
         """Run the command to its end. "" when it exited with 0, else what happened, for people."""
         self._folder = self._shared_folder()
         command = self._order["spec"]["task"]["run"]
+        self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
         code = self._spawn_and_wait(command, self._envs(envs))
         self._log.close()
         if code == 0:
@@ -102,7 +106,14 @@ class TaskWorker:
 
     def _envs(self, envs: dict[str, str]) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
+        around = {**os.environ, "PATH": path}
+        if self._packages is not None:
+            around = self._packages.surround(around)
+        return {**around, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
+
+    def _say(self, text: str) -> None:
+        with self._log.path.open("a", encoding="utf-8") as log:
+            log.write(text)
 
     def _spawn_and_wait(self, command: list[str], envs: dict[str, str]) -> int:
         with self._log.path.open("ab") as log:

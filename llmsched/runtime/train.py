@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
-from llmsched.runtime import context, elastic, environment, execute, progress, redaction
+from llmsched.runtime import context, elastic, environment, execute, packages, progress, redaction
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
@@ -128,6 +128,9 @@ def work(config: dict[str, str]) -> None:
             try:
                 if order["workdir"]:
                     code = environment.unpack(order["workdir"], folder / "workdir")
+                if (extra := packages.provide(order, code, sys.stdout.write)) is not None:
+                    extra.enter()
+                if code is not None:
                     os.chdir(code)
                     sys.path.insert(0, str(code))
                 here_id = ray.get_runtime_context().get_node_id()

@@ -61,6 +61,7 @@ max_runtime: 1h
 # schedule: {cron: "0 2 * * *"}   # every night at two (UTC), as my-task, my-task@2 ...
 workdir: .                       # this folder is packed and shipped to the workers
 envs: {MODE: fast}
+# environment: {pip: ["einops>=0.8", wheels/mine-1.0-py3-none-any.whl]}   # besides the cluster's own packages
 # secrets: [API_KEY]             # kept with llmsched secret set API_KEY
 task:
   run: ["python", "script.py"]   # a list of words; for a shell write ["bash", "-c", "..."]

@@ -19,7 +19,6 @@ _EVERY_KIND: dict[str, tuple[Any, ...]] = {
     "placement.cluster": ("any",),
     "placement.region": ("any",),
     "placement.near": (None,),
-    "environment.pip": ([],),
     "environment.image": (None,),
     "notify": ([],),
 }

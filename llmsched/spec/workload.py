@@ -7,7 +7,9 @@ scheduler's question.
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -68,8 +70,50 @@ class GroupSpec(Section):
     topology: TopologySpec | None = None
 
 
+def is_wheel(requirement: str) -> bool:
+    """Whether it is the path of a file, not the name of a package."""
+    return requirement.endswith(".whl") and "@" not in requirement
+
+
+def _check_requirement(text: str) -> str:
+    """A PEP 508 requirement, or the path of a wheel in the workdir. A value that is refused may hold a password: it is
+    not repeated."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    if text.startswith("-"):
+        raise ValueError("options are not taken; where packages come from is set in pip's configuration on the nodes")
+    if is_wheel(text):
+        path = PurePosixPath(text)
+        if path.is_absolute() or ".." in path.parts or "\\" in text or ":" in text:
+            raise ValueError("expected a path inside the workdir, such as wheels/mine-1.0-py3-none-any.whl")
+        return text
+    try:
+        found = Requirement(text)
+    except InvalidRequirement:
+        raise ValueError(
+            'expected a requirement, such as "einops>=0.8" or "mine @ https://host/mine.whl", or a wheel in the workdir'
+        ) from None
+    if canonicalize_name(found.name) in CLUSTERS_OWN:
+        raise ValueError(f'"{found.name}" is the cluster\'s own; a workload cannot bring another one')
+    if found.url is not None:
+        url = urlsplit(found.url)
+        if url.scheme not in ("https", "git+https"):
+            raise ValueError("expected an address that begins with https:// or git+https://")
+        if "@" in url.netloc or _KEY_VALUE.search(text):
+            raise ValueError(f"has credentials in its address; {_INDEX_HINT}")
+    return text
+
+
+CLUSTERS_OWN = ("ray", "llmsched")  # packages that talk to their like across processes
+_INDEX_HINT = "a spec is stored and shown. Set them in pip's configuration on the nodes (or a .netrc there)"
+Requirement = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_check_requirement)]
+
+
 class Environment(Section):
-    pip: list[Text] = []
+    """`pip`: installed on the nodes for this workload, on top of the cluster's Python."""
+
+    pip: list[Requirement] = Field(default=[], max_length=100)
     image: Text | None = None
 
 
@@ -204,6 +248,15 @@ class WorkloadSpec(Section):
     def _waits_for_others_only(self) -> WorkloadSpec:
         if any(each.split("@")[0] == self.name for each in self.after):
             raise WrongAt("names the workload itself", "after")
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_wheels(self) -> WorkloadSpec:
+        wheels = [index for index, one in enumerate(self.environment.pip) if is_wheel(one)]
+        if wheels and self.workdir is None:
+            raise WrongAt(
+                "is a file of the workdir, and there is none; write workdir: .", "environment", "pip", wheels[0]
+            )
         return self
 
     @model_validator(mode="after")

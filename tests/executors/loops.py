@@ -50,3 +50,10 @@ class Desk:
         for n in range(body.get("pieces", 1)):
             yield {"n": n, "pid": os.getpid()}
             await asyncio.sleep(body.get("pause", 0))
+
+
+def greet():
+    """What the wheel beside this file says."""
+    import greeter
+
+    print(greeter.WORD)

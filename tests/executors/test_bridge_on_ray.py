@@ -16,6 +16,7 @@ import psutil
 import pytest
 from bridge_pipe import BridgePipe, order
 from waiting import has_ended, wait_until
+from wheels import write_wheel
 
 from llmsched.executors import local_ray, wire
 from llmsched.executors.port import (
@@ -55,6 +56,8 @@ class Lab:
         self.workdir = str(self.storage / "workdirs" / "loops.zip")
         with zipfile.ZipFile(self.workdir, "w") as archive:
             archive.write(Path(__file__).with_name("loops.py"), "loops.py")
+            self.wheel = write_wheel(home, "greeter", "1.0", "WORD = 'hello from a wheel'\n")
+            archive.write(home / self.wheel, self.wheel)
         self.bridge = self.connect()
 
     def connect(self, live=()):
@@ -136,6 +139,21 @@ def test_a_task_that_fails_says_with_what_and_one_that_cannot_run_says_why(lab):
     assert "cannot run 'no-such-program': No such file" in worse.message
 
 
+def test_a_package_of_the_workdir_is_there_for_a_task_and_for_a_train_worker(lab):
+    extra = {"environment": {"pip": [lab.wheel]}}
+    tells = {"task": {"run": ["python", "-c", "import greeter, ray; greeter.main()"]}, **extra}
+    lab.launch(lab.order("tells/0", "task", tells, lab.nodes[:1], workdir=lab.workdir))
+    lab.launch(lab.order("greets/0", "train", {"train": {"loop": "loops:greet"}, **extra}, workdir=lab.workdir))
+    missing = {"task": {"run": ["true"]}, "environment": {"pip": ["gone-1.0-py3-none-any.whl"]}}
+    lab.launch(lab.order("gone/0", "task", missing, lab.nodes[1:], workdir=lab.workdir))
+    for gang in ("tells/0", "greets/0"):
+        ended = lab.until(Ended, gang)
+        assert ended.outcome == "succeeded", ended.message
+        assert "hello from a wheel" in lab.read(f"{gang}/1/logs/0.log").splitlines()
+    ended = lab.until(NotStarted, "gone/0")
+    assert ended.event == "input" and "no file gone-1.0-py3-none-any.whl in the workdir" in ended.message
+
+
 def test_stopping_a_task_ends_its_whole_process_group(lab):
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
     lab.launch(lab.task("long/0", ["python", "-c", child], lab.nodes[:1]))
@@ -202,6 +220,7 @@ def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_th
 def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_come_back_when_killed(lab):
     def replica(index, **args):
         spec = {"serve": {"app": "loops:Desk", "args": args}, "max_ongoing_requests": 4, "drain_timeout": 20.0}
+        spec["environment"] = {"pip": [lab.wheel]}
         node = lab.nodes[index % 2 : index % 2 + 1]
         gang = f"{'broken' if args else 'desk'}/{index}"
         return lab.order(gang, "serve", spec, node, gpus=0.5, workdir=lab.workdir)
@@ -214,8 +233,8 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     lab.until(Started, "desk/0")
     lab.until(Started, "desk/1")
 
-    out, ended = lab.execute("desk/1", "serve", ["sh", "-c", "echo beside a replica; exit 3"])
-    assert (out, ended.code) == ("beside a replica\n", 3)
+    out, ended = lab.execute("desk/1", "serve", ["sh", "-c", "echo beside a replica; greeter; exit 3"])
+    assert (out, ended.code) == ("beside a replica\nhello from a wheel\n", 3)
 
     endpoint = lab.bridge.until(Connected).urls["endpoint"]
     client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
