@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "llmsched.client.client",
+    "AsyncClient": "llmsched.client.core",
     "load": "llmsched.spec.load",
     "WorkloadSpec": "llmsched.spec.workload",
     "TrainSpec": "llmsched.spec.train",
@@ -29,6 +30,7 @@ __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
     from llmsched.client.client import Client as Client
+    from llmsched.client.core import AsyncClient as AsyncClient
     from llmsched.errors import Bug as Bug
     from llmsched.errors import ClusterError as ClusterError
     from llmsched.errors import LlmschedError as LlmschedError

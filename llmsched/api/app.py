@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from llmsched.api import routes
+from llmsched.api import examples, routes
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
@@ -28,9 +28,11 @@ def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins
     app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
     app.state.services = routes.Services(controller)
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
+    every = [*routes.router.routes, *routes.open_router.routes]
+    app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]
     app.include_router(routes.open_router)
     app.include_router(routes.router)
-    for route in [*routes.router.routes, *routes.open_router.routes]:
+    for route in every:
         need_of(route)
     app.add_exception_handler(LlmschedError, _on_error)
     app.add_exception_handler(StorageError, _on_storage)

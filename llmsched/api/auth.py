@@ -176,7 +176,8 @@ class Guard:
             expected = "application/zip" if upload else "application/json"
             limit = WORKDIR_LIMIT if upload else BODY_LIMIT
             given = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-            if given != expected and headers.get(b"content-length") != "0":
+            has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
+            if given != expected and has_body:
                 raise RequestError(
                     f'content type "{given}" is not accepted here.',
                     code="content_type",

@@ -62,7 +62,7 @@ def _answer(model: Any, said: list[dict[str, Any]], parameters: dict[str, Any], 
         click.echo(text)
         return text
     pieces = []
-    for piece in model.complete(said, stream=True, **parameters):
+    for piece in model.stream(said, **parameters):
         pieces.append(piece)
         click.echo(piece, nl=False)
     click.echo()

@@ -247,7 +247,7 @@ class Story:
     def _ask(self, model: str, question: str, *, max_tokens: int, into: dict[str, str] | None = None) -> float:
         """Stream an answer onto the screen; returns when its first piece came."""
         first, said = 0.0, []
-        pieces = self._client.chat(model).complete(question, stream=True, max_tokens=max_tokens, temperature=0.0)
+        pieces = self._client.chat(model).stream(question, max_tokens=max_tokens, temperature=0.0)
         with self._screen.streaming(model) as write:
             for piece in pieces:
                 first = first or time.monotonic()

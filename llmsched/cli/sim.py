@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from llmsched.cli import show
+
 FILE = click.Path(path_type=Path)
 
 
@@ -73,8 +75,8 @@ def sim() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors and faults.")
 @click.option("--until", type=SECONDS, metavar="S", help="Stop the clock there.")
 @click.option("--out", type=FILE, metavar="DIR", help="Write report.json, timeline.html and plots there.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given: Any) -> None:
+@show.json_option
+def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
     """Replay TRACE (.csv or .csv.gz).
 
     Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
@@ -122,7 +124,7 @@ def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given
     figures = report.figures(found)
     if out is not None and recorder is not None:
         folder.write(out, found, figures, recorder)
-    if as_json:
+    if show.wants_json():
         click.echo(json.dumps(figures, indent=2))
         return
     click.echo(report.table(figures))
@@ -132,9 +134,9 @@ def run(trace: Path, nodes: str | None, as_json: bool, out: Path | None, **given
 
 @sim.command()
 @click.argument("file", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@show.json_option
 @click.pass_context
-def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
+def scenarios(ctx: click.Context, file: Path) -> None:
     """Check the decisions that the scenarios of FILE expect.
 
     Exits with 1 when one differs, with 2 when a row of the file is wrong; the others are run all the same.
@@ -142,7 +144,7 @@ def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
     from llmsched.sim.scenarios import run_file
 
     found = run_file(file)
-    if as_json:
+    if show.wants_json():
         click.echo(json.dumps(found, indent=2))
     else:
         for row in found["results"]:
@@ -159,8 +161,8 @@ def scenarios(ctx: click.Context, file: Path, as_json: bool) -> None:
 @click.argument("journal", type=FILE)
 @click.option("--until", metavar="TIME", help="Seconds as the journal counts them, or 2026-11-21T14:03:00.")
 @click.option("--explain", metavar="NAME", help="Tell the story of one workload, and why it waits at the end.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def replay(journal: Path, until: str | None, explain: str | None, as_json: bool) -> None:
+@show.json_option
+def replay(journal: Path, until: str | None, explain: str | None) -> None:
     """Fold a controller's JOURNAL (state.sqlite) again, up to a time, and decide once more. Changes nothing."""
     from datetime import datetime
 
@@ -173,7 +175,7 @@ def replay(journal: Path, until: str | None, explain: str | None, as_json: bool)
     story = [(each.seq, each.at, words.describe(each.entry, names).text) for each in replayed.written]
     if explain:
         found["explain"]["story"] = [{"seq": seq, "at": at, "text": text} for seq, at, text in story if text]
-    if as_json:
+    if show.wants_json():
         click.echo(json.dumps(found, indent=2))
         return
     when = datetime.fromtimestamp(found["at"]).isoformat(sep=" ", timespec="seconds")
@@ -200,8 +202,8 @@ def replay(journal: Path, until: str | None, explain: str | None, as_json: bool)
 @click.argument("file", type=FILE)
 @click.option("-o", "--output", type=FILE, help="The trace to write; default: FILE with the ending .csv.")
 @click.option("--profiles", type=FILE, help="gavel: measured steps per second (gpu, job_type, num_gpus, steps_per_s).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def import_(source: str, file: Path, output: Path | None, profiles: Path | None, as_json: bool) -> None:
+@show.json_option
+def import_(source: str, file: Path, output: Path | None, profiles: Path | None) -> None:
     """Make a trace from the accounting of another scheduler, or from one that research published.
 
     slurm: what `sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw` prints.
@@ -227,7 +229,7 @@ def import_(source: str, file: Path, output: Path | None, profiles: Path | None,
             "the trace would overwrite what it is made from.", where=str(file), hint="Name another with -o."
         )
     table.write(found.jobs, target)
-    if as_json:
+    if show.wants_json():
         click.echo(json.dumps({"jobs": len(found.jobs), "left_out": found.left_out, "file": str(target)}))
         return
     click.echo(f"{len(found.jobs):,} jobs in {target}")

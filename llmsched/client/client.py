@@ -13,12 +13,12 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar
 
 import httpx
 
 from llmsched.client.chat import AsyncChat, Messages
-from llmsched.client.core import AsyncClient, Specs, Watch, is_settled
+from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
 from llmsched.spec import wire
 
 T = TypeVar("T")
@@ -71,15 +71,13 @@ class Chat:
         self._chat = chat
         self._loop = loop
 
-    @overload
-    def complete(self, messages: Messages, *, stream: Literal[False] = False, **parameters: Any) -> str: ...
-    @overload
-    def complete(self, messages: Messages, *, stream: Literal[True], **parameters: Any) -> Iterator[str]: ...
-    def complete(self, messages: Messages, *, stream: bool = False, **parameters: Any) -> str | Iterator[str]:
-        """The answer's text; with `stream`, its pieces as they are made."""
-        if stream:
-            return self._loop.each(self._chat.stream(messages, **parameters))
+    def complete(self, messages: Messages, **parameters: Any) -> str:
+        """The answer's text."""
         return self._loop.call(self._chat.complete(messages, **parameters))
+
+    def stream(self, messages: Messages, **parameters: Any) -> Iterator[str]:
+        """The answer's text piece by piece, as it is made."""
+        return self._loop.each(self._chat.stream(messages, **parameters))
 
     def respond(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
         """The whole OpenAI response object, usage included."""
@@ -171,13 +169,21 @@ class Client:
     def apply(self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None) -> Run:
         return Run(self, self._loop.call(self._core.apply(specs, again=again, idempotency_key=idempotency_key)))
 
-    def wait(self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None) -> wire.WorkloadView:
-        return self._loop.call(self._core.wait(name, timeout_s=timeout_s, watch=watch))
+    def wait(
+        self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None, poll_s: float = POLL_S
+    ) -> wire.WorkloadView:
+        """Until it has ended; a serve workload: until it answers. Raises RequestError ("timeout")."""
+        return self._loop.call(self._core.wait(name, timeout_s=timeout_s, watch=watch, poll_s=poll_s))
 
     def wait_all(
-        self, names: Sequence[str], *, timeout_s: float | None = None, watch: Watch | None = None
+        self,
+        names: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        watch: Watch | None = None,
+        poll_s: float = POLL_S,
     ) -> list[wire.WorkloadView]:
-        return self._loop.call(self._core.wait_all(names, timeout_s=timeout_s, watch=watch))
+        return self._loop.call(self._core.wait_all(names, timeout_s=timeout_s, watch=watch, poll_s=poll_s))
 
     def status(self, name: str) -> wire.WorkloadView:
         return self._loop.call(self._core.status(name))

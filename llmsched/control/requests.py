@@ -34,7 +34,7 @@ from llmsched.spec.diff import diff_parcels
 from llmsched.spec.workload import WorkloadSpec
 
 _WHERE_CYCLES: dict[type, str] = {commands.Submit: "after", commands.Configure: "cohorts"}
-STATUS_OF_CODE = {"unknown_workload": 404, "unknown_reservation": 404, "over_limit": 429}
+STATUS_OF_CODE = {"unknown_workload": 404, "unknown_reservation": 404, "queue_full": 429}
 
 
 class Torn(Exception):

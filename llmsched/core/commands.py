@@ -222,7 +222,7 @@ def _crowded(state: State, workload: Workload) -> Refusal | None:
     limit = state.configuration.max_pending_per_queue
     if state.waiting.by_queue.get(workload.queue, 0) >= limit:
         return Refusal(
-            "over_limit", f'queue "{workload.queue}" has {limit} gangs waiting, which is its limit',
+            "queue_full", f'queue "{workload.queue}" has {limit} gangs waiting, which is its limit',
             "Wait, or raise limits.max_pending_per_queue.",
         )  # fmt: skip
     return None

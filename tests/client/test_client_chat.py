@@ -13,7 +13,7 @@ def test_an_answer_comes_whole_or_piece_by_piece(controller: Live) -> None:
     with controller.endpoint(parrot), controller.client() as client:
         chat = client.chat("qwen")
         assert chat.complete("hello there", max_tokens=5) == "hello there"
-        assert list(chat.complete("hello there", stream=True)) == ["hello", "there"]
+        assert list(chat.stream("hello there")) == ["hello", "there"]
         assert chat.respond("x")["usage"] == {"total_tokens": 2}
     assert parrot.bodies[0]["max_tokens"] == 5
     assert parrot.bodies[0]["messages"] == [{"role": "user", "content": "hello there"}]

@@ -17,7 +17,8 @@ from llmsched.spec.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = ROOT / "llmsched" / "ARCHITECTURE.md"
-PAGES = [ROOT / "README.md", ROOT / "llmsched" / "sim" / "RESULTS.md", *sorted(ROOT.glob("examples/*/README.md"))]
+INSIDE = ("api/README.md", "client/README.md", "sim/RESULTS.md")
+PAGES = [ROOT / "README.md", *(ROOT / "llmsched" / name for name in INSIDE), *sorted(ROOT.glob("examples/*/README.md"))]
 YAML_FILES = sorted(ROOT.glob("examples/*/*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
