@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -127,3 +128,10 @@ def test_tokens_lie_where_only_their_owner_reads_and_as_hashes(controller: Live)
 )
 def test_odd_names_find_nothing(controller: Live, path: str) -> None:
     assert ask(controller, "GET", path, controller.token).status_code in (404, 422)
+
+
+def test_a_token_made_when_operators_were_called_admins_goes_on_working(controller: Live) -> None:
+    text, record = home.new_token("olga", "operator")
+    home.save_records(controller.home, [*home.made_records(controller.home), replace(record, role="admin")])
+    assert home.made_records(controller.home)[-1].role == "operator"
+    assert ask(controller, "POST", "/api/v1/shutdown", text, json={}).status_code == 200

@@ -153,7 +153,7 @@ BUGS = (
     ),
     Bug(
         "a_ring_of_cohorts", "kueue: a cycle of cohorts", "core/commands.py",
-        "        if at is not None:\n            return Refusal(\n                \"cycle\", f\"cohorts",
+        "        if above is not None:\n            return Refusal(\n                \"cycle\", f\"cohorts",
         "        if False:\n            return Refusal(\n                \"cycle\", f\"cohorts",
         f"{DECISIONS}::test_cohorts_in_a_circle_are_refused",
     ),
