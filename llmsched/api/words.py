@@ -95,6 +95,8 @@ def _fact(entry: Any, names: Mapping[str, str]) -> str | None:
             return f'its {kind}{f" {name}" if name else ""} goes live in "{target}"'
         case facts.AdapterLoaded(name=name, message=message):
             return f"could not load adapter {name}: {message}" if message else f"serves adapter {name}"
+        case facts.CommandBegun(rank=rank, by=by, words=words):
+            return f"{by} runs a command beside rank {rank}: {words}"
     return None
 
 

@@ -140,9 +140,11 @@ class Controller:
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:
-        """Begin a command beside a running member; what it says. Raises RequestError, ClusterError."""
+        """Begin a command beside a running member; what it says. Raises RequestError, ClusterError,
+        StoreError: nobody runs anything that the story does not tell."""
         order = execution.order_of(self.state, command, self._epoch)
-        return await execution.run(self._executor, order, command.by)
+        await self._ask(execution.note_of(self.state, order, command.by, self._secrets))
+        return await execution.run(self._executor, order)
 
     @property
     def progress(self) -> dict[str, dict[str, Any]]:

@@ -1,24 +1,30 @@
 """`exec`: a person's command beside a running member. Checked against the state here; run through the executor.
 
-It changes no state and is in no journal: who ran what where stands in the controller's log.
+It changes nothing that is scheduled. Who runs what beside which rank is in the workload's story before it runs: the
+words, cut, with the values of its secrets hidden. What it wrote is kept nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
+import shlex
+import uuid
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import NamedTuple
 
+from llmsched.control import requests, vault
+from llmsched.control.dispatch import spec_of
 from llmsched.control.requests import find
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState
 from llmsched.core.state import State
 from llmsched.errors import RequestError
 from llmsched.executors import port
+from llmsched.spec.workload import KEY_VALUE
 
-log = logging.getLogger("llmsched.control")
+WORDS_AT_MOST = 200  # characters of a command in the story
+SHORTEST_LINE = 8  # of a longer secret: what is shorter stands in every second command
 SILENCE_S = 5.0  # then whoever passes the answer on looks whether anybody still listens
 
 
@@ -54,7 +60,7 @@ def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
         ranks = "only rank 0" if size == 1 else f"ranks 0 to {size - 1}"
         raise RequestError(f"{running.id} has {ranks}, no rank {command.rank}.", code="unknown_rank", http_status=404)
     return port.CommandOrder(
-        id=secrets.token_hex(8),
+        id=uuid.uuid4().hex,
         gang=running.id,
         attempt=running.attempt,
         epoch=epoch,
@@ -65,18 +71,34 @@ def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
     )
 
 
+def note_of(state: State, order: port.CommandOrder, by: str, secrets: vault.Secrets) -> requests.CommandNote:
+    """What the story keeps of it."""
+    workload = state.gangs[order.gang].spec
+    hidden = []
+    for name in spec_of(workload).get("secrets") or ():
+        with suppress(RequestError):  # removed since
+            value = secrets.value(workload.user, name)
+            hidden += [value, *(line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST_LINE)]
+    words = []
+    for word in order.argv:
+        for value in sorted(filter(None, hidden), key=len, reverse=True):
+            word = word.replace(value, "***")
+        words.append(KEY_VALUE.sub("***", word))
+    told = " ".join(shlex.quote(word) if word != "***" else word for word in words)
+    told = " ".join(told.split())
+    told = told if len(told) <= WORDS_AT_MOST else f"{told[:WORDS_AT_MOST]}..."
+    return requests.CommandNote(order.gang, order.attempt, order.rank, by, told)
+
+
 def _ranks(gang: GangState) -> int:
     return 1 if gang.spec.kind == "serve" else len(gang.held)
 
 
-async def run(
-    executor: port.Executor, order: port.CommandOrder, by: str
-) -> AsyncGenerator[port.CommandAnswer | None, None]:
+async def run(executor: port.Executor, order: port.CommandOrder) -> AsyncGenerator[port.CommandAnswer | None, None]:
     """What it says, and last how it ended; None after a while of silence. Whoever stops listening ends it.
 
     Raises ClusterError when it cannot be asked for."""
     heard: asyncio.Queue[port.CommandAnswer] = asyncio.Queue()  # bounded by what a command may write
-    log.info("%s runs %r beside rank %d of %s", by, order.argv[0], order.rank, order.gang)
     await executor.execute(order, heard.put_nowait)
     return _listened(executor, order, heard)
 

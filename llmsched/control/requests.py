@@ -17,7 +17,7 @@ from llmsched.control import registry, vault
 from llmsched.control.dispatch import newest_run, spec_of
 from llmsched.control.rights import Person, Rights, check_name, check_queue
 from llmsched.core import commands
-from llmsched.core.facts import Fact, Published
+from llmsched.core.facts import CommandBegun, Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import LlmschedError, RequestError, SpecError
@@ -89,8 +89,19 @@ class EndReservation:
     by: str
 
 
+@dataclass(frozen=True, slots=True)
+class CommandNote:
+    """Somebody is about to run a command beside a gang: kept before it runs."""
+
+    gang: str
+    attempt: int
+    rank: int
+    by: str
+    words: str
+
+
 Draft = tuple[Workload, WorkloadState | None]
-UserRequest = Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation
+UserRequest = Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation | CommandNote
 
 
 def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
@@ -111,6 +122,10 @@ def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets
             return None, _applied(state, commands.Reserve(at, compile_reservation(request.spec, request.by)))
         case EndReservation():
             return None, _applied(state, commands.Unreserve(at, request.name))
+        case CommandNote():
+            begun = CommandBegun(at, request.gang, request.attempt, request.rank, request.by, request.words)
+            state.apply(begun)
+            return None, [begun]
 
 
 def find(state: State, name: str) -> WorkloadState:

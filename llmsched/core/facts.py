@@ -198,6 +198,18 @@ class AdapterLoaded:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CommandBegun:
+    """A person runs a command beside rank `rank`. `words` are for people: cut, and without secret values."""
+
+    at: float
+    gang: str
+    attempt: int
+    rank: int
+    by: str
+    words: str
+
+
 Fact = (
     Tick
     | Configured
@@ -219,4 +231,5 @@ Fact = (
     | LoadObserved
     | Published
     | AdapterLoaded
+    | CommandBegun
 )

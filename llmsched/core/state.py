@@ -362,6 +362,10 @@ class State(Lives):
         else:
             gang.adapter_errors.pop(fact.name, None)
 
+    def _command_begun(self, fact: facts.CommandBegun) -> None:
+        """A look beside a gang takes nothing and moves nothing: it is kept because it happened."""
+        self._current(fact.gang, fact.attempt, fact)
+
     # ------------------------------------------------------------------ decisions
 
     def _launch(self, decision: decisions.Launch) -> None:
@@ -521,6 +525,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     facts.LoadObserved: State._load_observed,
     facts.Published: State._published,
     facts.AdapterLoaded: State._adapter_loaded,
+    facts.CommandBegun: State._command_begun,
     decisions.Launch: State._launch,
     decisions.Nominate: State._nominate,
     decisions.Withdraw: State._withdraw,

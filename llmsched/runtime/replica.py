@@ -76,6 +76,11 @@ class ReplicaHost:
         if (stop := self._commands.get(command)) is not None:
             stop.set()
 
+    async def end_commands(self, but: list[str]) -> None:
+        for command, stop in self._commands.items():
+            if command not in but:
+                stop.set()
+
     async def check_health(self) -> None:
         check = getattr(self._replica, "check_health", None)
         answer = check() if check else None

@@ -160,6 +160,13 @@ class Supervisor:
         if worker is not None:
             worker.stop.remote()
 
+    def end_commands(self, but: list[str]) -> None:
+        """End those that nobody listens to any more: all but these."""
+        with self._lock:
+            left = [name for name in self._commands if name not in but]
+        for command in left:
+            self.end_command(command)
+
     # -- told by the workers -------------------------------------------------------------------------------------
 
     def order(self) -> str:

@@ -100,7 +100,7 @@ def _check_requirement(text: str) -> str:
         url = urlsplit(found.url)
         if url.scheme not in ("https", "git+https"):
             raise ValueError("expected an address that begins with https:// or git+https://")
-        if "@" in url.netloc or _KEY_VALUE.search(text):
+        if "@" in url.netloc or KEY_VALUE.search(text):
             raise ValueError(f"has credentials in its address; {_INDEX_HINT}")
     return text
 
@@ -152,7 +152,7 @@ class Budget(Section):
 
 
 # What a key looks like. The value is never repeated in a message.
-_KEY_VALUE = re.compile(
+KEY_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsu]_[A-Za-z0-9]{20,}"
     r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abp]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,}"
     r"|llms_[A-Za-z0-9]+_[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\."
@@ -181,7 +181,7 @@ def _check_envs(envs: dict[str, str]) -> dict[str, str]:
     for name, value in envs.items():
         if _OURS.match(name):
             raise ValueError(f'"{name}" is set by llmsched itself')
-        if _KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
+        if KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
             raise ValueError(f'"{name}" looks like a key; {_KEY_HINT}')
     return envs
 
@@ -198,7 +198,7 @@ def _check_secrets(names: list[str]) -> list[str]:
 def _check_argv(argv: list[str]) -> list[str]:
     if any("\0" in word for word in argv):
         raise ValueError("has a NUL character in it")
-    if any(_KEY_VALUE.search(word) for word in argv):
+    if any(KEY_VALUE.search(word) for word in argv):
         raise ValueError(f"has a word that looks like a key; {_KEY_HINT}")
     return argv
 

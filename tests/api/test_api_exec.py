@@ -114,3 +114,14 @@ def test_refusals_have_our_exit_codes(llmsched, running: Live) -> None:
     assert llmsched("exec", "work").exit_code == 2
     running.executor.cluster.kill("llms/desk/1/1")
     assert llmsched("exec", "desk", "--gang", "99", "--", "echo").exit_code == 3
+
+
+def test_the_story_tells_who_ran_what_before_it_ran_in_bounded_words_and_without_keys(running: Live) -> None:
+    client = running.client()
+    key = "hf_" + "a1b2c3d4" * 4
+    list(client.exec("work", ["echo", f"token={key}", "two\nlines", "x" * 500], rank=1))
+    told = [event for event in client.events(follow=False) if event.kind == "CommandBegun"][-1]
+    assert (told.workload, told.gang) == ("work", "work/0")
+    assert "runs a command beside rank 1: echo 'token=***' 'two lines' xxx" in told.text
+    assert told.text.endswith("...") and len(told.text) < 300 and key not in told.model_dump_json()
+    assert told.text in [line.text for line in client.story("work").lines]

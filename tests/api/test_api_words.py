@@ -51,6 +51,7 @@ STORY: list[tuple[Any, str]] = [
     (f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora"), 'its adapter sql goes live in "web"'),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x"), "serves adapter sql"),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x", "wrong rank"), "could not load adapter sql: wrong rank"),
+    (f.CommandBegun(1.0, GANG, 1, 0, "ann", "ls -l"), "ann runs a command beside rank 0: ls -l"),
     (d.Launch(GANG, 1, TWO, "2 of 1..4"), "starts on node-a (1), node-b (1): 2 of 1..4"),
     (d.Nominate(GANG, TWO, ("tune/0",)), "is promised room on node-a (1), node-b (1) while tune/0 make way"),
     (d.Withdraw(GANG), "is promised no room any more"),

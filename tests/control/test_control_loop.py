@@ -8,9 +8,10 @@ import json
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
+from llmsched.control.execution import Command
 from llmsched.control.recovery import fold
 from llmsched.control.vault import Vault
-from llmsched.core.facts import Published
+from llmsched.core.facts import CommandBegun, Published
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.executors.port import LaunchAsked
@@ -288,6 +289,10 @@ def test_secret_values_reach_the_attempt_and_nothing_else(tmp_path):
             await controller.submit([task("hush", envs={"MODE": "quiet"}, secrets=["HF_TOKEN"])], user=ANN)
             await until(lambda: phase(controller, "hush") == "running")
             assert cluster.attempts["llms/hush/0/1"].order.envs == {"MODE": "quiet", "HF_TOKEN": "hunter2-canary"}
+            async for _ in await controller.execute(Command("hush", ("echo", "-H", "Bearer hunter2-canary"), by=ANN)):
+                pass
+            (told,) = [w.entry.words for w in controller.entries() if isinstance(w.entry, CommandBegun)]
+            assert told == "echo -H 'Bearer ***'"
         for file in tmp_path.glob("state*"):
             assert b"hunter2-canary" not in file.read_bytes()
 

@@ -132,12 +132,39 @@ def test_a_replica_killed_is_replaced_while_the_other_one_answers(home: Home) ->
         wait_until(is_replaced, 60, "a new replica")
 
 
+def begins(home: Home, name: str, seconds: str) -> tuple[subprocess.Popen[str], int]:
+    """A command beside `name` that would take long, and the pid of what it runs there."""
+    command = [sys.executable, "-m", "llmsched.cli.main", "exec", name, "--", "sleep", seconds]
+    asked = subprocess.Popen(command, env=home.environment, stderr=subprocess.PIPE, text=True)
+
+    def there() -> list[int]:
+        return [one.pid for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", seconds]]
+
+    return asked, wait_until(there, 60, f"sleep {seconds} beside {name}")[0]
+
+
+def test_a_command_beside_a_worker_or_a_replica_passes_on_what_it_says_and_its_exit_code(home: Home) -> None:
+    said = home.llmsched("exec", "counting", "--rank", "1", "--", "sh", "-c", "echo rank $RANK; exit 7", expect=7)
+    assert said == "rank 1\n"
+    assert home.llmsched("exec", "echo", "--", "sh", "-c", "echo here; exit 2", expect=102).startswith("here\n")
+    assert "runs a command beside rank 1: sh -c 'echo rank $RANK; exit 7'" in " ".join(
+        home.llmsched("story", "counting").split()
+    )
+    with home.client() as client:
+        told = [event.text for event in client.events(follow=False) if event.kind == "CommandBegun"]
+    assert [text.partition(" runs ")[2] for text in told] == [
+        "a command beside rank 1: sh -c 'echo rank $RANK; exit 7'",
+        "a command beside rank 0: sh -c 'echo here; exit 2'",
+    ]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_a_bridge_that_is_gone_is_replaced_and_nothing_that_runs_notices(home: Home, how: signal.Signals) -> None:
     with home.client() as client:
         before, attempt = step_of(client), client.status("counting").gangs[0].attempt
         old = home.bridge_pid()
         assert old is not None
+        commands = [begins(home, "counting", f"600.{how:d}1"), begins(home, "echo", f"600.{how:d}2")]
         os.kill(old, how)
 
         def is_replaced() -> bool:
@@ -146,6 +173,10 @@ def test_a_bridge_that_is_gone_is_replaced_and_nothing_that_runs_notices(home: H
 
         wait_until(is_replaced, 90, "another bridge")
         wait_until(lambda: has_ended(old), 20, "the end of the old bridge")
+        for asked, pid in commands:
+            _, said = asked.communicate(timeout=60)
+            assert (asked.returncode, "the connection to the cluster was lost" in said) == (4, True), said
+            wait_until(lambda pid=pid: has_ended(pid), 30, "the end of a command that nobody hears")
         stepping(home, client, before + 2)
         gang = client.status("counting").gangs[0]
         assert gang.attempt == attempt and client.status("echo").phase == "running"

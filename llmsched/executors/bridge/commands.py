@@ -5,6 +5,7 @@ A thread each, for a command may take its time; they share nothing with the orde
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from llmsched.executors.port import CommandAnswer, CommandEnded, CommandOrder, CommandSaid
+from llmsched.executors.port import CommandAnswer, CommandEnded, CommandOrder, CommandSaid, LaunchOrder
 from llmsched.runtime.supervisor import NAMESPACE
 
 AT_ONCE = 16
@@ -37,6 +38,18 @@ class Commands:
             if order.id not in self._running:
                 return
         threading.Thread(target=_end, args=(order,), daemon=True).start()
+
+    def end_left_behind(self, attempt: LaunchOrder) -> None:
+        """End the commands beside an attempt that a bridge before this one began: nobody hears them any more."""
+        with self._lock:
+            mine = sorted(self._running)
+        try:
+            if attempt.kind == "serve":
+                serve.get_app_handle(attempt.name).end_commands.remote(mine)
+            else:
+                ray.get_actor(attempt.name, namespace=NAMESPACE).end_commands.remote(mine)
+        except Exception as error:  # the attempt is gone, and they with it
+            print(f"commands beside {attempt.name}: {error!r}", file=sys.stderr)
 
     def _pass_on(self, order: CommandOrder) -> None:
         last: CommandAnswer = CommandEnded(order.id, None, "it ended without saying how")

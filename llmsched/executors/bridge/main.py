@@ -153,6 +153,8 @@ class Bridge:
             for live in body.live:
                 adopt = self._replicas.adopt if live.order.kind == "serve" else self._attempts.adopt
                 self._queue(live.order.name, partial(adopt, live.order, live.was_running))
+                if live.was_running:
+                    self._queue(live.order.name, partial(self._commands.end_left_behind, live.order))
             self._reaper.arm()
         elif isinstance(body, LaunchOrder):
             self._queue(body.name, partial(self._launch, op, body))
