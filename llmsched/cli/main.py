@@ -14,6 +14,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("llmsched.cli.demo:demo", "The whole story on one CPU-only machine: fine-tune, serve, ask."),
         "up": ("llmsched.cli.cluster:up", "Start the controller here, and a local Ray where there is none."),
         "down": ("llmsched.cli.cluster:down", "Stop them, and check that nothing is left."),
+        "cluster": (
+            "llmsched.cli.fleet:cluster",
+            "A cluster of machines by ray up, checked first; its status from here.",
+        ),
         "doctor": ("llmsched.cli.doctor:doctor", "Check this machine: versions, folders, tokens, controller."),
         "init": ("llmsched.cli.files:init", "Write a commented starter spec."),
     },

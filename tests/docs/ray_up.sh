@@ -24,9 +24,11 @@ cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
 /usr/sbin/sshd -f /dev/null -h /tmp/hostkey -E /tmp/sshd.log -o ListenAddress=127.0.0.1 \
   -o PasswordAuthentication=no -o UsePAM=no -o PermitRootLogin=prohibit-password
 
+trap 'tail -n 40 /root/.local/share/llmsched/logs/bridge.log >&2' ERR
 cd "$project"
-export PATH="$project/.venv/bin:$PATH" LLMSCHED_HOME=/tmp/home PYTHONDONTWRITEBYTECODE=1
-sed "s/ssh_user: ubuntu /ssh_user: $(id -un) /" cluster/local.yaml > /tmp/local.yaml
+unset LLMSCHED_HOME                           # the controller on the head uses its default, and so do we
+export PATH="$project/.venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+sed "s/ssh_user: ubuntu .*/ssh_user: $(id -un)/" cluster/local.yaml > /tmp/local.yaml
 cat > /tmp/hello.yaml <<'YAML'
 name: hello
 kind: task
@@ -35,14 +37,14 @@ workers: 1
 task: {run: [echo, "hello from the cluster"]}
 YAML
 
-echo "== up"; ray up -y /tmp/local.yaml
+echo "== up"; llmsched cluster up --yes /tmp/local.yaml
 echo "== without the token"; RAY_AUTH_MODE=disabled timeout 60 ray status --address 127.0.0.2:6379 || echo "refused"
 echo "== token file $(stat -c %a /root/.ray/auth_token)"
 echo "== outside loopback: $(ss -Hltn | awk '$4 !~ /^(127\.|\[::1\]|\[::ffff:127\.)/ {print $4}' | sort -u | tr '\n' ' ')"
-echo "== join"; RAY_AUTH_MODE=token llmsched up --address 127.0.0.2:6379
+echo "== join"
 llmsched nodes
 llmsched apply -f /tmp/hello.yaml --wait --timeout 120
 llmsched logs hello
-echo "== down"; llmsched down
-ray down -y /tmp/local.yaml
+echo "== status"; llmsched cluster status /tmp/local.yaml
+echo "== down"; llmsched cluster down --yes /tmp/local.yaml
 echo "== left: $(pgrep -fc 'raylet|gcs_server' || true)"

@@ -1,0 +1,205 @@
+"""Ray's own cluster launcher by its command line: what is wrong with a file, `ray up`, `ray down`, words to the head.
+
+The file is one for `ray up`, such as those in cluster/. Words to other programs are lists; ssh gives the head one fixed
+line. Nothing here is needed by a controller. Start reading at `problems`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmsched.errors import ClusterError, Problem, SpecError
+
+LARGEST = 1 << 20  # bytes of a cluster file
+PORT = 6379  # of Ray's GCS, where the file does not say
+STDERR = 2
+THERE = "~/llmsched/.venv/bin/llmsched"  # where the files in cluster/ put it on the head
+# The one that `ray start --head` takes by itself.
+_ITS_ADDRESS = "~/llmsched/.venv/bin/python -c 'import ray; print(ray.util.get_node_ip_address())'"
+_RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+_SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "StrictHostKeyChecking=accept-new")
+_OPTION = re.compile(r"--(node-ip-address|port|dashboard-host)[= ]([^\s\"']+)")
+
+
+class RayFile(NamedTuple):
+    """A cluster file of Ray's launcher that was read."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+
+    def starts(self, part: str) -> str:
+        """The commands of `head_start_ray_commands` or `worker_start_ray_commands` that start Ray."""
+        return "\n".join(str(line) for line in self.data.get(part) or () if "ray start" in str(line))
+
+
+def read(path: Path) -> RayFile:
+    """Raises SpecError for a file that is none of Ray's launcher."""
+    import yaml
+
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.", code="no_file") from None
+    if len(text) > LARGEST:
+        raise SpecError(f"{path} is larger than {LARGEST >> 20} MiB.", code="too_large")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is no YAML: {error}.", code="yaml") from None
+    if not isinstance(data, dict) or not isinstance(data.get("provider"), dict):
+        raise SpecError(
+            f"{path} is no cluster file of ray up: it has no provider.",
+            code="cluster_file",
+            hint="cluster/local.yaml, onprem.yaml and aws.yaml are such files; llmsched.yaml is not.",
+        )
+    return RayFile(path, text, data)
+
+
+def check(file: RayFile) -> None:
+    """Raises SpecError with everything that would go wrong, or would stand open, before a machine is touched."""
+    found = list(problems(file))
+    if found:
+        raise SpecError.of(found)
+
+
+def problems(file: RayFile) -> Iterator[Problem]:
+    lines = file.text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if re.search(r"\S.*#\s*CHANGE\b", line):
+            what = f"{line.partition('#')[0].strip()} is still to be changed"
+            yield Problem(f"{file.path}:{number}", what, "Put in yours, and take CHANGE out.", "change")
+
+    def at(word: str) -> str:
+        number = next((number for number, line in enumerate(lines, 1) if word in line.partition("#")[0]), 1)
+        return f"{file.path}:{number}"
+
+    head, workers = file.starts("head_start_ray_commands"), file.starts("worker_start_ray_commands")
+    if "--head" not in head:
+        yield Problem(
+            at("head_start_ray_commands"), "no command starts Ray's head", "As in cluster/onprem.yaml.", "start"
+        )
+    for part, started in (("head_start_ray_commands", head), ("worker_start_ray_commands", workers)):
+        if started and "RAY_AUTH_MODE=token" not in started:
+            hint = "Write RAY_AUTH_MODE=token before ray start."
+            yield Problem(at(part), "Ray would answer without a token", hint, "open")
+        if "0.0.0.0" in started or "::" in started.split():
+            yield Problem(
+                at(part), "Ray would listen for everybody", "Use an address of the cluster's network.", "open"
+            )
+    host = _options(head).get("dashboard-host", "127.0.0.1")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        hint = "Use 127.0.0.1 and come in by ssh: ray attach -p 8265."
+        yield Problem(at("dashboard-host"), f"the dashboard would listen on {host}", hint, "open")
+    yield from _files(file, at)
+    yield from _programs(file)
+    if file.data["provider"].get("type") == "aws":
+        yield from _aws(file, at)
+
+
+def _files(file: RayFile, at: Any) -> Iterator[Problem]:
+    auth = file.data.get("auth") or {}
+    if not auth.get("ssh_user"):
+        yield Problem(at("auth"), "nobody is named to log in as", "Set auth.ssh_user.", "auth")
+    key = auth.get("ssh_private_key")
+    if key and not Path(str(key)).expanduser().is_file():
+        yield Problem(at("ssh_private_key"), f"{key} is not there", "ssh-keygen makes one.", "no_file")
+    for source in (file.data.get("file_mounts") or {}).values():
+        path = Path(str(source)).expanduser()
+        if not path.exists():
+            token = "(umask 077; ray get-auth-token --generate > /dev/null) makes it."
+            yield Problem(
+                at(str(source)), f"{source} is not there", token if path.name == "auth_token" else "", "no_file"
+            )
+        elif path.name == "auth_token" and path.stat().st_mode & 0o077:
+            yield Problem(at(str(source)), f"{source} is open to others", f"chmod 600 {source}", "open")
+
+
+def _programs(file: RayFile) -> Iterator[Problem]:
+    for name in ("ssh", "rsync"):
+        if not shutil.which(name):
+            yield Problem(
+                str(file.path), f"there is no {name} on this machine", "Ray's launcher needs it.", "no_program"
+            )
+
+
+def _aws(file: RayFile, at: Any) -> Iterator[Problem]:
+    import boto3
+
+    region = file.data["provider"].get("region")
+    if not region:
+        yield Problem(at("provider"), "no region is named", "Set provider.region.", "aws")
+    if boto3.session.Session(region_name=region).get_credentials() is None:
+        yield Problem(at("provider"), "there are no AWS credentials here", "aws configure, or AWS_PROFILE.", "aws")
+
+
+def _options(command: str) -> dict[str, str]:
+    return dict(_OPTION.findall(command))
+
+
+# --- doing --------------------------------------------------------------------------------------------------------
+
+
+def up(file: RayFile) -> None:
+    """`ray up`, its words on our stderr. Raises ClusterError."""
+    _ray(["up", "--yes", str(file.path)])
+
+
+def down(file: RayFile) -> None:
+    """`ray down`: nodes that were rented are ended. Raises ClusterError."""
+    _ray(["down", "--yes", str(file.path)])
+
+
+def _ray(words: Sequence[str]) -> None:
+    done = subprocess.run([*_RAY, *words], stdin=subprocess.DEVNULL, stdout=STDERR, check=False)
+    if done.returncode:
+        raise ClusterError(
+            f"ray {words[0]} ended with {done.returncode}.", code="launcher", hint="Its words are above."
+        )
+
+
+def start_command(file: RayFile, *, storage: str | None = None, config: str | None = None) -> str:
+    """What starts the controller on the head."""
+    options = _options(file.starts("head_start_ray_commands"))
+    port = options.get("port", str(PORT))
+    address = options.get("node-ip-address")
+    words = ["RAY_AUTH_MODE=token", THERE, "up"]
+    words += ["--address", f"{address}:{port}" if address else f'"$({_ITS_ADDRESS}):{port}"']
+    for option, value in (("--storage", storage), ("--config", config)):
+        words += [option, _quoted(value)] if value else []
+    return " ".join(words)
+
+
+def on_head(file: RayFile, command: str) -> int:
+    """Run a line on the head by ssh; its exit code. 255 is ssh's own. Raises ClusterError when there is no head."""
+    asked = subprocess.run(
+        [*_RAY, "get-head-ip", str(file.path)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    said = asked.stdout.split()
+    if asked.returncode or not said:
+        last = (asked.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise ClusterError(
+            f"there is no head of {file.data.get('cluster_name')}: {last}",
+            code="no_head",
+            hint=f"Start it: llmsched cluster up {file.path}",
+        )
+    auth = file.data["auth"]
+    words = ["ssh", *(part for option in _SSH_OPTIONS for part in ("-o", option))]
+    if auth.get("ssh_private_key"):
+        words += ["-i", str(Path(auth["ssh_private_key"]).expanduser())]
+    if auth.get("ssh_proxy_command"):
+        words += ["-o", f"ProxyCommand={auth['ssh_proxy_command']}"]
+    done = subprocess.run([*words, f"{auth['ssh_user']}@{said[-1]}", command], stdin=subprocess.DEVNULL, check=False)
+    return done.returncode
+
+
+def _quoted(path: str) -> str:
+    """For the head's shell, which still opens a leading ~/."""
+    return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)
