@@ -89,7 +89,7 @@ def _form(value: Any) -> str:
 # --- what the code says ------------------------------------------------------------------------------------------
 
 ANSWERING = ("api", "control", "core", "executors", "policies", "runtime", "spec", "store")  # their errors travel
-ASKING = ("cli", "client", "sim")
+ASKING = ("cli", "client", "sim", "executors/launcher.py")  # that one is called by the command line alone
 NO_ERRORS = ("diagnosis.py",)  # its codes are findings
 NEVER_TOLD = ("error", "unchanged")  # the root's own; a refusal that is answered as success
 BY_CLASS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
@@ -103,7 +103,12 @@ class Code(NamedTuple):
 
 def error_codes(parts: Iterable[str]) -> Iterator[Code]:
     """Of every error, problem and refusal that is made in these parts of the house."""
-    files = [file for part in parts for file in sorted((ROOT / "llmsched" / part).rglob("*.py"))]
+    house = ROOT / "llmsched"
+    asking = {file for part in ASKING if part.endswith(".py") for file in [house / part]}
+    files: list[Path] = []
+    for part in parts:
+        here = [house / part] if part.endswith(".py") else sorted((house / part).rglob("*.py"))
+        files += [file for file in here if part.endswith(".py") or file not in asking]
     for file in [ROOT / "llmsched" / "errors.py", *files]:
         for node in ast.walk(ast.parse(file.read_text())) if file.name not in NO_ERRORS else ():
             for given, status in _codes_at(node):
