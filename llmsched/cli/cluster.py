@@ -192,7 +192,7 @@ def _start_controller(folder: Path, options: list[str], environment: dict[str, s
     with log.open("ab") as stream:
         begin = stream.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "llmsched.api.server", *options],
+            [sys.executable, "-P", "-m", "llmsched.api.server", *options],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -36,7 +36,9 @@ from llmsched.executors.port import (
 )
 
 log = logging.getLogger("llmsched.bridge")
-COMMAND = (sys.executable, "-m", "llmsched.executors.bridge.main")
+# -P, and run in the home: where it stands goes into the sys.path of every worker, and a checkout at ~/llmsched, seen
+# from ~, would be taken for the package.
+COMMAND = (sys.executable, "-P", "-m", "llmsched.executors.bridge.main")
 PAUSE_S = (0.5, 30.0)  # before a new start: at first, and at most
 STEADY_S = 60.0  # who lived this long is started again without a longer pause
 CONNECT_WITHIN_S = 120.0  # twice what the child gives Ray itself
@@ -171,6 +173,7 @@ class BridgeClient:
                     stderr=errors,
                     limit=wire.MAX_LINE_BYTES,
                     env=self._environment(),
+                    cwd=self._home,
                     start_new_session=True,  # Ctrl-C is for the controller, which then closes the child in good order
                 )
             except OSError as error:
