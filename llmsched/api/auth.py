@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llmsched import versions
 from llmsched.api import home
 from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
 from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
-from llmsched.spec import versions, wire
+from llmsched.spec import wire
 
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from llmsched import versions
 from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, Problem, RequestError, SpecError, StoreError
-from llmsched.spec import versions, wire
+from llmsched.spec import wire
 
 Model = TypeVar("Model", bound=BaseModel)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from llmsched import versions
 from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core import decisions, facts, rights
 from llmsched.core.nodes import Node
@@ -114,6 +115,7 @@ def launch_order(state: State, gang: GangState, attempt: int, placement: Placeme
         adapters=tuple(sorted(adapters_of(state, workload, spec).items())),
         workdir=_workdir(spec, site.storage),
         grace_s=workload.grace_s,
+        version=versions.own(),
     )
 
 

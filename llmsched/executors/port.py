@@ -44,6 +44,7 @@ class LaunchOrder:
     adapters: tuple[tuple[str, str], ...] = ()  # serve: (name, uri) published so far
     workdir: str | None = None  # uri of the packed workdir in storage
     grace_s: float = 120.0
+    version: str = ""  # of llmsched where the order was written
 
     @property
     def name(self) -> str:

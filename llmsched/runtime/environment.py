@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import os
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
+from llmsched import versions
 from llmsched.runtime import redaction
 from llmsched.runtime.storage import LocalStorage, Storage
 
@@ -61,6 +63,16 @@ def unpack(uri: str, folder: Path) -> Path:
     except zipfile.BadZipFile as error:
         raise UserError(f"workdir {name} is damaged: {error}; apply the file again.") from None
     return folder
+
+
+def check_version(order: dict[str, Any]) -> None:
+    """Raises UserError on a node whose llmsched does not go with that of the controller who wrote the order."""
+    asked = order.get("version") or versions.own()
+    if not versions.go_together(asked, versions.own()):
+        raise UserError(
+            f"node {socket.gethostname()} has llmsched {versions.own()} and the controller {asked}. Install the "
+            f"controller's on every node (pip install llmsched=={asked}), then apply again."
+        )
 
 
 def load_entry(entry: str, what: str) -> Any:

@@ -33,6 +33,7 @@ class ReplicaHost:
         self._commands: dict[str, threading.Event] = {}
         os.environ.update(given["envs"])
         try:
+            environment.check_version(given)
             if (extra := packages.provide(given, None, sys.stdout.write)) is not None:
                 extra.enter()
             del given["envs"]

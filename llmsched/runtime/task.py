@@ -55,6 +55,7 @@ class TaskWorker:
         self._folder.mkdir(mode=0o700, parents=True)
         environment.keep(self._folder)
         try:
+            environment.check_version(self._order)
             if self._order["workdir"]:
                 environment.unpack(self._order["workdir"], self._folder)
             self._packages = packages.provide(self._order, self._folder, self._say)

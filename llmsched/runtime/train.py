@@ -126,6 +126,7 @@ def work(config: dict[str, str]) -> None:
     try:
         with environment.output_to(log), context.enter(who):
             try:
+                environment.check_version(order)
                 if order["workdir"]:
                     code = environment.unpack(order["workdir"], folder / "workdir")
                 if (extra := packages.provide(order, code, sys.stdout.write)) is not None:

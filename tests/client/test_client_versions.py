@@ -9,9 +9,10 @@ import httpx
 import pytest
 from live import Live
 
+from llmsched import versions
 from llmsched.client import AsyncClient
 from llmsched.errors import ClusterError
-from llmsched.spec import versions, wire
+from llmsched.spec import wire
 
 
 @pytest.mark.parametrize(

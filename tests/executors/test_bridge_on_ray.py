@@ -133,10 +133,13 @@ def test_a_task_runs_on_every_node_and_leaves_logs_and_a_receipt(lab):
 def test_a_task_that_fails_says_with_what_and_one_that_cannot_run_says_why(lab):
     lab.launch(lab.task("bad/0", ["python", "-c", "raise SystemExit('no such thing')"], lab.nodes[:1]))
     lab.launch(lab.task("worse/0", ["no-such-program"], lab.nodes[1:]))
+    lab.launch(lab.order("newer/0", "task", {"task": {"run": ["true"]}}, lab.nodes[1:], version="9.0.0"))
     bad, worse = lab.until(Ended, "bad/0"), lab.until(Ended, "worse/0")
     assert (bad.outcome, bad.event) == ("failed", "error")
     assert bad.message == "rank 0: 'python' exited with code 1; last line: no such thing"
     assert "cannot run 'no-such-program': No such file" in worse.message
+    newer = lab.until(NotStarted, "newer/0")
+    assert newer.event == "input" and "and the controller 9.0.0" in newer.message
 
 
 def test_a_package_of_the_workdir_is_there_for_a_task_and_for_a_train_worker(lab):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmsched import versions
 from llmsched.runtime import environment
 
 
@@ -111,3 +112,10 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next_one_and_a_live_on
 def test_processes_of_one_machine_share_its_cpus_and_each_has_at_least_one(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [environment.cpu_share(n) for n in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
+
+
+def test_a_node_of_another_version_is_refused_with_both_and_what_to_do() -> None:
+    environment.check_version({"version": versions.own()})
+    environment.check_version({})  # of a controller from before orders said theirs
+    with pytest.raises(environment.UserError, match=rf"has llmsched {versions.own()} and the controller 9\.1\.0"):
+        environment.check_version({"version": "9.1.0"})

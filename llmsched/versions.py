@@ -1,6 +1,7 @@
-"""Which clients and controllers go together: those of one major version, and before 1.0 of one minor version.
+"""Which clients, controllers and nodes go together: those of one major version, and before 1.0 of one minor version.
 
-Both say theirs in every message (HEADER) and either refuses the other. Looking at the health of a controller and
+Client and controller say theirs in every message (HEADER) and either refuses the other; an order to a worker says the
+controller's, and a node of another one refuses it (runtime/environment.py). Looking at the health of a controller and
 stopping it work with any, so that a newer command line can put an older controller away. A message without the header
 comes from something else than our client, and is taken as it is.
 """
