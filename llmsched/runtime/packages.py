@@ -48,7 +48,14 @@ _CLUSTERS_OWN = ("ray", "torch")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _held: dict[str, int] = {}  # environments that this process uses: descriptors whose shared locks end with it
 
+# What pip says when its index did not answer: another time it may.
+_PASSING = re.compile(r"Retrying \(Retry|ConnectionError|ReadTimeout|Temporary failure|HTTP error 50[234]")
+
 Say = Callable[[str], object]
+
+
+class Unreachable(RuntimeError):
+    """The packages could not be fetched just now. Trying again may help."""
 
 
 class Packages(NamedTuple):
@@ -83,7 +90,8 @@ def provide(order: dict[str, Any], workdir: Path | None, say: Say = lambda text:
     """What the LaunchOrder's `environment.pip` asks for, installed if no member did that here before; None: nothing.
 
     `workdir` is where the packed folder was laid out, for the wheels in it; None lays it out for as long as it takes.
-    Raises UserError for what cannot be installed: trying again is no use before somebody has changed something."""
+    Raises UserError for what cannot be installed: trying again is no use before somebody has changed something; and
+    Unreachable when the index did not answer."""
     wanted: list[str] = (order["spec"].get("environment") or {}).get("pip") or []
     if not wanted:
         return None
@@ -237,7 +245,8 @@ def _call(argv: list[str], parts: list[str], envs: Mapping[str, str], until: flo
         output.seek(max(0, output.seek(0, os.SEEK_END) - LAST_WORDS))
         said = _CREDENTIALS.sub("***@", redaction.clean(output.read().decode(errors="replace"))).strip()
     say(f"{said}\n")
-    raise UserError(_why(code, parts, said))
+    passing = code is not None and _PASSING.search(said)
+    raise (Unreachable if passing else UserError)(_why(code, parts, said))
 
 
 def _why(code: int | None, parts: list[str], said: str) -> str:

@@ -61,6 +61,8 @@ class TaskWorker:
             self._packages = packages.provide(self._order, self._folder, self._say)
         except environment.UserError as error:
             return f"{INPUT_MARK}{error}"
+        except packages.Unreachable as error:
+            return str(error)
         setup = self._order["spec"]["task"].get("setup") or []
         if not setup:
             return ""

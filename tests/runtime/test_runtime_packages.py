@@ -159,3 +159,12 @@ def test_this_process_can_enter_it(tmp_path: Path, cache: Path) -> None:
     )
     command = [sys.executable, "-c", code, wheel, str(tmp_path), str(cache)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "hello True\n"
+
+
+def test_an_index_that_does_not_answer_is_another_matter_than_a_package_that_is_not_there(
+    tmp_path: Path, cache: Path
+) -> None:
+    nobody = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "PIP_CONFIG_FILE": os.devnull}
+    envs = {name: text for name, text in os.environ.items() if not name.startswith("PIP_")} | nobody
+    with pytest.raises(packages.Unreachable, match="could not install greeter-of-nobody"):
+        packages.build(["greeter-of-nobody"], None, envs, cache=cache)
