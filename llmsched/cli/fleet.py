@@ -43,6 +43,8 @@ def up(file: Path, yes: bool, storage: str | None, config: str | None, only_chec
 
     found = launcher.read(file)
     launcher.check(found)
+    if config:
+        launcher.check_config(found, config)
     name, kind = found.data.get("cluster_name"), found.data["provider"].get("type")
     click.echo(f"{file}: nothing is wrong with it (cluster {name}, provider {kind}).", err=True)
     if only_check:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--for", "duration", help="How long: 2h, 90m, 3d.")
 @click.option("--queue", help="For the work of this queue.")
 @click.option("--user", "users", multiple=True, help="For the work of these people; may be given several times.")
+@click.option("--maintenance", is_flag=True, help="For nobody: others' work leaves and none may start.")
 @click.option("--repeat", help='Again and again: a cron line in UTC, as "0 8 * * 1".')
 @click.option("--cancel", is_flag=True, help="Take NAME back.")
 @show.json_option
@@ -30,23 +31,25 @@ def reserve(
     duration: str | None,
     queue: str | None,
     users: tuple[str, ...],
+    maintenance: bool,
     repeat: str | None,
     cancel: bool,
 ) -> None:
     """Promise GPUs for a time to a queue, to people, or to nobody.
 
-    Others' work starts there only if it ends before the window opens, and leaves, with its grace, when it does. With
-    neither --queue nor --user nobody may use them: maintenance. What is reserved like this lies beside the reservations
-    of the cluster file and stays when another file is put in force. Needs an operator's token.
+    Others' work starts there only if it ends before the window opens, and leaves, with its grace, when it does. What is
+    reserved like this lies beside the reservations of the cluster file and stays when another file is put in force.
+    Needs an operator's token.
 
     \b
       llmsched reserve release A100:8 --from 2030-01-31T08:00Z --for 4h --queue prod
+      llmsched reserve new-fans A100:8 --from 2030-02-01T06:00Z --for 2h --maintenance
       llmsched reserve release --cancel
     """
     from llmsched.errors import SpecError
     from llmsched.spec import wire
 
-    given = (accelerators, start, duration, queue, users, repeat)
+    given = (accelerators, start, duration, queue, users, maintenance, repeat)
     if cancel and any(given):
         raise SpecError("--cancel takes the name alone.", code="options")
     if not cancel and not (accelerators and duration):
@@ -54,6 +57,12 @@ def reserve(
             "what to reserve and for how long is missing.",
             code="options",
             hint=f"As in: llmsched reserve {name} A100:8 --for 4h --queue prod",
+        )
+    if not cancel and maintenance == bool(queue or users):
+        raise SpecError(
+            "for whom is missing." if not maintenance else "maintenance is for nobody.",
+            code="options",
+            hint="Give --queue or --user, or else --maintenance.",
         )
     with show.connect() as client:
         if cancel:

@@ -25,6 +25,7 @@ THERE = "~/llmsched/.venv/bin/llmsched"  # where the files in cluster/ put it on
 _ITS_ADDRESS = "~/llmsched/.venv/bin/python -c 'import ray; print(ray.util.get_node_ip_address())'"
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "StrictHostKeyChecking=accept-new")
+_NOBODYS = re.compile(r"\b(subnet-0{4}|sg-0{4})|:0{12}:")  # what stands in cluster/aws.yaml for an account's own
 _OPTION = re.compile(r"--(node-ip-address|port|dashboard-host)[= ]([^\s\"']+)")
 
 
@@ -73,7 +74,7 @@ def check(file: RayFile) -> None:
 def problems(file: RayFile) -> Iterator[Problem]:
     lines = file.text.splitlines()
     for number, line in enumerate(lines, 1):
-        if re.search(r"\S.*#\s*CHANGE\b", line):
+        if re.search(r"\S.*#\s*CHANGE\b", line) or _NOBODYS.search(line.partition("#")[0]):
             what = f"{line.partition('#')[0].strip()} is still to be changed"
             yield Problem(f"{file.path}:{number}", what, "Put in yours, and take CHANGE out.", "change")
 
@@ -90,10 +91,10 @@ def problems(file: RayFile) -> Iterator[Problem]:
         if started and "RAY_AUTH_MODE=token" not in started:
             hint = "Write RAY_AUTH_MODE=token before ray start."
             yield Problem(at(part), "Ray would answer without a token", hint, "open")
-        if "0.0.0.0" in started or "::" in started.split():
-            yield Problem(
-                at(part), "Ray would listen for everybody", "Use an address of the cluster's network.", "open"
-            )
+    for number, line in enumerate(lines, 1):
+        if "0.0.0.0" in line.partition("#")[0]:
+            hint = "Use an address of the cluster's network."
+            yield Problem(f"{file.path}:{number}", "it would listen for everybody, or let everybody in", hint, "open")
     host = _options(head).get("dashboard-host", "127.0.0.1")
     if host not in ("127.0.0.1", "localhost", "::1"):
         hint = "Use 127.0.0.1 and come in by ssh: ray attach -p 8265."
@@ -111,13 +112,22 @@ def _files(file: RayFile, at: Any) -> Iterator[Problem]:
     key = auth.get("ssh_private_key")
     if key and not Path(str(key)).expanduser().is_file():
         yield Problem(at("ssh_private_key"), f"{key} is not there", "ssh-keygen makes one.", "no_file")
-    for source in (file.data.get("file_mounts") or {}).values():
+    elif key and Path(str(key)).expanduser().stat().st_mode & 0o077:
+        message = f"{key} is open to others, and ssh will not take it"
+        yield Problem(at("ssh_private_key"), message, f"chmod 600 {key}", "open")
+    mounts = file.data.get("file_mounts") or {}
+    if not any("auth_token" in str(target) for target in mounts) and "get-auth-token" not in str(file.data):
+        hint = "Mount it, file_mounts: {~/.ray/auth_token: ~/.ray/auth_token}."
+        yield Problem(str(file.path), "no node gets a token, so Ray would not start", hint, "auth")
+    for source in mounts.values():
         path = Path(str(source)).expanduser()
         if not path.exists():
             token = "(umask 077; ray get-auth-token --generate > /dev/null) makes it."
             yield Problem(
                 at(str(source)), f"{source} is not there", token if path.name == "auth_token" else "", "no_file"
             )
+        elif path.name == "auth_token" and not path.read_text().strip():
+            yield Problem(at(str(source)), f"{source} is empty", f"rm {source}; ray get-auth-token --generate", "auth")
         elif path.name == "auth_token" and path.stat().st_mode & 0o077:
             yield Problem(at(str(source)), f"{source} is open to others", f"chmod 600 {source}", "open")
 
@@ -142,6 +152,22 @@ def _aws(file: RayFile, at: Any) -> Iterator[Problem]:
 
 def _options(command: str) -> dict[str, str]:
     return dict(_OPTION.findall(command))
+
+
+def check_config(file: RayFile, config: str) -> None:
+    """That the llmsched.yaml which will be put in force on the head is a good one, where the head gets it from here.
+    Raises SpecError with every problem of it."""
+    from llmsched.spec import cluster
+
+    for target, source in (file.data.get("file_mounts") or {}).items():
+        there = f"{str(target).rstrip('/')}/"
+        if config.startswith(there):
+            path = Path(str(source)).expanduser() / config.removeprefix(there)
+            try:
+                cluster.load(path.read_text(), str(path))
+            except OSError as error:
+                message = f"cannot read {path}, which will be {config} there: {error.strerror}."
+                raise SpecError(message, code="no_file") from None
 
 
 # --- doing --------------------------------------------------------------------------------------------------------

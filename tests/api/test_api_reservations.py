@@ -14,6 +14,7 @@ from live import Live
 from llmsched.cli.main import cli
 from llmsched.errors import NotAllowed, RequestError, SpecError
 
+QUEUE = ("--queue", "default")
 FAR = "2099-01-31T08:00Z"
 
 
@@ -42,7 +43,9 @@ def test_reserve_show_and_cancel(llmsched: Any, fresh: Live) -> None:
 
 
 def test_it_is_open_from_now_on_and_for_nobody(llmsched: Any, fresh: Live) -> None:
-    assert "nobody (maintenance)" in " ".join(llmsched("reserve", "fans", "A100:8", "--for", "1h").output.split())
+    assert "nobody (maintenance)" in " ".join(
+        llmsched("reserve", "fans", "A100:8", "--for", "1h", "--maintenance").output.split()
+    )
     (one,) = fresh.client().reservations()
     assert one.state == "open" and sorted(one.nodes) == ["node-1", "node-2"]
     body = {"name": "w", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["A100:1"]}}
@@ -70,12 +73,14 @@ def test_another_cluster_file_leaves_it_alone(fresh: Live, tmp_path: Path) -> No
 def test_what_is_wrong_with_it_is_said(llmsched: Any, fresh: Live) -> None:
     for words, code, said in (
         (("release", "--for", "4h"), 2, "what to reserve"),
-        (("release", "A100:4", "--for", "soon"), 2, "duration"),
-        (("release", "A100:4", "--for", "1h", "--from", "2001-01-01T00:00Z"), 3, "over before now"),
-        (("release", "A100:9", "--for", "1h"), 3, "at most 8"),
-        (("release", "B100:1", "--for", "1h"), 3, "at most 0"),
+        (("release", "A100:4", "--for", "soon", *QUEUE), 2, "duration"),
+        (("release", "A100:4", "--for", "1h", "--from", "2001-01-01T00:00Z", *QUEUE), 3, "over before now"),
+        (("release", "A100:9", "--for", "1h", *QUEUE), 3, "at most 8"),
+        (("release", "B100:1", "--for", "1h", *QUEUE), 3, "at most 0"),
         (("release", "A100:1", "--for", "1h", "--queue", "nope"), 3, "Known queues: default"),
-        (("release", "A100:1", "--for", "1h", "--repeat", "daily"), 2, "repeat"),
+        (("release", "A100:1", "--for", "1h", "--repeat", "daily", *QUEUE), 2, "repeat"),
+        (("release", "A100:1", "--for", "1h"), 2, "for whom is missing"),
+        (("release", "A100:1", "--for", "1h", "--maintenance", *QUEUE), 2, "maintenance is for nobody"),
         (("release", "--cancel"), 3, 'no reservation is called "release"'),
         (("release", "A100:1", "--cancel"), 2, "the name alone"),
     ):

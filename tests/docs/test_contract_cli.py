@@ -46,7 +46,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "PUT /api/v1/secrets/{name}": ("TOKEN", "--from-file", "value"),
     "DELETE /api/v1/secrets/{name}": ("TOKEN",),
     "GET /api/v1/reservations": (),
-    "POST /api/v1/reservations": ("r", "A100:1", "--from", "2099-01-31T08:00Z", "--for", "1h"),
+    "POST /api/v1/reservations": ("r", "A100:1", "--from", "2099-01-31T08:00Z", "--for", "1h", "--queue", "default"),
     "DELETE /api/v1/reservations/{name}": ("r", "--cancel"),
     "GET /api/v1/config": (),
     "PUT /api/v1/config": ("-f", "cluster.yaml"),

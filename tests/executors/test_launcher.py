@@ -141,11 +141,13 @@ def test_a_launcher_that_fails_is_a_cluster_that_did_not_do_as_asked(
     [
         ([("RAY_AUTH_MODE=token ", "")], "Ray would answer without a token"),
         ([("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0")], "the dashboard would listen on 0.0.0.0"),
-        ([("--port=6379", "--port=6379 --node-ip-address=0.0.0.0")], "listen for everybody"),
+        ([("--port=6379", "--port=6379 --node-ip-address=0.0.0.0")], "it would listen for everybody"),
         ([("ray start --head", "ray start")], "no command starts Ray's head"),
         ([("id_ed25519", "id_nobody")], "id_nobody is not there"),
         ([("  ssh_user: llmsched ", "  nobody: 1 ")], "nobody is named to log in as"),
         ([("~/.ray/auth_token\nrsync", "~/.ray/another\nrsync")], "~/.ray/another is not there"),
+        ([("  ~/.ray/auth_token: ~/.ray/auth_token\n", "")], "no node gets a token"),
+        ([("idle_timeout", "docker: {run_options: [-p 0.0.0.0:80:80]}\nidle_timeout")], "let everybody in"),
     ],
 )
 def test_what_would_go_wrong_or_stand_open_is_said_and_nothing_touched(
@@ -165,7 +167,13 @@ def test_our_files_are_refused_until_they_are_changed_and_fine_then(
         assert done.exit_code == 2 and "is still to be changed" in done.output
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    file = changed(tmp_path, "aws.yaml", ("llmsched.pem", "id_ed25519"))
+    mine = [
+        ("llmsched.pem", "id_ed25519"),
+        ("subnet-0000", "subnet-1a2b"),
+        ("sg-0000", "sg-1a2b"),
+        ("0" * 12, "1" * 12),
+    ]
+    file = changed(tmp_path, "aws.yaml", *mine)
     for one in (changed(tmp_path), file, changed(tmp_path, "local.yaml")):
         done = run("up", "--check", one)
         assert done.exit_code == 0, done.output
@@ -177,9 +185,33 @@ def test_our_files_are_refused_until_they_are_changed_and_fine_then(
     assert there() == []
 
 
-def test_a_token_that_others_can_read_is_refused(there: Any, tmp_path: Path) -> None:
-    (tmp_path / ".ray/auth_token").chmod(0o644)
-    assert "open to others" in run("up", "--check", changed(tmp_path)).output
+def test_a_token_or_key_that_others_can_read_or_that_is_empty_is_refused(there: Any, tmp_path: Path) -> None:
+    for path in (".ray/auth_token", ".ssh/id_ed25519"):
+        (tmp_path / path).chmod(0o644)
+        said = run("up", "--check", changed(tmp_path)).output
+        assert "open to others" in said and path in said
+        (tmp_path / path).chmod(0o600)
+    (tmp_path / ".ray/auth_token").write_text("\n")
+    assert "auth_token is empty" in run("up", "--check", changed(tmp_path)).output
+
+
+def test_the_ids_of_our_template_are_nobodys_even_without_their_comment(there: Any, tmp_path: Path) -> None:
+    said = run("up", "--check", changed(tmp_path, "aws.yaml")).output
+    for each in ("SubnetIds: [subnet-0000]", "SecurityGroupIds: [sg-0000]", "000000000000"):
+        assert each in said
+
+
+def test_the_cluster_file_that_will_be_in_force_there_is_read_here_first(there: Any, tmp_path: Path) -> None:
+    wrong = tmp_path / "checkout" / "cluster"
+    wrong.mkdir(parents=True)
+    (wrong / "llmsched.yaml").write_text("queus: []\n")
+    file = changed(tmp_path, "onprem.yaml", ("~/llmsched: . ", f"~/llmsched: {tmp_path}/checkout "))
+    done = run("up", "--check", file, "--config", "~/llmsched/cluster/llmsched.yaml")
+    assert done.exit_code == 2 and "queus" in done.output
+    done = run("up", "--check", file, "--config", "~/llmsched/cluster/none.yaml")
+    assert done.exit_code == 2 and "cannot read" in done.output
+    assert run("up", "--check", changed(tmp_path), "--config", "~/llmsched/cluster/llmsched.yaml").exit_code == 0
+    assert there() == []
 
 
 def test_what_is_no_file_of_ray_up_is_said(tmp_path: Path) -> None:
