@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import psutil
 
 from llmsched.errors import ClusterError, RequestError, SpecError
+from llmsched.executors.ports import free_ports, is_free
 
 LOOPBACK = "127.0.0.1"
 # Ray replaces 127.0.0.1 by an address that others can reach, which changes with the network; all of 127/8 is loopback.
@@ -139,9 +139,21 @@ def start(
     if importlib.util.find_spec("ray") is None:
         raise ClusterError("Ray is not installed in this Python.", hint="Install it: pip install llmsched.")
     for wanted in (port, dashboard_port):
-        if wanted is not None and not _is_free(wanted):
+        if wanted is not None and not is_free(wanted):
             raise RequestError(f"port {wanted} is in use.", code="port_in_use", hint="Choose another, or leave it out.")
-    port, dashboard_port, client_port = _free_ports(port, dashboard_port, None)
+    for tries_left in (2, 1, 0):
+        chosen = free_ports(3)
+        ports = (port or chosen[0], dashboard_port or chosen[1], chosen[2])
+        try:
+            return _begin(home, nodes, ports, time.monotonic() + timeout_s)
+        except ClusterError as error:
+            if "bind" not in str(error) or not tries_left:  # else another process was quicker to take one of them
+                raise
+    raise ClusterError("the local Ray did not come up.")  # not reached: the last try returns or raises
+
+
+def _begin(home: Path, nodes: Sequence[PretendNode], ports: tuple[int, int, int], deadline: float) -> LocalRay:
+    port, dashboard_port, client_port = ports
     home.mkdir(parents=True, exist_ok=True)
     (home / "logs").mkdir(exist_ok=True)
     _write_token(home / "ray-token")
@@ -153,14 +165,13 @@ def start(
     files.mkdir(mode=0o700, exist_ok=True)
     env = {**os.environ, **environment(home), MARKER: marker, "TMPDIR": str(files)}
     env.pop("RAY_ADDRESS", None)
-    deadline = time.monotonic() + timeout_s
     head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     if nodes:
         head += ["--num-cpus=0", "--num-gpus=0", "--labels=llmsched.io/name=head"]
     try:
         _spawn(cluster, home, env, "head", head)
-        _wait_until(lambda: not _is_free(port), cluster, home, deadline)
+        _wait_until(lambda: not is_free(port), cluster, home, deadline)
         for index, node in enumerate(nodes):
             options = [f"--address={address}", f"--temp-dir={temp_dir / str(index + 1)}", *_node_options(index, node)]
             _spawn(cluster, home, env, f"node-{index + 1}", options, node)
@@ -316,24 +327,6 @@ def _temp_dir(home: Path) -> Path:
     if folder.stat().st_uid != os.getuid():
         raise ClusterError(f"{folder} belongs to somebody else.", hint="Set TMPDIR to a short folder of your own.")
     return folder
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))  # Ray binds some of its ports on every address
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports(*wanted: int | None) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in wanted]
-        for one in sockets:
-            one.bind(("", 0))
-        return [port or one.getsockname()[1] for port, one in zip(wanted, sockets, strict=True)]
 
 
 def _log(home: Path, name: str) -> Path:

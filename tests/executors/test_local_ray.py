@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 from waiting import has_ended
 
 from llmsched.errors import ClusterError, RequestError, SpecError
-from llmsched.executors import local_ray
+from llmsched.executors import local_ray, ports
 from llmsched.executors.local_ray import PretendNode
 
 
@@ -43,6 +44,29 @@ def test_a_ray_that_dies_at_its_start_says_so_with_its_last_words_and_leaves_not
     with pytest.raises(ClusterError, match="head ended while starting:\nthe disk is full"):
         local_ray.start(tmp_path / "home")
     assert local_ray.read(tmp_path / "home") is None
+
+
+def test_a_port_that_another_process_took_meanwhile_is_given_up_for_another(tmp_path, monkeypatch):
+    """Taken by a connection between being chosen and Ray's binding it; then every test of a module failed."""
+    unlucky = tmp_path / "python"
+    unlucky.write_text('#!/bin/sh\necho "$@" >> "$SEEN"\necho Failed to bind to address 127.0.0.1:34567 >&2\nexit 1\n')
+    unlucky.chmod(0o700)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setattr(sys, "executable", str(unlucky))
+    with pytest.raises(ClusterError, match="Failed to bind"):
+        local_ray.start(tmp_path / "home")
+    tried = (tmp_path / "seen").read_text().splitlines()
+    assert len(tried) == len(set(tried)) == 3
+    with pytest.raises(ClusterError, match="Failed to bind"):
+        local_ray.start(tmp_path / "home", port=ports.free_ports(1)[0])
+
+
+def test_free_ports_are_not_those_that_connections_get():
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    chosen = ports.free_ports(50)
+    assert len(set(chosen)) == 50 and all(20_000 <= port < first for port in chosen)
+    with socket.create_server(("127.0.0.1", chosen[0])):
+        assert not ports.is_free(chosen[0]) and not ports.is_free(chosen[0], "127.0.0.1")
 
 
 def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import ray
 from ray import serve
 
+from llmsched.executors.ports import free_ports
 from llmsched.gateway import app as gateway_app
 
 KEY = "key-of-the-test"
@@ -177,9 +177,7 @@ async def run(url, handle):
 
 
 def main(temp_dir, answer):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1, "127.0.0.1")
     ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

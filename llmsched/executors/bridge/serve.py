@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ from llmsched.executors.port import (
     StopOrder,
     Vanished,
 )
+from llmsched.executors.ports import free_ports
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
 from llmsched.runtime.replica import INPUT_MARK, MARK, ReplicaHost
@@ -85,7 +85,7 @@ class Replicas:
         self._gateway: Any = None
         client = serve.context._get_global_client(raise_if_no_controller_running=False)
         self._is_up = client is not None
-        self._port = client.http_config.port if client else settings.endpoint_port or _free_port(self._host)
+        self._port = client.http_config.port if client else settings.endpoint_port or free_ports(1, self._host)[0]
 
     @property
     def endpoint(self) -> str:
@@ -404,9 +404,3 @@ def _words(text: str) -> str:
     if len(lines) > 1:
         print(text, file=sys.stderr)
     return lines[-1][:500] if lines else ""
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
