@@ -5,6 +5,7 @@ Knows files and processes; knows neither ray nor torch nor what the code does.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import importlib
@@ -91,11 +92,12 @@ def load_entry(entry: str, what: str) -> Any:
 
 
 def scratch(name: str) -> Path:
-    """A fresh private folder on this node, for this process. Whoever asked removes it; if they are killed, the next
-    process that asks does."""
+    """A fresh private folder on this node, for this process. It goes with the process, if not before; if that is
+    killed, the next process that asks removes it."""
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"{_OURS}{name.replace('/', '-')}-"))
     keep(folder)
+    atexit.register(drop, folder)
     return folder
 
 

@@ -213,8 +213,12 @@ def _install(found: Packages, parts: list[str], envs: Mapping[str, str], until: 
         (found.site / "zz_cluster.pth").write_text("".join(lines))
         kept = found.folder / "constraints.txt"
         kept.write_text("".join(f"{line}\n" for line in _constraints()))
+        scraps = found.folder / "tmp"  # of a pip that is ended: they go with the rest
+        scraps.mkdir()
+        envs = {**envs, "TMPDIR": str(scraps)}
         pip = [sys.executable, "-m", "pip", "--python", str(found.bin / "python"), "install", "--no-input"]
         _call([*pip, "--disable-pip-version-check", "--constraint", str(kept), "--", *parts], parts, envs, until, say)
+        shutil.rmtree(scraps, ignore_errors=True)
         (found.folder / "ready").touch()
     except BaseException:
         shutil.rmtree(found.folder, ignore_errors=True)

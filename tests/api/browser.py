@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,9 +104,11 @@ def browser(folder: Path) -> Iterator[Page]:
     to_browser, writer = os.pipe()
     reader, from_browser = os.pipe()
     command = [PROGRAM, *OPTIONS.split(), f"--user-data-dir={folder / 'profile'}"]
+    short = tempfile.mkdtemp(prefix="tab-")  # its sockets lie there, and their names are bounded
     process = subprocess.Popen(
         [sys.executable, "-c", AS_3_AND_4, str(to_browser), str(from_browser), *command],
         pass_fds=(to_browser, from_browser),
+        env={**os.environ, "TMPDIR": short},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -115,4 +118,5 @@ def browser(folder: Path) -> Iterator[Page]:
         yield Page(reader, writer)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
+        shutil.rmtree(short, ignore_errors=True)
