@@ -148,12 +148,12 @@ def test_a_package_of_the_workdir_is_there_for_a_task_and_for_a_train_worker(lab
     lab.launch(lab.order("tells/0", "task", tells, lab.nodes[:1], workdir=lab.workdir))
     lab.launch(lab.order("greets/0", "train", {"train": {"loop": "loops:greet"}, **extra}, workdir=lab.workdir))
     missing = {"task": {"run": ["true"]}, "environment": {"pip": ["gone-1.0-py3-none-any.whl"]}}
-    lab.launch(lab.order("gone/0", "task", missing, lab.nodes[1:], workdir=lab.workdir))
+    lab.launch(lab.order("lacks/0", "task", missing, lab.nodes[1:], workdir=lab.workdir))
     for gang in ("tells/0", "greets/0"):
         ended = lab.until(Ended, gang)
         assert ended.outcome == "succeeded", ended.message
         assert "hello from a wheel" in lab.read(f"{gang}/1/logs/0.log").splitlines()
-    ended = lab.until(NotStarted, "gone/0")
+    ended = lab.until(NotStarted, "lacks/0")
     assert ended.event == "input" and "no file gone-1.0-py3-none-any.whl in the workdir" in ended.message
 
 
@@ -185,7 +185,7 @@ def test_a_train_gang_survives_its_bridge_grows_and_goes_on_from_its_checkpoint_
     lab.bridge.send("resize", lab.train("tune/0", lab.nodes, steps=600, pause=0.05))
     assert lab.until(ResizeDone, "tune/0").size == 2
     assert "resumed after step" in lab.read("tune/0/1/logs/1.log")
-    out, ended = lab.execute("tune/0", "train", ["sh", "-c", "ls; echo rank $RANK of $WORLD_SIZE"], rank=1)
+    out, ended = lab.execute("tune/0", "train", ["sh", "-c", "ls *.py; echo rank $RANK of $WORLD_SIZE"], rank=1)
     assert (out, ended.code) == ("loops.py\nrank 1 of 2\n", 0)
 
     lab.stop("tune/0", "train", "preempt", 20.0)
