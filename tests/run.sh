@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All checks, in the order in which they fail cheapest: lint, types, import contracts, unit tests, then real Ray.
-#   bash tests/run.sh          everything (about 11 minutes on 2 cores)
+#   bash tests/run.sh          everything (about 13 minutes on 2 cores)
 #   bash tests/run.sh quick    without real Ray (about 2 minutes)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
