@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import sys
@@ -42,15 +41,7 @@ def doctor() -> None:
 
     home = default_home()
     checks = [*_versions(), _sqlite(), *_folder(home), _disk(home), _controller(home)]
-    if show.wants_json():
-        click.echo(json.dumps({"checks": [check._asdict() for check in checks]}, indent=2))
-    else:
-        out = show.out()
-        marks = {"ok": "[green]ok[/]  ", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
-        for check in checks:
-            out.print(f"{marks[check.result]}  {check.name:<14} {show.plain(check.detail)}", soft_wrap=True)
-            if check.hint:
-                out.print(f"      {'':<14} {show.plain(check.hint)}", soft_wrap=True)
+    show.checks(checks)
     if any(check.result == "fail" for check in checks):
         click.get_current_context().exit(4)
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from llmsched.cli import show
-
-MARKS = {"ok": "[green]ok[/]     ", "broken": "[red]broken[/] ", "unknown": "[yellow]unknown[/]"}
 
 
 @click.command()
@@ -26,13 +22,6 @@ def fsck(files: bool, storage: str | None) -> None:
     from llmsched.client.transport import default_home
 
     checks = list(examine(default_home(), files=files, storage=storage))
-    if show.wants_json():
-        click.echo(json.dumps({"checks": [check._asdict() for check in checks]}, indent=2))
-    else:
-        out = show.out()
-        for check in checks:
-            out.print(f"{MARKS[check.result]}  {check.name:<12} {show.plain(check.detail)}", soft_wrap=True)
-            if check.hint:
-                out.print(f"{'':<23}{show.plain(check.hint)}", soft_wrap=True)
+    show.checks(checks)
     if any(check.result == "broken" for check in checks):
         click.get_current_context().exit(5)

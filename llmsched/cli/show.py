@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,9 @@ PHASE_COLOURS = {
     "failed": "bold red",
     "cancelled": "dim",
 }
+
+
+CHECK_COLOURS = {"ok": "green", "warn": "yellow", "unknown": "yellow", "fail": "red", "broken": "red"}
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +99,19 @@ def print_table(made: Table) -> None:
     with console.capture() as shown:
         console.print(made)
     click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+
+
+def checks(found: Sequence[Any]) -> None:
+    """What was looked at: NamedTuples of name, result, detail and hint; as {"checks": [...]} with --json."""
+    if wants_json():
+        click.echo(json.dumps({"checks": [check._asdict() for check in found]}, indent=2))
+        return
+    console = out()
+    for name, result, detail, hint in found:
+        colour = CHECK_COLOURS[result]
+        console.print(f"[{colour}]{result:<7}[/]  {name:<14} {plain(detail)}", soft_wrap=True)
+        if hint:
+            console.print(f"{'':<24}{plain(hint)}", soft_wrap=True)
 
 
 def next_commands(lines: Iterable[tuple[str, str]]) -> None:
