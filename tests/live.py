@@ -20,7 +20,7 @@ from llmsched.control.vault import Vault
 from llmsched.executors.fake import FakeExecutor
 from llmsched.executors.local_ray import parse_nodes
 from llmsched.gateway.front import Gateway
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.store.memory import MemoryStore
 
 
@@ -71,7 +71,7 @@ class Live:
     def client(self, token: str | None = None) -> Client:
         return Client(self.url, token or self.token)
 
-    def hear(self, kind: str, about: str) -> wire.EventView:
+    def hear(self, kind: str, about: str) -> http_models.EventView:
         """The first journal entry of that kind about a workload or gang, past or to come."""
         with self.client() as client:
             return next(

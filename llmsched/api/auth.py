@@ -19,9 +19,9 @@ from llmsched.api import home
 from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
-from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
+from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
@@ -99,15 +99,15 @@ def require(record: TokenRecord, need: str) -> None:
         raise NotAllowed(f'this needs the role {roles}; token {record.id} has "{record.role}".', code="role")
 
 
-def error_body(error: LlmschedError) -> wire.ErrorBody:
-    return wire.ErrorBody(
+def error_body(error: LlmschedError) -> http_models.ErrorBody:
+    return http_models.ErrorBody(
         code=error.code,
         message=error.message,
         where=error.where,
         hint=error.hint,
         exit_code=error.exit_code,
         retry_after_s=getattr(error, "retry_after_s", None),
-        problems=[wire.ProblemView(**problem._asdict()) for problem in getattr(error, "problems", ())],
+        problems=[http_models.ProblemView(**problem._asdict()) for problem in getattr(error, "problems", ())],
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from llmsched.api.views import numbers, phase
 from llmsched.control.dispatch import spec_of
-from llmsched.control.memory import ACCELERATORS, GB, Verdict
+from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
 from llmsched.core import decisions, facts
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 WAITS_FOR_DATA = 0.15  # of a step, from which it is worth doing something
 STRAGGLES = 1.3  # times the median rank
@@ -51,7 +51,7 @@ def diagnose(
     progress: Mapping[str, Mapping[str, Any]],
     entries: Iterable[tuple[int, float, Any]],
     memory: Verdict,
-) -> wire.DiagnosisView:
+) -> http_models.DiagnosisView:
     """`entries` are all of this workload; `memory` is what its model needs."""
     gangs = [state.gangs[name] for name in found.gangs if name in state.gangs]
     live = [one for one in gangs if not one.is_ended()]
@@ -59,10 +59,10 @@ def diagnose(
     leading = next(iter(holding), gangs[0] if gangs else None)
     said = numbers(progress.get(leading.id, {})) if leading else {}
     times = spent(entries, found.finished_at or state.now)
-    findings: list[wire.Finding] = []
+    findings: list[http_models.Finding] = []
 
     def find(code: str, message: str, advice: str = "") -> None:
-        findings.append(wire.Finding(code=code, message=message, advice=advice))
+        findings.append(http_models.Finding(code=code, message=message, advice=advice))
 
     _waiting(live, find)
     _history(times, find)
@@ -72,7 +72,7 @@ def diagnose(
         _load(found, holding, find)
     elif holding:
         _pace(said, find)
-    return wire.DiagnosisView(
+    return http_models.DiagnosisView(
         id=found.workload.id,
         phase=phase(found),
         text=_summary(findings, holding, found),
@@ -271,7 +271,7 @@ def _unknown(found: WorkloadState, said: Mapping[str, Any], memory: Verdict) -> 
     return unknown
 
 
-def _summary(findings: list[wire.Finding], holding: list[GangState], found: WorkloadState) -> str:
+def _summary(findings: list[http_models.Finding], holding: list[GangState], found: WorkloadState) -> str:
     if findings:
         return f"{len(findings)} thing{'s' if len(findings) > 1 else ''} to look at"
     if holding:

@@ -18,7 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 BASES = ("$LLMSCHED_ADDRESS", "$API")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
@@ -86,7 +86,7 @@ def _exemplify(operation: dict[str, Any], route: APIRoute, known: list[Example])
         shown = _shown(route, one.answer)
         for content in _contents(operation["responses"]["200"]) if shown is not None else ():
             content.setdefault("example", shown)
-        refused = _validated(wire.ErrorBody, one.answer)
+        refused = _validated(http_models.ErrorBody, one.answer)
         if refused is not None:
             for content in _contents(operation["responses"].get("4XX")):
                 content.setdefault("example", refused)
@@ -97,7 +97,7 @@ def _shown(route: APIRoute, answer: str) -> Any:
     model = route.response_model
     if isinstance(model, type) and issubclass(model, BaseModel):
         return _validated(model, answer)
-    return answer if _validated(wire.ErrorBody, answer) is None else None
+    return answer if _validated(http_models.ErrorBody, answer) is None else None
 
 
 def _contents(said: Mapping[str, Any] | None) -> list[dict[str, Any]]:

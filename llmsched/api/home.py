@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from llmsched.control.rights import OPERATOR, ROLES, SUBMITTER
-from llmsched.core.rights import EVERYONE
+from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
+from llmsched.core.authorization import EVERYONE
 from llmsched.errors import RequestError, SpecError, StoreError
 
 RENAMED = {"admin": "operator"}  # roles of tokens made before

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from llmsched.runtime.storage import LocalStorage, Storage
-from llmsched.spec.wire import LogLine
+from llmsched.spec.http_models import LogLine
 
 POLL_S = 0.3
 CHUNK = 1 << 18

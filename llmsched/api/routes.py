@@ -16,13 +16,13 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from llmsched.api import diagnosis, logs, page, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
-from llmsched.control import execution, planning, registry, rights
+from llmsched.control import authorization, execution, planning, registry
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
 from llmsched.core.state import State
 from llmsched.executors.port import CommandEnded
 from llmsched.runtime.storage import Storage
-from llmsched.spec import cluster, load, wire
+from llmsched.spec import cluster, http_models, load
 from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
@@ -51,7 +51,7 @@ class Caller(NamedTuple):
     """Who asks, and what that person may see and change now."""
 
     token: TokenRecord
-    rights: rights.Rights
+    rights: authorization.Rights
 
     @property
     def user(self) -> str:
@@ -88,9 +88,9 @@ def of_workload(need: str) -> Callable[[str, Request], Found]:
 
     def allowed(name: Name, request: Request) -> Found:
         who = _caller(request, need)
-        found = rights.find(services(request).controller.state, name, who.rights)
+        found = authorization.find(services(request).controller.state, name, who.rights)
         if need == "change":
-            rights.check_change(found, who.rights)
+            authorization.check_change(found, who.rights)
         return Found(found, who)
 
     allowed.need = need  # type: ignore[attr-defined]
@@ -100,8 +100,8 @@ def of_workload(need: str) -> Callable[[str, Request], Found]:
 def _caller(request: Request, need: str) -> Caller:
     token: TokenRecord = request.scope["llmsched.token"]
     require(token, need)
-    person = rights.Person(token.user, token.role)
-    return Caller(token, rights.Rights(person, services(request).controller.state.configuration))
+    person = authorization.Person(token.user, token.role)
+    return Caller(token, authorization.Rights(person, services(request).controller.state.configuration))
 
 
 Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
@@ -115,17 +115,17 @@ Hex = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Key = Annotated[str | None, Header(max_length=200, description="the same key and body again give the same answer")]
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": wire.ErrorBody, "description": "refused: the request is wrong, or not as things stand now"},
-    "5XX": {"model": wire.ErrorBody, "description": "the cluster, the store or the controller failed"},
+    "4XX": {"model": http_models.ErrorBody, "description": "refused: the request is wrong, or not as things stand now"},
+    "5XX": {"model": http_models.ErrorBody, "description": "the cluster, the store or the controller failed"},
 }
 router = APIRouter(prefix="/api/v1", responses=REFUSALS)
 open_router = APIRouter()
 
 
 @open_router.get("/healthz")
-async def alive() -> wire.Alive:
+async def alive() -> http_models.Alive:
     """Whether a controller answers. Wants no token."""
-    return wire.Alive()
+    return http_models.Alive()
 
 
 @open_router.get(page.PAGE_PATH, response_class=HTMLResponse, include_in_schema=False)
@@ -134,9 +134,9 @@ async def web_view() -> HTMLResponse:
 
 
 @router.get("/health")
-async def health(given: Given, who: Looker) -> wire.Health:
+async def health(given: Given, who: Looker) -> http_models.Health:
     """Whether it can do its work, since when, and where dashboard and endpoint are."""
-    return cast(wire.Health, given.controller.health)
+    return cast(http_models.Health, given.controller.health)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -149,24 +149,26 @@ async def metrics(given: Given, who: Looker) -> str:
 
 
 @router.post("/plan")
-async def plan(body: wire.PlanRequest, given: Given, who: Looker) -> wire.PlannedList:
+async def plan(body: http_models.PlanRequest, given: Given, who: Looker) -> http_models.PlannedList:
     """What would happen now. Changes nothing."""
     specs = [load.load_json(spec) for spec in body.specs]
-    planned = wire.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
+    planned = http_models.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
     return views.seen_by(planned, given.state, who.rights)
 
 
 @router.post("/apply")
-async def apply(body: wire.ApplyRequest, given: Given, who: Submitter, idempotency_key: Key = None) -> wire.AppliedList:
+async def apply(
+    body: http_models.ApplyRequest, given: Given, who: Submitter, idempotency_key: Key = None
+) -> http_models.AppliedList:
     """Submit or update; answered when it is committed."""
     specs = [load.load_json(spec) for spec in body.specs]
     key = idempotency_key and f"{who.token.id}:{idempotency_key}"
     applied = await given.controller.submit(specs, user=who.user, role=who.role, again=body.again, idempotency_key=key)
-    return wire.AppliedList(applied=applied)
+    return http_models.AppliedList(applied=applied)
 
 
 @router.get("/workdirs/{sha256}")
-async def workdir(sha256: Hex, given: Given, who: Submitter) -> wire.WorkdirStored:
+async def workdir(sha256: Hex, given: Given, who: Submitter) -> http_models.WorkdirStored:
     """Whether that zip has been uploaded."""
     known = await asyncio.to_thread(workdirs.find, given.storage, sha256)
     if known is None:
@@ -183,7 +185,7 @@ ZIP = {
 
 
 @router.put("/workdirs/{sha256}", openapi_extra=ZIP)
-async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitter) -> wire.WorkdirStored:
+async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitter) -> http_models.WorkdirStored:
     """A zip, named by its SHA-256."""
     content = await request.body()
     return await asyncio.to_thread(workdirs.keep, given.storage, sha256, content)
@@ -195,7 +197,7 @@ async def workloads(
     who: Looker,
     ended: Annotated[int | None, Query(ge=0, description="how many that have ended at most; default: all")] = None,
     waiting: Annotated[int | None, Query(ge=0, description="how many that wait at most; default: all")] = None,
-) -> wire.WorkloadList:
+) -> http_models.WorkloadList:
     """Newest first."""
     controller = given.controller
     listed = views.workloads(
@@ -205,20 +207,20 @@ async def workloads(
 
 
 @router.get("/workloads/{name}")
-async def workload(given: Given, found: Seen) -> wire.WorkloadView:
+async def workload(given: Given, found: Seen) -> http_models.WorkloadView:
     """One run, with its gangs."""
     return _view(given, found)
 
 
 @router.get("/workloads/{name}/why")
-async def why(given: Given, found: Seen) -> wire.WhyView:
+async def why(given: Given, found: Seen) -> http_models.WhyView:
     """Why it waits, and what would start it; or why it runs where it runs, or how it ended."""
     said = views.why(given.state, found.workload, given.controller.entries(0, found.id))
     return views.seen_by(said, given.state, found.who.rights)
 
 
 @router.get("/workloads/{name}/diagnose")
-async def diagnose(given: Given, found: Seen) -> wire.DiagnosisView:
+async def diagnose(given: Given, found: Seen) -> http_models.DiagnosisView:
     """What slows it, as far as it is known, and what to do."""
     controller = given.controller
     needs = await planning.memory_of_known(given.state, found.workload.workload)
@@ -228,7 +230,7 @@ async def diagnose(given: Given, found: Seen) -> wire.DiagnosisView:
 
 
 @router.get("/workloads/{name}/story")
-async def story(given: Given, found: Seen) -> wire.StoryView:
+async def story(given: Given, found: Seen) -> http_models.StoryView:
     """Its whole history, in words."""
     told = views.story(given.state, found.workload, given.controller.entries(0, found.id))
     return views.seen_by(told, given.state, found.who.rights)
@@ -256,21 +258,21 @@ async def log_lines(
         return views.log_sources(controller.state, workload_id, gang, attempt)
 
     def ended() -> bool:
-        return views.phase(controller.state.workloads[workload_id]) in wire.ENDED
+        return views.phase(controller.state.workloads[workload_id]) in http_models.ENDED
 
     lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended)
     return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
 
 
 @router.post("/workloads/{name}/cancel")
-async def cancel(given: Given, found: Changed) -> wire.WorkloadView:
+async def cancel(given: Given, found: Changed) -> http_models.WorkloadView:
     """Stop it for good. A training saves first, an endpoint finishes what it serves."""
     await given.controller.cancel(found.id, by=found.who.user)
     return _view(given, found)
 
 
 @router.post("/workloads/{name}/scale")
-async def scale(body: wire.ScaleRequest, given: Given, found: Changed) -> wire.WorkloadView:
+async def scale(body: http_models.ScaleRequest, given: Given, found: Changed) -> http_models.WorkloadView:
     """Bundles of an elastic gang, or replicas, within what the spec allows."""
     await given.controller.scale(found.id, body.size, by=found.who.user)
     return _view(given, found)
@@ -281,7 +283,7 @@ async def scale(body: wire.ScaleRequest, given: Given, found: Changed) -> wire.W
     response_class=StreamingResponse,
     responses={200: {"description": "one ExecLine a line", "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
-async def execute(body: wire.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
+async def execute(body: http_models.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
     """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
     command = execution.Command(found.id, tuple(body.command), found.who.user, body.rank, body.gang, body.timeout_s)
     said = await given.controller.execute(command)
@@ -292,26 +294,26 @@ async def execute(body: wire.ExecRequest, given: Given, found: Changed) -> Strea
 
 
 @router.get("/nodes")
-async def nodes(given: Given, who: Looker) -> wire.NodeList:
+async def nodes(given: Given, who: Looker) -> http_models.NodeList:
     """Nodes, what is free on them, and who holds what."""
     state = given.controller.state
-    return wire.NodeList(nodes=views.nodes(state, who.rights), types=views.node_types(state))
+    return http_models.NodeList(nodes=views.nodes(state, who.rights), types=views.node_types(state))
 
 
 @router.get("/queues")
-async def queues(given: Given, who: Looker) -> wire.QueueList:
+async def queues(given: Given, who: Looker) -> http_models.QueueList:
     """All of them, with what they own and hold and how much waits: numbers, and nobody's work by name."""
-    return wire.QueueList(queues=views.queues(given.controller.state))
+    return http_models.QueueList(queues=views.queues(given.controller.state))
 
 
 @router.get("/reservations")
-async def reservations(given: Given, who: Looker) -> wire.ReservationList:
+async def reservations(given: Given, who: Looker) -> http_models.ReservationList:
     """In the order of their windows; those that are over last."""
-    return wire.ReservationList(reservations=views.reservations(given.state, who.rights))
+    return http_models.ReservationList(reservations=views.reservations(given.state, who.rights))
 
 
 @router.post("/reservations")
-async def reserve(body: wire.ReserveRequest, given: Given, who: Operator) -> wire.ReservationList:
+async def reserve(body: http_models.ReserveRequest, given: Given, who: Operator) -> http_models.ReservationList:
     """Beside those of the cluster file, and not touched by a new one. Refused over work that can be moved by nobody."""
     spec = cluster.load_reservation(body.reservation)
     await given.controller.reserve(spec, by=who.user)
@@ -319,7 +321,7 @@ async def reserve(body: wire.ReserveRequest, given: Given, who: Operator) -> wir
 
 
 @router.delete("/reservations/{name}")
-async def end_reservation(name: Name, given: Given, who: Operator) -> wire.ReservationList:
+async def end_reservation(name: Name, given: Given, who: Operator) -> http_models.ReservationList:
     """Only one that was made by command: the others stand in the cluster file."""
     await given.controller.end_reservation(name, by=who.user)
     return await reservations(given, who)
@@ -328,34 +330,36 @@ async def end_reservation(name: Name, given: Given, who: Operator) -> wire.Reser
 @router.get("/models")
 async def models(
     given: Given, who: Looker, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None
-) -> wire.ModelList:
+) -> http_models.ModelList:
     """Every result of a train workload, the newest version first, with what it was made of."""
     if name is not None:
         registry.find(given.state, name, sees=who.rights.sees)
-    return wire.ModelList(models=registry.versions(given.state, name, who.rights.sees))
+    return http_models.ModelList(models=registry.versions(given.state, name, who.rights.sees))
 
 
 SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]
 
 
 @router.get("/secrets")
-async def secrets(given: Given, who: Submitter) -> wire.SecretList:
+async def secrets(given: Given, who: Submitter) -> http_models.SecretList:
     """One's own and the shared ones: names, never values."""
-    return wire.SecretList(secrets=given.controller.vault.known(who.user))
+    return http_models.SecretList(secrets=given.controller.vault.known(who.user))
 
 
 @router.put("/secrets/{name}")
-async def set_secret(name: SecretName, body: wire.SecretRequest, given: Given, who: Submitter) -> wire.SecretView:
+async def set_secret(
+    name: SecretName, body: http_models.SecretRequest, given: Given, who: Submitter
+) -> http_models.SecretView:
     """Workloads that are launched from now on get it."""
     owner = _owner_of_secret(who, body.shared)
-    return cast(wire.SecretView, await given.controller.vault.put(owner, name, body.value, by=who.user))
+    return cast(http_models.SecretView, await given.controller.vault.put(owner, name, body.value, by=who.user))
 
 
 @router.delete("/secrets/{name}")
-async def remove_secret(name: SecretName, given: Given, who: Submitter, shared: bool = False) -> wire.SecretView:
+async def remove_secret(name: SecretName, given: Given, who: Submitter, shared: bool = False) -> http_models.SecretView:
     """What runs keeps the value it was given."""
     owner = _owner_of_secret(who, shared)
-    return cast(wire.SecretView, await given.controller.vault.remove(owner, name, by=who.user))
+    return cast(http_models.SecretView, await given.controller.vault.remove(owner, name, by=who.user))
 
 
 def _owner_of_secret(who: Caller, shared: bool) -> str:
@@ -365,13 +369,13 @@ def _owner_of_secret(who: Caller, shared: bool) -> str:
 
 
 @router.get("/config")
-async def config(given: Given, who: Looker) -> wire.ConfigView:
+async def config(given: Given, who: Looker) -> http_models.ConfigView:
     """The configuration in force, as the core sees it."""
     return views.configuration(given.state, who.rights)
 
 
 @router.put("/config")
-async def configure(body: wire.ConfigRequest, given: Given, who: Operator) -> wire.ConfigView:
+async def configure(body: http_models.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
     """A new version; old ones stay in the journal."""
     await given.controller.configure(cluster.load_json(body.config), by=who.user)
     return views.configuration(given.state, who.rights)
@@ -403,23 +407,23 @@ async def events(
 
 
 @router.post("/shutdown")
-async def shutdown(body: wire.ShutdownRequest, request: Request, who: Operator) -> wire.Alive:
+async def shutdown(body: http_models.ShutdownRequest, request: Request, who: Operator) -> http_models.Alive:
     """The controller ends after this answer. What runs goes on, unless it is told to stop everything."""
     request.app.state.stop_everything = body.stop_everything
     request.app.state.stop.set()
-    return wire.Alive()
+    return http_models.Alive()
 
 
 # --- how ----------------------------------------------------------------------------------------------------------
 
 
-def _view(given: Services, found: Found) -> wire.WorkloadView:
+def _view(given: Services, found: Found) -> http_models.WorkloadView:
     """As it is now, which may be after it was changed."""
     now = given.state.workloads[found.id]
     return views.seen_by(views.workload(given.state, now, given.controller.progress), given.state, found.who.rights)
 
 
-async def _as_json_lines(lines: AsyncIterator[wire.LogLine]) -> AsyncIterator[str]:
+async def _as_json_lines(lines: AsyncIterator[http_models.LogLine]) -> AsyncIterator[str]:
     async for line in lines:
         yield line.model_dump_json() + "\n"
 
@@ -430,9 +434,11 @@ async def _as_exec_lines(said: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
             if item is None:
                 yield "\n"  # shows us a client that left
             elif isinstance(item, CommandEnded):
-                yield wire.ExecLine(stream="end", text=item.message, exit_code=item.code).model_dump_json() + "\n"
+                yield (
+                    http_models.ExecLine(stream="end", text=item.message, exit_code=item.code).model_dump_json() + "\n"
+                )
             else:
-                yield wire.ExecLine(stream=item.stream, text=item.text).model_dump_json() + "\n"
+                yield http_models.ExecLine(stream=item.stream, text=item.text).model_dump_json() + "\n"
 
 
 async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> AsyncIterator[str]:

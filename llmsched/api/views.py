@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from llmsched.api import words
-from llmsched.control.rights import Rights, hide, without_names
+from llmsched.api import event_text
+from llmsched.control.authorization import Rights, hide, without_names
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.explain import Reason
@@ -21,7 +21,7 @@ from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
@@ -51,33 +51,33 @@ def workloads(
     *,
     ended: int | None = None,
     waiting: int | None = None,
-) -> wire.WorkloadList:
+) -> http_models.WorkloadList:
     """All that one may see, newest first; or of those that have ended, and of those that wait, so many at most."""
     seen = [found for found in state.workloads.values() if rights.sees(found.workload)]
     newest_first = sorted(seen, key=lambda found: (-found.submitted_at, found.workload.id))
     left = {"ended": len(newest_first) if ended is None else ended}
     left["waiting"] = len(newest_first) if waiting is None else waiting
-    counts: Counter[wire.Phase] = Counter()
+    counts: Counter[http_models.Phase] = Counter()
     shown = []
     for found in newest_first:
         now = phase(found)
         counts[now] += 1
-        kind = "ended" if now in wire.ENDED else now
+        kind = "ended" if now in http_models.ENDED else now
         if kind in left:
             left[kind] -= 1
         if left.get(kind, 0) >= 0:
             shown.append(workload(state, found, progress))
-    return wire.WorkloadList(workloads=shown, counts=dict(counts), seq=seq)
+    return http_models.WorkloadList(workloads=shown, counts=dict(counts), seq=seq)
 
 
-def workload(state: State, found: WorkloadState, progress: Progress) -> wire.WorkloadView:
+def workload(state: State, found: WorkloadState, progress: Progress) -> http_models.WorkloadView:
     it = found.workload
     gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
     live = [one for one in gangs if not one.is_ended()]
     is_serve = it.kind == "serve"
     shown = live or gangs[-1:] if is_serve else gangs  # replicas that are gone say nothing about the workload
     leading = next((one for one in live if one.status is not Status.QUEUED), shown[0] if shown else None)
-    return wire.WorkloadView(
+    return http_models.WorkloadView(
         id=it.id,
         name=it.name,
         run=it.run,
@@ -106,8 +106,8 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> wire.Wor
     )
 
 
-def gang(state: State, one: GangState, progress: Progress) -> wire.GangView:
-    return wire.GangView(
+def gang(state: State, one: GangState, progress: Progress) -> http_models.GangView:
+    return http_models.GangView(
         id=one.id,
         status=one.status.value,
         size=one.size,
@@ -124,18 +124,18 @@ def gang(state: State, one: GangState, progress: Progress) -> wire.GangView:
     )
 
 
-def phase(found: WorkloadState) -> wire.Phase:
+def phase(found: WorkloadState) -> http_models.Phase:
     return found.phase  # type: ignore[return-value]  # the same words
 
 
-def numbers(data: Mapping[str, Any]) -> dict[str, wire.Scalar]:
+def numbers(data: Mapping[str, Any]) -> dict[str, http_models.Scalar]:
     return {name: value for name, value in data.items() if isinstance(value, (float, int, str, bool))}
 
 
-def reason(why: Reason | None) -> wire.ReasonView | None:
+def reason(why: Reason | None) -> http_models.ReasonView | None:
     if why is None:
         return None
-    return wire.ReasonView(
+    return http_models.ReasonView(
         code=why.code,
         message=why.message,
         counts=dict(why.counts),
@@ -145,8 +145,8 @@ def reason(why: Reason | None) -> wire.ReasonView | None:
     )
 
 
-def amounts(resources: Resources) -> wire.Amounts:
-    return wire.Amounts(
+def amounts(resources: Resources) -> http_models.Amounts:
+    return http_models.Amounts(
         gpus=resources.gpus_milli / MILLI,
         cpus=resources.cpus_milli / MILLI,
         memory_bytes=resources.memory_bytes,
@@ -154,13 +154,13 @@ def amounts(resources: Resources) -> wire.Amounts:
     )
 
 
-def placed(state: State, it: Workload, placement: Placement) -> list[wire.PlacedView]:
-    views: dict[str, wire.PlacedView] = {}
+def placed(state: State, it: Workload, placement: Placement) -> list[http_models.PlacedView]:
+    views: dict[str, http_models.PlacedView] = {}
     for place in placement:
         node = state.nodes.get(place.node)
         view = views.setdefault(
             place.node,
-            wire.PlacedView(
+            http_models.PlacedView(
                 node=place.node,
                 name=(node.node.name or place.node) if node else place.node,
                 flavor=node.node.flavor if node else None,
@@ -186,7 +186,7 @@ def log_sources(state: State, workload_id: str, index: int | None, attempt: int 
 # --- why and story ----------------------------------------------------------------------------------------------
 
 
-def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
+def why(state: State, found: WorkloadState, entries: Entries) -> http_models.WhyView:
     """`entries` of this workload: where it runs was explained when it was decided."""
     launched = {}
     for _, _, entry in entries:
@@ -204,10 +204,10 @@ def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
             text = one.reason.message if one.reason else "it has not been looked at yet."
             waiting.append(one)
         elif one.is_holding():
-            text = f"on {words.where(one.held, called)}"
+            text = f"on {event_text.where(one.held, called)}"
             text += f": {launched[gang_id]}" if launched.get(gang_id) else ""
         gangs.append(
-            wire.GangWhy(
+            http_models.GangWhy(
                 gang=gang_id,
                 status=one.status.value,
                 reason=reason(one.reason),
@@ -221,12 +221,12 @@ def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
         if it.kind == "serve" and len(waiting) < len(gangs):
             text = f"{len(waiting)} of {len(gangs)} replicas wait: {text}"
         since: float | None = dominant.queued_since
-    elif now in wire.ENDED:
+    elif now in http_models.ENDED:
         text, since = found.message or f"it has {now}.", found.finished_at
     else:
         text = "; ".join(one.text for one in gangs) or found.message or "it holds nothing and wants nothing now."
         since = max((state.gangs[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
-    return wire.WhyView(
+    return http_models.WhyView(
         id=it.id,
         phase=now,
         since=since,
@@ -236,30 +236,32 @@ def why(state: State, found: WorkloadState, entries: Entries) -> wire.WhyView:
     )
 
 
-def story(state: State, found: WorkloadState, entries: Entries) -> wire.StoryView:
+def story(state: State, found: WorkloadState, entries: Entries) -> http_models.StoryView:
     called = names(state)
     lines = []
     for seq, at, entry in entries:
-        said = words.describe(entry, called)
+        said = event_text.describe(entry, called)
         if said.text:
-            lines.append(wire.StoryLine(seq=seq, at=at, kind=type(entry).__name__, gang=said.gang, text=said.text))
-    return wire.StoryView(id=found.workload.id, lines=lines)
+            lines.append(
+                http_models.StoryLine(seq=seq, at=at, kind=type(entry).__name__, gang=said.gang, text=said.text)
+            )
+    return http_models.StoryView(id=found.workload.id, lines=lines)
 
 
-def event(seq: int, at: float, entry: Any, called: Mapping[str, str]) -> wire.EventView:
-    said = words.describe(entry, called)
-    return wire.EventView(
+def event(seq: int, at: float, entry: Any, called: Mapping[str, str]) -> http_models.EventView:
+    said = event_text.describe(entry, called)
+    return http_models.EventView(
         seq=seq,
         at=at,
         kind=type(entry).__name__,
         workload=said.workload,
         gang=said.gang,
         text=said.text,
-        data=words.data(entry),
+        data=event_text.data(entry),
     )
 
 
-def event_for(seq: int, at: float, entry: Any, state: State, rights: Rights) -> wire.EventView | None:
+def event_for(seq: int, at: float, entry: Any, state: State, rights: Rights) -> http_models.EventView | None:
     """None when there is nothing to tell whoever follows: time passed, or it is of work that one may not see."""
     if keeps_time_only(entry):
         return None
@@ -279,7 +281,7 @@ def keeps_time_only(entry: Any) -> bool:
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
-def nodes(state: State, rights: Rights) -> list[wire.NodeView]:
+def nodes(state: State, rights: Rights) -> list[http_models.NodeView]:
     """Others see how much is held, and by how many gangs."""
     gangs: dict[str, list[str]] = {}
     for name in state.holding:
@@ -289,9 +291,9 @@ def nodes(state: State, rights: Rights) -> list[wire.NodeView]:
     return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
 
 
-def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
+def node(found: NodeState, gangs: Sequence[str]) -> http_models.NodeView:
     it = found.node
-    return wire.NodeView(
+    return http_models.NodeView(
         id=it.id,
         name=it.name or it.id,
         flavor=it.flavor,
@@ -306,12 +308,12 @@ def node(found: NodeState, gangs: Sequence[str]) -> wire.NodeView:
     )
 
 
-def node_types(state: State) -> list[wire.NodeTypeView]:
+def node_types(state: State) -> list[http_models.NodeTypeView]:
     asked = dict(state.requested)
     here = Counter(found.node.node_type for found in state.nodes.values())
     configuration = state.configuration
     return [
-        wire.NodeTypeView(
+        http_models.NodeTypeView(
             name=one.name,
             flavor=accelerator_of(configuration, one),
             gpus=one.gpus,
@@ -325,7 +327,7 @@ def node_types(state: State) -> list[wire.NodeTypeView]:
     ]
 
 
-def queues(state: State) -> list[wire.QueueView]:
+def queues(state: State) -> list[http_models.QueueView]:
     used: dict[str, Counter[str]] = {}
     for name in state.holding:
         one = state.gangs[name]
@@ -342,12 +344,12 @@ def queues(state: State) -> list[wire.QueueView]:
         total = sum(mine.values())
         counted = phases.get(queue.name, Counter())
         views.append(
-            wire.QueueView(
+            http_models.QueueView(
                 name=queue.name,
                 cohort=queue.cohort,
                 weight=queue.weight,
                 quotas=[
-                    wire.QuotaView(
+                    http_models.QuotaView(
                         flavor=flavor,
                         nominal=quota.nominal_milli / MILLI,
                         borrowing_limit=_gpus(quota.borrowing_limit_milli),
@@ -358,13 +360,13 @@ def queues(state: State) -> list[wire.QueueView]:
                 ],
                 gpus_used=total / MILLI,
                 waiting=counted["waiting"],
-                active=sum(n for name, n in counted.items() if name not in ("waiting", *wire.ENDED)),
+                active=sum(n for name, n in counted.items() if name not in ("waiting", *http_models.ENDED)),
             )
         )
     return views
 
 
-def reservations(state: State, rights: Rights) -> list[wire.ReservationView]:
+def reservations(state: State, rights: Rights) -> list[http_models.ReservationView]:
     """Each with the nodes on which it would lie as things are now. For whom and by whom is for who sees everything."""
     listed = []
     with Trial(state) as trial:
@@ -372,7 +374,7 @@ def reservations(state: State, rights: Rights) -> list[wire.ReservationView]:
     for one in state.configuration.reservations:
         span = window(one, state.now)
         opens, closes = span or (None, None)
-        view = wire.ReservationView(
+        view = http_models.ReservationView(
             name=one.name,
             state="over" if opens is None else "open" if opens <= state.now else "coming",
             opens=opens,
@@ -389,16 +391,16 @@ def reservations(state: State, rights: Rights) -> list[wire.ReservationView]:
     return sorted(listed, key=lambda view: (view.opens is None, view.opens or 0.0, view.name))
 
 
-def configuration(state: State, rights: Rights) -> wire.ConfigView:
+def configuration(state: State, rights: Rights) -> http_models.ConfigView:
     """Who has which role in a queue is for its admins, and for those who see everything."""
-    plain = words.plain(state.configuration)
+    plain = event_text.plain(state.configuration)
     for queue in plain["queues"]:
         if not rights.leads(queue["name"]):
             queue.update(viewers=[], submitters=[], admins=[])
     if not rights.sees_all:
         for reservation in plain["reservations"]:
             reservation.update(users=_users(reservation["users"], rights), by="")
-    return wire.ConfigView(version=state.configuration.version, configuration=plain)
+    return http_models.ConfigView(version=state.configuration.version, configuration=plain)
 
 
 def _users(users: Iterable[str], rights: Rights) -> list[str]:
@@ -410,7 +412,7 @@ def _gpus(milli: int | None) -> float | None:
     return None if milli is None else milli / MILLI
 
 
-def metrics(state: State, health: wire.Health) -> str:
+def metrics(state: State, health: http_models.Health) -> str:
     """Prometheus' text format; no names of workloads, so that it stays small."""
     by_phase = Counter(phase(found) for found in state.workloads.values())
     by_reason = Counter(

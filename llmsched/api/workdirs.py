@@ -12,7 +12,7 @@ import zipfile
 
 from llmsched.errors import RequestError, SpecError
 from llmsched.runtime.storage import Storage, check_key
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 UNPACKED_LIMIT = 2 << 30
 FILES_LIMIT = 50_000
@@ -22,16 +22,16 @@ def key(sha256: str) -> str:
     return f"workdirs/{sha256}.zip"
 
 
-def find(storage: Storage, sha256: str) -> wire.WorkdirStored | None:
+def find(storage: Storage, sha256: str) -> http_models.WorkdirStored | None:
     size = storage.size(key(sha256))
-    return None if size is None else wire.WorkdirStored(sha256=sha256, size_bytes=size, known=True)
+    return None if size is None else http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=True)
 
 
 def unknown(sha256: str) -> RequestError:
     return RequestError(f"no workdir {sha256[:12]}... has been sent.", code="unknown_workdir", http_status=404)
 
 
-def keep(storage: Storage, sha256: str, content: bytes) -> wire.WorkdirStored:
+def keep(storage: Storage, sha256: str, content: bytes) -> http_models.WorkdirStored:
     """Raises SpecError when the content is not what its name says, or not a zip of plain relative files."""
     known = find(storage, sha256)
     if known is not None:
@@ -40,7 +40,7 @@ def keep(storage: Storage, sha256: str, content: bytes) -> wire.WorkdirStored:
         raise SpecError("the packed workdir is not what its name says.", code="workdir", hint="Send it again.")
     check(content)
     storage.write(key(sha256), content)
-    return wire.WorkdirStored(sha256=sha256, size_bytes=len(content), known=False)
+    return http_models.WorkdirStored(sha256=sha256, size_bytes=len(content), known=False)
 
 
 def check(content: bytes) -> None:

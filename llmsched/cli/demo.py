@@ -30,7 +30,7 @@ from llmsched.cli.screen import Screen
 from llmsched.client import Client
 from llmsched.client.transport import locate
 from llmsched.errors import ClusterError, LlmschedError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "01_fine_tune_and_serve"
 NODES = "2x2:A100"
@@ -43,7 +43,7 @@ SHORT_STEPS = {"sentiment": 12, "support-tone": 4}
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Views = dict[str, wire.WorkloadView]
+Views = dict[str, http_models.WorkloadView]
 
 
 @dataclass

@@ -10,7 +10,7 @@ import click
 from llmsched.cli import show
 
 if TYPE_CHECKING:
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 NAMES = {  # of the numbers worth a line, in order
     "samples_per_s": "samples/s {:g}",
@@ -35,7 +35,7 @@ def diagnose(name: str) -> None:
     show.answer(view, lambda: _print(view))
 
 
-def _print(view: wire.DiagnosisView) -> None:
+def _print(view: http_models.DiagnosisView) -> None:
     width = show.out().width
     click.echo(f"{view.id} ({view.phase}): {view.text}.")
     spent = [(name, view.numbers.get(f"{name}_s")) for name in ("waited", "starting", "running")]

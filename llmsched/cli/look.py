@@ -13,7 +13,7 @@ import click
 from llmsched.cli import show
 
 if TYPE_CHECKING:
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 WAITING_SHOWN = 30
 ENDED_SHOWN = 10
@@ -42,7 +42,7 @@ def status(name: str | None, everything: bool) -> None:
     show.answer(listed, lambda: _print_all(listed, health, everything))
 
 
-def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool) -> None:
+def _print_all(listed: http_models.WorkloadList, health: http_models.Health, everything: bool) -> None:
     active = [view for view in listed.workloads if not view.ended and view.phase != "waiting"]
     waiting = [view for view in listed.workloads if view.phase == "waiting"]
     ended = [view for view in listed.workloads if view.ended]
@@ -54,7 +54,7 @@ def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool)
             table.add_row(*_row(view))
         show.print_table(table)
         _print_reasons(waiting[: None if everything else REASONS_SHOWN])
-        from llmsched.spec.wire import ENDED
+        from llmsched.spec.http_models import ENDED
 
         over = sum(listed.counts.get(phase, 0) for phase in ENDED)
         missing = listed.counts.get("waiting", 0) - len(waiting)
@@ -65,7 +65,7 @@ def _print_all(listed: wire.WorkloadList, health: wire.Health, everything: bool)
         click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
 
 
-def _print_reasons(waiting: list[wire.WorkloadView]) -> None:
+def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
     """Whole, where the column had to cut them."""
     width = show.out().width
     if width >= WIDE:
@@ -76,7 +76,7 @@ def _print_reasons(waiting: list[wire.WorkloadView]) -> None:
             click.echo(textwrap.fill(f"{view.id} waits: {view.reason.message}", width, subsequent_indent="  "))
 
 
-def _row(view: wire.WorkloadView) -> tuple[str, ...]:
+def _row(view: http_models.WorkloadView) -> tuple[str, ...]:
     serves = view.kind == "serve"
     wanted = view.wanted if serves and view.wanted is not None else view.max_size
     return (
@@ -90,7 +90,7 @@ def _row(view: wire.WorkloadView) -> tuple[str, ...]:
     )
 
 
-def _what(view: wire.WorkloadView) -> str:
+def _what(view: http_models.WorkloadView) -> str:
     if view.phase == "waiting" and view.reason is not None:
         return view.reason.message
     if view.phase == "succeeded":
@@ -102,7 +102,7 @@ def _what(view: wire.WorkloadView) -> str:
     return show.progress(view.progress) or view.message
 
 
-def _print_one(view: wire.WorkloadView, endpoint: str) -> None:
+def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
     out = show.out()
     out.print(f"[bold]{show.plain(view.id)}[/]  {view.kind}, {show.phase(view.phase)}")
     rows = [
@@ -145,13 +145,13 @@ def _print_one(view: wire.WorkloadView, endpoint: str) -> None:
         show.print_table(table)
 
 
-def _size(view: wire.WorkloadView) -> str:
+def _size(view: http_models.WorkloadView) -> str:
     if view.kind == "serve" and view.wanted is not None:
         return f"{view.size} of {view.wanted} wanted ({view.min_size}..{view.max_size})"
     return show.size(view.size, view.min_size, view.max_size)
 
 
-def _took(view: wire.WorkloadView) -> str:
+def _took(view: http_models.WorkloadView) -> str:
     return show.duration((view.finished_at or view.submitted_at) - view.submitted_at)
 
 
@@ -165,7 +165,7 @@ def why(name: str) -> None:
     show.answer(view, lambda: _print_why(view))
 
 
-def _print_why(view: wire.WhyView) -> None:
+def _print_why(view: http_models.WhyView) -> None:
     age = (
         f" ({show.since(view.since)})" if view.since and view.phase not in ("succeeded", "failed", "cancelled") else ""
     )
@@ -198,7 +198,7 @@ def story(name: str) -> None:
     show.answer(view, lambda: _print_story(view))
 
 
-def _print_story(view: wire.StoryView) -> None:
+def _print_story(view: http_models.StoryView) -> None:
     begin = view.lines[0].at if view.lines else 0.0
     several = len({line.gang for line in view.lines if line.gang}) > 1
     width = show.out().width if sys.stdout.isatty() else None  # a line of a log stays one line
@@ -211,9 +211,9 @@ def _print_story(view: wire.StoryView) -> None:
         click.echo(textwrap.fill(text, width, subsequent_indent=" " * 21) if width else text)
 
 
-def _without_repeats(lines: list[wire.StoryLine]) -> list[tuple[wire.StoryLine, int]]:
+def _without_repeats(lines: list[http_models.StoryLine]) -> list[tuple[http_models.StoryLine, int]]:
     """Of checkpoints in a row only the last, with how many there were before it."""
-    kept: list[tuple[wire.StoryLine, int]] = []
+    kept: list[tuple[http_models.StoryLine, int]] = []
     for line in lines:
         last = kept[-1][0] if kept else line
         if kept and line.kind == last.kind == "CheckpointPublished" and line.gang == last.gang:
@@ -276,7 +276,7 @@ def queues() -> None:
     show.answer(listed, lambda: _print_queues(listed))
 
 
-def _print_queues(listed: wire.QueueList) -> None:
+def _print_queues(listed: http_models.QueueList) -> None:
     table = show.table("QUEUE", "COHORT", ">WAITING", ">ACTIVE", ">GPUS", "QUOTA (used of nominal)")
     for queue in listed.queues:
         quota = ", ".join(
@@ -304,7 +304,7 @@ def nodes() -> None:
     show.answer(listed, lambda: _print_nodes(listed))
 
 
-def _print_nodes(listed: wire.NodeList) -> None:
+def _print_nodes(listed: http_models.NodeList) -> None:
     if not listed.nodes:
         click.echo("No node has joined yet.")
         _print_node_types(listed)
@@ -326,7 +326,7 @@ def _print_nodes(listed: wire.NodeList) -> None:
     _print_node_types(listed)
 
 
-def _print_node_types(listed: wire.NodeList) -> None:
+def _print_node_types(listed: http_models.NodeList) -> None:
     for one in listed.types:
         price = f", {one.price_per_hour:g} an hour each" if one.price_per_hour else ""
         coming = f", {one.asked - one.here} asked for" if one.asked > one.here else ""

@@ -9,7 +9,7 @@ import click
 from llmsched.cli import show
 
 if TYPE_CHECKING:
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 
 @click.command()
@@ -21,14 +21,14 @@ def models(name: str | None) -> None:
     A spec takes one as model://NAME (the newest there is now) or model://NAME@VERSION; run://NAME waits for a run
     that is still to succeed. Version N is run N.
     """
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     with show.connect() as client:
         known = client.models(name)
-    show.answer(wire.ModelList(models=known), lambda: _details(known) if name else _overview(known))
+    show.answer(http_models.ModelList(models=known), lambda: _details(known) if name else _overview(known))
 
 
-def _overview(known: list[wire.ModelVersion]) -> None:
+def _overview(known: list[http_models.ModelVersion]) -> None:
     table = show.table("NAME", ">VERSION", "MADE", "OF", "METRICS")
     for one in known:
         made = show.clock(one.made_at)
@@ -36,11 +36,11 @@ def _overview(known: list[wire.ModelVersion]) -> None:
     show.print_table(table)
 
 
-def _of(one: wire.ModelVersion) -> str:
+def _of(one: http_models.ModelVersion) -> str:
     return (one.base_model or one.loop or "")[-32:]
 
 
-def _details(known: list[wire.ModelVersion]) -> None:
+def _details(known: list[http_models.ModelVersion]) -> None:
     for one in known:
         code = f"workdir {one.workdir_sha256[:12]}" if one.workdir_sha256 else ""
         lines = {

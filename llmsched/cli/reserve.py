@@ -10,7 +10,7 @@ import click
 from llmsched.cli import show
 
 if TYPE_CHECKING:
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 
 @click.command()
@@ -47,7 +47,7 @@ def reserve(
       llmsched reserve release --cancel
     """
     from llmsched.errors import SpecError
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     given = (accelerators, start, duration, queue, users, maintenance, repeat)
     if cancel and any(given):
@@ -67,27 +67,27 @@ def reserve(
     with show.connect() as client:
         if cancel:
             left = client.end_reservation(name)
-            show.answer(wire.ReservationList(reservations=left), lambda: click.echo(f"{name} is cancelled."))
+            show.answer(http_models.ReservationList(reservations=left), lambda: click.echo(f"{name} is cancelled."))
             return
         entry: dict[str, Any] = {"name": name, "accelerators": accelerators, "duration": duration}
         entry["start"] = start or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         entry |= {key: value for key, value in (("queue", queue), ("users", list(users)), ("repeat", repeat)) if value}
         made = client.reserve(entry)
-    show.answer(wire.ReservationList(reservations=made), lambda: _print(made))
+    show.answer(http_models.ReservationList(reservations=made), lambda: _print(made))
 
 
 @click.command()
 @show.json_option
 def reservations() -> None:
     """Which GPUs are promised, when, and to whom."""
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     with show.connect() as client:
         found = client.reservations()
-    show.answer(wire.ReservationList(reservations=found), lambda: _print(found))
+    show.answer(http_models.ReservationList(reservations=found), lambda: _print(found))
 
 
-def _print(found: list[wire.ReservationView]) -> None:
+def _print(found: list[http_models.ReservationView]) -> None:
     if not found:
         click.echo("Nothing is reserved. llmsched reserve --help says how.")
         return

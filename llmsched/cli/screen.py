@@ -21,7 +21,7 @@ from rich.text import Text
 
 from llmsched.client import Client
 from llmsched.errors import LlmschedError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 PLAIN_EVERY_S = 10.0
 WIDTH = 100
@@ -63,7 +63,7 @@ class Screen:
     def box(self, title: str, text: str) -> None:
         self._console.print(Panel(Text(text), title=title, title_align="left", border_style="cyan", width=WIDTH))
 
-    def plan(self, planned: Sequence[wire.Planned]) -> None:
+    def plan(self, planned: Sequence[http_models.Planned]) -> None:
         table = Table(title="llmsched plan: what would happen now", title_justify="left", width=WIDTH)
         for column in ("workload", "kind", "GPUs", "would start", "otherwise waits for"):
             table.add_column(column)
@@ -73,7 +73,7 @@ class Screen:
             table.add_row(one.name, one.kind, f"{one.at_min.gpus:g}", where if one.starts_now else "", waits)
         self._console.print(table)
 
-    def queue(self, views: Sequence[wire.WorkloadView]) -> None:
+    def queue(self, views: Sequence[http_models.WorkloadView]) -> None:
         """The queue as it is now; nothing: take the table away."""
         if self._live:
             self._live.update(_table(views) if views else Group(), refresh=True)
@@ -119,14 +119,14 @@ class Screen:
             self.box("live until now; next", "\n".join(lines))
 
 
-def _phase(view: wire.WorkloadView) -> str:
+def _phase(view: http_models.WorkloadView) -> str:
     step, total, loss = (view.progress.get(key) for key in ("step", "total_steps", "loss"))
     if view.phase != "running" or view.kind == "serve" or not total:
         return view.phase
     return f"{step}/{total}" + (f" loss {loss:.3f}" if isinstance(loss, float) else "")
 
 
-def _table(views: Sequence[wire.WorkloadView]) -> Table:
+def _table(views: Sequence[http_models.WorkloadView]) -> Table:
     table = Table(width=WIDTH)
     for column in ("workload", "phase", "GPUs", "", "loss", "waits for"):
         table.add_column(column, max_width=40, no_wrap=column != "waits for")

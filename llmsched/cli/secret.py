@@ -63,7 +63,7 @@ def _value(name: str, file: Path | None) -> str:
 @show.json_option
 def list_() -> None:
     """Your own and the shared ones: names, never values."""
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     with show.connect() as client:
         known = client.secrets()
@@ -74,7 +74,7 @@ def list_() -> None:
             table.add_row(one.name, "everyone" if one.shared else "you", show.plain(one.set_by), show.clock(one.set_at))
         show.print_table(table)
 
-    show.answer(wire.SecretList(secrets=known), for_people)
+    show.answer(http_models.SecretList(secrets=known), for_people)
 
 
 @secret.command("rm")

@@ -166,13 +166,13 @@ def replay(journal: Path, until: str | None, explain: str | None) -> None:
     """Fold a controller's JOURNAL (state.sqlite) again, up to a time, and decide once more. Changes nothing."""
     from datetime import datetime
 
-    from llmsched.api import words
+    from llmsched.api import event_text
     from llmsched.sim import replay as again
 
     replayed = again.replay(journal, until=_time(until), explain=explain)
     found = again.findings(replayed)
     names = {name: node.node.name or name for name, node in replayed.state.nodes.items()}
-    story = [(each.seq, each.at, words.describe(each.entry, names).text) for each in replayed.written]
+    story = [(each.seq, each.at, event_text.describe(each.entry, names).text) for each in replayed.written]
     if explain:
         found["explain"]["story"] = [{"seq": seq, "at": at, "text": text} for seq, at, text in story if text]
     if show.wants_json():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llmsched.client import Client
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 COLOURS = ("blue", "yellow", "green", "magenta", "red", "cyan", "bright_blue", "bright_yellow", "bright_green")
 LETTERS = string.ascii_lowercase + string.ascii_uppercase
@@ -39,11 +39,11 @@ KINDS_NOT_TOLD = ("CheckpointPublished",)
 class Frame:
     """What was seen at one moment. `letters` keep their workload from frame to frame."""
 
-    workloads: list[wire.WorkloadView]
-    nodes: list[wire.NodeView]
-    queues: list[wire.QueueView]
-    health: wire.Health
-    events: list[wire.EventView]
+    workloads: list[http_models.WorkloadView]
+    nodes: list[http_models.NodeView]
+    queues: list[http_models.QueueView]
+    health: http_models.Health
+    events: list[http_models.EventView]
     notice: str = ""
     letters: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Eyes:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._events: list[wire.EventView] = []
+        self._events: list[http_models.EventView] = []
         self._seen = -1
         self._letters: dict[str, tuple[str, str]] = {}
         self._supply = cycle(zip(cycle(LETTERS), cycle(COLOURS), strict=False))
@@ -201,7 +201,7 @@ def _queue(frame: Frame, rows: int | None) -> list[RenderableType]:
 ENDS = ("succeeded", "failed", "cancelled")
 
 
-def _what(view: wire.WorkloadView, has_bar: bool) -> str:
+def _what(view: http_models.WorkloadView, has_bar: bool) -> str:
     if view.phase == "waiting":
         return view.reason.message if view.reason else ""
     if view.phase == "succeeded":
@@ -255,7 +255,7 @@ def _grid(frame: Frame, width: int) -> list[Text]:
     return lines or [Text("No node has joined yet.", style="dim")]
 
 
-def _cells(frame: Frame, node: wire.NodeView, holders: list[tuple[str, float]]) -> Text:
+def _cells(frame: Frame, node: http_models.NodeView, holders: list[tuple[str, float]]) -> Text:
     """One letter a GPU. A shared GPU shows who has the most of it."""
     from rich.text import Text
 
@@ -285,7 +285,7 @@ def _short(name: str) -> str:
     return name if len(name) < 16 else f"{name[:8]}..."
 
 
-def _told(event: wire.EventView) -> Text:
+def _told(event: http_models.EventView) -> Text:
     from rich.text import Text
 
     who = event.workload if event.gang is None or event.gang.endswith("/0") else event.gang

@@ -10,7 +10,7 @@ import click
 from llmsched.cli import show
 
 if TYPE_CHECKING:
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
 FILE = click.option("-f", "--file", "file", required=True, type=click.Path(), help="A spec file (YAML).")
 PLAIN_EVERY_S = 10.0  # of a log without a terminal: a line at a change, and one now and then
@@ -21,18 +21,18 @@ PLAIN_EVERY_S = 10.0  # of a log without a terminal: a line at a change, and one
 @show.json_option
 def plan(file: str) -> None:
     """Say what would happen now: where, when, at what size, and whose work shrinks or waits. Changes nothing."""
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     with show.connect() as client:
         planned = client.plan(file)
-    show.answer(wire.PlannedList(planned=planned), lambda: _print_plan(planned))
+    show.answer(http_models.PlannedList(planned=planned), lambda: _print_plan(planned))
     refused = [one for one in planned if one.outcome == "refused"]
     if refused:
         click.get_current_context().exit(3)
     show.next_commands([(f"llmsched apply -f {file}", "do it"), ("llmsched queues", "what others hold")])
 
 
-def _print_plan(planned: list[wire.Planned]) -> None:
+def _print_plan(planned: list[http_models.Planned]) -> None:
     table = show.table("NAME", "KIND", "QUEUE", "CHANGE", "AT MIN", "AT MAX", "NOW")
     for one in planned:
         table.add_row(
@@ -58,7 +58,7 @@ def _print_plan(planned: list[wire.Planned]) -> None:
             out.print(f"  {show.plain(one.id)}: {show.plain(note)}", soft_wrap=True)
 
 
-def _now(one: wire.Planned) -> str:
+def _now(one: http_models.Planned) -> str:
     if one.outcome == "refused":
         return "refused"
     if one.outcome == "unchanged":
@@ -70,7 +70,7 @@ def _now(one: wire.Planned) -> str:
     return f"starts with {one.size}" + (f" on {where}" if where else "")
 
 
-def _total(amounts: wire.Amounts) -> str:
+def _total(amounts: http_models.Amounts) -> str:
     return f"{amounts.gpus:g} GPU" if amounts.gpus else f"{amounts.cpus:g} CPU"
 
 
@@ -92,26 +92,26 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
     the newest. An endpoint that lives is updated, never doubled: when it serves run://NAME of the same file, it rolls
     to the new result once that is there. What it serves does not change by itself.
     """
-    from llmsched.spec import wire
+    from llmsched.spec import http_models
 
     with show.connect() as client:
         run = client.apply(file, again=again)
         if not wait:
-            show.answer(wire.AppliedList(applied=run.applied), lambda: _print_applied(run.applied))
+            show.answer(http_models.AppliedList(applied=run.applied), lambda: _print_applied(run.applied))
             _after_apply(run.applied)
             return
         if not show.wants_json():
             _print_applied(run.applied)
         with Watch() as watch:
             views = client.wait_all(run.ids, timeout_s=timeout_s, watch=watch)
-        listed = wire.WorkloadList(workloads=views, seq=client.health().seq)
+        listed = http_models.WorkloadList(workloads=views, seq=client.health().seq)
     show.answer(listed, lambda: _print_ends(views))
     _after_apply(run.applied)
     if any(view.phase in ("failed", "cancelled") for view in views):
         click.get_current_context().exit(4)
 
 
-def _print_applied(applied: list[wire.Applied]) -> None:
+def _print_applied(applied: list[http_models.Applied]) -> None:
     for one in applied:
         changed = "changed, rolls out" if one.kind == "serve" else "changed"
         words = {"created": "submitted", "changed": changed, "unchanged": "unchanged"}
@@ -120,13 +120,13 @@ def _print_applied(applied: list[wire.Applied]) -> None:
             click.echo(f"  {line}")
 
 
-def _print_ends(views: list[wire.WorkloadView]) -> None:
+def _print_ends(views: list[http_models.WorkloadView]) -> None:
     for view in views:
         words = show.numbers(view.metrics, 6) or view.message
         click.echo(f"{view.id}: {view.phase}" + (f" ({words})" if words else ""))
 
 
-def _after_apply(applied: list[wire.Applied]) -> None:
+def _after_apply(applied: list[http_models.Applied]) -> None:
     served = next((one for one in applied if one.kind == "serve"), None)
     first = next((one for one in applied if one.kind != "serve"), applied[0])
     lines = [
@@ -163,7 +163,7 @@ class Watch:
         if self._bars is not None:
             self._bars.stop()
 
-    def __call__(self, view: wire.WorkloadView) -> None:
+    def __call__(self, view: http_models.WorkloadView) -> None:
         words = _state_words(view)
         if self._bars is not None:
             self._draw(view, words)
@@ -173,7 +173,7 @@ class Watch:
             self._said[view.id] = (view.phase, time.monotonic())
             click.echo(f"{time.strftime('%H:%M:%S')} {view.id} {view.phase}{f': {words}' if words else ''}", err=True)
 
-    def _draw(self, view: wire.WorkloadView, words: str) -> None:
+    def _draw(self, view: http_models.WorkloadView, words: str) -> None:
         step, total = view.progress.get("step"), view.progress.get("total_steps")
         if view.id not in self._tasks:
             self._tasks[view.id] = self._bars.add_task(show.plain(view.id), total=None, words="")
@@ -186,7 +186,7 @@ class Watch:
         self._bars.update(self._tasks[view.id], words=text, **done)
 
 
-def _state_words(view: wire.WorkloadView) -> str:
+def _state_words(view: http_models.WorkloadView) -> str:
     if view.reason is not None and view.phase == "waiting":
         return view.reason.message
     if view.ended:

@@ -19,7 +19,7 @@ import httpx
 
 from llmsched.client.chat import AsyncChat, Messages
 from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Chat:
 class Run:
     """What one `apply` submitted: one workload, or all of a file. `run["name"]` is one of several."""
 
-    def __init__(self, client: Client, applied: list[wire.Applied]) -> None:
+    def __init__(self, client: Client, applied: list[http_models.Applied]) -> None:
         self._client = client
         self.applied = applied
 
@@ -110,7 +110,7 @@ class Run:
         return self
 
     @property
-    def views(self) -> list[wire.WorkloadView]:
+    def views(self) -> list[http_models.WorkloadView]:
         """As they are now; asks the controller."""
         return [self._client.status(workload_id) for workload_id in self.ids]
 
@@ -163,7 +163,7 @@ class Client:
     def url(self) -> str:
         return self._core.url
 
-    def plan(self, specs: Specs) -> list[wire.Planned]:
+    def plan(self, specs: Specs) -> list[http_models.Planned]:
         return self._loop.call(self._core.plan(specs))
 
     def apply(self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None) -> Run:
@@ -171,7 +171,7 @@ class Client:
 
     def wait(
         self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None, poll_s: float = POLL_S
-    ) -> wire.WorkloadView:
+    ) -> http_models.WorkloadView:
         """Until it has ended; a serve workload: until it answers. Raises RequestError ("timeout")."""
         return self._loop.call(self._core.wait(name, timeout_s=timeout_s, watch=watch, poll_s=poll_s))
 
@@ -182,23 +182,23 @@ class Client:
         timeout_s: float | None = None,
         watch: Watch | None = None,
         poll_s: float = POLL_S,
-    ) -> list[wire.WorkloadView]:
+    ) -> list[http_models.WorkloadView]:
         return self._loop.call(self._core.wait_all(names, timeout_s=timeout_s, watch=watch, poll_s=poll_s))
 
-    def status(self, name: str) -> wire.WorkloadView:
+    def status(self, name: str) -> http_models.WorkloadView:
         return self._loop.call(self._core.status(name))
 
-    def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> wire.WorkloadList:
+    def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> http_models.WorkloadList:
         """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
         return self._loop.call(self._core.workloads(ended=ended, waiting=waiting))
 
-    def why(self, name: str) -> wire.WhyView:
+    def why(self, name: str) -> http_models.WhyView:
         return self._loop.call(self._core.why(name))
 
-    def diagnose(self, name: str) -> wire.DiagnosisView:
+    def diagnose(self, name: str) -> http_models.DiagnosisView:
         return self._loop.call(self._core.diagnose(name))
 
-    def story(self, name: str) -> wire.StoryView:
+    def story(self, name: str) -> http_models.StoryView:
         return self._loop.call(self._core.story(name))
 
     def logs(
@@ -210,7 +210,7 @@ class Client:
         attempt: int | None = None,
         rank: int | None = None,
         tail: int | None = None,
-    ) -> Iterator[wire.LogLine]:
+    ) -> Iterator[http_models.LogLine]:
         lines = self._core.logs(name, follow=follow, gang=gang, attempt=attempt, rank=rank, tail=tail)
         return self._loop.each(lines)
 
@@ -222,53 +222,53 @@ class Client:
         rank: int = 0,
         gang: int | None = None,
         timeout_s: float = 600,
-    ) -> Iterator[wire.ExecLine]:
+    ) -> Iterator[http_models.ExecLine]:
         """Run a command (a list of words) beside a running member: what it writes, and last how it ended."""
         return self._loop.each(self._core.exec(name, command, rank=rank, gang=gang, timeout_s=timeout_s))
 
-    def events(self, after: int = 0, *, follow: bool = True) -> Iterator[wire.EventView]:
+    def events(self, after: int = 0, *, follow: bool = True) -> Iterator[http_models.EventView]:
         return self._loop.each(self._core.events(after, follow=follow))
 
-    def cancel(self, name: str) -> wire.WorkloadView:
+    def cancel(self, name: str) -> http_models.WorkloadView:
         return self._loop.call(self._core.cancel(name))
 
-    def scale(self, name: str, size: int) -> wire.WorkloadView:
+    def scale(self, name: str, size: int) -> http_models.WorkloadView:
         return self._loop.call(self._core.scale(name, size))
 
-    def secrets(self) -> list[wire.SecretView]:
+    def secrets(self) -> list[http_models.SecretView]:
         return self._loop.call(self._core.secrets())
 
-    def set_secret(self, name: str, value: str, *, shared: bool = False) -> wire.SecretView:
+    def set_secret(self, name: str, value: str, *, shared: bool = False) -> http_models.SecretView:
         return self._loop.call(self._core.set_secret(name, value, shared=shared))
 
-    def remove_secret(self, name: str, *, shared: bool = False) -> wire.SecretView:
+    def remove_secret(self, name: str, *, shared: bool = False) -> http_models.SecretView:
         return self._loop.call(self._core.remove_secret(name, shared=shared))
 
-    def models(self, name: str | None = None) -> list[wire.ModelVersion]:
+    def models(self, name: str | None = None) -> list[http_models.ModelVersion]:
         return self._loop.call(self._core.models(name))
 
-    def nodes(self) -> wire.NodeList:
+    def nodes(self) -> http_models.NodeList:
         return self._loop.call(self._core.nodes())
 
-    def queues(self) -> wire.QueueList:
+    def queues(self) -> http_models.QueueList:
         return self._loop.call(self._core.queues())
 
-    def reservations(self) -> list[wire.ReservationView]:
+    def reservations(self) -> list[http_models.ReservationView]:
         return self._loop.call(self._core.reservations())
 
-    def reserve(self, reservation: Mapping[str, Any]) -> list[wire.ReservationView]:
+    def reserve(self, reservation: Mapping[str, Any]) -> list[http_models.ReservationView]:
         return self._loop.call(self._core.reserve(reservation))
 
-    def end_reservation(self, name: str) -> list[wire.ReservationView]:
+    def end_reservation(self, name: str) -> list[http_models.ReservationView]:
         return self._loop.call(self._core.end_reservation(name))
 
-    def config(self) -> wire.ConfigView:
+    def config(self) -> http_models.ConfigView:
         return self._loop.call(self._core.config())
 
-    def configure(self, file: str | Path) -> wire.ConfigView:
+    def configure(self, file: str | Path) -> http_models.ConfigView:
         return self._loop.call(self._core.configure(file))
 
-    def health(self) -> wire.Health:
+    def health(self) -> http_models.Health:
         return self._loop.call(self._core.health())
 
     def shutdown(self, *, stop_everything: bool = False) -> None:

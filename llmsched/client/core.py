@@ -17,11 +17,11 @@ from llmsched.client import workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 POLL_S = 0.5
 Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
-Watch = Callable[[wire.WorkloadView], None]
+Watch = Callable[[http_models.WorkloadView], None]
 
 
 class AsyncClient:
@@ -53,35 +53,35 @@ class AsyncClient:
 
     # --- asking for work ---------------------------------------------------------------------------------------
 
-    async def plan(self, specs: Specs) -> list[wire.Planned]:
+    async def plan(self, specs: Specs) -> list[http_models.Planned]:
         """What would happen now. Changes nothing. Raises SpecError with every problem of the file."""
-        body = wire.PlanRequest(specs=await self._load(specs, upload=False))
-        return (await self._http.ask(wire.PlannedList, "POST", "/api/v1/plan", body=body)).planned
+        body = http_models.PlanRequest(specs=await self._load(specs, upload=False))
+        return (await self._http.ask(http_models.PlannedList, "POST", "/api/v1/plan", body=body)).planned
 
     async def apply(
         self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
-    ) -> list[wire.Applied]:
+    ) -> list[http_models.Applied]:
         """Submit or update. Returns when it is committed. Safe to repeat: unchanged is unchanged."""
-        body = wire.ApplyRequest(specs=await self._load(specs, upload=True), again=again)
+        body = http_models.ApplyRequest(specs=await self._load(specs, upload=True), again=again)
         headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
         try:
-            answer = await self._http.ask(wire.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
+            answer = await self._http.ask(http_models.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
         except ClusterError as error:
             if error.code != "connection":
                 raise
-            answer = await self._http.ask(wire.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
+            answer = await self._http.ask(http_models.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
         return answer.applied
 
-    async def cancel(self, name: str) -> wire.WorkloadView:
-        return await self._http.ask(wire.WorkloadView, "POST", _path(name, "cancel"))
+    async def cancel(self, name: str) -> http_models.WorkloadView:
+        return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "cancel"))
 
-    async def scale(self, name: str, size: int) -> wire.WorkloadView:
-        body = wire.ScaleRequest(size=size)
-        return await self._http.ask(wire.WorkloadView, "POST", _path(name, "scale"), body=body)
+    async def scale(self, name: str, size: int) -> http_models.WorkloadView:
+        body = http_models.ScaleRequest(size=size)
+        return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "scale"), body=body)
 
     async def wait(
         self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None, poll_s: float = POLL_S
-    ) -> wire.WorkloadView:
+    ) -> http_models.WorkloadView:
         """Until it has ended; a serve workload: until it answers, or ended. `watch` sees it at every look.
 
         Raises RequestError (code "timeout") when it takes longer than `timeout_s`.
@@ -95,7 +95,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         watch: Watch | None = None,
         poll_s: float = POLL_S,
-    ) -> list[wire.WorkloadView]:
+    ) -> list[http_models.WorkloadView]:
         """The same for several at once."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -110,79 +110,81 @@ class AsyncClient:
                 raise RequestError(f"{late.id} is {late.phase} after {timeout_s:g} s.", code="timeout")
             await asyncio.sleep(poll_s)
 
-    async def secrets(self) -> list[wire.SecretView]:
+    async def secrets(self) -> list[http_models.SecretView]:
         """Names of one's own secrets and of the shared ones; nothing ever shows a value."""
-        return (await self._http.ask(wire.SecretList, "GET", "/api/v1/secrets")).secrets
+        return (await self._http.ask(http_models.SecretList, "GET", "/api/v1/secrets")).secrets
 
-    async def set_secret(self, name: str, value: str, *, shared: bool = False) -> wire.SecretView:
+    async def set_secret(self, name: str, value: str, *, shared: bool = False) -> http_models.SecretView:
         """Kept encrypted, and given to workloads that name it, as an environment variable."""
-        body = wire.SecretRequest(value=value, shared=shared)
-        return await self._http.ask(wire.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
+        body = http_models.SecretRequest(value=value, shared=shared)
+        return await self._http.ask(http_models.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
 
-    async def remove_secret(self, name: str, *, shared: bool = False) -> wire.SecretView:
+    async def remove_secret(self, name: str, *, shared: bool = False) -> http_models.SecretView:
         params = {"shared": shared}
-        return await self._http.ask(wire.SecretView, "DELETE", f"/api/v1/secrets/{_quoted(name)}", params=params)
+        return await self._http.ask(http_models.SecretView, "DELETE", f"/api/v1/secrets/{_quoted(name)}", params=params)
 
     async def shutdown(self, *, stop_everything: bool = False) -> None:
-        body = wire.ShutdownRequest(stop_everything=stop_everything)
-        await self._http.ask(wire.Alive, "POST", "/api/v1/shutdown", body=body)
+        body = http_models.ShutdownRequest(stop_everything=stop_everything)
+        await self._http.ask(http_models.Alive, "POST", "/api/v1/shutdown", body=body)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
-    async def status(self, name: str) -> wire.WorkloadView:
-        return await self._http.ask(wire.WorkloadView, "GET", _path(name))
+    async def status(self, name: str) -> http_models.WorkloadView:
+        return await self._http.ask(http_models.WorkloadView, "GET", _path(name))
 
-    async def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> wire.WorkloadList:
+    async def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> http_models.WorkloadList:
         """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
         chosen = {"ended": ended, "waiting": waiting}
         params = {key: value for key, value in chosen.items() if value is not None}
-        return await self._http.ask(wire.WorkloadList, "GET", "/api/v1/workloads", params=params)
+        return await self._http.ask(http_models.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
-    async def why(self, name: str) -> wire.WhyView:
-        return await self._http.ask(wire.WhyView, "GET", _path(name, "why"))
+    async def why(self, name: str) -> http_models.WhyView:
+        return await self._http.ask(http_models.WhyView, "GET", _path(name, "why"))
 
-    async def diagnose(self, name: str) -> wire.DiagnosisView:
-        return await self._http.ask(wire.DiagnosisView, "GET", _path(name, "diagnose"))
+    async def diagnose(self, name: str) -> http_models.DiagnosisView:
+        return await self._http.ask(http_models.DiagnosisView, "GET", _path(name, "diagnose"))
 
-    async def story(self, name: str) -> wire.StoryView:
-        return await self._http.ask(wire.StoryView, "GET", _path(name, "story"))
+    async def story(self, name: str) -> http_models.StoryView:
+        return await self._http.ask(http_models.StoryView, "GET", _path(name, "story"))
 
-    async def models(self, name: str | None = None) -> list[wire.ModelVersion]:
+    async def models(self, name: str | None = None) -> list[http_models.ModelVersion]:
         """Results of train workloads, the newest version first. Raises RequestError for a name without any."""
         params = {} if name is None else {"name": name}
-        return (await self._http.ask(wire.ModelList, "GET", "/api/v1/models", params=params)).models
+        return (await self._http.ask(http_models.ModelList, "GET", "/api/v1/models", params=params)).models
 
-    async def nodes(self) -> wire.NodeList:
-        return await self._http.ask(wire.NodeList, "GET", "/api/v1/nodes")
+    async def nodes(self) -> http_models.NodeList:
+        return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")
 
-    async def queues(self) -> wire.QueueList:
-        return await self._http.ask(wire.QueueList, "GET", "/api/v1/queues")
+    async def queues(self) -> http_models.QueueList:
+        return await self._http.ask(http_models.QueueList, "GET", "/api/v1/queues")
 
-    async def reservations(self) -> list[wire.ReservationView]:
-        return (await self._http.ask(wire.ReservationList, "GET", "/api/v1/reservations")).reservations
+    async def reservations(self) -> list[http_models.ReservationView]:
+        return (await self._http.ask(http_models.ReservationList, "GET", "/api/v1/reservations")).reservations
 
-    async def reserve(self, reservation: Mapping[str, Any]) -> list[wire.ReservationView]:
+    async def reserve(self, reservation: Mapping[str, Any]) -> list[http_models.ReservationView]:
         """`reservation` is one entry of `reservations` in the cluster file. Raises SpecError, RequestError."""
-        body = wire.ReserveRequest(reservation=dict(reservation))
-        return (await self._http.ask(wire.ReservationList, "POST", "/api/v1/reservations", body=body)).reservations
+        body = http_models.ReserveRequest(reservation=dict(reservation))
+        return (
+            await self._http.ask(http_models.ReservationList, "POST", "/api/v1/reservations", body=body)
+        ).reservations
 
-    async def end_reservation(self, name: str) -> list[wire.ReservationView]:
+    async def end_reservation(self, name: str) -> list[http_models.ReservationView]:
         path = f"/api/v1/reservations/{_quoted(name)}"
-        return (await self._http.ask(wire.ReservationList, "DELETE", path)).reservations
+        return (await self._http.ask(http_models.ReservationList, "DELETE", path)).reservations
 
-    async def config(self) -> wire.ConfigView:
-        return await self._http.ask(wire.ConfigView, "GET", "/api/v1/config")
+    async def config(self) -> http_models.ConfigView:
+        return await self._http.ask(http_models.ConfigView, "GET", "/api/v1/config")
 
-    async def configure(self, file: str | Path) -> wire.ConfigView:
+    async def configure(self, file: str | Path) -> http_models.ConfigView:
         """Put a cluster file in force. Raises SpecError with every problem of the file."""
         from llmsched.spec import cluster
 
         spec = cluster.load(read_file(Path(file)), str(file))
-        body = wire.ConfigRequest(config=spec.dump())
-        return await self._http.ask(wire.ConfigView, "PUT", "/api/v1/config", body=body)
+        body = http_models.ConfigRequest(config=spec.dump())
+        return await self._http.ask(http_models.ConfigView, "PUT", "/api/v1/config", body=body)
 
-    async def health(self) -> wire.Health:
-        return await self._http.ask(wire.Health, "GET", "/api/v1/health")
+    async def health(self) -> http_models.Health:
+        return await self._http.ask(http_models.Health, "GET", "/api/v1/health")
 
     async def logs(
         self,
@@ -193,12 +195,12 @@ class AsyncClient:
         attempt: int | None = None,
         rank: int | None = None,
         tail: int | None = None,
-    ) -> AsyncGenerator[wire.LogLine, None]:
+    ) -> AsyncGenerator[http_models.LogLine, None]:
         chosen = {"gang": gang, "attempt": attempt, "rank": rank, "tail": tail, "follow": follow or None}
         params = {key: value for key, value in chosen.items() if value is not None}
         async with aclosing(self._http.lines(_path(name, "logs"), params)) as lines:
             async for line in lines:
-                yield wire.LogLine.model_validate_json(line)
+                yield http_models.LogLine.model_validate_json(line)
 
     async def exec(
         self,
@@ -208,18 +210,18 @@ class AsyncClient:
         rank: int = 0,
         gang: int | None = None,
         timeout_s: float = 600,
-    ) -> AsyncGenerator[wire.ExecLine, None]:
+    ) -> AsyncGenerator[http_models.ExecLine, None]:
         """Run a command (a list of words) beside a running member: what it writes, and last how it ended.
 
         Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
         """
-        body = wire.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
+        body = http_models.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
         async with aclosing(self._http.lines(_path(name, "exec"), body=body)) as lines:
             async for line in lines:
                 if line:
-                    yield wire.ExecLine.model_validate_json(line)
+                    yield http_models.ExecLine.model_validate_json(line)
 
-    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncGenerator[wire.EventView, None]:
+    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncGenerator[http_models.EventView, None]:
         """The journal in order, from after `after` on; while following, a broken connection is taken up again."""
         while True:
             params = {"after": after, "follow": follow}
@@ -227,7 +229,7 @@ class AsyncClient:
                 async with aclosing(self._http.lines("/api/v1/events", params)) as lines:
                     async for line in lines:
                         if line.startswith("data:"):
-                            event = wire.EventView.model_validate_json(line[5:])
+                            event = http_models.EventView.model_validate_json(line[5:])
                             after = event.seq
                             yield event
                 return
@@ -260,10 +262,10 @@ class AsyncClient:
     async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> dict[str, Any]:
         data: dict[str, Any] = spec.dump()
         folder = data.get("workdir")
-        if folder is None or folder.startswith(wire.WORKDIR_PREFIX):
+        if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
             return data
         packed = await asyncio.to_thread(workdir.pack, base / folder)
-        data["workdir"] = wire.WORKDIR_PREFIX + packed.sha256
+        data["workdir"] = http_models.WORKDIR_PREFIX + packed.sha256
         if upload:
             await self._upload(packed)
         return data
@@ -271,12 +273,12 @@ class AsyncClient:
     async def _upload(self, packed: workdir.Packed) -> None:
         path = f"/api/v1/workdirs/{packed.sha256}"
         try:
-            await self._http.ask(wire.WorkdirStored, "GET", path)
+            await self._http.ask(http_models.WorkdirStored, "GET", path)
         except RequestError as error:
             if error.code != "unknown_workdir":
                 raise
             headers = {"content-type": "application/zip"}
-            await self._http.ask(wire.WorkdirStored, "PUT", path, content=packed.content, headers=headers)
+            await self._http.ask(http_models.WorkdirStored, "PUT", path, content=packed.content, headers=headers)
 
 
 def load_file(file: Path) -> list[Any]:
@@ -299,7 +301,7 @@ def _checked(spec: Any) -> Any:
     return load.load_json(json.loads(json.dumps(spec))) if isinstance(spec, dict) else spec
 
 
-def is_settled(view: wire.WorkloadView) -> bool:
+def is_settled(view: http_models.WorkloadView) -> bool:
     """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
     return view.ended or (view.kind == "serve" and view.phase == "running")
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmsched import versions
 from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, Problem, RequestError, SpecError, StoreError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 Model = TypeVar("Model", bound=BaseModel)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
@@ -229,7 +229,7 @@ def _check_version(answer: httpx.Response, path: str) -> None:
 def error_of(answer: httpx.Response) -> LlmschedError:
     """The controller's error as the exception it was there."""
     try:
-        body = wire.ErrorBody.model_validate_json(answer.content)
+        body = http_models.ErrorBody.model_validate_json(answer.content)
     except ValidationError:
         return ClusterError(
             f"{answer.url} answered {answer.status_code}, which no llmsched controller does.",

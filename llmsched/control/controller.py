@@ -14,13 +14,13 @@ from importlib.metadata import version
 from typing import Any
 
 from llmsched.control import execution, lease, planning, recovery, requests
+from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.dispatch import Send, Site, facts_of, resync, sends_of
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
 from llmsched.control.query_tables import QueryTables
-from llmsched.control.rights import OPERATOR, SUBMITTER, Person
 from llmsched.control.routes import Routes
 from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
@@ -30,7 +30,7 @@ from llmsched.core.state import State
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, StoreError
 from llmsched.executors import port
 from llmsched.policies.registry import load as load_policies
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.codec import Entry
@@ -88,7 +88,7 @@ class Controller:
         self._started_at = 0.0
         self._wake_at: float | None = None
         self._renew_at = 0.0  # monotonic
-        self._cluster = wire.ClusterHealth()
+        self._cluster = http_models.ClusterHealth()
         self._degraded = ""
         self._must_resync = False
         self._stopping = False
@@ -110,11 +110,13 @@ class Controller:
         role: str = SUBMITTER,
         again: bool = False,
         idempotency_key: str | None = None,
-    ) -> list[wire.Applied]:
+    ) -> list[http_models.Applied]:
         """All of them or none; answered when it is committed. Raises RequestError, StoreError."""
         person = Person(user, role)
         await planning.check_memory(self.state, specs, person)
-        answers: list[wire.Applied] = await self._ask(requests.Submission(tuple(specs), person, again, idempotency_key))
+        answers: list[http_models.Applied] = await self._ask(
+            requests.Submission(tuple(specs), person, again, idempotency_key)
+        )
         return answers
 
     async def cancel(self, name: str, by: str) -> None:
@@ -132,8 +134,8 @@ class Controller:
     async def end_reservation(self, name: str, by: str) -> None:
         await self._ask(requests.EndReservation(name, by))
 
-    async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[wire.Planned]:
-        """What would happen now, also for who may only look. Changes nothing. Names others' work: see rights.py."""
+    async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[http_models.Planned]:
+        """What would happen now, also for who may only look. Changes nothing. Names others' work."""
         person = Person(user, OPERATOR if role == OPERATOR else SUBMITTER)
         verdicts = await planning.memory_of(self.state, specs, person)
         planned = planning.plan(self.state, specs, person, self._current_policies(), self._secrets)
@@ -156,11 +158,11 @@ class Controller:
         return self.state.configuration.storage or self._given_storage
 
     @property
-    def health(self) -> wire.Health:
+    def health(self) -> http_models.Health:
         trouble = self._degraded or self._trouble
         there = "ready" if self._cluster.connected else "insecure" if self._cluster.insecure else "starting"
         status: Any = "degraded" if trouble else there
-        return wire.Health(
+        return http_models.Health(
             status=status,
             message=trouble or self._cluster.message,
             version=VERSION,
@@ -322,7 +324,7 @@ class Controller:
             raise RequestError(
                 "this Idempotency-Key was used for another request.", code="idempotency", hint="Use a new key."
             )
-        return [wire.Applied.model_validate(item) for item in json.loads(row.response)], []
+        return [http_models.Applied.model_validate(item) for item in json.loads(row.response)], []
 
     def _observe(self, seen: list[port.Observation], at: float, facts: list[Fact]) -> None:
         """What the executor saw is added to the facts one by one, each applied before the next is looked at."""
@@ -361,7 +363,7 @@ class Controller:
         """After an absence the executor must hear what is to live, and the state which nodes are gone."""
         self.urls = dict(seen.urls)
         known = self._cluster
-        self._cluster = wire.ClusterHealth(connected=True, id=seen.cluster_id)
+        self._cluster = http_models.ClusterHealth(connected=True, id=seen.cluster_id)
         if known.connected and known.id == seen.cluster_id:
             return []
         log.info("connected to %s", seen.cluster_id)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llmsched import versions
 from llmsched.control.vault import NoSecrets, Secrets
-from llmsched.core import decisions, facts, rights
+from llmsched.core import authorization, decisions, facts
 from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
@@ -26,8 +26,8 @@ from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.executors import port
+from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source, parse_run_source
-from llmsched.spec.wire import WORKDIR_PREFIX
 
 log = logging.getLogger("llmsched.control")
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
@@ -243,7 +243,7 @@ def artifact_of(state: State, workload: Workload, source: str) -> str:
         if record.workload.name == name
         and run in (None, record.workload.run)
         and record.artifact
-        and rights.may_read(state, workload, record.workload)
+        and authorization.may_read(state, workload, record.workload)
     ]
     if not runs:
         raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
@@ -257,7 +257,7 @@ def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> di
     for adapter in named:
         source = adapter["source"]
         found[adapter["name"]] = artifact_of(state, workload, source) if is_result(source) else source
-    for name, published in rights.published_to(state, workload).items():
+    for name, published in authorization.published_to(state, workload).items():
         if published.kind == "adapter":
             found[name] = published.uri
     return found
@@ -265,7 +265,9 @@ def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> di
 
 def with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec of an endpoint with the model that was published into it last in place of its own."""
-    models = [published for published in rights.published_to(state, workload).values() if published.kind == "model"]
+    models = [
+        published for published in authorization.published_to(state, workload).values() if published.kind == "model"
+    ]
     serve = spec.get("serve") or {}
     if not models or not serve.get("model"):
         return spec
@@ -379,7 +381,7 @@ def publication(
         return None, f"not published to {publish.to}: {publish.when} is not met"
     target = newest_run(state, publish.to)
     target_id = publish.to if target is None else target.workload.id
-    if target is not None and not rights.may_publish(state, workload.user, target.workload):
+    if target is not None and not authorization.may_publish(state, workload.user, target.workload):
         return None, f"not published: the name {publish.to} is of another's work"
     if (
         publish.kind == "model"

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from llmsched.control.authorization import Person, Rights
 from llmsched.control.dispatch import artifact_of, is_result, newest_run, spec_of
-from llmsched.control.memory import Verdict, judge, source_of
+from llmsched.control.gpu_memory import Verdict, judge, source_of
 from llmsched.control.requests import (
     Draft,
     check_change,
@@ -20,7 +21,6 @@ from llmsched.control.requests import (
     is_same,
     sorted_by_need,
 )
-from llmsched.control.rights import Person, Rights
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.explain import Reason
@@ -31,13 +31,13 @@ from llmsched.core.state import State
 from llmsched.core.whatif import Forecast, forecast
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.spec.workload import WorkloadSpec
 
 
 def plan(
     state: State, specs: Sequence[WorkloadSpec], person: Person, policies: Policies, secrets: Secrets
-) -> list[wire.Planned]:
+) -> list[http_models.Planned]:
     """One of each spec, in order. What would be refused says so; the others are planned as if it were not there."""
     rights = Rights(person, state.configuration)
     drafts = draft(state, specs, rights)
@@ -107,7 +107,7 @@ def _place_of(state: State, workload: Workload, source: str | None) -> str | Non
         return None
 
 
-def tell_memory(planned: wire.Planned, verdict: Verdict) -> wire.Planned:
+def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.Planned:
     """With what the memory says; a refusal for another reason stays."""
     planned.memory_needed_bytes = verdict.needed
     planned.warnings += verdict.warnings
@@ -124,13 +124,13 @@ async def check_memory(state: State, specs: Sequence[WorkloadSpec], person: Pers
             raise verdict.refusal
 
 
-def _refused(error: RequestError) -> wire.ReasonView:
-    return wire.ReasonView(code=error.code, message=error.message, next_change=error.hint)
+def _refused(error: RequestError) -> http_models.ReasonView:
+    return http_models.ReasonView(code=error.code, message=error.message, next_change=error.hint)
 
 
 def _planned(
     state: State, one: Draft, refusal: RequestError | None, found: list[Forecast], endpoint: Workload | None
-) -> wire.Planned:
+) -> http_models.Planned:
     """`endpoint` is what it publishes to, if that is known."""
     workload, known = one
     planned = _sizes(workload)
@@ -186,7 +186,7 @@ def _adapter_warnings(where: str, train: Mapping[str, Any], source: str | None) 
     return []
 
 
-def _sizes(workload: Workload) -> wire.Planned:
+def _sizes(workload: Workload) -> http_models.Planned:
     first, *rest = (group.options[0].resources.times(group.count) for group in workload.groups)
     each = workload.groups[0].options[0].resources
     beside = ZERO
@@ -195,7 +195,7 @@ def _sizes(workload: Workload) -> wire.Planned:
     is_serve = workload.kind == "serve"
     at_min = first.plus(beside).times(workload.min_replicas) if is_serve else each.times(workload.min_size).plus(beside)
     at_max = first.plus(beside).times(workload.max_replicas) if is_serve else each.times(workload.max_size).plus(beside)
-    return wire.Planned(
+    return http_models.Planned(
         id=workload.id,
         name=workload.name,
         kind=workload.kind,
@@ -208,8 +208,8 @@ def _sizes(workload: Workload) -> wire.Planned:
     )
 
 
-def _amounts(resources: Resources) -> wire.Amounts:
-    return wire.Amounts(
+def _amounts(resources: Resources) -> http_models.Amounts:
+    return http_models.Amounts(
         gpus=resources.gpus_milli / MILLI,
         cpus=resources.cpus_milli / MILLI,
         memory_bytes=resources.memory_bytes,
@@ -217,17 +217,17 @@ def _amounts(resources: Resources) -> wire.Amounts:
     )
 
 
-def _placed(state: State, workload: Workload, placement: Placement) -> list[wire.PlacedView]:
-    views: dict[str, wire.PlacedView] = {}
+def _placed(state: State, workload: Workload, placement: Placement) -> list[http_models.PlacedView]:
+    views: dict[str, http_models.PlacedView] = {}
     for placed in placement:
         node = state.nodes[placed.node].node
         view = views.setdefault(
-            node.id, wire.PlacedView(node=node.id, name=node.name or node.id, flavor=node.flavor, bundles=0)
+            node.id, http_models.PlacedView(node=node.id, name=node.name or node.id, flavor=node.flavor, bundles=0)
         )
         view.bundles += 1
         view.gpus += amount_of(workload, placed).gpus_milli / MILLI
     return list(views.values())
 
 
-def _reason(reason: Reason) -> wire.ReasonView:
-    return wire.ReasonView(**{**reason._asdict(), "counts": dict(reason.counts)})
+def _reason(reason: Reason) -> http_models.ReasonView:
+    return http_models.ReasonView(**{**reason._asdict(), "counts": dict(reason.counts)})

@@ -15,9 +15,9 @@ from llmsched.core.facts import Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
-from llmsched.spec import wire
+from llmsched.spec import http_models
+from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source
-from llmsched.spec.wire import WORKDIR_PREFIX
 
 Sees = Callable[[Workload], bool]
 
@@ -26,7 +26,7 @@ def everybodys(workload: Workload) -> bool:
     return True
 
 
-def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> list[wire.ModelVersion]:
+def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> list[http_models.ModelVersion]:
     """By name, the newest version first; of one model only when asked; of work that `sees` lets through."""
     found = [record for record in state.workloads.values() if _is_version(record, name) and sees(record.workload)]
     found.sort(key=lambda record: (record.workload.name, -record.workload.run))
@@ -70,11 +70,11 @@ def _is_version(record: WorkloadState, name: str | None) -> bool:
     return succeeded and name in (None, workload.name)
 
 
-def _view(record: WorkloadState, published: Iterable[Published]) -> wire.ModelVersion:
+def _view(record: WorkloadState, published: Iterable[Published]) -> http_models.ModelVersion:
     workload = record.workload
     train: Mapping[str, Any] = spec_of(workload).get("train") or {}
     workdir = spec_of(workload).get("workdir") or ""
-    return wire.ModelVersion(
+    return http_models.ModelVersion(
         name=workload.name,
         version=workload.run,
         source=f"model://{workload.name}@{workload.run}",
@@ -91,5 +91,7 @@ def _view(record: WorkloadState, published: Iterable[Published]) -> wire.ModelVe
         made_from=list(workload.after),
         spec_sha256=hashlib.sha256(workload.parcel.encode()).hexdigest(),
         workdir_sha256=workdir.removeprefix(WORKDIR_PREFIX) if workdir.startswith(WORKDIR_PREFIX) else None,
-        published=[wire.PublishedView(to=one.target, kind=one.kind, name=one.name, at=one.at) for one in published],
+        published=[
+            http_models.PublishedView(to=one.target, kind=one.kind, name=one.name, at=one.at) for one in published
+        ],
     )

@@ -14,14 +14,14 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 from llmsched.control import registry, vault
+from llmsched.control.authorization import Person, Rights, check_name, check_queue
 from llmsched.control.dispatch import newest_run, spec_of
-from llmsched.control.rights import Person, Rights, check_name, check_queue
 from llmsched.core import commands
 from llmsched.core.facts import CommandBegun, Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import LlmschedError, RequestError, SpecError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.compile import (
     compile_configuration,
@@ -143,7 +143,7 @@ def find(state: State, name: str) -> WorkloadState:
 
 def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
-) -> tuple[list[wire.Applied], list[Fact]]:
+) -> tuple[list[http_models.Applied], list[Fact]]:
     rights = Rights(request.person, state.configuration)
     drafts = draft(state, request.specs, rights, again=request.again)
     mine = {workload.id for workload, _ in drafts}
@@ -155,7 +155,7 @@ def _submit(
         check_change(state, workload, known)
         checked(state, commands.Submit(at, replace(workload, after=others)))
     facts: list[Fact] = []
-    outcomes: dict[str, wire.Applied] = {}
+    outcomes: dict[str, http_models.Applied] = {}
     # Equals of one file take their turns as they stand in it: a microsecond apart, which a float of today still holds.
     turn = {workload.id: at + place * 1e-6 for place, (workload, _) in enumerate(drafts)}
     for workload, known in sorted_by_need(changed):
@@ -173,9 +173,9 @@ def _submit(
 
 def _answer(
     state: State, workload: Workload, outcome: Literal["created", "changed", "unchanged"], diff: list[str]
-) -> wire.Applied:
+) -> http_models.Applied:
     phase: Any = state.workloads[workload.id].phase
-    return wire.Applied(
+    return http_models.Applied(
         id=workload.id,
         name=workload.name,
         run=workload.run,

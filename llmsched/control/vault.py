@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from llmsched.errors import RequestError, SpecError, StoreError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.store.journal import Batch, Store
 from llmsched.store.tables import SecretRow
 
@@ -64,7 +64,7 @@ class Vault:
             raise missing([name])
         return opened(row, self._file)
 
-    async def put(self, owner: str, name: str, value: str, by: str) -> wire.SecretView:
+    async def put(self, owner: str, name: str, value: str, by: str) -> http_models.SecretView:
         """On disk when it returns; the next attempt that is launched gets it. Raises SpecError, StoreError."""
         if not SHORTEST <= len(value) <= LONGEST or "\0" in value:
             raise SpecError(
@@ -76,7 +76,7 @@ class Vault:
         await self._write(row)
         return _view(row)
 
-    async def remove(self, owner: str, name: str, by: str) -> wire.SecretView:
+    async def remove(self, owner: str, name: str, by: str) -> http_models.SecretView:
         """Raises RequestError (404) when there is none. What runs keeps the value it was given."""
         row = self._store.row(SecretRow, owner, name)
         if row is None or not row.sealed:
@@ -89,7 +89,7 @@ class Vault:
         await self._write(SecretRow(owner, name, "", by, self._now()))
         return _view(row)
 
-    def known(self, user: str) -> list[wire.SecretView]:
+    def known(self, user: str) -> list[http_models.SecretView]:
         """Names, never values: the user's own and the shared ones."""
         owners = dict.fromkeys((user, SHARED))
         rows = [row for owner in owners for row in self._store.rows(SecretRow, owner) if row.sealed]
@@ -186,5 +186,5 @@ def _bound_to(owner: str, name: str) -> bytes:
     return f"{owner}\0{name}".encode()
 
 
-def _view(row: SecretRow) -> wire.SecretView:
-    return wire.SecretView(name=row.name, shared=row.owner == SHARED, set_by=row.by, set_at=row.at)
+def _view(row: SecretRow) -> http_models.SecretView:
+    return http_models.SecretView(name=row.name, shared=row.owner == SHARED, set_by=row.by, set_at=row.at)

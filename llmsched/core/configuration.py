@@ -38,7 +38,7 @@ class Queue:
     overquota_weight: float | None = None
     preemption: PreemptionRules | None = None  # None: the cluster's
     evictable: str = "yes"  # yes | prefer_not | no
-    submitters: tuple[str, ...] = ()  # users, "*": everyone; what each role is worth: rights.py
+    submitters: tuple[str, ...] = ()  # users, "*": everyone; what each role is worth: authorization.py
     admins: tuple[str, ...] = ()
     viewers: tuple[str, ...] = ()
 

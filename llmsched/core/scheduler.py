@@ -13,7 +13,7 @@ from llmsched.core.facts import Fact
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.reservation import Windows, earliest
-from llmsched.core.stages import admit, autoscale, end, provision, rank, size
+from llmsched.core.stages import admit, autoscale, provision, rank, reconcile, size
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 
@@ -42,7 +42,7 @@ def decide(state: State, policies: Policies) -> Plan:
     plan = Plan(state.now)
     with Trial(state) as trial:
         view = View(state)
-        end.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
+        reconcile.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
         size.run(trial, plan, policies.elasticity, view)  # what each elastic gang should hold
         settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum

@@ -13,7 +13,7 @@ from llmsched.core import decisions, facts
 from llmsched.core.workload import Placement
 from llmsched.executors.fake import Script
 from llmsched.executors.port import Progress
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 NOWHERE: Placement = ()
 
@@ -40,7 +40,7 @@ def report(controller: Live, name: str, **data: Any) -> None:
     wait_until(lambda: set(data) <= set(controller.client().status(name).progress))
 
 
-def codes(view: wire.DiagnosisView) -> dict[str, wire.Finding]:
+def codes(view: http_models.DiagnosisView) -> dict[str, http_models.Finding]:
     return {finding.code: finding for finding in view.findings}
 
 

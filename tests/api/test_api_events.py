@@ -10,7 +10,7 @@ import pytest
 from live import Live
 
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 MANY = 200
 
@@ -67,8 +67,8 @@ def test_a_full_queue_may_be_asked_again_and_a_size_out_of_range_may_not(fresh: 
     for name in ("one", "two"):
         fresh.client().apply([{**last, "name": name}])
     full = http.post("/apply", json={"specs": [last]})
-    assert (full.status_code, wire.ErrorBody.model_validate(full.json()).code) == (429, "queue_full")
+    assert (full.status_code, http_models.ErrorBody.model_validate(full.json()).code) == (429, "queue_full")
     outside = http.post("/workloads/first/scale", json={"size": 9})
-    assert (outside.status_code, wire.ErrorBody.model_validate(outside.json()).code) == (409, "over_limit")
+    assert (outside.status_code, http_models.ErrorBody.model_validate(outside.json()).code) == (409, "over_limit")
     (planned,) = fresh.client().plan([last])
     assert planned.reason is not None and (planned.outcome, planned.reason.code) == ("refused", "queue_full")

@@ -15,7 +15,7 @@ import pytest
 from live import Live
 
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 
 def task(name: str, **more: Any) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def test_apply_answers_what_was_committed_and_the_same_again_is_unchanged(http: 
     for outcome in ("created", "unchanged"):
         answer = http.post("/apply", json={"specs": [task("once")]})
         assert answer.status_code == 200
-        (applied,) = wire.AppliedList.model_validate(answer.json()).applied
+        (applied,) = http_models.AppliedList.model_validate(answer.json()).applied
         assert (applied.id, applied.kind, applied.outcome) == ("once", "task", outcome)
 
 
 def test_a_changed_spec_says_what_changed(http: httpx.Client) -> None:
     http.post("/apply", json={"specs": [task("edited", priority=10, **gpus(1), workers=1)]})
     answer = http.post("/apply", json={"specs": [task("edited", priority=20, **gpus(1), workers=1)]})
-    (applied,) = wire.AppliedList.model_validate(answer.json()).applied
+    (applied,) = http_models.AppliedList.model_validate(answer.json()).applied
     assert applied.outcome == "changed"
     assert any("priority" in line and "10" in line and "20" in line for line in applied.diff)
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_refused_with_its_code_and_a_way_out(
     http: httpx.Client, spec: dict[str, Any], status: int, code: str
 ) -> None:
     answer = http.post("/apply", json={"specs": [spec]})
-    body = wire.ErrorBody.model_validate(answer.json())
+    body = http_models.ErrorBody.model_validate(answer.json())
     assert (answer.status_code, body.code) == (status, code)
     assert body.message
     assert "Traceback" not in answer.text
@@ -113,7 +113,7 @@ def test_a_life_is_seen_from_every_side(controller: Live, http: httpx.Client) ->
     view = controller.client().wait("short", timeout_s=10)
     assert (view.phase, view.metrics) == ("succeeded", {"eval.loss": 0.5})
     assert view.progress["step"] == 2
-    story = wire.StoryView.model_validate(http.get("/workloads/short/story").json())
+    story = http_models.StoryView.model_validate(http.get("/workloads/short/story").json())
     assert [line.kind for line in story.lines][:3] == ["Submitted", "Launch", "Bound"]
     assert story.lines[-1].text.startswith("succeeded")
     assert "eval.loss 0.5" in story.lines[-1].text
@@ -232,7 +232,7 @@ def write_log(controller: Live, key: str, text: str) -> Path:
 
 
 def lines(answer: httpx.Response) -> list[tuple[int, str]]:
-    found = [wire.LogLine.model_validate_json(line) for line in answer.text.split("\n") if line]
+    found = [http_models.LogLine.model_validate_json(line) for line in answer.text.split("\n") if line]
     return [(line.rank, line.text) for line in found if not line.note]
 
 
@@ -266,8 +266,10 @@ def test_following_a_log_shows_lines_as_they_come_and_ends_with_the_workload(
         assert list(seen) == []
 
 
-def events(answer: httpx.Response) -> list[wire.EventView]:
-    return [wire.EventView.model_validate_json(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
+def events(answer: httpx.Response) -> list[http_models.EventView]:
+    return [
+        http_models.EventView.model_validate_json(line[5:]) for line in answer.iter_lines() if line.startswith("data:")
+    ]
 
 
 def test_events_come_in_order_can_be_resumed_and_hold_no_spec(http: httpx.Client) -> None:
@@ -286,7 +288,7 @@ def test_events_come_in_order_can_be_resumed_and_hold_no_spec(http: httpx.Client
 
 def test_a_follower_hears_of_what_happens_after_it_came(controller: Live, http: httpx.Client) -> None:
     after = http.get("/health").json()["seq"]
-    heard: list[wire.EventView] = []
+    heard: list[http_models.EventView] = []
     done = threading.Event()
 
     def listen() -> None:
@@ -315,7 +317,7 @@ def test_a_configuration_is_put_in_force_and_shown(controller: Live, http: httpx
     config = {"queues": [{"name": "default"}, {"name": "lab", "quota": {"A100": {"nominal": 4}}}]}
     answer = http.put("/config", json={"config": config})
     assert answer.status_code == 200
-    view = wire.ConfigView.model_validate(http.get("/config").json())
+    view = http_models.ConfigView.model_validate(http.get("/config").json())
     assert [queue["name"] for queue in view.configuration["queues"]] == ["default", "lab"]
     assert view.version >= 1
     wrong = http.put("/config", json={"config": {"queus": []}})

@@ -18,7 +18,7 @@ from live import Live
 
 from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 Run = Callable[..., Result]
 Watch = Callable[[bytes, "subprocess.Popen[bytes]"], None]
@@ -129,8 +129,12 @@ def test_top_once_draws_queue_gpus_and_events_in_eighty_columns(busy: Live) -> N
 
 def test_top_with_json_prints_the_apis_models(busy: Live) -> None:
     said = json.loads(CliRunner().invoke(cli, ["top", "--json"], env=environment(busy)).stdout)
-    assert [wire.NodeView.model_validate(node).total.gpus for node in said["nodes"]] == [4, 4]
-    assert {wire.WorkloadView.model_validate(view).name for view in said["workloads"]} == {"first", "shared", "third"}
+    assert [http_models.NodeView.model_validate(node).total.gpus for node in said["nodes"]] == [4, 4]
+    assert {http_models.WorkloadView.model_validate(view).name for view in said["workloads"]} == {
+        "first",
+        "shared",
+        "third",
+    }
     assert set(said) == {"health", "workloads", "nodes", "queues", "events"}
 
 
@@ -163,6 +167,6 @@ def test_diagnose_says_what_slows_it_what_to_do_and_what_is_not_known(busy: Live
     fine = ask("first").stdout
     assert "first (running): nothing was found that slows it." in fine
     assert "Not known: how busy its GPUs are" in fine
-    assert [one.code for one in wire.DiagnosisView.model_validate_json(ask("third", "--json").stdout).findings]
+    assert [one.code for one in http_models.DiagnosisView.model_validate_json(ask("third", "--json").stdout).findings]
     wrong = ask("thirt")
     assert (wrong.exit_code, "third" in wrong.stderr) == (3, True)

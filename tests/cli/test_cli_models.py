@@ -10,7 +10,7 @@ from live import Live
 
 from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 FILE = """\
 name: tones
@@ -47,7 +47,7 @@ def test_a_training_makes_versions_and_its_endpoint_follows(
     assert "unchanged" in run("apply", "-f", "spec.yaml")
     again = run("apply", "-f", "spec.yaml", "--again", "--wait")
     assert "tones@2: submitted" in again and "tone: changed, rolls out" in again and "reads: tones -> tones@2" in again
-    listed = wire.ModelList.model_validate_json(run("models", "--json")).models
+    listed = http_models.ModelList.model_validate_json(run("models", "--json")).models
     assert [one.source for one in listed if one.name == "tones"] == ["model://tones@2", "model://tones@1"]
     assert "0.75" in run("models")
     details = run("models", "tones")

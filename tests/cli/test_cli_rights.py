@@ -12,7 +12,7 @@ from live import Live
 
 from llmsched.cli import token
 from llmsched.cli.main import cli
-from llmsched.control import rights
+from llmsched.control import authorization
 from llmsched.executors.fake import Script
 
 CLUSTER = "queues: [{name: lab, roles: {submitter: [ann], admin: [cleo], viewer: [vic]}}, {name: default}]\n"
@@ -62,7 +62,7 @@ def test_each_is_shown_and_may_do_what_the_queue_says(run: Run) -> None:
 
 
 def test_the_command_line_offers_the_roles_there_are() -> None:
-    assert token.ROLES == rights.ROLES
+    assert token.ROLES == authorization.ROLES
 
 
 @pytest.mark.parametrize("user", ["*", " "])

@@ -14,7 +14,7 @@ from live import Live, Parrot
 
 from llmsched.cli.main import ALL, cli
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 Run = Callable[..., Result]
 TASK = """\
@@ -120,7 +120,7 @@ def test_a_wrong_token_or_no_controller_is_one_line_with_what_to_do(controller: 
 
 def test_an_error_with_json_is_the_apis_model_on_stdout(run: Run) -> None:
     result = run("apply", "-f", write("bad.yaml", task("x", more="num_worker: 2\nprio: 1\n")), "--json")
-    body = wire.ErrorBody.model_validate_json(result.stdout)
+    body = http_models.ErrorBody.model_validate_json(result.stdout)
     assert (result.exit_code, body.exit_code, body.code) == (2, 2, "unknown_key")
     assert [problem.where for problem in body.problems] == ["bad.yaml:6:1", "bad.yaml:7:1"]
 
@@ -141,7 +141,7 @@ def test_json_is_exactly_the_apis_model(controller: Live, run: Run) -> None:
             ("nodes",): client.nodes(),
             ("queues",): client.queues(),
             ("config",): client.config(),
-            ("plan", "-f", "a.yaml"): wire.PlannedList(planned=client.plan("a.yaml")),
+            ("plan", "-f", "a.yaml"): http_models.PlannedList(planned=client.plan("a.yaml")),
         }
         for words, model in expected.items():
             result = run(*words, "--json")
@@ -150,9 +150,9 @@ def test_json_is_exactly_the_apis_model(controller: Live, run: Run) -> None:
         events = [json.loads(line) for line in run("events", "--json").stdout.splitlines()]
         assert events == [event.model_dump(mode="json") for event in client.events(follow=False)]
     again = run("apply", "-f", "a.yaml", "--json")
-    assert wire.AppliedList.model_validate_json(again.stdout).applied[0].outcome == "unchanged"
+    assert http_models.AppliedList.model_validate_json(again.stdout).applied[0].outcome == "unchanged"
     cancelled = run("cancel", "modelled", "--json")
-    assert wire.WorkloadView.model_validate_json(cancelled.stdout).id == "modelled"
+    assert http_models.WorkloadView.model_validate_json(cancelled.stdout).id == "modelled"
 
 
 def test_apply_waits_shows_progress_on_stderr_and_says_what_to_do_next(controller: Live, run: Run) -> None:
@@ -170,7 +170,7 @@ def test_apply_that_waits_ends_with_4_when_it_fails(controller: Live, run: Run) 
     text = task("broken", more="retry: {max_restarts: 0}\n")
     result = run("apply", "--wait", "--json", "-f", write("a.yaml", text))
     assert result.exit_code == 4
-    (view,) = wire.WorkloadList.model_validate_json(result.stdout).workloads
+    (view,) = http_models.WorkloadList.model_validate_json(result.stdout).workloads
     assert (view.phase, "no such data" in view.message) == ("failed", True)
 
 

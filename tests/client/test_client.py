@@ -19,7 +19,7 @@ from llmsched.client.transport import locate
 from llmsched.control.controller import Controller
 from llmsched.errors import ClusterError, NotAllowed, RequestError, SpecError
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 from llmsched.store.memory import MemoryStore
 
 FILE = """\
@@ -115,7 +115,7 @@ def test_another_server_is_not_taken_for_a_controller() -> None:
 
 
 def test_the_asynchronous_client_works_in_process(tmp_path: Path) -> None:
-    async def story() -> tuple[wire.WorkloadView, list[str]]:
+    async def story() -> tuple[http_models.WorkloadView, list[str]]:
         executor = FakeExecutor([NodeKind(1, "A100")])
         executor.cluster.script = short()
         controller = Controller(MemoryStore(), executor, storage=str(tmp_path))

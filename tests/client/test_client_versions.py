@@ -12,7 +12,7 @@ from live import Live
 from llmsched import versions
 from llmsched.client import AsyncClient
 from llmsched.errors import ClusterError
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_client_of_another_version_is_refused_in_words(controller: Live) -> No
     headers = {"authorization": f"Bearer {controller.token}", versions.HEADER: "7.0.0"}
     with httpx.Client(base_url=controller.url, headers=headers) as http:
         answer = http.get("/api/v1/workloads")
-        body = wire.ErrorBody.model_validate_json(answer.content)
+        body = http_models.ErrorBody.model_validate_json(answer.content)
         assert (answer.status_code, body.code, body.exit_code) == (409, "version", 3)
         assert "7.0.0" in body.message and f"pip install llmsched=={versions.own()}" in body.hint
         assert http.get("/api/v1/health").status_code == 200
@@ -52,8 +52,8 @@ def test_who_does_not_say_a_version_is_served_and_told_ours(controller: Live) ->
 
 def answering(version: str) -> Callable[[httpx.Request], httpx.Response]:
     def answer(request: httpx.Request) -> httpx.Response:
-        bodies = {"/api/v1/health": wire.Health(version=version), "/api/v1/shutdown": wire.Alive()}
-        body = bodies.get(request.url.path, wire.NodeList(nodes=[]))
+        bodies = {"/api/v1/health": http_models.Health(version=version), "/api/v1/shutdown": http_models.Alive()}
+        body = bodies.get(request.url.path, http_models.NodeList(nodes=[]))
         return httpx.Response(200, headers={versions.HEADER: version}, content=body.model_dump_json())
 
     return answer

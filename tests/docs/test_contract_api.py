@@ -24,7 +24,7 @@ from llmsched.api.app import need_of
 from llmsched.core import explain
 from llmsched.core.lifecycle import Status
 from llmsched.executors.fake import Script
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 ASKED = re.compile(r"^asked (\d+) (\w+) (\S+)$", re.M)
 
@@ -177,7 +177,7 @@ def test_every_real_answer_is_what_openapi_says(ran: list[Ran], described: dict[
             check(described, said["application/json"]["schema"], json.loads(one.answered))
             seen += 1
         elif one.example.form == "ndjson":
-            model = wire.ExecLine if "/exec" in one.url else wire.LogLine
+            model = http_models.ExecLine if "/exec" in one.url else http_models.LogLine
             for line in one.answered.strip().split("\n"):
                 assert model.model_validate_json(line).model_dump(mode="json") == json.loads(line)
     assert seen > 20
@@ -194,7 +194,7 @@ def same(heading: str, real: set[str], what: str) -> None:
 
 def test_the_tables_of_the_page_are_the_code() -> None:
     same("Routes", set(contract.routes()), "the route")
-    same("Phases", set(get_args(wire.Phase)), "the phase")
+    same("Phases", set(get_args(http_models.Phase)), "the phase")
     same("Why it waits", set(explain.WAITS), "the reason")
     same("Why something was taken", set(explain.TAKEN), "the reason")
     exits = {kind.exit_code for kind in contract.BY_CLASS.values() if issubclass(kind, errors.LlmschedError)}

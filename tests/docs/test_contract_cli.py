@@ -16,7 +16,7 @@ from test_contract_sdk import command_of, how_it_goes
 from waiting import wait_until
 
 from llmsched.cli.main import ALL, cli
-from llmsched.spec import wire
+from llmsched.spec import http_models
 
 SPEC = """\
 name: {name}
@@ -99,7 +99,7 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
         command_of(" ".join(words))
         done = run(*words, *WORDS[name], "--json") if "--" not in WORDS[name] else run(*words, "--json", *WORDS[name])
         assert done.exit_code == 0, (name, done.output)
-        model: Any = getattr(wire, answer.partition(",")[0])
+        model: Any = getattr(http_models, answer.partition(",")[0])
         texts = [done.stdout] if "," not in answer else done.stdout.splitlines()
         assert texts, name
         for text in texts:
@@ -124,7 +124,7 @@ def test_an_error_with_json_is_the_error_model_and_its_exit_code(
     run: Run, words: tuple[str, ...], code: str, exit_code: int
 ) -> None:
     done = run(*words, "--json")
-    said = wire.ErrorBody.model_validate_json(done.stdout)
+    said = http_models.ErrorBody.model_validate_json(done.stdout)
     assert (said.code, said.exit_code, done.exit_code) == (code, exit_code, exit_code)
 
 

@@ -126,12 +126,12 @@ BUGS = (
         f"{WALK}::test_a_lost_attempt_starts_again_after_a_pause_and_fails_when_retries_are_spent",
     ),
     Bug(
-        "second_copy", "apscheduler PR #1121", "core/stages/end.py",
+        "second_copy", "apscheduler PR #1121", "core/stages/reconcile.py",
         '    elif spec.overlap == "skip" and not record.outcome:\n', "    elif False:\n",
         f"{DECISIONS}::test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on",
     ),
     Bug(
-        "stale_for_ever", "ray#62766: an intent nobody acts on", "core/stages/end.py",
+        "stale_for_ever", "ray#62766: an intent nobody acts on", "core/stages/reconcile.py",
         "        if state.now < gang.lost_at + patience:", "        if patience:",
         f"{DECISIONS}::test_a_stale_gang_is_given_its_grace_and_then_let_go",
     ),

@@ -5,7 +5,7 @@ Nothing here frees capacity within the pass: an attempt holds what it holds unti
 
 from __future__ import annotations
 
-from llmsched.core import rights
+from llmsched.core import authorization
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
 from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
@@ -98,7 +98,7 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
     for gang in worst_first[: max(surplus, 0)]:
         leaving[gang.id] = None
         plan.decisions.append(Drain(gang.id, gang.attempt, gang.spec.grace_s, why))
-    for published in rights.published_to(state, record.workload).values():
+    for published in authorization.published_to(state, record.workload).values():
         if published.kind != "adapter":
             continue
         for gang in live:

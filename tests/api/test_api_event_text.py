@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from llmsched.api.words import data, describe
+from llmsched.api.event_text import data, describe
 from llmsched.core import decisions as d
 from llmsched.core import facts as f
 from llmsched.core.configuration import Configuration

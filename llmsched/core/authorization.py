@@ -1,4 +1,4 @@
-"""What a queue's roles are worth. Pure; who asks, and with what token, is control/rights.py's to know.
+"""What a queue's roles are worth. Pure; who asks, and with what token, is control/authorization.py's to know.
 
 Queues are the leaves of the tree of cohorts, so a role is of one queue and of nothing below it.
 """

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from control_harness import ANN, controlling
 
-from llmsched.control import memory, model_files
+from llmsched.control import gpu_memory, model_files
 from llmsched.errors import RequestError
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
@@ -78,9 +78,11 @@ def serve(model: str, gpu: str = "L4:1", **more: Any) -> dict[str, Any]:
     return {"name": "chat", "kind": "serve", "resources": {"accelerators": [gpu]}, "serve": section}
 
 
-def judged(data: dict[str, Any], where: str | None = "") -> memory.Verdict:
+def judged(data: dict[str, Any], where: str | None = "") -> gpu_memory.Verdict:
     spec = load_json(data)
-    return memory.judge(compile_workload(spec), spec.dump(), memory.source_of(spec.dump()) if where == "" else where)
+    return gpu_memory.judge(
+        compile_workload(spec), spec.dump(), gpu_memory.source_of(spec.dump()) if where == "" else where
+    )
 
 
 def test_a_model_is_measured_by_the_headers_of_all_its_files(seven_billion: str) -> None:
@@ -103,7 +105,7 @@ def test_a_full_fine_tune_needs_sixteen_bytes_a_number_and_is_refused_where_no_g
 def test_lora_counts_the_adapter_only_for_gradients_and_moments(seven_billion: str) -> None:
     arguments = {"bf16": True, "gradient_checkpointing": True}
     data = train(seven_billion, lora={"r": 16}, max_length=512, training_args=arguments)
-    need = memory.estimate(load_json(data).dump(), seven_billion)
+    need = gpu_memory.estimate(load_json(data).dump(), seven_billion)
     linear = [shape for name, shape in shapes().items() if "_proj" in name]
     adapter = 16 * sum(sum(shape) for shape in linear)
     assert need.certain == 2 * NUMBERS + 12 * adapter
@@ -111,7 +113,7 @@ def test_lora_counts_the_adapter_only_for_gradients_and_moments(seven_billion: s
     verdict = judged(data)
     assert (verdict.refusal, verdict.warnings, verdict.needed) == (None, (), need.most)
     two = train(seven_billion, lora={"r": 16, "target_modules": ["q_proj", "v_proj"]}, training_args=arguments)
-    assert memory.estimate(load_json(two).dump(), seven_billion).certain < need.certain
+    assert gpu_memory.estimate(load_json(two).dump(), seven_billion).certain < need.certain
 
 
 def test_what_fits_in_the_largest_of_a_name_only_is_warned_of(seven_billion: str) -> None:
@@ -155,7 +157,7 @@ def test_a_second_gpu_of_a_worker_does_not_help_and_half_a_gpu_has_half_the_memo
 
 def test_serving_counts_weights_and_the_cache_of_all_sequences(seven_billion: str) -> None:
     kwargs = {"max_model_len": 4096, "max_num_seqs": 8}
-    need = memory.estimate(load_json(serve(seven_billion, engine_kwargs=kwargs)).dump(), seven_billion)
+    need = gpu_memory.estimate(load_json(serve(seven_billion, engine_kwargs=kwargs)).dump(), seven_billion)
     assert need.certain == 2 * NUMBERS
     assert need.most - need.certain == 2 * LAYERS * KV_HEADS * 128 * 2 * 4096 * 8
     assert judged(serve(seven_billion, engine_kwargs=kwargs)).warnings == ()
@@ -193,7 +195,7 @@ def test_an_adapter_is_its_base_and_itself(seven_billion: str, tmp_path: Path) -
     folder.mkdir()
     write_header(folder / "adapter_model.safetensors", {"a.lora_A.weight": (16, HIDDEN)}, "F32")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": seven_billion}))
-    need = memory.estimate(load_json(serve(str(folder))).dump(), str(folder))
+    need = gpu_memory.estimate(load_json(serve(str(folder))).dump(), str(folder))
     assert need.certain == 2 * NUMBERS + 4 * 16 * HIDDEN
 
 
@@ -202,7 +204,7 @@ def test_without_gpus_or_without_a_model_nothing_is_said(seven_billion: str) -> 
     del on_cpus["resources"]
     task = {"name": "x", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["L4:1"]}}
     for data in (on_cpus, task):
-        assert judged(data) == memory.Verdict()
+        assert judged(data) == gpu_memory.Verdict()
 
 
 def gguf(file: Path) -> None:

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from control_harness import ANN, controlling, task
 
-from llmsched.control.rights import Person, Rights, hide, without_names
+from llmsched.control.authorization import Person, Rights, hide, without_names
+from llmsched.core.authorization import may_see, may_submit
 from llmsched.core.configuration import Configuration, Queue
-from llmsched.core.rights import may_see, may_submit
 
 
 @pytest.mark.parametrize(

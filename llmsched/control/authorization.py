@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmsched.control.dispatch import newest_run
-from llmsched.core import rights as core
+from llmsched.core import authorization as core
 from llmsched.core.configuration import Configuration
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
