@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +207,16 @@ def replay(journal: Path, until: str | None, explain: str | None) -> None:
 def import_(source: str, file: Path, output: Path | None, profiles: Path | None) -> None:
     """Make a trace from the accounting of another scheduler, or from one that research published.
 
-    slurm: what `sacct -a -X --parsable2 -o JobID,Submit,Start,End,AllocTRES,Account,Partition,TimelimitRaw` prints.
+    \b
+    slurm: what this prints, with the days that you want:
+        sacct -a -X -S now-30days --parsable2
+            -o JobID,User,Account,Partition,Submit,Start,End,ElapsedRaw,TimelimitRaw,AllocTRES
+    \b
     kueue: what `kubectl get workloads -A -o json` prints.
     gavel, chronus, openb: the CSV (or .csv.gz) files of these papers; gavel needs --profiles.
     """
     from llmsched.errors import SpecError
+    from llmsched.sim import fleet
     from llmsched.sim.traces import kueue, published, slurm, table
 
     text = _text(file)
@@ -230,23 +236,31 @@ def import_(source: str, file: Path, output: Path | None, profiles: Path | None)
         )
     table.write(found.jobs, target)
     if show.wants_json():
-        click.echo(json.dumps({"jobs": len(found.jobs), "left_out": found.left_out, "file": str(target)}))
+        counts = {"jobs": len(found.jobs), "left_out": found.left_out, "changed": found.changed}
+        click.echo(json.dumps({**counts, "file": str(target)}))
         return
     click.echo(f"{len(found.jobs):,} jobs in {target}")
     for why, count in sorted(found.left_out.items()):
         click.echo(f"{count:,} left out: {why}")
-    click.echo(f"\nNext: llmsched sim run {target} --nodes 16x8")
+    for what, count in sorted(found.changed.items()):
+        click.echo(f"{count:,} {what}")
+    click.echo(f"\nNext: llmsched sim run {shlex.quote(str(target))} --nodes {fleet.enough_for(found.jobs)}")
 
 
 def _text(file: Path) -> str:
+    """Bytes that are no UTF-8 (names of people and accounts, in old records) are kept as `\\xe9`: still told apart."""
     import gzip
 
     from llmsched.errors import SpecError
 
     try:
-        return gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig", "backslashreplace")
+    except (OSError, EOFError) as error:
         raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
+    if "\0" in text:
+        raise SpecError("is not text, or not in UTF-8.", where=str(file), hint="Convert it: iconv -f UTF-16 -t UTF-8.")
+    return text
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

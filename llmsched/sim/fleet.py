@@ -1,13 +1,17 @@
-"""The nodes of a simulated cluster, from words such as `128x8:V100,64x4:T4`. Knows no jobs."""
+"""The nodes of a simulated cluster, from words such as `128x8:V100,64x4:T4`. Knows no scheduler."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
 from llmsched.errors import SpecError
+from llmsched.sim.traces.job import Job
 
+GPUS_A_NODE = 8
 _PART = re.compile(r"(\d+)x(\d+)(?::([\w.+-]+))?$")
 MOST_NODES = 100_000
 
@@ -28,6 +32,21 @@ def parse(text: str) -> tuple[Node, ...]:
         first = len(nodes)
         nodes += [node(first + i, int(found[2]), found[3]) for i in range(int(found[1]))]
     return tuple(nodes)
+
+
+def enough_for(jobs: Iterable[Job]) -> str:
+    """Words for `parse`: nodes of 8 on which every job could begin as soon as it is submitted."""
+    changes: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for job in jobs:
+        changes[job.flavor or ""] += [(job.submit_s, job.gpus), (job.submit_s + job.duration_s, -job.gpus)]
+    words = []
+    for flavor, by_time in sorted(changes.items()):
+        busy = most = 0
+        for _, gpus in sorted(by_time):
+            busy += gpus
+            most = max(most, busy)
+        words.append(f"{-(-most // GPUS_A_NODE)}x{GPUS_A_NODE}" + (f":{flavor}" if flavor else ""))
+    return ",".join(words)
 
 
 def node(number: int, gpus: int, flavor: str | None) -> Node:

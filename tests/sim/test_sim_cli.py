@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from llmsched.core.facts import Bound, NodeJoined, Submitted
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Group, Option, Placed, Workload
+from llmsched.sim.traces import table
 from llmsched.store.journal import Batch
 from llmsched.store.sqlite import SqliteStore
 
@@ -87,6 +89,30 @@ def test_import_slurm_makes_a_trace_that_run_accepts(tmp_path):
     done = call("import", "slurm", source, "-o", tmp_path / "t.csv")
     assert done.exit_code == 0, done.output
     assert json.loads(call("run", tmp_path / "t.csv", "--nodes", "1x2", "--json").output)["makespan_s"] == 3600.0
+
+
+def test_the_command_that_an_import_ends_with_works_whatever_the_jobs_and_the_name_of_the_file(tmp_path):
+    source = tmp_path / "our jobs.txt"
+    times = "2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00"
+    source.write_bytes(
+        b"JobID|User|Submit|Start|End|AllocTRES|Account\n"
+        + f"7|jos\u00e9|{times}|gres/gpu:a100=200|lab\n".encode("latin-1")
+        + f"8|ann|{times}|gres/gpu=3|lab\n".encode()
+    )
+    done = call("import", "slurm", source)
+    assert done.exit_code == 0, done.output
+    command = shlex.split(done.output.splitlines()[-1].removeprefix("Next: "))
+    assert command[:3] == ["llmsched", "sim", "run"] and command[-1] == "1x8,25x8:A100"
+    assert json.loads(call(*command[2:], "--json").output)["makespan_s"] == 3600.0
+    users = [job.user for job in table.read(source.with_suffix(".csv"))]
+    assert users == ["jos\\xe9", "ann"]  # told apart, though the bytes are no UTF-8
+
+
+def test_an_import_of_what_is_no_text_is_refused_in_words(tmp_path):
+    source = tmp_path / "jobs.txt"
+    source.write_bytes("JobID|Submit\n".encode("utf-16"))
+    done = call("import", "slurm", source)
+    assert done.exit_code == 2 and "not in UTF-8" in done.output
 
 
 @pytest.fixture

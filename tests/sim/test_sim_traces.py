@@ -144,6 +144,29 @@ def test_slurm_rows_as_sites_print_them_arrays_het_jobs_requeues_cancelled_jobs_
     assert found.left_out == {"never started": 2, "ran for no time": 1}
 
 
+def test_slurm_rows_that_contradict_themselves_or_are_cut_off_are_counted_out_and_not_fatal():
+    rows = [
+        "1|ann|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|gres/gpu=2",
+        "2|ann|2026-11-01T10:10:00|2026-11-01T10:05:00|2026-11-01T11:05:00|gres/gpu=2",  # begun before it was submitted
+        "3|ann|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T10:04:00|gres/gpu=2",  # ended before it began
+        "4|ann|2026-11-01T10:00:00|2026-11-01T10:05",
+        "5|ann|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T10:06:00|gres/gpu=2|more",
+    ]
+    found = slurm.parse("\n".join(["JobID|User|Submit|Start|End|AllocTRES", *rows, ""]), "s")
+    assert [(job.id, job.user) for job in found.jobs] == [("1", "ann")]
+    assert found.left_out == {"its times contradict each other": 2, "has more or fewer values than the header": 2}
+
+
+def test_a_slurm_job_on_two_types_of_gpu_keeps_their_sum_and_is_counted():
+    row = "7|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|{}"
+    head = "JobID|Submit|Start|End|AllocTRES"
+    found = slurm.parse(f"{head}\n{row.format('gres/gpu:a100=2,gres/gpu:v100=1,gres/gpu=3')}\n", "s")
+    assert [(job.gpus, job.flavor) for job in found.jobs] == [(3, None)]
+    assert list(found.changed.values()) == [1]
+    partly = slurm.parse(f"{head}\n{row.format('gres/gpu:a100=2,gres/gpu=4')}\n", "s")  # two of no named type
+    assert [(job.gpus, job.flavor) for job in partly.jobs] == [(4, "A100")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,10 +1,12 @@
 """Jobs from Slurm's accounting: what `sacct --parsable2` prints, a header and `|` between values (see COMMAND).
 
-Jobs that never ran or asked for no GPU are counted and left out, and the count is told; so a job that was cancelled
-while it waited is left out, and one that was cancelled while it ran is a job. Members of arrays (`123_4`) and parts of
-het jobs (`123+0`) are jobs of their own, steps (`123.batch`) none. With `--duplicates` a requeued job stands in several
-rows: its later runs become `123#2`, `123#3`. Times are local, as sacct prints them; the run time is Elapsed where that
-is printed, which knows of changed clocks and of suspended jobs, else End less Start. Knows no scheduler.
+Jobs that never ran, asked for no GPU or have times that contradict each other are counted and left out, and the count
+is told; so a job that was cancelled while it waited is left out, and one that was cancelled while it ran is a job. A
+job on two types of GPU keeps their sum and no flavor, and is counted too: a trace names one flavor a job. Members of
+arrays (`123_4`) and parts of het jobs (`123+0`) are jobs of their own, steps (`123.batch`) none. With `--duplicates` a
+requeued job stands in several rows: its later runs become `123#2`, `123#3`. Times are local, as sacct prints them; the
+run time is Elapsed where that is printed, which knows of changed clocks and of suspended jobs, else End less Start.
+Knows no scheduler.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 
-COMMAND = "sacct -a -X --parsable2 -o JobID,Submit,Start,End,ElapsedRaw,AllocTRES,Account,Partition,TimelimitRaw"
+COMMAND = (  # without -S, sacct prints the jobs of today
+    "sacct -a -X -S now-30days --parsable2 "
+    "-o JobID,User,Account,Partition,Submit,Start,End,ElapsedRaw,TimelimitRaw,AllocTRES"
+)
 _GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
 _CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][hours:]minutes:seconds
 
@@ -27,6 +33,7 @@ _CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][
 class Imported:
     jobs: list[Job]
     left_out: dict[str, int]  # why -> how many
+    changed: dict[str, int] = field(default_factory=dict)  # what could not be kept of a job -> of how many
 
 
 def parse(text: str, name: str) -> Imported:
@@ -44,13 +51,15 @@ def parse(text: str, name: str) -> Imported:
             hint=f"Print it with: {COMMAND}",
         )
     found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
-    left_out: dict[str, int] = {}
-    runs: dict[str, int] = {}
+    left_out, changed, runs = Counter[str](), Counter[str](), Counter[str]()
     for row in reader:
         where = f"{name}:{reader.line_num}"
-        if "." in (row["JobID"] or ""):
+        if None in row or None in row.values():
+            left_out["has more or fewer values than the header"] += 1
+            continue
+        if "." in row["JobID"]:
             continue  # a step of a job, not a job
-        gpus, flavor = _gpus(row.get("AllocTRES") or row.get("ReqTRES") or "")
+        gpus, flavors = _gpus(row.get("AllocTRES") or row.get("ReqTRES") or "")
         submit, start, end = (_stamp(row[column], column, where) for column in ("Submit", "Start", "End"))
         why = "" if gpus else "no GPU"
         if submit is None or start is None:
@@ -59,15 +68,18 @@ def parse(text: str, name: str) -> Imported:
             why = "still running"
         else:
             seconds = _elapsed(row, where, end - start)
+            if submit > start or seconds < 0:
+                why = why or "its times contradict each other"
             why = why or ("" if seconds > 0 else "ran for no time")
         if why:
-            left_out[why] = left_out.get(why, 0) + 1
+            left_out[why] += 1
             continue
-        assert submit is not None and start is not None and end is not None
-        if submit > start:
-            raise SpecError("column Submit: it was submitted after it started.", where=where, code="bad_trace")
-        runs[row["JobID"]] = run = runs.get(row["JobID"], 0) + 1
-        row["JobID"] += f"#{run}" if run > 1 else ""
+        assert submit is not None
+        runs[row["JobID"]] += 1
+        row["JobID"] += f"#{runs[row['JobID']]}" if runs[row["JobID"]] > 1 else ""
+        if len(flavors) > 1:
+            changed["ran on two types of GPU: their sum, of any flavor"] += 1
+        flavor = flavors[0] if len(flavors) == 1 else None
         found.append((submit, seconds, row, gpus, flavor, reader.line_num))
     if not found:
         raise SpecError("no job in it ran on a GPU.", where=name, code="bad_trace", hint=f"Print it with: {COMMAND}")
@@ -79,24 +91,25 @@ def parse(text: str, name: str) -> Imported:
             gpus=gpus,
             runtimes=((gpus, seconds),),
             queue=row.get("Account") or row.get("Partition") or "default",
+            user=row.get("User") or "",
             flavor=flavor,
             estimated_s=_limit(row),
             row=line,
         )
         for submit, seconds, row, gpus, flavor, line in found
     ]
-    return Imported(sorted(jobs, key=lambda job: job.submit_s), left_out)
+    return Imported(sorted(jobs, key=lambda job: job.submit_s), left_out, changed)
 
 
-def _gpus(tres: str) -> tuple[int, str | None]:
-    """GPUs and their type of a TRES list; the line with a type wins over the sum without one."""
-    plain, typed, kind = 0, 0, None
+def _gpus(tres: str) -> tuple[int, list[str]]:
+    """GPUs and their types of a TRES list. Sites print the sum, the types, or both: the larger count is all of them."""
+    plain, types = 0, Counter[str]()
     for name, count in _GPUS.findall(tres):
         if name:
-            typed, kind = typed + int(count), name.upper()
+            types[name.upper()] += int(count)
         else:
             plain = int(count)
-    return (typed or plain), kind
+    return max(plain, types.total()), [name for name, count in types.items() if count]
 
 
 def _stamp(text: str, column: str, where: str) -> float | None:

@@ -69,7 +69,9 @@ def write(jobs: list[Job], path: Path) -> None:
     """The same contract, for imported jobs."""
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(("job_id", "submit_s", "num_gpus", "duration_s", "queue", "priority", "flavor", "estimated_s"))
+        out.writerow(
+            ("job_id", "submit_s", "num_gpus", "duration_s", "queue", "user", "priority", "flavor", "estimated_s")
+        )
         for job in jobs:
             estimate = "" if job.estimated_s is None else f"{job.estimated_s:g}"
             out.writerow(
@@ -79,6 +81,7 @@ def write(jobs: list[Job], path: Path) -> None:
                     job.gpus,
                     f"{job.duration_s:.10g}",
                     job.queue,
+                    job.user,
                     job.priority,
                     job.flavor or "",
                     estimate,
