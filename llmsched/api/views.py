@@ -225,6 +225,8 @@ def why(state: State, found: WorkloadState, entries: Entries) -> http_models.Why
         text, since = found.message or f"it has {now}.", found.finished_at
     else:
         text = "; ".join(one.text for one in gangs) or found.message or "it holds nothing and wants nothing now."
+        if found.is_unproven and found.message:
+            text = f"{found.message}; {text}"
         since = max((state.gangs[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
     return http_models.WhyView(
         id=it.id,

@@ -100,7 +100,7 @@ def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | No
 
 def launch_order(state: State, gang: GangState, attempt: int, placement: Placement, site: Site) -> port.LaunchOrder:
     workload = gang.spec
-    spec = with_published_model(state, workload, _parcel(workload.parcel))
+    spec = with_model(_parcel(workload.parcel), gang.model)
     return port.LaunchOrder(
         workload=workload.id,
         gang=gang.id,
@@ -263,16 +263,12 @@ def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> di
     return found
 
 
-def with_published_model(state: State, workload: Workload, spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of an endpoint with the model that was published into it last in place of its own."""
-    models = [
-        published for published in authorization.published_to(state, workload).values() if published.kind == "model"
-    ]
+def with_model(spec: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The spec of an endpoint with the model that was published in place of its own, if one was."""
     serve = spec.get("serve") or {}
-    if not models or not serve.get("model"):
+    if not uri or not serve.get("model"):
         return spec
-    newest = max(models, key=lambda published: published.at)
-    return {**spec, "serve": {**serve, "model": {**serve["model"], "source": newest.uri}}}
+    return {**spec, "serve": {**serve, "model": {**serve["model"], "source": uri}}}
 
 
 def _envs(workload: Workload, spec: Mapping[str, Any], secrets: Secrets, *, all_needed: bool) -> dict[str, str]:

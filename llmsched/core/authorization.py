@@ -5,10 +5,14 @@ Queues are the leaves of the tree of cohorts, so a role is of one queue and of n
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llmsched.core.configuration import Queue
 from llmsched.core.facts import Published
-from llmsched.core.state import State
 from llmsched.core.workload import Workload
+
+if TYPE_CHECKING:  # the state itself asks what is published to an endpoint
+    from llmsched.core.ledgers import Ledgers
 
 EVERYONE = "*"
 
@@ -28,27 +32,27 @@ def is_admin(queue: Queue, user: str) -> bool:
     return _is_named(queue.admins, user)
 
 
-def published_to(state: State, endpoint: Workload) -> dict[str, Published]:
+def published_to(state: Ledgers, endpoint: Workload) -> dict[str, Published]:
     """What goes live in an endpoint, by name: results of its owner's work, and of the admins of its queue. What anybody
     else published under its name is as if it had not been."""
     published = state.publications.get(endpoint.id)
     return {name: one for name, one in published.items() if _reaches(state, one, endpoint)} if published else {}
 
 
-def may_publish(state: State, user: str, endpoint: Workload) -> bool:
+def may_publish(state: Ledgers, user: str, endpoint: Workload) -> bool:
     if user == endpoint.user:
         return True
     return any(queue.name == endpoint.queue and is_admin(queue, user) for queue in state.configuration.queues)
 
 
-def may_read(state: State, reader: Workload, made_it: Workload) -> bool:
+def may_read(state: Ledgers, reader: Workload, made_it: Workload) -> bool:
     """Whether one workload may have the result of another: it was let when it was submitted, or its user may see it."""
     if made_it.id in reader.after or made_it.user == reader.user:
         return True
     return any(queue.name == made_it.queue and may_see(queue, reader.user) for queue in state.configuration.queues)
 
 
-def _reaches(state: State, published: Published, endpoint: Workload) -> bool:
+def _reaches(state: Ledgers, published: Published, endpoint: Workload) -> bool:
     origin = state.workloads.get(published.origin)
     return origin is None or may_publish(state, origin.workload.user, endpoint)
 

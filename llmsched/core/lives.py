@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import heapq
 
-from llmsched.core import cron
+from llmsched.core import cron, rollout
 from llmsched.core.explain import Reason
 from llmsched.core.ledgers import Ledgers
 from llmsched.core.lifecycle import Status, after
 from llmsched.core.records import (
     GangState,
+    Version,
     WorkloadState,
     speed,
 )
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload, gang_id
 
+ROLLOUT_HELD = "the rollout is held, replicas of the version before go on: the new one failed"
 STEADY_S = 600.0  # a replica that ran this long has its restarts forgiven
 
 
@@ -46,11 +48,13 @@ class Lives(Ledgers):
     def _become(self, gang: GangState, status: Status) -> None:
         gang.status = status
 
-    def _new_gang(self, record: WorkloadState) -> None:
+    def _new_gang(self, record: WorkloadState, version: Version) -> None:
         name = gang_id(record.workload.id, record.next_index)
-        spec = record.workload
+        spec = version.spec
         submitted = record.submitted_at if spec.kind != "serve" else self.now
-        gang = GangState(name, spec.id, record.next_index, spec, submitted, record.revision, queued_since=self.now)
+        gang = GangState(
+            name, spec.id, record.next_index, spec, submitted, version.revision, version.model, queued_since=self.now
+        )
         gang.work_left = spec.estimated_runtime_s
         self._expect(gang)
         record.next_index += 1
@@ -59,29 +63,37 @@ class Lives(Ledgers):
         self._queue(gang)
 
     def _fill(self, record: WorkloadState) -> None:
-        """Make the replicas that are wanted. While a new spec rolls out, `max_surge` more than wanted may live."""
+        """Make the replicas that are missing; those that are too many and never ran go."""
         if record.cancelled or record.outcome:
             return
-        live = [gang for gang in self._gangs_of(record) if self._counts(gang)]
-        current = sum(gang.revision == record.revision for gang in live)
-        surge = record.workload.max_surge if current < len(live) else 0
-        for _ in range(min(record.wanted_replicas - current, record.wanted_replicas + surge - len(live))):
-            self._new_gang(record)
-        for gang in sorted(live, key=lambda g: -g.index):  # too many: those that never ran go first, newest first
-            if len(live) <= record.wanted_replicas + surge:
-                break
-            if gang.status is Status.QUEUED:
-                live.remove(gang)
-                self._end(gang, "cancel")
-        if len(live) != record.wanted_replicas or current < len(live):
+        live = [gang for gang in self._gangs_of(record) if rollout.counts(gang, record)]
+        newest, proven = rollout.missing(record, live)
+        for _ in range(newest):
+            self._new_gang(record, record.version)
+        for _ in range(proven):
+            assert record.answered is not None
+            self._new_gang(record, record.answered)
+        for gang in rollout.superfluous(record, live):
+            live.remove(gang)
+            self._end(gang, "cancel")
+        if len(live) != record.wanted_replicas or any(gang.revision != record.revision for gang in live):
             self.troubled[record.workload.id] = None
 
-    @staticmethod
-    def _counts(gang: GangState) -> bool:
-        """Whether a replica counts as one of those wanted. A failed one does: a replacement would fail likewise."""
-        if gang.status in (Status.CANCELLED, Status.FINISHED):
-            return False
-        return not (gang.status is Status.VACATING and gang.leaving == "ended")
+    def _move_on(self, record: WorkloadState) -> None:
+        """Whoever waits becomes of the version that it is to start as."""
+        for gang in self._gangs_of(record):
+            version = rollout.version_of(record, gang)
+            if gang.status is Status.QUEUED and gang.revision != version.revision:
+                self._adopt_version(gang, version)
+                self._queue(gang)
+
+    def _proven(self, record: WorkloadState, gang: GangState) -> None:
+        """A replica answers: its version has shown that it can."""
+        if record.answered is None or record.answered.revision < gang.revision:
+            record.answered = Version(gang.revision, gang.spec, gang.model)
+            record.message = ""
+            self._move_on(record)
+            self._fill(record)
 
     def _gangs_of(self, record: WorkloadState) -> list[GangState]:
         return [self.gangs[name] for name in record.gangs]
@@ -95,11 +107,10 @@ class Lives(Ledgers):
             self._hand_schedule_to(record)
         if workload.kind == "serve":
             record.wanted_replicas = min(max(record.wanted_replicas, workload.min_replicas), workload.max_replicas)
+        record.message = ""
+        self._move_on(record)
         for gang in self._gangs_of(record):
-            if gang.status is Status.QUEUED:
-                self._adopt_spec(gang, record)
-                self._queue(gang)
-            elif gang.status is Status.FAILED and workload.kind == "serve":
+            if gang.status is Status.FAILED and workload.kind == "serve":
                 self._become(gang, Status.CANCELLED)  # it failed under the old spec: the new one gets its chance
             elif gang.is_active():
                 self.troubled[gang.id] = None
@@ -119,15 +130,14 @@ class Lives(Ledgers):
         record.next_run_at = None
         return self.scheduled.pop(record.workload.id, record) is None
 
-    def _adopt_spec(self, gang: GangState, record: WorkloadState) -> None:
+    def _adopt_version(self, gang: GangState, version: Version) -> None:
         self._unpromise(gang)
         self.waiting.discard(gang)
-        gang.spec = record.workload
-        gang.revision = record.revision
+        gang.revision, gang.spec, gang.model = version
         gang.shape = None
         gang.restarts = gang.failures = 0
         gang.not_before = 0.0
-        gang.work_left = record.workload.estimated_runtime_s
+        gang.work_left = gang.spec.estimated_runtime_s
         gang.measured = False
         self._expect(gang)
 
@@ -193,7 +203,7 @@ class Lives(Ledgers):
         self.waiting.add(gang)
 
     def _requeue(self, gang: GangState) -> None:
-        """Back among the waiting, under the newest spec of its workload."""
+        """Back among the waiting, under the newest spec of its workload (a replica: that has answered)."""
         record = self.workloads[gang.workload_id]
         gang.queued_since = self.now
         gang.placement = None
@@ -202,8 +212,9 @@ class Lives(Ledgers):
         if record.cancelled:
             self._end(gang, "cancel")
             return
-        if gang.revision != record.revision:
-            self._adopt_spec(gang, record)
+        version = rollout.version_of(record, gang)
+        if gang.revision != version.revision:
+            self._adopt_version(gang, version)
         self._queue(gang)
         if gang.spec.kind == "serve":
             self._fill(record)
@@ -275,6 +286,9 @@ class Lives(Ledgers):
         if record.workload.kind == "serve" and not record.cancelled and status is not Status.CANCELLED:
             self.troubled[record.workload.id] = None
             record.message = gang.message
+            if record.is_unproven and gang.revision == record.revision:
+                record.message = f"{ROLLOUT_HELD}: {gang.message}"
+                self._fill(record)
         self._maybe_ended(record)
 
     def _maybe_ended(self, record: WorkloadState) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
@@ -25,6 +26,14 @@ class Nomination:
     at: float
 
 
+class Version(NamedTuple):
+    """What the replicas of an endpoint are made from: a spec, and the model that was published in place of its own."""
+
+    revision: int
+    spec: Workload
+    model: str = ""  # uri; "": the one that the spec names
+
+
 @dataclass(slots=True)
 class GangState:
     """One gang. `spec` is the version of the workload it was made from; `held` is what it holds on nodes right now."""
@@ -35,6 +44,7 @@ class GangState:
     spec: Workload
     submitted_at: float
     revision: int = 0
+    model: str = ""  # of its version
     status: Status = Status.QUEUED
     size: int = 0
     placement: Placement | None = None
@@ -100,6 +110,8 @@ class WorkloadState:
     gangs: list[str]  # live and ended, in order of index
     known: Mapping[str, GangState] = field(repr=False)
     revision: int = 0
+    model: str = ""  # published in place of the one that the spec names
+    answered: Version | None = None  # the newest version of which a replica has answered
     wanted_replicas: int = 1
     scaled_by_user: bool = False
     next_index: int = 0
@@ -113,6 +125,16 @@ class WorkloadState:
     memory: str = ""  # the autoscaler's
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin
+
+    @property
+    def version(self) -> Version:
+        """The newest."""
+        return Version(self.revision, self.workload, self.model)
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether replicas of an older version have answered, and none of the newest has."""
+        return self.answered is not None and self.answered.revision != self.revision
 
     @property
     def phase(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from llmsched.core import decisions, facts
+from llmsched.core import authorization, decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.decisions import Decision
 from llmsched.core.facts import Fact
@@ -124,9 +124,12 @@ class State(Lives):
         if workload.kind == "serve":
             self.serving[workload.id] = None
             record.wanted_replicas = workload.min_replicas
+            published = authorization.published_to(self, workload).values()
+            models = [one for one in published if one.kind == "model"]
+            record.model = max(models, key=lambda one: one.at).uri if models else ""
             self._fill(record)
         else:
-            self._new_gang(record)
+            self._new_gang(record, record.version)
 
     def _cancelled(self, fact: facts.Cancelled) -> None:
         record = self.workloads.get(fact.workload)
@@ -246,6 +249,7 @@ class State(Lives):
             gang.message = ""
             self._expect_end(gang)
         if gang.spec.kind == "serve":
+            self._proven(self.workloads[gang.workload_id], gang)
             self.troubled[gang.workload_id] = None
 
     def _launch_failed(self, fact: facts.LaunchFailed) -> None:
@@ -345,9 +349,8 @@ class State(Lives):
             return
         if fact.kind == "model":  # a new model is a new revision: replicas are replaced one by one
             record.revision += 1
-            for gang in self._gangs_of(record):
-                if gang.status is Status.QUEUED:
-                    gang.revision = record.revision
+            record.model = fact.uri
+            self._move_on(record)
             self._fill(record)
         self.troubled[fact.target] = None
 
@@ -493,14 +496,16 @@ class State(Lives):
 
 
 _GANG_FIELDS = (
-    "id", "spec", "submitted_at", "revision", "status", "size", "placement", "held", "attempt", "restarts", "failures",
+    "id", "spec", "submitted_at", "revision", "model", "status",
+    "size", "placement", "held", "attempt", "restarts", "failures",
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
     "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
-    "workload", "submitted_at", "gangs", "revision", "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
+    "workload", "submitted_at", "gangs", "revision", "model", "answered",
+    "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due",
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ Nothing here frees capacity within the pass: an attempt holds what it holds unti
 
 from __future__ import annotations
 
-from llmsched.core import authorization
+from llmsched.core import authorization, rollout
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
 from llmsched.core.lifecycle import Status
 from llmsched.core.plan import Plan
@@ -82,20 +82,8 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
     if record.outcome or record.cancelled:
         return
     live = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
-    wanted = record.wanted_replicas
-    old = [gang for gang in live if gang.revision != record.revision]
-    ready = sum(g.revision == record.revision and g.status is Status.RUNNING for g in live)
-    surplus = len(live) - wanted if not old else 0
-    if old:  # an old replica may go once the new ones that run and the other old ones make up the number wanted
-        surplus = min(len(old), ready + len(old) - wanted)
-        if not record.workload.max_surge and not any(_is_to_come(state.gangs[name], record) for name in record.gangs):
-            surplus = max(surplus, 1)  # without room for one more, an old one makes room
-        candidates = old
-        why = "a new version has taken its place"
-    else:
-        candidates, why = live, f"{wanted} replicas are wanted now"
-    worst_first = sorted(candidates, key=lambda g: (g.status is Status.RUNNING, -g.index))
-    for gang in worst_first[: max(surplus, 0)]:
+    going, why = rollout.leaving(record, live, [state.gangs[name] for name in record.gangs])
+    for gang in going:
         leaving[gang.id] = None
         plan.decisions.append(Drain(gang.id, gang.attempt, gang.spec.grace_s, why))
     for published in authorization.published_to(state, record.workload).values():
@@ -105,12 +93,6 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
             stays = gang.status is Status.RUNNING and gang.id not in leaving
             if stays and gang.adapters.get(published.name) != published.uri:
                 plan.decisions.append(LoadAdapter(gang.id, gang.attempt, published.name, published.uri))
-
-
-def _is_to_come(gang: GangState, record: WorkloadState) -> bool:
-    """A replica of the new revision that does not answer yet; one that failed never will, and holds up the rollout."""
-    is_new = gang.revision == record.revision and gang.status is not Status.CANCELLED
-    return is_new and gang.status is not Status.RUNNING and gang.leaving != "ended"
 
 
 def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -> None:

@@ -62,10 +62,16 @@ BUGS = (
     ),
     Bug(
         "cancel_lost", "skypilot PR #10061", "core/lives.py",
-        '        if record.cancelled:\n            self._end(gang, "cancel")\n            return\n        if gang.rev'
-        "ision",
-        "        if gang.revision",
+        '        if record.cancelled:\n            self._end(gang, "cancel")\n            return\n        version ='
+        " rollout",
+        "        version = rollout",
         f"{DECISIONS}::test_a_cancel_of_a_running_gang_is_not_lost_when_its_attempt_is",
+    ),
+    Bug(
+        "rollout_eats_the_endpoint", "a lost replica came back as the version that had just failed", "core/rollout.py",
+        "    if answered is not None and record.is_unproven and gang", "    if answered is not None and False and gang",
+        "tests/core/test_rollout.py::"
+        "test_a_lost_replica_comes_back_as_the_version_that_answered_while_the_new_one_fails",
     ),
     Bug(
         "running_after_preempt", "armada#4541", "core/lifecycle.py",

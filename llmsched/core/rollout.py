@@ -1,0 +1,110 @@
+"""How an endpoint goes from one version to the next: how many replicas of which version, and who leaves.
+
+A version is proven once a replica of it has answered. Until the newest one is, `max_surge` replicas try it, and every
+other replica is of the last proven version, also one that has to be replaced: a version that does not come up never
+takes an answering replica's place. One that failed for good is not tried again by itself, so the rollout holds.
+Pure arithmetic over records; lives.py makes replicas and stages/reconcile.py lets them go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llmsched.core.lifecycle import Status
+from llmsched.core.records import GangState, Version, WorkloadState
+
+
+class Missing(NamedTuple):
+    """How many replicas are to be made."""
+
+    newest: int
+    proven: int
+
+
+def counts(gang: GangState, record: WorkloadState) -> bool:
+    """Whether a replica counts as one of those wanted. A failed one does: a replacement would fail likewise."""
+    if gang.status in (Status.CANCELLED, Status.FINISHED):
+        return False
+    if gang.status is Status.FAILED:
+        return (
+            gang.revision == record.revision
+            or record.answered is not None
+            and gang.revision == record.answered.revision
+        )
+    return not (gang.status is Status.VACATING and gang.leaving == "ended")
+
+
+def version_of(record: WorkloadState, gang: GangState) -> Version:
+    """Of which version a replica is when it starts (again)."""
+    answered = record.answered
+    if answered is not None and record.is_unproven and gang.revision <= answered.revision:
+        return answered
+    return record.version
+
+
+def missing(record: WorkloadState, live: Sequence[GangState]) -> Missing:
+    """`live`: those that count."""
+    wanted, surge = record.wanted_replicas, record.workload.max_surge
+    newest = [gang for gang in live if gang.revision == record.revision]
+    if not record.is_unproven:
+        surge = surge if len(newest) < len(live) else 0
+        return Missing(min(wanted - len(newest), wanted + surge - len(live)), 0)
+    good = _good(record, live)
+    room = surge or int(len(good) < wanted)  # without room for one more, one that left has made it
+    make = max(min(wanted, room) - len(newest), 0)
+    trying = make + sum(gang.status is not Status.FAILED for gang in newest)
+    return Missing(make, min(wanted, max(len(good), wanted - trying)) - len(good))
+
+
+def superfluous(record: WorkloadState, live: Sequence[GangState]) -> list[GangState]:
+    """Those that are not wanted any more and never ran, newest first."""
+    wanted, surge = record.wanted_replicas, record.workload.max_surge
+    groups = [(live, wanted + (surge if any(gang.revision != record.revision for gang in live) else 0))]
+    if record.is_unproven:
+        good = _good(record, live)
+        groups = [(good, wanted), ([gang for gang in live if gang not in good], min(wanted, max(surge, 1)))]
+    found: list[GangState] = []
+    for group, most in groups:
+        queued = [gang for gang in sorted(group, key=lambda g: -g.index) if gang.status is Status.QUEUED]
+        found += queued[: max(len(group) - most, 0)]
+    return found
+
+
+def leaving(
+    record: WorkloadState, live: Sequence[GangState], gangs: Sequence[GangState]
+) -> tuple[list[GangState], str]:
+    """Who of the `live`, which are active, is to be drained, and why. `gangs`: all there ever were."""
+    wanted = record.wanted_replicas
+    old = [gang for gang in live if gang.revision != record.revision]
+    if not old:
+        return _worst(live, len(live) - wanted), f"{wanted} replicas are wanted now"
+    passed = [gang for gang in old if _is_passed_over(record, gang)]
+    if passed:
+        return passed, "a newer version came before it had answered"
+    ready = sum(gang.revision == record.revision and gang.status is Status.RUNNING for gang in live)
+    surplus = min(len(old), ready + len(old) - wanted)  # what runs of the new and the other old make up the number
+    if not record.workload.max_surge and not any(_is_to_come(gang, record) for gang in gangs):
+        surplus = max(surplus, 1)  # without room for one more, an old one makes room
+    return _worst(old, surplus), "a new version has taken its place"
+
+
+def _good(record: WorkloadState, live: Sequence[GangState]) -> list[GangState]:
+    """Of the proven version, or of one before it that goes on."""
+    assert record.answered is not None
+    return [gang for gang in live if gang.revision <= record.answered.revision]
+
+
+def _is_passed_over(record: WorkloadState, gang: GangState) -> bool:
+    """Of a version that never answered and is not the newest any more."""
+    return record.answered is not None and record.answered.revision < gang.revision < record.revision
+
+
+def _worst(candidates: Sequence[GangState], number: int) -> list[GangState]:
+    return sorted(candidates, key=lambda gang: (gang.status is Status.RUNNING, -gang.index))[: max(number, 0)]
+
+
+def _is_to_come(gang: GangState, record: WorkloadState) -> bool:
+    """A replica of the new version that does not answer yet; one that failed never will, and holds up the rollout."""
+    is_new = gang.revision == record.revision and gang.status is not Status.CANCELLED
+    return is_new and gang.status is not Status.RUNNING and gang.leaving != "ended"
