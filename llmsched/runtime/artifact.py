@@ -14,8 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmsched import sanitize
 from llmsched.runtime import context, progress
 from llmsched.runtime.storage import Storage
+
+
+class ResultUnreadable(Exception):
+    """result.json is not as this module writes it."""
 
 
 def save(write: Callable[[Path], None]) -> str:
@@ -37,7 +42,7 @@ def metrics(**numbers: Any) -> None:
     """Keep numbers for the receipt (later ones win) and show them as progress. Other ranks than 0 say nothing."""
     where = context.current()
     if where.rank == 0:
-        plain = {name: progress.plain_value(name, value) for name, value in numbers.items()}
+        plain = progress.plain_values(numbers)
         write_result(metrics={**read_result(where.storage, where.gang, where.attempt, where.epoch)["metrics"], **plain})
         progress.report(**plain)
 
@@ -52,9 +57,21 @@ def write_result(**fields: Any) -> None:
 
 
 def read_result(storage: str, gang: str, attempt: int, epoch: int) -> dict[str, Any]:
-    """What the gang left: {"artifact": uri or None, "metrics": {...}, ...}. Another epoch's result counts as none."""
+    """What the gang left: {"artifact": uri or None, "metrics": {...}, ...}. Another epoch's result counts as none.
+
+    Raises ResultUnreadable for a file that somebody else wrote, StorageError."""
+    nothing: dict[str, Any] = {"artifact": None, "metrics": {}}
     try:
-        found = json.loads(Storage.at(storage).read(f"{gang}/{attempt}/result.json"))
+        data = Storage.at(storage).read(f"{gang}/{attempt}/result.json")
     except FileNotFoundError:
-        found = {}
-    return {"artifact": None, "metrics": {}, **(found if found.get("epoch") == epoch else {})}
+        return nothing
+    try:
+        found = json.loads(data)
+        if found.get("epoch") != epoch:
+            return nothing
+        result = {**nothing, **found}
+        if not isinstance(result["metrics"], dict) or not isinstance(result["artifact"], str | None):
+            raise TypeError("its fields are of other types")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultUnreadable(f"what it left in result.json cannot be read: {sanitize.first_line(error)}") from None
+    return result

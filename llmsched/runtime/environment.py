@@ -23,7 +23,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-from llmsched import versions
+from llmsched import sanitize, versions
 from llmsched.runtime import redaction
 from llmsched.runtime.storage import LocalStorage, Storage
 
@@ -186,7 +186,7 @@ class _Tee:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
-        text = redaction.clean(text)
+        text = sanitize.unicode(redaction.clean(text))  # a stream that cannot write a character must not end the work
         self._log.write(text)
         return self._stream.write(text)
 
@@ -215,8 +215,8 @@ def explain(error: BaseException, folder: Path | None) -> str:
     """A user's exception in one line: type, message, and the last frame that is theirs (under `folder`, if any is)."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [one for one in frames if folder is not None and Path(one.filename).is_relative_to(folder)]
-    text = str(error).strip() or "no message"
-    first = f"{text.splitlines()[0][:500]}" if not isinstance(error, UserError) else text[:1000]
+    text = sanitize.words(error).strip() or "no message"
+    first = sanitize.line(text.splitlines()[0], 500) if not isinstance(error, UserError) else sanitize.text(text, 1000)
     named = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
     where = (theirs or frames)[-1:]
     if isinstance(error, UserError) or not where:

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+from llmsched import sanitize
 from llmsched.runtime import context, redaction
 from llmsched.runtime.storage import Storage
 
@@ -83,7 +84,7 @@ def report(step: int | None = None, total_steps: int | None = None, **values: An
     Outside llmsched it prints.
     """
     given = {"step": step, "total_steps": total_steps, **values}
-    plain = {name: plain_value(name, value) for name, value in given.items() if value is not None}
+    plain = plain_values({name: value for name, value in given.items() if value is not None})
     where = context.inside()
     if where is None:
         print("progress: " + " ".join(f"{name}={value}" for name, value in plain.items()), flush=True)
@@ -96,14 +97,19 @@ def flush() -> None:
     _outbox.deliver(now=True)
 
 
+def plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Every value as JSON knows it, under a readable name. Raises TypeError for what is no plain value."""
+    some = list(values.items())[: sanitize.ITEMS_AT_MOST]
+    return {sanitize.line(name, sanitize.NAME_AT_MOST): plain_value(name, value) for name, value in some}
+
+
 def plain_value(name: str, value: Any) -> Any:
-    """`value` as JSON knows it: one-element tensors and arrays become numbers, non-finite numbers become words."""
+    """`value` as JSON knows it: one-element tensors and arrays become numbers; numbers that are not finite, or of more
+    than 64 bits, become words."""
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
     if isinstance(value, (bool, int, float)):
-        return value
+        return sanitize.number(value)
     if isinstance(value, str):
-        return redaction.clean(value)[:_LONGEST]
+        return sanitize.text(redaction.clean(value), _LONGEST)
     raise TypeError(f"cannot report {name}={value!r}: expected a number, a boolean or a short string")

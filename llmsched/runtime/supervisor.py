@@ -14,13 +14,16 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup
 
+from llmsched import sanitize
 from llmsched.runtime import artifact, execute, redaction
+from llmsched.runtime import receipt as receipts
 from llmsched.runtime.storage import Storage
 
 NAMESPACE = "llmsched"
@@ -46,7 +49,7 @@ class Outcome(Exception):
     """How an attempt ended, when it did not just succeed. event: error | input | interruption | no-capacity."""
 
     def __init__(self, outcome: str, message: str = "", event: str = "error", step: int | None = None) -> None:
-        message = redaction.clean(message)  # it is told to everyone
+        message = sanitize.text(redaction.clean(message))  # it is told to everyone
         super().__init__(message)
         self.outcome, self.message, self.event, self.step = outcome, message, event, step
 
@@ -73,6 +76,7 @@ class Supervisor:
         self._stopped_step: int | None = None
         self._did_stop = False
         self._failures: list[tuple[int, str, str]] = []
+        self._finished: set[int] = set()
         self._groups: list[str] = []
         self._gauges: dict[str, Gauge] = {}
         self._controller: Any = None
@@ -81,7 +85,7 @@ class Supervisor:
         self._commands: dict[str, Any] = {}
         self._resizes = 0
         self._left = threading.Event()  # set when the work has let go of everything
-        self._receipt: dict[str, Any] | None = None
+        self._receipt: receipts.Receipt | None = None
         self._next_members: list[dict[str, Any]] | None = None
         threading.Thread(target=self._live, daemon=True).start()
 
@@ -99,7 +103,7 @@ class Supervisor:
                 "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
                 "placement_groups": list(self._groups),
-                "receipt": self._receipt,
+                "receipt": None if self._receipt is None else asdict(self._receipt),
             }
 
     def stop(self, mode: str, grace_s: float) -> None:
@@ -179,27 +183,34 @@ class Supervisor:
         self._places[rank] = {"node": node, "folder": folder, "envs": envs}
 
     def report(self, values: dict[str, Any]) -> None:
+        valid = sanitize.data(values) if isinstance(values, dict) else {}
         with self._lock:
-            self._progress.update(values)
+            known = {**self._progress, **valid}
+            self._progress = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         for name in ("step", "total_steps", "loss"):
-            if isinstance(values.get(name), (int, float)):
-                self._gauge(name).set(values[name], {"workload": self._order["workload"]})
+            if isinstance(valid.get(name), (int, float)):
+                self._gauge(name).set(valid[name], {"workload": self._order["workload"]})
 
     def checkpointed(self, step: int, fraction: float | None = None) -> None:
-        self._checkpoint = [step, fraction]
+        self._checkpoint = [sanitize.whole(step), None if fraction is None else sanitize.finite(fraction)]
 
     def should_stop(self) -> bool:
         return bool(self._stop_mode)
 
     def stopped(self, step: int | None) -> None:
         """A rank left because it was asked to, after saving step `step`."""
-        self._did_stop, self._stopped_step = True, step
+        self._did_stop, self._stopped_step = True, None if step is None else sanitize.whole(step)
+
+    def finished(self, rank: int) -> None:
+        """A rank came to the end of its work."""
+        with self._lock:
+            self._finished.add(rank)
 
     def failed(self, rank: int, message: str, is_peer_loss: bool, is_input: bool = False) -> None:
         """A rank raised. `is_peer_loss`: only because another one went away; `is_input`: what it was given is wrong."""
         event = "interruption" if is_peer_loss else "input" if is_input else "error"
         with self._lock:
-            self._failures.append((rank, message, event))
+            self._failures.append((rank, sanitize.text(message), event))
 
     # -- told by Ray Train's controller --------------------------------------------------------------------------
 
@@ -247,6 +258,7 @@ class Supervisor:
             self._order["members"], self._next_members = self._next_members, None
             self._stop_mode, self._started, self._did_stop, self._stopped_step = "", False, False, None
             self._failures, self._groups, self._workers, self._controller = [], [], [], None
+            self._finished = set()
             self._places = {}
             self._resizes += 1
             self._left = threading.Event()
@@ -297,6 +309,19 @@ class Supervisor:
             trainer.fit()
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             self._raise_failure(error)
+        if not self._did_stop:
+            self._check_all_finished(len(members))
+
+    def _check_all_finished(self, size: int) -> None:
+        """Success is what every rank has said, not the absence of an error: one may not survive its own telling."""
+        with self._lock:
+            own = [one for one in self._failures if one[2] != "interruption"]
+            silent = sorted(set(range(size)) - self._finished)
+        if own:
+            rank, text, event = min(own)
+            raise Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event)
+        if silent:
+            raise Outcome("failed", f"rank {silent[0]} ended without saying how; its log may say more", "error")
 
     def _raise_failure(self, error: Exception) -> None:
         """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
@@ -469,40 +494,47 @@ class Supervisor:
         self._store.write(f"{self._folder}/attempt.json", json.dumps(about, indent=1).encode())
 
     def _write_receipt(self, end: Outcome) -> None:
-        """Durable first, then told. A storage that does not answer for a minute costs the receipt, not the outcome."""
-        receipt: dict[str, Any] = {
-            "outcome": end.outcome,
-            "message": end.message,
-            "event": end.event,
-            "step": end.step if end.step is not None else self._progress.get("step"),
-            "artifact": None,
-            "metrics": {},
-            "attempt": self._order["attempt"],
-            "epoch": self._order["epoch"],
-            "started": self._started or self._resizes > 0,
-        }
+        """Durable first, then told. What a storage that does not answer for a minute never got has not succeeded."""
+        receipt = receipts.of(
+            {
+                "outcome": end.outcome,
+                "message": end.message,
+                "event": end.event,
+                "step": end.step if end.step is not None else self._progress.get("step"),
+                "attempt": self._order["attempt"],
+                "epoch": self._order["epoch"],
+                "started": self._started or self._resizes > 0,
+            }
+        )
+        trouble = ""
         for pause_s in RECEIPT_PAUSES_S:
             time.sleep(pause_s)
             try:
-                receipt = self._stored(receipt)
+                receipt, trouble = self._stored(receipt), ""
                 break
             except Exception as error:
-                print(f"{self.name}: the receipt could not be written: {error}", flush=True)
+                trouble = f"its receipt could not be written: {sanitize.first_line(error)}"
+                print(f"{self.name}: {trouble}", flush=True)
+        if trouble and receipt.outcome == "succeeded":
+            receipt = replace(receipt, outcome="failed", message=trouble, event="interruption")
         with self._lock:
             self._receipt = self._receipt or receipt
 
-    def _stored(self, receipt: dict[str, Any]) -> dict[str, Any]:
+    def _stored(self, receipt: receipts.Receipt) -> receipts.Receipt:
         """The receipt with what the work left behind, as the storage has it now: the first one written stands."""
         order = self._order
-        result = artifact.read_result(order["storage"], order["gang"], order["attempt"], order["epoch"])
-        if receipt["outcome"] == "succeeded":
-            receipt["artifact"] = result["artifact"]
-        receipt["metrics"] = {name: n for name, n in result["metrics"].items() if isinstance(n, (int, float))}
-        key = f"{self._folder}/receipt.json"
-        if self._store.write_if_absent(key, json.dumps(receipt, indent=1).encode()):
+        try:
+            result = artifact.read_result(order["storage"], order["gang"], order["attempt"], order["epoch"])
+        except artifact.ResultUnreadable as error:
+            if receipt.outcome == "succeeded":
+                receipt = replace(receipt, outcome="failed", message=str(error), event="error")
+        else:
+            made = result["artifact"] if receipt.outcome == "succeeded" else None
+            receipt = replace(receipt, artifact=made, metrics=sanitize.numbers(result["metrics"]))
+        key = receipts.key(self._folder)
+        if self._store.write_if_absent(key, receipt.dump()):
             return receipt
-        written: dict[str, Any] = json.loads(self._store.read(key))
-        return written
+        return receipts.parse(self._store.read(key))
 
 
 def _amounts(member: dict[str, Any]) -> dict[str, float]:
@@ -512,5 +544,4 @@ def _amounts(member: dict[str, Any]) -> dict[str, float]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return sanitize.first_line(error)

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 
+from llmsched import sanitize
 from llmsched.runtime import context, elastic, environment, execute, packages, progress, redaction
 
 OUR_LOOP = "workloads.finetune.loop:run"
@@ -141,7 +142,7 @@ def work(config: dict[str, str]) -> None:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
             except (Exception, SystemExit) as error:
-                text = redaction.clean(environment.explain(error, code))
+                text = sanitize.text(redaction.clean(environment.explain(error, code)))
                 is_input = isinstance(error, environment.UserError)
                 if is_input:
                     print(text, file=sys.stderr)
@@ -149,9 +150,11 @@ def work(config: dict[str, str]) -> None:
                     traceback.print_exc()
                 progress.flush()
                 ray.get(supervisor.failed.remote(rank, text, _is_peer_loss(error), is_input))
-                if redaction.hides():  # what is raised is logged by Ray, with all that it says
-                    raise RuntimeError(text) from None
-                raise
+                # What is raised is logged and passed on by Ray: with all that it says, when it is not in our words.
+                raise RuntimeError(text) from None
+            else:
+                progress.flush()
+                ray.get(supervisor.finished.remote(rank))  # what nobody said has not succeeded
     finally:
         environment.drop(folder)
 

@@ -39,6 +39,23 @@ def loop(config):
     artifact.metrics(total=total.item())
 
 
+def hostile(config):
+    """Say what no encoding can write and no number can hold, then end as `raises` says."""
+    print("caf\udce9")
+    progress.report(step=1, note="caf\udce9 \x1b[2J", **{"n\udce9": 10**400})
+    artifact.save(lambda folder: (folder / "a").write_text("a"))
+    artifact.metrics(**{"caf\udce9": 1.0, "total": 10**400, "loss": float("nan"), "fine": 2})
+    if config["raises"] == "text":
+        raise ValueError("cannot parse caf\udce9.txt")
+    if config["raises"] == "mute":
+        raise Mute
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no words")
+
+
 class Desk:
     """Answers in pieces."""
 

@@ -220,6 +220,25 @@ def test_a_mistake_in_a_loop_is_told_apart_from_a_killed_worker_and_both_free_th
     assert lab.until(Ended, "after/0").outcome == "succeeded"
 
 
+def test_a_loop_that_says_what_nothing_can_write_ends_as_it_ended_and_all_it_said_arrives(lab):
+    def hostile(name, node, raises):
+        spec = {"train": {"loop": "loops:hostile", "config": {"raises": raises}}}
+        lab.launch(lab.order(f"{name}/0", "train", spec, [node], workdir=lab.workdir))
+
+    hostile("unsayable", lab.nodes[0], "text")
+    hostile("mute", lab.nodes[0], "mute")
+    hostile("strange", lab.nodes[1], "")
+    unsayable, mute, strange = (lab.until(Ended, f"{name}/0") for name in ("unsayable", "mute", "strange"))
+    assert (unsayable.outcome, unsayable.event) == ("failed", "error")
+    assert "ValueError: cannot parse caf\\udce9.txt" in unsayable.message
+    assert mute.outcome == "failed" and "Mute" in mute.message
+    assert strange.outcome == "succeeded" and strange.artifact is not None
+    assert strange.metrics == {"caf\\udce9": 1.0, "fine": 2.0}
+    told = {name: value for one in lab.bridge.seen if isinstance(one, Progress) for name, value in one.data.items()}
+    assert told["note"] == "caf\\udce9 \\x1b[2J" and told["total"] == told["n\\udce9"] == "1e400"
+    assert "caf\\udce9" in lab.read("strange/0/1/logs/0.log")
+
+
 def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_come_back_when_killed(lab):
     def replica(index, **args):
         spec = {"serve": {"app": "loops:Desk", "args": args}, "max_ongoing_requests": 4, "drain_timeout": 20.0}

@@ -10,12 +10,14 @@ import json
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 
+from llmsched import sanitize
 from llmsched.executors.port import (
     CheckpointSeen,
     Deliver,
@@ -30,6 +32,7 @@ from llmsched.executors.port import (
     StopOrder,
     Vanished,
 )
+from llmsched.runtime import receipt as receipts
 from llmsched.runtime.storage import Storage
 from llmsched.runtime.supervisor import NAMESPACE, Supervisor
 
@@ -170,7 +173,9 @@ class Attempts:
                 except ray.exceptions.ActorUnavailableError:
                     continue  # cut off for a moment: the next look tells
                 except ray.exceptions.RayActorError as error:
-                    self._gone(one, str(error).splitlines()[0])
+                    self._gone(one, sanitize.first_line(error))
+                except Exception as error:  # of one attempt; the others are looked at all the same
+                    self._give_up(one, error)
 
     def _tell(self, one: _Attempt, status: dict[str, Any]) -> None:
         with self._lock:  # together: whoever hears Started may ask for another size before this is through
@@ -186,7 +191,7 @@ class Attempts:
             self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
         if status["progress"] != one.progress:
             one.progress = status["progress"]
-            self._deliver(Progress(order.gang, order.attempt, _plain(one.progress)))
+            self._deliver(Progress(order.gang, order.attempt, one.progress))
         if status["checkpoint"] != one.checkpoint:
             one.checkpoint = status["checkpoint"]
             step, fraction = status["checkpoint"]
@@ -194,13 +199,20 @@ class Attempts:
         if receipt is not None:
             self._forget(one)
             one.actor.dismiss.remote()
-            self._deliver(_ended(order.gang, order.attempt, receipt))
+            self._deliver(_ended(order.gang, order.attempt, receipts.of(receipt)))
 
     def _gone(self, one: _Attempt, message: str) -> None:
         self._forget(one)
         if not self._tell_receipt(one.order.gang, one.order.attempt):
             print(f"{one.order.name}: {message}", file=sys.stderr)
             self._vanish(one.order, "its supervisor died")
+
+    def _give_up(self, one: _Attempt, error: Exception) -> None:
+        """What cannot be understood cannot be watched: it has failed, and what runs of it is orphaned and reaped."""
+        traceback.print_exception(error)
+        self._forget(one)
+        message = f"what its supervisor says cannot be taken in: {sanitize.first_line(error)}"
+        self._deliver(Ended(one.order.gang, one.order.attempt, "failed", message))
 
     def _vanish(self, order: LaunchOrder, message: str) -> None:
         """What it held is freed by the reaper, which goes by what the attempt wrote down."""
@@ -213,28 +225,15 @@ class Attempts:
 
     def _tell_receipt(self, gang: str, attempt: int) -> bool:
         try:
-            receipt = json.loads(Storage.at(self._storage).read(f"{gang}/{attempt}/receipt.json"))
+            found = receipts.parse(Storage.at(self._storage).read(receipts.key(f"{gang}/{attempt}")))
         except FileNotFoundError:
             return False
-        self._deliver(_ended(gang, attempt, receipt))
+        self._deliver(_ended(gang, attempt, found))
         return True
 
 
-def _ended(gang: str, attempt: int, receipt: dict[str, Any]) -> Ended | NotStarted:
-    outcome, message, event = receipt["outcome"], str(receipt["message"]), str(receipt["event"])
-    if outcome == "failed" and not receipt.get("started"):
-        return NotStarted(gang, attempt, event, message)
-    return Ended(
-        gang,
-        attempt,
-        outcome,
-        message,
-        "error" if event == "no-capacity" else event,
-        receipt.get("artifact"),
-        {str(name): float(value) for name, value in (receipt.get("metrics") or {}).items()},
-    )
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers, booleans and short strings; whatever else a worker slipped in stays here."""
-    return {str(k): v if isinstance(v, (bool, int, float)) else str(v)[:300] for k, v in values.items()}
+def _ended(gang: str, attempt: int, receipt: receipts.Receipt) -> Ended | NotStarted:
+    if receipt.outcome == "failed" and not receipt.started:
+        return NotStarted(gang, attempt, receipt.event, receipt.message)
+    event = "error" if receipt.event == "no-capacity" else receipt.event
+    return Ended(gang, attempt, receipt.outcome, receipt.message, event, receipt.artifact, receipt.metrics)
