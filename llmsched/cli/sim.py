@@ -59,6 +59,14 @@ def sim() -> None:
     help="Whether jobs say how many steps they make, where the trace has it (never with --estimates none).",
 )
 @click.option("--restart-cost", type=SECONDS, default=0.0, metavar="S", help="Lost at every start and resize.")
+@click.option(
+    "--leave",
+    type=SECONDS,
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="How long a job that is told to leave holds its GPUs.",
+)
 @click.option("--elastic", metavar="MIN..MAX", help="Let every job run on MIN to MAX GPUs.")
 @click.option(
     "--faults", metavar="MTBF[:REPAIR]", help="Mean seconds between failures of a node, and until it is back."
@@ -110,6 +118,7 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
         configuration=configuration,
         estimates=runtimes.parse_estimates(given["estimates"], given["steps"]),
         restart_cost_s=given["restart_cost"],
+        leave_s=given["leave"],
         seed=given["seed"],
         until_s=given["until"],
         faults=faults.parse(given["faults"], given["seed"]) if given["faults"] else faults.Faults(),

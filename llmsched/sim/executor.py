@@ -1,7 +1,8 @@
 """Carries decisions out in simulated time: what an executor would report becomes events on a heap.
 
-Launches bind after the restart cost, resizes and evictions take effect at once, a job ends when its work is done. What
-was decided is never questioned here. Knows no policy and no real clock.
+Each answer is an event of its own and starts a pass, as it does live: a launch binds after the restart cost, whoever is
+told to leave or to change its size holds its places until it has left, a job ends when its work is done. What was
+decided is never questioned here. Knows no policy and no real clock.
 """
 
 from __future__ import annotations
@@ -19,27 +20,25 @@ CHECKPOINT_S = 600.0  # a lost attempt goes on from its last multiple of this
 
 
 class SimExecutor:
-    """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `quiet` holds facts that need no turn of
-    their own, such as Bound: nothing can start because of them."""
+    """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `leave_s`: how long work that is told to
+    leave takes to do so, where its grace is not shorter; it makes no progress meanwhile."""
 
-    def __init__(self, runtimes: dict[str, Runtime], restart_cost_s: float) -> None:
+    def __init__(self, runtimes: dict[str, Runtime], restart_cost_s: float, leave_s: float) -> None:
         self.runtimes = runtimes
         self.restart_cost_s = restart_cost_s
+        self.leave_s = leave_s
         self.events: list[tuple[float, int, Fact, int]] = []
-        self.quiet: list[tuple[float, int, Fact, int]] = []
-        self.ended: list[str] = []  # gangs that finished since somebody last looked
+        self.gone: list[str] = []  # gangs that let go of everything since somebody last looked
+        self.finished: list[str] = []  # those of them that are done
         self._epoch: dict[str, int] = {}  # raised whenever a gang's pending events become void
         self._number = 0
 
     def at(self, when: float, fact: Fact, gang: str = "") -> None:
-        self._push(self.events, when, fact, gang)
-
-    def _push(self, heap: list[tuple[float, int, Fact, int]], when: float, fact: Fact, gang: str) -> None:
         self._number += 1
-        heapq.heappush(heap, (when, self._number, fact, self._epoch.get(gang, 0) if gang else -1))
+        heapq.heappush(self.events, (when, self._number, fact, self._epoch.get(gang, 0) if gang else -1))
 
     def next_at(self) -> float | None:
-        """When the next fact comes that deserves a turn."""
+        """When the next fact comes."""
         while self.events and self._is_void(self.events[0]):
             heapq.heappop(self.events)
         return self.events[0][0] if self.events else None
@@ -49,20 +48,18 @@ class SimExecutor:
 
     def due(self, now: float) -> list[Fact]:
         """Every fact up to `now`, in order of time."""
-        found = []
-        for heap in (self.quiet, self.events):
-            while heap and heap[0][0] <= now:
-                event = heapq.heappop(heap)
-                if not self._is_void(event):
-                    found.append(event)
-        found.sort(key=lambda event: event[:2])
-        out = []
-        for _, _, fact, _ in found:
+        out: list[Fact] = []
+        while self.events and self.events[0][0] <= now:
+            event = heapq.heappop(self.events)
+            if self._is_void(event):
+                continue
+            fact = event[2]
+            if isinstance(fact, facts.Finished | facts.Released):
+                self.runtimes[fact.gang].stop(fact.at)
+                self.gone.append(fact.gang)
             if isinstance(fact, facts.Finished):
-                runtime = self.runtimes[fact.gang]
-                runtime.stop(fact.at)
-                runtime.left = 0.0
-                self.ended.append(fact.gang)
+                self.runtimes[fact.gang].left = 0.0
+                self.finished.append(fact.gang)
             out.append(fact)
         return out
 
@@ -77,30 +74,32 @@ class SimExecutor:
 
     def _launch(self, decision: decisions.Launch, now: float) -> None:
         self._void(decision.gang)
-        self._run(decision.gang, decision.attempt, len(decision.placement), now)
         bound = now + self.restart_cost_s
-        self._push(self.quiet, bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
+        self._run(decision.gang, decision.attempt, len(decision.placement), now, bound)
+        self.at(bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
 
-    def _run(self, gang: str, attempt: int, size: int, now: float) -> None:
+    def _run(self, gang: str, attempt: int, size: int, now: float, warm_until: float) -> None:
         runtime = self.runtimes[gang]
-        runtime.start(now, size, self.restart_cost_s)
+        runtime.start(now, size, warm_until)
         ends = runtime.ends_at()
         self.at(ends, facts.Finished(ends, gang, attempt, "succeeded"), gang)
 
     def _resize(self, decision: decisions.Resize, now: float) -> None:
         gang = decision.gang
         self._void(gang)
-        self._run(gang, decision.attempt, len(decision.placement), now)
-        self.at(now, facts.Resized(now, gang, decision.attempt, len(decision.placement)), gang)
+        left_at = now + self.leave_s
+        self._run(gang, decision.attempt, len(decision.placement), now, left_at + self.restart_cost_s)
+        self.at(left_at, facts.Resized(left_at, gang, decision.attempt, len(decision.placement)), gang)
         runtime = self.runtimes[gang]
         if self.restart_cost_s and runtime.told_factor is not None:  # a restart is known to take its time
             left = runtime.left * runtime.seconds[runtime.size] * runtime.told_factor + self.restart_cost_s
-            self.at(now, facts.Estimated(now, gang, left), gang)
+            self.at(left_at, facts.Estimated(left_at, gang, left), gang)
 
     def _vacate(self, decision: decisions.Preempt | decisions.Drain | decisions.Stop, now: float) -> None:
         self._void(decision.gang)
-        self.runtimes[decision.gang].stop(now)
-        self.at(now, facts.Released(now, decision.gang, decision.attempt), decision.gang)
+        left_at = now + min(self.leave_s, decision.grace_s)
+        self.runtimes[decision.gang].leave(now, left_at)
+        self.at(left_at, facts.Released(left_at, decision.gang, decision.attempt), decision.gang)
 
     def _give_up(self, decision: decisions.GiveUp, now: float) -> None:
         self._void(decision.gang)
@@ -117,6 +116,7 @@ class SimExecutor:
             runtime = self.runtimes[name]
             since = now - max(gang.launched_at or now, gang.resized_at or 0.0)
             runtime.stop(now)
+            self.gone.append(name)
             size = max(gang.size, 1)
             if size in runtime.seconds:
                 runtime.left = min(1.0, runtime.left + (since % CHECKPOINT_S) / runtime.seconds[size])

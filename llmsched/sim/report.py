@@ -76,7 +76,7 @@ def figures(run: Run) -> dict[str, Any]:
         "gpus": gpus,
         "policies": options.configuration.policies._asdict(),
         "told": told,
-        "paid": f"{options.restart_cost_s:g} s at every start and change of size",
+        "paid": f"{options.restart_cost_s:g} s at every start and change of size, {options.leave_s:g} s to leave",
         "preemptive": options.configuration.scheduling.preemption.within_queue != "never",
         "quantum_s": options.configuration.scheduling.quantum_s,
         "backfill": options.configuration.scheduling.backfill,

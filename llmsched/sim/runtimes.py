@@ -68,10 +68,15 @@ class Runtime:
     gpu_s: float = 0.0
     lost_gpu_s: float = 0.0  # of gpu_s, in restarts
 
-    def start(self, now: float, size: int, cost_s: float) -> None:
+    def start(self, now: float, size: int, warm_until: float) -> None:
+        """No progress before `warm_until`."""
         self.settle(now)
         self.size = size
-        self.warm_until = now + cost_s
+        self.warm_until = warm_until
+
+    def leave(self, now: float, until: float) -> None:
+        """It holds what it has until then, and makes no progress."""
+        self.start(now, self.size, until)
 
     def settle(self, now: float) -> None:
         """Count what was done since the last change."""
@@ -95,7 +100,7 @@ class Runtime:
         return max(self.at, self.warm_until) + self.left * self.seconds[self.size]
 
 
-def workload_of(job: Job, estimates: Estimates, factor: float) -> Workload:
+def workload_of(job: Job, estimates: Estimates, factor: float, grace_s: float) -> Workload:
     """What a user would have submitted: one bundle per GPU, anywhere; told what `estimates` says."""
     sizes = tuple(size for size, _ in job.runtimes)
     smallest, whole = job.runtimes[0]
@@ -118,7 +123,7 @@ def workload_of(job: Job, estimates: Estimates, factor: float) -> Workload:
         min_size=smallest,
         max_size=sizes[-1],
         sizes=sizes if len(sizes) > 1 else (),
-        grace_s=0.0,
+        grace_s=grace_s,
         estimated_runtime_s=told,
         speedup=tuple((size, whole / seconds) for size, seconds in job.runtimes) if len(sizes) > 1 else (),
         retry=ALONE,

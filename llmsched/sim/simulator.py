@@ -31,6 +31,7 @@ from llmsched.sim.recorder import Recorder
 from llmsched.sim.runtimes import Estimates, Runtime, workload_of
 from llmsched.sim.traces.job import Job
 
+LEAVE_S = 1.0  # a loop that saves at its next step; its size is of no matter, that it comes in a later pass is
 STALLED_AFTER = 10_000  # turns at one instant: decisions and facts chase each other, which is a bug of ours
 
 
@@ -40,6 +41,7 @@ class Options:
     configuration: Configuration
     estimates: Estimates = Estimates()
     restart_cost_s: float = 0.0
+    leave_s: float = LEAVE_S  # how long work that is told to leave holds its places; the grace that jobs ask for
     seed: int = 0
     until_s: float | None = None
     faults: Faults = Faults()
@@ -107,7 +109,7 @@ class _Replay:
         self.policies = registry.load(options.configuration.policies)
         self.state = State()
         self.runtimes: dict[str, Runtime] = {}
-        self.executor = SimExecutor(self.runtimes, options.restart_cost_s)
+        self.executor = SimExecutor(self.runtimes, options.restart_cost_s, options.leave_s)
         self.provider = Provider(options.configuration, options.startup_s, options.shortages)
         self.audit = Audit(options.configuration, options.nodes)
         self.hash = hashlib.sha256()
@@ -155,6 +157,7 @@ class _Replay:
                 raise Bug(f"the simulation stands still at {now:.0f} s.", code="stalled")
             now = following
             found = self._nodes_come_and_go(self._facts(now), now)
+            self._let_go(now)
             wake = self._turn(now, found or [facts.Tick(now)])
         stopped = options.until_s is not None and not self._is_over()
         self.result.ended_s = options.until_s if stopped and options.until_s is not None else now
@@ -217,20 +220,25 @@ class _Replay:
     def _facts(self, now: float) -> list[facts.Fact]:
         """Everything that happened up to now: what the executor has to say first, then new submissions."""
         found = self.executor.due(now)
-        for gang in self.executor.ended:
-            self.finished[gang] = now
-            self._hold(gang, now, {})
-        self.executor.ended.clear()
         options = self.options
         while self.next_job < len(self.jobs) and self.jobs[self.next_job].submit_s <= now:
             job = self.jobs[self.next_job]
             self.next_job += 1
             factor = options.estimates.factor(options.seed, job.id)
-            workload = workload_of(job, options.estimates, factor)
+            workload = workload_of(job, options.estimates, factor, options.leave_s)
             told = None if workload.estimated_runtime_s is None else factor
             self.runtimes[gang_id(job.id, 0)] = Runtime(job, dict(job.runtimes), at=now, told_factor=told)
             found.append(facts.Submitted(job.submit_s, workload))
         return found
+
+    def _let_go(self, now: float) -> None:
+        """Keep the books of who has left, or is done."""
+        for gang in self.executor.finished:
+            self.finished[gang] = now
+        for gang in self.executor.gone:
+            self._hold(gang, now, {})
+        self.executor.finished.clear()
+        self.executor.gone.clear()
 
     def _turn(self, now: float, found: list[facts.Fact]) -> float | None:
         began = time.perf_counter()
@@ -272,8 +280,6 @@ class _Replay:
             return True
         if isinstance(decision, decisions.Preempt):
             self.result.preemptions += 1
-        if isinstance(decision, decisions.Preempt | decisions.Stop | decisions.Drain):
-            self._hold(decision.gang, now, {})
         return False
 
     def _hold(self, gang: str, now: float, by_node: dict[str, int]) -> None:

@@ -97,4 +97,4 @@ def test_a_report_says_that_steps_and_models_were_told():
         estimates = runtimes.parse_estimates(words, steps)
         options = simulator.Options(fleet.parse("1x1"), setting.configuration([job]), estimates=estimates)
         assert report.figures(simulator.simulate([job], options))["told"] == told
-        assert (runtimes.workload_of(job, estimates, 1.0).steps is not None) == (steps and words != "none")
+        assert (runtimes.workload_of(job, estimates, 1.0, 0.0).steps is not None) == (steps and words != "none")

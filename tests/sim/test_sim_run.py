@@ -73,8 +73,8 @@ def test_by_rank_a_short_job_runs_before_a_long_one_from_the_next_quantum_on():
     text = HEAD + "long,0,4,10000\n" + "".join(f"s{i},10,4,60\n" for i in range(3))
     found = run(text, ordering="shortest_remaining", quantum_s=100.0)
     ends = finished(found)
-    assert [ends[f"s{i}"] for i in range(3)] == [160.0, 220.0, 280.0]
-    assert ends["long"] == 10180.0
+    assert [ends[f"s{i}"] for i in range(3)] == [161.0, 221.0, 281.0]  # long leaves in a second
+    assert ends["long"] == 10181.0
     assert found.preemptions == 1
 
 

@@ -1,0 +1,193 @@
+"""The wind tunnel against the live loop: ten small worlds, the same trace through both, the same starts and ends.
+
+Live is the real `Controller` on the fake executor, with a clock that the test owns. Work that leaves goes on from where
+it was, as its checkpoint would have it; both sides pay the same seconds to start and to leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from math import inf
+
+import pytest
+from control_harness import ManualClock, Script, controlling, train
+
+from llmsched.core.decisions import Launch, Preempt
+from llmsched.core.facts import Bound, Finished, Released
+from llmsched.core.resources import MILLI
+from llmsched.executors.fake import FakeCluster, NodeKind
+from llmsched.executors.port import LaunchOrder
+from llmsched.sim import fleet, simulator
+from llmsched.sim.recorder import Recorder
+from llmsched.sim.simulator import with_queues
+from llmsched.sim.traces import table
+from llmsched.sim.traces.job import Job
+from llmsched.spec import cluster as cluster_file
+from llmsched.spec.compile import compile_configuration
+from llmsched.store.journal import Written
+
+START_S, LEAVE_S = 5.0, 2.0
+HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
+OPERATOR = "root"
+ENDS_WITHIN_S = 10_000.0
+
+
+ONE = "queues: [{name: default}]"
+TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
+
+
+@dataclass(frozen=True)
+class World:
+    nodes: str
+    jobs: str  # of HEAD's columns, as many as matter; the flavor is A100 unless another is named
+    config: str = ONE
+    evictions: int = 0  # at least: a world in which nobody has to leave shows less
+
+
+WORLDS = {
+    "no file at all": World("1x4:A100", "a,0,2,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\ne,60,1,10\nf,61,3,25\n"),
+    "strict fifo": World(
+        "1x4:A100",
+        "a,0,3,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\n",
+        "queues: [{name: default}]\nscheduling: {order: strict_fifo}",
+    ),
+    "easy backfill": World(
+        "2x2:A100",
+        "a,0,3,100\nb,1,4,50\nc,2,1,60\nd,3,1,400\n",
+        "queues: [{name: default}]\nscheduling: {order: strict_fifo, backfill: easy}\npolicies: {ordering: fifo}",
+    ),
+    "conservative backfill": World(
+        "2x4:A100",
+        "a,0,6,200\nb,5,8,50\nc,6,2,100\nd,7,2,300\ne,8,1,60\n",
+        "queues: [{name: default}]\nscheduling: {backfill: conservative}\npolicies: {ordering: fifo}",
+    ),
+    "a higher priority evicts": World(
+        "1x4:A100",
+        "a,0,4,300,10\nb,50,2,60,80\nc,60,2,60,20\nd,200,4,40,90\n",
+        "queues: [{name: default}]\nscheduling: {preemption: {within_queue: lower_priority}}",
+        evictions=1,
+    ),
+    "an owner takes back what it lent": World(
+        "1x4:A100",
+        "a,0,1,400,,a\nb,1,1,400,,a\nc,2,2,400,,a\nd,100,2,50,,b\ne,120,1,50,,b\n",
+        f"cohorts: [{{name: all}}]\n{TWO}\nscheduling: {{preemption: {{reclaim: any}}}}",
+        evictions=1,
+    ),
+    "fair shares": World(
+        "1x6:A100",
+        "a,0,2,200,,a\nb,0,2,200,,a\nc,0,2,200,,a\nd,10,2,100,,b\ne,11,2,100,,b\nf,12,2,100,,b\n",
+        "queues: [{name: a, weight: 1}, {name: b, weight: 2}]\nscheduling: {fair_share: drf_total}",
+    ),
+    "by rank, once a quantum": World(
+        "1x4:A100",
+        "long,0,4,900\na,10,4,60\nb,20,2,60\nc,30,2,90\n",
+        f"{ONE}\nscheduling: {{order: best_effort, quantum: 60s, preemption: {{within_queue: by_rank}}}}\n"
+        "policies: {ordering: shortest_remaining}",
+        evictions=1,
+    ),
+    "two flavors": World(
+        "1x4:A100,2x2:T4",
+        "a,0,4,100,,,A100\nb,1,2,80,,,A100\nc,2,2,50,,,T4\nd,3,4,60,,,T4\ne,4,1,10\n",
+    ),
+    "gangs over several nodes": World(
+        "4x2:A100", "a,0,6,100\nb,1,4,50\nc,2,2,70\nd,3,8,30\ne,110,3,20\nf,111,2,20\n", "queues: [{name: default}]"
+    ),
+}
+
+
+def jobs_of(world: World) -> list[Job]:
+    columns = HEAD.count(",")
+    rows = [line + "," * (columns - 1 - line.count(",")) + ",A100" for line in world.jobs.splitlines()]
+    rows = [line.removesuffix(",A100") if line.count(",") > columns else line for line in rows]
+    return table.parse(HEAD + "\n".join(rows) + "\n", "t.csv")
+
+
+def rules(world: World) -> cluster_file.ClusterSpec:
+    return cluster_file.load(world.config.encode(), "cluster.yaml")
+
+
+@dataclass
+class Told:
+    """What one side showed: (name, start) of every hold in order, name -> completion time, how many were evicted."""
+
+    starts: list[tuple[str, float]]
+    jct: dict[str, float]
+    evictions: int
+
+
+def simulated(world: World) -> Told:
+    recorder = Recorder()
+    options = simulator.Options(
+        fleet.parse(world.nodes),
+        with_queues(compile_configuration(rules(world), 1), jobs_of(world)),
+        restart_cost_s=START_S,
+        leave_s=LEAVE_S,
+    )
+    found = simulator.simulate(jobs_of(world), options, recorder)
+    starts = sorted((stay.start, stay.gang.partition("/")[0]) for stay in recorder.stays)
+    jct = {one.job.id: (one.finished_s or inf) - one.job.submit_s for one in found.outcomes}
+    return Told([(name, start) for start, name in starts], jct, found.preemptions)
+
+
+async def lived(world: World) -> Told:
+    jobs = jobs_of(world)
+    clock = ManualClock()
+    zero = clock.now()
+    told: list[Written] = []
+
+    def script(order: LaunchOrder) -> Script:
+        job = next(job for job in jobs if job.id == order.workload)
+        worked, since = 0.0, inf
+        for entry in (written.entry for written in controller.entries(0, order.workload)):
+            if isinstance(entry, Bound):
+                since = entry.at
+            elif isinstance(entry, Released) and since < inf:
+                worked, since = worked + entry.at - LEAVE_S - since, inf
+        return Script(START_S, job.duration_s - worked, steps=1, stops_after_s=LEAVE_S)
+
+    cluster = FakeCluster([NodeKind(*kind) for kind in kinds_of(world.nodes)], clock=clock, script=script)
+    async with controlling(cluster, clock=clock) as controller:
+        await controller.configure(rules(world), OPERATOR)
+        zero = clock.now()
+        for job in jobs:
+            await clock.advance(zero + job.submit_s - clock.now())
+            spec = train(
+                job.id,
+                workers=job.gpus,
+                resources={"accelerators": f"{job.flavor}:1"},
+                priority=job.priority,
+                queue=job.queue,
+                estimated_runtime=f"{job.duration_s:g}s",
+            )
+            await controller.submit([spec], user=job.queue)
+        while any(record.outcome == "" for record in controller.state.workloads.values()):
+            assert clock.now() < zero + ENDS_WITHIN_S
+            await clock.advance(10.0)
+        told = controller.entries()
+    starts, ends = [], {}
+    for written in told:
+        entry = written.entry
+        if isinstance(entry, Launch):
+            starts.append((written.at - zero, name_of(entry)))
+        elif isinstance(entry, Finished):
+            ends[name_of(entry)] = entry.at - zero
+    jct = {job.id: ends[job.id] - job.submit_s for job in jobs}
+    evictions = sum(isinstance(written.entry, Preempt) for written in told)
+    return Told([(name, start) for start, name in sorted(starts)], jct, evictions)
+
+
+def name_of(entry: Launch | Finished) -> str:
+    return entry.gang.partition("/")[0]
+
+
+def kinds_of(nodes: str) -> list[tuple[float, str | None]]:
+    return [(node.total.gpus_milli / MILLI, node.flavor) for node in fleet.parse(nodes)]
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_the_simulator_starts_the_same_work_in_the_same_order_and_ends_it_when_the_live_loop_does(world: World) -> None:
+    expected, live = simulated(world), asyncio.run(lived(world))
+    assert [name for name, _ in live.starts] == [name for name, _ in expected.starts]
+    assert live.jct == pytest.approx(expected.jct, rel=0.1)
+    assert live.evictions == expected.evictions >= world.evictions
