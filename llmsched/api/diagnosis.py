@@ -13,6 +13,7 @@ from llmsched.api.views import numbers, phase
 from llmsched.control.dispatch import spec_of
 from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
 from llmsched.core import decisions, facts
+from llmsched.core.catalog import Names, advice, text
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, size_of
 from llmsched.core.resources import MILLI
@@ -51,6 +52,7 @@ def diagnose(
     progress: Mapping[str, Mapping[str, Any]],
     entries: Iterable[tuple[int, float, Any]],
     memory: Verdict,
+    names: Names,
 ) -> http_models.DiagnosisView:
     """`entries` are all of this workload; `memory` is what its model needs."""
     gangs = [state.gangs[name] for name in found.gangs if name in state.gangs]
@@ -64,7 +66,7 @@ def diagnose(
     def find(code: str, message: str, advice: str = "") -> None:
         findings.append(http_models.Finding(code=code, message=message, advice=advice))
 
-    _waiting(live, find)
+    _waiting(live, names, find)
     _history(times, find)
     _starting(holding, state.now, find)
     _request(found, holding, memory, find)
@@ -75,7 +77,7 @@ def diagnose(
     return http_models.DiagnosisView(
         id=found.workload.id,
         phase=phase(found),
-        text=_summary(findings, holding, found),
+        text=_summary(findings, holding, found, names),
         findings=findings,
         numbers={
             **{name: said[name] for name in SHOWN if name in said},
@@ -133,15 +135,16 @@ def spent(entries: Iterable[tuple[int, float, Any]], until: float) -> Times:
 Find = Callable[..., None]
 
 
-def _waiting(live: list[GangState], find: Find) -> None:
+def _waiting(live: list[GangState], names: Names, find: Find) -> None:
     waiting = [one for one in live if one.status is Status.QUEUED]
     seen = set()
     for one in waiting:
         reason = one.reason
         if reason is not None and reason.code not in seen:
             seen.add(reason.code)
+            sooner = advice(reason.message, names)
             who = f"{len(waiting)} of {len(live)} replicas wait: " if len(live) > 1 else "it waits: "
-            find(f"waits_{reason.code}", who + reason.message, reason.next_change and f"sooner: {reason.next_change}")
+            find(f"waits_{reason.code}", who + text(reason.message, names), sooner and f"sooner: {sooner}")
 
 
 def _history(times: Times, find: Find) -> None:
@@ -271,9 +274,9 @@ def _unknown(found: WorkloadState, said: Mapping[str, Any], memory: Verdict) -> 
     return unknown
 
 
-def _summary(findings: list[http_models.Finding], holding: list[GangState], found: WorkloadState) -> str:
+def _summary(findings: list[http_models.Finding], holding: list[GangState], found: WorkloadState, names: Names) -> str:
     if findings:
         return f"{len(findings)} thing{'s' if len(findings) > 1 else ''} to look at"
     if holding:
         return "nothing was found that slows it"
-    return found.message or ("nothing of it runs" if not found.outcome else f"it has {found.outcome}")
+    return text(found.message, names) or ("nothing of it runs" if not found.outcome else f"it has {found.outcome}")

@@ -1,28 +1,43 @@
-"""Journal entries in words, for `story`, `events` and whoever watches. Pure; what only keeps time says nothing."""
+"""Journal entries as messages, for `story`, `events` and whoever watches; what only keeps time says nothing.
+
+Names nobody itself: who is meant goes into a message as a reference, and so does what of an entry's data names others.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from llmsched.control import reasons
 from llmsched.core import decisions, facts
-from llmsched.core.resources import MILLI, Resources
-from llmsched.core.workload import Placement, Workload
+from llmsched.core.catalog import Names, refer, text
+from llmsched.core.message import (
+    ACTOR,
+    GANG,
+    NODE,
+    NODE_TYPE,
+    QUEUE,
+    Arg,
+    Message,
+    Quote,
+    Ref,
+    say,
+)
+from llmsched.core.workload import Option, Placement, Workload
 
 
-class Words(NamedTuple):
+class Event(NamedTuple):
+    """Whose story an entry belongs to, and what it says there; None when it says nothing."""
+
     workload: str | None
     gang: str | None
-    text: str
+    message: Message | None
 
 
-def describe(entry: Any, names: Mapping[str, str]) -> Words:
-    """`names`: node id -> what people call it."""
-    text = _fact(entry, names)
-    if text is None:
-        text = _decision(entry, names) or ""
+def describe(entry: Any) -> Event:
+    message = _fact(entry) or _decision(entry)
     gang = getattr(entry, "gang", None)
     workload = getattr(entry, "workload", None)
     if isinstance(workload, Workload):
@@ -31,154 +46,168 @@ def describe(entry: Any, names: Mapping[str, str]) -> Words:
         workload = entry.origin
     if workload is None and gang is not None:
         workload = gang.rpartition("/")[0]
-    return Words(workload, gang, text)
+    return Event(workload, gang, message)
 
 
-def data(entry: Any) -> dict[str, Any]:
+def told(entry: Any, names: Names) -> str:
+    """An entry in words; "" for what says nothing."""
+    return text(describe(entry).message, names)
+
+
+def data(entry: Any, names: Names) -> dict[str, Any]:
     """The entry as JSON data, without what users wrote in their specs (it may be long, and it is theirs)."""
-    content: dict[str, Any] = plain(entry)
+    content: dict[str, Any] = plain(entry, names)
     if isinstance(content.get("workload"), dict):
         content["workload"].pop("parcel", None)
     return content
 
 
-def plain(record: Any) -> Any:
-    """Records as JSON data, by the names of their fields."""
-    if is_dataclass(record):
-        return {field.name: plain(getattr(record, field.name)) for field in fields(record)}
+def plain(record: Any, names: Names) -> Any:
+    """Records as JSON data, by the names of their fields; fields that name others' work as `names` has it."""
+    if isinstance(record, Message):
+        return reasons.plain(record, names)
+    if is_dataclass(record) and not isinstance(record, type):
+        marked = _marked(type(record))
+        return {
+            field.name: _named(getattr(record, field.name), marked[field.name], names)
+            if field.name in marked
+            else plain(getattr(record, field.name), names)
+            for field in fields(record)
+        }
     if isinstance(record, tuple) and hasattr(record, "_asdict"):
-        return {name: plain(value) for name, value in record._asdict().items()}
+        return {name: plain(value, names) for name, value in record._asdict().items()}
     if isinstance(record, tuple | list):
-        return [plain(item) for item in record]
+        return [plain(item, names) for item in record]
     return record
 
 
-def _fact(entry: Any, names: Mapping[str, str]) -> str | None:
+@cache
+def _marked(cls: type) -> dict[str, str]:
+    """The fields of a record that are marked as Named, with the kind of what they name."""
+    found: dict[str, str] = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            marks = part.__metadata__ if get_origin(part) is Annotated else ()
+            for mark in marks:
+                found[name] = mark.kind
+    return found
+
+
+def _named(value: Any, kind: str, names: Names) -> Any:
+    if isinstance(value, tuple):
+        return [_named(each, kind, names) for each in value]
+    return refer([Ref(kind, value)], names) if value else value
+
+
+def _fact(entry: Any) -> Message | None:
     match entry:
-        case facts.Tick() | facts.LoadObserved() | facts.Estimated():
-            return ""
         case facts.Submitted(workload=workload, replaces=replaces):
-            by = f" by {workload.user}" if workload.user else ""
-            return f'{"changed" if replaces else "submitted"}{by} in queue "{workload.queue}": {wish(workload)}'
+            code = "event.changed" if replaces else "event.submitted"
+            queue = Ref(QUEUE, workload.queue)
+            if not workload.user:
+                return say(code, queue=queue, wish=wish(workload))
+            return say(f"{code}_by", by=Ref(ACTOR, workload.user), queue=queue, wish=wish(workload))
         case facts.Cancelled(by=by):
-            return f"cancelled by {by}" if by else "cancelled"
+            return say("cancelled_by", by=Ref(ACTOR, by)) if by else say("cancelled")
         case facts.Scaled(size=size):
-            return f"asked to hold {size}"
+            return say("event.scaled", size=size)
         case facts.Configured(configuration=configuration):
-            return f"configuration version {configuration.version} is in force"
+            return say("event.configured", version=configuration.version)
         case facts.NodeJoined(node=node):
-            return f"node {node.name or node.id} joined: {amounts(node.total, node.flavor)}"
-        case facts.NodeLost(node=node):
-            return f"node {names.get(node, node)} is lost"
-        case facts.NodeDraining(node=node):
-            return f"node {names.get(node, node)} will leave: nothing new goes there"
-        case facts.ForeignUse(node=node, used=used):
-            return f"others use {amounts(used, None)} on node {names.get(node, node)}"
+            has = (Option(node.flavor, node.total),)
+            return say("event.node_joined", node=Ref(NODE, node.name or node.id), has=has)
+        case facts.NodeLost(node=lost):
+            return say("event.node_lost", node=Ref(NODE, lost))
+        case facts.NodeDraining(node=leaving):
+            return say("event.node_draining", node=Ref(NODE, leaving))
+        case facts.ForeignUse(node=where, used=used):
+            return say("event.foreign_use", used=used, node=Ref(NODE, where))
         case facts.Bound(attempt=attempt):
-            return f"runs{_again(attempt)}"
+            return say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
         case facts.LaunchFailed(attempt=attempt, message=message, event=event):
-            return f"attempt {attempt} did not start ({event}){_after(message)}"
+            return say("event.launch_failed", attempt=attempt, event=Quote(event), message=Quote(message))
         case facts.Resized(size=size):
-            return f"holds {_count(size, 'bundle')} now"
+            return say("event.resized", size=size)
         case facts.Finished(outcome=outcome, message=message, metrics=metrics):
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics[:6])
-            return f"{outcome}{_after(message)}{f' [{numbers}]' if numbers else ''}"
+            return say("event.finished", outcome=Quote(outcome), message=Quote(message), metrics=_metrics(metrics))
         case facts.Released():
-            return "let go of everything it held"
+            return say("event.released")
         case facts.Lost(attempt=attempt, message=message):
-            return f"attempt {attempt} is lost{_after(message)}"
+            return say("event.lost", attempt=attempt, message=Quote(message))
         case facts.CheckpointPublished(step=step, fraction=fraction):
-            return f"checkpoint at step {step}" + (f" ({fraction:.0%} of the work)" if fraction is not None else "")
+            if fraction is None:
+                return say("event.checkpoint", step=step)
+            return say("event.checkpoint_of", step=step, fraction=fraction)
         case facts.Published(target=target, origin=origin) if target == origin:
-            return "serves the model that its spec names, in place of the one that was published"
-        case facts.Published(target=target, kind=kind, name=name):
-            return f'its {kind}{f" {name}" if name else ""} goes live in "{target}"'
+            return say("event.takes_back")
+        case facts.Published(target=target, kind=kind, name=name):  # its owner wrote where it goes
+            return say("event.published", kind=Quote(kind), name=Quote(name), target=Quote(target))
         case facts.AdapterLoaded(name=name, message=message):
-            return f"could not load adapter {name}: {message}" if message else f"serves adapter {name}"
+            if message:
+                return say("event.adapter_refused", name=Quote(name), message=Quote(message))
+            return say("event.adapter_loaded", name=Quote(name))
         case facts.CommandBegun(rank=rank, by=by, words=words):
-            return f"{by} runs a command beside rank {rank}: {words}"
+            return say("event.command", by=Ref(ACTOR, by), rank=rank, words=Quote(words))
     return None
 
 
-def _decision(entry: Any, names: Mapping[str, str]) -> str | None:
-    why = _after(getattr(entry, "why", ""))
+def _decision(entry: Any) -> Message | None:
+    why: Arg = getattr(entry, "why", None) or ()
     match entry:
         case decisions.Launch(attempt=attempt, placement=placement):
-            return f"starts{_again(attempt)} on {where(placement, names)}{why}"
+            if attempt > 1:
+                return say("event.launch_again", attempt=attempt, where=where(placement), why=why)
+            return say("event.launch", where=where(placement), why=why)
         case decisions.Nominate(placement=placement, victims=victims):
-            return f"is promised room on {where(placement, names)} while {', '.join(victims)} make way{why}"
+            leaving = tuple(Ref(GANG, name) for name in victims)
+            return say("event.nominate", where=where(placement), victims=leaving, why=why)
         case decisions.Withdraw():
-            return f"is promised no room any more{why}"
+            return say("event.withdraw", why=why)
         case decisions.Resize(placement=placement):
-            return f"is resized to {_count(len(placement), 'bundle')} on {where(placement, names)}{why}"
+            return say("event.resize", size=len(placement), where=where(placement), why=why)
         case decisions.Preempt(reason=reason, beneficiary=beneficiary, grace_s=grace):
-            whom = f" for {beneficiary}" if beneficiary else ""
-            return f"must make way{whom} within {grace:g} s ({reason}){why}"
+            if not beneficiary:
+                return say("event.preempt", grace=grace, reason=Quote(reason), why=why)
+            return say("event.preempt_for", who=Ref(GANG, beneficiary), grace=grace, reason=Quote(reason), why=why)
         case decisions.Drain(grace_s=grace):
-            return f"finishes what it serves (at most {grace:g} s), then stops{why}"
+            return say("event.drain", grace=grace, why=why)
         case decisions.Stop(reason=reason):
-            return f"is stopped ({reason}){why}"
+            return say("event.stop", reason=Quote(reason), why=why)
         case decisions.Scale(replicas=replicas):
-            return f"wants {_count(replicas, 'replica')}{why}"
+            return say("event.scale", replicas=replicas, why=why)
         case decisions.LoadAdapter(name=name):
-            return f"is asked to load adapter {name}"
+            return say("event.load_adapter", name=Quote(name))
         case decisions.RequestCapacity(counts=counts):
-            wanted = ", ".join(f"{count} x {name}" for name, count in counts)
-            return f"asks for nodes: {wanted or 'none'}{why}"
+            wanted = tuple(say("nodes_of", count=count, type=Ref(NODE_TYPE, name)) for name, count in counts)
+            return (
+                say("event.request_capacity", wanted=wanted, why=why) if wanted else say("event.request_none", why=why)
+            )
         case decisions.ReleaseNode(node=node):
-            return f"gives node {names.get(node, node)} back{why}"
+            return say("event.release_node", node=Ref(NODE, node), why=why)
         case decisions.RunAgain(run=run):
-            return f"leaves its schedule out once{why}" if why else f"run {run} is due"
+            return say("event.run_skipped", why=why) if why else say("event.run_due", run=run)
         case decisions.GiveUp(reason=reason):
-            return f"is given up ({reason}){why}"
+            return say("event.give_up", reason=Quote(reason), why=why)
     return None
 
 
-def where(placement: Placement, names: Mapping[str, str]) -> str:
+def _metrics(metrics: tuple[tuple[str, float], ...]) -> Arg:
+    shown = tuple(say("metric", name=Quote(name), value=value) for name, value in metrics[:6])
+    return say("metrics", metrics=shown) if shown else ()
+
+
+def where(placement: Placement) -> tuple[Message, ...]:
     """`node-a (2), node-b (1)`, in rank order of the first bundle there."""
-    return ", ".join(f"{names.get(node, node)} ({n})" for node, n in Counter(p.node for p in placement).items())
+    held = Counter(placed.node for placed in placement)
+    return tuple(say("on_node", node=Ref(NODE, name), bundles=count) for name, count in held.items())
 
 
-def wish(workload: Workload) -> str:
+def wish(workload: Workload) -> Message:
     """`2..8 x (1 A100 or 1 L4, 2 CPUs)`"""
-    first = workload.groups[0]
-    each = " or ".join(dict.fromkeys(amounts(option.resources, option.flavor) for option in first.options))
     low, high = (
         (workload.min_replicas, workload.max_replicas)
         if workload.kind == "serve"
         else (workload.min_size, workload.max_size)
     )
-    return f"{low if low == high else f'{low}..{high}'} x ({each})"
-
-
-def amounts(resources: Resources, flavor: str | None) -> str:
-    parts = []
-    if resources.gpus_milli:
-        gpus = resources.gpus_milli / MILLI
-        parts.append(f"{gpus:g} {flavor or ('GPU' if gpus <= 1 else 'GPUs')}")
-    if resources.cpus_milli:
-        cpus = resources.cpus_milli / MILLI
-        parts.append(f"{cpus:g} CPU{'' if cpus == 1 else 's'}")
-    if resources.memory_bytes:
-        parts.append(memory(resources.memory_bytes))
-    parts += [f"{amount / MILLI:g} {name}" for name, amount in resources.custom]
-    return ", ".join(parts) or "nothing"
-
-
-def memory(size: int) -> str:
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} B"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _again(attempt: int) -> str:
-    return f" (attempt {attempt})" if attempt > 1 else ""
-
-
-def _after(text: str) -> str:
-    return f": {text}" if text else ""
+    each: Arg = tuple(workload.groups[0].options)
+    return say("wish", size=low, each=each) if low == high else say("wish.range", least=low, most=high, each=each)

@@ -72,6 +72,9 @@ class Found(NamedTuple):
     def id(self) -> str:
         return self.workload.workload.id
 
+    def names(self, state: State) -> authorization.KnownNames:
+        return authorization.KnownNames(state, self.who.rights)
+
 
 def allow(need: str) -> Callable[[Request], Caller]:
     """Who asks, if the token's role may. `app.build` refuses to start with a route that depends on none of these."""
@@ -152,8 +155,7 @@ async def metrics(given: Given, who: Looker) -> str:
 async def plan(body: http_models.PlanRequest, given: Given, who: Looker) -> http_models.PlannedList:
     """What would happen now. Changes nothing."""
     specs = [load.load_json(spec) for spec in body.specs]
-    planned = http_models.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
-    return views.seen_by(planned, given.state, who.rights)
+    return http_models.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
 
 
 @router.post("/apply")
@@ -200,10 +202,9 @@ async def workloads(
 ) -> http_models.WorkloadList:
     """Newest first."""
     controller = given.controller
-    listed = views.workloads(
+    return views.workloads(
         given.state, controller.progress, controller.health.seq, who.rights, ended=ended, waiting=waiting
     )
-    return views.seen_by(listed, given.state, who.rights)
 
 
 @router.get("/workloads/{name}")
@@ -215,8 +216,7 @@ async def workload(given: Given, found: Seen) -> http_models.WorkloadView:
 @router.get("/workloads/{name}/why")
 async def why(given: Given, found: Seen) -> http_models.WhyView:
     """Why it waits, and what would start it; or why it runs where it runs, or how it ended."""
-    said = views.why(given.state, found.workload, given.controller.entries(0, found.id))
-    return views.seen_by(said, given.state, found.who.rights)
+    return views.why(given.state, found.workload, given.controller.entries(0, found.id), found.names(given.state))
 
 
 @router.get("/workloads/{name}/diagnose")
@@ -225,15 +225,14 @@ async def diagnose(given: Given, found: Seen) -> http_models.DiagnosisView:
     controller = given.controller
     needs = await planning.memory_of_known(given.state, found.workload.workload)
     entries = controller.entries(0, found.id)
-    said = diagnosis.diagnose(given.state, found.workload, controller.progress, entries, needs)
-    return views.seen_by(said, given.state, found.who.rights)
+    names = found.names(given.state)
+    return diagnosis.diagnose(given.state, found.workload, controller.progress, entries, needs, names)
 
 
 @router.get("/workloads/{name}/story")
 async def story(given: Given, found: Seen) -> http_models.StoryView:
     """Its whole history, in words."""
-    told = views.story(given.state, found.workload, given.controller.entries(0, found.id))
-    return views.seen_by(told, given.state, found.who.rights)
+    return views.story(found.workload, given.controller.entries(0, found.id), found.names(given.state))
 
 
 @router.get(
@@ -420,7 +419,7 @@ async def shutdown(body: http_models.ShutdownRequest, request: Request, who: Ope
 def _view(given: Services, found: Found) -> http_models.WorkloadView:
     """As it is now, which may be after it was changed."""
     now = given.state.workloads[found.id]
-    return views.seen_by(views.workload(given.state, now, given.controller.progress), given.state, found.who.rights)
+    return views.workload(given.state, now, given.controller.progress, found.names(given.state))
 
 
 async def _as_json_lines(lines: AsyncIterator[http_models.LogLine]) -> AsyncIterator[str]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from llmsched.api import event_text
-from llmsched.control.authorization import Rights, hide, without_names
+from llmsched.control import reasons
+from llmsched.control.authorization import KnownNames, Rights
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
-from llmsched.core.explain import Reason
+from llmsched.core.catalog import Names, refer, text
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
 from llmsched.core.reservation import Windows, nodes_of_row, window
-from llmsched.core.resources import MILLI, Resources
+from llmsched.core.resources import MILLI
 from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -25,19 +25,6 @@ from llmsched.spec import http_models
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
-Reply = TypeVar("Reply", bound=BaseModel)
-
-
-def seen_by(view: Reply, state: State, rights: Rights) -> Reply:
-    """The same answer, whose sentences name no work that its reader may not see."""
-    if rights.sees_all:
-        return view
-    return type(view).model_validate(without_names(state, rights, view.model_dump()))
-
-
-def names(state: State) -> dict[str, str]:
-    """node id -> what people call it"""
-    return {node_id: found.node.name or node_id for node_id, found in state.nodes.items()}
 
 
 # --- workloads --------------------------------------------------------------------------------------------------
@@ -55,6 +42,7 @@ def workloads(
     """All that one may see, newest first; or of those that have ended, and of those that wait, so many at most."""
     seen = [found for found in state.workloads.values() if rights.sees(found.workload)]
     newest_first = sorted(seen, key=lambda found: (-found.submitted_at, found.workload.id))
+    names = KnownNames(state, rights)
     left = {"ended": len(newest_first) if ended is None else ended}
     left["waiting"] = len(newest_first) if waiting is None else waiting
     counts: Counter[http_models.Phase] = Counter()
@@ -66,11 +54,11 @@ def workloads(
         if kind in left:
             left[kind] -= 1
         if left.get(kind, 0) >= 0:
-            shown.append(workload(state, found, progress))
+            shown.append(workload(state, found, progress, names))
     return http_models.WorkloadList(workloads=shown, counts=dict(counts), seq=seq)
 
 
-def workload(state: State, found: WorkloadState, progress: Progress) -> http_models.WorkloadView:
+def workload(state: State, found: WorkloadState, progress: Progress, names: Names) -> http_models.WorkloadView:
     it = found.workload
     gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
     live = [one for one in gangs if not one.is_ended()]
@@ -86,7 +74,7 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> http_mod
         user=it.user,
         priority=it.priority,
         phase=phase(found),
-        message=found.message or next((why for one in live for why in one.adapter_errors.values()), ""),
+        message=text(found.message, names) or next((why for one in live for why in one.adapter_errors.values()), ""),
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
         next_run_at=found.next_run_at,
@@ -98,15 +86,15 @@ def workload(state: State, found: WorkloadState, progress: Progress) -> http_mod
         wanted=found.wanted_replicas if is_serve else None,
         gpus=sum(one.gpus_milli() for one in live) / MILLI,
         restarts=sum(one.restarts for one in shown),
-        reason=next((reason(one.reason) for one in live if one.reason), None),
+        reason=next((reasons.view(one.reason, names) for one in live if one.reason), None),
         progress=numbers(progress.get(leading.id, {})) if leading else {},
         artifact=found.artifact,
         metrics=dict(found.metrics),
-        gangs=[gang(state, one, progress) for one in shown],
+        gangs=[gang(state, one, progress, names) for one in shown],
     )
 
 
-def gang(state: State, one: GangState, progress: Progress) -> http_models.GangView:
+def gang(state: State, one: GangState, progress: Progress, names: Names) -> http_models.GangView:
     return http_models.GangView(
         id=one.id,
         status=one.status.value,
@@ -118,8 +106,8 @@ def gang(state: State, one: GangState, progress: Progress) -> http_models.GangVi
         queued_since=one.queued_since,
         launched_at=one.launched_at,
         started_at=one.started_at,
-        message=one.message,
-        reason=reason(one.reason),
+        message=text(one.message, names),
+        reason=reasons.view(one.reason, names),
         progress=numbers(progress.get(one.id, {})),
     )
 
@@ -130,28 +118,6 @@ def phase(found: WorkloadState) -> http_models.Phase:
 
 def numbers(data: Mapping[str, Any]) -> dict[str, http_models.Scalar]:
     return {name: value for name, value in data.items() if isinstance(value, (float, int, str, bool))}
-
-
-def reason(why: Reason | None) -> http_models.ReasonView | None:
-    if why is None:
-        return None
-    return http_models.ReasonView(
-        code=why.code,
-        message=why.message,
-        counts=dict(why.counts),
-        next_change=why.next_change,
-        eta=why.eta,
-        eta_basis=why.eta_basis,
-    )
-
-
-def amounts(resources: Resources) -> http_models.Amounts:
-    return http_models.Amounts(
-        gpus=resources.gpus_milli / MILLI,
-        cpus=resources.cpus_milli / MILLI,
-        memory_bytes=resources.memory_bytes,
-        custom={name: amount / MILLI for name, amount in resources.custom},
-    )
 
 
 def placed(state: State, it: Workload, placement: Placement) -> list[http_models.PlacedView]:
@@ -186,80 +152,90 @@ def log_sources(state: State, workload_id: str, index: int | None, attempt: int 
 # --- why and story ----------------------------------------------------------------------------------------------
 
 
-def why(state: State, found: WorkloadState, entries: Entries) -> http_models.WhyView:
+NOT_LOOKED_AT = say("why.not_looked_at")
+
+
+def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> http_models.WhyView:
     """`entries` of this workload: where it runs was explained when it was decided."""
-    launched = {}
+    launched: dict[str, Message] = {}
     for _, _, entry in entries:
-        if isinstance(entry, (decisions.Launch, decisions.Resize)):
+        if isinstance(entry, (decisions.Launch, decisions.Resize)) and entry.why is not None:
             launched[entry.gang] = entry.why
     it = found.workload
-    called = names(state)
     gangs, waiting = [], []
     for gang_id in found.gangs:
         one = state.gangs.get(gang_id)
         if one is None or (one.is_ended() and it.kind == "serve"):
             continue
-        text = one.message
+        said = one.message
         if one.status is Status.QUEUED:
-            text = one.reason.message if one.reason else "it has not been looked at yet."
+            said = one.reason.message if one.reason else NOT_LOOKED_AT
             waiting.append(one)
         elif one.is_holding():
-            text = f"on {event_text.where(one.held, called)}"
-            text += f": {launched[gang_id]}" if launched.get(gang_id) else ""
+            said = say("why.runs", where=event_text.where(one.held), why=launched.get(gang_id, ()))
         gangs.append(
             http_models.GangWhy(
                 gang=gang_id,
                 status=one.status.value,
-                reason=reason(one.reason),
-                text=text,
+                reason=reasons.view(one.reason, names),
+                text=text(said, names),
             )
         )
     dominant = next((one for one in waiting if one.reason), waiting[0] if waiting else None)
     now = phase(found)
     if dominant is not None:
-        text = dominant.reason.message if dominant.reason else "it has not been looked at yet."
+        waits = dominant.reason.message if dominant.reason else NOT_LOOKED_AT
         if it.kind == "serve" and len(waiting) < len(gangs):
-            text = f"{len(waiting)} of {len(gangs)} replicas wait: {text}"
+            waits = say("why.replicas_wait", waiting=len(waiting), all=len(gangs), why=waits)
+        words = text(waits, names)
         since: float | None = dominant.queued_since
     elif now in http_models.ENDED:
-        text, since = found.message or f"it has {now}.", found.finished_at
+        words, since = text(found.message, names) or f"it has {now}.", found.finished_at
     else:
-        text = "; ".join(one.text for one in gangs) or found.message or "it holds nothing and wants nothing now."
-        if found.is_unproven and found.message:
-            text = f"{found.message}; {text}"
+        words = "; ".join(one.text for one in gangs) or text(found.message, names)
+        words = words or "it holds nothing and wants nothing now."
+        if found.is_unproven and found.message is not None:
+            words = f"{text(found.message, names)}; {words}"
         since = max((state.gangs[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
     return http_models.WhyView(
         id=it.id,
         phase=now,
         since=since,
-        reason=reason(dominant.reason) if dominant else None,
-        text=text,
+        reason=reasons.view(dominant.reason, names) if dominant else None,
+        text=words,
         gangs=gangs,
     )
 
 
-def story(state: State, found: WorkloadState, entries: Entries) -> http_models.StoryView:
-    called = names(state)
+def story(found: WorkloadState, entries: Entries, names: Names) -> http_models.StoryView:
     lines = []
     for seq, at, entry in entries:
-        said = event_text.describe(entry, called)
-        if said.text:
+        _, gang_id, message = event_text.describe(entry)
+        if message is not None:
             lines.append(
-                http_models.StoryLine(seq=seq, at=at, kind=type(entry).__name__, gang=said.gang, text=said.text)
+                http_models.StoryLine(
+                    seq=seq,
+                    at=at,
+                    kind=type(entry).__name__,
+                    gang=gang_id,
+                    code=message.code,
+                    args=reasons.arguments(message, names),
+                    text=text(message, names),
+                )
             )
     return http_models.StoryView(id=found.workload.id, lines=lines)
 
 
-def event(seq: int, at: float, entry: Any, called: Mapping[str, str]) -> http_models.EventView:
-    said = event_text.describe(entry, called)
+def event(seq: int, at: float, entry: Any, names: Names) -> http_models.EventView:
+    about, gang_id, message = event_text.describe(entry)
     return http_models.EventView(
         seq=seq,
         at=at,
         kind=type(entry).__name__,
-        workload=said.workload,
-        gang=said.gang,
-        text=said.text,
-        data=event_text.data(entry),
+        workload=about,
+        gang=gang_id,
+        text=text(message, names),
+        data=event_text.data(entry, names),
     )
 
 
@@ -267,13 +243,13 @@ def event_for(seq: int, at: float, entry: Any, state: State, rights: Rights) -> 
     """None when there is nothing to tell whoever follows: time passed, or it is of work that one may not see."""
     if keeps_time_only(entry):
         return None
-    view = event(seq, at, entry, names(state))
+    view = event(seq, at, entry, KnownNames(state, rights))
     about = state.workloads.get(view.workload) if view.workload is not None else None
     if view.workload is not None and not rights.sees_all and not (about and rights.sees(about.workload)):
         return None
     if isinstance(entry, facts.Configured) and not rights.sees_all:
         view.data = {}  # who may do what
-    return seen_by(view, state, rights)
+    return view
 
 
 def keeps_time_only(entry: Any) -> bool:
@@ -285,10 +261,11 @@ def keeps_time_only(entry: Any) -> bool:
 
 def nodes(state: State, rights: Rights) -> list[http_models.NodeView]:
     """Others see how much is held, and by how many gangs."""
+    names = KnownNames(state, rights)
     gangs: dict[str, list[str]] = {}
     for name in state.holding:
         for node_id in dict.fromkeys(place.node for place in state.gangs[name].held):
-            gangs.setdefault(node_id, []).append(hide(state, rights, name))
+            gangs.setdefault(node_id, []).append(refer([Ref(GANG, name)], names))
     ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
     return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
 
@@ -301,10 +278,10 @@ def node(found: NodeState, gangs: Sequence[str]) -> http_models.NodeView:
         flavor=it.flavor,
         node_type=it.node_type,
         labels=dict(it.labels),
-        total=amounts(it.total),
-        used=amounts(found.used),
-        foreign=amounts(found.foreign),
-        free=amounts(found.free),
+        total=reasons.amounts(it.total),
+        used=reasons.amounts(found.used),
+        foreign=reasons.amounts(found.foreign),
+        free=reasons.amounts(found.free),
         draining=found.draining,
         gangs=sorted(gangs),
     )
@@ -395,7 +372,7 @@ def reservations(state: State, rights: Rights) -> list[http_models.ReservationVi
 
 def configuration(state: State, rights: Rights) -> http_models.ConfigView:
     """Who has which role in a queue is for its admins, and for those who see everything."""
-    plain = event_text.plain(state.configuration)
+    plain = event_text.plain(state.configuration, KnownNames(state, rights))
     for queue in plain["queues"]:
         if not rights.leads(queue["name"]):
             queue.update(viewers=[], submitters=[], admins=[])

@@ -181,8 +181,8 @@ def replay(journal: Path, until: str | None, explain: str | None) -> None:
 
     replayed = again.replay(journal, until=_time(until), explain=explain)
     found = again.findings(replayed)
-    names = {name: node.node.name or name for name, node in replayed.state.nodes.items()}
-    story = [(each.seq, each.at, event_text.describe(each.entry, names).text) for each in replayed.written]
+    names = again.names_in(replayed.state)
+    story = [(each.seq, each.at, event_text.told(each.entry, names)) for each in replayed.written]
     if explain:
         found["explain"]["story"] = [{"seq": seq, "at": at, "text": text} for seq, at, text in story if text]
     if show.wants_json():

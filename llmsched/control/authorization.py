@@ -13,13 +13,13 @@ Work that one may not see is answered for in the words of work that does not exi
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
-from typing import Any
 
 from llmsched.control.dispatch import newest_run
 from llmsched.core import authorization as core
+from llmsched.core.catalog import is_public
 from llmsched.core.configuration import Configuration
+from llmsched.core.message import GANG, NODE, USER, WORKLOAD, Ref
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import NotAllowed, RequestError
@@ -27,9 +27,6 @@ from llmsched.errors import NotAllowed, RequestError
 VIEWER, SUBMITTER, AUDITOR, OPERATOR = ROLES = ("viewer", "submitter", "auditor", "operator")
 _SUBMITS = (SUBMITTER, OPERATOR)
 _SEES_ALL = (AUDITOR, OPERATOR)
-SOMEBODYS = "another's workload"
-_TOLD = ("message", "text", "next_change", "advice", "why", "others", "warnings", "victims", "beneficiary")  # by us
-_ID = re.compile(r'(?<![\w"@/.-])([a-z0-9][a-z0-9-]{0,62}(?:@\d+)?)(?:/\d+)?(?![\w"@/-])')
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +127,25 @@ def check_queue(workload: Workload, rights: Rights) -> None:
         )
 
 
-def without_names(state: State, rights: Rights, data: Any, told: bool = False) -> Any:
-    """JSON data in whose sentences work that one may not see has no name. A name is found as a word: whoever calls work
-    by a word of ours makes that word unreadable for others, and shows no more by it."""
-    if rights.sees_all:
-        return data
-    if isinstance(data, dict):
-        return {key: without_names(state, rights, value, key in _TOLD) for key, value in data.items()}
-    if isinstance(data, list):
-        return [without_names(state, rights, value, told) for value in data]
-    return hide(state, rights, data) if told and isinstance(data, str) else data
+class KnownNames:
+    """What one person may call things: catalog.Names under that person's rights. What is not known to be one's to see
+    has no name; so has a workload that is not there. `asked`: the id of work that one has been let handle."""
 
+    def __init__(self, state: State, rights: Rights, asked: str = "") -> None:
+        self._state, self._rights, self._asked = state, rights, asked
 
-def hide(state: State, rights: Rights, text: str) -> str:
-    """One sentence, or the id of a workload or gang."""
+    def name(self, ref: Ref) -> str | None:
+        if ref.kind in (WORKLOAD, GANG):
+            return ref.id if self._sees(ref.id.partition("/")[0]) else None
+        if ref.kind == USER:
+            return ref.id if self._rights.sees_all or ref.id == self._rights.person.user else None
+        if ref.kind == NODE:
+            node = self._state.nodes.get(ref.id)
+            return (node.node.name if node is not None else "") or ref.id
+        return ref.id if is_public(ref) else None
 
-    def shown(found: re.Match[str]) -> str:
-        record = state.workloads.get(found[1])
-        return found[0] if record is None or rights.sees(record.workload) else SOMEBODYS
-
-    return text if rights.sees_all else _ID.sub(shown, text)
+    def _sees(self, workload: str) -> bool:
+        record = self._state.workloads.get(workload)
+        if self._rights.sees_all or workload == self._asked:
+            return True
+        return record is not None and self._rights.sees(record.workload)

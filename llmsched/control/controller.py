@@ -135,10 +135,10 @@ class Controller:
         await self._ask(requests.EndReservation(name, by))
 
     async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[http_models.Planned]:
-        """What would happen now, also for who may only look. Changes nothing. Names others' work."""
-        person = Person(user, OPERATOR if role == OPERATOR else SUBMITTER)
+        """What would happen now, also for who may only look. Changes nothing."""
+        person, reader = Person(user, OPERATOR if role == OPERATOR else SUBMITTER), Person(user, role)
         verdicts = await planning.memory_of(self.state, specs, person)
-        planned = planning.plan(self.state, specs, person, self._current_policies(), self._secrets)
+        planned = planning.plan(self.state, specs, person, reader, self._current_policies(), self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:

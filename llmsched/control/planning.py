@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control.authorization import Person, Rights
+from llmsched.control import reasons
+from llmsched.control.authorization import KnownNames, Person, Rights
 from llmsched.control.dispatch import artifact_of, is_result, newest_run, spec_of
 from llmsched.control.gpu_memory import Verdict, judge, source_of
 from llmsched.control.requests import (
@@ -22,11 +23,11 @@ from llmsched.control.requests import (
     sorted_by_need,
 )
 from llmsched.control.vault import Secrets
+from llmsched.core.catalog import Names, text
 from llmsched.core.commands import Submit
-from llmsched.core.explain import Reason
 from llmsched.core.policy import Policies
 from llmsched.core.records import amount_of
-from llmsched.core.resources import MILLI, ZERO, Resources
+from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.state import State
 from llmsched.core.whatif import Forecast, forecast
 from llmsched.core.workload import Placement, Workload
@@ -36,10 +37,12 @@ from llmsched.spec.workload import WorkloadSpec
 
 
 def plan(
-    state: State, specs: Sequence[WorkloadSpec], person: Person, policies: Policies, secrets: Secrets
+    state: State, specs: Sequence[WorkloadSpec], person: Person, reader: Person, policies: Policies, secrets: Secrets
 ) -> list[http_models.Planned]:
-    """One of each spec, in order. What would be refused says so; the others are planned as if it were not there."""
+    """One of each spec, in order, as if `person` submitted it; told to `reader`. What would be refused says so; the
+    others are planned as if it were not there."""
     rights = Rights(person, state.configuration)
+    names = KnownNames(state, Rights(reader, state.configuration))
     drafts = draft(state, specs, rights)
     mine = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
@@ -50,7 +53,7 @@ def plan(
             check_rights(state, workload, others, rights)
             check_secrets(workload, secrets)
             check_change(state, workload, known)
-            checked(state, Submit(state.now, replace(workload, after=others)))
+            checked(state, Submit(state.now, replace(workload, after=others)), names)
         except RequestError as error:
             refusals[workload.id] = error
         else:
@@ -63,7 +66,7 @@ def plan(
     for one in drafts:
         publish = one[0].publish
         endpoint = _endpoint_of(state, drafts, publish.to, rights) if publish is not None else None
-        planned.append(_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, []), endpoint))
+        planned.append(_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, []), endpoint, names))
     return planned
 
 
@@ -129,7 +132,12 @@ def _refused(error: RequestError) -> http_models.ReasonView:
 
 
 def _planned(
-    state: State, one: Draft, refusal: RequestError | None, found: list[Forecast], endpoint: Workload | None
+    state: State,
+    one: Draft,
+    refusal: RequestError | None,
+    found: list[Forecast],
+    endpoint: Workload | None,
+    names: Names,
 ) -> http_models.Planned:
     """`endpoint` is what it publishes to, if that is known."""
     workload, known = one
@@ -145,8 +153,10 @@ def _planned(
     planned.starts_now = bool(starting)
     planned.size = len(starting) if workload.kind == "serve" else sum(gang.size for gang in starting)
     planned.placement = [view for gang in starting for view in _placed(state, workload, gang.placement or ())]
-    planned.reason = next((_reason(gang.reason) for gang in found if not gang.starts_now and gang.reason), None)
-    planned.others = list(dict.fromkeys(f"{name} {what}" for gang in found for name, what in gang.others))
+    planned.reason = next(
+        (reasons.view(gang.reason, names) for gang in found if not gang.starts_now and gang.reason), None
+    )
+    planned.others = list(dict.fromkeys(text(what, names) for gang in found for what in gang.others))
     if workload.publish is not None and planned.outcome != "unchanged":
         planned.warnings += _publish_warnings(workload, endpoint)
     return planned
@@ -202,18 +212,9 @@ def _sizes(workload: Workload) -> http_models.Planned:
         queue=workload.queue,
         min_size=workload.min_replicas if is_serve else workload.min_size,
         max_size=workload.max_replicas if is_serve else workload.max_size,
-        each=_amounts(each),
-        at_min=_amounts(at_min),
-        at_max=_amounts(at_max),
-    )
-
-
-def _amounts(resources: Resources) -> http_models.Amounts:
-    return http_models.Amounts(
-        gpus=resources.gpus_milli / MILLI,
-        cpus=resources.cpus_milli / MILLI,
-        memory_bytes=resources.memory_bytes,
-        custom={name: value / MILLI for name, value in resources.custom},
+        each=reasons.amounts(each),
+        at_min=reasons.amounts(at_min),
+        at_max=reasons.amounts(at_max),
     )
 
 
@@ -227,7 +228,3 @@ def _placed(state: State, workload: Workload, placement: Placement) -> list[http
         view.bundles += 1
         view.gpus += amount_of(workload, placed).gpus_milli / MILLI
     return list(views.values())
-
-
-def _reason(reason: Reason) -> http_models.ReasonView:
-    return http_models.ReasonView(**{**reason._asdict(), "counts": dict(reason.counts)})

@@ -5,9 +5,11 @@ A reason is written when it changes: beside the journal, not in it, for it is a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llmsched.core.explain import Reason
+from llmsched.core.message import Message, to_data
 from llmsched.core.state import State
 from llmsched.store.codec import Entry
 from llmsched.store.journal import workload_of
@@ -18,7 +20,7 @@ class QueryTables:
     """Remembers the reasons it wrote last."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[str, str]] = {}
+        self._said: dict[str, tuple[str, Message]] = {}
 
     def rows(
         self, state: State, at: float, entries: Sequence[Entry], reasons: Mapping[str, Reason] | None
@@ -55,10 +57,15 @@ def differences(rows: Iterable[WorkloadRow], state: State) -> Iterator[str]:
         yield f"{name} has a row and is not in the journal"
 
 
+def _told(message: Message | None) -> str:
+    """As data: who reads it may not see every name that is in it."""
+    return "" if message is None else json.dumps(to_data(message))
+
+
 def _row_of(state: State, workload_id: str | None) -> WorkloadRow:
     record = state.workloads[workload_id or ""]
     it = record.workload
     return WorkloadRow(
-        it.id, it.name, it.run, it.kind, it.queue, it.user, record.phase, record.message, record.submitted_at,
+        it.id, it.name, it.run, it.kind, it.queue, it.user, record.phase, _told(record.message), record.submitted_at,
         record.finished_at, it.parcel,
     )  # fmt: skip

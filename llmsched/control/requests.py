@@ -14,9 +14,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
 from llmsched.control import registry, vault
-from llmsched.control.authorization import Person, Rights, check_name, check_queue
+from llmsched.control.authorization import OPERATOR, KnownNames, Person, Rights, check_name, check_queue
 from llmsched.control.dispatch import newest_run, spec_of
 from llmsched.core import commands
+from llmsched.core.catalog import Names, advice, text
 from llmsched.core.facts import CommandBegun, Fact, Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
@@ -111,21 +112,33 @@ def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets
             return _submit(state, request, at, secrets)
         case Cancellation():
             target = find(state, request.name).workload.id
-            return None, _applied(state, commands.Cancel(at, target, request.by))
+            return None, _applied(state, commands.Cancel(at, target, request.by), _names(state, request.by, target))
         case Rescale():
             target = find(state, request.name).workload.id
-            return None, _applied(state, commands.ScaleTo(at, target, request.size))
+            scale = commands.ScaleTo(at, target, request.size)
+            return None, _applied(state, scale, _names(state, request.by, target))
         case Reconfiguration():
             configuration = compile_configuration(request.spec, state.configuration.version + 1)
-            return None, _applied(state, commands.Configure(at, configuration))
+            return None, _applied(state, commands.Configure(at, configuration), _all_names(state, request.by))
         case NewReservation():
-            return None, _applied(state, commands.Reserve(at, compile_reservation(request.spec, request.by)))
+            reserve = commands.Reserve(at, compile_reservation(request.spec, request.by))
+            return None, _applied(state, reserve, _all_names(state, request.by))
         case EndReservation():
-            return None, _applied(state, commands.Unreserve(at, request.name))
+            return None, _applied(state, commands.Unreserve(at, request.name), _all_names(state, request.by))
         case CommandNote():
             begun = CommandBegun(at, request.gang, request.attempt, request.rank, request.by, request.words)
             state.apply(begun)
             return None, [begun]
+
+
+def _names(state: State, user: str, asked: str) -> Names:
+    """For whoever was let handle the work that they named."""
+    return KnownNames(state, Rights(Person(user), state.configuration), asked)
+
+
+def _all_names(state: State, user: str) -> Names:
+    """For an operator: only they may ask for it."""
+    return KnownNames(state, Rights(Person(user, OPERATOR), state.configuration))
 
 
 def find(state: State, name: str) -> WorkloadState:
@@ -145,6 +158,7 @@ def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
 ) -> tuple[list[http_models.Applied], list[Fact]]:
     rights = Rights(request.person, state.configuration)
+    names = KnownNames(state, rights)
     drafts = draft(state, request.specs, rights, again=request.again)
     mine = {workload.id for workload, _ in drafts}
     changed = [(workload, known) for workload, known in drafts if not is_same(workload, known)]
@@ -153,7 +167,7 @@ def _submit(
         check_rights(state, workload, others, rights)
         check_secrets(workload, secrets)
         check_change(state, workload, known)
-        checked(state, commands.Submit(at, replace(workload, after=others)))
+        checked(state, commands.Submit(at, replace(workload, after=others)), names)
     facts: list[Fact] = []
     outcomes: dict[str, http_models.Applied] = {}
     # Equals of one file take their turns as they stand in it: a microsecond apart, which a float of today still holds.
@@ -162,7 +176,7 @@ def _submit(
         lines = differences(workload, known)
         old_source = _model_source(known.workload) if known else None
         try:
-            facts += _applied(state, commands.Submit(turn[workload.id], workload))
+            facts += _applied(state, commands.Submit(turn[workload.id], workload), names)
         except RequestError as error:
             raise Torn(error) if facts else error from None
         if known is not None and _model_source(workload) != old_source:
@@ -246,8 +260,8 @@ def check_rights(state: State, workload: Workload, after: Sequence[str], rights:
     check_queue(workload, rights)
     for name in after:
         record = state.workloads.get(name)
-        if record is not None and not rights.sees(record.workload):
-            raise refusal(commands.unknown_dependency(workload, name))
+        if record is None or not rights.sees(record.workload):
+            raise refusal(commands.unknown_dependency(workload, name), KnownNames(state, rights))
 
 
 def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:
@@ -330,27 +344,29 @@ def sorted_by_need(drafts: Sequence[Draft]) -> list[Draft]:
         ) from None
 
 
-def checked(state: State, command: commands.Command) -> Fact | None:
-    """The fact it becomes, None when there is nothing to do. Raises RequestError with the core's refusal."""
+def checked(state: State, command: commands.Command, names: Names) -> Fact | None:
+    """The fact it becomes, None when there is nothing to do. Raises RequestError with the core's refusal, in the words
+    of `names`."""
     found = commands.check(state, command)
     if not isinstance(found, commands.Refusal):
         return found
     if found.code == "unchanged":
         return None
-    raise refusal(found, _WHERE_CYCLES.get(type(command), ""))
+    raise refusal(found, names, _WHERE_CYCLES.get(type(command), ""))
 
 
-def refusal(found: commands.Refusal, where_cycles: str = "") -> LlmschedError:
+def refusal(found: commands.Refusal, names: Names, where_cycles: str = "") -> LlmschedError:
     """What the core says, as an error of ours."""
+    message, hint = text(found.message, names), advice(found.message, names)
     if found.code in ("overlap", "cycle"):  # waiting would not help: it is the file that must change
         where = "reservations" if found.code == "overlap" else where_cycles
-        return SpecError(found.message, code=found.code, where=where, hint=found.hint)
+        return SpecError(message, code=found.code, where=where, hint=hint)
     status = STATUS_OF_CODE.get(found.code)
-    return RequestError(found.message, code=found.code, hint=found.hint, http_status=status)
+    return RequestError(message, code=found.code, hint=hint, http_status=status)
 
 
-def _applied(state: State, command: commands.Command) -> list[Fact]:
-    fact = checked(state, command)
+def _applied(state: State, command: commands.Command, names: Names) -> list[Fact]:
+    fact = checked(state, command, names)
     if fact is None:
         return []
     state.apply(fact)

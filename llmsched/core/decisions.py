@@ -1,12 +1,14 @@
 """What to do, in the imperative. `decide` proposes them, `State.apply` folds them, an executor carries them out.
 
-`reason` is a code for machines (see `explain`), `why` a sentence for people; both are made where the decision is made.
+`reason` is a code for machines (see `explain`), `why` says more, as data (see `message`); both are made where the
+decision is made.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmsched.core.message import GangName, Message
 from llmsched.core.workload import Placement
 
 
@@ -17,7 +19,7 @@ class Launch:
     gang: str
     attempt: int
     placement: Placement
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Nominate:
 
     gang: str
     placement: Placement
-    victims: tuple[str, ...]
-    why: str = ""
+    victims: tuple[GangName, ...]
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Withdraw:
     """Take a nomination back: it no longer fits, or the gang no longer waits."""
 
     gang: str
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Resize:
     attempt: int
     placement: Placement
     reason: str = ""
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Preempt:
     attempt: int
     grace_s: float
     reason: str
-    beneficiary: str = ""
-    why: str = ""
+    beneficiary: GangName = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Drain:
     gang: str
     attempt: int
     grace_s: float
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Stop:
     attempt: int
     grace_s: float
     reason: str
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Scale:
     workload: str
     replicas: int
     memory: str = ""
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,13 @@ class RequestCapacity:
     """Nodes the cluster should grow to, as (node type, count); replaces the last request."""
 
     counts: tuple[tuple[str, int], ...]
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseNode:
     node: str
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class RunAgain:
 
     workload: str
     run: int
-    why: str = ""
+    why: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class GiveUp:
 
     gang: str
     reason: str
-    why: str = ""
+    why: Message | None = None
 
 
 Decision = (

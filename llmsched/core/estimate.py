@@ -22,6 +22,7 @@ from itertools import accumulate
 from math import inf
 from typing import NamedTuple
 
+from llmsched.core.message import ACTOR, Message, Quote, Ref, say
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
 
@@ -95,7 +96,7 @@ class Guess(NamedTuple):
     source: str
     sample: Sample = CERTAIN
     unit: float = 1.0
-    basis: str = ""
+    basis: Message | None = None
 
 
 class Outlook(NamedTuple):
@@ -170,7 +171,7 @@ class History:
             found, share = self.kinds.get((spec.model,)), gpus
         if found is None:
             return None
-        basis = f"{spec.steps:,.0f} steps as fast as in the last {len(found)} runs of {spec.model}"
+        basis = say("basis.steps", steps=float(spec.steps), runs=len(found), model=Quote(spec.model))
         unit = spec.steps / share
         return Guess(unit * found.quantile(0.5), STEPS, found, unit, basis)
 
@@ -178,13 +179,10 @@ class History:
         found = self.kinds.get((spec.user, spec.model, _gpus(spec))) if spec.model else None
         if found is None:
             return None
-        who = f" by {spec.user}" if spec.user else ""
-        runs = f"{len(found)} runs" if len(found) > 1 else "run"
-        basis = (
-            f"as three in four of its last {runs}{who} of {spec.model}"
-            if len(found) > 1
-            else (f"as its last {runs}{who} of {spec.model}")
-        )
+        who = Ref(ACTOR, spec.user)
+        basis = say("basis.run", by=who, model=Quote(spec.model))
+        if len(found) > 1:
+            basis = say("basis.runs", runs=len(found), by=who, model=Quote(spec.model))
         return Guess(found.quantile(UPPER), RUNS, found, 1.0, basis)
 
     def _sample(self, *kind: object) -> Sample:

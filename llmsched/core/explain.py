@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from llmsched.core.message import Message
+
 WAITS = (  # the codes of a Reason
     "impossible",
     "over_limit",
@@ -38,11 +40,12 @@ TAKEN = (  # the `reason` of a Preempt or of a Resize
 
 
 class Reason(NamedTuple):
-    """One dominant reason. `counts` are (stage or filter, number of nodes or bundles it refused)."""
+    """One dominant reason. `message` also knows the smallest change that would start it (`catalog.advice`). `counts`
+    are (stage or filter, number of nodes or bundles it refused); their names stand in the cluster file or in the code,
+    for everybody to read."""
 
     code: str  # of WAITS
-    message: str  # for people, one or two sentences, no name in front
+    message: Message
     counts: tuple[tuple[str, int], ...] = ()
-    next_change: str = ""  # the smallest change that would start it
     eta: float | None = None  # stamp
-    eta_basis: str = ""
+    eta_basis: Message | None = None

@@ -11,6 +11,7 @@ from llmsched.core import cron, rollout
 from llmsched.core.explain import Reason
 from llmsched.core.ledgers import Ledgers
 from llmsched.core.lifecycle import Status, after
+from llmsched.core.message import Message, Quote, say, workload, workloads
 from llmsched.core.records import (
     GangState,
     Version,
@@ -20,7 +21,6 @@ from llmsched.core.records import (
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload, gang_id
 
-ROLLOUT_HELD = "the rollout is held, replicas of the version before go on: the new one failed"
 STEADY_S = 600.0  # a replica that ran this long has its restarts forgiven
 
 
@@ -91,7 +91,7 @@ class Lives(Ledgers):
         """A replica answers: its version has shown that it can."""
         if record.answered is None or record.answered.revision < gang.revision:
             record.answered = Version(gang.revision, gang.spec, gang.model)
-            record.message = ""
+            record.message = None
             self._move_on(record)
             self._fill(record)
 
@@ -107,7 +107,7 @@ class Lives(Ledgers):
             self._hand_schedule_to(record)
         if workload.kind == "serve":
             record.wanted_replicas = min(max(record.wanted_replicas, workload.min_replicas), workload.max_replicas)
-        record.message = ""
+        record.message = None
         self._move_on(record)
         for gang in self._gangs_of(record):
             if gang.status is Status.FAILED and workload.kind == "serve":
@@ -147,7 +147,7 @@ class Lives(Ledgers):
             return
         guess = self.history.plan(gang.spec)
         gang.work_left = max(guess.seconds - gang.worked_s, 0.0) if guess else None
-        gang.basis = guess.basis if guess else ""
+        gang.basis = guess.basis if guess else None
 
     def _queue(self, gang: GangState) -> None:
         """Put a QUEUED gang among the waiting, or aside while it may not start yet."""
@@ -171,23 +171,16 @@ class Lives(Ledgers):
         gang.blocked_by = why
         self.parked[gang.id] = None
         if why == "backoff":
-            what = gang.message or "its last attempt failed"
-            gang.own_reason = Reason(
-                "backoff", f"tries again after a pause: {what}", next_change="nothing to do", eta=gang.not_before,
-                eta_basis="end of the pause",
-            )  # fmt: skip
+            failed = say("backoff.failed", message=gang.message) if gang.message else say("backoff.silent")
+            gang.own_reason = Reason("backoff", failed, eta=gang.not_before, eta_basis=say("eta.pause"))
         elif why == "schedule":
             due = self.workloads[gang.workload_id].next_run_at
-            gang.own_reason = Reason(
-                "dependency", f'waits for its schedule "{gang.spec.schedule}" (UTC)', next_change="its time comes",
-                eta=due, eta_basis="its schedule",
-            )  # fmt: skip
+            its_time = say("dependency.schedule", schedule=Quote(gang.spec.schedule or ""))
+            gang.own_reason = Reason("dependency", its_time, eta=due, eta_basis=say("eta.schedule"))
         else:
             names = [n for n in gang.spec.after if self._outcome_of(n) != "succeeded"]
-            gang.own_reason = Reason(
-                "dependency", f"waits for {', '.join(names)} to succeed", (("dependencies", len(names)),),
-                f"{names[0]} succeeds",
-            )  # fmt: skip
+            awaited = say("dependency.after", who=workloads(names), first=workload(names[0]))
+            gang.own_reason = Reason("dependency", awaited, (("dependencies", len(names)),))
 
     def _outcome_of(self, workload: str) -> str:
         record = self.workloads.get(workload)
@@ -239,7 +232,7 @@ class Lives(Ledgers):
         for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled):
             index.pop(gang.id, None)
 
-    def _ended_badly(self, gang: GangState, event: str, message: str) -> None:
+    def _ended_badly(self, gang: GangState, event: str, message: Message | None) -> None:
         """An attempt failed or was lost: again after a pause, or for good."""
         steady = gang.started_at is not None and self.now - gang.started_at >= STEADY_S
         if gang.spec.kind == "serve" and steady:
@@ -256,14 +249,15 @@ class Lives(Ledgers):
         else:
             self._retry(gang, event, message)
 
-    def _retry(self, gang: GangState, event: str, message: str) -> None:
+    def _retry(self, gang: GangState, event: str, message: Message | None) -> None:
         retry = gang.spec.retry
         record = self.workloads[gang.workload_id]
         spends = event != "no-capacity"
         gang.failures += 1
         if not record.cancelled and (event not in retry.on_events or (spends and gang.restarts >= retry.max_restarts)):
-            tries = f" (after {gang.attempt} attempts)" if gang.attempt > 1 else ""
-            gang.message = (message or "the attempt failed") + tries
+            gang.message = message or say("attempt_failed")
+            if gang.attempt > 1:
+                gang.message = say("failed_after", message=gang.message, attempts=gang.attempt)
             gang.status = Status.RUNNING  # QUEUED has no "failed": it is the attempt that failed
             self._end(gang, "failed")
             return
@@ -287,7 +281,7 @@ class Lives(Ledgers):
             self.troubled[record.workload.id] = None
             record.message = gang.message
             if record.is_unproven and gang.revision == record.revision:
-                record.message = f"{ROLLOUT_HELD}: {gang.message}"
+                record.message = say("rollout_held", message=gang.message or ())
                 self._fill(record)
         self._maybe_ended(record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llmsched.core import catalog
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 
@@ -33,6 +34,6 @@ class Plan:
             self.wake_at = at
 
     def why(self, gang: str) -> str:
-        """The message of a waiting gang's reason; a workload's name stands for its first gang."""
+        """A waiting gang's reason in words, with all names; a workload's name stands for its first gang."""
         found = self.reasons.get(gang) or self.reasons.get(f"{gang}/0")
-        return found.message if found else ""
+        return catalog.text(found.message) if found else ""

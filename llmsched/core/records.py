@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
+from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placed, Placement, Workload
@@ -60,7 +61,7 @@ class GangState:
     resized_at: float | None = None
     not_before: float = 0.0
     wanted_size: int | None = None  # a user's `scale`
-    message: str = ""
+    message: Message | None = None
     nomination: Nomination | None = None
     leaving: str = ""  # while VACATING: the event that follows Released ("released", "ended", "stopped")
     vacate_reason: str = ""
@@ -73,7 +74,7 @@ class GangState:
     work_left: float | None = None  # seconds at min_size, as of `progress_at`
     progress_at: float = 0.0
     measured: bool = False  # work_left comes from its own progress, not from what was said before it ran
-    basis: str = ""  # cache: of work_left, when history said it
+    basis: Message | None = None  # cache: of work_left, when history said it
     worked_s: float = 0.0  # seconds of work done, at min_size
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
@@ -118,7 +119,7 @@ class WorkloadState:
     cancelled: bool = False
     outcome: str = ""  # succeeded | failed | cancelled, once ended
     finished_at: float | None = None
-    message: str = ""
+    message: Message | None = None
     artifact: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     load: tuple[float, float, float] | None = None  # ongoing, queued, at

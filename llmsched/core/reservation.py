@@ -16,6 +16,7 @@ from typing import NamedTuple
 from llmsched.core import cron
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation
+from llmsched.core.message import About, Message, say, workload
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, amount_of, expected_end, gpus_of, speed
 from llmsched.core.resources import MILLI, Resources
@@ -36,7 +37,7 @@ class Promise:
     start: float
     end: float
     placement: Placement
-    basis: str
+    basis: Message
     pool: int = 0  # of a gang for which only the number of GPUs matters: the nodes they may be on,
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
 
@@ -369,13 +370,13 @@ def _rounded(trial: Trial, moment: float) -> float:
     return trial.now + ceil((moment - trial.now) / step) * step if step > 0 else moment
 
 
-def _basis(last: GangState | None, by_window: bool) -> str:
+def _basis(last: GangState | None, by_window: bool) -> Message:
+    """Whose end it is, and, for whoever may see that work, how that end is known."""
     if last is None or by_window:
-        return "when a reservation ends"
-    if last.basis and not (last.spec.max_runtime_s is not None and last.work_left is None):
-        return f"when {last.workload_id} ends, {last.basis}"
+        return say("eta.window")
     declared = last.spec.max_runtime_s is not None and last.work_left is None
-    return f"when {last.workload_id} ends, by its {'declared limit' if declared else 'estimate'}"
+    known = say("basis.declared") if declared else last.basis or say("basis.estimate")
+    return say("eta.ends", who=workload(last.workload_id), basis=About(last.workload_id, known))
 
 
 def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Workload, ends_at: float) -> bool:

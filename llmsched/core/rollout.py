@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import Message, say
 from llmsched.core.records import GangState, Version, WorkloadState
 
 
@@ -73,20 +74,20 @@ def superfluous(record: WorkloadState, live: Sequence[GangState]) -> list[GangSt
 
 def leaving(
     record: WorkloadState, live: Sequence[GangState], gangs: Sequence[GangState]
-) -> tuple[list[GangState], str]:
+) -> tuple[list[GangState], Message]:
     """Who of the `live`, which are active, is to be drained, and why. `gangs`: all there ever were."""
     wanted = record.wanted_replicas
     old = [gang for gang in live if gang.revision != record.revision]
     if not old:
-        return _worst(live, len(live) - wanted), f"{wanted} replicas are wanted now"
+        return _worst(live, len(live) - wanted), say("drain.surplus", wanted=wanted)
     passed = [gang for gang in old if _is_passed_over(record, gang)]
     if passed:
-        return passed, "a newer version came before it had answered"
+        return passed, say("drain.passed_over")
     ready = sum(gang.revision == record.revision and gang.status is Status.RUNNING for gang in live)
     surplus = min(len(old), ready + len(old) - wanted)  # what runs of the new and the other old make up the number
     if not record.workload.max_surge and not any(_is_to_come(gang, record) for gang in gangs):
         surplus = max(surplus, 1)  # without room for one more, an old one makes room
-    return _worst(old, surplus), "a new version has taken its place"
+    return _worst(old, surplus), say("drain.replaced")
 
 
 def _good(record: WorkloadState, live: Sequence[GangState]) -> list[GangState]:

@@ -21,6 +21,7 @@ from llmsched.core.facts import Fact
 from llmsched.core.ledgers import charge
 from llmsched.core.lifecycle import Status
 from llmsched.core.lives import Lives, next_due_of
+from llmsched.core.message import ACTOR, NODE, Ref, quoted, say
 from llmsched.core.records import (
     GangState,
     Nomination,
@@ -139,7 +140,7 @@ class State(Lives):
                 self._note(fact, f"{fact.workload} is unknown or has ended")
             return
         record.cancelled = True
-        record.message = f"cancelled by {fact.by}" if fact.by else "cancelled"
+        record.message = say("cancelled_by", by=Ref(ACTOR, fact.by)) if fact.by else say("cancelled")
         for gang in self._gangs_of(record):
             if gang.status is Status.QUEUED:
                 self._end(gang, "cancel")
@@ -202,7 +203,7 @@ class State(Lives):
             if len(left) == len(gang.held):
                 continue
             self._hold(gang, left)
-            gang.message = f"node {node.node.name or fact.node} was lost"
+            gang.message = say("node_lost", node=Ref(NODE, node.node.name or fact.node))
             if not left:
                 self._ended_badly(gang, "interruption", gang.message)
             elif gang.status is not Status.VACATING:
@@ -246,7 +247,7 @@ class State(Lives):
         if gang.started_at is None:
             gang.started_at = gang.progress_at = self.now
             gang.failures = 0
-            gang.message = ""
+            gang.message = None
             self._expect_end(gang)
         if gang.spec.kind == "serve":
             self._proven(self.workloads[gang.workload_id], gang)
@@ -260,7 +261,7 @@ class State(Lives):
         if gang.status is Status.VACATING:
             self._released(facts.Released(fact.at, fact.gang, fact.attempt))
             return
-        self._ended_badly(gang, fact.event, fact.message)
+        self._ended_badly(gang, fact.event, quoted(fact.message))
 
     def _resized(self, fact: facts.Resized) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
@@ -283,10 +284,10 @@ class State(Lives):
         if fact.outcome == "succeeded":
             self._let_go(gang)
             self.history.learn(gang.spec, gang.worked_s)
-            gang.message = fact.message
+            gang.message = quoted(fact.message)
             self._end(gang, "succeeded")
         else:
-            self._ended_badly(gang, fact.event, fact.message)
+            self._ended_badly(gang, fact.event, quoted(fact.message))
 
     def _released(self, fact: facts.Released) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
@@ -308,7 +309,7 @@ class State(Lives):
         if gang is None or not gang.is_holding():
             self._note(fact, "no attempt is open")
             return
-        self._ended_badly(gang, "interruption", fact.message or "lost without a receipt")
+        self._ended_badly(gang, "interruption", quoted(fact.message) or say("lost"))
 
     def _checkpoint(self, fact: facts.CheckpointPublished) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
@@ -325,7 +326,7 @@ class State(Lives):
             return
         if gang.is_active():
             self._settle(gang)
-        gang.measured, gang.basis = True, ""
+        gang.measured, gang.basis = True, None
         gang.work_left = max(0.0, fact.remaining_s) * (speed(gang.spec, gang.size) if gang.size else 1.0)
         gang.progress_at = self.now
         if gang.is_active():

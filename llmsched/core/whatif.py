@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Submitted
+from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
 from llmsched.core.records import size_of
 from llmsched.core.scheduler import turn
@@ -21,14 +22,14 @@ from llmsched.core.workload import Placement, Workload
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of one gang of a submission. `others` are (gang, what happens to it): "shrinks to 4", "preempted", "waits"."""
+    """Of one gang of a submission. `others` says what happens to whom because of it."""
 
     gang: str
     starts_now: bool
     placement: Placement | None
     reason: Reason | None
     size: int
-    others: tuple[tuple[str, str], ...] = ()
+    others: tuple[Message, ...] = ()
 
 
 def copy_of(state: State) -> State:
@@ -60,7 +61,7 @@ def forecast(state: State, workloads: Sequence[Workload], policies: Policies) ->
     expected = {d.gang for d in without.decisions if isinstance(d, Launch)}
     already = {(type(d), d.gang) for d in without.decisions if isinstance(d, (Preempt, Resize, Drain))}
     ours = [name for w in workloads for name in (world.workloads[w.id].gangs if w.id in world.workloads else [])]
-    others: list[tuple[str, str]] = []
+    others: list[Message] = []
     for decision in plan.decisions:
         if isinstance(decision, (Preempt, Resize, Drain)) and decision.gang not in ours:
             if (type(decision), decision.gang) in already:
@@ -68,10 +69,14 @@ def forecast(state: State, workloads: Sequence[Workload], policies: Policies) ->
             if isinstance(decision, Resize):
                 size = size_of(world.gangs[decision.gang].spec, decision.placement)
                 before = state.gangs[decision.gang].size
-                others.append((decision.gang, f"{'shrinks' if size < before else 'grows'} from {before} to {size}"))
+                code = "others.shrinks" if size < before else "others.grows"
+                others.append(say(code, who=Ref(GANG, decision.gang), before=before, size=size))
             else:
-                others.append((decision.gang, "is preempted" if isinstance(decision, Preempt) else "is drained"))
-    others += [(name, "waits") for name in sorted(expected - set(launches)) if name not in ours]
+                code = "others.preempted" if isinstance(decision, Preempt) else "others.drained"
+                others.append(say(code, who=Ref(GANG, decision.gang)))
+    others += [
+        say("others.waits", who=Ref(GANG, name)) for name in sorted(expected - set(launches)) if name not in ours
+    ]
     found = []
     for name in ours:
         gang = world.gangs[name]

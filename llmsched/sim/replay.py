@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmsched.core import catalog
 from llmsched.core.invariants import violations
 from llmsched.core.scheduler import decide
 from llmsched.core.state import State
@@ -66,10 +67,16 @@ def _find(state: State, name: str) -> str:
     return max(runs, key=lambda record: record.workload.run).workload.id
 
 
+def names_in(state: State) -> catalog.AllNames:
+    """Whoever may read the journal sees everything."""
+    return catalog.AllNames({name: node.node.name or name for name, node in state.nodes.items()})
+
+
 def findings(found: Replayed) -> dict[str, Any]:
     """What the replay shows, as plain data: the state in numbers, who waits and why, what would be decided next."""
     state = found.state
     digest = state.digest()
+    names = names_in(state)
     plan = decide(state, registry.load(state.configuration.policies))
     phases: dict[str, int] = {}
     for record in state.workloads.values():
@@ -83,11 +90,20 @@ def findings(found: Replayed) -> dict[str, Any]:
         "nodes": len(state.nodes),
         "workloads": phases,
         "waiting": {
-            gang: {"code": reason.code, "message": reason.message, "next_change": reason.next_change, "eta": reason.eta}
+            gang: {
+                "code": reason.code,
+                "message": catalog.text(reason.message, names),
+                "next_change": catalog.advice(reason.message, names),
+                "eta": reason.eta,
+            }
             for gang, reason in sorted(plan.reasons.items())
         },
         "next_decisions": [
-            {"kind": type(each).__name__, "gang": getattr(each, "gang", ""), "why": getattr(each, "why", "")}
+            {
+                "kind": type(each).__name__,
+                "gang": getattr(each, "gang", ""),
+                "why": catalog.text(getattr(each, "why", None), names),
+            }
             for each in plan.decisions
         ],
     }
@@ -96,7 +112,7 @@ def findings(found: Replayed) -> dict[str, Any]:
         result["explain"] = {
             "workload": found.about,
             "phase": record.phase,
-            "message": record.message,
+            "message": catalog.text(record.message, names),
             "waits": {name: result["waiting"][name]["message"] for name in record.gangs if name in result["waiting"]},
         }
     return result

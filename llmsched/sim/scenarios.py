@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmsched.core import decisions, facts
+from llmsched.core import catalog, decisions, facts
 from llmsched.core.fair import decayed, weighed_window_s
 from llmsched.core.invariants import violations
+from llmsched.core.message import say
 from llmsched.core.nodes import Node
 from llmsched.core.policy import View
 from llmsched.core.records import GangState, size_of
@@ -169,7 +170,7 @@ class Run:
             state.apply(facts.NodeJoined(began, ghost))
             missing = workload.min_size - members
             placed = (*placed, *[Placed("workers", ghost.id, 0, -1)] * missing)
-        state.apply(decisions.Launch(gang.id, 1, placed, "it ran before"))
+        state.apply(decisions.Launch(gang.id, 1, placed, say("launch.before")))
         state.apply(facts.Bound(began, gang.id, 1))
         if stale:
             state.apply(facts.NodeLost(lost_at, ghost.id))
@@ -194,7 +195,7 @@ class Run:
         finally:
             gang.spec, state.quota.enforced = original, queue_quota
         if isinstance(found, Refused):
-            raise ValueError(f"running job {gang.workload_id} does not fit: {found.message}")
+            raise ValueError(f"running job {gang.workload_id} does not fit: {catalog.text(found.message)}")
         if "gpu_index" in row:
             return tuple(
                 placed._replace(gpu_index=row["gpu_index"]) if placed.gpu_index >= 0 else placed for placed in found

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from llmsched.core import decisions, facts
+from llmsched.core import catalog, decisions, facts
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.decisions import Decision
 from llmsched.core.nodes import Node
@@ -305,7 +305,8 @@ class _Replay:
             why = ""
             if gang not in self.finished:
                 known = self.state.gangs[gang]
-                why = known.reason.message if known.reason else known.message or known.status.value
+                told = known.reason.message if known.reason else known.message
+                why = catalog.text(told) or known.status.value
             result.outcomes.append(
                 Outcome(
                     job,

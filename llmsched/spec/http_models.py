@@ -93,9 +93,12 @@ class Amounts(Reply):
 
 
 class ReasonView(Reply):
-    """Why something waits. `counts`: filter -> number of nodes (or bundles) it refused."""
+    """Why something waits. `counts`: filter -> number of nodes (or bundles) it refused. `message` is `detail` and its
+    arguments in words: {"kind", "name"} refers to something, whose name is null for who may not see it."""
 
     code: str
+    detail: str = ""  # which sentence of that code
+    args: dict[str, Any] = {}
     message: str
     counts: dict[str, int] = {}
     next_change: str = ""  # the smallest change that would start it
@@ -255,6 +258,8 @@ class StoryLine(Reply):
     at: float
     kind: str  # the entry's type: "Submitted", "Launch", ...
     gang: str | None = None
+    code: str = ""  # of the sentence, with its arguments as in a reason
+    args: dict[str, Any] = {}
     text: str
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from llmsched.core import decisions, facts
+from llmsched.core import decisions, facts, message
 from llmsched.errors import StoreError
 
 Entry = facts.Fact | decisions.Decision
@@ -115,6 +115,8 @@ def _encoder(hint: Any) -> Convert | None:
         if all(part is _same for part in parts):
             return None
         return lambda value: [part(item) for part, item in zip(parts, value, strict=True)]
+    if hint is message.Message:
+        return message.to_data
     fields = _fields(hint)
     if fields is None:
         return None
@@ -146,10 +148,19 @@ def _decoder(hint: Any) -> Convert:
         return _same
     if hint in (str, bool, int, float):
         return _scalar_decoder(hint)
+    if hint is message.Message:
+        return _message
     fields = _fields(hint)
     if fields is None:
         raise TypeError(f"no codec for {hint!r}")
     return _record_decoder(hint, fields)
+
+
+def _message(data: Any) -> message.Message:
+    try:
+        return message.from_data(data)
+    except ValueError as error:
+        raise CodecError(str(error)) from None
 
 
 def _scalar_decoder(hint: type) -> Convert:

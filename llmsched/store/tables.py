@@ -23,7 +23,7 @@ class WorkloadRow(NamedTuple):
     queue: str
     user: str
     phase: str
-    message: str
+    message: str  # JSON of a core.message.Message; "": none
     submitted_at: float
     finished_at: float | None
     spec: str  # canonical JSON

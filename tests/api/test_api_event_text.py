@@ -6,15 +6,18 @@ from typing import Any, get_args
 
 import pytest
 
-from llmsched.api.event_text import data, describe
+from llmsched.api.event_text import data, describe, told
 from llmsched.core import decisions as d
 from llmsched.core import facts as f
+from llmsched.core.catalog import AllNames
 from llmsched.core.configuration import Configuration
+from llmsched.core.message import quoted, say, workload
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Group, Option, Placed, Workload
 
-NAMES = {"n1": "node-a", "n2": "node-b"}
+NAMES = AllNames({"n1": "node-a", "n2": "node-b"})
+ROOM = say("makes_room", who=workload("web"))
 GANG = "lora/0"
 TWO = (Placed("workers", "n1", 0), Placed("workers", "n2", 0))
 OPTIONS = (Option("A100", Resources(1000, 2000)), Option("L4", Resources(500, 2000)))
@@ -52,25 +55,25 @@ STORY: list[tuple[Any, str]] = [
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x"), "serves adapter sql"),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x", "wrong rank"), "could not load adapter sql: wrong rank"),
     (f.CommandBegun(1.0, GANG, 1, 0, "ann", "ls -l"), "ann runs a command beside rank 0: ls -l"),
-    (d.Launch(GANG, 1, TWO, "2 of 1..4"), "starts on node-a (1), node-b (1): 2 of 1..4"),
+    (d.Launch(GANG, 1, TWO, say("launch.part", size=2, most=4)), "starts on node-a (1), node-b (1): room for 2 of 4"),
     (d.Nominate(GANG, TWO, ("tune/0",)), "is promised room on node-a (1), node-b (1) while tune/0 make way"),
     (d.Withdraw(GANG), "is promised no room any more"),
-    (d.Resize(GANG, 1, TWO, why="room is free"), "is resized to 2 bundles on node-a (1), node-b (1): room is free"),
+    (d.Resize(GANG, 1, TWO, why=ROOM), "is resized to 2 bundles on node-a (1), node-b (1): makes room for web"),
     (d.Preempt(GANG, 1, 120.0, "quota_reclaim", "web/0"), "must make way for web/0 within 120 s (quota_reclaim)"),
     (d.Drain("web/0", 1, 300.0), "finishes what it serves (at most 300 s), then stops"),
     (d.Stop(GANG, 1, 30.0, "over its run time"), "is stopped (over its run time)"),
-    (d.Scale("web", 2, why="64 requests wait"), "wants 2 replicas: 64 requests wait"),
+    (d.Scale("web", 2, why=say("scale.load", replicas=2)), "wants 2 replicas: load asks for 2"),
     (d.LoadAdapter("web/0", 1, "sql", "s3://x"), "is asked to load adapter sql"),
     (d.RequestCapacity((("p4d", 2),)), "asks for nodes: 2 x p4d"),
     (d.ReleaseNode("n1"), "gives node node-a back"),
     (d.RunAgain("lora", 2), "run 2 is due"),
-    (d.GiveUp(GANG, "impossible", "no such node"), "is given up (impossible): no such node"),
+    (d.GiveUp(GANG, "impossible", quoted("no such node")), "is given up (impossible): no such node"),
 ]
 
 
 @pytest.mark.parametrize(("entry", "text"), STORY)
 def test_an_entry_in_words(entry: Any, text: str) -> None:
-    assert describe(entry, NAMES).text == text
+    assert told(entry, NAMES) == text
 
 
 def test_every_kind_of_entry_has_words() -> None:
@@ -78,16 +81,16 @@ def test_every_kind_of_entry_has_words() -> None:
 
 
 def test_an_entry_knows_whose_story_it_belongs_to() -> None:
-    assert describe(f.Submitted(1.0, LORA), NAMES)[:2] == ("lora", None)
-    assert describe(d.Launch("lora@2/0", 1, TWO), NAMES)[:2] == ("lora@2", "lora@2/0")
-    assert describe(f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora"), NAMES).workload == "lora"
-    assert describe(f.NodeLost(1.0, "n1"), NAMES)[:2] == (None, None)
+    assert describe(f.Submitted(1.0, LORA))[:2] == ("lora", None)
+    assert describe(d.Launch("lora@2/0", 1, TWO))[:2] == ("lora@2", "lora@2/0")
+    assert describe(f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora")).workload == "lora"
+    assert describe(f.NodeLost(1.0, "n1"))[:2] == (None, None)
 
 
 def test_the_data_of_an_entry_has_names_and_no_spec() -> None:
-    told = data(f.Submitted(1.0, LORA))
-    assert told["workload"]["groups"][0]["options"][0] == {
+    content = data(f.Submitted(1.0, LORA), NAMES)
+    assert content["workload"]["groups"][0]["options"][0] == {
         "flavor": "A100",
         "resources": {"gpus_milli": 1000, "cpus_milli": 2000, "memory_bytes": 0, "custom": []},
     }
-    assert "parcel" not in told["workload"]
+    assert "parcel" not in content["workload"]

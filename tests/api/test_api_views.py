@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmsched.api import views
+from llmsched.core.catalog import ALL
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import AdapterLoaded, Bound, Fact, NodeJoined, Submitted
 from llmsched.core.nodes import Node
@@ -20,6 +21,6 @@ def test_an_endpoint_that_could_not_load_an_adapter_says_so_until_it_can() -> No
     turn(state, facts, load(PolicyNames()))
     state.apply(Bound(2.0, "qwen/0", 1))
     state.apply(AdapterLoaded(3.0, "qwen/0", 1, "sql", "s3://a/sql", "adapter sql: made for another model"))
-    assert views.workload(state, state.workloads["qwen"], {}).message == "adapter sql: made for another model"
+    assert views.workload(state, state.workloads["qwen"], {}, ALL).message == "adapter sql: made for another model"
     state.apply(AdapterLoaded(4.0, "qwen/0", 1, "sql", "s3://a/sql-2"))
-    assert views.workload(state, state.workloads["qwen"], {}).message == ""
+    assert views.workload(state, state.workloads["qwen"], {}, ALL).message == ""

@@ -7,25 +7,43 @@ import asyncio
 import pytest
 from control_harness import ANN, controlling, task
 
-from llmsched.control.authorization import Person, Rights, hide, without_names
+from llmsched.control.authorization import KnownNames, Person, Rights
 from llmsched.core.authorization import may_see, may_submit
+from llmsched.core.catalog import text
 from llmsched.core.configuration import Configuration, Queue
+from llmsched.core.message import ACTOR, GANG, NODE, USER, About, Quote, Ref, say, workload
+
+LORA, AGAIN, MINE, GONE = (workload(name) for name in ("lora", "lora@2", "mine", "gone"))
+KNOWN = say("basis.run", by=Ref(ACTOR, ANN), model=Quote("qwen"))
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("message", "full", "shown"),
     [
-        ("waits behind lora, which is first in line", "waits behind another's workload, which is first in line"),
-        ("waits for lora, mine to leave", "waits for another's workload, mine to leave"),
-        ("lora/0", "another's workload"),
-        ("lora@2/1 is preempted", "another's workload is preempted"),
-        ("makes room for lora.", "makes room for another's workload."),
-        ("lora- starts", "another's workload starts"),
-        ("mine/0 starts; lora-2 is nobody's", "mine/0 starts; lora-2 is nobody's"),
-        ('in queue "lora" of s3://bucket/lora/0', 'in queue "lora" of s3://bucket/lora/0'),
+        (
+            say("order.behind", who=LORA),
+            "waits behind lora, which is first in line",
+            "waits behind another's workload, which is first in line",
+        ),
+        (
+            say("victims_leaving.leave", who=(LORA, MINE, AGAIN)),
+            "waits for lora, mine, lora@2 to leave",
+            "waits for mine, 2 workloads of others to leave",
+        ),
+        (say("others.waits", who=Ref(GANG, "lora/0")), "lora/0 waits", "another's workload waits"),
+        (say("others.waits", who=Ref(GANG, "mine/0")), "mine/0 waits", "mine/0 waits"),
+        (say("makes_room", who=GONE), "makes room for gone", "makes room for another's workload"),
+        (
+            say("eta.ends", who=LORA, basis=About("lora", KNOWN)),
+            "when lora ends, as its last run by ann of qwen",
+            "when another's workload ends",
+        ),
+        (say("makes_room", who=Ref(USER, ANN)), "makes room for ann", "makes room for somebody"),
+        (say("makes_room", who=Ref("planet", "mars")), "makes room for something", "makes room for something"),
+        (say("preempt.node_leaves", node=Ref(NODE, "n1")), "node n1 is about to leave", "node n1 is about to leave"),
     ],
 )
-def test_a_sentence_names_ones_own_work_only(text, shown):
+def test_a_sentence_names_ones_own_work_only(message, full, shown):
     async def story():
         async with controlling() as controller:
             await controller.submit([task("mine")], user="eve")
@@ -34,14 +52,8 @@ def test_a_sentence_names_ones_own_work_only(text, shown):
             eve, auditor = (
                 Rights(Person(*who), controller.state.configuration) for who in (("eve",), ("aud", "auditor"))
             )
-            assert hide(controller.state, eve, text) == shown
-            assert hide(controller.state, auditor, text) == text
-            data = {"user": "lora", "reason": {"message": text}, "others": [text]}
-            assert without_names(controller.state, eve, data) == {
-                "user": "lora",
-                "reason": {"message": shown},
-                "others": [shown],
-            }
+            assert text(message, KnownNames(controller.state, eve)) == shown
+            assert text(message, KnownNames(controller.state, auditor)) == full
 
     asyncio.run(story())
 

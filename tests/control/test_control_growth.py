@@ -7,6 +7,7 @@ import asyncio
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
 
 from llmsched.api import views
+from llmsched.core.catalog import text
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_file
 
@@ -28,7 +29,7 @@ def test_a_node_is_asked_for_by_its_accelerator_and_given_back_when_it_was_idle(
             (bundle,) = cluster.capacity
             assert bundle == ({"GPU": 8.0}, {"ray.io/accelerator-type": "A100"}, 1)
             waits = controller.state.gangs["large/0"].reason
-            assert waits.code == "capacity_coming" and waits.message.endswith("asked for 1 x p4d")
+            assert waits.code == "capacity_coming" and text(waits.message).endswith("asked for 1 x p4d")
             (kind,) = views.node_types(controller.state)
             assert (kind.here, kind.asked, kind.price_per_hour) == (0, 1, 16.0)
 

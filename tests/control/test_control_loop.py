@@ -11,6 +11,7 @@ from control_harness import ANN, ManualClock, Script, controlling, fake_cluster,
 from llmsched.control.execution import Command
 from llmsched.control.recovery import fold
 from llmsched.control.vault import Vault
+from llmsched.core.catalog import text
 from llmsched.core.facts import CommandBegun, Published
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
@@ -243,7 +244,7 @@ def test_an_adapter_is_published_into_the_running_endpoint_when_its_condition_ho
             await until(lambda: cluster.routes.models["qwen"]["adapters"] == {"sql": uri})
             published = [w.entry for w in controller.entries() if isinstance(w.entry, Published)]
             assert [(one.target, one.name, one.origin) for one in published] == [("qwen", "sql", "good")]
-            assert "eval.loss > 1.2 is not met" in controller.state.workloads["bad"].message
+            assert "eval.loss > 1.2 is not met" in text(controller.state.workloads["bad"].message)
 
     asyncio.run(story())
 
@@ -307,7 +308,7 @@ def test_a_source_without_a_result_fails_the_launch_and_says_so():
             await until(lambda: phase(controller, "make") == "succeeded")
             controller.state.workloads["make"].artifact = None
             await controller.submit([serve("use", source="run://make", retry={"on_events": []})], user=ANN)
-            await until(lambda: "run://make has no result" in controller.state.gangs["use/0"].message)
+            await until(lambda: "run://make has no result" in text(controller.state.gangs["use/0"].message))
             assert "llms/use/0/1" not in cluster.launched
 
     asyncio.run(story())

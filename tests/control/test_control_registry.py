@@ -8,6 +8,7 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
 from llmsched.control import registry
+from llmsched.core.catalog import text
 from llmsched.core.facts import Published
 from llmsched.errors import RequestError
 from llmsched.spec import cluster as cluster_file
@@ -142,7 +143,7 @@ def test_a_published_model_takes_over_the_endpoint_replica_by_replica_when_its_c
             await until(lambda: phase(controller, "chat") == "running")
             publish = {"to": "chat", "as": "model"}
             await succeed(controller, base_train("bad", publish=publish | {"when": "eval.loss < 0.1"}), "bad")
-            assert "eval.loss < 0.1 is not met" in controller.state.workloads["bad"].message
+            assert "eval.loss < 0.1 is not met" in text(controller.state.workloads["bad"].message)
             assert cluster.running() == ["llms/chat/0/1", "llms/chat/1/1"]
             await succeed(controller, base_train("good", publish=publish | {"when": "eval.loss < 1"}), "good")
             await until(lambda: cluster.running() == ["llms/chat/2/1", "llms/chat/3/1"])
@@ -191,7 +192,7 @@ def test_what_another_publishes_under_its_name_does_not_reach_an_endpoint(endpoi
             await until(lambda: phase(controller, "chat") == "running")
             assert source_of(cluster, "llms/chat/0/1") == TINY
             assert "Drain" not in kinds(controller)
-            message = controller.state.workloads["tune"].message
+            message = text(controller.state.workloads["tune"].message)
             assert ("the name chat is of another's work" in message) is endpoint_is_first
 
     asyncio.run(story())
@@ -208,7 +209,7 @@ def test_a_result_that_is_named_where_nobody_looks_is_for_who_may_see_it():
             others = task("others", envs={"MODEL": "run://tune"}, retry={"on_events": []})
             await controller.submit([others], user="bob")
             await until(lambda: phase(controller, "others") == "failed")
-            assert "run://tune has no result" in controller.state.workloads["others"].message
+            assert "run://tune has no result" in text(controller.state.workloads["others"].message)
 
     asyncio.run(story())
 
@@ -237,7 +238,7 @@ def test_a_model_is_not_published_into_an_app():
 
             await controller.submit([load_json(app)], user=ANN)
             await succeed(controller, base_train("tune", publish={"to": "desk", "as": "model"}), "tune")
-            assert "desk serves no model" in controller.state.workloads["tune"].message
+            assert "desk serves no model" in text(controller.state.workloads["tune"].message)
             assert not [w for w in controller.entries() if isinstance(w.entry, Published)]
 
     asyncio.run(story())

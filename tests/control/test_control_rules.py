@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
 
+from llmsched.core.catalog import text
 from llmsched.errors import SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_file
@@ -29,10 +30,10 @@ def test_work_is_stopped_at_its_deadline_and_beyond_its_budget():
             assert phase(controller, "late") == "running"
             await clock.advance(2)
             await until(lambda: phase(controller, "late") == "failed")
-            assert "deadline" in controller.state.workloads["late"].message
+            assert "deadline" in text(controller.state.workloads["late"].message)
             await clock.advance(180)  # 0.1 GPU hours are 180 s of two GPUs
             await until(lambda: phase(controller, "dear") == "failed")
-            assert "budget" in controller.state.workloads["dear"].message
+            assert "budget" in text(controller.state.workloads["dear"].message)
 
     asyncio.run(story())
 

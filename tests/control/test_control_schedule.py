@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task
 
+from llmsched.core.catalog import text
 from llmsched.errors import RequestError
 
 HOURLY = {"cron": "0 * * * *"}
@@ -32,7 +33,7 @@ def test_it_waits_for_the_hour_and_runs_every_hour_from_then_on():
             await clock.advance(TO_THE_HOUR - 1)
             assert phase(controller, "sweep") == "waiting" and cluster.launched == []
             waits = controller.state.gangs["sweep/0"].reason
-            assert waits.message == 'waits for its schedule "0 * * * *" (UTC)' and waits.eta == 1_000_800.0
+            assert text(waits.message) == 'waits for its schedule "0 * * * *" (UTC)' and waits.eta == 1_000_800.0
             await clock.advance(2)
             assert cluster.launched == ["llms/sweep/0/1"]
             await clock.advance(2 * HOUR + 120)

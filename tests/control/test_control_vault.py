@@ -9,6 +9,7 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, phase, task, until
 
 from llmsched.control.vault import SHARED, Vault
+from llmsched.core.catalog import text
 from llmsched.errors import RequestError, SpecError, StoreError
 from llmsched.store.memory import MemoryStore
 from llmsched.store.tables import SecretRow
@@ -119,7 +120,7 @@ def test_an_attempt_whose_secret_was_removed_does_not_start_without_it(tmp_path)
             await vault.remove(ANN, "HF_TOKEN", by=ANN)
             await controller.cancel("first", ANN)
             await until(lambda: phase(controller, "hush") == "failed")
-            assert "secret HF_TOKEN is not set" in controller.state.workloads["hush"].message
+            assert "secret HF_TOKEN is not set" in text(controller.state.workloads["hush"].message)
             assert "llms/hush/0/1" not in cluster.launched
 
     asyncio.run(story())

@@ -8,6 +8,7 @@ from time import perf_counter
 import pytest
 from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
+from llmsched.core.catalog import text
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Cohort, Configuration, NodeType, PolicyNames, Queue, Quota, Reservation
 from llmsched.core.facts import (
@@ -158,7 +159,7 @@ def test_over_its_budget_a_gang_is_stopped_with_its_reason() -> None:
     given.after(50.0)
     assert given.turn().decisions == [Other("Stop", "greedy")]
     given.after(1.0, Released(given.now + 1.0, "greedy/0", 1))
-    assert given.phase("greedy") == "failed" and "budget" in given.state.workloads["greedy"].message
+    assert given.phase("greedy") == "failed" and "budget" in text(given.state.workloads["greedy"].message)
 
 
 def test_load_makes_replicas_and_they_queue_like_any_gang() -> None:
@@ -230,7 +231,7 @@ def test_a_wrong_submission_is_refused_in_words(changes: dict[str, object], code
     group = Group("w", 1, (Option("A100", Resources(1000)),))
     fields: dict[str, object] = {"groups": (group,), "queue": "lab", **changes}
     found = check(given.state, Submit(1.0, Workload("new", "new", "train", **fields)))  # type: ignore[arg-type]
-    assert isinstance(found, Refusal) and found.code == code and words in found.message, found
+    assert isinstance(found, Refusal) and found.code == code and words in text(found.message), found
 
 
 def test_the_same_again_is_unchanged_and_an_ended_one_is_not_changed() -> None:
@@ -263,7 +264,7 @@ def test_a_configuration_that_forgets_a_queue_with_work_in_it_is_refused() -> No
     given = cluster("1 node x 4").queue("q", gpus=4).queue("idle", gpus=0)
     given.running("a", gpus=4, queue="q")
     found = check(given.state, Configure(2.0, Configuration(2, (Queue("idle"),))))
-    assert isinstance(found, Refusal) and 'queue "q" is missing and a is still in it' in found.message
+    assert isinstance(found, Refusal) and 'queue "q" is missing and a is still in it' in text(found.message)
     assert isinstance(check(given.state, Configure(2.0, Configuration(2, (Queue("q"),)))), Configured)
 
 
@@ -352,7 +353,7 @@ def test_a_reservation_over_work_that_may_not_be_preempted_is_refused() -> None:
     given.running("fixed", gpus=2, preemptible=False)
     booked = Reservation("release", start=100.0, duration_s=60.0, nodes=("n-0",))
     found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked,))))
-    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in found.message
+    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in text(found.message)
 
 
 def test_a_reservation_by_count_keeps_off_nodes_whose_work_stays_and_is_refused_when_there_are_not_enough() -> None:
@@ -369,7 +370,7 @@ def test_a_reservation_by_count_keeps_off_nodes_whose_work_stays_and_is_refused_
         assert row.nodes == 1 << given.state.nodes["n-0"].slot and row.parts == ()
     assert isinstance(check(given.state, Configure(2.0, Configuration(2, reservations=(booked(4),)))), Configured)
     found = check(given.state, Configure(2.0, Configuration(2, reservations=(booked(8),))))
-    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in found.message
+    assert isinstance(found, Refusal) and found.code == "overlap" and "overlaps fixed" in text(found.message)
 
 
 def test_a_stale_gang_is_given_its_grace_and_then_let_go() -> None:

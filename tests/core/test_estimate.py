@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from llmsched.core import facts
+from llmsched.core.catalog import text
 from llmsched.core.configuration import Configuration, Scheduling
 from llmsched.core.decisions import Launch
 from llmsched.core.estimate import ENOUGH, KINDS_KEPT, RUNS_KEPT, History
@@ -43,7 +44,7 @@ def test_measured_steps_are_believed_once_declared_times_have_proved_wrong() -> 
         history.learn(work(estimated_runtime_s=1000.0, model="m", steps=1000.0 * factor), 1000.0 * factor)
     guess = history.guess(work(estimated_runtime_s=1000.0, model="m", steps=3000.0))
     assert (guess.source, guess.seconds) == ("steps", 3000.0)
-    assert guess.basis == "3,000 steps as fast as in the last 5 runs of m"
+    assert text(guess.basis) == "3,000 steps as fast as in the last 5 runs of m"
     assert history.guess(work(estimated_runtime_s=1000.0, model="another", steps=3000.0)).source == "declared"
 
 
@@ -108,7 +109,7 @@ def test_who_declares_nothing_gets_a_planned_start_from_history_and_says_so() ->
     plan = turn(state, [facts.Submitted(began + 60.0, work("next"))], policies)
     reason = plan.reasons["next/0"]
     assert reason.eta == began + 600.0
-    assert reason.eta_basis == f"when now ends, as three in four of its last {ENOUGH} runs by ann of qwen"
+    assert text(reason.eta_basis) == f"when now ends, as three in four of its last {ENOUGH} runs by ann of qwen"
 
 
 def test_an_elastic_run_that_outlives_those_before_it_is_not_taken_for_nearly_done() -> None:

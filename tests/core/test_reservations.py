@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsched.core import decisions, facts
+from llmsched.core.catalog import text
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
 from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
 from llmsched.core.invariants import violations
@@ -98,7 +99,7 @@ def test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody() -> None:
         cluster.say(facts.Submitted(cluster.now, work(name, {"four": 4, "one": 1}[name])))
     assert cluster.holds("four") == 4 and cluster.holds("one") == 0
     reason = cluster.state.gangs["one/0"].reason
-    assert reason is not None and reason.code == "reservation" and "release" in reason.message
+    assert reason is not None and reason.code == "reservation" and "release" in text(reason.message)
     cluster.say(facts.Submitted(cluster.now, work("theirs", 12, queue="prod")))
     assert cluster.holds("theirs") == 12
     cluster.until(OPENS + LASTS + 1)
@@ -237,7 +238,7 @@ def test_a_file_may_not_take_the_name_of_one_made_by_command() -> None:
     state = with_eight_gpus(Configuration(2, QUEUES))
     state.apply(reserving(state, "release"))
     refused = check(state, Configure(20.0, replace(booked(2), version=9)))
-    assert isinstance(refused, Refusal) and refused.code == "conflict" and "bob" in refused.message
+    assert isinstance(refused, Refusal) and refused.code == "conflict" and "bob" in text(refused.message)
 
 
 def test_what_cannot_be_reserved_is_refused_and_nothing_changes() -> None:

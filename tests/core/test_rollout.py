@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_walk import POLICIES, node, started, turn, work
 
+from llmsched.core.catalog import text
 from llmsched.core.decisions import Drain, Preempt
 from llmsched.core.facts import (
     Bound,
@@ -44,7 +45,7 @@ def test_a_lost_replica_comes_back_as_the_version_that_answered_while_the_new_on
     assert started(state, Submitted(3.0, chat("bad"), replaces=True)) == ["chat/2"]
     assert started(state, LaunchFailed(4.0, "chat/2", 1, *BROKEN)) == []
     record = state.workloads["chat"]
-    assert record.message == (
+    assert text(record.message) == (
         "the rollout is held, replicas of the version before go on: the new one failed: no such model"
     )
     for attempt, victim in enumerate(("chat/1", "chat/0", "chat/1")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmsched.core.catalog import text
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.decisions import Drain, Launch, Stop
 from llmsched.core.facts import (
@@ -19,6 +20,7 @@ from llmsched.core.facts import (
     Tick,
 )
 from llmsched.core.invariants import violations
+from llmsched.core.message import ACTOR, Ref, say
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
@@ -64,7 +66,7 @@ def test_what_fails_is_tried_again_as_often_as_its_spec_says_and_keeps_its_messa
     assert state.workloads["a"].phase == "starting" and state.gangs["a/0"].restarts == 2
     assert started(state, Finished(4.0, "a/0", 3, "failed", "no luck"), Tick(5.0)) == []
     assert state.workloads["a"].phase == "failed"
-    assert (state.gangs["a/0"].restarts, state.gangs["a/0"].message) == (2, "no luck (after 3 attempts)")
+    assert (state.gangs["a/0"].restarts, text(state.gangs["a/0"].message)) == (2, "no luck (after 3 attempts)")
 
 
 def test_wrong_input_fails_at_once_because_no_attempt_can_cure_it() -> None:
@@ -73,7 +75,7 @@ def test_wrong_input_fails_at_once_because_no_attempt_can_cure_it() -> None:
     assert started(state, LaunchFailed(2.0, "a/0", 1, "input", "no such model")) == []
     assert started(state, Finished(3.0, "b/0", 1, "failed", "no such column", "input"), Tick(60.0)) == []
     assert [state.workloads[name].phase for name in "ab"] == ["failed", "failed"]
-    assert state.gangs["a/0"].message == "no such model" and state.gangs["a/0"].restarts == 0
+    assert text(state.gangs["a/0"].message) == "no such model" and state.gangs["a/0"].restarts == 0
 
 
 def test_without_nodes_everything_waits_for_nodes() -> None:
@@ -101,7 +103,7 @@ def test_a_lost_attempt_starts_again_after_a_pause_and_fails_when_retries_are_sp
             assert state.gangs["a/0"].status is Status.QUEUED
             assert state.gangs["a/0"].reason is not None and state.gangs["a/0"].reason.code == "backoff"
             started(state, Tick(now + 60.0))
-    assert state.workloads["a"].phase == "failed" and "node gone" in state.workloads["a"].message
+    assert state.workloads["a"].phase == "failed" and "node gone" in text(state.workloads["a"].message)
 
 
 def test_a_serve_workload_keeps_its_replicas_and_drains_them_when_cancelled() -> None:
@@ -112,7 +114,7 @@ def test_a_serve_workload_keeps_its_replicas_and_drains_them_when_cancelled() ->
     assert state.workloads["qwen"].phase == "running"
     assert started(state, Scaled(3.0, "qwen", 3)) == ["qwen/2"]
     plan = turn(state, [Bound(4.0, "qwen/2", 1), Scaled(4.0, "qwen", 2)], POLICIES)
-    assert plan.decisions == [Drain("qwen/2", 1, 120.0, "2 replicas are wanted now")]
+    assert plan.decisions == [Drain("qwen/2", 1, 120.0, say("drain.surplus", wanted=2))]
     started(state, Released(5.0, "qwen/2", 1))
     assert started(state, Scaled(6.0, "qwen", 3)) == ["qwen/3"]
     plan = turn(state, [Cancelled(7.0, "qwen")], POLICIES)
@@ -130,7 +132,7 @@ def test_a_changed_serve_spec_surges_one_up_and_then_drains_the_old() -> None:
     changed = work("qwen", kind="serve", min_replicas=2, max_replicas=2, parcel="new")
     assert started(state, Submitted(3.0, changed, replaces=True)) == ["qwen/2"]
     plan = turn(state, [Bound(4.0, "qwen/2", 1)], POLICIES)
-    assert plan.decisions[0] == Drain("qwen/1", 1, 120.0, "a new version has taken its place")
+    assert plan.decisions[0] == Drain("qwen/1", 1, 120.0, say("drain.replaced"))
     started(state)
     assert state.gangs["qwen/3"].status is Status.LAUNCHING
     plan = turn(state, [Bound(5.0, "qwen/3", 1), Released(5.0, "qwen/1", 1)], POLICIES)
@@ -158,10 +160,10 @@ def test_a_dependent_starts_after_success_and_gives_up_after_failure() -> None:
     assert started(state, Bound(2.0, "a/0", 1), Finished(3.0, "a/0", 1, "succeeded")) == ["b/0"]
     started(state, Submitted(4.0, work("c")), Submitted(4.0, work("d", after=("c",))))
     plan = turn(state, [Cancelled(5.0, "c", "ann")], POLICIES)
-    assert plan.decisions == [Stop("c/0", 1, 120.0, "cancelled", "cancelled by ann")]
+    assert plan.decisions == [Stop("c/0", 1, 120.0, "cancelled", say("cancelled_by", by=Ref(ACTOR, "ann")))]
     turn(state, [Released(6.0, "c/0", 1)], POLICIES)
     assert state.workloads["c"].phase == "cancelled"
-    assert state.workloads["d"].phase == "failed" and "c" in state.workloads["d"].message
+    assert state.workloads["d"].phase == "failed" and "c" in text(state.workloads["d"].message)
 
 
 def test_deciding_leaves_the_state_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmsched.core.catalog import text
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import NodeJoined, Submitted
 from llmsched.core.nodes import Node
@@ -35,4 +36,4 @@ def test_a_forecast_says_who_else_would_wait() -> None:
     turn(state, [NodeJoined(0.0, Node("n0", Resources(1000), "A100"))], POLICIES)
     state.apply(Submitted(2.0, work("mine")))
     (urgent,) = forecast(state, [work("urgent", priority=90)], POLICIES)
-    assert urgent.starts_now and urgent.others == (("mine/0", "waits"),)
+    assert urgent.starts_now and [text(other) for other in urgent.others] == ["mine/0 waits"]

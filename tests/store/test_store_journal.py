@@ -13,6 +13,7 @@ import pytest
 from llmsched.core.decisions import Launch
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Bound, Cancelled, Published, Submitted, Tick
+from llmsched.core.message import say, workload
 from llmsched.core.workload import Placed, Workload
 from llmsched.errors import Bug, StoreError
 from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
@@ -92,7 +93,7 @@ def test_rows_are_replaced_whole_and_found_by_the_start_of_their_key(store):
 
 
 def test_reasons_come_back_as_reasons(store):
-    reason = Reason("quota", "waits for quota", (("quota", 3),), eta=12.5)
+    reason = Reason("quota", say("order.behind", who=workload("b")), (("quota", 3),), eta=12.5)
     put(store, rows=[ReasonRow.of("a/0", 1.0, reason), ReasonRow.of("a/0", 2.0, None)])
     assert [row.reason() for row in store.rows(ReasonRow, "a/0")] == [reason, None]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.explain import Reason
 from llmsched.core.fair import Shares, mode_of
+from llmsched.core.message import Message, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
@@ -69,8 +70,7 @@ class Admission:
         for shape in state.waiting.live.values():
             by = line.blocker(shape)
             if by and shape.entries[0][1] != by:
-                who = state.gangs[by].workload_id
-                behind = Reason("order", f"waits behind {who}, which is first in line", (), f"{who} starts")
+                behind = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
                 if shape.reason is None or shape.reason.code == "order":
                     shape.reason = behind
         for name in state.parked:
@@ -122,7 +122,7 @@ class Admission:
         if nomination is None:
             return None
         counts = (("victims", len(nomination.victims)),)
-        return Reason("victims_leaving", nomination.why, counts, "they have left")
+        return Reason("victims_leaving", nomination.why or say("victims_leaving.unnamed"), counts)
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
         self.trial.hold(gang, placement)
@@ -148,9 +148,9 @@ class Admission:
             self._launch(gang, found)
             return
         if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
-            nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims), "")
+            nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims))
         else:
-            self.plan.decisions.append(Withdraw(gang.id, "it does not fit any more"))
+            self.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
 
     def _make_room(self, gang: GangState) -> bool:
         state = self.state
@@ -180,7 +180,7 @@ class Admission:
         self._keep_guarantee(gang)
         promise = self.calendar.hold_for(gang)
         if self.refused is not None:
-            reason = Reason(self.refused.code, self.refused.message, self.refused.counts, self.refused.next_change)
+            reason = Reason(*self.refused)
             if promise is not None:
                 reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
             if personal:
@@ -221,8 +221,9 @@ class Admission:
             self.trial.hold_quota(spec.queue, flavor, idle)
 
 
-def _why_now(gang: GangState, placement: Placement) -> str:
-    bundles = size_of(gang.spec, placement)
+def _why_now(gang: GangState, placement: Placement) -> Message:
     if gang.nomination is not None:
-        return "the places promised to it are free"
-    return f"room for {bundles} of {gang.spec.max_size}" if gang.spec.is_elastic() else "room for all of it"
+        return say("launch.promised")
+    if gang.spec.is_elastic():
+        return say("launch.part", size=size_of(gang.spec, placement), most=gang.spec.max_size)
+    return say("launch.whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmsched.core.decisions import Scale
+from llmsched.core.message import say
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Autoscaling, View
 from llmsched.core.trial import Trial
@@ -26,5 +27,6 @@ def run(trial: Trial, plan: Plan, policy: Autoscaling, view: View) -> None:
         if memory:
             plan.wake(plan.at + LOOK_AGAIN_S)
         if replicas != record.wanted_replicas or memory != record.memory:
-            why = f"load asks for {replicas}" if replicas != record.wanted_replicas else "load changed side"
+            asks = replicas != record.wanted_replicas
+            why = say("scale.load", replicas=replicas) if asks else say("scale.side")
             plan.decisions.append(Scale(name, replicas, memory, why))

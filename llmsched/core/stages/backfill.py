@@ -7,6 +7,7 @@ ends before the planned start, fits beside it, or can be shrunk to its minimum i
 from __future__ import annotations
 
 from llmsched.core.explain import Reason
+from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import (
@@ -92,10 +93,7 @@ class Calendar:
         """One reason for all whom a planned start keeps out; the same record for the whole pass."""
         if self._reason is None:
             head = self.promises[0].gang.workload_id
-            self._reason = Reason(
-                "order", f"would delay {head}, which is planned to start first", (),
-                "give it a max_runtime that ends before that start",
-            )  # fmt: skip
+            self._reason = Reason("order", say("order.would_delay", who=workload(head)))
         return self._reason
 
     def avoid(self) -> int:
@@ -134,13 +132,10 @@ def place_within(
             and found.code != "quota"
             and not isinstance(place.find(trial, gang, size, placing, view), place.Refused)
         ):
-            names = ", ".join(dict.fromkeys(row.reservation.name for row in rows))
-            until = "its run time is not known" if gang.spec.max_runtime_s is None else "it could not end in time"
-            return place.Refused(
-                "reservation", f"free GPUs are reserved ({names}) and {until}",
-                (("reserved", closed(trial, rows).bit_count()),),
-                "give it a max_runtime that ends before the reservation",
-            )  # fmt: skip
+            reserved_for = tuple(dict.fromkeys(Ref(RESERVATION, row.reservation.name) for row in rows))
+            code = "reservation.no_end" if gang.spec.max_runtime_s is None else "reservation.too_long"
+            counts = (("reserved", closed(trial, rows).bit_count()),)
+            return place.Refused("reservation", say(code, reserved=reserved_for), counts)
         return found
     if calendar.allows(gang, found):
         return found
@@ -149,4 +144,4 @@ def place_within(
     if not isinstance(beside, place.Refused):
         return beside
     reason = calendar.would_delay()
-    return place.Refused("order", reason.message, reason.counts, reason.next_change)
+    return place.Refused("order", reason.message, reason.counts)

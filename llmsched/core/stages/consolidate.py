@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llmsched.core.decisions import Preempt
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState
@@ -63,8 +64,8 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
     finally:
         trial.rollback(mark)
     for other in moved:
-        why = f"moves together with others so that {gang.workload_id} fits"
+        why = say("preempt.consolidation", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(other.id, other.attempt, other.spec.grace_s, "consolidation", gang.id, why))
         trial.leaving[other.id] = None
-    nominate(trial, plan, gang, found, [other.id for other in moved], "")
+    nominate(trial, plan, gang, found, [other.id for other in moved])
     return True

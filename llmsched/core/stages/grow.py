@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import say
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
@@ -41,7 +42,7 @@ def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calend
             continue
         if target < gang.size:
             if gang.wanted_size is not None:
-                resize(trial, plan, gang, without(gang, target, None), "resize", f"asked to have {target}")
+                resize(trial, plan, gang, without(gang, target, None), "resize", say("resize.asked", size=target))
             else:
                 larger.append((gang, target))
             continue
@@ -54,7 +55,7 @@ def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calend
         bundle = gang.spec.groups[0].options[0].resources.gpus_milli
         asked = gang.size - -(-short // bundle)  # no more than others lack
         to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
-        resize(trial, plan, gang, without(gang, to, None), "resize", "gives back what is beyond its share")
+        resize(trial, plan, gang, without(gang, to, None), "resize", say("resize.beyond_share"))
         short -= (gang.size - to) * bundle
 
 
@@ -68,7 +69,7 @@ def _grow(
         if extra is not None and calendar.allows(gang, extra):
             placement = _joined(gang, extra)
             trial.hold(gang, (*gang.held, *extra))
-            resize(trial, plan, gang, placement, "resize", f"grows from {gang.size} to {size}")
+            resize(trial, plan, gang, placement, "resize", say("resize.grows", before=gang.size, size=size))
             return (target - size) * bundle
     return (target - gang.size) * bundle
 

@@ -6,22 +6,30 @@ Called by every stage that makes room (shrink, preempt, consolidate, rank); know
 from __future__ import annotations
 
 from llmsched.core.decisions import Nominate
+from llmsched.core.message import Message, say, workloads
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 
-def nominate(trial: Trial, plan: Plan, gang: GangState, placement: Placement, leaving: list[str], why: str) -> None:
+def nominate(
+    trial: Trial,
+    plan: Plan,
+    gang: GangState,
+    placement: Placement,
+    leaving: list[str],
+    why: Message | None = None,
+) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
     nodes = dict.fromkeys(placed.node for placed in placement)
     victims = [
         name for name in leaving if any(placed.node in nodes for placed in trial.state.gangs[name].held)
     ]  # fmt: skip
     trial.promise(gang, placement)
-    names = ", ".join(dict.fromkeys(trial.state.gangs[name].workload_id for name in victims))
-    waits = why or f"waits for {names or 'what runs there'} to leave"
-    decision = Nominate(gang.id, placement, tuple(victims), waits)
+    who = workloads(trial.state.gangs[name].workload_id for name in victims)
+    waits = say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
+    decision = Nominate(gang.id, placement, tuple(victims), why or waits)
     plan.nominations[gang.id] = decision
     if gang.nomination is None or gang.nomination.placement != placement:
         plan.decisions.append(decision)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
+from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.nodes import Node
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState
@@ -24,9 +25,12 @@ class Refused(NamedTuple):
     """Why no placement was found. `counts` are (what, number of nodes)."""
 
     code: str
-    message: str
+    message: Message
     counts: tuple[tuple[str, int], ...] = ()
-    next_change: str = ""
+
+
+NO_ROOM = Refused("nodes", say("nodes.unfit"))
+NO_DOMAIN = Refused("topology", say("topology.unfit"))
 
 
 def find(
@@ -96,41 +100,25 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
     if branch is None or need > branch.available() + kept:
         free = max(0, branch.available() + kept) if branch else 0
         used, own = (branch.used - kept, branch.subtree) if branch else (0, 0)
-        lent = max(0, used - own)
-        borrowed = f", {gpus(lent)} of them borrowed" if lent else ""
         most = branch.most() if branch else 0
         if need > most:
-            return Refused(
-                "over_limit",
-                f'queue "{spec.queue}" may use at most {gpus(most)} GPUs; this gang needs {gpus(need)}',
-                (("most_milli", most), ("needed_milli", need)),
-                "ask for less, choose another queue, or have its quota raised",
-            )
-        return Refused(
-            "quota",
-            f'queue "{spec.queue}" uses {gpus(used)} GPUs (its own: {gpus(own)}{borrowed}) and may take '
-            f"{gpus(free)} more; this gang needs {gpus(need)}",
-            (("quota_free_milli", free), ("needed_milli", need)),
-            f"{gpus(need - free)} GPUs of quota are released",
-        )
+            message = say("over_limit.queue", queue=queue(spec.queue), most=most, need=need)
+            return Refused("over_limit", message, (("most_milli", most), ("needed_milli", need)))
+        message = say(
+            "quota.borrowed" if used > own else "quota.used",
+            queue=queue(spec.queue), used=used, own=own, borrowed=max(0, used - own), free=free, need=need,
+            short=need - free,
+        )  # fmt: skip
+        return Refused("quota", message, (("quota_free_milli", free), ("needed_milli", need)))
     if not spec.preemptible:
         use = trial.state.use.get(spec.queue)
         fixed = use.fixed_milli if use else 0
         if fixed + need > branch.quota.nominal_milli:
-            return Refused(
-                "quota",
-                f'work that may not be preempted may not borrow: queue "{spec.queue}" owns '
-                f"{gpus(branch.quota.nominal_milli)} GPUs, {gpus(fixed)} of them are held by such work, and this gang "
-                f"needs {gpus(need)}",
-                (("needed_milli", need),),
-                "set preemption.enabled: true, or raise the nominal quota",
+            message = say(
+                "quota.fixed", queue=queue(spec.queue), own=branch.quota.nominal_milli, fixed=fixed, need=need
             )
+            return Refused("quota", message, (("needed_milli", need),))
     return None
-
-
-def gpus(milli: int) -> str:
-    """12 or 0.5: thousandths as people write them."""
-    return str(milli // MILLI) if milli % MILLI == 0 else f"{milli / MILLI:g}"
 
 
 def _with_option(
@@ -153,7 +141,7 @@ def _with_option(
         refused = quota_refusal(trial, spec, only_flavor, need)
         found = refused or _in_domains(trial, spec, size, option, policy, view, mask, home)
     else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
-        found = Refused("nodes", "no node")
+        found = NO_ROOM
         for name, of_flavor in (*capacity.by_flavor.items(), (None, -1)):
             if name is None and of_flavor != -1:
                 continue  # nodes without an accelerator
@@ -191,7 +179,7 @@ def _in_domains(
         found = fill(trial, spec, size, option, policy, view, domain)
         if not isinstance(found, Refused):
             return found
-    return Refused("topology" if required is not None else "nodes", "no domain has room")
+    return NO_DOMAIN if required is not None else NO_ROOM
 
 
 def _fullest_first(trial: Trial, domains: list[int], home: int = 0) -> list[int]:
@@ -209,7 +197,7 @@ def fill(
         group = spec.groups[0]
         chosen = _spread_out(trial, group, size, option, policy, view, mask)
         if chosen is None:
-            return Refused("nodes", "not enough room")
+            return NO_ROOM
         return _placed(group, option, chosen)
     placement: list[Placed] = []
     capacity = trial.state.capacity
@@ -235,7 +223,7 @@ def fill(
             if chosen is None and (wish is None or wish.required is None):
                 chosen = _spread_out(trial, group, count, option, policy, view, part)
             if chosen is None:
-                return Refused("nodes", f'not enough room for group "{group.name}"')
+                return Refused("nodes", say("nodes.unfit_group", group=Quote(group.name)))
             for placed in _placed(group, option, chosen):
                 placement.append(placed)
                 capacity.change(placed.node, resources, placed.gpu_index, 1)
@@ -370,14 +358,14 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
     everything = capacity.all.bit_count()
     counts: list[tuple[str, int]] = [("nodes", everything)]
     if not everything:
-        return Refused("nodes", "the cluster has no nodes yet", (("nodes", 0),), "a node joins")
+        return Refused("nodes", say("nodes.none"), (("nodes", 0),))
     other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
     if other:
         counts.append(("other flavor", other))
     if not trial.state.configuration.node_types:
         never = _never_fits(trial, spec, wish, size)
-        if never:
-            return Refused("impossible", never, tuple(counts), "a node that is large enough joins")
+        if never is not None:
+            return Refused("impossible", never, tuple(counts))
     fitting, rooms = _rooms(trial, mask, wish.resources, size)
     busy = mask.bit_count() - fitting
     if busy:
@@ -386,9 +374,7 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
     closed = everything - other - mask.bit_count()
     if closed > 0:
         counts.append(("not allowed", closed))
-    what = f"needs {size} x {describe(wish.resources, wish.flavor)}"
-    code = found.code
-    if code == "topology":
+    if found.code == "topology":
         level = spec.topology.required or "domain"
         best = 0
         for name, members in capacity.domains(level).items():
@@ -396,30 +382,29 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
             best = max(best, min(here, size))
             counts.append((f"{level} {name}", min(here, size)))
         counts.append(("needed", size))
-        message = f"{what} in one {level}; at most {best} fit in any"
-        return Refused(code, message, tuple(counts), f"set topology: any, or free {size - best} in one {level}")
+        message = say("topology.domain", size=size, each=wish, level=Ref(LEVEL, level), best=best, missing=size - best)
+        return Refused("topology", message, tuple(counts))
     free = capacity.free_gpus(mask) * MILLI
     need = size * wish.resources.gpus_milli
     if need and free >= need and rooms < size:
-        message = f"{what}; {gpus(free)} GPUs are free but only {rooms} such bundles fit on single nodes"
-        return Refused("fragmentation", message, tuple(counts), f"{size - rooms} more bundles fit on single nodes")
-    message = f"{what}; {rooms} fit now on {everything} node{'s' if everything > 1 else ''}"
-    return Refused("nodes", message, tuple(counts), f"room for {max(size - rooms, 1)} more is released")
+        message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
+        return Refused("fragmentation", message, tuple(counts))
+    message = say("nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, missing=max(size - rooms, 1))
+    return Refused("nodes", message, tuple(counts))
 
 
-def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> str:
-    """Why not even the empty cluster could hold it; "" when it could, as far as totals and single bundles tell."""
+def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> Message | None:
+    """Why not even the empty cluster could hold it; None when it could, as far as totals and single bundles tell."""
     capacity = trial.state.capacity
-    what = f"{size} x {describe(wish.resources, wish.flavor)}"
     kinds = [(total, count) for (flavor, total), count in capacity.kinds.items() if wish.flavor in (None, flavor)]
     if not kinds or (spec.node_labels and not capacity.with_labels(spec.node_labels)):
-        return f"needs {what}; no node has that"
+        return say("impossible.no_node", size=size, each=wish)
     if not any(NodeState(Node("", total), 0).room(wish.resources, 1) for total, _ in kinds):
-        return f"needs {what}; not even an empty node holds one of them"
+        return say("impossible.too_large", size=size, each=wish)
     have = sum(total.gpus_milli // MILLI * MILLI * count for total, count in kinds)
     if size * wish.resources.gpus_milli > have:
-        return f"needs {what}; the cluster has {gpus(have)} such GPUs in all"
-    return ""
+        return say("impossible.too_few", size=size, each=wish, have=have)
+    return None
 
 
 def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, int]:
@@ -431,12 +416,3 @@ def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, 
         return sum(count for _, count in counts), sum(min(room, enough) * count for room, count in counts)
     rooms = [node.room(need, enough) for node in capacity.nodes(mask)]
     return sum(room > 0 for room in rooms), sum(rooms)
-
-
-def describe(resources: Resources, flavor: str | None) -> str:
-    """What one bundle takes, for people: `2 A100`, `0.5 GPU`, `4 CPU`."""
-    if resources.gpus_milli:
-        return f"{gpus(resources.gpus_milli)} {flavor or 'GPU'}"
-    if resources.cpus_milli:
-        return f"{gpus(resources.cpus_milli)} CPU"
-    return "a place"

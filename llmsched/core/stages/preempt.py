@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE, Shares
+from llmsched.core.message import say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ZERO
-from llmsched.core.rules import FAIR, IN_QUEUE, RECLAIM, WHILE_BORROWING, Rules, is_on
+from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules, is_on
 from llmsched.core.stages import place, shrink
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Afterwards, Trial
@@ -78,14 +79,16 @@ def run(
     if choice is None:
         return False
     for name, placement in smaller.items():
-        shrink.resize(trial, plan, state.gangs[name], placement, "resize", f"makes room for {gang.workload_id}")
+        shrink.resize(
+            trial, plan, state.gangs[name], placement, "resize", say("makes_room", who=workload(gang.workload_id))
+        )
     for victim in choice.victims:
         code = choice.why[victim.id]
-        why = f"{_because(code)} {gang.workload_id}"
+        why = say(f"preempt.{code}", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
     leaving = [*smaller, *(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]
-    nominate(trial, plan, gang, choice.placement, leaving, "")
+    nominate(trial, plan, gang, choice.placement, leaving)
     return True
 
 
@@ -106,15 +109,6 @@ def _take_up(
             del offered[name]
             choice.placement = found
     return offered
-
-
-def _because(code: str) -> str:
-    return {
-        IN_QUEUE: "makes room for higher-ranked",
-        RECLAIM: "gives back quota that belongs to",
-        WHILE_BORROWING: "makes room for the borrowing",
-        FAIR: "gives its surplus to",
-    }.get(code, "makes room for")
 
 
 def _choose(

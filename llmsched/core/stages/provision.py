@@ -17,6 +17,7 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Configuration, NodeType
 from llmsched.core.decisions import ReleaseNode, RequestCapacity
 from llmsched.core.explain import Reason
+from llmsched.core.message import NODE_TYPE, Ref, say
 from llmsched.core.nodes import COMES_WITHIN_S, Node
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState
@@ -29,7 +30,8 @@ from llmsched.core.workload import Workload
 
 GANGS_COUNTED = 1000  # waiting gangs whose demand is added up
 UNKNOWN = 1 << 50  # amount of a resource that a node type does not state
-WAITS_FOR_NODES = ("nodes", "fragmentation", "topology", "capacity_coming")
+COMING = "capacity_coming"
+WAITS_FOR_NODES = ("nodes", "fragmentation", "topology", COMING)
 
 
 def run(trial: Trial, plan: Plan) -> None:
@@ -42,7 +44,7 @@ def run(trial: Trial, plan: Plan) -> None:
     counts = tuple((name, count) for name, count in demand.wanted.items() if count)
     if counts != state.requested:
         plan.wake(plan.at + COMES_WITHIN_S)
-        plan.decisions.append(RequestCapacity(counts, f"{demand.served} gangs wait for nodes"))
+        plan.decisions.append(RequestCapacity(counts, say("capacity.demand", gangs=demand.served)))
     for since in state.overdue_since.values():
         plan.wake(since + COMES_WITHIN_S)
     for until in state.shunned_until.values():
@@ -96,9 +98,13 @@ class Demand:
 
     def _tell(self, shape: Shape) -> None:
         assert shape.reason is not None
-        coming = ", ".join(f"{n} x {t.name}" for t in self.types if (n := self._to_come(t)))
-        message = shape.reason.message.partition("; asked for ")[0] + f"; asked for {coming}"
-        shape.reason = Reason("capacity_coming", message, shape.reason.counts, "a node that was asked for joins")
+        coming = tuple(
+            say("nodes_of", count=n, type=Ref(NODE_TYPE, t.name)) for t in self.types if (n := self._to_come(t))
+        )
+        wants = shape.reason.message
+        if shape.reason.code == COMING:
+            wants = wants.inner("wants")
+        shape.reason = Reason(COMING, say("capacity_coming.asked", wants=wants, coming=coming), shape.reason.counts)
 
     def _pack(
         self, gang: GangState, undo: list[tuple[NodeState, Resources, int]], charged: list[tuple[str, str | None, int]]
@@ -262,6 +268,6 @@ def _release(trial: Trial, plan: Plan, demand: Demand) -> None:
         if due <= plan.at:
             demand.present[node_type.name] -= 1
             demand.wanted[node_type.name] -= 1
-            plan.decisions.append(ReleaseNode(name, f"idle for {node_type.idle_timeout_s:g} s"))
+            plan.decisions.append(ReleaseNode(name, say("release.idle", idle=node_type.idle_timeout_s)))
         else:
             plan.wake(due)

@@ -15,6 +15,7 @@ from typing import Any
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, amount_of
@@ -174,7 +175,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
         if gang.status is Status.QUEUED:
             if not target:
                 resting[name] = None
-                gang.own_reason = Reason("order", "the GPUs it could have do more for others now", (), "others end")
+                gang.own_reason = Reason("order", say("order.outranked"))
             elif gang.nomination is None:
                 starters.append((gang, target))
                 wanted += target * per_bundle
@@ -198,7 +199,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
                 gang,
                 without(gang, plan.sizes[name], None),
                 "resize",
-                "gives back what is beyond its share",
+                say("resize.beyond_share"),
             )
         else:
             victims.append(gang)
@@ -250,18 +251,20 @@ def _carry_out(
             on_node.setdefault(placed.node, gang.id)
     for gang in leaving:
         beneficiary = next((on_node[p.node] for p in gang.held if p.node in on_node), found[0][0].id if found else "")
-        why = f"makes room for higher-ranked {beneficiary.rpartition('/')[0]}"
+        why = say("preempt.in_queue_rank")
+        if beneficiary:
+            why = say("preempt.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *trial.shrinking, *state.vacating]
     for gang, placement in found:
         if _fits(trial, gang, placement):
             trial.hold(gang, placement)
-            plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, "ranks among the best that fit"))
+            plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, say("launch.ranked")))
         else:
-            nominate(trial, plan, gang, placement, names, "")
-            waits = plan.nominations[gang.id].why
-            gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),), "they leave")
+            nominate(trial, plan, gang, placement, names)
+            waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
+            gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),))
     return dict.fromkeys(gang.id for gang, _ in found)
 
 

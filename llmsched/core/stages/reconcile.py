@@ -8,6 +8,7 @@ from __future__ import annotations
 from llmsched.core import authorization, rollout
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
 from llmsched.core.records import GangState, WorkloadState, amount_of
@@ -45,8 +46,8 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
                 if (known := state.workloads.get(name)) and known.outcome in ("failed", "cancelled")
             ]  # fmt: skip
             if broken:
-                verb = "failed" if state.workloads[broken[0]].outcome == "failed" else "was cancelled"
-                why = f"gave up: {broken[0]}, which it comes after, {verb}"
+                has_failed = state.workloads[broken[0]].outcome == "failed"
+                why = say("give_up.failed" if has_failed else "give_up.cancelled", who=workload(broken[0]))
                 plan.decisions.append(GiveUp(gang.id, "dependency", why))
         return
     if not gang.is_active():
@@ -66,12 +67,12 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
             reason = "stale_gang" if patience else "node_lost"
             plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", gang.message))
     elif gang.revision != record.revision and record.workload.kind != "serve":
-        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", "its spec changed"))
+        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", say("preempt.superseded")))
     elif drained := next((p.node for p in gang.held if p.node in state.nodes and state.nodes[p.node].draining), None):
         node = state.nodes[drained]
         if node.deadline is not None:
             grace = max(0.0, min(grace, node.deadline - state.now))
-        why = f"node {node.node.name or drained} is about to leave"
+        why = say("preempt.node_leaves", node=Ref(NODE, node.node.name or drained))
         plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "spot_notice", "", why))
     else:
         del leaving[gang.id]
@@ -100,19 +101,19 @@ def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -
     spec = gang.spec
     if not gang.is_active():
         return
-    ends: list[tuple[float, str, str]] = []
+    ends: list[tuple[float, str, Message]] = []
     if spec.max_runtime_s is not None and gang.started_at is not None:
-        ends.append((gang.started_at - gang.served_s + spec.max_runtime_s, "max_runtime", "over its max_runtime"))
+        ends.append((gang.started_at - gang.served_s + spec.max_runtime_s, "max_runtime", say("stop.max_runtime")))
     if spec.deadline is not None:
-        ends.append((spec.deadline, "deadline", "past its deadline"))
+        ends.append((spec.deadline, "deadline", say("stop.deadline")))
     if spec.budget_gpu_s is not None and gang.started_at is not None:
         rate = max(gang.gpus_milli(), 1) / MILLI
         left = (spec.budget_gpu_s - view.attained_gpu_s(gang)) / rate
-        ends.append((plan.at + left, "budget", f"over its budget of {spec.budget_gpu_s / 3600:g} GPU hours"))
+        ends.append((plan.at + left, "budget", say("stop.budget", hours=spec.budget_gpu_s / 3600)))
     for at, reason, why in sorted(ends):
         if at <= plan.at:
             leaving[gang.id] = None
-            plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, f"stopped: {why}"))
+            plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
             return
         plan.wake(at)
 
@@ -136,7 +137,7 @@ def _reservations(trial: Trial, plan: Plan) -> None:
                 continue
             if state.now >= row.opens - gang.spec.grace_s:
                 trial.leaving[name] = None
-                why = f"its GPUs are reserved for {row.reservation.name}"
+                why = say("preempt.reservation", reserved=Ref(RESERVATION, row.reservation.name))
                 plan.decisions.append(Preempt(name, gang.attempt, gang.spec.grace_s, "reservation", "", why))
             else:
                 plan.wake(row.opens - gang.spec.grace_s)
@@ -175,6 +176,6 @@ def _schedule(plan: Plan, record: WorkloadState) -> None:
     if not record.is_due:
         plan.decisions.append(RunAgain(spec.id, spec.run))
     elif spec.overlap == "skip" and not record.outcome:
-        plan.decisions.append(RunAgain(spec.id, spec.run, f"run {spec.run} still goes on"))
+        plan.decisions.append(RunAgain(spec.id, spec.run, say("schedule.skipped", run=spec.run)))
     else:
         plan.decisions.append(RunAgain(spec.id, spec.run + 1))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from llmsched.core.decisions import Resize
 from llmsched.core.fair import Shares
 from llmsched.core.lifecycle import Status
+from llmsched.core.message import Message, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
@@ -71,12 +72,13 @@ def run(
         later.rollback(mark)
     for name, placement in chosen.items():
         giver = state.gangs[name]
-        resize(trial, plan, giver, placement, "resize", f"makes room for {gang.workload_id}")
-    gives = ", ".join(
-        f"{state.gangs[name].workload_id} to release {_gpus_given(state.gangs[name], p)} GPUs"
+        resize(trial, plan, giver, placement, "resize", say("makes_room", who=workload(gang.workload_id)))
+    gives = tuple(
+        say("release", who=workload(state.gangs[name].workload_id), amount=_given_milli(state.gangs[name], p))
         for name, p in chosen.items()
     )
-    nominate(trial, plan, gang, found, [*chosen, *later.gone_from(found)], f"waits for {gives}")
+    waits = say("victims_leaving.shrink", gives=gives)
+    nominate(trial, plan, gang, found, [*chosen, *later.gone_from(found)], waits)
     return True
 
 
@@ -96,15 +98,14 @@ def offer(trial: Trial, later: Trial, plan: Plan, gang: GangState, rules: Rules,
     return offered
 
 
-def resize(trial: Trial, plan: Plan, gang: GangState, placement: Placement, reason: str, why: str) -> None:
+def resize(trial: Trial, plan: Plan, gang: GangState, placement: Placement, reason: str, why: Message) -> None:
     """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
     plan.decisions.append(Resize(gang.id, gang.attempt, placement, reason, why))
     trial.shrinking[gang.id] = placement
 
 
-def _gpus_given(gang: GangState, placement: Placement) -> str:
-    per_bundle = gang.spec.groups[0].options[0].resources.gpus_milli
-    return place.gpus((len(gang.held) - len(placement)) * per_bundle)
+def _given_milli(gang: GangState, placement: Placement) -> int:
+    return (len(gang.held) - len(placement)) * gang.spec.groups[0].options[0].resources.gpus_milli
 
 
 def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> list[tuple[GangState, int, str]]:

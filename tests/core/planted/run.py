@@ -38,8 +38,8 @@ BUGS = (
     Bug(
         "the_dead_come_back", "kueue#1654, armada PR #2757", "core/state.py",
         'if gang is None or not gang.is_holding():\n            self._note(fact, "no attempt is open")\n'
-        '            return\n        self._ended_badly(gang, "interruption", fact.message or',
-        'if gang is None:\n            return\n        self._ended_badly(gang, "interruption", fact.message or',
+        '            return\n        self._ended_badly(gang, "interruption", quoted(fact.message) or',
+        'if gang is None:\n            return\n        self._ended_badly(gang, "interruption", quoted(fact.message) or',
         f"{DECISIONS}::test_what_has_ended_stays_ended_whatever_is_said_later",
     ),
     Bug(
@@ -159,8 +159,7 @@ BUGS = (
     ),
     Bug(
         "a_ring_of_cohorts", "kueue: a cycle of cohorts", "core/commands.py",
-        "        if above is not None:\n            return Refusal(\n                \"cycle\", f\"cohorts",
-        "        if False:\n            return Refusal(\n                \"cycle\", f\"cohorts",
+        "        if above is not None:\n            circle =", "        if False:\n            circle =",
         f"{DECISIONS}::test_cohorts_in_a_circle_are_refused",
     ),
 )  # fmt: skip

@@ -1,0 +1,498 @@
+"""The words of every message, and the one place that makes them: `text` and `advice`, for one reader.
+
+A template names its arguments in braces. A reference becomes the name that the reader's `Names` give it, or, when the
+reader may not know it, words that name nobody. After a colon stands how an argument is written:
+
+    {need:gpus}     thousandths of GPUs, as people write them: 12 or 0.5
+    {left:#worker}  a count with its noun: 1 worker, 3 workers
+    {why:>: }       nothing when there is nothing to say, else with `: ` in front
+    {any:| or }     several, with ` or ` between them, and all that each of them holds
+    {loss:.3g}      a number, as Python writes it
+
+Tests hold every `say` of the house against this table: each code is here, with the arguments that its template names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import Formatter
+from typing import NamedTuple, Protocol
+
+from llmsched.core.message import ACTOR, GANG, NODE, PUBLIC, USER, WORKLOAD, About, Arg, Message, Quote, Ref, several
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.workload import Option
+
+HIDDEN = {WORKLOAD: "another's workload", GANG: "another's workload", USER: "somebody"}
+HIDDEN_MANY = {WORKLOAD: "{} workloads of others", GANG: "{} workloads of others", USER: "{} people"}
+
+
+class Names(Protocol):
+    """What one reader calls things."""
+
+    def name(self, ref: Ref) -> str | None:
+        """None for what the reader may not know; unknown kinds are hidden."""
+
+
+class AllNames:
+    """Of a reader who sees everything: the simulator's, and whoever reads a journal. `nodes`: id -> name."""
+
+    def __init__(self, nodes: Mapping[str, str] | None = None) -> None:
+        self._nodes = nodes or {}
+
+    def name(self, ref: Ref) -> str | None:
+        return self._nodes.get(ref.id, ref.id) if ref.kind == NODE else ref.id
+
+
+ALL = AllNames()
+
+
+class Entry(NamedTuple):
+    """`advice`: for a reason the smallest change that would start it, for a refusal what to try next."""
+
+    text: str
+    advice: str = ""
+
+
+CATALOG: dict[str, Entry] = {
+    "quote": Entry("{text}"),
+    # Why a gang waits. The part in front of the dot is the code of the Reason.
+    "impossible.no_node": Entry("needs {size} x {each}; no node has that", "a node that is large enough joins"),
+    "impossible.too_large": Entry(
+        "needs {size} x {each}; not even an empty node holds one of them", "a node that is large enough joins"
+    ),
+    "impossible.too_few": Entry(
+        "needs {size} x {each}; the cluster has {have:gpus} such GPUs in all", "a node that is large enough joins"
+    ),
+    "over_limit.queue": Entry(
+        'queue "{queue}" may use at most {most:gpus} GPUs; this gang needs {need:gpus}',
+        "ask for less, choose another queue, or have its quota raised",
+    ),
+    "quota.used": Entry(
+        'queue "{queue}" uses {used:gpus} GPUs (its own: {own:gpus}) and may take {free:gpus} more; this gang needs '
+        "{need:gpus}",
+        "{short:gpus} GPUs of quota are released",
+    ),
+    "quota.borrowed": Entry(
+        'queue "{queue}" uses {used:gpus} GPUs (its own: {own:gpus}, {borrowed:gpus} of them borrowed) and may take '
+        "{free:gpus} more; this gang needs {need:gpus}",
+        "{short:gpus} GPUs of quota are released",
+    ),
+    "quota.fixed": Entry(
+        'work that may not be preempted may not borrow: queue "{queue}" owns {own:gpus} GPUs, {fixed:gpus} of them '
+        "are held by such work, and this gang needs {need:gpus}",
+        "set preemption.enabled: true, or raise the nominal quota",
+    ),
+    "nodes.none": Entry("the cluster has no nodes yet", "a node joins"),
+    "nodes.busy": Entry(
+        "needs {size} x {each}; {fitting} fit now on {nodes:#node}", "room for {missing} more is released"
+    ),
+    "nodes.unfit": Entry("not enough room", "something is released"),
+    "nodes.unfit_group": Entry('not enough room for group "{group}"', "something is released"),
+    "topology.unfit": Entry("no domain has room", "something is released"),
+    "fragmentation.spread": Entry(
+        "needs {size} x {each}; {free:gpus} GPUs are free but only {fitting} such bundles fit on single nodes",
+        "{missing} more bundles fit on single nodes",
+    ),
+    "topology.domain": Entry(
+        "needs {size} x {each} in one {level}; at most {best} fit in any",
+        "set topology: any, or free {missing} in one {level}",
+    ),
+    "victims_leaving.leave": Entry("waits for {who} to leave", "they have left"),
+    "victims_leaving.unnamed": Entry("waits for what runs there to leave", "they have left"),
+    "victims_leaving.shrink": Entry("waits for {gives}", "they have left"),
+    "release": Entry("{who} to release {amount:gpus} GPUs"),
+    "reservation.no_end": Entry(
+        "free GPUs are reserved ({reserved}) and its run time is not known",
+        "give it a max_runtime that ends before the reservation",
+    ),
+    "reservation.too_long": Entry(
+        "free GPUs are reserved ({reserved}) and it could not end in time",
+        "give it a max_runtime that ends before the reservation",
+    ),
+    "order.behind": Entry("waits behind {who}, which is first in line", "{who} starts"),
+    "order.would_delay": Entry(
+        "would delay {who}, which is planned to start first", "give it a max_runtime that ends before that start"
+    ),
+    "order.outranked": Entry("the GPUs it could have do more for others now", "others end"),
+    "dependency.after": Entry("waits for {who} to succeed", "{first} succeeds"),
+    "dependency.schedule": Entry('waits for its schedule "{schedule}" (UTC)', "its time comes"),
+    "backoff.failed": Entry("tries again after a pause: {message}", "nothing to do"),
+    "backoff.silent": Entry("tries again after a pause: its last attempt failed", "nothing to do"),
+    "capacity_coming.asked": Entry("{wants}; asked for {coming}", "a node that was asked for joins"),
+    "nodes_of": Entry("{count} x {type}"),
+    # When somebody who waits probably starts, and by what that is known.
+    "eta.pause": Entry("end of the pause"),
+    "eta.schedule": Entry("its schedule"),
+    "eta.window": Entry("when a reservation ends"),
+    "eta.ends": Entry("when {who} ends{basis:>, }"),
+    "basis.declared": Entry("by its declared limit"),
+    "basis.estimate": Entry("by its estimate"),
+    "basis.steps": Entry("{steps:,.0f} steps as fast as in the last {runs} runs of {model}"),
+    "basis.run": Entry("as its last run{by:> by } of {model}"),
+    "basis.runs": Entry("as three in four of its last {runs} runs{by:> by } of {model}"),
+    # Why something was decided.
+    "launch.promised": Entry("the places promised to it are free"),
+    "launch.part": Entry("room for {size} of {most}"),
+    "launch.whole": Entry("room for all of it"),
+    "launch.ranked": Entry("ranks among the best that fit"),
+    "launch.before": Entry("it ran before"),
+    "withdraw.unfit": Entry("it does not fit any more"),
+    "makes_room": Entry("makes room for {who}"),
+    "preempt.in_queue_priority": Entry("makes room for higher-ranked {who}"),
+    "preempt.quota_reclaim": Entry("gives back quota that belongs to {who}"),
+    "preempt.reclaim_while_borrowing": Entry("makes room for the borrowing {who}"),
+    "preempt.fair_share": Entry("gives its surplus to {who}"),
+    "preempt.in_queue_rank": Entry("makes room for higher-ranked work"),
+    "preempt.consolidation": Entry("moves together with others so that {who} fits"),
+    "preempt.reservation": Entry("its GPUs are reserved for {reserved}"),
+    "preempt.superseded": Entry("its spec changed"),
+    "preempt.node_leaves": Entry("node {node} is about to leave"),
+    "resize.asked": Entry("asked to have {size}"),
+    "resize.beyond_share": Entry("gives back what is beyond its share"),
+    "resize.grows": Entry("grows from {before} to {size}"),
+    "drain.replaced": Entry("a new version has taken its place"),
+    "drain.passed_over": Entry("a newer version came before it had answered"),
+    "drain.surplus": Entry("{wanted} replicas are wanted now"),
+    "stop.max_runtime": Entry("stopped: over its max_runtime"),
+    "stop.deadline": Entry("stopped: past its deadline"),
+    "stop.budget": Entry("stopped: over its budget of {hours:g} GPU hours"),
+    "scale.load": Entry("load asks for {replicas}"),
+    "scale.side": Entry("load changed side"),
+    "capacity.demand": Entry("{gangs} gangs wait for nodes"),
+    "release.idle": Entry("idle for {idle:g} s"),
+    "schedule.skipped": Entry("run {run} still goes on"),
+    "give_up.failed": Entry("gave up: {who}, which it comes after, failed"),
+    "give_up.cancelled": Entry("gave up: {who}, which it comes after, was cancelled"),
+    # What became of a workload or a gang.
+    "cancelled": Entry("cancelled"),
+    "cancelled_by": Entry("cancelled by {by}"),
+    "rollout_held": Entry(
+        "the rollout is held, replicas of the version before go on: the new one failed{message:>: }"
+    ),
+    "node_lost": Entry("node {node} was lost"),
+    "lost": Entry("lost without a receipt"),
+    "attempt_failed": Entry("the attempt failed"),
+    "failed_after": Entry("{message} (after {attempts} attempts)"),
+    # What a submission does to others.
+    "others.shrinks": Entry("{who} shrinks from {before} to {size}"),
+    "others.grows": Entry("{who} grows from {before} to {size}"),
+    "others.preempted": Entry("{who} is preempted"),
+    "others.drained": Entry("{who} is drained"),
+    "others.waits": Entry("{who} waits"),
+    # Why a command is refused, and what to do.
+    "unchanged.workload": Entry("{who} is as it was"),
+    "unchanged.cancel": Entry("{who} is being cancelled already"),
+    "unchanged.configuration": Entry("the configuration is as it was"),
+    "unknown_workload": Entry('no workload is called "{name}"', "See: llmsched status"),
+    "unknown_workload.near": Entry('no workload is called "{name}"', 'Did you mean "{near}"?'),
+    "unknown_dependency": Entry(
+        '{who} comes after {name}, and no workload is called "{name}"',
+        "Apply {name} first, or in the same file before it.",
+    ),
+    "ended.succeeded": Entry("{who} has succeeded already"),
+    "ended.failed": Entry("{who} has failed already"),
+    "ended.cancelled": Entry("{who} has been cancelled already"),
+    "ended.change_succeeded": Entry(
+        "{who} has succeeded; what has ended cannot change", "To run the changed spec: llmsched apply --again"
+    ),
+    "ended.change_failed": Entry(
+        "{who} has failed; what has ended cannot change", "To run the changed spec: llmsched apply --again"
+    ),
+    "ended.change_cancelled": Entry(
+        "{who} has been cancelled; what has ended cannot change", "To run the changed spec: llmsched apply --again"
+    ),
+    "ended.scale_succeeded": Entry("{who} has succeeded"),
+    "ended.scale_failed": Entry("{who} has failed"),
+    "ended.scale_cancelled": Entry("{who} has been cancelled"),
+    "conflict.cancelling": Entry("{who} is being cancelled", "Wait until it is gone, then --again."),
+    "conflict.kind": Entry("{who} is a {kind} and cannot become a {other}", "Choose another name."),
+    "unknown_queue": Entry('{who}: no queue is called "{name}"', "Known queues: {known}."),
+    "unknown_queue.near": Entry('{who}: no queue is called "{name}"', 'Did you mean "{near}"?'),
+    "impossible.workers": Entry("{who}: workers {least}..{most} is no range"),
+    "impossible.sizes": Entry("{who}: a size lies outside {least}..{most}"),
+    "impossible.replicas": Entry("{who}: replicas {least}..{most} is no range"),
+    "cycle.itself": Entry("{who} would wait for itself"),
+    "cycle.path": Entry("{who} would wait for itself: {path:| -> }", "Break the circle in after:."),
+    "impossible.after_serve": Entry(
+        "{who} would wait for {other}, which serves and never ends", "Leave it out of after:."
+    ),
+    "impossible.after_failed": Entry(
+        "{who} comes after {other}, which has failed", "Run {other} again first: llmsched apply --again"
+    ),
+    "impossible.after_cancelled": Entry(
+        "{who} comes after {other}, which has been cancelled", "Run {other} again first: llmsched apply --again"
+    ),
+    "impossible.deadlines": Entry(
+        "{who}: every run of its schedule would have the same deadline", "Bound each run by max_runtime: instead."
+    ),
+    "impossible.never_due": Entry("{who}: schedule '{schedule}' is never due"),
+    "impossible.schedule": Entry("{who}: {problem}"),
+    "queue_full": Entry(
+        'queue "{queue}" has {limit} gangs waiting, which is its limit', "Wait, or raise limits.max_pending_per_queue."
+    ),
+    "impossible.accelerator": Entry(
+        "{who}: no such accelerator: {wanted:| or }; the cluster has: {there}",
+        "Ask for one of these, or leave resources.accelerators out.",
+    ),
+    "impossible.no_accelerator": Entry(
+        "{who}: no such accelerator: {wanted:| or }; the cluster has: no accelerator",
+        "Ask for one of these, or leave resources.accelerators out.",
+    ),
+    "impossible.labels": Entry("{who}: no node is labelled {wish}", "See: llmsched nodes"),
+    "impossible.one_worker": Entry(
+        "{who}: one worker asks for {need}; the largest node has {largest}",
+        "Ask for less per worker and for more workers.",
+    ),
+    "impossible.one_worker_of": Entry(
+        "{who}: one worker asks for {need}; the largest node with {flavor} has {largest}",
+        "Ask for less per worker and for more workers.",
+    ),
+    "impossible.one_replica": Entry(
+        "{who}: one replica asks for {need}; the largest node has {largest}",
+        "Ask for less per worker and for more workers.",
+    ),
+    "impossible.one_replica_of": Entry(
+        "{who}: one replica asks for {need}; the largest node with {flavor} has {largest}",
+        "Ask for less per worker and for more workers.",
+    ),
+    "impossible.in_all": Entry(
+        "{who} needs {count} bundles of {need}; the whole cluster holds {there}", "Ask for at most {most} workers."
+    ),
+    "impossible.no_level": Entry("{who}: no node has a {level}", "Leave topology.required out."),
+    "impossible.level": Entry(
+        "{who} needs {count} bundles in one {level}; the largest holds {there}",
+        "Ask for fewer workers, or topology.preferred: {level}.",
+    ),
+    "over_limit.quota": Entry(
+        '{who} needs {need:gpus} GPUs{flavor:> of }; queue "{queue}" may use at most {most:gpus}',
+        "Ask for less, choose another queue, or have its quota raised.",
+    ),
+    "over_limit.fixed": Entry(
+        '{who} needs {need:gpus} GPUs{flavor:> of }; queue "{queue}" may use at most {most:gpus} for work that may '
+        "not be preempted",
+        "Ask for less, choose another queue, or have its quota raised.",
+    ),
+    "over_limit.workers": Entry(
+        "{who} has workers {least}..{most}; {size} is outside",
+        "Change workers: in the spec, or choose {least}..{most}.",
+    ),
+    "over_limit.replicas": Entry(
+        "{who} has replicas {least}..{most}; {size} is outside",
+        "Change replicas: in the spec, or choose {least}..{most}.",
+    ),
+    "over_limit.size": Entry("{who} cannot have {size} workers", "Possible: {sizes}"),
+    "conflict.reserved": Entry(
+        'reservation "{reserved}" was made by {by} with llmsched reserve',
+        "Choose another name in the file, or cancel that one: llmsched reserve {reserved} --cancel",
+    ),
+    "conflict.reservation": Entry(
+        'there is a reservation "{reserved}" already', "Choose another name, or cancel that one first."
+    ),
+    "impossible.window": Entry('reservation "{reserved}" would be over before now', "Choose a later start."),
+    "unknown_queue.reservation": Entry('no queue is called "{name}"', "Known queues: {known}."),
+    "impossible.reservation": Entry(
+        'reservation "{reserved}" asks for {need:gpus} {flavor}; there are at most {there:gpus}',
+        "llmsched nodes shows what there is.",
+    ),
+    "unknown_reservation": Entry('no reservation is called "{name}"', "See: llmsched reservations"),
+    "conflict.in_file": Entry(
+        'reservation "{reserved}" stands in the cluster file', "Take it out there: llmsched config FILE"
+    ),
+    "cycle.cohorts": Entry("cohorts form a circle: {path:| -> }", "Give one of them parent: null."),
+    "conflict.queue": Entry(
+        'queue "{queue}" is missing and {who} is still in it',
+        "Keep the queue until its work has ended, or cancel the work first.",
+    ),
+    "overlap": Entry(
+        'reservation "{reserved}" overlaps {who}, which runs on {node}, may not be preempted and is not known to end '
+        "before",
+        "Choose other nodes or a later start, or cancel that work first.",
+    ),
+    # What happened and what was decided, as a story tells it of the workload at hand.
+    "event.submitted": Entry('submitted in queue "{queue}": {wish}'),
+    "event.submitted_by": Entry('submitted by {by} in queue "{queue}": {wish}'),
+    "event.changed": Entry('changed in queue "{queue}": {wish}'),
+    "event.changed_by": Entry('changed by {by} in queue "{queue}": {wish}'),
+    "wish": Entry("{size} x ({each:| or })"),
+    "wish.range": Entry("{least}..{most} x ({each:| or })"),
+    "event.scaled": Entry("asked to hold {size}"),
+    "event.configured": Entry("configuration version {version} is in force"),
+    "event.node_joined": Entry("node {node} joined: {has:| or }"),
+    "event.node_lost": Entry("node {node} is lost"),
+    "event.node_draining": Entry("node {node} will leave: nothing new goes there"),
+    "event.foreign_use": Entry("others use {used} on node {node}"),
+    "event.bound": Entry("runs"),
+    "event.bound_again": Entry("runs (attempt {attempt})"),
+    "event.launch_failed": Entry("attempt {attempt} did not start ({event}){message:>: }"),
+    "event.resized": Entry("holds {size:#bundle} now"),
+    "event.finished": Entry("{outcome}{message:>: }{metrics:> }"),
+    "metrics": Entry("[{metrics}]"),
+    "metric": Entry("{name} {value:.4g}"),
+    "event.released": Entry("let go of everything it held"),
+    "event.lost": Entry("attempt {attempt} is lost{message:>: }"),
+    "event.checkpoint": Entry("checkpoint at step {step}"),
+    "event.checkpoint_of": Entry("checkpoint at step {step} ({fraction:.0%} of the work)"),
+    "event.takes_back": Entry("serves the model that its spec names, in place of the one that was published"),
+    "event.published": Entry('its {kind}{name:> } goes live in "{target}"'),
+    "event.adapter_loaded": Entry("serves adapter {name}"),
+    "event.adapter_refused": Entry("could not load adapter {name}: {message}"),
+    "event.command": Entry("{by} runs a command beside rank {rank}: {words}"),
+    "event.launch": Entry("starts on {where}{why:>: }"),
+    "event.launch_again": Entry("starts (attempt {attempt}) on {where}{why:>: }"),
+    "event.nominate": Entry("is promised room on {where} while {victims} make way{why:>: }"),
+    "event.withdraw": Entry("is promised no room any more{why:>: }"),
+    "event.resize": Entry("is resized to {size:#bundle} on {where}{why:>: }"),
+    "event.preempt": Entry("must make way within {grace:g} s ({reason}){why:>: }"),
+    "event.preempt_for": Entry("must make way for {who} within {grace:g} s ({reason}){why:>: }"),
+    "event.drain": Entry("finishes what it serves (at most {grace:g} s), then stops{why:>: }"),
+    "event.stop": Entry("is stopped ({reason}){why:>: }"),
+    "event.scale": Entry("wants {replicas:#replica}{why:>: }"),
+    "event.load_adapter": Entry("is asked to load adapter {name}"),
+    "event.request_capacity": Entry("asks for nodes: {wanted}{why:>: }"),
+    "event.request_none": Entry("asks for nodes: none{why:>: }"),
+    "event.release_node": Entry("gives node {node} back{why:>: }"),
+    "event.run_due": Entry("run {run} is due"),
+    "event.run_skipped": Entry("leaves its schedule out once{why:>: }"),
+    "event.give_up": Entry("is given up ({reason}){why:>: }"),
+    "on_node": Entry("{node} ({bundles})"),
+    # What `why` tells of work that does not wait.
+    "why.runs": Entry("on {where}{why:>: }"),
+    "why.not_looked_at": Entry("it has not been looked at yet."),
+    "why.replicas_wait": Entry("{waiting} of {all} replicas wait: {why}"),
+}  # fmt: skip
+
+
+def text(message: Message | None, names: Names = ALL) -> str:
+    """The sentence, for a reader of `names`; "" for none."""
+    return "" if message is None else _fill(CATALOG[message.code].text, message, names)
+
+
+def advice(message: Message | None, names: Names = ALL) -> str:
+    """What would help, as the same entry has it; "" where nothing is known to."""
+    return "" if message is None else _fill(CATALOG[message.code].advice, message, names)
+
+
+def fields(template: str) -> list[str]:
+    """The arguments that a template names, in order."""
+    return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+
+
+def _fill(template: str, message: Message, names: Names) -> str:
+    if "{" not in template:
+        return template
+    args = dict(message.args)
+    return "".join(
+        before if name is None else before + _written(args[name], style or "", names)
+        for before, name, style, _ in Formatter().parse(template)
+    )
+
+
+def _written(value: Arg, style: str, names: Names) -> str:
+    if style == "gpus":
+        return gpus(value) if isinstance(value, int) else words(value, names)
+    if style.startswith("#"):
+        return count(value, style[1:]) if isinstance(value, int) else words(value, names)
+    if style.startswith("|"):
+        each = [
+            amounts(one.resources, one.flavor) if isinstance(one, Option) else words(one, names)
+            for one in several(value)
+        ]
+        return style[1:].join(dict.fromkeys(each) if " or " in style else each)
+    if style.startswith(">"):
+        found = words(value, names)
+        return style[1:] + found if found else ""
+    return format(value, style) if style and isinstance(value, int | float) else words(value, names)
+
+
+def _in_full(value: Arg, names: Names) -> str:
+    return amounts(value.resources, value.flavor) if isinstance(value, Option) else words(value, names)
+
+
+def words(value: Arg, names: Names) -> str:
+    """One argument. Several are joined by commas; of those that may not be known their number is told."""
+    match value:
+        case Ref():
+            return refer([value], names)
+        case Quote(said):
+            return said
+        case Message():
+            return text(value, names)
+        case About(name, message):
+            return text(message, names) if names.name(Ref(WORKLOAD, name)) is not None else ""
+        case Option(flavor, resources):
+            return bundle(resources, flavor)
+        case Resources():
+            return amounts(value)
+    if isinstance(value, tuple):
+        every = several(value)
+        refs = [each for each in every if isinstance(each, Ref)]
+        return refer(refs, names) if refs else ", ".join(words(each, names) for each in every)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def refer(refs: list[Ref], names: Names) -> str:
+    """Names, each once, then how many are hidden."""
+    shown: dict[str, None] = {}
+    hidden: dict[Ref, None] = {}
+    for ref in refs:
+        name = names.name(ref)
+        if name is None:
+            hidden[ref] = None
+        else:
+            shown[name] = None
+    return ", ".join([*shown, *_of_others([*hidden])])
+
+
+def _of_others(hidden: list[Ref]) -> list[str]:
+    if not hidden:
+        return []
+    kind = hidden[0].kind
+    if len(hidden) == 1:
+        return [HIDDEN.get(kind, "something")]
+    return [HIDDEN_MANY.get(kind, "{} things").format(len(hidden))]
+
+
+def is_public(ref: Ref) -> bool:
+    """Whether everybody may know it: it stands in the cluster file, or did something to the work at hand."""
+    return ref.kind in PUBLIC or ref.kind == ACTOR
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def gpus(milli: int) -> str:
+    """12 or 0.5: thousandths as people write them."""
+    return str(milli // MILLI) if milli % MILLI == 0 else f"{milli / MILLI:g}"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def bundle(resources: Resources, flavor: str | None) -> str:
+    """What one bundle takes first of all: `2 A100`, `0.5 GPU`, `4 CPU`."""
+    if resources.gpus_milli:
+        return f"{gpus(resources.gpus_milli)} {flavor or 'GPU'}"
+    if resources.cpus_milli:
+        return f"{gpus(resources.cpus_milli)} CPU"
+    return "a place"
+
+
+def amounts(need: Resources, flavor: str | None = None) -> str:
+    """All that is asked for or there: `2 A100, 4 CPUs, 16 GB`."""
+    parts = []
+    if need.gpus_milli:
+        parts.append(f"{gpus(need.gpus_milli)} {flavor or ('GPU' if need.gpus_milli <= MILLI else 'GPUs')}")
+    if need.cpus_milli:
+        parts.append(f"{gpus(need.cpus_milli)} CPU{'' if need.cpus_milli == MILLI else 's'}")
+    if need.memory_bytes:
+        parts.append(memory(need.memory_bytes))
+    parts += [f"{amount / MILLI:g} {name}" for name, amount in need.custom]
+    return ", ".join(parts) or "nothing"
+
+
+def memory(size: int) -> str:
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} B"
