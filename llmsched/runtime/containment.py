@@ -1,0 +1,165 @@
+"""What a worker's work starts on its node ends with the work, whatever it is: see `guardian.py`, which does it.
+
+A worker that runs a user's code holds a `Guard` while it does, and closes it before it says that it is done; a worker
+that is killed needs to do nothing. Whose work it is stands in the worker's environment under OWNER: the bridge gives it
+to the attempt's first process in Ray's runtime environment, which Ray hands on to everything that is made from there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmsched.runtime import guardian
+from llmsched.runtime.guardian import OWNER
+
+CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Cleared(NamedTuple):
+    """What outlived the work, by name: what had to be ended, and what would not end."""
+
+    ended: list[str]
+    left: list[str]
+
+
+class OverMemory(NamedTuple):
+    used: int  # bytes
+    asked: int
+    is_over: bool  # else it is a warning
+
+    def __str__(self) -> str:
+        return f"used {_size(self.used)} of the {_size(self.asked)} of memory it asked for"
+
+
+def owner_mark(attempt: str, cluster: str) -> str:
+    """Of an attempt by its name, `llms/tune/0/1`, on a cluster by its id; nobody else's on any machine they share."""
+    return f"{attempt}@{cluster[:16]}"
+
+
+def attempt_of(mark: str, cluster: str) -> str | None:
+    """The attempt that a mark names, unless it is of another cluster."""
+    attempt, _, where = mark.rpartition("@")
+    return attempt if attempt and where == cluster[:16] else None
+
+
+class Guard:
+    """From construction to `close`. Where there is no /proc, or nobody's name in the environment, it does nothing.
+
+    `memory_bytes` is what this rank asked for, 0 when nothing was; `counts_worker` when the user's code runs in this
+    very process. `on_memory` is called from a thread; after one that `is_over` the worker has REPORT_WITHIN_S.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 0,
+        memory_action: str = "off",
+        counts_worker: bool = False,
+        on_memory: Callable[[OverMemory], None] = print,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._on_memory, self._asked = on_memory, memory_bytes
+        self._answers: list[dict[str, Any]] = []
+        self._listener: threading.Thread | None = None
+        self._pipe = -1
+        owner = environment.get(OWNER, "")
+        if not owner or sys.platform != "linux":
+            return
+        settings = {
+            "worker": os.getpid(),
+            "owner": owner,
+            "memory_bytes": memory_bytes,
+            "memory_action": memory_action,
+            "counts_worker": counts_worker,
+        }
+        script = str(Path(guardian.__file__))
+        _become_subreaper(False)  # or the guardian, an orphan by intent, would come back as our child
+        beside = subprocess.Popen(
+            [sys.executable, "-I", "-S", script, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+            env={name: text for name, text in environment.items() if name != OWNER},  # it must not end itself
+        )
+        beside.wait()  # only its first process, which has left it to the machine's first
+        _become_subreaper(True)
+        assert beside.stdin is not None and beside.stdout is not None
+        self._pipe = os.dup(beside.stdin.fileno())
+        beside.stdin.close()
+        said = beside.stdout
+        if b"ready" not in said.readline():
+            raise RuntimeError("the guardian of this worker's processes did not start")
+        self._listener = threading.Thread(target=self._listen, args=(said,), daemon=True, name="guardian")
+        self._listener.start()
+
+    def close(self) -> Cleared:
+        """End what is left of the work; return when nothing is, or after CLOSE_WITHIN_S."""
+        if self._listener is None:
+            return Cleared([], [])
+        listener, self._listener = self._listener, None
+        with suppress(OSError):  # it is gone: then so are they, or `clear` finds them
+            os.write(self._pipe, b"close\n")
+        listener.join(CLOSE_WITHIN_S)
+        os.close(self._pipe)
+        answer = self._answers[-1] if self._answers else {}
+        if "ended" not in answer:  # the guardian was killed
+            return clear(os.environ.get(OWNER, ""), known=_below(os.getpid()))
+        return Cleared(answer["ended"], answer["left"])
+
+    def _listen(self, said: Any) -> None:
+        with said:
+            for line in said:
+                word = json.loads(line)
+                self._answers.append(word)
+                if "memory" in word:
+                    self._on_memory(OverMemory(word["memory"], self._asked, word["is_over"]))
+
+
+def clear(owner: str, *, known: set[guardian.Process] | None = None, polite_s: float = 0.0) -> Cleared:
+    """End, on this node, what is left of an owner whose workers are gone; return when nothing is.
+
+    The guardians of its workers do it at once; this is for those that were killed too."""
+    if not owner or sys.platform != "linux":
+        return Cleared([], [])
+    return Cleared(*guardian.end_all(owner, known or set(), polite_s=polite_s))
+
+
+def guardians_of(owner: str) -> int:
+    """How many guardians of this owner are at work on this node."""
+    mine = json.dumps(owner)
+    commands = (guardian._command(pid) for pid in guardian.everyone())
+    return sum(len(words) > 3 and words[3].endswith("guardian.py") and mine in words[-1] for words in commands)
+
+
+def clear_node(owner: str) -> dict[str, list[str]]:
+    """All of it, as the bridge asks it of a node: wait for guardians that are at it, then see that nothing is left."""
+    until = time.monotonic() + CLOSE_WITHIN_S
+    while guardians_of(owner) and time.monotonic() < until:
+        time.sleep(0.05)
+    return clear(owner)._asdict()
+
+
+def _become_subreaper(is_one: bool) -> None:
+    """Whether descendants of this process that lose their parent come to it."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0)
+
+
+def _below(pid: int) -> set[guardian.Process]:
+    rows = ((child, guardian.row_of(child)) for child in guardian.descendants({pid}))
+    return {guardian.Process(child, row.started) for child, row in rows if row is not None}
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
