@@ -69,7 +69,7 @@ def save(step: int, write: Callable[[Path], None], fraction: float | None = None
         store.write_if_absent(f"{key}/manifest.json", json.dumps(manifest, indent=1).encode())
     _publish(store, where, key, step)
     if where.supervisor is not None:
-        where.supervisor.checkpointed.remote(step, fraction)
+        where.supervisor.checkpointed(step, fraction)
     return store.uri_of(key)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmsched.runtime.link import Link
+
 
 @dataclass(frozen=True)
 class Context:
@@ -28,7 +30,7 @@ class Context:
     spec: dict[str, Any]  # the whole workload spec as JSON data
     storage: str
     inputs: dict[str, str] = field(default_factory=dict)  # run:// sources -> where their result lies
-    supervisor: Any = None  # handle of the attempt's supervisor actor; None when nobody watches
+    supervisor: Link | None = None  # to the attempt's supervisor; None when nobody watches
 
     @property
     def folder(self) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 from llmsched.runtime import context
 
 _EVERY_S = 0.5
-_PATIENCE_S = 10.0
 
 
 class Stopped(Exception):
@@ -68,14 +67,7 @@ def _ask(where: context.Context) -> bool:
         return False
     if asker is where and (answer or time.monotonic() - at < _EVERY_S):
         return answer
-    import ray
-
-    try:
-        answer = bool(ray.get(where.supervisor.should_stop.remote(), timeout=_PATIENCE_S))
-    except ray.exceptions.RayActorError:
-        answer = True  # without its supervisor the attempt is lost: leave, with a checkpoint
-    except ray.exceptions.GetTimeoutError:
-        answer = False  # busy or cut off: go on, ask again
+    answer = where.supervisor.should_stop()
     _asked = (where, time.monotonic(), answer)
     return answer
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from llmsched import sanitize
 from llmsched.runtime import context, redaction
+from llmsched.runtime.link import Link
 from llmsched.runtime.storage import Storage
 
 _EVERY_S = 0.5
@@ -62,11 +63,11 @@ class _Outbox:
                 self.timer.daemon = True
                 self.timer.start()
 
-    def _tell(self, supervisor: Any, news: dict[str, Any]) -> None:
+    def _tell(self, supervisor: Link | None, news: dict[str, Any]) -> None:
         if supervisor is None:
             return
         try:
-            supervisor.report.remote(news)
+            supervisor.report(news)
         except Exception as error:  # whatever Ray says: a report is not worth a training run
             if not self.complained:
                 self.complained = True

@@ -1,17 +1,25 @@
-"""How an attempt ended, as its receipt in the storage says. One that cannot be read is a failure, never a success.
+"""What an attempt leaves in the storage: a note that it began, and the receipt of how it ended, which outlives all.
 
-The storage is the workload's too, so whatever stands there is read as what strangers wrote: it never raises.
+    <gang>/<attempt>/attempt.json    who, where, which placement groups: what it takes to clean up after it
+    <gang>/<attempt>/receipt.json    written once, before anybody is told: the first one stands
+
+The storage is the workload's too, so whatever stands there is read as what strangers wrote: reading never raises, and a
+receipt that cannot be read is a failure, never a success.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmsched import sanitize
+from llmsched.runtime import artifact
+from llmsched.runtime.storage import Storage
 
 OUTCOMES = ("succeeded", "failed", "released")
+PAUSES_S = (0, 1, 2, 4, 8, 15, 30)  # between tries to write it
 EVENTS = ("error", "interruption", "input", "no-capacity")
 
 
@@ -59,3 +67,48 @@ def of(found: Any) -> Receipt:
 
 def _unreadable(why: str) -> Receipt:
     return Receipt("failed", sanitize.text(f"its receipt cannot be read: {why}", 500))
+
+
+def note_beginning(storage: Storage, order: dict[str, Any], groups: list[str]) -> None:
+    about = {
+        "attempt": order["attempt"],
+        "epoch": order["epoch"],
+        "kind": order["kind"],
+        "members": [{"rank": one["rank"], "node": one["node"]} for one in order["members"]],
+        "placement_groups": groups,
+    }
+    storage.write(f"{_folder(order)}/attempt.json", json.dumps(about, indent=1).encode())
+
+
+def write(storage: Storage, order: dict[str, Any], receipt: Receipt) -> Receipt:
+    """The receipt as it stands, durable. What a storage that is away for a minute never got has not succeeded."""
+    trouble = ""
+    for pause_s in PAUSES_S:
+        time.sleep(pause_s)
+        try:
+            return _stored(storage, order, receipt)
+        except Exception as error:
+            trouble = f"its receipt could not be written: {sanitize.first_line(error)}"
+            print(f"{_folder(order)}: {trouble}", flush=True)
+    if receipt.outcome == "succeeded":
+        receipt = replace(receipt, outcome="failed", message=trouble, event="interruption")
+    return receipt
+
+
+def _stored(storage: Storage, order: dict[str, Any], receipt: Receipt) -> Receipt:
+    """The receipt with what the work left behind, as the storage has it now: the first one written stands."""
+    try:
+        result = artifact.read_result(order["storage"], order["gang"], order["attempt"], order["epoch"])
+    except artifact.ResultUnreadable as error:
+        if receipt.outcome == "succeeded":
+            receipt = replace(receipt, outcome="failed", message=str(error), event="error")
+    else:
+        made = result["artifact"] if receipt.outcome == "succeeded" else None
+        receipt = replace(receipt, artifact=made, metrics=sanitize.numbers(result["metrics"]))
+    if storage.write_if_absent(key(_folder(order)), receipt.dump()):
+        return receipt
+    return parse(storage.read(key(_folder(order))))
+
+
+def _folder(order: dict[str, Any]) -> str:
+    return f"{order['gang']}/{order['attempt']}"

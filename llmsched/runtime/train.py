@@ -21,6 +21,8 @@ from ray.train.backend import Backend, BackendConfig
 
 from llmsched import sanitize
 from llmsched.runtime import context, elastic, environment, execute, packages, progress, redaction
+from llmsched.runtime.link import ActorLink
+from llmsched.runtime.ray_internals import TORCH
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
@@ -35,9 +37,7 @@ class TorchGroup(BackendConfig):  # type: ignore[misc]
 
     @property
     def framework(self) -> Any:
-        from ray.train.v2._internal.util import TrainingFramework
-
-        return TrainingFramework.TORCH
+        return TORCH
 
 
 class _TorchGroupBackend(Backend):  # type: ignore[misc]
@@ -102,7 +102,7 @@ def work(config: dict[str, str]) -> None:
     """Run one rank. `config` names the attempt's supervisor, which hands out the order: what Ray Train keeps of a
     run's configuration is shown on its dashboard, and an order may hold secrets."""
     supervisor = ray.get_actor(config["attempt"], namespace=config["namespace"])
-    order = json.loads(ray.get(supervisor.order.remote()))
+    order = json.loads(ray.get(supervisor.launch_order.remote()))
     here = ray.train.get_context()
     rank = here.get_world_rank()
     redaction.hide(order)
@@ -122,7 +122,7 @@ def work(config: dict[str, str]) -> None:
         spec=order["spec"],
         storage=order["storage"],
         inputs=order["inputs"],
-        supervisor=supervisor,
+        supervisor=ActorLink(supervisor),
     )
     try:
         with environment.output_to(log), context.enter(who):
@@ -149,7 +149,8 @@ def work(config: dict[str, str]) -> None:
                 else:
                     traceback.print_exc()
                 progress.flush()
-                ray.get(supervisor.failed.remote(rank, text, _is_peer_loss(error), is_input))
+                event = "interruption" if _is_peer_loss(error) else "input" if is_input else "error"
+                ray.get(supervisor.failed.remote(rank, text, event))
                 # What is raised is logged and passed on by Ray: with all that it says, when it is not in our words.
                 raise RuntimeError(text) from None
             else:
@@ -163,7 +164,7 @@ def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
     loop = environment.load_entry(train.get("loop") or OUR_LOOP, "train.loop")
     takes_config = bool(train.get("loop")) and bool(inspect.signature(loop).parameters)
     if rank == 0:
-        ray.get(supervisor.started.remote())
+        ray.get(supervisor.begin.remote())
     if takes_config:
         loop(train.get("config") or {})
     else:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +15,19 @@ from llmsched.runtime import Context, context, current, data, elastic, enter, pr
 
 
 class Listener:
-    """Stands where a supervisor's actor handle would: `handle.report.remote(values)`."""
+    """Stands where the link to a supervisor would."""
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
-        self.report = SimpleNamespace(remote=self.heard.append)
+
+    def report(self, values: dict[str, Any]) -> None:
+        self.heard.append(values)
+
+    def checkpointed(self, step: int, fraction: float | None) -> None:
+        raise AssertionError("no loop here saves")
+
+    def should_stop(self) -> bool:
+        return False
 
 
 def test_importing_the_runtime_imports_neither_torch_nor_ray_nor_boto3() -> None:

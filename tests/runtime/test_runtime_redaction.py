@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from llmsched.runtime import environment, progress, redaction
+from llmsched.runtime.attempt import Outcome
 from llmsched.runtime.replica import ReplicaHost
-from llmsched.runtime.supervisor import Outcome
 from llmsched.runtime.task import TaskWorker
 
 CANARY = "canary-5f2c9e"

@@ -14,7 +14,7 @@ import ray
 from ray import serve
 
 from llmsched.executors.port import CommandAnswer, CommandEnded, CommandOrder, CommandSaid, LaunchOrder
-from llmsched.runtime.supervisor import NAMESPACE
+from llmsched.runtime.attempt import NAMESPACE
 
 AT_ONCE = 16
 

@@ -7,6 +7,8 @@ import urllib.request
 
 import ray
 
+from llmsched.executors.bridge import ray_internals
+
 CONNECT_WITHIN_S = 60.0
 PROBE_WITHIN_S = 5.0
 
@@ -20,8 +22,7 @@ def connect(address: str, namespace: str) -> tuple[str, str]:
         logging_level=logging.WARNING,
         configure_logging=True,
     )
-    cluster_id = ray._private.worker.global_worker.node.cluster_id
-    return str(cluster_id.hex()), f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    return ray_internals.cluster_id(), f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
 def lets_anyone_in(dashboard: str) -> bool:

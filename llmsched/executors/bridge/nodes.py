@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
-from ray._private.state import available_resources_per_node  # the only public-free way to per-node numbers
 
+from llmsched.executors.bridge.ray_internals import available_resources_per_node
 from llmsched.executors.port import Deliver, ForeignSeen, Member, NodeGone, NodeSeen
 
 LASTING_LOOKS = 3

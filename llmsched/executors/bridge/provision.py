@@ -6,12 +6,12 @@ public `request_resources` is one global slot that every Train run overwrites. A
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from llmsched.executors.bridge.ray_internals import autoscaling_coordinator
 from llmsched.executors.wire import CapacityBundle
 
 REQUESTER = "llmsched"
@@ -42,23 +42,10 @@ class Provision:
 
     def _ask(self) -> None:
         if self._client is None:
-            self._client = _coordinator()
+            self._client = autoscaling_coordinator(REQUESTER)
         self._client.request_resources(
             resources=[dict(one.resources) for one in self._wanted for _ in range(one.count)],
             label_selectors=[dict(one.labels) for one in self._wanted for _ in range(one.count)],
             expire_after_s=EXPIRES_AFTER_S,
         )
         self._asked_at = time.monotonic()
-
-
-def _coordinator() -> Any:
-    try:
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
-    except ImportError:
-        print(
-            "this Ray has no AutoscalingCoordinator where 2.60 has it: llmsched cannot ask its autoscaler for nodes. "
-            "Use a tested version (pip install 'ray~=2.60').",
-            file=sys.stderr,
-        )
-        raise
-    return DefaultAutoscalingCoordinator(requester_id=REQUESTER)

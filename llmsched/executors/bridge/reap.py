@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
-from llmsched.runtime.supervisor import NAMESPACE
+from llmsched.runtime.attempt import NAMESPACE
 
 if TYPE_CHECKING:
     from llmsched.executors.bridge.serve import Replicas

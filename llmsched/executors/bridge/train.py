@@ -33,8 +33,9 @@ from llmsched.executors.port import (
     Vanished,
 )
 from llmsched.runtime import receipt as receipts
+from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.storage import Storage
-from llmsched.runtime.supervisor import NAMESPACE, Supervisor
+from llmsched.runtime.supervisor import Supervisor
 
 _ANSWER_WITHIN_S = 10.0
 

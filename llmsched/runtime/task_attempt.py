@@ -1,0 +1,142 @@
+"""An attempt of a task gang: one actor a member, which runs the user's command as a process group of its own.
+
+The first rank that fails ends the gang. What the workers do is in `task.py`. Start reading at `run`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+
+from llmsched import sanitize
+from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
+from llmsched.runtime.task import INPUT_MARK, TaskWorker
+
+
+class TaskAttempt:
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._workers: list[Any] = []
+        self._stops: list[Any] = []
+
+    def run(self) -> None:
+        life = self._life
+        for member in life.order["members"]:
+            self._workers.append(self._worker(member))
+        places = self._placed()
+        heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
+        self._check(self._answers([worker.prepare.remote() for worker in heads.values()]))
+        if life.is_leaving:
+            raise Outcome("released", "stopped before it began")
+        life.begin()
+        runs = []
+        for rank, (place, worker) in enumerate(zip(places, self._workers, strict=True)):
+            envs = self._envs(rank, places[0]["ip"])
+            life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs})
+            runs.append(worker.run.remote(envs))
+        try:
+            self._check(self._answers(runs))
+        finally:
+            with suppress(Exception):
+                ray.get([worker.clean.remote() for worker in heads.values()], timeout=5)
+
+    def ask_to_leave(self, grace_s: float) -> None:
+        self._stops = [worker.stop.remote(grace_s) for worker in self._workers]
+
+    def end(self) -> None:
+        """The workers end their processes by themselves when the grace is over: they are given a little time for it."""
+        if self._stops:
+            ray.wait(self._stops, num_returns=len(self._stops), timeout=CLOSE_WITHIN_S)
+        self._life.left.wait(CLOSE_WITHIN_S)
+
+    def let_go(self) -> None:
+        for worker in self._workers:
+            with suppress(Exception):
+                ray.kill(worker)
+        for worker in self._workers:
+            with suppress(Exception):  # a dead actor answers with an error
+                ray.get(worker.where.remote(), timeout=CLOSE_WITHIN_S)
+
+    def controlled_by(self, controller: Any) -> None:
+        """Nobody but us runs a task."""
+
+    def took(self, group: str) -> None:
+        """A task has no placement group."""
+
+    def _worker(self, member: dict[str, Any]) -> Any:
+        need, life = resources_of(member), self._life
+        return (
+            ray.remote(max_restarts=0, max_concurrency=4)(TaskWorker)
+            .options(
+                name=f"{life.name}/rank-{member['rank']}" + (f".{life.resizes}" if life.resizes else ""),
+                namespace=NAMESPACE,
+                num_gpus=need.pop("GPU", 0),
+                num_cpus=need.pop("CPU", 0),
+                memory=int(need.pop("memory", 0)) or None,
+                resources=need,
+                label_selector={"ray.io/node-id": member["node"]},
+            )
+            .remote(json.dumps(life.order), member["rank"])
+        )
+
+    def _envs(self, rank: int, address: str) -> dict[str, str]:
+        order = self._life.order
+        envs = {
+            "RANK": rank,
+            "WORLD_SIZE": len(order["members"]),
+            "LLMSCHED_NAME": order["spec"].get("name", order["workload"]),
+            "LLMSCHED_WORKLOAD": order["workload"],
+            "LLMSCHED_GANG": order["gang"],
+            "LLMSCHED_ATTEMPT": order["attempt"],
+            "LLMSCHED_RANK": rank,
+            "LLMSCHED_WORLD_SIZE": len(order["members"]),
+            "LLMSCHED_STORAGE": order["storage"],
+            "LLMSCHED_INPUTS": json.dumps(order["inputs"]),
+            "MASTER_ADDR": address,
+        }
+        return {key: str(value) for key, value in envs.items()}
+
+    def _placed(self) -> list[dict[str, Any]]:
+        asked = [worker.where.remote() for worker in self._workers]
+        until = time.monotonic() + PLACED_WITHIN_S
+        waiting = asked
+        while waiting:
+            if self._life.is_leaving:
+                raise Outcome("released", "stopped before it began")
+            if time.monotonic() > until:
+                raise Outcome("failed", f"Ray did not place all workers in {PLACED_WITHIN_S:.0f} s", "no-capacity")
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
+        try:
+            places: list[dict[str, Any]] = ray.get(asked)
+            return places
+        except ray.exceptions.RayError as error:
+            raise Outcome(
+                "failed", f"a worker could not start: {sanitize.first_line(error)}", "interruption"
+            ) from error
+
+    def _answers(self, runs: list[Any]) -> list[str]:
+        """What each call says, or the first failure: one rank that fails ends the gang."""
+        said: list[str] = []
+        waiting = list(runs)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            try:
+                said += ray.get(done)
+            except ray.exceptions.RayError as error:
+                rank = runs.index(done[0])
+                raise Outcome("failed", f"rank {rank}: its process or its node died", "interruption") from error
+            if said[-1]:
+                break
+        return said
+
+    def _check(self, said: list[str]) -> None:
+        trouble = next((text for text in said if text), "")
+        if trouble and not self._life.is_leaving:
+            is_input = trouble.startswith(INPUT_MARK)
+            raise Outcome("failed", trouble.removeprefix(INPUT_MARK), "input" if is_input else "error")
+        if trouble:
+            raise Outcome("released", "stopped as asked")

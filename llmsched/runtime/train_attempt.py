@@ -1,0 +1,133 @@
+"""An attempt of a train gang: one run of Ray Train on exactly the members' nodes. Start reading at `run`.
+
+Train's own restarts are off: an attempt fails once, and goes on from our own checkpoints in the next one. What the
+workers do is in `train.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util.placement_group import PlacementGroup
+
+from llmsched import sanitize
+from llmsched.runtime import train
+from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
+from llmsched.runtime.ranks import Failure
+from llmsched.runtime.ray_internals import DataParallelTrainer, TrainingFailedError, Watch, is_no_capacity
+
+# Ray Train reads these where `fit` is called and hands them to its processes.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead worker is noticed within a second
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(int(PLACED_WITHIN_S)),
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # preemption is the scheduler's, and each watcher is a process
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # our log shows what the loop prints
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class TrainAttempt:
+    def __init__(self, life: Life) -> None:
+        os.environ.update(SETTINGS)
+        self._life = life
+        self._run_name = life.name.removeprefix("llms/").replace("/", ".")
+        self._controller: Any = None
+        self._groups: list[str] = []
+
+    def run(self) -> None:
+        life, members = self._life, self._life.order["members"]
+        amounts = {json.dumps([resources_of(one)], sort_keys=True) for one in members}
+        if len(amounts) != 1:
+            raise Outcome("failed", "a train gang's workers must ask for the same resources", "input")
+        trainer = DataParallelTrainer(
+            train.work,
+            train_loop_config={"attempt": life.name, "namespace": NAMESPACE},
+            backend_config=train.TorchGroup(),
+            scaling_config=ScalingConfig(
+                num_workers=len(members),
+                use_gpu=members[0]["gpus"] > 0,
+                resources_per_worker=resources_of(members[0]),
+                label_selector=[{"ray.io/node-id": one["node"]} for one in members],
+            ),
+            run_config=RunConfig(
+                name=self._run_name,
+                storage_path=life.storage.uri_of("train-runs"),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+                callbacks=[Watch(life.name, NAMESPACE)],
+            ),
+        )
+        if life.is_leaving:
+            raise Outcome("released", "stopped before it began")
+        try:
+            trainer.fit()
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            raise self._failure(error) from error
+        if life.ranks.did_stop:
+            raise Outcome("released", "left as asked", step=life.ranks.stopped_step)
+        self._check_all_finished(len(members))
+
+    def _check_all_finished(self, size: int) -> None:
+        """Success is what every rank has said, not the absence of an error: one may not survive its own telling."""
+        if own := self._life.ranks.own_failures():
+            raise _outcome_of(own[0])
+        if silent := sorted(set(range(size)) - self._life.ranks.finished_ranks):
+            raise Outcome("failed", f"rank {silent[0]} ended without saying how; its log may say more", "error")
+
+    def ask_to_leave(self, grace_s: float) -> None:
+        """The loop asks `should_stop` by itself, and has until its grace is over."""
+
+    def end(self) -> None:
+        left = self._life.left
+        for how in ("abort", "kill"):
+            with suppress(Exception):
+                if self._controller is not None:
+                    self._controller.abort.remote() if how == "abort" else ray.kill(self._controller)
+            if left.wait(CLOSE_WITHIN_S / 2):
+                return
+
+    def let_go(self) -> None:
+        with suppress(Exception):
+            if self._controller is not None:
+                ray.kill(self._controller)
+        for group in self._groups:
+            with suppress(Exception):
+                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        with suppress(Exception):
+            self._life.storage.delete(f"train-runs/{self._run_name}")
+
+    def controlled_by(self, controller: Any) -> None:
+        self._controller = controller
+
+    def took(self, group: str) -> None:
+        """The run's placement group, by its id in hex: Train gives it no name."""
+        self._groups.append(group)
+
+    def _failure(self, error: Exception) -> Outcome:
+        """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
+        ranks = self._life.ranks
+        own = ranks.own_failures()
+        deaths = {
+            rank: one
+            for rank, one in getattr(error, "worker_failures", {}).items()
+            if isinstance(one, ray.exceptions.RayActorError) or "died" in type(one).__name__.lower()
+        }
+        if own and not deaths:  # where a process died, what others then say is an echo, in whatever words
+            return _outcome_of(own[0])
+        if deaths or ranks.heard_of_a_loss():
+            who = f"rank {min(deaths)}" if deaths else "another worker"
+            return Outcome("failed", f"{who}: its process or its node died", "interruption")
+        cause = getattr(error, "controller_failure", error)
+        if is_no_capacity(cause):
+            return Outcome("failed", f"Ray did not place all workers in {PLACED_WITHIN_S:.0f} s", "no-capacity")
+        return Outcome("failed", f"{type(cause).__name__}: {sanitize.first_line(cause)}", "interruption")
+
+
+def _outcome_of(failure: Failure) -> Outcome:
+    rank, text, event = failure
+    return Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event)
