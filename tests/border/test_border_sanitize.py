@@ -19,7 +19,7 @@ def is_valid(value):
     return len(written) < 50_000
 
 
-@pytest.mark.parametrize("value", ALL, ids=lambda value: repr(value)[:30] if not isinstance(value, list) else "list")
+@pytest.mark.parametrize("value", ALL, ids=lambda value: type(value).__name__)
 def test_any_value_becomes_valid_data_and_text(value):
     assert is_valid(sanitize.data(value)) and is_valid(sanitize.data({"key": [value], "other": {"a": value}}))
     assert is_valid(sanitize.text(value)) and is_valid(sanitize.line(value))
