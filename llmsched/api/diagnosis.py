@@ -13,9 +13,9 @@ from llmsched.api.views import numbers, phase
 from llmsched.control.dispatch import spec_of
 from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
 from llmsched.core import decisions, facts
-from llmsched.core.catalog import Names, advice, text
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, size_of
+from llmsched.core.render import Names, advice, text
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.spec import http_models

@@ -12,7 +12,6 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 from llmsched.control import reasons
 from llmsched.core import decisions, facts
-from llmsched.core.catalog import Names, refer, text
 from llmsched.core.message import (
     ACTOR,
     GANG,
@@ -25,6 +24,7 @@ from llmsched.core.message import (
     Ref,
     say,
 )
+from llmsched.core.render import Names, refer, text
 from llmsched.core.workload import Option, Placement, Workload
 
 

@@ -11,10 +11,10 @@ from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Rights
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
-from llmsched.core.catalog import Names, refer, text
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
+from llmsched.core.render import Names, refer, text
 from llmsched.core.reservation import Windows, nodes_of_row, window
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.provision import accelerator_of, price_of

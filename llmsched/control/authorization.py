@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from llmsched.control.dispatch import newest_run
 from llmsched.core import authorization as core
-from llmsched.core.catalog import is_public
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import GANG, NODE, USER, WORKLOAD, Ref
+from llmsched.core.render import is_public
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import NotAllowed, RequestError
@@ -128,7 +128,7 @@ def check_queue(workload: Workload, rights: Rights) -> None:
 
 
 class KnownNames:
-    """What one person may call things: catalog.Names under that person's rights. What is not known to be one's to see
+    """What one person may call things: render.Names under that person's rights. What is not known to be one's to see
     has no name; so has a workload that is not there. `asked`: the id of work that one has been let handle."""
 
     def __init__(self, state: State, rights: Rights, asked: str = "") -> None:

@@ -23,10 +23,10 @@ from llmsched.control.requests import (
     sorted_by_need,
 )
 from llmsched.control.vault import Secrets
-from llmsched.core.catalog import Names, text
 from llmsched.core.commands import Submit
 from llmsched.core.policy import Policies
 from llmsched.core.records import amount_of
+from llmsched.core.render import Names, text
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.state import State
 from llmsched.core.whatif import Forecast, forecast

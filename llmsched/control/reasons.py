@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsched.core.catalog import Names, advice, text
 from llmsched.core.explain import Reason
 from llmsched.core.message import WORKLOAD, About, Arg, Message, Quote, Ref, several
+from llmsched.core.render import Names, advice, text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.workload import Option
 from llmsched.spec import http_models

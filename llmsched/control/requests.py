@@ -17,8 +17,8 @@ from llmsched.control import registry, vault
 from llmsched.control.authorization import OPERATOR, KnownNames, Person, Rights, check_name, check_queue
 from llmsched.control.dispatch import newest_run, spec_of
 from llmsched.core import commands
-from llmsched.core.catalog import Names, advice, text
 from llmsched.core.facts import CommandBegun, Fact, Published
+from llmsched.core.render import Names, advice, text
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import LlmschedError, RequestError, SpecError

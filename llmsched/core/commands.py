@@ -89,7 +89,7 @@ class Refusal:
     """`code`: unchanged | unknown_workload | unknown_queue | impossible | over_limit | cycle | conflict | ended ..."""
 
     code: str
-    message: Message  # `catalog.advice` of it is the next thing to try
+    message: Message  # `render.advice` of it is the next thing to try
 
 
 def check(state: State, command: Command) -> Fact | Refusal:
@@ -345,16 +345,19 @@ def _scale(state: State, command: ScaleTo) -> Fact | Refusal:
     if record.outcome or record.cancelled:
         return Refusal("ended", say(f"ended.scale_{record.outcome or 'cancelled'}", who=workload(command.workload)))
     spec = record.workload
-    low, high, what = (
-        (spec.min_replicas, spec.max_replicas, "replicas")
-        if spec.kind == "serve"
-        else (spec.min_size, spec.max_size, "workers")
-    )
+    serves = spec.kind == "serve"
+    low, high = (spec.min_replicas, spec.max_replicas) if serves else (spec.min_size, spec.max_size)
     if not low <= command.size <= high:
-        message = say(f"over_limit.{what}", who=workload(spec.id), least=low, most=high, size=command.size)
+        message = say(
+            "over_limit.replicas" if serves else "over_limit.workers",
+            who=workload(spec.id),
+            least=low,
+            most=high,
+            size=command.size,
+        )
         return Refusal("over_limit", message)
     sizes = allowed_sizes(spec)
-    if spec.kind != "serve" and command.size not in sizes:
+    if not serves and command.size not in sizes:
         message = say("over_limit.size", who=workload(spec.id), size=command.size, sizes=sizes)
         return Refusal("over_limit", message)
     return Scaled(command.at, command.workload, command.size)

@@ -40,7 +40,7 @@ TAKEN = (  # the `reason` of a Preempt or of a Resize
 
 
 class Reason(NamedTuple):
-    """One dominant reason. `message` also knows the smallest change that would start it (`catalog.advice`). `counts`
+    """One dominant reason. `message` also knows the smallest change that would start it (`render.advice`). `counts`
     are (stage or filter, number of nodes or bundles it refused); their names stand in the cluster file or in the code,
     for everybody to read."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llmsched.core import catalog
+from llmsched.core import render
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 
@@ -36,4 +36,4 @@ class Plan:
     def why(self, gang: str) -> str:
         """A waiting gang's reason in words, with all names; a workload's name stands for its first gang."""
         found = self.reasons.get(gang) or self.reasons.get(f"{gang}/0")
-        return catalog.text(found.message) if found else ""
+        return render.text(found.message) if found else ""

@@ -69,11 +69,11 @@ def forecast(state: State, workloads: Sequence[Workload], policies: Policies) ->
             if isinstance(decision, Resize):
                 size = size_of(world.gangs[decision.gang].spec, decision.placement)
                 before = state.gangs[decision.gang].size
-                code = "others.shrinks" if size < before else "others.grows"
-                others.append(say(code, who=Ref(GANG, decision.gang), before=before, size=size))
+                resized = "others.shrinks" if size < before else "others.grows"
+                others.append(say(resized, who=Ref(GANG, decision.gang), before=before, size=size))
             else:
-                code = "others.preempted" if isinstance(decision, Preempt) else "others.drained"
-                others.append(say(code, who=Ref(GANG, decision.gang)))
+                leaves = "others.preempted" if isinstance(decision, Preempt) else "others.drained"
+                others.append(say(leaves, who=Ref(GANG, decision.gang)))
     others += [
         say("others.waits", who=Ref(GANG, name)) for name in sorted(expected - set(launches)) if name not in ours
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmsched.core import catalog
+from llmsched.core import render
 from llmsched.core.explain import Reason
 
 
@@ -51,7 +51,7 @@ class Recorder:
             last = self._why.get(gang)
             if last is None or last.code != reason.code:
                 self._answered(gang, now)
-                self._why[gang] = Wait(gang, now, now, reason.code, catalog.text(reason.message))
+                self._why[gang] = Wait(gang, now, now, reason.code, render.text(reason.message))
 
     def _answered(self, gang: str, now: float) -> None:
         last = self._why.pop(gang, None)

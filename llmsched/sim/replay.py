@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmsched.core import catalog
+from llmsched.core import render
 from llmsched.core.invariants import violations
 from llmsched.core.scheduler import decide
 from llmsched.core.state import State
@@ -67,9 +67,9 @@ def _find(state: State, name: str) -> str:
     return max(runs, key=lambda record: record.workload.run).workload.id
 
 
-def names_in(state: State) -> catalog.AllNames:
+def names_in(state: State) -> render.AllNames:
     """Whoever may read the journal sees everything."""
-    return catalog.AllNames({name: node.node.name or name for name, node in state.nodes.items()})
+    return render.AllNames({name: node.node.name or name for name, node in state.nodes.items()})
 
 
 def findings(found: Replayed) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def findings(found: Replayed) -> dict[str, Any]:
         "waiting": {
             gang: {
                 "code": reason.code,
-                "message": catalog.text(reason.message, names),
-                "next_change": catalog.advice(reason.message, names),
+                "message": render.text(reason.message, names),
+                "next_change": render.advice(reason.message, names),
                 "eta": reason.eta,
             }
             for gang, reason in sorted(plan.reasons.items())
@@ -102,7 +102,7 @@ def findings(found: Replayed) -> dict[str, Any]:
             {
                 "kind": type(each).__name__,
                 "gang": getattr(each, "gang", ""),
-                "why": catalog.text(getattr(each, "why", None), names),
+                "why": render.text(getattr(each, "why", None), names),
             }
             for each in plan.decisions
         ],
@@ -112,7 +112,7 @@ def findings(found: Replayed) -> dict[str, Any]:
         result["explain"] = {
             "workload": found.about,
             "phase": record.phase,
-            "message": catalog.text(record.message, names),
+            "message": render.text(record.message, names),
             "waits": {name: result["waiting"][name]["message"] for name in record.gangs if name in result["waiting"]},
         }
     return result

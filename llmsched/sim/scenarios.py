@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmsched.core import catalog, decisions, facts
+from llmsched.core import decisions, facts, render
 from llmsched.core.fair import decayed, weighed_window_s
 from llmsched.core.invariants import violations
 from llmsched.core.message import say
@@ -195,7 +195,7 @@ class Run:
         finally:
             gang.spec, state.quota.enforced = original, queue_quota
         if isinstance(found, Refused):
-            raise ValueError(f"running job {gang.workload_id} does not fit: {catalog.text(found.message)}")
+            raise ValueError(f"running job {gang.workload_id} does not fit: {render.text(found.message)}")
         if "gpu_index" in row:
             return tuple(
                 placed._replace(gpu_index=row["gpu_index"]) if placed.gpu_index >= 0 else placed for placed in found

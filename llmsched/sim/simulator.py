@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from llmsched.core import catalog, decisions, facts
+from llmsched.core import decisions, facts, render
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.decisions import Decision
 from llmsched.core.nodes import Node
@@ -306,7 +306,7 @@ class _Replay:
             if gang not in self.finished:
                 known = self.state.gangs[gang]
                 told = known.reason.message if known.reason else known.message
-                why = catalog.text(told) or known.status.value
+                why = render.text(told) or known.status.value
             result.outcomes.append(
                 Outcome(
                     job,

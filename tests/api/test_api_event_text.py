@@ -9,10 +9,10 @@ import pytest
 from llmsched.api.event_text import data, describe, told
 from llmsched.core import decisions as d
 from llmsched.core import facts as f
-from llmsched.core.catalog import AllNames
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import quoted, say, workload
 from llmsched.core.nodes import Node
+from llmsched.core.render import AllNames
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Group, Option, Placed, Workload
 

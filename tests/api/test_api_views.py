@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmsched.api import views
-from llmsched.core.catalog import ALL
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import AdapterLoaded, Bound, Fact, NodeJoined, Submitted
 from llmsched.core.nodes import Node
+from llmsched.core.render import ALL
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State

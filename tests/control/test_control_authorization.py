@@ -9,9 +9,9 @@ from control_harness import ANN, controlling, task
 
 from llmsched.control.authorization import KnownNames, Person, Rights
 from llmsched.core.authorization import may_see, may_submit
-from llmsched.core.catalog import text
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.message import ACTOR, GANG, NODE, USER, About, Quote, Ref, say, workload
+from llmsched.core.render import text
 
 LORA, AGAIN, MINE, GONE = (workload(name) for name in ("lora", "lora@2", "mine", "gone"))
 KNOWN = say("basis.run", by=Ref(ACTOR, ANN), model=Quote("qwen"))

@@ -7,7 +7,7 @@ import asyncio
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
 
 from llmsched.api import views
-from llmsched.core.catalog import text
+from llmsched.core.render import text
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_file
 

@@ -11,8 +11,8 @@ from control_harness import ANN, ManualClock, Script, controlling, fake_cluster,
 from llmsched.control.execution import Command
 from llmsched.control.recovery import fold
 from llmsched.control.vault import Vault
-from llmsched.core.catalog import text
 from llmsched.core.facts import CommandBegun, Published
+from llmsched.core.render import text
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.executors.port import LaunchAsked

@@ -8,8 +8,8 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
 from llmsched.control import registry
-from llmsched.core.catalog import text
 from llmsched.core.facts import Published
+from llmsched.core.render import text
 from llmsched.errors import RequestError
 from llmsched.spec import cluster as cluster_file
 from llmsched.spec.load import load_json

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
 
-from llmsched.core.catalog import text
+from llmsched.core.render import text
 from llmsched.errors import SpecError
 from llmsched.executors.fake import NodeKind
 from llmsched.spec import cluster as cluster_file

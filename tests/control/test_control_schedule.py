@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task
 
-from llmsched.core.catalog import text
+from llmsched.core.render import text
 from llmsched.errors import RequestError
 
 HOURLY = {"cron": "0 * * * *"}

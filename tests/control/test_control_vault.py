@@ -9,7 +9,7 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, phase, task, until
 
 from llmsched.control.vault import SHARED, Vault
-from llmsched.core.catalog import text
+from llmsched.core.render import text
 from llmsched.errors import RequestError, SpecError, StoreError
 from llmsched.store.memory import MemoryStore
 from llmsched.store.tables import SecretRow

@@ -8,7 +8,6 @@ from time import perf_counter
 import pytest
 from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
-from llmsched.core.catalog import text
 from llmsched.core.commands import Cancel, Configure, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Cohort, Configuration, NodeType, PolicyNames, Queue, Quota, Reservation
 from llmsched.core.facts import (
@@ -25,6 +24,7 @@ from llmsched.core.facts import (
     Tick,
 )
 from llmsched.core.nodes import Node
+from llmsched.core.render import text
 from llmsched.core.reservation import Windows
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn

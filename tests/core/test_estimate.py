@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from llmsched.core import facts
-from llmsched.core.catalog import text
 from llmsched.core.configuration import Configuration, Scheduling
 from llmsched.core.decisions import Launch
 from llmsched.core.estimate import ENOUGH, KINDS_KEPT, RUNS_KEPT, History
 from llmsched.core.nodes import Node
 from llmsched.core.policy import View
+from llmsched.core.render import text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsched.core import decisions, facts
-from llmsched.core.catalog import text
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
 from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
 from llmsched.core.invariants import violations
 from llmsched.core.lifecycle import Status
 from llmsched.core.nodes import Node
+from llmsched.core.render import text
 from llmsched.core.reservation import Windows
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from test_walk import POLICIES, node, started, turn, work
 
-from llmsched.core.catalog import text
 from llmsched.core.decisions import Drain, Preempt
 from llmsched.core.facts import (
     Bound,
@@ -17,6 +16,7 @@ from llmsched.core.facts import (
     Submitted,
     Tick,
 )
+from llmsched.core.render import text
 from llmsched.core.state import State, Status
 
 BROKEN = ("input", "no such model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmsched.core.catalog import text
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.decisions import Drain, Launch, Stop
 from llmsched.core.facts import (
@@ -22,6 +21,7 @@ from llmsched.core.facts import (
 from llmsched.core.invariants import violations
 from llmsched.core.message import ACTOR, Ref, say
 from llmsched.core.nodes import Node
+from llmsched.core.render import text
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.state import State, Status

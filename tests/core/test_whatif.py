@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llmsched.core.catalog import text
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import NodeJoined, Submitted
 from llmsched.core.nodes import Node
+from llmsched.core.render import text
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State

@@ -84,7 +84,7 @@ def run(
         )
     for victim in choice.victims:
         code = choice.why[victim.id]
-        why = say(f"preempt.{code}", who=workload(gang.workload_id))
+        why = say(f"taken.{code}", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
     leaving = [*smaller, *(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]

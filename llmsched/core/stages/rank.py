@@ -253,7 +253,7 @@ def _carry_out(
         beneficiary = next((on_node[p.node] for p in gang.held if p.node in on_node), found[0][0].id if found else "")
         why = say("preempt.in_queue_rank")
         if beneficiary:
-            why = say("preempt.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
+            why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *trial.shrinking, *state.vacating]
