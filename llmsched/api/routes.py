@@ -6,6 +6,7 @@ A route about one workload takes it as `Seen` or `Changed`, and so never has one
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, NamedTuple, cast
@@ -22,7 +23,7 @@ from llmsched.core.records import WorkloadState
 from llmsched.core.state import State
 from llmsched.executors.port import CommandEnded
 from llmsched.runtime.storage import Storage
-from llmsched.spec import cluster, http_models, load
+from llmsched.spec import http_models, spec_requests
 from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
@@ -152,20 +153,28 @@ async def metrics(given: Given, who: Looker) -> str:
 
 
 @router.post("/plan")
-async def plan(body: http_models.PlanRequest, given: Given, who: Looker) -> http_models.PlannedList:
+async def plan(body: spec_requests.PlanRequest, given: Given, who: Looker) -> http_models.PlannedList:
     """What would happen now. Changes nothing."""
-    specs = [load.load_json(spec) for spec in body.specs]
-    return http_models.PlannedList(planned=await given.controller.plan(specs, user=who.user, role=who.role))
+    return http_models.PlannedList(planned=await given.controller.plan(body.specs, user=who.user, role=who.role))
 
 
 @router.post("/apply")
 async def apply(
-    body: http_models.ApplyRequest, given: Given, who: Submitter, idempotency_key: Key = None
+    request: Request,
+    body: spec_requests.ApplyRequest,
+    given: Given,
+    who: Submitter,
+    idempotency_key: Key = None,
 ) -> http_models.AppliedList:
     """Submit or update; answered when it is committed."""
-    specs = [load.load_json(spec) for spec in body.specs]
-    key = idempotency_key and f"{who.token.id}:{idempotency_key}"
-    applied = await given.controller.submit(specs, user=who.user, role=who.role, again=body.again, idempotency_key=key)
+    applied = await given.controller.submit(
+        body.specs,
+        user=who.user,
+        role=who.role,
+        again=body.again,
+        idempotency_key=idempotency_key and f"{who.token.id}:{idempotency_key}",
+        fingerprint=hashlib.sha256(await request.body()).hexdigest(),
+    )
     return http_models.AppliedList(applied=applied)
 
 
@@ -312,10 +321,9 @@ async def reservations(given: Given, who: Looker) -> http_models.ReservationList
 
 
 @router.post("/reservations")
-async def reserve(body: http_models.ReserveRequest, given: Given, who: Operator) -> http_models.ReservationList:
+async def reserve(body: spec_requests.ReserveRequest, given: Given, who: Operator) -> http_models.ReservationList:
     """Beside those of the cluster file, and not touched by a new one. Refused over work that can be moved by nobody."""
-    spec = cluster.load_reservation(body.reservation)
-    await given.controller.reserve(spec, by=who.user)
+    await given.controller.reserve(body.reservation, by=who.user)
     return await reservations(given, who)
 
 
@@ -374,9 +382,9 @@ async def config(given: Given, who: Looker) -> http_models.ConfigView:
 
 
 @router.put("/config")
-async def configure(body: http_models.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
+async def configure(body: spec_requests.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
     """A new version; old ones stay in the journal."""
-    await given.controller.configure(cluster.load_json(body.config), by=who.user)
+    await given.controller.configure(body.config, by=who.user)
     return views.configuration(given.state, who.rights)
 
 

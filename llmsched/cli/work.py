@@ -64,10 +64,14 @@ def _now(one: http_models.Planned) -> str:
     if one.outcome == "unchanged":
         return "nothing"
     if not one.starts_now:
-        stands = "rolls out" if one.outcome == "changed" else "waits"
+        stands = "waits" if one.outcome != "changed" else "rolls out" if one.rolls_out else _goes_on(one)
         return f"waits ({one.reason.code})" if one.reason else stands
     where = ", ".join(f"{place.name}" for place in one.placement)
     return f"starts with {one.size}" + (f" on {where}" if where else "")
+
+
+def _goes_on(one: http_models.Planned) -> str:
+    return "goes on as it is" if one.kind == "serve" else "saves and restarts"
 
 
 def _total(amounts: http_models.Amounts) -> str:
@@ -84,7 +88,8 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
     """Submit or update the workloads of a file. The same file again changes nothing.
 
     A changed spec prints what changed. An endpoint rolls out: a new replica first, then an old one finishes what it
-    serves and leaves, one after the other. Work that waits starts under the new spec. Work that has begun takes another
+    serves and leaves, one after the other; a change of its replicas, autoscaling or rollout alone leaves those that
+    run as they are. Work that waits starts under the new spec. Work that has begun takes another
     size, queue, priority or limit: it saves, leaves, and goes on from there; a change of what it computes (train, task,
     workdir, environment) is refused, for what it has saved would not fit.
 
@@ -113,7 +118,7 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
 
 def _print_applied(applied: list[http_models.Applied]) -> None:
     for one in applied:
-        changed = "changed, rolls out" if one.kind == "serve" else "changed"
+        changed = "changed, rolls out" if one.rolls_out else "changed"
         words = {"created": "submitted", "changed": changed, "unchanged": "unchanged"}
         click.echo(f"{one.id}: {words[one.outcome]}")
         for line in one.diff:

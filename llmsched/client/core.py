@@ -55,14 +55,18 @@ class AsyncClient:
 
     async def plan(self, specs: Specs) -> list[http_models.Planned]:
         """What would happen now. Changes nothing. Raises SpecError with every problem of the file."""
-        body = http_models.PlanRequest(specs=await self._load(specs, upload=False))
+        from llmsched.spec.spec_requests import PlanRequest
+
+        body = PlanRequest(specs=await self._load(specs, upload=False))
         return (await self._http.ask(http_models.PlannedList, "POST", "/api/v1/plan", body=body)).planned
 
     async def apply(
         self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
     ) -> list[http_models.Applied]:
         """Submit or update. Returns when it is committed. Safe to repeat: unchanged is unchanged."""
-        body = http_models.ApplyRequest(specs=await self._load(specs, upload=True), again=again)
+        from llmsched.spec.spec_requests import ApplyRequest
+
+        body = ApplyRequest(specs=await self._load(specs, upload=True), again=again)
         headers = {"idempotency-key": idempotency_key or secrets.token_hex(16)}
         try:
             answer = await self._http.ask(http_models.AppliedList, "POST", "/api/v1/apply", body=body, headers=headers)
@@ -163,7 +167,9 @@ class AsyncClient:
 
     async def reserve(self, reservation: Mapping[str, Any]) -> list[http_models.ReservationView]:
         """`reservation` is one entry of `reservations` in the cluster file. Raises SpecError, RequestError."""
-        body = http_models.ReserveRequest(reservation=dict(reservation))
+        from llmsched.spec.spec_requests import ReserveRequest
+
+        body = ReserveRequest.model_validate({"reservation": dict(reservation)})
         return (
             await self._http.ask(http_models.ReservationList, "POST", "/api/v1/reservations", body=body)
         ).reservations
@@ -178,9 +184,9 @@ class AsyncClient:
     async def configure(self, file: str | Path) -> http_models.ConfigView:
         """Put a cluster file in force. Raises SpecError with every problem of the file."""
         from llmsched.spec import cluster
+        from llmsched.spec.spec_requests import ConfigRequest
 
-        spec = cluster.load(read_file(Path(file)), str(file))
-        body = http_models.ConfigRequest(config=spec.dump())
+        body = ConfigRequest(config=cluster.load(read_file(Path(file)), str(file)))
         return await self._http.ask(http_models.ConfigView, "PUT", "/api/v1/config", body=body)
 
     async def health(self) -> http_models.Health:
@@ -249,8 +255,8 @@ class AsyncClient:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    async def _load(self, specs: Specs, *, upload: bool) -> list[dict[str, Any]]:
-        """Specs as JSON data, each folder `workdir` replaced by the name of its packed content."""
+    async def _load(self, specs: Specs, *, upload: bool) -> list[Any]:
+        """The typed specs, each folder `workdir` replaced by the name of its packed content."""
         base = Path()
         if isinstance(specs, str | Path):
             base = Path(specs).parent
@@ -259,16 +265,14 @@ class AsyncClient:
             loaded = [_checked(spec) for spec in specs]
         return [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
 
-    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> dict[str, Any]:
-        data: dict[str, Any] = spec.dump()
-        folder = data.get("workdir")
+    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> Any:
+        folder = spec.workdir
         if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
-            return data
+            return spec
         packed = await asyncio.to_thread(workdir.pack, base / folder)
-        data["workdir"] = http_models.WORKDIR_PREFIX + packed.sha256
         if upload:
             await self._upload(packed)
-        return data
+        return spec.model_copy(update={"workdir": http_models.WORKDIR_PREFIX + packed.sha256})
 
     async def _upload(self, packed: workdir.Packed) -> None:
         path = f"/api/v1/workdirs/{packed.sha256}"

@@ -32,6 +32,7 @@ from llmsched.executors import port
 from llmsched.policies.registry import load as load_policies
 from llmsched.spec import http_models
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
+from llmsched.spec.compile import compile_specs
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.codec import Entry
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
@@ -110,13 +111,15 @@ class Controller:
         role: str = SUBMITTER,
         again: bool = False,
         idempotency_key: str | None = None,
+        fingerprint: str | None = None,
     ) -> list[http_models.Applied]:
-        """All of them or none; answered when it is committed. Raises RequestError, StoreError."""
-        person = Person(user, role)
-        await planning.check_memory(self.state, specs, person)
-        answers: list[http_models.Applied] = await self._ask(
-            requests.Submission(tuple(specs), person, again, idempotency_key)
-        )
+        """All of them or none; answered when it is committed. Raises RequestError, StoreError. The same key and the
+        same `fingerprint` of the request again get the same answer, without doing it again."""
+        person, compiled = Person(user, role), compile_specs(specs)
+        if any(each.spec.sources() for each in compiled):
+            await planning.check_memory(self.state, compiled, person)
+        request = requests.Submission(compiled, person, again, idempotency_key, fingerprint)
+        answers: list[http_models.Applied] = await self._ask(request)
         return answers
 
     async def cancel(self, name: str, by: str) -> None:
@@ -137,8 +140,9 @@ class Controller:
     async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[http_models.Planned]:
         """What would happen now, also for who may only look. Changes nothing."""
         person, reader = Person(user, OPERATOR if role == OPERATOR else SUBMITTER), Person(user, role)
-        verdicts = await planning.memory_of(self.state, specs, person)
-        planned = planning.plan(self.state, specs, person, reader, self._current_policies(), self._secrets)
+        compiled = compile_specs(specs)
+        verdicts = await planning.memory_of(self.state, compiled, person)
+        planned = planning.plan(self.state, compiled, person, reader, self._current_policies(), self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:

@@ -6,13 +6,11 @@ the same. Orders may carry secret values: they are never written down, and never
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llmsched import versions
@@ -26,6 +24,7 @@ from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.executors import port
+from llmsched.spec import parcel
 from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source, parse_run_source
 
@@ -100,7 +99,7 @@ def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | No
 
 def launch_order(state: State, gang: GangState, attempt: int, placement: Placement, site: Site) -> port.LaunchOrder:
     workload = gang.spec
-    spec = with_model(_parcel(workload.parcel), gang.model)
+    spec = with_model(spec_of(workload), gang.model)
     return port.LaunchOrder(
         workload=workload.id,
         gang=gang.id,
@@ -195,16 +194,9 @@ def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
 # --- what a spec refers to ----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
-def _parcel(parcel: str) -> dict[str, Any]:
-    """Read only: whoever changes it copies it first."""
-    spec: dict[str, Any] = json.loads(parcel) if parcel else {}
-    return spec
-
-
 def spec_of(workload: Workload) -> dict[str, Any]:
-    """The user's spec as data. Read only."""
-    return _parcel(workload.parcel)
+    """The user's spec as data, under today's model. Read only: it is shared."""
+    return parcel.read(workload.parcel).data
 
 
 def resolve_inputs(state: State, workload: Workload, spec: Mapping[str, Any]) -> dict[str, str]:

@@ -10,18 +10,19 @@ from typing import Any
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Person, Rights
 from llmsched.control.dispatch import artifact_of, is_result, newest_run, spec_of
-from llmsched.control.gpu_memory import Verdict, judge, source_of
-from llmsched.control.requests import (
+from llmsched.control.drafts import (
     Draft,
     check_change,
     check_rights,
     check_secrets,
-    checked,
     differences,
     draft,
+    is_in_place,
     is_same,
     sorted_by_need,
 )
+from llmsched.control.gpu_memory import Verdict, judge, source_of
+from llmsched.control.refusals import checked
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.policy import Policies
@@ -33,52 +34,55 @@ from llmsched.core.whatif import Forecast, forecast
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
 from llmsched.spec import http_models
-from llmsched.spec.workload import WorkloadSpec
+from llmsched.spec.compile import Compiled
 
 
 def plan(
-    state: State, specs: Sequence[WorkloadSpec], person: Person, reader: Person, policies: Policies, secrets: Secrets
+    state: State, specs: Sequence[Compiled], person: Person, reader: Person, policies: Policies, secrets: Secrets
 ) -> list[http_models.Planned]:
     """One of each spec, in order, as if `person` submitted it; told to `reader`. What would be refused says so; the
     others are planned as if it were not there."""
     rights = Rights(person, state.configuration)
     names = KnownNames(state, Rights(reader, state.configuration))
     drafts = draft(state, specs, rights)
-    mine = {workload.id for workload, _ in drafts}
+    in_file = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
-    for workload, known in drafts:
-        others = tuple(name for name in workload.after if name not in mine)
+    for each in drafts:
+        workload = each.workload
+        others = tuple(name for name in workload.after if name not in in_file)
         try:
             check_rights(state, workload, others, rights)
             check_secrets(workload, secrets)
-            check_change(state, workload, known)
+            check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
         except RequestError as error:
             refusals[workload.id] = error
         else:
-            accepted += [] if is_same(workload, known) else [(workload, known)]
+            accepted += [] if is_same(each) else [each]
     ready = [workload for workload, _ in sorted_by_need(accepted)]
     forecasts: dict[str, list[Forecast]] = {workload.id: [] for workload in ready}
-    for found in forecast(state, ready, policies) if ready else ():
-        forecasts[found.gang.rpartition("/")[0]].append(found)
+    in_place = [each.workload.id for each in accepted if is_in_place(each)]
+    for gang in forecast(state, ready, policies, in_place) if ready else ():
+        forecasts[gang.gang.rpartition("/")[0]].append(gang)
     planned = []
-    for one in drafts:
-        publish = one[0].publish
+    for each in drafts:
+        name, publish = each.workload.id, each.workload.publish
         endpoint = _endpoint_of(state, drafts, publish.to, rights) if publish is not None else None
-        planned.append(_planned(state, one, refusals.get(one[0].id), forecasts.get(one[0].id, []), endpoint, names))
+        planned.append(_planned(state, each, refusals.get(name), forecasts.get(name, []), endpoint, names))
     return planned
 
 
-async def memory_of(state: State, specs: Sequence[WorkloadSpec], person: Person) -> list[Verdict]:
+async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> list[Verdict]:
     """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
     asked = []
     rights = Rights(person, state.configuration)
     drafts = draft(state, specs, rights)
-    mine = {workload.id for workload, _ in drafts}
-    for spec, (workload, known) in zip(specs, drafts, strict=True):
-        data = spec.dump()
-        if is_same(workload, known) or not _may(state, workload, mine, rights):
+    in_file = {workload.id for workload, _ in drafts}
+    for each in drafts:
+        workload = each.workload
+        data = spec_of(workload)
+        if is_same(each) or not _may(state, workload, in_file, rights):
             data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
         asked.append((workload, data, _place_of(state, workload, source_of(data))))
     if not any(where for _, _, where in asked):
@@ -86,9 +90,9 @@ async def memory_of(state: State, specs: Sequence[WorkloadSpec], person: Person)
     return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
 
 
-def _may(state: State, workload: Workload, mine: Collection[str], rights: Rights) -> bool:
+def _may(state: State, workload: Workload, in_file: Collection[str], rights: Rights) -> bool:
     try:
-        check_rights(state, workload, [name for name in workload.after if name not in mine], rights)
+        check_rights(state, workload, [name for name in workload.after if name not in in_file], rights)
     except RequestError:
         return False
     return True
@@ -120,7 +124,7 @@ def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.P
     return planned
 
 
-async def check_memory(state: State, specs: Sequence[WorkloadSpec], person: Person) -> None:
+async def check_memory(state: State, specs: Sequence[Compiled], person: Person) -> None:
     """Raises RequestError for the first that no GPU it asks for can ever hold."""
     for verdict in await memory_of(state, specs, person):
         if verdict.refusal is not None:
@@ -133,30 +137,31 @@ def _refused(error: RequestError) -> http_models.ReasonView:
 
 def _planned(
     state: State,
-    one: Draft,
+    draft: Draft,
     refusal: RequestError | None,
-    found: list[Forecast],
+    forecasts: list[Forecast],
     endpoint: Workload | None,
     names: Names,
 ) -> http_models.Planned:
     """`endpoint` is what it publishes to, if that is known."""
-    workload, known = one
+    workload, known = draft
     planned = _sizes(workload)
     if refusal is not None:
         planned.outcome = "refused"
         planned.reason = _refused(refusal)
         return planned
     if known is not None:
-        planned.outcome = "unchanged" if is_same(workload, known) else "changed"
-        planned.diff = differences(workload, known)
-    starting = [gang for gang in found if gang.starts_now]
+        planned.outcome = "unchanged" if is_same(draft) else "changed"
+        planned.diff = differences(draft)
+        planned.rolls_out = planned.outcome == "changed" and workload.kind == "serve" and not is_in_place(draft)
+    starting = [gang for gang in forecasts if gang.starts_now]
     planned.starts_now = bool(starting)
     planned.size = len(starting) if workload.kind == "serve" else sum(gang.size for gang in starting)
     planned.placement = [view for gang in starting for view in _placed(state, workload, gang.placement or ())]
     planned.reason = next(
-        (reasons.view(gang.reason, names) for gang in found if not gang.starts_now and gang.reason), None
+        (reasons.view(gang.reason, names) for gang in forecasts if not gang.starts_now and gang.reason), None
     )
-    planned.others = list(dict.fromkeys(text(what, names) for gang in found for what in gang.others))
+    planned.others = list(dict.fromkeys(text(what, names) for gang in forecasts for what in gang.others))
     if workload.publish is not None and planned.outcome != "unchanged":
         planned.warnings += _publish_warnings(workload, endpoint)
     return planned

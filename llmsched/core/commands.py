@@ -41,10 +41,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """New, or changed under a known name. The same workload again is a no-op (`Refusal` code "unchanged")."""
+    """New, or changed under a known name. The same workload again is a no-op (`Refusal` code "unchanged").
+
+    `in_place`: nothing that a running replica was started with has changed, so that it goes on under the new spec."""
 
     at: float
     workload: Workload
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         or _schedules(spec)
         or (None if known else _crowded(state, spec))
         or _fits_somewhere(state, spec)
-        or Submitted(command.at, spec, replaces=known is not None)
+        or Submitted(command.at, spec, known is not None, command.in_place and known is not None)
     )
 
 

@@ -32,6 +32,7 @@ class Submitted:
     at: float
     workload: Workload
     replaces: bool = False  # a changed spec under the same id: roll out
+    in_place: bool = False  # what runs goes on under it
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,9 @@ class Lives(Ledgers):
     def _gangs_of(self, record: WorkloadState) -> list[GangState]:
         return [self.gangs[name] for name in record.gangs]
 
-    def _replace(self, record: WorkloadState, workload: Workload) -> None:
+    def _replace(self, record: WorkloadState, workload: Workload, in_place: bool) -> None:
         old, record.workload = record.workload, workload
-        record.revision += 1
+        record.revision += not in_place
         for name in workload.after:
             self.dependents.setdefault(name, []).append(workload.id)
         if workload.schedule != old.schedule:
@@ -112,6 +112,8 @@ class Lives(Ledgers):
         for gang in self._gangs_of(record):
             if gang.status is Status.FAILED and workload.kind == "serve":
                 self._become(gang, Status.CANCELLED)  # it failed under the old spec: the new one gets its chance
+            elif in_place and gang.is_holding() and gang.revision == record.revision:
+                gang.spec = workload
             elif gang.is_active():
                 self.troubled[gang.id] = None
         if workload.kind == "serve":

@@ -110,7 +110,7 @@ class State(Lives):
         known = self.workloads.get(workload.id)
         if known is not None:
             if fact.replaces and not known.cancelled and (not known.outcome or workload.id in self.scheduled):
-                self._replace(known, workload)
+                self._replace(known, workload, fact.in_place)
             else:
                 self._note(fact, f"{workload.id} is known already")
             return

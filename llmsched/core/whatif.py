@@ -6,7 +6,7 @@ Used by `plan`. The pass is the real one, so a forecast and the turn that follow
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
@@ -50,11 +50,14 @@ def copy_of(state: State) -> State:
         state.waiting.reattach(owner, key)
 
 
-def forecast(state: State, workloads: Sequence[Workload], policies: Policies) -> list[Forecast]:
-    """One entry per gang of `workloads`, in order, if they were submitted now; known workloads are rolled out."""
+def forecast(
+    state: State, workloads: Sequence[Workload], policies: Policies, in_place: Collection[str] = ()
+) -> list[Forecast]:
+    """One entry per gang of `workloads`, in order, if they were submitted now; known workloads are rolled out, but for
+    those whose ids are `in_place`."""
     without = turn(copy_of(state), [], policies)
     world = copy_of(state)
-    facts = [Submitted(state.now, w, replaces=w.id in state.workloads) for w in workloads]
+    facts = [Submitted(state.now, w, w.id in state.workloads, w.id in in_place) for w in workloads]
     plan = turn(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
     promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}

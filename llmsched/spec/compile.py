@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from llmsched.core import configuration as core
 from llmsched.core import workload as nouns
 from llmsched.core.resources import Resources, parse_gpus_milli
 from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, ReservationSpec, Rules
+from llmsched.spec.parcel import parcel_of
 from llmsched.spec.quantities import parse_accelerator
 from llmsched.spec.serve import ServeSpec
 from llmsched.spec.train import TrainSpec, runs_read
@@ -16,31 +17,35 @@ from llmsched.spec.workload import FiniteSpec, Publish, TopologySpec, WorkloadSp
 from llmsched.spec.workload import Resources as ResourcesSpec
 
 
+class Compiled(NamedTuple):
+    """A spec, and what the core decides on. Made once, where the spec comes in."""
+
+    spec: WorkloadSpec
+    workload: nouns.Workload
+
+
+def compile_specs(specs: Iterable[WorkloadSpec]) -> tuple[Compiled, ...]:
+    return tuple(Compiled(spec, compile_workload(spec)) for spec in specs)
+
+
 def workload_id(name: str, run: int) -> str:
     return name if run == 1 else f"{name}@{run}"
 
 
-def parcel_of(spec: WorkloadSpec) -> str:
-    """Canonical JSON: the same spec is the same text, byte for byte, however it was written."""
-    return json.dumps(spec.dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def compile_workload(spec: WorkloadSpec, *, run: int = 1, user: str = "") -> nouns.Workload:
-    """Run `run` of a spec. What it reads with run:// is added to `after`. There "name" still means the newest run and
-    "name@1" the first: control, which knows the runs, makes ids of them."""
+def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
+    """Run 1 of a spec, nobody's yet. What it reads with run:// is added to `after`. There "name" still means the newest
+    run and "name@1" the first: control, which knows runs and users, makes ids of them."""
     serve = spec if isinstance(spec, ServeSpec) else None
     finite = spec if isinstance(spec, FiniteSpec) else None
     groups = [nouns.Group("workers", finite.workers.min if finite else 1, _options(spec.resources))]
     for each in finite.groups if finite else ():
         groups.append(nouns.Group(each.name, each.count, _options(each.resources), _topology(each.topology)))
     return nouns.Workload(
-        id=workload_id(spec.name, run),
+        id=spec.name,
         name=spec.name,
         kind=spec.kind,
         groups=tuple(groups),
-        run=run,
         queue=spec.queue,
-        user=user,
         model=_model(spec),
         steps=_steps(spec),
         priority=spec.priority,
@@ -117,7 +122,8 @@ def _publish(wish: Publish, name: str) -> nouns.Publish:
 
 
 def _waits_for(spec: WorkloadSpec) -> list[str]:
-    return list(dict.fromkeys([*spec.after, *runs_read(spec.sources())]))
+    sources = spec.sources()
+    return list(dict.fromkeys([*spec.after, *(runs_read(sources) if sources else ())]))
 
 
 def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration:

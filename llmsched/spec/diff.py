@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmsched.spec.document import Path, dotted
-from llmsched.spec.load import KINDS
+from llmsched.spec.parcel import read
 from llmsched.spec.section import Section
 
 
@@ -19,16 +19,13 @@ def diff(old: Section, new: Section) -> list[str]:
 
 
 def diff_parcels(before: str, after: str) -> list[str]:
-    """The same of two parcels. One that an older version wrote may not be a spec any more: then its plain values."""
-    return [f"{dotted(path)}: {old} -> {new}" for path, old, new in _changes(_written(before), _written(after), ())]
-
-
-def _written(parcel: str) -> Any:
-    data = json.loads(parcel)
-    try:
-        return KINDS[data["kind"]].model_validate(data).written()
-    except (KeyError, TypeError, ValueError):
-        return data
+    """The same of two parcels, under today's model. Of one that it refuses the plain values are compared."""
+    old, new = read(before), read(after)
+    if old.spec is None or new.spec is None:
+        changes = _changes(old.data, new.data, ())
+    else:
+        changes = _changes(old.spec.written(), new.spec.written(), ())
+    return [f"{dotted(path)}: {was} -> {now}" for path, was, now in changes]
 
 
 def _changes(old: Any, new: Any, at: Path) -> Iterator[tuple[Path, str, str]]:

@@ -2,7 +2,8 @@
 
 Requests refuse unknown keys; replies ignore them, so that an older client can read a newer controller. Stamps are
 seconds since 1970, GPUs and CPUs are counted as people count them (0.5 is half a GPU), memory in bytes. `--json` of
-the command line prints exactly these. Knows nothing of State: `api/views.py` fills the models in.
+the command line prints exactly these. Knows nothing of State: `api/views.py` fills the models in. Requests that carry a
+spec stand in spec_requests.py.
 
 A spec travels as the JSON of its kind. A `workdir` that is a folder of the user's machine is packed by the client and
 arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded before; so a changed file is a changed spec.
@@ -31,17 +32,6 @@ class Reply(BaseModel):
 # --- requests ---------------------------------------------------------------------------------------------------
 
 
-class ApplyRequest(Request):
-    """Several workloads of one file, accepted together or not at all."""
-
-    specs: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
-    again: bool = False  # make run N+1 even when nothing changed
-
-
-class PlanRequest(Request):
-    specs: list[dict[str, Any]] = Field(min_length=1, max_length=1000)
-
-
 class ScaleRequest(Request):
     size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
 
@@ -55,18 +45,6 @@ class ExecRequest(Request):
     rank: int = Field(default=0, ge=0, le=1_000_000)
     gang: int | None = Field(default=None, ge=0, le=1_000_000)
     timeout_s: float = Field(default=600, gt=0, le=86_400)
-
-
-class ConfigRequest(Request):
-    """The cluster file as JSON."""
-
-    config: dict[str, Any]
-
-
-class ReserveRequest(Request):
-    """One entry of `reservations` of the cluster file."""
-
-    reservation: dict[str, Any]
 
 
 class ShutdownRequest(Request):
@@ -183,6 +161,7 @@ class Applied(Reply):
     outcome: Literal["created", "changed", "unchanged"]
     phase: Phase = "waiting"
     diff: list[str] = []  # "train.lora.r: 8 -> 16"
+    rolls_out: bool = False  # an endpoint whose replicas are replaced; a change of their number alone is made in place
 
 
 class AppliedList(Reply):
@@ -198,6 +177,7 @@ class Planned(Reply):
     queue: str
     outcome: Literal["created", "changed", "unchanged", "refused"] = "created"
     diff: list[str] = []
+    rolls_out: bool = False
     min_size: int = 1
     max_size: int = 1
     each: Amounts = Amounts()  # what ONE worker or replica gets

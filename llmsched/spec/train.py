@@ -202,7 +202,7 @@ class TrainSection(Section):
 
     def model_fields_set_off_default(self) -> set[str]:
         """Names of the fields that differ from their default."""
-        plain = TrainSection.model_construct()
+        plain = type(self).model_construct()
         return {name for name in self.model_fields_set if getattr(self, name) != getattr(plain, name)}
 
 

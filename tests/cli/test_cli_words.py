@@ -181,13 +181,13 @@ def test_a_changed_file_prints_what_changed(run: Run) -> None:
     assert "priority" in result.stdout and "20" in result.stdout
 
 
-def test_plan_of_a_changed_file_says_that_what_runs_is_rolled_out(controller: Live, run: Run) -> None:
+def test_plan_of_a_changed_file_says_what_becomes_of_what_runs(controller: Live, run: Run) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
     run("apply", "-f", write("a.yaml", task("rolled")))
     controller.hear("Bound", "rolled")
     result = run("plan", "-f", write("a.yaml", task("rolled", more="priority: 70\n")))
     assert result.stdout.splitlines()[1].split()[3] == "changed"
-    assert result.stdout.splitlines()[1].endswith("rolls out")
+    assert result.stdout.splitlines()[1].endswith("saves and restarts")
 
 
 def test_a_refusal_and_its_hint_are_two_sentences(run: Run) -> None:

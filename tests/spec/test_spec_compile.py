@@ -11,8 +11,9 @@ from llmsched.core.resources import Resources
 from llmsched.core.workload import Autoscaling, Option, Publish, Retry, Topology
 from llmsched.errors import SpecError
 from llmsched.spec import cluster
-from llmsched.spec.compile import compile_configuration, compile_workload, parcel_of
+from llmsched.spec.compile import compile_configuration, compile_workload
 from llmsched.spec.load import load, load_json
+from llmsched.spec.parcel import parcel_of
 
 TRAIN = """
 name: tune-it
@@ -36,12 +37,12 @@ publish: {to: chat}
 """
 
 
-def compiled(text, **options):
-    return compile_workload(load(text)[0], **options)
+def compiled(text):
+    return compile_workload(load(text)[0])
 
 
 def test_a_train_workload_is_one_gang_with_an_option_for_each_accelerator():
-    workload = compiled(TRAIN, run=2, user="alice")
+    workload = compiled(TRAIN)
     rest = {"cpus_milli": 1500, "memory_bytes": 8 * 10**9, "custom": (("B", 500), ("FPGA", 1000))}
     (group,) = workload.groups
     assert group.options == (
@@ -49,7 +50,7 @@ def test_a_train_workload_is_one_gang_with_an_option_for_each_accelerator():
         Option("L4", Resources(gpus_milli=500, **rest)),
     )
     assert (group.count, workload.min_size, workload.max_size, workload.step) == (2, 2, 8, 2)
-    assert (workload.id, workload.name, workload.run, workload.user) == ("tune-it@2", "tune-it", 2, "alice")
+    assert (workload.id, workload.name, workload.run, workload.user) == ("tune-it", "tune-it", 1, "")
     assert (workload.queue, workload.priority) == ("lab", 70)
     assert workload.topology == Topology("rack", "node")
     assert workload.node_labels == (("arch", "x86"), ("disk", "fast"))
@@ -64,7 +65,7 @@ def test_run_times_are_alike_by_model_else_by_name():
     counted = compiled(TRAIN.replace("method: lora", "method: lora\n  training_args: {max_steps: 120}"))
     assert (counted.model, counted.steps) == ("run://pretrain@3", 120.0)
     assert compiled(TRAIN).steps is None
-    task = compiled("name: nightly\nkind: task\ntask: {run: [x]}", run=4)
+    task = compiled("name: nightly\nkind: task\ntask: {run: [x]}")
     assert (task.model, task.steps) == ("nightly", None)
 
 

@@ -14,9 +14,9 @@ import yaml
 import llmsched
 from llmsched.errors import SpecError
 from llmsched.spec import init, support
-from llmsched.spec.compile import parcel_of
 from llmsched.spec.diff import diff, diff_parcels
 from llmsched.spec.load import KINDS, load
+from llmsched.spec.parcel import parcel_of
 from llmsched.spec.schema import schema
 
 HERE = Path(__file__).parent

@@ -1,0 +1,195 @@
+"""What a spec would be here: which run, whose, what it reads, and what it changes of what is known. Changes nothing.
+
+`draft` for `plan` and `apply` alike; the checks raise RequestError. What is compared is what two specs mean today, not
+how they are written or were stored: see spec/parcel.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from typing import NamedTuple
+
+from llmsched.control import registry, vault
+from llmsched.control.authorization import KnownNames, Rights, check_name, check_queue
+from llmsched.control.dispatch import newest_run, spec_of
+from llmsched.control.refusals import error_of
+from llmsched.core import commands
+from llmsched.core.state import State, WorkloadState
+from llmsched.core.workload import Workload
+from llmsched.errors import RequestError, SpecError
+from llmsched.spec import parcel
+from llmsched.spec.compile import Compiled, workload_id
+from llmsched.spec.diff import diff_parcels
+
+
+class Draft(NamedTuple):
+    """A spec as the run it would be, and that run as it is known now (None: it would be new)."""
+
+    workload: Workload
+    known: WorkloadState | None
+
+
+def draft(state: State, specs: Sequence[Compiled], rights: Rights, *, again: bool = False) -> list[Draft]:
+    """One of each spec, in order. Raises RequestError for a name given twice.
+
+    What one may not change is as if it were not there: `check_rights` refuses the name. Whoever changes another's work,
+    or runs it again, leaves it the other's."""
+    runs: dict[str, int] = {}
+    owners: dict[str, str] = {}
+    for spec, _ in specs:
+        if spec.name in runs:
+            raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
+        newest = newest_run(state, spec.name)
+        if newest is not None and not rights.changes(newest.workload):
+            newest = None
+        owners[spec.name] = rights.person.user if newest is None else newest.workload.user
+        runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
+    drafts = []
+    for spec, compiled in specs:
+        run = runs[spec.name]
+        known = state.workloads.get(workload_id(spec.name, run))
+        if known is not None and not rights.changes(known.workload):
+            known = None
+        after = [_meant(state, name, runs, compiled.kind, rights) for name in compiled.after]
+        if sources := spec.sources():
+            after += registry.read_by(state, sources, rights.sees)
+        workload = replace(
+            compiled,
+            id=workload_id(spec.name, run),
+            run=run,
+            user=owners[spec.name],
+            after=tuple(dict.fromkeys(after)),
+        )
+        drafts.append(Draft(workload, known))
+    return drafts
+
+
+def _serves(record: WorkloadState) -> bool:
+    """An endpoint that lives: `--again` changes it, and never makes a second one beside it."""
+    return record.workload.kind == "serve" and not record.outcome and not record.cancelled
+
+
+def _meant(state: State, name: str, runs: dict[str, int], kind: str, rights: Rights) -> str:
+    """`after: [prepare]` waits for the newest run, of this file or of before. An endpoint goes on with the newest that
+    has not failed."""
+    if "@" in name:
+        return name.removesuffix("@1")
+    newest = newest_run(state, name)
+    if newest is not None and not rights.sees(newest.workload):
+        newest = None
+    run = runs.get(name) or (newest.workload.run if newest is not None else 1)
+    if kind == "serve" and newest is not None:
+        good = [one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one))]
+        run = good[0] if good else run
+    return workload_id(name, run)
+
+
+def _went_wrong(state: State, name: str) -> bool:
+    record = state.workloads.get(name)
+    return record is not None and record.outcome in ("failed", "cancelled")
+
+
+def check_rights(state: State, workload: Workload, after: Sequence[str], rights: Rights) -> None:
+    """Raises RequestError when the name is another's, the queue does not let one in, or what it comes after (and so may
+    read) is not to be seen: in the words for what does not exist."""
+    check_name(state, workload, rights)
+    check_queue(workload, rights)
+    for name in after:
+        record = state.workloads.get(name)
+        if record is None or not rights.sees(record.workload):
+            raise error_of(commands.unknown_dependency(workload, name), KnownNames(state, rights))
+
+
+def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:
+    """Raises RequestError that names every secret that the workload's owner would have to set."""
+    absent = [name for name in spec_of(workload).get("secrets") or () if not secrets.has(workload.user, name)]
+    if absent:
+        raise vault.missing(absent)
+
+
+def is_same(draft: Draft) -> bool:
+    """Whether it means what is known, today. An endpoint of a result is another one when that result is of a newer
+    run."""
+    workload, known = draft
+    if known is None or not parcel.is_same(known.workload.parcel, workload.parcel):
+        return False
+    return workload.kind != "serve" or bool(known.outcome) or not _reads_others(workload, known)
+
+
+def _reads_others(workload: Workload, known: WorkloadState) -> bool:
+    return set(known.workload.after) != set(workload.after)
+
+
+def differences(draft: Draft) -> list[str]:
+    """What changes, in the words of the spec."""
+    workload, known = draft
+    if known is None:
+        return []
+    lines = diff_parcels(known.workload.parcel, workload.parcel)
+    problem = parcel.read(known.workload.parcel).problem
+    if problem:
+        lines.insert(0, f"its spec of before is not one that this version reads: {problem}")
+    for name in workload.after:
+        before = [old for old in known.workload.after if old.partition("@")[0] == name.partition("@")[0]]
+        if before and before[0] != name:
+            lines.append(f"reads: {before[0]} -> {name}")
+    return lines
+
+
+# What an attempt computes. A checkpoint of one is no beginning for another.
+_WORK = ("train", "task", "batch", "tune", "workdir", "environment")
+# What no replica is given: how many there are, and how they come and go.
+_SCALING = {"replicas", "autoscaling", "rollout"}
+
+
+def is_in_place(draft: Draft) -> bool:
+    """Whether what runs goes on under the new spec: nothing that a replica was started with has changed. Work that ends
+    saves, leaves and goes on instead, for its size, its limits and its place in line are the attempt's own."""
+    workload, known = draft
+    if known is None or workload.kind != "serve" or _reads_others(workload, known):
+        return False
+    before = parcel.read(known.workload.parcel)
+    if before.problem:
+        return False
+    return _SCALING.issuperset(parcel.changed_keys(before.data, spec_of(workload)))
+
+
+def check_change(state: State, draft: Draft) -> None:
+    """Raises RequestError when work that has begun would become other work. Where, when and at what size it goes on may
+    change at any time: it saves, leaves, and goes on from there."""
+    workload, known = draft
+    if known is None or workload.kind == "serve" or known.outcome or known.cancelled:
+        return
+    if all(state.gangs[gang].attempt == 0 for gang in known.gangs):
+        return
+    hint = f"Run it as a new one: llmsched apply --again. To stop this one: llmsched cancel {workload.id}"
+    before = parcel.read(known.workload.parcel)
+    if before.problem:
+        raise RequestError(
+            f"{workload.id} has begun, with a spec that this version does not read ({before.problem}): whether the new "
+            "one is the same work cannot be told. It goes on as it is.",
+            code="conflict",
+            hint=hint,
+        )
+    changed = [key for key in parcel.changed_keys(before.data, spec_of(workload)) if key in _WORK]
+    if changed:
+        raise RequestError(
+            f'{workload.id} has begun, and "{changed[0]}" would make other work of it.', code="conflict", hint=hint
+        )
+
+
+def sorted_by_need(drafts: Sequence[Draft]) -> list[Draft]:
+    """What others of the file wait for comes first, else as written. Raises SpecError for a circle."""
+    by_id = {draft.workload.id: draft for draft in drafts}
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for workload, _ in drafts:
+        order.add(workload.id, *(name for name in workload.after if name in by_id))
+    try:
+        return [by_id[name] for name in order.static_order()]
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise SpecError(
+            f"these would wait for each other: {circle}.", code="cycle", hint="Break the circle in after:."
+        ) from None
