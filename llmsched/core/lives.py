@@ -108,11 +108,13 @@ class Lives(Ledgers):
         if workload.kind == "serve":
             record.wanted_replicas = min(max(record.wanted_replicas, workload.min_replicas), workload.max_replicas)
         record.message = None
+        if in_place and record.answered is not None and record.answered.revision == record.revision:
+            record.answered = record.answered._replace(spec=workload)
         self._move_on(record)
         for gang in self._gangs_of(record):
             if gang.status is Status.FAILED and workload.kind == "serve":
                 self._become(gang, Status.CANCELLED)  # it failed under the old spec: the new one gets its chance
-            elif in_place and gang.is_holding() and gang.revision == record.revision:
+            elif in_place and gang.revision == record.revision and not gang.is_ended():
                 gang.spec = workload
             elif gang.is_active():
                 self.troubled[gang.id] = None

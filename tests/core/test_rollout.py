@@ -139,3 +139,14 @@ def test_what_has_never_answered_is_replaced_by_the_newest() -> None:
     started(state, Submitted(2.0, chat("second"), replaces=True))
     assert started(state, node("n0", 2)) == ["chat/0", "chat/1"]
     assert [parcel for _, parcel in alive(state)] == ["second", "second"]
+
+
+def test_a_change_in_place_leaves_those_that_answer_and_is_what_they_start_again_as() -> None:
+    state = State()
+    answering(state, gpus=4, replicas=2)
+    turn(state, [Submitted(10.0, chat("v1", replicas=3), replaces=True, in_place=True)], POLICIES)
+    assert alive(state)[:2] == [("chat/0", "v1"), ("chat/1", "v1")] and len(alive(state)) == 3
+    assert {gang.revision for gang in state.gangs.values()} == {0}
+    assert all(gang.spec is state.workloads["chat"].workload for gang in state.gangs.values())
+    started(state, Lost(20.0, "chat/0", 1, "gone"), Tick(30.0))
+    assert state.gangs["chat/0"].spec is state.workloads["chat"].workload and state.gangs["chat/0"].revision == 0
