@@ -24,6 +24,7 @@ from llmsched.core.message import (
     Ref,
     say,
 )
+from llmsched.core.records import total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.workload import Option, Placement, Workload
 
@@ -122,6 +123,9 @@ def _fact(entry: Any) -> Message | None:
             return say("event.node_draining", node=Ref(NODE, leaving))
         case facts.ForeignUse(node=where, used=used):
             return say("event.foreign_use", used=used, node=Ref(NODE, where))
+        case facts.ExcessUse(used=excess):
+            nodes = tuple(Ref(NODE, node) for node, _ in excess)
+            return say("event.excess", excess=total_of(excess), nodes=nodes) if excess else say("event.excess_over")
         case facts.Bound(attempt=attempt):
             return say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
         case facts.LaunchFailed(attempt=attempt, message=message, event=event):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from math import isinf
 from typing import Any
 
 from llmsched.api import event_text
@@ -13,10 +14,10 @@ from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import GANG, Message, Ref, say
-from llmsched.core.records import GangState, WorkloadState, amount_of, size_of
+from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.reservation import Windows, nodes_of_row, window
-from llmsched.core.resources import MILLI
+from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -152,6 +153,15 @@ def log_sources(state: State, workload_id: str, index: int | None, attempt: int 
 # --- why and story ----------------------------------------------------------------------------------------------
 
 
+def _with_excess(state: State, one: GangState, said: Message) -> Message:
+    """What it is told of a gang that runs, and of what it has taken beyond what it was given."""
+    if not one.excess:
+        return said
+    left = excess_ends(one, state.configuration) - state.now
+    ends: Message | tuple[()] = () if isinf(left) else say("why.excess_ends", seconds=max(left, 0.0))
+    return say("why.excess", runs=said, excess=total_of(one.excess), ends=ends)
+
+
 NOT_LOOKED_AT = say("why.not_looked_at")
 
 
@@ -173,6 +183,7 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
             waiting.append(one)
         elif one.is_holding():
             said = say("why.runs", where=event_text.where(one.held), why=launched.get(gang_id, ()))
+            said = _with_excess(state, one, said)
         gangs.append(
             http_models.GangWhy(
                 gang=gang_id,
@@ -266,12 +277,18 @@ def nodes(state: State, rights: Rights) -> list[http_models.NodeView]:
     for name in state.holding:
         for node_id in dict.fromkeys(place.node for place in state.gangs[name].held):
             gangs.setdefault(node_id, []).append(refer([Ref(GANG, name)], names))
+    excess: dict[str, list[tuple[str, Resources]]] = {}
+    for name in state.exceeding:
+        for node_id, used in state.gangs[name].excess:
+            excess.setdefault(node_id, []).append((refer([Ref(GANG, name)], names), used))
     ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
-    return [node(found, gangs.get(node_id, [])) for node_id, found in ordered]
+    return [node(found, gangs.get(node_id, []), excess.get(node_id, ())) for node_id, found in ordered]
 
 
-def node(found: NodeState, gangs: Sequence[str]) -> http_models.NodeView:
+def node(found: NodeState, gangs: Sequence[str], excess: Sequence[tuple[str, Resources]] = ()) -> http_models.NodeView:
     it = found.node
+    beyond = found.foreign.minus(total_of(tuple(excess)))  # the two are not looked at in one moment
+    others = Resources(max(0, beyond.gpus_milli), max(0, beyond.cpus_milli), max(0, beyond.memory_bytes))
     return http_models.NodeView(
         id=it.id,
         name=it.name or it.id,
@@ -280,7 +297,8 @@ def node(found: NodeState, gangs: Sequence[str]) -> http_models.NodeView:
         labels=dict(it.labels),
         total=reasons.amounts(it.total),
         used=reasons.amounts(found.used),
-        foreign=reasons.amounts(found.foreign),
+        foreign=reasons.amounts(others),
+        excess=[http_models.ExcessView(gang=who, amounts=reasons.amounts(used)) for who, used in excess],
         free=reasons.amounts(found.free),
         draining=found.draining,
         gangs=sorted(gangs),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmsched.client import Client
+    from llmsched.spec import http_models
 
 PHASE_COLOURS = {
     "waiting": "yellow",
@@ -164,6 +165,12 @@ def clock(stamp: float) -> str:
     """14:20, with the date when it is not today."""
     then, now = time.localtime(stamp), time.localtime()
     return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def amounts(it: http_models.Amounts) -> str:
+    """`3 GPUs, 1 CPU`"""
+    parts = [(it.gpus, "GPU"), (it.cpus, "CPU"), (it.memory_bytes / 1e9, "GB")]
+    return ", ".join(f"{n:.3g} {noun}{'s' if n > 1 and noun != 'GB' else ''}" for n, noun in parts if n) or "nothing"
 
 
 def gpus(amount: float) -> str:

@@ -160,7 +160,7 @@ def _headline(frame: Frame, width: int) -> Text:
     from rich.text import Text
 
     total = sum(node.total.gpus for node in frame.nodes)
-    held = sum(node.used.gpus + node.foreign.gpus for node in frame.nodes)
+    held = sum(node.used.gpus + node.foreign.gpus + sum(e.amounts.gpus for e in node.excess) for node in frame.nodes)
     waiting = sum(view.phase == "waiting" for view in frame.workloads)
     active = sum(not view.ended for view in frame.workloads) - waiting
     line = Text("llmsched  ", style="bold")
@@ -262,6 +262,8 @@ def _cells(frame: Frame, node: http_models.NodeView, holders: list[tuple[str, fl
     room = [1.0] * -int(-node.total.gpus // 1)
     owner: list[tuple[float, str, str]] = [(0.0, FREE, "dim")] * len(room)
     pieces = [(amount, *frame.letters.get(name, (OTHERS, "dim"))) for name, amount in holders]
+    for one in node.excess:  # beyond what it was given, and its all the same
+        pieces.append((one.amounts.gpus, *frame.letters.get(one.gang.rpartition("/")[0], (OTHERS, "dim"))))
     pieces.append((node.foreign.gpus, OTHERS, "dim"))
     whole = [(1.0, letter, colour) for amount, letter, colour in pieces for _ in range(int(amount + 1e-6))]
     parts = [(amount % 1, letter, colour) for amount, letter, colour in pieces if amount % 1 > 1e-6]

@@ -292,9 +292,15 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
         case port.NodeGone():
             return [facts.NodeLost(at, seen.node)] if seen.node in state.nodes else []
         case port.ForeignSeen():
-            used = Resources(parse_gpus_milli(seen.gpus), round(seen.cpus * MILLI), seen.memory_bytes)
+            used = _amounts_of(seen)
             known = state.nodes.get(seen.node)
             return [] if known is None or known.foreign == used else [facts.ForeignUse(at, seen.node, used)]
+        case port.ExcessSeen():
+            excess = tuple(sorted((one.node, _amounts_of(one)) for one in seen.used))
+            gang = state.gangs.get(seen.gang)
+            if gang is None or gang.attempt != seen.attempt or gang.excess == excess:
+                return []
+            return [facts.ExcessUse(at, seen.gang, seen.attempt, excess)]
         case port.Started():
             gang = state.gangs.get(seen.gang)
             if gang is not None and gang.attempt == seen.attempt and gang.status is Status.RUNNING:
@@ -319,6 +325,10 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             return [facts.LoadObserved(at, seen.workload, seen.ongoing, seen.queued)]
         case _:
             return []
+
+
+def _amounts_of(seen: port.ForeignSeen) -> Resources:
+    return Resources(parse_gpus_milli(seen.gpus), round(seen.cpus * MILLI), seen.memory_bytes)
 
 
 def node_of(seen: port.NodeSeen) -> Node:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsched.errors import RequestError
-from llmsched.executors.port import ForeignSeen, LoadSeen, Observation, Progress
+from llmsched.executors.port import ExcessSeen, ForeignSeen, LoadSeen, Observation, Progress
 
 REQUESTS_AT_MOST = 1000
 
@@ -56,6 +56,8 @@ class Inbox:
                 self._last[LoadSeen, seen.workload] = seen
             case ForeignSeen():
                 self._last[ForeignSeen, seen.node] = seen
+            case ExcessSeen():
+                self._last[ExcessSeen, seen.gang, seen.attempt] = seen
             case Progress():
                 before = self._last.get((Progress, seen.gang, seen.attempt))
                 data = {**before.data, **seen.data} if isinstance(before, Progress) else seen.data

@@ -127,6 +127,7 @@ CATALOG: dict[str, Entry] = {
     "stop.max_runtime": Entry("stopped: over its max_runtime"),
     "stop.deadline": Entry("stopped: past its deadline"),
     "stop.budget": Entry("stopped: over its budget of {hours:g} GPU hours"),
+    "stop.excess": Entry("stopped: through Ray it took {excess} beyond what its gang was given, for {seconds:g} s"),
     "scale.load": Entry("load asks for {replicas}"),
     "scale.side": Entry("load changed side"),
     "capacity.demand": Entry("{gangs} gangs wait for nodes"),
@@ -291,7 +292,9 @@ CATALOG: dict[str, Entry] = {
     "event.node_joined": Entry("node {node} joined: {has:| or }"),
     "event.node_lost": Entry("node {node} is lost"),
     "event.node_draining": Entry("node {node} will leave: nothing new goes there"),
-    "event.foreign_use": Entry("others use {used} on node {node}"),
+    "event.foreign_use": Entry("{used} are in use on node {node} beyond what gangs were given"),
+    "event.excess": Entry("takes {excess} beyond its gang, through Ray, on {nodes}"),
+    "event.excess_over": Entry("is within its gang again"),
     "event.bound": Entry("runs"),
     "event.bound_again": Entry("runs (attempt {attempt})"),
     "event.launch_failed": Entry("attempt {attempt} did not start ({event}){message:>: }"),
@@ -328,6 +331,8 @@ CATALOG: dict[str, Entry] = {
     "on_node": Entry("{node} ({bundles})"),
     # What `why` tells of work that does not wait.
     "why.runs": Entry("on {where}{why:>: }"),
+    "why.excess": Entry("{runs}; through Ray it takes {excess} beyond its gang{ends:>, }"),
+    "why.excess_ends": Entry("and is ended in {seconds:.0f} s if it goes on"),
     "why.not_looked_at": Entry("it has not been looked at yet."),
     "why.replicas_wait": Entry("{waiting} of {all} replicas wait: {why}"),
 }  # fmt: skip

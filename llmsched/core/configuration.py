@@ -134,4 +134,7 @@ class Configuration:
     max_pending_per_queue: int = 10_000
     requests_per_s: float = 50.0  # of one token, by the API
     requests_burst: int = 200
+    excess: str = "end"  # warn | end: what an attempt takes beyond its gang, told at once, ended after
+    excess_after_s: float = 30.0
+    over_memory: str = "end"  # off | warn | end: an attempt that uses more memory than it asked for
     storage: str = ""

@@ -74,11 +74,23 @@ class NodeDraining:
 
 @dataclass(frozen=True, slots=True)
 class ForeignUse:
-    """Other people's work on a node of the same Ray cluster. Shrinks capacity; replaces the last report."""
+    """What is taken on a node beyond what gangs were given, by whomever. Shrinks capacity; replaces the last report."""
 
     at: float
     node: str
     used: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessUse:
+    """What an attempt has taken through Ray beyond what its gang was given, by node; part of the nodes' ForeignUse.
+
+    Replaces the attempt's last report; () when it is within its gang again."""
+
+    at: float
+    gang: str
+    attempt: int
+    used: tuple[tuple[str, Resources], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +233,7 @@ Fact = (
     | NodeLost
     | NodeDraining
     | ForeignUse
+    | ExcessUse
     | Bound
     | LaunchFailed
     | Resized

@@ -61,6 +61,7 @@ class Ledgers:
         self.timed: dict[str, None] = {}  # active gangs with a run time, deadline or budget
         self.scheduled: dict[str, None] = {}  # workloads with a schedule
         self.troubled: dict[str, None] = {}  # gangs the `end` stage must look at
+        self.exceeding: dict[str, None] = {}  # gangs whose attempt has taken more than they were given
         self.parked: dict[str, None] = {}
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.ends: list[tuple[float, str]] = []  # (expected end, gang) of the holding, soonest first

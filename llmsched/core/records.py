@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
+from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
 from llmsched.core.message import Message
@@ -78,6 +79,9 @@ class GangState:
     worked_s: float = 0.0  # seconds of work done, at min_size
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
+    excess: tuple[tuple[str, Resources], ...] = ()  # by node: taken beyond what it was given
+    excess_since: float | None = None
+    excess_s: float = 0.0  # for how long its attempt exceeded before
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_errors: dict[str, str] = field(default_factory=dict)
     blocked_by: str = ""  # why it is parked: "dependency", "schedule" or "backoff"
@@ -185,6 +189,20 @@ def amount_of(workload: Workload, placed: Placed) -> Resources:
         if group.name == placed.group:
             return group.options[min(placed.option, len(group.options) - 1)].resources
     return ZERO
+
+
+def total_of(by_node: tuple[tuple[str, Resources], ...]) -> Resources:
+    total = ZERO
+    for _, used in by_node:
+        total = total.plus(used)
+    return total
+
+
+def excess_ends(gang: GangState, configuration: Configuration) -> float:
+    """When an attempt that takes more than it was given is ended, if it goes on; inf when it does not or never is."""
+    if configuration.excess != "end" or gang.excess_since is None:
+        return inf
+    return gang.excess_since + configuration.excess_after_s - gang.excess_s
 
 
 def gpus_of(workload: Workload, placement: Placement) -> int:

@@ -240,6 +240,20 @@ class State(Lives):
         self.capacity.reindex(node)
         self.freed += 1
 
+    def _excess_use(self, fact: facts.ExcessUse) -> None:
+        gang = self._current(fact.gang, fact.attempt, fact)
+        if gang is None or not gang.is_holding():
+            self._note(fact, "no attempt is open")
+            return
+        gang.excess = fact.used
+        if fact.used:
+            gang.excess_since = self.now if gang.excess_since is None else gang.excess_since
+            self.exceeding[gang.id] = None
+        elif gang.excess_since is not None:
+            gang.excess_s += self.now - gang.excess_since
+            gang.excess_since = None
+            self.exceeding.pop(gang.id, None)
+
     def _bound(self, fact: facts.Bound) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
         if gang is None or not self._step(gang, "bound", fact):
@@ -502,7 +516,8 @@ _GANG_FIELDS = (
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
-    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "adapters", "adapter_errors", "blocked_by",
+    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "excess", "excess_since", "excess_s",
+    "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered",
@@ -520,6 +535,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     facts.NodeLost: State._node_lost,
     facts.NodeDraining: State._node_draining,
     facts.ForeignUse: State._foreign_use,
+    facts.ExcessUse: State._excess_use,
     facts.Bound: State._bound,
     facts.LaunchFailed: State._launch_failed,
     facts.Resized: State._resized,

@@ -151,10 +151,21 @@ class NodeGone:
 
 @dataclass(frozen=True, slots=True)
 class ForeignSeen:
+    """All that Ray has given away on a node beyond what the members of attempts were ordered to hold."""
+
     node: str
     gpus: float
     cpus: float
     memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessSeen:
+    """What of it an attempt has taken, all nodes at once; () when nothing any more."""
+
+    gang: str
+    attempt: int
+    used: tuple[ForeignSeen, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +285,7 @@ Observation = (
     | NodeSeen
     | NodeGone
     | ForeignSeen
+    | ExcessSeen
     | LaunchAsked
     | Started
     | NotStarted

@@ -168,6 +168,9 @@ class Limits(Section):
     max_pending_per_queue: int = Field(default=_CORE.max_pending_per_queue, ge=1, le=1_000_000)
     requests_per_s: float = Field(default=_CORE.requests_per_s, ge=1, le=100_000)
     requests_burst: int = Field(default=_CORE.requests_burst, ge=1, le=1_000_000)
+    excess: Literal["warn", "end"] = "end"
+    excess_after_s: float = Field(default=_CORE.excess_after_s, ge=0, le=86_400)
+    over_memory: Literal["off", "warn", "end"] = "end"
 
 
 class ClusterSpec(Section):

@@ -291,6 +291,13 @@ class WorkdirStored(Reply):
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
+class ExcessView(Reply):
+    """What a gang has taken through Ray on a node beyond what it was given."""
+
+    gang: str
+    amounts: Amounts
+
+
 class NodeView(Reply):
     id: str
     name: str
@@ -299,7 +306,8 @@ class NodeView(Reply):
     labels: dict[str, str] = {}
     total: Amounts
     used: Amounts
-    foreign: Amounts  # other people's work on the same Ray cluster
+    foreign: Amounts  # work on the same Ray cluster that is nobody's here
+    excess: list[ExcessView] = []
     free: Amounts
     draining: bool = False
     gangs: list[str] = []

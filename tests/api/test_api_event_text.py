@@ -41,7 +41,12 @@ STORY: list[tuple[Any, str]] = [
     (f.NodeJoined(1.0, Node("n1", Resources(8000), "A100", name="node-a")), "node node-a joined: 8 A100"),
     (f.NodeLost(1.0, "n1"), "node node-a is lost"),
     (f.NodeDraining(1.0, "n1"), "node node-a will leave: nothing new goes there"),
-    (f.ForeignUse(1.0, "n1", Resources(2000)), "others use 2 GPUs on node node-a"),
+    (f.ForeignUse(1.0, "n1", Resources(2000)), "2 GPUs are in use on node node-a beyond what gangs were given"),
+    (
+        f.ExcessUse(1.0, GANG, 1, (("n1", Resources(2000)), ("n2", Resources(1000)))),
+        "takes 3 GPUs beyond its gang, through Ray, on node-a, node-b",
+    ),
+    (f.ExcessUse(1.0, GANG, 1, ()), "is within its gang again"),
     (f.Bound(1.0, GANG, 1), "runs"),
     (f.Bound(1.0, GANG, 2), "runs (attempt 2)"),
     (f.LaunchFailed(1.0, GANG, 1, "error", "no such model"), "attempt 1 did not start (error): no such model"),

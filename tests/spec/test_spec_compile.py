@@ -131,7 +131,7 @@ def test_queues_keep_their_quota_and_the_default_queue_always_exists():
         quota: {L4: {nominal: 0.5}, A100: {nominal: 24, borrowing_limit: 8, lending_limit: 0}}
         roles: {submitter: [alice], admin: [bob], viewer: ["*"]}
     policies: {ordering: fifo}
-    limits: {max_pending_per_queue: 5, requests_per_s: 7}
+    limits: {max_pending_per_queue: 5, requests_per_s: 7, excess: warn, excess_after_s: 5, over_memory: "off"}
     """
     made = compile_configuration(cluster.load(text), 7)
     lab, default = made.queues
@@ -141,6 +141,7 @@ def test_queues_keep_their_quota_and_the_default_queue_always_exists():
     assert made.cohorts == (core.Cohort("company"),)
     assert (made.version, made.storage, made.max_pending_per_queue) == (7, "/data/llmsched", 5)
     assert made.requests_per_s == 7
+    assert (made.excess, made.excess_after_s, made.over_memory) == ("warn", 5, "off")
     assert made.policies.ordering == "fifo"
 
 

@@ -11,11 +11,13 @@ from llmsched.core.lifecycle import Status
 from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
-from llmsched.core.records import GangState, WorkloadState, amount_of
+from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
 from llmsched.core.reservation import Windows, end_of, is_holder
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+
+EXCESS_GRACE_S = 10.0  # it was warned: others wait for what it took
 
 
 def run(trial: Trial, plan: Plan, view: View) -> None:
@@ -30,6 +32,9 @@ def run(trial: Trial, plan: Plan, view: View) -> None:
     for name in state.timed:
         if name not in leaving:
             _limits(plan, state.gangs[name], view, leaving)
+    for name in state.exceeding:
+        if name not in leaving:
+            _excess(plan, state, state.gangs[name], leaving)
     for name in state.scheduled:
         _schedule(plan, state.workloads[name])
     trial.leaving.update(leaving)
@@ -116,6 +121,22 @@ def _limits(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -
             plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
             return
         plan.wake(at)
+
+
+def _excess(plan: Plan, state: State, gang: GangState, leaving: dict[str, None]) -> None:
+    """End what has taken more than its gang was given, once it has done so for long enough in all; the operator may say
+    never."""
+    configuration = state.configuration
+    if not gang.is_active():
+        return
+    ends = excess_ends(gang, configuration)
+    if ends > plan.at:
+        plan.wake(ends)
+        return
+    leaving[gang.id] = None
+    why = say("stop.excess", excess=total_of(gang.excess), seconds=configuration.excess_after_s)
+    grace = min(gang.spec.grace_s, EXCESS_GRACE_S)
+    plan.decisions.append(Stop(gang.id, gang.attempt, grace, "excess", why))
 
 
 def _reservations(trial: Trial, plan: Plan) -> None:
