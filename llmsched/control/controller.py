@@ -16,7 +16,7 @@ from typing import Any
 from llmsched.control import execution, lease, planning, recovery, requests
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
-from llmsched.control.dispatch import Send, Site, facts_of, resync, sends_of
+from llmsched.control.dispatch import Send, Site, event_of, facts_of, resync, sends_of
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
@@ -422,7 +422,7 @@ class Controller:
         for send in sends:
             self._orders.put_nowait(send)
         for gang, attempt, error in refused:
-            self._inbox.deliver(port.NotStarted(gang, attempt, "error", str(error)))
+            self._inbox.deliver(port.NotStarted(gang, attempt, event_of(error), str(error)))
 
     def _send_routes(self) -> None:
         if self._cluster.connected:

@@ -22,7 +22,7 @@ from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.stages.provision import accelerator_of
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
-from llmsched.errors import RequestError
+from llmsched.errors import RequestError, SpecError
 from llmsched.executors import port
 from llmsched.spec import parcel
 from llmsched.spec.http_models import WORKDIR_PREFIX
@@ -69,6 +69,11 @@ def sends_of(state: State, decided: Sequence[decisions.Decision], site: Site) ->
         else:
             sends += [] if send is None else [send]
     return sends, refused
+
+
+def event_of(error: Exception) -> str:
+    """Why no order can be made: what was asked for cannot be had (trying again is no use), or we could not make it."""
+    return "input" if isinstance(error, RequestError | SpecError) else "error"
 
 
 def send_of(state: State, decision: decisions.Decision, site: Site) -> Send | None:
@@ -229,14 +234,20 @@ def artifact_of(state: State, workload: Workload, source: str) -> str:
     meant = [each for each in workload.after if each.partition("@")[0] == name]
     if run is None and len(meant) == 1:
         run = int(meant[0].partition("@")[2] or 1)
-    runs = [
+    visible = [
         record
         for record in state.workloads.values()
         if record.workload.name == name
         and run in (None, record.workload.run)
-        and record.artifact
         and authorization.may_read(state, workload, record.workload)
     ]
+    runs = [record for record in visible if record.artifact]
+    if not runs and any(record.outcome == "succeeded" for record in visible):
+        raise RequestError(
+            f"{source} has no result: {name} succeeded but saved no artifact",
+            code="dependency",
+            hint="Its loop must call artifact.save.",
+        )
     if not runs:
         raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
     return str(max(runs, key=lambda record: record.workload.run).artifact)
@@ -344,10 +355,11 @@ def node_of(seen: port.NodeSeen) -> Node:
 
 
 def _ended(state: State, seen: port.Ended, at: float) -> list[facts.Fact]:
-    if seen.outcome == "released":
+    record = current(state, seen.gang, seen.attempt)
+    # Whoever cancelled it wants nothing of it: neither is it told as a success, nor does anything come after it.
+    if seen.outcome == "released" or (seen.outcome == "succeeded" and record is not None and record.cancelled):
         return [facts.Released(at, seen.gang, seen.attempt)]
     metrics = {name: float(value) for name, value in seen.metrics.items() if math.isfinite(value)}
-    record = current(state, seen.gang, seen.attempt)
     published = None
     message = seen.message
     if record is not None and seen.outcome == "succeeded" and record.workload.publish is not None:

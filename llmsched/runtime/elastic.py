@@ -27,19 +27,37 @@ class Stopped(Exception):
         return (Stopped, (self.step,))
 
 
+_told: context.Context | None = None  # whose loop has heard that it is to leave
+_finished: context.Context | None = None  # and whose said that its work is done all the same
 _asked: tuple[context.Context | None, float, bool] = (None, 0.0, False)
 
 
 def should_stop() -> bool:
     """True once the scheduler wants this gang to leave: save a checkpoint and raise Stopped.
 
-    Every rank must call it equally often. Outside llmsched: False.
+    Every rank must call it equally often. Outside llmsched: False. A loop that returns after it has heard True has
+    left, not finished, whatever else it did: one that is done at that very step says so with `finished()`.
     """
+    global _told
     where = context.inside()
     if where is None:
         return False
-    answer = _ask(where) if where.rank == 0 or not distributed() else False
-    return bool(agree(answer))
+    answer = bool(agree(_ask(where) if where.rank == 0 or not distributed() else False))
+    if answer:
+        _told = where
+    return answer
+
+
+def finished() -> None:
+    """Say, on every rank, that the work is done although it was asked to leave: the loop is about to return."""
+    global _finished
+    _finished = context.inside()
+
+
+def has_left() -> bool:
+    """Whether the loop of this context, which has returned, was told to leave and did not say that it is done."""
+    where = context.inside()
+    return where is not None and _told is where and _finished is not where
 
 
 def agree(value: Any) -> Any:

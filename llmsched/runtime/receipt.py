@@ -36,6 +36,7 @@ class Receipt:
     attempt: int = 0
     epoch: int = 0
     started: bool = True
+    asked: str = ""  # to leave: preempt | drain | stop | resize; empty: it ended by itself
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()

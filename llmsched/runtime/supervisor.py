@@ -247,6 +247,7 @@ class Supervisor:
             "attempt": self.order["attempt"],
             "epoch": self.order["epoch"],
             "started": self._has_begun or self.resizes > 0,
+            "asked": self._stop_mode,
         }
         written = receipt.write(self.storage, self.order, receipt.of(said))
         with self._lock:

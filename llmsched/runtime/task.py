@@ -15,15 +15,25 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import environment, execute, packages, redaction
+from llmsched.runtime import environment, execute, failures, packages, redaction
 from llmsched.runtime.process import die_with_parent
 
 _LAST_WORDS_WITHIN_S = 2.0
-INPUT_MARK = "(input) "  # before what `prepare` says when trying again is no use
+DONE_FILE = "LLMSCHED_DONE"  # names the file that a command makes when it is done although it was told to leave
+
+
+class Ending(NamedTuple):
+    """How a command ended. `message`: what went wrong, for people; empty when it exited with 0. `event` as in
+    `failures`. `says_done`: it made the file that LLMSCHED_DONE names."""
+
+    message: str = ""
+    event: str = "error"
+    code: int | None = None
+    says_done: bool = False
 
 
 class TaskWorker:
@@ -47,8 +57,8 @@ class TaskWorker:
         about = {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
         return {**about, "folder": str(self._shared_folder()), "envs": execute.surroundings()}
 
-    def prepare(self) -> str:
-        """Lay out the working folder that all ranks of this node share, and run `setup` there. "" is fine."""
+    def prepare(self) -> Ending:
+        """Lay out the working folder that all ranks of this node share, and run `setup` there."""
         self._folder = self._shared_folder()
         environment.sweep()
         environment.drop(self._folder)  # of a process that had our name before
@@ -60,25 +70,24 @@ class TaskWorker:
                 environment.unpack(self._order["workdir"], self._folder)
             self._packages = packages.provide(self._order, self._folder, self._say)
         except environment.UserError as error:
-            return f"{INPUT_MARK}{error}"
+            return Ending(str(error), "input")
         except packages.Unreachable as error:
-            return str(error)
+            return Ending(str(error))
         setup = self._order["spec"]["task"].get("setup") or []
         if not setup:
-            return ""
-        code = self._spawn_and_wait(setup, self._envs({}))
-        return "" if code == 0 else f"setup {setup[0]!r} {_ending(code)}{self._last_words()}"
+            return Ending()
+        return self._ending(f"setup {setup[0]!r}", self._spawn_and_wait(setup, self._envs({})))
 
-    def run(self, envs: dict[str, str]) -> str:
-        """Run the command to its end. "" when it exited with 0, else what happened, for people."""
+    def run(self, envs: dict[str, str]) -> Ending:
+        """Run the command to its end."""
         self._folder = self._shared_folder()
         command = self._order["spec"]["task"]["run"]
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
-        code = self._spawn_and_wait(command, self._envs(envs))
+        done = self._folder / f".llmsched-done-{self._rank}"
+        code = self._spawn_and_wait(command, self._envs({**envs, DONE_FILE: str(done)}))
         self._log.close()
-        if code == 0:
-            return ""
-        return f"rank {self._rank}: {command[0]!r} {_ending(code)}{self._last_words()}"
+        ending = self._ending(f"rank {self._rank}: {command[0]!r}", code)
+        return ending._replace(says_done=done.exists())
 
     def stop(self, grace_s: float) -> None:
         """Ask the process group to end, then end it. Returns when it is gone."""
@@ -136,7 +145,7 @@ class TaskWorker:
                 )
             except OSError as error:
                 log.write(f"cannot run {command[0]!r}: {error.strerror}\n".encode())
-                return 127
+                return failures.NOT_FOUND if isinstance(error, FileNotFoundError) else failures.NOT_EXECUTABLE
             if self._stopping.is_set():  # stop() came before the process did
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
@@ -147,6 +156,11 @@ class TaskWorker:
             pumping.join(_LAST_WORDS_WITHIN_S)  # children that outlive the command may hold its output open
             return code
 
+    def _ending(self, what: str, code: int) -> Ending:
+        if code == 0:
+            return Ending(code=0)
+        return Ending(f"{what} {_how(code)}{self._last_words()}", failures.event_of_code(code), code)
+
     def _last_words(self) -> str:
         with self._log.path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
@@ -154,7 +168,9 @@ class TaskWorker:
         return f"; last line: {lines[-1][:300]}" if lines else ""
 
 
-def _ending(code: int) -> str:
+def _how(code: int) -> str:
+    if code in failures.NEVER_BETTER:
+        return f"exited with code {code}, as {failures.NEVER_BETTER[code]} does"
     if code >= 0:
         return f"exited with code {code}"
     return f"was ended by signal {signal.Signals(-code).name}"

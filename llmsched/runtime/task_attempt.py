@@ -14,7 +14,7 @@ import ray
 
 from llmsched import sanitize
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
-from llmsched.runtime.task import INPUT_MARK, TaskWorker
+from llmsched.runtime.task import Ending, TaskWorker
 
 
 class TaskAttempt:
@@ -30,8 +30,6 @@ class TaskAttempt:
         places = self._placed()
         heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
         self._check(self._answers([worker.prepare.remote() for worker in heads.values()]))
-        if life.is_leaving:
-            raise Outcome("released", "stopped before it began")
         life.begin()
         runs = []
         for rank, (place, worker) in enumerate(zip(places, self._workers, strict=True)):
@@ -39,7 +37,7 @@ class TaskAttempt:
             life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs})
             runs.append(worker.run.remote(envs))
         try:
-            self._check(self._answers(runs))
+            self._check(self._answers(runs), has_begun=True)
         finally:
             with suppress(Exception):
                 ray.get([worker.clean.remote() for worker in heads.values()], timeout=5)
@@ -118,9 +116,9 @@ class TaskAttempt:
                 "failed", f"a worker could not start: {sanitize.first_line(error)}", "interruption"
             ) from error
 
-    def _answers(self, runs: list[Any]) -> list[str]:
+    def _answers(self, runs: list[Any]) -> list[Ending]:
         """What each call says, or the first failure: one rank that fails ends the gang."""
-        said: list[str] = []
+        said: list[Ending] = []
         waiting = list(runs)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
@@ -129,14 +127,22 @@ class TaskAttempt:
             except ray.exceptions.RayError as error:
                 rank = runs.index(done[0])
                 raise Outcome("failed", f"rank {rank}: its process or its node died", "interruption") from error
-            if said[-1]:
+            if said[-1].message:
                 break
         return said
 
-    def _check(self, said: list[str]) -> None:
-        trouble = next((text for text in said if text), "")
-        if trouble and not self._life.is_leaving:
-            is_input = trouble.startswith(INPUT_MARK)
-            raise Outcome("failed", trouble.removeprefix(INPUT_MARK), "input" if is_input else "error")
-        if trouble:
-            raise Outcome("released", "stopped as asked")
+    def _check(self, said: list[Ending], *, has_begun: bool = False) -> None:
+        """Raises Outcome for what is no success. Who was told to leave and did has left, whatever its exit code,
+        unless every rank of it says that it is done."""
+        failed = next((one for one in said if one.message), None)
+        if self._life.is_leaving:
+            if has_begun and failed is None and all(one.says_done for one in said):
+                return
+            raise Outcome("released", _left(said) if has_begun else "stopped before it began")
+        if failed is not None:
+            raise Outcome("failed", failed.message, failed.event)
+
+
+def _left(said: list[Ending]) -> str:
+    codes = sorted({one.code for one in said if one.code is not None})
+    return f"left as asked, with exit code {', '.join(map(str, codes))}" if codes else "left as asked"

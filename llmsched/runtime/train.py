@@ -20,7 +20,7 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 
 from llmsched import sanitize
-from llmsched.runtime import context, elastic, environment, execute, packages, progress, redaction
+from llmsched.runtime import context, elastic, environment, execute, failures, packages, progress, redaction
 from llmsched.runtime.link import ActorLink
 from llmsched.runtime.ray_internals import TORCH
 
@@ -142,22 +142,32 @@ def work(config: dict[str, str]) -> None:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
             except (Exception, SystemExit) as error:
-                text = sanitize.text(redaction.clean(environment.explain(error, code)))
-                is_input = isinstance(error, environment.UserError)
-                if is_input:
+                if failures.is_good_exit(error):
+                    _came_to_an_end(supervisor, rank)
+                    return
+                text = " ".join(filter(None, (environment.explain(error, code), failures.advice(error))))
+                text = sanitize.text(redaction.clean(text))
+                if isinstance(error, environment.UserError):
                     print(text, file=sys.stderr)
                 else:
                     traceback.print_exc()
                 progress.flush()
-                event = "interruption" if _is_peer_loss(error) else "input" if is_input else "error"
-                ray.get(supervisor.failed.remote(rank, text, event))
+                ray.get(supervisor.failed.remote(rank, text, failures.event_of(error)))
                 # What is raised is logged and passed on by Ray: with all that it says, when it is not in our words.
                 raise RuntimeError(text) from None
             else:
-                progress.flush()
-                ray.get(supervisor.finished.remote(rank))  # what nobody said has not succeeded
+                _came_to_an_end(supervisor, rank)
     finally:
         environment.drop(folder)
+
+
+def _came_to_an_end(supervisor: Any, rank: int) -> None:
+    """Said by every rank: what nobody said has not succeeded. A loop that was told to leave and returned has left."""
+    progress.flush()
+    if elastic.has_left():
+        ray.get(supervisor.stopped.remote(None))
+    else:
+        ray.get(supervisor.finished.remote(rank))
 
 
 def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
@@ -169,22 +179,3 @@ def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
         loop(train.get("config") or {})
     else:
         loop()
-
-
-def _is_peer_loss(error: BaseException) -> bool:
-    """True for what a healthy rank sees when another one dies in a collective: not this rank's fault."""
-    dist = sys.modules.get("torch.distributed")
-    if dist is None or not isinstance(error, RuntimeError):
-        return False
-    text = str(error).lower()
-    return (
-        isinstance(error, (dist.DistNetworkError, dist.DistBackendError))
-        or any(words in text for words in ("gloo", "connection closed by peer", "connection reset by peer"))
-        or (type(error) is RuntimeError and _raised_in(error, "torch/distributed/"))  # its words change with the moment
-    )
-
-
-def _raised_in(error: BaseException, folder: str) -> bool:
-    """Whether the innermost Python frame of the error lies in `folder`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and folder in frames[-1].filename

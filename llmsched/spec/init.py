@@ -65,6 +65,8 @@ envs: {MODE: fast}
 # secrets: [API_KEY]             # kept with llmsched secret set API_KEY
 task:
   run: ["python", "script.py"]   # a list of words; for a shell write ["bash", "-c", "..."]
+  # Asked to leave (preempted, resized, cancelled) it gets SIGTERM and may save; it runs again, whatever its exit code,
+  # unless every worker has made the file that $LLMSCHED_DONE names: then it is done. 126 and 127 are never tried again.
   # setup: ["pip", "install", "-r", "requirements.txt"]
 """
 

@@ -11,7 +11,14 @@ from llmsched.spec.workload import Argv, FiniteSpec
 
 
 class TaskSection(Section):
-    run: Annotated[Argv, Field(min_length=1)]
+    run: Annotated[
+        Argv,
+        Field(
+            min_length=1,
+            description="The command of every worker. Asked to leave it gets SIGTERM, and has left whatever its exit "
+            "code, unless every worker has made the file that LLMSCHED_DONE names. 126 and 127 are never tried again.",
+        ),
+    ]
     setup: Argv = []
 
 

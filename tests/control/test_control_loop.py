@@ -15,7 +15,7 @@ from llmsched.core.facts import CommandBegun, Published
 from llmsched.core.render import text
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
-from llmsched.executors.port import LaunchAsked
+from llmsched.executors.port import Ended, LaunchAsked
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.sqlite import SqliteStore
@@ -307,9 +307,28 @@ def test_a_source_without_a_result_fails_the_launch_and_says_so():
             await controller.submit([train("make")], user=ANN)
             await until(lambda: phase(controller, "make") == "succeeded")
             controller.state.workloads["make"].artifact = None
-            await controller.submit([serve("use", source="run://make", retry={"on_events": []})], user=ANN)
-            await until(lambda: "run://make has no result" in text(controller.state.gangs["use/0"].message))
-            assert "llms/use/0/1" not in cluster.launched
+            await controller.submit([serve("use", source="run://make")], user=ANN)
+            await until(lambda: phase(controller, "use") == "failed")  # at once: another try cannot find more
+            said = text(controller.state.gangs["use/0"].message)
+            assert "run://make has no result: make succeeded but saved no artifact. Its loop must call" in said
+            assert "attempts" not in said and "llms/use/0/1" not in cluster.launched
+
+    asyncio.run(story())
+
+
+def test_what_ends_well_while_it_is_cancelled_is_told_as_cancelled_and_nothing_comes_after_it():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([train("first"), task("second", after=["first"])], user=ANN)
+            await until(lambda: phase(controller, "first") == "running")
+            attempt = cluster.attempts["llms/first/0/1"]
+            attempt.ended = Ended("first/0", 1, "succeeded", artifact="/storage/half")  # as it says when told to stop
+            await controller.cancel("first", ANN)
+            await until(lambda: phase(controller, "first") == "cancelled")
+            assert "Finished" not in kinds(controller)
+            assert controller.state.workloads["first"].artifact is None
+            assert phase(controller, "second") != "running"
 
     asyncio.run(story())
 

@@ -104,3 +104,24 @@ def test_a_step_holds_the_same_rows_at_any_world_size_and_epochs_differ() -> Non
     assert step_rows(1)[:3] != step_rows(1)[3:]
     with pytest.raises(ValueError, match="nothing to train on"):
         next(data.batches(0, 8, rank=0, world_size=1))
+
+
+class Asked(Listener):
+    """Tells whoever asks that it is to leave."""
+
+    def should_stop(self) -> bool:
+        return True
+
+
+def test_a_loop_that_heard_that_it_is_to_leave_and_returns_has_left_unless_it_says_that_it_is_done(
+    tmp_path: Path,
+) -> None:
+    with enter(Context.alone(tmp_path, supervisor=Listener())):
+        assert not elastic.should_stop() and not elastic.has_left()
+    with enter(Context.alone(tmp_path, supervisor=Asked())):
+        assert not elastic.has_left()  # it never asked: it came to its end
+        assert elastic.should_stop() and elastic.has_left()
+        elastic.finished()
+        assert not elastic.has_left()
+    with enter(Context.alone(tmp_path, supervisor=Asked())):
+        assert not elastic.has_left()  # that was another one
