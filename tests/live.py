@@ -84,7 +84,9 @@ class Live:
         gateway = Gateway(lambda app: replica)
         models = {model: {"workload": model, "kind": "model", "task": "causal-lm", "replicas": [{"app": model}]}}
         models[model]["adapters"] = {"sql": "s3://a/sql"}
-        gateway.route({"version": 1, "models": models, "keys": auth.Tokens(self.home).keys()})
+        tokens = auth.Tokens(self.home).keys()
+        keys = [{**token, "models": [model]} for token in tokens]
+        gateway.route({"version": 1, "models": models, "keys": keys})
         config = uvicorn.Config(gateway, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         web = server.Quiet(config)
         with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:

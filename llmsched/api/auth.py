@@ -59,9 +59,9 @@ class Tokens:
         return self._given + self._read
 
     def keys(self) -> list[dict[str, Any]]:
-        """What the endpoint must know of them: whoever may submit may ask every model."""
+        """Those of whoever may ask endpoints at all. Which ones each reaches is for control/routes.py to say."""
         return [
-            {"id": record.id, "sha256": record.sha256, "models": ["*"]}
+            {"id": record.id, "sha256": record.sha256, "user": record.user, "role": record.role}
             for record in self.records()
             if record.role in MAY["submit"] and not _is_over(record)
         ]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmsched.api.views import numbers, phase
-from llmsched.control.dispatch import spec_of
 from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
+from llmsched.control.lookup import spec_of
 from llmsched.core import decisions, facts
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, size_of

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from llmsched.control.dispatch import newest_run
+from llmsched.control.lookup import newest_run
 from llmsched.core import authorization as core
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import GANG, NODE, USER, WORKLOAD, Ref

@@ -52,7 +52,8 @@ class Degraded(StoreError):
 
 
 class Controller:
-    """`keys` are those of the endpoint ({"id", "sha256", "models"}), asked again and again. `vault` has the secrets.
+    """`keys`: the tokens that may ask endpoints ({"id", "sha256", "user", "role"}), asked again and again. `vault`: the
+    secrets.
 
     `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
     """

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmsched import versions
+from llmsched.control import endpoint_names
+from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core import authorization, decisions, facts
 from llmsched.core.nodes import Node
@@ -24,7 +26,6 @@ from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors import port
-from llmsched.spec import parcel
 from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source, parse_run_source
 
@@ -197,11 +198,6 @@ def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
 
 
 # --- what a spec refers to ----------------------------------------------------------------------------------------
-
-
-def spec_of(workload: Workload) -> dict[str, Any]:
-    """The user's spec as data, under today's model. Read only: it is shared."""
-    return parcel.read(workload.parcel).data
 
 
 def resolve_inputs(state: State, workload: Workload, spec: Mapping[str, Any]) -> dict[str, str]:
@@ -393,6 +389,10 @@ def publication(
     target_id = publish.to if target is None else target.workload.id
     if target is not None and not authorization.may_publish(state, workload.user, target.workload):
         return None, f"not published: the name {publish.to} is of another's work"
+    if publish.kind == "adapter" and not endpoint_names.is_free(
+        state, publish.name or workload.name, workload if target is None else target.workload
+    ):
+        return None, f"not published: the name {publish.name or workload.name} is of another's endpoint"
     if (
         publish.kind == "model"
         and target is not None
@@ -419,15 +419,3 @@ def is_met(condition: str, metrics: Mapping[str, float]) -> bool:
     name, _, number = condition.partition(sign)
     value = metrics.get(name.strip())
     return value is not None and _COMPARISONS[sign](value, float(number))
-
-
-def newest_run(state: State, name: str) -> WorkloadState | None:
-    """ "name" is the run with the highest number, "name@2" exactly that one."""
-    plain, _, run = name.partition("@")
-    if run:
-        return state.workloads.get(plain if run == "1" else name)
-    number = 1
-    found = state.workloads.get(plain)
-    while (later := state.workloads.get(f"{plain}@{number + 1}")) is not None:
-        found, number = later, number + 1
-    return found

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llmsched.control import registry, vault
 from llmsched.control.authorization import KnownNames, Rights, check_name, check_queue
-from llmsched.control.dispatch import newest_run, spec_of
+from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import error_of
 from llmsched.core import commands
 from llmsched.core.state import State, WorkloadState

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from llmsched.control import requests, vault
-from llmsched.control.dispatch import spec_of
+from llmsched.control.lookup import spec_of
 from llmsched.control.requests import find
 from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState

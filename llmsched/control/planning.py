@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import reasons
+from llmsched.control import endpoint_names, reasons
 from llmsched.control.authorization import KnownNames, Person, Rights
-from llmsched.control.dispatch import artifact_of, is_result, newest_run, spec_of
+from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
     Draft,
     check_change,
@@ -22,6 +22,7 @@ from llmsched.control.drafts import (
     sorted_by_need,
 )
 from llmsched.control.gpu_memory import Verdict, judge, source_of
+from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
@@ -53,6 +54,7 @@ def plan(
         others = tuple(name for name in workload.after if name not in in_file)
         try:
             check_rights(state, workload, others, rights)
+            endpoint_names.check(state, workload, [one for one, _ in drafts], rights)
             check_secrets(workload, secrets)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)

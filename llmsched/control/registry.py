@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llmsched.control.dispatch import spec_of
+from llmsched.control.lookup import spec_of
 from llmsched.core.facts import Published
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload

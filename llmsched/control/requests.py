@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsched.control import vault
+from llmsched.control import endpoint_names, vault
 from llmsched.control.authorization import OPERATOR, KnownNames, Person, Rights
-from llmsched.control.dispatch import newest_run, spec_of
 from llmsched.control.drafts import (
     Draft,
     check_change,
@@ -26,6 +25,7 @@ from llmsched.control.drafts import (
     is_same,
     sorted_by_need,
 )
+from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.core import commands
 from llmsched.core.facts import CommandBegun, Fact, Published
@@ -169,6 +169,7 @@ def _submit(
     for each in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in each.workload.after if name not in in_file)
         check_rights(state, each.workload, others, rights)
+        endpoint_names.check(state, each.workload, [one for one, _ in drafts], rights)
         check_secrets(each.workload, secrets)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)

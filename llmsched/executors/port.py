@@ -99,9 +99,9 @@ class CommandOrder:
 class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
-    models: {model id: {"workload", "task", "kind": "model" | "app", "routing", "max_ongoing", "calls": [...],
+    models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "calls": [...],
              "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
-    keys:   [{"id", "sha256", "models": ["*"]}]
+    keys:   [{"id", "sha256", "models": the ids that it reaches, and no others}]
     """
 
     version: int

@@ -13,19 +13,21 @@ from llmsched.gateway.refusals import Refused
 
 @dataclass(frozen=True, slots=True)
 class Key:
+    """`models`: the ids that it reaches. What is not among them is not there for its holder."""
+
     id: str
     sha256: str
-    models: tuple[str, ...] = ("*",)
+    models: frozenset[str] = frozenset()
 
-    def allows(self, model: str) -> bool:
-        return "*" in self.models or model in self.models
+    def reaches(self, model: str) -> bool:
+        return model in self.models
 
 
 class KeyRing:
     """With no key in it, nobody may ask."""
 
     def __init__(self, keys: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._keys = [Key(str(k["id"]), str(k["sha256"]).lower(), tuple(k.get("models") or ("*",))) for k in keys]
+        self._keys = [Key(str(k["id"]), str(k["sha256"]).lower(), frozenset(k.get("models") or ())) for k in keys]
 
     def check(self, authorization: str | None) -> Key:
         """The key behind an `Authorization` header. Raises Refused (401)."""

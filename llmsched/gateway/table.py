@@ -2,7 +2,7 @@
 
 A model is asked for by its id, or by its workload's name while nothing else is called so; an adapter as
 "<id>:<adapter>", or plainly "<adapter>" while only one model has it and no model is called so. Apps are asked for by
-their workload's name and are not models.
+their workload's name and are not models. A name is looked for among what the key reaches: the rest is not there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Route(NamedTuple):
 
     id: str
     workload: str
+    name: str  # of the workload
     task: str
     kind: str  # model | app
     routing: str
@@ -42,59 +43,59 @@ class Table:
         self.version = int(data.get("version", 0))
         self.keys = KeyRing(data.get("keys", ()))
         self.routes = {id: _route(id, entry) for id, entry in sorted(dict(data.get("models", {})).items())}
-        self._models: dict[str, Target] = {}
-        ambiguous: set[str] = set()
+        self._named: dict[str, list[tuple[int, Target]]] = {}  # what a name may mean: the lower number goes first
         for route in self.routes.values():
             for name, uri in route.adapters.items():
-                target = Target(route, {"name": name, "uri": uri})
-                if name in self._models:
-                    ambiguous.add(name)
-                self._models[name] = target
-                self._models[f"{route.id}:{name}"] = target
-        for name in ambiguous:
-            del self._models[name]
-        for route in self.routes.values():  # last: a model's own id wins over an adapter's plain name
-            if route.kind == "model":
-                self._models[route.id] = Target(route, None)
-        for route in self.routes.values():  # people know what they applied by its own name
-            if route.kind == "model":
-                self._models.setdefault(route.workload, Target(route, None))
+                adapter = Target(route, {"name": name, "uri": uri})
+                self._named.setdefault(f"{route.id}:{name}", []).append((0, adapter))
+                self._named.setdefault(name, []).append((2, adapter))
+            self._named.setdefault(route.id, []).append((0, Target(route, None)))
+            if route.name != route.id:  # people know what they applied by its own name
+                self._named.setdefault(route.name, []).append((1, Target(route, None)))
 
     def model(self, name: Any, key: Key) -> Target:
-        """Raises Refused: 400 no model named, 404 unknown (with the ones there are), 403 not for this key."""
+        """Raises Refused: 400 no model named, 404 unknown to this key (with the ones it knows)."""
         if not isinstance(name, str) or not name:
             raise Refused(400, "The request names no model.", code="missing_model", param="model")
-        target = self._models.get(name)
-        if target is None and any(r.kind == "app" and name in (r.id, r.workload) for r in self.routes.values()):
-            raise Refused(404, f'"{name}" is an app. Ask it at /v1/apps/{name}.', code="model_not_found", param="model")
-        if target is None:
-            raise Refused(404, f'There is no model "{name}". {self._known(key)}', code="model_not_found", param="model")
-        if not (key.allows(target.route.id) or key.allows(name)):
-            raise Refused(403, f'This key is not for the model "{name}".', code="model_not_allowed", param="model")
-        return target
+        found = self._meant(name, key)
+        models = [target for target in found if target.route.kind == "model"]
+        if len(models) == 1:
+            return models[0]
+        if models:
+            full = " or ".join(f"{one.route.id}:{name}" for one in models)
+            message = f'"{name}" is an adapter of several models. Ask for {full}.'
+        elif found:
+            message = f'"{name}" is an app. Ask it at /v1/apps/{name}.'
+        else:
+            message = f'There is no model "{name}". {self._known(key)}'
+        raise Refused(404, message, code="model_not_found", param="model")
 
     def app(self, name: str, key: Key) -> Target:
-        for route in self.routes.values():
-            if route.kind == "app" and name in (route.id, route.workload):
-                if not key.allows(route.id):
-                    raise Refused(403, f'This key is not for the app "{name}".', code="model_not_allowed")
-                return Target(route, None)
-        apps = [r.id for r in self.routes.values() if r.kind == "app" and key.allows(r.id)]
+        """Raises Refused: 404 unknown to this key (with the ones it knows)."""
+        for target in self._meant(name, key):
+            if target.route.kind == "app":
+                return target
+        apps = [route.id for route in self._reached(key) if route.kind == "app"]
         there = f"Apps here: {', '.join(apps[:LISTED])}." if apps else "There are no apps here now."
         raise Refused(404, f'There is no app "{name}". {there}', code="app_not_found")
 
     def models(self, key: Key) -> list[tuple[str, str | None]]:
-        """(name, the model it is an adapter of or None), for those this key may use."""
+        """(name, the model it is an adapter of or None), for those this key reaches."""
         listed: list[tuple[str, str | None]] = []
-        for route in self.routes.values():
+        for route in self._reached(key):
             if route.kind == "model":
-                if key.allows(route.id):
-                    listed.append((route.id, None))
-                for name in sorted(route.adapters):
-                    full = f"{route.id}:{name}"
-                    if key.allows(route.id) or key.allows(full):
-                        listed.append((full, route.id))
+                listed.append((route.id, None))
+                listed += [(f"{route.id}:{name}", route.id) for name in sorted(route.adapters)]
         return listed
+
+    def _reached(self, key: Key) -> list[Route]:
+        return [route for route in self.routes.values() if key.reaches(route.id)]
+
+    def _meant(self, name: str, key: Key) -> list[Target]:
+        """What the name means to who holds this key. Everything that is looked for is looked for here."""
+        found = [one for one in self._named.get(name, ()) if key.reaches(one[1].route.id)]
+        first = min((rank for rank, _ in found), default=0)
+        return [target for rank, target in found if rank == first]
 
     def _known(self, key: Key) -> str:
         names = [name for name, _ in self.models(key)]
@@ -111,6 +112,7 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
     return Route(
         id=id,
         workload=str(entry.get("workload") or id),
+        name=str(entry.get("name") or entry.get("workload") or id),
         task=str(entry.get("task") or ""),
         kind=str(entry.get("kind") or "model"),
         routing=routing,

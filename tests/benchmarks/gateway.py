@@ -108,7 +108,7 @@ def deployments() -> tuple[type, type]:
 
 def table() -> dict[str, Any]:
     entry = {"workload": "trivial", "kind": "model", "routing": "power-of-two", "max_ongoing": 900}
-    key = {"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["*"]}
+    key = {"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["trivial"]}
     return {"version": 1, "models": {"trivial": {**entry, "replicas": [{"app": "llms/trivial/0/1"}]}}, "keys": [key]}
 
 

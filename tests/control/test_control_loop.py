@@ -252,11 +252,11 @@ def test_an_adapter_is_published_into_the_running_endpoint_when_its_condition_ho
 def test_the_gateway_hears_of_replicas_when_they_answer_and_when_they_go():
     async def story():
         cluster = fake_cluster()
-        keys = [{"id": "k1", "sha256": "ab", "models": ["*"]}]
+        keys = [{"id": "k1", "sha256": "ab", "user": ANN, "role": "submitter"}]
         async with controlling(cluster, keys=lambda: keys) as controller:
             await controller.submit([serve("qwen", replicas="1..3")], user=ANN)
             await until(lambda: replicas(cluster) == ["llms/qwen/0/1"])
-            assert cluster.routes.keys == keys
+            assert cluster.routes.keys == [{"id": "k1", "sha256": "ab", "models": ["qwen"]}]
             assert cluster.routes.models["qwen"]["routing"] == "power-of-two"
             first = cluster.routes.version
             await controller.scale("qwen", 2, ANN)

@@ -360,7 +360,7 @@ def test_a_lost_node_is_noticed_and_its_gang_ends_as_interrupted(lab):
 def routes(version, *applications):
     desk = {"workload": "desk", "task": "app", "kind": "app", "routing": "round-robin", "max_ongoing": 4}
     models = {"desk": {**desk, "calls": [], "adapters": {}, "replicas": [{"app": name} for name in applications]}}
-    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["*"]}]
+    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["desk"]}]
     return RouteTable(version, models, keys)
 
 

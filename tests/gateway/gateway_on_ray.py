@@ -58,7 +58,7 @@ def table(version):
     return {
         "version": version,
         "models": {"qwen": {**entry, "replicas": replicas}},
-        "keys": [{"id": "k", "sha256": digest, "models": ["*"]}],
+        "keys": [{"id": "k", "sha256": digest, "models": ["qwen"]}],
     }
 
 

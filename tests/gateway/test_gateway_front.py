@@ -80,7 +80,7 @@ class House:
             },
             "desk": {"workload": "support-desk", "kind": "app", "replicas": [{"app": name} for name in names]},
         }
-        keys = keys or [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["*"]}]
+        keys = keys or [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": list(models)}]
         self.table = {"version": 3, "models": models, "keys": keys}
         self.gateway.route(self.table)
 
@@ -194,20 +194,51 @@ def test_a_plain_adapter_name_that_two_models_have_is_unknown():
     async def main():
         house = House("a")
         house.table["models"]["llama"] = {**house.table["models"]["qwen"], "workload": "llama"}
+        house.table["keys"][0]["models"].append("llama")
         house.gateway.route(house.table)
-        assert (await house.ask(json={"model": "sql"})).status_code == 404
+        refused = await house.ask(json={"model": "sql"})
+        assert refused.status_code == 404 and "Ask for llama:sql or qwen:sql." in refused.text
         assert (await house.ask(json={"model": "llama:sql"})).status_code == 200
 
     asyncio.run(main())
 
 
-def test_a_key_for_one_model_sees_and_uses_only_that_one():
+def test_what_a_key_does_not_reach_is_answered_as_what_does_not_exist():
     async def main():
         digest = hashlib.sha256(KEY.encode()).hexdigest()
-        house = House("a", keys=[{"id": "k", "sha256": digest, "models": ["other"]}])
-        assert (await house.chat()).status_code == 403
-        assert (await house.ask("GET", "/v1/models")).json()["data"] == []
-        assert "qwen" not in (await house.ask(json={"model": "nope"})).text
+        for reached in ({"models": ["other"]}, {"models": []}, {}):
+            house = House("a", keys=[{"id": "k", "sha256": digest, **reached}])
+            for path, field, names in (
+                ("/v1/chat/completions", "model", ("qwen", "qwen:sql", "sql", "nope")),
+                ("/v1/chat/completions", "model", ("desk", "support-desk", "nope")),
+            ):
+                said = [await house.ask(path=path, json={field: name}) for name in names]
+                assert {one.status_code for one in said} == {404}
+                assert len({one.text.replace(name, "X") for one, name in zip(said, names, strict=True)}) == 1
+            said = [await house.ask(path=f"/v1/apps/{name}", json={}) for name in ("desk", "support-desk", "nope")]
+            assert [one.json()["error"]["message"] for one in said] == [
+                f'There is no app "{name}". There are no apps here now.' for name in ("desk", "support-desk", "nope")
+            ]
+            assert (await house.ask("GET", "/v1/models")).json()["data"] == []
+            assert (await house.ask("GET", "/v1/models/qwen")).status_code == 404
+            assert house["a"].calls == 0
+
+    asyncio.run(main())
+
+
+def test_a_name_means_what_the_key_reaches_whoever_else_uses_it():
+    async def main():
+        mine, theirs = (hashlib.sha256(key.encode()).hexdigest() for key in (KEY, "their-key"))
+        keys = [{"id": "m", "sha256": mine, "models": ["qwen"]}, {"id": "t", "sha256": theirs, "models": ["sql", "x"]}]
+        house = House("a", keys=keys)
+        replicas = {"replicas": [{"app": "b"}], "kind": "model"}
+        house.replicas["b"] = Echo("b")
+        house.table["models"]["qwen"]["workload"] = "my-chat"
+        for name, workload in (("sql", "sql"), ("x", "qwen")):  # others take my adapter's name, and my endpoint's
+            house.table["models"][name] = {"workload": workload, **replicas}
+        house.gateway.route(house.table)
+        for name in ("qwen", "sql"):
+            assert (await house.ask(json={"model": name})).json()["replica"] == "a"
 
     asyncio.run(main())
 
