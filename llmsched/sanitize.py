@@ -10,6 +10,7 @@ module, no handler does: the bodies of `spec.http_models`, `spec.document`, `sto
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import types
@@ -20,6 +21,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 TEXT_AT_MOST = 4_000  # characters
 NAME_AT_MOST = 200
 ITEMS_AT_MOST = 1_000  # of one list or mapping that a workload reports
+VALUES_AT_MOST = 5_000  # of all that it reports at once
+WORDS_AT_MOST = 1_000  # characters of each
 DEPTH_AT_MOST = 16
 LARGEST = 2**63 - 1
 CHECKED_AT_MOST = 1_000_000  # values of one request
@@ -62,12 +65,34 @@ def shown(said: str) -> str:
 
 def unicode(said: str) -> str:
     """Only what no encoding can write is spelled out."""
+    if said.isascii():
+        return said
     return _NOT_UNICODE.sub(_spelled, said) if _NOT_UNICODE.search(said) else said
 
 
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def loads(written: str | bytes) -> Any:
+    """JSON that lay in a file or came through a pipe, as data that can be written again. Raises ValueError."""
+    try:
+        found = json.loads(written)
+        return _unicode_of(found) if _SURROGATE[type(written)] in written else found  # type: ignore[operator]
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+_SURROGATE: dict[type, str | bytes] = {str: "\\u", bytes: b"\\u"}  # only spelled out can one get into JSON
+
+
+def _unicode_of(found: Any) -> Any:
+    if isinstance(found, str):
+        return unicode(found)
+    if isinstance(found, dict):
+        return {unicode(key): _unicode_of(value) for key, value in found.items()}
+    return [_unicode_of(item) for item in found] if isinstance(found, list) else found
 
 
 def words(value: Any) -> str:
@@ -94,21 +119,25 @@ def number(value: float) -> float | str:
     return f"{'-' if value < 0 else ''}{10 ** (math.log10(abs(value)) - exponent):.4g}e{exponent}"
 
 
-def data(value: Any, depth: int = DEPTH_AT_MOST) -> Any:
+def data(value: Any) -> Any:
     """JSON data of any shape, bounded in every direction. What is no JSON is said in words."""
+    return _data(value, DEPTH_AT_MOST, [VALUES_AT_MOST])
+
+
+def _data(value: Any, depth: int, left: list[int]) -> Any:
+    left[0] -= 1
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return text(value)
     if isinstance(value, (int, float)):
         return number(value)
-    if isinstance(value, (dict, list, tuple)) and depth <= 0:
+    if not isinstance(value, (dict, list, tuple)):
+        return text(value, WORDS_AT_MOST)
+    if depth <= 0 or left[0] <= 0:
         return "…"
+    some = _some(value)[: left[0]]
     if isinstance(value, dict):
-        return {text(key, NAME_AT_MOST): data(value[key], depth - 1) for key in _some(value)}
-    if isinstance(value, (list, tuple)):
-        return [data(item, depth - 1) for item in _some(value)]
-    return text(value)
+        return {text(key, NAME_AT_MOST): _data(value[key], depth - 1, left) for key in some}
+    return [_data(item, depth - 1, left) for item in some]
 
 
 def numbers(values: Any) -> dict[str, float]:
@@ -237,14 +266,14 @@ def first_flaw(given: Any, where: str = "$") -> tuple[str, str] | None:
 
 def _values(given: Any, where: str) -> Iterator[tuple[str, Any]]:
     """Every key and value, without recursion: what is nested too deeply must not end whoever looks."""
-    stack: list[tuple[str, Any]] = [(where, given)]
+    stack: list[tuple[str, Any, Any]] = [(where, given, None)]
     while stack:
-        place, value = stack.pop()
+        place, value, key = stack.pop()
+        if key is not None:
+            yield f"a key in {place.removesuffix(f'.{key}')}", key
         if isinstance(value, dict):
-            for key in value:
-                yield f"a key in {place}", key
-            stack += [(f"{place}.{key}", value[key]) for key in reversed(value)]
+            stack += [(f"{place}.{name}", value[name], name) for name in reversed(value)]
         elif isinstance(value, list):
-            stack += [(f"{place}[{index}]", value[index]) for index in range(len(value) - 1, -1, -1)]
+            stack += [(f"{place}[{index}]", value[index], None) for index in range(len(value) - 1, -1, -1)]
         else:
             yield place, value

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from llmsched import sanitize
 from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import RequestError, SpecError, StoreError
@@ -46,7 +47,7 @@ def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tupl
     """A fresh token, to be shown once, and what to keep of it."""
     if role not in ROLES:
         raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
-    if not user.strip() or user == EVERYONE:
+    if not user.strip() or user == EVERYONE or sanitize.line(user, sanitize.NAME_AT_MOST) != user:
         raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
     now = time.time()
     token_id = secrets.token_hex(4)

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmsched import sanitize
 from llmsched.errors import RequestError
 from llmsched.executors.port import ExcessSeen, ForeignSeen, LoadSeen, Observation, Progress
 
@@ -51,6 +52,8 @@ class Inbox:
         return answer
 
     def deliver(self, seen: Observation) -> None:
+        """Never raises: whatever an executor says is made valid first, field by field."""
+        seen = sanitize.record(seen)
         match seen:
             case LoadSeen():
                 self._last[LoadSeen, seen.workload] = seen

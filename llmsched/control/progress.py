@@ -7,15 +7,17 @@ losing some costs nothing. Steps, though, tell the scheduler when a gang will pr
 from __future__ import annotations
 
 import json
-import math
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+from llmsched import sanitize
 from llmsched.core.facts import Estimated
 from llmsched.core.state import State, Status
 from llmsched.executors.port import Progress
 from llmsched.store.tables import ProgressRow
 
+log = logging.getLogger("llmsched.control")
 ESTIMATE_EVERY_S = 30.0
 WATCHED_FIRST_S = 5.0  # steps before this say more about warming up than about speed
 
@@ -36,9 +38,16 @@ class ProgressBook:
         self._paces: dict[str, _Pace] = {}
 
     def recall(self, rows: list[ProgressRow]) -> None:
+        """A row that cannot be read is as if it had not been written."""
         for row in rows:
-            self.latest[row.gang] = json.loads(row.data)
-            self._attempts[row.gang] = row.attempt
+            try:
+                data = sanitize.loads(row.data)
+            except ValueError as error:
+                log.warning("the numbers of %s cannot be read: %s", row.gang, error)
+                continue
+            if isinstance(data, dict):
+                self.latest[row.gang] = {name: _plain(value) for name, value in data.items()}
+                self._attempts[row.gang] = row.attempt
 
     def see(self, state: State, seen: Progress, at: float) -> Estimated | None:
         """Take it in; a better idea of the time left when there is one. Reports of older attempts are ignored."""
@@ -48,7 +57,8 @@ class ProgressBook:
         if self._attempts.get(seen.gang) != seen.attempt:
             self._attempts[seen.gang] = seen.attempt
             self.latest[seen.gang] = {}
-        self.latest[seen.gang].update({name: _plain(value) for name, value in seen.data.items()})
+        known = self.latest[seen.gang] | {name: _plain(value) for name, value in seen.data.items()}
+        self.latest[seen.gang] = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         self._unwritten[seen.gang] = at
         return self._estimate(seen, at) if gang.status is Status.RUNNING else None
 
@@ -77,8 +87,6 @@ class ProgressBook:
 
 def _plain(value: Any) -> Any:
     """Numbers and short strings as JSON has them; a loss that is no number is shown as one."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, (bool, int, float)) or value is None:
-        return value
-    return str(value)[:200]
+    if isinstance(value, (bool, int, float)):
+        return sanitize.number(value)
+    return None if value is None else sanitize.line(value, sanitize.NAME_AT_MOST)

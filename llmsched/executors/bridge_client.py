@@ -214,7 +214,12 @@ class BridgeClient:
                 raise ClusterError(f"the bridge sent a line over {wire.MAX_LINE_BYTES} bytes") from None
             if not line:
                 return last
-            match answer := wire.decode_answer(line):
+            try:
+                answer = wire.decode_answer(line)
+            except ClusterError as error:  # one line; those after it count
+                log.error("%s", error)
+                continue
+            match answer:
                 case wire.Hello():
                     if answer.protocol != wire.PROTOCOL:
                         raise ClusterError(

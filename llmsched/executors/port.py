@@ -2,7 +2,8 @@
 
 `Orders` go out and are idempotent: launching what runs already adopts it, stopping what is gone succeeds.
 `Observations` come in through the callback given to `start`, in any order, possibly twice; control turns them into
-facts and the core ignores the stale ones. An executor decides nothing and keeps no truth.
+facts and the core ignores the stale ones. What they say is a workload's or Ray's: whoever takes them in makes every
+field valid first (`sanitize.record`, by its type). An executor decides nothing and keeps no truth.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from llmsched.sanitize import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,7 @@ class CommandSaid:
 
     id: str
     stream: str
-    text: str
+    text: Output
 
 
 @dataclass(frozen=True, slots=True)

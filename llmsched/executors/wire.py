@@ -18,7 +18,8 @@ answer of a command of `port` under its class name. Nothing else may reach stdou
 file on stdin means that the controller died: the bridge leaves Ray as it is and exits. An `adopt` may come again at any
 time.
 
-Bodies may hold secrets (`LaunchOrder.envs`): no line is ever logged whole.
+What comes from the bridge was said by workloads and by Ray: every field of it is made valid before it is written here
+(`sanitize.record`). Bodies may hold secrets (`LaunchOrder.envs`): no line is ever logged whole.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
+from llmsched import sanitize
 from llmsched.errors import ClusterError
 from llmsched.executors.port import (
     AdapterOrder,
@@ -142,7 +144,7 @@ def decode_order(line: bytes) -> tuple[str, Any]:
 
 def encode_answer(body: Answer) -> bytes:
     name = type(body).__name__
-    return _line(name if name in ANSWERS else name.lower(), type(body), body)
+    return _line(name if name in ANSWERS else name.lower(), type(body), sanitize.record(body))
 
 
 def decode_answer(line: bytes) -> Any:
@@ -168,7 +170,7 @@ def _line(op: str, cls: type, body: Any) -> bytes:
 
 def _parse(line: bytes, known: dict[str, type]) -> tuple[str, Any]:
     try:
-        data = json.loads(line)
+        data = sanitize.loads(line)
         op, body = data["op"], data["body"]
         return op, codec.from_data(known[op], body)
     except (ValueError, KeyError, TypeError, codec.CodecError) as error:

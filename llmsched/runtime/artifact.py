@@ -66,12 +66,12 @@ def read_result(storage: str, gang: str, attempt: int, epoch: int) -> dict[str, 
     except FileNotFoundError:
         return nothing
     try:
-        found = json.loads(data)
+        found = sanitize.loads(data)
         if found.get("epoch") != epoch:
             return nothing
         result = {**nothing, **found}
         if not isinstance(result["metrics"], dict) or not isinstance(result["artifact"], str | None):
             raise TypeError("its fields are of other types")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ResultUnreadable(f"what it left in result.json cannot be read: {sanitize.first_line(error)}") from None
     return result

@@ -49,8 +49,8 @@ def key(folder: str) -> str:
 
 def parse(data: bytes) -> Receipt:
     try:
-        return of(json.loads(data))
-    except (ValueError, RecursionError) as error:
+        return of(sanitize.loads(data))
+    except ValueError as error:
         return _unreadable(sanitize.first_line(error))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from llmsched import sanitize
 from llmsched.errors import Problem
 
 MAX_BYTES = 256 * 1024
@@ -180,6 +181,8 @@ class _Reader:
 
     def key(self, value: Value) -> str | None:
         if isinstance(value.data, str) and len(value.data) <= 1024:
+            if wrong := sanitize.flaw(value.data):
+                self.stop(value.place, wrong, "invalid_text")
             if value.data == "<<":
                 self.note(value.place, "merge keys (<<) are not read", "Write the keys out.")
                 return None
@@ -210,6 +213,8 @@ class _Reader:
         self.refuse_tag(event)
         text = event.value
         data: Any = text
+        if wrong := sanitize.flaw(text):
+            self.stop(event.start_mark, wrong, "invalid_text")
         if event.implicit[0]:  # plain, without quotes
             if text in ("", "~", "null", "Null", "NULL"):
                 data = None
@@ -236,6 +241,8 @@ def _place(mark: Any) -> tuple[int, int]:
 
 def from_json(data: Any, where: str) -> tuple[Document, list[Problem]]:
     """The same bounds for JSON data that came over the wire."""
+    if (wrong := sanitize.first_flaw(data, where)) is not None:
+        return Document(None, where), [Problem(*wrong, code="invalid_text")]
     count, level = 0, [(data, where)]
     for _ in range(MAX_DEPTH + 1):
         count += len(level)
@@ -249,8 +256,6 @@ def from_json(data: Any, where: str) -> tuple[Document, list[Problem]]:
                 below += [(each, f"{place}.{key}") for key, each in value.items()]
             elif isinstance(value, list):
                 below += [(each, f"{place}[{index}]") for index, each in enumerate(value)]
-            elif isinstance(value, float) and not math.isfinite(value):
-                return Document(None, where), [Problem(place, f"{value} is not a finite number")]
             elif not (value is None or isinstance(value, (str, int, float))):
                 return Document(None, where), [Problem(place, f"a {type(value).__name__} is not JSON")]
         level = below

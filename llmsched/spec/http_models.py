@@ -11,22 +11,45 @@ arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded befor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from llmsched import sanitize
+from llmsched.errors import SpecError
 
 Phase = Literal["waiting", "starting", "running", "resizing", "stopping", "succeeded", "failed", "cancelled"]
 ENDED: tuple[Phase, ...] = ("succeeded", "failed", "cancelled")
 Scalar = float | int | str | bool | None
 WORKDIR_PREFIX = "sha256:"
+INVALID_HINT = "Write it as text; what is none belongs into a file of the workdir."
 
 
 class Request(BaseModel):
+    """Whatever is in a body, at any depth, is valid text and finite numbers: else it is refused, with its place."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_nothing_can_take(cls, body: Any) -> Any:
+        if (found := sanitize.first_flaw(body)) is not None:
+            raise SpecError(found[1], where=found[0], code="invalid_text", hint=INVALID_HINT)
+        return body
 
 
 class Reply(BaseModel):
+    """Fills in whatever it is given: what a field would refuse, such as text that is none, is made valid and shown."""
+
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _show_all_the_same(cls, data: Any, fill_in: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return fill_in(data)
+        except ValidationError:
+            return fill_in(sanitize.data(data))
 
 
 # --- requests ---------------------------------------------------------------------------------------------------

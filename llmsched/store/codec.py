@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from llmsched import sanitize
 from llmsched.core import decisions, facts, message
 from llmsched.errors import StoreError
 
@@ -54,7 +55,7 @@ class Codec:
 
     def load(self, tag: str, text: str) -> Any:
         try:
-            data = json.loads(text)
+            data = sanitize.loads(text)
         except ValueError as error:
             raise CodecError(f"the body of a {tag} is not JSON: {error}") from None
         return self.from_data(tag, data)
@@ -169,7 +170,7 @@ def _scalar_decoder(hint: type) -> Convert:
 
     def decode(data: Any) -> Any:
         if type(data) in allowed:
-            return data
+            return 0.0 if hint is float and data - data != 0 else data  # NaN and infinity are no amounts
         raise CodecError(f"expected {hint.__name__}, found {_shown(data)}")
 
     return decode

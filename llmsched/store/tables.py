@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple, TypeVar
 
+from llmsched import sanitize
 from llmsched.core.explain import Reason
 from llmsched.store.codec import from_data, to_data
 
@@ -50,7 +51,7 @@ class ReasonRow(NamedTuple):
         return cls(gang, at, json.dumps(None if reason is None else to_data(Reason, reason)))
 
     def reason(self) -> Reason | None:
-        data = json.loads(self.body)
+        data = sanitize.loads(self.body)
         return None if data is None else from_data(Reason, data)
 
 
