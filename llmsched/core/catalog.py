@@ -197,7 +197,6 @@ CATALOG: dict[str, Entry] = {
     "impossible.deadlines": Entry(
         "{who}: every run of its schedule would have the same deadline", "Bound each run by max_runtime: instead."
     ),
-    "impossible.never_due": Entry("{who}: schedule '{schedule}' is never due"),
     "impossible.schedule": Entry("{who}: {problem}"),
     "queue_full": Entry(
         'queue "{queue}" has {limit} gangs waiting, which is its limit', "Wait, or raise limits.max_pending_per_queue."

@@ -224,8 +224,7 @@ def _schedules(spec: Workload) -> Refusal | None:
     bounds = spec.autoscaling.bounds if spec.autoscaling else ()
     for text in (*((spec.schedule,) if spec.schedule else ()), *(bound[0] for bound in bounds)):
         try:
-            if cron.next_due(text, 0.0) is None:
-                return Refusal("impossible", say("impossible.never_due", who=who, schedule=Quote(text)))
+            cron.check(text)
         except ValueError as wrong:
             return Refusal("impossible", say("impossible.schedule", who=who, problem=Quote(str(wrong))))
     return None

@@ -1,13 +1,19 @@
-"""Five-field cron in UTC: when a schedule is next due, and whether a minute matches. Standard library only.
+"""Five-field cron: when a schedule is next due, and when it was last. Standard library only.
 
-Fields: minute hour day-of-month month day-of-week (0 or 7 is Sunday); `*`, `a`, `a-b`, `a,b`, `*/n`, `a-b/n`. When both
-day fields are given, one of them is enough, as cron has always had it.
+Fields: minute hour day-of-month month day-of-week (0 or 7 is Sunday); `*`, `a`, `a-b`, `a,b`, `*/n`, `a-b/n`, names of
+months and weekdays. When neither day field is `*`, one of them is enough, as cron has always had it.
+
+All of it is UTC. Local time skips an hour in spring and has one twice in autumn; UTC has every minute once, so a
+schedule is due exactly as often as it says, and everywhere at the same time.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from calendar import monthrange
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 NAMES = {
@@ -15,95 +21,112 @@ NAMES = {
     for names in (("sun mon tue wed thu fri sat", 0), ("jan feb mar apr may jun jul aug sep oct nov dec", 1))
     for number, name in enumerate(names[0].split(), names[1])
 }
+_A_LEAP_YEAR = 2024
+_HORIZON_DAYS = 8 * 366 + 31  # 29 February comes again after eight years at most
+
+
+class Schedule(NamedTuple):
+    """The allowed numbers of each field, ascending. `weekdays` are 1 (Monday) to 7."""
+
+    minutes: tuple[int, ...]
+    hours: tuple[int, ...]
+    days: tuple[int, ...]
+    months: tuple[int, ...]
+    weekdays: tuple[int, ...]
+    any_day: bool  # the field is `*`
+    any_weekday: bool
+
+    def has(self, day: date) -> bool:
+        by_day, by_weekday = day.day in self.days, day.isoweekday() in self.weekdays
+        if self.any_day:
+            return by_weekday
+        return by_day if self.any_weekday else by_day or by_weekday
 
 
 @lru_cache(maxsize=256)
-def parse(text: str) -> tuple[frozenset[int], ...]:
-    """The allowed numbers of each field. Raises ValueError saying which field is wrong."""
+def parse(text: str) -> Schedule:
+    """Raises ValueError saying which field is wrong."""
     parts = text.split()
     if len(parts) != 5:
         raise ValueError(f"a schedule has 5 fields (minute hour day month weekday), not {len(parts)}: {text!r}")
-    fields = []
-    for part, (name, low, high) in zip(parts, FIELDS, strict=True):
-        allowed: set[int] = set()
-        for piece in part.split(","):
-            span, _, step = piece.partition("/")
-            try:
-                every = int(step) if step else 1
-                if span == "*":
-                    first, last = low, high
-                else:
-                    begin, _, end = span.partition("-")
-                    first = _number(begin)
-                    last = _number(end) if end else (high if step else first)
-            except ValueError:
-                raise ValueError(f"{piece!r} is not a {name} in schedule {text!r}") from None
-            if not (low <= first <= last <= high and every > 0):
-                raise ValueError(f"{piece!r} is out of range {low}..{high} for {name} in schedule {text!r}")
-            allowed.update(range(first, last + 1, every))
-        fields.append(frozenset(7 if n == 0 and name == "weekday" else n for n in allowed))
-    return tuple(fields)
+    minutes, hours, days, months, weekdays = (
+        _numbers(part, *field, text) for part, field in zip(parts, FIELDS, strict=True)
+    )
+    weekdays = tuple(sorted({number or 7 for number in weekdays}))
+    return Schedule(minutes, hours, days, months, weekdays, parts[2] == "*", parts[4] == "*")
+
+
+def _numbers(part: str, name: str, low: int, high: int, text: str) -> tuple[int, ...]:
+    numbers: set[int] = set()
+    for piece in part.split(","):
+        span, _, step = piece.partition("/")
+        try:
+            every = int(step) if step else 1
+            first, last = (low, high) if span == "*" else _span(span, high if step else None)
+        except ValueError:
+            raise ValueError(f"{piece!r} is not a {name} in schedule {text!r}") from None
+        if not (low <= first <= last <= high and every > 0):
+            raise ValueError(f"{piece!r} is out of range {low}..{high} for {name} in schedule {text!r}")
+        numbers.update(range(first, last + 1, every))
+    return tuple(sorted(numbers))
+
+
+def _span(span: str, open_end: int | None) -> tuple[int, int]:
+    begin, _, end = span.partition("-")
+    first = _number(begin)
+    if end:
+        return first, _number(end)
+    return first, first if open_end is None else open_end
 
 
 def _number(text: str) -> int:
     return NAMES[text.lower()] if text.lower() in NAMES else int(text)
 
 
-def is_due(text: str, at: float) -> bool:
-    """Whether the minute of stamp `at` matches."""
-    return _matches(text, datetime.fromtimestamp(at, UTC))
-
-
-def _matches(text: str, when: datetime) -> bool:
-    minute, hour, day, month, weekday = parse(text)
-    return (
-        when.minute in minute and when.hour in hour and when.month in month and _day_matches(text, when, day, weekday)
-    )
-
-
-def _day_matches(text: str, when: datetime, day: frozenset[int], weekday: frozenset[int]) -> bool:
-    by_day, by_weekday = when.day in day, when.isoweekday() in weekday
-    _, _, day_text, _, weekday_text = text.split()
-    if day_text == "*":
-        return by_weekday
-    return by_day if weekday_text == "*" else by_day or by_weekday
+def check(text: str) -> None:
+    """Raises ValueError for what is no schedule, and for one of a day that never comes."""
+    schedule = parse(text)
+    longest = max(monthrange(_A_LEAP_YEAR, month)[1] for month in schedule.months)
+    if schedule.any_weekday and schedule.days[0] > longest:
+        day, most = schedule.days[0], f"the longest of its months has {longest} days"
+        raise ValueError(f"schedule {text!r} is never due: it asks for day {day}, and {most}")
 
 
 def next_due(text: str, after: float) -> float | None:
-    """The first matching minute later than stamp `after`; None when there is none in the next five years."""
-    minute, hour, day, month, weekday = parse(text)
-    when = datetime.fromtimestamp(after, UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    limit = when + timedelta(days=5 * 366)
-    while when < limit:
-        if when.month not in month or not _day_matches(text, when, day, weekday):
-            when = when.replace(hour=0, minute=0) + timedelta(days=1)
-        elif when.hour not in hour:
-            when = when.replace(minute=0) + timedelta(hours=1)
-        elif when.minute not in minute:
-            when += timedelta(minutes=1)
-        else:
-            return when.timestamp()
+    """The first due minute later than stamp `after`; None for a schedule that is never due."""
+    schedule = parse(text)
+    since = datetime.fromtimestamp(after, UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    for day in _days(schedule, since.date(), 1):
+        for hour in schedule.hours:
+            for minute in schedule.minutes:
+                due = datetime.combine(day, time(hour, minute), UTC)
+                if due >= since:
+                    return due.timestamp()
     return None
-
-
-def covers(text: str, duration_s: float, at: float) -> bool:
-    """Whether `at` lies in a window of `duration_s` that began at a due minute."""
-    start = next_due(text, at - duration_s)
-    return start is not None and start <= at
 
 
 def last_due(text: str, at: float) -> float | None:
-    """The latest matching minute at or before `at`, at most eight days back (a weekly schedule is always found)."""
-    minute, hour, day, month, weekday = parse(text)
-    when = datetime.fromtimestamp(at, UTC).replace(second=0, microsecond=0)
-    limit = when - timedelta(days=8)
-    while when > limit:
-        if when.month not in month or not _day_matches(text, when, day, weekday):
-            when = when.replace(hour=0, minute=0) - timedelta(minutes=1)
-        elif when.hour not in hour:
-            when = when.replace(minute=0) - timedelta(minutes=1)
-        elif when.minute not in minute:
-            when -= timedelta(minutes=1)
-        else:
-            return when.timestamp()
+    """The latest due minute at or before stamp `at`; None for a schedule that is never due."""
+    schedule = parse(text)
+    until = datetime.fromtimestamp(at, UTC)
+    for day in _days(schedule, until.date(), -1):
+        for hour in reversed(schedule.hours):
+            for minute in reversed(schedule.minutes):
+                due = datetime.combine(day, time(hour, minute), UTC)
+                if due <= until:
+                    return due.timestamp()
     return None
+
+
+def _days(schedule: Schedule, begin: date, direction: int) -> Iterator[date]:
+    """The days that the schedule has, from `begin` on, forwards or backwards; months it does not have are skipped."""
+    day = begin
+    while abs((day - begin).days) <= _HORIZON_DAYS:
+        if day.month in schedule.months:
+            if schedule.has(day):
+                yield day
+            day += timedelta(days=direction)
+        elif direction > 0:
+            day = day.replace(day=1) + timedelta(days=monthrange(day.year, day.month)[1])
+        else:
+            day = day.replace(day=1) - timedelta(days=1)

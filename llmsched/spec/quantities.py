@@ -400,11 +400,15 @@ Workdir = Annotated[str, AfterValidator(check_workdir)]
 
 
 def check_cron(text: str) -> str:
-    """Five fields, in UTC."""
+    """Five fields, in UTC, of a minute that comes."""
     if len(text) > 128:
         raise ValueError('expected five cron fields, such as "0 2 * * *"')
-    cron.parse(text)
+    cron.check(text)
     return text
 
 
-Cron = Annotated[str, AfterValidator(check_cron)]
+Cron = Annotated[
+    str,
+    AfterValidator(check_cron),
+    WithJsonSchema({"type": "string", "description": "Five cron fields, in UTC: 0 2 * * *."}),
+]

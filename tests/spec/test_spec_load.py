@@ -304,6 +304,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
             "4:31",
             "out of range 0..59 for minute",
         ),
+        (TASK + "schedule: {cron: 0 0 31 2 *}", "4:18", "is never due: it asks for day 31, and the longest of its"),
         (section("task", "{run: []}"), "3:13", '"task.run": may not be empty'),
         (section("task", "{run: [1]}"), "3:14", '"task.run[0]": expected text, got 1'),
         # the text itself
