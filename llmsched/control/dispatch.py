@@ -378,7 +378,8 @@ def current(state: State, gang_id: str, attempt: int) -> WorkloadState | None:
 def publication(
     state: State, record: WorkloadState, artifact: str | None, metrics: Mapping[str, float], at: float
 ) -> tuple[facts.Published | None, str]:
-    """What a success makes live elsewhere; or nothing, and why not."""
+    """What a success makes live elsewhere; or nothing, and why not. An endpoint that the publisher may not see is as
+    one that is not there: nothing of it is told, and nothing reaches it."""
     workload, publish = record.workload, record.workload.publish
     assert publish is not None
     if artifact is None:
@@ -386,9 +387,11 @@ def publication(
     if publish.when and not is_met(publish.when, metrics):
         return None, f"not published to {publish.to}: {publish.when} is not met"
     target = newest_run(state, publish.to)
+    if target is not None and not authorization.may_know(state, workload.user, target.workload):
+        target = None
     target_id = publish.to if target is None else target.workload.id
     if target is not None and not authorization.may_publish(state, workload.user, target.workload):
-        return None, f"not published: the name {publish.to} is of another's work"
+        return None, f"not published: {publish.to} is not of this user, who is no admin of its queue"
     if publish.kind == "adapter" and not endpoint_names.is_free(
         state, publish.name or workload.name, workload if target is None else target.workload
     ):

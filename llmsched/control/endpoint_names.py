@@ -40,7 +40,7 @@ def check(state: State, workload: Workload, file: Iterable[Workload], rights: Ri
     """Raises RequestError when a name that this workload would take, or publish to, is of another endpoint.
 
     `file`: what is submitted with it, in its order; those before it take their names first."""
-    wanted = list(_wanted(state, workload))
+    wanted = list(_wanted(state, workload, rights))
     if not wanted:
         return
     earlier: list[Claim] = []
@@ -88,12 +88,12 @@ def _taken(state: State) -> Iterator[Claim]:
         yield from claims_of(state, state.workloads[name].workload)
 
 
-def _wanted(state: State, workload: Workload) -> Iterator[Claim]:
+def _wanted(state: State, workload: Workload, rights: Rights) -> Iterator[Claim]:
     yield from claims_of(state, workload)
     publish = workload.publish
     if publish is not None and publish.kind == "adapter":
         target = newest_run(state, publish.to)
-        endpoint = target.workload if target is not None else workload
+        endpoint = target.workload if target is not None and rights.sees(target.workload) else workload
         yield Claim(publish.name or workload.name, endpoint, is_adapter=True)
 
 

@@ -182,7 +182,7 @@ def _publish_warnings(workload: Workload, endpoint: Workload | None) -> list[str
     assert publish is not None
     where = f'publish.to: "{publish.to}"'
     if endpoint is None:
-        return [f"{where} is no endpoint yet; its result goes live once a serve workload of that name is applied"]
+        return [f"{where} is no endpoint of yours yet; its result goes live once a serve workload of that name is"]
     serve = spec_of(endpoint).get("serve") or {}
     if endpoint.kind != "serve":
         return [f"{where} is a {endpoint.kind} workload, not an endpoint: nothing will go live there"]

@@ -27,7 +27,7 @@ from llmsched.control.drafts import (
 )
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
-from llmsched.core import commands
+from llmsched.core import authorization, commands
 from llmsched.core.facts import CommandBegun, Fact, Published
 from llmsched.core.render import Names
 from llmsched.core.state import State, WorkloadState
@@ -214,7 +214,7 @@ def _model_source(workload: Workload) -> str | None:
 def _takes_back(state: State, workload: Workload, at: float) -> list[Fact]:
     """A model that was published into an endpoint stays until another is published, or the spec names another one."""
     source = _model_source(workload)
-    published = [one for one in state.publications.get(workload.id, {}).values() if one.kind == "model"]
+    published = [one for one in authorization.published_to(state, workload).values() if one.kind == "model"]
     if source is None or not published:
         return []
     newest = max(published, key=lambda one: one.at)

@@ -34,9 +34,12 @@ def is_admin(queue: Queue, user: str) -> bool:
 
 def published_to(state: Ledgers, endpoint: Workload) -> dict[str, Published]:
     """What goes live in an endpoint, by name: results of its owner's work, and of the admins of its queue. What anybody
-    else published under its name is as if it had not been."""
-    published = state.publications.get(endpoint.id)
-    return {name: one for name, one in published.items() if _reaches(state, one, endpoint)} if published else {}
+    else published under its name is as if it had not been: it is kept beside the others', and moves nothing."""
+    found: dict[str, Published] = {}
+    for one in state.publications.get(endpoint.id, {}).values():
+        if reaches(state, one, endpoint) and (one.name not in found or one.at >= found[one.name].at):
+            found[one.name] = one
+    return found
 
 
 def may_publish(state: Ledgers, user: str, endpoint: Workload) -> bool:
@@ -45,14 +48,19 @@ def may_publish(state: Ledgers, user: str, endpoint: Workload) -> bool:
     return any(queue.name == endpoint.queue and is_admin(queue, user) for queue in state.configuration.queues)
 
 
+def may_know(state: Ledgers, user: str, workload: Workload) -> bool:
+    """Whether a user without a role of their own that sees everything may see it."""
+    if workload.user == user:
+        return True
+    return any(queue.name == workload.queue and may_see(queue, user) for queue in state.configuration.queues)
+
+
 def may_read(state: Ledgers, reader: Workload, made_it: Workload) -> bool:
     """Whether one workload may have the result of another: it was let when it was submitted, or its user may see it."""
-    if made_it.id in reader.after or made_it.user == reader.user:
-        return True
-    return any(queue.name == made_it.queue and may_see(queue, reader.user) for queue in state.configuration.queues)
+    return made_it.id in reader.after or may_know(state, reader.user, made_it)
 
 
-def _reaches(state: Ledgers, published: Published, endpoint: Workload) -> bool:
+def reaches(state: Ledgers, published: Published, endpoint: Workload) -> bool:
     origin = state.workloads.get(published.origin)
     return origin is None or may_publish(state, origin.workload.user, endpoint)
 

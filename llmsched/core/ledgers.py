@@ -44,7 +44,7 @@ class Ledgers:
         self.nodes: dict[str, NodeState] = self.capacity.by_id
         self.workloads: dict[str, WorkloadState] = {}
         self.gangs: dict[str, GangState] = {}
-        self.publications: dict[str, dict[str, facts.Published]] = {}
+        self.publications: dict[str, dict[tuple[str, str], facts.Published]] = {}  # target -> (user, name) -> the last
         self.requested: tuple[tuple[str, int], ...] = ()  # last RequestCapacity
         self.overdue_since: dict[str, float] = {}  # node type -> since when fewer have joined than were asked for
         self.shunned_until: dict[str, float] = {}  # node type that had no capacity -> when it may be tried first again

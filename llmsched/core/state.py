@@ -358,9 +358,10 @@ class State(Lives):
         record.load = (fact.ongoing, fact.queued, fact.at)
 
     def _published(self, fact: facts.Published) -> None:
-        self.publications.setdefault(fact.target, {})[fact.name] = fact
-        record = self.workloads.get(fact.target)
-        if record is None:
+        origin, record = self.workloads.get(fact.origin), self.workloads.get(fact.target)
+        user = origin.workload.user if origin is not None else ""
+        self.publications.setdefault(fact.target, {})[user, fact.name] = fact
+        if record is None or not authorization.reaches(self, fact, record.workload):
             return
         if fact.kind == "model":  # a new model is a new revision: replicas are replaced one by one
             record.revision += 1

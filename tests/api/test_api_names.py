@@ -1,0 +1,254 @@
+"""Whatever others call their work, their users and their secrets: an outsider is answered the same.
+
+Each world is played twice, on one clock, with the same story under two sets of names: words that nobody would use by
+chance, and words that our own sentences use. All answers that an outsider gets must be equal, and must have none of the
+planted words. What is not told depends on no list of sentences then, and on no way of finding names in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llmsched.api import app, auth, home, routes
+from llmsched.control.clock import ManualClock
+from llmsched.control.controller import Controller
+from llmsched.control.vault import Vault
+from llmsched.executors.fake import FakeCluster, FakeExecutor, NodeKind, Script
+from llmsched.store.memory import MemoryStore
+
+EVE, AUDITOR, OPERATOR = "eve", "audit", "root"
+PLANTED = {
+    word: f"zq{number}{word[::-1]}" for number, word in enumerate(("ann", "cleo", "work", "model", "key", "app"))
+}
+OURS = {"ann": "ends", "cleo": "somebody", "work": "waits", "model": "first", "key": "when", "app": "workload"}
+HIDDEN = 8  # workloads of others
+
+Ask = Callable[..., Awaitable[httpx.Response]]
+
+
+class World:
+    """One controller, asked without a network, whose clock stands still but for `pass_time`."""
+
+    def __init__(self, controller: Controller, clock: ManualClock, tokens: dict[str, str], url: httpx.AsyncClient):
+        self.controller, self.clock, self._tokens, self._client = controller, clock, tokens, url
+
+    async def ask(self, who: str, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self._tokens[who]}"} | more.pop("headers", {})
+        answer = await self._client.request(method, f"/api/v1{path}", headers=headers, **more)
+        assert answer.status_code < 500, answer.text
+        return answer
+
+    async def apply(self, who: str, *specs: dict[str, Any]) -> httpx.Response:
+        answer = await self.ask(who, "POST", "/apply", json={"specs": list(specs)})
+        await self.pass_time(2.0)
+        return answer
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.clock.advance(seconds, settle=60)
+
+
+@asynccontextmanager
+async def world(folder: Path, users: list[str], config: dict[str, Any]) -> AsyncIterator[World]:
+    folder.mkdir()
+    clock, store = ManualClock(), MemoryStore()
+    records = {user: home.new_token(user, role_of(user), None) for user in [*users, EVE, AUDITOR, OPERATOR]}
+    cluster = FakeCluster([NodeKind(4, "A100")] * 3, clock=clock, script=how_it_goes)
+    vault = Vault(store, folder / "key", clock.now)
+    controller = Controller(store, FakeExecutor(cluster=cluster), clock, storage="/storage", vault=vault)
+    running = asyncio.create_task(controller.run())
+    answers = app.build(controller, auth.Tokens(records=[record for _, record in records.values()]))
+    tokens = {user: text for user, (text, _) in records.items()}
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(answers), base_url="http://127.0.0.1") as client:
+            made = World(controller, clock, tokens, client)
+            await made.pass_time(5.0)
+            assert len(controller.state.nodes) == 3
+            answer = await made.ask(OPERATOR, "PUT", "/config", json={"config": config})
+            assert answer.status_code == 200, answer.text
+            yield made
+    finally:
+        await controller.stop(stop_everything=True)
+        await asyncio.wait_for(running, 10)
+
+
+def key_of(names: dict[str, str]) -> str:
+    return names["key"].upper().replace("-", "_")
+
+
+def role_of(user: str) -> str:
+    return {AUDITOR: "auditor", OPERATOR: "operator"}.get(user, "submitter")
+
+
+def how_it_goes(order: Any) -> Script:
+    """By what the order asks for, never by how it is called."""
+    if order.kind == "serve":
+        return Script(runs_for_s=None)
+    return Script(runs_for_s=25.0 if order.kind == "train" else 90.0, outcome="succeeded")
+
+
+def config_of(names: dict[str, str]) -> dict[str, Any]:
+    roles = {"submitter": ["*"], "admin": [names["cleo"]]}
+    return {
+        "queues": [
+            {"name": "lab", "roles": roles, "cohort": "all", "quota": {"A100": {"nominal": 8}}},
+            {"name": "side", "roles": roles, "cohort": "all", "quota": {"A100": {"nominal": 4}}},
+        ],
+        "cohorts": [{"name": "all"}],
+        "reservations": [
+            {"name": "window", "start": "1970-01-12T15:00Z", "duration": "1h", "accelerators": "A100:4",
+             "users": [names["ann"]]},
+        ],
+        "scheduling": {
+            "backfill": "conservative",
+            "preemption": {"within_queue": "lower_priority", "reclaim": "any"},
+        },
+        "limits": {"requests_per_s": 1000, "requests_burst": 10000},
+    }  # fmt: skip
+
+
+def some_work(chance: random.Random, name: str, names: dict[str, str]) -> dict[str, Any]:
+    gpus = chance.choice([1, 2, 4, 4])
+    spec: dict[str, Any] = {
+        "name": name,
+        "queue": chance.choice(["lab", "lab", "side"]),
+        "priority": chance.choice([10, 50, 90]),
+        "resources": {"accelerators": [f"A100:{gpus}"]},
+    }
+    limit, kind = chance.choice(["10m", "1h", "3h", None]), chance.choice(["task", "task", "train", "elastic", "serve"])
+    if limit and kind != "serve":
+        spec["max_runtime"] = limit
+    if kind == "task":
+        return spec | {"kind": "task", "task": {"run": ["true"]}, "workers": chance.choice([1, 1, 2])}
+    if kind == "serve":
+        return spec | {"kind": "serve", "serve": {"model": {"source": f"/models/{names['model']}"}}}
+    spec |= {"kind": "train", "train": {"loop": "mine.train:loop"}}
+    spec["publish"] = {"to": names["app"]}
+    if kind == "elastic":
+        spec["workers"] = {"min": 1, "max": 4}
+    return spec
+
+
+async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]:
+    """The story of one world, and all that the outsider is answered in it."""
+    chance = random.Random(seed)
+    ann, cleo = names["ann"], names["cleo"]
+    said: dict[str, str] = {}
+    async with world(folder, [ann, cleo], config_of(names)) as it:
+        await it.controller.vault.put(ann, key_of(names), "long enough a value", ann)  # type: ignore[union-attr]
+        hidden = [f"{names['work']}-{number}" for number in range(HIDDEN)] + [names["work"]]
+        mine = [f"mine-{number}" for number in range(4)]
+        chat = {"name": names["app"], "kind": "serve", "queue": "side", "serve": {"model": {"source": "/models/tiny"}}}
+        assert (await it.apply(ann, chat)).status_code == 200
+        order = [(ann, name) for name in hidden] + [(EVE, name) for name in mine]
+        chance.shuffle(order)
+        for number, (user, name) in enumerate(order):
+            spec = some_work(chance, name, names if user == ann else {"model": "tiny", "app": "desk"})
+            if user == EVE:
+                asked = await it.ask(EVE, "POST", "/plan", json={"specs": [spec]})
+                said[f"plan {number}"] = asked.text
+            answer = await it.apply(user, spec)
+            assert answer.status_code == 200, answer.text
+            await it.pass_time(chance.choice([1.0, 7.0, 30.0]))
+            if user == EVE or chance.random() < 0.3:
+                said |= await everything(it, mine, f"{number} ")
+        for other, nothing in ((hidden[0], "nothing-0"), (names["work"], "nothing")):
+            said |= await same_as_nothing(it, other, nothing)
+        assert await published_to(it, names["app"], "gift-1") == await published_to(it, "nothing", "gift-2")
+        full = (await it.ask(AUDITOR, "GET", "/events", params={"follow": False})).text
+        assert full.count(names["work"]) > HIDDEN and "another's" not in full
+    return said
+
+
+async def everything(it: World, mine: list[str], when: str) -> dict[str, str]:
+    """Each GET of the API, of the outsider's own work and of what is for all."""
+    said = {}
+    for route in routes.router.routes:
+        if "GET" not in route.methods or "workdirs" in route.path:  # type: ignore[attr-defined]
+            continue
+        path = route.path.removeprefix("/api/v1")  # type: ignore[attr-defined]
+        for name in mine if "{name}" in path else [""]:
+            params = {"follow": False} if path == "/events" else {}
+            answer = await it.ask(EVE, "GET", path.format(name=name), params=params)
+            said[f"{when}{path} {name}"] = answer.text
+    return said
+
+
+async def same_as_nothing(it: World, other: str, nothing: str) -> dict[str, str]:
+    """What is there and may not be seen is answered for as what is not there: wherever a name may be given."""
+
+    async def asked(name: str) -> list[str]:
+        told = []
+        for path in ("", "/why", "/story", "/diagnose"):
+            told.append((await it.ask(EVE, "GET", f"/workloads/{name}{path}")).text)
+        for path, body in (("/cancel", {}), ("/scale", {"size": 1}), ("/exec", {"command": ["true"]})):
+            told.append((await it.ask(EVE, "POST", f"/workloads/{name}{path}", json=body)).text)
+        told.append((await it.ask(EVE, "GET", "/models", params={"name": name})).text)
+        for spec in naming(name):
+            for verb in ("plan", "apply"):
+                told.append((await it.ask(EVE, "POST", f"/{verb}", json={"specs": [spec]})).text)
+        return [re.sub(rf"\b{name}(?=@|\b)", "NAME", text) for text in told]
+
+    answers = await asked(other)
+    assert answers == await asked(nothing)
+    return {f"nothing {number}": text for number, text in enumerate(answers)}
+
+
+async def published_to(it: World, name: str, gift: str) -> list[str]:
+    """What is told of a result that was made for an endpoint, which is another's or nobody's."""
+    spec = {"name": gift, "kind": "train", "train": {"loop": "mine.train:loop"}, "priority": 99, "queue": "lab"}
+    spec["publish"] = {"to": name, "name": "spare"}
+    planned = (await it.ask(EVE, "POST", "/plan", json={"specs": [spec]})).json()["planned"][0]
+    assert (await it.apply(EVE, spec)).status_code == 200
+    await it.pass_time(60.0)
+    found = (await it.ask(EVE, "GET", f"/workloads/{gift}")).json()
+    assert found["phase"] == "succeeded", found
+    story = (await it.ask(EVE, "GET", f"/workloads/{gift}/story")).json()
+    published = (await it.ask(EVE, "GET", "/models", params={"name": gift})).json()["models"][0]["published"][0]
+    told = [found["message"], *planned["warnings"], *(line["text"] for line in story["lines"]), f'"{published["to"]}"']
+    return [re.sub(r"node-\d", "NODE", text.replace(f'"{name}"', '"NAME"')) for text in told]
+
+
+def naming(name: str) -> list[dict[str, Any]]:
+    """Specs that name other work, refused for it or for a secret that is not set."""
+    read = {"kind": "task", "task": {"run": ["true"]}, "resources": {"cpus": 1}, "queue": "lab"}
+    data = [{"path": "/data/a.jsonl"}]
+    specs: list[dict[str, Any]] = []
+    for number, (kind, scheme) in enumerate((k, s) for k in ("train", "serve") for s in ("run", "model")):
+        source = f"{scheme}://{name}"
+        section = {"train": {"base_model": source, "datasets": data}} if kind == "train" else None
+        section = section or {"serve": {"model": {"source": source}}}
+        specs.append({"name": f"reads-{number}", "kind": kind, "queue": "lab", **section})
+    adapters = {"model": {"source": "/models/tiny"}, "adapters": [{"name": "one", "source": f"run://{name}"}]}
+    return [
+        *specs,
+        {"name": "reads-adapter", "kind": "serve", "queue": "lab", "serve": adapters},
+        {"name": "reads-after", "after": [name], **read},
+        {"name": "reads-run", "after": [f"{name}@1"], **read},
+        {"name": "reads-both", "after": [name], "secrets": ["NOT_SET"], **read},
+        {"name": "reads-publish", "kind": "train", "queue": "lab", "publish": {"to": name},
+         "train": {"loop": "mine.train:loop"}, "secrets": ["NOT_SET"]},
+        {"name": "reads-name", "kind": "train", "queue": "lab", "publish": {"to": name, "name": "spare"},
+         "train": {"loop": "mine.train:loop"}, "secrets": ["NOT_SET"]},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_outsider_is_answered_the_same_whatever_others_call_things(tmp_path: Path, seed: int) -> None:
+    planted = asyncio.run(play(tmp_path / "planted", seed, PLANTED))
+    ours = asyncio.run(play(tmp_path / "ours", seed, OURS))
+    for what, text in planted.items():
+        for word in (*PLANTED.values(), key_of(PLANTED)):
+            assert word not in text, what
+    assert planted.keys() == ours.keys()
+    for what, text in planted.items():
+        assert text == ours[what], what
+    assert any("another's workload" in text for text in planted.values())
