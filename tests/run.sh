@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks, in the order in which they fail cheapest: lint, types, import contracts, unit tests, then real Ray.
+# All checks, in the order in which they fail cheapest: lint (complexity too), types, import contracts, file length and
+# dead names, unit tests, then real Ray.
 #   bash tests/run.sh          everything (about 13 minutes on 2 cores)
 #   bash tests/run.sh quick    without real Ray (about 2 minutes)
 set -euo pipefail
@@ -17,6 +18,8 @@ step "mypy (strict where pyproject.toml says so)"
 $bin/mypy llmsched workloads
 step "import contracts"
 $bin/lint-imports --no-cache
+step "file length and dead names"
+$bin/python tests/structure.py
 step "unit tests"
 if [ "${1:-}" = quick ]; then
   exec $bin/pytest -m "not ray" -n 2 --durations=5

@@ -1,7 +1,7 @@
 """Whole-number resource vectors: what one bundle takes on one node.
 
 GPUs and CPUs are counted in thousandths, memory in bytes, so ledgers add up exactly and half a GPU is 500.
-Floats never enter a ledger. Start reading at `Resources.fits_in`.
+Floats never enter a ledger. Whether a bundle fits on a node is capacity.py's question: whole devices matter.
 """
 
 from __future__ import annotations
@@ -18,15 +18,6 @@ class Resources(NamedTuple):
     cpus_milli: int = 0
     memory_bytes: int = 0
     custom: tuple[tuple[str, int], ...] = ()
-
-    def fits_in(self, free: Resources) -> bool:
-        """True when every amount is at most what is free (of whole devices see `capacity`)."""
-        return (
-            self.gpus_milli <= free.gpus_milli
-            and self.cpus_milli <= free.cpus_milli
-            and self.memory_bytes <= free.memory_bytes
-            and (not self.custom or _custom_fits(self.custom, free.custom))
-        )
 
     def plus(self, other: Resources) -> Resources:
         return Resources(
@@ -52,16 +43,8 @@ class Resources(NamedTuple):
             tuple((name, amount * count) for name, amount in self.custom),
         )
 
-    def is_zero(self) -> bool:
-        return not (self.gpus_milli or self.cpus_milli or self.memory_bytes or any(a for _, a in self.custom))
-
 
 ZERO = Resources()
-
-
-def _custom_fits(need: tuple[tuple[str, int], ...], free: tuple[tuple[str, int], ...]) -> bool:
-    have = dict(free)
-    return all(amount <= have.get(name, 0) for name, amount in need)
 
 
 def _custom_sum(

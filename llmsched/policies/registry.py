@@ -40,7 +40,7 @@ def load(chosen: PolicyNames) -> Policies:
 def _one(family: str, name: str) -> Any:
     if name in FAMILIES[family]:
         module = import_module(f"llmsched.policies.{family}.{name}")
-        return getattr(module, "".join(part.capitalize() for part in name.split("_")))()
+        return getattr(module, class_name(name))()
     outside = _outside(family)
     if name in outside:
         return outside[name].load()()
@@ -49,6 +49,11 @@ def _one(family: str, name: str) -> Any:
     raise SpecError(
         f'no {family} policy is called "{name}".', code="unknown_policy", where="policies." + family, hint=hint
     )
+
+
+def class_name(policy: str) -> str:
+    """The class that a module of ours holds: `fair_share` has `FairShare`."""
+    return "".join(part.capitalize() for part in policy.split("_"))
 
 
 def _outside(family: str) -> dict[str, Any]:

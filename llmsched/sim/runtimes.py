@@ -63,7 +63,6 @@ class Runtime:
     at: float = 0.0
     warm_until: float = 0.0
     told_factor: float | None = None  # of the estimates; None: nothing is told
-    waiting_since: float = 0.0
     served_s: float = 0.0  # seconds holding GPUs
     gpu_s: float = 0.0
     lost_gpu_s: float = 0.0  # of gpu_s, in restarts

@@ -6,7 +6,7 @@ Knows the words of the format and how they map onto the core's records; plays no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,50 +198,59 @@ def _steps(steps: Any) -> list[str]:
 
 def _names(row: Mapping[str, Any]) -> list[str]:
     """Names that a row uses and nothing has. The shape of the row is right when this is called."""
-    found: list[str] = []
     variants = row.get("variant") or []
     views = [row, *({**row, **v} for v in ([variants] if isinstance(variants, dict) else variants))]
-    for view in views:
-        queues = {queue["name"] for queue in view.get("queues") or [{"name": "default"}]}
-        parents = {queue["name"]: queue.get("parent") for queue in view.get("queues") or []}
-        found += _ring(parents)
-        cohorts = {parent for parent in parents.values() if parent}
-        steps = view.get("steps") or []
-        nodes = {
-            name for node in (*(view.get("nodes") or []), *_listed(steps, "add_node")) for name in node_names(node)
-        }
-        jobs: set[str] = set()
-        then = (view.get("then") or {}).get("pending") or []
-        pending = (*(view.get("pending") or []), *_listed([*steps, view], "submit"), *then)
-        for section, entries in (("running", view.get("running") or []), ("pending", pending)):
-            for job in entries:
-                jobs.add(job["name"])
-                queue = job.get("queue", "default")
-                where = f'{section} "{job["name"]}": queue: '
-                if queue not in queues:
-                    close = nearest(queue, queues)
-                    found.append(f'{where}no queue "{queue}"' + (f'. Did you mean "{close}"?' if close else ""))
-                elif queue in cohorts:
-                    found.append(f'{where}"{queue}" has queues below it and holds no work itself')
-                named = job.get("node", job.get("nodes")) or []
-                for node in [named] if isinstance(named, str) else named:
-                    if node not in nodes:
-                        found.append(f'{section} "{job["name"]}": node: no node "{node}"')
-        for booked in view.get("reservations") or []:
-            for node in booked.get("nodes") or []:
-                if node not in nodes:
-                    found.append(f'reservations "{booked["name"]}": nodes: no node "{node}"')
-            if booked.get("queue", "") and booked["queue"] not in queues:
-                found.append(f'reservations "{booked["name"]}": queue: no queue "{booked["queue"]}"')
-        for name in view.get("history") or {}:
-            if name not in queues:
-                found.append(f'history: no queue "{name}"')
-        for expect in (view.get("expect"), *(step.get("expect") for step in steps)):
-            for key in ("start", "evict", "keep", "wait"):
-                for name in (expect or {}).get(key) or []:
-                    if str(name).partition(":")[0] not in jobs:
-                        found.append(f'expect: {key}: no job "{name}"')
-    return [*dict.fromkeys(found)]
+    return [*dict.fromkeys(problem for view in views for problem in _unknown_names(view))]
+
+
+def _unknown_names(view: Mapping[str, Any]) -> Iterator[str]:
+    queues = [queue["name"] for queue in view.get("queues") or [{"name": "default"}]]
+    parents = {queue["name"]: queue.get("parent") for queue in view.get("queues") or []}
+    steps = view.get("steps") or []
+    nodes = {name for node in (*(view.get("nodes") or []), *_listed(steps, "add_node")) for name in node_names(node)}
+    then = (view.get("then") or {}).get("pending") or []
+    pending = [*(view.get("pending") or []), *_listed([*steps, view], "submit"), *then]
+    jobs = [("running", job) for job in view.get("running") or []] + [("pending", job) for job in pending]
+    yield from _ring(parents)
+    for section, job in jobs:
+        yield from _unknown_in_job(f'{section} "{job["name"]}"', job, queues, {*parents.values()}, nodes)
+    for reservation in view.get("reservations") or []:
+        yield from _unknown_in_reservation(reservation, queues, nodes)
+    for name in view.get("history") or {}:
+        if name not in queues:
+            yield f'history: no queue "{name}"'
+    job_names = {job["name"] for _, job in jobs}
+    for expect in (view.get("expect"), *(step.get("expect") for step in steps)):
+        for key in ("start", "evict", "keep", "wait"):
+            for name in (expect or {}).get(key) or []:
+                if str(name).partition(":")[0] not in job_names:
+                    yield f'expect: {key}: no job "{name}"'
+
+
+def _unknown_in_job(
+    where: str, job: Mapping[str, Any], queues: Sequence[str], cohorts: Collection[str | None], nodes: Collection[str]
+) -> Iterator[str]:
+    queue = job.get("queue", "default")
+    if queue not in queues:
+        close = nearest(queue, queues)
+        yield f'{where}: queue: no queue "{queue}"' + (f'. Did you mean "{close}"?' if close else "")
+    elif queue in cohorts:
+        yield f'{where}: queue: "{queue}" has queues below it and holds no work itself'
+    named = job.get("node", job.get("nodes")) or []
+    for node in [named] if isinstance(named, str) else named:
+        if node not in nodes:
+            yield f'{where}: node: no node "{node}"'
+
+
+def _unknown_in_reservation(
+    reservation: Mapping[str, Any], queues: Sequence[str], nodes: Collection[str]
+) -> Iterator[str]:
+    where = f'reservations "{reservation["name"]}"'
+    for node in reservation.get("nodes") or []:
+        if node not in nodes:
+            yield f'{where}: nodes: no node "{node}"'
+    if reservation.get("queue", "") and reservation["queue"] not in queues:
+        yield f'{where}: queue: no queue "{reservation["queue"]}"'
 
 
 def _ring(parents: Mapping[str, str | None]) -> list[str]:

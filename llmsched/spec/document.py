@@ -22,7 +22,6 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_ALIASES = 64
 MAX_VALUES = 50_000  # over all documents, aliases counted as often as they are used
-MAX_DOCUMENTS = 1000
 
 _INT = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _INT_BASED = re.compile(r"0x[0-9a-fA-F]{1,15}|0o[0-7]{1,20}", re.ASCII)

@@ -304,7 +304,6 @@ Condition = Annotated[str, Field(pattern=CONDITION_PATTERN, max_length=128)]
 HttpsUrl = Annotated[str, Field(pattern=URL_PATTERN, max_length=2048)]
 FlavorName = Annotated[str, Field(pattern=FLAVOR_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 SCHEMES = ("hf", "s3", "file", "run", "model")
 _RUN_SOURCE = re.compile(r"run://([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,5}))?(/best)?", re.ASCII)

@@ -1,0 +1,122 @@
+"""What ruff does not check: no Python file beyond 500 lines, and no name in the product that nothing uses.
+
+    python tests/structure.py
+
+Prints one line a finding and ends with 1 when there is any. A name counts as used where the product's code names it, in
+a string too: commands, policies and executors' methods are looked up by name. What a library calls or reads stands in
+CALLED_BY_OTHERS, with who does.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vulture.core import Vulture
+
+from llmsched.policies.registry import FAMILIES, class_name
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = ("llmsched", "workloads", "examples")
+MOST_LINES = 500
+
+# Longer ones, which may only shrink. Take a line out when its file is short enough.
+LONGER: dict[str, int] = {
+    "llmsched/control/controller.py": 540,
+    "llmsched/core/state.py": 570,
+}
+
+DECORATORS = ["@model_validator", "@field_validator", "@model_serializer", "@*router.*", "@click.*", "@*.command*"]
+CALLED_BY_OTHERS: dict[str, str] = {
+    "__getattr__": "Python",
+    "__dir__": "Python",
+    "__class__": "torch: a packed weight says that it is a parameter",
+    "format_commands": "click",
+    "list_commands": "click",
+    "get_command": "click",
+    "max_width": "rich",
+    "create_system": "zipfile",
+    "compress_type": "zipfile",
+    "openapi": "FastAPI",
+    "should_exit": "uvicorn",
+    "capture_signals": "uvicorn",
+    "core_schema": "pydantic",
+    "backend_cls": "Ray Train",
+    "framework": "Ray Train",
+    "share_cuda_visible_devices": "Ray Train",
+    "on_start": "Ray Train",
+    "on_shutdown": "Ray Train",
+    "backend_config": "Ray Train",
+    "train_run_context": "Ray Train",
+    "after_controller_start": "Ray Train",
+    "after_worker_group_start": "Ray Train",
+    "pad_token": "transformers",
+    "base_model_name_or_path": "peft",
+    "ttft_p95": "spec/support.py: slo is refused yet",
+    "tpot_p95": "spec/support.py: slo is refused yet",
+    "latency_p95": "spec/support.py: slo is refused yet",
+    "VIEWER": "a role, known by its name in a token",
+    "changed_ns": "the key of a cache",
+    "age_s": "policies of other packages: what a View tells",
+    "WAITS": "tests: the contract page's table of reasons",
+    "TAKEN": "tests: the contract page's table of reasons",
+    "over_memory": "containment, which is being built",
+    "owner_mark": "containment, which is being built",
+    "attempt_of": "containment, which is being built",
+    "clear_node": "containment, which is being built",
+    "NodeKind": "tests: of the fake cluster",
+    "ManualClock": "tests: the clock that a test owns",
+    "MemoryStore": "tests: the store without a disk",
+    "advance": "tests: of ManualClock",
+    "lose_node": "tests: of the fake cluster",
+    "start_anew": "tests: of the fake cluster",
+}
+
+
+def main() -> int:
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = [*too_long(tracked.stdout.split()), *dead_names()]
+    print("\n".join(found) if found else "structure: every file is short enough, and every name is used")
+    return 1 if found else 0
+
+
+def too_long(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        file = ROOT / name
+        lines = file.read_text("utf-8").count("\n") if file.exists() else 0
+        if lines > LONGER.get(name, MOST_LINES):
+            yield f"{name}: {lines} lines, at most {LONGER.get(name, MOST_LINES)}; split it by its ideas"
+        if name in LONGER and lines <= MOST_LINES:
+            yield f"{name}: {lines} lines are enough now; take it out of LONGER in {Path(__file__).name}"
+
+
+def dead_names() -> Iterator[str]:
+    files = [file for folder in PRODUCT for file in sorted((ROOT / folder).rglob("*.py"))]
+    words = {word for file in files for word in words_in_strings(ast.parse(file.read_text("utf-8")))}
+    words |= {class_name(name) for names in FAMILIES.values() for name in names}
+    scan = Vulture(ignore_decorators=DECORATORS)
+    scan.scavenge([str(file) for file in files])
+    unused = set()
+    for item in scan.get_unused_code(min_confidence=60):
+        unused.add(item.name)
+        if item.name not in words and item.name not in CALLED_BY_OTHERS:
+            yield f"{item.filename.relative_to(ROOT)}:{item.first_lineno}: nothing uses {item.typ} {item.name}"
+    for name in CALLED_BY_OTHERS.keys() - unused:
+        yield f"{Path(__file__).name}: {name} is used or gone; take it out of CALLED_BY_OTHERS"
+
+
+def words_in_strings(tree: ast.AST) -> Iterator[str]:
+    """Identifiers in string constants, those of docstrings left out."""
+    for node in ast.walk(tree):
+        for child in ast.iter_child_nodes(node):
+            is_text = isinstance(child, ast.Constant) and isinstance(child.value, str)
+            if is_text and not isinstance(node, ast.Expr):
+                yield from re.findall(r"[A-Za-z_]\w*", child.value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
