@@ -49,6 +49,7 @@ class Ledgers:
         self.overdue_since: dict[str, float] = {}  # node type -> since when fewer have joined than were asked for
         self.shunned_until: dict[str, float] = {}  # node type that had no capacity -> when it may be tried first again
         self.releasing: dict[str, float] = {}  # nodes asked to go
+        self.ranked_at = 0.0  # stamp of the last pass that may have ranked everybody, see stages/rank.py
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run
@@ -70,8 +71,8 @@ class Ledgers:
         self.use: dict[str, QueueUse] = {}
         self.quota = QuotaTree(self.configuration, {})
         self.version = 0  # raised by everything but the passing of time
-        self.freed = 0  # raised whenever something may have become possible
-        self.taken = 0  # raised whenever somebody got something that might be taken back
+        self.causes = 0  # raised by whatever may turn a refusal into something else, see State.apply
+        self.victims = 0  # raised by what matters only where somebody may be evicted or moved
         self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
         self._end_of: dict[str, float] = {}
@@ -97,7 +98,6 @@ class Ledgers:
             held = gang.held or (gang.nomination.placement if gang.nomination else ())
             for flavor, amount in self._gpus_by_flavor(gang, held).items():
                 self.quota.charge(gang.spec.queue, flavor, amount)
-        self.freed += 1
 
     def _count_nodes_to_come(self) -> None:
         """Since when each type owes nodes that were asked for. One that is given up on after COMES_WITHIN_S is shunned
@@ -152,7 +152,6 @@ class Ledgers:
             self._change(gang, gang.held, -1)
             for placed in gang.held:
                 self.nodes[placed.node].idle_since = self.now
-            self.freed += 1
         gang.held = new
         if new:
             self._change(gang, new, 1)
@@ -174,7 +173,7 @@ class Ledgers:
             self._change(gang, gang.nomination.placement, -1, promise=True)
             gang.nomination = None
             del self.nominated[gang.id]
-            self.freed += 1
+            self.causes += 1
 
     def _gpus_by_flavor(self, gang: GangState, placement: Placement) -> dict[str | None, int]:
         amounts: dict[str | None, int] = {}

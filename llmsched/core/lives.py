@@ -100,6 +100,7 @@ class Lives(Ledgers):
 
     def _replace(self, record: WorkloadState, workload: Workload, in_place: bool) -> None:
         old, record.workload = record.workload, workload
+        self.causes += 1
         record.revision += not in_place
         for name in workload.after:
             self.dependents.setdefault(name, []).append(workload.id)

@@ -29,6 +29,7 @@ from llmsched.core.records import (
     size_of,
     speed,
 )
+from llmsched.core.resources import MILLI
 
 __all__ = ["GangState", "NodeState", "State", "Status", "WorkloadState", "charge"]
 
@@ -43,11 +44,18 @@ class State(Lives):
         at = getattr(entry, "at", None)
         if at is not None and at > self.now:
             self._advance(at)
-        _HANDLERS[type(entry)](self, entry)
-        if type(entry) is not facts.Tick:
+        kind = type(entry)
+        _HANDLERS[kind](self, entry)
+        if kind is not facts.Tick:
             self.version += 1
+        if kind in _ABOUT_VICTIMS:
+            self.victims += 1
+        elif kind not in _FOR_NOBODY:
+            self.causes += 1
 
     def _advance(self, at: float) -> None:
+        if self.is_to_be_ranked():
+            self.ranked_at = self.now  # by rank: the last pass has ranked them, or one before it in this quantum had
         self.now = at
         while self._timers and self._timers[0][0] <= at:
             _, gang_id_ = heapq.heappop(self._timers)
@@ -55,6 +63,21 @@ class State(Lives):
             if gang.status is Status.QUEUED and gang.blocked_by == "backoff" and gang.not_before <= at:
                 self._enqueue(gang)
                 self.version += 1
+
+    def is_to_be_ranked(self) -> bool:
+        """By rank: whether those who wait must be compared with those who run. Not while all of them came in this
+        quantum and ask for no more GPUs than are free: there may be room for all."""
+        scheduling = self.configuration.scheduling
+        if not self.waiting.count or scheduling.preemption.within_queue != "by_rank":
+            return False
+        quantum = scheduling.quantum_s
+        if quantum <= 0 or self.waiting.least_need() > self.capacity.free_gpus(self.capacity.open) * MILLI:
+            return True
+        began = self.now // quantum * quantum
+        gangs = self.gangs
+        return any(
+            gangs[name].queued_since < began for shape in self.waiting.live.values() for _, name in shape.entries
+        )
 
     def digest(self) -> str:
         """SHA-256 of everything the journal determines, the same in every process."""
@@ -80,6 +103,7 @@ class State(Lives):
             ],
             [(t, sorted(p.items())) for t, p in sorted(self.publications.items())],
             self.requested,
+            self.ranked_at,
             self.history.parts(),
             sorted(self.overdue_since.items()),
             sorted(self.shunned_until.items()),
@@ -169,7 +193,6 @@ class State(Lives):
                 self.waiting.discard(gang)
                 gang.shape = None
                 self.waiting.add(gang)
-        self.freed += 1
 
     def _node_joined(self, fact: facts.NodeJoined) -> None:
         known = self.nodes.get(fact.node.id)
@@ -178,7 +201,6 @@ class State(Lives):
                 if known.draining:
                     known.draining, known.deadline = False, None
                     self.capacity.reindex(known)
-                    self.freed += 1
                 return
             self._node_lost(facts.NodeLost(fact.at, fact.node.id))  # it came back as something else
         node = self.capacity.add(fact.node)
@@ -238,7 +260,6 @@ class State(Lives):
             return
         node.foreign = fact.used
         self.capacity.reindex(node)
-        self.freed += 1
 
     def _excess_use(self, fact: facts.ExcessUse) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
@@ -345,7 +366,6 @@ class State(Lives):
         gang.progress_at = self.now
         if gang.is_active():
             self._expect_end(gang)
-            self.freed += 1
         if gang.id in self.waiting:  # its place in line may depend on it
             self.waiting.discard(gang)
             self.waiting.add(gang)
@@ -413,7 +433,6 @@ class State(Lives):
             self.timed[gang.id] = None
         self._hold(gang, decision.placement)
         self._expect_end(gang)
-        self.taken += 1
 
     def _nominate(self, decision: decisions.Nominate) -> None:
         gang = self.gangs[decision.gang]
@@ -441,6 +460,8 @@ class State(Lives):
         if self._vacate(gang, decision, "released", decision.reason):
             gang.beneficiary = decision.beneficiary
             gang.message = decision.why
+            if decision.reason == "in_queue_rank":
+                self.ranked_at = self.now
             if decision.reason not in ("node_lost", "superseded"):
                 gang.preemptions += 1
                 gang.evicted_at = (*(at for at in gang.evicted_at if at > self.now - HOUR_S), self.now)
@@ -525,6 +546,25 @@ _WORKLOAD_FIELDS = (
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due",
 )  # fmt: skip
+
+# What cannot make anything possible for a waiting gang: it tells, or it takes. All else makes every refusal doubtful:
+# an entry that is forgotten here costs time and nothing else. A new version of a spec says so itself, see _replace.
+_FOR_NOBODY = frozenset(
+    {
+        facts.Tick,
+        facts.Submitted,
+        facts.LoadObserved,
+        facts.Published,
+        facts.AdapterLoaded,
+        facts.CommandBegun,
+        decisions.Nominate,
+        decisions.LoadAdapter,
+        decisions.RequestCapacity,
+        decisions.RunAgain,
+    }
+)
+# It may make somebody a victim, or a cheaper one. A launch on other places than were promised says so itself.
+_ABOUT_VICTIMS = frozenset({facts.Bound, facts.CheckpointPublished, decisions.Launch})
 
 _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     facts.Tick: State._tick,

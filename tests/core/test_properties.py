@@ -162,6 +162,10 @@ class World(RuleBasedStateMachine):
         before = self.state.digest()
         plan = decide(self.state, self.policies)
         assert self.state.digest() == before, "deciding changed the state"
+        fresh = State()
+        for entry in self.journal:
+            fresh.apply(entry)
+        assert decide(fresh, self.policies).decisions == plan.decisions, "an answer was kept longer than its cause"
         for decision in plan.decisions:
             if isinstance(decision, decisions.Preempt):
                 assert self.state.gangs[decision.gang].spec.preemptible or decision.reason in (

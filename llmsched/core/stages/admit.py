@@ -25,6 +25,8 @@ from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
 
+LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
+
 
 def run(trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None]) -> None:
     """`settled`: gangs that rank.py has launched, promised capacity or refused already."""
@@ -44,6 +46,7 @@ class Admission:
         self.calendar = Calendar(trial, policies.placement, view)
         self.by_rank = rank.is_on(state)
         self.evicts = is_on(state) and not self.by_rank
+        self.decays = self.shares is not None and self.scheduling.usage_half_life_s > 0  # shares move with the clock
         self.launched: dict[str, None] = {}
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
@@ -77,6 +80,8 @@ class Admission:
             if state.gangs[name].blocked_by == "backoff":
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
+        if self.decays and self.evicts and state.waiting.count:
+            plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
@@ -100,9 +105,11 @@ class Admission:
 
     def _stamp(self) -> tuple[int, ...] | None:
         """What a refusal depends on; None when it depends on more than can be counted."""
-        if self.calendar.windows.rows or self.state.elastic:
+        state, trial = self.state, self.trial
+        if self.calendar.windows.rows or state.elastic or self.decays:
             return None
-        return (self.state.freed, self.state.taken if self.evicts else 0)
+        takes = self.evicts or self.scheduling.consolidation
+        return (state.causes, state.victims if takes else 0, len(trial.leaving), len(trial.shrinking))
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""

@@ -29,7 +29,6 @@ from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 REASON = "in_queue_rank"
-MEMO = "ranked"  # in State.memo: the number of the quantum that was ranked last
 
 Row = tuple[tuple[Any, ...], GangState]
 
@@ -49,12 +48,13 @@ def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, N
     quantum = state.configuration.scheduling.quantum_s
     if not state.waiting.count:
         return settled
-    number = int(view.now // quantum) if quantum > 0 else state.version
     if quantum > 0:
+        number = int(view.now // quantum)
         plan.wake((number + 1) * quantum)
-    if state.memo.get(MEMO) == number or all(shape.reason is None for shape in state.waiting.live.values()):
-        return settled  # ranked already, or nobody was refused so far: there may be room for all
-    state.memo[MEMO] = number
+        if state.ranked_at and int(state.ranked_at // quantum) == number:
+            return settled
+    if not state.is_to_be_ranked():
+        return settled
     for line in _lines(trial, _ranked(trial, plan, policies, view)):
         starters, victims = _pick(trial, line)
         if starters:

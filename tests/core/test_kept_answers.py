@@ -1,0 +1,128 @@
+"""A refusal is kept only while all that it depends on is unchanged: a pass follows from the journal alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ledger import Given, cluster
+
+from llmsched.core import facts
+from llmsched.core.configuration import PreemptionRules
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import decide, turn
+from llmsched.core.state import State
+from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.registry import load
+
+
+class Story:
+    """Facts one after the other, a pass after each, and the same journal folded again beside every pass."""
+
+    def __init__(self, given: Given) -> None:
+        self.state, self.policies, self.names = given.state, load(given.names), given.names
+        self.journal: list[Any] = [
+            facts.Configured(0.0, self.state.configuration),
+            *(facts.NodeJoined(0.0, node) for node in given.nodes),
+        ]
+        self.at = 0.0
+
+    def now(self, *happened: facts.Fact, after: float = 1.0) -> list[Any]:
+        """What the pass decides."""
+        self.at += after
+        said = [facts.Tick(self.at), *happened]
+        for fact in said:
+            self.state.apply(fact)
+        self.journal += said
+        again = State()
+        for entry in self.journal:
+            again.apply(entry)
+        fresh = decide(again, load(self.names)).decisions
+        decided = turn(self.state, (), self.policies).decisions
+        assert decided == fresh, "the same journal, folded again, decides otherwise"
+        self.journal += decided
+        return decided
+
+    def submit(self, name: str, gpus: int = 1, **more: Any) -> list[Any]:
+        group = Group("workers", 1, (Option(None, Resources(gpus * 1000)),))
+        return self.now(facts.Submitted(self.at, Workload(name, name, "train", (group,), **more)))
+
+    def run(self, name: str, gpus: int = 1, **more: Any) -> None:
+        assert kinds(self.submit(name, gpus, **more)) == [("Launch", f"{name}/0")]
+        self.now(facts.Bound(self.at, f"{name}/0", self.state.gangs[f"{name}/0"].attempt))
+
+
+def kinds(decided: list[Any]) -> list[tuple[str, str]]:
+    return [(type(one).__name__, one.gang) for one in decided]
+
+
+@pytest.mark.parametrize("ordering", ["finish_time_fair", "priority"])
+def test_who_has_waited_longer_gets_what_somebody_is_leaving_though_a_newcomer_is_asked_as_well(ordering: str) -> None:
+    story = Story(cluster("1 node x 1").policies(ordering=ordering))
+    story.run("runs")
+    assert story.submit("high", priority=90) == []
+    assert ("Nominate", "high/0") in kinds(story.now(facts.Cancelled(story.at, "runs", "ann")))
+    assert story.submit("low", priority=10) == []
+    assert kinds(story.now(facts.Released(story.at, "runs/0", 1))) == [("Launch", "high/0")]
+
+
+def test_a_run_that_is_over_its_time_leaves_room_for_who_was_refused_before() -> None:
+    story = Story(cluster("1 node x 1"))
+    story.run("short", max_runtime_s=100.0)
+    assert story.submit("high", priority=90) == []
+    decided = story.now(after=200.0)
+    assert [type(one).__name__ for one in decided] == ["Stop", "Nominate"]
+
+
+def test_the_guarantee_of_an_owner_that_no_longer_waits_is_lent() -> None:
+    story = Story(cluster("1 node x 2").queue("A", gpus=2).queue("B", gpus=0).policies(ordering="priority"))
+    story.run("a1", queue="A")
+    assert story.submit("a2", gpus=2, queue="A") == []
+    assert story.submit("b1", queue="B") == []
+    assert kinds(story.now(facts.Cancelled(story.at, "a2", "ann"))) == [("Launch", "b1/0")]
+
+
+def test_who_was_shielded_when_it_was_looked_at_may_be_evicted_later() -> None:
+    given = cluster("1 node x 1").rules(within_queue="lower_priority")
+    story = Story(given)
+    story.run("low", priority=10, min_runtime_s=300.0)
+    assert story.submit("high", priority=90) == []
+    assert kinds(story.now(after=299.0)) == [("Preempt", "low/0"), ("Nominate", "high/0")]
+
+
+def test_shares_that_only_time_changes_are_looked_at_again() -> None:
+    given = cluster("1 node x 2").queue("a", gpus=0).queue("b", gpus=0)
+    given.scheduling(
+        fair_share="guarantee_then_weight", usage_half_life_s=600.0, usage_k=1.0, usage_window_s=6000.0,
+        preemption=PreemptionRules(reclaim="any"),
+    )  # fmt: skip
+    story = Story(given)
+    story.run("b0", gpus=2, queue="b")
+    story.now(facts.Finished(story.at, "b0/0", 1, "succeeded"), after=6000.0)
+    story.run("a1", gpus=2, queue="a")
+    story.submit("b1", gpus=2, queue="b")
+    passes = 0
+    while story.state.gangs["b1/0"].nomination is None:
+        passes += 1
+        assert passes < 400, "it never came to be b's turn"
+        wake = decide(story.state, story.policies).wake_at
+        assert wake is not None, "nothing will ever ask again"
+        story.now(after=max(wake - story.at, 0.001))
+    assert story.at < 6000.0 + 20 * 600.0
+
+
+@pytest.mark.parametrize("quantum_s", [600.0, 60.0])
+def test_by_rank_a_journal_that_is_folded_again_ranks_when_the_first_did(quantum_s: float) -> None:
+    given = cluster("1 node x 4").queue("q", gpus=4).policies(ordering="priority", elasticity="even")
+    given.scheduling(preemption=PreemptionRules("by_rank"), quantum_s=quantum_s, order="best_effort")
+    story = Story(given)
+    story.run("low", gpus=4, queue="q", priority=10)
+    evicted = []
+    for number in range(1, 12):
+        story.submit(f"w{number}", gpus=4, queue="q", priority=10 + number)
+        for gang in [*story.state.vacating]:
+            evicted.append((story.at, gang))
+            story.now(facts.Released(story.at, gang, story.state.gangs[gang].attempt))
+        story.now(after=quantum_s / 4)
+    quanta = [int(at // quantum_s) for at, _ in evicted]
+    assert len(evicted) >= 2 and len(quanta) == len(set(quanta)), "nobody is evicted twice in a quantum"
