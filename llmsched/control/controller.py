@@ -7,18 +7,19 @@ again from the journal, and is, whenever a write fails. It decides nothing itsel
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import execution, lease, planning, recovery, requests
+from llmsched import sanitize
+from llmsched.control import execution, lease, once, planning, recovery, requests
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
-from llmsched.control.dispatch import Send, Site, event_of, facts_of, resync, sends_of
+from llmsched.control.dispatch import Send, Site, event_of, facts_of, given_up, resync, sends_of, stop_now
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
+from llmsched.control.outbox import Outbox
 from llmsched.control.progress import ProgressBook
 from llmsched.control.query_tables import QueryTables
 from llmsched.control.routes import Routes
@@ -27,14 +28,14 @@ from llmsched.core.facts import Configured, Fact, NodeLost, Tick
 from llmsched.core.policy import Policies
 from llmsched.core.scheduler import Plan, turn
 from llmsched.core.state import State
-from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, StoreError
+from llmsched.errors import Bug, LlmschedError, StoreError
 from llmsched.executors import port
 from llmsched.policies.registry import load as load_policies
 from llmsched.spec import http_models
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.compile import compile_specs
 from llmsched.spec.workload import WorkloadSpec
-from llmsched.store.codec import Entry
+from llmsched.store.codec import CodecError, Entry
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
 from llmsched.store.tables import IdempotencyRow, ProgressRow, Row
 
@@ -83,7 +84,7 @@ class Controller:
         self._inbox = Inbox()
         self._book = ProgressBook()
         self._metrics = Metrics()
-        self._orders: asyncio.Queue[Send] = asyncio.Queue()
+        self._outbox = Outbox(executor, self._inbox.deliver)
         self._grew = asyncio.Event()  # replaced each time it is set
         self._epoch = 0
         self._seq = 0
@@ -98,6 +99,7 @@ class Controller:
         self._ended = asyncio.Event()  # nothing more is taken in
         self._closed = asyncio.Event()
         self._trouble = ""
+        self._left_out = ""  # of the journal, because nothing could take it in
         self._policies: Policies | None = None
         self._routes = Routes(0)
         self._tables = QueryTables()
@@ -169,7 +171,7 @@ class Controller:
         status: Any = "degraded" if trouble else there
         return http_models.Health(
             status=status,
-            message=trouble or self._cluster.message,
+            message=trouble or self._left_out or self._cluster.message,
             version=VERSION,
             seq=self._seq,
             started_at=self._started_at,
@@ -180,7 +182,7 @@ class Controller:
 
     def metrics(self) -> str:
         """The loop's own figures, as Prometheus reads them."""
-        return self._metrics.text(len(self._inbox), self._orders.qsize(), bool(self._degraded))
+        return self._metrics.text(len(self._inbox), len(self._outbox), bool(self._degraded))
 
     def entries(self, after: int = 0, workload: str | None = None) -> list[Written]:
         """Committed entries (seq, at, entry) after `after`; of one workload (its id) when asked."""
@@ -204,7 +206,7 @@ class Controller:
         dispatcher: asyncio.Task[None] | None = None
         try:
             await self._begin()
-            dispatcher = asyncio.create_task(self._dispatch_forever())
+            dispatcher = asyncio.create_task(self._outbox.run())
             while not self._stopping:
                 await self._wait()
                 await self._round()
@@ -240,7 +242,8 @@ class Controller:
         self.started.set()
 
     def _fold(self) -> None:
-        self.state, self._seq = recovery.fold(self._store)
+        self.state, self._seq, left_out = recovery.fold_all_that_can(self._store)
+        self._left_out = f"{left_out[0].message} It was left out." if left_out else ""
         self._policies = None
         self._tables = QueryTables()
         self._wake_at = self.state.now
@@ -264,13 +267,10 @@ class Controller:
         asked, seen = self._inbox.drain()
         at = self._stamp()
         try:
-            facts, answers, rows = self._check(asked, at)
-            self._observe(seen, at, facts)
-            if facts or rows or self._is_due(at):
-                facts = facts or self._pass_time(at)
-                await self._commit(at, facts, rows)
-                seen = []  # they are facts now
-                self._answer(answers)
+            facts = await self._take_in(asked, seen, at)
+            seen = []  # they are facts now
+            if facts or self._is_due(at):
+                facts = facts or await self._pass_time(at)
                 plan = self._decide()
                 reasons = plan.reasons if self._cluster.connected else None
                 rows = self._tables.rows(self.state, at, [*facts, *plan.decisions], reasons)
@@ -278,14 +278,63 @@ class Controller:
                 self._send_routes()  # first: who is about to leave gets no new requests
                 self._send(plan)
             else:
-                self._answer(answers)
                 self._send_routes()
             await self._renew(at)
         except StaleEpoch as error:
             _refuse(asked, error)
             raise
-        except StoreError as error:
-            self._degrade(error, asked, seen)
+        except Exception as error:
+            if isinstance(error, StoreError) and _is_the_stores(error):
+                self._degrade(error, asked, seen)
+            else:  # whatever it is: people can still see and cancel, and what runs goes on
+                self._break_off(error, asked)
+
+    async def _take_in(self, asked: list[Asked], seen: list[port.Observation], at: float) -> list[Fact]:
+        """The facts of what was asked and seen, committed, and whoever asked answered. What cannot be committed is
+        found by halves, and refused or given up alone. Raises StoreError."""
+        try:
+            facts, answers, rows = self._check(asked, at)
+            self._observe(seen, at, facts)
+            await self._commit(at, facts, rows)
+        except Exception as error:
+            if _is_the_stores(error):
+                raise
+            self._fold()
+            return await self._take_in_halves([item for item in asked if not item.answer.done()], seen, at, error)
+        self._answer(answers)
+        return facts
+
+    async def _take_in_halves(
+        self, asked: list[Asked], seen: list[port.Observation], at: float, error: Exception
+    ) -> list[Fact]:
+        if asked and seen:
+            return [*await self._take_in(asked, [], at), *await self._take_in([], seen, at)]
+        if len(asked) > 1 or len(seen) > 1:
+            half = (len(asked) + len(seen)) // 2
+            first = await self._take_in(asked[:half], seen[:half], at)
+            return [*first, *await self._take_in(asked[half:], seen[half:], at)]
+        log.error("%s could not be committed", [type(each).__name__ for each in (*asked, *seen)], exc_info=error)
+        _refuse(asked, _broken(error))
+        facts = [fact for each in seen for fact in self._give_up(each, error, at)]
+        try:
+            await self._commit(at, facts)
+        except Exception as again:
+            if _is_the_stores(again):
+                raise
+            log.exception("nor that it is given up")
+            self._fold()
+            return []
+        return facts
+
+    def _break_off(self, error: Exception, asked: list[Asked]) -> None:
+        """Back to what is committed. What was decided since is decided anew when the next thing happens."""
+        log.error("a round was broken off", exc_info=error)
+        self._trouble = f"the scheduler failed, nothing new starts: {sanitize.first_line(error)}"
+        _refuse(asked, _broken(error))
+        self._fold()
+        self._must_resync = True
+        self._wake_at = None
+        self._renew_at = self._clock.monotonic() + lease.RENEW_EVERY_S
 
     def _check(self, asked: list[Asked], at: float) -> tuple[list[Fact], list[tuple[Asked, Any]], list[Row]]:
         """Requests become facts one by one, each applied before the next is looked at."""
@@ -294,7 +343,7 @@ class Controller:
         rows: dict[tuple[str, str], IdempotencyRow] = {}
         for item in asked:
             try:
-                answer, more = self._accept(item.request, at, rows)
+                answer, more = once.accept(self.state, self._store, item.request, at, self._secrets, rows)
             except requests.Torn as torn:
                 self._refold(facts)
                 item.answer.set_exception(torn.error)
@@ -303,33 +352,11 @@ class Controller:
             except Exception as error:
                 log.exception("%s failed", type(item.request).__name__)
                 self._refold(facts)
-                item.answer.set_exception(Bug(f"the request broke the controller: {error!r}"))
+                item.answer.set_exception(_broken(error))
             else:
                 facts += more
                 answers.append((item, answer))
         return facts, answers, list(rows.values())
-
-    def _accept(
-        self, request: requests.UserRequest, at: float, rows: dict[tuple[str, str], IdempotencyRow]
-    ) -> tuple[Any, list[Fact]]:
-        """The same key and the same request again get the same answer, without doing it again."""
-        if not isinstance(request, requests.Submission) or request.key is None:
-            return requests.accept(self.state, request, at, self._secrets)
-        row = rows.get((request.person.user, request.key)) or self._store.row(
-            IdempotencyRow, request.person.user, request.key
-        )
-        if row is None:
-            answer, facts = requests.accept(self.state, request, at, self._secrets)
-            response = json.dumps([applied.model_dump() for applied in answer])
-            rows[request.person.user, request.key] = IdempotencyRow(
-                request.person.user, request.key, request.digest(), response, at
-            )
-            return answer, facts
-        if row.request != request.digest():
-            raise RequestError(
-                "this Idempotency-Key was used for another request.", code="idempotency", hint="Use a new key."
-            )
-        return [http_models.Applied.model_validate(item) for item in json.loads(row.response)], []
 
     def _observe(self, seen: list[port.Observation], at: float, facts: list[Fact]) -> None:
         """What the executor saw is added to the facts one by one, each applied before the next is looked at."""
@@ -338,11 +365,27 @@ class Controller:
                 found = self._facts_of(item, at)
                 for fact in found:
                     self.state.apply(fact)
-            except Exception:  # it would come again after a restart: better to go on without it
+            except Exception as error:  # it would come again after a restart: better to go on without it
                 log.exception("%s could not be taken in", type(item).__name__)
                 self._refold(facts)
+                facts += self._give_up(item, error, at)
             else:
                 facts += found
+
+    def _give_up(self, seen: port.Observation, error: Exception, at: float) -> list[Fact]:
+        """Nobody waits for ever for what could not be taken in: its attempt is lost, and told to leave."""
+        lost = given_up(seen, error, at)
+        if lost is None:
+            return []
+        gang = self.state.gangs.get(lost.gang)
+        try:
+            self.state.apply(lost)
+        except Exception:
+            log.exception("%s cannot be given up", lost.gang)
+            return []
+        if gang is not None:
+            self._outbox.put([stop_now(gang, lost.attempt, self._site())])
+        return [lost]
 
     def _facts_of(self, seen: port.Observation, at: float) -> list[Fact]:
         match seen:
@@ -372,8 +415,7 @@ class Controller:
         if known.connected and known.id == seen.cluster_id:
             return []
         log.info("connected to %s", seen.cluster_id)
-        while not self._orders.empty():
-            self._orders.get_nowait()  # of before: what still counts is said again
+        self._outbox.clear()  # of before: what still counts is said again
         self._must_resync = True
         self._wake_at = at
         self._routes.forget()
@@ -382,9 +424,10 @@ class Controller:
     def _is_due(self, at: float) -> bool:
         return self._cluster.connected and self._wake_at is not None and at >= self._wake_at
 
-    def _pass_time(self, at: float) -> list[Fact]:
+    async def _pass_time(self, at: float) -> list[Fact]:
         tick = Tick(at)
         self.state.apply(tick)
+        await self._commit(at, [tick])
         return [tick]
 
     def _decide(self) -> Plan:
@@ -395,10 +438,7 @@ class Controller:
         try:
             plan = turn(self.state, (), self._current_policies())
         except Exception as error:  # what runs goes on, and people can still see and cancel
-            log.exception("the scheduler failed")
-            self._trouble = f"the scheduler failed, nothing new starts: {error!r}"
-            self._fold()
-            self._wake_at = None
+            self._break_off(error, [])
             return Plan(at=self.state.now)
         self._trouble = ""
         self._metrics.turn(self._clock.monotonic() - began, plan.decisions)
@@ -414,35 +454,29 @@ class Controller:
         """Orders are made now, from the state that was committed; they leave one after the other, later."""
         if not self._cluster.connected:
             return
-        site = Site(self._epoch, self.storage, self._secrets)
         if self._must_resync:
             self._must_resync = False
-            sends, refused = resync(self.state, site)
+            sends, refused = resync(self.state, self._site())
         else:
-            sends, refused = sends_of(self.state, plan.decisions, site)
-        for send in sends:
-            self._orders.put_nowait(send)
+            sends, refused = sends_of(self.state, plan.decisions, self._site())
+        self._outbox.put(sends)
         for gang, attempt, error in refused:
             self._inbox.deliver(port.NotStarted(gang, attempt, event_of(error), str(error)))
 
     def _send_routes(self) -> None:
-        if self._cluster.connected:
+        """The gateway keeps its last table: one that cannot be made holds up nothing else."""
+        if not self._cluster.connected:
+            return
+        try:
             table = self._routes.changed(self.state, self._keys())
-            if table is not None:
-                self._orders.put_nowait(Send("route", table))
+        except Exception:
+            log.exception("the table of routes cannot be made")
+            return
+        if table is not None:
+            self._outbox.put([Send("route", table)])
 
-    async def _dispatch_forever(self) -> None:
-        """In order, one at a time. What a lost executor misses it hears when it is back: see `resync`."""
-        while True:
-            send = await self._orders.get()
-            try:
-                await getattr(self._executor, send.method)(send.order)
-            except ClusterError as error:
-                log.warning("%s of %s: %s", send.method, send.gang or "all", error)
-                if send.method in ("launch", "resize") and error.code != "disconnected":
-                    self._inbox.deliver(port.NotStarted(send.gang, send.attempt, "error", str(error)))
-            except Exception:
-                log.exception("%s of %s failed", send.method, send.gang or "all")
+    def _site(self) -> Site:
+        return Site(self._epoch, self.storage, self._secrets)
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -520,6 +554,15 @@ class Controller:
 
 def _stopping() -> StoreError:
     return StoreError("the controller is stopping.", code="stopping", hint="Start it again: llmsched up.")
+
+
+def _is_the_stores(error: Exception) -> bool:
+    """Whether the store cannot be written; else it is what was to be written."""
+    return isinstance(error, StoreError) and not isinstance(error, CodecError)
+
+
+def _broken(error: Exception) -> Bug:
+    return Bug(f"the request broke the controller: {sanitize.first_line(error)}", hint="Please report it.")
 
 
 def _refuse(asked: list[Asked], error: Exception) -> None:

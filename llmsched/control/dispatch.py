@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmsched import versions
+from llmsched import sanitize, versions
 from llmsched.control import endpoint_names
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.vault import NoSecrets, Secrets
@@ -148,6 +148,11 @@ def _stop(
         return None
     order = port.StopOrder(gang.id, decision.attempt, site.epoch, gang.spec.kind, mode, decision.grace_s)
     return Send("stop", order, gang.id, decision.attempt)
+
+
+def stop_now(gang: GangState, attempt: int, site: Site) -> Send:
+    """For an attempt that is given up: it has nothing more to say."""
+    return Send("stop", port.StopOrder(gang.id, attempt, site.epoch, gang.spec.kind, "stop", 0.0), gang.id, attempt)
 
 
 def stop_again(gang: GangState, site: Site) -> Send:
@@ -287,6 +292,18 @@ def _workdir(spec: Mapping[str, Any], storage: str) -> str | None:
 
 
 # --- observations to facts ----------------------------------------------------------------------------------------
+
+
+# After these a gang goes on or ends: when one cannot be taken in, its attempt is given up.
+_DECISIVE = (port.Started, port.NotStarted, port.ResizeDone, port.Ended, port.Vanished)
+
+
+def given_up(seen: port.Observation, error: Exception, at: float) -> facts.Lost | None:
+    """What is left of an observation that could not be taken in; nothing, when no gang waits for it."""
+    if not isinstance(seen, _DECISIVE):
+        return None
+    why = f"what the cluster said of it ({type(seen).__name__}) could not be taken in: {sanitize.first_line(error)}"
+    return facts.Lost(at, seen.gang, seen.attempt, why)
 
 
 def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact]:
