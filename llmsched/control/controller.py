@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from importlib.metadata import version
 from typing import Any
 
-from llmsched import sanitize
 from llmsched.control import execution, lease, once, planning, recovery, requests
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
@@ -329,7 +328,8 @@ class Controller:
     def _break_off(self, error: Exception, asked: list[Asked]) -> None:
         """Back to what is committed. What was decided since is decided anew when the next thing happens."""
         log.error("a round was broken off", exc_info=error)
-        self._trouble = f"the scheduler failed, nothing new starts: {sanitize.first_line(error)}"
+        kind = type(error).__name__  # what it says may name anybody's work: that is for the log
+        self._trouble = f"the scheduler failed ({kind}), nothing new starts: the controller's log says why"
         _refuse(asked, _broken(error))
         self._fold()
         self._must_resync = True
@@ -562,7 +562,10 @@ def _is_the_stores(error: Exception) -> bool:
 
 
 def _broken(error: Exception) -> Bug:
-    return Bug(f"the request broke the controller: {sanitize.first_line(error)}", hint="Please report it.")
+    """Its text may name anybody's work: that is for the log."""
+    return Bug(
+        f"the request broke the controller ({type(error).__name__}); its log says more.", hint="Please report it."
+    )
 
 
 def _refuse(asked: list[Asked], error: Exception) -> None:

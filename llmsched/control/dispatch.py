@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmsched import sanitize, versions
+from llmsched import versions
 from llmsched.control import endpoint_names
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.vault import NoSecrets, Secrets
@@ -302,7 +302,7 @@ def given_up(seen: port.Observation, error: Exception, at: float) -> facts.Lost 
     """What is left of an observation that could not be taken in; nothing, when no gang waits for it."""
     if not isinstance(seen, _DECISIVE):
         return None
-    why = f"what the cluster said of it ({type(seen).__name__}) could not be taken in: {sanitize.first_line(error)}"
+    why = f"what the cluster said of it ({type(seen).__name__}) could not be taken in ({type(error).__name__})"
     return facts.Lost(at, seen.gang, seen.attempt, why)
 
 

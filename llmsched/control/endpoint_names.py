@@ -8,16 +8,17 @@ name: they are asked for as "<model id>:<adapter>". Derived from the state, so a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from llmsched.control.authorization import KnownNames, Rights
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.core import authorization
+from llmsched.core.message import Quote, say
+from llmsched.core.message import workload as reference
+from llmsched.core.render import text
 from llmsched.core.state import State
 from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
-
-if TYPE_CHECKING:
-    from llmsched.control.authorization import Rights
 
 
 class Claim(NamedTuple):
@@ -43,6 +44,7 @@ def check(state: State, workload: Workload, file: Iterable[Workload], rights: Ri
     wanted = list(_wanted(state, workload, rights))
     if not wanted:
         return
+    names = KnownNames(state, rights)
     earlier: list[Claim] = []
     together: dict[str, None] = {}
     later = False
@@ -54,11 +56,11 @@ def check(state: State, workload: Workload, file: Iterable[Workload], rights: Ri
     for mine in wanted:
         for other in taken:
             if other.name == mine.name and other.endpoint.id != mine.endpoint.id and mine.excludes(other):
-                whose = f"{other.endpoint.id} answers to it" if rights.sees(other.endpoint) else "an endpoint has it"
+                in_file = other.endpoint.id in together  # written by whoever asks
+                who = Quote(other.endpoint.id) if in_file else reference(other.endpoint.id)
+                taken_by = say("name_taken", name=Quote(mine.name), who=who)
                 raise RequestError(
-                    f'the name "{mine.name}" is not free: {whose}.',
-                    code="name_taken",
-                    hint=f"Choose another {_where(workload, mine)}.",
+                    text(taken_by, names), code="name_taken", hint=f"Choose another {_where(workload, mine)}."
                 )
 
 

@@ -269,6 +269,7 @@ CATALOG: dict[str, Entry] = {
     "conflict.in_file": Entry(
         'reservation "{reserved}" stands in the cluster file', "Take it out there: llmsched config FILE"
     ),
+    "name_taken": Entry('the name "{name}" is not free: {who} answers to it.'),
     "cycle.cohorts": Entry("cohorts form a circle: {path:| -> }", "Give one of them parent: null."),
     "conflict.queue": Entry(
         'queue "{queue}" is missing and {who} is still in it',

@@ -95,24 +95,29 @@ def how_it_goes(order: Any) -> Script:
     return Script(runs_for_s=25.0 if order.kind == "train" else 90.0, outcome="succeeded")
 
 
-def config_of(names: dict[str, str]) -> dict[str, Any]:
+RULES: list[dict[str, Any]] = [
+    {"backfill": "conservative", "preemption": {"within_queue": "lower_priority", "reclaim": "any"}},
+    {"backfill": "easy", "preemption": {"within_queue": "lower_or_newer_equal_priority"}},
+    {"order": "strict_fifo", "consolidation": True},
+    {"preemption": {"within_queue": "by_rank"}, "quantum": "20s"},
+]
+
+
+def config_of(names: dict[str, str], seed: int) -> dict[str, Any]:
+    """Every other world has a reservation and quotas."""
     roles = {"submitter": ["*"], "admin": [names["cleo"]]}
-    return {
-        "queues": [
-            {"name": "lab", "roles": roles, "cohort": "all", "quota": {"A100": {"nominal": 8}}},
-            {"name": "side", "roles": roles, "cohort": "all", "quota": {"A100": {"nominal": 4}}},
-        ],
+    config: dict[str, Any] = {
+        "queues": [{"name": name, "roles": roles, "cohort": "all"} for name in ("lab", "side")],
         "cohorts": [{"name": "all"}],
-        "reservations": [
-            {"name": "window", "start": "1970-01-12T15:00Z", "duration": "1h", "accelerators": "A100:4",
-             "users": [names["ann"]]},
-        ],
-        "scheduling": {
-            "backfill": "conservative",
-            "preemption": {"within_queue": "lower_priority", "reclaim": "any"},
-        },
+        "scheduling": RULES[seed % len(RULES)],
         "limits": {"requests_per_s": 1000, "requests_burst": 10000},
-    }  # fmt: skip
+    }
+    if seed % 2 == 0:
+        window = {"name": "window", "start": "1970-01-12T15:00Z", "duration": "1h", "accelerators": "A100:4"}
+        config["reservations"] = [window | {"users": [names["ann"]]}]
+        for queue, own in zip(config["queues"], (8, 4), strict=True):
+            queue["quota"] = {"A100": {"nominal": own}}
+    return config
 
 
 def some_work(chance: random.Random, name: str, names: dict[str, str]) -> dict[str, Any]:
@@ -142,7 +147,7 @@ async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]
     chance = random.Random(seed)
     ann, cleo = names["ann"], names["cleo"]
     said: dict[str, str] = {}
-    async with world(folder, [ann, cleo], config_of(names)) as it:
+    async with world(folder, [ann, cleo], config_of(names, seed)) as it:
         await it.controller.vault.put(ann, key_of(names), "long enough a value", ann)  # type: ignore[union-attr]
         hidden = [f"{names['work']}-{number}" for number in range(HIDDEN)] + [names["work"]]
         mine = [f"mine-{number}" for number in range(4)]

@@ -52,7 +52,9 @@ def test_no_name_of_anothers_endpoint_can_be_taken_until_it_is_gone(how):
             before = sorted(controller.state.workloads)
             (planned,) = await controller.plan([TAKERS[how]()], user=BOB)
             assert (planned.outcome, planned.reason.code) == ("refused", "name_taken")
-            with pytest.raises(RequestError, match=r'the name ".+" is not free: an endpoint has it') as refused:
+            with pytest.raises(
+                RequestError, match=r"the name .+ is not free: another's workload answers to it"
+            ) as refused:
                 await controller.submit([TAKERS[how]()], user=BOB)
             assert refused.value.code == "name_taken" and "ann" not in str(refused.value).replace('"ann-chat"', "")
             assert sorted(controller.state.workloads) == before

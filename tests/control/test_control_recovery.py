@@ -215,7 +215,7 @@ def test_a_policy_that_breaks_stops_new_starts_and_nothing_else(monkeypatch):
             controller._policies = None
             await controller.submit([task("unlucky"), task("unluckier")], user=ANN)  # one alone needs no order
             await until(lambda: controller.health.status == "degraded")
-            assert "divided by zero" in controller.health.message
+            assert "ZeroDivisionError" in controller.health.message
             assert phase(controller, "unlucky") == "waiting"
             assert phase(controller, "before") == "running"
             broken.clear()
