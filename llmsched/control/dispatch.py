@@ -121,6 +121,7 @@ def launch_order(state: State, gang: GangState, attempt: int, placement: Placeme
         workdir=_workdir(spec, site.storage),
         grace_s=workload.grace_s,
         version=versions.own(),
+        over_memory=state.configuration.over_memory,
     )
 
 

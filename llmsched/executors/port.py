@@ -48,6 +48,7 @@ class LaunchOrder:
     workdir: str | None = None  # uri of the packed workdir in storage
     grace_s: float = 120.0
     version: str = ""  # of llmsched where the order was written
+    over_memory: str = "off"  # off | warn | end: a member that uses more memory than it asked for
 
     @property
     def name(self) -> str:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmsched.runtime import guardian
-from llmsched.runtime.guardian import OWNER
 
+OWNER = guardian.OWNER
 CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
+METADATA = "llmsched.owner"  # of a Ray job
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -39,7 +42,15 @@ class OverMemory(NamedTuple):
     is_over: bool  # else it is a warning
 
     def __str__(self) -> str:
-        return f"used {_size(self.used)} of the {_size(self.asked)} of memory it asked for"
+        used = f"used {_size(self.used)} of the {_size(self.asked)} of memory it asked for, on {socket.gethostname()}"
+        return used if self.is_over else f"{used}: ask for more, or it may be ended"
+
+
+def driver_envs(owner: str) -> dict[str, str]:
+    """What a command needs so that a Ray driver it starts, and all that this makes, is known for its owner's: Ray reads
+    this variable in `ray.init`, and merges it with what the program gives there."""
+    marked = {"runtime_env": {"env_vars": {OWNER: owner}}, "metadata": {METADATA: owner}}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(marked)} if owner else {}
 
 
 def owner_mark(attempt: str, cluster: str) -> str:
@@ -51,6 +62,17 @@ def attempt_of(mark: str, cluster: str) -> str | None:
     """The attempt that a mark names, unless it is of another cluster."""
     attempt, _, where = mark.rpartition("@")
     return attempt if attempt and where == cluster[:16] else None
+
+
+def guard_of(order: Mapping[str, Any], rank: int, *, is_here: bool, on_memory: Callable[[OverMemory], None]) -> Guard:
+    """For a rank of a LaunchOrder (as JSON data). `is_here`: the user's code runs in this very process."""
+    member = order["members"][rank]
+    return Guard(
+        memory_bytes=int(member["memory_bytes"]),
+        memory_action=order.get("over_memory", "off"),
+        counts_worker=is_here,
+        on_memory=on_memory,
+    )
 
 
 class Guard:
@@ -143,8 +165,15 @@ def guardians_of(owner: str) -> int:
     return sum(len(words) > 3 and words[3].endswith("guardian.py") and mine in words[-1] for words in commands)
 
 
-def clear_node(owner: str) -> dict[str, list[str]]:
-    """All of it, as the bridge asks it of a node: wait for guardians that are at it, then see that nothing is left."""
+def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
+    """All of it, as the bridge asks it of a node: wait for guardians that are at it, then see that nothing is left.
+
+    `rays`: pids of workers of Ray's that hold the owner's actors and that Ray does not end."""
+    for pid in rays:
+        with suppress(ProcessLookupError):
+            process = guardian.identify(pid)
+            if guardian.is_rays(pid):
+                guardian.send(process, signal.SIGKILL)
     until = time.monotonic() + CLOSE_WITHIN_S
     while guardians_of(owner) and time.monotonic() < until:
         time.sleep(0.05)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import environment, execute, failures, packages, redaction
+from llmsched.runtime import containment, environment, execute, failures, packages, redaction
+from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.process import die_with_parent
 
 _LAST_WORDS_WITHIN_S = 2.0
@@ -47,6 +48,8 @@ class TaskWorker:
         self._stopping = threading.Event()
         self._folder = Path()
         self._packages: packages.Packages | None = None
+        self._guard: containment.Guard | None = None
+        self._over_memory = ""
         self._log = environment.LogFile(
             self._order["storage"], f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
         )
@@ -85,7 +88,10 @@ class TaskWorker:
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
         done = self._folder / f".llmsched-done-{self._rank}"
         code = self._spawn_and_wait(command, self._envs({**envs, DONE_FILE: str(done)}))
+        self._contain()
         self._log.close()
+        if self._over_memory:
+            return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
         ending = self._ending(f"rank {self._rank}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
 
@@ -102,9 +108,23 @@ class TaskWorker:
                 process.wait(timeout=patience)
             if process.returncode is not None:
                 break
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # children that outlived their parent
+        self._contain()
         self._log.close()
+
+    def _contain(self) -> None:
+        """End what the command has left running, whatever session it is in; return when it is gone."""
+        if self._guard is not None:
+            ended, left = self._guard.close()
+            if ended or left:
+                self._say(f"[llmsched] ended what it left running: {'; '.join([*ended, *left])}\n")
+
+    def _on_memory(self, word: containment.OverMemory) -> None:
+        self._say(f"[llmsched] {word}\n")
+        if word.is_over:
+            self._over_memory = str(word)
+        else:
+            supervisor = ray.get_actor(f"llms/{self._order['gang']}/{self._order['attempt']}", namespace=NAMESPACE)
+            supervisor.report.remote({"memory": str(word)})
 
     def clean(self) -> None:
         """Remove the node's working folder."""
@@ -121,7 +141,8 @@ class TaskWorker:
         around = {**os.environ, "PATH": path}
         if self._packages is not None:
             around = self._packages.surround(around)
-        return {**around, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
+        drivers = containment.driver_envs(os.environ.get(containment.OWNER, ""))
+        return {**around, "PYTHONUNBUFFERED": "1", **drivers, **envs, **self._order["envs"]}
 
     def _say(self, text: str) -> None:
         with self._log.path.open("a", encoding="utf-8") as log:
@@ -131,6 +152,8 @@ class TaskWorker:
         with self._log.path.open("ab") as log:
             if self._stopping.is_set():
                 return -signal.SIGTERM
+            if self._guard is None:
+                self._guard = containment.guard_of(self._order, self._rank, is_here=False, on_memory=self._on_memory)
             try:
                 self._process = subprocess.Popen(
                     command,

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 
 from llmsched import sanitize
-from llmsched.runtime import context, elastic, environment, execute, failures, packages, progress, redaction
+from llmsched.runtime import (
+    containment,
+    context,
+    elastic,
+    environment,
+    execute,
+    failures,
+    guardian,
+    packages,
+    progress,
+    redaction,
+)
 from llmsched.runtime.link import ActorLink
 from llmsched.runtime.ray_internals import TORCH
 
@@ -124,6 +136,8 @@ def work(config: dict[str, str]) -> None:
         inputs=order["inputs"],
         supervisor=ActorLink(supervisor),
     )
+    guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
+    os.environ.update(containment.driver_envs(os.environ.get(containment.OWNER, "")))
     try:
         with environment.output_to(log), context.enter(who):
             try:
@@ -157,8 +171,22 @@ def work(config: dict[str, str]) -> None:
                 raise RuntimeError(text) from None
             else:
                 _came_to_an_end(supervisor, rank)
+            finally:
+                ended, left = guard.close()
+                if ended or left:
+                    print(f"[llmsched] ended what it left running: {'; '.join([*ended, *left])}")
     finally:
         environment.drop(folder)
+
+
+def _on_memory(supervisor: Any, rank: int, word: containment.OverMemory) -> None:
+    """Called beside the loop, which may be too busy to ever hear of it."""
+    print(f"[llmsched] {word}", flush=True)
+    if not word.is_over:
+        supervisor.report.remote({"memory": str(word)})
+        return
+    ray.get(supervisor.failed.remote(rank, f"rank {rank}: {word}", "input"), timeout=guardian.REPORT_WITHIN_S)
+    os._exit(1)
 
 
 def _came_to_an_end(supervisor: Any, rank: int) -> None:

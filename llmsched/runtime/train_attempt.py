@@ -117,8 +117,9 @@ class TrainAttempt:
             for rank, one in getattr(error, "worker_failures", {}).items()
             if isinstance(one, ray.exceptions.RayActorError) or "died" in type(one).__name__.lower()
         }
-        if own and not deaths:  # where a process died, what others then say is an echo, in whatever words
-            return _outcome_of(own[0])
+        certain = [one for one in own if one.event == "input"]  # one that ends itself says why first
+        if certain or (own and not deaths):  # where a process died, what others then say is an echo, in whatever words
+            return _outcome_of((certain or own)[0])
         if deaths or ranks.heard_of_a_loss():
             who = f"rank {min(deaths)}" if deaths else "another worker"
             return Outcome("failed", f"{who}: its process or its node died", "interruption")

@@ -119,19 +119,21 @@ class Bridge:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
         from llmsched.executors.bridge.commands import Commands
+        from llmsched.executors.bridge.containment import Containment
         from llmsched.executors.bridge.nodes import Nodes
         from llmsched.executors.bridge.provision import Provision
         from llmsched.executors.bridge.reap import Reaper
         from llmsched.executors.bridge.serve import Replicas
         from llmsched.executors.bridge.train import Attempts
 
-        send = self._pipe.send
-        self._attempts = Attempts(send, settings.storage)
-        self._replicas = Replicas(send, settings)
+        self._containment = Containment(self._pipe.send, cluster_id)
+        send = self._containment.deliver
+        self._attempts = Attempts(send, settings.storage, self._containment.mark)
+        self._replicas = Replicas(send, settings, self._containment.mark)
         self._commands = Commands(self._pipe.send)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
-        self._nodes = Nodes(send, lambda: self._attempts.held() + self._replicas.held())
+        self._nodes = Nodes(send, lambda: self._attempts.held() | self._replicas.held(), self._containment.look)
         urls = {"dashboard": dashboard, "endpoint": self._replicas.endpoint}
         known = {name: url for name, url in urls.items() if url}
         send(Connected(cluster_id, known, tuple(self._nodes.alive())))
@@ -142,6 +144,7 @@ class Bridge:
         self._every(LOOK_AT_REPLICAS_EVERY_S, self._replicas.look)
         self._every(LOOK_AT_LOAD_EVERY_S, self._replicas.look_at_load)
         self._every(REAP_EVERY_S, self._reaper.sweep)
+        self._every(REAP_EVERY_S, self._containment.sweep)
         self._every(REAP_EVERY_S, self._provision.renew)
 
     def _take(self, op: str, body: Any) -> None:
@@ -151,12 +154,15 @@ class Bridge:
             return
         if isinstance(body, wire.Adopt):
             for live in body.live:
+                self._containment.expect(live.order)
                 adopt = self._replicas.adopt if live.order.kind == "serve" else self._attempts.adopt
                 self._queue(live.order.name, partial(adopt, live.order, live.was_running))
                 if live.was_running:
                     self._queue(live.order.name, partial(self._commands.end_left_behind, live.order))
             self._reaper.arm()
+            self._containment.arm()
         elif isinstance(body, LaunchOrder):
+            self._containment.expect(body)
             self._queue(body.name, partial(self._launch, op, body))
         elif isinstance(body, StopOrder):
             stop = self._replicas.stop if body.kind == "serve" else self._attempts.stop

@@ -1,18 +1,20 @@
-"""What nodes there are and what on them is not ours. Looks once a second and says only what changed.
+"""What nodes there are, what on them is beyond what attempts were given, and which attempt took it.
 
-Ray's node table is the truth about nodes; foreign use is what Ray has given away beyond what our attempts hold.
+Looks once a second and says only what changed. Ray's node table is the truth about nodes; foreign use is what Ray has
+given away beyond what our attempts were ordered to hold, and excess the part of it that an attempt has made.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ray
 
+from llmsched.executors.bridge.ownership import Ownership
 from llmsched.executors.bridge.ray_internals import available_resources_per_node
-from llmsched.executors.port import Deliver, ForeignSeen, Member, NodeGone, NodeSeen
+from llmsched.executors.port import Deliver, ExcessSeen, ForeignSeen, Member, NodeGone, NodeSeen
 
 LASTING_LOOKS = 3
 _NOTHING = 1e-3  # below this an amount is rounding
@@ -24,15 +26,32 @@ class _Amount(NamedTuple):
     cpus: float = 0.0
     memory: float = 0.0
 
+    def plus(self, other: _Amount) -> _Amount:
+        return _Amount(self.gpus + other.gpus, self.cpus + other.cpus, self.memory + other.memory)
+
+    def beyond(self, other: _Amount) -> _Amount:
+        """What is more than the other, each for itself."""
+        return _Amount(*(_rest(mine - its) for mine, its in zip(self, other, strict=True)))
+
+
+_ByNode = dict[str, _Amount]
+
 
 class Nodes:
-    """`held` gives the members of every attempt we believe in."""
+    """`given` has the members of every attempt we believe in, by its name; `look_at_owners` says whose is what."""
 
-    def __init__(self, deliver: Deliver, held: Callable[[], list[Member]]) -> None:
-        self._deliver, self._held = deliver, held
+    def __init__(
+        self,
+        deliver: Deliver,
+        given: Callable[[], dict[str, tuple[Member, ...]]],
+        look_at_owners: Callable[[], Ownership],
+    ) -> None:
+        self._deliver, self._given, self._look_at_owners = deliver, given, look_at_owners
         self._known: dict[str, NodeSeen] = {}
         self._foreign: dict[str, deque[_Amount]] = {}
         self._foreign_said: dict[str, _Amount] = {}
+        self._excess: dict[str, deque[_ByNode]] = {}
+        self._excess_said: dict[str, _ByNode] = {}
         self.head = ""
 
     def alive(self) -> list[str]:
@@ -52,31 +71,74 @@ class Nodes:
             self._foreign.pop(node, None)
             self._foreign_said.pop(node, None)
         self._known = alive
-        self._look_for_foreign_work()
+        given = {
+            name: _by_node((one.node, _of_member(one)) for one in members) for name, members in self._given().items()
+        }
+        self._look_for_foreign_use(given)
+        self._look_for_excess(given)
 
-    def _look_for_foreign_work(self) -> None:
+    def _look_for_foreign_use(self, given: dict[str, _ByNode]) -> None:
         free = available_resources_per_node()
-        ours: dict[str, _Amount] = {}
-        for one in self._held():
-            held = ours.get(one.node, _Amount())
-            ours[one.node] = _Amount(held.gpus + one.gpus, held.cpus + one.cpus, held.memory + one.memory_bytes)
+        ours = _by_node(item for amounts in given.values() for item in amounts.items())
         for node, seen in self._known.items():
             left = free.get(node)
             if left is None:
                 continue
-            mine = ours.get(node, _Amount())
-            now = _Amount(
-                _rest(seen.gpus - left.get("GPU", 0.0) - mine.gpus),
-                _rest(seen.cpus - left.get("CPU", 0.0) - mine.cpus),
-                _rest(seen.memory_bytes - left.get("memory", 0.0) - mine.memory),
+            taken = _Amount(
+                seen.gpus - left.get("GPU", 0.0),
+                seen.cpus - left.get("CPU", 0.0),
+                seen.memory_bytes - left.get("memory", 0.0),
             )
             # What is there for a look or two is an attempt of ours that comes or goes, not somebody else.
             looks = self._foreign.setdefault(node, deque([_Amount()] * LASTING_LOOKS, maxlen=LASTING_LOOKS))
-            looks.append(now)
+            looks.append(taken.beyond(ours.get(node, _Amount())))
             lasting = _Amount(*map(min, *looks))
             if lasting != self._foreign_said.get(node, _Amount()):
                 self._foreign_said[node] = lasting
                 self._deliver(ForeignSeen(node, lasting.gpus, lasting.cpus, int(lasting.memory)))
+
+    def _look_for_excess(self, given: dict[str, _ByNode]) -> None:
+        """Whose the foreign use is. Nobody is asked while there is none."""
+        found: dict[str, _ByNode] = {}
+        if any(any(amount) for amount in self._foreign_said.values()):
+            for name, held in self._look_at_owners().held().items():
+                if name in given:
+                    taken = _by_node((one.node, _of_resources(one.resources)) for one in held)
+                    found[name] = {
+                        node: amount.beyond(given[name].get(node, _Amount())) for node, amount in taken.items()
+                    }
+        for name in self._excess.keys() - given.keys():
+            del self._excess[name]
+            self._excess_said.pop(name, None)
+        for name in found.keys() | self._excess.keys():
+            looks = self._excess.setdefault(name, deque([{}] * LASTING_LOOKS, maxlen=LASTING_LOOKS))
+            looks.append(found.get(name, {}))
+            lasting = {
+                node: least
+                for node in looks[-1]
+                if any(least := _Amount(*map(min, *(one.get(node, _Amount()) for one in looks))))
+            }
+            if lasting != self._excess_said.get(name, {}):
+                self._excess_said[name] = lasting
+                _, _, gang = name.partition("/")
+                gang, _, attempt = gang.rpartition("/")
+                used = tuple(ForeignSeen(node, one.gpus, one.cpus, int(one.memory)) for node, one in lasting.items())
+                self._deliver(ExcessSeen(gang, int(attempt), used))
+
+
+def _by_node(amounts: Iterable[tuple[str, _Amount]]) -> _ByNode:
+    total: _ByNode = {}
+    for node, amount in amounts:
+        total[node] = total.get(node, _Amount()).plus(amount)
+    return total
+
+
+def _of_member(one: Member) -> _Amount:
+    return _Amount(one.gpus, one.cpus, one.memory_bytes)
+
+
+def _of_resources(found: Mapping[str, float]) -> _Amount:
+    return _Amount(found.get("GPU", 0.0), found.get("CPU", 0.0), found.get("memory", 0.0))
 
 
 def _rest(amount: float) -> float:

@@ -6,13 +6,104 @@ not as it was. The runtime's side has a file of the same name.
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray._private.state import available_resources_per_node, state
+from ray.core.generated import gcs_pb2
 
-__all__ = ["autoscaling_coordinator", "available_resources_per_node", "cluster_id"]
+__all__ = ["Actor", "Group", "Job", "autoscaling_coordinator", "available_resources_per_node", "cluster_id", "tables"]
+
+
+class Job(NamedTuple):
+    """A driver, also one that has ended. `metadata` is what its `ray.init` was given, by us too."""
+
+    id: str
+    metadata: dict[str, str]
+
+
+class Actor(NamedTuple):
+    """An actor that has not ended for good. Ids in hex; `owner` is the worker that made it, `worker` its own."""
+
+    id: str
+    name: str
+    namespace: str
+    class_name: str
+    job: str
+    owner: str
+    worker: str
+    node: str
+    group: str  # the placement group it runs in
+    pid: int
+    envs: dict[str, str]  # of its runtime environment, inherited from what made it
+    resources: dict[str, float]  # while it lives
+    is_detached: bool = False
+    module: str = ""  # where its class is defined
+
+
+class Group(NamedTuple):
+    """A placement group that has not been removed. `creator` is the actor that made it, "" for a driver."""
+
+    id: str
+    name: str
+    job: str
+    creator: str
+    bundles: tuple[tuple[str, dict[str, float]], ...]  # (node, resources); no node while it is not placed
+
+
+class Tables(NamedTuple):
+    jobs: list[Job]
+    actors: list[Actor]
+    groups: list[Group]
+
+
+def tables() -> Tables:
+    """Who has made what, as Ray's control store has it. The public state API knows neither owners nor creators."""
+    accessor = state._connect_and_get_accessor()
+    jobs = [gcs_pb2.JobTableData.FromString(row) for row in accessor.get_job_table()]
+    actors = [gcs_pb2.ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
+    return Tables(
+        [Job(one.job_id.hex(), dict(one.config.metadata)) for one in jobs],
+        [_actor(one) for one in actors if one.state != gcs_pb2.ActorTableData.DEAD],
+        [_group(one) for one in groups if one.state != gcs_pb2.PlacementGroupTableData.REMOVED],
+    )
+
+
+def _actor(row: Any) -> Actor:
+    is_alive = row.state == gcs_pb2.ActorTableData.ALIVE
+    try:
+        envs = json.loads(row.serialized_runtime_env or "{}").get("env_vars") or {}
+    except ValueError:
+        envs = {}
+    return Actor(
+        id=row.actor_id.hex(),
+        name=row.name,
+        namespace=row.ray_namespace,
+        class_name=row.class_name,
+        job=row.job_id.hex(),
+        owner=row.owner_address.worker_id.hex(),
+        worker=row.address.worker_id.hex(),
+        node=row.node_id.hex() if is_alive else "",
+        group=row.placement_group_id.hex(),
+        pid=row.pid,
+        envs={str(name): str(value) for name, value in envs.items()},
+        resources=dict(row.required_resources) if is_alive else {},
+        is_detached=row.is_detached,
+        module=row.function_descriptor.python_function_descriptor.module_name,
+    )
+
+
+def _group(row: Any) -> Group:
+    return Group(
+        id=row.placement_group_id.hex(),
+        name=row.name,
+        job=row.creator_job_id.hex(),
+        creator=row.creator_actor_id.hex(),
+        bundles=tuple((one.node_id.hex(), dict(one.unit_resources)) for one in row.bundles),
+    )
 
 
 def cluster_id() -> str:
@@ -32,3 +123,23 @@ def autoscaling_coordinator(requester: str) -> Any:
         )
         raise
     return DefaultAutoscalingCoordinator(requester_id=requester)
+
+
+def deployers() -> dict[str, str]:
+    """Serve application -> the job that deployed it. Asked of Serve by a worker of Ray's: what deployments are made of
+    is their users', and nothing of it is unpickled here."""
+    on_head = {"node:__internal_head__": 0.001}
+    asked = ray.remote(num_cpus=0, resources=on_head, max_retries=0)(_deployers).remote()
+    found: dict[str, str] = ray.get(asked, timeout=30)
+    return found
+
+
+def _deployers() -> dict[str, str]:
+    from ray import serve
+
+    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    known = ray.get(client._controller.list_deployments_internal.remote(), timeout=20)
+    jobs = {str(one.app_name): info.deployer_job_id for one, (info, _) in known.items()}
+    return {name: job if isinstance(job, str) else job.hex() for name, job in jobs.items()}

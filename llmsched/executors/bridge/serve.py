@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from llmsched.executors.port import (
 from llmsched.executors.ports import free_ports
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
+from llmsched.runtime.containment import OWNER
 from llmsched.runtime.replica import INPUT_MARK, MARK, ReplicaHost
 
 PREFIX = "llms/"
@@ -75,8 +77,8 @@ class _Application(NamedTuple):
 class Replicas:
     """Called from several threads; `_lock` guards the table, never a call to Serve."""
 
-    def __init__(self, deliver: Deliver, settings: Settings) -> None:
-        self._deliver = deliver
+    def __init__(self, deliver: Deliver, settings: Settings, mark: Callable[[str], str]) -> None:
+        self._deliver, self._mark = deliver, mark
         self._host = settings.endpoint_host
         self._lock = threading.Lock()
         self._deploying = threading.RLock()  # Serve pickles deployments through a global registry: one at a time
@@ -181,9 +183,10 @@ class Replicas:
 
     # -- looking -------------------------------------------------------------------------------------------------
 
-    def held(self) -> list[Member]:
+    def held(self) -> dict[str, tuple[Member, ...]]:
+        """What each replica was ordered to hold, by its attempt's name."""
         with self._lock:
-            return [member for one in self._live.values() for member in one.order.members]
+            return {name: one.order.members for name, one in self._live.items()}
 
     def names(self) -> set[str]:
         with self._lock:
@@ -345,6 +348,7 @@ class Replicas:
     def _application(self, order: LaunchOrder) -> serve.Application:
         first = order.members[0]
         placing: dict[str, Any] = {"ray_actor_options": _actor_options(first)}
+        placing["ray_actor_options"]["runtime_env"] = {"env_vars": {OWNER: self._mark(order.name)}}
         if len(order.members) > 1:  # one bundle a member; the replica sits in the first and its helpers in the others
             placing["placement_group_bundles"] = [_bundle(one) for one in order.members]
             placing["placement_group_bundle_label_selector"] = [_pin(one) for one in order.members]

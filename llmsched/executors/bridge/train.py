@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ from llmsched.executors.port import (
 )
 from llmsched.runtime import receipt as receipts
 from llmsched.runtime.attempt import NAMESPACE
+from llmsched.runtime.containment import OWNER
 from llmsched.runtime.storage import Storage
 from llmsched.runtime.supervisor import Supervisor
 
@@ -46,6 +48,7 @@ class _Attempt:
     actor: Any
     is_started: bool = False
     is_resizing: bool = False
+    before: tuple[Member, ...] = ()  # while it resizes: what it may hold still
     progress: dict[str, Any] = field(default_factory=dict)
     checkpoint: list[Any] | None = None
     asked: Any = None  # the status call that is under way
@@ -54,8 +57,8 @@ class _Attempt:
 class Attempts:
     """Called from several threads; `_lock` guards the table, never a call to Ray."""
 
-    def __init__(self, deliver: Deliver, storage: str) -> None:
-        self._deliver, self._storage = deliver, storage
+    def __init__(self, deliver: Deliver, storage: str, mark: Callable[[str], str]) -> None:
+        self._deliver, self._storage, self._mark = deliver, storage, mark
         self._lock = threading.Lock()
         self._live: dict[str, _Attempt] = {}
         self._groups: dict[str, str] = {}  # placement group id in hex -> the attempt that made it
@@ -80,6 +83,7 @@ class Attempts:
                 max_concurrency=16,
                 num_cpus=0,
                 resources={"node:__internal_head__": 0.001},
+                runtime_env={"env_vars": {OWNER: self._mark(order.name)}},
             )
             .remote(json.dumps(asdict(order)))
         )
@@ -111,6 +115,7 @@ class Attempts:
         with self._lock:
             one = self._live.get(order.name)
             if one is not None:
+                one.before = one.order.members
                 one.order, one.is_resizing = order, True
         if one is None:
             self._deliver(Vanished(order.gang, order.attempt, "it is not running"))
@@ -131,9 +136,10 @@ class Attempts:
                 return
         actor.stop.remote(order.mode, order.grace_s)
 
-    def held(self) -> list[Member]:
+    def held(self) -> dict[str, tuple[Member, ...]]:
+        """What each attempt was ordered to hold, by its name; one that changes its size holds both for a while."""
         with self._lock:
-            return [member for one in self._live.values() for member in one.order.members]
+            return {name: one.order.members + one.before for name, one in self._live.items()}
 
     def names(self) -> set[str]:
         with self._lock:
@@ -188,7 +194,7 @@ class Attempts:
             one.is_started = True
             self._deliver(Started(order.gang, order.attempt))
         if is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
-            one.is_resizing = False
+            one.is_resizing, one.before = False, ()
             self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
         if status["progress"] != one.progress:
             one.progress = status["progress"]
