@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmsched.runtime import guardian
+from llmsched.runtime import guardian, serve_internals
 
 OWNER = guardian.OWNER
 CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
@@ -62,6 +62,14 @@ def attempt_of(mark: str, cluster: str) -> str | None:
     """The attempt that a mark names, unless it is of another cluster."""
     attempt, _, where = mark.rpartition("@")
     return attempt if attempt and where == cluster[:16] else None
+
+
+def join_owner() -> None:
+    """In a process that runs a user's code itself: what this makes through Ray, by whatever way, is the owner's."""
+    owner = os.environ.get(OWNER, "")
+    if owner:
+        os.environ.update(driver_envs(owner))
+        serve_internals.mark_deployments(OWNER, owner)
 
 
 def guard_of(order: Mapping[str, Any], rank: int, *, is_here: bool, on_memory: Callable[[OverMemory], None]) -> Guard:

@@ -17,11 +17,30 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import environment, execute, packages, redaction
+from llmsched.runtime import containment, environment, execute, packages, redaction
+from llmsched.runtime.storage import Storage
 
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
 MARK, INPUT_MARK = "[llmsched] ", "[llmsched] (input) "
+
+
+def contain(order: dict[str, Any]) -> None:
+    """What the replica starts ends with its process, and is its own. Raises UserError in the place of one that used too
+    much memory: Serve makes a new process, which would do the same."""
+    verdict = f"{order['gang']}/{order['attempt']}/over-memory"
+    store = Storage.at(order["storage"])
+    with suppress(FileNotFoundError):
+        raise environment.UserError(store.read(verdict).decode())
+
+    def on_memory(word: containment.OverMemory) -> None:
+        print(f"[llmsched] {word}", flush=True)
+        if word.is_over:
+            store.write(verdict, str(word).encode())
+            os._exit(1)
+
+    containment.guard_of(order, 0, is_here=True, on_memory=on_memory)
+    containment.join_owner()
 
 
 class ReplicaHost:
@@ -33,6 +52,7 @@ class ReplicaHost:
         self._commands: dict[str, threading.Event] = {}
         os.environ.update(given["envs"])
         try:
+            contain(given)
             environment.check_version(given)
             if (extra := packages.provide(given, None, sys.stdout.write)) is not None:
                 extra.enter()

@@ -137,7 +137,7 @@ def work(config: dict[str, str]) -> None:
         supervisor=ActorLink(supervisor),
     )
     guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
-    os.environ.update(containment.driver_envs(os.environ.get(containment.OWNER, "")))
+    containment.join_owner()
     try:
         with environment.output_to(log), context.enter(who):
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import llmsched
 
 ALLOWED = {
     "runtime/ray_internals.py",
+    "runtime/serve_internals.py",
     "executors/bridge/ray_internals.py",
 }
 INTERNAL = re.compile(r"(?:from|import)\s+ray\.\S*(?:\._|\bv2\b)|ray\._private|ray\._raylet|global_worker")
@@ -50,3 +53,45 @@ def test_ray_train_names_want_of_room_as_we_know_it(name: str) -> None:
     error = getattr(exceptions, name)
     assert issubclass(error, Exception)
     assert is_no_capacity(error.__new__(error))
+
+
+def test_serve_takes_a_replica_s_actor_options_where_we_mark_them() -> None:
+    program = """
+import sys
+from llmsched.runtime.serve_internals import mark_deployments
+mark_deployments("OWNER", "me")
+assert "ray.serve" not in sys.modules
+from ray.serve._private import client
+from ray.serve._private.config import ReplicaConfig
+config = ReplicaConfig.create(lambda: None, ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"A": "1"}}})
+import ray
+ray.get_runtime_context = lambda: type("Here", (), {"get_job_id": lambda self: "01"})()
+made = client.get_deploy_args("model", replica_config=config, deployment_config={})
+told = ReplicaConfig.from_proto_bytes(made["replica_config_proto_bytes"], True).ray_actor_options
+print(made["deployer_job_id"], told["runtime_env"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split(maxsplit=1) == ["01", "{'env_vars': {'A': '1', 'OWNER': 'me'}}\n"], done.stderr
+
+
+def test_serve_s_controller_says_which_job_deployed_what() -> None:
+    from ray.serve._private.controller import ServeController
+    from ray.serve._private.deployment_info import DeploymentInfo
+
+    assert callable(ServeController.list_deployments_internal)
+    assert "deployer_job_id" in inspect.signature(DeploymentInfo).parameters
+
+
+def test_ray_s_tables_tell_who_made_what() -> None:
+    from ray.core.generated import gcs_pb2
+
+    rows = {
+        gcs_pb2.ActorTableData: (
+            "owner_address serialized_runtime_env required_resources is_detached placement_group_id address job_id pid "
+            "node_id ray_namespace function_descriptor"
+        ),
+        gcs_pb2.PlacementGroupTableData: "creator_actor_id creator_job_id bundles",
+        gcs_pb2.JobTableData: "config",
+    }
+    for row, fields in rows.items():
+        assert set(fields.split()) <= {one.name for one in row.DESCRIPTOR.fields}

@@ -221,8 +221,7 @@ MIB = 1024**2
 def test_work_over_its_memory_is_told_and_ended(worker: Callable[..., Worker]) -> None:
     eats = f"b = b'x' * {400 * MIB}; import time; time.sleep(600)"
     one = worker(memory_bytes=100 * MIB, memory_action="end")
-    one.do(f"born(command=[sys.executable, '-c', {eats!r}], start_new_session=True)")
-    said = one.hear("MEMORY True")
+    said = one.do(f"born(command=[sys.executable, '-c', {eats!r}], start_new_session=True)", "MEMORY True")
     assert "of the 105 MB of memory it asked for" in said and "used 4" in said
     wait_until(lambda: has_ended(one.children[0]))
     assert one.process.poll() is None
@@ -230,15 +229,13 @@ def test_work_over_its_memory_is_told_and_ended(worker: Callable[..., Worker]) -
 
 def test_a_worker_whose_own_memory_is_over_has_time_to_tell_and_is_ended(worker: Callable[..., Worker]) -> None:
     one = worker(memory_bytes=100 * MIB, memory_action="end", counts_worker=True)
-    one.do(f"b = b'x' * {400 * MIB}")
-    one.hear("MEMORY True")
+    one.do(f"b = b'x' * {400 * MIB}", "MEMORY True")
     assert one.process.wait(30) == -signal.SIGKILL
 
 
 def test_a_warning_is_said_once_and_nothing_ended(worker: Callable[..., Worker]) -> None:
     one = worker(memory_bytes=50 * MIB, memory_action="warn", counts_worker=True)
-    one.do(f"b = b'x' * {400 * MIB}")
-    one.hear("MEMORY False")
+    one.do(f"b = b'x' * {400 * MIB}", "MEMORY False")
     worker_has_been_looked_at(one)
     assert eval(one.do("close", "CLOSED")) == ([], [])
 

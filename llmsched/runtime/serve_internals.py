@@ -1,0 +1,61 @@
+"""Every use that code inside Ray makes of what Ray Serve does not promise to keep.
+
+A file of its own: a replica must not load Ray Train for it, nor a train worker Serve. `tests/runtime/
+test_ray_internals.py` fails when it is not as it was.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+_CLIENT = "ray.serve._private.client"
+
+
+def mark_deployments(variable: str, value: str) -> None:
+    """Let what this process deploys through Serve bear a variable in its runtime environment, as Ray lets what it makes
+    through `remote`: Serve makes the processes, so they inherit nothing from who deployed them."""
+
+    def wrap(client: ModuleType) -> None:
+        get_deploy_args: Callable[..., Any] = client.get_deploy_args
+
+        def marked(*args: Any, replica_config: Any, **more: Any) -> Any:
+            environment = replica_config.ray_actor_options.setdefault("runtime_env", {})
+            environment.setdefault("env_vars", {})[variable] = value
+            return get_deploy_args(*args, replica_config=replica_config, **more)
+
+        client.get_deploy_args = marked  # type: ignore[attr-defined]
+
+    if _CLIENT in sys.modules:
+        wrap(sys.modules[_CLIENT])
+    else:
+        sys.meta_path.insert(0, _AfterImport(_CLIENT, wrap))
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls `act` with a module once somebody has imported it."""
+
+    def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
+        self._name, self._act = name, act
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                self._act(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
