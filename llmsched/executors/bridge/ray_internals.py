@@ -38,7 +38,7 @@ class Actor(NamedTuple):
     group: str  # the placement group it runs in
     pid: int
     envs: dict[str, str]  # of its runtime environment, inherited from what made it
-    resources: dict[str, float]  # while it lives
+    resources: dict[str, float]  # that it holds there
     is_detached: bool = False
     module: str = ""  # where its class is defined
 
@@ -73,7 +73,10 @@ def tables() -> Tables:
 
 
 def _actor(row: Any) -> Actor:
-    is_alive = row.state == gcs_pb2.ActorTableData.ALIVE
+    # What it asks for is taken as soon as a node has given it a worker, long before it answers.
+    is_placed = row.state in (gcs_pb2.ActorTableData.ALIVE, gcs_pb2.ActorTableData.PENDING_CREATION)
+    node = row.address.node_id.hex() if is_placed else ""
+    node = "" if node.strip("f") == "" else node
     try:
         envs = json.loads(row.serialized_runtime_env or "{}").get("env_vars") or {}
     except ValueError:
@@ -86,11 +89,11 @@ def _actor(row: Any) -> Actor:
         job=row.job_id.hex(),
         owner=row.owner_address.worker_id.hex(),
         worker=row.address.worker_id.hex(),
-        node=row.node_id.hex() if is_alive else "",
+        node=node,
         group=row.placement_group_id.hex(),
         pid=row.pid,
         envs={str(name): str(value) for name, value in envs.items()},
-        resources=dict(row.required_resources) if is_alive else {},
+        resources=dict(row.required_resources) if node else {},
         is_detached=row.is_detached,
         module=row.function_descriptor.python_function_descriptor.module_name,
     )
