@@ -18,15 +18,25 @@ from llmsched.api import examples, routes
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
+from llmsched.executors.ray_user import RayUser
 from llmsched.runtime.storage import StorageError
+from llmsched.spec import http_models
 
 log = logging.getLogger("llmsched.api")
 
 
-def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> FastAPI:
+def build(
+    controller: Any,
+    tokens: Tokens,
+    *,
+    isolation: http_models.IsolationView | None = None,
+    ray_user: RayUser | None = None,
+    hosts: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> FastAPI:
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
     app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
-    app.state.services = routes.Services(controller)
+    app.state.services = routes.Services(controller, isolation or http_models.IsolationView(), ray_user)
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = [*routes.router.routes, *routes.open_router.routes]
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]
@@ -36,6 +46,7 @@ def build(controller: Any, tokens: Tokens, *, hosts: Sequence[str] = (), origins
         need_of(route)
     app.add_exception_handler(LlmschedError, _on_error)
     app.add_exception_handler(StorageError, _on_storage)
+    app.add_exception_handler(PermissionError, _on_storage)  # of files: what we keep is ours, the rest is Ray's user's
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)

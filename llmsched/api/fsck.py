@@ -23,7 +23,15 @@ from llmsched.store.sqlite import Moment, moment_of
 from llmsched.store.tables import SecretRow, WorkloadRow
 
 SHOWN = 5  # findings of one check; the rest is counted
-PRIVATE = ("token", "tokens.json", "secret-key", "ray-token", "controller.json", "state.sqlite", "state.sqlite-wal")
+PRIVATE = (
+    "token",
+    "tokens.json",
+    "secret-key",
+    "controller.json",
+    "isolation.json",
+    "state.sqlite",
+    "state.sqlite-wal",
+)
 _RESTORE = "Stop the controller and put the last backup of state.sqlite in its place."
 _TABLES = "Restart the controller; if it stays so, please report it: the journal is right, a table is not."
 

@@ -1,6 +1,6 @@
 """The folder of one controller: its tokens, its lock, and the note that says where it answers.
 
-    token  tokens.json  secret-key  controller.lock  controller.json  state.sqlite  storage/  logs/  cache/
+    token  tokens.json  secret-key  controller.lock  controller.json  isolation.json  state.sqlite  storage/  logs/
 
 A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
 is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from llmsched import sanitize
 from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
-from llmsched.errors import RequestError, SpecError, StoreError
+from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
 
 RENAMED = {"admin": "operator"}  # roles of tokens made before
 
@@ -53,6 +53,21 @@ def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tupl
     token_id = secrets.token_hex(4)
     token = f"llms_{token_id}_{secrets.token_hex(32)}"
     return token, TokenRecord(token_id, digest(token), user, role, now, now + days * 86400 if days else None)
+
+
+def create_token(home: Path, user: str, role: str, days: float | None, *, trusting: bool) -> tuple[str, TokenRecord]:
+    """A fresh token that counts from now on: it is to be shown once. Raises NotAllowed for a second person's where
+    tokens are labels, unless `trusting`, and what `new_token` raises."""
+    text, record = new_token(user, role, days)
+    why = single_user(home)
+    if why and user != user_name() and not trusting:
+        raise NotAllowed(
+            f"a token for {user} would be a label, not a boundary: this controller is in single-user mode ({why}).",
+            code="single_user",
+            hint="Whoever may submit could read every token and secret here. Where all trust each other: --trusting.",
+        )
+    save_records(home, [*made_records(home), record])
+    return text, record
 
 
 def prepare(home: Path) -> Path:
@@ -115,6 +130,41 @@ def write_private(file: Path, text: str) -> None:
     with os.fdopen(descriptor, "w") as stream:
         stream.write(text)
     draft.replace(file)
+
+
+# --- what lies between it and what it runs ----------------------------------------------------------------------
+
+
+class Isolation(NamedTuple):
+    """isolation.json, as the controller was started last. `mode`: two-users | single-user, with `why`; "" where nothing
+    of a workload runs. `ray_user` is whom Ray runs as, `storage` where results lie."""
+
+    mode: str = ""
+    ray_user: str = ""
+    why: str = ""
+    storage: str = ""
+
+
+def isolation(home: Path) -> Isolation | None:
+    """None when no controller was started here yet."""
+    try:
+        return Isolation(**json.loads((home / "isolation.json").read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        raise StoreError(f"{home / 'isolation.json'} is damaged.", hint="Remove it; llmsched up writes it.") from None
+
+
+def record_isolation(home: Path, found: Isolation) -> None:
+    write_private(home / "isolation.json", json.dumps(found._asdict()))
+
+
+def single_user(home: Path) -> str:
+    """Why tokens are labels here and no boundary; "" when they are one."""
+    found = isolation(home)
+    if found is not None:
+        return found.why if found.mode == "single-user" else ""
+    return "" if os.geteuid() == 0 else "only root can start Ray as another user"
 
 
 # --- the controller of this home ----------------------------------------------------------------------------------

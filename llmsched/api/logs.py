@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from llmsched.runtime.storage import LocalStorage, Storage
+from llmsched.runtime.storage import Storage
 from llmsched.spec.http_models import LogLine
 
 POLL_S = 0.3
@@ -95,12 +95,6 @@ def _text(line: bytes) -> str:
 
 def _read_from(storage: Storage, key: str, offset: int) -> bytes:
     try:
-        if isinstance(storage, LocalStorage):
-            with storage.path(key).open("rb") as stream:
-                stream.seek(offset)
-                return stream.read(CHUNK)
-        if (storage.size(key) or 0) <= offset:
-            return b""
-        return storage.read(key)[offset:]
-    except FileNotFoundError:  # the folder was removed meanwhile
+        return storage.read_from(key, offset, CHUNK)
+    except (FileNotFoundError, PermissionError):  # removed meanwhile; or a link of theirs to what is not theirs
         return b""

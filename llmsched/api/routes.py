@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import diagnosis, logs, page, views, workdirs
+from llmsched.api import diagnosis, logs, page, results, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
@@ -22,6 +22,7 @@ from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
 from llmsched.core.state import State
 from llmsched.executors.port import CommandEnded
+from llmsched.executors.ray_user import RayUser
 from llmsched.runtime.storage import Storage
 from llmsched.spec import http_models, spec_requests
 from llmsched.spec.quantities import ENV_PATTERN
@@ -34,6 +35,8 @@ class Services(NamedTuple):
     """What the routes are given; `controller` is control.controller.Controller."""
 
     controller: Any
+    isolation: http_models.IsolationView = http_models.IsolationView()
+    ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
 
     @property
     def state(self) -> State:
@@ -41,7 +44,7 @@ class Services(NamedTuple):
 
     @property
     def storage(self) -> Storage:
-        return Storage.at(self.controller.storage)
+        return results.open_storage(self.controller.storage, self.ray_user)
 
 
 def services(request: Request) -> Services:
@@ -139,8 +142,9 @@ async def web_view() -> HTMLResponse:
 
 @router.get("/health")
 async def health(given: Given, who: Looker) -> http_models.Health:
-    """Whether it can do its work, since when, and where dashboard and endpoint are."""
-    return cast(http_models.Health, given.controller.health)
+    """Whether it can do its work, since when, where dashboard and endpoint are, and whether tokens are a boundary."""
+    found = cast(http_models.Health, given.controller.health)
+    return found.model_copy(update={"isolation": given.isolation})
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -13,16 +13,21 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from llmsched.api import app, auth, home
+from llmsched.control import model_files
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
 from llmsched.errors import ClusterError, LlmschedError, SpecError
+from llmsched.executors import ray_user as users
+from llmsched.spec import http_models
 from llmsched.store.sqlite import SqliteStore
 
 log = logging.getLogger("llmsched.api")
@@ -114,26 +119,50 @@ async def main(
     host: str = "127.0.0.1",
     port: int = 0,
     storage: str | None = None,
+    ray_user: str | None = None,
+    single_user: str = "",
+    env: Sequence[str] = (),
 ) -> None:
     """Until it is told to stop. `address` is the GCS address of a Ray cluster; `fake_nodes` ("2x4:A100") needs none.
 
-    Raises RequestError when another controller holds the home, ClusterError and StoreError as their parts do.
+    `ray_user` names whom that Ray runs as; without it it is this user, and `single_user` says why. `env` names
+    variables that the bridge gets beside the usual ones. Raises RequestError when another controller holds the home or
+    `ray_user` cannot be had, ClusterError and StoreError as their parts do.
     """
     home.prepare(folder)
     home.hold(folder)
+    user = users.choose(ray_user, make=False).user if ray_user and address else None
+    model_files.read_as(partial(users.acting_as, user))
     with contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")
         store = SqliteStore(folder / "state.sqlite")
-        executor = _executor(folder, address, fake_nodes, place)
+        executor = _executor(folder, address, fake_nodes, place, user, env)
+        isolation = _isolation(address, user, single_user)
+        home.record_isolation(folder, home.Isolation(**isolation.model_dump(), storage=place))
         tokens = auth.Tokens(folder)
         clock = RealClock()
         vault = Vault(store, home.secret_key_file(folder), clock.now)
         controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
-        application = app.build(controller, tokens)
+        application = app.build(controller, tokens, isolation=isolation, ray_user=user)
         await serve(controller, application, listener, folder)
 
 
-def _executor(folder: Path, address: str | None, fake_nodes: str | None, storage: str) -> Any:
+def _isolation(address: str | None, user: users.RayUser | None, why: str) -> http_models.IsolationView:
+    if address is None:
+        return http_models.IsolationView()
+    if user is not None:
+        return http_models.IsolationView(mode="two-users", ray_user=user.name)
+    return http_models.IsolationView(mode="single-user", why=why or "Ray runs as the controller's own user")
+
+
+def _executor(
+    folder: Path,
+    address: str | None,
+    fake_nodes: str | None,
+    storage: str,
+    user: users.RayUser | None,
+    env: Sequence[str],
+) -> Any:
     if fake_nodes is not None:
         from llmsched.executors.fake import FakeExecutor
         from llmsched.executors.local_ray import parse_nodes
@@ -143,7 +172,7 @@ def _executor(folder: Path, address: str | None, fake_nodes: str | None, storage
 
     if address is None:
         raise SpecError("there is no Ray cluster to work on.", hint="Give --address, or start with llmsched up.")
-    return BridgeClient(address, storage=storage, home=folder)
+    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env)
 
 
 def command(arguments: list[str] | None = None) -> int:
@@ -155,6 +184,11 @@ def command(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--storage")
+    parser.add_argument("--ray-user", help="whom that Ray runs as, where this is root")
+    parser.add_argument("--single-user", default="", help="why Ray has no user of its own")
+    parser.add_argument(
+        "--env", action="append", default=[], help="a variable that the bridge gets beside the usual ones"
+    )
     given = vars(parser.parse_args(arguments))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:

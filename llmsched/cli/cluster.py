@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,24 @@ LOOK_EVERY_S = 0.1
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the API on loopback; default: a free one.")
 @click.option("--storage", help="Folder or s3://bucket/prefix for results and logs; default: in LLMSCHED_HOME.")
 @click.option("--config", type=click.Path(), help="A cluster file (queues, quota, policies) to put in force.")
+@click.option("--ray-user", help="Whom Ray runs as, and all work; default, as root: llmsched-ray, made if need be.")
+@click.option("--env", multiple=True, metavar="NAME", help="A variable of this shell that all work gets; repeatable.")
 @show.json_option
 def up(
-    nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None, config: str | None
+    nodes: str | None,
+    address: str | None,
+    fake_nodes: str | None,
+    port: int,
+    storage: str | None,
+    config: str | None,
+    ray_user: str | None,
+    env: tuple[str, ...],
 ) -> None:
-    """Start the controller here, and a local Ray where there is none."""
+    """Start the controller here, and a local Ray where there is none.
+
+    As root, Ray gets a user of its own, who can read nothing of the controller. Otherwise, and with --ray-user root,
+    one user runs both: that is single-user mode, in which tokens are labels.
+    """
     from llmsched.client.transport import default_home
     from llmsched.errors import SpecError
 
@@ -46,7 +59,18 @@ def up(
         raise SpecError("--nodes, --address and --fake-nodes exclude each other.", code="options")
     if storage is None and config is not None:
         storage = _storage_of(config)
-    client = bring_up(default_home(), nodes=nodes, address=address, fake_nodes=fake_nodes, port=port, storage=storage)
+    if fake_nodes is not None and (ray_user or env):
+        raise SpecError("--fake-nodes has no Ray, so --ray-user and --env say nothing.", code="options")
+    client = bring_up(
+        default_home(),
+        nodes=nodes,
+        address=address,
+        fake_nodes=fake_nodes,
+        port=port,
+        storage=storage,
+        ray_user=ray_user,
+        env=env,
+    )
     with client:
         if config is not None:
             client.configure(config)
@@ -69,10 +93,13 @@ def bring_up(
     fake_nodes: str | None = None,
     port: int = 0,
     storage: str | None = None,
+    ray_user: str | None = None,
+    env: Sequence[str] = (),
 ) -> Client:
     """A client of the controller of home `folder`, which is started, with a local Ray, unless it runs.
 
-    Raises LlmschedError; what this call had started is stopped again then.
+    `ray_user` is whom Ray is to run as, see `placement.choose`; `env` names variables that all work gets. Raises
+    LlmschedError; what this call had started is stopped again then.
     """
     from llmsched.api import home
     from llmsched.client import Client
@@ -87,9 +114,9 @@ def bring_up(
         click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
         url = running.url
         if address is None and fake_nodes is None:
-            _revive_ray(folder, nodes, url)
+            _revive_ray(folder, nodes, url, env)
     else:
-        url = _start(folder, nodes, address, fake_nodes, port, storage)
+        url = _start(folder, nodes, address, fake_nodes, port, storage, ray_user, env)
     return Client(url, home.own_token(folder))
 
 
@@ -100,6 +127,10 @@ def _print_up(url: str, health: Any, listed: Any) -> None:
     for name, where in sorted(health.urls.items()):
         click.echo(f"{name:<11} {where}")
     click.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")
+    if health.isolation.mode == "two-users":
+        click.echo(f"work        runs as {health.isolation.ray_user}, who can read nothing of the controller's")
+    elif health.isolation.mode == "single-user":
+        click.echo(f"work        single-user mode, tokens are labels: {health.isolation.why}")
 
 
 def _storage_of(config: str) -> str | None:
@@ -110,38 +141,48 @@ def _storage_of(config: str) -> str | None:
 
 
 def _start(
-    folder: Path, nodes: str | None, address: str | None, fake_nodes: str | None, port: int, storage: str | None
+    folder: Path,
+    nodes: str | None,
+    address: str | None,
+    fake_nodes: str | None,
+    port: int,
+    storage: str | None,
+    ray_user: str | None,
+    env: Sequence[str],
 ) -> str:
+    from llmsched.cli import placement
     from llmsched.executors import local_ray
 
     started_ray = False
     options = ["--home", str(folder), "--port", str(port)]
-    options += ["--storage", storage] if storage else []
-    environment = dict(os.environ)
     if fake_nodes is not None:
-        options += ["--fake-nodes", fake_nodes]
+        options += ["--fake-nodes", fake_nodes, *(["--storage", storage] if storage else [])]
     else:
         if port:
             from llmsched.api.server import listen
 
             listen("127.0.0.1", port).close()  # a port that is taken should not cost a start of Ray
+        place = placement.choose(folder, ray_user, address=address, storage=storage)
+        for line in placement.notes(folder, place, env):
+            click.echo(line, err=True)
         if address is None:
             before = local_ray.read(folder)
             started_ray = before is None or not before.is_alive()
             pretend = local_ray.parse_nodes(nodes) if nodes else ()
             with _waiting("starting Ray" if started_ray else "joining the Ray of this home"):
-                address = local_ray.start(folder, pretend).address
-            environment.update(local_ray.environment(folder))
-        options += ["--address", _checked_address(address)]
+                address = local_ray.start(folder, pretend, user=place.user, pass_on=env).address
+        options += ["--address", _checked_address(address), "--storage", place.storage]
+        options += ["--ray-user", place.user.name] if place.user else [f"--single-user={place.why}"]
+        options += [f"--env={name}" for name in env]
     try:
-        return _start_controller(folder, options, environment)
+        return _start_controller(folder, options, dict(os.environ))
     except BaseException:
         if started_ray:
             local_ray.stop(folder)
         raise
 
 
-def _revive_ray(folder: Path, nodes: str | None, url: str) -> None:
+def _revive_ray(folder: Path, nodes: str | None, url: str, env: Sequence[str]) -> None:
     """Start the Ray of this home again if it has died under its controller, which goes on waiting for it."""
     from llmsched.api import home
     from llmsched.client import Client
@@ -152,7 +193,7 @@ def _revive_ray(folder: Path, nodes: str | None, url: str) -> None:
     if before is None or before.is_alive():
         return
     with _waiting("starting Ray again"):
-        local_ray.restart(folder, local_ray.parse_nodes(nodes) if nodes else ())
+        local_ray.restart(folder, local_ray.parse_nodes(nodes) if nodes else (), env)
     with Client(url, home.own_token(folder)) as client, _waiting("waiting for the controller to join it") as say:
         deadline = time.monotonic() + READY_WITHIN_S
         while not _is_ready(client, say):
@@ -298,7 +339,16 @@ def down(keep_ray: bool) -> None:
     else:
         parts = ["the controller"] if had_controller else []
         parts += [f"Ray ({processes} processes)"] if processes else []
-        click.echo(f"Stopped {' and '.join(parts)}. History and results stay in {folder}.")
+        click.echo(f"Stopped {' and '.join(parts)}. {_what_stays(folder)}")
+
+
+def _what_stays(folder: Path) -> str:
+    from llmsched.api import home
+
+    known = home.isolation(folder)
+    if known is None or not known.storage or Path(known.storage).is_relative_to(folder):
+        return f"History and results stay in {folder}."
+    return f"History stays in {folder}, results in {known.storage}."
 
 
 def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
@@ -316,6 +366,7 @@ def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
     if ray is not None and not keep_ray:
         with _waiting("stopping Ray"):
             processes = local_ray.stop(folder)
+    local_ray.clear(folder)
     return running is not None, processes
 
 

@@ -21,8 +21,9 @@ def token() -> None:
 @click.argument("user")
 @click.option("--role", type=click.Choice(ROLES), default="submitter", show_default=True)
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
+@click.option("--trusting", is_flag=True, help="In single-user mode, where tokens are labels: make it all the same.")
 @show.json_option
-def create(user: str, role: str, days: float) -> None:
+def create(user: str, role: str, days: float, trusting: bool) -> None:
     """A token for USER. It is shown once.
 
     \b
@@ -35,14 +36,15 @@ def create(user: str, role: str, days: float) -> None:
     from llmsched.client.transport import default_home
 
     folder = home.prepare(default_home())
-    text, record = home.new_token(user, role, days)
-    home.save_records(folder, [*home.made_records(folder), record])
+    text, record = home.create_token(folder, user, role, days, trusting=trusting)
     if show.wants_json():
         click.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, "token": text}))
         return
     click.echo(text)
     until = show.clock(record.expires or 0)
     click.echo(f"Token {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
+    if home.single_user(folder):
+        click.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
 
 
 @token.command("list")

@@ -12,7 +12,8 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -59,11 +60,23 @@ class ModelFiles:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
 
+_in_whose_place: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def read_as(in_whose_place: Callable[[], AbstractContextManager[None]]) -> None:
+    """Read paths that users name within this context, from now on: as the user that their work runs as. What that user
+    cannot read, nobody learns by asking for it here."""
+    global _in_whose_place
+    _in_whose_place = in_whose_place
+
+
 def read(source: str) -> ModelFiles:
     """Raises UnknownModel."""
-    path = _locate(source)
     try:
-        return _read(path)
+        if source.partition(":")[0] in ("package", "hf"):  # what is installed or was downloaded here
+            return _read(_locate(source))
+        with _in_whose_place():
+            return _read(_locate(source))
     except _BROKEN as error:
         raise UnknownModel(f"its files cannot be read ({error})") from None
 

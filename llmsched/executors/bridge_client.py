@@ -3,6 +3,10 @@
 The child may die, hang or be killed at any time: what runs in Ray does not notice. Here it is pinged, killed when it
 does not answer, and started again after a pause; each death is said as Disconnected, so that control adopts what lives
 once the next one has connected. Bodies of orders may hold secrets and are never logged. Decides nothing.
+
+The child unpickles what workloads answer, so it is trusted with no more than they are: it runs as the user that Ray
+runs as, with the same variables and no word of the home. What it must know comes through the pipe, which other
+processes of that user can neither read nor write (`enter.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from llmsched.errors import ClusterError
-from llmsched.executors import local_ray, wire
+from llmsched.executors import local_ray, ray_environment, ray_user, wire
 from llmsched.executors.port import (
     AdapterOrder,
     CommandAnswer,
@@ -34,11 +38,13 @@ from llmsched.executors.port import (
     RouteTable,
     StopOrder,
 )
+from llmsched.executors.ray_user import RayUser
 
 log = logging.getLogger("llmsched.bridge")
-# -P, and run in the home: where it stands goes into the sys.path of every worker, and a checkout at ~/llmsched, seen
-# from ~, would be taken for the package.
-COMMAND = (sys.executable, "-P", "-m", "llmsched.executors.bridge.main")
+# -P, and run in an empty folder: where it stands goes into the sys.path of every worker, and a checkout at ~/llmsched,
+# seen from ~, would be taken for the package.
+MODULE = "llmsched.executors.bridge.main"
+COMMAND = (sys.executable, "-P", "-m", MODULE)
 PAUSE_S = (0.5, 30.0)  # before a new start: at first, and at most
 STEADY_S = 60.0  # who lived this long is started again without a longer pause
 CONNECT_WITHIN_S = 120.0  # twice what the child gives Ray itself
@@ -48,7 +54,8 @@ LOG_AT_MOST_BYTES = 16 * 1024 * 1024
 
 
 class BridgeClient:
-    """`address` is the GCS address of the cluster; `home` holds ray-token, logs/ and cache/."""
+    """`address` is the GCS address of the cluster; `home` holds logs/. The child runs as `user` (None: as we do), with
+    the variables of this process that `pass_on` names beside the usual ones."""
 
     def __init__(
         self,
@@ -57,6 +64,8 @@ class BridgeClient:
         storage: str,
         home: Path,
         endpoint_port: int = 0,
+        user: RayUser | None = None,
+        pass_on: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
         ping_every_s: float = wire.PING_EVERY_S,
         pong_within_s: float = wire.PONG_WITHIN_S,
@@ -67,7 +76,9 @@ class BridgeClient:
         self._storage = storage
         self._home = home
         self._endpoint_port = endpoint_port
-        self._command = command
+        self._user = user
+        self._pass_on = pass_on
+        self._command = ray_user.command(user, module=MODULE) if user else command
         self._ping_every_s = ping_every_s
         self._pong_within_s = pong_within_s
         self._connect_within_s = connect_within_s
@@ -144,6 +155,7 @@ class BridgeClient:
         with suppress(asyncio.CancelledError):
             await self._keeper
         self._keeper = None
+        local_ray.clear(self._home)
 
     # --- one child after the other ----------------------------------------------------------------------------------
 
@@ -164,6 +176,7 @@ class BridgeClient:
     async def _live_once(self) -> str:
         """From the start of a child to its end; why it ended."""
         log_file = self._home / "logs" / "bridge.log"
+        folder = local_ray.prepare(self._home, self._user)
         with _opened(log_file) as errors:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -173,7 +186,7 @@ class BridgeClient:
                     stderr=errors,
                     limit=wire.MAX_LINE_BYTES,
                     env=self._environment(),
-                    cwd=self._home,
+                    cwd=folder / "empty",
                     start_new_session=True,  # Ctrl-C is for the controller, which then closes the child in good order
                 )
             except OSError as error:
@@ -186,7 +199,6 @@ class BridgeClient:
                 epoch=self._epoch,
                 storage=self._storage,
                 endpoint_port=self._endpoint_port,
-                cache=str(self._home / "cache"),
             )
             await self._write("start", settings)
             said = await self._listen(process)
@@ -295,10 +307,13 @@ class BridgeClient:
 
     def _environment(self) -> dict[str, str]:
         """Ray reads these when it is imported: they must be there before the child's first line."""
-        mine = {"RAY_ADDRESS": self._address, "LLMSCHED_CACHE": str(self._home / "cache"), "PYTHONUNBUFFERED": "1"}
-        if (self._home / "ray-token").exists():
-            mine |= local_ray.environment(self._home)
-        return {**os.environ, **mine}
+        mine = ray_environment.build(os.environ, self._user, self._pass_on).variables
+        mine |= {"RAY_ADDRESS": self._address, "PYTHONUNBUFFERED": "1"}
+        folder = local_ray.runtime_folder(self._home)
+        mine["TMPDIR"] = str(folder / "tmp")
+        if (folder / local_ray.TOKEN).exists():
+            return mine | local_ray.environment(self._home)
+        return mine | ray_environment.connection(os.environ)
 
 
 def _disconnected() -> ClusterError:
@@ -309,7 +324,7 @@ def _opened(log_file: Path) -> IO[bytes]:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if log_file.exists() and log_file.stat().st_size > LOG_AT_MOST_BYTES:
         log_file.replace(log_file.with_suffix(".log.old"))
-    return log_file.open("ab")
+    return open(log_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:

@@ -2,19 +2,20 @@
 
 Knows processes and ports, never imports ray, decides nothing. Every process started here carries a random marker in
 its environment and belongs to the session of a `ray start` whose pid and start time `<home>/ray.json` remembers, so
-`stop` finds exactly what belongs to this home, however it was re-parented. Start reading at `start`.
+`stop` finds exactly what belongs to this home, however it was re-parented. None of them is told of the home: what they
+share with the controller lies in a folder of its own, see `runtime_folder`. Start reading at `start`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import importlib.util
 import json
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,12 +29,15 @@ from typing import NamedTuple
 import psutil
 
 from llmsched.errors import ClusterError, RequestError, SpecError
+from llmsched.executors import ray_environment, ray_user
 from llmsched.executors.ports import free_ports, is_free
+from llmsched.executors.ray_user import RayUser
 
 LOOPBACK = "127.0.0.1"
 # Ray replaces 127.0.0.1 by an address that others can reach, which changes with the network; all of 127/8 is loopback.
 NODE_IP = "127.0.0.2" if sys.platform == "linux" else LOOPBACK
 MARKER = "LLMSCHED_LOCAL_RAY"
+TOKEN = "ray-token"
 CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must not be what pretend GPUs wait for
 OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_NODES = 64
@@ -63,6 +67,7 @@ class LocalRay:
     temp_dir: str
     marker: str
     processes: list[Process] = field(default_factory=list)
+    user: str = ""  # whom it runs as; "": the controller's own user
 
     def is_alive(self) -> bool:
         """The head runs; a pretend node may be lost."""
@@ -86,11 +91,11 @@ def parse_nodes(text: str) -> list[PretendNode]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What every process that talks to this home's Ray must have set before Python starts."""
+    """What every process that talks to this home's Ray must have set, beside its own, before Python starts."""
     several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if sys.platform == "darwin" else {}
     return several | {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(home / "ray-token"),
+        "RAY_AUTH_TOKEN_PATH": str(runtime_folder(home) / TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
         "RAY_process_group_cleanup_enabled": "1",  # no orphan keeps a GPU
@@ -124,12 +129,15 @@ def start(
     port: int | None = None,
     dashboard_port: int | None = None,
     timeout_s: float = 90.0,
+    user: RayUser | None = None,
+    pass_on: Sequence[str] = (),
 ) -> LocalRay:
     """Start a head, and one raylet a pretend node; return when all have joined. Adopts one that runs already.
 
-    Without `nodes` the head is the only node and has this machine's real CPUs and GPUs. The processes are sessions of
-    their own and outlive the caller. Raises ClusterError when Ray is missing or does not come up, RequestError when a
-    port is taken.
+    Without `nodes` the head is the only node and has this machine's real CPUs and GPUs. The processes run as `user`
+    (None: as the caller), are sessions of their own and outlive the caller. `pass_on` names variables that they get
+    beside the usual ones. Raises ClusterError when Ray is missing or does not come up, RequestError when a port is
+    taken, SpecError for a variable that cannot be handed on.
     """
     running = read(home)
     if running is not None:
@@ -145,26 +153,32 @@ def start(
         chosen = free_ports(3)
         ports = (port or chosen[0], dashboard_port or chosen[1], chosen[2])
         try:
-            return _begin(home, nodes, ports, time.monotonic() + timeout_s)
+            return _begin(home, nodes, ports, time.monotonic() + timeout_s, user, pass_on)
         except ClusterError as error:
             if "bind" not in str(error) or not tries_left:  # else another process was quicker to take one of them
                 raise
     raise ClusterError("the local Ray did not come up.")  # not reached: the last try returns or raises
 
 
-def _begin(home: Path, nodes: Sequence[PretendNode], ports: tuple[int, int, int], deadline: float) -> LocalRay:
+def _begin(
+    home: Path,
+    nodes: Sequence[PretendNode],
+    ports: tuple[int, int, int],
+    deadline: float,
+    user: RayUser | None,
+    pass_on: Sequence[str],
+) -> LocalRay:
     port, dashboard_port, client_port = ports
     home.mkdir(parents=True, exist_ok=True)
     (home / "logs").mkdir(exist_ok=True)
-    _write_token(home / "ray-token")
-    temp_dir = _temp_dir(home)
+    env = ray_environment.build(os.environ, user, pass_on).variables
+    temp_dir = prepare(home, user, [str(index) for index in range(len(nodes) + 1)])
+    _write_token(temp_dir / TOKEN, user)
     marker = secrets.token_hex(16)
     address = f"{NODE_IP}:{port}"
-    cluster = LocalRay(address, f"http://{LOOPBACK}:{dashboard_port}", str(temp_dir), marker, [])
-    files = temp_dir / "tmp"  # of processes that are killed, too: they end with the cluster
-    files.mkdir(mode=0o700, exist_ok=True)
-    env = {**os.environ, **environment(home), MARKER: marker, "TMPDIR": str(files)}
-    env.pop("RAY_ADDRESS", None)
+    url = f"http://{LOOPBACK}:{dashboard_port}"
+    cluster = LocalRay(address, url, str(temp_dir), marker, [], user.name if user else "")
+    env |= {**environment(home), MARKER: marker, "TMPDIR": str(temp_dir / "tmp")}
     head = ["--head", f"--port={port}", f"--temp-dir={temp_dir / '0'}", f"--ray-client-server-port={client_port}"]
     head += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
     if nodes:
@@ -181,20 +195,24 @@ def _begin(home: Path, nodes: Sequence[PretendNode], ports: tuple[int, int, int]
         _remember(home, cluster)
     except BaseException:
         stop(home)
+        clear(home)
         raise
     return cluster
 
 
-def restart(home: Path, nodes: Sequence[PretendNode] = ()) -> LocalRay:
-    """The same cluster again, for whoever knows its address: one whose head has died begins anew on its ports, with its
-    nodes unless others are given. Raises what `start` raises."""
+def restart(home: Path, nodes: Sequence[PretendNode] = (), pass_on: Sequence[str] = ()) -> LocalRay:
+    """The same cluster again, for whoever knows its address: one whose head has died begins anew on its ports, as its
+    user, with its nodes unless others are given. Raises what `start` raises."""
     before = read(home)
     if before is None or before.is_alive():
-        return start(home, nodes)
+        return start(home, nodes, pass_on=pass_on)
+    user = ray_user.find(before.user) if before.user else None
+    if before.user and user is None:
+        raise ClusterError(f"the user {before.user}, whom Ray ran as, is not there any more.", hint="llmsched down.")
     same = nodes or [PretendNode(one.gpus, one.flavor) for one in before.processes[1:]]
     port, dashboard_port = (int(url.rpartition(":")[2]) for url in (before.address, before.dashboard_url))
     stop(home)
-    return start(home, same, port=port, dashboard_port=dashboard_port)
+    return start(home, same, port=port, dashboard_port=dashboard_port, user=user, pass_on=pass_on)
 
 
 def stop(home: Path, *, grace_s: float = 1.5) -> int:
@@ -214,9 +232,8 @@ def stop(home: Path, *, grace_s: float = 1.5) -> int:
     left = [f"{one.pid}" for one in _ours(cluster)]
     if left:
         raise ClusterError(f"processes of the local Ray did not end: {', '.join(left)}.")
-    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)  # with the token: the next cluster gets one of its own
     (home / "ray.json").unlink(missing_ok=True)
-    (home / "ray-token").unlink(missing_ok=True)  # the next cluster gets one of its own
     return len(ended)
 
 
@@ -231,12 +248,29 @@ def _node_options(index: int, node: PretendNode) -> list[str]:
 def _spawn(
     cluster: LocalRay, home: Path, env: dict[str, str], name: str, options: list[str], node: PretendNode | None = None
 ) -> None:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+    user = ray_user.find(cluster.user) if cluster.user else None
+    command = ray_user.command(user) if user else []
+    command += [
+        sys.executable,
+        "-P",
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        *options,
+    ]
     command += [f"--node-ip-address={NODE_IP}", "--min-worker-port=0", "--max-worker-port=0"]
     command += ["--dashboard-agent-listen-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}", "--log-color=false"]
-    with _log(home, name).open("wb") as log:
+    with open(_log(home, name), "wb", opener=_private) as log:
         child = subprocess.Popen(  # a session of its own: survives us and our terminal
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=home, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=env,
+            cwd=Path(cluster.temp_dir, "empty"),  # it goes into the sys.path of workers
+            start_new_session=True,
         )
     started = psutil.Process(child.pid).create_time()
     cluster.processes.append(Process(name, child.pid, started, *(node or (0, None))))
@@ -265,12 +299,14 @@ def _ours(cluster: LocalRay) -> Iterator[psutil.Process]:
     come and go. The session finds what wrote its title over its environment, as Ray's agents do, once its raylet is
     gone; the marker finds what began a session of its own."""
     sessions = {one.pid for one in cluster.processes if not _is_reused(one)}
+    user = ray_user.find(cluster.user) if cluster.user else None
+    uids = {os.getuid(), *([user.uid] if user else [])}
     for process in psutil.process_iter():
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 continue
             # The kernel gives no pid to anybody while it is the number of a session.
-            is_in_session = os.getsid(process.pid) in sessions and process.uids().real == os.getuid()
+            is_in_session = os.getsid(process.pid) in sessions and process.uids().real in uids
             if is_in_session or process.environ().get(MARKER) == cluster.marker:
                 yield process
         except (psutil.Error, ProcessLookupError):
@@ -311,22 +347,62 @@ def _remember(home: Path, cluster: LocalRay) -> None:
     draft.replace(file)
 
 
-def _write_token(file: Path) -> None:
+def _write_token(file: Path, user: RayUser | None = None) -> None:
+    """For its owner alone; a second user reads it through the group, and cannot put another in its place."""
     with contextlib.suppress(FileExistsError):
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as stream:
             stream.write(secrets.token_hex(32))
+            if user is not None:
+                os.fchown(handle, -1, user.gid)
+                os.fchmod(handle, 0o640)
 
 
-def _temp_dir(home: Path) -> Path:
-    """Short, because Ray puts sockets below it and their names end at 107 bytes; ours alone, by the home's name."""
-    owner = hashlib.sha256(f"{getpass.getuser()}:{home.resolve()}".encode()).hexdigest()[:10]
+def runtime_folder(home: Path) -> Path:
+    """Of this home's Ray and of its bridge: ray-token, sessions, `tmp` for their files, and `empty` where they stand.
+
+    Short, because Ray puts sockets below it and their names end at 107 bytes; ours alone, by the home's name. It ends
+    with the cluster, and with it the files of processes that were killed.
+    """
+    running = read(home)
+    if running is not None:  # started with another TMPDIR, perhaps
+        return Path(running.temp_dir)
     root = Path(tempfile.gettempdir())
-    folder = (root if len(str(root)) < 30 else Path("/tmp")) / f"llms-{owner}"
+    owner = hashlib.sha256(f"{os.geteuid()}:{home.resolve()}".encode()).hexdigest()[:10]
+    return (root if len(str(root)) < 30 else Path("/tmp")) / f"llms-{owner}"
+
+
+def prepare(home: Path, user: RayUser | None = None, theirs: Sequence[str] = ()) -> Path:
+    """The runtime folder. It is ours: `user` may pass it, and write only to `tmp` and to the folders `theirs`.
+
+    Raises ClusterError when it is somebody else's, or when `user` cannot reach it.
+    """
+    folder = runtime_folder(home)
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    about = folder.lstat()
+    if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
         raise ClusterError(f"{folder} belongs to somebody else.", hint="Set TMPDIR to a short folder of your own.")
+    (folder / "empty").mkdir(mode=0o755, exist_ok=True)
+    for name in ("tmp", *theirs):
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+        if user is not None:
+            os.chown(folder / name, user.uid, user.gid)
+    if user is not None:
+        os.chown(folder, -1, user.gid)
+        folder.chmod(0o710)
+        if ray_user.closed(user, [folder / "tmp"]):
+            raise ClusterError(f"{user.name} cannot reach {folder}.", hint="Set TMPDIR to a folder open to all: /tmp.")
     return folder
+
+
+def clear(home: Path) -> None:
+    """Remove the runtime folder, unless a Ray of this home lives in it."""
+    if read(home) is None:
+        shutil.rmtree(runtime_folder(home), ignore_errors=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _log(home: Path, name: str) -> Path:

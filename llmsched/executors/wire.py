@@ -58,7 +58,6 @@ class Settings:
     namespace: str = "llmsched"
     endpoint_host: str = "127.0.0.1"
     endpoint_port: int = 0  # of the Serve proxy; 0: the bridge picks a free one and says which in Connected.urls
-    cache: str | None = None  # folder of converted models
     protocol: int = PROTOCOL
 
 

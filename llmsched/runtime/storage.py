@@ -82,6 +82,10 @@ class Storage(ABC):
         """The content. Raises FileNotFoundError."""
 
     @abstractmethod
+    def read_from(self, key: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes that begin at `offset`; empty at the end. Raises FileNotFoundError."""
+
+    @abstractmethod
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         """(content, version) for a later compare_and_swap, or None when absent."""
 
@@ -141,6 +145,11 @@ class LocalStorage(Storage):
     def read(self, key: str) -> bytes:
         return self.path(key).read_bytes()
 
+    def read_from(self, key: str, offset: int, limit: int) -> bytes:
+        with self.path(key).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(limit)
+
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         try:
             data = self.read(key)
@@ -150,7 +159,7 @@ class LocalStorage(Storage):
 
     def size(self, key: str) -> int | None:
         path = self.path(key)
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_size if _is_file(path) else None
 
     def list(self, prefix: str = "") -> list[str]:
         start = self.path(prefix) if prefix else self.root
@@ -158,7 +167,7 @@ class LocalStorage(Storage):
         return sorted(
             path.relative_to(self.root).as_posix()
             for path in start.rglob("*")
-            if path.is_file() and hidden.isdisjoint(path.relative_to(self.root).parts)
+            if _is_file(path) and hidden.isdisjoint(path.relative_to(self.root).parts)
         )
 
     def fetch_folder(self, key: str, cache: Path) -> Path:
@@ -290,6 +299,15 @@ class S3Storage(Storage):
             return answer["Body"].read(), answer["ETag"]
         return None
 
+    def read_from(self, key: str, offset: int, limit: int) -> bytes:
+        if (self.size(key) or 0) <= offset:  # a range that begins at the end is an error to S3
+            return b""
+        with _s3_errors(self.uri, absent_is_fine=True):
+            part = f"bytes={offset}-{offset + limit - 1}"
+            data: bytes = self._client.get_object(**self._where(key), Range=part)["Body"].read()
+            return data
+        raise FileNotFoundError(self.uri_of(key))
+
     def size(self, key: str) -> int | None:
         with _s3_errors(self.uri, absent_is_fine=True):
             return int(self._client.head_object(**self._where(key))["ContentLength"])
@@ -377,6 +395,14 @@ class S3Storage(Storage):
         with _s3_errors(self.uri):
             for name in [key, *self.list(key)]:
                 self._client.delete_object(**self._where(name))
+
+
+def _is_file(path: Path) -> bool:
+    """A link to what this process may not see is none."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"}

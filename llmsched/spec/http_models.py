@@ -464,6 +464,15 @@ class ClusterHealth(Reply):
     message: str = ""
 
 
+class IsolationView(Reply):
+    """What lies between the controller and the work. `mode`: two-users (`ray_user` is whom all work runs as) |
+    single-user (tokens are labels, for the reason `why`) | "" (nothing of the work runs, it is pretended)."""
+
+    mode: Literal["two-users", "single-user", ""] = ""
+    ray_user: str = ""
+    why: str = ""
+
+
 class Health(Reply):
     """`status`: starting (not connected yet) | ready | degraded (reads work, nothing new is accepted) | insecure."""
 
@@ -475,6 +484,7 @@ class Health(Reply):
     epoch: int = 0
     cluster: ClusterHealth = ClusterHealth()
     urls: dict[str, str] = {}  # dashboard, endpoint
+    isolation: IsolationView = IsolationView()
 
 
 class ProblemView(Reply):

@@ -196,12 +196,14 @@ def test_a_refusal_and_its_hint_are_two_sentences(run: Run) -> None:
 
 
 def test_up_on_a_port_that_is_taken_says_so_before_it_starts_a_ray(controller: Live, tmp_path: Path) -> None:
+    from llmsched.executors import local_ray
+
     home = tmp_path / "home"
     port = controller.url.rpartition(":")[2]
     result = CliRunner().invoke(cli, ["up", "--port", port], env={"LLMSCHED_HOME": str(home)})
     assert (result.exit_code, result.stdout) == (4, "")
     assert f"port {port} on 127.0.0.1 cannot be used" in result.stderr
-    assert not (home / "ray-token").exists()
+    assert not local_ray.runtime_folder(home).exists()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The tests tell one story and run in order: each leaves the cluster as the next o
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
 import shutil
@@ -44,7 +45,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         ["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", str(home.folder)], capture_output=True, check=False
     )
     try:
-        home.llmsched("up", "--nodes", "1x2:A100")
+        # One user, as without root: the work reads a file of this test, and its storage is on a disk that fills up.
+        home.llmsched("up", "--nodes", "1x2:A100", "--ray-user", getpass.getuser())
         home.llmsched("apply", "-f", str(spec))
         with home.client() as client:
             client.wait("echo", timeout_s=120)

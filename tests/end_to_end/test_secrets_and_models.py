@@ -12,6 +12,7 @@ import pytest
 import ray_home
 
 from llmsched.client import Client
+from llmsched.executors import local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CANARY = "canary-41d9-real-ray"
@@ -76,7 +77,8 @@ class Home(ray_home.Home):
     def with_canary(self) -> list[Path]:
         """Files of ours and of Ray's that hold the value."""
         session = Path(json.loads((self.folder / "ray.json").read_text())["temp_dir"])
-        files = [file for place in (self.folder, session) for file in place.rglob("*")]
+        results = Path(json.loads((self.folder / "isolation.json").read_text())["storage"])
+        files = [file for place in (self.folder, session, results) for file in place.rglob("*")]
         return [file for file in files if file.is_file() and CANARY.encode() in file.read_bytes()]
 
 
@@ -104,7 +106,9 @@ def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: Home) -> 
     assert home.with_canary() == []
     with Client(home=home.folder) as client:
         dashboard = client.health().urls["dashboard"]
-    headers = {"authorization": f"Bearer {(home.folder / 'ray-token').read_text().strip()}"}
+    headers = {
+        "authorization": f"Bearer {(local_ray.runtime_folder(home.folder) / local_ray.TOKEN).read_text().strip()}"
+    }
     for page in ("/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1", "/api/jobs/"):
         answer = httpx.get(dashboard + page, headers=headers, timeout=30)
         assert answer.status_code == 200 and CANARY not in answer.text

@@ -54,11 +54,11 @@ def test_a_port_that_another_process_took_meanwhile_is_given_up_for_another(tmp_
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
     monkeypatch.setattr(sys, "executable", str(unlucky))
     with pytest.raises(ClusterError, match="Failed to bind"):
-        local_ray.start(tmp_path / "home")
+        local_ray.start(tmp_path / "home", pass_on=["SEEN"])
     tried = (tmp_path / "seen").read_text().splitlines()
     assert len(tried) == len(set(tried)) == 3
     with pytest.raises(ClusterError, match="Failed to bind"):
-        local_ray.start(tmp_path / "home", port=ports.free_ports(1)[0])
+        local_ray.start(tmp_path / "home", port=ports.free_ports(1)[0], pass_on=["SEEN"])
 
 
 def test_free_ports_are_not_those_that_connections_get():
@@ -84,9 +84,10 @@ def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
         about = {"address": "127.0.0.2:1", "dashboard_url": "", "temp_dir": str(tmp_path / "t"), "marker": "m1"}
         (tmp_path / "ray.json").write_text(json.dumps({**about, "processes": processes}))
         assert local_ray.read(tmp_path).is_alive()
-        (tmp_path / "ray-token").write_text("of this cluster only")
+        (tmp_path / "t").mkdir()
+        (tmp_path / "t" / local_ray.TOKEN).write_text("of this cluster only")
         assert local_ray.stop(tmp_path) == 2
-        assert not (tmp_path / "ray-token").exists()
+        assert not (tmp_path / "t").exists()
         assert has_ended(recorded.pid) and has_ended(marked.pid)
         assert (other.poll(), reused.poll()) == (None, None)
         assert local_ray.read(tmp_path) is None

@@ -17,7 +17,8 @@ from llmsched.executors import local_ray
 @pytest.mark.timeout(300)
 def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_its_own_death():
     home = Path(tempfile.mkdtemp(prefix="gw"))  # short: Ray puts sockets below it
-    (home / "ray-token").write_text("0" * 64)
+    runtime = local_ray.prepare(home)
+    (runtime / local_ray.TOKEN).write_text("0" * 64)
     env = {**os.environ, **local_ray.environment(home)}
     driver = Path(__file__).with_name("gateway_on_ray.py")
     try:
@@ -32,6 +33,7 @@ def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_it
         seen = json.loads((home / "seen.json").read_text())
     finally:
         shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(runtime, ignore_errors=True)
     print(seen)
     assert seen["unknown_key"] == 401
     assert seen["in_order"]
