@@ -53,7 +53,8 @@ def _print_plan(planned: list[http_models.Planned]) -> None:
         if one.reason is not None:
             notes.insert(0, one.reason.message)
             if one.reason.next_change:
-                notes.insert(1, f"start sooner: {one.reason.next_change}")
+                sooner = "" if one.outcome == "refused" else "start sooner: "
+                notes.insert(1, f"{sooner}{one.reason.next_change}")
         for note in notes:
             out.print(f"  {show.plain(one.id)}: {show.plain(note)}", soft_wrap=True)
 

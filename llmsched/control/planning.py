@@ -51,6 +51,8 @@ def plan(
     accepted: list[Draft] = []
     for each in drafts:
         workload = each.workload
+        if is_same(each):
+            continue  # nothing would be asked of the core
         others = tuple(name for name in workload.after if name not in in_file)
         try:
             check_rights(state, workload, others, rights)
@@ -61,7 +63,7 @@ def plan(
         except RequestError as error:
             refusals[workload.id] = error
         else:
-            accepted += [] if is_same(each) else [each]
+            accepted.append(each)
     ready = [workload for workload, _ in sorted_by_need(accepted)]
     forecasts: dict[str, list[Forecast]] = {workload.id: [] for workload in ready}
     in_place = [each.workload.id for each in accepted if is_in_place(each)]

@@ -88,6 +88,10 @@ def test_a_field_more_with_a_default_changes_nobodys_workload():
                 applied = await controller.submit(specs, user=ANN)
                 assert [(each.outcome, each.diff) for each in applied] == [("unchanged", [])] * 2
                 assert kinds(controller) == before
+                await controller.cancel("tune", by=ANN)
+                await until(lambda: phase(controller, "tune") == "cancelled")
+                (ended,) = await controller.plan([train("tune")], user=ANN)
+                assert (ended.outcome, ended.diff) == ("unchanged", [])
                 assert {gang.revision for gang in controller.state.gangs.values()} == {0}
         assert len(cluster.attempts) == launched
 
