@@ -353,8 +353,8 @@ SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an en
 
 @router.get("/secrets")
 async def secrets(given: Given, who: Submitter) -> http_models.SecretList:
-    """One's own and the shared ones: names, never values."""
-    return http_models.SecretList(secrets=given.controller.vault.known(who.user))
+    """One's own and the shared ones: names, never values. Who set a shared one is for who sees everything."""
+    return http_models.SecretList(secrets=views.secrets(given.controller.vault.known(who.user), who.rights))
 
 
 @router.put("/secrets/{name}")

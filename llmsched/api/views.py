@@ -388,6 +388,10 @@ def reservations(state: State, rights: Rights) -> list[http_models.ReservationVi
     return sorted(listed, key=lambda view: (view.opens is None, view.opens or 0.0, view.name))
 
 
+def secrets(known: Iterable[http_models.SecretView], rights: Rights) -> list[http_models.SecretView]:
+    return [one if rights.knows_user(one.set_by) else one.model_copy(update={"set_by": ""}) for one in known]
+
+
 def configuration(state: State, rights: Rights) -> http_models.ConfigView:
     """Who has which role in a queue is for its admins, and for those who see everything."""
     plain = event_text.plain(state.configuration, KnownNames(state, rights))
@@ -402,7 +406,7 @@ def configuration(state: State, rights: Rights) -> http_models.ConfigView:
 
 def _users(users: Iterable[str], rights: Rights) -> list[str]:
     """Oneself alone, for who does not see everything."""
-    return [user for user in users if rights.sees_all or user == rights.person.user]
+    return [user for user in users if rights.knows_user(user)]
 
 
 def _gpus(milli: int | None) -> float | None:

@@ -72,6 +72,10 @@ class Rights:
             return True
         return self.person.may_submit and (workload.user == self.person.user or workload.queue in self._led)
 
+    def knows_user(self, user: str) -> bool:
+        """Whether one may be told that there is this user, beside what is said of work that one sees."""
+        return self.sees_all or user == self.person.user
+
     def leads(self, queue: str) -> bool:
         """Whether one is its admin, or sees everything anyway."""
         return self.sees_all or queue in self._led
@@ -138,7 +142,7 @@ class KnownNames:
         if ref.kind in (WORKLOAD, GANG):
             return ref.id if self._sees(ref.id.partition("/")[0]) else None
         if ref.kind == USER:
-            return ref.id if self._rights.sees_all or ref.id == self._rights.person.user else None
+            return ref.id if self._rights.knows_user(ref.id) else None
         if ref.kind == NODE:
             node = self._state.nodes.get(ref.id)
             return (node.node.name if node is not None else "") or ref.id

@@ -21,15 +21,24 @@ import pytest
 from llmsched.api import app, auth, home, routes
 from llmsched.control.clock import ManualClock
 from llmsched.control.controller import Controller
-from llmsched.control.vault import Vault
+from llmsched.control.vault import SHARED, Vault
 from llmsched.executors.fake import FakeCluster, FakeExecutor, NodeKind, Script
 from llmsched.store.memory import MemoryStore
 
 EVE, AUDITOR, OPERATOR = "eve", "audit", "root"
 PLANTED = {
-    word: f"zq{number}{word[::-1]}" for number, word in enumerate(("ann", "cleo", "work", "model", "key", "app"))
+    word: f"zq{number}{word[::-1]}"
+    for number, word in enumerate(("ann", "cleo", "work", "model", "key", "app", "boss"))
 }
-OURS = {"ann": "ends", "cleo": "somebody", "work": "waits", "model": "first", "key": "when", "app": "workload"}
+OURS = {
+    "ann": "ends",
+    "cleo": "somebody",
+    "work": "waits",
+    "model": "first",
+    "key": "when",
+    "app": "workload",
+    "boss": "operator",
+}
 HIDDEN = 8  # workloads of others
 
 Ask = Callable[..., Awaitable[httpx.Response]]
@@ -149,6 +158,7 @@ async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]
     said: dict[str, str] = {}
     async with world(folder, [ann, cleo], config_of(names, seed)) as it:
         await it.controller.vault.put(ann, key_of(names), "long enough a value", ann)  # type: ignore[union-attr]
+        await it.controller.vault.put(SHARED, "FOR_ALL", "long enough a value", names["boss"])  # type: ignore[union-attr]
         hidden = [f"{names['work']}-{number}" for number in range(HIDDEN)] + [names["work"]]
         mine = [f"mine-{number}" for number in range(4)]
         chat = {"name": names["app"], "kind": "serve", "queue": "side", "serve": {"model": {"source": "/models/tiny"}}}
