@@ -25,7 +25,7 @@ from typing import Any
 import click
 import httpx
 
-from llmsched.cli import cluster, show
+from llmsched.cli import cluster, placement, show
 from llmsched.cli.screen import Screen
 from llmsched.client import Client
 from llmsched.client.transport import locate
@@ -72,7 +72,7 @@ def demo(keep: bool, short: bool) -> None:
     except KeyboardInterrupt:  # it has cleaned up and said so
         click.get_current_context().exit(130)
     if not keep:
-        shutil.rmtree(home)
+        placement.forget(home)
     if show.wants_json():
         click.echo(json.dumps(measured, indent=2))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -36,11 +37,11 @@ class Check(NamedTuple):
 @click.command()
 @show.json_option
 def doctor() -> None:
-    """Check this machine: versions, folders, tokens, controller, disk."""
+    """Check this machine: versions, folders, tokens, users, controller, disk."""
     from llmsched.client.transport import default_home
 
     home = default_home()
-    checks = [*_versions(), _sqlite(), *_folder(home), _disk(home), _controller(home)]
+    checks = [*_versions(), _sqlite(), *_folder(home), *_users(home), _disk(home), _controller(home)]
     show.checks(checks)
     if any(check.result == "fail" for check in checks):
         click.get_current_context().exit(4)
@@ -91,6 +92,54 @@ def _folder(home: Path) -> Iterator[Check]:
             yield Check(name, "fail", f"{path} is open to others ({mode:o})", f"chmod {allowed:o} {path}")
         else:
             yield Check(name, "ok", f"{path} ({mode:o})")
+
+
+def _users(home: Path) -> Iterator[Check]:
+    """Whom Ray runs as, and whether that keeps work from the home."""
+    from llmsched.api import home as homes
+    from llmsched.errors import LlmschedError
+    from llmsched.executors import local_ray, ray_user
+
+    known = homes.isolation(home)
+    running = local_ray.read(home)
+    if known is None:
+        choice = ray_user.choose(None, make=False)
+        missing = choice.user is None and ray_user.find(ray_user.DEFAULT) is None and os.geteuid() == 0
+        if missing:
+            yield Check("users", "ok", f"llmsched up makes {ray_user.DEFAULT}, whom Ray will run as")
+        elif choice.user is None:
+            yield Check("users", "warn", "single-user mode: tokens will be labels", choice.why)
+        else:
+            yield Check("users", "ok", f"Ray will run as {choice.user.name}")
+        return
+    if known.mode == "single-user":
+        yield Check("users", "warn", "single-user mode: tokens are labels, work may read the home", known.why)
+    if known.mode != "two-users":
+        return
+    if running is not None and running.user != known.ray_user:
+        said = f"Ray runs as {running.user or 'the user of the controller'}, and not as {known.ray_user}"
+        yield Check("users", "fail", said, "llmsched down, then llmsched up.")
+        return
+    try:
+        user = ray_user.choose(known.ray_user, make=False).user
+    except LlmschedError as error:
+        yield Check("users", "fail", error.message, error.hint)
+        return
+    if user is None or _may_read(user, home):
+        yield Check("users", "fail", f"{known.ray_user} may read {home}", f"chown root {home}; chmod 700 {home}")
+    else:
+        yield Check("users", "ok", f"Ray runs as {user.name}, who can read nothing in {home}")
+
+
+def _may_read(user: Any, home: Path) -> bool:
+    from llmsched.executors import ray_user
+
+    try:
+        with ray_user.acting_as(user):
+            next(home.iterdir(), None)
+            return True
+    except PermissionError:
+        return False
 
 
 def _disk(home: Path) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,16 @@ def _trouble_with(user: RayUser, storage: str) -> str:
     except OSError as error:
         return f"{user.name} cannot write to {path}: {error.strerror}"
     return ""
+
+
+def forget(folder: Path) -> None:
+    """Remove a home, and what the user that Ray ran as has kept for it. Nothing may run there any more."""
+    known = home.isolation(folder)
+    user = ray_user.find(known.ray_user) if known and known.ray_user else None
+    if user is not None:
+        with ray_user.acting_as(user):
+            shutil.rmtree(ray_user.folder_of(user, folder), ignore_errors=True)
+    shutil.rmtree(folder)
 
 
 def notes(folder: Path, place: Placement, env: Sequence[str]) -> Iterator[str]:

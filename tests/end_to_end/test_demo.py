@@ -37,7 +37,7 @@ def test_the_demo_tells_its_story_and_leaves_nothing_behind(tmp_path: Path) -> N
     for shown in ("llmsched plan", "llmsched why support-tone", "accuracy of the classifier", "endpoint"):
         assert shown in done.stderr
     assert processes_of(tmp_path) == []
-    assert [each.name for each in tmp_path.iterdir()] == ["cache"]
+    assert [each.name for each in tmp_path.iterdir()] in (["cache"], [])  # Ray's own user, if any, has one of its own
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -1,0 +1,110 @@
+"""Where one user runs everything, tokens are labels: said by every command that hands one out, and wanted in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmsched.api import home
+from llmsched.errors import NotAllowed
+from llmsched.executors import ray_user
+
+Say = Callable[..., subprocess.CompletedProcess[str]]
+as_root = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root, to be somebody else")
+ONE = home.Isolation("single-user", "", "only root can start Ray as another user", "/somewhere")
+TWO = home.Isolation("two-users", "llmsched-ray", "", "/somewhere")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return home.prepare(tmp_path / "home")
+
+
+def test_a_second_persons_token_is_refused_in_single_user_mode_and_nothing_is_kept(folder: Path) -> None:
+    home.record_isolation(folder, ONE)
+    with pytest.raises(NotAllowed, match="a token for bob would be a label") as refused:
+        home.create_token(folder, "bob", "submitter", 90, trusting=False)
+    assert (refused.value.exit_code, refused.value.code) == (3, "single_user")
+    assert "--trusting" in refused.value.hint
+    assert home.made_records(folder) == []
+
+
+def test_whoever_trusts_the_second_person_says_so_and_the_first_need_not(folder: Path) -> None:
+    home.record_isolation(folder, ONE)
+    home.create_token(folder, "bob", "submitter", 90, trusting=True)
+    home.create_token(folder, home.user_name(), "submitter", 90, trusting=False)
+    assert [one.user for one in home.made_records(folder)] == ["bob", home.user_name()]
+
+
+@pytest.mark.parametrize("found", [TWO, home.Isolation()])
+def test_where_tokens_are_a_boundary_or_nothing_runs_no_trust_is_asked_for(folder: Path, found: home.Isolation) -> None:
+    home.record_isolation(folder, found)
+    home.create_token(folder, "bob", "submitter", 90, trusting=False)
+    assert home.single_user(folder) == ""
+
+
+# --- as somebody who is not root ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def say(tmp_path: Path) -> Iterator[Say]:
+    """A command of Ray's user, who is not root, in a home of that user."""
+    user = ray_user.choose(ray_user.DEFAULT).user
+    assert user is not None
+    place = ray_user.folder_of(user, tmp_path)
+    environment = {"LLMSCHED_HOME": str(place), "HOME": str(user.home), "USER": user.name, "PATH": os.environ["PATH"]}
+    command = [*ray_user.command(user), sys.executable, "-P", "-m", "llmsched.cli.main"]
+
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *words], capture_output=True, text=True, cwd="/", env=environment, timeout=120)
+
+    yield said
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@as_root
+def test_without_root_token_create_wants_trust_before_any_controller_has_run(say: Say) -> None:
+    refused = say("token", "create", "bob")
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "a token for bob would be a label" in refused.stderr and "--trusting" in refused.stderr
+    made = say("token", "create", "bob", "--trusting")
+    assert made.returncode == 0 and made.stdout.startswith("llms_")
+    assert "keeps nobody from anything" in made.stderr
+
+
+@as_root
+def test_without_root_doctor_says_that_tokens_are_labels_and_how_they_would_be_more(say: Say) -> None:
+    checks = {one["name"]: one for one in json.loads(say("doctor", "--json").stdout)["checks"]}
+    assert checks["users"]["result"] == "warn" and "tokens" in checks["users"]["detail"]
+    assert "sudo llmsched up" in checks["users"]["hint"]
+
+
+@as_root
+def test_without_root_another_user_for_ray_is_refused_before_anything_starts(say: Say) -> None:
+    refused = say("up", "--ray-user", "daemon")
+    assert refused.returncode == 3
+    assert "only root can start Ray as another user" in refused.stderr
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--fake-nodes", "1x1", "--ray-user", "daemon"), 2, "--fake-nodes has no Ray"),
+        (("--env", "LLMSCHED_HOME"), 2, "LLMSCHED_HOME cannot be handed on"),
+        (("--env", "NOT_SET_HERE"), 2, "NOT_SET_HERE is not set here"),
+    ],
+)
+def test_options_that_would_have_no_effect_or_hand_on_what_is_ours_are_refused(
+    say: Say, words: tuple[str, ...], code: int, told: str
+) -> None:
+    refused = say("up", *words)
+    assert refused.returncode == code
+    assert told in refused.stderr

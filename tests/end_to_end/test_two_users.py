@@ -1,0 +1,90 @@
+"""Whoever may submit may do no more: work runs as a user of its own, and reads nothing of the controller's."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from ray_home import Home
+from waiting import wait_until
+
+from llmsched.cli import placement
+from llmsched.executors import ray_user
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run Ray as a user of its own"),
+]
+WORK = Path(__file__).parent / "two_users"
+CANARY = "canary-of-the-operators-shell"
+SPEC = """\
+name: thief
+kind: task
+workdir: .
+resources: {{cpus: 0.5}}
+task: {{run: [python, thief.py, "{home}", "{controller}", "{bridge}", "{canary}"]}}
+---
+name: honest
+kind: train
+workdir: .
+resources: {{accelerators: "A100:1", cpus: 0.5}}
+train: {{loop: "thief:loop"}}
+---
+name: echo
+kind: serve
+workdir: .
+resources: {{cpus: 0.5}}
+serve: {{app: "thief:Echo"}}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path / "home", work=WORK)
+    theirs = ("LLMSCHED_TOKEN_OF_MINE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NOBODY_THOUGHT_OF_IT")
+    home.environment |= dict.fromkeys(theirs, CANARY) | {"SHARED": "with all work", "HF_HOME": "/root/hub"}
+    try:
+        yield home
+    finally:
+        home.llmsched("down")
+        placement.forget(home.folder)
+
+
+def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(home: Home) -> None:
+    said = home.llmsched("up", "--nodes", "1x1:A100", "--env", "SHARED")
+    assert f"runs as {ray_user.DEFAULT}, who can read nothing of the controller's" in said
+    assert "HF_HOME names what llmsched-ray cannot reach" in said
+    processes = {"controller": home.controller_pid(), "bridge": home.bridge_pid()}
+    spec = home.folder / "spec.yaml"
+    spec.write_text(SPEC.format(home=home.folder, canary=CANARY, **processes).replace("workdir: .", f"workdir: {WORK}"))
+    home.llmsched("secret", "set", "HF_TOKEN", given="a secret\n")
+
+    home.llmsched("apply", "-f", str(spec), "--wait")
+    log = home.llmsched("logs", "thief")
+
+    stolen, told = (json.loads(line) for line in log.splitlines()[:2])
+    tried = stolen["tried"]
+    denied = {"Permission denied", "Operation not permitted"}
+    assert {what: came for what, came in tried.items() if came not in denied} == {}
+    assert len(tried) == 18
+    assert told == {"shared": "with all work", "told": []}
+    assert (home.folder / "token").read_text().strip() not in log
+    uid = pwd.getpwnam(ray_user.DEFAULT).pw_uid
+    assert stolen["uid"] == uid
+
+    assert f"trains as {uid}" in home.llmsched("logs", "honest")
+    with home.client() as client:
+        artifact = client.status("honest").artifact
+        assert artifact is not None and Path(artifact.removeprefix("file://"), "made").read_text() == "made"
+        assert (client.health().isolation.mode, client.health().isolation.ray_user) == ("two-users", ray_user.DEFAULT)
+        endpoint = client.health().urls["endpoint"]
+    asked = {"json": {"name": "ann"}, "headers": home.bearer(), "timeout": 30}
+    wait_until(lambda: httpx.post(f"{endpoint}/v1/apps/echo", **asked).status_code == 200, 60, "the app answers")
+    assert httpx.post(f"{endpoint}/v1/apps/echo", **asked).json() == {"said": "ann", "uid": uid}
+    assert "Ray runs as llmsched-ray, who can read nothing in" in home.llmsched("doctor")
