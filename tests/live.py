@@ -120,10 +120,7 @@ def live(folder: Path, nodes: str = "2x4:A100") -> Iterator[Live]:
         controller = Controller(store, executor, storage=str(folder / "storage"), keys=tokens.keys, vault=vault)
         running = asyncio.create_task(controller.run())
         await controller.started.wait()
-        config = uvicorn.Config(
-            app.build(controller, tokens), log_config=None, lifespan="off", timeout_graceful_shutdown=1
-        )
-        web = server.Quiet(config)
+        web = server.web_server(app.build(controller, tokens), grace_s=1)
         serving = asyncio.create_task(web.serve(sockets=[listener]))
         async for _ in controller.follow():
             if len(controller.state.nodes) == len(parse_nodes(nodes)):

@@ -6,16 +6,19 @@ in home.py.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from llmsched import versions
 from llmsched.api import home
+from llmsched.api.connections import ADMIT
 from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
@@ -23,9 +26,11 @@ from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
 
+log = logging.getLogger("llmsched.api")
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
 OPEN_PATHS = ("/healthz", PAGE_PATH)
+LOOK_AGAIN_S = 1.0  # at the tokens, while a request is being answered
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # What a route needs -> which roles it lets in. Of one workload, `see` and `change` then look at whose it is.
@@ -65,6 +70,10 @@ class Tokens:
             for record in self.records()
             if record.role in MAY["submit"] and not _is_over(record)
         ]
+
+    def holds(self, record: TokenRecord) -> bool:
+        """Whether that token is still good, for the same user and role."""
+        return not _is_over(record) and record in self.records()
 
     def find(self, authorization: str) -> TokenRecord:
         """The record of an `Authorization` header. Raises NotAllowed (401). Looks at every record."""
@@ -148,7 +157,26 @@ class Guard:
             except LlmschedError as error:
                 await _answer(send, error)
                 return
-            await self._app(scope, _limited(receive, limit), _saying_version(send) if limit else send)
+            if limit:
+                work = self._app(scope, _limited(receive, limit), _saying_version(send))
+                await self._while_valid(scope["llmsched.token"], work)
+            else:
+                await self._app(scope, _limited(receive, limit), send)
+
+    async def _while_valid(self, token: TokenRecord, work: Coroutine[Any, Any, None]) -> None:
+        """A token that is revoked or over ends what is still being answered, streams above all, by hanging up."""
+        answering = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({answering}, timeout=LOOK_AGAIN_S))[0]:
+                if not self._tokens.holds(token):
+                    log.info("token %s is over: what it still asked is ended", token.id)
+                    return
+        finally:
+            if not answering.done():
+                answering.cancel()
+                with suppress(asyncio.CancelledError):
+                    await answering
+        answering.result()
 
     def _check(self, scope: Any) -> int:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -167,6 +195,7 @@ class Guard:
             raise
         self._rate.take(found.id)
         scope["llmsched.token"] = found
+        scope.get(ADMIT, lambda: None)()
         client = headers.get(versions.HEADER.encode(), versions.own())
         if not versions.go_together(client, versions.own()) and scope["path"] not in versions.ANY_VERSION:
             own = versions.own()

@@ -15,7 +15,7 @@ from llmsched.errors import RequestError
 
 KNOWN_AT_MOST = 4096  # buckets; the one unused for longest goes, and is full when it comes back
 OPEN_AT_MOST = 256  # of one token at the same time: streams of events and logs, too
-OPEN_IN_ALL = 900  # of all tokens; the server itself ends connections from a thousand on, without a word
+OPEN_IN_ALL = 900  # of all tokens
 TRY_AGAIN_S = 1.0
 
 Limits = tuple[float, int]  # (requests a second, burst)

@@ -21,6 +21,7 @@ from typing import Any
 import uvicorn
 
 from llmsched.api import app, auth, home
+from llmsched.api.connections import Waiting, connections_of, make_room
 from llmsched.control import model_files
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
@@ -36,16 +37,7 @@ GRACE_S = 2  # for open requests when the server stops; streams end then
 
 async def serve(controller: Any, application: Any, listener: socket.socket, folder: Path) -> None:
     """Run the controller behind `application` until it is told to stop, or fails (then its error is raised)."""
-    config = uvicorn.Config(
-        application,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=GRACE_S,
-        limit_concurrency=1000,
-        server_header=False,
-    )
-    server = Quiet(config)
+    server = web_server(application)
     stop = application.state.stop
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +69,20 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def web_server(application: Any, grace_s: int = GRACE_S) -> Quiet:
+    config = uvicorn.Config(
+        application,
+        http=connections_of(Waiting()),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=grace_s,
+        server_header=False,
+    )
+    return Quiet(config)
 
 
 class Quiet(uvicorn.Server):
@@ -133,6 +139,7 @@ async def main(
     home.hold(folder)
     user = users.choose(ray_user, make=False).user if ray_user and address else None
     model_files.read_as(partial(users.acting_as, user))
+    make_room()
     with contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")
         store = SqliteStore(folder / "state.sqlite")

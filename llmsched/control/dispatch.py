@@ -24,12 +24,13 @@ from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.stages.provision import accelerator_of
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload
-from llmsched.errors import RequestError, SpecError
+from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import port
 from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source, parse_run_source
 
 log = logging.getLogger("llmsched.control")
+NODE_AT_MOST = 100_000  # GPUs or CPUs of one node
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # Of which node type a node is: our own label, or the one that Ray's autoscaler gives the nodes it starts.
 NODE_TYPE_LABELS = ("llmsched.io/node-type", "ray.io/node-group")
@@ -357,6 +358,9 @@ def _amounts_of(seen: port.ForeignSeen) -> Resources:
 
 
 def node_of(seen: port.NodeSeen) -> Node:
+    """Raises ClusterError for a node with more than any has: the ledger counts GPUs one by one."""
+    if not (0 <= seen.gpus <= NODE_AT_MOST and 0 <= seen.cpus <= NODE_AT_MOST):
+        raise ClusterError(f"node {seen.node} says that it has {seen.gpus:g} GPUs and {seen.cpus:g} CPUs")
     custom = tuple(sorted((name, round(value * MILLI)) for name, value in seen.custom.items()))
     return Node(
         id=seen.node,
