@@ -81,7 +81,7 @@ def _meant(state: State, name: str, runs: dict[str, int], kind: str, rights: Rig
         newest = None
     run = runs.get(name) or (newest.workload.run if newest is not None else 1)
     if kind == "serve" and newest is not None:
-        good = [one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one))]
+        good = [number for number in range(run, 0, -1) if not _went_wrong(state, workload_id(name, number))]
         run = good[0] if good else run
     return workload_id(name, run)
 

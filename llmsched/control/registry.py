@@ -28,28 +28,28 @@ def everybodys(workload: Workload) -> bool:
 
 def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> list[http_models.ModelVersion]:
     """By name, the newest version first; of one model only when asked; of work that `sees` lets through."""
-    found = [record for record in state.workloads.values() if _is_version(record, name) and sees(record.workload)]
-    found.sort(key=lambda record: (record.workload.name, -record.workload.run))
+    records = [record for record in state.workloads.values() if _is_version(record, name) and sees(record.workload)]
+    records.sort(key=lambda record: (record.workload.name, -record.workload.run))
     published: dict[str, list[Published]] = {}
-    for named in state.publications.values():
-        for one in named.values():
-            published.setdefault(one.origin, []).append(one)
-    return [_view(record, published.get(record.workload.id, ())) for record in found]
+    for by_name in state.publications.values():
+        for publication in by_name.values():
+            published.setdefault(publication.origin, []).append(publication)
+    return [_view(record, published.get(record.workload.id, ())) for record in records]
 
 
 def find(state: State, name: str, version: int | None = None, sees: Sees = everybodys) -> WorkloadState:
     """The newest version, or exactly that one. Raises RequestError (404) that names those there are."""
-    made = [record for record in state.workloads.values() if _is_version(record, None) and sees(record.workload)]
-    found = [record for record in made if record.workload.name == name]
-    chosen = [record for record in found if version in (None, record.workload.run)]
+    models = [record for record in state.workloads.values() if _is_version(record, None) and sees(record.workload)]
+    versions_of_it = [record for record in models if record.workload.name == name]
+    chosen = [record for record in versions_of_it if version in (None, record.workload.run)]
     if chosen:
         return max(chosen, key=lambda record: record.workload.run)
-    if found:
-        there = ", ".join(str(record.workload.run) for record in found)
+    if versions_of_it:
+        there = ", ".join(str(record.workload.run) for record in versions_of_it)
         raise RequestError(
             f'model "{name}" has no version {version}; it has: {there}.', code="unknown_model", http_status=404
         )
-    known = sorted({record.workload.name for record in made})
+    known = sorted({record.workload.name for record in models})
     raise RequestError(
         f'there is no model "{name}".',
         code="unknown_model",
@@ -60,8 +60,8 @@ def find(state: State, name: str, version: int | None = None, sees: Sees = every
 
 def read_by(state: State, sources: Iterable[str], sees: Sees = everybodys) -> list[str]:
     """The ids of the runs that made the models named with model://. Raises RequestError (404)."""
-    asked = [found for found in map(parse_model_source, sources) if found]
-    return [find(state, one.name, one.version, sees).workload.id for one in asked]
+    asked = [model for model in map(parse_model_source, sources) if model]
+    return [find(state, model.name, model.version, sees).workload.id for model in asked]
 
 
 def _is_version(record: WorkloadState, name: str | None) -> bool:
@@ -87,11 +87,11 @@ def _view(record: WorkloadState, published: Iterable[Published]) -> http_models.
         loop=train.get("loop"),
         task=train.get("task") if train.get("base_model") else None,
         method=train.get("method") if train.get("base_model") else None,
-        data=[one["path"] for one in train.get("datasets") or ()],
+        data=[dataset["path"] for dataset in train.get("datasets") or ()],
         made_from=list(workload.after),
         spec_sha256=hashlib.sha256(workload.parcel.encode()).hexdigest(),
         workdir_sha256=workdir.removeprefix(WORKDIR_PREFIX) if workdir.startswith(WORKDIR_PREFIX) else None,
         published=[
-            http_models.PublishedView(to=one.target, kind=one.kind, name=one.name, at=one.at) for one in published
+            http_models.PublishedView(to=each.target, kind=each.kind, name=each.name, at=each.at) for each in published
         ],
     )

@@ -147,15 +147,15 @@ def _all_names(state: State, user: str) -> Names:
 
 def find(state: State, name: str) -> WorkloadState:
     """The newest run of that name, or exactly the run that is named. Raises RequestError (404)."""
-    found = newest_run(state, name)
-    if found is None:
+    record = newest_run(state, name)
+    if record is None:
         raise RequestError(
             f'there is no workload "{name}".',
             code="unknown_workload",
             hint="llmsched status lists them.",
             http_status=404,
         )
-    return found
+    return record
 
 
 def _submit(

@@ -27,7 +27,7 @@ from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.rules import FAIR_RULES
 from llmsched.core.workload import Group, Option, Topology, Workload
 from llmsched.errors import SpecError
-from llmsched.spec.problems import nearest
+from llmsched.spec.validation import nearest
 
 PLAIN = PolicyNames(ordering="priority", elasticity="even")  # scenarios test rules; taste is measured elsewhere
 START = 1_000_000.0  # the stamp that a scenario calls 0

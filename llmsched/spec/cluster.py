@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 from llmsched.core.configuration import Configuration, PolicyNames
 from llmsched.errors import Problem, SpecError
 from llmsched.spec import document as documents
-from llmsched.spec import problems as wrong
-from llmsched.spec import support
+from llmsched.spec import support, validation
 from llmsched.spec.document import Document
 from llmsched.spec.quantities import (
     Cron,
@@ -215,24 +214,24 @@ class ClusterSpec(Section):
     @staticmethod
     def _known(noun: str, name: str | None, names: list[str], *path: str | int) -> None:
         if name is not None and name not in names:
-            close = wrong.nearest(name, names)
+            close = validation.nearest(name, names)
             raise WrongAt(f'there is no {noun} "{name}"' + (f'; did you mean "{close}"?' if close else ""), *path)
 
 
 def load(text: str | bytes, filename: str = "llmsched.yaml") -> ClusterSpec:
     """The cluster file. An empty one is the default configuration. Raises SpecError with every problem."""
-    found, problems = documents.parse(text, filename)
-    if len(found) > 1:
-        problems.append(Problem(found[1].where(()), "a cluster file has one document", "Delete the others."))
-    if not found and not problems:
+    parsed, problems = documents.parse(text, filename)
+    if len(parsed) > 1:
+        problems.append(Problem(parsed[1].where(()), "a cluster file has one document", "Delete the others."))
+    if not parsed and not problems:
         return ClusterSpec()
-    return _checked(found[0] if found else Document({}, filename), problems)
+    return _checked(parsed[0] if parsed else Document({}, filename), problems)
 
 
 def load_json(data: Any, where: str = "$") -> ClusterSpec:
     """The same from JSON data, such as `spec.dump()`."""
-    found, problems = documents.from_json(data, where)
-    return _checked(found, problems)
+    document, problems = documents.from_json(data, where)
+    return _checked(document, problems)
 
 
 def load_reservation(data: Any, where: str = "$") -> ReservationSpec:
@@ -240,11 +239,11 @@ def load_reservation(data: Any, where: str = "$") -> ReservationSpec:
     document, problems = documents.from_json(data, where)
     if problems:
         raise SpecError.of(problems)
-    spec, found = wrong.validate(ReservationSpec, "a reservation", document)
+    spec, problems = validation.validate(ReservationSpec, "a reservation", document)
     table = {"nodes": support.CLUSTER["reservations.*.nodes"]}
-    found = wrong.in_order(found, support.not_yet("", document, table))
-    if found:
-        raise SpecError.of(found)
+    problems = validation.in_order(problems, support.not_yet("", document, table))
+    if problems:
+        raise SpecError.of(problems)
     assert isinstance(spec, ReservationSpec)
     return spec
 
@@ -252,9 +251,9 @@ def load_reservation(data: Any, where: str = "$") -> ReservationSpec:
 def _checked(document: Document, problems: list[Problem]) -> ClusterSpec:
     if problems:
         raise SpecError.of(problems)
-    spec, found = wrong.validate(ClusterSpec, "a cluster file", document)
-    found = wrong.in_order(found, support.not_yet("", document, support.CLUSTER))
-    if found:
-        raise SpecError.of(found)
+    spec, problems = validation.validate(ClusterSpec, "a cluster file", document)
+    problems = validation.in_order(problems, support.not_yet("", document, support.CLUSTER))
+    if problems:
+        raise SpecError.of(problems)
     assert isinstance(spec, ClusterSpec)
     return spec

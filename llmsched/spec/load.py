@@ -9,8 +9,7 @@ from typing import Any
 
 from llmsched.errors import Problem, SpecError
 from llmsched.spec import document as documents
-from llmsched.spec import problems as wrong
-from llmsched.spec import support
+from llmsched.spec import support, validation
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.document import Document
 from llmsched.spec.serve import ServeSpec
@@ -30,22 +29,22 @@ KINDS: dict[str, type[WorkloadSpec]] = {
 
 def load(text: str | bytes, filename: str = "spec.yaml") -> list[WorkloadSpec]:
     """The workloads of a YAML (or JSON) text, in order. Raises SpecError with every problem, each with its place."""
-    found, problems = documents.parse(text, filename)
+    parsed, problems = documents.parse(text, filename)
     specs: list[WorkloadSpec] = []
     first: dict[str, str] = {}
-    for each in found:
-        if len(problems) >= wrong.MOST:
+    for each in parsed:
+        if len(problems) >= validation.MOST:
             problems.append(Problem(each.where(()), f"not looked at, after {len(problems)} problems before it"))
             break
-        spec, more = _workload(each)
-        problems += more
+        spec, its_problems = _workload(each)
+        problems += its_problems
         specs += [spec] if spec else []
         name = each.data.get("name") if isinstance(each.data, dict) else None
         if isinstance(name, str):
             if name in first:
                 problems.append(Problem(each.where(("name",)), f'the name "{name}" stands at {first[name]} already'))
             first.setdefault(name, each.where(("name",)))
-    if not found and not problems:
+    if not parsed and not problems:
         problems.append(Problem(f"{filename}:1:1", "there is no workload in it", "`llmsched init train` shows one."))
     if problems:
         raise SpecError.of(problems)
@@ -54,9 +53,9 @@ def load(text: str | bytes, filename: str = "spec.yaml") -> list[WorkloadSpec]:
 
 def load_json(data: Any, where: str = "$") -> WorkloadSpec:
     """One workload from JSON data, such as `spec.dump()`. Raises SpecError; its places are JSON paths."""
-    found, problems = documents.from_json(data, where)
+    document, problems = documents.from_json(data, where)
     if not problems:
-        spec, problems = _workload(found)
+        spec, problems = _workload(document)
         if spec and not problems:
             return spec
     raise SpecError.of(problems)
@@ -64,12 +63,12 @@ def load_json(data: Any, where: str = "$") -> WorkloadSpec:
 
 def _workload(document: Document) -> tuple[WorkloadSpec | None, list[Problem]]:
     if not isinstance(document.data, dict):
-        return wrong.validate(WorkloadSpec, "a workload", document)
+        return validation.validate(WorkloadSpec, "a workload", document)
     kind = document.data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         return None, [_unknown_kind(document, kind)]
-    spec, problems = wrong.validate(KINDS[kind], f"a {kind} workload", document)
-    return spec, wrong.in_order(problems, support.not_yet(kind, document))
+    spec, problems = validation.validate(KINDS[kind], f"a {kind} workload", document)
+    return spec, validation.in_order(problems, support.not_yet(kind, document))
 
 
 def _unknown_kind(document: Document, kind: Any) -> Problem:
@@ -78,6 +77,6 @@ def _unknown_kind(document: Document, kind: Any) -> Problem:
         sections = [name for name in KINDS if name in document.data]
         hint = f'Add "kind: {sections[0]}".' if len(sections) == 1 else f"One of: {kinds}."
         return Problem(document.where(()), '"kind" is missing', hint, "missing_key")
-    close = wrong.nearest(kind, KINDS) if isinstance(kind, str) else None
+    close = validation.nearest(kind, KINDS) if isinstance(kind, str) else None
     message = f'"kind": expected one of {kinds}, got "{str(kind)[:40]}"'
     return Problem(document.where(("kind",)), message, f'Did you mean "{close}"?' if close else "")

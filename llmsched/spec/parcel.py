@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from llmsched.spec import problems
+from llmsched.spec import validation
 from llmsched.spec.document import from_json
 from llmsched.spec.load import KINDS
 from llmsched.spec.workload import WorkloadSpec
@@ -62,7 +62,7 @@ def parse(parcel: str) -> Stored:
     try:
         spec = KINDS[kind].model_validate(data)
     except ValidationError as error:
-        explained = problems.explain(error, KINDS[kind], f"a {kind} workload", from_json(data, "")[0])
+        explained = validation.explain(error, KINDS[kind], f"a {kind} workload", from_json(data, "")[0])
         return Stored(data, None, parcel, "; ".join(each.message for each in explained))
     today = spec.dump()
     return Stored(today, spec, canonical(today))

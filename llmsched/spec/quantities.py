@@ -78,8 +78,8 @@ def parse_size(value: Any) -> int:
     """Bytes from `8GB` (10^9), `8GiB` (2^30) or a whole number of bytes."""
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
-    elif isinstance(value, str) and (found := _SIZE.fullmatch(value)):
-        size = round(float(found[1]) * _SIZE_UNITS[found[2]])
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        size = round(float(match[1]) * _SIZE_UNITS[match[2]])
     else:
         raise ValueError('expected a size such as "64GB", "512MiB" or a whole number of bytes')
     if not 0 <= size <= _LARGEST_BYTES:
@@ -186,8 +186,8 @@ class Range(Section):
     def _from_words(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return {"min": value, "max": value}
-        if isinstance(value, str) and (found := _RANGE.fullmatch(value)):
-            return {"min": int(found[1]), "max": int(found[2])}
+        if isinstance(value, str) and (match := _RANGE.fullmatch(value)):
+            return {"min": int(match[1]), "max": int(match[2])}
         if isinstance(value, (dict, Range)):
             return value
         raise ValueError('expected a whole number, a range such as "2..8", or {min, max, step}')
@@ -241,15 +241,15 @@ class Accelerator(NamedTuple):
 
 def parse_accelerator(text: Any) -> Accelerator:
     """`A100:2`, `L4:0.5`, `H100` (one). A share is of one device; above one, GPUs are whole."""
-    found = _ACCELERATOR.fullmatch(text) if isinstance(text, str) else None
-    if not found:
+    match = _ACCELERATOR.fullmatch(text) if isinstance(text, str) else None
+    if not match:
         raise ValueError('expected accelerators as "A100:1", "L4:0.5" or a list of these in order of preference')
-    milli = round(float(found[2] or 1) * 1000)
+    milli = round(float(match[2] or 1) * 1000)
     if milli < 1:
         raise ValueError(f'"{text}" asks for no accelerator at all; leave accelerators out for CPU only')
     if milli > 1000 and milli % 1000:
         raise ValueError(f'"{text}": above one, accelerators are whole; a share such as L4:0.5 is of one device')
-    return Accelerator(found[1], milli)
+    return Accelerator(match[1], milli)
 
 
 def _parse_accelerators(value: Any) -> list[str]:
@@ -322,8 +322,8 @@ class RunSource(NamedTuple):
 
 def parse_run_source(source: str) -> RunSource | None:
     """The run a source names; None for any other source."""
-    found = _RUN_SOURCE.fullmatch(source)
-    return RunSource(found[1], int(found[2]) if found[2] else None, bool(found[3])) if found else None
+    match = _RUN_SOURCE.fullmatch(source)
+    return RunSource(match[1], int(match[2]) if match[2] else None, bool(match[3])) if match else None
 
 
 class ModelSource(NamedTuple):
@@ -335,8 +335,8 @@ class ModelSource(NamedTuple):
 
 def parse_model_source(source: str) -> ModelSource | None:
     """The registered model a source names; None for any other source."""
-    found = _MODEL_SOURCE.fullmatch(source)
-    return ModelSource(found[1], int(found[2]) if found[2] else None) if found else None
+    match = _MODEL_SOURCE.fullmatch(source)
+    return ModelSource(match[1], int(match[2]) if match[2] else None) if match else None
 
 
 def _refuse_odd_characters(text: str) -> None:

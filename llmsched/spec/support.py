@@ -73,19 +73,19 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
     """A problem with code `not_supported_yet` for everything in the document that does not do yet what it says.
 
     `table` is CLUSTER for a cluster file, else the kind's own counts."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     if kind in KINDS:
-        found.append(Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE))
+        problems.append(Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE))
     for pattern, allowed in (NOT_YET[kind] if table is None else table).items():
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in allowed):
-                found.append(_problem(document, path, value, allowed))
+                problems.append(_problem(document, path, value, allowed))
     for pattern, schemes in SOURCES.items() if table is None else ():
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if isinstance(value, str) and (source := _kind_of_source(value)) not in schemes and source in _SOURCE_WORDS:
                 message = f'"{dotted(path)}": {_SOURCE_WORDS[source]} is not supported yet'
-                found.append(Problem(document.where(path), message, f"Supported: {' '.join(schemes)}.", CODE))
-    return found
+                problems.append(Problem(document.where(path), message, f"Supported: {' '.join(schemes)}.", CODE))
+    return problems
 
 
 CODE = "not_supported_yet"

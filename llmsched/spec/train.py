@@ -229,5 +229,5 @@ class TrainSpec(FiniteSpec):
 
 def runs_read(sources: list[str]) -> list[str]:
     """The workloads (`name` or `name@N`) whose results are read, each once."""
-    found = [run for run in map(parse_run_source, sources) if run]
-    return list(dict.fromkeys(run.name if run.run is None else f"{run.name}@{run.run}" for run in found))
+    named = [run for run in map(parse_run_source, sources) if run]
+    return list(dict.fromkeys(run.name if run.run is None else f"{run.name}@{run.run}" for run in named))

@@ -89,15 +89,15 @@ def _check_requirement(text: str) -> str:
             raise ValueError("expected a path inside the workdir, such as wheels/mine-1.0-py3-none-any.whl")
         return text
     try:
-        found = Requirement(text)
+        requirement = Requirement(text)
     except InvalidRequirement:
         raise ValueError(
             'expected a requirement, such as "einops>=0.8" or "mine @ https://host/mine.whl", or a wheel in the workdir'
         ) from None
-    if canonicalize_name(found.name) in CLUSTERS_OWN:
-        raise ValueError(f'"{found.name}" is the cluster\'s own; a workload cannot bring another one')
-    if found.url is not None:
-        url = urlsplit(found.url)
+    if canonicalize_name(requirement.name) in CLUSTERS_OWN:
+        raise ValueError(f'"{requirement.name}" is the cluster\'s own; a workload cannot bring another one')
+    if requirement.url is not None:
+        url = urlsplit(requirement.url)
         if url.scheme not in ("https", "git+https"):
             raise ValueError("expected an address that begins with https:// or git+https://")
         if "@" in url.netloc or KEY_VALUE.search(text):

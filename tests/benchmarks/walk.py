@@ -35,7 +35,7 @@ resources: {{accelerators: "A100:1"}}
 task: {{run: ["true"]}}
 """
 STEPS = {
-    "parsed": ("spec/problems.py:validate", "spec/parcel.py:parse"),
+    "parsed": ("spec/validation.py:validate", "spec/parcel.py:parse"),
     "compiled": ("spec/compile.py:compile_workload",),
     "dumped": ("spec/section.py:Section.dump",),
 }

@@ -136,7 +136,7 @@ def _codes_at(node: ast.AST) -> Iterator[tuple[ast.expr, int | None]]:
     elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("default_code", "code"):
         yield node.value, None
     elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == 3:
-        yield node.value.elts[2], None  # (message, hint, code) of spec/problems.py
+        yield node.value.elts[2], None  # (message, hint, code) of spec/validation.py
     elif isinstance(node, ast.FunctionDef):
         for argument, default in zip(reversed(node.args.args), reversed(node.args.defaults), strict=False):
             if argument.arg == "code":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmsched.errors import SpecError
 from llmsched.spec import cluster, init
 from llmsched.spec.load import KINDS, load, load_json
-from llmsched.spec.problems import keys_of, sections_in
+from llmsched.spec.validation import keys_of, sections_in
 
 FEW = settings(max_examples=150, deadline=None)
 

@@ -11,7 +11,7 @@ import pytest
 from llmsched.errors import SpecError
 from llmsched.spec import cluster
 from llmsched.spec.load import KINDS, load, load_json
-from llmsched.spec.problems import keys_of
+from llmsched.spec.validation import keys_of
 
 HERE = Path(__file__).parent
 TASK = "name: a\nkind: task\ntask: {run: [x]}\n"

@@ -87,7 +87,7 @@ def validate(model: type[BaseModel], title: str, document: Document) -> tuple[An
 
 def explain(error: ValidationError, model: type[BaseModel], title: str, document: Document) -> list[Problem]:
     """Every problem once, up to MOST of them. `title` says what is described: "a train workload"."""
-    found: dict[tuple[Path, str], Problem] = {}
+    by_place: dict[tuple[Path, str], Problem] = {}
     expected: dict[Path, list[str]] = {}
     everything = error.errors(include_url=False)
     for details in everything[:MOST]:
@@ -97,15 +97,17 @@ def explain(error: ValidationError, model: type[BaseModel], title: str, document
         elif kind in _EXPECTED or kind == "literal_error":
             words = expected.setdefault(path, [])
             words += [word for word in [_expectation(details)] if word not in words]
-            found[path, "type"] = _type_problem(details, path, words, document)  # one for all members of a union
+            by_place[path, "type"] = _type_problem(details, path, words, document)  # one for all members of a union
             continue
         else:
             problem = _value_problem(details, path, document)
-        found[path, problem.message] = problem
-    if more := everything[MOST:]:
-        path = _real_path(more[0]["loc"], document.data)[0]
-        found[path, "more"] = Problem(document.where(path, of_key=True), f"and {len(more)} more problems from here on")
-    return list(found.values())
+        by_place[path, problem.message] = problem
+    if left := everything[MOST:]:
+        path = _real_path(left[0]["loc"], document.data)[0]
+        by_place[path, "more"] = Problem(
+            document.where(path, of_key=True), f"and {len(left)} more problems from here on"
+        )
+    return list(by_place.values())
 
 
 def in_order(problems: list[Problem], milder: list[Problem]) -> list[Problem]:
