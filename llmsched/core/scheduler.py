@@ -44,7 +44,7 @@ def decide(state: State, policies: Policies) -> Plan:
         view = View(state)
         reconcile.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
-        size.run(trial, plan, policies.elasticity, view)  # what each elastic gang should hold
+        size.run(trial, plan, policies, view)  # what each elastic gang should hold
         settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum
         admit.run(trial, plan, policies, view, settled)  # place, shrink, preempt or plan whoever waits
         provision.run(trial, plan)

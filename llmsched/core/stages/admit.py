@@ -25,6 +25,7 @@ from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
 
+NEVER = ("impossible", "over_limit")  # what such a gang does not use is lent
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
 
 
@@ -184,10 +185,11 @@ class Admission:
             line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
         elif personal:
             self._count_look(gang, shape, line)
-        self._keep_guarantee(gang)
+        reason = Reason(*self.refused) if self.refused is not None else gang.reason
+        if reason is None or reason.code not in NEVER:
+            self._keep_guarantee(gang)
         promise = self.calendar.hold_for(gang)
-        if self.refused is not None:
-            reason = Reason(*self.refused)
+        if self.refused is not None and reason is not None:
             if promise is not None:
                 reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
             if personal:
@@ -223,8 +225,9 @@ class Admission:
         branch = quota.branch(spec.queue, flavor)
         if branch is None:
             return
-        idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, 0))
-        if idle > 0:
+        need = place.need_milli(spec, spec.min_size, 0)
+        idle = min(branch.subtree - branch.used, need)
+        if idle > 0 and need <= branch.most():
             self.trial.hold_quota(spec.queue, flavor, idle)
 
 

@@ -13,7 +13,7 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.nodes import Node
 from llmsched.core.policy import Placing, View
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Placement, Workload
@@ -142,16 +142,38 @@ def _with_option(
         found = refused or _in_domains(trial, spec, size, option, policy, view, mask, home)
     else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
         found = NO_ROOM
-        for name, of_flavor in (*capacity.by_flavor.items(), (None, -1)):
-            if name is None and of_flavor != -1:
+        first = spec.groups[0].options
+        several, least = 0, first[min(option, len(first) - 1)].resources.gpus_milli
+        for name, of_flavor in capacity.by_flavor.items():
+            if quota_refusal(trial, spec, name, least) is None:
+                several |= of_flavor
+            if name is None:
                 continue  # nodes without an accelerator
-            refused = quota_refusal(trial, spec, name, need) if of_flavor != -1 else None
+            refused = quota_refusal(trial, spec, name, need)
             found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, home)
             if not isinstance(found, Refused):
                 break
+        if isinstance(found, Refused) and several:
+            mixed = _in_domains(trial, spec, size, option, policy, view, mask & several, home)
+            found = mixed if isinstance(mixed, Refused) else _over_quota(trial, spec, mixed) or mixed
     if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
         return _explain(trial, spec, size, option, mask, found)
     return found
+
+
+def _over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
+    """Why quota forbids a placement on several flavors, if it does: what each row is charged is counted together."""
+    quota, nodes = trial.state.quota, trial.state.nodes
+    need: dict[str, tuple[str | None, int]] = {}
+    for placed in placement:
+        flavor = nodes[placed.node].node.flavor
+        row = quota.row_of(spec.queue, flavor)
+        need[row] = (flavor, need.get(row, (flavor, 0))[1] + amount_of(spec, placed).gpus_milli)
+    for flavor, amount in need.values():
+        refused = quota_refusal(trial, spec, flavor, amount)
+        if refused is not None:
+            return refused
+    return None
 
 
 def _in_domains(

@@ -1,20 +1,26 @@
-"""What each elastic gang, waiting or running, should hold: the elasticity policy's share, kept inside the rules."""
+"""What each elastic gang, waiting or running, should hold: the elasticity policy's share, kept inside the rules.
+
+Priorities come before the policy: those of a higher one share first, and leave the rest, but for what others hold at
+least. Waiting gangs of fixed size have their part kept free, as far as they could start with it.
+"""
 
 from __future__ import annotations
 
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
-from llmsched.core.policy import Elasticity, View
+from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, allowed_sizes, gpus_of
 from llmsched.core.resources import MILLI
-from llmsched.core.stages.place import need_milli
+from llmsched.core.stages.place import Refused, find, need_milli
+from llmsched.core.stages.shrink import without
 from llmsched.core.trial import Trial
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
+STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
 
 
-def run(trial: Trial, plan: Plan, policy: Elasticity, view: View) -> None:
-    state = trial.state
+def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> None:
+    state, policy = trial.state, policies.elasticity
     waiting = [
         state.gangs[name]
         for shape in state.waiting.live.values()
@@ -34,23 +40,31 @@ def run(trial: Trial, plan: Plan, policy: Elasticity, view: View) -> None:
         for name in state.nominated
         if (gang := state.gangs[name]).spec.is_elastic() and gang.nomination is not None
     )
-    capacity = max(0, state.capacity.free_gpus(state.capacity.open) * MILLI + held - _rigid_demand(trial))
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
+    rigid = _rigid_demand(trial, running, policies, view, by_rank)
+    capacity = max(0, state.capacity.free_gpus(state.capacity.open) * MILLI + held - rigid)
     for queue, amount in _entitled(trial, by_queue, capacity).items():
         members = by_queue[queue]
-        for name, size in policy.share(members, amount // MILLI, view).items():
-            gang = state.gangs[name]
-            plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+        left = amount
+        for tier, lower in _tiers(members):
+            kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
+            for name, size in policy.share(tier, max(0, left - kept) // MILLI, view).items():
+                gang = state.gangs[name]
+                plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+            left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
         _cut(plan, members, amount)
     if policy.period_s:
         plan.wake(plan.at + policy.period_s)
 
 
 def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
-    """Whatever the policy said, sizes together stay within the amount (or at their minimum): the newest give first."""
-    bundle = {gang.id: gang.spec.groups[0].options[0].resources.gpus_milli for gang in members}
+    """Whatever the policy said, sizes together stay within the amount (or at their minimum): the lowest
+    priority gives first, then the newest."""
+    bundle = {gang.id: _bundle_milli(gang) for gang in members}
     over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
-    for gang in reversed(members):
+    for gang in sorted(
+        members, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
+    )[::-1]:
         size = plan.sizes.get(gang.id, 0)
         if over <= 0:
             return
@@ -62,13 +76,54 @@ def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
                 return
 
 
-def _rigid_demand(trial: Trial) -> int:
-    """What waiting gangs of fixed size ask for: elastic ones do not grow into it."""
-    total = 0
-    for shape in trial.state.waiting.live.values():
-        if not shape.sample.is_elastic():
-            total += need_milli(shape.sample, shape.sample.min_size, 0) * len(shape.entries)
+def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangState]]]:
+    """Those of one priority and all of a lower one, highest first."""
+    found = []
+    for priority in sorted({gang.spec.priority for gang in members}, reverse=True):
+        tier = [gang for gang in members if gang.spec.priority == priority]
+        found.append((tier, [gang for gang in members if gang.spec.priority < priority]))
+    return found
+
+
+def _rigid_demand(trial: Trial, running: list[GangState], policies: Policies, view: View, by_rank: bool) -> int:
+    """Thousandths of GPUs that waiting gangs of fixed size would start on, if elastic ones held no more than they must
+    and who leaves were gone. One for which that would not be enough is no reason to stay small."""
+    state = trial.state
+    mark, total, tried = trial.mark(), 0, 0
+    shapes = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
+    if shapes:
+        for gang in running:
+            if trial.held(gang) and gang.id not in trial.shrinking:
+                least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
+                trial.hold(gang, least)
+        for name in (*state.vacating, *trial.leaving):
+            if trial.held(state.gangs[name]):
+                trial.hold(state.gangs[name], ())
+    for shape in shapes:
+        need = need_milli(shape.sample, shape.sample.min_size, 0)
+        for number, (_, name) in enumerate(shape.entries):
+            gang = state.gangs[name]
+            if gang.nomination is not None:
+                continue  # its places are taken in the ledgers already
+            if tried >= STARTS_TRIED:
+                total += need * (len(shape.entries) - number)
+                break
+            tried += 1
+            found = find(trial, gang, shape.sample.min_size, policies.placement, view, explain=False)
+            if isinstance(found, Refused):
+                break  # nor would the next of its class
+            trial.hold(gang, found)
+            total += gpus_of(gang.spec, found)
+    trial.rollback(mark)
     return total
+
+
+def _bundle_milli(gang: GangState) -> int:
+    return gang.spec.groups[0].options[0].resources.gpus_milli
+
+
+def _least_milli(gang: GangState) -> int:
+    return gang.spec.min_size * _bundle_milli(gang)
 
 
 def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int) -> dict[str, int]:
