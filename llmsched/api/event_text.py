@@ -26,6 +26,7 @@ from llmsched.core.message import (
 )
 from llmsched.core.records import total_of
 from llmsched.core.render import Names, refer, text
+from llmsched.core.resources import Resources
 from llmsched.core.workload import Option, Placement, Workload
 
 
@@ -123,9 +124,8 @@ def _fact(entry: Any) -> Message | None:
             return say("event.node_draining", node=Ref(NODE, leaving))
         case facts.ForeignUse(node=where, used=used):
             return say("event.foreign_use", used=used, node=Ref(NODE, where))
-        case facts.ExcessUse(used=excess):
-            nodes = tuple(Ref(NODE, node) for node, _ in excess)
-            return say("event.excess", excess=total_of(excess), nodes=nodes) if excess else say("event.excess_over")
+        case facts.ExcessUse(used=taken):
+            return excess(taken) if taken else say("event.excess_over")
         case facts.Bound(attempt=attempt):
             return say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
         case facts.LaunchFailed(attempt=attempt, message=message, event=event):
@@ -198,6 +198,11 @@ def _decision(entry: Any) -> Message | None:
 def _metrics(metrics: tuple[tuple[str, float], ...]) -> Arg:
     shown = tuple(say("metric", name=Quote(name), value=value) for name, value in metrics[:6])
     return say("metrics", metrics=shown) if shown else ()
+
+
+def excess(taken: tuple[tuple[str, Resources], ...]) -> Message:
+    """What an attempt has taken beyond its gang, by node."""
+    return say("event.excess", excess=total_of(taken), nodes=tuple(Ref(NODE, node) for node, _ in taken))
 
 
 def where(placement: Placement) -> tuple[Message, ...]:

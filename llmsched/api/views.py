@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isinf
 from typing import Any
 
@@ -75,7 +75,7 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         user=it.user,
         priority=it.priority,
         phase=phase(found),
-        message=text(found.message, names) or next((why for one in live for why in one.adapter_errors.values()), ""),
+        message=text(found.message, names) or next(_troubles(live, names), ""),
         submitted_at=found.submitted_at,
         finished_at=found.finished_at,
         next_run_at=found.next_run_at,
@@ -93,6 +93,14 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         metrics=dict(found.metrics),
         gangs=[gang(state, one, progress, names) for one in shown],
     )
+
+
+def _troubles(live: Iterable[GangState], names: Names) -> Iterator[str]:
+    """What is to be said of gangs that run, beside how they run."""
+    for one in live:
+        yield from one.adapter_errors.values()
+        if one.excess:
+            yield text(event_text.excess(one.excess), names)
 
 
 def gang(state: State, one: GangState, progress: Progress, names: Names) -> http_models.GangView:

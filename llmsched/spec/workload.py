@@ -164,7 +164,7 @@ _KEY_HINT = (
     "a spec is stored and shown, so a key must not stand in it. Keep it with llmsched secret set NAME, "
     "and write secrets: [NAME]"
 )
-_OURS = re.compile(r"LLMSCHED_|RAY_AUTH_|RAY_ADDRESS$")
+_OURS = re.compile(r"LLMSCHED_|RAY_AUTH_|RAY_ADDRESS$|RAY_JOB_CONFIG_JSON_ENV_VAR$")
 
 
 def _parse_env_value(value: Any) -> Any:

@@ -28,6 +28,7 @@ from llmsched.executors.port import (
     CommandSaid,
     Connected,
     Ended,
+    ExcessSeen,
     ForeignSeen,
     LoadSeen,
     NodeGone,
@@ -55,7 +56,8 @@ class Lab:
         (self.storage / "workdirs").mkdir(parents=True)
         self.workdir = str(self.storage / "workdirs" / "loops.zip")
         with zipfile.ZipFile(self.workdir, "w") as archive:
-            archive.write(Path(__file__).with_name("loops.py"), "loops.py")
+            for name in ("loops.py", "hoard.py"):
+                archive.write(Path(__file__).with_name(name), name)
             self.wheel = write_wheel(home, "greeter", "1.0", "WORD = 'hello from a wheel'\n")
             archive.write(home / self.wheel, self.wheel)
         self.bridge = self.connect()
@@ -125,7 +127,8 @@ def test_every_node_is_seen_with_what_it_has(lab):
 def test_a_task_runs_on_every_node_and_leaves_logs_and_a_receipt(lab):
     say = "import os; print(os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], open('made').read())"
     lab.launch(lab.task("hello/0", ["python", "-c", say], setup=["python", "-c", "open('made', 'w').write('ready')"]))
-    assert lab.until(Ended, "hello/0").outcome == "succeeded"
+    ended = lab.until(Ended, "hello/0")
+    assert ended.outcome == "succeeded", ended
     assert [lab.read(f"hello/0/1/logs/{rank}.log") for rank in range(2)] == ["0 of 2 ready\n", "1 of 2 ready\n"]
     assert json.loads(lab.read("hello/0/1/receipt.json"))["outcome"] == "succeeded"
 
@@ -309,6 +312,54 @@ def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):
         seen = len(lab.bridge.seen)
         somebody.stdin.close()
         assert lab.bridge.until(ForeignSeen, since=seen, node=lab.nodes[0]).gpus == 0.0
+
+
+LEFT = """if True:
+    import json, ray, sys
+    from ray import serve
+    ray.init(address=sys.argv[1], log_to_driver=False)
+    groups = ray.util.placement_group_table().values()
+    print(json.dumps({
+        "gpus": ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0),
+        "actors": [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)],
+        "groups": [one["name"] for one in groups if one["state"] != "REMOVED"],
+        "applications": list(serve.status().applications),
+    }), file=open(sys.argv[2], "w"))
+"""
+
+
+def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab, tmp_path):
+    """A task whose worker is killed with -9, a train loop and a replica that are stopped: each has a daemon without
+    parent, session and environment, and holds half a GPU or a whole one beyond what it was given."""
+    folder = str(tmp_path)
+    run = [sys.executable, "hoard.py", lab.cluster.address, folder]
+    train, app = {"loop": "hoard:loop", "config": {"folder": folder}}, {"app": "hoard:App", "args": {"folder": folder}}
+    for kind, section in ("task", {"run": run}), ("train", train), ("serve", app):
+        given = lab.order(f"hoard-{kind}/0", kind, {kind: section}, lab.nodes[:1], gpus=0.25, workdir=lab.workdir)
+        lab.launch(given)
+    told = {}
+    for kind, gpus in ("task", 1.0), ("train", 0.5), ("serve", 0.5):
+        wait_until((tmp_path / kind).exists, 90, f"{kind} has what it wants")
+        since = time.monotonic()
+        excess = lab.until(ExcessSeen, f"hoard-{kind}/0", timeout=30)
+        while sum(one.gpus for one in excess.used) != gpus:
+            excess = lab.until(ExcessSeen, f"hoard-{kind}/0", since=lab.bridge.seen.index(excess) + 1, timeout=30)
+        print(f"{kind}: {gpus} GPUs of excess were told {max(0.0, lab.bridge.at - since):.1f} s after they were taken")
+        told[kind] = json.loads((tmp_path / kind).read_text())
+
+    os.kill(told["task"]["worker"], signal.SIGKILL)
+    lab.stop("hoard-train/0", "train", grace_s=20.0)
+    lab.stop("hoard-serve/0", "serve", grace_s=1.0)
+    ends = {kind: lab.until(Ended, f"hoard-{kind}/0").outcome for kind in told}
+
+    assert ends == {"task": "failed", "train": "released", "serve": "released"}
+    assert [kind for kind, one in told.items() if not all(map(has_ended, one["children"]))] == []
+    with lab.driver(LEFT, str(tmp_path / "left")) as driver:
+        assert driver.wait(60) == 0
+    left = json.loads((tmp_path / "left").read_text())
+    assert left["gpus"] == 0
+    assert [name for names in (left["actors"], left["groups"]) for name in names if "hoard" in name] == []
+    assert [name for name in left["applications"] if "hoard" in name] == []
 
 
 def test_capacity_that_is_asked_for_reaches_rays_autoscaler_until_it_is_withdrawn(lab):

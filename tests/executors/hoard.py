@@ -1,0 +1,86 @@
+"""Work that takes and leaves what it can, on its node and in Ray, beyond what its gang was given."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ray
+
+from llmsched.runtime import elastic
+
+HALF = {"num_gpus": 0.5, "num_cpus": 0}
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+class Nested:
+    def ping(self):
+        return "pong"
+
+
+def nested(**options):
+    made = ray.remote(Nested).options(**HALF, **options).remote()
+    ray.get(made.ping.remote())
+    return made
+
+
+def daemon():
+    """A child that lost its parent, its session and its environment; its pid."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        child = subprocess.Popen(SLEEP, start_new_session=True, env={})
+        os.write(writing, str(child.pid).encode())
+        os._exit(0)
+    os.wait()
+    return int(os.read(reading, 20))
+
+
+def tell(folder, name, **facts):
+    draft = Path(folder) / f".{name}"
+    draft.write_text(json.dumps(facts))
+    draft.rename(Path(folder) / name)
+
+
+def command(address, folder):
+    """A Ray driver of a user's own: what it makes is to outlive it."""
+    from ray.util.placement_group import placement_group
+
+    children = [daemon(), os.getpid()]
+    ray.init(address=address, namespace="hoard", log_to_driver=False)
+    nested(name="hoarded", lifetime="detached")
+    ray.get(placement_group([{"GPU": 0.5}], name="hoarded", lifetime="detached").ready())
+    tell(folder, "task", children=children, worker=os.getppid())
+    time.sleep(600)
+
+
+def loop(config):
+    children, mine = [daemon()], nested()
+    tell(config["folder"], "train", children=children, worker=os.getpid())
+    while not elastic.should_stop():
+        time.sleep(0.1)
+    assert mine
+    raise elastic.Stopped(0)
+
+
+class App:
+    def __init__(self, folder):
+        self._children = [daemon()]
+        threading.Thread(target=self._deploy, args=(folder,)).start()
+
+    def _deploy(self, folder):
+        from ray import serve
+
+        model = serve.deployment(Nested).options(name="model", ray_actor_options=dict(HALF))
+        serve.run(model.bind(), name="hoarded", route_prefix=None)
+        tell(folder, "serve", children=self._children, worker=os.getpid())
+
+    def __call__(self, body):
+        return body
+
+
+if __name__ == "__main__":
+    command(*sys.argv[1:])
