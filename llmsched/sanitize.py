@@ -58,9 +58,11 @@ def line(value: Any, limit: int = TEXT_AT_MOST) -> str:
     return text(" ".join(said[: 2 * limit].split()) if "\n" in said or "\t" in said else said, limit)
 
 
-def shown(said: str) -> str:
+def shown(said: str, *, in_json: bool = False) -> str:
     """Readable as a whole, however long: what a terminal would obey or cannot show is spelled out."""
-    return _UNREADABLE.sub(_spelled, said.replace("\r\n", "\n")) if _UNREADABLE.search(said) else said
+    if not _UNREADABLE.search(said):
+        return said
+    return _UNREADABLE.sub(_spelled_in_json if in_json else _spelled, said.replace("\r\n", "\n"))
 
 
 def unicode(said: str) -> str:
@@ -73,6 +75,10 @@ def unicode(said: str) -> str:
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _spelled_in_json(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def loads(written: str | bytes) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 
 @click.command()
@@ -39,11 +39,11 @@ def chat(
         if message is not None:
             said.append({"role": "user", "content": message})
             if show.wants_json():
-                click.echo(json.dumps(model.respond(said, **parameters), indent=2))
+                terminal.echo(json.dumps(model.respond(said, **parameters), indent=2))
             else:
                 _answer(model, said, parameters, no_stream)
             return
-        click.echo(f"Talking to {name}. An empty line, Ctrl-D or Ctrl-C ends it.", err=True)
+        terminal.echo(f"Talking to {name}. An empty line, Ctrl-D or Ctrl-C ends it.", err=True)
         while question := _ask():
             said.append({"role": "user", "content": question})
             said.append({"role": "assistant", "content": _answer(model, said, parameters, no_stream)})
@@ -59,11 +59,11 @@ def _ask() -> str:
 def _answer(model: Any, said: list[dict[str, Any]], parameters: dict[str, Any], no_stream: bool) -> str:
     if no_stream:
         text: str = model.complete(said, **parameters)
-        click.echo(text)
+        terminal.echo(text)
         return text
     pieces = []
     for piece in model.stream(said, **parameters):
         pieces.append(piece)
-        click.echo(piece, nl=False)
-    click.echo()
+        terminal.echo(piece, nl=False)
+    terminal.echo()
     return "".join(pieces)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.client import Client
@@ -111,7 +111,7 @@ def bring_up(
     home.prepare(folder)
     running = home.announced(folder)
     if running is not None:
-        click.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
+        terminal.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
         url = running.url
         if address is None and fake_nodes is None:
             _revive_ray(folder, nodes, url, env)
@@ -122,15 +122,15 @@ def bring_up(
 
 def _print_up(url: str, health: Any, listed: Any) -> None:
     gpus = sum(node.total.gpus for node in listed.nodes)
-    click.echo(f"controller  {url}")
-    click.echo(f"web view    {url}/  (llmsched web prints the way in)")
+    terminal.echo(f"controller  {url}")
+    terminal.echo(f"web view    {url}/  (llmsched web prints the way in)")
     for name, where in sorted(health.urls.items()):
-        click.echo(f"{name:<11} {where}")
-    click.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")
+        terminal.echo(f"{name:<11} {where}")
+    terminal.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")
     if health.isolation.mode == "two-users":
-        click.echo(f"work        runs as {health.isolation.ray_user}, who can read nothing of the controller's")
+        terminal.echo(f"work        runs as {health.isolation.ray_user}, who can read nothing of the controller's")
     elif health.isolation.mode == "single-user":
-        click.echo(f"work        single-user mode, tokens are labels: {health.isolation.why}")
+        terminal.echo(f"work        single-user mode, tokens are labels: {health.isolation.why}")
 
 
 def _storage_of(config: str) -> str | None:
@@ -164,7 +164,7 @@ def _start(
             listen("127.0.0.1", port).close()  # a port that is taken should not cost a start of Ray
         place = placement.choose(folder, ray_user, address=address, storage=storage)
         for line in placement.notes(folder, place, env):
-            click.echo(line, err=True)
+            terminal.echo(line, err=True)
         if address is None:
             before = local_ray.read(folder)
             started_ray = before is None or not before.is_alive()
@@ -313,12 +313,12 @@ def _waiting(what: str) -> Iterator[Callable[[str], None]]:
             yield lambda text: status.update(f"{text} ...")
         return
     said = [what]
-    click.echo(f"{what} ...", err=True)
+    terminal.echo(f"{what} ...", err=True)
 
     def say(text: str) -> None:
         if text != said[0]:
             said[0] = text
-            click.echo(f"{text} ...", err=True)
+            terminal.echo(f"{text} ...", err=True)
 
     yield say
 
@@ -333,13 +333,13 @@ def down(keep_ray: bool) -> None:
     folder = default_home()
     had_controller, processes = take_down(folder, keep_ray=keep_ray)
     if show.wants_json():
-        click.echo(json.dumps({"controller": had_controller, "ray_processes": processes}))
+        terminal.echo(json.dumps({"controller": had_controller, "ray_processes": processes}))
     elif not had_controller and not processes:
-        click.echo("Nothing was running here.")
+        terminal.echo("Nothing was running here.")
     else:
         parts = ["the controller"] if had_controller else []
         parts += [f"Ray ({processes} processes)"] if processes else []
-        click.echo(f"Stopped {' and '.join(parts)}. {_what_stays(folder)}")
+        terminal.echo(f"Stopped {' and '.join(parts)}. {_what_stays(folder)}")
 
 
 def _what_stays(folder: Path) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import click
 import httpx
 
-from llmsched.cli import cluster, placement, show
+from llmsched.cli import cluster, placement, show, terminal
 from llmsched.cli.screen import Screen
 from llmsched.client import Client
 from llmsched.client.transport import locate
@@ -74,7 +74,7 @@ def demo(keep: bool, short: bool) -> None:
     if not keep:
         placement.forget(home)
     if show.wants_json():
-        click.echo(json.dumps(measured, indent=2))
+        terminal.echo(json.dumps(measured, indent=2))
 
 
 @contextlib.contextmanager

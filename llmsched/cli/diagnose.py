@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -37,7 +37,7 @@ def diagnose(name: str) -> None:
 
 def _print(view: http_models.DiagnosisView) -> None:
     width = show.out().width
-    click.echo(f"{view.id} ({view.phase}): {view.text}.")
+    terminal.echo(f"{view.id} ({view.phase}): {view.text}.")
     spent = [(name, view.numbers.get(f"{name}_s")) for name in ("waited", "starting", "running")]
     said = [f"{name} {show.duration(value)}" for name, value in spent if isinstance(value, int | float)]
     step, total = view.numbers.get("step"), view.numbers.get("total_steps")
@@ -57,4 +57,4 @@ def _print(view: http_models.DiagnosisView) -> None:
 
 def _wrapped(text: str, first: str, later: str, width: int) -> None:
     if text:
-        click.echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=later))
+        terminal.echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=later))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 OURS = range(2, 6)  # exit codes that mean something of llmsched's own
 SHIFT = 100
@@ -42,16 +40,14 @@ def execute(name: str, command: tuple[str, ...], rank: int, gang: int | None, ti
     with show.connect() as client:
         for line in client.exec(name, command, rank=rank, gang=gang, timeout_s=timeout_s):
             if show.wants_json():
-                click.echo(line.model_dump_json())
+                terminal.echo(line.model_dump_json())
             elif line.stream != "end":
-                stream = sys.stderr if line.stream == "stderr" else sys.stdout
-                stream.write(line.text)
-                stream.flush()
+                terminal.raw(line.text, err=line.stream == "stderr")
             if line.stream == "end":
                 code, said = line.exit_code, line.text
     if code is None:
         raise ClusterError(f"{command[0]!r} did not end by itself: {said or 'the connection ended'}.", code="ended")
     if code in OURS:
-        click.echo(f"{command[0]!r} exited with {code}; told as {SHIFT + code}.", err=True)
+        terminal.echo(f"{command[0]!r} exited with {code}; told as {SHIFT + code}.", err=True)
         code += SHIFT
     click.get_current_context().exit(code)

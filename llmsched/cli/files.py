@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 KINDS = ("train", "serve", "batch", "tune", "task")
 
@@ -23,7 +23,7 @@ def init(kind: str, output: Path | None) -> None:
 
     text = starter(kind)
     if output is None:
-        click.echo(json.dumps({"kind": kind, "text": text}) if show.wants_json() else text, nl=show.wants_json())
+        terminal.echo(json.dumps({"kind": kind, "text": text}) if show.wants_json() else text, nl=show.wants_json())
         return
     try:
         with output.open("x") as file:
@@ -33,7 +33,7 @@ def init(kind: str, output: Path | None) -> None:
     except OSError as error:
         raise RequestError(f"cannot write {output}: {error.strerror}.", code="file") from None
     if show.wants_json():
-        click.echo(json.dumps({"kind": kind, "file": str(output)}))
+        terminal.echo(json.dumps({"kind": kind, "file": str(output)}))
     show.next_commands([(f"llmsched plan -f {output}", "check it"), (f"llmsched apply -f {output}", "run it")])
 
 
@@ -44,7 +44,7 @@ def schema(kind: str | None) -> None:
     """The JSON Schema of a KIND (default: of any workload), for editors."""
     from llmsched.spec.schema import schema as schema_of
 
-    click.echo(json.dumps(schema_of(kind), indent=2))
+    terminal.echo(json.dumps(schema_of(kind), indent=2))
 
 
 @click.command()
@@ -57,8 +57,8 @@ def config(file: str | None) -> None:
 
     def for_people() -> None:
         if file:
-            click.echo(f"Configuration version {view.version} is in force.")
+            terminal.echo(f"Configuration version {view.version} is in force.")
         else:
-            click.echo(json.dumps(view.configuration, indent=2))
+            terminal.echo(json.dumps(view.configuration, indent=2))
 
     show.answer(view, for_people)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -46,7 +46,7 @@ def up(file: Path, yes: bool, storage: str | None, config: str | None, only_chec
     if config:
         launcher.check_config(found, config)
     name, kind = found.data.get("cluster_name"), found.data["provider"].get("type")
-    click.echo(f"{file}: nothing is wrong with it (cluster {name}, provider {kind}).", err=True)
+    terminal.echo(f"{file}: nothing is wrong with it (cluster {name}, provider {kind}).", err=True)
     if only_check:
         return
     if not yes:
@@ -81,7 +81,7 @@ def down(file: Path, yes: bool) -> None:
         click.confirm(f"End {found.data.get('cluster_name')} and all that runs on it?", abort=True, err=True)
     code = launcher.on_head(found, f"{launcher.THERE} down{_json()}")
     if code:
-        click.echo(f"The controller did not end in good order ({code}); Ray is taken down all the same.", err=True)
+        terminal.echo(f"The controller did not end in good order ({code}); Ray is taken down all the same.", err=True)
     launcher.down(found)
 
 

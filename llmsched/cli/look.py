@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -47,7 +47,7 @@ def _print_all(listed: http_models.WorkloadList, health: http_models.Health, eve
     waiting = [view for view in listed.workloads if view.phase == "waiting"]
     ended = [view for view in listed.workloads if view.ended]
     if not listed.workloads:
-        click.echo("There are no workloads yet.")
+        terminal.echo("There are no workloads yet.")
     else:
         table = show.table("NAME", "KIND", "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
         for view in (*active, *waiting, *ended):
@@ -60,9 +60,9 @@ def _print_all(listed: http_models.WorkloadList, health: http_models.Health, eve
         missing = listed.counts.get("waiting", 0) - len(waiting)
         for left, what in ((missing, "wait"), (over - len(ended), "ended")):
             if left > 0:
-                click.echo(f"... and {left} more that {what}; see them with --all.")
+                terminal.echo(f"... and {left} more that {what}; see them with --all.")
     if health.status != "ready":
-        click.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
+        terminal.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
 
 
 def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
@@ -72,8 +72,8 @@ def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
         return
     for place, view in enumerate(waiting):
         if view.reason is not None:
-            click.echo("\n" * (place == 0), nl=False)
-            click.echo(textwrap.fill(f"{view.id} waits: {view.reason.message}", width, subsequent_indent="  "))
+            terminal.echo("\n" * (place == 0), nl=False)
+            terminal.echo(textwrap.fill(f"{view.id} waits: {view.reason.message}", width, subsequent_indent="  "))
 
 
 def _row(view: http_models.WorkloadView) -> tuple[str, ...]:
@@ -172,20 +172,20 @@ def _print_why(view: http_models.WhyView) -> None:
     verb = {"waiting": "waits", "running": "runs", "starting": "starts", "stopping": "stops"}.get(
         view.phase, view.phase
     )
-    click.echo(f"{view.id} {verb}{age}: {view.text}")
+    terminal.echo(f"{view.id} {verb}{age}: {view.text}")
     reason = view.reason
     if reason is not None:
         if reason.counts:
-            click.echo(f"  {show.counts(reason.counts)}")
+            terminal.echo(f"  {show.counts(reason.counts)}")
         if reason.eta is not None:
             basis = f", {reason.eta_basis}" if reason.eta_basis else ""
-            click.echo(f"  Earliest start {show.clock(reason.eta)}{basis}.")
+            terminal.echo(f"  Earliest start {show.clock(reason.eta)}{basis}.")
         if reason.next_change:
-            click.echo(f"  Start sooner: {reason.next_change}")
-        click.echo(f"  Code: {reason.code}")
+            terminal.echo(f"  Start sooner: {reason.next_change}")
+        terminal.echo(f"  Code: {reason.code}")
     if len(view.gangs) > 1:
         for one in view.gangs:
-            click.echo(f"  {one.gang} {one.status}: {one.text}")
+            terminal.echo(f"  {one.gang} {one.status}: {one.text}")
 
 
 @click.command()
@@ -208,7 +208,7 @@ def _print_story(view: http_models.StoryView) -> None:
         passed = line.at - begin
         since = f"{passed:.1f} s" if passed < 100 else show.duration(passed)
         text = f"{_time(line.at)}  +{since:>8}  {who}{line.text}{more}"
-        click.echo(textwrap.fill(text, width, subsequent_indent=" " * 21) if width else text)
+        terminal.echo(textwrap.fill(text, width, subsequent_indent=" " * 21) if width else text)
 
 
 def _without_repeats(lines: list[http_models.StoryLine]) -> list[tuple[http_models.StoryLine, int]]:
@@ -245,11 +245,11 @@ def logs(name: str, follow: bool, tail: int | None, rank: int | None, gang: int 
         several = view.max_size > 1 or len(view.gangs) > 1
         for line in client.logs(name, follow=follow, tail=tail, rank=rank, gang=gang, attempt=attempt):
             if show.wants_json():
-                click.echo(line.model_dump_json())
+                terminal.echo(line.model_dump_json())
             elif line.note:
-                click.echo(line.text, err=True)
+                terminal.echo(line.text, err=True)
             else:
-                click.echo(f"[{line.gang.rpartition('/')[2]}.{line.rank}] {line.text}" if several else line.text)
+                terminal.echo(f"[{line.gang.rpartition('/')[2]}.{line.rank}] {line.text}" if several else line.text)
 
 
 @click.command()
@@ -261,10 +261,10 @@ def events(follow: bool, after: int) -> None:
     with show.connect() as client:
         for event in client.events(after, follow=follow):
             if show.wants_json():
-                click.echo(event.model_dump_json())
+                terminal.echo(event.model_dump_json())
             elif event.text:
                 who = f"{event.gang or event.workload} " if event.gang or event.workload else ""
-                click.echo(f"{event.seq:>6}  {_time(event.at)}  {who}{event.text}")
+                terminal.echo(f"{event.seq:>6}  {_time(event.at)}  {who}{event.text}")
 
 
 @click.command()
@@ -306,7 +306,7 @@ def nodes() -> None:
 
 def _print_nodes(listed: http_models.NodeList) -> None:
     if not listed.nodes:
-        click.echo("No node has joined yet.")
+        terminal.echo("No node has joined yet.")
         _print_node_types(listed)
         return
     table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
@@ -333,4 +333,4 @@ def _print_node_types(listed: http_models.NodeList) -> None:
         price = f", {one.price_per_hour:g} an hour each" if one.price_per_hour else ""
         coming = f", {one.asked - one.here} asked for" if one.asked > one.here else ""
         kind = f"{one.gpus} {one.flavor or 'GPUs'}"
-        click.echo(f"{one.name} ({kind}{price}): {one.here} of at most {one.max} here{coming}")
+        terminal.echo(f"{one.name} ({kind}{price}): {one.here} of at most {one.max} here{coming}")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from llmsched.cli import terminal
+
 # section -> command -> (module:attribute, what it does)
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
@@ -96,7 +98,7 @@ class LazyGroup(click.Group):
             _tell(ctx, error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("\nstopped; what was submitted goes on.", err=True)
+            terminal.echo("\nstopped; what was submitted goes on.", err=True)
             ctx.exit(130)
 
 
@@ -104,15 +106,15 @@ def _tell(ctx: click.Context, error: Any) -> None:
     if (ctx.obj or {}).get("json"):
         from llmsched.api.auth import error_body
 
-        click.echo(error_body(error).model_dump_json(indent=2))
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+        terminal.echo(error_body(error).model_dump_json(indent=2))
+    terminal.error(str(error))
 
 
 def _version(ctx: click.Context, _: Any, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        click.echo(f"llmsched {version('llmsched')}")
+        terminal.echo(f"llmsched {version('llmsched')}")
         ctx.exit()
 
 

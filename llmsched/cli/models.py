@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -53,7 +53,7 @@ def _details(known: list[http_models.ModelVersion]) -> None:
             "live in": ", ".join(f"{place.to} as {place.kind} {place.name}" for place in one.published),
             "lies at": one.artifact,
         }
-        click.echo(one.source)
+        terminal.echo(one.source)
         for word, text in lines.items():
             if text:
-                click.echo(f"  {word:<8} {text}")
+                terminal.echo(f"  {word:<8} {text}")

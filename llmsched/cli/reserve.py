@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -67,7 +67,7 @@ def reserve(
     with show.connect() as client:
         if cancel:
             left = client.end_reservation(name)
-            show.answer(http_models.ReservationList(reservations=left), lambda: click.echo(f"{name} is cancelled."))
+            show.answer(http_models.ReservationList(reservations=left), lambda: terminal.echo(f"{name} is cancelled."))
             return
         entry: dict[str, Any] = {"name": name, "accelerators": accelerators, "duration": duration}
         entry["start"] = start or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -89,7 +89,7 @@ def reservations() -> None:
 
 def _print(found: list[http_models.ReservationView]) -> None:
     if not found:
-        click.echo("Nothing is reserved. llmsched reserve --help says how.")
+        terminal.echo("Nothing is reserved. llmsched reserve --help says how.")
         return
     table = show.table("NAME", "STATE", "OPENS (UTC)", "LASTS", ">GPUS", "FOR")
     for one in found:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmsched.cli import terminal
 from llmsched.client import Client
 from llmsched.errors import LlmschedError
 from llmsched.spec import http_models
@@ -34,7 +35,7 @@ class Screen:
 
     def __init__(self, began: float) -> None:
         self._began = began
-        self._console = Console(file=sys.stderr, highlight=False, emoji=False)
+        self._console = terminal.console(file=sys.stderr)
         if not self._is_terminal():
             self._console.width = WIDTH
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if self._is_terminal() else None

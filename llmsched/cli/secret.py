@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (operators).")
 
@@ -39,7 +39,7 @@ def set_(name: str, file: Path | None, shared: bool) -> None:
     value = _value(name, file)
     with show.connect() as client:
         view = client.set_secret(name, value, shared=shared)
-    show.answer(view, lambda: click.echo(f"{view.name} is set. In a spec: secrets: [{view.name}]"))
+    show.answer(view, lambda: terminal.echo(f"{view.name} is set. In a spec: secrets: [{view.name}]"))
 
 
 def _value(name: str, file: Path | None) -> str:
@@ -85,4 +85,4 @@ def rm(name: str, shared: bool) -> None:
     """Remove NAME. What runs keeps the value it was given; what names it does not start again without it."""
     with show.connect() as client:
         view = client.remove_secret(name, shared=shared)
-    show.answer(view, lambda: click.echo(f"{view.name} is removed."))
+    show.answer(view, lambda: terminal.echo(f"{view.name} is removed."))

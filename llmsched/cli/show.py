@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmsched.cli import terminal
+from llmsched.cli.terminal import wants_json as wants_json
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
+    from rich.console import Console  # noqa: TID251
     from rich.table import Table
 
     from llmsched.client import Client
@@ -44,11 +47,6 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def wants_json() -> bool:
-    context = click.get_current_context(silent=True)
-    return bool(context and (context.find_root().obj or {}).get("json"))
-
-
 def connect() -> Client:
     from llmsched.client import Client
 
@@ -58,21 +56,17 @@ def connect() -> Client:
 def answer(model: BaseModel, for_people: Callable[[], None]) -> None:
     """The model with --json, else what `for_people` prints."""
     if wants_json():
-        click.echo(model.model_dump_json(indent=2))
+        terminal.echo(model.model_dump_json(indent=2))
     else:
         for_people()
 
 
 def out() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False, emoji=False)
+    return terminal.console(soft_wrap=False)
 
 
 def err() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, emoji=False)
+    return terminal.console(stderr=True)
 
 
 def table(*columns: str, last_takes_rest: bool = True) -> Table:
@@ -96,16 +90,13 @@ def table(*columns: str, last_takes_rest: bool = True) -> Table:
 
 def print_table(made: Table) -> None:
     """Without the blanks that would fill every line."""
-    console = out()
-    with console.capture() as shown:
-        console.print(made)
-    click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    terminal.print_drawn(out(), made)
 
 
 def checks(found: Sequence[Any]) -> None:
     """What was looked at: NamedTuples of name, result, detail and hint; as {"checks": [...]} with --json."""
     if wants_json():
-        click.echo(json.dumps({"checks": [check._asdict() for check in found]}, indent=2))
+        terminal.echo(json.dumps({"checks": [check._asdict() for check in found]}, indent=2))
         return
     console = out()
     for name, result, detail, hint in found:
@@ -119,9 +110,9 @@ def next_commands(lines: Iterable[tuple[str, str]]) -> None:
     """What is useful now, on stderr."""
     rows = list(lines)
     width = max((len(command) for command, _ in rows), default=0)
-    click.echo("\nNext:", err=True)
+    terminal.echo("\nNext:", err=True)
     for command, about in rows:
-        click.echo(f"  {command:<{width}}   {about}", err=True)
+        terminal.echo(f"  {command:<{width}}   {about}", err=True)
 
 
 def phase(name: str) -> str:

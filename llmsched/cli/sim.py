@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 FILE = click.Path(path_type=Path)
 
@@ -135,11 +135,11 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
     if out is not None and recorder is not None:
         folder.write(out, found, figures, recorder)
     if show.wants_json():
-        click.echo(json.dumps(figures, indent=2))
+        terminal.echo(json.dumps(figures, indent=2))
         return
-    click.echo(report.table(figures))
+    terminal.echo(report.table(figures))
     if out is not None:
-        click.echo(f"\n{out}/timeline.html shows who held each GPU when, and why each job waited.")
+        terminal.echo(f"\n{out}/timeline.html shows who held each GPU when, and why each job waited.")
 
 
 @sim.command()
@@ -155,14 +155,14 @@ def scenarios(ctx: click.Context, file: Path) -> None:
 
     found = run_file(file)
     if show.wants_json():
-        click.echo(json.dumps(found, indent=2))
+        terminal.echo(json.dumps(found, indent=2))
     else:
         for row in found["results"]:
             if not row["passed"]:
-                click.echo(f"{row['id']}: expected {row['expected']}, got {row['got']}. {row['why']}")
-        click.echo(f"{found['passed']} passed, {found['failed']} failed")
+                terminal.echo(f"{row['id']}: expected {row['expected']}, got {row['got']}. {row['why']}")
+        terminal.echo(f"{found['passed']} passed, {found['failed']} failed")
     for problem in found["problems"]:
-        click.echo(problem, err=True)
+        terminal.echo(problem, err=True)
     if found["failed"]:
         ctx.exit(2 if found["problems"] else 1)
 
@@ -186,25 +186,27 @@ def replay(journal: Path, until: str | None, explain: str | None) -> None:
     if explain:
         found["explain"]["story"] = [{"seq": seq, "at": at, "text": text} for seq, at, text in story if text]
     if show.wants_json():
-        click.echo(json.dumps(found, indent=2))
+        terminal.echo(json.dumps(found, indent=2))
         return
     when = datetime.fromtimestamp(found["at"]).isoformat(sep=" ", timespec="seconds")
     later = f", {found['later_entries']:,} later ones left out" if found["later_entries"] else ""
-    click.echo(f"{found['entries']:,} entries up to {when}{later}; state {found['digest'][:16]}")
-    click.echo(", ".join(f"{count} {phase}" for phase, count in sorted(found["workloads"].items())) or "no workloads")
+    terminal.echo(f"{found['entries']:,} entries up to {when}{later}; state {found['digest'][:16]}")
+    terminal.echo(
+        ", ".join(f"{count} {phase}" for phase, count in sorted(found["workloads"].items())) or "no workloads"
+    )
     for each in found["violations"]:
-        click.echo(f"broken: {each}")
+        terminal.echo(f"broken: {each}")
     if explain:
         about = found["explain"]
-        click.echo(f"\n{about['workload']} is {about['phase']}. {about['message']}".rstrip())
+        terminal.echo(f"\n{about['workload']} is {about['phase']}. {about['message']}".rstrip())
         for line in about["story"]:
             clock = datetime.fromtimestamp(line["at"]).isoformat(sep=" ", timespec="seconds")
-            click.echo(f"  {clock}  {line['text']}")
+            terminal.echo(f"  {clock}  {line['text']}")
         for gang, message in about["waits"].items():
-            click.echo(f"{gang} waits: {message}")
+            terminal.echo(f"{gang} waits: {message}")
         return
     for gang, reason in found["waiting"].items():
-        click.echo(f"{gang} waits: {reason['message']}")
+        terminal.echo(f"{gang} waits: {reason['message']}")
 
 
 @sim.command("import")
@@ -246,14 +248,14 @@ def import_(source: str, file: Path, output: Path | None, profiles: Path | None)
     table.write(found.jobs, target)
     if show.wants_json():
         counts = {"jobs": len(found.jobs), "left_out": found.left_out, "changed": found.changed}
-        click.echo(json.dumps({**counts, "file": str(target)}))
+        terminal.echo(json.dumps({**counts, "file": str(target)}))
         return
-    click.echo(f"{len(found.jobs):,} jobs in {target}")
+    terminal.echo(f"{len(found.jobs):,} jobs in {target}")
     for why, count in sorted(found.left_out.items()):
-        click.echo(f"{count:,} left out: {why}")
+        terminal.echo(f"{count:,} left out: {why}")
     for what, count in sorted(found.changed.items()):
-        click.echo(f"{count:,} {what}")
-    click.echo(f"\nNext: llmsched sim run {shlex.quote(str(target))} --nodes {fleet.enough_for(found.jobs)}")
+        terminal.echo(f"{count:,} {what}")
+    terminal.echo(f"\nNext: llmsched sim run {shlex.quote(str(target))} --nodes {fleet.enough_for(found.jobs)}")
 
 
 def _text(file: Path) -> str:

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 ROLES = ("viewer", "submitter", "auditor", "operator")
 
@@ -38,13 +38,15 @@ def create(user: str, role: str, days: float, trusting: bool) -> None:
     folder = home.prepare(default_home())
     text, record = home.create_token(folder, user, role, days, trusting=trusting)
     if show.wants_json():
-        click.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, "token": text}))
+        terminal.echo(
+            json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, "token": text})
+        )
         return
-    click.echo(text)
+    terminal.echo(text)
     until = show.clock(record.expires or 0)
-    click.echo(f"Token {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
+    terminal.echo(f"Token {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
     if home.single_user(folder):
-        click.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
+        terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
 
 
 @token.command("list")
@@ -57,7 +59,7 @@ def list_() -> None:
     records = home.load_records(default_home())
     if show.wants_json():
         fields = ("id", "user", "role", "created", "expires")
-        click.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
+        terminal.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
         return
     table = show.table("ID", "USER", "ROLE", "EXPIRES", last_takes_rest=False)
     for record in records:
@@ -83,6 +85,6 @@ def revoke(token_id: str) -> None:
         raise RequestError(f'there is no token "{token_id}".', code="unknown_token", hint="See llmsched token list.")
     home.save_records(folder, kept)
     if show.wants_json():
-        click.echo(json.dumps({"revoked": token_id}))
+        terminal.echo(json.dumps({"revoked": token_id}))
     else:
-        click.echo(f"Token {token_id} is revoked.")
+        terminal.echo(f"Token {token_id} is revoked.")

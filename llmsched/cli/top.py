@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,9 +101,7 @@ def top(once: bool, every: float) -> None:
             _print_json(eyes.look())
         elif once or not sys.stdout.isatty():
             console = show.out()
-            with console.capture() as shown:
-                console.print(picture(eyes.look(), console.width, None))
-            click.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+            terminal.print_drawn(console, picture(eyes.look(), console.width, None))
         else:
             _live(eyes, every)
 
@@ -111,7 +109,7 @@ def top(once: bool, every: float) -> None:
 def _print_json(frame: Frame) -> None:
     parts = {"workloads": frame.workloads, "nodes": frame.nodes, "queues": frame.queues, "events": frame.events}
     said = {name: [view.model_dump(mode="json") for view in views] for name, views in parts.items()}  # type: ignore[attr-defined]
-    click.echo(json.dumps({"health": frame.health.model_dump(mode="json"), **said}, indent=2))
+    terminal.echo(json.dumps({"health": frame.health.model_dump(mode="json"), **said}, indent=2))
 
 
 def _live(eyes: Eyes, every: float) -> None:

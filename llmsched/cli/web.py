@@ -13,7 +13,7 @@ import sys
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 
 @click.command()
@@ -38,11 +38,11 @@ def web(opens: bool) -> None:
         file = prepare(default_home()) / "web-view.html"
         write_private(file, f'<meta http-equiv="refresh" content="0;url={html.escape(inside, quote=True)}">\n')
         if not webbrowser.open(file.as_uri()):
-            click.echo("no browser was found here; open the address yourself.", err=True)
+            terminal.echo("no browser was found here; open the address yourself.", err=True)
     if show.wants_json():
-        click.echo(json.dumps({"url": f"{url}/"}))
+        terminal.echo(json.dumps({"url": f"{url}/"}))
     elif sys.stdout.isatty():
-        click.echo(inside)
+        terminal.echo(inside)
     else:
-        click.echo(f"{url}/")
-        click.echo("The page asks for a token; on a terminal this address has yours in it.", err=True)
+        terminal.echo(f"{url}/")
+        terminal.echo("The page asks for a token; on a terminal this address has yours in it.", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmsched.cli import show
+from llmsched.cli import show, terminal
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -121,15 +121,15 @@ def _print_applied(applied: list[http_models.Applied]) -> None:
     for one in applied:
         changed = "changed, rolls out" if one.rolls_out else "changed"
         words = {"created": "submitted", "changed": changed, "unchanged": "unchanged"}
-        click.echo(f"{one.id}: {words[one.outcome]}")
+        terminal.echo(f"{one.id}: {words[one.outcome]}")
         for line in one.diff:
-            click.echo(f"  {line}")
+            terminal.echo(f"  {line}")
 
 
 def _print_ends(views: list[http_models.WorkloadView]) -> None:
     for view in views:
         words = show.numbers(view.metrics, 6) or view.message
-        click.echo(f"{view.id}: {view.phase}" + (f" ({words})" if words else ""))
+        terminal.echo(f"{view.id}: {view.phase}" + (f" ({words})" if words else ""))
 
 
 def _after_apply(applied: list[http_models.Applied]) -> None:
@@ -177,7 +177,9 @@ class Watch:
         phase, at = self._said.get(view.id, ("", 0.0))
         if phase != view.phase or time.monotonic() - at > PLAIN_EVERY_S:
             self._said[view.id] = (view.phase, time.monotonic())
-            click.echo(f"{time.strftime('%H:%M:%S')} {view.id} {view.phase}{f': {words}' if words else ''}", err=True)
+            terminal.echo(
+                f"{time.strftime('%H:%M:%S')} {view.id} {view.phase}{f': {words}' if words else ''}", err=True
+            )
 
     def _draw(self, view: http_models.WorkloadView, words: str) -> None:
         step, total = view.progress.get("step"), view.progress.get("total_steps")
@@ -209,7 +211,7 @@ def cancel(name: str) -> None:
     """Stop a workload for good. A training saves a checkpoint first, an endpoint finishes what it serves."""
     with show.connect() as client:
         view = client.cancel(name)
-    show.answer(view, lambda: click.echo(f"{view.id}: {view.phase}"))
+    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}"))
 
 
 @click.command()
@@ -220,4 +222,4 @@ def scale(name: str, size: int) -> None:
     """Ask for another number of workers or replicas, within what the spec allows."""
     with show.connect() as client:
         view = client.scale(name, size)
-    show.answer(view, lambda: click.echo(f"{view.id}: {view.phase}, asked to hold {size}"))
+    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}, asked to hold {size}"))
