@@ -177,6 +177,7 @@ async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]
                 said |= await everything(it, mine, f"{number} ")
         for other, nothing in ((hidden[0], "nothing-0"), (names["work"], "nothing")):
             said |= await same_as_nothing(it, other, nothing)
+        assert await secret_of(it, key_of(names)) == await secret_of(it, "NO_SUCH_KEY")
         assert await published_to(it, names["app"], "gift-1") == await published_to(it, "nothing", "gift-2")
         full = (await it.ask(AUDITOR, "GET", "/events", params={"follow": False})).text
         assert full.count(names["work"]) > HIDDEN and "another's" not in full
@@ -202,7 +203,7 @@ async def same_as_nothing(it: World, other: str, nothing: str) -> dict[str, str]
 
     async def asked(name: str) -> list[str]:
         told = []
-        for path in ("", "/why", "/story", "/diagnose"):
+        for path in ("", "/why", "/story", "/diagnose", "/logs"):
             told.append((await it.ask(EVE, "GET", f"/workloads/{name}{path}")).text)
         for path, body in (("/cancel", {}), ("/scale", {"size": 1}), ("/exec", {"command": ["true"]})):
             told.append((await it.ask(EVE, "POST", f"/workloads/{name}{path}", json=body)).text)
@@ -215,6 +216,14 @@ async def same_as_nothing(it: World, other: str, nothing: str) -> dict[str, str]
     answers = await asked(other)
     assert answers == await asked(nothing)
     return {f"nothing {number}": text for number, text in enumerate(answers)}
+
+
+async def secret_of(it: World, name: str) -> str:
+    """What is told to whom has no secret of that name, whoever else may have one."""
+    spec = {"name": "keyed", "kind": "task", "queue": "lab", "task": {"run": ["true"]}, "secrets": [name]}
+    answer = await it.ask(EVE, "POST", "/apply", json={"specs": [spec]})
+    assert answer.json()["code"] == "missing_secret"
+    return answer.text.replace(name, "KEY")
 
 
 async def published_to(it: World, name: str, gift: str) -> list[str]:
@@ -248,6 +257,8 @@ def naming(name: str) -> list[dict[str, Any]]:
         {"name": "reads-adapter", "kind": "serve", "queue": "lab", "serve": adapters},
         {"name": "reads-after", "after": [name], **read},
         {"name": "reads-run", "after": [f"{name}@1"], **read},
+        {"name": "reads-version", "kind": "serve", "queue": "lab",
+         "serve": {"model": {"source": f"model://{name}@1"}}, "secrets": ["NOT_SET"]},
         {"name": "reads-both", "after": [name], "secrets": ["NOT_SET"], **read},
         {"name": "reads-publish", "kind": "train", "queue": "lab", "publish": {"to": name},
          "train": {"loop": "mine.train:loop"}, "secrets": ["NOT_SET"]},
