@@ -67,7 +67,7 @@ def data(entry: Any, names: Names) -> dict[str, Any]:
 def plain(record: Any, names: Names) -> Any:
     """Records as JSON data, by the names of their fields; fields that name others' work as `names` has it."""
     if isinstance(record, Message):
-        return reasons.plain(record, names)
+        return reasons.sentence(record, names).model_dump()
     if is_dataclass(record) and not isinstance(record, type):
         marked = _marked(type(record))
         return {

@@ -28,7 +28,7 @@ from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.policy import Policies
 from llmsched.core.records import amount_of
-from llmsched.core.render import Names, text
+from llmsched.core.render import Names
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.state import State
 from llmsched.core.whatif import Forecast, forecast
@@ -165,7 +165,8 @@ def _planned(
     planned.reason = next(
         (reasons.view(gang.reason, names) for gang in forecasts if not gang.starts_now and gang.reason), None
     )
-    planned.others = list(dict.fromkeys(text(what, names) for gang in forecasts for what in gang.others))
+    others = dict.fromkeys(each for gang in forecasts for each in gang.others)
+    planned.others = [reasons.sentence(each, names) for each in others]
     if workload.publish is not None and planned.outcome != "unchanged":
         planned.warnings += _publish_warnings(workload, endpoint)
     return planned

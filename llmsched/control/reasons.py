@@ -31,8 +31,8 @@ def arguments(message: Message, names: Names) -> dict[str, Any]:
     return {name: _plain(value, names) for name, value in message.args}
 
 
-def plain(message: Message, names: Names) -> dict[str, Any]:
-    return {"code": message.code, "args": arguments(message, names), "text": text(message, names)}
+def sentence(message: Message, names: Names) -> http_models.Sentence:
+    return http_models.Sentence(code=message.code, args=arguments(message, names), text=text(message, names))
 
 
 def _plain(value: Arg, names: Names) -> Any:
@@ -43,9 +43,9 @@ def _plain(value: Arg, names: Names) -> Any:
         case Quote(words):
             return words
         case Message():
-            return plain(value, names)
+            return sentence(value, names).model_dump()
         case About(name, message):
-            return plain(message, names) if names.name(Ref(WORKLOAD, name)) is not None else None
+            return sentence(message, names).model_dump() if names.name(Ref(WORKLOAD, name)) is not None else None
         case Option(flavor, resources):
             return {"flavor": flavor, **amounts(resources).model_dump()}
         case Resources():

@@ -93,9 +93,18 @@ class Amounts(Reply):
     custom: dict[str, float] = {}
 
 
+class Sentence(Reply):
+    """`text` is for people. `args` fill the sentence of that `code`: {"kind", "name"} refers to something, whose name
+    is null for who may not see it."""
+
+    code: str
+    args: dict[str, Any] = {}
+    text: str
+
+
 class ReasonView(Reply):
-    """Why something waits. `counts`: filter -> number of nodes (or bundles) it refused. `message` is `detail` and its
-    arguments in words: {"kind", "name"} refers to something, whose name is null for who may not see it."""
+    """Why something waits. `counts`: filter -> number of nodes (or bundles) it refused. `message` is the sentence
+    `detail` with its `args`, which are those of a Sentence."""
 
     code: str
     detail: str = ""  # which sentence of that code
@@ -210,7 +219,7 @@ class Planned(Reply):
     size: int = 0  # it would start with (serve: replicas that would start)
     placement: list[PlacedView] = []
     reason: ReasonView | None = None  # why it would wait, or why it is refused
-    others: list[str] = []  # sentences: whose work would shrink or wait
+    others: list[Sentence] = []  # whose work would shrink or wait
     memory_needed_bytes: int | None = None  # a worker's model, as far as it is known
     warnings: list[str] = []
 
@@ -261,7 +270,7 @@ class StoryLine(Reply):
     at: float
     kind: str  # the entry's type: "Submitted", "Launch", ...
     gang: str | None = None
-    code: str = ""  # of the sentence, with its arguments as in a reason
+    code: str = ""  # and `args`, `text`: of a Sentence
     args: dict[str, Any] = {}
     text: str
 

@@ -284,7 +284,7 @@ def test_nothing_that_an_outsider_is_told_names_anothers_work(fresh: Live) -> No
     eve.apply([task("eves-waits", priority=5, max_runtime="2h", **gpus)])
     fresh.hear("Submitted", "eves-waits")
     planned = eve.plan([task("eves-high", priority=90, **gpus)])
-    assert any("another's workload" in other for other in planned[0].others), planned
+    assert any("another's workload" in other.text for other in planned[0].others), planned
     eve.apply([task("eves-high", priority=90, **gpus)])
     fresh.hear("Bound", "eves-high/0")
     ann.apply([task("canary-top", workers=2, priority=95, **gpus)])
