@@ -36,7 +36,7 @@ def up(file: Path, yes: bool, storage: str | None, config: str | None, only_chec
 
     Looked at first, before a machine is touched: that the file is one of Ray's launcher, that nothing of it is still to
     be changed, that Ray will want a token and its dashboard is on loopback, that keys, tokens, programs and credentials
-    are here.
+    are here, that the controller's login is out of reach of what runs as Ray's user.
     """
     from llmsched.errors import ClusterError
     from llmsched.executors import launcher
@@ -47,13 +47,18 @@ def up(file: Path, yes: bool, storage: str | None, config: str | None, only_chec
         launcher.check_config(found, config)
     name, kind = found.data.get("cluster_name"), found.data["provider"].get("type")
     terminal.echo(f"{file}: nothing is wrong with it (cluster {name}, provider {kind}).", err=True)
+    if not launcher.login(found).sudo:
+        terminal.echo("Controller and Ray run as one user there: single-user mode, tokens are labels.", err=True)
+        terminal.echo(f"For a boundary between them, see metadata.llmsched in {launcher.EXAMPLE}.", err=True)
     if only_check:
         return
     if not yes:
         click.confirm(f"Start {name}? Machines that are rented cost money", abort=True, err=True)
     launcher.up(found)
+    if launcher.login(found).sudo:
+        launcher.install(found)
     command = launcher.start_command(found, storage=storage, config=config)
-    code = launcher.on_head(found, command + _json())
+    code = launcher.on_head(found, " ".join([command, *_json()]))
     if code:
         raise ClusterError(
             f"Ray is up; the controller on its head ended with {code}.",
@@ -79,7 +84,7 @@ def down(file: Path, yes: bool) -> None:
     found = launcher.read(file)
     if not yes:
         click.confirm(f"End {found.data.get('cluster_name')} and all that runs on it?", abort=True, err=True)
-    code = launcher.on_head(found, f"{launcher.THERE} down{_json()}")
+    code = launcher.on_head(found, launcher.command(found, "down", *_json()))
     if code:
         terminal.echo(f"The controller did not end in good order ({code}); Ray is taken down all the same.", err=True)
     launcher.down(found)
@@ -91,19 +96,18 @@ def down(file: Path, yes: bool) -> None:
 @show.json_option
 def status(file: Path, words: tuple[str, ...]) -> None:
     """What runs and waits there, from a laptop: llmsched status, by ssh on the head. WORDS go on to it."""
-    import shlex
-
     from llmsched.errors import ClusterError
     from llmsched.executors import launcher
 
     found = launcher.read(file)
-    given = " ".join([launcher.THERE, "status", *map(shlex.quote, words)]) + _json()
-    code = launcher.on_head(found, f"COLUMNS={shutil.get_terminal_size().columns} {given}")
+    columns = shutil.get_terminal_size().columns
+    given = launcher.command(found, "status", *words, *_json(), columns=columns)
+    code = launcher.on_head(found, given)
     if code == 255:
         raise ClusterError("ssh did not reach the head.", code="ssh", hint="What it said is above.")
     click.get_current_context().exit(code)
 
 
-def _json() -> str:
+def _json() -> list[str]:
     """What the head is asked for as JSON comes from its own command."""
-    return " --json" if show.wants_json() else ""
+    return ["--json"] if show.wants_json() else []

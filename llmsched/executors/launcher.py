@@ -1,7 +1,9 @@
 """Ray's own cluster launcher by its command line: what is wrong with a file, `ray up`, `ray down`, words to the head.
 
-The file is one for `ray up`, such as those in cluster/. Words to other programs are lists; ssh gives the head one fixed
-line. Nothing here is needed by a controller. Start reading at `problems`.
+The file is one for `ray up`, such as those in cluster/. Ray, and so all work, runs as its `auth.ssh_user`. Where
+`metadata: {llmsched: {login: ..., key: ...}}` names a login on the head that may become root, root runs the controller:
+from code in /opt that work cannot change, in a home that work cannot read. Words to other programs are lists; ssh gives
+the head one fixed line. Nothing here is needed by a controller. Start reading at `problems`.
 """
 
 from __future__ import annotations
@@ -20,9 +22,16 @@ from llmsched.errors import ClusterError, Problem, SpecError
 LARGEST = 1 << 20  # bytes of a cluster file
 PORT = 6379  # of Ray's GCS, where the file does not say
 STDERR = 2
-THERE = "~/llmsched/.venv/bin/llmsched"  # where the files in cluster/ put it on the head
+EXAMPLE = "cluster/onprem.yaml"
+RAYS = "~/llmsched"  # where the files in cluster/ put the code, for Ray
+OURS = "/opt/llmsched"  # where we put it on the head, for a controller of root
 # The one that `ray start --head` takes by itself.
-_ITS_ADDRESS = "~/llmsched/.venv/bin/python -c 'import ray; print(ray.util.get_node_ip_address())'"
+_ITS_ADDRESS = "python -c 'import ray; print(ray.util.get_node_ip_address())'"
+_INSTALL = (  # as root, in its folder, with the Python that Ray's nodes have as well
+    "umask 022; test -x .venv/bin/python || python3.11 -m venv .venv"
+    " || (python3 -m venv .uv && .uv/bin/pip install --quiet uv && .uv/bin/uv venv --seed --python 3.11 .venv);"
+    " .venv/bin/pip install --quiet --constraint .ci/constraints.txt --editable '.[models]'"
+)
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "StrictHostKeyChecking=accept-new")
 _NOBODYS = re.compile(r"\b(subnet-0{4}|sg-0{4})|:0{12}:")  # what stands in cluster/aws.yaml for an account's own
@@ -39,6 +48,41 @@ class RayFile(NamedTuple):
     def starts(self, part: str) -> str:
         """The commands of `head_start_ray_commands` or `worker_start_ray_commands` that start Ray."""
         return "\n".join(str(line) for line in self.data.get(part) or () if "ray start" in str(line))
+
+
+class Login(NamedTuple):
+    """Somebody who may log in on the head; `sudo`: and become root there, who runs the controller."""
+
+    user: str
+    key: str | None
+    sudo: bool
+
+    def words(self, file: RayFile) -> list[str]:
+        """ssh and its options."""
+        found = ["ssh", *(part for option in _SSH_OPTIONS for part in ("-o", option))]
+        if self.key:
+            found += ["-i", str(Path(self.key).expanduser())]
+        if proxy := file.data["auth"].get("ssh_proxy_command"):
+            found += ["-o", f"ProxyCommand={proxy}"]
+        return found
+
+    def as_root(self, command: str) -> str:
+        return command if self.user == "root" else f"sudo -n -H {command}"
+
+
+def login(file: RayFile) -> Login:
+    """Whoever starts the controller: an operator, else the user that Ray runs as, which is single-user mode."""
+    given = _operator(file)
+    if given is not None:
+        return Login(str(given.get("login")), str(given.get("key")), True)
+    auth = file.data.get("auth") or {}
+    return Login(str(auth.get("ssh_user")), auth.get("ssh_private_key"), False)
+
+
+def _operator(file: RayFile) -> dict[str, Any] | None:
+    metadata = file.data.get("metadata")
+    found = metadata.get("llmsched") if isinstance(metadata, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def read(path: Path) -> RayFile:
@@ -100,6 +144,7 @@ def problems(file: RayFile) -> Iterator[Problem]:
         hint = "Use 127.0.0.1 and come in by ssh: ray attach -p 8265."
         yield Problem(at("dashboard-host"), f"the dashboard would listen on {host}", hint, "open")
     yield from _files(file, at)
+    yield from _users(file, at)
     yield from _programs(file)
     if file.data["provider"].get("type") == "aws":
         yield from _aws(file, at)
@@ -109,12 +154,8 @@ def _files(file: RayFile, at: Any) -> Iterator[Problem]:
     auth = file.data.get("auth") or {}
     if not auth.get("ssh_user"):
         yield Problem(at("auth"), "nobody is named to log in as", "Set auth.ssh_user.", "auth")
-    key = auth.get("ssh_private_key")
-    if key and not Path(str(key)).expanduser().is_file():
-        yield Problem(at("ssh_private_key"), f"{key} is not there", "ssh-keygen makes one.", "no_file")
-    elif key and Path(str(key)).expanduser().stat().st_mode & 0o077:
-        message = f"{key} is open to others, and ssh will not take it"
-        yield Problem(at("ssh_private_key"), message, f"chmod 600 {key}", "open")
+    if key := auth.get("ssh_private_key"):
+        yield from _key(at("ssh_private_key"), str(key))
     mounts = file.data.get("file_mounts") or {}
     if not any("auth_token" in str(target) for target in mounts) and "get-auth-token" not in str(file.data):
         hint = "Mount it, file_mounts: {~/.ray/auth_token: ~/.ray/auth_token}."
@@ -130,6 +171,34 @@ def _files(file: RayFile, at: Any) -> Iterator[Problem]:
             yield Problem(at(str(source)), f"{source} is empty", f"rm {source}; ray get-auth-token --generate", "auth")
         elif path.name == "auth_token" and path.stat().st_mode & 0o077:
             yield Problem(at(str(source)), f"{source} is open to others", f"chmod 600 {source}", "open")
+
+
+def _key(place: str, key: str) -> Iterator[Problem]:
+    path = Path(key).expanduser()
+    if not path.is_file():
+        yield Problem(place, f"{key} is not there", "ssh-keygen makes one.", "no_file")
+    elif path.stat().st_mode & 0o077:
+        yield Problem(place, f"{key} is open to others, and ssh will not take it", f"chmod 600 {key}", "open")
+
+
+def _users(file: RayFile, at: Any) -> Iterator[Problem]:
+    """That a controller of root is out of reach of what runs as Ray's user."""
+    auth, metadata = file.data.get("auth") or {}, file.data.get("metadata")
+    if not isinstance(metadata, dict) or "llmsched" not in metadata:
+        return
+    given, place = _operator(file), at("llmsched:")
+    if given is None or set(given) != {"login", "key"} or not all(isinstance(one, str) for one in given.values()):
+        hint = "Write llmsched: {login: USER, key: ~/.ssh/KEY}, of somebody who may become root on the head."
+        yield Problem(place, "metadata.llmsched names no login with its key", hint, "auth")
+        return
+    if given["login"] == auth.get("ssh_user"):
+        hint = "Let Ray have a user of its own, without sudo, as auth.ssh_user."
+        yield Problem(place, f"{given['login']} is whom Ray runs as, and so all work", hint, "open")
+    key, rays = Path(given["key"]).expanduser(), auth.get("ssh_private_key")
+    yield from _key(place, given["key"])
+    if rays is None or key.absolute() == Path(str(rays)).expanduser().absolute():
+        hint = "Give auth.ssh_private_key a key of its own: Ray copies it to the head, where work can read it."
+        yield Problem(at("auth"), "the key of Ray's user would let work in as the operator", hint, "open")
 
 
 def _programs(file: RayFile) -> Iterator[Problem]:
@@ -159,7 +228,10 @@ def check_config(file: RayFile, config: str) -> None:
     Raises SpecError with every problem of it."""
     from llmsched.spec import cluster
 
-    for target, source in (file.data.get("file_mounts") or {}).items():
+    mounts = dict(file.data.get("file_mounts") or {})
+    if login(file).sudo:
+        mounts[OURS] = _code(file)
+    for target, source in mounts.items():
         there = f"{str(target).rstrip('/')}/"
         if config.startswith(there):
             path = Path(str(source)).expanduser() / config.removeprefix(there)
@@ -191,20 +263,61 @@ def _ray(words: Sequence[str]) -> None:
         )
 
 
+def _code(file: RayFile) -> str:
+    """Where the checkout is here that Ray's nodes get."""
+    return str((file.data.get("file_mounts") or {}).get(RAYS, "."))
+
+
+def install(file: RayFile) -> None:
+    """Put the code on the head for a controller of root, where nobody else can change it. Raises ClusterError."""
+    who = login(file)
+    excluded = [f"--exclude={one}" for one in file.data.get("rsync_exclude") or (".git", ".venv")]
+    words = ["rsync", "--archive", "--delete", "--chown=root:root", "--chmod=go-w,go+rX", *excluded]
+    words += [f"--rsync-path={who.as_root('rsync')}", "-e", shlex.join(who.words(file))]
+    words += [f"{Path(_code(file)).expanduser()}/", f"{who.user}@{_head(file)}:{OURS}/"]
+    ended = subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode
+    ended = ended or on_head(file, who.as_root(f"sh -c {shlex.quote(f'cd {OURS}; {_INSTALL}')}"))
+    if ended:
+        raise ClusterError(
+            f"llmsched could not be put into {OURS} on the head: that ended with {ended}.",
+            code="controller",
+            hint=f"What it said is above. {who.user} must be able to log in there, and to use sudo without a password.",
+        )
+
+
 def start_command(file: RayFile, *, storage: str | None = None, config: str | None = None) -> str:
     """What starts the controller on the head."""
+    who = login(file)
     options = _options(file.starts("head_start_ray_commands"))
     port = options.get("port", str(PORT))
     address = options.get("node-ip-address")
-    words = ["RAY_AUTH_MODE=token", THERE, "up"]
-    words += ["--address", f"{address}:{port}" if address else f'"$({_ITS_ADDRESS}):{port}"']
+    programs = f"{OURS if who.sudo else RAYS}/.venv/bin"
+    words = [who.as_root("env")] if who.sudo else []
+    words += ["RAY_AUTH_MODE=token", f"{programs}/llmsched", "up"]
+    words += ["--address", f"{address}:{port}" if address else f'"$({programs}/{_ITS_ADDRESS}):{port}"']
+    words += ["--ray-user", shlex.quote(str(file.data["auth"]["ssh_user"]))] if who.sudo else []
     for option, value in (("--storage", storage), ("--config", config)):
         words += [option, _quoted(value)] if value else []
     return " ".join(words)
 
 
+def command(file: RayFile, *words: str, columns: int = 80) -> str:
+    """A command of llmsched to the controller on the head, for a terminal of so many columns."""
+    who = login(file)
+    programs = f"{OURS if who.sudo else RAYS}/.venv/bin"
+    line = " ".join([f"COLUMNS={columns}", f"{programs}/llmsched", *map(shlex.quote, words)])
+    return who.as_root(f"env {line}") if who.sudo else line
+
+
 def on_head(file: RayFile, command: str) -> int:
     """Run a line on the head by ssh; its exit code. 255 is ssh's own. Raises ClusterError when there is no head."""
+    who = login(file)
+    words = [*who.words(file), f"{who.user}@{_head(file)}", command]
+    return subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def _head(file: RayFile) -> str:
+    """Its address. Raises ClusterError when there is none."""
     asked = subprocess.run(
         [*_RAY, "get-head-ip", str(file.path)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -216,14 +329,7 @@ def on_head(file: RayFile, command: str) -> int:
             code="no_head",
             hint=f"Start it: llmsched cluster up {file.path}",
         )
-    auth = file.data["auth"]
-    words = ["ssh", *(part for option in _SSH_OPTIONS for part in ("-o", option))]
-    if auth.get("ssh_private_key"):
-        words += ["-i", str(Path(auth["ssh_private_key"]).expanduser())]
-    if auth.get("ssh_proxy_command"):
-        words += ["-o", f"ProxyCommand={auth['ssh_proxy_command']}"]
-    done = subprocess.run([*words, f"{auth['ssh_user']}@{said[-1]}", command], stdin=subprocess.DEVNULL, check=False)
-    return done.returncode
+    return said[-1]
 
 
 def _quoted(path: str) -> str:

@@ -37,8 +37,8 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("ray", "ssh", "rsync"):
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
-    for path, text in ((".ssh/id_ed25519", "key"), (".ray/auth_token", "token")):
-        (tmp_path / path).parent.mkdir()
+    for path, text in ((".ssh/id_ed25519", "key"), (".ssh/llmsched-ray", "key"), (".ray/auth_token", "token")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
         (tmp_path / path).chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -64,6 +64,13 @@ def changed(tmp_path: Path, name: str = "onprem.yaml", *changes: tuple[str, str]
     return str(tmp_path / name)
 
 
+def one_user(tmp_path: Path) -> str:
+    """cluster/onprem.yaml without a login for the controller."""
+    text = (CLUSTER / "onprem.yaml").read_text()
+    begin = text.index("metadata:\n")
+    return changed(tmp_path, "onprem.yaml", (text[begin : text.index("\n\n", begin)].replace("# CHANGE", "# mine"), ""))
+
+
 def run(*words: str) -> Any:
     return CliRunner().invoke(cli, ["cluster", *words])
 
@@ -72,17 +79,43 @@ def test_up_starts_ray_and_then_the_controller_on_its_head(there: Any, tmp_path:
     file = changed(tmp_path)
     done = run("up", "--yes", file, "--storage", "s3://bucket/a b", "--config", "~/llmsched/cluster/llmsched.yaml")
     assert done.exit_code == 0, done.output
-    up, head, ssh = there()
+    up, head, rsync, _, install, _, ssh = there()
     assert up == ["ray", "up", "--yes", file]
     assert head == ["ray", "get-head-ip", file]
-    assert ssh[0] == "ssh" and ssh[-2] == "llmsched@10.0.0.10"
+    assert rsync[0] == "rsync" and rsync[-2:] == ["./", "admin@10.0.0.10:/opt/llmsched/"]
+    assert {"--chown=root:root", "--chmod=go-w,go+rX", "--rsync-path=sudo -n -H rsync"} <= set(rsync)
+    assert install[-1].startswith("sudo -n -H sh -c 'cd /opt/llmsched; umask 022; ")
+    assert ssh[0] == "ssh" and ssh[-2] == "admin@10.0.0.10"
     assert ssh[ssh.index("-i") + 1] == str(tmp_path / ".ssh/id_ed25519")
     assert ssh[-1] == (
-        "RAY_AUTH_MODE=token ~/llmsched/.venv/bin/llmsched up --address "
-        "\"$(~/llmsched/.venv/bin/python -c 'import ray; print(ray.util.get_node_ip_address())'):6379\" "
-        "--storage 's3://bucket/a b' --config ~/llmsched/cluster/llmsched.yaml"
+        "sudo -n -H env RAY_AUTH_MODE=token /opt/llmsched/.venv/bin/llmsched up --address "
+        "\"$(/opt/llmsched/.venv/bin/python -c 'import ray; print(ray.util.get_node_ip_address())'):6379\" "
+        "--ray-user llmsched-ray --storage 's3://bucket/a b' --config ~/llmsched/cluster/llmsched.yaml"
     )
     assert f"llmsched cluster status {file}" in done.output
+    assert "single-user" not in done.output
+
+
+def test_without_a_login_of_its_own_the_controller_runs_as_ray_does_and_that_is_said(
+    there: Any, tmp_path: Path
+) -> None:
+    done = run("up", "--yes", one_user(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "single-user mode, tokens are labels" in done.output and "cluster/onprem.yaml" in done.output
+    *_, ssh = there()
+    assert ssh[-2] == "llmsched-ray@10.0.0.10"
+    assert ssh[-1].startswith("RAY_AUTH_MODE=token ~/llmsched/.venv/bin/llmsched up --address ")
+    assert "--ray-user" not in ssh[-1]
+
+
+def test_a_head_that_the_code_cannot_be_put_on_gets_no_controller(
+    there: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSYNC_CODE", "12")
+    done = run("up", "--yes", changed(tmp_path))
+    assert done.exit_code == 4 and "could not be put into /opt/llmsched on the head" in done.output
+    assert "admin must be able to log in there, and to use sudo" in done.output
+    assert there()[-1][0] == "rsync"
 
 
 def test_the_address_that_the_file_gives_to_ray_is_the_one_to_join(tmp_path: Path) -> None:
@@ -96,7 +129,10 @@ def test_status_is_the_heads_and_so_is_its_exit_code(
     file = changed(tmp_path)
     assert run("status", file, "--json").exit_code == 0
     assert "WORKLOADS OF THE HEAD" in capfd.readouterr().out
-    assert there()[-1][-1].endswith("~/llmsched/.venv/bin/llmsched status --json")
+    assert there()[-1][-1] == "sudo -n -H env COLUMNS=80 /opt/llmsched/.venv/bin/llmsched status --json"
+    assert run("status", one_user(tmp_path), "--json").exit_code == 0
+    assert there()[-1][-1] == "COLUMNS=80 ~/llmsched/.venv/bin/llmsched status --json"
+    file = changed(tmp_path)
     run("status", file, "my model; reboot")
     assert there()[-1][-1].endswith("llmsched status 'my model; reboot'")
     monkeypatch.setenv("SSH_CODE", "3")
@@ -117,7 +153,7 @@ def test_down_ends_the_work_first_and_ray_whatever_happens(
     done = run("down", "--yes", file)
     assert done.exit_code == 0 and "Ray is taken down all the same" in done.output
     _, ssh, down = there()
-    assert ssh[-1] == "~/llmsched/.venv/bin/llmsched down" and down == ["ray", "down", "--yes", file]
+    assert ssh[-1].endswith("/opt/llmsched/.venv/bin/llmsched down") and down == ["ray", "down", "--yes", file]
 
 
 def test_nothing_is_done_without_a_yes(there: Any, tmp_path: Path) -> None:
@@ -144,7 +180,13 @@ def test_a_launcher_that_fails_is_a_cluster_that_did_not_do_as_asked(
         ([("--port=6379", "--port=6379 --node-ip-address=0.0.0.0")], "it would listen for everybody"),
         ([("ray start --head", "ray start")], "no command starts Ray's head"),
         ([("id_ed25519", "id_nobody")], "id_nobody is not there"),
-        ([("  ssh_user: llmsched ", "  nobody: 1 ")], "nobody is named to log in as"),
+        ([("_key: ~/.ssh/llmsched-ray", "_key: ~/.ssh/id_nobody")], "id_nobody is not there"),
+        ([("  ssh_user: llmsched-ray ", "  nobody: 1 ")], "nobody is named to log in as"),
+        ([("login: admin", "login: llmsched-ray")], "llmsched-ray is whom Ray runs as, and so all work"),
+        ([("_key: ~/.ssh/llmsched-ray", "_key: ~/.ssh/id_ed25519")], "would let work in as the operator"),
+        ([("  ssh_private_key: ~/.ssh/llmsched-ray\n", "")], "would let work in as the operator"),
+        ([("login: admin, ", "")], "names no login with its key"),
+        ([("{login: admin, key: ~/.ssh/id_ed25519}", "admin")], "names no login with its key"),
         ([("~/.ray/auth_token\nrsync", "~/.ray/another\nrsync")], "~/.ray/another is not there"),
         ([("  ~/.ray/auth_token: ~/.ray/auth_token\n", "")], "no node gets a token"),
         ([("idle_timeout", "docker: {run_options: [-p 0.0.0.0:80:80]}\nidle_timeout")], "let everybody in"),
@@ -186,7 +228,7 @@ def test_our_files_are_refused_until_they_are_changed_and_fine_then(
 
 
 def test_a_token_or_key_that_others_can_read_or_that_is_empty_is_refused(there: Any, tmp_path: Path) -> None:
-    for path in (".ray/auth_token", ".ssh/id_ed25519"):
+    for path in (".ray/auth_token", ".ssh/id_ed25519", ".ssh/llmsched-ray"):
         (tmp_path / path).chmod(0o644)
         said = run("up", "--check", changed(tmp_path)).output
         assert "open to others" in said and path in said
