@@ -57,8 +57,12 @@ def command(address, folder):
     time.sleep(600)
 
 
+def wait():
+    time.sleep(600)
+
+
 def loop(config):
-    children, mine = [daemon()], nested()
+    children, mine = [daemon()], [nested(), ray.remote(**HALF)(wait).remote()]
     tell(config["folder"], "train", children=children, worker=os.getpid())
     while not elastic.should_stop():
         time.sleep(0.1)

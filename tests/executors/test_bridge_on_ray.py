@@ -338,7 +338,7 @@ def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab,
         given = lab.order(f"hoard-{kind}/0", kind, {kind: section}, lab.nodes[:1], gpus=0.25, workdir=lab.workdir)
         lab.launch(given)
     told = {}
-    for kind, gpus in ("task", 1.0), ("train", 0.5), ("serve", 0.5):
+    for kind, gpus in ("task", 1.0), ("train", 1.0), ("serve", 0.5):
         wait_until((tmp_path / kind).exists, 90, f"{kind} has what it wants")
         since = time.monotonic()
         excess = lab.until(ExcessSeen, f"hoard-{kind}/0", timeout=30)

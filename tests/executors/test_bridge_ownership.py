@@ -9,7 +9,7 @@ import pytest
 from llmsched.executors.bridge import nodes as module
 from llmsched.executors.bridge.nodes import LASTING_LOOKS, Nodes
 from llmsched.executors.bridge.ownership import Ownership, attempt_name
-from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables
+from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables, Task
 from llmsched.executors.port import ExcessSeen, ForeignSeen, Member
 from llmsched.runtime.containment import METADATA, OWNER, driver_envs, owner_mark
 
@@ -35,9 +35,15 @@ def replica(application: str, **more: Any) -> Actor:
     return actor(f"SERVE_REPLICA::{application}#model#x1", "w-controller", namespace="serve", **more)
 
 
-def owned(*actors: Actor, groups: tuple[Group, ...] = (), jobs: tuple[Job, ...] = (), **more: Any) -> Ownership:
+def owned(
+    *actors: Actor,
+    groups: tuple[Group, ...] = (),
+    jobs: tuple[Job, ...] = (),
+    tasks: tuple[Task, ...] = (),
+    **more: Any,
+) -> Ownership:
     supervisors = (actor(HOG, resources={}), actor(OTHER, resources={}))
-    return Ownership(Tables([Job(HOUSE, {}), *jobs], [*supervisors, *actors], list(groups)), HERE, **more)
+    return Ownership(Tables([Job(HOUSE, {}), *jobs], [*supervisors, *actors], list(groups), tasks), HERE, **more)
 
 
 def names(found: Ownership, attempt: str = HOG) -> list[str]:
@@ -150,7 +156,7 @@ class Look:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[Any] = []
-        self.made, self.strangers, self.asked = 0, 0.0, 0
+        self.made, self.functions, self.strangers, self.asked = 0, 0, 0.0, 0
         monkeypatch.setattr(module.ray, "nodes", lambda: [self.node()])
         monkeypatch.setattr(module, "available_resources_per_node", lambda: {"n1": {"GPU": self.free()}})
         given = {HOG: (Member(0, "n1", gpus=1.0),)}
@@ -160,12 +166,15 @@ class Look:
         return {"NodeID": "n1", "Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
 
     def free(self) -> float:
-        return 3.0 - self.made - self.strangers
+        return 3.0 - self.made - self.functions - self.strangers
 
-    def look_at_owners(self) -> Ownership:
+    def look_at_owners(self, *, with_tasks: bool) -> Ownership:
         self.asked += 1
         own = actor(f"{HOG}/rank-0")
-        return owned(own, *(actor(f"nested-{n}", envs=mark(HOG)) for n in range(self.made)))
+        functions = tuple(
+            Task(HOUSE, "n1", "", mark(HOG), {"GPU": 1.0}) for _ in range(self.functions if with_tasks else 0)
+        )
+        return owned(own, *(actor(f"nested-{n}", envs=mark(HOG)) for n in range(self.made)), tasks=functions)
 
     def after(self, looks: int) -> list[Any]:
         self.said.clear()
@@ -185,6 +194,12 @@ def test_what_an_attempt_takes_beyond_its_gang_is_told_as_its_own(monkeypatch: p
     ]
     look.made = 0
     assert look.after(LASTING_LOOKS) == [ForeignSeen("n1", 0.0, 0.0, 0), ExcessSeen("hog/0", 1, ())]
+
+
+def test_remote_functions_are_asked_for_where_actors_do_not_explain_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look(monkeypatch)
+    look.made, look.functions = 1, 1
+    assert look.after(3 * LASTING_LOOKS)[-1] == ExcessSeen("hog/0", 1, (ForeignSeen("n1", 2.0, 0.0, 0),))
 
 
 def test_what_strangers_take_is_nobody_s_excess(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from llmsched.runtime import containment
 
 ENDS_WITHIN_S = 30.0
 AT_ONCE = 8
+TASKS_EVERY_S = 3.0
 TWICE_APART_S = 5.0  # an order for it may be on its way
 _LOOK_EVERY_S = 0.2
 _POLITE_S = 2.0  # what ends by itself when its maker does has this long
@@ -43,6 +44,8 @@ class Containment:
         self._ending: dict[str, list[Observation]] = {}
         self._is_armed = False
         self._orphans: dict[str, float] = {}
+        self._tasks: tuple[ray_internals.Task, ...] = ()
+        self._tasks_at = -TASKS_EVERY_S
         self._deployers: dict[str, str] = {}
         self._asked_about: set[str] = set()  # replicas of strangers, by actor id
 
@@ -66,9 +69,14 @@ class Containment:
                 return
         self._pool.submit(self._end_and_tell, attempt)
 
-    def look(self) -> Ownership:
-        """Whose is what, now."""
+    def look(self, *, with_tasks: bool = False) -> Ownership:
+        """Whose is what, now; `with_tasks`: remote functions too, as of TASKS_EVERY_S ago at most."""
         tables = ray_internals.tables()
+        if with_tasks:
+            now = time.monotonic()
+            if now - self._tasks_at > TASKS_EVERY_S:
+                self._tasks, self._tasks_at = ray_internals.running_tasks(), now
+            tables = tables._replace(tasks=self._tasks)
         found = Ownership(tables, self._cluster, self._deployers)
         strangers = found.strangers()
         if strangers.keys() <= self._asked_about:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ray
 
@@ -37,6 +37,10 @@ class _Amount(NamedTuple):
 _ByNode = dict[str, _Amount]
 
 
+class Look(Protocol):
+    def __call__(self, *, with_tasks: bool) -> Ownership: ...
+
+
 class Nodes:
     """`given` has the members of every attempt we believe in, by its name; `look_at_owners` says whose is what."""
 
@@ -44,7 +48,7 @@ class Nodes:
         self,
         deliver: Deliver,
         given: Callable[[], dict[str, tuple[Member, ...]]],
-        look_at_owners: Callable[[], Ownership],
+        look_at_owners: Look,
     ) -> None:
         self._deliver, self._given, self._look_at_owners = deliver, given, look_at_owners
         self._known: dict[str, NodeSeen] = {}
@@ -101,12 +105,10 @@ class Nodes:
         """Whose the foreign use is. Nobody is asked while there is none."""
         found: dict[str, _ByNode] = {}
         if any(any(amount) for amount in self._foreign_said.values()):
-            for name, held in self._look_at_owners().held().items():
-                if name in given:
-                    taken = _by_node((one.node, _of_resources(one.resources)) for one in held)
-                    found[name] = {
-                        node: amount.beyond(given[name].get(node, _Amount())) for node, amount in taken.items()
-                    }
+            found = _excess_of(self._look_at_owners(with_tasks=False), given)
+            known = _by_node(item for amounts in found.values() for item in amounts.items())
+            if any(any(amount.beyond(known.get(node, _Amount()))) for node, amount in self._foreign_said.items()):
+                found = _excess_of(self._look_at_owners(with_tasks=True), given)
         for name in self._excess.keys() - given.keys():
             del self._excess[name]
             self._excess_said.pop(name, None)
@@ -124,6 +126,19 @@ class Nodes:
                 gang, _, attempt = gang.rpartition("/")
                 used = tuple(ForeignSeen(node, one.gpus, one.cpus, int(one.memory)) for node, one in lasting.items())
                 self._deliver(ExcessSeen(gang, int(attempt), used))
+
+
+def _excess_of(owned: Ownership, given: dict[str, _ByNode]) -> dict[str, _ByNode]:
+    """What attempts hold beyond what they were given, by attempt."""
+    taken = {
+        name: _by_node((one.node, _of_resources(one.resources)) for one in held)
+        for name, held in owned.held().items()
+        if name in given
+    }
+    return {
+        name: {node: amount.beyond(given[name].get(node, _Amount())) for node, amount in amounts.items()}
+        for name, amounts in taken.items()
+    }
 
 
 def _by_node(amounts: Iterable[tuple[str, _Amount]]) -> _ByNode:

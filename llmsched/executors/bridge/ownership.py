@@ -68,11 +68,16 @@ class Ownership:
         }
 
     def held(self) -> dict[str, list[Held]]:
-        """What is held through Ray, by attempt: its actors, and its groups with all that runs in them."""
+        """What is held through Ray, by attempt: its actors and remote functions, and its groups with all that
+        runs in them."""
         found: dict[str, list[Held]] = {}
         for one in self._tables.actors:
             if (attempt := self._makers[one.id]) and not one.group and one.node:
                 found.setdefault(attempt, []).append(Held(one.node, one.resources))
+        for task in self._tables.tasks:
+            maker = self._attempt(task.envs.get(OWNER, "")) or self._jobs.get(task.job)
+            if maker and task.node and not task.group:
+                found.setdefault(maker, []).append(Held(task.node, task.resources))
         for group in self._tables.groups:
             if attempt := self._attempt_of_group(group):
                 found.setdefault(attempt, []).extend(Held(node, amounts) for node, amounts in group.bundles if node)

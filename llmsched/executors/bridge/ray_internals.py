@@ -16,6 +16,8 @@ from ray.core.generated import gcs_pb2
 
 __all__ = ["Actor", "Group", "Job", "autoscaling_coordinator", "available_resources_per_node", "cluster_id", "tables"]
 
+TASKS_AT_MOST = 10_000
+
 
 class Job(NamedTuple):
     """A driver, also one that has ended. `metadata` is what its `ray.init` was given, by us too."""
@@ -53,10 +55,21 @@ class Group(NamedTuple):
     bundles: tuple[tuple[str, dict[str, float]], ...]  # (node, resources); no node while it is not placed
 
 
+class Task(NamedTuple):
+    """A remote function that runs."""
+
+    job: str
+    node: str
+    group: str
+    envs: dict[str, str]
+    resources: dict[str, float]
+
+
 class Tables(NamedTuple):
     jobs: list[Job]
     actors: list[Actor]
     groups: list[Group]
+    tasks: tuple[Task, ...] = ()  # where they were asked for: `running_tasks`
 
 
 def tables() -> Tables:
@@ -72,15 +85,41 @@ def tables() -> Tables:
     )
 
 
+def running_tasks() -> tuple[Task, ...]:
+    """Remote functions that run now. Asked of Ray's dashboard, by its public state API: not for every look."""
+    from ray.util.state import list_tasks
+
+    found = list_tasks(
+        filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")],
+        limit=TASKS_AT_MOST,
+        detail=True,
+        raise_on_missing_output=False,
+    )
+    return tuple(
+        Task(
+            job=one.job_id,
+            node=one.node_id or "",
+            group=one.placement_group_id or "",
+            envs=_envs_of((one.runtime_env_info or {}).get("serialized_runtime_env", "")),
+            resources=dict(one.required_resources or {}),
+        )
+        for one in found
+    )
+
+
+def _envs_of(runtime_env: str) -> dict[str, str]:
+    try:
+        envs = json.loads(runtime_env or "{}").get("env_vars") or {}
+    except ValueError:
+        return {}
+    return {str(name): str(value) for name, value in envs.items()}
+
+
 def _actor(row: Any) -> Actor:
     # What it asks for is taken as soon as a node has given it a worker, long before it answers.
     is_placed = row.state in (gcs_pb2.ActorTableData.ALIVE, gcs_pb2.ActorTableData.PENDING_CREATION)
     node = row.address.node_id.hex() if is_placed else ""
     node = "" if node.strip("f") == "" else node
-    try:
-        envs = json.loads(row.serialized_runtime_env or "{}").get("env_vars") or {}
-    except ValueError:
-        envs = {}
     return Actor(
         id=row.actor_id.hex(),
         name=row.name,
@@ -92,7 +131,7 @@ def _actor(row: Any) -> Actor:
         node=node,
         group=row.placement_group_id.hex(),
         pid=row.pid,
-        envs={str(name): str(value) for name, value in envs.items()},
+        envs=_envs_of(row.serialized_runtime_env),
         resources=dict(row.required_resources) if node else {},
         is_detached=row.is_detached,
         module=row.function_descriptor.python_function_descriptor.module_name,
