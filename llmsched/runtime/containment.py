@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -103,12 +104,15 @@ class Guard:
         self._answers: list[dict[str, Any]] = []
         self._listener: threading.Thread | None = None
         self._pipe = -1
+        self._mark = ""
         owner = environment.get(OWNER, "")
         if not owner or sys.platform != "linux":
             return
+        self._mark = os.environ[guardian.WORKER] = f"{owner}#{uuid.uuid4().hex}"
         settings = {
             "worker": os.getpid(),
             "owner": owner,
+            "mark": f"{guardian.WORKER}={self._mark}",
             "memory_bytes": memory_bytes,
             "memory_action": memory_action,
             "counts_worker": counts_worker,
@@ -121,7 +125,7 @@ class Guard:
             stdout=subprocess.PIPE,
             start_new_session=True,
             cwd="/",
-            env={name: text for name, text in environment.items() if name != OWNER},  # it must not end itself
+            env={name: text for name, text in environment.items() if name not in (OWNER, guardian.WORKER)},
         )
         beside.wait()  # only its first process, which has left it to the machine's first
         _become_subreaper(True)
@@ -139,13 +143,13 @@ class Guard:
         if self._listener is None:
             return Cleared([], [])
         listener, self._listener = self._listener, None
-        with suppress(OSError):  # it is gone: then so are they, or `clear` finds them
+        with suppress(OSError):  # it is gone
             os.write(self._pipe, b"close\n")
         listener.join(CLOSE_WITHIN_S)
         os.close(self._pipe)
         answer = self._answers[-1] if self._answers else {}
         if "ended" not in answer:  # the guardian was killed
-            return clear(os.environ.get(OWNER, ""), known=_below(os.getpid()))
+            return Cleared(*guardian.end_all(f"{guardian.WORKER}={self._mark}", _below(os.getpid())))
         return Cleared(answer["ended"], answer["left"])
 
     def _listen(self, said: Any) -> None:
@@ -157,15 +161,6 @@ class Guard:
                     self._on_memory(OverMemory(word["memory"], self._asked, word["is_over"]))
 
 
-def clear(owner: str, *, known: set[guardian.Process] | None = None, polite_s: float = 0.0) -> Cleared:
-    """End, on this node, what is left of an owner whose workers are gone; return when nothing is.
-
-    The guardians of its workers do it at once; this is for those that were killed too."""
-    if not owner or sys.platform != "linux":
-        return Cleared([], [])
-    return Cleared(*guardian.end_all(owner, known or set(), polite_s=polite_s))
-
-
 def guardians_of(owner: str) -> int:
     """How many guardians of this owner are at work on this node."""
     mine = json.dumps(owner)
@@ -174,7 +169,7 @@ def guardians_of(owner: str) -> int:
 
 
 def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
-    """All of it, as the bridge asks it of a node: wait for guardians that are at it, then see that nothing is left.
+    """What is left of an attempt on the node where this is called: wait for guardians that are at it, then see to it.
 
     `rays`: pids of workers of Ray's that hold the owner's actors and that Ray does not end."""
     for pid in rays:
@@ -185,7 +180,7 @@ def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
     until = time.monotonic() + CLOSE_WITHIN_S
     while guardians_of(owner) and time.monotonic() < until:
         time.sleep(0.05)
-    return clear(owner)._asdict()
+    return Cleared(*guardian.end_all(f"{OWNER}={owner}", set(), polite_s=0.0))._asdict()
 
 
 def _become_subreaper(is_one: bool) -> None:

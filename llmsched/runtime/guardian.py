@@ -4,7 +4,7 @@ Run as a script (`python -I -S guardian.py SETTINGS`), with the standard library
 milliseconds. It leaves the worker's family first: nothing that ends the worker ends it too. Once a second it looks at
 the worker's descendants, whatever session or group they made, and remembers them by pid and start time; the worker is
 their subreaper, so none leaves its tree while it lives. When the worker is gone, or says "close", it ends all that it
-remembers, all their descendants, and all that bear the owner's mark in their environment, and answers what that was.
+remembers, all their descendants, and all that bear the worker's mark in their environment, and answers what that was.
 
 It never ends what is not the work's: a pid is only a process together with its start time, and Ray's own workers, which
 have the mark as well when the work made them through Ray, are ended by Ray. It also weighs the work's memory (see
@@ -30,7 +30,8 @@ POLITE_S = 1.0  # between SIGTERM and SIGKILL, for what outlived its parent
 PATIENCE_S = 20.0  # for what does not even end by SIGKILL: a process in a system call that hangs
 REPORT_WITHIN_S = 5.0  # the worker has this long to tell why it is being ended
 TOLERANCE, ALLOWANCE_BYTES = 1.25, 128 * 1024**2  # ended above this much of what was asked for, and a Python beside it
-OWNER = "LLMSCHED_OWNED_BY"
+OWNER = "LLMSCHED_OWNED_BY"  # an attempt: all its ranks, and what they made through Ray
+WORKER = "LLMSCHED_STARTED_BY"  # one worker: ranks of one attempt may share a node, and one ends before the other
 
 
 class Process(NamedTuple):
@@ -95,11 +96,11 @@ def _children(pid: int) -> list[int]:
     return children
 
 
-def has_mark(pid: int, owner: str) -> bool:
-    """Whether it was started, by whomever, with the owner's name in its environment; only of our own user's."""
+def has_mark(pid: int, mark: str) -> bool:
+    """Whether it was started, by whomever, with `mark` ("NAME=value") in its environment; only of our own user's."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"{OWNER}={owner}".encode() in file.read().split(b"\0")
+            return mark.encode() in file.read().split(b"\0")
     except OSError:
         return False
 
@@ -140,13 +141,13 @@ def memory_of(pids: set[int], *, exactly: bool) -> int:
 # -- ending ----------------------------------------------------------------------------------------------------------
 
 
-def owned_by(owner: str, known: set[Process], worker: Process | None = None) -> set[Process]:
+def owned_by(mark: str, known: set[Process], worker: Process | None = None) -> set[Process]:
     """All that lives of `known` and of what bears the mark, and all that descends from those or from the worker.
 
     Not the worker, and not who asks."""
     rows = everyone()
     roots = {one.pid for one in known if one.pid in rows and rows[one.pid].started == one.started}
-    roots |= {pid for pid in rows if has_mark(pid, owner) and not is_rays(pid)}
+    roots |= {pid for pid in rows if has_mark(pid, mark) and not is_rays(pid)}
     but = {os.getpid()}
     if worker is not None and worker.pid in rows and rows[worker.pid].started == worker.started:
         but.add(worker.pid)
@@ -176,12 +177,13 @@ def send(process: Process, sign: int) -> None:
 
 
 def end_all(
-    owner: str, known: set[Process], worker: Process | None = None, *, polite_s: float = POLITE_S
+    mark: str, known: set[Process], worker: Process | None = None, *, polite_s: float = POLITE_S
 ) -> tuple[list[str], list[str]]:
-    """End everything of this owner; return the names of what had to be ended, and of what would not end."""
+    """End everything that bears this mark or is known. Returns the names of what had to be ended, and of what did not
+    end."""
     begun = time.monotonic()
     asked: dict[Process, str] = {}
-    while left := owned_by(owner, known, worker):
+    while left := owned_by(mark, known, worker):
         known = known | left  # a child that loses its parent and its mark meanwhile stays known
         now = time.monotonic() - begun
         if now > polite_s + PATIENCE_S:
@@ -224,11 +226,12 @@ class Scale:
 
 
 class Guardian:
-    """settings: worker (pid), owner, memory_bytes, memory_action, counts_worker (its memory is the work's)."""
+    """settings: worker (pid), owner, mark (of the worker's own), memory_bytes, memory_action, counts_worker (its memory
+    is the work's)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._worker = identify(settings["worker"])
-        self._owner: str = settings["owner"]
+        self._mark: str = settings["mark"]
         self._counts_worker: bool = settings["counts_worker"]
         self._scale = Scale(settings["memory_bytes"], settings["memory_action"])
         self._known: set[Process] = set()
@@ -286,7 +289,7 @@ class Guardian:
         send(self._worker, signal.SIGKILL)
 
     def _end(self) -> tuple[list[str], list[str]]:
-        return end_all(self._owner, self._known, self._worker)
+        return end_all(self._mark, self._known, self._worker)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._is_asked_to_end = True

@@ -80,8 +80,8 @@ print("CHILD", pid, flush=True)
 
 
 class Worker:
-    def __init__(self, code: str = "", **settings: object) -> None:
-        self.owner = f"llms/test-{uuid.uuid4().hex[:8]}/0/1@here"
+    def __init__(self, code: str = "", owner: str | None = None, **settings: object) -> None:
+        self.owner = owner or f"llms/test-{uuid.uuid4().hex[:8]}/0/1@here"
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, repr(settings), BORN + code],
             stdin=subprocess.PIPE,
@@ -123,6 +123,7 @@ def worker() -> Iterator[Callable[..., Worker]]:
     for one in begun:
         one.process.kill()
         one.process.communicate()
+    for one in begun:
         wait_until(lambda one=one: not containment.guardians_of(one.owner), what="its guardian goes with it")
         for child in one.children:
             if not has_ended(child):
@@ -162,8 +163,10 @@ def ticks_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
 
-def test_nobody_else_is_ended(worker: Callable[..., Worker]) -> None:
-    mine, other = worker(WILD["in a session of its own"]), worker(WILD["in a session of its own"])
+@pytest.mark.parametrize("owner", [None, "llms/both/0/1@here"], ids=["of other work", "of the same gang"])
+def test_what_another_worker_started_is_not_ended(worker: Callable[..., Worker], owner: str | None) -> None:
+    """Ranks of one gang may share a machine, and one is done before the other."""
+    mine, other = (worker(WILD["in a session of its own"], owner=owner) for _ in range(2))
     mine.do("close", "CLOSED")
     assert has_ended(mine.children[0]) and not has_ended(other.children[0])
 
@@ -177,6 +180,7 @@ def test_ray_s_own_workers_bear_the_mark_and_are_left_to_ray(worker: Callable[..
     )
     try:
         assert eval(one.do("close", "CLOSED")) == ([], [])
+        assert containment.clear_node(one.owner) == {"ended": [], "left": []}
         assert rays.poll() is None
     finally:
         rays.kill()

@@ -137,7 +137,8 @@ class Containment:
                 if one.name.startswith(REPLICA) and not is_late:
                     continue  # Serve ends it, with its requests
                 _kill(one)
-            self._clear(attempt, nodes, [one for one in actors if is_late and not one.name])
+            if is_late and (stubborn := [one for one in actors if not one.name]):
+                self._clear(attempt, nodes, stubborn)
             time.sleep(_LOOK_EVERY_S)
         left += self._clear(attempt, nodes, [])
         if left:
