@@ -180,6 +180,8 @@ def test_ray_s_own_workers_bear_the_mark_and_are_left_to_ray(worker: Callable[..
     )
     try:
         assert eval(one.do("close", "CLOSED")) == ([], [])
+        one.process.kill()
+        one.process.wait()
         assert containment.clear_node(one.owner) == {"ended": [], "left": []}
         assert rays.poll() is None
     finally:
