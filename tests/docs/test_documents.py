@@ -18,6 +18,7 @@ from llmsched.spec.load import load
 ROOT = Path(__file__).resolve().parents[2]
 MAP = ROOT / "llmsched" / "ARCHITECTURE.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
+SECURITY = ROOT / ".github" / "SECURITY.md"
 INSIDE = ("api/README.md", "client/README.md", "sim/RESULTS.md")
 PAGES = [ROOT / "README.md", *(ROOT / "llmsched" / name for name in INSIDE), *sorted(ROOT.glob("examples/*/README.md"))]
 YAML_FILES = sorted(ROOT.glob("examples/*/*.yaml"))
@@ -34,7 +35,7 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 def commands() -> Iterator[tuple[str, bool]]:
     """(what stands after "llmsched", whether it is complete). Comments of cluster/ count: people type those too."""
-    for page in [*PAGES, MAP, CONTRIBUTING, *sorted((ROOT / "cluster").glob("*.yaml")), *YAML_FILES]:
+    for page in [*PAGES, MAP, CONTRIBUTING, SECURITY, *sorted((ROOT / "cluster").glob("*.yaml")), *YAML_FILES]:
         text = page.read_text()
         if page.suffix == ".yaml":
             lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   ")]
@@ -96,7 +97,7 @@ def accepts(text: str, name: str) -> None:
         assert cluster.load(text, name).queues
 
 
-@pytest.mark.parametrize("page", [*PAGES, MAP, CONTRIBUTING], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, MAP, CONTRIBUTING, SECURITY], ids=name_of)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
