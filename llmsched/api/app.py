@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from llmsched.api import examples, routes
+from llmsched.api import examples, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
@@ -36,7 +36,13 @@ def build(
 ) -> FastAPI:
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
     app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
-    app.state.services = routes.Services(controller, isolation or http_models.IsolationView(), ray_user)
+    app.state.uploads = workdirs.Uploads(
+        lambda: results.open_storage(controller.storage, ray_user),
+        lambda: [record.workload.parcel for record in controller.state.workloads.values()],
+    )
+    app.state.services = routes.Services(
+        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user
+    )
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = [*routes.router.routes, *routes.open_router.routes]
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]

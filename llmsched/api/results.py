@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmsched.executors.ray_user import RayUser, acting_as
 from llmsched.runtime.storage import LocalStorage, Storage
@@ -57,6 +57,10 @@ class Theirs(Storage):
     def write(self, key: str, data: bytes) -> None:
         with acting_as(self._user):
             self._storage.write(key, data)
+
+    def write_file(self, key: str, source: BinaryIO) -> None:
+        with acting_as(self._user):
+            self._storage.write_file(key, source)
 
     def append(self, key: str, data: bytes) -> None:
         with acting_as(self._user):

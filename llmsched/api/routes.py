@@ -35,6 +35,7 @@ class Services(NamedTuple):
     """What the routes are given; `controller` is control.controller.Controller."""
 
     controller: Any
+    uploads: workdirs.Uploads
     isolation: http_models.IsolationView = http_models.IsolationView()
     ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
 
@@ -185,7 +186,7 @@ async def apply(
 @router.get("/workdirs/{sha256}")
 async def workdir(sha256: Hex, given: Given, who: Submitter) -> http_models.WorkdirStored:
     """Whether that zip has been uploaded."""
-    known = await asyncio.to_thread(workdirs.find, given.storage, sha256)
+    known = await given.uploads.find(sha256, who.user)
     if known is None:
         raise workdirs.unknown(sha256)
     return known
@@ -202,8 +203,7 @@ ZIP = {
 @router.put("/workdirs/{sha256}", openapi_extra=ZIP)
 async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitter) -> http_models.WorkdirStored:
     """A zip, named by its SHA-256."""
-    content = await request.body()
-    return await asyncio.to_thread(workdirs.keep, given.storage, sha256, content)
+    return await given.uploads.receive(sha256, who.user, request.stream())
 
 
 @router.get("/workloads")

@@ -45,19 +45,22 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
     control = asyncio.create_task(controller.run())
     told = asyncio.create_task(stop.wait())
     begun = asyncio.create_task(controller.started.wait())
-    web = None
+    web = sweeping = None
+    application.state.uploads.drafts = folder
     try:
         # Nothing is answered from a state that is not folded yet.
         await asyncio.wait({control, told, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
             web = asyncio.create_task(server.serve(sockets=[listener]))
+            sweeping = asyncio.create_task(application.state.uploads.sweep_forever())
             home.announce(folder, url_of(listener))
             log.info("answers at %s", url_of(listener))
             await asyncio.wait({control, web, told}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         home.withdraw(folder)
-        for waiter in (told, begun):
-            waiter.cancel()
+        for waiter in (told, begun, sweeping):
+            if waiter is not None:
+                waiter.cancel()
         if not control.done():  # first, because that ends the streams of events
             await controller.stop(stop_everything=application.state.stop_everything)
         if web is not None:

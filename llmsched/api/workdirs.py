@@ -1,59 +1,219 @@
 """Packed workdirs: named by their content, checked on the way in, kept in storage for the workers.
 
-A workdir is a zip of plain files; names that would leave the folder they are unpacked into are refused here, once,
-so that nothing behind this door has to think of them again.
+A workdir is a zip of plain files; names that would leave the folder they are unpacked into are refused here, once, so
+that nothing behind this door has to think of them again. An upload goes to a file as it comes, never into memory, a few
+at once of each user; one that no workload refers to is removed after a while. Start reading at `Uploads`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import io
+import json
+import logging
+import os
+import re
+import tempfile
+import time
 import zipfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, BinaryIO, cast
 
+from llmsched import sanitize
 from llmsched.errors import RequestError, SpecError
 from llmsched.runtime.storage import Storage, check_key
 from llmsched.spec import http_models
 
+log = logging.getLogger("llmsched.api")
 UNPACKED_LIMIT = 2 << 30
 FILES_LIMIT = 50_000
+LIST_LIMIT = FILES_LIMIT * 128  # bytes of a zip's own list of files, which is read as a whole
+AT_ONCE_OF_USER = 2  # uploads; the next ones wait
+AT_ONCE = 8
+WAIT_AT_MOST_S = 20.0
+UNUSED_BYTES_OF_USER = 2 << 30
+KEPT_UNUSED_S = 24 * 3600.0
+LOOK_EVERY_S = 3600.0
+_NAME = re.compile(rf"{http_models.WORKDIR_PREFIX}([0-9a-f]{{64}})")
 
 
 def key(sha256: str) -> str:
     return f"workdirs/{sha256}.zip"
 
 
-def find(storage: Storage, sha256: str) -> http_models.WorkdirStored | None:
-    size = storage.size(key(sha256))
-    return None if size is None else http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=True)
-
-
 def unknown(sha256: str) -> RequestError:
     return RequestError(f"no workdir {sha256[:12]}... has been sent.", code="unknown_workdir", http_status=404)
 
 
-def keep(storage: Storage, sha256: str, content: bytes) -> http_models.WorkdirStored:
-    """Raises SpecError when the content is not what its name says, or not a zip of plain relative files."""
-    known = find(storage, sha256)
-    if known is not None:
-        return known
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise SpecError("the packed workdir is not what its name says.", code="workdir", hint="Send it again.")
-    check(content)
-    storage.write(key(sha256), content)
-    return http_models.WorkdirStored(sha256=sha256, size_bytes=len(content), known=False)
+@dataclass(slots=True)
+class Upload:
+    """`at`: when somebody last sent it or asked for it, in seconds."""
+
+    by: str
+    size: int
+    at: float
 
 
-def check(content: bytes) -> None:
+class Uploads:
+    """Of one storage. `parcels` are those of all workloads that are known: what they name is in use."""
+
+    def __init__(
+        self,
+        storage: Callable[[], Storage],
+        parcels: Callable[[], Iterable[str]],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._storage = storage
+        self._parcels = parcels
+        self._now = now
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._all = asyncio.Semaphore(AT_ONCE)
+        self.drafts: Path | None = None  # a folder on a disk for what is on its way; None: the system's
+
+    async def find(self, sha256: str, user: str) -> http_models.WorkdirStored | None:
+        storage = self._storage()
+        size = await asyncio.to_thread(storage.size, key(sha256))
+        if size is None:
+            return None
+        await asyncio.to_thread(_note, storage, sha256, Upload(user, size, self._now()))
+        return http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=True)
+
+    async def receive(self, sha256: str, user: str, chunks: AsyncIterator[bytes]) -> http_models.WorkdirStored:
+        """Raises SpecError when the content is not what its name says, or not a zip of plain relative files;
+        RequestError (429) when the user has too much that nobody refers to, or too many uploads under way."""
+        known = await self.find(sha256, user)
+        if known is not None:
+            return known
+        storage = self._storage()
+        async with self._turn(user):
+            unused = await asyncio.to_thread(self._unused, storage, list(self._parcels()))
+            if sum(one.size for one in unused.values() if one.by == user) >= UNUSED_BYTES_OF_USER:
+                raise RequestError(
+                    f"{UNUSED_BYTES_OF_USER >> 30} GiB of yours were sent and are used by no workload.",
+                    code="workdir",
+                    hint="Apply what was sent; the rest is removed after a day.",
+                    http_status=429,
+                )
+            with tempfile.TemporaryFile(dir=self.drafts) as file:
+                found = await _written(file, chunks)
+                if found != sha256:
+                    raise SpecError(
+                        "the packed workdir is not what its name says.", code="workdir", hint="Send it again."
+                    )
+                size = await asyncio.to_thread(keep, storage, sha256, file, user, self._now())
+        return http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=False)
+
+    @asynccontextmanager
+    async def _turn(self, user: str) -> AsyncIterator[None]:
+        mine = self._turns.setdefault(user, asyncio.Semaphore(AT_ONCE_OF_USER))
+        try:
+            async with asyncio.timeout(WAIT_AT_MOST_S):
+                await mine.acquire()
+                try:
+                    await self._all.acquire()
+                except BaseException:
+                    mine.release()
+                    raise
+        except TimeoutError:
+            raise RequestError(
+                "too many workdirs are being sent.", code="busy", hint="Try again.", http_status=429, retry_after_s=5.0
+            ) from None
+        try:
+            yield
+        finally:
+            self._all.release()
+            mine.release()
+
+    async def sweep_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep, list(self._parcels()))
+            except Exception:
+                log.exception("unused workdirs could not be removed")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def sweep(self, parcels: list[str]) -> list[str]:
+        """Remove what no workload refers to and nobody has sent or asked for in a while; what it was."""
+        storage = self._storage()
+        old = [name for name, one in self._unused(storage, parcels).items() if self._now() - one.at > KEPT_UNUSED_S]
+        for name in old:
+            storage.delete(key(name))
+            storage.delete(_note_key(name))
+            log.info("workdir %s is removed: no workload refers to it", name)
+        return old
+
+    def _unused(self, storage: Storage, parcels: list[str]) -> dict[str, Upload]:
+        used = {name for parcel in parcels for name in _NAME.findall(parcel)}
+        kept = set(storage.list("workdirs"))
+        names = [one.removeprefix("workdirs/").removesuffix(".zip") for one in sorted(kept) if one.endswith(".zip")]
+        return {name: self._noted(storage, name) for name in names if name not in used}
+
+    def _noted(self, storage: Storage, name: str) -> Upload:
+        try:
+            found = sanitize.loads(storage.read(_note_key(name)))
+            return Upload(str(found["by"]), int(found["size"]), float(found["at"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            first_seen = Upload("", storage.size(key(name)) or 0, self._now())
+            _note(storage, name, first_seen)
+            return first_seen
+
+
+async def _written(file: IO[bytes], chunks: AsyncIterator[bytes]) -> str:
+    """The SHA-256 of what came, which is in `file` now."""
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+        await asyncio.to_thread(file.write, chunk)
+    file.flush()
+    return digest.hexdigest()
+
+
+def keep(storage: Storage, sha256: str, file: IO[bytes], by: str = "", at: float = 0.0) -> int:
+    """Check the zip in an open file and store it; its size. Raises SpecError."""
+    check(file)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    _note(storage, sha256, Upload(by, size, at or time.time()))
+    storage.write_file(key(sha256), cast(BinaryIO, file))
+    return size
+
+
+def _note(storage: Storage, sha256: str, upload: Upload) -> None:
+    storage.write(_note_key(sha256), json.dumps(asdict(upload)).encode())
+
+
+def _note_key(sha256: str) -> str:
+    return f"workdirs/{sha256}.json"
+
+
+class _Bounded:
+    """Refuses to be read into memory at once, as `zipfile` does with the list of what a zip holds."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(LIST_LIMIT + 1 if size < 0 else min(size, LIST_LIMIT + 1))
+        if len(data) > LIST_LIMIT:
+            raise _too_much()
+        return data
+
+    def seekable(self) -> bool:
+        return True
+
+
+def check(content: IO[bytes]) -> None:
+    """Raises SpecError unless it is a zip of plain files, not too many and not too large."""
     try:
-        members = zipfile.ZipFile(io.BytesIO(content)).infolist()
-    except zipfile.BadZipFile:
+        members = zipfile.ZipFile(cast(BinaryIO, _Bounded(content))).infolist()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
         raise SpecError("the packed workdir is not a zip file.", code="workdir") from None
     if len(members) > FILES_LIMIT or sum(member.file_size for member in members) > UNPACKED_LIMIT:
-        raise SpecError(
-            f"the workdir holds more than {FILES_LIMIT} files or {UNPACKED_LIMIT >> 30} GiB.",
-            code="workdir",
-            hint="Keep data out of it: name it by path or uri.",
-        )
+        raise _too_much()
     for member in members:
         kind = member.external_attr >> 28  # of a Unix mode: 8 is a plain file, 4 a folder, 0 not said
         try:
@@ -62,3 +222,11 @@ def check(content: bytes) -> None:
             kind = -1
         if kind not in (0, 4, 8):
             raise SpecError(f"the workdir holds {member.filename!r}, which is no plain file in it.", code="workdir")
+
+
+def _too_much() -> SpecError:
+    return SpecError(
+        f"the workdir holds more than {FILES_LIMIT} files or {UNPACKED_LIMIT >> 30} GiB.",
+        code="workdir",
+        hint="Keep data out of it: name it by path or uri.",
+    )

@@ -17,8 +17,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote, urlsplit
 
 _CHUNK = 1 << 20
@@ -114,6 +115,10 @@ class Storage(ABC):
         """Create or replace, all or nothing, durable on return."""
 
     @abstractmethod
+    def write_file(self, key: str, source: BinaryIO) -> None:
+        """The same with what an open file holds from where it stands, piece by piece."""
+
+    @abstractmethod
     def append(self, key: str, data: bytes) -> None:
         """Add to the end. One writer at a time; S3 has no append and rewrites the object."""
 
@@ -183,6 +188,11 @@ class LocalStorage(Storage):
         staged.replace(self.path(key))
         _sync(self.path(key).parent)
 
+    def write_file(self, key: str, source: BinaryIO) -> None:
+        staged = self._stage(key, source)
+        staged.replace(self.path(key))
+        _sync(self.path(key).parent)
+
     def append(self, key: str, data: bytes) -> None:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,14 +243,14 @@ class LocalStorage(Storage):
         else:
             path.unlink(missing_ok=True)
 
-    def _stage(self, key: str, data: bytes) -> Path:
+    def _stage(self, key: str, data: bytes | BinaryIO) -> Path:
         """`data` in a synced file beside its final place, under a name nobody lists."""
         self.path(key).parent.mkdir(parents=True, exist_ok=True)
         folder = self.root / _STAGING
         folder.mkdir(exist_ok=True)
         staged = folder / uuid.uuid4().hex
         with staged.open("wb") as stream:
-            stream.write(data)
+            shutil.copyfileobj(BytesIO(data) if isinstance(data, bytes) else data, stream, 1 << 20)
             stream.flush()
             os.fsync(stream.fileno())
         return staged
@@ -360,6 +370,10 @@ class S3Storage(Storage):
     def write(self, key: str, data: bytes) -> None:
         with _s3_errors(self.uri):
             self._client.put_object(Body=data, **self._where(key))
+
+    def write_file(self, key: str, source: BinaryIO) -> None:
+        with _s3_errors(self.uri):
+            self._client.upload_fileobj(Fileobj=source, **self._where(key))
 
     def append(self, key: str, data: bytes) -> None:
         found = self.read_versioned(key)

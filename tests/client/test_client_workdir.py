@@ -52,7 +52,7 @@ def test_scripts_stay_executable_and_the_server_accepts_what_was_packed(tmp_path
     content = pack(tmp_path).content
     modes = {one.filename: one.external_attr >> 16 & 0o777 for one in zipfile.ZipFile(io.BytesIO(content)).infolist()}
     assert modes == {"run.sh": 0o755, "plain.py": 0o644}
-    check(content)
+    check(io.BytesIO(content))
 
 
 def test_a_link_inside_is_its_file_and_a_link_outside_is_refused(tmp_path: Path) -> None:

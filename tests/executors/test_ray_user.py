@@ -3,6 +3,7 @@
 import asyncio
 import grp
 import hashlib
+import io
 import json
 import os
 import pwd
@@ -141,7 +142,7 @@ async def _lines(storage):
 @as_root
 def test_what_the_controller_writes_for_work_is_the_works(ray, seen_by_all):
     storage = results.open_storage(str(seen_by_all / "storage"), ray)
-    workdirs.keep(storage, EMPTY_ZIP_SHA256, EMPTY_ZIP)
+    workdirs.keep(storage, EMPTY_ZIP_SHA256, io.BytesIO(EMPTY_ZIP))
     file = seen_by_all / "storage" / "workdirs" / f"{EMPTY_ZIP_SHA256}.zip"
     assert (file.stat().st_uid, file.read_bytes()) == (ray.uid, EMPTY_ZIP)
 
