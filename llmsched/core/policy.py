@@ -178,7 +178,8 @@ class Placing(Protocol):
 
 
 class Preemption(Protocol):
-    """What it costs to evict a victim (None: forbidden). The stage chooses the set, minimally."""
+    """What is lost by evicting a victim, so that sums can be compared (None: forbidden). The stage chooses the set:
+    lower priorities first, and of those the set that loses least."""
 
     def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None: ...
 

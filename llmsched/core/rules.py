@@ -7,6 +7,7 @@ question about one victim at a time; who is chosen, and where room is made, is f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
@@ -96,6 +97,37 @@ class Rules:
     def is_reluctant(self, victim: GangState) -> bool:
         """Whether its queue would rather not be evicted: it goes after everybody else."""
         return victim.spec.queue in self.reluctant
+
+    def seniority(self, victim: GangState, code: str) -> float:
+        """Of equals that may evict one another by age: the older, the larger. Who evicts is always older than who is
+        evicted, so that a cascade ends, and taking the newest keeps it from beginning."""
+        equal = code == IN_QUEUE and victim.spec.priority == self.gang.spec.priority
+        return -victim.submitted_at if equal else -inf
+
+    def excess(self, victim: GangState) -> int:
+        """Thousandths of GPUs that its queue has beyond its own quota."""
+        branch = self._branch(victim)
+        return 0 if branch is None else branch.used - branch.subtree
+
+    def shortfall(self, victim: GangState) -> int:
+        """Thousandths of GPUs that its queue would lack of its own quota if it were taken now."""
+        branch = self._branch(victim)
+        return 0 if branch is None else max(0, branch.subtree - branch.used + gpus_of(victim.spec, victim.held))
+
+    def shortfall_of(self, gone: list[GangState]) -> int:
+        """What queues lack of their own quota now that these have gone."""
+        lacking = {}
+        for victim in gone:
+            branch = self._branch(victim)
+            if branch is not None:
+                lacking[branch.name, self._flavor(victim)] = max(0, branch.subtree - branch.used)
+        return sum(lacking.values())
+
+    def _branch(self, victim: GangState) -> Branch | None:
+        """Of the quota that it is charged to, when that is not the gang's own queue's."""
+        if victim.spec.queue == self.gang.spec.queue or not self.state.quota.enforced:
+            return None
+        return self.state.quota.branch(victim.spec.queue, self._flavor(victim))
 
     def _across(self, queue: str, theirs: int) -> str:
         if self.queues.get(queue, NO_QUEUE).evictable == "no":

@@ -1,9 +1,11 @@
-"""Who must leave so that a waiting gang fits: the smallest set of victims that the rules (core/rules.py) allow.
+"""Who must leave so that a waiting gang fits: of the sets that the rules (core/rules.py) allow, the least loss.
 
-Victims are taken cheapest first until the gang fits *on nodes* and in quota, then spared again, dearest first, as far
-as it still fits; one victim beats several of the same priority. Nobody is evicted unless the gang then really fits.
-Nodes that could hold the whole gang are tried one by one as well, so that victims are not picked all over the cluster.
-Shrinking (shrink.py) comes before this.
+No queue is left with less than its own quota where another set would do, nor one evicted that would rather not be;
+then priority counts, then what is lost. Victims are taken cheapest first until the gang fits *on nodes* and in quota,
+then spared again, dearest first, as far as it still fits; one victim instead of several is taken if it loses no more.
+Of equals in priority, where the rules let them evict one another, the newest goes: it can evict nobody in turn. Nobody
+is evicted unless the gang then really fits. Nodes that could hold the whole gang are tried one by one as well, so that
+victims are not picked all over the cluster. Shrinking (shrink.py) comes before this.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
+LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
+
+Row = tuple[GangState, str]  # who might be a victim, and the reason code
 
 
 @dataclass(slots=True)
@@ -36,11 +41,15 @@ class Choice:
     placement: Placement
     victims: list[GangState]
     why: dict[str, str]
+    shortfall: int = 0  # thousandths of GPUs that queues of victims then lack of their own quota
 
-    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[int, int, int, int]:
+    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[float, ...]:
+        """Of two the smaller one is taken."""
         reluctant = sum(rules.is_reluctant(victim) for victim in self.victims)
         top = max((victim.spec.priority for victim in self.victims), default=-(10**9))
-        return reluctant, top, len(self.victims), sum(cost[victim.id] for victim in self.victims)
+        oldest = max((rules.seniority(victim, self.why[victim.id]) for victim in self.victims), default=0.0)
+        lost = sum(cost[victim.id] for victim in self.victims)
+        return self.shortfall, reluctant, top, oldest, lost, len(self.victims)
 
 
 def run(
@@ -131,11 +140,12 @@ def _choose(
         mask = place.eligible(trial, gang.spec, option) & only
         need = place.need_milli(gang.spec, gang.spec.min_size, option)
         for _ in rules.each_strategy():
-            allowed = _allowed(eligible, rules)
-            if rules.strategy == "inside":
-                own = sum(gpus_of(victim.spec, victim.held) for victim, code in allowed if code == IN_QUEUE)
-                if not rules.can_hold(own):
-                    continue
+            kinds = _allowed(eligible, rules)
+            allowed = [row for rows in kinds for row in rows]
+            if rules.strategy == "inside" and not rules.can_hold(
+                sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
+            ):
+                continue
             short = need - need % MILLI - capacity.free_gpus(mask) * MILLI
             for victim, _ in allowed:
                 if short <= 0:
@@ -148,7 +158,7 @@ def _choose(
                 narrow = scope != mask
                 if best is not None and not narrow:
                     break
-                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, allowed)
+                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, kinds, cost_of)
                 if choice is None:
                     continue
                 if best is None or choice.rank(rules, cost_of) < best.rank(rules, cost_of):
@@ -160,7 +170,7 @@ def _choose(
 
 def _eligible(
     trial: Trial, gang: GangState, rules: Rules, policy: Preemption, view: View
-) -> tuple[list[tuple[GangState, str]], dict[str, int]]:
+) -> tuple[list[Row], dict[str, int]]:
     """Who might be a victim, cheapest first, with the costs. Gangs of one class in one pass share the list."""
     state = trial.state
     shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
@@ -200,7 +210,8 @@ def _eligible(
     def order(row: tuple[GangState, str]) -> tuple[object, ...]:
         victim, code = row
         last, age = rules.is_reluctant(victim), victim.launched_at or 0.0
-        return (last, code == IN_QUEUE, cost_of[victim.id], -age, victim.submitted_at, victim.id)
+        first = (victim.spec.priority, rules.seniority(victim, code), cost_of[victim.id])
+        return (last, code == IN_QUEUE, *first, -age, victim.submitted_at, victim.id)
 
     rows.sort(key=order)
     if shared:
@@ -208,50 +219,48 @@ def _eligible(
     return rows, cost_of
 
 
-def _allowed(eligible: list[tuple[GangState, str]], rules: Rules) -> list[tuple[GangState, str]]:
-    """Who may be taken as things stand. Releasing a victim only lowers its queue's share: who may not be taken now may
-    not be taken later either."""
+def _allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
+    """Who may be taken as things stand, in the order in which kinds are: who holds what belongs to the gang's own
+    branch, who only has a lower priority, who is in its own queue. Releasing a victim only lowers its queue's share:
+    who may not be taken now may not be taken later either."""
     known: dict[tuple[str, int, int, str], str] = {}
-    allowed = []
-    later = []
+    owned: list[Row] = []
+    lower: list[Row] = []
+    own: list[Row] = []
     for row in eligible:
         victim, code = row
-        if code != IN_QUEUE:
-            flavor = rules._flavor(victim) or ""
-            key = (victim.spec.queue, victim.spec.priority, gpus_of(victim.spec, victim.held), flavor)
-            may = known.get(key)
-            if may is None:
-                may = known[key] = rules.now(victim, code)
-            if not may:
-                continue
-            if may == WHILE_BORROWING:  # after those who hold what belongs to the gang's own branch
-                later.append(row)
-                continue
-        allowed.append(row)
-    if not later:
-        return allowed
-    return [*(r for r in allowed if r[1] != IN_QUEUE), *later, *(r for r in allowed if r[1] == IN_QUEUE)]
+        if code == IN_QUEUE:
+            own.append(row)
+            continue
+        flavor = rules._flavor(victim) or ""
+        key = (victim.spec.queue, victim.spec.priority, gpus_of(victim.spec, victim.held), flavor)
+        may = known.get(key)
+        if may is None:
+            may = known[key] = rules.now(victim, code)
+        if may:
+            (lower if may == WHILE_BORROWING else owned).append(row)
+    return [owned, lower, own]
 
 
-def _in_turn(allowed: list[tuple[GangState, str]], rules: Rules) -> Iterator[tuple[GangState, str]]:
+def _in_turn(kinds: list[list[Row]], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
     """Cheapest first, own ones last, unless the gang cannot end inside its quota without them. With fair sharing each
     is taken from the queue that stands highest at that moment; one that would rather not be evicted comes last."""
+    owned, lower, own = kinds
     shares = rules.shares
     if shares is None:
-        if rules.holds():
-            yield from allowed
-            return
         first: dict[str, None] = {}
-        for row in allowed:
-            if row[1] == IN_QUEUE and not rules.holds():
-                first[row[0].id] = None
-                yield row
-        yield from (row for row in allowed if row[0].id not in first)
+        for row in own:
+            if rules.holds():
+                break
+            first[row[0].id] = None
+            yield row
+        yield from _by_excess(owned, rules, cost_of)
+        yield from _by_excess(lower, rules, cost_of)
+        yield from (row for row in own if row[0].id not in first)
         return
-    queues: dict[str, deque[tuple[GangState, str]]] = {}
-    for row in allowed:
+    queues: dict[str, deque[Row]] = {}
+    for row in (*owned, *lower):
         queues.setdefault(row[0].spec.queue, deque()).append(row)
-    mine = queues.pop(rules.gang.spec.queue, deque())
 
     def standing(queue: str) -> tuple[object, ...]:
         victim = queues[queue][0][0]
@@ -262,7 +271,35 @@ def _in_turn(allowed: list[tuple[GangState, str]], rules: Rules) -> Iterator[tup
         yield queues[highest].popleft()
         if not queues[highest]:
             del queues[highest]
-    yield from mine
+    yield from own
+
+
+def _by_excess(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
+    """First who leaves its queue with all it owns; then the cheapest; of those that lose about the same (within a
+    factor of two) the one whose queue has most beyond."""
+    queues: dict[str, list[Row]] = {}
+    for row in rows:
+        queues.setdefault(row[0].spec.queue, []).append(row)
+    number = {row[0].id: index for index, row in enumerate(rows)}
+
+    def key(row: Row) -> tuple[object, ...]:
+        victim = row[0]
+        cost = cost_of[victim.id]
+        loss = (cost.bit_length(), -rules.excess(victim), cost, number[victim.id])
+        return (rules.shortfall(victim) > 0, rules.is_reluctant(victim), victim.spec.priority, *loss)
+
+    while queues:
+        best: Row | None = None
+        for waiting in queues.values():
+            mine = next((row for row in waiting[:LOOKED_AT] if not rules.shortfall(row[0])), waiting[0])
+            if best is None or key(mine) < key(best):
+                best = mine
+        assert best is not None
+        yield best
+        queue = best[0].spec.queue
+        queues[queue].remove(best)
+        if not queues[queue]:
+            del queues[queue]
 
 
 def _least_need(gang: GangState) -> int:
@@ -272,9 +309,7 @@ def _least_need(gang: GangState) -> int:
     return least - least % MILLI
 
 
-def _scopes(
-    trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[tuple[GangState, str]]
-) -> list[int]:
+def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[Row]) -> list[int]:
     """Where to clear room: each required domain; else, when nodes are what is short, the single nodes that the cheapest
     victims clear first; then anywhere."""
     spec = gang.spec
@@ -321,7 +356,8 @@ def _in_scope(
     view: View,
     scope: int,
     narrow: bool,
-    eligible: list[tuple[GangState, str]],
+    kinds: list[list[Row]],
+    cost_of: dict[str, int],
 ) -> Choice | None:
     """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is not
     needed."""
@@ -338,7 +374,7 @@ def _in_scope(
     found: Placement | None = None
     seen = 0
     try:
-        for victim, code in _in_turn(eligible, rules):
+        for victim, code in _in_turn(kinds, rules, cost_of):
             inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
             if not inside and (narrow or not flavor_quota):
                 continue
@@ -370,15 +406,12 @@ def _in_scope(
             else:
                 found = placed
                 chosen.remove(victim)
-        top = max(victim.spec.priority for victim in chosen)
+        choice = Choice(found, chosen, why, rules.shortfall_of(chosen))
         if len(chosen) > 1:
-            willing = eligible[:VICTIMS_CONSIDERED]
-            if rules.reluctant and not any(rules.is_reluctant(victim) for victim in chosen):
-                willing = [row for row in willing if not rules.is_reluctant(row[0])]
-            alone = _alone(trial, start, gang, rules, placing, view, scope, willing, top, need)
-            if alone is not None:
-                return alone
-        return Choice(found, chosen, why)
+            eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
+            for alone in _alone(trial, start, gang, rules, placing, view, scope, eligible, need):
+                choice = min(choice, alone, key=lambda one: one.rank(rules, cost_of))
+        return choice
     finally:
         trial.rollback(start)
 
@@ -391,23 +424,22 @@ def _alone(
     placing: Placing,
     view: View,
     scope: int,
-    eligible: list[tuple[GangState, str]],
-    top: int,
+    eligible: list[Row],
     need: int,
-) -> Choice | None:
-    """One victim of at most that priority, if one is enough."""
+) -> Iterator[Choice]:
+    """One victim, where one is enough."""
     trial.rollback(start)
     free = trial.state.capacity.free_gpus(scope) * MILLI
     for victim, code in eligible:
-        if victim.spec.priority > top or gpus_of(victim.spec, victim.held) + free < need - need % MILLI:
+        if gpus_of(victim.spec, victim.held) + free < need - need % MILLI:
             continue
         code_now = rules.now(victim, code)
         if not code_now:
             continue
         trial.hold(victim, ())
         placed = place.find(trial, gang, rules.size, placing, view, scope, explain=False)
-        holds = rules.holds()
+        fits = rules.holds() and not isinstance(placed, place.Refused)
+        shortfall = rules.shortfall_of([victim])
         trial.rollback(start)
-        if holds and not isinstance(placed, place.Refused):
-            return Choice(placed, [victim], {victim.id: code_now})
-    return None
+        if fits and not isinstance(placed, place.Refused):
+            yield Choice(placed, [victim], {victim.id: code_now}, shortfall)

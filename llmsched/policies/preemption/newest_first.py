@@ -1,4 +1,4 @@
-"""Lowest priority first, then whoever started last: it has done least."""
+"""The one that started last: it has done least."""
 
 from __future__ import annotations
 
@@ -8,5 +8,4 @@ from llmsched.core.records import GangState
 
 class NewestFirst:
     def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
-        ran_ms = int((view.now - (victim.launched_at or view.now)) * 1000)
-        return victim.spec.priority * 10**15 + min(ran_ms, 10**15 - 1)
+        return int((view.now - (victim.launched_at or view.now)) * 1000)

@@ -80,8 +80,8 @@ BUGS = (
     ),
     Bug(
         "eviction_by_name", "armada PR #5053", "core/stages/preempt.py",
-        "        return (last, code == IN_QUEUE, cost_of[victim.id],",
-        "        return (victim.id, code == IN_QUEUE, cost_of[victim.id],",
+        "        return (last, code == IN_QUEUE, *first,",
+        "        return (victim.id, code == IN_QUEUE, *first,",
         f"{DECISIONS}::test_the_cheapest_victim_goes_not_the_first_by_name",
     ),
     Bug(
