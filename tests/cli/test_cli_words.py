@@ -128,27 +128,35 @@ def test_an_error_with_json_is_the_apis_model_on_stdout(run: Run) -> None:
 # --- what is right --------------------------------------------------------------------------------------------------
 
 
+def meanwhile_unchanged(read: Callable[[], Any], act: Callable[[], Any]) -> tuple[Any, Any]:
+    """What `act` gives while `read` stays as it was: what runs reports its progress at any time."""
+    while True:
+        before, given, after = read(), act(), read()
+        if before == after:
+            return given, after
+
+
 def test_json_is_exactly_the_apis_model(controller: Live, run: Run) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
     run("apply", "-f", write("a.yaml", task("modelled")))
     controller.hear("Bound", "modelled")
     with controller.client() as client:
-        expected: dict[tuple[str, ...], Any] = {
-            ("status",): client.workloads(),
-            ("status", "modelled"): client.status("modelled"),
-            ("why", "modelled"): client.why("modelled"),
-            ("story", "modelled"): client.story("modelled"),
-            ("nodes",): client.nodes(),
-            ("queues",): client.queues(),
-            ("config",): client.config(),
-            ("plan", "-f", "a.yaml"): http_models.PlannedList(planned=client.plan("a.yaml")),
+        read: dict[tuple[str, ...], Callable[[], Any]] = {
+            ("status",): client.workloads,
+            ("status", "modelled"): lambda: client.status("modelled"),
+            ("why", "modelled"): lambda: client.why("modelled"),
+            ("story", "modelled"): lambda: client.story("modelled"),
+            ("nodes",): client.nodes,
+            ("queues",): client.queues,
+            ("config",): client.config,
+            ("plan", "-f", "a.yaml"): lambda: http_models.PlannedList(planned=client.plan("a.yaml")),
         }
-        for words, model in expected.items():
-            result = run(*words, "--json")
+        for words, model in read.items():
+            result, answer = meanwhile_unchanged(model, lambda words=words: run(*words, "--json"))
             assert result.exit_code == 0
-            assert json.loads(result.stdout) == model.model_dump(mode="json"), words
-        events = [json.loads(line) for line in run("events", "--json").stdout.splitlines()]
-        assert events == [event.model_dump(mode="json") for event in client.events(follow=False)]
+            assert json.loads(result.stdout) == answer.model_dump(mode="json"), words
+        result, events = meanwhile_unchanged(lambda: list(client.events(follow=False)), lambda: run("events", "--json"))
+        assert [json.loads(line) for line in result.stdout.splitlines()] == [e.model_dump(mode="json") for e in events]
     again = run("apply", "-f", "a.yaml", "--json")
     assert http_models.AppliedList.model_validate_json(again.stdout).applied[0].outcome == "unchanged"
     cancelled = run("cancel", "modelled", "--json")
