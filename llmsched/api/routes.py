@@ -56,7 +56,7 @@ class Caller(NamedTuple):
     """Who asks, and what that person may see and change now."""
 
     token: TokenRecord
-    rights: authorization.Rights
+    permissions: authorization.Permissions
 
     @property
     def user(self) -> str:
@@ -78,7 +78,7 @@ class Found(NamedTuple):
         return self.workload.workload.id
 
     def names(self, state: State) -> authorization.KnownNames:
-        return authorization.KnownNames(state, self.who.rights)
+        return authorization.KnownNames(state, self.who.permissions)
 
 
 def allow(need: str) -> Callable[[Request], Caller]:
@@ -96,9 +96,9 @@ def of_workload(need: str) -> Callable[[str, Request], Found]:
 
     def allowed(name: Name, request: Request) -> Found:
         who = _caller(request, need)
-        found = authorization.find(services(request).controller.state, name, who.rights)
+        found = authorization.find(services(request).controller.state, name, who.permissions)
         if need == "change":
-            authorization.check_change(found, who.rights)
+            authorization.check_change(found, who.permissions)
         return Found(found, who)
 
     allowed.need = need  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ def _caller(request: Request, need: str) -> Caller:
     token: TokenRecord = request.scope["llmsched.token"]
     require(token, need)
     person = authorization.Person(token.user, token.role)
-    return Caller(token, authorization.Rights(person, services(request).controller.state.configuration))
+    return Caller(token, authorization.Permissions(person, services(request).controller.state.configuration))
 
 
 Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
@@ -216,7 +216,7 @@ async def workloads(
     """Newest first."""
     controller = given.controller
     return views.workloads(
-        given.state, controller.progress, controller.health.seq, who.rights, ended=ended, waiting=waiting
+        given.state, controller.progress, controller.health.seq, who.permissions, ended=ended, waiting=waiting
     )
 
 
@@ -309,7 +309,7 @@ async def execute(body: http_models.ExecRequest, given: Given, found: Changed) -
 async def nodes(given: Given, who: Looker) -> http_models.NodeList:
     """Nodes, what is free on them, and who holds what."""
     state = given.controller.state
-    return http_models.NodeList(nodes=views.nodes(state, who.rights), types=views.node_types(state))
+    return http_models.NodeList(nodes=views.nodes(state, who.permissions), types=views.node_types(state))
 
 
 @router.get("/queues")
@@ -321,7 +321,7 @@ async def queues(given: Given, who: Looker) -> http_models.QueueList:
 @router.get("/reservations")
 async def reservations(given: Given, who: Looker) -> http_models.ReservationList:
     """In the order of their windows; those that are over last."""
-    return http_models.ReservationList(reservations=views.reservations(given.state, who.rights))
+    return http_models.ReservationList(reservations=views.reservations(given.state, who.permissions))
 
 
 @router.post("/reservations")
@@ -344,8 +344,8 @@ async def models(
 ) -> http_models.ModelList:
     """Every result of a train workload, the newest version first, with what it was made of."""
     if name is not None:
-        registry.find(given.state, name, sees=who.rights.sees)
-    return http_models.ModelList(models=registry.versions(given.state, name, who.rights.sees))
+        registry.find(given.state, name, sees=who.permissions.sees)
+    return http_models.ModelList(models=registry.versions(given.state, name, who.permissions.sees))
 
 
 SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]
@@ -354,7 +354,7 @@ SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an en
 @router.get("/secrets")
 async def secrets(given: Given, who: Submitter) -> http_models.SecretList:
     """One's own and the shared ones: names, never values. Who set a shared one is for who sees everything."""
-    return http_models.SecretList(secrets=views.secrets(given.controller.vault.known(who.user), who.rights))
+    return http_models.SecretList(secrets=views.secrets(given.controller.vault.known(who.user), who.permissions))
 
 
 @router.put("/secrets/{name}")
@@ -382,14 +382,14 @@ def _owner_of_secret(who: Caller, shared: bool) -> str:
 @router.get("/config")
 async def config(given: Given, who: Looker) -> http_models.ConfigView:
     """The configuration in force, as the core sees it."""
-    return views.configuration(given.state, who.rights)
+    return views.configuration(given.state, who.permissions)
 
 
 @router.put("/config")
 async def configure(body: spec_requests.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
     """A new version; old ones stay in the journal."""
     await given.controller.configure(body.config, by=who.user)
-    return views.configuration(given.state, who.rights)
+    return views.configuration(given.state, who.permissions)
 
 
 @router.get(
@@ -476,6 +476,6 @@ async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> 
 
 
 def _event(controller: Any, who: Caller, seq: int, at: float, entry: Any) -> str:
-    now = who.rights.under(controller.state.configuration)
+    now = who.permissions.under(controller.state.configuration)
     view = views.event_for(seq, at, entry, controller.state, now)
     return "" if view is None else f"id: {seq}\ndata: {view.model_dump_json()}\n\n"

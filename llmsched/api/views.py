@@ -9,7 +9,7 @@ from typing import Any
 
 from llmsched.api import event_text
 from llmsched.control import reasons
-from llmsched.control.authorization import KnownNames, Rights
+from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.lifecycle import Status
@@ -35,15 +35,15 @@ def workloads(
     state: State,
     progress: Progress,
     seq: int,
-    rights: Rights,
+    permissions: Permissions,
     *,
     ended: int | None = None,
     waiting: int | None = None,
 ) -> http_models.WorkloadList:
     """All that one may see, newest first; or of those that have ended, and of those that wait, so many at most."""
-    seen = [found for found in state.workloads.values() if rights.sees(found.workload)]
+    seen = [found for found in state.workloads.values() if permissions.sees(found.workload)]
     newest_first = sorted(seen, key=lambda found: (-found.submitted_at, found.workload.id))
-    names = KnownNames(state, rights)
+    names = KnownNames(state, permissions)
     left = {"ended": len(newest_first) if ended is None else ended}
     left["waiting"] = len(newest_first) if waiting is None else waiting
     counts: Counter[http_models.Phase] = Counter()
@@ -258,15 +258,15 @@ def event(seq: int, at: float, entry: Any, names: Names) -> http_models.EventVie
     )
 
 
-def event_for(seq: int, at: float, entry: Any, state: State, rights: Rights) -> http_models.EventView | None:
+def event_for(seq: int, at: float, entry: Any, state: State, permissions: Permissions) -> http_models.EventView | None:
     """None when there is nothing to tell whoever follows: time passed, or it is of work that one may not see."""
     if keeps_time_only(entry):
         return None
-    view = event(seq, at, entry, KnownNames(state, rights))
+    view = event(seq, at, entry, KnownNames(state, permissions))
     about = state.workloads.get(view.workload) if view.workload is not None else None
-    if view.workload is not None and not rights.sees_all and not (about and rights.sees(about.workload)):
+    if view.workload is not None and not permissions.sees_all and not (about and permissions.sees(about.workload)):
         return None
-    if isinstance(entry, facts.Configured) and not rights.sees_all:
+    if isinstance(entry, facts.Configured) and not permissions.sees_all:
         view.data = {}  # who may do what
     return view
 
@@ -278,9 +278,9 @@ def keeps_time_only(entry: Any) -> bool:
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
-def nodes(state: State, rights: Rights) -> list[http_models.NodeView]:
+def nodes(state: State, permissions: Permissions) -> list[http_models.NodeView]:
     """Others see how much is held, and by how many gangs."""
-    names = KnownNames(state, rights)
+    names = KnownNames(state, permissions)
     gangs: dict[str, list[str]] = {}
     for name in state.holding:
         for node_id in dict.fromkeys(place.node for place in state.gangs[name].held):
@@ -371,7 +371,7 @@ def queues(state: State) -> list[http_models.QueueView]:
     return views
 
 
-def reservations(state: State, rights: Rights) -> list[http_models.ReservationView]:
+def reservations(state: State, permissions: Permissions) -> list[http_models.ReservationView]:
     """Each with the nodes on which it would lie as things are now. For whom and by whom is for who sees everything."""
     listed = []
     with Trial(state) as trial:
@@ -386,35 +386,35 @@ def reservations(state: State, rights: Rights) -> list[http_models.ReservationVi
             closes=closes,
             repeat=one.repeat,
             queue=one.queue,
-            users=_users(one.users, rights),
+            users=_users(one.users, permissions),
             flavor=one.flavor,
             gpus=one.gpus_milli / MILLI,
             nodes=[state.nodes[name].node.name or name for name in where.get(one.name, ())],
-            by=one.by if rights.sees_all else "",
+            by=one.by if permissions.sees_all else "",
         )
         listed.append(view)
     return sorted(listed, key=lambda view: (view.opens is None, view.opens or 0.0, view.name))
 
 
-def secrets(known: Iterable[http_models.SecretView], rights: Rights) -> list[http_models.SecretView]:
-    return [one if rights.knows_user(one.set_by) else one.model_copy(update={"set_by": ""}) for one in known]
+def secrets(known: Iterable[http_models.SecretView], permissions: Permissions) -> list[http_models.SecretView]:
+    return [one if permissions.knows_user(one.set_by) else one.model_copy(update={"set_by": ""}) for one in known]
 
 
-def configuration(state: State, rights: Rights) -> http_models.ConfigView:
+def configuration(state: State, permissions: Permissions) -> http_models.ConfigView:
     """Who has which role in a queue is for its admins, and for those who see everything."""
-    plain = event_text.plain(state.configuration, KnownNames(state, rights))
+    plain = event_text.plain(state.configuration, KnownNames(state, permissions))
     for queue in plain["queues"]:
-        if not rights.leads(queue["name"]):
+        if not permissions.leads(queue["name"]):
             queue.update(viewers=[], submitters=[], admins=[])
-    if not rights.sees_all:
+    if not permissions.sees_all:
         for reservation in plain["reservations"]:
-            reservation.update(users=_users(reservation["users"], rights), by="")
+            reservation.update(users=_users(reservation["users"], permissions), by="")
     return http_models.ConfigView(version=state.configuration.version, configuration=plain)
 
 
-def _users(users: Iterable[str], rights: Rights) -> list[str]:
+def _users(users: Iterable[str], permissions: Permissions) -> list[str]:
     """Oneself alone, for who does not see everything."""
-    return [user for user in users if rights.knows_user(user)]
+    return [user for user in users if permissions.knows_user(user)]
 
 
 def _gpus(milli: int | None) -> float | None:

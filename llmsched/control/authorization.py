@@ -45,7 +45,7 @@ class Person:
         return self.role in _SEES_ALL
 
 
-class Rights:
+class Permissions:
     """Of one person, as the queues stand in one version of the configuration."""
 
     def __init__(self, person: Person, configuration: Configuration) -> None:
@@ -56,9 +56,9 @@ class Rights:
         self._seen = frozenset(queue.name for queue in queues if core.may_see(queue, user))
         self._led = frozenset(queue.name for queue in queues if core.is_admin(queue, user))
 
-    def under(self, configuration: Configuration) -> Rights:
+    def under(self, configuration: Configuration) -> Permissions:
         """The same person's, as the queues stand now: what lasts longer than a request asks again."""
-        return self if configuration is self._configuration else Rights(self.person, configuration)
+        return self if configuration is self._configuration else Permissions(self.person, configuration)
 
     @property
     def sees_all(self) -> bool:
@@ -91,13 +91,13 @@ class Rights:
         )
 
 
-def find(state: State, name: str, rights: Rights) -> WorkloadState:
+def find(state: State, name: str, permissions: Permissions) -> WorkloadState:
     """`name` is the newest run, `name@2` exactly that one. Raises RequestError (404) with the nearest names that one
     may see, in the same words whether there is none or it may not be seen."""
     found = newest_run(state, name)
-    if found is not None and rights.sees(found.workload):
+    if found is not None and permissions.sees(found.workload):
         return found
-    seen = {one.workload.name for one in state.workloads.values() if rights.sees(one.workload)}
+    seen = {one.workload.name for one in state.workloads.values() if permissions.sees(one.workload)}
     near = difflib.get_close_matches(name, sorted(seen), n=3)
     raise RequestError(
         f'there is no workload "{name}".',
@@ -107,36 +107,36 @@ def find(state: State, name: str, rights: Rights) -> WorkloadState:
     )
 
 
-def check_change(found: WorkloadState, rights: Rights) -> None:
+def check_change(found: WorkloadState, permissions: Permissions) -> None:
     """Raises NotAllowed for work that one may see and not handle."""
-    if not rights.changes(found.workload):
+    if not permissions.changes(found.workload):
         raise NotAllowed(
             f"{found.workload.id} is not yours to change.", code="role", hint="Ask its owner, or an admin of its queue."
         )
 
 
-def check_name(state: State, workload: Workload, rights: Rights) -> None:
+def check_name(state: State, workload: Workload, permissions: Permissions) -> None:
     """Raises RequestError when the name is of another's work. That it is taken has to be said: names are for all."""
     newest = newest_run(state, workload.name)
-    if newest is not None and not rights.changes(newest.workload):
+    if newest is not None and not permissions.changes(newest.workload):
         raise RequestError(f'the name "{workload.name}" is not free.', code="name_taken", hint="Choose another name.")
 
 
-def check_queue(workload: Workload, rights: Rights) -> None:
+def check_queue(workload: Workload, permissions: Permissions) -> None:
     """Raises NotAllowed when the queue does not take work of who asks. One that does not exist is the core's to say."""
-    if rights.knows(workload.queue) and not rights.submits_to(workload.queue):
+    if permissions.knows(workload.queue) and not permissions.submits_to(workload.queue):
         raise NotAllowed(
-            f'"{rights.person.user}" may not submit to queue "{workload.queue}".',
+            f'"{permissions.person.user}" may not submit to queue "{workload.queue}".',
             hint="llmsched queues lists them; whoever keeps the cluster file says who may.",
         )
 
 
 class KnownNames:
-    """What one person may call things: render.Names under that person's rights. What is not known to be one's to see
-    has no name; so has a workload that is not there. `asked`: the id of work that one has been let handle."""
+    """The names that one person may read: render.Names under that person's permissions. Work that the person may not
+    see has no name; nor has a workload that is not there. `asked`: the id of work that one has been let handle."""
 
-    def __init__(self, state: State, rights: Rights, asked: str = "") -> None:
-        self._state, self._rights, self._asked = state, rights, asked
+    def __init__(self, state: State, permissions: Permissions, asked: str = "") -> None:
+        self._state, self._rights, self._asked = state, permissions, asked
 
     def name(self, ref: Ref) -> str | None:
         if ref.kind in (WORKLOAD, GANG):

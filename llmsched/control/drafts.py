@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
 from llmsched.control import registry, vault
-from llmsched.control.authorization import KnownNames, Rights, check_name, check_queue
+from llmsched.control.authorization import KnownNames, Permissions, check_name, check_queue
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import error_of
 from llmsched.core import commands
@@ -31,30 +31,30 @@ class Draft(NamedTuple):
     known: WorkloadState | None
 
 
-def draft(state: State, specs: Sequence[Compiled], rights: Rights, *, again: bool = False) -> list[Draft]:
+def draft(state: State, specs: Sequence[Compiled], permissions: Permissions, *, again: bool = False) -> list[Draft]:
     """One of each spec, in order. Raises RequestError for a name given twice.
 
-    What one may not change is as if it were not there: `check_rights` refuses the name. Whoever changes another's work,
-    or runs it again, leaves it the other's."""
+    Work that the person may not change is as if it were not there: `check_permissions` refuses the name. A person who
+    changes another's work, or runs it again, leaves it the other's."""
     runs: dict[str, int] = {}
     owners: dict[str, str] = {}
     for spec, _ in specs:
         if spec.name in runs:
             raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
         newest = newest_run(state, spec.name)
-        if newest is not None and not rights.changes(newest.workload):
+        if newest is not None and not permissions.changes(newest.workload):
             newest = None
-        owners[spec.name] = rights.person.user if newest is None else newest.workload.user
+        owners[spec.name] = permissions.person.user if newest is None else newest.workload.user
         runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
     drafts = []
     for spec, compiled in specs:
         run = runs[spec.name]
         known = state.workloads.get(workload_id(spec.name, run))
-        if known is not None and not rights.changes(known.workload):
+        if known is not None and not permissions.changes(known.workload):
             known = None
-        after = [_meant(state, name, runs, compiled.kind, rights) for name in compiled.after]
+        after = [_meant(state, name, runs, compiled.kind, permissions) for name in compiled.after]
         if sources := spec.sources():
-            after += registry.read_by(state, sources, rights.sees)
+            after += registry.read_by(state, sources, permissions.sees)
         workload = replace(
             compiled,
             id=workload_id(spec.name, run),
@@ -71,13 +71,13 @@ def _serves(record: WorkloadState) -> bool:
     return record.workload.kind == "serve" and not record.outcome and not record.cancelled
 
 
-def _meant(state: State, name: str, runs: dict[str, int], kind: str, rights: Rights) -> str:
+def _meant(state: State, name: str, runs: dict[str, int], kind: str, permissions: Permissions) -> str:
     """`after: [prepare]` waits for the newest run, of this file or of before. An endpoint goes on with the newest that
     has not failed."""
     if "@" in name:
         return name.removesuffix("@1")
     newest = newest_run(state, name)
-    if newest is not None and not rights.sees(newest.workload):
+    if newest is not None and not permissions.sees(newest.workload):
         newest = None
     run = runs.get(name) or (newest.workload.run if newest is not None else 1)
     if kind == "serve" and newest is not None:
@@ -91,15 +91,15 @@ def _went_wrong(state: State, name: str) -> bool:
     return record is not None and record.outcome in ("failed", "cancelled")
 
 
-def check_rights(state: State, workload: Workload, after: Sequence[str], rights: Rights) -> None:
+def check_permissions(state: State, workload: Workload, after: Sequence[str], permissions: Permissions) -> None:
     """Raises RequestError when the name is another's, the queue does not let one in, or what it comes after (and so may
     read) is not to be seen: in the words for what does not exist."""
-    check_name(state, workload, rights)
-    check_queue(workload, rights)
+    check_name(state, workload, permissions)
+    check_queue(workload, permissions)
     for name in after:
         record = state.workloads.get(name)
-        if record is None or not rights.sees(record.workload):
-            raise error_of(commands.unknown_dependency(workload, name), KnownNames(state, rights))
+        if record is None or not permissions.sees(record.workload):
+            raise error_of(commands.unknown_dependency(workload, name), KnownNames(state, permissions))
 
 
 def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:

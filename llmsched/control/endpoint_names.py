@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from llmsched.control.authorization import KnownNames, Rights
+from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.core import authorization
 from llmsched.core.message import Quote, say
@@ -37,14 +37,14 @@ def model_id(workload: Workload) -> str:
     return str(model.get("id") or workload.name)
 
 
-def check(state: State, workload: Workload, file: Iterable[Workload], rights: Rights) -> None:
+def check(state: State, workload: Workload, file: Iterable[Workload], permissions: Permissions) -> None:
     """Raises RequestError when a name that this workload would take, or publish to, is of another endpoint.
 
     `file`: what is submitted with it, in its order; those before it take their names first."""
-    wanted = list(_wanted(state, workload, rights))
+    wanted = list(_wanted(state, workload, permissions))
     if not wanted:
         return
-    names = KnownNames(state, rights)
+    names = KnownNames(state, permissions)
     earlier: list[Claim] = []
     together: dict[str, None] = {}
     later = False
@@ -90,12 +90,12 @@ def _taken(state: State) -> Iterator[Claim]:
         yield from claims_of(state, state.workloads[name].workload)
 
 
-def _wanted(state: State, workload: Workload, rights: Rights) -> Iterator[Claim]:
+def _wanted(state: State, workload: Workload, permissions: Permissions) -> Iterator[Claim]:
     yield from claims_of(state, workload)
     publish = workload.publish
     if publish is not None and publish.kind == "adapter":
         target = newest_run(state, publish.to)
-        endpoint = target.workload if target is not None and rights.sees(target.workload) else workload
+        endpoint = target.workload if target is not None and permissions.sees(target.workload) else workload
         yield Claim(publish.name or workload.name, endpoint, is_adapter=True)
 
 

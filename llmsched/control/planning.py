@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from llmsched.control import endpoint_names, reasons
-from llmsched.control.authorization import KnownNames, Person, Rights
+from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
     Draft,
     check_change,
-    check_rights,
+    check_permissions,
     check_secrets,
     differences,
     draft,
@@ -43,9 +43,9 @@ def plan(
 ) -> list[http_models.Planned]:
     """One of each spec, in order, as if `person` submitted it; told to `reader`. What would be refused says so; the
     others are planned as if it were not there."""
-    rights = Rights(person, state.configuration)
-    names = KnownNames(state, Rights(reader, state.configuration))
-    drafts = draft(state, specs, rights)
+    permissions = Permissions(person, state.configuration)
+    names = KnownNames(state, Permissions(reader, state.configuration))
+    drafts = draft(state, specs, permissions)
     in_file = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
@@ -55,8 +55,8 @@ def plan(
             continue  # nothing would be asked of the core
         others = tuple(name for name in workload.after if name not in in_file)
         try:
-            check_rights(state, workload, others, rights)
-            endpoint_names.check(state, workload, [one for one, _ in drafts], rights)
+            check_permissions(state, workload, others, permissions)
+            endpoint_names.check(state, workload, [one for one, _ in drafts], permissions)
             check_secrets(workload, secrets)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
@@ -72,7 +72,7 @@ def plan(
     planned = []
     for each in drafts:
         name, publish = each.workload.id, each.workload.publish
-        endpoint = _endpoint_of(state, drafts, publish.to, rights) if publish is not None else None
+        endpoint = _endpoint_of(state, drafts, publish.to, permissions) if publish is not None else None
         planned.append(_planned(state, each, refusals.get(name), forecasts.get(name, []), endpoint, names))
     return planned
 
@@ -80,13 +80,13 @@ def plan(
 async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> list[Verdict]:
     """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
     asked = []
-    rights = Rights(person, state.configuration)
-    drafts = draft(state, specs, rights)
+    permissions = Permissions(person, state.configuration)
+    drafts = draft(state, specs, permissions)
     in_file = {workload.id for workload, _ in drafts}
     for each in drafts:
         workload = each.workload
         data = spec_of(workload)
-        if is_same(each) or not _may(state, workload, in_file, rights):
+        if is_same(each) or not _may(state, workload, in_file, permissions):
             data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
         asked.append((workload, data, _place_of(state, workload, source_of(data))))
     if not any(where for _, _, where in asked):
@@ -94,9 +94,9 @@ async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> 
     return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
 
 
-def _may(state: State, workload: Workload, in_file: Collection[str], rights: Rights) -> bool:
+def _may(state: State, workload: Workload, in_file: Collection[str], permissions: Permissions) -> bool:
     try:
-        check_rights(state, workload, [name for name in workload.after if name not in in_file], rights)
+        check_permissions(state, workload, [name for name in workload.after if name not in in_file], permissions)
     except RequestError:
         return False
     return True
@@ -172,11 +172,11 @@ def _planned(
     return planned
 
 
-def _endpoint_of(state: State, drafts: Sequence[Draft], name: str, rights: Rights) -> Workload | None:
+def _endpoint_of(state: State, drafts: Sequence[Draft], name: str, permissions: Permissions) -> Workload | None:
     """The endpoint a publish would reach: one of the same file, or the newest that is known and may be seen."""
     mine = next((workload for workload, _ in drafts if workload.name == name), None)
     known = newest_run(state, name)
-    return mine or (known.workload if known is not None and rights.sees(known.workload) else None)
+    return mine or (known.workload if known is not None and permissions.sees(known.workload) else None)
 
 
 def _publish_warnings(workload: Workload, endpoint: Workload | None) -> list[str]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmsched.control import endpoint_names, vault
-from llmsched.control.authorization import OPERATOR, KnownNames, Person, Rights
+from llmsched.control.authorization import OPERATOR, KnownNames, Permissions, Person
 from llmsched.control.drafts import (
     Draft,
     check_change,
-    check_rights,
+    check_permissions,
     check_secrets,
     differences,
     draft,
@@ -137,12 +137,12 @@ def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets
 
 def _names(state: State, user: str, asked: str) -> Names:
     """For whoever was let handle the work that they named."""
-    return KnownNames(state, Rights(Person(user), state.configuration), asked)
+    return KnownNames(state, Permissions(Person(user), state.configuration), asked)
 
 
 def _all_names(state: State, user: str) -> Names:
     """For an operator: only they may ask for it."""
-    return KnownNames(state, Rights(Person(user, OPERATOR), state.configuration))
+    return KnownNames(state, Permissions(Person(user, OPERATOR), state.configuration))
 
 
 def find(state: State, name: str) -> WorkloadState:
@@ -161,15 +161,15 @@ def find(state: State, name: str) -> WorkloadState:
 def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
 ) -> tuple[list[http_models.Applied], list[Fact]]:
-    rights = Rights(request.person, state.configuration)
-    names = KnownNames(state, rights)
-    drafts = draft(state, request.specs, rights, again=request.again)
+    permissions = Permissions(request.person, state.configuration)
+    names = KnownNames(state, permissions)
+    drafts = draft(state, request.specs, permissions, again=request.again)
     in_file = {workload.id for workload, _ in drafts}
     changed = [each for each in drafts if not is_same(each)]
     for each in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in each.workload.after if name not in in_file)
-        check_rights(state, each.workload, others, rights)
-        endpoint_names.check(state, each.workload, [one for one, _ in drafts], rights)
+        check_permissions(state, each.workload, others, permissions)
+        endpoint_names.check(state, each.workload, [one for one, _ in drafts], permissions)
         check_secrets(each.workload, secrets)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)

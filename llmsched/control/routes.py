@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmsched.control.authorization import Person, Rights
+from llmsched.control.authorization import Permissions, Person
 from llmsched.control.dispatch import adapters_of
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
@@ -52,8 +52,8 @@ def keys_of(state: State, tokens: Sequence[dict[str, Any]]) -> list[dict[str, An
     for token in tokens:
         who = token["user"], token["role"]
         if who not in reached:
-            rights = Rights(Person(*who), state.configuration)
-            reached[who] = [name for name, found in _endpoints(state) if rights.sees(found.workload)]
+            permissions = Permissions(Person(*who), state.configuration)
+            reached[who] = [name for name, found in _endpoints(state) if permissions.sees(found.workload)]
     return [
         {"id": token["id"], "sha256": token["sha256"], "models": reached[token["user"], token["role"]]}
         for token in tokens

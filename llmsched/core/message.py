@@ -1,7 +1,7 @@
 """What is said, as data: a code of the catalog and typed arguments. Nothing here is a sentence.
 
 A stage writes `say("order.behind", who=workload("tune"))`; `render.py` makes the words, for one reader, under that
-reader's rights. So no argument is a bare string: what belongs to somebody is named by a `Ref`, and which names a
+reader's permissions. So no argument is a bare string: what belongs to somebody is named by a `Ref`, and which names a
 reader may see is asked where the words are made. Words that the workload at hand or its owner wrote are a `Quote`:
 they are told to whoever sees that workload, and to nobody else.
 """

@@ -1,7 +1,7 @@
 """Makes the words of messages for one reader, in this one place: `text` and `advice`.
 
 Which names the reader may know is asked of `Names` for each reference; control/authorization.py answers it under the
-rights of a person. The templates are in catalog.py. Knows no state.
+permissions of a person. The templates are in catalog.py. Knows no state.
 """
 
 from __future__ import annotations

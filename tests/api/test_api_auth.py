@@ -1,4 +1,4 @@
-"""Who gets in: tokens, hosts, origins, bodies. What each may then do: test_api_rights.py."""
+"""Who gets in: tokens, hosts, origins, bodies. What each may then do: test_api_authorization.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from control_harness import ANN, controlling, task
 
-from llmsched.control.authorization import KnownNames, Person, Rights
+from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.core.authorization import may_see, may_submit
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.message import ACTOR, GANG, NODE, USER, About, Quote, Ref, say, workload
@@ -50,7 +50,7 @@ def test_a_sentence_names_ones_own_work_only(message, full, shown):
             await controller.submit([task("lora"), task("lora-")], user=ANN)
             await controller.submit([task("lora")], user=ANN, again=True)
             eve, auditor = (
-                Rights(Person(*who), controller.state.configuration) for who in (("eve",), ("aud", "auditor"))
+                Permissions(Person(*who), controller.state.configuration) for who in (("eve",), ("aud", "auditor"))
             )
             assert text(message, KnownNames(controller.state, eve)) == shown
             assert text(message, KnownNames(controller.state, auditor)) == full
@@ -72,6 +72,6 @@ def test_a_queue_that_names_somebody_is_closed_to_the_others():
 def test_a_stream_follows_a_configuration_that_changes():
     before = Configuration(queues=(Queue("lab"),))
     after = Configuration(queues=(Queue("lab", admins=("ada",)),))
-    ada = Rights(Person("ada"), before)
+    ada = Permissions(Person("ada"), before)
     assert ada.under(before) is ada
     assert (ada.leads("lab"), ada.under(after).leads("lab")) == (False, True)

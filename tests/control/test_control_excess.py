@@ -7,7 +7,7 @@ import asyncio
 from control_harness import ANN, ManualClock, controlling, fake_cluster, kinds, phase, task, until
 
 from llmsched.api import views
-from llmsched.control.authorization import KnownNames, Person, Rights
+from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.core.render import text
 from llmsched.executors.fake import NodeKind
 from llmsched.executors.port import ExcessSeen, ForeignSeen
@@ -17,13 +17,13 @@ FOUR = (NodeKind(4, "A100"),)
 THREE = (ForeignSeen("node-1", 3.0, 0.0, 0),)
 
 
-def rights(controller, person):
-    return Rights(person, controller.state.configuration)
+def permissions(controller, person):
+    return Permissions(person, controller.state.configuration)
 
 
 def told(controller, person):
     """What `why`, `status` and `nodes` say of it to a person."""
-    state, seen = controller.state, rights(controller, person)
+    state, seen = controller.state, permissions(controller, person)
     names, found = KnownNames(state, seen), state.workloads["hog"]
     (node,) = views.nodes(state, seen)
     return (

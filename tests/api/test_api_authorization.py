@@ -23,7 +23,7 @@ ROUTES = {
     for method in sorted(route.methods)
 }
 
-# How each route is asked so that only rights can refuse it. `{name}` is filled in.
+# How each route is asked so that only permissions can refuse it. `{name}` is filled in.
 ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/health"): {},
     ("GET", "/metrics"): {},
@@ -68,7 +68,7 @@ class Who(NamedTuple):
     change: tuple[int, int, int, int]
 
 
-OK = 200  # or whatever else is no refusal for want of rights
+OK = 200  # or whatever else is no refusal for want of permissions
 YES, SUBMITS, LOOKS = (
     {"look": OK, "submit": OK, "operate": OK},
     {"look": OK, "submit": OK, "operate": 403},
@@ -133,7 +133,7 @@ def asking(controller: Live):
 
 
 def verdict(answer: httpx.Response) -> int:
-    """Refused for want of rights, or not found, or neither."""
+    """Refused for want of permissions, or not found, or neither."""
     assert answer.status_code < 500, answer.text
     return answer.status_code if answer.status_code in (401, 403, 404) else OK
 
