@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from llmsched.errors import ClusterError
 from llmsched.executors import local_ray, ray_environment, ray_user, wire
 from llmsched.executors.port import (
@@ -69,6 +71,7 @@ class BridgeClient:
         command: Sequence[str] = COMMAND,
         ping_every_s: float = wire.PING_EVERY_S,
         pong_within_s: float = wire.PONG_WITHIN_S,
+        pong_of_busy_within_s: float = wire.PONG_OF_BUSY_WITHIN_S,
         connect_within_s: float = CONNECT_WITHIN_S,
         pause_s: tuple[float, float] = PAUSE_S,
     ) -> None:
@@ -81,6 +84,7 @@ class BridgeClient:
         self._command = ray_user.command(user, module=MODULE) if user else command
         self._ping_every_s = ping_every_s
         self._pong_within_s = pong_within_s
+        self._pong_of_busy_within_s = pong_of_busy_within_s
         self._connect_within_s = connect_within_s
         self._pause_s = pause_s
         self._epoch = 0
@@ -272,19 +276,30 @@ class BridgeClient:
                 continue
             n += 1
             self._ponged.clear()
+            asked, worked_s = time.monotonic(), _worked_s(process.pid)
+            pong = asyncio.create_task(self._pong(n))
             try:
-                async with asyncio.timeout(self._pong_within_s):
-                    await self._write("ping", wire.Ping(n))
-                    while self._pongs < n:
-                        await self._ponged.wait()
-                        self._ponged.clear()
-            except TimeoutError:
-                break
+                while not pong.done() and time.monotonic() - asked < self._pong_of_busy_within_s:
+                    await asyncio.wait({pong}, timeout=self._pong_within_s)
+                    if not pong.done() and not _is_busy(process.pid, worked_s):
+                        break
+                    worked_s = _worked_s(process.pid)
+                if not pong.done():
+                    break
+                await pong
             except ClusterError:
                 await process.wait()  # the pipe is broken: its end is said elsewhere
+            finally:
+                pong.cancel()
         log.warning("the bridge (pid %d) does not answer", process.pid)
         with suppress(ProcessLookupError):
             process.kill()
+
+    async def _pong(self, n: int) -> None:
+        await self._write("ping", wire.Ping(n))
+        while self._pongs < n:
+            await self._ponged.wait()
+            self._ponged.clear()
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -337,6 +352,26 @@ async def _end(process: asyncio.subprocess.Process) -> int:
         with suppress(ProcessLookupError):
             process.kill()
         return await process.wait()
+
+
+def _worked_s(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _is_busy(pid: int, before_s: float) -> bool:
+    """Whether it works, or would if it had a CPU or its disk answered: not stopped, and not asleep all the time."""
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.Error:
+        return False
+    if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE):
+        return False
+    return status in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP) or _worked_s(pid) > before_s
 
 
 def _ending(code: int) -> str:

@@ -44,8 +44,9 @@ from llmsched.store import codec
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 32 * 1024 * 1024  # an `adopt` of some thousand attempts; also the limit of the stream readers
-PING_EVERY_S = 5.0
-PONG_WITHIN_S = 20.0
+PING_EVERY_S = 1.0
+PONG_WITHIN_S = 3.5  # with the second between pings: who is stopped or asleep is noticed within 5 s
+PONG_OF_BUSY_WITHIN_S = 20.0  # who computes, or waits for a CPU or a disk, is late, not hung
 
 
 @dataclass(frozen=True, slots=True)

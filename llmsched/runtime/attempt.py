@@ -43,6 +43,9 @@ class Life(Protocol):
     def is_leaving(self) -> bool:
         """It was asked to leave, whatever for."""
 
+    def of_death(self, rank: int, words: str) -> str:
+        """What befell a rank whose process is gone, for people; `words` is what Ray says of it."""
+
     def begin(self) -> None:
         """The work has begun: from now on, leaving has something to save."""
 
@@ -64,9 +67,6 @@ class Attempt(Protocol):
 
     def controlled_by(self, controller: Any) -> None:
         """An actor of Ray's own says that it runs the work."""
-
-    def took(self, group: str) -> None:
-        """The work holds this placement group (id in hex)."""
 
 
 def resources_of(member: dict[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ class Place(NamedTuple):
     node: str
     folder: str
     envs: dict[str, str]
+    pid: int = 0
 
 
 class Failure(NamedTuple):
@@ -30,12 +31,13 @@ class Ranks:
     places: dict[int, Place] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     finished_ranks: set[int] = field(default_factory=set)
+    exits: dict[int, int] = field(default_factory=dict)  # rank -> the code with which it called os._exit
     did_stop: bool = False  # a rank left because it was asked to
     stopped_step: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str]) -> None:
-        self.places[rank] = Place(node, folder, envs)
+    def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str], pid: int = 0) -> None:
+        self.places[rank] = Place(node, folder, envs, pid)
 
     def stopped(self, step: int | None) -> None:
         self.did_stop, self.stopped_step = True, step

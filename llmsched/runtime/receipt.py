@@ -1,6 +1,6 @@
 """What an attempt leaves in the storage: a note that it began, and the receipt of how it ended, which outlives all.
 
-    <gang>/<attempt>/attempt.json    who, where, which placement groups: what it takes to clean up after it
+    <gang>/<attempt>/attempt.json    who and where
     <gang>/<attempt>/receipt.json    written once, before anybody is told: the first one stands
 
 The storage is the workload's too, so whatever stands there is read as what strangers wrote: reading never raises, and a
@@ -70,13 +70,12 @@ def _unreadable(why: str) -> Receipt:
     return Receipt("failed", sanitize.text(f"its receipt cannot be read: {why}", 500))
 
 
-def note_beginning(storage: Storage, order: dict[str, Any], groups: list[str]) -> None:
+def note_beginning(storage: Storage, order: dict[str, Any]) -> None:
     about = {
         "attempt": order["attempt"],
         "epoch": order["epoch"],
         "kind": order["kind"],
         "members": [{"rank": one["rank"], "node": one["node"]} for one in order["members"]],
-        "placement_groups": groups,
     }
     storage.write(f"{_folder(order)}/attempt.json", json.dumps(about, indent=1).encode())
 

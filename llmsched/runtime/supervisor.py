@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -22,12 +23,13 @@ import ray
 from ray.util.metrics import Gauge
 
 from llmsched import sanitize
-from llmsched.runtime import execute, receipt, redaction
+from llmsched.runtime import deaths, execute, receipt, redaction
 from llmsched.runtime.attempt import Attempt, Outcome
 from llmsched.runtime.commands import Commands
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
 
+_LAST_WORDS_BYTES = 16 * 1024
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
 FORCED = "ended by force: it had not left when its grace was over"
 
@@ -65,12 +67,12 @@ class Supervisor:
         self._has_begun = False
         self._stop_mode = ""
         self._stop_at = 0.0  # monotonic: when patience ends
-        self._groups: list[str] = []
+        self._failed_as: Outcome | None = None  # when it was us who saw that nothing more can come of it
 
     # -- asked by the bridge -------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Plain data: started, progress, checkpoint [step, fraction], placement_groups, receipt or None."""
+        """Plain data: started, progress, checkpoint [step, fraction], receipt or None."""
         with self._lock:
             return {
                 "attempt": self.order["attempt"],
@@ -80,7 +82,6 @@ class Supervisor:
                 "stopping": self._stop_mode,
                 "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
-                "placement_groups": list(self._groups),
                 "receipt": None if self._receipt is None else asdict(self._receipt),
             }
 
@@ -104,6 +105,13 @@ class Supervisor:
         """
         self._next_members = json.loads(members)
         self.stop("resize", grace_s)
+
+    def lost_node(self, node: str) -> None:
+        """A node is gone. Whoever works there, or is about to, is ended now: nothing would come of waiting."""
+        with self._lock:
+            members = [*self.order["members"], *(self._next_members or ())]
+        if any(member["node"] == node for member in members):
+            self._fail(Outcome("failed", f"its node {node_name(node)} went away", "interruption"))
 
     def dismiss(self) -> None:
         """The receipt has been read: the actor may leave. Without an end yet, it stays."""
@@ -133,8 +141,12 @@ class Supervisor:
     def begin(self) -> None:
         self._has_begun = True
 
-    def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str]) -> None:
-        self.ranks.works_in(rank, node, folder, envs)
+    def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str], pid: int = 0) -> None:
+        self.ranks.works_in(rank, node, folder, envs, pid)
+
+    def exits(self, rank: int, code: int) -> None:
+        """A rank is about to leave by os._exit: it will say nothing more."""
+        self.ranks.exits[rank] = code
 
     def report(self, values: dict[str, Any]) -> None:
         valid = sanitize.data(values) if isinstance(values, dict) else {}
@@ -169,12 +181,15 @@ class Supervisor:
         if self._attempt is not None:
             self._attempt.controlled_by(controller)
 
-    def took(self, group: str) -> None:
-        with self._lock:
-            self._groups.append(group)
-        if self._attempt is not None:
-            self._attempt.took(group)
-        receipt.note_beginning(self.storage, self.order, self._groups)
+    def of_death(self, rank: int, words: str) -> str:
+        place = self.ranks.places.get(rank)
+        node = place.node if place else self.order["members"][rank]["node"]
+        log = ""
+        with suppress(Exception):
+            key = f"{self.order['gang']}/{self.order['attempt']}/logs/{rank}.log"
+            log = self.storage.read(key)[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        known = deaths.Known(node_name(node), place.pid if place else 0, self.ranks.exits.get(rank), log)
+        return deaths.explain(f"rank {rank}", words, known)
 
     @property
     def is_leaving(self) -> bool:
@@ -193,7 +208,7 @@ class Supervisor:
     def _try(self) -> Outcome:
         """Run once, from wherever the last checkpoint is, and let go of everything."""
         try:
-            receipt.note_beginning(self.storage, self.order, self._groups)
+            receipt.note_beginning(self.storage, self.order)
             self._attempt = _attempt_of(self)
             self._attempt.run()
             end = Outcome("succeeded")
@@ -202,12 +217,29 @@ class Supervisor:
         except BaseException as error:
             traceback.print_exc()
             end = Outcome("failed", f"{type(error).__name__}: {sanitize.first_line(error)}", "interruption")
-        if self._stop_mode and end.outcome == "failed":
-            end = Outcome("released", FORCED)
+        end = self._judged(end)
         if self._attempt is not None:
             self._attempt.let_go()
         self.left.set()
         return end
+
+    def _judged(self, end: Outcome) -> Outcome:
+        """What it means that the work ended so, after what we did to it."""
+        if end.outcome == "succeeded":
+            return end
+        if self._stop_mode not in ("", "resize"):
+            return Outcome("released", FORCED) if end.outcome == "failed" else end
+        if self._failed_as is not None:
+            return self._failed_as
+        return Outcome("released", FORCED) if self._stop_mode and end.outcome == "failed" else end
+
+    def _fail(self, end: Outcome) -> None:
+        """End the work as failed: it cannot go on, and does not know it."""
+        with self._lock:
+            is_first, self._failed_as = self._failed_as is None, self._failed_as or end
+            attempt = self._attempt
+        if is_first and attempt is not None:
+            threading.Thread(target=attempt.end, daemon=True).start()
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""
@@ -258,6 +290,15 @@ class Supervisor:
         if name not in self._gauges:
             self._gauges[name] = Gauge(f"llmsched_train_{name}", f"Progress: {name}", tag_keys=("workload",))
         return self._gauges[name]
+
+
+def node_name(node: str) -> str:
+    """Of a node's id, as people call it; also of one that is gone."""
+    with suppress(Exception):
+        for one in ray.nodes():
+            if one["NodeID"] == node:
+                return str((one.get("Labels") or {}).get("llmsched.io/name") or one.get("NodeManagerHostname") or node)
+    return node[:12]
 
 
 def _attempt_of(life: Supervisor) -> Attempt:

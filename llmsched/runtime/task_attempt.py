@@ -29,15 +29,16 @@ class TaskAttempt:
             self._workers.append(self._worker(member))
         places = self._placed()
         heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
-        self._check(self._answers([worker.prepare.remote() for worker in heads.values()]))
+        preparing = [worker.prepare.remote() for worker in heads.values()]
+        self._check(self._answers(preparing, [self._workers.index(worker) for worker in heads.values()]))
         life.begin()
         runs = []
         for rank, (place, worker) in enumerate(zip(places, self._workers, strict=True)):
             envs = self._envs(rank, places[0]["ip"])
-            life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs})
+            life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs}, place["pid"])
             runs.append(worker.run.remote(envs))
         try:
-            self._check(self._answers(runs), has_begun=True)
+            self._check(self._answers(runs, list(range(len(runs)))), has_begun=True)
         finally:
             with suppress(Exception):
                 ray.get([worker.clean.remote() for worker in heads.values()], timeout=5)
@@ -49,6 +50,9 @@ class TaskAttempt:
         """The workers end their processes by themselves when the grace is over: they are given a little time for it."""
         if self._stops:
             ray.wait(self._stops, num_returns=len(self._stops), timeout=CLOSE_WITHIN_S)
+        for worker in self._workers:
+            with suppress(Exception):
+                ray.kill(worker)
         self._life.left.wait(CLOSE_WITHIN_S)
 
     def let_go(self) -> None:
@@ -61,9 +65,6 @@ class TaskAttempt:
 
     def controlled_by(self, controller: Any) -> None:
         """Nobody but us runs a task."""
-
-    def took(self, group: str) -> None:
-        """A task has no placement group."""
 
     def _worker(self, member: dict[str, Any]) -> Any:
         need, life = resources_of(member), self._life
@@ -116,7 +117,7 @@ class TaskAttempt:
                 "failed", f"a worker could not start: {sanitize.first_line(error)}", "interruption"
             ) from error
 
-    def _answers(self, runs: list[Any]) -> list[Ending]:
+    def _answers(self, runs: list[Any], ranks: list[int]) -> list[Ending]:
         """What each call says, or the first failure: one rank that fails ends the gang."""
         said: list[Ending] = []
         waiting = list(runs)
@@ -125,8 +126,8 @@ class TaskAttempt:
             try:
                 said += ray.get(done)
             except ray.exceptions.RayError as error:
-                rank = runs.index(done[0])
-                raise Outcome("failed", f"rank {rank}: its process or its node died", "interruption") from error
+                rank = ranks[runs.index(done[0])]
+                raise Outcome("failed", self._life.of_death(rank, str(error)), "interruption") from error
             if said[-1].message:
                 break
         return said

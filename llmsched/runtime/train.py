@@ -7,6 +7,7 @@ between NCCL and Gloo. Start reading at `work`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.train.backend import Backend, BackendConfig
@@ -38,6 +39,7 @@ from llmsched.runtime.ray_internals import TORCH
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
+_TOLD_WITHIN_S = 2.0
 
 
 class TorchGroup(BackendConfig):  # type: ignore[misc]
@@ -56,7 +58,7 @@ class _TorchGroupBackend(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True  # NCCL's direct paths want every GPU of the node visible
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        address, port = worker_group.execute_single(0, _meeting_point)
+        address, port = worker_group.execute_single(0, _open_meeting_point)
         size = len(worker_group)
         ray.get([worker_group.execute_single_async(rank, _join, address, port, rank, size) for rank in range(size)])
 
@@ -65,11 +67,25 @@ class _TorchGroupBackend(Backend):  # type: ignore[misc]
         ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=_LEAVE_WITHIN_S)
 
 
-def _meeting_point() -> tuple[str, int]:
+_meeting_point: socket.socket | None = None  # rank 0's, listening from before its port is told to anybody
+
+
+def _open_meeting_point() -> tuple[str, int]:
+    global _meeting_point
     address = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return address, probe.getsockname()[1]
+    _meeting_point = socket.create_server((address, 0))
+    return address, _meeting_point.getsockname()[1]
+
+
+def _store(address: str, port: int, rank: int, size: int) -> Any:
+    """Where the ranks meet. Rank 0 serves it on the very socket whose port it told: nobody can take that meanwhile."""
+    import torch.distributed as dist
+
+    global _meeting_point
+    if rank != 0 or _meeting_point is None:
+        return dist.TCPStore(address, port, size, is_master=False)
+    held, _meeting_point = _meeting_point, None
+    return dist.TCPStore(address, port, size, is_master=True, wait_for_workers=False, master_listen_fd=held.detach())
 
 
 def _join(address: str, port: int, rank: int, size: int) -> None:
@@ -100,7 +116,7 @@ def _join(address: str, port: int, rank: int, size: int) -> None:
         backend = "nccl"
     else:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    dist.init_process_group(backend, init_method="env://", rank=rank, world_size=size)
+    dist.init_process_group(backend, store=_store(address, port, rank, size), rank=rank, world_size=size)
 
 
 def _leave() -> None:
@@ -150,7 +166,9 @@ def work(config: dict[str, str]) -> None:
                     os.chdir(code)
                     sys.path.insert(0, str(code))
                 here_id = ray.get_runtime_context().get_node_id()
-                supervisor.works_in.remote(rank, here_id, str(code or folder), execute.surroundings())
+                surroundings = execute.surroundings()
+                supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid())
+                _tell_of_exit(supervisor, rank)
                 _run_loop(order["spec"]["train"], supervisor, rank)
             except elastic.Stopped as stopped:
                 progress.flush()
@@ -187,6 +205,19 @@ def _on_memory(supervisor: Any, rank: int, word: containment.OverMemory) -> None
         return
     ray.get(supervisor.failed.remote(rank, f"rank {rank}: {word}", "input"), timeout=guardian.REPORT_WITHIN_S)
     os._exit(1)
+
+
+def _tell_of_exit(supervisor: Any, rank: int) -> None:
+    """`os._exit` leaves nobody to say what happened: so it says it first. Children that are forked leave as ever."""
+    leave, mine = os._exit, os.getpid()
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() == mine:
+            with contextlib.suppress(Exception):
+                ray.get(supervisor.exits.remote(rank, status), timeout=_TOLD_WITHIN_S)
+        leave(status)
+
+    os._exit = told
 
 
 def _came_to_an_end(supervisor: Any, rank: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util.placement_group import PlacementGroup
 
 from llmsched import sanitize
-from llmsched.runtime import train
+from llmsched.runtime import ray_internals, train
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.ranks import Failure
 from llmsched.runtime.ray_internals import DataParallelTrainer, TrainingFailedError, Watch, is_no_capacity
@@ -31,6 +32,8 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
+_LOOK_EVERY_S = 0.25
+
 
 class TrainAttempt:
     def __init__(self, life: Life) -> None:
@@ -38,7 +41,6 @@ class TrainAttempt:
         self._life = life
         self._run_name = life.name.removeprefix("llms/").replace("/", ".")
         self._controller: Any = None
-        self._groups: list[str] = []
 
     def run(self) -> None:
         life, members = self._life, self._life.order["members"]
@@ -83,46 +85,64 @@ class TrainAttempt:
         """The loop asks `should_stop` by itself, and has until its grace is over."""
 
     def end(self) -> None:
-        left = self._life.left
-        for how in ("abort", "kill"):
-            with suppress(Exception):
-                if self._controller is not None:
-                    self._controller.abort.remote() if how == "abort" else ray.kill(self._controller)
-            if left.wait(CLOSE_WITHIN_S / 2):
+        """Again and again, for what Ray Train is about to start is there a moment later."""
+        until = time.monotonic() + CLOSE_WITHIN_S
+        while time.monotonic() < until:
+            self._kill_controllers()
+            if self._life.left.wait(_LOOK_EVERY_S):
                 return
 
     def let_go(self) -> None:
-        with suppress(Exception):
-            if self._controller is not None:
-                ray.kill(self._controller)
-        for group in self._groups:
+        """What Ray Train took is what its controllers made, and those are what this process made: Ray knows both,
+        also of a run that nobody has told us of yet."""
+        until = time.monotonic() + CLOSE_WITHIN_S
+        while time.monotonic() < until:
             with suppress(Exception):
-                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+                controllers = self._kill_controllers()
+                groups = ray_internals.tables().owned_by(_worker_id())[1]
+                for group in groups:
+                    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
+                if not controllers and not groups:
+                    break
+            time.sleep(_LOOK_EVERY_S)
         with suppress(Exception):
             self._life.storage.delete(f"train-runs/{self._run_name}")
 
     def controlled_by(self, controller: Any) -> None:
         self._controller = controller
 
-    def took(self, group: str) -> None:
-        """The run's placement group, by its id in hex: Train gives it no name."""
-        self._groups.append(group)
+    def _death(self, deaths: dict[int, Exception]) -> Outcome:
+        if not deaths:
+            return Outcome("failed", "another worker went away", "interruption")
+        rank = min(deaths)
+        exited_with = self._life.ranks.exits.get(rank)
+        text = self._life.of_death(rank, str(deaths[rank]))
+        return Outcome("failed", text, "interruption" if exited_with is None else "error")
+
+    def _kill_controllers(self) -> int:
+        """How many were still there."""
+        with suppress(Exception):
+            if self._controller is not None:
+                ray.kill(self._controller)
+        owned = ray_internals.tables().owned_by(_worker_id())[0]
+        mine = [one for one in owned if one.is_alive and one.class_name == ray_internals.TRAIN_CONTROLLER]
+        for actor in mine:
+            with suppress(Exception):
+                ray_internals.kill(actor.id)
+        return len(mine)
 
     def _failure(self, error: Exception) -> Outcome:
         """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
         ranks = self._life.ranks
         own = ranks.own_failures()
         deaths = {
-            rank: one
-            for rank, one in getattr(error, "worker_failures", {}).items()
-            if isinstance(one, ray.exceptions.RayActorError) or "died" in type(one).__name__.lower()
+            rank: one for rank, one in getattr(error, "worker_failures", {}).items() if ray_internals.is_death(one)
         }
         certain = [one for one in own if one.event == "input"]  # one that ends itself says why first
         if certain or (own and not deaths):  # where a process died, what others then say is an echo, in whatever words
             return _outcome_of((certain or own)[0])
         if deaths or ranks.heard_of_a_loss():
-            who = f"rank {min(deaths)}" if deaths else "another worker"
-            return Outcome("failed", f"{who}: its process or its node died", "interruption")
+            return self._death(deaths)
         cause = getattr(error, "controller_failure", error)
         if is_no_capacity(cause):
             return Outcome("failed", f"Ray did not place all workers in {PLACED_WITHIN_S:.0f} s", "no-capacity")
@@ -132,3 +152,7 @@ class TrainAttempt:
 def _outcome_of(failure: Failure) -> Outcome:
     rank, text, event = failure
     return Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event)
+
+
+def _worker_id() -> str:
+    return str(ray.get_runtime_context().get_worker_id())

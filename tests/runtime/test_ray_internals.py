@@ -28,19 +28,14 @@ def test_nothing_else_uses_what_ray_does_not_promise() -> None:
     assert users <= ALLOWED, users - ALLOWED
 
 
-def test_ray_train_calls_back_before_and_after_its_workers_start() -> None:
+def test_ray_train_calls_back_when_a_run_has_its_controller() -> None:
     from ray.train.v2._internal.execution import callback
-    from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
 
     from llmsched.runtime.ray_internals import TORCH, Watch
 
     started = inspect.signature(callback.ControllerCallback.after_controller_start).parameters
     assert list(started) == ["self", "train_run_context"]
-    assert list(inspect.signature(callback.WorkerGroupCallback.after_worker_group_start).parameters)[1:] == [
-        "worker_group"
-    ]
     assert Watch.after_controller_start is not callback.ControllerCallback.after_controller_start
-    assert "placement_group_handle" in WorkerGroupState.__annotations__
     assert TORCH.value == "torch"
 
 
@@ -95,3 +90,23 @@ def test_ray_s_tables_tell_who_made_what() -> None:
     }
     for row, fields in rows.items():
         assert set(fields.split()) <= {one.name for one in row.DESCRIPTOR.fields}
+
+
+def test_rays_tables_say_who_made_what() -> None:
+    from ray._private.state import GlobalState
+    from ray.core.generated import gcs_pb2
+
+    group, actor = gcs_pb2.PlacementGroupTableData(), gcs_pb2.ActorTableData()
+    assert {"placement_group_id", "creator_actor_id", "is_detached", "state"} <= set(group.DESCRIPTOR.fields_by_name)
+    wanted = {"actor_id", "address", "owner_address", "name", "ray_namespace", "class_name", "state"}
+    assert wanted <= set(actor.DESCRIPTOR.fields_by_name)
+    assert "worker_id" in actor.address.DESCRIPTOR.fields_by_name
+    assert list(inspect.signature(GlobalState._connect_and_get_accessor).parameters) == ["self"]
+
+
+def test_the_actor_that_runs_a_fit_has_the_name_that_we_look_for() -> None:
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    from llmsched.runtime.ray_internals import TRAIN_CONTROLLER
+
+    assert TrainController.__name__ == TRAIN_CONTROLLER

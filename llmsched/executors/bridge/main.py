@@ -24,7 +24,9 @@ from llmsched.executors.port import (
     Connected,
     Disconnected,
     LaunchOrder,
+    NodeGone,
     NotStarted,
+    Observation,
     RouteTable,
     StopOrder,
 )
@@ -133,7 +135,9 @@ class Bridge:
         self._commands = Commands(self._pipe.send)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
-        self._nodes = Nodes(send, lambda: self._attempts.held() | self._replicas.held(), self._containment.look)
+        self._nodes = Nodes(
+            self._tell_of_node, lambda: self._attempts.held() | self._replicas.held(), self._containment.look
+        )
         urls = {"dashboard": dashboard, "endpoint": self._replicas.endpoint}
         known = {name: url for name, url in urls.items() if url}
         send(Connected(cluster_id, known, tuple(self._nodes.alive())))
@@ -146,6 +150,11 @@ class Bridge:
         self._every(REAP_EVERY_S, self._reaper.sweep)
         self._every(REAP_EVERY_S, self._containment.sweep)
         self._every(REAP_EVERY_S, self._provision.renew)
+
+    def _tell_of_node(self, seen: Observation) -> None:
+        if isinstance(seen, NodeGone):
+            self._attempts.node_gone(seen.node)
+        self._pipe.send(seen)
 
     def _take(self, op: str, body: Any) -> None:
         """Orders about one attempt happen in their order, those about different ones side by side."""

@@ -1,4 +1,5 @@
-"""Two-way garbage collection: what bears our name in Ray and belongs to no attempt we believe in is taken away.
+"""Two-way garbage collection: what is ours in Ray, by its name or by who made it (`runtime/ownership.py`), and belongs
+to no attempt we believe in is taken away.
 
 The other direction, an attempt whose work is gone, is noticed by whoever watches it. Nothing is reaped before control
 has said what is live, and nothing that was not seen twice at least five seconds apart: between the two, an order may
@@ -14,15 +15,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.placement_group import PlacementGroup
 
+from llmsched.runtime import ray_internals
 from llmsched.runtime.attempt import NAMESPACE
+from llmsched.runtime.ownership import PREFIX, attempt_in
 
 if TYPE_CHECKING:
     from llmsched.executors.bridge.serve import Replicas
     from llmsched.executors.bridge.train import Attempts
 
-PREFIX = "llms/"
 TWICE_APART_S = 5.0
 
 
@@ -54,8 +56,8 @@ class Reaper:
         found |= {f"application {name}" for name in self._replicas.applications()}
         with self._lock:
             live = self._attempts.names() | self._replicas.names() | self._ordered
-        orphans = {one for one in found if _attempt(one.partition(" ")[2]) not in live}
-        orphans |= {f"group {group}" for group in self._lost_groups(live)}
+        orphans = {one for one in found if attempt_in(one.partition(" ")[2]) not in live}
+        orphans |= {f"group {group}" for group in ray_internals.tables().left_behind(live, NAMESPACE)}
         now = time.monotonic()
         self._first_seen = {one: self._first_seen.get(one, now) for one in orphans}
         for one, at in list(self._first_seen.items()):
@@ -66,9 +68,10 @@ class Reaper:
 
     def take_down_everything(self) -> None:
         """All of ours at once, the gateway included; returns when Ray has been told and Serve has let go."""
+        groups = ray_internals.tables().left_behind((), NAMESPACE)  # while it can be seen whose they are
         for name in _actors():
             self._take(f"actor {name}")
-        for group in self._lost_groups(set()):
+        for group in groups:
             self._take(f"group {group}")
         self._replicas.shut_down()
 
@@ -76,30 +79,13 @@ class Reaper:
         kind, _, name = orphan.partition(" ")
         with suppress(ValueError):  # gone in the meantime
             if kind == "actor":
-                self._attempts.recall_groups(_attempt(name))
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
             elif kind == "application":
                 self._replicas.delete(name)
             else:
                 ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
-    def _lost_groups(self, live: set[str]) -> list[str]:
-        """Groups that attempts have recorded, that still exist and whose attempt is not live."""
-        return [
-            group for group, name in self._attempts.recorded_groups().items() if name not in live and _exists(group)
-        ]
-
 
 def _actors() -> set[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
     return {one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(PREFIX)}
-
-
-def _attempt(name: str) -> str:
-    """`llms/tune/0/1/rank-3` -> `llms/tune/0/1`: the attempt that owns a name."""
-    return "/".join(name.split("/")[:4])
-
-
-def _exists(group: str) -> bool:
-    table = placement_group_table(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
-    return bool(table) and table.get("state") not in (None, "REMOVED")

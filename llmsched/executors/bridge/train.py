@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,7 +60,6 @@ class Attempts:
         self._deliver, self._storage, self._mark = deliver, storage, mark
         self._lock = threading.Lock()
         self._live: dict[str, _Attempt] = {}
-        self._groups: dict[str, str] = {}  # placement group id in hex -> the attempt that made it
 
     def launch(self, order: LaunchOrder) -> None:
         """Start the attempt, or go on watching it when it runs; one that ended already is told again."""
@@ -70,6 +68,7 @@ class Attempts:
         with self._lock:
             if order.name in self._live:
                 return
+        self._end_superseded(order)
         self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
         # Name, attempt and epoch make it one of a kind, so "get if exists" adopts exactly this attempt.
         actor = (
@@ -89,6 +88,13 @@ class Attempts:
         )
         with self._lock:
             self._live[order.name] = _Attempt(order, actor)
+
+    def _end_superseded(self, order: LaunchOrder) -> None:
+        """Earlier attempts of the gang are over for the scheduler: they must not hold what the new one is to get."""
+        with self._lock:
+            old = [one for one in self._live.values() if one.order.gang == order.gang and one.order.name != order.name]
+        for one in old:
+            one.actor.stop.remote("stop", 0.0)
 
     def adopt(self, order: LaunchOrder, was_running: bool) -> None:
         """Watch what runs. Without a supervisor and a receipt: launch it if it never ran, else it has vanished."""
@@ -145,21 +151,12 @@ class Attempts:
         with self._lock:
             return set(self._live)
 
-    def recorded_groups(self) -> dict[str, str]:
-        """Placement groups, by id in hex, with the attempt that made each; also of attempts that are gone."""
+    def node_gone(self, node: str) -> None:
+        """Whoever works or is to work there is ended now: Ray Train would wait a minute for a place."""
         with self._lock:
-            return dict(self._groups)
-
-    def record_group(self, group: str, name: str) -> None:
-        with self._lock:
-            self._groups[group] = name
-
-    def recall_groups(self, name: str) -> None:
-        """Know again which placement groups an attempt has made, from what it wrote down."""
-        folder = name.removeprefix("llms/")
-        with suppress(FileNotFoundError, ValueError, KeyError):
-            for group in json.loads(Storage.at(self._storage).read(f"{folder}/attempt.json"))["placement_groups"]:
-                self.record_group(str(group), name)
+            hit = [one for one in self._live.values() if any(member.node == node for member in one.order.members)]
+        for one in hit:
+            one.actor.lost_node.remote(node)
 
     def look(self) -> None:
         """Ask everyone at once, take what is there, and leave slow ones for the next look."""
@@ -187,8 +184,6 @@ class Attempts:
     def _tell(self, one: _Attempt, status: dict[str, Any]) -> None:
         with self._lock:  # together: whoever hears Started may ask for another size before this is through
             order, is_resizing = one.order, one.is_resizing
-        for group in status["placement_groups"]:
-            self.record_group(str(group), order.name)
         receipt = status["receipt"]
         if status["started"] and not one.is_started:
             one.is_started = True
@@ -222,8 +217,7 @@ class Attempts:
         self._deliver(Ended(one.order.gang, one.order.attempt, "failed", message))
 
     def _vanish(self, order: LaunchOrder, message: str) -> None:
-        """What it held is freed by the reaper, which goes by what the attempt wrote down."""
-        self.recall_groups(order.name)
+        """What it held is freed by the reaper, which goes by what Ray says of it."""
         self._deliver(Vanished(order.gang, order.attempt, message))
 
     def _forget(self, one: _Attempt) -> None:
