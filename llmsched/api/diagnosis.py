@@ -67,6 +67,13 @@ def diagnose(
         findings.append(http_models.Finding(code=code, message=message, advice=advice))
 
     _waiting(live, names, find)
+    for one in holding:
+        if one.stalled:
+            find(
+                "stalled",
+                f"{one.id} does not move: {one.stalled}",
+                "llmsched logs shows each rank; it is ended if it goes on",
+            )
     _history(times, find)
     _starting(holding, state.now, find)
     _request(found, holding, memory, find)

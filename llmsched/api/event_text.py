@@ -126,6 +126,8 @@ def _fact(entry: Any) -> Message | None:
             return say("event.foreign_use", used=used, node=Ref(NODE, where))
         case facts.ExcessUse(used=taken):
             return excess(taken) if taken else say("event.excess_over")
+        case facts.Stalled(message=message):
+            return say("event.stalled", message=Quote(message)) if message else say("event.stalled_over")
         case facts.Bound(attempt=attempt):
             return say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
         case facts.LaunchFailed(attempt=attempt, message=message, event=event):

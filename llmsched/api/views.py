@@ -13,7 +13,7 @@ from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
 from llmsched.core.lifecycle import Status
-from llmsched.core.message import GANG, Message, Ref, say
+from llmsched.core.message import GANG, Message, Quote, Ref, say
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.reservation import Windows, nodes_of_row, window
@@ -98,6 +98,8 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
 def _troubles(live: Iterable[GangState], names: Names) -> Iterator[str]:
     """What is to be said of gangs that run, beside how they run."""
     for one in live:
+        if one.stalled:
+            yield text(say("event.stalled", message=Quote(one.stalled)), names)
         yield from one.adapter_errors.values()
         if one.excess:
             yield text(event_text.excess(one.excess), names)
@@ -116,6 +118,7 @@ def gang(state: State, one: GangState, progress: Progress, names: Names) -> http
         launched_at=one.launched_at,
         started_at=one.started_at,
         message=text(one.message, names),
+        stalled=one.stalled,
         reason=reasons.view(one.reason, names),
         progress=numbers(progress.get(one.id, {})),
     )
@@ -192,6 +195,8 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
         elif one.is_holding():
             said = say("why.runs", where=event_text.where(one.held), why=launched.get(gang_id, ()))
             said = _with_excess(state, one, said)
+            if one.stalled:
+                said = say("why.stalled", runs=said, message=Quote(one.stalled))
         gangs.append(
             http_models.GangWhy(
                 gang=gang_id,

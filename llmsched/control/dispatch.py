@@ -334,6 +334,11 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             return [facts.Bound(at, seen.gang, seen.attempt)]
         case port.NotStarted():
             return [facts.LaunchFailed(at, seen.gang, seen.attempt, seen.event, seen.message)]
+        case port.Stalled():
+            gang = state.gangs.get(seen.gang)
+            if gang is None or gang.attempt != seen.attempt or gang.stalled == seen.message:
+                return []
+            return [facts.Stalled(at, seen.gang, seen.attempt, seen.message)]
         case port.ResizeDone():
             return [facts.Resized(at, seen.gang, seen.attempt, seen.size)]
         case port.CheckpointSeen():

@@ -295,6 +295,8 @@ CATALOG: dict[str, Entry] = {
     "event.foreign_use": Entry("{used} are in use on node {node} beyond what gangs were given"),
     "event.excess": Entry("takes {excess} beyond its gang, through Ray, on {nodes}"),
     "event.excess_over": Entry("is within its gang again"),
+    "event.stalled": Entry("does not move: {message}"),
+    "event.stalled_over": Entry("moves again"),
     "event.bound": Entry("runs"),
     "event.bound_again": Entry("runs (attempt {attempt})"),
     "event.launch_failed": Entry("attempt {attempt} did not start ({event}){message:>: }"),
@@ -331,6 +333,7 @@ CATALOG: dict[str, Entry] = {
     "on_node": Entry("{node} ({bundles})"),
     # What `why` tells of work that does not wait.
     "why.runs": Entry("on {where}{why:>: }"),
+    "why.stalled": Entry("{runs}; it does not move: {message}"),
     "why.excess": Entry("{runs}; through Ray it takes {excess} beyond its gang{ends:>, }"),
     "why.excess_ends": Entry("and is ended in {seconds:.0f} s if it goes on"),
     "why.not_looked_at": Entry("it has not been looked at yet."),

@@ -115,6 +115,16 @@ class LaunchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalled:
+    """The attempt is there and does not move, as far as can be seen. `message` empty: it moves again."""
+
+    at: float
+    gang: str
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resized:
     """A running gang holds its new size now; what it gave up is free."""
 
@@ -236,6 +246,7 @@ Fact = (
     | ExcessUse
     | Bound
     | LaunchFailed
+    | Stalled
     | Resized
     | Finished
     | Released

@@ -234,6 +234,7 @@ class Lives(Ledgers):
             gang.served_gpu_s += (self.now - gang.started_at) * gang.gpus_milli() / MILLI
         self._hold(gang, ())
         self._forget_end(gang)
+        gang.stalled = ""
         gang.excess, gang.excess_since, gang.excess_s = (), None, 0.0
         for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled, self.exceeding):
             index.pop(gang.id, None)

@@ -79,6 +79,7 @@ class GangState:
     worked_s: float = 0.0  # seconds of work done, at min_size
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
+    stalled: str = ""  # why its attempt does not move, if it does not
     excess: tuple[tuple[str, Resources], ...] = ()  # by node: taken beyond what it was given
     excess_since: float | None = None
     excess_s: float = 0.0  # for how long its attempt exceeded before

@@ -275,6 +275,13 @@ class State(Lives):
             gang.excess_since = None
             self.exceeding.pop(gang.id, None)
 
+    def _stall(self, fact: facts.Stalled) -> None:
+        gang = self._current(fact.gang, fact.attempt, fact)
+        if gang is None or not gang.is_holding():
+            self._note(fact, "no attempt is open")
+            return
+        gang.stalled = fact.message
+
     def _bound(self, fact: facts.Bound) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)
         if gang is None or not self._step(gang, "bound", fact):
@@ -538,7 +545,7 @@ _GANG_FIELDS = (
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
-    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "excess", "excess_since", "excess_s",
+    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "stalled", "excess", "excess_since", "excess_s",
     "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
@@ -579,6 +586,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     facts.ExcessUse: State._excess_use,
     facts.Bound: State._bound,
     facts.LaunchFailed: State._launch_failed,
+    facts.Stalled: State._stall,
     facts.Resized: State._resized,
     facts.Finished: State._finished,
     facts.Released: State._released,

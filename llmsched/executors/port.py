@@ -241,6 +241,15 @@ class Vanished:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalled:
+    """It is there and does not move: a stuck rank, a stopped process. `message` says it; empty: it moves again."""
+
+    gang: str
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResizeDone:
     gang: str
     attempt: int
@@ -297,6 +306,7 @@ Observation = (
     | CheckpointSeen
     | Ended
     | Vanished
+    | Stalled
     | ResizeDone
     | AdapterAnswer
     | LoadSeen

@@ -23,13 +23,16 @@ import ray
 from ray.util.metrics import Gauge
 
 from llmsched import sanitize
-from llmsched.runtime import deaths, execute, receipt, redaction
+from llmsched.runtime import deaths, execute, pulse, receipt, redaction
 from llmsched.runtime.attempt import Attempt, Outcome
 from llmsched.runtime.commands import Commands
+from llmsched.runtime.health import Health, Look, Pulse
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
 
 _LAST_WORDS_BYTES = 16 * 1024
+_HEALTH_EVERY_S = 2.0
+_LOOK_WITHIN_S = 10.0
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
 FORCED = "ended by force: it had not left when its grace was over"
 
@@ -58,10 +61,13 @@ class Supervisor:
         self.resizes = 0
         self._try_anew()
         threading.Thread(target=self._live, daemon=True).start()
+        threading.Thread(target=self._watch_health, daemon=True).start()
 
     def _try_anew(self) -> None:
         """Everything that is of one try only."""
         self.ranks = Ranks()
+        self._health = Health()
+        self._stalled = ""
         self.left = threading.Event()  # set when the work has let go of everything
         self._attempt: Attempt | None = None
         self._has_begun = False
@@ -72,7 +78,7 @@ class Supervisor:
     # -- asked by the bridge -------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Plain data: started, progress, checkpoint [step, fraction], receipt or None."""
+        """Plain data: started, progress, checkpoint [step, fraction], stalled (in words), receipt or None."""
         with self._lock:
             return {
                 "attempt": self.order["attempt"],
@@ -82,6 +88,7 @@ class Supervisor:
                 "stopping": self._stop_mode,
                 "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
+                "stalled": self._stalled,
                 "receipt": None if self._receipt is None else asdict(self._receipt),
             }
 
@@ -151,11 +158,17 @@ class Supervisor:
     def report(self, values: dict[str, Any]) -> None:
         valid = sanitize.data(values) if isinstance(values, dict) else {}
         with self._lock:
+            self._health.reported(time.monotonic())
             known = {**self._progress, **valid}
             self._progress = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         for name in ("step", "total_steps", "loss"):
             if isinstance(valid.get(name), (int, float)):
                 self._gauge(name).set(valid[name], {"workload": self.order["workload"]})
+
+    def beat(self, rank: int, said: Pulse) -> None:
+        """A rank's sign of life."""
+        with self._lock:
+            self._health.heard(rank, said, time.monotonic())
 
     def checkpointed(self, step: int, fraction: float | None = None) -> None:
         self._checkpoint = [sanitize.whole(step), None if fraction is None else sanitize.finite(fraction)]
@@ -240,6 +253,40 @@ class Supervisor:
             attempt = self._attempt
         if is_first and attempt is not None:
             threading.Thread(target=attempt.end, daemon=True).start()
+
+    def _watch_health(self) -> None:
+        """While a try works: look at ranks that say nothing, say what does not move, and end it when it never will."""
+        while self._receipt is None:
+            time.sleep(_HEALTH_EVERY_S)
+            if self.is_leaving or not self._has_begun or self.left.is_set():
+                continue  # its grace, or the time to place it, bounds it
+            health, finished = self._health, self.ranks.finished_ranks
+            now = time.monotonic()
+            with self._lock:
+                silent = health.silent(finished, now)
+            for rank in silent:
+                found = self._look_at(rank)
+                with self._lock:
+                    health.looked(rank, found, time.monotonic())
+            with self._lock:
+                verdict = health.verdict(finished, time.monotonic())
+                if health is self._health:
+                    self._stalled = sanitize.text(verdict.message) if verdict else ""
+            if verdict and verdict.event and health is self._health:
+                self._fail(Outcome("failed", verdict.message, verdict.event))
+
+    def _look_at(self, rank: int) -> Look | None:
+        """From its node; None when that does not answer."""
+        place = self.ranks.places.get(rank)
+        if place is None:
+            return None
+        try:
+            there = ray.remote(pulse.look).options(num_cpus=0, label_selector={"ray.io/node-id": place.node})
+            found: Look = ray.get(there.remote(place.pid), timeout=_LOOK_WITHIN_S)
+            return found
+        except Exception as error:
+            print(f"{self.name}: no look at rank {rank}: {sanitize.first_line(error)}", flush=True)
+            return None
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import containment, environment, execute, failures, packages, redaction
+from llmsched.runtime import containment, environment, execute, failures, packages, pulse, redaction
 from llmsched.runtime.attempt import NAMESPACE
+from llmsched.runtime.health import Pulse
 from llmsched.runtime.process import die_with_parent
 
 _LAST_WORDS_WITHIN_S = 2.0
@@ -87,6 +88,7 @@ class TaskWorker:
         command = self._order["spec"]["task"]["run"]
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
         done = self._folder / f".llmsched-done-{self._rank}"
+        threading.Thread(target=self._beat, daemon=True, name="pulse").start()
         code = self._spawn_and_wait(command, self._envs({**envs, DONE_FILE: str(done)}))
         self._contain()
         self._log.close()
@@ -94,6 +96,17 @@ class TaskWorker:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
         ending = self._ending(f"rank {self._rank}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
+
+    def _beat(self) -> None:
+        """Signs of life to the supervisor, and whether a signal has stopped the command."""
+        name = f"llms/{self._order['gang']}/{self._order['attempt']}"
+        while not self._stopping.wait(pulse.EVERY_S):
+            process = self._process
+            if process is not None and process.poll() is not None:
+                return
+            with suppress(Exception):
+                is_stopped = process is not None and pulse.look(process.pid).is_stopped
+                ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, Pulse(is_stopped=is_stopped))
 
     def stop(self, grace_s: float) -> None:
         """Ask the process group to end, then end it. Returns when it is gone."""

@@ -32,6 +32,7 @@ from llmsched.runtime import (
     guardian,
     packages,
     progress,
+    pulse,
     redaction,
 )
 from llmsched.runtime.link import ActorLink
@@ -169,7 +170,8 @@ def work(config: dict[str, str]) -> None:
                 surroundings = execute.surroundings()
                 supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid())
                 _tell_of_exit(supervisor, rank)
-                _run_loop(order["spec"]["train"], supervisor, rank)
+                with pulse.beating(lambda said: supervisor.beat.remote(rank, said)):
+                    _run_loop(order["spec"]["train"], supervisor, rank)
             except elastic.Stopped as stopped:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))

@@ -141,6 +141,7 @@ class GangView(Reply):
     launched_at: float | None = None
     started_at: float | None = None
     message: str = ""
+    stalled: str = ""  # why it does not move, though it runs
     reason: ReasonView | None = None
     progress: dict[str, Scalar] = {}
 

@@ -12,7 +12,7 @@ from llmsched.api.diagnosis import spent
 from llmsched.core import decisions, facts
 from llmsched.core.workload import Placement
 from llmsched.executors.fake import Script
-from llmsched.executors.port import Progress
+from llmsched.executors.port import Progress, Stalled
 from llmsched.spec import http_models
 
 NOWHERE: Placement = ()
@@ -126,3 +126,25 @@ def test_seconds_are_counted_from_the_history() -> None:
     times = spent(entries, until=80.0)
     assert (times.waited, times.starting, times.ran) == (10 + 20 + 10, 4 + 1, 32 + 3)
     assert (times.preemptions, times.losses, times.last_loss) == (1, 1, "its node went away")
+
+
+def test_what_does_not_move_is_told_by_status_why_diagnose_and_story_until_it_moves_again(endless: Live) -> None:
+    client = endless.client()
+    client.apply([train("early", workers=2)])
+    endless.hear("Bound", "early")
+    why = "rank 1 has returned, and rank 0 has waited for over 20 s (all_reduce, called in bl.py:15)"
+
+    async def say(message: str) -> None:
+        for _ in range(3):  # said again by a bridge that was started anew: known already
+            endless.executor.cluster.say(Stalled("early/0", 1, message))
+
+    endless.do(say(why))
+    wait_until(lambda: client.status("early").gangs[0].stalled == why)
+    assert client.status("early").message == f"does not move: {why}"
+    assert f"it does not move: {why}" in client.why("early").gangs[0].text
+    assert why in codes(client.diagnose("early"))["stalled"].message
+    endless.do(say(""))
+    wait_until(lambda: client.status("early").gangs[0].stalled == "")
+    assert "stalled" not in codes(client.diagnose("early"))
+    told = [line.text for line in client.story("early").lines if "move" in line.text]
+    assert told == [f"does not move: {why}", "moves again"]

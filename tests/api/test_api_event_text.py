@@ -47,6 +47,8 @@ STORY: list[tuple[Any, str]] = [
         "takes 3 GPUs beyond its gang, through Ray, on node-a, node-b",
     ),
     (f.ExcessUse(1.0, GANG, 1, ()), "is within its gang again"),
+    (f.Stalled(1.0, GANG, 1, "rank 0 waits"), "does not move: rank 0 waits"),
+    (f.Stalled(1.0, GANG, 1, ""), "moves again"),
     (f.Bound(1.0, GANG, 1), "runs"),
     (f.Bound(1.0, GANG, 2), "runs (attempt 2)"),
     (f.LaunchFailed(1.0, GANG, 1, "error", "no such model"), "attempt 1 did not start (error): no such model"),

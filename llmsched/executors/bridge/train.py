@@ -28,6 +28,7 @@ from llmsched.executors.port import (
     NotStarted,
     Progress,
     ResizeDone,
+    Stalled,
     Started,
     StopOrder,
     Vanished,
@@ -38,7 +39,7 @@ from llmsched.runtime.containment import OWNER
 from llmsched.runtime.storage import Storage
 from llmsched.runtime.supervisor import Supervisor
 
-_ANSWER_WITHIN_S = 10.0
+SILENT_SAID_S, SILENT_ENDED_S = 15.0, 60.0  # without an answer of a supervisor that had answered before
 
 
 @dataclass
@@ -50,6 +51,8 @@ class _Attempt:
     before: tuple[Member, ...] = ()  # while it resizes: what it may hold still
     progress: dict[str, Any] = field(default_factory=dict)
     checkpoint: list[Any] | None = None
+    stalled: str = ""
+    answered_at: float | None = None  # monotonic; None: it has not come up yet
     asked: Any = None  # the status call that is under way
 
 
@@ -169,9 +172,11 @@ class Attempts:
             return
         answered, _ = ray.wait([one.asked for one in live], num_returns=len(live), timeout=0.2)
         done = set(answered)
+        now = time.monotonic()
         for one in live:
             if one.asked in done:
                 asked, one.asked = one.asked, None
+                one.answered_at = now
                 try:
                     self._tell(one, ray.get(asked))
                 except ray.exceptions.ActorUnavailableError:
@@ -180,6 +185,21 @@ class Attempts:
                     self._gone(one, sanitize.first_line(error))
                 except Exception as error:  # of one attempt; the others are looked at all the same
                     self._give_up(one, error)
+
+            elif one.answered_at is not None and now - one.answered_at > SILENT_SAID_S:
+                self._wait_for(one, now - one.answered_at)
+
+    def _wait_for(self, one: _Attempt, silent_s: float) -> None:
+        """A supervisor that hangs: say so, and after a while take it for gone, with all that hangs on it."""
+        self._tell_stalled(one, "its supervisor does not answer")
+        if silent_s > SILENT_ENDED_S:
+            ray.kill(one.actor)
+            self._gone(one, f"it has not answered for {silent_s:.0f} s")
+
+    def _tell_stalled(self, one: _Attempt, message: str) -> None:
+        if message != one.stalled:
+            one.stalled = message
+            self._deliver(Stalled(one.order.gang, one.order.attempt, message))
 
     def _tell(self, one: _Attempt, status: dict[str, Any]) -> None:
         with self._lock:  # together: whoever hears Started may ask for another size before this is through
@@ -191,6 +211,7 @@ class Attempts:
         if is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
             one.is_resizing, one.before = False, ()
             self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
+        self._tell_stalled(one, str(status["stalled"]))
         if status["progress"] != one.progress:
             one.progress = status["progress"]
             self._deliver(Progress(order.gang, order.attempt, one.progress))
