@@ -20,6 +20,7 @@ from llmsched.runtime.task import Ending, TaskWorker
 class TaskAttempt:
     def __init__(self, life: Life) -> None:
         self._life = life
+        self._left = life.left  # of this try: the next one has another
         self._workers: list[Any] = []
         self._stops: list[Any] = []
 
@@ -53,7 +54,7 @@ class TaskAttempt:
         for worker in self._workers:
             with suppress(Exception):
                 ray.kill(worker)
-        self._life.left.wait(CLOSE_WITHIN_S)
+        self._left.wait(CLOSE_WITHIN_S)
 
     def let_go(self) -> None:
         for worker in self._workers:

@@ -39,6 +39,7 @@ class TrainAttempt:
     def __init__(self, life: Life) -> None:
         os.environ.update(SETTINGS)
         self._life = life
+        self._left = life.left  # of this try: the next one has another
         self._run_name = life.name.removeprefix("llms/").replace("/", ".")
         self._controller: Any = None
 
@@ -89,7 +90,7 @@ class TrainAttempt:
         until = time.monotonic() + CLOSE_WITHIN_S
         while time.monotonic() < until:
             self._kill_controllers()
-            if self._life.left.wait(_LOOK_EVERY_S):
+            if self._left.wait(_LOOK_EVERY_S):
                 return
 
     def let_go(self) -> None:

@@ -1,0 +1,92 @@
+"""A local Ray of two pretend nodes with two GPUs each, and the bridge that talks to it: for tests on real Ray."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from bridge_pipe import BridgePipe, order
+from wheels import write_wheel
+
+from llmsched.executors import local_ray, wire
+from llmsched.executors.port import CommandEnded, CommandOrder, CommandSaid, Connected, StopOrder
+
+
+class Lab:
+    """One cluster, and the bridge that talks to it now."""
+
+    def __init__(self, home):
+        self.home, self.storage = home, home / "storage"
+        self.cluster = local_ray.start(home, local_ray.parse_nodes("2x2:A100"))
+        self.nodes = [process.node for process in self.cluster.processes[1:]]
+        (self.storage / "workdirs").mkdir(parents=True)
+        self.workdir = str(self.storage / "workdirs" / "loops.zip")
+        with zipfile.ZipFile(self.workdir, "w") as archive:
+            for name in ("loops.py", "hoard.py"):
+                archive.write(Path(__file__).with_name(name), name)
+            self.wheel = write_wheel(home, "greeter", "1.0", "WORD = 'hello from a wheel'\n")
+            archive.write(home / self.wheel, self.wheel)
+        self.bridge = self.connect()
+
+    def connect(self, live=()):
+        bridge = BridgePipe(self.home, self.cluster.address, self.storage)
+        bridge.until(Connected)
+        bridge.send("adopt", wire.adopt_of(live))
+        return bridge
+
+    def order(self, gang, kind, spec, nodes=None, **more):
+        return order(gang, kind, spec, nodes or self.nodes, self.storage, **more)
+
+    def train(self, gang, nodes=None, attempt=1, **config):
+        spec = {"train": {"loop": "loops:loop", "config": config}}
+        return self.order(gang, "train", spec, nodes, attempt=attempt, workdir=self.workdir)
+
+    def task(self, gang, run, nodes=None, setup=()):
+        return self.order(gang, "task", {"task": {"run": run, "setup": list(setup)}}, nodes)
+
+    def launch(self, given):
+        self.bridge.send("launch", given)
+
+    def stop(self, gang, kind, mode="stop", grace_s=10.0, attempt=1):
+        self.bridge.send("stop", StopOrder(gang, attempt, 1, kind, mode, grace_s))
+
+    def execute(self, gang, kind, argv, rank=0, timeout_s=30.0):
+        """What a command beside a member wrote, and how it ended."""
+        before = len(self.bridge.seen)
+        name = f"{gang}-{before}"
+        self.bridge.send("execute", CommandOrder(name, gang, 1, 1, kind, rank, tuple(argv), timeout_s))
+        ended = self.bridge.until(CommandEnded, id=name)
+        said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.id == name]
+        return "".join(one.text for one in said), ended
+
+    def until(self, kind, gang, **more):
+        return self.bridge.until(kind, gang=gang, **more)
+
+    def driver(self, code, *words):
+        """A process of somebody else on the same cluster."""
+        env = {**os.environ, **local_ray.environment(self.home)}
+        command = [sys.executable, "-c", code, self.cluster.address, *words]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
+
+    def groups(self):
+        """What answers each line on its stdin with the placement groups that Ray has now, as `id state`s."""
+        code = """if True:
+            import ray, sys
+            from ray.util import placement_group_table
+            ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+            for line in sys.stdin:
+                found = [one for one in placement_group_table().values() if one["state"] != "REMOVED"]
+                print(*(one["placement_group_id"][:8] + one["state"] for one in found), flush=True)
+        """
+        env = {**os.environ, **local_ray.environment(self.home)}
+        return subprocess.Popen(
+            [sys.executable, "-c", code, self.cluster.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            text=True,
+        )
+
+    def read(self, name):
+        return (self.storage / name).read_text()
