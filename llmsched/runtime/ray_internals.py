@@ -7,7 +7,7 @@ not as it was. The bridge's side has a file of the same name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import state as global_state
@@ -16,8 +16,6 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.util import TrainingFramework
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-
-from llmsched.runtime.ownership import Actor, Group, Tables
 
 __all__ = [
     "TORCH",
@@ -28,7 +26,7 @@ __all__ = [
     "is_death",
     "is_no_capacity",
     "kill",
-    "tables",
+    "made_by",
 ]
 
 TORCH = TrainingFramework.TORCH
@@ -63,26 +61,26 @@ def kill(actor_id: str) -> None:
     ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
 
 
-def tables() -> Tables:
-    """What Ray knows of actors and placement groups, from whatever process is joined to it. Raises what Ray raises."""
+class Made(NamedTuple):
+    """What a process has started through Ray Train and is there still: controllers and placement groups, ids in hex."""
+
+    controllers: list[str]
+    groups: list[str]
+
+
+def made_by(worker: str) -> Made:
+    """By the worker with this id in hex, whether anybody was told of it or not. Raises what Ray raises."""
     accessor = global_state._connect_and_get_accessor()
-    groups = []
-    for data in accessor.get_placement_group_table():
-        found = gcs_pb2.PlacementGroupTableData.FromString(data)
-        if found.state != gcs_pb2.PlacementGroupTableData.REMOVED:
-            groups.append(Group(found.placement_group_id.hex(), found.creator_actor_id.hex(), found.is_detached))
-    dead = (gcs_pb2.ActorTableData.DEAD,)
-    actors = {}
-    for data in accessor.get_actor_table(None, None):
-        one = gcs_pb2.ActorTableData.FromString(data)
-        actor = Actor(
-            id=one.actor_id.hex(),
-            worker=one.address.worker_id.hex(),
-            owner=one.owner_address.worker_id.hex(),
-            name=one.name,
-            namespace=one.ray_namespace,
-            class_name=one.class_name,
-            is_alive=one.state not in dead,
-        )
-        actors[actor.id] = actor
-    return Tables(actors, tuple(groups))
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    rows = [gcs_pb2.ActorTableData.FromString(row) for row in accessor.get_actor_table(job, None)]
+    mine = [one for one in rows if one.class_name == TRAIN_CONTROLLER and one.owner_address.worker_id.hex() == worker]
+    makers = {one.actor_id for one in mine}
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
+    return Made(
+        [one.actor_id.hex() for one in mine if one.state != gcs_pb2.ActorTableData.DEAD],
+        [
+            one.placement_group_id.hex()
+            for one in groups
+            if one.creator_actor_id in makers and one.state != gcs_pb2.PlacementGroupTableData.REMOVED
+        ],
+    )

@@ -20,7 +20,7 @@ from llmsched import sanitize
 from llmsched.runtime import ray_internals, train
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.ranks import Failure
-from llmsched.runtime.ray_internals import DataParallelTrainer, TrainingFailedError, Watch, is_no_capacity
+from llmsched.runtime.ray_internals import DataParallelTrainer, Made, TrainingFailedError, Watch, is_no_capacity
 
 # Ray Train reads these where `fit` is called and hands them to its processes.
 SETTINGS = {
@@ -89,7 +89,8 @@ class TrainAttempt:
         """Again and again, for what Ray Train is about to start is there a moment later."""
         until = time.monotonic() + CLOSE_WITHIN_S
         while time.monotonic() < until:
-            self._kill_controllers()
+            with suppress(Exception):
+                self._kill_controllers()
             if self._left.wait(_LOOK_EVERY_S):
                 return
 
@@ -99,11 +100,10 @@ class TrainAttempt:
         until = time.monotonic() + CLOSE_WITHIN_S
         while time.monotonic() < until:
             with suppress(Exception):
-                controllers = self._kill_controllers()
-                groups = ray_internals.tables().owned_by(_worker_id())[1]
-                for group in groups:
-                    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
-                if not controllers and not groups:
+                made = self._kill_controllers()
+                for group in made.groups:
+                    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+                if not any(made):
                     break
             time.sleep(_LOOK_EVERY_S)
         with suppress(Exception):
@@ -120,17 +120,16 @@ class TrainAttempt:
         text = self._life.of_death(rank, str(deaths[rank]))
         return Outcome("failed", text, "interruption" if exited_with is None else "error")
 
-    def _kill_controllers(self) -> int:
-        """How many were still there."""
+    def _kill_controllers(self) -> Made:
+        """What was still there."""
         with suppress(Exception):
             if self._controller is not None:
                 ray.kill(self._controller)
-        owned = ray_internals.tables().owned_by(_worker_id())[0]
-        mine = [one for one in owned if one.is_alive and one.class_name == ray_internals.TRAIN_CONTROLLER]
-        for actor in mine:
+        made = ray_internals.made_by(ray.get_runtime_context().get_worker_id())
+        for controller in made.controllers:
             with suppress(Exception):
-                ray_internals.kill(actor.id)
-        return len(mine)
+                ray_internals.kill(controller)
+        return made
 
     def _failure(self, error: Exception) -> Outcome:
         """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
@@ -153,7 +152,3 @@ class TrainAttempt:
 def _outcome_of(failure: Failure) -> Outcome:
     rank, text, event = failure
     return Outcome("failed", text if event == "input" else f"rank {rank}: {text}", event)
-
-
-def _worker_id() -> str:
-    return str(ray.get_runtime_context().get_worker_id())

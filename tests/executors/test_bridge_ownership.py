@@ -217,3 +217,10 @@ def test_what_is_there_for_a_look_or_two_is_not_told(monkeypatch: pytest.MonkeyP
     assert look.after(LASTING_LOOKS - 1) == []
     look.made = 0
     assert look.after(LASTING_LOOKS) == []
+
+
+def test_a_group_whose_maker_has_gone_is_still_known_by_the_mark_that_its_maker_bore() -> None:
+    left = Group("g1", "", HOUSE, "a-dead-controller", (("n1", {"GPU": 1.0}),), mark(HOG))
+    found = owned(groups=(left, left._replace(id="g2", envs={})))
+    assert [group.id for group in found.groups(HOG)] == ["g1"]
+    assert found.attempts() == {HOG}

@@ -92,18 +92,6 @@ def test_ray_s_tables_tell_who_made_what() -> None:
         assert set(fields.split()) <= {one.name for one in row.DESCRIPTOR.fields}
 
 
-def test_rays_tables_say_who_made_what() -> None:
-    from ray._private.state import GlobalState
-    from ray.core.generated import gcs_pb2
-
-    group, actor = gcs_pb2.PlacementGroupTableData(), gcs_pb2.ActorTableData()
-    assert {"placement_group_id", "creator_actor_id", "is_detached", "state"} <= set(group.DESCRIPTOR.fields_by_name)
-    wanted = {"actor_id", "address", "owner_address", "name", "ray_namespace", "class_name", "state"}
-    assert wanted <= set(actor.DESCRIPTOR.fields_by_name)
-    assert "worker_id" in actor.address.DESCRIPTOR.fields_by_name
-    assert list(inspect.signature(GlobalState._connect_and_get_accessor).parameters) == ["self"]
-
-
 def test_the_actor_that_runs_a_fit_has_the_name_that_we_look_for() -> None:
     from ray.train.v2._internal.execution.controller import TrainController
 

@@ -129,6 +129,8 @@ class Ownership:
         creator = self._by_id.get(group.creator)
         if creator is not None and creator.namespace != SERVE:
             return self._makers[creator.id]
+        if creator is None and (found := self._attempt(group.envs.get(OWNER, ""))):
+            return found  # its maker has gone and did not take it along: Ray keeps it for as long as the bridge lives
         # A driver made it, or Serve, which makes one for a replica to run in; or its maker has gone.
         return (None if creator else self._jobs.get(group.job)) or next(filter(None, inside), None)
 

@@ -53,6 +53,7 @@ class Group(NamedTuple):
     job: str
     creator: str
     bundles: tuple[tuple[str, dict[str, float]], ...]  # (node, resources); no node while it is not placed
+    envs: dict[str, str] = {}  # of the runtime environment of what made it, also when that has gone
 
 
 class Task(NamedTuple):
@@ -78,10 +79,15 @@ def tables() -> Tables:
     jobs = [gcs_pb2.JobTableData.FromString(row) for row in accessor.get_job_table()]
     actors = [gcs_pb2.ActorTableData.FromString(row) for row in accessor.get_actor_table(None, None)]
     groups = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
+    makers = {one.actor_id: one for one in actors}
     return Tables(
         [Job(one.job_id.hex(), dict(one.config.metadata)) for one in jobs],
         [_actor(one) for one in actors if one.state != gcs_pb2.ActorTableData.DEAD],
-        [_group(one) for one in groups if one.state != gcs_pb2.PlacementGroupTableData.REMOVED],
+        [
+            _group(one, makers.get(one.creator_actor_id))
+            for one in groups
+            if one.state != gcs_pb2.PlacementGroupTableData.REMOVED
+        ],
     )
 
 
@@ -138,13 +144,14 @@ def _actor(row: Any) -> Actor:
     )
 
 
-def _group(row: Any) -> Group:
+def _group(row: Any, maker: Any) -> Group:
     return Group(
         id=row.placement_group_id.hex(),
         name=row.name,
         job=row.creator_job_id.hex(),
         creator=row.creator_actor_id.hex(),
         bundles=tuple((one.node_id.hex(), dict(one.unit_resources)) for one in row.bundles),
+        envs=_envs_of(maker.serialized_runtime_env) if maker is not None else {},
     )
 
 

@@ -1,5 +1,5 @@
-"""Two-way garbage collection: what is ours in Ray, by its name or by who made it (`runtime/ownership.py`), and belongs
-to no attempt we believe in is taken away.
+"""Two-way garbage collection: what bears our name in Ray and belongs to no attempt we believe in is taken away. What an
+attempt made beside that goes by who made it: `containment.py`.
 
 The other direction, an attempt whose work is gone, is noticed by whoever watches it. Nothing is reaped before control
 has said what is live, and nothing that was not seen twice at least five seconds apart: between the two, an order may
@@ -15,11 +15,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import ray
-from ray.util.placement_group import PlacementGroup
 
-from llmsched.runtime import ray_internals
+from llmsched.executors.bridge.ownership import PREFIX, attempt_name
 from llmsched.runtime.attempt import NAMESPACE
-from llmsched.runtime.ownership import PREFIX, attempt_in
 
 if TYPE_CHECKING:
     from llmsched.executors.bridge.serve import Replicas
@@ -56,8 +54,7 @@ class Reaper:
         found |= {f"application {name}" for name in self._replicas.applications()}
         with self._lock:
             live = self._attempts.names() | self._replicas.names() | self._ordered
-        orphans = {one for one in found if attempt_in(one.partition(" ")[2]) not in live}
-        orphans |= {f"group {group}" for group in ray_internals.tables().left_behind(live, NAMESPACE)}
+        orphans = {one for one in found if attempt_name(one.partition(" ")[2]) not in live}
         now = time.monotonic()
         self._first_seen = {one: self._first_seen.get(one, now) for one in orphans}
         for one, at in list(self._first_seen.items()):
@@ -68,11 +65,8 @@ class Reaper:
 
     def take_down_everything(self) -> None:
         """All of ours at once, the gateway included; returns when Ray has been told and Serve has let go."""
-        groups = ray_internals.tables().left_behind((), NAMESPACE)  # while it can be seen whose they are
         for name in _actors():
             self._take(f"actor {name}")
-        for group in groups:
-            self._take(f"group {group}")
         self._replicas.shut_down()
 
     def _take(self, orphan: str) -> None:
@@ -80,10 +74,8 @@ class Reaper:
         with suppress(ValueError):  # gone in the meantime
             if kind == "actor":
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-            elif kind == "application":
-                self._replicas.delete(name)
             else:
-                ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+                self._replicas.delete(name)
 
 
 def _actors() -> set[str]:
