@@ -77,6 +77,7 @@ def test_what_a_command_writes_piece_by_piece_is_cleaned(tmp_path: Path, size: i
 
 def test_the_log_of_a_command_and_what_is_said_of_its_end_are_cleaned(tmp_path: Path) -> None:
     about = {**order(TOKEN=CANARY), "storage": str(tmp_path / "storage"), "gang": "login/0", "attempt": 1}
+    about["members"] = [{"rank": 0, "memory_bytes": 0}]
     worker = TaskWorker(json.dumps(about), 0)
     worker._folder = tmp_path
     code = worker._spawn_and_wait(["sh", "-c", 'echo "with $TOKEN"; echo "no $TOKEN" >&2; exit 3'], worker._envs({}))

@@ -32,7 +32,10 @@ class Worker(TaskWorker):
 
     def __init__(self, folder: Path, run: list[str]) -> None:
         spec = {"task": {"run": run}}
-        order = {"storage": str(folder / "storage"), "gang": "t/0", "attempt": 1, "epoch": 1, "envs": {}, "spec": spec}
+        order = {
+            "storage": str(folder / "storage"), "gang": "t/0", "attempt": 1, "epoch": 1, "envs": {}, "spec": spec,
+            "members": [{"rank": 0, "memory_bytes": 0}],
+        }  # fmt: skip
         folder.mkdir(exist_ok=True)
         self._here = folder
         super().__init__(json.dumps(order), 0)
