@@ -312,9 +312,11 @@ def _print_nodes(listed: http_models.NodeList) -> None:
     table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
     for node in listed.nodes:
         holders = Counter(gang.rpartition("/")[0] or gang for gang in node.gangs)  # others' have no id
-        held = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in holders.items())
+        words = {name: f"{name} x{n}" if n > 1 else name for name, n in holders.items()}
         for one in node.excess:
-            held += f" ({one.gang.rpartition('/')[0] or one.gang} takes {show.amounts(one.amounts)} beyond its gang)"
+            name = one.gang.rpartition("/")[0] or one.gang
+            words[name] = f"{words.get(name, name)} (+{show.amounts(one.amounts)} beyond its gang)"
+        held = ", ".join(words.values())
         held += f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else ""
         table.add_row(
             show.plain(node.name if len(node.name) < 20 else f"{node.name[:8]}..."),

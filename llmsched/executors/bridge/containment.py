@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import ray
@@ -47,6 +47,8 @@ class Containment:
         self._tasks: tuple[ray_internals.Task, ...] = ()
         self._tasks_at = -TASKS_EVERY_S
         self._deployers: dict[str, str] = {}
+        self._asker = ThreadPoolExecutor(1, thread_name_prefix="deployers")
+        self._asking: Future[None] | None = None
         self._asked_about: set[str] = set()  # replicas of strangers, by actor id
 
     def expect(self, order: LaunchOrder) -> None:
@@ -69,21 +71,40 @@ class Containment:
                 return
         self._pool.submit(self._end_and_tell, attempt)
 
-    def look(self, *, with_tasks: bool = False) -> Ownership:
-        """Whose is what, now; `with_tasks`: remote functions too, as of TASKS_EVERY_S ago at most."""
+    def look(self, *, with_tasks: bool = False, waits: bool = False) -> Ownership:
+        """Whose is what, now. `with_tasks`: remote functions too, as of TASKS_EVERY_S ago at most. Whose a Serve
+        application is takes a while to ask: `waits` for the answer, else a later look has it."""
         tables = ray_internals.tables()
         if with_tasks:
-            now = time.monotonic()
-            if now - self._tasks_at > TASKS_EVERY_S:
-                self._tasks, self._tasks_at = ray_internals.running_tasks(), now
-            tables = tables._replace(tasks=self._tasks)
+            tables = tables._replace(tasks=self._running_tasks())
         found = Ownership(tables, self._cluster, self._deployers)
-        strangers = found.strangers()
-        if strangers.keys() <= self._asked_about:
+        strangers = set(found.strangers())
+        if strangers <= self._asked_about:
             return found
-        self._deployers = ray_internals.deployers()
-        self._asked_about = set(strangers)
+        with self._lock:
+            if self._asking is None or self._asking.done():
+                self._asking = self._asker.submit(self._ask, strangers)
+            asking = self._asking
+        if waits:
+            asking.result()
         return Ownership(tables, self._cluster, self._deployers)
+
+    def _ask(self, strangers: set[str]) -> None:
+        try:
+            self._deployers = ray_internals.deployers()
+            self._asked_about = strangers
+        except Exception as error:  # Serve is going, or has gone: the next look asks again
+            print(f"Serve does not say who deployed what: {error!r}", file=sys.stderr)
+
+    def _running_tasks(self) -> tuple[ray_internals.Task, ...]:
+        now = time.monotonic()
+        if now - self._tasks_at > TASKS_EVERY_S:
+            self._tasks_at = now
+            try:
+                self._tasks = ray_internals.running_tasks()
+            except Exception as error:  # it is the dashboard's to answer, and that may be away
+                print(f"Ray does not say which functions run: {error!r}", file=sys.stderr)
+        return self._tasks
 
     def arm(self) -> None:
         """Control has named everything that is live."""
@@ -102,6 +123,14 @@ class Containment:
             del self._orphans[name]
             print(f"{name} has ended, and what it made has not: ended now", file=sys.stderr)
             self._end(name)
+            with self._lock:
+                self._nodes.pop(name, None)
+
+    def end_everything(self) -> None:
+        """What all attempts have made in Ray. Their workers are ended already, and what was theirs on nodes by that."""
+        with self._lock:
+            attempts = [*self._nodes]
+        list(self._pool.map(self._end_in_ray, attempts))
 
     def _end_and_tell(self, attempt: str) -> None:
         try:
@@ -116,33 +145,36 @@ class Containment:
 
     def _end(self, attempt: str) -> None:
         """Until nothing of it is left in Ray, then until nothing of it is left on its nodes."""
-        begun = time.monotonic()
+        left = self._end_in_ray(attempt)
         with self._lock:
             nodes = set(self._nodes.get(attempt, ()))
-        left: list[str] = []
-        while time.monotonic() - begun < ENDS_WITHIN_S:
-            owned = self.look()
-            actors = [one for one in owned.actors(attempt) if one.name != attempt]  # its supervisor leaves when read
-            nodes |= {one.node for one in actors if one.node}
-            left = [_name(one) for one in actors]
-            left += [f"placement group {one.id[:12]}" for one in owned.groups(attempt)]
-            if not left:
-                break
-            for application in owned.applications(attempt):
-                serve.delete(application, _blocking=False)
-            for group in owned.groups(attempt):
-                _remove(group.id)
-            is_late = time.monotonic() - begun > _POLITE_S
-            for one in actors:
-                if one.name.startswith(REPLICA) and not is_late:
-                    continue  # Serve ends it, with its requests
-                _kill(one)
-            if is_late and (stubborn := [one for one in actors if not one.name]):
-                self._clear(attempt, nodes, stubborn)
-            time.sleep(_LOOK_EVERY_S)
         left += self._clear(attempt, nodes, [])
         if left:
             print(f"{attempt} has ended and left behind: {'; '.join(left[:20])}", file=sys.stderr)
+
+    def _end_in_ray(self, attempt: str) -> list[str]:
+        """The names of what has not ended."""
+        begun = time.monotonic()
+        while True:
+            owned, waited = self.look(waits=True), time.monotonic() - begun
+            actors = [one for one in owned.actors(attempt) if one.name != attempt]  # its supervisor leaves when read
+            groups = owned.groups(attempt)
+            left = [_name(one) for one in actors] + [f"placement group {one.id[:12]}" for one in groups]
+            if not left or waited > ENDS_WITHIN_S:
+                return left
+            with self._lock:
+                nodes = self._nodes.setdefault(attempt, set())
+                nodes.update(one.node for one in actors if one.node)
+            for application in owned.applications(attempt):
+                serve.delete(application, _blocking=False)
+            for group in groups:
+                _remove(group.id)
+            for one in actors:  # Serve ends its replicas with their requests, when there is time
+                if waited > _POLITE_S or not one.name.startswith(REPLICA):
+                    _kill(one)
+            if waited > _POLITE_S and (stubborn := [one for one in actors if not one.name]):
+                self._clear(attempt, {one.node for one in stubborn}, stubborn)
+            time.sleep(_LOOK_EVERY_S)
 
     def _clear(self, attempt: str, nodes: set[str], stubborn: list[Actor]) -> list[str]:
         """End its processes on those nodes, those of these actors too; names of what does not end."""

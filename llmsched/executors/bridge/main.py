@@ -97,6 +97,7 @@ class Bridge:
             elif op == "close":
                 if body.stop_everything:
                     self._reaper.take_down_everything()
+                    self._containment.end_everything()
                 self._pipe.send(wire.Closed())
                 return 0
             else:

@@ -98,6 +98,7 @@ def running_tasks() -> tuple[Task, ...]:
     found = list_tasks(
         filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")],
         limit=TASKS_AT_MOST,
+        timeout=5,
         detail=True,
         raise_on_missing_output=False,
     )
