@@ -12,7 +12,12 @@ import ray
 
 from llmsched.runtime import elastic
 
-HALF = {"num_gpus": 0.5, "num_cpus": 0}
+
+def half(node):
+    """Of a GPU, on a node where no gang was given anything."""
+    return {"num_gpus": 0.5, "num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+
+
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -21,8 +26,8 @@ class Nested:
         return "pong"
 
 
-def nested(**options):
-    made = ray.remote(Nested).options(**HALF, **options).remote()
+def nested(node, **options):
+    made = ray.remote(Nested).options(**half(node), **options).remote()
     ray.get(made.ping.remote())
     return made
 
@@ -45,14 +50,16 @@ def tell(folder, name, **facts):
     draft.rename(Path(folder) / name)
 
 
-def command(address, folder):
+def command(address, folder, node):
     """A Ray driver of a user's own: what it makes is to outlive it."""
     from ray.util.placement_group import placement_group
 
     children = [daemon(), os.getpid()]
     ray.init(address=address, namespace="hoard", log_to_driver=False)
-    nested(name="hoarded", lifetime="detached")
-    ray.get(placement_group([{"GPU": 0.5}], name="hoarded", lifetime="detached").ready())
+    nested(node, name="hoarded", lifetime="detached")
+    where = [{"ray.io/node-id": node}]
+    group = placement_group([{"GPU": 0.5}], name="hoarded", lifetime="detached", bundle_label_selector=where)
+    ray.get(group.ready())
     tell(folder, "task", children=children, worker=os.getppid())
     time.sleep(600)
 
@@ -62,7 +69,7 @@ def wait():
 
 
 def loop(config):
-    children, mine = [daemon()], [nested(), ray.remote(**HALF)(wait).remote()]
+    children, mine = [daemon()], [nested(config["node"]), ray.remote(**half(config["node"]))(wait).remote()]
     tell(config["folder"], "train", children=children, worker=os.getpid())
     while not elastic.should_stop():
         time.sleep(0.1)
@@ -71,14 +78,14 @@ def loop(config):
 
 
 class App:
-    def __init__(self, folder):
+    def __init__(self, folder, node):
         self._children = [daemon()]
-        threading.Thread(target=self._deploy, args=(folder,)).start()
+        threading.Thread(target=self._deploy, args=(folder, node)).start()
 
-    def _deploy(self, folder):
+    def _deploy(self, folder, node):
         from ray import serve
 
-        model = serve.deployment(Nested).options(name="model", ray_actor_options=dict(HALF))
+        model = serve.deployment(Nested).options(name="model", ray_actor_options=half(node))
         serve.run(model.bind(), name="hoarded", route_prefix=None)
         tell(folder, "serve", children=self._children, worker=os.getpid())
 

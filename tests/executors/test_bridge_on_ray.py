@@ -264,9 +264,9 @@ LEFT = """if True:
 def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab, tmp_path):
     """A task whose worker is killed with -9, a train loop and a replica that are stopped: each has a daemon without
     parent, session and environment, and holds half a GPU or a whole one beyond what it was given."""
-    folder = str(tmp_path)
-    run = [sys.executable, "hoard.py", lab.cluster.address, folder]
-    train, app = {"loop": "hoard:loop", "config": {"folder": folder}}, {"app": "hoard:App", "args": {"folder": folder}}
+    where = {"folder": str(tmp_path), "node": lab.nodes[1]}
+    run = [sys.executable, "hoard.py", lab.cluster.address, *where.values()]
+    train, app = {"loop": "hoard:loop", "config": where}, {"app": "hoard:App", "args": where}
     for kind, section in ("task", {"run": run}), ("train", train), ("serve", app):
         given = lab.order(f"hoard-{kind}/0", kind, {kind: section}, lab.nodes[:1], gpus=0.25, workdir=lab.workdir)
         lab.launch(given)
