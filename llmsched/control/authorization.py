@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from llmsched.control.lookup import newest_run
 from llmsched.core import authorization as core
 from llmsched.core.configuration import Configuration
-from llmsched.core.message import GANG, NODE, USER, WORKLOAD, Ref
+from llmsched.core.message import ARTIFACT, GANG, NODE, USER, WORKLOAD, Ref
 from llmsched.core.render import is_public
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
@@ -143,6 +143,8 @@ class KnownNames:
             return ref.id if self._sees(ref.id.partition("/")[0]) else None
         if ref.kind == USER:
             return ref.id if self._rights.knows_user(ref.id) else None
+        if ref.kind == ARTIFACT:
+            return ref.id if self._rights.sees_all else None
         if ref.kind == NODE:
             node = self._state.nodes.get(ref.id)
             return (node.node.name if node is not None else "") or ref.id

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmsched.core.message import GangName, Message
+from llmsched.core.message import ArtifactUri, GangName, Message
 from llmsched.core.workload import Placement
 
 
@@ -101,7 +101,7 @@ class LoadAdapter:
     gang: str
     attempt: int
     name: str
-    uri: str
+    uri: ArtifactUri
 
 
 @dataclass(frozen=True, slots=True)

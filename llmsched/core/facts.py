@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmsched.core.configuration import Configuration
+from llmsched.core.message import ArtifactUri
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Workload
@@ -217,7 +218,7 @@ class AdapterLoaded:
     gang: str
     attempt: int
     name: str
-    uri: str
+    uri: ArtifactUri
     message: str = ""
 
 

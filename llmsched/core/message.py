@@ -15,7 +15,7 @@ from llmsched.core.resources import Resources
 from llmsched.core.workload import Option
 
 # Kinds of references. Those of PRIVATE have an owner; the others stand in the cluster file, for all to read.
-WORKLOAD, GANG, USER = PRIVATE = ("workload", "gang", "user")
+WORKLOAD, GANG, USER, ARTIFACT = PRIVATE = ("workload", "gang", "user", "artifact")
 ACTOR = "actor"  # a user who did something to the work at hand: told to whoever sees that work
 QUEUE, NODE, RESERVATION, FLAVOR, LEVEL, NODE_TYPE, COHORT, LABEL = PUBLIC = (
     "queue", "node", "reservation", "flavor", "level", "node type", "cohort", "label",
@@ -62,6 +62,7 @@ class Named(NamedTuple):
 
 
 GangName = Annotated[str, Named(GANG)]
+ArtifactUri = Annotated[str, Named(ARTIFACT)]  # where the result of other work lies: its path has that work's name
 Arg = int | float | Ref | Quote | Message | About | Option | Resources | tuple["Arg", ...]
 
 

@@ -11,12 +11,28 @@ from string import Formatter
 from typing import Protocol
 
 from llmsched.core.catalog import CATALOG
-from llmsched.core.message import ACTOR, GANG, NODE, PUBLIC, USER, WORKLOAD, About, Arg, Message, Quote, Ref, several
+from llmsched.core.message import (
+    ACTOR,
+    ARTIFACT,
+    GANG,
+    NODE,
+    PUBLIC,
+    USER,
+    WORKLOAD,
+    About,
+    Arg,
+    Message,
+    Quote,
+    Ref,
+    several,
+)
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.workload import Option
 
-HIDDEN = {WORKLOAD: "another's workload", GANG: "another's workload", USER: "somebody"}
-HIDDEN_MANY = {WORKLOAD: "{} workloads of others", GANG: "{} workloads of others", USER: "{} people"}
+HIDDEN = {WORKLOAD: "another's workload", GANG: "another's workload", USER: "somebody", ARTIFACT: "a result"}
+HIDDEN_MANY = {
+    WORKLOAD: "{} workloads of others", GANG: "{} workloads of others", USER: "{} people", ARTIFACT: "{} results",
+}  # fmt: skip
 
 
 class Names(Protocol):

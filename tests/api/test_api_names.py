@@ -25,7 +25,8 @@ from llmsched.control.vault import SHARED, Vault
 from llmsched.executors.fake import FakeCluster, FakeExecutor, NodeKind, Script
 from llmsched.store.memory import MemoryStore
 
-EVE, AUDITOR, OPERATOR = "eve", "audit", "root"
+EVE, SAM, AUDITOR, OPERATOR = "eve", "sam", "audit", "root"
+SHOWN = "shown"  # the queue whose work she sees, and Sam submits to
 PLANTED = {
     word: f"zq{number}{word[::-1]}"
     for number, word in enumerate(("ann", "cleo", "work", "model", "key", "app", "boss"))
@@ -113,7 +114,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def config_of(names: dict[str, str], seed: int) -> dict[str, Any]:
-    """Every other world has a reservation and quotas."""
+    """Every other world has a reservation and quotas. In all of them the outsider sees one queue of work of Sam's."""
     roles = {"submitter": ["*"], "admin": [names["cleo"]]}
     config: dict[str, Any] = {
         "queues": [{"name": name, "roles": roles, "cohort": "all"} for name in ("lab", "side")],
@@ -121,19 +122,21 @@ def config_of(names: dict[str, str], seed: int) -> dict[str, Any]:
         "scheduling": RULES[seed % len(RULES)],
         "limits": {"requests_per_s": 1000, "requests_burst": 10000},
     }
+    shown = {"name": SHOWN, "roles": {"submitter": [SAM], "viewer": [EVE], "admin": [names["cleo"]]}, "cohort": "all"}
+    config["queues"].append(shown)
     if seed % 2 == 0:
         window = {"name": "window", "start": "1970-01-12T15:00Z", "duration": "1h", "accelerators": "A100:4"}
         config["reservations"] = [window | {"users": [names["ann"]]}]
-        for queue, own in zip(config["queues"], (8, 4), strict=True):
+        for queue, own in zip(config["queues"], (8, 4, 0), strict=True):
             queue["quota"] = {"A100": {"nominal": own}}
     return config
 
 
-def some_work(chance: random.Random, name: str, names: dict[str, str]) -> dict[str, Any]:
+def some_work(chance: random.Random, user: str, name: str, names: dict[str, str]) -> dict[str, Any]:
     gpus = chance.choice([1, 2, 4, 4])
     spec: dict[str, Any] = {
         "name": name,
-        "queue": chance.choice(["lab", "lab", "side"]),
+        "queue": SHOWN if user == SAM else chance.choice(["lab", "lab", "side"]),
         "priority": chance.choice([10, 50, 90]),
         "resources": {"accelerators": [f"A100:{gpus}"]},
     }
@@ -156,17 +159,18 @@ async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]
     chance = random.Random(seed)
     ann, cleo = names["ann"], names["cleo"]
     said: dict[str, str] = {}
-    async with world(folder, [ann, cleo], config_of(names, seed)) as it:
+    async with world(folder, [ann, cleo, SAM], config_of(names, seed)) as it:
         await it.controller.vault.put(ann, key_of(names), "long enough a value", ann)  # type: ignore[union-attr]
         await it.controller.vault.put(SHARED, "FOR_ALL", "long enough a value", names["boss"])  # type: ignore[union-attr]
         hidden = [f"{names['work']}-{number}" for number in range(HIDDEN)] + [names["work"]]
         mine = [f"mine-{number}" for number in range(4)]
         chat = {"name": names["app"], "kind": "serve", "queue": "side", "serve": {"model": {"source": "/models/tiny"}}}
         assert (await it.apply(ann, chat)).status_code == 200
-        order = [(ann, name) for name in hidden] + [(EVE, name) for name in mine]
+        sams = [f"shown-{number}" for number in range(2)]
+        order = [(user, name) for user, its in ((ann, hidden), (EVE, mine), (SAM, sams)) for name in its]
         chance.shuffle(order)
         for number, (user, name) in enumerate(order):
-            spec = some_work(chance, name, names if user == ann else {"model": "tiny", "app": "desk"})
+            spec = some_work(chance, user, name, names if user == ann else {"model": "tiny", "app": "desk"})
             if user == EVE:
                 asked = await it.ask(EVE, "POST", "/plan", json={"specs": [spec]})
                 said[f"plan {number}"] = asked.text
@@ -174,9 +178,10 @@ async def play(folder: Path, seed: int, names: dict[str, str]) -> dict[str, str]
             assert answer.status_code == 200, answer.text
             await it.pass_time(chance.choice([1.0, 7.0, 30.0]))
             if user == EVE or chance.random() < 0.3:
-                said |= await everything(it, mine, f"{number} ")
+                said |= await everything(it, [*mine, *sams], f"{number} ")
         for other, nothing in ((hidden[0], "nothing-0"), (names["work"], "nothing")):
             said |= await same_as_nothing(it, other, nothing)
+        assert await reading_of(it, names["work"]) == await reading_of(it, "nothing-read")
         assert await secret_of(it, key_of(names)) == await secret_of(it, "NO_SUCH_KEY")
         assert await published_to(it, names["app"], "gift-1") == await published_to(it, "nothing", "gift-2")
         full = (await it.ask(AUDITOR, "GET", "/events", params={"follow": False})).text
@@ -224,6 +229,17 @@ async def secret_of(it: World, name: str) -> str:
     answer = await it.ask(EVE, "POST", "/apply", json={"specs": [spec]})
     assert answer.json()["code"] == "missing_secret"
     return answer.text.replace(name, "KEY")
+
+
+async def reading_of(it: World, name: str) -> tuple[str, str]:
+    """What is told of work that reads a result in a variable, which is looked for when it is launched."""
+    spec = {"name": f"of-{name}", "kind": "task", "queue": "lab", "task": {"run": ["true"]}, "resources": {"cpus": 1}}
+    more = {"envs": {"MODEL": f"run://{name}"}, "retry": {"on_events": []}, "priority": 99}
+    assert (await it.apply(EVE, spec | more)).status_code == 200
+    await it.pass_time(60.0)
+    found = (await it.ask(EVE, "GET", f"/workloads/of-{name}")).json()
+    assert found["phase"] == "failed", found
+    return found["phase"], found["message"].replace(f"run://{name}", "run://NAME")
 
 
 async def published_to(it: World, name: str, gift: str) -> list[str]:
