@@ -191,7 +191,9 @@ class Containment:
             try:
                 found: dict[str, list[str]] = ray.get(answer, timeout=ENDS_WITHIN_S)
             except ray.exceptions.RayError as error:
-                left.append(f"a node was not asked: {type(error).__name__}")
+                left.append(f"a node did not answer: {type(error).__name__}")
+                with suppress(Exception):
+                    ray.cancel(answer, force=True)
             else:
                 left += found["left"]
         return left
