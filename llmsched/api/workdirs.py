@@ -93,7 +93,7 @@ class Uploads:
             if sum(one.size for one in unused.values() if one.by == user) >= UNUSED_BYTES_OF_USER:
                 raise RequestError(
                     f"{UNUSED_BYTES_OF_USER >> 30} GiB of yours were sent and are used by no workload.",
-                    code="workdir",
+                    code="unused_workdirs",
                     hint="Apply what was sent; the rest is removed after a day.",
                     http_status=429,
                 )

@@ -198,6 +198,18 @@ CATALOG: dict[str, Entry] = {
         "{who}: every run of its schedule would have the same deadline", "Bound each run by max_runtime: instead."
     ),
     "impossible.schedule": Entry("{who}: {problem}"),
+    "too_many.workers": Entry(
+        "{who} asks for {count} workers; one workload may have {limit}",
+        "Ask for fewer, or have limits.max_workers raised.",
+    ),
+    "too_many.replicas": Entry(
+        "{who} asks for {count} replicas; one workload may have {limit}",
+        "Ask for fewer, or have limits.max_replicas raised.",
+    ),
+    "too_many.gangs": Entry(
+        "{who} would be its owner's gang number {count}; a user may have {limit} in work that has not ended",
+        "Wait, cancel some, or have limits.max_gangs_per_user raised.",
+    ),
     "queue_full": Entry(
         'queue "{queue}" has {limit} gangs waiting, which is its limit', "Wait, or raise limits.max_pending_per_queue."
     ),

@@ -28,6 +28,7 @@ from llmsched.core.message import (
     workload,
 )
 from llmsched.core.nodes import Node
+from llmsched.core.open_work import gangs_of
 from llmsched.core.records import allowed_sizes
 from llmsched.core.reservation import Windows, is_immovable, nodes_of, window
 from llmsched.core.resources import MILLI, Resources
@@ -148,6 +149,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         return Refusal("unknown_queue", unknown)
     return (
         _sizes(spec)
+        or _bounds(state, spec)
         or _dependencies(state, spec)
         or _schedules(spec)
         or (None if known else _crowded(state, spec))
@@ -227,6 +229,22 @@ def _schedules(spec: Workload) -> Refusal | None:
             cron.check(text)
         except ValueError as wrong:
             return Refusal("impossible", say("impossible.schedule", who=who, problem=Quote(str(wrong))))
+    return None
+
+
+def _bounds(state: State, spec: Workload) -> Refusal | None:
+    """What one submission, and one user, may ask for at all."""
+    limits, who = state.configuration, _named(spec)
+    workers = spec.max_size + sum(group.count for group in spec.groups[1:])
+    if workers > limits.max_workers:
+        return Refusal("too_many", say("too_many.workers", who=who, count=workers, limit=limits.max_workers))
+    if spec.kind == "serve" and spec.max_replicas > limits.max_replicas:
+        message = say("too_many.replicas", who=who, count=spec.max_replicas, limit=limits.max_replicas)
+        return Refusal("too_many", message)
+    count = state.open_work.of_user(spec.user, but=spec.id) + gangs_of(spec)
+    if count > limits.max_gangs_per_user:
+        message = say("too_many.gangs", who=who, count=count, limit=limits.max_gangs_per_user)
+        return Refusal("too_many", message)
     return None
 
 

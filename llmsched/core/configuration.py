@@ -132,6 +132,9 @@ class Configuration:
     policies: PolicyNames = PolicyNames()
     price_ceiling_per_hour: float | None = None
     max_pending_per_queue: int = 10_000
+    max_workers: int = 4_096  # of one gang
+    max_replicas: int = 1_000  # of one workload
+    max_gangs_per_user: int = 5_000  # in workloads that have not ended: less than a queue holds
     requests_per_s: float = 50.0  # of one token, by the API
     requests_burst: int = 200
     excess: str = "end"  # warn | end: what an attempt takes beyond its gang, told at once, ended after

@@ -16,6 +16,7 @@ from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.estimate import History
 from llmsched.core.nodes import COMES_WITHIN_S, SHUNNED_S
+from llmsched.core.open_work import OpenWork
 from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import (
@@ -61,6 +62,7 @@ class Ledgers:
         self.serving: dict[str, None] = {}  # serve workloads that have not ended
         self.timed: dict[str, None] = {}  # active gangs with a run time, deadline or budget
         self.scheduled: dict[str, None] = {}  # workloads with a schedule
+        self.open_work = OpenWork()
         self.troubled: dict[str, None] = {}  # gangs the `end` stage must look at
         self.exceeding: dict[str, None] = {}  # gangs whose attempt has taken more than they were given
         self.parked: dict[str, None] = {}

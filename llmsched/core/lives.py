@@ -100,6 +100,8 @@ class Lives(Ledgers):
 
     def _replace(self, record: WorkloadState, workload: Workload, in_place: bool) -> None:
         old, record.workload = record.workload, workload
+        if not record.outcome:
+            self.open_work.put(workload)
         self.causes += 1
         record.revision += not in_place
         for name in workload.after:
@@ -313,6 +315,7 @@ class Lives(Ledgers):
         record.finished_at = self.now
         name = record.workload.id
         self.serving.pop(name, None)
+        self.open_work.drop(name)
         self.troubled.pop(name, None)
         if outcome == "cancelled":
             self._drop_schedule(record)

@@ -143,6 +143,7 @@ class State(Lives):
     def _begin(self, record: WorkloadState) -> None:
         workload = record.workload
         self.workloads[workload.id] = record
+        self.open_work.put(workload)
         self._hand_schedule_to(record)
         for name in workload.after:
             self.dependents.setdefault(name, []).append(workload.id)
