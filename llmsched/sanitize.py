@@ -3,7 +3,7 @@
 What people ask is checked and refused by name (`first_flaw`). What workloads and the cluster report is made valid and
 kept (`text`, `number`, `data`, `record`): characters that are none are spelled out (`\\udce9`, `\\x1b`), numbers are
 finite and bounded, nothing is deeper or longer than the bounds below. The decoders that everything passes call this
-module, no handler does: the bodies of `spec.http_models`, `spec.document`, `store.codec`, `executors.wire`,
+module, no handler does: the bodies of `spec.http_requests`, `spec.document`, `store.codec`, `executors.wire`,
 `control.inbox`, the receipts and reports of `runtime`, and the printing of `cli.show`. Standard library only.
 """
 

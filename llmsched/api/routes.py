@@ -24,7 +24,7 @@ from llmsched.core.state import State
 from llmsched.executors.port import CommandEnded
 from llmsched.executors.ray_user import RayUser
 from llmsched.runtime.storage import Storage
-from llmsched.spec import http_models, spec_requests
+from llmsched.spec import http_models, http_requests, spec_requests
 from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
@@ -284,7 +284,7 @@ async def cancel(given: Given, found: Changed) -> http_models.WorkloadView:
 
 
 @router.post("/workloads/{name}/scale")
-async def scale(body: http_models.ScaleRequest, given: Given, found: Changed) -> http_models.WorkloadView:
+async def scale(body: http_requests.ScaleRequest, given: Given, found: Changed) -> http_models.WorkloadView:
     """Bundles of an elastic gang, or replicas, within what the spec allows."""
     await given.controller.scale(found.id, body.size, by=found.who.user)
     return _view(given, found)
@@ -295,7 +295,7 @@ async def scale(body: http_models.ScaleRequest, given: Given, found: Changed) ->
     response_class=StreamingResponse,
     responses={200: {"description": "one ExecLine a line", "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
-async def execute(body: http_models.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
+async def execute(body: http_requests.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
     """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
     command = execution.Command(found.id, tuple(body.command), found.who.user, body.rank, body.gang, body.timeout_s)
     said = await given.controller.execute(command)
@@ -359,7 +359,7 @@ async def secrets(given: Given, who: Submitter) -> http_models.SecretList:
 
 @router.put("/secrets/{name}")
 async def set_secret(
-    name: SecretName, body: http_models.SecretRequest, given: Given, who: Submitter
+    name: SecretName, body: http_requests.SecretRequest, given: Given, who: Submitter
 ) -> http_models.SecretView:
     """Workloads that are launched from now on get it."""
     owner = _owner_of_secret(who, body.shared)
@@ -418,7 +418,7 @@ async def events(
 
 
 @router.post("/shutdown")
-async def shutdown(body: http_models.ShutdownRequest, request: Request, who: Operator) -> http_models.Alive:
+async def shutdown(body: http_requests.ShutdownRequest, request: Request, who: Operator) -> http_models.Alive:
     """The controller ends after this answer. What runs goes on, unless it is told to stop everything."""
     request.app.state.stop_everything = body.stop_everything
     request.app.state.stop.set()

@@ -17,7 +17,7 @@ from llmsched.client import workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
-from llmsched.spec import http_models
+from llmsched.spec import http_models, http_requests
 
 POLL_S = 0.5
 Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
@@ -80,7 +80,7 @@ class AsyncClient:
         return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "cancel"))
 
     async def scale(self, name: str, size: int) -> http_models.WorkloadView:
-        body = http_models.ScaleRequest(size=size)
+        body = http_requests.ScaleRequest(size=size)
         return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "scale"), body=body)
 
     async def wait(
@@ -120,7 +120,7 @@ class AsyncClient:
 
     async def set_secret(self, name: str, value: str, *, shared: bool = False) -> http_models.SecretView:
         """Kept encrypted, and given to workloads that name it, as an environment variable."""
-        body = http_models.SecretRequest(value=value, shared=shared)
+        body = http_requests.SecretRequest(value=value, shared=shared)
         return await self._http.ask(http_models.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
 
     async def remove_secret(self, name: str, *, shared: bool = False) -> http_models.SecretView:
@@ -128,7 +128,7 @@ class AsyncClient:
         return await self._http.ask(http_models.SecretView, "DELETE", f"/api/v1/secrets/{_quoted(name)}", params=params)
 
     async def shutdown(self, *, stop_everything: bool = False) -> None:
-        body = http_models.ShutdownRequest(stop_everything=stop_everything)
+        body = http_requests.ShutdownRequest(stop_everything=stop_everything)
         await self._http.ask(http_models.Alive, "POST", "/api/v1/shutdown", body=body)
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class AsyncClient:
 
         Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
         """
-        body = http_models.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
+        body = http_requests.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
         async with aclosing(self._http.lines(_path(name, "exec"), body=body)) as lines:
             async for line in lines:
                 if line:

@@ -1,9 +1,8 @@
-"""What travels over HTTP between a client and the controller: one model a noun, used by api, control, client and cli.
+"""Answers of the controller over HTTP: one model a noun, used by api, control, client and cli.
 
-Requests refuse unknown keys; replies ignore them, so that an older client can read a newer controller. Stamps are
-seconds since 1970, GPUs and CPUs are counted as people count them (0.5 is half a GPU), memory in bytes. `--json` of
-the command line prints exactly these. Knows nothing of State: `api/views.py` fills the models in. Requests that carry a
-spec stand in spec_requests.py.
+They ignore unknown keys, so that an older client can read a newer controller; requests (http_requests.py) refuse them.
+Stamps are seconds since 1970, GPUs and CPUs are counted as people count them (0.5 is half a GPU), memory in bytes.
+`--json` of the command line prints exactly these. Knows nothing of State: `api/views.py` fills the models in.
 
 A spec travels as the JSON of its kind. A `workdir` that is a folder of the user's machine is packed by the client and
 arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded before; so a changed file is a changed spec.
@@ -11,31 +10,16 @@ arrives as "sha256:<64 hex digits>", the name of the zip that was uploaded befor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llmsched import sanitize
-from llmsched.errors import SpecError
 
 Phase = Literal["waiting", "starting", "running", "resizing", "stopping", "succeeded", "failed", "cancelled"]
 ENDED: tuple[Phase, ...] = ("succeeded", "failed", "cancelled")
 Scalar = float | int | str | bool | None
 WORKDIR_PREFIX = "sha256:"
-INVALID_HINT = "Write it as text; what is none belongs into a file of the workdir."
-
-
-class Request(BaseModel):
-    """Whatever is in a body, at any depth, is valid text and finite numbers: else it is refused, with its place."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_what_nothing_can_take(cls, body: Any) -> Any:
-        if (found := sanitize.first_flaw(body)) is not None:
-            raise SpecError(found[1], where=found[0], code="invalid_text", hint=INVALID_HINT)
-        return body
 
 
 class Reply(BaseModel):
@@ -50,37 +34,6 @@ class Reply(BaseModel):
             return fill_in(data)
         except ValidationError:
             return fill_in(sanitize.data(data))
-
-
-# --- requests ---------------------------------------------------------------------------------------------------
-
-
-class ScaleRequest(Request):
-    size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
-
-
-class ExecRequest(Request):
-    """A list of words; no shell reads them. `gang`: index of a gang or replica, default: the first that runs."""
-
-    command: list[Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]] = Field(
-        min_length=1, max_length=1000
-    )
-    rank: int = Field(default=0, ge=0, le=1_000_000)
-    gang: int | None = Field(default=None, ge=0, le=1_000_000)
-    timeout_s: float = Field(default=600, gt=0, le=86_400)
-
-
-class ShutdownRequest(Request):
-    """`stop_everything`: first take down all that runs, else it is left alone and adopted by the next controller."""
-
-    stop_everything: bool = False
-
-
-class SecretRequest(Request):
-    """`shared`: for everyone's workloads, which an operator alone may say; else for one's own."""
-
-    value: str = Field(repr=False)
-    shared: bool = False
 
 
 # --- amounts and reasons ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 
 from llmsched.errors import Problem, SpecError
 from llmsched.spec import cluster, load
-from llmsched.spec.http_models import Request
+from llmsched.spec.http_requests import Request
 from llmsched.spec.schema import ANY_KIND
 from llmsched.spec.section import Section
 from llmsched.spec.workload import WorkloadSpec

@@ -1,0 +1,53 @@
+"""Bodies of requests over HTTP that are small. Those that carry a spec stand in spec_requests.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from llmsched import sanitize
+from llmsched.errors import SpecError
+
+INVALID_HINT = "Write it as text; what is none belongs into a file of the workdir."
+
+
+class Request(BaseModel):
+    """Whatever is in a body, at any depth, is valid text and finite numbers: else it is refused, with its place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_nothing_can_take(cls, body: Any) -> Any:
+        if (found := sanitize.first_flaw(body)) is not None:
+            raise SpecError(found[1], where=found[0], code="invalid_text", hint=INVALID_HINT)
+        return body
+
+
+class ScaleRequest(Request):
+    size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
+
+
+class ExecRequest(Request):
+    """A list of words; no shell reads them. `gang`: index of a gang or replica, default: the first that runs."""
+
+    command: list[Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]] = Field(
+        min_length=1, max_length=1000
+    )
+    rank: int = Field(default=0, ge=0, le=1_000_000)
+    gang: int | None = Field(default=None, ge=0, le=1_000_000)
+    timeout_s: float = Field(default=600, gt=0, le=86_400)
+
+
+class ShutdownRequest(Request):
+    """`stop_everything`: first take down all that runs, else it is left alone and adopted by the next controller."""
+
+    stop_everything: bool = False
+
+
+class SecretRequest(Request):
+    """`shared`: for everyone's workloads, which an operator alone may say; else for one's own."""
+
+    value: str = Field(repr=False)
+    shared: bool = False
