@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import execution, lease, once, planning, recovery, requests
+from llmsched.control import execution, idempotency, lease, planning, recovery, requests
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.dispatch import Send, Site, event_of, facts_of, given_up, resync, sends_of, stop_now
@@ -343,7 +343,7 @@ class Controller:
         rows: dict[tuple[str, str], IdempotencyRow] = {}
         for item in asked:
             try:
-                answer, more = once.accept(self.state, self._store, item.request, at, self._secrets, rows)
+                answer, more = idempotency.accept(self.state, self._store, item.request, at, self._secrets, rows)
             except requests.Torn as torn:
                 self._refold(facts)
                 item.answer.set_exception(torn.error)
