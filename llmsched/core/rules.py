@@ -16,7 +16,7 @@ from llmsched.core.plan import Plan
 from llmsched.core.policy import View
 from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of, size_of
-from llmsched.core.resources import Resources
+from llmsched.core.resources import ZERO, Resources
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 
@@ -163,7 +163,7 @@ class Rules:
             if found or shares.mode == GUARANTEE:
                 return found
         if not self.state.quota.enforced and (shares is None or shares.mode != BORROWED):
-            return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""  # nobody owns anything
+            return self._by_priority(victim, flavor)  # nobody owns anything
         branch = self.state.quota.branch(theirs, flavor)
         own = self.state.quota.branch(self.gang.spec.queue, flavor)
         spare = self._spare(victim) if released is None else 0
@@ -186,7 +186,20 @@ class Rules:
         owned = self.strategy == "inside" or mine.depth <= self._covered_depth(own, flavor)
         if owned and self._reclaims(victim.spec.priority):
             return RECLAIM
-        return WHILE_BORROWING if self._while_borrowing(victim.spec.priority) else ""
+        return self._by_priority(victim, flavor)
+
+    def _by_priority(self, victim: GangState, flavor: str | None) -> str:
+        """While borrowing a higher priority takes from a lower one. Where shares are levelled it may not lift its own
+        queue's above what the other one's is now: that would be levelled again, and so for ever. As it is, every
+        eviction lowers the larger of two shares, or leaves them and puts a higher priority in the place of a lower."""
+        if not self._while_borrowing(victim.spec.priority):
+            return ""
+        shares = self.shares
+        if shares is not None and shares.mode == TOTAL and self._levels(self.gang.spec.priority):
+            mine = shares.after(self.gang.spec.queue, flavor, self._need())
+            if mine > shares.after(victim.spec.queue, flavor, ZERO):
+                return ""
+        return WHILE_BORROWING
 
     def ever(self, victim: GangState, code: str) -> bool:
         """Whether `victim` may be taken by any of the strategies, as things stand."""

@@ -14,6 +14,7 @@ from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
 from llmsched.core.reservation import Windows, earliest
 from llmsched.core.stages import admit, autoscale, provision, rank, reconcile, size
+from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 
@@ -45,8 +46,9 @@ def decide(state: State, policies: Policies) -> Plan:
         reconcile.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
         size.run(trial, plan, policies, view)  # what each elastic gang should hold
-        settled = rank.run(trial, plan, policies, view)  # by rank: who runs at all, once a quantum
-        admit.run(trial, plan, policies, view, settled)  # place, shrink, preempt or plan whoever waits
+        calendar = Calendar(trial, policies.placement, view)
+        settled = rank.run(trial, plan, policies, view, calendar)  # by rank: who runs at all, once a quantum
+        admit.run(trial, plan, policies, view, calendar, settled)  # place, shrink, preempt or plan whoever waits
         provision.run(trial, plan)
     plan.gather = lambda: _reasons(state, policies)
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None

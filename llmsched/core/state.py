@@ -29,7 +29,6 @@ from llmsched.core.records import (
     size_of,
     speed,
 )
-from llmsched.core.resources import MILLI
 
 __all__ = ["GangState", "NodeState", "State", "Status", "WorkloadState", "charge"]
 
@@ -65,16 +64,15 @@ class State(Lives):
                 self.version += 1
 
     def is_to_be_ranked(self) -> bool:
-        """By rank: whether those who wait must be compared with those who run. Not while all of them came in this
-        quantum and ask for no more GPUs than are free: there may be room for all."""
+        """By rank: whether those who wait must be compared with those who run: when somebody has waited since before
+        this quantum. Who came in it may still find room."""
         scheduling = self.configuration.scheduling
         if not self.waiting.count or scheduling.preemption.within_queue != "by_rank":
             return False
         quantum = scheduling.quantum_s
-        if quantum <= 0 or self.waiting.least_need() > self.capacity.free_gpus(self.capacity.open) * MILLI:
+        if quantum <= 0:
             return True
-        began = self.now // quantum * quantum
-        gangs = self.gangs
+        began, gangs = self.now // quantum * quantum, self.gangs
         return any(
             gangs[name].queued_since < began for shape in self.waiting.live.values() for _, name in shape.entries
         )

@@ -142,9 +142,5 @@ class Waiting:
         self.version += 1
         self._outstanding.drop(gang)
 
-    def least_need(self) -> int:
-        """Thousandths of GPUs without which not all of them can start."""
-        return sum(shape.least_total * len(shape.entries) for shape in self.live.values())
-
     def __contains__(self, gang_id: str) -> bool:
         return gang_id in self._keys

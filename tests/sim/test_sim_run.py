@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmsched.core import configuration
 from llmsched.errors import SpecError
 from llmsched.sim import faults, fleet, report, runtimes, setting, simulator
 from llmsched.sim.recorder import Recorder
@@ -194,3 +196,14 @@ def test_shockwave_120_beats_every_published_figure_in_one_run():
     assert found["avg_jct_s"] <= 7_700
     assert found["worst_ftf"] <= 0.96
     assert found["unfair_pct"] == 0
+
+
+def test_by_rank_nobody_is_started_on_what_others_have_reserved_only_to_be_evicted_again():
+    text = "job_id,submit_s,num_gpus,min_gpus,max_gpus,duration_s,queue\na,0,1,1,4,9000,other\nb,5,1,1,1,9000,other\n"
+    window = configuration.Reservation("demo", 1000.0, 3600.0, queue="default", gpus_milli=1000)
+    jobs = table.parse(text, "t.csv")
+    base = setting.configuration(jobs, ordering="finish_time_fair", quantum_s=60.0)
+    base = replace(base, reservations=(window,), queues=(*base.queues, configuration.Queue("default")))
+    found = simulator.simulate(jobs, simulator.Options(fleet.parse("1x2:V100"), base))
+    assert all(one.finished_s is not None for one in found.outcomes)
+    assert found.preemptions <= 2

@@ -29,22 +29,24 @@ NEVER = ("impossible", "over_limit")  # what such a gang does not use is lent
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
 
 
-def run(trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None]) -> None:
+def run(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar, settled: dict[str, None]) -> None:
     """`settled`: gangs that rank.py has launched, promised capacity or refused already."""
-    Admission(trial, plan, policies, view, settled).run()
+    Admission(trial, plan, policies, view, calendar, settled).run()
 
 
 class Admission:
     """One pass over the line."""
 
-    def __init__(self, trial: Trial, plan: Plan, policies: Policies, view: View, settled: dict[str, None]) -> None:
+    def __init__(
+        self, trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar, settled: dict[str, None]
+    ) -> None:
         self.settled = settled  # gangs that were launched or promised capacity by rank
         self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
         self.state = state = trial.state
         self.scheduling = state.configuration.scheduling
         mode = mode_of(state, getattr(policies.ordering, "across", None))
         self.shares = Shares.of(state, mode) if mode else None
-        self.calendar = Calendar(trial, policies.placement, view)
+        self.calendar = calendar
         self.by_rank = rank.is_on(state)
         self.evicts = is_on(state) and not self.by_rank
         self.decays = self.shares is not None and self.scheduling.usage_half_life_s > 0  # shares move with the clock

@@ -22,8 +22,10 @@ from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.stages import place
+from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
+from llmsched.core.stages.size import candidates
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
@@ -37,14 +39,14 @@ def is_on(state: State) -> bool:
     return state.configuration.scheduling.preemption.within_queue == "by_rank"
 
 
-def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, None]:
+def run(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar) -> dict[str, None]:
     """Returns the waiting gangs about which nothing is left to decide: launched, nominated, or to hold nothing now."""
     state = trial.state
     settled: dict[str, None] = {}
     if not is_on(state):
         return settled
     if plan.sizes:
-        settled |= _share(trial, plan, policies, view)
+        settled |= _share(trial, plan, policies, view, calendar)
     quantum = state.configuration.scheduling.quantum_s
     if not state.waiting.count:
         return settled
@@ -58,8 +60,7 @@ def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, N
     for line in _lines(trial, _ranked(trial, plan, policies, view)):
         starters, victims = _pick(trial, line)
         if starters:
-            sized = [(gang, gang.spec.min_size) for gang in starters]
-            settled |= _carry_out(trial, plan, sized, victims, policies, view)
+            settled |= _carry_out(trial, plan, starters, victims, policies, view, calendar)
     return settled
 
 
@@ -160,12 +161,12 @@ def _pick(trial: Trial, line: list[Row]) -> tuple[list[GangState], list[GangStat
     return starters, victims
 
 
-def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str, None]:
+def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar) -> dict[str, None]:
     """Bring elastic gangs to their shares: who should hold less gives back what others should hold more of."""
     state = trial.state
     quantum = state.configuration.scheduling.quantum_s
     free = state.capacity.free_gpus(state.capacity.open)
-    starters: list[tuple[GangState, int]] = []
+    starters: list[GangState] = []
     resting: dict[str, None] = {}
     givers: list[tuple[int, float, str, GangState]] = []
     wanted = 0.0
@@ -177,7 +178,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
                 resting[name] = None
                 gang.own_reason = Reason("order", say("order.outranked"))
             elif gang.nomination is None:
-                starters.append((gang, target))
+                starters.append(gang)
                 wanted += target * per_bundle
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
             if target > gang.size:
@@ -204,17 +205,18 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View) -> dict[str
         else:
             victims.append(gang)
     if starters or victims:
-        resting |= _carry_out(trial, plan, starters, victims, policies, view, spare=False)
+        resting |= _carry_out(trial, plan, starters, victims, policies, view, calendar, spare=False)
     return resting
 
 
 def _carry_out(
     trial: Trial,
     plan: Plan,
-    starters: list[tuple[GangState, int]],
+    starters: list[GangState],
     victims: list[GangState],
     policies: Policies,
     view: View,
+    calendar: Calendar,
     spare: bool = True,
 ) -> dict[str, None]:
     """Find nodes for the starters on what is free and what victims leave; spare victims that turn out not to matter."""
@@ -228,16 +230,18 @@ def _carry_out(
         trial.hold(state.gangs[name], ())
     found: list[tuple[GangState, Placement]] = []
     refused: set[int] = set()  # shapes that did not fit: their like will not either
-    for gang, size in starters:
+    for gang in starters:
         shape = gang.shape.serial if gang.shape is not None else -1
         if shape in refused:
             continue
-        fitting = place.find(trial, gang, size, policies.placement, view)
-        if isinstance(fitting, place.Refused):
+        for bundles in candidates(plan, gang):
+            fitting = place_within(trial, gang, bundles, policies.placement, view, calendar)
+            if not isinstance(fitting, place.Refused):
+                trial.hold(gang, fitting)
+                found.append((gang, fitting))
+                break
+        else:
             refused.add(shape)
-            continue
-        trial.hold(gang, fitting)
-        found.append((gang, fitting))
     leaving: list[GangState] = []
     for gang in victims:  # best first
         if spare and _fits(trial, gang, gang.held):
