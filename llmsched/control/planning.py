@@ -56,7 +56,7 @@ def plan(
         others = tuple(name for name in workload.after if name not in in_file)
         try:
             check_permissions(state, workload, others, permissions)
-            endpoint_names.check(state, workload, [one for one, _ in drafts], permissions)
+            endpoint_names.check(state, workload, [each.workload for each in drafts], permissions)
             check_secrets(workload, secrets)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)

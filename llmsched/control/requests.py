@@ -169,7 +169,7 @@ def _submit(
     for each in changed:  # all of them first, so that a file is refused before any of it is applied
         others = tuple(name for name in each.workload.after if name not in in_file)
         check_permissions(state, each.workload, others, permissions)
-        endpoint_names.check(state, each.workload, [one for one, _ in drafts], permissions)
+        endpoint_names.check(state, each.workload, [each.workload for each in drafts], permissions)
         check_secrets(each.workload, secrets)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)
@@ -214,10 +214,10 @@ def _model_source(workload: Workload) -> str | None:
 def _takes_back(state: State, workload: Workload, at: float) -> list[Fact]:
     """A model that was published into an endpoint stays until another is published, or the spec names another one."""
     source = _model_source(workload)
-    published = [one for one in authorization.published_to(state, workload).values() if one.kind == "model"]
-    if source is None or not published:
+    models = [each for each in authorization.published_to(state, workload).values() if each.kind == "model"]
+    if source is None or not models:
         return []
-    newest = max(published, key=lambda one: one.at)
+    newest = max(models, key=lambda model: model.at)
     fact = Published(at, workload.id, "model", newest.name, source, workload.id)
     state.apply(fact)
     return [fact]
