@@ -55,7 +55,7 @@ def diagnose(
     names: Names,
 ) -> http_models.DiagnosisView:
     """`entries` are all of this workload; `memory` is what its model needs."""
-    gangs = [state.gangs[name] for name in found.gangs if name in state.gangs]
+    gangs = [found.known[name] for name in found.gangs]
     live = [one for one in gangs if not one.is_ended()]
     holding = [one for one in live if one.is_holding()]
     leading = next(iter(holding), gangs[0] if gangs else None)

@@ -13,27 +13,22 @@ from typing import Any, NamedTuple
 
 from llmsched.api import home as homes
 from llmsched.control import recovery
-from llmsched.control.query_tables import differences
+from llmsched.control.archive import VerifiedArchive
 from llmsched.control.vault import opened
 from llmsched.core import invariants
 from llmsched.core.state import State
 from llmsched.errors import LlmschedError
 from llmsched.runtime.storage import Storage, StorageError
-from llmsched.store.sqlite import Moment, moment_of
-from llmsched.store.tables import SecretRow, WorkloadRow
+from llmsched.store import seal
+from llmsched.store.reading import Moment, Places, moment_of
+from llmsched.store.seal import HeadFile, Noted
+from llmsched.store.tables import SecretRow
 
 SHOWN = 5  # findings of one check; the rest is counted
 PRIVATE = (
-    "token",
-    "tokens.json",
-    "secret-key",
-    "controller.json",
-    "isolation.json",
-    "state.sqlite",
-    "state.sqlite-wal",
+    *("token", "tokens.json", "secret-key", "controller.json", "isolation.json"),
+    *("state.sqlite", "state.sqlite-wal", "state.key", "state.head"),
 )
-_RESTORE = "Stop the controller and put the last backup of state.sqlite in its place."
-_TABLES = "Restart the controller; if it stays so, please report it: the journal is right, a table is not."
 
 
 class Check(NamedTuple):
@@ -49,32 +44,61 @@ def examine(home: Path, *, files: bool = False, storage: str | None = None) -> I
     """Every check of the home in turn. `files` looks at results and checkpoints too, below `storage` if given."""
     yield _permissions(home)
     try:
+        noted = HeadFile(Places.of(home / "state.sqlite").head).read()  # first: what is written later is no less
         with moment_of(home / "state.sqlite") as moment:
-            yield from _store(home, moment, files, storage)
+            yield from _store(home, moment, noted, files, storage)
     except LlmschedError as error:
-        yield Check("store", "broken", error.message, error.hint or _RESTORE)
+        yield Check("store", "broken", error.message, error.hint or seal.RESTORE)
 
 
-def _store(home: Path, moment: Moment, files: bool, storage: str | None) -> Iterator[Check]:
+def _store(home: Path, moment: Moment, noted: Noted | None, files: bool, storage: str | None) -> Iterator[Check]:
     damage = moment.damage()
-    yield _verdict("pages", damage, "SQLite finds its file whole", _RESTORE)
+    yield _verdict("pages", damage, "SQLite finds its file whole", seal.RESTORE)
+    yield _head(moment, noted)
+    archive = VerifiedArchive(moment)
     try:
-        state, seq = recovery.fold(moment)
+        state, seq = recovery.fold_all(moment, archive)
     except LlmschedError as error:
-        yield Check("journal", "broken", error.message, error.hint or _RESTORE)
-        for name in ("state", "tables", *(["files"] if files else [])):
+        yield Check("journal", "broken", error.message, error.hint or seal.RESTORE)
+        for name in ("state", *(["files"] if files else [])):
             yield Check(name, "unknown", "there is no state without a whole journal")
+        yield _tables(moment, [])
     else:
-        yield Check("journal", "ok", f"{seq} entries, each with its checksum, fold without a gap")
+        since = f" (those up to {floor} are in a snapshot)" if (floor := moment.floor()) else ""
+        yield Check("journal", "ok", f"{seq} entries{since}, each linked to the one before, fold without a gap")
         rules = f"{len(state.gangs)} gangs, {len(state.nodes)} nodes: every safety rule holds"
         yield _verdict("state", invariants.violations(state), rules, "Please report it, with the journal.")
-        yield _verdict(
-            "tables", list(differences(moment.rows(WorkloadRow), state)), "they say what the journal says", _TABLES
-        )
+        yield _tables(moment, archive.differences)
         if files:
             place = storage or state.configuration.storage or str(home / "storage")
             yield _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
     yield _secrets(home, moment)
+
+
+def _head(moment: Moment, noted: Noted | None) -> Check:
+    """Whether the store holds what the note beside it says was written."""
+    if moment.key is None:
+        key = Places.of(moment.path).key
+        return Check("head", "broken", f"{key} is gone: nothing can be held against its checksum", seal.ACCEPT)
+    try:
+        head = moment.head()
+        if head.writes or noted is not None:
+            link = noted and (noted.link if noted.seq < head.floor else moment.link_at(noted.seq))
+            seal.refuse_less(head, moment.lease().epoch, link, noted, moment.path)
+    except LlmschedError as error:
+        return Check("head", "broken", error.message, error.hint)
+    return Check("head", "ok", f"all that was written is there: {head.seq} entries, epoch {moment.lease().epoch}")
+
+
+def _tables(moment: Moment, differences: list[str]) -> Check:
+    if moment.key is None:
+        return Check("tables", "unknown", "nothing can be verified without the key")
+    try:
+        broken = [*differences, *moment.broken_tables()]
+    except LlmschedError as error:
+        broken = [error.message]
+    fine = "each row goes with its checksum and with the journal, and none is missing"
+    return _verdict("tables", broken, fine, seal.RESTORE)
 
 
 def _verdict(name: str, broken: list[str], fine: str, hint: str) -> Check:
@@ -94,7 +118,10 @@ def _permissions(home: Path) -> Check:
 
 
 def _secrets(home: Path, moment: Moment) -> Check:
-    rows = [row for row in moment.rows(SecretRow) if row.sealed]
+    try:
+        rows = [row for row in moment.rows(SecretRow) if row.sealed]
+    except LlmschedError as error:
+        return Check("secrets", "broken", error.message, error.hint)
     closed, hint = [], ""
     for row in rows:
         try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import diagnosis, logs, page, results, views, workdirs
+from llmsched.api import diagnosis, lists, logs, page, results, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
@@ -206,18 +206,17 @@ async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitte
     return await given.uploads.receive(sha256, who.user, request.stream())
 
 
+Limit = Annotated[int, Query(ge=0, le=lists.AT_MOST, description="how many of them at most")]
+More = Annotated[str | None, Query(max_length=300, description="go on after the page that gave this as next")]
+
+
 @router.get("/workloads")
 async def workloads(
-    given: Given,
-    who: Looker,
-    ended: Annotated[int | None, Query(ge=0, description="how many that have ended at most; default: all")] = None,
-    waiting: Annotated[int | None, Query(ge=0, description="how many that wait at most; default: all")] = None,
+    given: Given, who: Looker, active: Limit = 200, waiting: Limit = 100, ended: Limit = 100, cursor: More = None
 ) -> http_models.WorkloadList:
-    """Newest first."""
-    controller = given.controller
-    return views.workloads(
-        given.state, controller.progress, controller.health.seq, who.permissions, ended=ended, waiting=waiting
-    )
+    """Newest first: the first page of each group, or with a cursor the next page of one."""
+    limits = {"active": active, "waiting": waiting, "ended": ended}
+    return lists.workloads(given.controller, who.permissions, limits, cursor)
 
 
 @router.get("/workloads/{name}")
@@ -229,7 +228,8 @@ async def workload(given: Given, found: Seen) -> http_models.WorkloadView:
 @router.get("/workloads/{name}/why")
 async def why(given: Given, found: Seen) -> http_models.WhyView:
     """Why it waits, and what would start it; or why it runs where it runs, or how it ended."""
-    return views.why(given.state, found.workload, given.controller.entries(0, found.id), found.names(given.state))
+    placed = given.controller.entries(0, found.id, kinds=("Launch", "Resize"), last=lists.STORY_AT_MOST)
+    return views.why(given.state, found.workload, placed, found.names(given.state))
 
 
 @router.get("/workloads/{name}/diagnose")
@@ -237,15 +237,17 @@ async def diagnose(given: Given, found: Seen) -> http_models.DiagnosisView:
     """What slows it, as far as it is known, and what to do."""
     controller = given.controller
     needs = await planning.memory_of_known(given.state, found.workload.workload)
-    entries = controller.entries(0, found.id)
-    names = found.names(given.state)
-    return diagnosis.diagnose(given.state, found.workload, controller.progress, entries, needs, names)
+    entries = controller.entries(0, found.id, last=lists.STORY_AT_MOST)
+    progress, names = controller.progress_of(found.workload), found.names(given.state)
+    return diagnosis.diagnose(given.state, found.workload, progress, entries, needs, names)
 
 
 @router.get("/workloads/{name}/story")
-async def story(given: Given, found: Seen) -> http_models.StoryView:
-    """Its whole history, in words."""
-    return views.story(found.workload, given.controller.entries(0, found.id), found.names(given.state))
+async def story(
+    given: Given, found: Seen, before: Annotated[int | None, Query(ge=1, description="of `earlier`")] = None
+) -> http_models.StoryView:
+    """Its history, in words: the last of it, or what was before an entry."""
+    return lists.story(given.controller, found.workload, before, found.names(given.state))
 
 
 @router.get(
@@ -270,7 +272,8 @@ async def log_lines(
         return views.log_sources(controller.state, workload_id, gang, attempt)
 
     def ended() -> bool:
-        return views.phase(controller.state.workloads[workload_id]) in http_models.ENDED
+        now = controller.state.find(workload_id)
+        return now is None or views.phase(now) in http_models.ENDED
 
     lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended)
     return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
@@ -340,12 +343,16 @@ async def end_reservation(name: Name, given: Given, who: Operator) -> http_model
 
 @router.get("/models")
 async def models(
-    given: Given, who: Looker, name: Annotated[str | None, Query(max_length=200, description="of one only")] = None
+    given: Given,
+    who: Looker,
+    name: Annotated[str | None, Query(max_length=200, description="of one only")] = None,
+    limit: Annotated[int, Query(ge=1, le=lists.AT_MOST)] = 200,
+    cursor: More = None,
 ) -> http_models.ModelList:
-    """Every result of a train workload, the newest version first, with what it was made of."""
+    """Results of train workloads, the newest version first, with what each was made of; page by page."""
     if name is not None:
         registry.find(given.state, name, sees=who.permissions.sees)
-    return http_models.ModelList(models=registry.versions(given.state, name, who.permissions.sees))
+    return lists.models(given.controller, who.permissions, name, limit, cursor)
 
 
 SecretName = Annotated[str, Path(pattern=ENV_PATTERN, description="name of an environment variable")]
@@ -430,8 +437,8 @@ async def shutdown(body: http_requests.ShutdownRequest, request: Request, who: O
 
 def _view(given: Services, found: Found) -> http_models.WorkloadView:
     """As it is now, which may be after it was changed."""
-    now = given.state.workloads[found.id]
-    return views.workload(given.state, now, given.controller.progress, found.names(given.state))
+    now = given.state.find(found.id) or found.workload
+    return views.workload(given.state, now, given.controller.progress_of(now), found.names(given.state))
 
 
 async def _as_json_lines(lines: AsyncIterator[http_models.LogLine]) -> AsyncIterator[str]:

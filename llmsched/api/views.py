@@ -31,37 +31,9 @@ Entries = Iterable[tuple[int, float, Any]]
 # --- workloads --------------------------------------------------------------------------------------------------
 
 
-def workloads(
-    state: State,
-    progress: Progress,
-    seq: int,
-    permissions: Permissions,
-    *,
-    ended: int | None = None,
-    waiting: int | None = None,
-) -> http_models.WorkloadList:
-    """All that one may see, newest first; or of those that have ended, and of those that wait, so many at most."""
-    seen = [found for found in state.workloads.values() if permissions.sees(found.workload)]
-    newest_first = sorted(seen, key=lambda found: (-found.submitted_at, found.workload.id))
-    names = KnownNames(state, permissions)
-    left = {"ended": len(newest_first) if ended is None else ended}
-    left["waiting"] = len(newest_first) if waiting is None else waiting
-    counts: Counter[http_models.Phase] = Counter()
-    shown = []
-    for found in newest_first:
-        now = phase(found)
-        counts[now] += 1
-        kind = "ended" if now in http_models.ENDED else now
-        if kind in left:
-            left[kind] -= 1
-        if left.get(kind, 0) >= 0:
-            shown.append(workload(state, found, progress, names))
-    return http_models.WorkloadList(workloads=shown, counts=dict(counts), seq=seq)
-
-
 def workload(state: State, found: WorkloadState, progress: Progress, names: Names) -> http_models.WorkloadView:
     it = found.workload
-    gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
+    gangs = [found.known[gang_id] for gang_id in found.gangs]
     live = [one for one in gangs if not one.is_ended()]
     is_serve = it.kind == "serve"
     shown = live or gangs[-1:] if is_serve else gangs  # replicas that are gone say nothing about the workload
@@ -152,8 +124,10 @@ def placed(state: State, it: Workload, placement: Placement) -> list[http_models
 
 def log_sources(state: State, workload_id: str, index: int | None, attempt: int | None) -> list[tuple[str, int]]:
     """(gang, attempt) whose logs are meant: the newest attempt of every gang that has not been replaced."""
-    found = state.workloads[workload_id]
-    gangs = [state.gangs[gang_id] for gang_id in found.gangs if gang_id in state.gangs]
+    found = state.find(workload_id)
+    if found is None:
+        return []
+    gangs = [found.known[gang_id] for gang_id in found.gangs]
     if index is not None:
         gangs = [one for one in gangs if one.id == f"{workload_id}/{index}"]
     elif found.workload.kind == "serve":
@@ -185,8 +159,8 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
     it = found.workload
     gangs, waiting = [], []
     for gang_id in found.gangs:
-        one = state.gangs.get(gang_id)
-        if one is None or (one.is_ended() and it.kind == "serve"):
+        one = found.known[gang_id]
+        if one.is_ended() and it.kind == "serve":
             continue
         said = one.message
         if one.status is Status.QUEUED:
@@ -220,7 +194,7 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
         words = words or "it holds nothing and wants nothing now."
         if found.is_unproven and found.message is not None:
             words = f"{text(found.message, names)}; {words}"
-        since = max((state.gangs[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
+        since = max((found.known[one.gang].started_at or 0.0 for one in gangs), default=0.0) or None
     return http_models.WhyView(
         id=it.id,
         phase=now,
@@ -268,7 +242,7 @@ def event_for(seq: int, at: float, entry: Any, state: State, permissions: Permis
     if keeps_time_only(entry):
         return None
     view = event(seq, at, entry, KnownNames(state, permissions))
-    about = state.workloads.get(view.workload) if view.workload is not None else None
+    about = state.find(view.workload) if view.workload is not None else None
     if view.workload is not None and not permissions.sees_all and not (about and permissions.sees(about.workload)):
         return None
     if isinstance(entry, facts.Configured) and not permissions.sees_all:
@@ -277,7 +251,7 @@ def event_for(seq: int, at: float, entry: Any, state: State, permissions: Permis
 
 
 def keeps_time_only(entry: Any) -> bool:
-    return isinstance(entry, facts.Tick)
+    return isinstance(entry, facts.Tick | facts.Archived)
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------
@@ -428,7 +402,9 @@ def _gpus(milli: int | None) -> float | None:
 
 def metrics(state: State, health: http_models.Health) -> str:
     """Prometheus' text format; no names of workloads, so that it stays small."""
-    by_phase = Counter(phase(found) for found in state.workloads.values())
+    by_phase: Counter[str] = Counter(phase(found) for found in state.workloads.values())
+    for (_, _, outcome), count in state.archived.items():
+        by_phase[outcome] += count
     by_reason = Counter(
         one.reason.code for one in state.gangs.values() if one.status is Status.QUEUED and one.reason is not None
     )

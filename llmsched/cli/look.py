@@ -36,9 +36,11 @@ def status(name: str | None, everything: bool) -> None:
             endpoint = client.health().urls.get("endpoint", "") if serves else ""
             show.answer(view, lambda: _print_one(view, endpoint))
             return
-        whole = everything or show.wants_json()
-        shown = {} if whole else {"ended": ENDED_SHOWN, "waiting": WAITING_SHOWN}
-        listed, health = client.workloads(**shown), client.health()
+        if everything or show.wants_json():
+            listed = client.all_workloads()
+        else:
+            listed = client.workloads(ended=ENDED_SHOWN, waiting=WAITING_SHOWN)
+        health = client.health()
     show.answer(listed, lambda: _print_all(listed, health, everything))
 
 
@@ -58,7 +60,8 @@ def _print_all(listed: http_models.WorkloadList, health: http_models.Health, eve
 
         over = sum(listed.counts.get(phase, 0) for phase in ENDED)
         missing = listed.counts.get("waiting", 0) - len(waiting)
-        for left, what in ((missing, "wait"), (over - len(ended), "ended")):
+        hidden = sum(listed.counts.values()) - over - listed.counts.get("waiting", 0) - len(active)
+        for left, what in ((hidden, "run"), (missing, "wait"), (over - len(ended), "ended")):
             if left > 0:
                 terminal.echo(f"... and {left} more that {what}; see them with --all.")
     if health.status != "ready":
@@ -190,15 +193,20 @@ def _print_why(view: http_models.WhyView) -> None:
 
 @click.command()
 @click.argument("name")
+@click.option("--before", type=int, metavar="ENTRY", help="What was before an entry, when the story is long.")
 @show.json_option
-def story(name: str) -> None:
-    """Its whole history, in words."""
+def story(name: str, before: int | None) -> None:
+    """Its history, in words."""
     with show.connect() as client:
-        view = client.story(name)
+        view = client.story(name, before=before)
     show.answer(view, lambda: _print_story(view))
 
 
 def _print_story(view: http_models.StoryView) -> None:
+    if view.earlier is not None:
+        click.echo(f"There is more before this: llmsched story {view.id} --before {view.earlier}")
+    if view.compacted:
+        click.echo("What was before this is not kept any more (history.journal of the cluster file says how long).")
     begin = view.lines[0].at if view.lines else 0.0
     several = len({line.gang for line in view.lines if line.gang}) > 1
     width = show.out().width if sys.stdout.isatty() else None  # a line of a log stays one line

@@ -188,9 +188,20 @@ class Client:
     def status(self, name: str) -> http_models.WorkloadView:
         return self._loop.call(self._core.status(name))
 
-    def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> http_models.WorkloadList:
-        """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
-        return self._loop.call(self._core.workloads(ended=ended, waiting=waiting))
+    def workloads(
+        self,
+        *,
+        active: int | None = None,
+        waiting: int | None = None,
+        ended: int | None = None,
+        cursor: str | None = None,
+    ) -> http_models.WorkloadList:
+        """One page, newest first: at most so many of each group. With a cursor of `next`: more of its group."""
+        return self._loop.call(self._core.workloads(active=active, waiting=waiting, ended=ended, cursor=cursor))
+
+    def all_workloads(self) -> http_models.WorkloadList:
+        """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
+        return self._loop.call(self._core.all_workloads())
 
     def why(self, name: str) -> http_models.WhyView:
         return self._loop.call(self._core.why(name))
@@ -198,8 +209,9 @@ class Client:
     def diagnose(self, name: str) -> http_models.DiagnosisView:
         return self._loop.call(self._core.diagnose(name))
 
-    def story(self, name: str) -> http_models.StoryView:
-        return self._loop.call(self._core.story(name))
+    def story(self, name: str, *, before: int | None = None) -> http_models.StoryView:
+        """The last of it; `before`: what was before, as `earlier` of an answer says."""
+        return self._loop.call(self._core.story(name, before=before))
 
     def logs(
         self,

@@ -20,6 +20,7 @@ from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
 
 POLL_S = 0.5
+PAGE = 500  # of a list that is wanted whole
 Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
 Watch = Callable[[http_models.WorkloadView], None]
 
@@ -136,11 +137,31 @@ class AsyncClient:
     async def status(self, name: str) -> http_models.WorkloadView:
         return await self._http.ask(http_models.WorkloadView, "GET", _path(name))
 
-    async def workloads(self, *, ended: int | None = None, waiting: int | None = None) -> http_models.WorkloadList:
-        """Newest first; of those that have ended at most `ended`, of those that wait at most `waiting`."""
-        chosen = {"ended": ended, "waiting": waiting}
+    async def workloads(
+        self,
+        *,
+        active: int | None = None,
+        waiting: int | None = None,
+        ended: int | None = None,
+        cursor: str | None = None,
+    ) -> http_models.WorkloadList:
+        """One page, newest first: at most so many of each group. With a cursor of `next`: more of its group."""
+        chosen = {"active": active, "waiting": waiting, "ended": ended, "cursor": cursor}
         params = {key: value for key, value in chosen.items() if value is not None}
         return await self._http.ask(http_models.WorkloadList, "GET", "/api/v1/workloads", params=params)
+
+    async def all_workloads(self) -> http_models.WorkloadList:
+        """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
+        whole = page = await self.workloads(active=PAGE, waiting=PAGE, ended=PAGE)
+        left = [*page.next]
+        while left:
+            page = await self.workloads(active=PAGE, waiting=PAGE, ended=PAGE, cursor=left.pop())
+            whole.workloads += page.workloads
+            left += page.next
+        whole.workloads = list({view.id: view for view in whole.workloads}.values())  # who ended meanwhile stands once
+        whole.workloads.sort(key=lambda view: (-view.submitted_at, view.id))
+        whole.next = []
+        return whole
 
     async def why(self, name: str) -> http_models.WhyView:
         return await self._http.ask(http_models.WhyView, "GET", _path(name, "why"))
@@ -148,13 +169,21 @@ class AsyncClient:
     async def diagnose(self, name: str) -> http_models.DiagnosisView:
         return await self._http.ask(http_models.DiagnosisView, "GET", _path(name, "diagnose"))
 
-    async def story(self, name: str) -> http_models.StoryView:
-        return await self._http.ask(http_models.StoryView, "GET", _path(name, "story"))
+    async def story(self, name: str, *, before: int | None = None) -> http_models.StoryView:
+        """The last of it; `before`: what was before, as `earlier` of an answer says."""
+        params = {} if before is None else {"before": before}
+        return await self._http.ask(http_models.StoryView, "GET", _path(name, "story"), params=params)
 
     async def models(self, name: str | None = None) -> list[http_models.ModelVersion]:
         """Results of train workloads, the newest version first. Raises RequestError for a name without any."""
-        params = {} if name is None else {"name": name}
-        return (await self._http.ask(http_models.ModelList, "GET", "/api/v1/models", params=params)).models
+        params: dict[str, Any] = {"limit": PAGE} | ({} if name is None else {"name": name})
+        found: list[http_models.ModelVersion] = []
+        while True:
+            page = await self._http.ask(http_models.ModelList, "GET", "/api/v1/models", params=params)
+            found += page.models
+            if page.next is None:
+                return found
+            params["cursor"] = page.next
 
     async def nodes(self) -> http_models.NodeList:
         return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")

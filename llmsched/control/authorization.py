@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from itertools import islice
 
 from llmsched.control.lookup import newest_run
 from llmsched.core import authorization as core
+from llmsched.core.commands import NAMES_COMPARED
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import ARTIFACT, GANG, NODE, USER, WORKLOAD, Ref
 from llmsched.core.render import is_public
@@ -65,7 +67,14 @@ class Permissions:
         return self.person.sees_all
 
     def sees(self, workload: Workload) -> bool:
-        return self.sees_all or workload.user == self.person.user or workload.queue in self._seen
+        return self.sees_work_of(workload.user, workload.queue)
+
+    def sees_work_of(self, user: str, queue: str) -> bool:
+        return self.sees_all or user == self.person.user or queue in self._seen
+
+    def selection(self) -> tuple[str | None, tuple[str, ...]]:
+        """Whose work one sees: (that of this user, or of these queues); (None, ()): everybody's."""
+        return (None, ()) if self.sees_all else (self.person.user, tuple(sorted(self._seen)))
 
     def changes(self, workload: Workload) -> bool:
         if self.person.role == OPERATOR:
@@ -97,7 +106,8 @@ def find(state: State, name: str, permissions: Permissions) -> WorkloadState:
     found = newest_run(state, name)
     if found is not None and permissions.sees(found.workload):
         return found
-    seen = {one.workload.name for one in state.workloads.values() if permissions.sees(one.workload)}
+    newest = islice(reversed(state.workloads.values()), NAMES_COMPARED)
+    seen = {one.workload.name for one in newest if permissions.sees(one.workload)}
     near = difflib.get_close_matches(name, sorted(seen), n=3)
     raise RequestError(
         f'there is no workload "{name}".',
@@ -151,7 +161,7 @@ class KnownNames:
         return ref.id if is_public(ref) else None
 
     def _sees(self, workload: str) -> bool:
-        record = self._state.workloads.get(workload)
+        record = self._state.find(workload)
         if self._rights.sees_all or workload == self._asked:
             return True
         return record is not None and self._rights.sees(record.workload)

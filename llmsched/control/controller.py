@@ -7,26 +7,28 @@ again from the journal, and is, whenever a write fails. It decides nothing itsel
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from llmsched.control import execution, idempotency, lease, planning, recovery, requests
+from llmsched.control.archive import StoreArchive
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.dispatch import Send, Site, event_of, facts_of, given_up, resync, sends_of, stop_now
+from llmsched.control.housekeeping import Housekeeping
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
 from llmsched.control.outbox import Outbox
 from llmsched.control.progress import ProgressBook
-from llmsched.control.query_tables import QueryTables
 from llmsched.control.routes import Routes
 from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
 from llmsched.core.policy import Policies
 from llmsched.core.scheduler import Plan, turn
-from llmsched.core.state import State
+from llmsched.core.state import State, WorkloadState
 from llmsched.errors import Bug, LlmschedError, StoreError
 from llmsched.executors import port
 from llmsched.policies.registry import load as load_policies
@@ -36,7 +38,7 @@ from llmsched.spec.compile import compile_specs
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.codec import CodecError, Entry
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
-from llmsched.store.tables import IdempotencyRow, ProgressRow, Row
+from llmsched.store.tables import ArchiveQuery, IdempotencyRow, ProgressRow, Row
 
 log = logging.getLogger("llmsched.control")
 VERSION = version("llmsched")
@@ -69,7 +71,8 @@ class Controller:
         vault: Vault | None = None,
         owner: str | None = None,
     ) -> None:
-        self.state = State()
+        self._archive = StoreArchive(store)
+        self.state = State(archive=self._archive)
         self.urls: dict[str, str] = {}
         self.started = asyncio.Event()
         self._store = store
@@ -95,13 +98,14 @@ class Controller:
         self._must_resync = False
         self._stopping = False
         self._stop_everything = False
+        self._begun = False
         self._ended = asyncio.Event()  # nothing more is taken in
         self._closed = asyncio.Event()
         self._trouble = ""
         self._left_out = ""  # of the journal, because nothing could take it in
         self._policies: Policies | None = None
         self._routes = Routes(0)
-        self._tables = QueryTables()
+        self._housekeeping = Housekeeping(store)
 
     # --- what others call -------------------------------------------------------------------------------------------
 
@@ -144,7 +148,7 @@ class Controller:
         person, reader = Person(user, OPERATOR if role == OPERATOR else SUBMITTER), Person(user, role)
         compiled = compile_specs(specs)
         verdicts = await planning.memory_of(self.state, compiled, person)
-        planned = planning.plan(self.state, compiled, person, reader, self._current_policies(), self._secrets)
+        planned = await planning.plan(self.state, compiled, person, reader, self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:
@@ -183,12 +187,33 @@ class Controller:
         """The loop's own figures, as Prometheus reads them."""
         return self._metrics.text(len(self._inbox), len(self._outbox), bool(self._degraded))
 
-    def entries(self, after: int = 0, workload: str | None = None) -> list[Written]:
-        """Committed entries (seq, at, entry) after `after`; of one workload (its id) when asked."""
-        return self._store.read(after, workload)
+    def entries(
+        self, after: int = 0, workload: str | None = None, *, kinds: Sequence[str] | None = None,
+        before: int | None = None, last: int | None = None,
+    ) -> list[Written]:  # fmt: skip
+        """Committed entries (seq, at, entry) after `after`; of the story of one workload (its id) when asked, or only
+        the `last` of them."""
+        return self._store.read(after, workload, last, kinds=kinds, before=before, last=last is not None)
+
+    @property
+    def floor(self) -> int:
+        """Entries up to this one are not kept any more."""
+        return self._store.floor()
+
+    def archived(self, query: ArchiveQuery) -> list[WorkloadState]:
+        """Workloads that ended a while ago and have left the state."""
+        return self._archive.select(query)
+
+    def progress_of(self, found: WorkloadState) -> Mapping[str, Mapping[str, Any]]:
+        """The last numbers of its gangs, also of one that has left the state."""
+        if found.workload.id in self.state.workloads:
+            return self._book.latest
+        rows = [row for name in found.gangs if (row := self._store.row(ProgressRow, name)) is not None]
+        return {row.gang: json.loads(row.data) for row in rows}
 
     async def follow(self, after: int = 0) -> AsyncIterator[Written]:
         """Every committed entry from `after` on, as it comes, without a gap; ends when the controller does."""
+        after = max(after, self._store.floor())
         while not self._ended.is_set():
             grew = self._grew
             written = self._store.read(after, limit=FOLLOW_AT_MOST)
@@ -215,8 +240,10 @@ class Controller:
             if dispatcher is not None:
                 dispatcher.cancel()
             self._inbox.refuse(_stopping())
+            await self._housekeeping.close()
             try:
-                await self._executor.close(stop_everything=self._stop_everything)
+                if self._epoch:
+                    await self._executor.close(stop_everything=self._stop_everything)
             finally:
                 self._store.close()
                 self._closed.set()
@@ -226,25 +253,38 @@ class Controller:
         self._stopping = True
         self._stop_everything = stop_everything
         self._inbox.filled.set()
-        if self._epoch:
+        if self._begun:
             await self._closed.wait()
 
     async def _begin(self) -> None:
         self._store.open()
+        self._begun = True
+        try:
+            await self._lead()
+        except StoreError as error:
+            if error.code != "store_failed":
+                raise
+            log.error("degraded from the start: %s", error)  # a full disk: what is known can be seen
+            self._degraded = error.message
+            self._fold()
+        self._book.recall(row for name in self.state.gangs if (row := self._store.row(ProgressRow, name)) is not None)
+        self._started_at = self._clock.now()
+        self.started.set()
+
+    async def _lead(self) -> None:
+        """Become the one that writes, and let the executor begin. Raises StoreError."""
         self._epoch = await lease.take(self._store, self._clock, self._owner)
         self._routes = Routes(self._epoch)
         self._fold()
-        self._book.recall(self._store.rows(ProgressRow))
-        self._started_at = self._clock.now()
+        self._housekeeping.begin()
         log.info("epoch %d: %d entries, %d workloads", self._epoch, self._seq, len(self.state.workloads))
         await self._executor.start(self._inbox.deliver, self._epoch)
-        self.started.set()
 
     def _fold(self) -> None:
-        self.state, self._seq, left_out = recovery.fold_all_that_can(self._store)
+        self._archive = StoreArchive(self._store)
+        self.state, self._seq, left_out = recovery.fold_all_that_can(self._store, self._archive)
         self._left_out = f"{left_out[0].message} It was left out." if left_out else ""
         self._policies = None
-        self._tables = QueryTables()
         self._wake_at = self.state.now
 
     async def _wait(self) -> None:
@@ -268,17 +308,17 @@ class Controller:
         try:
             facts = await self._take_in(asked, seen, at)
             seen = []  # they are facts now
+            facts += await self._put_aside(at)
             if facts or self._is_due(at):
                 facts = facts or await self._pass_time(at)
                 plan = self._decide()
-                reasons = plan.reasons if self._cluster.connected else None
-                rows = self._tables.rows(self.state, at, [*facts, *plan.decisions], reasons)
-                await self._commit(at, plan.decisions, [*rows, *self._book.unwritten()])
+                await self._commit(at, plan.decisions, self._book.unwritten())
                 self._send_routes()  # first: who is about to leave gets no new requests
                 self._send(plan)
             else:
                 self._send_routes()
             await self._renew(at)
+            self._housekeeping.after_round(self.state, self._seq, at)
         except StaleEpoch as error:
             _refuse(asked, error)
             raise
@@ -421,6 +461,25 @@ class Controller:
         self._routes.forget()
         return [NodeLost(at, node) for node in self.state.nodes if seen.nodes and node not in seen.nodes]
 
+    async def _put_aside(self, at: float) -> list[Fact]:
+        """What ended a while ago leaves the state, for rows that are committed with this very entry."""
+        archived = self._housekeeping.due(self.state, at)
+        if archived is None:
+            return []
+        gangs = [gang for name in archived.workloads for gang in self.state.workloads[name].gangs]
+        try:
+            self.state.apply(archived)
+            await self._commit(at, [archived])
+        except Exception as error:
+            if _is_the_stores(error):
+                raise
+            log.exception("nothing leaves the state any more")
+            self._housekeeping.puts_aside = False
+            self._fold()
+            return []
+        self._book.forget((*gangs, *archived.replicas))
+        return [archived]
+
     def _is_due(self, at: float) -> bool:
         return self._cluster.connected and self._wake_at is not None and at >= self._wake_at
 
@@ -482,7 +541,7 @@ class Controller:
 
     async def _commit(self, at: float, entries: Sequence[Entry], rows: Iterable[Row] = ()) -> None:
         """On disk when it returns. Raises StoreError."""
-        rows = list(rows)
+        rows = [*rows, *self._archive.unwritten()]
         if not entries and not rows:
             return
         began = self._clock.monotonic()
@@ -528,6 +587,8 @@ class Controller:
 
     async def _is_well_again(self) -> bool:
         try:
+            if not self._epoch:
+                await self._lead()
             await asyncio.wrap_future(self._store.commit(Batch(self._stamp())))
         except StaleEpoch:
             raise

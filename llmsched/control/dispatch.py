@@ -237,23 +237,21 @@ def artifact_of(state: State, workload: Workload, source: str) -> str:
     meant = [each for each in workload.after if each.partition("@")[0] == name]
     if run is None and len(meant) == 1:
         run = int(meant[0].partition("@")[2] or 1)
-    visible = [
-        record
-        for record in state.workloads.values()
-        if record.workload.name == name
-        and run in (None, record.workload.run)
-        and authorization.may_read(state, workload, record.workload)
-    ]
-    runs = [record for record in visible if record.artifact]
-    if not runs and any(record.outcome == "succeeded" for record in visible):
+    for record in state.results(name):
+        if run in (None, record.workload.run) and authorization.may_read(state, workload, record.workload):
+            return str(record.artifact)
+    silent = newest_run(state, name if run is None else f"{name}@{run}")
+    if (
+        silent is not None
+        and silent.outcome == "succeeded"
+        and authorization.may_read(state, workload, silent.workload)
+    ):
         raise RequestError(
             f"{source} has no result: {name} succeeded but saved no artifact",
             code="dependency",
             hint="Its loop must call artifact.save.",
         )
-    if not runs:
-        raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
-    return str(max(runs, key=lambda record: record.workload.run).artifact)
+    raise RequestError(f"{source} has no result", code="dependency", hint="Its run must have succeeded first.")
 
 
 def adapters_of(state: State, workload: Workload, spec: Mapping[str, Any]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def draft(state: State, specs: Sequence[Compiled], permissions: Permissions, *, 
     drafts = []
     for spec, compiled in specs:
         run = runs[spec.name]
-        known = state.workloads.get(workload_id(spec.name, run))
+        known = state.find(workload_id(spec.name, run))
         if known is not None and not permissions.changes(known.workload):
             known = None
         after = [_meant(state, name, runs, compiled.kind, permissions) for name in compiled.after]
@@ -81,13 +81,13 @@ def _meant(state: State, name: str, runs: dict[str, int], kind: str, permissions
         newest = None
     run = runs.get(name) or (newest.workload.run if newest is not None else 1)
     if kind == "serve" and newest is not None:
-        good = [number for number in range(run, 0, -1) if not _went_wrong(state, workload_id(name, number))]
-        run = good[0] if good else run
+        back = (one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one)))
+        run = next(back, run)
     return workload_id(name, run)
 
 
 def _went_wrong(state: State, name: str) -> bool:
-    record = state.workloads.get(name)
+    record = state.find(name)
     return record is not None and record.outcome in ("failed", "cancelled")
 
 
@@ -97,7 +97,7 @@ def check_permissions(state: State, workload: Workload, after: Sequence[str], pe
     check_name(state, workload, permissions)
     check_queue(workload, permissions)
     for name in after:
-        record = state.workloads.get(name)
+        record = state.find(name)
         if record is None or not permissions.sees(record.workload):
             raise error_of(commands.unknown_dependency(workload, name), KnownNames(state, permissions))
 

@@ -43,7 +43,7 @@ def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
     """Raises RequestError when there is nothing to run it beside."""
     found = find(state, command.name)
     name = found.workload.id
-    gangs = [state.gangs[gang] for gang in found.gangs if gang in state.gangs]
+    gangs = [found.known[gang] for gang in found.gangs]
     if command.gang is not None:
         gangs = [one for one in gangs if one.id == f"{name}/{command.gang}"]
         if not gangs:

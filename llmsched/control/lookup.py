@@ -16,11 +16,4 @@ def spec_of(workload: Workload) -> dict[str, Any]:
 
 def newest_run(state: State, name: str) -> WorkloadState | None:
     """ "name" is the run with the highest number, "name@2" exactly that one."""
-    plain, _, run = name.partition("@")
-    if run:
-        return state.workloads.get(plain if run == "1" else name)
-    number = 1
-    found = state.workloads.get(plain)
-    while (later := state.workloads.get(f"{plain}@{number + 1}")) is not None:
-        found, number = later, number + 1
-    return found
+    return state.newest(name)

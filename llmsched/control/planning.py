@@ -26,20 +26,21 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
-from llmsched.core.policy import Policies
 from llmsched.core.records import amount_of
 from llmsched.core.render import Names
 from llmsched.core.resources import MILLI, ZERO
+from llmsched.core.snapshot import freeze
 from llmsched.core.state import State
-from llmsched.core.whatif import Forecast, forecast
+from llmsched.core.whatif import Forecast, forecast_from
 from llmsched.core.workload import Placement, Workload
 from llmsched.errors import RequestError
+from llmsched.policies import registry
 from llmsched.spec import http_models
 from llmsched.spec.compile import Compiled
 
 
-def plan(
-    state: State, specs: Sequence[Compiled], person: Person, reader: Person, policies: Policies, secrets: Secrets
+async def plan(
+    state: State, specs: Sequence[Compiled], person: Person, reader: Person, secrets: Secrets
 ) -> list[http_models.Planned]:
     """One of each spec, in order, as if `person` submitted it; told to `reader`. What would be refused says so; the
     others are planned as if it were not there."""
@@ -67,7 +68,11 @@ def plan(
     ready = [workload for workload, _ in sorted_by_need(accepted)]
     forecasts: dict[str, list[Forecast]] = {workload.id: [] for workload in ready}
     in_place = [each.workload.id for each in accepted if is_in_place(each)]
-    for gang in forecast(state, ready, policies, in_place) if ready else ():
+    ahead: list[Forecast] = []
+    if ready:  # in a thread, on a copy: thinking ahead takes its time, and nobody else is to wait for it
+        policies = registry.load(state.configuration.policies)
+        ahead = await asyncio.to_thread(forecast_from, freeze(state), state.archive, ready, policies, in_place)
+    for gang in ahead:
         forecasts[gang.gang.rpartition("/")[0]].append(gang)
     planned = []
     for each in drafts:
@@ -231,7 +236,10 @@ def _sizes(workload: Workload) -> http_models.Planned:
 def _placed(state: State, workload: Workload, placement: Placement) -> list[http_models.PlacedView]:
     views: dict[str, http_models.PlacedView] = {}
     for placed in placement:
-        node = state.nodes[placed.node].node
+        there = state.nodes.get(placed.node)
+        if there is None:
+            continue  # it left while this was thought through
+        node = there.node
         view = views.setdefault(
             node.id, http_models.PlacedView(node=node.id, name=node.name or node.id, flavor=node.flavor, bundles=0)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,9 @@ class ProgressBook:
         self._attempts: dict[str, int] = {}
         self._unwritten: dict[str, float] = {}
         self._paces: dict[str, _Pace] = {}
+        self._over: list[str] = []  # gangs to forget once their last numbers are written
 
-    def recall(self, rows: list[ProgressRow]) -> None:
+    def recall(self, rows: Iterable[ProgressRow]) -> None:
         """A row that cannot be read is as if it had not been written."""
         for row in rows:
             try:
@@ -69,7 +71,15 @@ class ProgressBook:
             for gang, at in self._unwritten.items()
         ]
         self._unwritten.clear()
+        for gang in self._over:
+            for kept in (self.latest, self._attempts, self._paces):
+                kept.pop(gang, None)
+        self._over.clear()
         return rows
+
+    def forget(self, gangs: Iterable[str]) -> None:
+        """They have left the state; what was written of them stays in the store."""
+        self._over += gangs
 
     def _estimate(self, seen: Progress, at: float) -> Estimated | None:
         step, total = seen.data.get("step"), seen.data.get("total_steps")

@@ -1,26 +1,39 @@
-"""The way back: the state is the journal folded, at a start and after every write that failed.
+"""The way back: the state is the newest snapshot with the entries after it, at a start and after a write that failed.
 
-Nothing else is kept in memory that could not be lost. What still runs is adopted later, when the executor connects.
+A snapshot is what folding gave, so both ways lead to the same state; one that does not is refused. Nothing else is kept
+in memory that could not be lost. What still runs is adopted later, when the executor connects.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from math import inf
+from typing import Any, Protocol
 
 from llmsched import sanitize
+from llmsched.core.archive import Archive
+from llmsched.core.snapshot import thaw
 from llmsched.core.state import State
-from llmsched.errors import Bug
+from llmsched.errors import Bug, StoreError
+from llmsched.store import seal, snapshots
 from llmsched.store.codec import Entry
 from llmsched.store.journal import Written
+from llmsched.store.tables import AnyRow, Row, SnapshotRow
 
 log = logging.getLogger("llmsched.control")
 CHUNK = 5_000  # entries read at a time
 LEFT_OUT_AT_MOST = 100
+NOTHING: frozenset[int] = frozenset()
 
 
 class Journal(Protocol):
     def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]: ...
+
+    def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None: ...
+
+    def older(self, cls: type[Row], before: float) -> list[tuple[Any, ...]]: ...
+
+    def floor(self) -> int: ...
 
 
 class Unfit(Bug):
@@ -33,10 +46,54 @@ class Unfit(Bug):
         self.seq = seq
 
 
-def fold(store: Journal, but: frozenset[int] = frozenset()) -> tuple[State, int]:
+def fold(store: Journal, archive: Archive | None = None, but: frozenset[int] = NOTHING) -> tuple[State, int]:
     """The state, without the entries `but`, and the number of its last entry. Raises StoreError (damaged), or Unfit."""
-    state, seq = State(), 0
-    while written := store.read(after=seq, limit=CHUNK):
+    found = store.older(SnapshotRow, inf)
+    state, seq = restored(store, found[-1][0], archive) if found else (State(archive=archive), 0)
+    return unfold(store, state, seq, but=but)
+
+
+def fold_all_that_can(store: Journal, archive: Archive | None = None) -> tuple[State, int, list[Unfit]]:
+    """The same, and what had to be left out: one entry that breaks the state must not stop every start for ever.
+
+    Raises Unfit when that does not help."""
+    unfit: list[Unfit] = []
+    while True:
+        try:
+            return *fold(store, archive, frozenset(each.seq for each in unfit)), unfit
+        except Unfit as error:
+            log.exception("left out: %s", error)
+            if len(unfit) >= LEFT_OUT_AT_MOST:
+                raise
+            unfit.append(error)
+
+
+def fold_all(store: Journal, archive: Archive | None = None) -> tuple[State, int]:
+    """The same from the first entry on that is kept. Raises StoreError when a snapshot on the way says otherwise."""
+    at = [seq for (seq,) in store.older(SnapshotRow, inf)]
+    state, seq = first(store, archive)
+    for stop in [*at, None]:
+        state, seq = unfold(store, state, seq, stop)
+        row = None if stop is None else store.row(SnapshotRow, stop)
+        if row is not None and state.digest() != row.digest:
+            raise StoreError(
+                f"the snapshot of entry {stop} is not what its entries make", code="store_damaged", hint=seal.RESTORE
+            )
+    return state, seq
+
+
+def first(store: Journal, archive: Archive | None = None) -> tuple[State, int]:
+    """The state before the first entry that is kept, and the number of the last one that it holds."""
+    if not store.floor():
+        return State(archive=archive), 0
+    return restored(store, store.older(SnapshotRow, inf)[0][0], archive)
+
+
+def unfold(
+    store: Journal, state: State, seq: int, stop: int | None = None, but: frozenset[int] = NOTHING
+) -> tuple[State, int]:
+    """Apply what was written after entry `seq`, up to `stop`."""
+    while seq != stop and (written := store.read(after=seq, limit=CHUNK if stop is None else min(CHUNK, stop - seq))):
         for seq, _, entry in written:
             try:
                 if seq not in but:
@@ -46,16 +103,13 @@ def fold(store: Journal, but: frozenset[int] = frozenset()) -> tuple[State, int]
     return state, seq
 
 
-def fold_all_that_can(store: Journal) -> tuple[State, int, list[Unfit]]:
-    """The same, and what had to be left out: one entry that breaks the state must not stop every start for ever.
-
-    Raises Unfit when that does not help."""
-    unfit: list[Unfit] = []
-    while True:
-        try:
-            return *fold(store, frozenset(each.seq for each in unfit)), unfit
-        except Unfit as error:
-            log.exception("left out: %s", error)
-            if len(unfit) >= LEFT_OUT_AT_MOST:
-                raise
-            unfit.append(error)
+def restored(store: Journal, seq: int, archive: Archive | None) -> tuple[State, int]:
+    """The state as of a snapshot."""
+    row = store.row(SnapshotRow, seq)
+    state = None if row is None else thaw(snapshots.load(row.body), archive)
+    if row is None or state is None or state.digest() != row.digest:
+        raise StoreError(
+            f"the snapshot of entry {seq} does not give the state it was made of", code="store_damaged",
+            hint=seal.RESTORE,
+        )  # fmt: skip
+    return state, seq

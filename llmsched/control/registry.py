@@ -8,28 +8,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from llmsched.control.lookup import spec_of
-from llmsched.core.facts import Published
+from llmsched.core.commands import NAMES_COMPARED
+from llmsched.core.facts import Published, Submitted
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import RequestError
 from llmsched.spec import http_models
 from llmsched.spec.http_models import WORKDIR_PREFIX
 from llmsched.spec.quantities import parse_model_source
+from llmsched.store.tables import ArchiveQuery
 
 Sees = Callable[[Workload], bool]
+NEWEST = ArchiveQuery(200)
+SHOWN = 10  # of the names or versions there are
 
 
 def everybodys(workload: Workload) -> bool:
     return True
 
 
-def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> list[http_models.ModelVersion]:
-    """By name, the newest version first; of one model only when asked; of work that `sees` lets through."""
-    records = [record for record in state.workloads.values() if _is_version(record, name) and sees(record.workload)]
-    records.sort(key=lambda record: (record.workload.name, -record.workload.run))
+Ended = Callable[[ArchiveQuery], list[WorkloadState]]
+
+
+def nothing(query: ArchiveQuery) -> list[WorkloadState]:
+    return []
+
+
+def versions(
+    state: State, query: ArchiveQuery = NEWEST, ended: Ended = nothing, sees: Sees = everybodys
+) -> list[http_models.ModelVersion]:
+    """By name, the newest version first, as many as `query` asks for; of work that `sees` lets through. `ended` has
+    those that have left the state."""
+    here = [record for record in state.workloads.values() if _is_version(record, query.name) and sees(record.workload)]
+    if query.after_run is not None:
+        name, run = query.after_run
+        here = [record for record in here if _place(record) > (name, -run)]
+    records = sorted([*here, *ended(query._replace(models=True))], key=_place)[: query.limit]
     published: dict[str, list[Published]] = {}
     for by_name in state.publications.values():
         for publication in by_name.values():
@@ -37,25 +55,36 @@ def versions(state: State, name: str | None = None, sees: Sees = everybodys) -> 
     return [_view(record, published.get(record.workload.id, ())) for record in records]
 
 
+def _place(record: WorkloadState) -> tuple[str, int]:
+    return record.workload.name, -record.workload.run
+
+
 def find(state: State, name: str, version: int | None = None, sees: Sees = everybodys) -> WorkloadState:
-    """The newest version, or exactly that one. Raises RequestError (404) that names those there are."""
-    models = [record for record in state.workloads.values() if _is_version(record, None) and sees(record.workload)]
-    versions_of_it = [record for record in models if record.workload.name == name]
-    chosen = [record for record in versions_of_it if version in (None, record.workload.run)]
-    if chosen:
-        return max(chosen, key=lambda record: record.workload.run)
-    if versions_of_it:
-        there = ", ".join(str(record.workload.run) for record in versions_of_it)
+    """The newest version, or exactly that one. Raises RequestError (404) that names some of those there are."""
+    made = (one for one in state.results(name) if _is_version(one, name) and sees(one.workload))
+    found = []
+    for record in made:
+        if version in (None, record.workload.run):
+            return record
+        found.append(str(record.workload.run))
+    if found:
+        there = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
         raise RequestError(
             f'model "{name}" has no version {version}; it has: {there}.', code="unknown_model", http_status=404
         )
-    known = sorted({record.workload.name for record in models})
+    newest = islice(reversed(state.workloads.values()), NAMES_COMPARED)
+    known = sorted({one.workload.name for one in newest if _is_version(one, None) and sees(one.workload)})
     raise RequestError(
         f'there is no model "{name}".',
         code="unknown_model",
-        hint=f"There are: {', '.join(known[:10])}." if known else "A train workload that succeeds makes one.",
+        hint=f"There are: {', '.join(known[:SHOWN])}." if known else "A train workload that succeeds makes one.",
         http_status=404,
     )
+
+
+def is_beginning(entry: object) -> bool:
+    """Whether nothing of a workload's story was before it."""
+    return isinstance(entry, Submitted) and not entry.replaces
 
 
 def read_by(state: State, sources: Iterable[str], sees: Sees = everybodys) -> list[str]:

@@ -187,7 +187,7 @@ def _submit(
         if known is not None and _model_source(workload) != old_source:
             facts += _takes_back(state, workload, at)
     for name, answer in answers.items():
-        answer.phase = state.workloads[name].phase  # type: ignore[assignment]
+        answer.phase = find(state, name).phase  # type: ignore[assignment]
     return list(answers.values()), facts
 
 

@@ -166,13 +166,14 @@ class Capacity:
 
     # --- nodes come and go (rare) ---
 
-    def add(self, node: Node) -> NodeState:
-        slot = next((i for i, taken in enumerate(self.slots) if taken is None), len(self.slots))
+    def add(self, node: Node, slot: int | None = None) -> NodeState:
+        """In the first slot that is free, or in the one that it had."""
+        if slot is None:
+            slot = next((i for i, taken in enumerate(self.slots) if taken is None), len(self.slots))
         state = NodeState(node, slot)
-        if slot == len(self.slots):
-            self.slots.append(state)
-        else:
-            self.slots[slot] = state
+        while slot >= len(self.slots):
+            self.slots.append(None)
+        self.slots[slot] = state
         self.by_id[node.id] = state
         bit = 1 << slot
         self.all |= bit

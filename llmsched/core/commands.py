@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmsched.core import cron
@@ -38,6 +39,8 @@ from llmsched.core.workload import Option, Workload
 
 if TYPE_CHECKING:
     from llmsched.core.state import State
+
+NAMES_COMPARED = 500  # the newest: so many are looked through for the one that was meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def check(state: State, command: Command) -> Fact | Refusal:
     if isinstance(command, Submit):
         return _submit(state, command)
     if isinstance(command, Cancel):
-        record = state.workloads.get(command.workload)
+        record = state.find(command.workload)
         if record is None:
             return _unknown(state, command.workload)
         if record.outcome and command.workload not in state.scheduled:
@@ -119,7 +122,7 @@ def check(state: State, command: Command) -> Fact | Refusal:
 
 
 def _unknown(state: State, name: str) -> Refusal:
-    near = get_close_matches(name, [*state.workloads], 1)
+    near = get_close_matches(name, [*islice(reversed(state.workloads), NAMES_COMPARED)], 1)
     if near:
         message = say("unknown_workload.near", name=Quote(name), near=workload(near[0]))
         return Refusal("unknown_workload", message)
@@ -129,7 +132,7 @@ def _unknown(state: State, name: str) -> Refusal:
 def _submit(state: State, command: Submit) -> Fact | Refusal:
     spec = command.workload
     who = _named(spec)
-    known = state.workloads.get(spec.id)
+    known = state.find(spec.id)
     if known is not None:
         if replace(known.workload, user=spec.user) == spec:
             return Refusal("unchanged", say("unchanged.workload", who=who))
@@ -154,7 +157,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         or _schedules(spec)
         or (None if known else _crowded(state, spec))
         or _fits_somewhere(state, spec)
-        or Submitted(command.at, spec, known is not None, command.in_place and known is not None)
+        or Submitted(command.at, spec, known is not None, command.in_place and known is not None, met(state, spec))
     )
 
 
@@ -185,7 +188,7 @@ def _dependencies(state: State, spec: Workload) -> Refusal | None:
     for name in spec.after:
         if name == spec.id:
             return Refusal("cycle", say("cycle.itself", who=who))
-        record = state.workloads.get(name)
+        record = state.find(name)
         if record is None:
             return unknown_dependency(spec, name)
         if record.workload.kind == "serve":
@@ -197,6 +200,11 @@ def _dependencies(state: State, spec: Workload) -> Refusal | None:
         steps: tuple[Arg, ...] = tuple(who if name == spec.id else workload(name) for name in path)
         return Refusal("cycle", say("cycle.path", who=who, path=steps))
     return None
+
+
+def met(state: State, workload: Workload) -> tuple[str, ...]:
+    """What it comes after that has left the state: `_dependencies` has seen that it succeeded."""
+    return tuple(name for name in workload.after if name not in state.workloads and state.find(name) is not None)
 
 
 def unknown_dependency(spec: Workload, name: str) -> Refusal:
@@ -359,7 +367,7 @@ def _inventory(state: State) -> tuple[Arg, ...]:
 
 
 def _scale(state: State, command: ScaleTo) -> Fact | Refusal:
-    record = state.workloads.get(command.workload)
+    record = state.find(command.workload)
     if record is None:
         return _unknown(state, command.workload)
     if record.outcome or record.cancelled:

@@ -118,6 +118,14 @@ class PolicyNames(NamedTuple):
     autoscaling: str = "ongoing_requests"
 
 
+class Kept(NamedTuple):
+    """How long what is over is kept, in seconds; None: for ever."""
+
+    journal_s: float | None = 90 * 86_400.0
+    ended_s: float | None = None  # workloads
+    idempotency_s: float = 7 * 86_400.0
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """One version of the whole file. The default: one queue `default` that may use everything."""
@@ -141,3 +149,4 @@ class Configuration:
     excess_after_s: float = 30.0
     over_memory: str = "end"  # off | warn | end: an attempt that uses more memory than it asked for
     storage: str = ""
+    kept: Kept = Kept()

@@ -124,10 +124,10 @@ class History:
         if not spec.model:
             return
         gpus = _gpus(spec)
-        self._sample(spec.user, spec.model, gpus).add(seconds)
+        self.sample(spec.user, spec.model, gpus).add(seconds)
         if spec.steps:
-            self._sample(spec.model, gpus).add(seconds / spec.steps)
-            self._sample(spec.model).add(seconds * gpus / spec.steps)
+            self.sample(spec.model, gpus).add(seconds / spec.steps)
+            self.sample(spec.model).add(seconds * gpus / spec.steps)
 
     def guess(self, spec: Workload) -> Guess | None:
         """The best source's; None when there is none to be believed."""
@@ -185,7 +185,7 @@ class History:
             basis = say("basis.runs", runs=len(found), by=who, model=Quote(spec.model))
         return Guess(found.quantile(UPPER), RUNS, found, 1.0, basis)
 
-    def _sample(self, *kind: object) -> Sample:
+    def sample(self, *kind: object) -> Sample:
         """The runs of one kind, which becomes the one used last."""
         found = self.kinds.pop(kind, None) or Sample(RUNS_KEPT)
         self.kinds[kind] = found

@@ -34,6 +34,7 @@ class Submitted:
     workload: Workload
     replaces: bool = False  # a changed spec under the same id: roll out
     in_place: bool = False  # what runs goes on under it
+    met: tuple[str, ...] = ()  # of `after`: what has succeeded and left the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,15 @@ class CommandBegun:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """Workloads that ended a while ago, and replicas that are gone, leave the state; see archive.py."""
+
+    at: float
+    workloads: tuple[str, ...]
+    replicas: tuple[str, ...] = ()
+
+
 Fact = (
     Tick
     | Configured
@@ -258,4 +268,5 @@ Fact = (
     | Published
     | AdapterLoaded
     | CommandBegun
+    | Archived
 )

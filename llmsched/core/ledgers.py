@@ -6,12 +6,15 @@ Every amount is put in and taken out by `charge`, which undoes itself exactly. K
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from copy import copy
+from heapq import merge
 from math import inf, log
 from typing import Any, Self
 
 from llmsched.core import facts
+from llmsched.core.archive import Archive, MemoryArchive
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.estimate import History
@@ -38,13 +41,15 @@ NOTES_KEPT = 200
 class Ledgers:
     """What a state is made of. Everything below the comment in `__init__` is derived and not part of the digest."""
 
-    def __init__(self, configuration: Configuration | None = None) -> None:
+    def __init__(self, configuration: Configuration | None = None, archive: Archive | None = None) -> None:
         self.now = 0.0
         self.configuration = configuration or Configuration()
         self.capacity = Capacity()
         self.nodes: dict[str, NodeState] = self.capacity.by_id
         self.workloads: dict[str, WorkloadState] = {}
         self.gangs: dict[str, GangState] = {}
+        self.archive = MemoryArchive() if archive is None else archive  # of workloads that ended a while ago
+        self.archived: Counter[tuple[str, str, str]] = Counter()  # of those: (user, queue, outcome) -> how many
         self.publications: dict[str, dict[tuple[str, str], facts.Published]] = {}  # target -> (user, name) -> the last
         self.requested: tuple[tuple[str, int], ...] = ()  # last RequestCapacity
         self.overdue_since: dict[str, float] = {}  # node type -> since when fewer have joined than were asked for
@@ -55,6 +60,8 @@ class Ledgers:
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run
         self.waiting = Waiting(self.outstanding)
+        self.runs: dict[str, tuple[int, int]] = {}  # name -> its newest run, and how many of its runs are here
+        self.ended: dict[str, None] = {}  # workloads that are over, the oldest end first
         self.holding: dict[str, None] = {}  # gangs that hold something, oldest launch first
         self.nominated: dict[str, None] = {}
         self.vacating: dict[str, None] = {}
@@ -79,6 +86,24 @@ class Ledgers:
         self.memo: dict[str, Any] = {}  # of the scheduler: what the last pass found
         self._end_of: dict[str, float] = {}
         self._timers: list[tuple[float, str]] = []
+
+    def find(self, name: str) -> WorkloadState | None:
+        """The run of that id, in the state or put aside."""
+        return self.workloads.get(name) or self.archive.find(name)
+
+    def newest(self, name: str) -> WorkloadState | None:
+        """ "name" is the run with the highest number, "name@2" exactly that one."""
+        plain, _, run = name.partition("@")
+        if not run:
+            here = self.runs.get(plain)
+            run = str(self.archive.newest_run(plain) if here is None else here[0])
+        return self.find(plain if run == "1" else f"{plain}@{run}")
+
+    def results(self, name: str) -> Iterator[WorkloadState]:
+        """Runs of that name that left a result, the newest first."""
+        here = [one for one in self.workloads.values() if one.workload.name == name and one.artifact is not None]
+        here.sort(key=lambda one: -one.workload.run)
+        return merge(here, self.archive.results(name), key=lambda one: -one.workload.run)
 
     def twin(self) -> Self:
         """The same world with ledgers of its own for nodes, quota and use; all else is shared and must not change."""

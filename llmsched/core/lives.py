@@ -27,6 +27,22 @@ STEADY_S = 600.0  # a replica that ran this long has its restarts forgiven
 class Lives(Ledgers):
     """Steps that several facts and decisions share."""
 
+    def _put_aside(self, record: WorkloadState) -> None:
+        """Out of the state, into the archive, with its gangs."""
+        workload = record.workload
+        record.known = {name: self.gangs.pop(name) for name in record.gangs}
+        del self.workloads[workload.id], self.ended[workload.id]
+        self.dependents.pop(workload.id, None)
+        for name in workload.after:
+            left = [one for one in self.dependents.pop(name, ()) if one != workload.id]
+            if left:
+                self.dependents[name] = left
+        newest, here = self.runs.pop(workload.name)
+        if here > 1:
+            self.runs[workload.name] = newest, here - 1
+        self.archived[workload.user, workload.queue, record.outcome] += 1
+        self.archive.put(record)
+
     def _note(self, fact: object, why: str) -> None:
         self.notes.append(f"{self.now:.3f} ignored {type(fact).__name__}: {why}")
 
@@ -158,15 +174,13 @@ class Lives(Ledgers):
 
     def _queue(self, gang: GangState) -> None:
         """Put a QUEUED gang among the waiting, or aside while it may not start yet."""
-        spec = gang.spec
-        waits_for = any(
-            (known := self.workloads.get(name)) is None or known.outcome != "succeeded" for name in spec.after
-        )
+        spec, record = gang.spec, self.workloads[gang.workload_id]
+        waits_for = any(self._outcome_of(record, name) != "succeeded" for name in spec.after)
         if waits_for:
             self._park(gang, "dependency")
-            if any((known := self.workloads.get(n)) and known.outcome in ("failed", "cancelled") for n in spec.after):
+            if any(self._outcome_of(record, name) in ("failed", "cancelled") for name in spec.after):
                 self.troubled[gang.id] = None
-        elif spec.schedule and not self.workloads[spec.id].is_due:
+        elif spec.schedule and not record.is_due:
             self._park(gang, "schedule")
         elif gang.not_before > self.now:
             self._park(gang, "backoff")
@@ -185,13 +199,14 @@ class Lives(Ledgers):
             its_time = say("dependency.schedule", schedule=Quote(gang.spec.schedule or ""))
             gang.own_reason = Reason("dependency", its_time, eta=due, eta_basis=say("eta.schedule"))
         else:
-            names = [n for n in gang.spec.after if self._outcome_of(n) != "succeeded"]
+            record = self.workloads[gang.workload_id]
+            names = [name for name in gang.spec.after if self._outcome_of(record, name) != "succeeded"]
             awaited = say("dependency.after", who=workloads(names), first=workload(names[0]))
             gang.own_reason = Reason("dependency", awaited, (("dependencies", len(names)),))
 
-    def _outcome_of(self, workload: str) -> str:
-        record = self.workloads.get(workload)
-        return record.outcome if record else ""
+    def _outcome_of(self, record: WorkloadState, dependency: str) -> str:
+        known = self.workloads.get(dependency)
+        return known.outcome if known else "succeeded" if dependency in record.met else ""
 
     def _drop_parked(self, gang: GangState) -> None:
         self.parked.pop(gang.id, None)
@@ -313,6 +328,7 @@ class Lives(Ledgers):
             record.message = gangs[-1].message
         record.outcome = outcome
         record.finished_at = self.now
+        self.ended[record.workload.id] = None
         name = record.workload.id
         self.serving.pop(name, None)
         self.open_work.drop(name)

@@ -128,7 +128,7 @@ class View:
 
     def jobs(self) -> int:
         """Workloads submitted so far."""
-        return len(self._state.workloads)
+        return len(self._state.workloads) + self._state.archived.total()
 
     def work_ahead(self) -> tuple[float, float]:
         """(seconds of the longest, GPU-seconds in all) known to be left of those who wait or run; gangs of a named

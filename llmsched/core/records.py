@@ -131,6 +131,7 @@ class WorkloadState:
     memory: str = ""  # the autoscaler's
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin
+    met: tuple[str, ...] = ()  # of `after`: what had succeeded, and left the state, before this was submitted
 
     @property
     def version(self) -> Version:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmsched.core import authorization, decisions, facts
+from llmsched.core.archive import is_gone
 from llmsched.core.capacity import NodeState
 from llmsched.core.decisions import Decision
 from llmsched.core.facts import Fact
@@ -58,8 +59,13 @@ class State(Lives):
         self.now = at
         while self._timers and self._timers[0][0] <= at:
             _, gang_id_ = heapq.heappop(self._timers)
-            gang = self.gangs[gang_id_]
-            if gang.status is Status.QUEUED and gang.blocked_by == "backoff" and gang.not_before <= at:
+            gang = self.gangs.get(gang_id_)
+            if (
+                gang is not None
+                and gang.status is Status.QUEUED
+                and gang.blocked_by == "backoff"
+                and gang.not_before <= at
+            ):
                 self._enqueue(gang)
                 self.version += 1
 
@@ -102,6 +108,7 @@ class State(Lives):
             [(t, sorted(p.items())) for t, p in sorted(self.publications.items())],
             self.requested,
             self.ranked_at,
+            sorted(self.archived.items()),
             self.history.parts(),
             sorted(self.overdue_since.items()),
             sorted(self.shunned_until.items()),
@@ -132,15 +139,18 @@ class State(Lives):
         known = self.workloads.get(workload.id)
         if known is not None:
             if fact.replaces and not known.cancelled and (not known.outcome or workload.id in self.scheduled):
+                known.met = fact.met
                 self._replace(known, workload, fact.in_place)
             else:
                 self._note(fact, f"{workload.id} is known already")
             return
-        self._begin(WorkloadState(workload, fact.at, [], self.gangs))
+        self._begin(WorkloadState(workload, fact.at, [], self.gangs, met=fact.met))
 
     def _begin(self, record: WorkloadState) -> None:
         workload = record.workload
         self.workloads[workload.id] = record
+        newest, here = self.runs.get(workload.name, (0, 0))
+        self.runs[workload.name] = max(newest, workload.run), here + 1
         self.open_work.put(workload)
         self._hand_schedule_to(record)
         for name in workload.after:
@@ -411,6 +421,21 @@ class State(Lives):
         """A look beside a gang takes nothing and moves nothing: it is kept because it happened."""
         self._current(fact.gang, fact.attempt, fact)
 
+    def _archived(self, fact: facts.Archived) -> None:
+        for name in fact.workloads:
+            record = self.workloads.get(name)
+            if record is None or not record.outcome or name in self.scheduled:
+                self._note(fact, f"{name} is unknown, lives, or has a schedule")
+            else:
+                self._put_aside(record)
+        for name in fact.replicas:
+            gang = self.gangs.get(name)
+            if gang is None or not is_gone(gang) or gang.workload_id not in self.serving:
+                self._note(fact, f"{name} is no replica that is gone")
+            else:
+                self.workloads[gang.workload_id].gangs.remove(name)
+                del self.gangs[name]
+
     # ------------------------------------------------------------------ decisions
 
     def _launch(self, decision: decisions.Launch) -> None:
@@ -550,7 +575,7 @@ _GANG_FIELDS = (
 _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
-    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due",
+    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
 )  # fmt: skip
 
 # What cannot make anything possible for a waiting gang: it tells, or it takes. All else makes every refusal doubtful:
@@ -563,6 +588,7 @@ _FOR_NOBODY = frozenset(
         facts.Published,
         facts.AdapterLoaded,
         facts.CommandBegun,
+        facts.Archived,
         decisions.Nominate,
         decisions.LoadAdapter,
         decisions.RequestCapacity,
@@ -596,6 +622,7 @@ _HANDLERS: dict[type, Callable[[State, Any], None]] = {
     facts.Published: State._published,
     facts.AdapterLoaded: State._adapter_loaded,
     facts.CommandBegun: State._command_begun,
+    facts.Archived: State._archived,
     decisions.Launch: State._launch,
     decisions.Nominate: State._nominate,
     decisions.Withdraw: State._withdraw,

@@ -5,10 +5,11 @@ Used by `plan`. The pass is the real one, so a forecast and the turn that follow
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from llmsched.core.archive import Archive
+from llmsched.core.commands import met
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Submitted
@@ -16,6 +17,7 @@ from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
 from llmsched.core.records import size_of
 from llmsched.core.scheduler import turn
+from llmsched.core.snapshot import Snapshot, freeze, gang_of, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 
@@ -33,21 +35,8 @@ class Forecast:
 
 
 def copy_of(state: State) -> State:
-    """A state of its own that shares only what never changes: records of workloads, nodes and configuration."""
-    memo: dict[int, object] = {id(state.configuration): state.configuration, id(state.memo): {}}
-    for gang in state.gangs.values():
-        memo[id(gang.spec)] = gang.spec
-        memo[id(gang.held)] = gang.held
-        memo[id(gang.placement)] = gang.placement
-    for record in state.workloads.values():
-        memo[id(record.workload)] = record.workload
-    for node in state.nodes.values():
-        memo[id(node.node)] = node.node
-    owner, key = state.waiting.detach()
-    try:
-        return copy.deepcopy(state, memo)
-    finally:
-        state.waiting.reattach(owner, key)
+    """A state of its own that shares only what never changes."""
+    return thaw(freeze(state), state.archive)
 
 
 def forecast(
@@ -55,9 +44,21 @@ def forecast(
 ) -> list[Forecast]:
     """One entry per gang of `workloads`, in order, if they were submitted now; known workloads are rolled out, but for
     those whose ids are `in_place`."""
-    without = turn(copy_of(state), [], policies)
-    world = copy_of(state)
-    facts = [Submitted(state.now, w, w.id in state.workloads, w.id in in_place) for w in workloads]
+    return forecast_from(freeze(state), state.archive, workloads, policies, in_place)
+
+
+def forecast_from(
+    snapshot: Snapshot,
+    archive: Archive,
+    workloads: Sequence[Workload],
+    policies: Policies,
+    in_place: Collection[str] = (),
+) -> list[Forecast]:
+    """The same from a snapshot: in any thread, while the state goes on."""
+    before = {gang.id: gang for gang in map(gang_of, snapshot.gangs)}
+    without = turn(thaw(snapshot, archive), [], policies)
+    world = thaw(snapshot, archive)
+    facts = [Submitted(world.now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
     plan = turn(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
     promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}
@@ -71,9 +72,9 @@ def forecast(
                 continue
             if isinstance(decision, Resize):
                 size = size_of(world.gangs[decision.gang].spec, decision.placement)
-                before = state.gangs[decision.gang].size
-                resized = "others.shrinks" if size < before else "others.grows"
-                others.append(say(resized, who=Ref(GANG, decision.gang), before=before, size=size))
+                old = before[decision.gang].size
+                resized = "others.shrinks" if size < old else "others.grows"
+                others.append(say(resized, who=Ref(GANG, decision.gang), before=old, size=size))
             else:
                 leaves = "others.preempted" if isinstance(decision, Preempt) else "others.drained"
                 others.append(say(leaves, who=Ref(GANG, decision.gang)))
@@ -83,7 +84,7 @@ def forecast(
     found = []
     for name in ours:
         gang = world.gangs[name]
-        if gang.is_ended() or (name in state.gangs and state.gangs[name].is_holding()):
+        if gang.is_ended() or (name in before and before[name].is_holding()):
             continue
         placement = launches.get(name) or promised.get(name)
         reason = None if name in launches else plan.reasons.get(name) or gang.reason

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmsched.control import recovery
 from llmsched.core import render
 from llmsched.core.invariants import violations
 from llmsched.core.scheduler import decide
@@ -17,7 +18,7 @@ from llmsched.core.state import State
 from llmsched.errors import RequestError, SpecError
 from llmsched.policies import registry
 from llmsched.store.journal import Written, workload_of
-from llmsched.store.sqlite import read_only
+from llmsched.store.reading import moment_of
 
 MAGIC = b"SQLite format 3\x00"
 
@@ -41,16 +42,24 @@ def replay(journal: Path, *, until: float | None = None, explain: str | None = N
         raise SpecError(f"cannot be read: {error.strerror}.", where=str(journal)) from None
     if head != MAGIC:
         raise SpecError("is not a journal.", where=str(journal), hint="Give a controller's state.sqlite.")
-    found = Replayed(State(), 0, 0)
     kept: dict[str | None, list[Written]] = {}
-    for written in read_only(journal):
-        if until is not None and written.at > until:
-            found.left += 1
-            continue
-        found.entries += 1
-        found.state.apply(written.entry)
-        if explain is not None:
-            kept.setdefault(workload_of(written.entry), []).append(written)
+    with moment_of(journal) as moment:
+        state, seq = recovery.first(moment)
+        if until is not None and until < state.now:
+            raise RequestError(
+                f"the journal is kept from {state.now:.0f} on (seconds since 1970); what was before is compacted.",
+                code="compacted",
+                hint="Choose a later --until.",
+            )
+        found = Replayed(state, 0, 0)
+        for written in moment.read(after=seq):
+            if until is not None and written.at > until:
+                found.left += 1
+                continue
+            found.entries += 1
+            found.state.apply(written.entry)
+            if explain is not None:
+                kept.setdefault(workload_of(written.entry), []).append(written)
     if explain is not None:
         found.about = _find(found.state, explain)
         found.written = kept.get(found.about, [])
@@ -59,12 +68,10 @@ def replay(journal: Path, *, until: float | None = None, explain: str | None = N
 
 def _find(state: State, name: str) -> str:
     """`name@2` is exact; a bare name is its newest run."""
-    if name in state.workloads and "@" in name:
-        return name
-    runs = [record for record in state.workloads.values() if record.workload.name == name]
-    if not runs:
+    record = state.newest(name)
+    if record is None:
         raise RequestError(f'the journal knows no workload "{name}" by then.', code="unknown_workload", http_status=404)
-    return max(runs, key=lambda record: record.workload.run).workload.id
+    return record.workload.id
 
 
 def names_in(state: State) -> render.AllNames:
@@ -81,6 +88,8 @@ def findings(found: Replayed) -> dict[str, Any]:
     phases: dict[str, int] = {}
     for record in state.workloads.values():
         phases[record.phase] = phases.get(record.phase, 0) + 1
+    for (_, _, outcome), count in state.archived.items():
+        phases[outcome] = phases.get(outcome, 0) + count
     result: dict[str, Any] = {
         "at": state.now,
         "entries": found.entries,
@@ -108,11 +117,12 @@ def findings(found: Replayed) -> dict[str, Any]:
         ],
     }
     if found.about:
-        record = state.workloads[found.about]
+        about = state.find(found.about)
+        assert about is not None
         result["explain"] = {
             "workload": found.about,
-            "phase": record.phase,
-            "message": render.text(record.message, names),
-            "waits": {name: result["waiting"][name]["message"] for name in record.gangs if name in result["waiting"]},
+            "phase": about.phase,
+            "message": render.text(about.message, names),
+            "waits": {name: result["waiting"][name]["message"] for name in about.gangs if name in result["waiting"]},
         }
     return result

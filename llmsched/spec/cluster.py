@@ -175,6 +175,18 @@ class Limits(Section):
     over_memory: Literal["off", "warn", "end"] = "end"
 
 
+_KEPT = _CORE.kept
+_LONG = Annotated[Duration, Field(ge=3600)]
+
+
+class HistorySpec(Section):
+    """How long what is over is kept; null: for ever. Without its journal what ended is known, but has no story."""
+
+    journal: _LONG | None = _KEPT.journal_s
+    ended: _LONG | None = _KEPT.ended_s
+    idempotency: _LONG = _KEPT.idempotency_s
+
+
 class ClusterSpec(Section):
     storage: Storage | None = None
     flavors: list[FlavorSpec] = Field(default=[], max_length=1000)
@@ -186,6 +198,7 @@ class ClusterSpec(Section):
     scheduling: SchedulingSpec = Field(default_factory=SchedulingSpec)
     policies: PoliciesSpec = Field(default_factory=PoliciesSpec)
     limits: Limits = Field(default_factory=Limits)
+    history: HistorySpec = Field(default_factory=HistorySpec)
 
     @model_validator(mode="after")
     def _holds_together(self) -> ClusterSpec:

@@ -156,6 +156,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
         price_ceiling_per_hour=spec.price_ceiling_per_hour,
         **spec.limits.model_dump(),
         storage=spec.storage or "",
+        kept=core.Kept(spec.history.journal, spec.history.ended, spec.history.idempotency),
     )
 
 

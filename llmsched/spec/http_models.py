@@ -18,6 +18,14 @@ from llmsched import sanitize
 
 Phase = Literal["waiting", "starting", "running", "resizing", "stopping", "succeeded", "failed", "cancelled"]
 ENDED: tuple[Phase, ...] = ("succeeded", "failed", "cancelled")
+GROUPS = ("active", "waiting", "ended")
+
+
+def group_of(phase: str) -> str:
+    """In which list of its own a workload stands."""
+    return "waiting" if phase == "waiting" else "ended" if phase in ENDED else "active"
+
+
 Scalar = float | int | str | bool | None
 WORKDIR_PREFIX = "sha256:"
 
@@ -130,10 +138,12 @@ class WorkloadView(Reply):
 
 
 class WorkloadList(Reply):
-    """`counts` says how many there are of each phase, also of those that were asked to be left out."""
+    """`counts` says how many there are of each phase, also of those that are not on this page. Each of `next` is the
+    cursor of a group of which there are more."""
 
     workloads: list[WorkloadView]
     counts: dict[Phase, int] = {}
+    next: list[str] = []
     seq: int  # of the last entry these were read at; /events?after=seq misses nothing
 
 
@@ -230,8 +240,12 @@ class StoryLine(Reply):
 
 
 class StoryView(Reply):
+    """`earlier`: there is more, before this entry. `compacted`: what was before is not kept any more."""
+
     id: str
     lines: list[StoryLine]
+    earlier: int | None = None
+    compacted: bool = False
 
 
 class LogLine(Reply):
@@ -411,7 +425,10 @@ class ModelVersion(Reply):
 
 
 class ModelList(Reply):
+    """`next` is the cursor of the following page, if there is one."""
+
     models: list[ModelVersion]
+    next: str | None = None
 
 
 class Alive(Reply):

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import types
 from collections.abc import Callable, Iterable
+from enum import Enum
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -70,6 +71,14 @@ def to_data(hint: Any, value: Any) -> Any:
 def from_data(hint: Any, data: Any) -> Any:
     """The inverse of `to_data` after a trip through JSON. Raises CodecError on any other shape."""
     return _decoder(hint)(data)
+
+
+def default_of(cls: type, name: str) -> Any:
+    """What a field has that an older writer did not know. Raises CodecError when it must be said."""
+    default = next(default for field, _, default in _fields(cls) or () if field == name)
+    if default is _REQUIRED:
+        raise CodecError(f"a {cls.__name__} lacks {name}")
+    return default.make() if isinstance(default, _Factory) else default
 
 
 def _fields(cls: type) -> list[tuple[str, Any, Any]] | None:
@@ -151,6 +160,8 @@ def _decoder(hint: Any) -> Convert:
         return _scalar_decoder(hint)
     if hint is message.Message:
         return _message
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _enum_decoder(hint)
     fields = _fields(hint)
     if fields is None:
         raise TypeError(f"no codec for {hint!r}")
@@ -172,6 +183,16 @@ def _scalar_decoder(hint: type) -> Convert:
         if type(data) in allowed:
             return 0.0 if hint is float and data - data != 0 else data  # NaN and infinity are no amounts
         raise CodecError(f"expected {hint.__name__}, found {_shown(data)}")
+
+    return decode
+
+
+def _enum_decoder(hint: type[Enum]) -> Convert:
+    def decode(data: Any) -> Any:
+        try:
+            return hint(data)
+        except ValueError:
+            raise CodecError(f"{_shown(data)} is no {hint.__name__}") from None
 
     return decode
 

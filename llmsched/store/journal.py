@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from llmsched.errors import StoreError
 from llmsched.store.codec import Entry
-from llmsched.store.tables import AnyRow, Row
+from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow, Row
+
+QUIET = ("LoadObserved", "Estimated")  # kinds that only measure, often: not part of a workload's story
 
 
 class StaleEpoch(StoreError):
@@ -48,10 +50,10 @@ class Batch:
 
 
 class Store(Protocol):
-    """Every method may raise StoreError. `commit` may be called from any thread."""
+    """Every method may raise StoreError. `commit`, `remove` and `compact` may be called from any thread."""
 
     def open(self) -> None:
-        """Create or migrate. Raises when the store is newer, damaged, or missing although it once existed."""
+        """Create or migrate. Raises when the store is newer, damaged, or holds less than once was written to it."""
 
     def close(self) -> None:
         """Give the lease back and close."""
@@ -67,13 +69,39 @@ class Store(Protocol):
         Each commit renews the lease; an empty one does only that, and tells whether a store that failed is well again.
         """
 
-    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
-        """Entries with seq > `after` in order, those about one workload only when asked. Verifies checksums."""
+    def read(
+        self,
+        after: int = 0,
+        workload: str | None = None,
+        limit: int | None = None,
+        *,
+        kinds: Sequence[str] | None = None,
+        before: int | None = None,
+        last: bool = False,
+    ) -> list[Written]:
+        """Entries with seq > `after` (and < `before`) in order, at most `limit`; or the last `limit` of them (`last`).
+
+        Those of the story of one workload, or of some kinds, only when asked. Verifies checksums. Raises StoreError
+        (`compacted`) when all are asked for and some are not kept any more.
+        """
 
     def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None: ...
 
     def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
         """In order of their keys; those whose key begins with `key`."""
+
+    def archived(self, query: ArchiveQuery) -> list[ArchiveRow]: ...
+
+    def older(self, cls: type[Row], before: float, limit: int = 1_000) -> list[tuple[Any, ...]]:
+        """Keys of rows from before that time, the oldest first."""
+
+    def remove(self, cls: type[Row], keys: Sequence[tuple[Any, ...]]) -> Future[None]: ...
+
+    def compact(self, floor: int, limit: int) -> Future[int]:
+        """Remove entries up to `floor`, at most `limit` of them; how many. Some snapshot must hold what they made."""
+
+    def floor(self) -> int:
+        """Entries up to this one are not kept any more."""
 
 
 def workload_of(entry: Entry) -> str | None:

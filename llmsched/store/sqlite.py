@@ -3,36 +3,80 @@
 `synchronous=FULL`, so that a commit that returned survives a power cut; what waits while one transaction syncs goes
 into the next together. The one reading connection never checkpoints: SQLite before 3.51.3 can lose commits when two
 connections do. After any failed write the connection is thrown away with whatever it held, and the next write begins
-with a fresh one. A store that once existed and is gone is an error, never an empty cluster.
+with a fresh one. A store that holds less than once was written to it (seal.py) is an error, never a smaller cluster.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmsched.errors import Bug, StoreError
+from llmsched.store import keyfile, reading, seal
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import Batch, Lease, StaleEpoch, Written, workload_of
-from llmsched.store.tables import TABLES, AnyRow, Row
+from llmsched.store.reading import BUSY_S, Places
+from llmsched.store.seal import Head, HeadFile, Noted, Seal
+from llmsched.store.tables import TABLES, AnyRow, ArchiveQuery, ArchiveRow, ProgressRow, Row
 
+log = logging.getLogger("llmsched.store")
 GROUP_AT_MOST = 256  # writes in one transaction
-BUSY_S = 5.0  # how long to wait for another process to finish its transaction
+SYNC_HEAD_S = 1.0  # how often the note of the head is forced to the disk; see seal.HeadFile
 REMOTE_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "afs"}
 
 
+@dataclass(slots=True)
+class Transaction:
+    """What one write changes; `head` and `lease` are written with it, sealed."""
+
+    db: sqlite3.Connection
+    seal: Seal
+    head: Head
+    lease: Lease
+
+    def append(self, entry: tuple[Any, ...]) -> int:
+        """(epoch, at, kind, workload, body) as the next entry; its seq."""
+        head = self.head
+        columns = (head.seq + 1, *entry)
+        head.link = self.seal.link(head.link, columns)
+        head.seq += 1
+        self.db.execute("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", (*columns, head.link))
+        return head.seq
+
+    def put(self, row: Row) -> None:
+        table, keys = TABLES[type(row)]
+        where = " AND ".join(f"{column} = ?" for column in row._fields[:keys])
+        known = self.db.execute(f"SELECT checksum FROM {table} WHERE {where}", row[:keys]).fetchone()
+        mark = self.seal.mark(table, row)
+        self.db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({'?, ' * len(row)}?)", (*row, mark))
+        self.head.count(table, known[0] if known else None, -1)
+        self.head.count(table, mark)
+
+    def drop(self, table: str, where: str, values: Sequence[Any]) -> None:
+        for (mark,) in self.db.execute(f"SELECT checksum FROM {table} WHERE {where}", values).fetchall():
+            self.head.count(table, mark, -1)
+        self.db.execute(f"DELETE FROM {table} WHERE {where}", values)
+
+    def write_head(self) -> None:
+        self.db.execute("UPDATE lease SET epoch = ?, owner = ?, renewals = ?", self.lease)
+        self.db.execute(
+            "UPDATE head SET writes = ?, seq = ?, link = ?, floor = ?, floor_link = ?, sums = ?, checksum = ?",
+            (*self.head.columns(), self.head.checksum(self.seal, self.lease)),
+        )
+
+
 class _Work(NamedTuple):
-    write: Callable[[sqlite3.Connection], Any]
+    write: Callable[[Transaction], Any]
     future: Future[Any]
 
 
@@ -41,10 +85,15 @@ class SqliteStore:
 
     def __init__(self, path: Path, *, allow_remote: bool = False) -> None:
         self.path = path
+        self._places = Places.of(path)
         self._allow_remote = allow_remote
+        self._seal: Seal | None = None
+        self._head_file = HeadFile(self._places.head)
+        self._head_synced = 0.0  # monotonic
         self._writer: sqlite3.Connection | None = None  # touched by the writer thread only, once `open` has returned
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
+        self._alone = False  # the disk has no room for the file that connections share: one at a time
         self._works: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._epoch = 0
@@ -53,24 +102,29 @@ class SqliteStore:
 
     def open(self) -> None:
         self._refuse_remote()
-        mark = _read_mark(self._mark)
-        if mark is not None and not (self.path.exists() and self.path.stat().st_size):
+        noted = self._head_file.read()
+        key = keyfile.read(self._places.key, "store_key")
+        if not (self.path.exists() and self.path.stat().st_size) and (noted is not None or key is not None):
+            proof = self._places.head if noted is not None else self._places.key
             raise StoreError(
-                f"{self.path} is missing, but a cluster was run from it",
+                f"{self.path} is missing, but a cluster was run from it ({proof.name} says so)",
                 code="store_missing",
-                hint=f"Restore it from a backup. To begin with an empty cluster, remove {self._mark} first.",
+                hint=seal.ACCEPT,
             )
-        db = self._connected()
+        db = self._first_connection()
         try:
             self._migrate(db)
-            self._refuse_older(_read_lease(db).epoch, mark)
+            self._seal = self._verified(db, key, noted)
         except sqlite3.Error as error:
             db.close()
             raise self._failed(error) from error
         except StoreError:
             db.close()
             raise
-        self._writer = db
+        if self._alone:
+            self._reader = db
+        else:
+            self._writer = db
         self._thread = threading.Thread(target=self._write_forever, name="llmsched-store", daemon=True)
         self._thread.start()
 
@@ -89,31 +143,56 @@ class SqliteStore:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        self._head_file.close()
 
-    def backup(self, target: Path) -> None:
-        """A consistent copy, taken while writes go on."""
-        with self._reading, sqlite3.connect(target) as copy:
-            self._read_connection().backup(copy)
-        copy.close()
+    def _verified(self, db: sqlite3.Connection, key: bytes | None, noted: Noted | None) -> Seal:
+        """The key, once the store has shown that it goes with it and lacks nothing. Made for a store that is new."""
+        places = self._places
+        head = reading.head(db, None, self.path)
+        if not head.writes and noted is None:  # nothing was acknowledged yet: the first start, or one that was killed
+            (entries,) = db.execute("SELECT count(*) FROM journal").fetchone()
+            if not entries:
+                made = Seal(key or keyfile.make(places.key, "store_key"))
+                self._note(head, reading.lease(db, self.path), sync=True)
+                return made
+        if key is None:
+            raise StoreError(
+                f"the key of {self.path} is gone: {places.key} does not exist",
+                code="store_key",
+                hint=f"Put it back. {seal.ACCEPT}",
+            )
+        found = Seal(key)
+        head, lease = reading.head(db, found, self.path), reading.lease(db, self.path)
+        link = noted and (noted.link if noted.seq < head.floor else reading.link_at(db, head, noted.seq))
+        seal.refuse_less(head, lease.epoch, link, noted, self.path)
+        (last,) = db.execute("SELECT coalesce(max(seq), ?) FROM journal", (head.floor,)).fetchone()
+        if last != head.seq or reading.link_at(db, head, last) != head.link:
+            raise StoreError(
+                f"{self.path} lacks its last entries: {last} are there, {head.seq} were written",
+                code="store_damaged",
+                hint=seal.ACCEPT,
+            )
+        try:
+            self._note(head, lease, sync=True)
+        except OSError as error:  # a full disk: what is noted is still true
+            log.warning("%s cannot be written: %s", places.head, error.strerror)
+        return found
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def lease(self) -> Lease:
-        found: Lease = self._read(_read_lease)
+        found: Lease = self._read(lambda db: reading.lease(db, self.path))
         return found
 
     def take_over(self, owner: str, seen: Lease) -> int:
-        def raise_epoch(db: sqlite3.Connection) -> int:
-            changed = db.execute(
-                "UPDATE lease SET epoch = ?, owner = ?, renewals = 0 WHERE (epoch, owner, renewals) = (?, ?, ?)",
-                (seen.epoch + 1, owner, *seen),
-            ).rowcount
-            if changed != 1:
+        def raise_epoch(change: Transaction) -> int:
+            if change.lease != seen:
                 raise StaleEpoch("another controller took over first")
+            change.lease = Lease(seen.epoch + 1, owner, 0)
+            change.head.writes += 1
             return seen.epoch + 1
 
         self._epoch = self._do(raise_epoch).result()
-        _write_mark(self._mark, self._epoch)
         return self._epoch
 
     def commit(self, batch: Batch) -> Future[list[Written]]:
@@ -121,22 +200,65 @@ class SqliteStore:
         # Spelled out here, in the caller's thread, so that a record without a spelling never reaches a transaction.
         spelled = [(ENTRIES.tag(entry), workload_of(entry), ENTRIES.dump(entry)) for entry in batch.entries]
 
-        def append(db: sqlite3.Connection) -> list[Written]:
-            _fence(db, epoch)
-            (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()
-            lines = [
-                (seq, epoch, batch.at, kind, workload, body, _checksum(seq, epoch, batch.at, kind, body))
-                for seq, (kind, workload, body) in enumerate(spelled, start=last + 1)
+        def append(change: Transaction) -> list[Written]:
+            _fence(change, epoch)
+            written = [
+                Written(change.append((epoch, batch.at, *each)), batch.at, entry)
+                for each, entry in zip(spelled, batch.entries, strict=True)
             ]
-            db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?)", lines)
             for row in batch.rows:
-                db.execute(_replace(type(row)), row)
-            db.execute("UPDATE lease SET renewals = renewals + 1")
-            return [Written(line[0], batch.at, entry) for line, entry in zip(lines, batch.entries, strict=True)]
+                change.put(row)
+            change.head.writes += bool(written or batch.rows)
+            change.lease = change.lease._replace(renewals=change.lease.renewals + 1)
+            return written
 
         return self._do(append)
 
-    def _do(self, write: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+    def remove(self, cls: type[Row], keys: Sequence[tuple[Any, ...]]) -> Future[None]:
+        epoch = self._epoch
+        table, count = TABLES[cls]
+
+        def remove(change: Transaction) -> None:
+            _fence(change, epoch)
+            for key in keys:
+                change.drop(table, " AND ".join(f"{column} = ?" for column in cls._fields[:count]), key)
+                if cls is ArchiveRow:  # the last numbers of its gangs go with it
+                    change.drop(TABLES[ProgressRow].name, "gang > ? AND gang < ?", (f"{key[0]}/", f"{key[0]}0"))
+            change.head.writes += 1
+
+        return self._do(remove)
+
+    def older(self, cls: type[Row], before: float, limit: int = 1_000) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._read(lambda db: reading.older(db, cls, before, limit))
+        return found
+
+    def compact(self, floor: int, limit: int) -> Future[int]:
+        epoch = self._epoch
+
+        def remove(change: Transaction) -> int:
+            _fence(change, epoch)
+            head = change.head
+            to = min(floor, head.floor + limit)
+            if to <= head.floor:
+                return 0
+            (snapshot,) = change.db.execute("SELECT coalesce(min(seq), 0) FROM snapshots").fetchone()
+            if to > snapshot:
+                raise Bug(f"entries up to {to} are in no snapshot: the oldest is of entry {snapshot}")
+            link = reading.link_at(change.db, head, to)
+            assert link is not None
+            removed, head.floor, head.floor_link = to - head.floor, to, link
+            head.writes += 1
+            change.write_head()  # first: the floor is what lets entries go
+            change.db.execute("DELETE FROM journal WHERE seq <= ?", (to,))
+            return removed
+
+        return self._do(remove)
+
+    def floor(self) -> int:
+        found: int = self._read(lambda db: reading.head(db, self._seal, self.path).floor)
+        return found
+
+    def _do(self, write: Callable[[Transaction], Any]) -> Future[Any]:
         if self._thread is None:
             raise StoreError(f"{self.path} is not open")
         future: Future[Any] = Future()
@@ -160,11 +282,13 @@ class SqliteStore:
     def _write_together(self, group: list[_Work]) -> None:
         group = [work for work in group if work.future.set_running_or_notify_cancel()]
         try:
-            with self._transaction() as db:
-                results = [work.write(db) for work in group]
+            with self._transaction() as change:
+                results = [work.write(change) for work in group]
+                change.write_head()
+            self._note(change.head, change.lease)
         except sqlite3.IntegrityError as error:
             self._reject(group, Bug(f"the store refused an entry that breaks a rule: {error}"))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._reject(group, self._failed(error))
         except Exception as error:  # whatever it is, the thread goes on and whoever waits hears of it
             self._reject(group, error)
@@ -178,13 +302,14 @@ class SqliteStore:
             work.future.set_exception(error)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[Transaction]:
         if self._writer is None:
             self._writer = self._connected()
         db = self._writer
         try:
             db.execute("BEGIN IMMEDIATE")
-            yield db
+            assert self._seal is not None
+            yield Transaction(db, self._seal, reading.head(db, self._seal, self.path), reading.lease(db, self.path))
             db.execute("COMMIT")
         except Exception as error:
             if db.in_transaction:
@@ -195,10 +320,28 @@ class SqliteStore:
                 db.close()
             raise
 
+    def _note(self, head: Head, lease: Lease, *, sync: bool = False) -> None:
+        """Beside the store, before anybody is answered. Raises OSError."""
+        sync = sync or time.monotonic() - self._head_synced >= SYNC_HEAD_S
+        self._head_file.write(Noted(head.writes, head.seq, head.link, lease.epoch), sync=sync)
+        if sync:
+            self._head_synced = time.monotonic()
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
-        written: list[Written] = self._read(lambda db: _entries(db, self.path, after, workload, limit))
+    def read(
+        self,
+        after: int = 0,
+        workload: str | None = None,
+        limit: int | None = None,
+        *,
+        kinds: Sequence[str] | None = None,
+        before: int | None = None,
+        last: bool = False,
+    ) -> list[Written]:
+        written: list[Written] = self._read(
+            lambda db: reading.entries(db, self._seal, self.path, after, workload, limit, kinds, before, last)
+        )
         return written
 
     def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None:
@@ -206,7 +349,11 @@ class SqliteStore:
         return found[0] if found else None
 
     def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
-        found: list[AnyRow] = self._read(lambda db: _rows(db, cls, key))
+        found: list[AnyRow] = self._read(lambda db: reading.rows(db, self._seal, self.path, cls, key))
+        return found
+
+    def archived(self, query: ArchiveQuery) -> list[ArchiveRow]:
+        found: list[ArchiveRow] = self._read(lambda db: reading.archived(db, self._seal, self.path, query))
         return found
 
     def _read(self, ask: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -214,30 +361,45 @@ class SqliteStore:
             try:
                 return ask(self._read_connection())
             except sqlite3.Error as error:
-                raise StoreError(f"{self.path} cannot be read: {error}", hint=_RESTORE) from error
+                raise StoreError(f"{self.path} cannot be read: {error}", hint=seal.RESTORE) from error
 
     def _read_connection(self) -> sqlite3.Connection:
         if self._reader is None:
-            self._reader = self._connected()
+            self._reader = self._connected(alone=self._alone)
             self._reader.execute("PRAGMA wal_autocheckpoint = 0")
             self._reader.execute("PRAGMA query_only = 1")
         return self._reader
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _mark(self) -> Path:
-        return self.path.with_name(self.path.name + ".exists")
+    def _first_connection(self) -> sqlite3.Connection:
+        """On a full disk the file that connections share cannot be made. Then one of them can read, alone."""
+        try:
+            return self._connected()
+        except StoreError:
+            if not self.path.exists():
+                raise
+        db = self._connected(alone=True)
+        log.warning("%s can only be read: there is no room on its disk", self.path)
+        self._alone = True
+        return db
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self, *, alone: bool = False) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = None
         try:
             db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            if alone:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.Error as error:
+            if db is not None:
+                db.close()
             raise self._failed(error) from error
-        self.path.chmod(0o600)
+        with suppress(OSError):
+            self.path.chmod(0o600)
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
@@ -252,14 +414,6 @@ class SqliteStore:
         for number, script in enumerate(scripts[version:], start=version + 1):
             db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
 
-    def _refuse_older(self, epoch: int, mark: int | None) -> None:
-        if mark is not None and epoch < mark:
-            raise StoreError(
-                f"{self.path} is older than what last ran here (epoch {epoch}, expected {mark} or later)",
-                code="store_old",
-                hint=f"To go on from this older copy all the same, remove {self._mark} first.",
-            )
-
     def _refuse_remote(self) -> None:
         kind = _file_system(self.path.parent)
         if kind in REMOTE_FILE_SYSTEMS and not self._allow_remote:
@@ -268,84 +422,13 @@ class SqliteStore:
                 hint="Put LLMSCHED_HOME on a local disk.",
             )
 
-    def _failed(self, error: sqlite3.Error) -> StoreError:
+    def _failed(self, error: sqlite3.Error | OSError) -> StoreError:
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         return StoreError(
             f"{self.path} cannot be written: {error} ({name})",
             code="store_failed",
             hint="Free disk space or repair the disk; what already runs goes on.",
         )
-
-
-_RESTORE = "Restore it from a backup."
-
-
-def read_only(path: Path) -> list[Written]:
-    """Every entry of a journal, also of one that is being written: changes nothing, locks nobody out."""
-    with moment_of(path) as moment:
-        return moment.read()
-
-
-@contextmanager
-def moment_of(path: Path) -> Iterator[Moment]:
-    """A store as it is now, also one that is being written: changes nothing, locks nobody out. Raises StoreError."""
-    if not path.is_file():
-        raise StoreError(f"there is no journal at {path}")
-    try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
-        try:
-            db.execute("BEGIN")  # from the first read on, what others write is not seen
-            yield Moment(db, path)
-        finally:
-            db.close()
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be read: {error}", code="store_damaged", hint=_RESTORE) from error
-
-
-class Moment:
-    """What can be asked of it, as of `journal.Store`; see `moment_of`."""
-
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        self._db = db
-        self._path = path
-
-    def damage(self) -> list[str]:
-        """What SQLite itself finds wrong with the pages of the file."""
-        return [str(line[0]) for line in self._db.execute("PRAGMA integrity_check") if line[0] != "ok"]
-
-    def read(self, after: int = 0, workload: str | None = None, limit: int | None = None) -> list[Written]:
-        return _entries(self._db, self._path, after, workload, limit)
-
-    def row(self, cls: type[AnyRow], *key: Any) -> AnyRow | None:
-        found = self.rows(cls, *key)
-        return found[0] if found else None
-
-    def rows(self, cls: type[AnyRow], *key: Any) -> list[AnyRow]:
-        return _rows(self._db, cls, key)
-
-
-def _entries(db: sqlite3.Connection, path: Path, after: int, workload: str | None, limit: int | None) -> list[Written]:
-    where = "" if workload is None else " AND workload = ?"
-    values = (after,) if workload is None else (after, workload)
-    lines = db.execute(
-        f"SELECT seq, epoch, at, kind, body, checksum FROM journal WHERE seq > ?{where} ORDER BY seq LIMIT ?",
-        (*values, -1 if limit is None else limit),
-    )
-    written = []
-    for expected, (seq, epoch, at, kind, body, checksum) in enumerate(lines, start=after + 1):
-        if workload is None and seq != expected:
-            raise StoreError(f"{path} lacks entry {expected}", code="store_damaged", hint=_RESTORE)
-        if checksum != _checksum(seq, epoch, at, kind, body):
-            raise StoreError(f"entry {seq} of {path} is damaged", code="store_damaged", hint=_RESTORE)
-        written.append(Written(seq, at, ENTRIES.load(kind, body)))
-    return written
-
-
-def _rows(db: sqlite3.Connection, cls: type[AnyRow], key: tuple[Any, ...]) -> list[AnyRow]:
-    columns = cls._fields[: TABLES[cls].keys]
-    where = " AND ".join(f"{column} = ?" for column in columns[: len(key)]) or "1"
-    query = f"SELECT * FROM {TABLES[cls].name} WHERE {where} ORDER BY {', '.join(columns)}"
-    return [cls(*line) for line in db.execute(query, key).fetchall()]
 
 
 def migrations() -> list[str]:
@@ -355,55 +438,18 @@ def migrations() -> list[str]:
     return [item.read_text(encoding="utf-8") for item in files]
 
 
-def _fence(db: sqlite3.Connection, epoch: int) -> None:
-    now = _read_lease(db).epoch
+def _fence(change: Transaction, epoch: int) -> None:
+    now = change.lease.epoch
     if epoch == 0 or now != epoch:
         raise StaleEpoch(f"epoch {epoch} is over: {now} writes now", hint="Another controller has taken over.")
 
 
-def _read_lease(db: sqlite3.Connection) -> Lease:
-    return Lease(*db.execute("SELECT epoch, owner, renewals FROM lease").fetchone())
-
-
-def _give_back(epoch: int) -> Callable[[sqlite3.Connection], None]:
-    def write(db: sqlite3.Connection) -> None:
-        _fence(db, epoch)
-        db.execute("UPDATE lease SET owner = ''")
+def _give_back(epoch: int) -> Callable[[Transaction], None]:
+    def write(change: Transaction) -> None:
+        _fence(change, epoch)
+        change.lease = change.lease._replace(owner="")
 
     return write
-
-
-def _replace(cls: type[Row]) -> str:
-    return f"INSERT OR REPLACE INTO {TABLES[cls].name} VALUES ({', '.join('?' * len(cls._fields))})"
-
-
-def _checksum(seq: int, epoch: int, at: float, kind: str, body: str) -> str:
-    text = f"{seq}|{epoch}|{float(at)!r}|{kind}|{body}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _read_mark(mark: Path) -> int | None:
-    """The last epoch known to have written; None when no cluster was run from here."""
-    try:
-        return int(json.loads(mark.read_text())["epoch"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
-def _write_mark(mark: Path, epoch: int) -> None:
-    draft = mark.with_name(mark.name + ".new")
-    with draft.open("w") as file:
-        json.dump({"epoch": epoch, "note": "A cluster was run from the store beside this file."}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(mark)
-    folder = os.open(mark.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _file_system(folder: Path) -> str:

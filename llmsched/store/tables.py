@@ -1,21 +1,27 @@
-"""The query tables: what can be asked without folding the journal. Each is written in the transaction that changed it.
+"""The tables beside the journal: what can be asked without folding it. Each row is written in the transaction of the
+entries that it belongs to.
 
 A row is a NamedTuple whose fields are the columns in order; the first `keys` of them are its key. Rows are replaced
-whole. Tables never decide anything: dropping all but `idempotency` and `secrets` loses no truth.
+whole. Tables never decide anything: dropping all but `idempotency` and `secrets` loses no truth while the journal has
+not been compacted.
 """
 
 from __future__ import annotations
 
-import json
-from typing import NamedTuple, TypeVar
-
-from llmsched import sanitize
-from llmsched.core.explain import Reason
-from llmsched.store.codec import from_data, to_data
+from typing import Any, NamedTuple, TypeVar
 
 
-class WorkloadRow(NamedTuple):
-    """The latest spec and phase of one run."""
+class SnapshotRow(NamedTuple):
+    """The state as of entry `seq`, as `control.snapshots` spells it; `digest` is that state's."""
+
+    seq: int
+    at: float
+    digest: str
+    body: bytes
+
+
+class ArchiveRow(NamedTuple):
+    """A workload that ended and has left the state, with its gangs in `body`; see `control.archive`."""
 
     id: str
     name: str
@@ -23,11 +29,11 @@ class WorkloadRow(NamedTuple):
     kind: str
     queue: str
     user: str
-    phase: str
-    message: str  # JSON of a core.message.Message; "": none
+    outcome: str
     submitted_at: float
-    finished_at: float | None
-    spec: str  # canonical JSON
+    finished_at: float
+    artifact: str | None
+    body: bytes
 
 
 class ProgressRow(NamedTuple):
@@ -37,22 +43,6 @@ class ProgressRow(NamedTuple):
     attempt: int
     at: float
     data: str
-
-
-class ReasonRow(NamedTuple):
-    """From `at` on, this is why the gang waits; `null` when it no longer does. JSON of a Reason."""
-
-    gang: str
-    at: float
-    body: str
-
-    @classmethod
-    def of(cls, gang: str, at: float, reason: Reason | None) -> ReasonRow:
-        return cls(gang, at, json.dumps(None if reason is None else to_data(Reason, reason)))
-
-    def reason(self) -> Reason | None:
-        data = sanitize.loads(self.body)
-        return None if data is None else from_data(Reason, data)
 
 
 class IdempotencyRow(NamedTuple):
@@ -75,8 +65,8 @@ class SecretRow(NamedTuple):
     at: float
 
 
-Row = WorkloadRow | ProgressRow | ReasonRow | IdempotencyRow | SecretRow
-AnyRow = TypeVar("AnyRow", WorkloadRow, ProgressRow, ReasonRow, IdempotencyRow, SecretRow)
+Row = SnapshotRow | ArchiveRow | ProgressRow | IdempotencyRow | SecretRow
+AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, ProgressRow, IdempotencyRow, SecretRow)
 
 
 class Table(NamedTuple):
@@ -85,9 +75,38 @@ class Table(NamedTuple):
 
 
 TABLES: dict[type, Table] = {
-    WorkloadRow: Table("workloads", 1),
+    SnapshotRow: Table("snapshots", 1),
+    ArchiveRow: Table("archive", 1),
     ProgressRow: Table("progress", 1),
-    ReasonRow: Table("reasons", 2),
     IdempotencyRow: Table("idempotency", 2),
     SecretRow: Table("secrets", 2),
 }
+
+
+AGE: dict[type, str] = {ArchiveRow: "finished_at"}  # the column that says how old a row is; of the others it is `at`
+
+
+class ArchiveQuery(NamedTuple):
+    """Rows of the archive that fulfil all that is given.
+
+    `user` and `queues`: of that user or in one of those queues (None and none: everybody's). `results`: only what left
+    a result; `models`: only trainings that succeeded with one. Order: of one `name`, or of models, by name and from the
+    highest run down, after (`name`, `run`) if given; else from the newest down, after (`submitted_at`, `id`) if given.
+    """
+
+    limit: int
+    name: str | None = None
+    user: str | None = None
+    queues: tuple[str, ...] = ()
+    results: bool = False
+    models: bool = False
+    after_run: tuple[str, int] | None = None
+    after_age: tuple[float, str] | None = None
+
+    @property
+    def by_run(self) -> bool:
+        return self.name is not None or self.models
+
+    def place(self, row: ArchiveRow) -> tuple[Any, ...]:
+        """Rows are in the order of this."""
+        return (row.name, -row.run) if self.by_run else (-row.submitted_at, row.id)

@@ -84,7 +84,8 @@ def test_an_entry_in_words(entry: Any, text: str) -> None:
 
 
 def test_every_kind_of_entry_has_words() -> None:
-    assert {type(entry) for entry, _ in STORY} == {*get_args(f.Fact), *get_args(d.Decision)}
+    silent = {f.Archived}  # where a workload is kept is nobody's story
+    assert {type(entry) for entry, _ in STORY} | silent == {*get_args(f.Fact), *get_args(d.Decision)}
 
 
 def test_an_entry_knows_whose_story_it_belongs_to() -> None:

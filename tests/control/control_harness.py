@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 
+from llmsched.control.archive import VerifiedArchive
 from llmsched.control.clock import ManualClock, RealClock
 from llmsched.control.controller import Controller
-from llmsched.control.query_tables import differences
-from llmsched.control.recovery import fold
+from llmsched.control.recovery import fold, fold_all
 from llmsched.core.invariants import violations
 from llmsched.executors.fake import FakeCluster, FakeExecutor, NodeKind, Script
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
-from llmsched.store.tables import WorkloadRow
 
 TWO_OF_TWO = (NodeKind(2, "A100"), NodeKind(2, "A100"))
 ANN = "ann"
@@ -77,7 +76,9 @@ async def controlling(cluster=None, store=None, clock=None, **more):
         if not running.done():
             await asyncio.wait_for(running, 10)
     if isinstance(store, MemoryStore):
-        assert list(differences(store.rows(WorkloadRow), fold(store)[0])) == []
+        archive = VerifiedArchive(store)
+        assert fold_all(store, archive)[0].digest() == fold(store)[0].digest()
+        assert archive.differences == []
 
 
 async def until(condition, seconds=30.0):
@@ -89,7 +90,7 @@ async def until(condition, seconds=30.0):
 
 
 def phase(controller, name):
-    return controller.state.workloads[name].phase
+    return controller.state.find(name).phase
 
 
 def kinds(controller, workload=None):

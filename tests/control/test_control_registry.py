@@ -13,6 +13,7 @@ from llmsched.core.render import text
 from llmsched.errors import RequestError
 from llmsched.spec import cluster as cluster_file
 from llmsched.spec.load import load_json
+from llmsched.store.tables import ArchiveQuery
 
 QUICK = Script(runs_for_s=0.01, steps=1, metrics={"eval.loss": 0.5})
 TINY = "package:models/tiny"
@@ -147,7 +148,7 @@ def test_a_published_model_takes_over_the_endpoint_replica_by_replica_when_its_c
             assert cluster.running() == ["llms/chat/0/1", "llms/chat/1/1"]
             await succeed(controller, base_train("good", publish=publish | {"when": "eval.loss < 1"}), "good")
             await until(lambda: cluster.running() == ["llms/chat/2/1", "llms/chat/3/1"])
-            (good,) = registry.versions(controller.state, "good")
+            (good,) = registry.versions(controller.state, ArchiveQuery(10, name="good"))
             assert {source_of(cluster, name) for name in cluster.running()} == {good.artifact}
             assert [(one.to, one.kind) for one in good.published] == [("chat", "model")]
             first_drain, last_start = (

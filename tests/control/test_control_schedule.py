@@ -72,7 +72,7 @@ def test_cancelling_ends_the_schedule_even_between_two_runs():
             await controller.cancel("sweep", ANN)
             await clock.advance(2 * HOUR)
             assert cluster.launched == ["llms/sweep/0/1"]
-            assert (phase(controller, "sweep"), controller.state.workloads["sweep"].next_run_at) == ("succeeded", None)
+            assert (phase(controller, "sweep"), controller.state.find("sweep").next_run_at) == ("succeeded", None)
             with pytest.raises(RequestError, match="has succeeded already"):
                 await controller.cancel("sweep", ANN)
 

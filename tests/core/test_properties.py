@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from llmsched.core import decisions, facts
+from llmsched.core.archive import is_gone, is_needed
 from llmsched.core.commands import Cancel, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
 from llmsched.core.invariants import violations
@@ -19,9 +20,11 @@ from llmsched.core.nodes import Node
 from llmsched.core.records import size_of
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
+from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Topology, Workload
 from llmsched.policies.registry import load
+from llmsched.store import snapshots
 
 QUEUES = ("default", "a", "b")
 GPUS = (500, 1000, 1000, 2000)
@@ -183,6 +186,29 @@ class World(RuleBasedStateMachine):
         if not plan.decisions and not created:
             assert again.decisions == []
 
+    @rule(pick=st.integers(0, 50), count=st.integers(1, 3))
+    def put_aside(self, pick: int, count: int) -> None:
+        """What has ended leaves the state, unless somebody still needs it."""
+        found = [name for name in self.state.ended if not is_needed(self.state, name)]
+        replicas = [
+            gang for name in self.state.serving for gang in self.state.workloads[name].gangs
+            if is_gone(self.state.gangs[gang])
+        ]  # fmt: skip
+        start = pick % (len(found) + 1)
+        self.apply(facts.Archived(self.now, tuple(found[start : start + count]), tuple(replicas[:count])))
+
+    @rule()
+    def restart(self) -> None:
+        """What a snapshot gives is the state: it looks the same, and decides the same as all of history folded."""
+        digest = self.state.digest()
+        again = thaw(snapshots.load(snapshots.dump(freeze(self.state))), self.state.archive)
+        assert again.digest() == digest, "a snapshot gives another state"
+        assert violations(again) == []
+        refolded = folded(self.journal)
+        assert decide(again, load(PolicyNames())).decisions == decide(refolded, load(PolicyNames())).decisions
+        self.state = again
+        self.policies = load(PolicyNames())
+
     @rule()
     def carry_out(self) -> None:
         """What a prompt executor would say of everything that is under way."""
@@ -203,10 +229,17 @@ class World(RuleBasedStateMachine):
                 self.outcomes[name] = gang.status.value
 
     def teardown(self) -> None:
-        again = State()
-        for entry in self.journal:
-            again.apply(entry)
+        again = folded(self.journal)
         assert again.digest() == self.state.digest(), "replaying the journal gives another state"
+        kept = {name: snapshots.dump_ended(record) for name, record in again.archive.records.items()}
+        assert kept == {name: snapshots.dump_ended(record) for name, record in self.state.archive.records.items()}
+
+
+def folded(journal: list[Any]) -> State:
+    state = State()
+    for entry in journal:
+        state.apply(entry)
+    return state
 
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "60"))  # thousands at night

@@ -11,15 +11,14 @@ from contextlib import contextmanager
 import pytest
 
 from llmsched.core.decisions import Launch
-from llmsched.core.explain import Reason
 from llmsched.core.facts import Bound, Cancelled, Published, Submitted, Tick
-from llmsched.core.message import say, workload
 from llmsched.core.workload import Placed, Workload
 from llmsched.errors import Bug, StoreError
 from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
 from llmsched.store.memory import MemoryStore
-from llmsched.store.sqlite import SqliteStore, migrations, read_only
-from llmsched.store.tables import IdempotencyRow, ReasonRow
+from llmsched.store.reading import read_only
+from llmsched.store.sqlite import SqliteStore, migrations
+from llmsched.store.tables import IdempotencyRow
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -90,12 +89,6 @@ def test_rows_are_replaced_whole_and_found_by_the_start_of_their_key(store):
     assert [row.user for row in store.rows(IdempotencyRow)] == ["ann", "bob"]
     assert [row.request for row in store.rows(IdempotencyRow, "bob")] == ["bb"]
     assert store.row(IdempotencyRow, "eve", "k1") is None
-
-
-def test_reasons_come_back_as_reasons(store):
-    reason = Reason("quota", say("order.behind", who=workload("b")), (("quota", 3),), eta=12.5)
-    put(store, rows=[ReasonRow.of("a/0", 1.0, reason), ReasonRow.of("a/0", 2.0, None)])
-    assert [row.reason() for row in store.rows(ReasonRow, "a/0")] == [reason, None]
 
 
 def test_an_older_epoch_writes_nothing(store):

@@ -46,13 +46,13 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
     record = state.workloads[gang.workload_id]
     if gang.status is Status.QUEUED:
         if gang.blocked_by == "dependency":
-            broken = [
-                name for name in gang.spec.after
-                if (known := state.workloads.get(name)) and known.outcome in ("failed", "cancelled")
-            ]  # fmt: skip
+            over = [
+                (name, known.outcome) for name in gang.spec.after if (known := state.workloads.get(name)) is not None
+            ]
+            broken = [(name, outcome) for name, outcome in over if outcome in ("failed", "cancelled")]
             if broken:
-                has_failed = state.workloads[broken[0]].outcome == "failed"
-                why = say("give_up.failed" if has_failed else "give_up.cancelled", who=workload(broken[0]))
+                name, outcome = broken[0]
+                why = say("give_up.failed" if outcome == "failed" else "give_up.cancelled", who=workload(name))
                 plan.decisions.append(GiveUp(gang.id, "dependency", why))
         return
     if not gang.is_active():

@@ -1,0 +1,122 @@
+"""Lists by pages, so that no answer grows with history: workloads in three groups, models, stories.
+
+A cursor names the last one that was shown, so pages go on where they were while new work comes. What has left the state
+is read from the archive, along an index. Pure but for that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from llmsched.api import views
+from llmsched.control import registry
+from llmsched.control.authorization import KnownNames, Permissions
+from llmsched.core.records import WorkloadState
+from llmsched.core.render import Names
+from llmsched.errors import RequestError
+from llmsched.spec import http_models
+from llmsched.store.tables import ArchiveQuery
+
+AT_MOST = 500  # of one group, of one page
+STORY_AT_MOST = 1_000  # entries
+
+
+class Cursor(NamedTuple):
+    """After the one of that group that was submitted then."""
+
+    group: str
+    submitted_at: float
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.group}~{self.submitted_at!r}~{self.id}"
+
+    @classmethod
+    def read(cls, text: str) -> Cursor:
+        try:
+            group, at, name = text.split("~", 2)
+            if group in http_models.GROUPS:
+                return cls(group, float(at), name)
+        except ValueError:
+            pass
+        raise RequestError(f'"{text}" is no cursor.', code="cursor", hint="Use one that a list gave as `next`.")
+
+
+def workloads(
+    controller: Any, permissions: Permissions, limits: Mapping[str, int], cursor: str | None
+) -> http_models.WorkloadList:
+    """The first of each group, so many as `limits` says; or those of one group after the cursor. Newest first."""
+    at = Cursor.read(cursor) if cursor is not None else None
+    here: dict[str, list[WorkloadState]] = {group: [] for group in http_models.GROUPS}
+    counts: Counter[http_models.Phase] = Counter()
+    for found in controller.state.workloads.values():
+        if permissions.sees(found.workload):
+            counts[views.phase(found)] += 1
+            here[http_models.group_of(views.phase(found))].append(found)
+    for (user, queue, outcome), count in controller.state.archived.items():
+        if permissions.sees_work_of(user, queue):
+            counts[outcome] += count
+    names = KnownNames(controller.state, permissions)
+    shown: list[WorkloadState] = []
+    following = []
+    for group, limit in limits.items():
+        if at is not None and at.group != group:
+            continue
+        page = _page(here[group], limit + 1, at)
+        if group == "ended" and limit:
+            user, queues = permissions.selection()
+            query = ArchiveQuery(limit + 1, user=user, queues=queues, after_age=at and (at.submitted_at, at.id))
+            page = _page([*page, *controller.archived(query)], limit + 1, None)
+        if len(page) > limit > 0:
+            last = page[limit - 1]
+            following.append(str(Cursor(group, last.submitted_at, last.workload.id)))
+        shown += page[:limit]
+    return http_models.WorkloadList(
+        workloads=[views.workload(controller.state, one, controller.progress_of(one), names) for one in _sorted(shown)],
+        counts=dict(counts),
+        seq=controller.health.seq,
+        next=following,
+    )
+
+
+def _page(found: Iterable[WorkloadState], limit: int, at: Cursor | None) -> list[WorkloadState]:
+    if at is not None:
+        found = [one for one in found if _place(one) > (-at.submitted_at, at.id)]
+    return _sorted(found)[:limit]
+
+
+def _sorted(found: Iterable[WorkloadState]) -> list[WorkloadState]:
+    return sorted(found, key=_place)
+
+
+def _place(found: WorkloadState) -> tuple[float, str]:
+    return -found.submitted_at, found.workload.id
+
+
+def models(
+    controller: Any, permissions: Permissions, name: str | None, limit: int, cursor: str | None
+) -> http_models.ModelList:
+    """`cursor` is `name@version`."""
+    after = None
+    if cursor is not None:
+        plain, _, version = cursor.rpartition("@")
+        if not plain or not version.isdecimal():
+            raise RequestError(f'"{cursor}" is no cursor.', code="cursor", hint="Use one that a list gave as `next`.")
+        after = plain, int(version)
+    user, queues = permissions.selection()
+    query = ArchiveQuery(limit + 1, name=name, user=user, queues=queues, models=True, after_run=after)
+    found = registry.versions(controller.state, query, controller.archived, permissions.sees)
+    last = found[limit - 1] if len(found) > limit else None
+    return http_models.ModelList(models=found[:limit], next=f"{last.name}@{last.version}" if last else None)
+
+
+def story(controller: Any, found: WorkloadState, before: int | None, names: Names) -> http_models.StoryView:
+    """The last of it, or what was before entry `before`."""
+    entries = controller.entries(0, found.workload.id, before=before, last=STORY_AT_MOST + 1)
+    is_cut = len(entries) > STORY_AT_MOST
+    told = views.story(found, entries[-STORY_AT_MOST:], names)
+    told.earlier = entries[1].seq if is_cut else None
+    told.compacted = not is_cut and controller.floor > 0 and not (entries and registry.is_beginning(entries[0].entry))
+    return told

@@ -1,0 +1,266 @@
+"""The whole state as plain, immutable values, and back: `thaw(freeze(state))` is that state.
+
+Used to start without folding all of history, and to think ahead on a copy of the world (`whatif`). What other parts of
+the state determine is not in it, but worked out again: ledgers of nodes and quota, classes of those who wait. Orders
+that a pass may see are kept. A test holds the two functions against every attribute of `State`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from llmsched.core.archive import Archive
+from llmsched.core.configuration import Configuration
+from llmsched.core.facts import Published
+from llmsched.core.ledgers import NOTES_KEPT, charge
+from llmsched.core.nodes import Node
+from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
+from llmsched.core.resources import Resources
+from llmsched.core.state import State
+
+# Every field but those that are worked out again, or that mean the state itself.
+GANG_FIELDS = tuple(one.name for one in fields(GangState) if one.name not in ("shape", "own_reason"))
+WORKLOAD_FIELDS = tuple(one.name for one in fields(WorkloadState) if one.name != "known")
+_gang_values: Callable[[GangState], tuple[Any, ...]] = attrgetter(*GANG_FIELDS)
+_workload_values: Callable[[WorkloadState], tuple[Any, ...]] = attrgetter(*WORKLOAD_FIELDS)
+Values = tuple[Any, ...]
+Numbers = tuple[float, ...]
+
+
+class FrozenNode(NamedTuple):
+    node: Node
+    slot: int
+    foreign: Resources
+    draining: bool
+    deadline: float | None
+    idle_since: float
+
+
+class Runs(NamedTuple):
+    """Of one name: the number of its newest run, and how many of its runs are in the state."""
+
+    name: str
+    newest: int
+    here: int
+
+
+class Ended(NamedTuple):
+    """How many workloads were put aside."""
+
+    user: str
+    queue: str
+    outcome: str
+    how_many: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`workloads` and `gangs` are the values of WORKLOAD_FIELDS and GANG_FIELDS. The rest is named as in `State`."""
+
+    now: float
+    configuration: Configuration
+    nodes: tuple[FrozenNode, ...]
+    workloads: tuple[Values, ...]
+    gangs: tuple[Values, ...]
+    publications: tuple[tuple[str, Published], ...]  # with its user
+    requested: tuple[tuple[str, int], ...]
+    overdue_since: tuple[tuple[str, float], ...]
+    shunned_until: tuple[tuple[str, float], ...]
+    releasing: tuple[tuple[str, float], ...]
+    records: tuple[tuple[str, Numbers], ...]  # of the history of run times
+    kinds: tuple[tuple[tuple[Any, ...], Numbers], ...]  # of the same
+    runs: tuple[Runs, ...]
+    archived: tuple[Ended, ...]
+    ended: tuple[str, ...]
+    waiting: tuple[str, ...]  # class by class
+    lines: tuple[str, ...]  # one of each class that has somebody in it, in their order
+    parked: tuple[str, ...]
+    holding: tuple[str, ...]
+    nominated: tuple[str, ...]
+    vacating: tuple[str, ...]
+    elastic: tuple[str, ...]
+    serving: tuple[str, ...]
+    timed: tuple[str, ...]
+    scheduled: tuple[str, ...]
+    troubled: tuple[str, ...]
+    exceeding: tuple[str, ...]
+    of_models: tuple[str, ...]
+    groups: tuple[tuple[str, int, bool], ...]
+    dependents: tuple[tuple[str, tuple[str, ...]], ...]
+    use: tuple[tuple[str, QueueUse], ...]
+    end_of: tuple[tuple[str, float], ...]
+    timers: tuple[tuple[float, str], ...]
+    ranked_at: float
+    notes: tuple[str, ...]
+    version: int
+    causes: int
+    victims: int
+
+
+def freeze(state: State) -> Snapshot:
+    """Costs a few microseconds for each gang, so that it can be done between two rounds."""
+    history = state.history
+    waiting = state.waiting
+    return Snapshot(
+        now=state.now,
+        configuration=state.configuration,
+        nodes=tuple(
+            FrozenNode(node.node, node.slot, node.foreign, node.draining, node.deadline, node.idle_since)
+            for node in state.nodes.values()
+        ),
+        workloads=tuple(_own(_workload_values(record)) for record in state.workloads.values()),
+        gangs=tuple(_own(_gang_values(gang)) for gang in state.gangs.values()),
+        publications=tuple((user, one) for named in state.publications.values() for (user, _), one in named.items()),
+        requested=state.requested,
+        overdue_since=tuple(state.overdue_since.items()),
+        shunned_until=tuple(state.shunned_until.items()),
+        releasing=tuple(state.releasing.items()),
+        records=tuple((source, sample.parts()) for source, sample in history.records.items()),
+        kinds=tuple((kind, sample.parts()) for kind, sample in history.kinds.items()),
+        runs=tuple(Runs(name, newest, here) for name, (newest, here) in state.runs.items()),
+        archived=tuple(Ended(*key, count) for key, count in sorted(state.archived.items())),
+        ended=tuple(state.ended),
+        waiting=tuple(name for shape in waiting.shapes.values() for _, name in shape.entries),
+        lines=tuple(shape.entries[0][1] for shape in waiting.live.values()),
+        parked=tuple(state.parked),
+        holding=tuple(state.holding),
+        nominated=tuple(state.nominated),
+        vacating=tuple(state.vacating),
+        elastic=tuple(state.elastic),
+        serving=tuple(state.serving),
+        timed=tuple(state.timed),
+        scheduled=tuple(state.scheduled),
+        troubled=tuple(state.troubled),
+        exceeding=tuple(state.exceeding),
+        of_models=tuple(state.outstanding.of_models),
+        groups=tuple(state.groups),
+        dependents=tuple((name, tuple(ids)) for name, ids in state.dependents.items()),
+        use=tuple((name, replace(use)) for name, use in state.use.items()),
+        end_of=tuple(state._end_of.items()),
+        timers=tuple(state._timers),
+        ranked_at=state.ranked_at,
+        notes=tuple(state.notes),
+        version=state.version,
+        causes=state.causes,
+        victims=state.victims,
+    )
+
+
+def _own(values: Values) -> Values:
+    """What the state may go on changing is copied."""
+    return tuple(value.copy() if type(value) in (dict, list) else value for value in values)
+
+
+def thaw(snapshot: Snapshot, archive: Archive | None = None) -> State:
+    """A state of its own. `archive` has what was put aside before."""
+    state = State(archive=archive)
+    state.now = snapshot.now
+    state.configuration = snapshot.configuration
+    for frozen in snapshot.nodes:
+        node = state.capacity.add(frozen.node, frozen.slot)
+        node.foreign, node.draining, node.deadline = frozen.foreign, frozen.draining, frozen.deadline
+        state.capacity.reindex(node)
+    for values in snapshot.workloads:
+        record = workload_of(values, state.gangs)
+        state.workloads[record.workload.id] = record
+        if not record.outcome:
+            state.open_work.put(record.workload)
+    for values in snapshot.gangs:
+        gang = gang_of(values)
+        state.gangs[gang.id] = gang
+    for user, one in snapshot.publications:
+        state.publications.setdefault(one.target, {})[user, one.name] = one
+    _remember(state, snapshot)
+    _index(state, snapshot)
+    _charge(state, snapshot)
+    _wait(state, snapshot)
+    for frozen in snapshot.nodes:
+        state.nodes[frozen.node.id].idle_since = frozen.idle_since
+    state.version, state.causes, state.victims = snapshot.version, snapshot.causes, snapshot.victims
+    return state
+
+
+def gang_of(values: Iterable[Any]) -> GangState:
+    return GangState(**dict(zip(GANG_FIELDS, _own(tuple(values)), strict=True)))
+
+
+def workload_of(values: Iterable[Any], known: dict[str, GangState]) -> WorkloadState:
+    return WorkloadState(known=known, **dict(zip(WORKLOAD_FIELDS, _own(tuple(values)), strict=True)))
+
+
+def values_of(record: WorkloadState) -> tuple[Values, tuple[Values, ...]]:
+    """Of a workload, and of its gangs."""
+    return _own(_workload_values(record)), tuple(_own(_gang_values(record.known[name])) for name in record.gangs)
+
+
+def _remember(state: State, snapshot: Snapshot) -> None:
+    state.requested = snapshot.requested
+    state.ranked_at = snapshot.ranked_at
+    state.overdue_since = dict(snapshot.overdue_since)
+    state.shunned_until = dict(snapshot.shunned_until)
+    state.releasing = dict(snapshot.releasing)
+    for source, values in snapshot.records:
+        for value in values:
+            state.history.records[source].add(value)
+    for kind, values in snapshot.kinds:
+        for value in values:
+            state.history.sample(*kind).add(value)
+    state.runs = {name: (newest, here) for name, newest, here in snapshot.runs}
+    state.archived.update({(one.user, one.queue, one.outcome): one.how_many for one in snapshot.archived})
+    state.notes = deque(snapshot.notes, NOTES_KEPT)
+
+
+def _index(state: State, snapshot: Snapshot) -> None:
+    state.ended = dict.fromkeys(snapshot.ended)
+    state.holding = dict.fromkeys(snapshot.holding)
+    state.nominated = dict.fromkeys(snapshot.nominated)
+    state.vacating = dict.fromkeys(snapshot.vacating)
+    state.elastic = dict.fromkeys(snapshot.elastic)
+    state.serving = dict.fromkeys(snapshot.serving)
+    state.timed = dict.fromkeys(snapshot.timed)
+    state.scheduled = dict.fromkeys(snapshot.scheduled)
+    state.troubled = dict.fromkeys(snapshot.troubled)
+    state.exceeding = dict.fromkeys(snapshot.exceeding)
+    state.dependents = {name: list(ids) for name, ids in snapshot.dependents}
+    state._end_of = dict(snapshot.end_of)
+    state.ends = sorted((end, name) for name, end in snapshot.end_of)
+    state._timers = list(snapshot.timers)
+
+
+def _charge(state: State, snapshot: Snapshot) -> None:
+    """What is held and promised, in the ledgers of nodes, quota and queues."""
+    state.groups = {key: HoldingGroup() for key in snapshot.groups}
+    held = [state.gangs[name] for name in state.holding]
+    promised = [state.gangs[name] for name in state.nominated]
+    for gang in (*held, *promised):  # on nodes first: the tree of quotas is then made with all of it
+        placement = gang.held if gang.held or gang.nomination is None else gang.nomination.placement
+        charge(state, gang, placement, 1, promise=not gang.held)
+    state._rebuild_quota()
+    for gang in held:
+        if gang.held:
+            spec = gang.spec
+            group = state.groups[spec.queue, spec.priority, spec.preemptible]
+            group.gangs[gang.id] = None
+            group.gpus_milli += gang.gpus_milli()
+            for each in spec.groups:
+                shape = each.options[0].resources
+                state.kinds[shape] = state.kinds.get(shape, 0) + 1
+    state.use = {name: replace(use) for name, use in snapshot.use}
+
+
+def _wait(state: State, snapshot: Snapshot) -> None:
+    for name in snapshot.waiting:
+        state.waiting.add(state.gangs[name])
+    shapes = [state.gangs[name].shape for name in snapshot.lines]
+    state.waiting.live = {shape.serial: shape for shape in shapes if shape is not None}
+    for name in snapshot.parked:
+        gang = state.gangs[name]
+        state._park(gang, gang.blocked_by)
+    for name in state.holding:
+        if state.gangs[name].is_active():
+            state.outstanding.put(state.gangs[name])
+    state.outstanding.of_models = dict.fromkeys(snapshot.of_models)

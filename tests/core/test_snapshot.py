@@ -1,0 +1,117 @@
+"""A snapshot holds all of the state: what is not in it is worked out again, and nothing is forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from llmsched.core.archive import AT_ONCE, ENDED_KEPT, KEPT_S, due
+from llmsched.core.commands import Submit, check
+from llmsched.core.configuration import PolicyNames
+from llmsched.core.facts import Archived, Finished, NodeJoined, Published, Submitted, Tick
+from llmsched.core.nodes import Node
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.snapshot import Snapshot, freeze, thaw
+from llmsched.core.state import State
+from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.registry import load
+
+# Attributes of State that a snapshot has under another name, or that follow from what it has.
+ELSEWHERE = {
+    "archive",
+    "capacity",
+    "history",
+    "open_work",
+    "outstanding",
+    "quota",
+    "ends",
+    "memo",
+    "_end_of",
+    "_timers",
+}
+
+
+def work(name: str, **more: object) -> Workload:
+    plain, _, run = name.partition("@")
+    group = Group("workers", 1, (Option(None, Resources(1000)),))
+    return Workload(name, plain, "task", (group,), run=int(run or 1), **more)  # type: ignore[arg-type]
+
+
+def ended(state: State, *names: str, at: float = 1.0) -> None:
+    for name in names:
+        turn(state, [Submitted(at, work(name))], POLICIES)
+        state.apply(Finished(at, f"{name}/0", 1, "succeeded", artifact=f"file:///{name}"))
+
+
+POLICIES = load(PolicyNames())
+
+
+def world() -> State:
+    state = State()
+    state.apply(NodeJoined(0.0, Node("n", Resources(4000, 8000))))
+    return state
+
+
+def test_every_attribute_of_the_state_is_in_a_snapshot_or_follows_from_one() -> None:
+    assert vars(State()).keys() - ELSEWHERE <= {one.name for one in fields(Snapshot)} | {"kinds"}
+
+
+def test_what_left_the_state_is_found_as_before_and_costs_it_nothing() -> None:
+    state = world()
+    ended(state, "a", "a@2", "b")
+    state.apply(Archived(2.0, ("a", "a@2")))
+    assert [*state.workloads] == ["b"] and [*state.gangs] == ["b/0"]
+    found = state.newest("a")
+    assert found is not None and (found.workload.id, found.phase) == ("a@2", "succeeded")
+    assert found.known["a@2/0"].attempt == 1
+    assert state.archived == {("", "default", "succeeded"): 2}
+    again = thaw(freeze(state), state.archive)
+    assert again.digest() == state.digest()
+    assert again.newest("a@1") is state.newest("a@1")
+
+
+def test_an_older_run_that_still_lives_does_not_hide_a_newer_one_that_left() -> None:
+    state = world()
+    turn(state, [Submitted(1.0, work("a"))], POLICIES)
+    ended(state, "a@2")
+    state.apply(Archived(2.0, ("a@2",)))
+    newest = state.newest("a")
+    assert newest is not None and newest.workload.run == 2
+    newest = thaw(freeze(state), state.archive).newest("a")
+    assert newest is not None and newest.workload.run == 2
+
+
+def test_who_comes_after_what_left_the_state_starts_and_folding_needs_no_archive() -> None:
+    state = world()
+    ended(state, "data")
+    state.apply(Archived(2.0, ("data",)))
+    fact = check(state, Submit(3.0, work("train", after=("data",))))
+    assert isinstance(fact, Submitted) and fact.met == ("data",)
+    blind = thaw(freeze(state))  # its archive is empty
+    for one in (state, blind):
+        plan = turn(one, [fact], POLICIES)
+        assert [decision.gang for decision in plan.decisions] == ["train/0"]
+    assert state.digest() == blind.digest()
+
+
+def test_the_oldest_leave_when_there_are_too_many_or_they_are_too_old_and_not_while_they_are_needed() -> None:
+    state = world()
+    names = [f"w{n}" for n in range(ENDED_KEPT + AT_ONCE)]
+    ended(state, *names)
+    assert due(state, 2.0)[0] == tuple(names[:AT_ONCE])
+    state.apply(Archived(2.0, tuple(names[:AT_ONCE])))
+    assert due(state, 3.0) == ((), ())
+    state.apply(Published(3.0, "chat", "adapter", "x", "file:///x", names[AT_ONCE]))  # its owner must stay known
+    assert due(state, 1.0 + KEPT_S)[0] == tuple(names[AT_ONCE + 1 : 2 * AT_ONCE + 1])
+
+
+def test_a_timer_of_what_left_the_state_wakes_nobody() -> None:
+    state = world()
+    turn(state, [Submitted(1.0, work("a"))], POLICIES)
+    state.apply(Finished(1.0, "a/0", 1, "failed", event="interruption"))
+    state._maybe_ended(state.workloads["a"])
+    state.workloads["a"].outcome = "cancelled"
+    state.ended["a"] = None
+    state.apply(Archived(2.0, ("a",)))
+    state.apply(Tick(1000.0))
+    assert state.gangs == {}
