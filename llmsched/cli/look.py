@@ -204,9 +204,9 @@ def story(name: str, before: int | None) -> None:
 
 def _print_story(view: http_models.StoryView) -> None:
     if view.earlier is not None:
-        click.echo(f"There is more before this: llmsched story {view.id} --before {view.earlier}")
+        terminal.echo(f"There is more before this: llmsched story {view.id} --before {view.earlier}")
     if view.compacted:
-        click.echo("What was before this is not kept any more (history.journal of the cluster file says how long).")
+        terminal.echo("What was before this is not kept any more (history.journal of the cluster file says how long).")
     begin = view.lines[0].at if view.lines else 0.0
     several = len({line.gang for line in view.lines if line.gang}) > 1
     width = show.out().width if sys.stdout.isatty() else None  # a line of a log stays one line

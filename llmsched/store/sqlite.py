@@ -359,7 +359,12 @@ class SqliteStore:
     def _read(self, ask: Callable[[sqlite3.Connection], Any]) -> Any:
         with self._reading:
             try:
-                return ask(self._read_connection())
+                db = self._read_connection()
+                db.execute("BEGIN")  # one moment, whatever is written between two statements
+                try:
+                    return ask(db)
+                finally:
+                    db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise StoreError(f"{self.path} cannot be read: {error}", hint=seal.RESTORE) from error
 

@@ -17,6 +17,7 @@ from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script
 from llmsched.spec.load import load_json
+from llmsched.store.seal import Seal
 from llmsched.store.sqlite import SqliteStore
 
 
@@ -36,7 +37,7 @@ async def lived_in(folder: Path) -> None:
     running = asyncio.create_task(controller.run())
     await controller.started.wait()
     await vault.put("ann", "TOKEN", "canary-31", "ann")
-    await controller.submit([task("short", 1)], user="ann")
+    await controller.submit([task("short", 1)], user="ann", idempotency_key="key-1")
     await controller.submit([task("long", 1), task("large", 2)], user="ann")
     async for _ in controller.follow():
         state = controller.state
@@ -74,7 +75,7 @@ def test_a_home_that_is_whole_and_its_controller_may_run(folder: Path) -> None:
     assert {check.result for check in checked(folder).values()} == {"ok"}
     done = CliRunner().invoke(cli, ["fsck", "--json"])
     assert done.exit_code == 0
-    assert [one["result"] for one in json.loads(done.output)["checks"]] == ["ok"] * 6
+    assert [one["result"] for one in json.loads(done.output)["checks"]] == ["ok"] * 7
 
     async def beside() -> list[str]:
         controller = Controller(SqliteStore(folder / "state.sqlite"), FakeExecutor([NodeKind(2, "A100")]), storage="/s")
@@ -92,7 +93,7 @@ def test_an_entry_that_was_changed(folder: Path) -> None:
     change(folder, "UPDATE journal SET body = replace(body, 'large', 'ample') WHERE body LIKE '%large%'")
     assert broken(folder) == ["journal"]
     assert "is damaged" in checked(folder)["journal"].detail
-    assert checked(folder)["tables"].result == "unknown"
+    assert checked(folder)["state"].result == "unknown"
     done = CliRunner().invoke(cli, ["fsck"])
     assert done.exit_code == 5
     assert "broken" in done.output and "backup" in done.output
@@ -104,13 +105,54 @@ def test_an_entry_that_is_gone(folder: Path) -> None:
     assert "lacks entry 4" in checked(folder)["journal"].detail
 
 
-def test_rows_that_are_not_what_the_journal_says(folder: Path) -> None:
-    change(
-        folder, "UPDATE workloads SET phase = 'failed' WHERE id = 'short'", "DELETE FROM workloads WHERE id = 'long'"
-    )
-    assert broken(folder) == ["tables"]
-    detail = checked(folder)["tables"].detail
-    assert "short: phase differs: 'failed', expected 'succeeded'" in detail and "long has no row" in detail
+@pytest.mark.parametrize(
+    ("statement", "check", "said"),
+    [
+        ("DELETE FROM journal WHERE seq > (SELECT max(seq) - 3 FROM journal)", "journal", "its last 3 are gone"),
+        ("UPDATE journal SET workload = 'large' WHERE workload = 'short'", "journal", "is damaged"),
+        ("UPDATE journal SET at = at + 1 WHERE seq = 2", "journal", "entry 2 of"),
+        ("UPDATE journal SET epoch = 7 WHERE seq = 2", "journal", "entry 2 of"),
+        ("UPDATE idempotency SET response = '[]'", "tables", "the row of ann, key-1 was changed or forged"),
+        ("UPDATE idempotency SET at = at - 1", "tables", "was changed or forged"),
+        ("DELETE FROM idempotency", "tables", "idempotency: rows are missing, too many, or from an earlier time (0"),
+        ("INSERT INTO idempotency VALUES ('ann', 'k', 'r', '[]', 1.0, 'c')", "tables", "ann, k was changed or forged"),
+        ("UPDATE progress SET data = '{}'", "tables", "progress: the row of"),
+        ("DELETE FROM secrets", "tables", "secrets: rows are missing"),
+        ("UPDATE lease SET epoch = 9", "head", "does not go with the key"),
+        ("DELETE FROM lease", "head", "has no lease"),
+        ("UPDATE head SET seq = seq - 3", "head", "does not go with the key"),
+    ],
+)  # fmt: skip
+def test_whatever_is_changed_without_the_key_is_found(folder: Path, statement: str, check: str, said: str) -> None:
+    change(folder, statement)
+    found = checked(folder)
+    assert found[check].result == "broken" and said in found[check].detail, found[check].detail
+    assert CliRunner().invoke(cli, ["fsck"]).exit_code == 5
+
+
+def test_an_entry_that_was_forged_with_a_checksum_of_ones_own(folder: Path) -> None:
+    forged = Seal(b"0" * 32).link("", (1, 1, 1.0, "Tick", None, '{"at":1.0}'))
+    change(folder, f"UPDATE journal SET kind = 'Tick', body = '{{\"at\":1.0}}', checksum = '{forged}' WHERE seq = 3")
+    assert broken(folder) == ["journal"]
+
+
+def test_a_row_that_was_put_back_from_before(folder: Path) -> None:
+    """Its checksum is right: it was this row once."""
+    with sqlite3.connect(folder / "state.sqlite") as db:
+        old = db.execute("SELECT * FROM secrets").fetchone()
+    db.close()
+
+    async def changed_since() -> None:
+        store = SqliteStore(folder / "state.sqlite")
+        store.open()
+        store.take_over("test", store.lease())
+        await Vault(store, home.secret_key_file(folder), lambda: 2.0).put("ann", "TOKEN", "canary-32", "ann")
+        store.close()
+
+    asyncio.run(changed_since())
+    assert broken(folder) == []
+    change(folder, f"UPDATE secrets SET sealed = '{old[2]}', at = {old[4]!r}, checksum = '{old[5]}'")
+    assert "from an earlier time" in checked(folder)["tables"].detail
 
 
 def test_pages_that_were_overwritten(folder: Path) -> None:
@@ -162,7 +204,7 @@ def test_results_and_checkpoints_that_are_gone(folder: Path) -> None:
         return list(fsck.missing(state, str(folder / "storage")))
 
     from llmsched.control import recovery
-    from llmsched.store.sqlite import moment_of
+    from llmsched.store.reading import moment_of
 
     with moment_of(folder / "state.sqlite") as moment:
         state, _ = recovery.fold(moment)

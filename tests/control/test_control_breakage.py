@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, serve, task, train, until
 
-from llmsched.control import dispatch, execution, metrics, progress, query_tables, reasons, requests, routes
+from llmsched.control import dispatch, execution, housekeeping, metrics, progress, reasons, requests, routes
 from llmsched.control.controller import Controller
 from llmsched.core import decisions, facts
 from llmsched.core.invariants import violations
@@ -67,13 +67,13 @@ ORDERS = [
 ]
 PARTS = [
     (owner, name, lambda *_: True, name)
-    for owner in (progress.ProgressBook, metrics.Metrics, query_tables.QueryTables, routes.Routes)
+    for owner in (progress.ProgressBook, metrics.Metrics, housekeeping.Housekeeping, routes.Routes)
     for name, _ in inspect.getmembers(owner, inspect.isfunction)
     if name != "__init__"
 ]
 FUNCTIONS = [
     (module, name, lambda *_: True, name)
-    for module in (dispatch, requests, routes, query_tables, reasons)
+    for module in (dispatch, requests, routes, housekeeping, reasons)
     for name, found in inspect.getmembers(module, inspect.isfunction)
     if found.__module__ == module.__name__
 ]

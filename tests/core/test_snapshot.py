@@ -18,6 +18,8 @@ from llmsched.policies.registry import load
 
 # Attributes of State that a snapshot has under another name, or that follow from what it has.
 ELSEWHERE = {
+    *("archive", "capacity", "ends", "history", "memo", "open_work", "outstanding", "quota", "_end_of", "_timers"),
+}
     "archive",
     "capacity",
     "history",

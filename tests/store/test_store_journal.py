@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import resource
+import shutil
+import signal
 import sqlite3
 import threading
 from concurrent.futures import wait
@@ -16,9 +21,9 @@ from llmsched.core.workload import Placed, Workload
 from llmsched.errors import Bug, StoreError
 from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
 from llmsched.store.memory import MemoryStore
-from llmsched.store.reading import read_only
+from llmsched.store.reading import moment_of, read_only
 from llmsched.store.sqlite import SqliteStore, migrations
-from llmsched.store.tables import IdempotencyRow
+from llmsched.store.tables import ArchiveQuery, ArchiveRow, IdempotencyRow, SnapshotRow
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -148,8 +153,7 @@ def test_a_missing_store_stops_the_start(path):
     put(store, submitted("a"))
     store.close()
     for left in path.parent.glob("state.sqlite*"):
-        if not left.name.endswith(".exists"):
-            left.unlink()
+        left.unlink()
     with pytest.raises(StoreError) as raised:
         SqliteStore(path).open()
     assert raised.value.code == "store_missing"
@@ -158,29 +162,164 @@ def test_a_missing_store_stops_the_start(path):
         SqliteStore(path).open()
 
 
-def test_an_older_copy_of_the_store_stops_the_start(path, tmp_path):
+def copied(path, target):
+    """The files as they are, while nothing has them open."""
+    target.mkdir()
+    for file in path.parent.glob("state.*"):
+        shutil.copy(file, target / file.name)
+
+
+def put_back(path, names):
+    for name in names:
+        (path.parent / name).unlink(missing_ok=True)
+        if (path.parent / "before" / name).exists():
+            shutil.copy(path.parent / "before" / name, path.parent / name)
+
+
+def test_an_older_copy_of_the_store_stops_the_start_also_of_the_same_epoch(path):
     store = opened(path)
-    copy = tmp_path / "copy.sqlite"
-    store.backup(copy)
+    put(store, submitted("a"))
     store.close()
-    opened(path).close()
-    for left in path.parent.glob("state.sqlite-*"):
-        left.unlink()
-    copy.replace(path)
-    with pytest.raises(StoreError) as raised:
+    copied(path, path.parent / "before")
+    store = SqliteStore(path)
+    store.open()
+    store.take_over("test", store.lease())
+    put(store, *(submitted(f"b{n}") for n in range(5)))
+    store.close()
+    put_back(path, ["state.sqlite", "state.sqlite-wal", "state.sqlite-shm"])
+    with pytest.raises(StoreError, match="has 1 entries, and at least 6 were written and acknowledged") as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_old"
+    assert "llmsched restore --accept-loss" in raised.value.hint
+
+
+def killed_after_writing(path):
+    store = opened(path)
+    for n in range(60):
+        put(store, submitted(f"w{n}"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_store_whose_wal_is_gone_stops_the_start(path):
+    store = opened(path)
+    put(store, submitted("a"))
+    store.close()
+    child = multiprocessing.get_context("fork").Process(target=killed_after_writing, args=(path,))
+    child.start()
+    child.join(30)
+    for name in ("state.sqlite-wal", "state.sqlite-shm"):
+        (path.parent / name).unlink()
+    with pytest.raises(StoreError, match="has 1 entries, and at least 61") as raised:
         SqliteStore(path).open()
     assert raised.value.code == "store_old"
 
 
-def test_a_backup_can_be_restored(path, tmp_path):
+@pytest.mark.parametrize("left", [["state.key"], ["state.head"]])
+def test_a_store_that_is_lost_with_its_note_or_its_key_does_not_start_empty(path, left):
     store = opened(path)
-    put(store, submitted("a"), submitted("b"))
-    store.backup(tmp_path / "copy.sqlite")
-    put(store, submitted("c"))
+    put(store, submitted("a"))
     store.close()
-    restored = opened(tmp_path / "copy.sqlite")
-    assert [w.entry for w in restored.read()] == [submitted("a"), submitted("b")]
-    restored.close()
+    for file in path.parent.glob("state.*"):
+        if file.name not in left:
+            file.unlink()
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_missing"
+
+
+@pytest.mark.parametrize(("name", "code"), [("state.key", "store_key"), ("state.head", "store_head")])
+def test_without_its_key_or_its_note_nothing_is_believed(path, name, code):
+    store = opened(path)
+    put(store, submitted("a"))
+    store.close()
+    (path.parent / name).unlink()
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize("table", ["lease", "head"])
+def test_a_lease_or_head_that_is_gone_is_damage_and_no_crash(path, table):
+    opened(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"DELETE FROM {table}")
+    db.close()
+    with pytest.raises(StoreError) as raised:
+        SqliteStore(path).open()
+    assert raised.value.code == "store_damaged"
+
+
+def test_a_note_that_was_torn_leaves_the_one_before(path):
+    store = opened(path)
+    put(store, submitted("a"))
+    put(store, submitted("b"))
+    store.close()
+    content = bytearray((path.parent / "state.head").read_bytes())
+    newest = max((0, 512), key=lambda at: json.loads(content[at : at + 512].split(b" ", 1)[1])[0])
+    content[newest + 40 : newest + 60] = b"x" * 20
+    (path.parent / "state.head").write_bytes(content)
+    again = opened(path)
+    assert len(again.read()) == 2
+    again.close()
+
+
+def test_what_is_compacted_is_gone_and_the_rest_still_linked(path):
+    store = opened(path)
+    put(store, *(submitted(f"w{n}") for n in range(10)))
+    put(store, rows=[SnapshotRow(6, 1.0, "digest", b"body")])
+    with pytest.raises(Bug, match="in no snapshot"):
+        store.compact(7, 100).result()
+    assert store.compact(6, 4).result() == 4
+    assert store.compact(6, 4).result() == 2
+    assert store.compact(6, 4).result() == 0
+    store.close()
+    again = opened(path)
+    assert again.floor() == 6
+    assert [written.seq for written in again.read(after=6)] == [7, 8, 9, 10]
+    with pytest.raises(StoreError) as raised:
+        again.read()
+    assert raised.value.code == "compacted"
+    assert [w.seq for w in put(again, Tick(2.0))] == [11]
+    again.close()
+
+
+def test_rows_that_are_too_old_go_and_are_not_missed(store):
+    put(store, rows=[IdempotencyRow("ann", f"k{n}", "hash", "[]", float(n)) for n in range(5)])
+    old = store.older(IdempotencyRow, 3.0)
+    assert old == [("ann", "k0"), ("ann", "k1"), ("ann", "k2")]
+    store.remove(IdempotencyRow, old).result()
+    assert [row.key for row in store.rows(IdempotencyRow)] == ["k3", "k4"]
+    if isinstance(store, SqliteStore):
+        with moment_of(store.path) as moment:
+            assert moment.broken_tables() == []
+
+
+def ended(n, user="ann", queue="q", kind="task", artifact=None):
+    return ArchiveRow(f"w{n}", f"w{n}", 1, kind, queue, user, "succeeded", float(n), n + 0.5, artifact, b"")
+
+
+def test_the_archive_is_read_page_by_page_and_only_what_is_asked_for(store):
+    put(store, rows=[ended(n, "ann" if n % 2 else "bob", "red" if n % 3 else "blue") for n in range(12)])
+    page = store.archived(ArchiveQuery(5))
+    assert [row.id for row in page] == ["w11", "w10", "w9", "w8", "w7"]
+    following = store.archived(ArchiveQuery(5, after_age=(page[-1].submitted_at, page[-1].id)))
+    assert [row.id for row in following] == ["w6", "w5", "w4", "w3", "w2"]
+    assert [row.id for row in store.archived(ArchiveQuery(3, user="bob"))] == ["w10", "w8", "w6"]
+    assert [row.id for row in store.archived(ArchiveQuery(4, user="bob", queues=("blue",)))] == [
+        "w10",
+        "w9",
+        "w8",
+        "w6",
+    ]
+
+
+def test_models_and_runs_of_the_archive_come_by_name_and_from_the_newest_down(store):
+    runs = [ended(n)._replace(name="m", run=n, kind="train", artifact=f"/m/{n}" if n != 3 else None) for n in (1, 2, 3)]
+    put(store, rows=[*runs, ended(9, kind="train", artifact="/a")._replace(name="a")])
+    assert [row.run for row in store.archived(ArchiveQuery(1, name="m"))] == [3]
+    assert [row.run for row in store.archived(ArchiveQuery(9, name="m", results=True))] == [2, 1]
+    assert [row.id for row in store.archived(ArchiveQuery(2, models=True))] == ["w9", "w2"]
+    assert [row.id for row in store.archived(ArchiveQuery(2, models=True, after_run=("m", 2)))] == ["w1"]
 
 
 def test_a_newer_schema_is_refused(path):
