@@ -20,17 +20,6 @@ from llmsched.policies.registry import load
 ELSEWHERE = {
     *("archive", "capacity", "ends", "history", "memo", "open_work", "outstanding", "quota", "_end_of", "_timers"),
 }
-    "archive",
-    "capacity",
-    "history",
-    "open_work",
-    "outstanding",
-    "quota",
-    "ends",
-    "memo",
-    "_end_of",
-    "_timers",
-}
 
 
 def work(name: str, **more: object) -> Workload:
