@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import fcntl
 import importlib
 import os
@@ -209,6 +210,17 @@ def output_to(log: LogFile) -> Iterator[None]:
         finally:
             sys.stdout, sys.stderr = before
     log.close()
+
+
+@contextlib.contextmanager
+def crashes_to(log: LogFile) -> Iterator[None]:
+    """Within, what Python says when a signal ends this process (a segmentation fault) goes to `log`."""
+    with log.path.open("ab") as stream:
+        faulthandler.enable(stream)
+        try:
+            yield
+        finally:
+            faulthandler.enable(2)
 
 
 def explain(error: BaseException, folder: Path | None) -> str:

@@ -36,6 +36,8 @@ _LOOK_WITHIN_S = 10.0
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
 FORCED = "ended by force: it had not left when its grace was over"
 
+clock = time.monotonic  # of health
+
 # What runs each kind. Imported when it is needed: a task need not wait for Ray Train.
 _KINDS = {
     "train": ("llmsched.runtime.train_attempt", "TrainAttempt"),
@@ -158,7 +160,7 @@ class Supervisor:
     def report(self, values: dict[str, Any]) -> None:
         valid = sanitize.data(values) if isinstance(values, dict) else {}
         with self._lock:
-            self._health.reported(time.monotonic())
+            self._health.reported(clock())
             known = {**self._progress, **valid}
             self._progress = {name: known[name] for name in list(known)[: sanitize.ITEMS_AT_MOST]}
         for name in ("step", "total_steps", "loss"):
@@ -168,7 +170,7 @@ class Supervisor:
     def beat(self, rank: int, said: Pulse) -> None:
         """A rank's sign of life."""
         with self._lock:
-            self._health.heard(rank, said, time.monotonic())
+            self._health.heard(rank, said, clock())
 
     def checkpointed(self, step: int, fraction: float | None = None) -> None:
         self._checkpoint = [sanitize.whole(step), None if fraction is None else sanitize.finite(fraction)]
@@ -261,15 +263,15 @@ class Supervisor:
             if self.is_leaving or not self._has_begun or self.left.is_set():
                 continue  # its grace, or the time to place it, bounds it
             health, finished = self._health, self.ranks.finished_ranks
-            now = time.monotonic()
+            now = clock()
             with self._lock:
                 silent = health.silent(finished, now)
             for rank in silent:
                 found = self._look_at(rank)
                 with self._lock:
-                    health.looked(rank, found, time.monotonic())
+                    health.looked(rank, found, clock())
             with self._lock:
-                verdict = health.verdict(finished, time.monotonic())
+                verdict = health.verdict(finished, clock())
                 if health is self._health:
                     self._stalled = sanitize.text(verdict.message) if verdict else ""
             if verdict and verdict.event and health is self._health:

@@ -156,7 +156,7 @@ def work(config: dict[str, str]) -> None:
     guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
     containment.join_owner()
     try:
-        with environment.output_to(log), context.enter(who):
+        with environment.crashes_to(log), environment.output_to(log), context.enter(who):
             try:
                 environment.check_version(order)
                 if order["workdir"]:

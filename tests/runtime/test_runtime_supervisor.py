@@ -1,0 +1,171 @@
+"""The life of an attempt, whatever its kind: a kind of the test's own under the real supervisor, without Ray."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from llmsched.runtime import supervisor as module
+from llmsched.runtime.attempt import Life, Outcome
+from llmsched.runtime.health import Pulse
+from llmsched.runtime.supervisor import FORCED, Supervisor
+
+
+class Scripted:
+    """Works until it is told how it ended; says what was done to it."""
+
+    def __init__(self, life: Life) -> None:
+        self.life, self.ended = life, threading.Event()
+        self.how: Outcome | None = None
+        self.did: list[str] = []
+        MADE.append(self)
+
+    def run(self) -> None:
+        self.life.begin()
+        self.ended.wait()
+        if self.how is not None:
+            raise self.how
+
+    def ends(self, how: Outcome | None = None) -> None:
+        self.how = how
+        self.ended.set()
+
+    def ask_to_leave(self, grace_s: float) -> None:
+        self.did.append("asked")
+
+    def end(self) -> None:
+        self.did.append("ended")
+        self.ends(Outcome("failed", "its process was killed", "interruption"))
+        self.life.left.wait(30)
+
+    def let_go(self) -> None:
+        self.did.append("let go")
+
+    def controlled_by(self, controller: Any) -> None:
+        raise AssertionError("nobody controls it")
+
+
+MADE: list[Scripted] = []
+
+
+@pytest.fixture
+def born(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervisor]]:
+    monkeypatch.setattr(module, "_KINDS", {"scripted": (__name__, "Scripted")})
+    monkeypatch.setattr(module, "LINGER_S", 1e6)  # then it would end its process: ours
+    monkeypatch.setattr(module, "_HEALTH_EVERY_S", 0.01)
+    monkeypatch.setattr(module, "node_name", lambda node: f"node-{node}")
+    MADE.clear()
+
+    def make(nodes: str = "ab") -> Supervisor:
+        made = Supervisor(json.dumps(order(nodes, str(tmp_path))))
+        wait_until(lambda: made.status()["started"], 30, "it has begun")
+        return made
+
+    yield make
+    for one in MADE:
+        one.ends()
+
+
+def order(nodes: str, storage: str) -> dict[str, Any]:
+    return {
+        "workload": "w", "gang": "w/0", "attempt": 1, "epoch": 1, "kind": "scripted", "spec": {}, "envs": {},
+        "members": members(nodes), "storage": storage, "inputs": {},
+    }  # fmt: skip
+
+
+def members(nodes: str) -> list[dict[str, Any]]:
+    return [{"rank": rank, "node": node} for rank, node in enumerate(nodes)]
+
+
+def receipt(one: Supervisor) -> dict[str, Any]:
+    wait_until(lambda: one.status()["receipt"], 30, "its receipt")
+    found: dict[str, Any] = one.status()["receipt"]
+    return found
+
+
+def test_what_ends_by_itself_has_succeeded_and_nobody_asked_it_to_leave(born: Callable[..., Supervisor]) -> None:
+    one = born()
+    MADE[0].ends()
+    assert (receipt(one)["outcome"], receipt(one)["asked"]) == ("succeeded", "")
+    assert MADE[0].did == ["let go"]
+
+
+def test_what_does_not_leave_within_its_grace_is_ended_by_force_and_the_receipt_says_who_asked(
+    born: Callable[..., Supervisor],
+) -> None:
+    one = born()
+    one.stop("preempt", 0.05)
+    found = receipt(one)
+    assert (found["outcome"], found["message"], found["asked"]) == ("released", FORCED, "preempt")
+    assert MADE[0].did == ["asked", "ended", "let go"]
+
+
+def test_an_attempt_ends_at_once_when_one_of_its_nodes_is_gone_also_while_it_changes_its_size(
+    born: Callable[..., Supervisor],
+) -> None:
+    one = born("ab")
+    one.lost_node("z")  # of others
+    one.resize(json.dumps(members("abc")), 3600.0)
+    wait_until(lambda: MADE[0].did == ["asked"], 30, "it is asked to leave")
+    one.lost_node("c")  # where it was to grow
+    found = receipt(one)
+    assert (found["outcome"], found["event"]) == ("failed", "interruption")
+    assert found["message"] == "its node node-c went away"
+    assert len(MADE) == 1
+
+
+def test_a_resize_is_a_new_try_that_knows_nothing_of_the_old_one(born: Callable[..., Supervisor]) -> None:
+    one = born("ab")
+    one.works_in(1, "b", "/tmp", {})
+    one.failed(1, "an echo", "interruption")
+    one.resize(json.dumps(members("a")), 3600.0)
+    MADE[0].ends(Outcome("released", "left as asked"))
+    wait_until(lambda: len(MADE) == 2 and one.status()["started"], 30, "another try")
+    assert (one.status()["size"], one.status()["stopping"], one.resizes) == (1, "", 1)
+    assert not one.ranks.places and not one.ranks.failures and not one.left.is_set()
+    MADE[1].ends()
+    assert receipt(one)["outcome"] == "succeeded"
+
+
+def test_work_that_does_not_move_is_said_and_then_ended_as_failed(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "clock", lambda: now[0])
+    one = born("ab")
+    waits = Pulse("all_reduce, called in bl.py:15", waits=True)
+    one.beat(0, waits)
+    one.beat(1, Pulse("bl.py:14"))
+    one.finished(1)
+    now[0] = 25.0
+    one.beat(0, waits)
+    wait_until(lambda: one.status()["stalled"], 30, "it is said")
+    assert one.status()["stalled"].startswith("rank 1 has returned, and rank 0 has waited for over 20 s")
+    now[0] = 61.0
+    one.beat(0, waits)
+    found = receipt(one)
+    assert (found["outcome"], found["event"]) == ("failed", "error")
+    assert "All ranks must make the same calls" in found["message"]
+
+
+def test_a_rank_that_is_silent_is_looked_at_where_it_works(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "clock", lambda: now[0])
+    monkeypatch.setattr(Supervisor, "_look_at", lambda self, rank: None if rank != 1 else module.Look(True, 1.0))
+    one = born("ab")
+    one.beat(0, Pulse("bl.py:3"))
+    one.beat(1, Pulse("bl.py:3"))
+    now[0] = 30.0
+    one.beat(0, Pulse("bl.py:9"))
+    wait_until(lambda: one.status()["stalled"], 30, "it is said")
+    assert "rank 1's process is stopped (SIGSTOP)" in one.status()["stalled"]
+    one.beat(1, Pulse("bl.py:4"))
+    wait_until(lambda: not one.status()["stalled"], 30, "it goes on")
