@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from llmsched import Client
+from llmsched.spec.endpoint_keys import key_of
 
 PAIRS = [
     ("payment: a sum of money paid or a claim discharged", "This is cost."),
@@ -20,7 +21,7 @@ pairs = [tuple(sys.argv[1:3])] if len(sys.argv) > 2 else PAIRS
 answer = httpx.post(
     f"{Client().health().urls['endpoint']}/v1/classify",
     json={"model": "nli", "input": [{"text": text, "text_pair": pair} for text, pair in pairs]},
-    headers={"authorization": f"Bearer {token}"},
+    headers={"authorization": f"Bearer {key_of(token)}"},
     timeout=30,
 )
 if not answer.is_success:  # it says why in words, for instance that no replica is there yet

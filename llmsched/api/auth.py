@@ -25,6 +25,7 @@ from llmsched.api.rate import Rate
 from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
+from llmsched.spec.endpoint_keys import key_of_digest
 
 log = logging.getLogger("llmsched.api")
 BODY_LIMIT = 1 << 20
@@ -64,11 +65,13 @@ class Tokens:
         return self._given + self._read
 
     def keys(self) -> list[dict[str, Any]]:
-        """Those of whoever may ask endpoints at all. Which ones each reaches is for control/routes.py to say."""
+        """Of whoever may ask endpoints at all: the key of each token, which should be shown there, and the token itself
+        (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
         return [
-            {"id": record.id, "sha256": record.sha256, "user": record.user, "role": record.role}
+            {"id": record.id, "sha256": sha256, "user": record.user, "role": record.role}
             for record in self.records()
             if record.role in MAY["submit"] and not _is_over(record)
+            for sha256 in (digest(key_of_digest(record.sha256)), record.sha256)
         ]
 
     def holds(self, record: TokenRecord) -> bool:

@@ -70,7 +70,9 @@ def _store(home: Path, moment: Moment, noted: Noted | None, files: bool, storage
         yield _verdict("state", invariants.violations(state), rules, "Please report it, with the journal.")
         yield _tables(moment, archive.differences)
         if files:
-            place = storage or state.configuration.storage or str(home / "storage")
+            known = homes.isolation(home)
+            kept = known.storage if known and known.storage else str(home / "storage")
+            place = storage or state.configuration.storage or kept
             yield _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
     yield _secrets(home, moment)
 

@@ -113,11 +113,28 @@ def bring_up(
     if running is not None:
         terminal.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
         url = running.url
+        _refuse_in_vain(folder, ray_user, env)
         if address is None and fake_nodes is None:
             _revive_ray(folder, nodes, url, env)
     else:
         url = _start(folder, nodes, address, fake_nodes, port, storage, ray_user, env)
     return Client(url, home.own_token(folder))
+
+
+def _refuse_in_vain(folder: Path, ray_user: str | None, env: Sequence[str]) -> None:
+    """What would have no effect beside a controller and a Ray that run. Raises RequestError."""
+    from llmsched.api import home
+    from llmsched.errors import RequestError
+    from llmsched.executors import local_ray
+    from llmsched.executors.ray_user import own
+
+    known, ray = home.isolation(folder), local_ray.read(folder)
+    now = (known.ray_user if known else "") or own()
+    hint = "llmsched down, then up again."
+    if ray_user is not None and ray_user != now:
+        raise RequestError(f"Ray runs as {now} here, and not as {ray_user}.", code="ray_user", hint=hint)
+    if env and (ray is None or ray.is_alive()):
+        raise RequestError(f"Ray runs already, and cannot be given {', '.join(env)}.", code="ray_user", hint=hint)
 
 
 def _print_up(url: str, health: Any, listed: Any) -> None:

@@ -31,6 +31,7 @@ from llmsched.client import Client
 from llmsched.client.transport import locate
 from llmsched.errors import ClusterError, LlmschedError
 from llmsched.spec import http_models
+from llmsched.spec.endpoint_keys import key_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "01_fine_tune_and_serve"
 NODES = "2x2:A100"
@@ -262,7 +263,9 @@ class Story:
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         endpoint = self._client.health().urls["endpoint"]
         _, token = locate(None, None, None)
-        answer = httpx.post(f"{endpoint}{path}", json=body, headers={"authorization": f"Bearer {token}"}, timeout=60)
+        answer = httpx.post(
+            f"{endpoint}{path}", json=body, headers={"authorization": f"Bearer {key_of(token)}"}, timeout=60
+        )
         data: dict[str, Any] = answer.json()
         if not answer.is_success:
             raise LlmschedError(f"{path} answered {answer.status_code}: {json.dumps(data)[:300]}")

@@ -49,6 +49,24 @@ def create(user: str, role: str, days: float, trusting: bool) -> None:
         terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
 
 
+@token.command()
+@show.json_option
+def key() -> None:
+    """The key of your token, for endpoints: what an OpenAI client calls api_key.
+
+    Requests to endpoints are read by what all work runs as, which could keep a token that is sent there. Its key is
+    good for endpoints and nothing else, and ends with the token.
+    """
+    from llmsched.client.transport import locate
+    from llmsched.spec.endpoint_keys import key_of
+
+    _, text = locate(None, None, None)
+    if show.wants_json():
+        terminal.echo(json.dumps({"key": key_of(text)}))
+    else:
+        terminal.echo(key_of(text))
+
+
 @token.command("list")
 @show.json_option
 def list_() -> None:

@@ -10,19 +10,21 @@ import httpx
 
 from llmsched.client.transport import STREAM_TIMEOUT, lines_of
 from llmsched.errors import ClusterError, LlmschedError, NotAllowed, RequestError
+from llmsched.spec.endpoint_keys import key_of
 
 Messages = str | Sequence[dict[str, Any]]
 
 
 class AsyncChat:
-    """Requests to model `model` of the gateway at `endpoint`. Remembers nothing of what was said."""
+    """Requests to model `model` of the gateway at `endpoint`, which is shown the key of `token`, not the token.
+    Remembers nothing of what was said."""
 
     def __init__(
         self, endpoint: str, model: str, token: str, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.model = model
-        self._headers = {"authorization": f"Bearer {token}"}
+        self._headers = {"authorization": f"Bearer {key_of(token)}"}
         self._transport = transport
 
     async def complete(self, messages: Messages, **parameters: Any) -> str:

@@ -1,7 +1,7 @@
 """Become the user that Ray runs as, for good, in a view of the file system of its own; then run what was asked.
 
-    python -P -m llmsched.executors.enter --user=NAME [--reveal=CLOSED:PATH ...] -- COMMAND ...
-    python -P -m llmsched.executors.enter --user=NAME [--reveal=CLOSED:PATH ...] --module=MODULE
+    python -I -m llmsched.executors.enter --user=NAME [--reveal=CLOSED:PATH ...] -- COMMAND ...
+    python -I -m llmsched.executors.enter --user=NAME [--reveal=CLOSED:PATH ...] --module=MODULE
 
 As root. CLOSED is a folder that the user may not pass, such as /root, and PATH a folder below it that it has to read,
 such as a Python: within the view CLOSED is an empty folder that holds nothing but PATH, which cannot be written to.

@@ -213,7 +213,8 @@ def hidden(user: RayUser, path: Path) -> bool:
 def command(user: RayUser, *, module: str = "") -> list[str]:
     """The words before a command that runs as `user`, in its view; or, with `module`, all words to run that module."""
     reveal = [f"--reveal={folder}:{path}" for folder, paths in closed(user, code()).items() for path in paths]
-    words = [sys.executable, "-P", "-m", "llmsched.executors.enter", f"--user={user.name}", *reveal]
+    # -I: it begins as root, and must run nothing that lies in the user's home or is named by a variable.
+    words = [sys.executable, "-I", "-m", "llmsched.executors.enter", f"--user={user.name}", *reveal]
     return [*words, f"--module={module}"] if module else [*words, "--"]
 
 

@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from live import Live
 
 from llmsched.api import auth, home, routes
+from llmsched.errors import NotAllowed
+from llmsched.spec.endpoint_keys import key_of
 
 ROUTES = [
     (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{name\}", "nobody", route.path)), route)
@@ -135,3 +137,15 @@ def test_a_token_made_when_operators_were_called_admins_goes_on_working(controll
     home.save_records(controller.home, [*home.made_records(controller.home), replace(record, role="admin")])
     assert home.made_records(controller.home)[-1].role == "operator"
     assert ask(controller, "POST", "/api/v1/shutdown", text, json={}).status_code == 200
+
+
+def test_an_endpoint_is_shown_a_key_that_is_worth_nothing_at_the_api() -> None:
+    """What answers at endpoints runs as all work does, and could keep what it is shown."""
+    token, record = home.new_token("ann")
+    key = key_of(token)
+    tokens = auth.Tokens(records=[record])
+    taken = tokens.keys()
+    assert {home.digest(key), record.sha256} == {one["sha256"] for one in taken}
+    assert record.sha256 not in key and token.rpartition("_")[2] not in key
+    with pytest.raises(NotAllowed):
+        tokens.find(f"Bearer {key}")

@@ -15,6 +15,8 @@ import psutil
 from waiting import wait_until
 
 from llmsched.client import Client
+from llmsched.executors.local_ray import MARKER
+from llmsched.spec.endpoint_keys import key_of
 
 
 class Home:
@@ -22,6 +24,7 @@ class Home:
         """`work` is the folder in which commands are given."""
         self.folder, self.work = folder, work
         self.sessions: set[int] = set()
+        self.markers: set[str] = set()  # of its Rays
         self.environment = {**os.environ, "LLMSCHED_HOME": str(folder)}
 
     def llmsched(self, *words: str, expect: int = 0, given: str = "") -> str:
@@ -42,7 +45,8 @@ class Home:
         return Client(home=self.folder)
 
     def bearer(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {(self.folder / 'token').read_text().strip()}"}
+        """For endpoints, which take the key of a token."""
+        return {"authorization": f"Bearer {key_of((self.folder / 'token').read_text().strip())}"}
 
     def controller_pid(self) -> int:
         return int(json.loads((self.folder / "controller.json").read_text())["pid"])
@@ -51,7 +55,7 @@ class Home:
         """Of the controller's child that alone talks to Ray; None while there is none."""
         for child in psutil.Process(self.controller_pid()).children():
             with contextlib.suppress(psutil.Error):  # one that has just ended is a zombie for a moment
-                if "llmsched.executors.bridge.main" in child.cmdline():
+                if any(word.endswith("llmsched.executors.bridge.main") for word in child.cmdline()):
                     return child.pid
         return None
 
@@ -65,17 +69,22 @@ class Home:
         return found
 
     def processes(self) -> Iterator[psutil.Process]:
-        """Whatever belongs to this home: in the session of a process it recorded, or with the home in its environment.
+        """Whatever belongs to this home: in the session of a process it recorded, or with a mark in its environment.
         Ray's agents write their title over their environment, so that one mark is not enough."""
         for file in ("controller.json", "ray.json"):
             if (self.folder / file).exists():
                 noted = json.loads((self.folder / file).read_text())
                 self.sessions |= {one["pid"] for one in noted.get("processes", [noted])}
+                self.markers |= {noted["marker"]} if "marker" in noted else set()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if file == "controller.json" and (bridge := self.bridge_pid()):
+                        self.sessions.add(bridge)  # a session of its own, and nothing of it names the home
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                is_marked = process.environ().get("LLMSCHED_HOME") == str(self.folder)
+                around = process.environ()
+                is_marked = around.get("LLMSCHED_HOME") == str(self.folder) or around.get(MARKER) in self.markers
                 if is_marked or os.getsid(process.pid) in self.sessions:
                     yield process
 

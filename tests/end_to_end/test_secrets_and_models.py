@@ -121,7 +121,7 @@ def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home
     home.apply(second + 'publish: {to: tones, as: model, when: "eval.loss < 100"}\n', "--wait")
     with Client(home=home.folder) as client:
         url = f"{client.health().urls['endpoint']}/v1/classify"
-        headers = {"authorization": f"Bearer {(home.folder / 'token').read_text().strip()}"}
+        headers = home.bearer()
         until = time.monotonic() + 90
         while [one.id for one in client.status("tones").gangs] != ["tones/1"] or client.status("tones").size != 1:
             answer = httpx.post(url, json={"model": "tones", "input": "a joy"}, headers=headers, timeout=30)

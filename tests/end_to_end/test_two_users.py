@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,8 @@ serve: {{app: "thief:Echo"}}
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(tmp_path / "home", work=WORK)
+    shutil.copytree(WORK, tmp_path / "work")
+    home = Home(tmp_path / "home", work=tmp_path / "work")
     theirs = ("LLMSCHED_TOKEN_OF_MINE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NOBODY_THOUGHT_OF_IT")
     home.environment |= dict.fromkeys(theirs, CANARY) | {"SHARED": "with all work", "HF_HOME": "/root/hub"}
     try:
@@ -56,13 +58,13 @@ def home(tmp_path: Path) -> Iterator[Home]:
         placement.forget(home.folder)
 
 
-def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(home: Home) -> None:
+def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(home: Home, tmp_path: Path) -> None:
     said = home.llmsched("up", "--nodes", "1x1:A100", "--env", "SHARED")
     assert f"runs as {ray_user.DEFAULT}, who can read nothing of the controller's" in said
     assert "HF_HOME names what llmsched-ray cannot reach" in said
     processes = {"controller": home.controller_pid(), "bridge": home.bridge_pid()}
-    spec = home.folder / "spec.yaml"
-    spec.write_text(SPEC.format(home=home.folder, canary=CANARY, **processes).replace("workdir: .", f"workdir: {WORK}"))
+    spec = tmp_path / "work" / "spec.yaml"
+    spec.write_text(SPEC.format(home=home.folder, canary=CANARY, **processes))
     home.llmsched("secret", "set", "HF_TOKEN", given="a secret\n")
 
     home.llmsched("apply", "-f", str(spec), "--wait")

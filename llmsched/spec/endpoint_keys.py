@@ -1,0 +1,22 @@
+"""The key that endpoints take in the place of a token.
+
+Requests to an endpoint are read by processes that run as all work does. A token of the API that is sent there can be
+seen by work, and would be as good as its owner; a key is good for endpoints alone, and leads back to no token.
+Endpoints take both: our client, the command line and the examples show keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+PREFIX = "llmk_"
+
+
+def key_of(token: str) -> str:
+    return key_of_digest(hashlib.sha256(token.encode()).hexdigest())
+
+
+def key_of_digest(sha256: str) -> str:
+    """The same for who keeps of a token its SHA-256 in hex alone."""
+    return PREFIX + hmac.new(sha256.encode(), b"key of endpoints", hashlib.sha256).hexdigest()
