@@ -184,3 +184,23 @@ def test_no_file_of_the_cluster_folder_holds_a_secret() -> None:
     for file in CLUSTER.rglob("*"):
         if file.is_file():
             assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN .*PRIVATE KEY|\b[0-9a-f]{64}\b", file.read_text()), file
+
+
+@pytest.mark.parametrize("name", ["onprem.yaml", "aws.yaml"])
+def test_work_runs_as_a_user_whose_key_opens_nothing_of_the_controllers(name: str) -> None:
+    """Ray copies its key to the head, where work can read it: it must not let work in as who may become root."""
+    config = read(name)
+    operator, auth = config["metadata"]["llmsched"], config["auth"]
+    assert auth["ssh_user"] == "llmsched-ray" != operator["login"]
+    assert auth["ssh_private_key"] != operator["key"]
+
+
+def test_every_aws_node_makes_the_user_of_work_without_sudo(
+    on_aws: tuple[dict[str, Any], dict[str, str], Any],
+) -> None:
+    config, _, _ = on_aws
+    for kind in config["available_node_types"].values():
+        made = yaml.safe_load(kind["node_config"]["UserData"])["users"]
+        (work,) = [one for one in made if one != "default"]
+        assert work["name"] == config["auth"]["ssh_user"]
+        assert not {"sudo", "groups", "primary_group"} & work.keys()
