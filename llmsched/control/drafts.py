@@ -140,8 +140,8 @@ def differences(draft: Draft) -> list[str]:
 
 # What an attempt computes. A checkpoint of one is no beginning for another.
 _WORK = ("train", "task", "batch", "tune", "workdir", "environment")
-# What no replica is given: how many there are, and how they come and go.
-_SCALING = {"replicas", "autoscaling", "rollout"}
+# What no replica is given: how many there are, how they come and go, and what the gateway keeps to.
+_SCALING = {"replicas", "autoscaling", "rollout", "request_timeout"}
 
 
 def is_in_place(draft: Draft) -> bool:

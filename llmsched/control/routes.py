@@ -85,6 +85,7 @@ def models_of(state: State) -> dict[str, dict[str, Any]]:
             "kind": "model" if serve.get("model") else "app",
             "routing": serve.get("routing") or "power-of-two",
             "max_ongoing": spec.get("max_ongoing_requests") or 32,
+            "timeout_s": spec.get("request_timeout") or 600.0,
             "calls": list(serve.get("calls") or ()),
             "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
             "adapters": _adapters(state, workload.id, spec, replicas),

@@ -18,7 +18,8 @@ from urllib.parse import unquote
 from llmsched.gateway.keys import Key
 from llmsched.gateway.limits import Disconnected, Receive, read_body
 from llmsched.gateway.refusals import Refused, encode, error_body
-from llmsched.gateway.replicas import Pool, Replica, ReplicaGone, Slot
+from llmsched.gateway.relay import Relay
+from llmsched.gateway.replicas import Pool, Replica, ReplicaGone
 from llmsched.gateway.signals import Signals
 from llmsched.gateway.table import Table, Target
 
@@ -58,6 +59,7 @@ class Gateway:
         self._pools: dict[str, Pool] = {}
         self._routed_at = 0
         self.signals = Signals(clock)
+        self._relay = Relay(self.signals)
 
     def route(self, table: Mapping[str, Any]) -> None:
         """Take a new route table (executors.port.RouteTable as JSON data). Requests in flight go on."""
@@ -182,29 +184,27 @@ class Gateway:
 
     async def call(self, target: Target, route: str, body: dict[str, Any]) -> Any:
         """The answer of one replica; another one is asked when the chosen one is gone. Raises Refused."""
-        pool, gone = self._pools[target.route.workload], set[str]()
+        pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
         while True:
             slot = pool.choose(body, gone)
-            work = self._take(pool, slot, body)
+            work = slot.replica.call(route, body, target.adapter)
             try:
-                answer = await slot.replica.call(route, body, target.adapter)
+                answer = await self._relay.call(pool, slot, tokens, work, target.route.timeout_s)
                 pool.forgive(slot)
                 return answer
             except ReplicaGone:
                 pool.avoid(slot)
                 gone.add(slot.name)
-            finally:
-                self._give_back(pool, slot, work)
 
     async def stream(self, target: Target, route: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """The chunks of one replica. Another one is asked only while nothing has come yet. Raises Refused."""
-        pool, gone = self._pools[target.route.workload], set[str]()
+        pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
         while True:
             slot = pool.choose(body, gone)
-            work = self._take(pool, slot, body)
+            work = slot.replica.stream(route, body, target.adapter)
             said = False
             try:
-                async with aclosing(slot.replica.stream(route, body, target.adapter)) as chunks:
+                async with aclosing(self._relay.stream(pool, slot, tokens, work, target.route.timeout_s)) as chunks:
                     async for chunk in chunks:
                         said = True
                         yield chunk
@@ -217,21 +217,6 @@ class Gateway:
                     raise Refused(
                         503, "The replica was lost while it answered; ask again.", code="replica_lost"
                     ) from None
-            finally:
-                self._give_back(pool, slot, work)
-
-    def _take(self, pool: Pool, slot: Slot, body: dict[str, Any]) -> int:
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        work = limit if isinstance(limit, int) else USUAL_ANSWER_TOKENS
-        slot.ongoing += 1
-        slot.tokens += work
-        self.signals.begin(pool.workload)
-        return work
-
-    def _give_back(self, pool: Pool, slot: Slot, work: int) -> None:
-        slot.ongoing -= 1
-        slot.tokens -= work
-        self.signals.end(pool.workload)
 
     def _models(self, name: str, key: Key) -> dict[str, Any]:
         listed = [
@@ -243,6 +228,12 @@ class Gateway:
         target = self._table.model(unquote(name), key)
         full = target.route.id + (f":{target.adapter['name']}" if target.adapter else "")
         return next(model for model in listed if model["id"] == full)
+
+
+def _tokens(body: Mapping[str, Any]) -> int:
+    """About how much work a request is."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    return limit if isinstance(limit, int) else USUAL_ANSWER_TOKENS
 
 
 def _only(method: str, allowed: str, path: str) -> None:

@@ -13,6 +13,7 @@ BODY_TIMEOUT_S = 30.0  # a client that dribbles its body may not hold a connecti
 RETRY_FULL_S = 1.0
 RETRY_NO_REPLICA_S = 5.0
 DEFAULT_MAX_ONGOING = 128
+DEFAULT_TIMEOUT_S = 600.0
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 

@@ -23,7 +23,9 @@ class ReplicaGone(Exception):
 
 
 class Replica(Protocol):
-    """One replica's application. Both methods raise ReplicaGone; every other failure is an answer with "error"."""
+    """One replica's application. Both methods raise ReplicaGone; every other failure is an answer with "error".
+
+    Cancelling asks the replica to end the work; both end only when it has, for until then its slot is taken."""
 
     async def call(self, route: str, body: Any, adapter: dict[str, str] | None) -> Any: ...
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmsched.gateway.keys import Key, KeyRing
-from llmsched.gateway.limits import DEFAULT_MAX_ONGOING
+from llmsched.gateway.limits import DEFAULT_MAX_ONGOING, DEFAULT_TIMEOUT_S
 from llmsched.gateway.refusals import Refused
 from llmsched.policies.routing import NAMES
 
@@ -28,6 +28,7 @@ class Route(NamedTuple):
     kind: str  # model | app
     routing: str
     max_ongoing: int  # requests in hand at one replica
+    timeout_s: float  # the most a request may take
     replicas: tuple[str, ...]  # names of Serve applications
     adapters: dict[str, str]
 
@@ -117,6 +118,7 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
         kind=str(entry.get("kind") or "model"),
         routing=routing,
         max_ongoing=int(entry.get("max_ongoing") or DEFAULT_MAX_ONGOING),
+        timeout_s=float(entry.get("timeout_s") or DEFAULT_TIMEOUT_S),
         replicas=tuple(str(replica["app"]) for replica in entry.get("replicas", ())),
         adapters={str(name): str(uri) for name, uri in dict(entry.get("adapters") or {}).items()},
     )

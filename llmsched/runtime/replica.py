@@ -12,14 +12,17 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import containment, environment, execute, packages, redaction
+from llmsched.runtime import containment, environment, execute, in_hand, packages, redaction
 from llmsched.runtime.storage import Storage
 
+DEFAULT_MAX_ONGOING = 32
+UNASKED_S = 60.0  # nobody of ours has asked for its health since: the controller is away
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
 MARK, INPUT_MARK = "[llmsched] ", "[llmsched] (input) "
@@ -52,6 +55,8 @@ class ReplicaHost:
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
+        self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
+        self._asked_at = time.monotonic()
         os.environ.update(given["envs"])
         try:
             contain(given)
@@ -70,13 +75,27 @@ class ReplicaHost:
         facts: dict[str, Any] = await self._replica.ready()
         return facts
 
-    async def call(self, route: str, body: Any, adapter: dict[str, Any] | None = None) -> Any:
-        return await self._replica.call(route, body, adapter)
+    async def call(self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = "") -> Any:
+        """Ends when the work has, also when it is cancelled: `request` is the name for `cancel`."""
+        try:
+            with self._in_hand.request(request):
+                return await self._replica.call(route, body, adapter)
+        except in_hand.Refused as refused:
+            return refused.answer
 
-    async def stream(self, route: str, body: Any, adapter: dict[str, Any] | None = None) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._replica.stream(route, body, adapter)) as chunks:  # a disconnect must reach the engine
-            async for chunk in chunks:
-                yield chunk
+    async def stream(
+        self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = ""
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            with self._in_hand.request(request):
+                async with aclosing(self._replica.stream(route, body, adapter)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except in_hand.Refused as refused:
+            yield refused.answer
+
+    async def cancel(self, request: str) -> None:
+        self._in_hand.cancel(request)
 
     async def load_adapter(self, name: str, uri: str) -> str:
         """Empty when the adapter answers now, else why not."""
@@ -104,11 +123,31 @@ class ReplicaHost:
             if command not in but:
                 stop.set()
 
+    async def health(self) -> dict[str, Any]:
+        """{"trouble": why it should be replaced, or "", "in_hand": requests, "abandoned": those that do not end}."""
+        self._asked_at = time.monotonic()
+        return {
+            "trouble": self._in_hand.trouble() or await self._own_trouble(),
+            "in_hand": len(self._in_hand),
+            "abandoned": self._in_hand.abandoned(),
+        }
+
     async def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica that raises. While we ask, and tell why, Serve has no say."""
+        if time.monotonic() - self._asked_at > UNASKED_S:
+            trouble = self._in_hand.trouble() or await self._own_trouble()
+            if trouble:
+                raise RuntimeError(trouble)
+
+    async def _own_trouble(self) -> str:
         check = getattr(self._replica, "check_health", None)
-        answer = check() if check else None
-        if inspect.isawaitable(answer):
-            await answer
+        try:
+            answer = check() if check else None
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as error:
+            return f"its health check failed: {redaction.clean(environment.explain(error, None))}"
+        return ""
 
     async def pid(self) -> int:
         return os.getpid()

@@ -110,12 +110,14 @@ class Rollout(Section):
 
 
 class ServeSpec(WorkloadSpec):
-    """`max_ongoing_requests` is per replica; what comes above it is answered 429."""
+    """`max_ongoing_requests` is per replica; what comes above it is answered 429. A request that takes longer than
+    `request_timeout` altogether is answered 504 and cancelled."""
 
     kind: Literal["serve"]
     replicas: Range = Field(default_factory=lambda: Range(min=1, max=1))
     autoscaling: Autoscaling = Field(default_factory=Autoscaling)
     max_ongoing_requests: int = Field(default=32, ge=1, le=100_000)
+    request_timeout: Annotated[Duration, Field(gt=0, le=86_400)] = 600.0
     slo: Slo | None = None
     serve: ServeSection
     rollout: Rollout = Field(default_factory=Rollout)

@@ -428,8 +428,7 @@ def test_a_client_that_leaves_frees_the_slot_in_the_replica(stream):
         await until(lambda: house["a"].calls == 1 and (not stream or len(sent) == 2))
         inbox.put_nowait({"type": "http.disconnect"})
         await request  # returns quietly
-        assert house["a"].cancelled == 1
-        assert house.gateway.load()["qwen"]["ongoing"] == 0
+        await until(lambda: house["a"].cancelled == 1 and house.gateway.load()["qwen"]["ongoing"] == 0)
         assert house.seen == [("qwen", "chat/completions", 499)]
         house["a"].hold = None
         assert (await house.chat()).status_code == 200
@@ -463,5 +462,65 @@ def test_a_bad_table_changes_nothing():
             house.gateway.route(bad)
         assert house.gateway.version == 3
         assert (await house.chat()).status_code == 200
+
+    asyncio.run(main())
+
+
+class Stubborn(Echo):
+    """Goes on with a request although its client has left, until it is let go: as a call that blocks in a thread."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.let_go = asyncio.Event()
+
+    async def call(self, route, body, adapter):
+        self.calls += 1
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            await self.let_go.wait()
+            raise
+        return {}
+
+    async def stream(self, route, body, adapter):
+        yield {"piece": "first"}
+        await self.call(route, body, adapter)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_counts_until_its_replica_lets_go_although_its_client_has_left(streams):
+    async def main():
+        house = House("a", max_ongoing=2)
+        stubborn = house.gateway._pools["qwen"]._slots["a"].replica = Stubborn("a")
+        left = [asyncio.create_task(house.chat(stream=streams)) for _ in range(2)]
+        await until(lambda: stubborn.calls == 2)
+        for request in left:
+            request.cancel()
+        await until(lambda: stubborn.cancelled == 2)
+        assert house.gateway.load()["qwen"]["ongoing"] == 2
+        refused = await house.chat()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "full")
+        assert refused.headers["retry-after"] == "1"
+        stubborn.let_go.set()
+        await until(lambda: house.gateway.load()["qwen"]["ongoing"] == 0)
+        assert (await house.chat()).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_that_takes_too_long_is_answered_504_and_holds_its_slot_until_it_ends(streams):
+    async def main():
+        house = House("a", max_ongoing=1, timeout_s=0.01)
+        stubborn = house.gateway._pools["qwen"]._slots["a"].replica = Stubborn("a")
+        response = await house.chat(stream=streams)
+        error = json.loads(events(response)[-1])["error"] if streams else response.json()["error"]
+        assert (response.status_code, error["code"]) == (200 if streams else 504, "timeout")
+        assert error["message"].startswith("The answer took longer than the 0.01 s")
+        await until(lambda: stubborn.cancelled == 1)
+        assert (await house.chat()).status_code == 429
+        stubborn.let_go.set()
+        await until(lambda: house.gateway.load()["qwen"]["ongoing"] == 0)
 
     asyncio.run(main())

@@ -30,7 +30,8 @@ class Server(Protocol):
 
     async def load_adapter(self, name: str, folder: Path) -> None: ...
 
-    def check(self) -> None: ...
+    def check(self) -> Any:
+        """Raises when it can serve no more; what it returns is awaited if it can be."""
 
 
 class TextServer:

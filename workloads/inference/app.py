@@ -1,16 +1,20 @@
 """An app of the user's own: a class that Ray Serve could run, from the packed workdir or an installed package.
 
 It is made once with the spec's `args` and called with the request's JSON body. `__call__` may be plain or async, and
-may return a value or yield several. A plain one runs in a thread, so that a slow call does not stop the others.
+may return a value or yield several. A plain one runs in a thread, one for each request that the replica may have in
+hand, so that a slow call does not stop the others. A call ends when its thread does, also one that was cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +45,9 @@ class AppServer:
 
     routes = ("app",)
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, threads: int = 32) -> None:
         self._app = app
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
         call = type(app).__call__
         self._is_plain = not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))
 
@@ -52,7 +57,7 @@ class AppServer:
         if hasattr(result, "__aiter__"):
             return [item async for item in result]
         if inspect.isgenerator(result):
-            return await asyncio.to_thread(list, result)
+            return await self._in_thread(list, result)
         return result
 
     async def stream(self, route: str, body: Any, adapter: str | None) -> AsyncGenerator[Any, None]:
@@ -63,7 +68,7 @@ class AppServer:
                 async for item in result:
                     yield item
             elif inspect.isgenerator(result):
-                while (item := await asyncio.to_thread(next, result, _END)) is not _END:
+                while (item := await self._in_thread(next, result, _END)) is not _END:
                     yield item
             else:
                 yield result
@@ -78,13 +83,25 @@ class AppServer:
         if not self._is_plain:
             made = self._app(body)
             return await made if inspect.isawaitable(made) else made
-        made = await asyncio.to_thread(self._app, body)
+        made = await self._in_thread(self._app, body)
         return await made if inspect.isawaitable(made) else made
+
+    async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
+        context = contextvars.copy_context()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, partial(context.run, call, *args))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():  # it goes on for all that, and so does the request
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            running.exception()
+            raise
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         raise RequestError("An app takes no adapters.", code="no_adapters")
 
-    def check(self) -> None:
+    def check(self) -> Any:
+        """The app's own word, to be awaited if it can be."""
         health = getattr(self._app, "check_health", None)
-        if callable(health):
-            health()
+        return health() if callable(health) else None

@@ -66,7 +66,8 @@ class Replica:
             from workloads.inference import app
 
             self._what = f"app {serve['app']} is made"
-            return app.AppServer(app.make(serve["app"], serve.get("args") or {}, order.get("workdir")))
+            made = app.make(serve["app"], serve.get("args") or {}, order.get("workdir"))
+            return app.AppServer(made, int(spec.get("max_ongoing_requests") or 32))
         source = serve["model"]["source"]
         folder = resolve_model(source, self._inputs)
         self._what = f"model {source} ({serve['task']}) is loaded with {threads} threads"
@@ -123,9 +124,9 @@ class Replica:
             self._say(f"adapter {name} from {uri} is loaded")
             return ""
 
-    def check_health(self) -> None:
-        """Called by Serve; an exception makes it replace this replica."""
-        self._server.check()
+    def check_health(self) -> Any:
+        """Raises when this replica should be replaced; what it returns is awaited if it can be."""
+        return self._server.check()
 
     # ------------------------------------------------------------------------------------------------------------
 
