@@ -344,7 +344,7 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
         case port.Ended():
             return _ended(state, seen, at)
         case port.Vanished():
-            return [facts.Lost(at, seen.gang, seen.attempt, seen.message)]
+            return [facts.Lost(at, seen.gang, seen.attempt, seen.message, seen.by_others)]
         case port.AdapterAnswer():
             return [facts.AdapterLoaded(at, seen.gang, seen.attempt, seen.name, seen.uri, seen.message)]
         case port.LoadSeen():

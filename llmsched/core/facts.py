@@ -161,12 +161,14 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The attempt is gone without a receipt: its node, its process, its Ray cluster."""
+    """The attempt is gone without a receipt: its node, its process, its Ray cluster. `by_others`: somebody took it
+    away, so it is tried again in any case, and does not count as a restart."""
 
     at: float
     gang: str
     attempt: int
     message: str = ""
+    by_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,7 @@ class Lives(Ledgers):
         for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled, self.exceeding):
             index.pop(gang.id, None)
 
-    def _ended_badly(self, gang: GangState, event: str, message: Message | None) -> None:
+    def _ended_badly(self, gang: GangState, event: str, message: Message | None, by_others: bool = False) -> None:
         """An attempt failed or was lost: again after a pause, or for good."""
         steady = gang.started_at is not None and self.now - gang.started_at >= STEADY_S
         if gang.spec.kind == "serve" and steady:
@@ -271,14 +271,15 @@ class Lives(Ledgers):
             gang.status = Status.QUEUED
             self._requeue(gang)  # it was leaving anyway: not its fault
         else:
-            self._retry(gang, event, message)
+            self._retry(gang, event, message, by_others)
 
-    def _retry(self, gang: GangState, event: str, message: Message | None) -> None:
+    def _retry(self, gang: GangState, event: str, message: Message | None, by_others: bool = False) -> None:
         retry = gang.spec.retry
         record = self.workloads[gang.workload_id]
-        spends = event != "no-capacity"
+        spends = event != "no-capacity" and not by_others
         gang.failures += 1
-        if not record.cancelled and (event not in retry.on_events or (spends and gang.restarts >= retry.max_restarts)):
+        may_retry = by_others or event in retry.on_events
+        if not record.cancelled and (not may_retry or (spends and gang.restarts >= retry.max_restarts)):
             gang.message = message or say("attempt_failed")
             if gang.attempt > 1:
                 gang.message = say("failed_after", message=gang.message, attempts=gang.attempt)

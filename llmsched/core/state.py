@@ -360,7 +360,7 @@ class State(Lives):
         if gang is None or not gang.is_holding():
             self._note(fact, "no attempt is open")
             return
-        self._ended_badly(gang, "interruption", quoted(fact.message) or say("lost"))
+        self._ended_badly(gang, "interruption", quoted(fact.message) or say("lost"), fact.by_others)
 
     def _checkpoint(self, fact: facts.CheckpointPublished) -> None:
         gang = self._current(fact.gang, fact.attempt, fact)

@@ -18,6 +18,7 @@ from llmsched.core.facts import (
 )
 from llmsched.core.render import text
 from llmsched.core.state import State, Status
+from llmsched.core.workload import Retry
 
 BROKEN = ("input", "no such model")
 
@@ -150,3 +151,16 @@ def test_a_change_in_place_leaves_those_that_answer_and_is_what_they_start_again
     assert all(gang.spec is state.workloads["chat"].workload for gang in state.gangs.values())
     started(state, Lost(20.0, "chat/0", 1, "gone"), Tick(30.0))
     assert state.gangs["chat/0"].spec is state.workloads["chat"].workload and state.gangs["chat/0"].revision == 0
+
+
+def test_what_others_took_away_comes_back_however_often_and_counts_as_no_restart() -> None:
+    state = State()
+    started(state, node("n0", 1), Submitted(1.0, chat("good", 1, retry=Retry(on_events=(), max_restarts=0))))
+    for attempt in range(1, 9):
+        started(state, Bound(attempt * 100.0, "chat/0", attempt))
+        gone = Lost(attempt * 100.0 + 1, "chat/0", attempt, "Ray Serve was shut down by somebody", by_others=True)
+        assert state.workloads["chat"].phase == "running"
+        assert started(state, gone, Tick(attempt * 100.0 + 90)) == ["chat/0"]
+        assert state.workloads["chat"].phase == "starting" and state.gangs["chat/0"].restarts == 0
+    assert started(state, Bound(950.0, "chat/0", 9), Lost(951.0, "chat/0", 9, "died"), Tick(1100.0)) == []
+    assert state.workloads["chat"].phase == "failed"
