@@ -103,6 +103,7 @@ class Controller:
         self._closed = asyncio.Event()
         self._trouble = ""
         self._left_out = ""  # of the journal, because nothing could take it in
+        self._endpoint_trouble = ""  # what is wrong with the gateway
         self._policies: Policies | None = None
         self._routes = Routes(0)
         self._housekeeping = Housekeeping(store)
@@ -174,7 +175,7 @@ class Controller:
         status: Any = "degraded" if trouble else there
         return http_models.Health(
             status=status,
-            message=trouble or self._left_out or self._cluster.message,
+            message=trouble or self._left_out or self._cluster.message or self._endpoint_trouble,
             version=VERSION,
             seq=self._seq,
             started_at=self._started_at,
@@ -440,6 +441,9 @@ class Controller:
                 gang = self.state.gangs.get(seen.gang)
                 if gang is not None and gang.attempt == seen.attempt and gang.launched_at is not None:
                     self._metrics.launch(seen.at - gang.launched_at)
+                return []
+            case port.EndpointSeen():
+                self._endpoint_trouble = seen.trouble
                 return []
             case port.Progress():
                 estimate = self._book.see(self.state, seen, at)

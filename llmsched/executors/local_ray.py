@@ -105,9 +105,6 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
-        # Serve kills a proxy that is not ready by then, and whoever waited for it is told that it died. On a busy
-        # machine its first start takes longer than the 5 s that it has by default.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }
 
 

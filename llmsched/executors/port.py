@@ -103,7 +103,8 @@ class CommandOrder:
 class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
-    models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "calls": [...],
+    models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "timeout_s",
+             "calls": [...],
              "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
     keys:   [{"id", "sha256", "models": the ids that it reaches, and no others}]
     """
@@ -233,11 +234,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """Gone without a receipt."""
+    """Gone without a receipt. `by_others`: taken away by somebody, so it does not count against its retries."""
 
     gang: str
     attempt: int
     message: str = ""
+    by_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,13 @@ class LoadSeen:
     workload: str
     ongoing: float
     queued: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSeen:
+    """Whether the gateway answers: "", or what is wrong with it. Sent when that changes."""
+
+    trouble: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +319,7 @@ Observation = (
     | ResizeDone
     | AdapterAnswer
     | LoadSeen
+    | EndpointSeen
 )
 Deliver = Callable[[Observation], None]
 

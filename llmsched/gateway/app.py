@@ -1,85 +1,146 @@
-"""The gateway as one Ray Serve application: the only file of this room that imports Ray.
+"""The gateway as one detached Ray actor with an HTTP port of its own: the only files of this room that import Ray.
 
-The bridge deploys `build()` under the name "llms-gateway" at route prefix "/", and talks to it through handle methods:
-`route(table)` gives it a route table, `load()` asks what is in flight. A gateway that Serve has restarted says version
-0 in `load()` until the bridge sends the table again; the controller need not be there for requests to be served.
+It is no Serve application and stands behind no Serve proxy: what others deploy through Serve is not on its port, and
+who shuts Serve down does not take it along. The bridge makes it with `start`, and talks to it by its methods:
+`route(table)` gives it a route table, `load()` asks what is in flight. One that Ray has made anew says version 0 in
+`load()` until the bridge sends the table again; the controller need not be there for requests to be served.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from collections.abc import AsyncGenerator
+import socket
+import threading
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from typing import Any
 
-from ray import serve
+import ray
+import uvicorn
+import uvloop
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from llmsched.gateway import serve_internals
 from llmsched.gateway.front import Gateway, internal_error
 from llmsched.gateway.replicas import ReplicaGone
 
 NAME = "llms-gateway"
+NAMESPACE = "llmsched"
+DEPLOYMENT = "replica"  # of the Serve application of every replica
+PROCESS = f"{os.getpid()}-{os.urandom(4).hex()}"  # in the names of requests
+LOOP_ANSWERS_WITHIN_S = 8.0
+_END: Any = object()
 ASSIGN_S = 3.0  # Serve's router waits for ever for a replica that is gone; this is how long we wait for it
 GONE = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, RayServeException)
 LATENCY_BOUNDS_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
 
 class ServeReplica:
-    """A replica behind the Serve application `name`. Its handle is looked up when it is first needed."""
+    """A replica behind the Serve application `name`. Each request has a name, under which the replica can cancel it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._call: DeploymentHandle | None = None
-        self._stream: DeploymentHandle | None = None
+        self._whole: DeploymentHandle | None = None
+        self._handles: dict[str, DeploymentHandle] = {}
+        self._numbers = itertools.count()
 
     async def call(self, route: str, body: Any, adapter: dict[str, str] | None) -> Any:
-        if self._call is None:
-            await self._look_up()
-        assert self._call is not None
-        response = self._call.remote(route, body, adapter)
+        await self._connected()
+        request = self._next_name()
+        response = self._handle("call").remote(route, body, adapter, request)
         timer = _bound_assignment(response)
+        answer = asyncio.ensure_future(self._answer(response))
+        answer.add_done_callback(lambda _: timer.cancel())
+        return await self._until_let_go(answer, request)
+
+    async def _answer(self, response: Any) -> Any:
         try:
             return await response
         except RayTaskError as error:
             return _failed(error)
         except GONE as error:
             raise ReplicaGone(f"{self._name}: {error}") from None
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        finally:
-            timer.cancel()
 
     async def stream(self, route: str, body: Any, adapter: dict[str, str] | None) -> AsyncGenerator[Any, None]:
-        if self._stream is None:
-            await self._look_up()
-        assert self._stream is not None
-        response = self._stream.remote(route, body, adapter)
+        await self._connected()
+        request = self._next_name()
+        response = self._handle("stream").remote(route, body, adapter, request)
         timer = _bound_assignment(response)
         ended = False
         try:
-            async for chunk in response:
+            while (chunk := await self._until_let_go(self._next(response), request)) is not _END:
                 yield chunk
             ended = True
-        except RayTaskError as error:
-            yield _failed(error)
-        except GONE as error:
-            raise ReplicaGone(f"{self._name}: {error}") from None
+        except (ReplicaGone, _Failed) as error:
+            ended = True
+            if isinstance(error, ReplicaGone):
+                raise
+            yield error.answer
         finally:
             timer.cancel()
             if not ended:
-                response.cancel()
+                self._cancel(request)
+                with suppress(ReplicaGone, _Failed):
+                    while await self._until_let_go(self._next(response), request) is not _END:
+                        pass
 
-    async def _look_up(self) -> None:
-        try:  # in a thread: it asks the Serve controller, which may be slow to answer, and others are being served
-            handle = await asyncio.to_thread(serve.get_app_handle, self._name)
-        except Exception as error:  # whatever the reason, this replica cannot be reached now
-            raise ReplicaGone(f"{self._name}: {error}") from None
-        self._call = handle.options(method_name="call")
-        self._stream = handle.options(method_name="stream", stream=True)
+    def _next(self, response: Any) -> asyncio.Future[Any]:
+        async def chunk() -> Any:
+            try:
+                return await anext(response, _END)
+            except RayTaskError as error:
+                raise _Failed(_failed(error)) from None
+            except GONE as error:
+                raise ReplicaGone(f"{self._name}: {error}") from None
+
+        return asyncio.ensure_future(chunk())
+
+    async def _until_let_go(self, work: asyncio.Future[Any], request: str) -> Any:
+        """What `work` brings. Cancelled, it asks the replica to end the request, and goes on waiting until it has."""
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if work.cancelled():
+                raise ReplicaGone(f"{self._name}: it was not given the request in time") from None
+            self._cancel(request)
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()
+            raise
+
+    def _cancel(self, request: str) -> None:
+        with suppress(*GONE):
+            self._handle("cancel").remote(request)
+
+    def _next_name(self) -> str:
+        return f"{PROCESS}-{next(self._numbers)}"
+
+    async def _connected(self) -> None:
+        if self._whole is None:
+            try:
+                self._whole = await asyncio.to_thread(serve_internals.handle, DEPLOYMENT, self._name)
+            except Exception as error:  # whatever the reason, this replica cannot be reached now
+                raise ReplicaGone(f"{self._name}: {error}") from None
+
+    def _handle(self, method: str) -> DeploymentHandle:
+        handle = self._handles.get(method)
+        if handle is None:
+            assert self._whole is not None
+            handle = self._handles[method] = self._whole.options(method_name=method, stream=method == "stream")
+        return handle
+
+
+class _Failed(Exception):
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 def _bound_assignment(response: Any) -> asyncio.TimerHandle:
@@ -105,11 +166,10 @@ def _failed(error: RayTaskError) -> dict[str, Any]:
     )
 
 
-@serve.ingress()
-class Endpoint:
-    """The Serve deployment around `Gateway`."""
+class GatewayActor:
+    """Serves HTTP in a thread of its own, from the moment it is made, and again when Ray has made it anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str, port: int) -> None:
         tags = ("workload", "route")
         self._requests = Counter("llmsched_requests", "Requests that ended", tag_keys=(*tags, "status"))
         self._seconds = Histogram(
@@ -117,24 +177,56 @@ class Endpoint:
         )
         self._ongoing = Gauge("llmsched_ongoing_requests", "Requests in flight", tag_keys=("workload",))
         self._gateway = Gateway(ServeReplica, seed=os.getpid(), observe=self._observe)
+        self._socket = socket.create_server((host, port), backlog=2048, reuse_port=False)
+        self._address = (host, int(self._socket.getsockname()[1]))
+        self._loop: asyncio.AbstractEventLoop
+        begun = threading.Event()
+        threading.Thread(target=self._serve, args=(begun,), daemon=True, name="http").start()
+        begun.wait()
 
-    def __serve_build_asgi_app__(self) -> Gateway:
-        return self._gateway
+    def _serve(self, begun: threading.Event) -> None:
+        web = uvicorn.Server(uvicorn.Config(self._gateway, log_config=None, access_log=False, lifespan="off"))
 
-    async def route(self, table: dict[str, Any]) -> int:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            begun.set()
+            await web.serve(sockets=[self._socket])
+
+        try:
+            uvloop.run(run())
+        finally:
+            os._exit(1)  # without HTTP there is no gateway: Ray makes another one
+
+    def address(self) -> tuple[str, int]:
+        return self._address
+
+    def route(self, table: dict[str, Any]) -> int:
         """Take a route table; the version now in use."""
-        self._gateway.route(table)
-        return self._gateway.version
 
-    async def load(self) -> dict[str, Any]:
+        async def take() -> int:
+            self._gateway.route(table)
+            return self._gateway.version
+
+        version: int = self._in_loop(take())
+        return version
+
+    def load(self) -> dict[str, Any]:
         """{workload: {"ongoing", "queued"}, ...} and "version": that of the table in use, 0 for none."""
-        load = self._gateway.load()
-        for workload, counts in load.items():
-            self._ongoing.set(counts["ongoing"], {"workload": workload})
-        return {**load, "version": self._gateway.version}
 
-    async def pid(self) -> int:
+        async def count() -> dict[str, Any]:
+            return {**self._gateway.load(), "version": self._gateway.version}
+
+        load: dict[str, Any] = self._in_loop(count())
+        for workload, counts in load.items():
+            if workload != "version":
+                self._ongoing.set(counts["ongoing"], {"workload": workload})
+        return load
+
+    def pid(self) -> int:
         return os.getpid()
+
+    def _in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LOOP_ANSWERS_WITHIN_S)
 
     def _observe(self, workload: str, route: str, status: int, seconds: float) -> None:
         tags = {"workload": workload, "route": route}
@@ -142,14 +234,24 @@ class Endpoint:
         self._seconds.observe(seconds, tags)
 
 
-def build(**actor_options: Any) -> serve.Application:
-    """The application to `serve.run(..., name=NAME, route_prefix="/")`. `actor_options` are Ray's, for placing it."""
-    deployment = serve.deployment(Endpoint).options(
-        name="gateway",
-        num_replicas=1,  # its counts are the truth about what is in flight: two gateways would each know half
-        max_ongoing_requests=10_000,  # the gateway refuses by itself, with a word
-        ray_actor_options={"num_cpus": 0, **actor_options},
-        logging_config={"enable_access_log": False},
-        graceful_shutdown_timeout_s=10,
+def start(host: str, port: int, **options: Any) -> Any:
+    """The gateway's actor, made if there is none. `options` are Ray's, for placing it. It outlives whoever made it."""
+    actor = ray.remote(GatewayActor).options(
+        name=NAME,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        max_concurrency=4,
+        num_cpus=0,
+        **options,
     )
-    return deployment.bind()
+    return actor.remote(host, port)
+
+
+def find() -> Any:
+    """The gateway's actor, or None."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/gateway.py [--rounds 5] > gateway.json
 
-Prints one JSON object; medians over rounds. Both stand behind the same proxy and call the same replica process through
-a handle; they are asked in turn, in one run. `plain` is what a Serve user would write: an ingress that reads JSON,
-calls and answers, without keys, names, limits or counts. Starts a Ray of its own and ends everything it starts.
+Prints one JSON object; medians over rounds. Both call the same replica process through a handle; they are asked in
+turn, in one run. `plain` is what a Serve user would write: an ingress behind Serve's proxy that reads JSON, calls and
+answers, without keys, names, limits or counts. Starts a Ray of its own and ends everything it starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEY = "key-of-the-benchmark"
 PIECES = 500
 IN_FLIGHT = 32
 AIM_PER_S = 500
-PATHS = {"llmsched": "/v1/chat/completions", "plain": "/plain"}
+SIDES = ("llmsched", "plain")
 
 
 def main() -> None:
@@ -64,11 +64,16 @@ def measure(folder: Path, rounds: int, profile: Path | None) -> dict[str, Any]:
         serve.run(made.bind(), name="llms/trivial/0/1", route_prefix=None)
         made = serve.deployment(plain, name="ingress", logging_config=quiet).options(**options)
         serve.run(made.bind("llms/trivial/0/1"), name="plain", route_prefix="/plain")
-        handle = serve.run(gateway.build(), name=gateway.NAME, route_prefix="/")
-        handle.route.remote(table()).result()
+        own_port = free_port()
+        actor = gateway.start("127.0.0.1", own_port)
+        ray.get(actor.route.remote(table()))
         if profile:
-            os.environ["PROFILED_PID"] = str(handle.pid.remote().result())
-        return asyncio.run(compare(f"http://127.0.0.1:{port}", rounds, profile))
+            os.environ["PROFILED_PID"] = str(ray.get(actor.pid.remote()))
+        urls = {
+            "llmsched": f"http://127.0.0.1:{own_port}/v1/chat/completions",
+            "plain": f"http://127.0.0.1:{port}/plain",
+        }
+        return asyncio.run(compare(urls, rounds, profile))
     finally:
         ray.shutdown()
 
@@ -79,10 +84,10 @@ def deployments() -> tuple[type, type]:
     from starlette.responses import JSONResponse, StreamingResponse
 
     class Trivial:
-        async def call(self, route: str, body: Any, adapter: Any) -> Any:
+        async def call(self, route: str, body: Any, adapter: Any, request: str = "") -> Any:
             return {"id": 1, "choices": [{"message": {"role": "assistant", "content": "yes"}}]}
 
-        async def stream(self, route: str, body: Any, adapter: Any) -> Any:
+        async def stream(self, route: str, body: Any, adapter: Any, request: str = "") -> Any:
             for n in range(body["pieces"]):
                 yield {"n": n}
 
@@ -112,14 +117,14 @@ def table() -> dict[str, Any]:
     return {"version": 1, "models": {"trivial": {**entry, "replicas": [{"app": "llms/trivial/0/1"}]}}, "keys": [key]}
 
 
-async def compare(url: str, rounds: int, profile: Path | None) -> dict[str, Any]:
+async def compare(urls: dict[str, str], rounds: int, profile: Path | None) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
-    async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
-        seen: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in PATHS}
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as client:
+        seen: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in SIDES}
         ordered = True
         for number in range(rounds + 1):
-            for side, path in PATHS.items():
+            for side, path in urls.items():
                 took = await one_by_one(client, path, 300)
                 rate = await flat_out(client, path, 4.0)
                 token, good = await streamed(client, path)
@@ -130,8 +135,8 @@ async def compare(url: str, rounds: int, profile: Path | None) -> dict[str, Any]
                     seen[side]["rate"].append(rate)
                     seen[side]["token"].append(token * 1000)
         if profile:
-            await profiled(client, profile)
-    ours, plain = ({name: statistics.median(values) for name, values in seen[side].items()} for side in PATHS)
+            await profiled(client, urls["llmsched"], profile)
+    ours, plain = ({name: statistics.median(values) for name, values in seen[side].items()} for side in SIDES)
     ratios = [a / b for a, b in zip(seen["llmsched"]["p50"], seen["plain"]["p50"], strict=True)]
     rates = [a / b for a, b in zip(seen["llmsched"]["rate"], seen["plain"]["rate"], strict=True)]
     return {
@@ -187,10 +192,10 @@ async def streamed(client: aiohttp.ClientSession, path: str) -> tuple[float, boo
     return took, good
 
 
-async def profiled(client: aiohttp.ClientSession, file: Path) -> None:
+async def profiled(client: aiohttp.ClientSession, url: str, file: Path) -> None:
     line = ["record", "-p", os.environ["PROFILED_PID"], "-d", "8", "-f", "raw", "-o", str(file)]
     spy = await asyncio.create_subprocess_exec(str(Path(sys.executable).with_name("py-spy")), *line)
-    await flat_out(client, PATHS["llmsched"], 8.0)
+    await flat_out(client, url, 8.0)
     await spy.wait()
 
 

@@ -186,18 +186,6 @@ def actor(name: str) -> Callable[[Home], list[psutil.Process]]:
     return lambda home: home.actors(name)[:1]
 
 
-def gateway(home: Home) -> list[psutil.Process]:
-    from llmsched.gateway import app
-
-    found = []
-    for process in home.processes():
-        with contextlib.suppress(psutil.Error, IndexError):
-            title = process.cmdline()[0]
-            if title.startswith("ray::ServeReplica") and app.NAME in title:
-                found.append(process)
-    return found[:1]
-
-
 def bridge(home: Home) -> list[psutil.Process]:
     pid = home.bridge_pid()
     return [psutil.Process(pid)] if pid else []
@@ -225,8 +213,7 @@ FAULTS = [
     Fault("bridge", bridge),
     Fault("supervisor", actor("Supervisor"), durings=("steps and streams", "launch", "resize")),
     Fault("Serve's controller", actor("ServeController")),
-    Fault("Serve's proxy", actor("ProxyActor")),
-    Fault("gateway", gateway),
+    Fault("gateway", actor("GatewayActor")),
     Fault("controller", controller, durings=("steps and streams", "launch", "resize"), mend=up_again),
     Fault(
         "raylet",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -175,19 +176,20 @@ def test_a_loop_that_says_what_nothing_can_write_ends_as_it_ended_and_all_it_sai
     assert "caf\\udce9" in lab.read("strange/0/1/logs/0.log")
 
 
-def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_come_back_when_killed(lab):
-    def replica(index, **args):
+def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_are_missed_when_they_are_gone(lab):
+    def replica(index, attempt=1, **args):
         spec = {"serve": {"app": "loops:Desk", "args": args}, "max_ongoing_requests": 4, "drain_timeout": 20.0}
         spec["environment"] = {"pip": [lab.wheel]}
         node = lab.nodes[index % 2 : index % 2 + 1]
         gang = f"{'broken' if args else 'desk'}/{index}"
-        return lab.order(gang, "serve", spec, node, gpus=0.5, workdir=lab.workdir)
+        return lab.order(gang, "serve", spec, node, gpus=0.5, workdir=lab.workdir, attempt=attempt)
 
     lab.bridge.send("route", routes(1, "llms/desk/0/1", "llms/desk/1/1"))
     for given in (replica(0), replica(1), replica(2, broken=True)):
         lab.launch(given)
     refused = lab.until(NotStarted, "broken/2")
-    assert (refused.event, refused.message) == ("error", "ValueError: there is no desk (loops.py:47, in __init__)")
+    assert refused.event == "error"
+    assert re.fullmatch(r"ValueError: there is no desk \(loops.py:\d+, in __init__\)", refused.message)
     lab.until(Started, "desk/0")
     lab.until(Started, "desk/1")
 
@@ -198,6 +200,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
     wait_until(lambda: answers(client) == 200, 30, "the first answer")
     assert httpx.post(f"{endpoint}/v1/apps/desk", json={}).status_code == 401
+    assert httpx.get(f"{endpoint}/").status_code == httpx.get(f"{endpoint}/-/routes").status_code == 401
 
     streams = [[], []]
 
@@ -221,10 +224,40 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     lab.bridge.send("load_adapter", AdapterOrder("desk/0", 1, 1, "sql", "run://x"))
     assert lab.bridge.until(AdapterAnswer, name="sql").message
 
-    os.kill(client.post("/v1/apps/desk", json={}).json()[0]["pid"], signal.SIGKILL)
-    wait_until(lambda: answers(client) == 200, 40, "the replica to be back")
-    lab.stop("desk/0", "serve", "stop", 1.0)
+    victim = client.post("/v1/apps/desk", json={}).json()[0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    gone = lab.until(Vanished, "desk/0")
+    assert f"process {victim} on node-1 was killed" in gone.message and not gone.by_others
+    lab.bridge.send("route", routes(3, "llms/desk/0/2"))
+    lab.launch(replica(0, attempt=2))
+    lab.until(Started, "desk/0", attempt=2)
+    wait_until(lambda: answers(client) == 200, 30, "an answer of the next attempt")
+
+    # Somebody deploys what is theirs through the same Serve, and then shuts it down for all.
+    with lab.driver(THEIRS) as somebody:
+        taken = lab.until(Vanished, "desk/0", attempt=2)
+        assert taken.by_others and "by somebody" in taken.message
+        assert somebody.wait(60) == 0, "their application was on our port, or could not be deployed"
+    lab.bridge.send("route", routes(4, "llms/desk/0/3"))
+    lab.launch(replica(0, attempt=3))
+    lab.until(Started, "desk/0", attempt=3)
+    wait_until(lambda: answers(client) == 200, 30, "an answer from the Serve that came after")
+    lab.stop("desk/0", "serve", "stop", 1.0, attempt=3)
     assert lab.until(Ended, "desk/0").outcome == "released"
+
+
+THEIRS = """if True:
+    import ray, sys, urllib.request
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Mine:
+        def __call__(self, request): return "mine"
+    ray.init(address=sys.argv[1], log_to_driver=False)
+    handle = serve.run(Mine.bind(), name="mine", route_prefix="/mine")
+    assert handle.remote(None).result(timeout_s=30) == "mine"
+    serve.shutdown()
+"""
 
 
 def test_other_peoples_work_is_seen_and_forgotten_when_it_is_over(lab):

@@ -19,29 +19,42 @@ from ray import serve
 
 from llmsched.executors.ports import free_ports
 from llmsched.gateway import app as gateway_app
+from llmsched.runtime import in_hand
 
 KEY = "key-of-the-test"
 AUTH = {"Authorization": f"Bearer {KEY}"}
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(name=gateway_app.DEPLOYMENT, max_ongoing_requests=100)
 class Trivial:
     """Answers at once, or holds a request until it is cancelled."""
 
     def __init__(self, name):
         self.name = name
         self.held = 0
+        self.requests = in_hand.InHand(64)
 
-    async def call(self, route, body, adapter):
-        if body.get("hold") == self.name:
-            await self._hold()
+    async def call(self, route, body, adapter, request):
+        try:
+            with self.requests.request(request):
+                if body.get("hold") == self.name:
+                    await self._hold()
+        except in_hand.Refused as refused:
+            return refused.answer
         return {"replica": self.name, "pid": os.getpid(), "held": self.held}
 
-    async def stream(self, route, body, adapter):
-        for n in range(body["pieces"]):
-            yield {"n": n}
-        if body.get("hold"):
-            await self._hold()
+    async def stream(self, route, body, adapter, request):
+        try:
+            with self.requests.request(request):
+                for n in range(body["pieces"]):
+                    yield {"n": n}
+                if body.get("hold"):
+                    await self._hold()
+        except in_hand.Refused as refused:
+            yield refused.answer
+
+    async def cancel(self, request):
+        self.requests.cancel(request)
 
     async def _hold(self):
         self.held += 1
@@ -51,10 +64,14 @@ class Trivial:
             self.held -= 1
 
 
-def table(version):
+def deploy(name):
+    serve.run(Trivial.options(ray_actor_options={"num_cpus": 0}).bind(name.split("/")[2]), name=name, route_prefix=None)
+
+
+def table(version, *names):
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     entry = {"workload": "qwen", "task": "causal-lm", "kind": "model", "routing": "round-robin", "max_ongoing": 64}
-    replicas = [{"app": f"llms/qwen/{n}/1"} for n in range(2)]
+    replicas = [{"app": name} for name in names or ("llms/qwen/0/1", "llms/qwen/1/1")]
     return {
         "version": version,
         "models": {"qwen": {**entry, "replicas": replicas}},
@@ -161,6 +178,15 @@ class Scenario:
         await self.handle.route.remote(table(8))
         return {"without_table": before, "with_table": (await self.ask()).status_code}
 
+    async def it_outlives_serve(self):
+        """Somebody shuts Serve down; the same gateway finds the replica of another attempt in the next Serve."""
+        await asyncio.to_thread(serve.shutdown)
+        without = (await self.ask()).status_code
+        await asyncio.to_thread(serve.start, proxy_location="Disabled")
+        await asyncio.to_thread(deploy, "llms/qwen/0/2")
+        await self.handle.route.remote(table(9, "llms/qwen/0/2"))
+        return {"without_serve": without, "with_another": (await self.ask()).status_code}
+
 
 async def run(url, handle):
     scenario = Scenario(url, handle)
@@ -171,6 +197,7 @@ async def run(url, handle):
         scenario.leaving_frees,
         scenario.a_killed_replica_is_stepped_over,
         scenario.a_restarted_gateway_asks_for_its_table,
+        scenario.it_outlives_serve,
     ):
         seen |= await step()
     return seen
@@ -180,13 +207,11 @@ def main(temp_dir, answer):
     (port,) = free_ports(1, "127.0.0.1")
     ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        options = {"num_cpus": 0}
+        serve.start(proxy_location="Disabled")
         for n in range(2):
-            replica = Trivial.options(ray_actor_options=options).bind(str(n))
-            serve.run(replica, name=f"llms/qwen/{n}/1", route_prefix=None)
-        handle = serve.run(gateway_app.build(), name=gateway_app.NAME, route_prefix="/")
-        handle.route.remote(table(1)).result()
+            deploy(f"llms/qwen/{n}/1")
+        handle = gateway_app.start("127.0.0.1", port)
+        ray.get(handle.route.remote(table(1)))
         Path(answer).write_text(json.dumps(asyncio.run(run(f"http://127.0.0.1:{port}", handle))))
     finally:
         ray.shutdown()

@@ -16,6 +16,7 @@ ALLOWED = {
     "runtime/ray_internals.py",
     "runtime/serve_internals.py",
     "executors/bridge/ray_internals.py",
+    "gateway/serve_internals.py",
 }
 INTERNAL = re.compile(r"(?:from|import)\s+ray\.\S*(?:\._|\bv2\b)|ray\._private|ray\._raylet|global_worker")
 

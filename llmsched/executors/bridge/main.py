@@ -96,6 +96,7 @@ class Bridge:
                 self._pipe.send(wire.Pong(body.n))
             elif op == "close":
                 if body.stop_everything:
+                    self._endpoint.shut_down()
                     self._reaper.take_down_everything()
                     self._containment.end_everything()
                 self._pipe.send(wire.Closed())
@@ -123,6 +124,7 @@ class Bridge:
 
         from llmsched.executors.bridge.commands import Commands
         from llmsched.executors.bridge.containment import Containment
+        from llmsched.executors.bridge.endpoint import Endpoint
         from llmsched.executors.bridge.nodes import Nodes
         from llmsched.executors.bridge.provision import Provision
         from llmsched.executors.bridge.reap import Reaper
@@ -132,14 +134,15 @@ class Bridge:
         self._containment = Containment(self._pipe.send, cluster_id)
         send = self._containment.deliver
         self._attempts = Attempts(send, settings.storage, self._containment.mark)
-        self._replicas = Replicas(send, settings, self._containment.mark)
+        self._replicas = Replicas(send, self._containment.mark)
+        self._endpoint = Endpoint(send, settings)
         self._commands = Commands(self._pipe.send)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
         self._nodes = Nodes(
             self._tell_of_node, lambda: self._attempts.held() | self._replicas.held(), self._containment.look
         )
-        urls = {"dashboard": dashboard, "endpoint": self._replicas.endpoint}
+        urls = {"dashboard": dashboard, "endpoint": self._endpoint.url}
         known = {name: url for name, url in urls.items() if url}
         send(Connected(cluster_id, known, tuple(self._nodes.alive())))
         self._nodes.look()
@@ -147,7 +150,7 @@ class Bridge:
         self._every(LOOK_AT_NODES_EVERY_S, self._nodes.look, is_pulse=True)
         self._every(LOOK_AT_ATTEMPTS_EVERY_S, self._attempts.look)
         self._every(LOOK_AT_REPLICAS_EVERY_S, self._replicas.look)
-        self._every(LOOK_AT_LOAD_EVERY_S, self._replicas.look_at_load)
+        self._every(LOOK_AT_LOAD_EVERY_S, self._endpoint.look)
         self._every(REAP_EVERY_S, self._reaper.sweep)
         self._every(REAP_EVERY_S, self._containment.sweep)
         self._every(REAP_EVERY_S, self._provision.renew)
@@ -182,7 +185,7 @@ class Bridge:
         elif isinstance(body, CommandOrder):
             self._commands.run(body) if op == "execute" else self._commands.end(body)
         elif isinstance(body, RouteTable):
-            self._queue("route", partial(self._replicas.route, body))
+            self._queue("route", partial(self._endpoint.route, body))
         elif isinstance(body, wire.Capacity):
             self._queue("capacity", partial(self._provision.request, body.bundles))
 

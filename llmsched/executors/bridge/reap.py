@@ -64,7 +64,7 @@ class Reaper:
                 del self._first_seen[one]
 
     def take_down_everything(self) -> None:
-        """All of ours at once, the gateway included; returns when Ray has been told and Serve has let go."""
+        """All of ours at once, but for the gateway; returns when Ray has been told and Serve has let go."""
         for name in _actors():
             self._take(f"actor {name}")
         self._replicas.shut_down()

@@ -1,25 +1,29 @@
-"""Serve replicas: one Ray Serve application per replica gang, pinned to its node, and the gateway in front of them.
+"""Serve replicas: one Ray Serve application per replica gang, pinned to its node.
 
-One application each, because that gives exact placement and an exact choice of who leaves. Serve restarts a replica's
-process when it dies; it never decides how many there are. Start reading at `Replicas.launch` and `Replicas.look`.
+One application each, because that gives exact placement and an exact choice of who leaves. Serve runs their processes;
+how many there are, and what follows when one has ended, is not its to decide. What is seen of each is judged in
+replica.py, the gateway in front of them is in endpoint.py. Start reading at `Replicas.launch` and `Replicas.look`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.serve.exceptions import RayServeException
 
+from llmsched.executors.bridge import replica
+from llmsched.executors.bridge.deaths import how_it_died
+from llmsched.executors.bridge.replica import Application, Watched, World
+from llmsched.executors.bridge.serve_application import QUIET, application_of
 from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
@@ -27,72 +31,47 @@ from llmsched.executors.port import (
     Ended,
     LaunchAsked,
     LaunchOrder,
-    LoadSeen,
     Member,
     NotStarted,
-    RouteTable,
+    Stalled,
     Started,
     StopOrder,
     Vanished,
 )
-from llmsched.executors.ports import free_ports
-from llmsched.executors.wire import Settings
-from llmsched.gateway import app as gateway
-from llmsched.runtime.containment import OWNER
-from llmsched.runtime.replica import INPUT_MARK, MARK, ReplicaHost
+from llmsched.gateway import serve_internals
+from llmsched.gateway.app import DEPLOYMENT
+from llmsched.runtime.replica import DEFAULT_MAX_ONGOING, INPUT_MARK, MARK
 
 PREFIX = "llms/"
 ADAPTER_WITHIN_S = 300.0
-GATEWAY_ANSWERS_WITHIN_S = 10.0
-ASK_AGAIN_AFTER_S = 60.0  # Serve may wait for ever for a process that is gone
-ROOM_FOR_OUR_CALLS = 8
-BROKEN_FOR_S = 60.0  # Serve had this long to bring a replica back
-_QUIET = {"enable_access_log": False}
-_GONE = "UNHEALTHY", "DEPLOY_FAILED"
+SERVE_ANSWERS_WITHIN_S = 5.0
+SERVE_HUNG_S = 20.0  # a controller of Serve that does not answer for so long is made anew
+SERVE_ABSENT_S = 3.0  # one that is not there for so long, while replicas are, will not come back by itself
+LAUNCH_WITHIN_S = 25.0  # while Serve comes back, or somebody shuts it down
 
 
-@dataclass
-class _Replica:
-    order: LaunchOrder
-    is_started: bool = False
-    asked: Any = None  # the `ready` call that is under way
-    asked_at: float = 0.0
-    is_leaving: bool = False
-    leave_by: float = 0.0
-    broken_since: float = 0.0
+class _Calls:
+    """What the bridge asks a replica. Made without asking Serve's controller, which may be slow or away."""
 
+    def __init__(self, application: str) -> None:
+        self._handle = serve_internals.handle(DEPLOYMENT, application)
 
-class _Application(NamedTuple):
-    """What Serve says of one application: a word, and messages of its deployments before its own."""
+    def ready(self) -> Any:
+        return self._handle.ready.remote()
 
-    says: str  # DEPLOYING | RUNNING | UNHEALTHY | DEPLOY_FAILED | DELETING ...
-    message: str
-
-    @classmethod
-    def of(cls, found: Any) -> _Application:
-        messages = [one.message for one in found.deployment_statuses if one.message]
-        return cls(found.app_status.status.value, "\n".join([*messages, found.app_status.message]))
+    def health(self) -> Any:
+        return self._handle.health.remote()
 
 
 class Replicas:
     """Called from several threads; `_lock` guards the table, never a call to Serve."""
 
-    def __init__(self, deliver: Deliver, settings: Settings, mark: Callable[[str], str]) -> None:
+    def __init__(self, deliver: Deliver, mark: Callable[[str], str]) -> None:
         self._deliver, self._mark = deliver, mark
-        self._host = settings.endpoint_host
         self._lock = threading.Lock()
         self._deploying = threading.RLock()  # Serve pickles deployments through a global registry: one at a time
-        self._live: dict[str, _Replica] = {}
-        self._table: RouteTable | None = None
-        self._gateway: Any = None
-        client = serve.context._get_global_client(raise_if_no_controller_running=False)
-        self._is_up = client is not None
-        self._port = client.http_config.port if client else settings.endpoint_port or free_ports(1, self._host)[0]
-
-    @property
-    def endpoint(self) -> str:
-        """Where the gateway answers, once the first serve workload is there."""
-        return f"http://{self._host}:{self._port}"
+        self._live: dict[str, Watched] = {}
+        self._serve_silent_since: float | None = None
 
     # -- orders --------------------------------------------------------------------------------------------------
 
@@ -101,85 +80,91 @@ class Replicas:
         with self._lock:
             if order.name in self._live:
                 return
-            self._live[order.name] = _Replica(order)
+            one = self._live[order.name] = _watched(order)
         try:
-            self._bring_up()
-            if order.name not in self.applications():
-                with self._deploying:
-                    self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
-                    self._deploy(self._application(order), order.name)
+            self._deploy(order)
         except Exception:
             self._forget(order.name)
             raise
+        one.deployed_at = time.monotonic()
+
+    def _deploy(self, order: LaunchOrder) -> None:
+        """Serve may just be shut down or made anew by somebody: tried until LAUNCH_WITHIN_S are over."""
+        tries_until = time.monotonic() + LAUNCH_WITHIN_S
+        self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
+        while True:
+            try:
+                with self._deploying:
+                    _start_serve()
+                    if order.name not in _applications():
+                        _run(application_of(order, self._mark(order.name)), order.name)
+                return
+            except (RayActorError, RayServeException, GetTimeoutError) as error:
+                if time.monotonic() > tries_until:
+                    raise
+                print(f"{order.name}: Serve is asked again: {error}", file=sys.stderr)
+                serve_internals.forget_controller()
+                time.sleep(0.5)
 
     def adopt(self, order: LaunchOrder, was_running: bool) -> None:
         """Watch an application that is there; launch one that never ran; the rest has vanished."""
         with self._lock:
             known = self._live.get(order.name)
             if known is not None:
-                known.is_started = False  # to be told again
+                known.ask_again()
                 return
         if order.name in self.applications():
             with self._lock:
-                self._live[order.name] = _Replica(order)
+                self._live[order.name] = _watched(order, time.monotonic())
         elif was_running:
-            self._deliver(Vanished(order.gang, order.attempt, "its Serve application is gone"))
+            self._deliver(Vanished(order.gang, order.attempt, "its Serve application is gone", by_others=True))
         else:
             self.launch(order)
 
     def stop(self, order: StopOrder) -> None:
         """Drain: Serve routes nothing new to it and lets what it serves finish, at most `grace_s` seconds."""
+        by = time.monotonic() + order.grace_s
+        is_there = order.name in self.applications()
         with self._lock:
             one = self._live.get(order.name)
+            if one is None and is_there:
+                workload = order.gang.rpartition("/")[0]
+                told = LaunchOrder(workload, order.gang, order.attempt, order.epoch, "serve", (), {}, "")
+                one = self._live[order.name] = _watched(told)
             if one is not None:
-                by = time.monotonic() + order.grace_s
-                one.leave_by = min(one.leave_by, by) if one.is_leaving else by
-                one.is_leaving = True
-        if one is None and order.name not in self.applications():
-            self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
-            return
+                one.leave_by = by if one.leave_by is None else min(one.leave_by, by)
         if one is None:
-            workload = order.gang.rpartition("/")[0]
-            told = LaunchOrder(workload, order.gang, order.attempt, order.epoch, "serve", (), {}, "")
-            with self._lock:
-                self._live[order.name] = _Replica(told, is_leaving=True, leave_by=time.monotonic() + order.grace_s)
-        self.delete(order.name)
+            self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
+        else:
+            self.delete(order.name)
 
     def load_adapter(self, order: AdapterOrder) -> None:
         try:
-            handle = serve.get_app_handle(f"{PREFIX}{order.gang}/{order.attempt}")
+            handle = serve_internals.handle(DEPLOYMENT, f"{PREFIX}{order.gang}/{order.attempt}")
             message = str(handle.load_adapter.remote(order.name, order.uri).result(timeout_s=ADAPTER_WITHIN_S))
         except Exception as error:
             message = _words(str(error)) or type(error).__name__
         self._deliver(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, message))
 
-    def route(self, table: RouteTable) -> None:
-        """Keep the newest table, and push it when there is a gateway; a gateway that comes later gets it then."""
-        if self._table is not None and table.version < self._table.version:
-            return
-        self._table = table
-        if table.models:
-            self._bring_up()
-        if self._is_up:
-            self._push()
-
     def delete(self, name: str) -> None:
-        if self._is_up:
-            serve.delete(name, _blocking=False)
+        """Ask Serve to. What it is slow with, or not there for, is ended by whoever looks for what nobody owns."""
+        if serve_internals.controller() is None:
+            _end_processes(name)
+        else:
+            serve_internals.delete(name)
 
     def shut_down(self) -> None:
         """Take all our applications away at once; Serve itself too, unless others use it."""
-        if not self._is_up:
-            return
-        for name in [*self.applications(), gateway.NAME]:
-            serve.delete(name, _blocking=False)
-            _kill_processes(name)
+        ours = self.applications()
+        for name in ours:
+            self.delete(name)
+            _end_processes(name)
         until = time.monotonic() + 10
         while self.applications() and time.monotonic() < until:
             time.sleep(0.1)
-        others = [name for name in self._status() if not _is_ours(name)]
-        if not others:
-            serve.shutdown()
+        with suppress(RayActorError, RayServeException, GetTimeoutError):
+            if serve_internals.controller() is not None and not _applications():
+                serve.shutdown()
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -193,210 +178,132 @@ class Replicas:
             return set(self._live)
 
     def applications(self) -> set[str]:
-        """Names of our replicas' applications that Serve has and that are not leaving."""
-        if not self._is_up:
-            return set()
-        found = self._status()
-        return {name for name, one in found.items() if name.startswith(PREFIX) and one.says != "DELETING"}
+        """Names of our replicas that Serve knows and that are not leaving, or that have a process."""
+        processes, _ = serve_internals.processes()
+        with suppress(RayActorError, RayServeException, GetTimeoutError):
+            listed = _applications()
+            leaving = {name for name, one in listed.items() if one.says == "DELETING"}
+            return {name for name in (listed.keys() | processes.keys()) - leaving if name.startswith(PREFIX)}
+        return {name for name in processes if name.startswith(PREFIX)}
 
     def look(self) -> None:
-        """Compare what Serve says of every application with what was told."""
+        """Compare what is there of every replica with what was told."""
         with self._lock:
             live = list(self._live.values())
-        if not live or not self._is_up:
+        if not live:
             return
-        status = self._status()
-        nodes = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+        world, now = self._world(), time.monotonic()
         for one in live:
-            application = status.get(one.order.name)
-            if one.is_leaving:
-                self._look_at_leaving(one, application)
-            elif application is None:
-                continue  # its deployment is on the way
-            elif not all(member.node in nodes for member in one.order.members):
-                self._lose(one, "its node is gone")
-            elif application.says == "RUNNING":
-                one.broken_since = 0.0
-                self._look_at_readiness(one)
-            elif application.says in _GONE:
-                self._look_at_broken(one, application)
+            seen = one.look(world, now)
+            if seen is not None:
+                self._tell(one, seen, world)
+            elif one.leave_by is not None and now > one.leave_by:
+                _end_processes(one.order.name)
 
-    def look_at_load(self) -> None:
-        """What is in flight, from the gateway's own counts; a gateway without the newest table gets it again."""
-        if not self._is_up or self._gateway is None or self._table is None:
-            return
-        load = self._gateway.load.remote().result(timeout_s=GATEWAY_ANSWERS_WITHIN_S)
-        if load.pop("version", 0) != self._table.version:
-            self._push()
-        for workload, counts in load.items():
-            self._deliver(LoadSeen(str(workload), float(counts["ongoing"]), float(counts["queued"])))
-
-    def _look_at_readiness(self, one: _Replica) -> None:
-        """Started is said once the replica itself has answered, not when Serve has made its process."""
-        if one.is_started:
-            return
-        if one.asked is None or time.monotonic() - one.asked_at > ASK_AGAIN_AFTER_S:
-            one.asked, one.asked_at = serve.get_app_handle(one.order.name).ready.remote(), time.monotonic()
+    def _world(self) -> World:
+        nodes = frozenset(one["NodeID"] for one in ray.nodes() if one["Alive"])
+        processes, is_serve_there = serve_internals.processes()
+        now = time.monotonic()
         try:
-            facts = one.asked.result(timeout_s=0.05)
-        except TimeoutError:
-            return
-        except Exception as error:
-            one.asked = None
-            if not one.broken_since:
-                one.broken_since = time.monotonic()
-            if time.monotonic() - one.broken_since > BROKEN_FOR_S:
-                self._fail(one, _words(str(error)))
-            return
-        one.is_started = True
-        self._deliver(Started(one.order.gang, one.order.attempt))
-        for name, uri in one.order.adapters:
-            message = str(facts.get("refused", {}).get(name, ""))
-            self._deliver(AdapterAnswer(one.order.gang, one.order.attempt, name, uri, message))
+            applications = _applications() if is_serve_there else None
+        except (RayActorError, RayServeException, GetTimeoutError) as error:
+            print(f"Serve does not answer: {error}", file=sys.stderr)
+            applications = None
+        if applications is not None:
+            self._serve_silent_since = None
+        elif self._serve_silent_since is None:
+            self._serve_silent_since = now
+        elif now - self._serve_silent_since > (SERVE_HUNG_S if is_serve_there else SERVE_ABSENT_S):
+            self._serve_silent_since = None
+            self._renew_serve()
+        return World(nodes, processes, applications, is_serve_there)
 
-    def _look_at_broken(self, one: _Replica, application: _Application) -> None:
-        if application.says == "DEPLOY_FAILED" and not one.is_started:
-            text = application.message
-            self._fail(one, _words(text), "input" if INPUT_MARK in text else "error")
-            return
-        if self._is_starting(one.order.name):  # a large model takes its time to be back
-            one.broken_since = 0.0
-            return
-        one.broken_since = one.broken_since or time.monotonic()
-        if time.monotonic() - one.broken_since > BROKEN_FOR_S:
-            self._lose(one, f"Serve could not bring it back: {_words(application.message)}")
+    def _renew_serve(self) -> None:
+        """What Serve runs goes on meanwhile, and a new controller finds it again."""
+        hung = serve_internals.controller()
+        print(f"Serve's controller {'is hung' if hung is not None else 'has gone'}: made anew", file=sys.stderr)
+        if hung is not None:
+            ray.kill(hung, no_restart=False)
+        else:
+            with self._deploying:
+                _start_serve()
 
-    def _look_at_leaving(self, one: _Replica, application: _Application | None) -> None:
-        if application is None:
-            self._forget(one.order.name)
-            self._deliver(Ended(one.order.gang, one.order.attempt, "released"))
-        elif time.monotonic() > one.leave_by:
-            _kill_processes(one.order.name)
+    def _tell(self, one: Watched, seen: replica.Seen, world: World) -> None:
+        gang, attempt = one.order.gang, one.order.attempt
+        match seen:
+            case replica.Answers():
+                self._deliver(Started(gang, attempt))
+                for name, uri in one.order.adapters:
+                    self._deliver(AdapterAnswer(gang, attempt, name, uri, seen.refused.get(name, "")))
+            case replica.Abandoned():
+                most = one.order.spec.get("max_ongoing_requests") or DEFAULT_MAX_ONGOING
+                words = f"{seen.requests} of {most} requests in hand were given up by their clients and do not end"
+                self._deliver(Stalled(gang, attempt, words if seen.requests else ""))
+            case replica.Left():
+                self._forget(one.order.name)
+                self._deliver(Ended(gang, attempt, "released"))
+            case replica.Failed():
+                self._end(one)
+                event = "input" if INPUT_MARK in seen.words else "error"
+                self._deliver(NotStarted(gang, attempt, event, _words(seen.words)))
+            case replica.Gone():
+                words = seen.words
+                if seen.process:
+                    words = how_it_died(seen.process) or _serves_words(one, world) or words
+                self._end(one)
+                self._deliver(Vanished(gang, attempt, words, by_others=seen.by_others))
 
-    def _fail(self, one: _Replica, message: str, event: str = "error") -> None:
-        self._forget(one.order.name)
+    def _end(self, one: Watched) -> None:
+        """Take away what is left of it, before its GPUs are said to be free."""
         self.delete(one.order.name)
-        self._deliver(NotStarted(one.order.gang, one.order.attempt, event, message))
-
-    def _lose(self, one: _Replica, message: str) -> None:
+        _end_processes(one.order.name)
         self._forget(one.order.name)
-        self.delete(one.order.name)
-        self._deliver(Vanished(one.order.gang, one.order.attempt, message))
 
     def _forget(self, name: str) -> None:
         with self._lock:
             self._live.pop(name, None)
 
-    # -- Serve ---------------------------------------------------------------------------------------------------
 
-    def _bring_up(self) -> None:
-        """Serve and the gateway, once: one proxy, on the head, at our port."""
-        with self._deploying:
-            if self._gateway is not None:
-                return
-            self._start()
-            self._is_up = True
-            if gateway.NAME not in self._status():
-                on_head = {"resources": {"node:__internal_head__": 0.001}}
-                self._deploy(gateway.build(**on_head), gateway.NAME, "/")
-            self._gateway = serve.get_app_handle(gateway.NAME)
-
-    def _start(self) -> None:
-        """Serve replaces a proxy that is slow to start, and tells whoever waits that it died: the next one may do."""
-        for tries_left in (2, 1, 0):
-            try:
-                serve.start(
-                    proxy_location="HeadOnly",
-                    http_options={"host": self._host, "port": self._port},
-                    logging_config=_QUIET,
-                )
-                return
-            except (RayActorError, TimeoutError) as error:
-                if not tries_left:
-                    raise
-                print(f"Serve is asked to start again: {error}", file=sys.stderr)
-
-    def _status(self) -> dict[str, _Application]:
-        """Every application by name.
-
-        Not `serve.status()`: that builds the settings of every deployment anew, which pickles classes for each of them.
-        """
-        client = serve.context._get_global_client(raise_if_no_controller_running=False)
-        found = client.list_serve_statuses() if client else []
-        return {one.name: _Application.of(one) for one in found}
-
-    def _is_starting(self, name: str) -> bool:
-        """Serve is making a new process for the application."""
-        details = serve.context._get_global_client().get_serve_details()["applications"].get(name) or {}
-        replicas = [one for each in details.get("deployments", {}).values() for one in each["replicas"]]
-        return any(one["state"] == "STARTING" for one in replicas)
-
-    def _deploy(self, application: serve.Application, name: str, route_prefix: str | None = None) -> None:
-        target = serve.api.RunTarget(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
-        try:
-            # Waiting for the deployment to be created would wait for ever if somebody deletes it meanwhile.
-            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        except TimeoutError as error:
-            print(f"{name}: {error}", file=sys.stderr)  # of the proxies; the application is on its way
-
-    def _push(self) -> None:
-        assert self._table is not None
-        if self._gateway is None:
-            self._gateway = serve.get_app_handle(gateway.NAME)
-        self._gateway.route.remote(asdict(self._table)).result(timeout_s=GATEWAY_ANSWERS_WITHIN_S)
-
-    def _application(self, order: LaunchOrder) -> serve.Application:
-        first = order.members[0]
-        placing: dict[str, Any] = {"ray_actor_options": _actor_options(first)}
-        placing["ray_actor_options"]["runtime_env"] = {"env_vars": {OWNER: self._mark(order.name)}}
-        if len(order.members) > 1:  # one bundle a member; the replica sits in the first and its helpers in the others
-            placing["placement_group_bundles"] = [_bundle(one) for one in order.members]
-            placing["placement_group_bundle_label_selector"] = [_pin(one) for one in order.members]
-            placing["ray_actor_options"].pop("label_selector")
-        deployment = serve.deployment(ReplicaHost).options(
-            name="replica",
-            num_replicas=1,
-            # The gateway keeps to the spec's number; the rest is for our own calls.
-            max_ongoing_requests=int(order.spec.get("max_ongoing_requests") or 32) + ROOM_FOR_OUR_CALLS,
-            graceful_shutdown_timeout_s=float(order.spec.get("drain_timeout") or order.grace_s),
-            graceful_shutdown_wait_loop_s=0.5,
-            max_constructor_retry_count=1,  # trying again is the scheduler's
-            health_check_period_s=5,
-            logging_config=_QUIET,
-            **placing,
-        )
-        return deployment.bind(json.dumps(asdict(order)))
+def _watched(order: LaunchOrder, deployed_at: float | None = None) -> Watched:
+    return Watched(order, lambda: _Calls(order.name), deployed_at)
 
 
-def _actor_options(member: Member) -> dict[str, Any]:
-    return {
-        "num_gpus": member.gpus,
-        "num_cpus": member.cpus,
-        "memory": member.memory_bytes or None,
-        "resources": dict(member.custom),
-        "label_selector": _pin(member),
-    }
+# --- Serve --------------------------------------------------------------------------------------------------------
 
 
-def _bundle(member: Member) -> dict[str, float]:
-    need = {"GPU": member.gpus, "CPU": member.cpus, "memory": float(member.memory_bytes), **member.custom}
-    return {name: amount for name, amount in need.items() if amount} or {"CPU": 0.001}
+def _start_serve() -> None:
+    """Serve, if it is not there, without any proxy: what is deployed through it has no port."""
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
 
 
-def _pin(member: Member) -> dict[str, str]:
-    return {"ray.io/node-id": member.node}
+def _applications() -> dict[str, Application]:
+    """Every application by name. Raises RayActorError, GetTimeoutError when Serve's controller does not answer."""
+    controller = serve_internals.controller()
+    if controller is None:
+        return {}
+    found = {}
+    for one in serve_internals.statuses(controller, SERVE_ANSWERS_WITHIN_S):
+        messages = [each.message for each in one.deployment_statuses if each.message]
+        words = "\n".join([*messages, one.app_status.message])
+        found[one.name] = Application(one.app_status.status.value, words)
+    return found
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith(PREFIX) or name == gateway.NAME
+def _run(application: serve.Application, name: str) -> None:
+    target = serve.api.RunTarget(application, name=name, route_prefix=None, logging_config=QUIET)
+    # Waiting for the deployment to be created would wait for ever if somebody deletes it meanwhile.
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _kill_processes(application: str) -> None:
-    """End the replica processes of an application that does not leave by itself (or that nobody waits for)."""
-    for one in ray.util.list_named_actors(all_namespaces=True):
-        if one["name"].startswith(f"SERVE_REPLICA::{application}#"):
-            with suppress(ValueError):
-                ray.kill(ray.get_actor(one["name"], namespace=one["namespace"]))
+def _end_processes(application: str) -> None:
+    """Of an application that does not leave by itself, or that nobody waits for."""
+    for name in serve_internals.processes()[0].get(application, ()):
+        serve_internals.end_process(name)
+
+
+def _serves_words(one: Watched, world: World) -> str:
+    application = (world.applications or {}).get(one.order.name)
+    return _words(application.message) if application is not None else ""
 
 
 def _words(text: str) -> str:

@@ -1,0 +1,186 @@
+"""One replica as the bridge watches it: what it has been told, what it was asked, and what becomes of it.
+
+An attempt of a replica is one process. When that process has gone, for whatever reason, the attempt is over and the
+core decides what follows: Serve's own new process would be a restart that nobody counts. And what is not there is gone
+once it has been there: absence is never "not yet" for what has started. Pure: `World` is what was seen, `Calls` asks
+the replica. Start reading at `Watched.look`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from llmsched.executors.port import LaunchOrder
+
+DEPLOYED_WITHIN_S = 15.0  # after Serve took an application it lists it
+BROKEN_FOR_S = 60.0  # a replica that starts has this long to answer once Serve says that it runs
+READY_AGAIN_S = 60.0  # Serve may wait for ever for a process that is gone
+HEALTH_EVERY_S = 5.0
+HEALTH_WITHIN_S = 30.0  # a replica that does not answer for so long does not work either
+_BROKEN = "UNHEALTHY", "DEPLOY_FAILED"
+
+
+class Application(NamedTuple):
+    """What Serve says of one application: a word, and messages of its deployments before its own."""
+
+    says: str  # DEPLOYING | RUNNING | UNHEALTHY | DEPLOY_FAILED | DELETING ...
+    message: str = ""
+
+
+class World(NamedTuple):
+    nodes: frozenset[str]
+    processes: Mapping[str, set[str]]  # by application
+    applications: Mapping[str, Application] | None  # None: Serve does not answer just now
+    is_serve_there: bool = True
+
+
+class Pending(Protocol):
+    """An answer that may come."""
+
+    def result(self, *, timeout_s: float) -> Any:
+        """Raises TimeoutError while there is none."""
+
+
+class Calls(Protocol):
+    def ready(self) -> Pending: ...
+
+    def health(self) -> Pending: ...
+
+
+class Answers(NamedTuple):
+    """It answers now. `refused`: adapters it could not load, and why."""
+
+    refused: Mapping[str, str]
+
+
+class Failed(NamedTuple):
+    """It never answered, and will not."""
+
+    words: str
+
+
+class Gone(NamedTuple):
+    """It answered, or was about to, and does not any more. `process`: the one that ended, for who knows more of it."""
+
+    words: str
+    by_others: bool = False
+    process: str = ""
+
+
+class Left(NamedTuple):
+    """It was told to leave and has."""
+
+
+class Abandoned(NamedTuple):
+    """So many of the requests that it has in hand were given up by their clients and do not end."""
+
+    requests: int
+
+
+Seen = Answers | Failed | Gone | Left | Abandoned
+
+
+@dataclass
+class Watched:
+    order: LaunchOrder
+    calls: Callable[[], Calls]
+    deployed_at: float | None = None  # since when Serve has the application; None: on its way
+    process: str = ""  # of the replica that answered: the name of its actor
+    leave_by: float | None = None
+    abandoned: int = 0
+    _was_listed: bool = False
+    _asked: Pending | None = field(default=None, repr=False)
+    _asked_at: float = 0.0
+    _broken_since: float | None = None
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.leave_by is not None
+
+    def ask_again(self) -> None:
+        """It is to be told once more that it answers."""
+        self.process, self._asked = "", None
+
+    def look(self, world: World, now: float) -> Seen | None:
+        mine = world.processes.get(self.order.name, set())
+        application = None if world.applications is None else world.applications.get(self.order.name)
+        if self.is_leaving:
+            is_known = world.applications is not None or not world.is_serve_there
+            return Left() if is_known and application is None and not mine else None
+        if self.deployed_at is None:
+            return None
+        if not all(member.node in world.nodes for member in self.order.members):
+            return Gone("its node is gone")
+        taken = self._taken_away(world, application, now)
+        if taken is not None:
+            return taken
+        if self.process:
+            return self._health(now) if self.process in mine else Gone("its process has ended", process=self.process)
+        if application is None:
+            return None
+        if application.says == "RUNNING":
+            return self._readiness(mine, now)
+        return Failed(application.message) if application.says in _BROKEN else None
+
+    def _taken_away(self, world: World, application: Application | None, now: float) -> Gone | None:
+        """By somebody else, for it is not leaving."""
+        assert self.deployed_at is not None
+        if world.applications is None:
+            if world.is_serve_there or world.processes.get(self.order.name):
+                return None
+            return Gone("Ray Serve was shut down by somebody", by_others=True)
+        if application is not None:
+            self._was_listed = True
+            if application.says == "DELETING":
+                return Gone("its Serve application was deleted by somebody", by_others=True)
+        elif self._was_listed or now - self.deployed_at > DEPLOYED_WITHIN_S:
+            return Gone("its Serve application was taken away by somebody", by_others=True)
+        return None
+
+    def _readiness(self, mine: set[str], now: float) -> Answers | Failed | None:
+        if self._asked is None or now - self._asked_at > READY_AGAIN_S:
+            self._asked, self._asked_at = self._ask("ready"), now
+        if self._asked is None:
+            return None
+        try:
+            facts = self._asked.result(timeout_s=0.01)
+        except TimeoutError:
+            return None
+        except Exception as error:
+            self._asked = None
+            self._broken_since = now if self._broken_since is None else self._broken_since
+            return Failed(str(error)) if now - self._broken_since > BROKEN_FOR_S else None
+        self._asked, self._asked_at = None, now
+        if len(mine) != 1:
+            return None  # Serve has just made another: which one answered is not known
+        (self.process,) = mine
+        return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()})
+
+    def _ask(self, what: str) -> Pending | None:
+        try:
+            calls = self.calls()
+            return calls.ready() if what == "ready" else calls.health()
+        except Exception:  # Serve is away: the next look tries again
+            return None
+
+    def _health(self, now: float) -> Gone | Abandoned | None:
+        if self._asked is None:
+            if now - self._asked_at >= HEALTH_EVERY_S:
+                self._asked, self._asked_at = self._ask("health"), now
+            return None
+        try:
+            facts = self._asked.result(timeout_s=0.01)
+        except TimeoutError:
+            if now - self._asked_at <= HEALTH_WITHIN_S:
+                return None
+            return Gone(f"it did not answer for {HEALTH_WITHIN_S:g} s when asked for its health")
+        except Exception:  # on its way to it, or in it: the next look sees whether its process has ended
+            self._asked = None
+            return None
+        self._asked = None
+        if facts["trouble"]:
+            return Gone(str(facts["trouble"]))
+        abandoned, self.abandoned = self.abandoned, int(facts["abandoned"])
+        return Abandoned(self.abandoned) if self.abandoned != abandoned else None

@@ -1,0 +1,168 @@
+"""What becomes of a replica, judged from what is seen of it: no Ray, no clock."""
+
+import pytest
+
+from llmsched.executors.bridge.replica import (
+    BROKEN_FOR_S,
+    DEPLOYED_WITHIN_S,
+    HEALTH_EVERY_S,
+    HEALTH_WITHIN_S,
+    Abandoned,
+    Answers,
+    Application,
+    Failed,
+    Gone,
+    Left,
+    Watched,
+    World,
+)
+from llmsched.executors.port import LaunchOrder, Member
+
+NAME, PROCESS = "llms/desk/0/1", "SERVE_REPLICA::llms/desk/0/1#replica#a"
+HEALTHY = {"trouble": "", "in_hand": 0, "abandoned": 0}
+
+
+class Answer:
+    """What a call brings: a value, an error, or nothing yet."""
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def result(self, *, timeout_s):
+        if self.value is None:
+            raise TimeoutError
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+class Desk:
+    """A replica and its surroundings, all well at first."""
+
+    def __init__(self):
+        self.answers = {"ready": {"refused": {}}, "health": HEALTHY}
+        self.asked = []
+        self.world = World(frozenset({"n0"}), {NAME: {PROCESS}}, {NAME: Application("RUNNING")})
+        order = LaunchOrder("desk", "desk/0", 1, 1, "serve", (Member(0, "n0"),), {}, "")
+        self.watched = Watched(order, lambda: self)
+
+    def ready(self):
+        return self._ask("ready")
+
+    def health(self):
+        return self._ask("health")
+
+    def _ask(self, what):
+        self.asked.append(what)
+        return Answer(self.answers[what])
+
+    def look(self, now=0.0, **changed):
+        self.world = self.world._replace(**changed)
+        return self.watched.look(self.world, now)
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+@pytest.fixture
+def answering(desk):
+    desk.watched.deployed_at = 0.0
+    assert desk.look() == Answers({})
+    assert desk.look() is None
+    return desk
+
+
+def test_an_application_on_its_way_is_awaited_and_answers_once_serve_and_it_say_so(desk):
+    assert desk.look(applications={}, processes={}) is None
+    desk.watched.deployed_at = 0.0
+    assert desk.look(DEPLOYED_WITHIN_S - 1) is None
+    assert desk.look(DEPLOYED_WITHIN_S, applications={NAME: Application("DEPLOYING")}) is None
+    desk.answers["ready"] = {"refused": {"sql": "no such folder"}}
+    assert desk.look(20.0, applications={NAME: Application("RUNNING")}, processes={NAME: {PROCESS}}) == Answers(
+        {"sql": "no such folder"}
+    )
+
+
+GONE = {
+    "its node": ({"nodes": frozenset()}, False),
+    "its process": ({"processes": {}}, False),
+    "its process, and Serve has made another": ({"processes": {NAME: {PROCESS + "b"}}}, False),
+    "its application": ({"applications": {}}, True),
+    "its application, with its process": ({"applications": {}, "processes": {}}, True),
+    "its application, which somebody deletes": ({"applications": {NAME: Application("DELETING")}}, True),
+    "all of Serve": ({"applications": None, "processes": {}, "is_serve_there": False}, True),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_whatever_was_there_and_is_gone_ends_the_attempt_at_once(answering, what):
+    changed, by_others = GONE[what]
+    seen = answering.look(1.0, **changed)
+    assert isinstance(seen, Gone) and seen.by_others is by_others
+
+
+@pytest.mark.parametrize("what", ["its application", "all of Serve"])
+def test_it_is_gone_as_well_while_it_still_starts(desk, what):
+    desk.watched.deployed_at = 0.0
+    assert desk.look(applications={NAME: Application("DEPLOYING")}) is None
+    seen = desk.look(1.0, **{**GONE[what][0], "processes": {}})
+    assert isinstance(seen, Gone) and seen.by_others
+
+
+def test_one_that_was_never_listed_is_taken_away_too(desk):
+    desk.watched.deployed_at = 0.0
+    assert isinstance(desk.look(DEPLOYED_WITHIN_S + 1, applications={}, processes={}), Gone)
+
+
+def test_while_serves_controller_is_slow_or_being_made_anew_replicas_go_on(answering):
+    assert answering.look(100.0, applications=None) is None
+    assert answering.look(101.0, applications=None, is_serve_there=False) is None  # its process is there
+
+
+def test_a_replica_that_is_stuck_or_sick_or_silent_is_gone_with_its_reason(answering):
+    answering.answers["health"] = {**HEALTHY, "trouble": "all 4 requests ... do not end"}
+    answering.look(HEALTH_EVERY_S)
+    assert answering.look(HEALTH_EVERY_S) == Gone("all 4 requests ... do not end")
+
+
+def test_a_replica_that_does_not_answer_for_its_health_is_gone_when_its_time_is_over(answering):
+    answering.answers["health"] = None
+    answering.look(HEALTH_EVERY_S)
+    assert answering.look(HEALTH_EVERY_S + HEALTH_WITHIN_S) is None
+    assert isinstance(answering.look(HEALTH_EVERY_S + HEALTH_WITHIN_S + 0.1), Gone)
+
+
+def test_health_is_asked_now_and_then_and_an_error_on_the_way_is_no_verdict(answering):
+    answering.answers["health"] = RuntimeError("the router lost it")
+    for second in range(100):
+        assert answering.look(float(second)) is None
+    assert 10 <= answering.asked.count("health") <= 100 / HEALTH_EVERY_S + 1
+
+
+def test_requests_that_do_not_end_are_told_when_their_number_changes(answering):
+    told = []
+    for second, abandoned in enumerate((0, 2, 2, 3, 0, 0)):
+        answering.answers["health"] = {**HEALTHY, "abandoned": abandoned}
+        for half in (0.0, 1.0):
+            told.append(answering.look((second + 1) * HEALTH_EVERY_S * 2 + half))
+    assert [one for one in told if one] == [Abandoned(2), Abandoned(3), Abandoned(0)]
+
+
+def test_one_that_never_comes_up_fails_with_serves_words(desk):
+    desk.watched.deployed_at = 0.0
+    assert desk.look(applications={NAME: Application("DEPLOY_FAILED", "no such model")}) == Failed("no such model")
+    desk.answers["ready"] = RuntimeError("it has no such method")
+    running = {NAME: Application("RUNNING")}
+    assert desk.look(1.0, applications=running) is None
+    assert desk.look(2.0 + BROKEN_FOR_S) == Failed("it has no such method")
+
+
+def test_who_was_told_to_leave_has_left_when_nothing_of_it_is_there(answering):
+    answering.watched.leave_by = 10.0
+    assert answering.look(applications={NAME: Application("DELETING")}) is None
+    assert answering.look(applications={}) is None
+    assert answering.look(processes={}) == Left()
+    answering.watched.leave_by = 10.0
+    assert answering.look(applications=None, processes={}, is_serve_there=False) == Left()
