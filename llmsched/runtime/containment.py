@@ -183,6 +183,15 @@ def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
     return Cleared(*guardian.end_all(f"{OWNER}={owner}", set(), polite_s=0.0))._asdict()
 
 
+def owner_of(pid: int) -> str:
+    """The mark of the attempt that a process on this node descends from; "" for none."""
+    while pid > 1 and (row := guardian.row_of(pid)) is not None:
+        if mark := guardian.value_of(pid, OWNER):
+            return mark
+        pid = row.parent
+    return ""
+
+
 def _become_subreaper(is_one: bool) -> None:
     """Whether descendants of this process that lose their parent come to it."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0)

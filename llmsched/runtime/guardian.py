@@ -98,11 +98,18 @@ def _children(pid: int) -> list[int]:
 
 def has_mark(pid: int, mark: str) -> bool:
     """Whether it was started, by whomever, with `mark` ("NAME=value") in its environment; only of our own user's."""
+    name, _, value = mark.partition("=")
+    return value_of(pid, name) == value
+
+
+def value_of(pid: int, name: str) -> str:
+    """Of a variable in the environment that a process was started with; "" where it is not or may not be read."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark.encode() in file.read().split(b"\0")
+            found = [one for one in file.read().split(b"\0") if one.startswith(f"{name}=".encode())]
     except OSError:
-        return False
+        return ""
+    return found[0].decode(errors="replace").partition("=")[2] if found else ""
 
 
 def is_rays(pid: int) -> bool:

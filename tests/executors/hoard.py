@@ -12,6 +12,8 @@ import ray
 
 from llmsched.runtime import elastic
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's other workers have no such module
+
 
 def half(node):
     """Of a GPU, on a node where no gang was given anything."""
@@ -51,7 +53,8 @@ def tell(folder, name, **facts):
 
 
 def command(address, folder, node):
-    """A Ray driver of a user's own: what it makes is to outlive it."""
+    """A Ray driver of a user's own, in an environment of its own: what it makes is to outlive it."""
+    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR")
     from ray.util.placement_group import placement_group
 
     children = [daemon(), os.getpid()]

@@ -63,6 +63,12 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
         (owned(actor("made", "driver", job=DRIVER), jobs=(DRIVEN,)), ["made"]),
         (owned(actor("made", "driver", job=DRIVER, is_detached=True), jobs=(DRIVEN,)), ["made"]),
         (owned(actor("others", "driver", job=DRIVER), jobs=(Job(DRIVER, {}),)), []),
+        (
+            owned(
+                actor("made", "driver", job=DRIVER), jobs=(Job(DRIVER, {}),), drivers={DRIVER: owner_mark(HOG, HERE)}
+            ),
+            ["made"],
+        ),
         (owned(actor("elsewhere", envs={OWNER: owner_mark(HOG, "another cluster altogether")})), []),
         (owned(actor("liar", envs={OWNER: "no mark of ours"})), []),
         (owned(replica("llms/hog/0/1")), ["SERVE_REPLICA::llms/hog/0/1#model#x1"]),
@@ -76,7 +82,8 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
     ],
     ids=[
         "a rank of a task", "marked", "made by its supervisor", "made by what it made", "of a driver that it started",
-        "detached", "of a driver of nobody's", "of another cluster", "a wrong mark", "its own replica",
+        "detached", "of a driver of nobody's",
+        "of a driver that threw its environment away", "of another cluster", "a wrong mark", "its own replica",
         "another's replica, Serve started by it", "the gateway, Serve started by it", "Serve's controller",
         "what Ray Data makes once for all",
     ],

@@ -208,6 +208,12 @@ def test_a_worker_without_its_guardian_clears_up_itself(worker: Callable[..., Wo
     assert has_ended(one.children[0])
 
 
+def test_a_process_is_its_owner_s_however_little_it_has_of_its_environment(worker: Callable[..., Worker]) -> None:
+    one = worker(WILD["a daemon without its environment"])
+    assert containment.owner_of(one.children[0]) == one.owner
+    assert containment.owner_of(os.getpid()) == ""
+
+
 def test_without_an_owner_there_is_nothing_to_guard() -> None:
     guard = containment.Guard(environment={})
     assert guard.close() == ([], [])

@@ -21,7 +21,7 @@ from ray.util.placement_group import PlacementGroup
 
 from llmsched.executors.bridge import ray_internals
 from llmsched.executors.bridge.ownership import REPLICA, Ownership
-from llmsched.executors.bridge.ray_internals import Actor
+from llmsched.executors.bridge.ray_internals import Actor, Job
 from llmsched.executors.port import Deliver, Ended, LaunchOrder, NotStarted, Observation, Vanished
 from llmsched.runtime import containment
 
@@ -47,6 +47,7 @@ class Containment:
         self._tasks: tuple[ray_internals.Task, ...] = ()
         self._tasks_at = -TASKS_EVERY_S
         self._deployers: dict[str, str] = {}
+        self._drivers = {ray.get_runtime_context().get_job_id(): ""}  # our own is nobody's
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="deployers")
         self._asking: Future[None] | None = None
         self._asked_about: set[str] = set()  # replicas of strangers, by actor id
@@ -73,28 +74,40 @@ class Containment:
 
     def look(self, *, with_tasks: bool = False, waits: bool = False) -> Ownership:
         """Whose is what, now. `with_tasks`: remote functions too, as of TASKS_EVERY_S ago at most. Whose a Serve
-        application is takes a while to ask: `waits` for the answer, else a later look has it."""
+        application or an unmarked driver is takes a while to ask: `waits` for that, else a later look has it."""
         tables = ray_internals.tables()
         if with_tasks:
             tables = tables._replace(tasks=self._running_tasks())
-        found = Ownership(tables, self._cluster, self._deployers)
-        strangers = set(found.strangers())
-        if strangers <= self._asked_about:
+        found = Ownership(tables, self._cluster, self._deployers, self._drivers)
+        strangers, jobs = set(found.strangers()), found.unmarked_jobs()
+        if strangers <= self._asked_about and jobs.keys() <= self._drivers.keys():
             return found
         with self._lock:
             if self._asking is None or self._asking.done():
-                self._asking = self._asker.submit(self._ask, strangers)
+                self._asking = self._asker.submit(self._ask, strangers, jobs)
             asking = self._asking
         if waits:
             asking.result()
-        return Ownership(tables, self._cluster, self._deployers)
+        return Ownership(tables, self._cluster, self._deployers, self._drivers)
 
-    def _ask(self, strangers: set[str]) -> None:
+    def _ask(self, strangers: set[str], jobs: dict[str, Job]) -> None:
         try:
-            self._deployers = ray_internals.deployers()
-            self._asked_about = strangers
-        except Exception as error:  # Serve is going, or has gone: the next look asks again
-            print(f"Serve does not say who deployed what: {error!r}", file=sys.stderr)
+            if not strangers <= self._asked_about:
+                self._deployers = ray_internals.deployers()
+                self._asked_about = strangers
+            for job in [jobs[name] for name in jobs.keys() - self._drivers.keys()]:
+                self._drivers[job.id] = self._mark_of(job)
+        except Exception as error:  # Serve or a node is going, or has gone: the next look asks again
+            print(f"whose some things in Ray are is not known yet: {error!r}", file=sys.stderr)
+
+    def _mark_of(self, job: Job) -> str:
+        """Of a driver that was started without what we put into its environment: of a process above it."""
+        nodes = [one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeManagerAddress"] == job.address]
+        if not nodes:
+            return ""
+        ask = ray.remote(num_cpus=0, max_retries=0)(containment.owner_of)
+        asked = ask.options(label_selector={"ray.io/node-id": nodes[0]}).remote(job.pid)
+        return str(ray.get(asked, timeout=ENDS_WITHIN_S))
 
     def _running_tasks(self) -> tuple[ray_internals.Task, ...]:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmsched.executors.bridge.ray_internals import Actor, Group, Tables
+from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables
 from llmsched.gateway import app as gateway
 from llmsched.runtime.containment import METADATA, OWNER, attempt_of
 
@@ -32,13 +32,21 @@ class Held(NamedTuple):
 
 
 class Ownership:
-    """One look at the tables. `deployers`: Serve application -> the job that deployed it, as far as known."""
+    """One look at the tables. As far as known: `deployers`, Serve application -> the job that deployed it, and
+    `drivers`, job -> the mark that its process or a process above it bears."""
 
-    def __init__(self, tables: Tables, cluster: str, deployers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        cluster: str,
+        deployers: Mapping[str, str] | None = None,
+        drivers: Mapping[str, str] | None = None,
+    ) -> None:
         self._tables, self._cluster, self._deployers = tables, cluster, deployers or {}
         self._by_worker = {one.worker: one for one in tables.actors if one.worker}
         self._by_id = {one.id: one for one in tables.actors}
-        self._jobs = {one.id: self._attempt(one.metadata.get(METADATA, "")) for one in tables.jobs}
+        marks = {one.id: one.metadata.get(METADATA) or (drivers or {}).get(one.id, "") for one in tables.jobs}
+        self._jobs = {job: self._attempt(mark) for job, mark in marks.items()}
         self._house = {one.job for one in tables.actors if self._named(one)}
         self._makers = {one.id: self._maker_of(one) for one in tables.actors}
 
@@ -66,6 +74,10 @@ class Ownership:
         return {
             replica: name for replica, name in found.items() if name and name != GATEWAY and not name.startswith(PREFIX)
         }
+
+    def unmarked_jobs(self) -> dict[str, Job]:
+        """Drivers that run and bear no mark of ours: whose they are is to be asked of their nodes."""
+        return {one.id: one for one in self._tables.jobs if not one.is_over and METADATA not in one.metadata}
 
     def held(self) -> dict[str, list[Held]]:
         """What is held through Ray, by attempt: its actors and remote functions, and its groups with all that

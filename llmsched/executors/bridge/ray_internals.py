@@ -24,6 +24,9 @@ class Job(NamedTuple):
 
     id: str
     metadata: dict[str, str]
+    pid: int = 0
+    address: str = ""  # of its node
+    is_over: bool = False
 
 
 class Actor(NamedTuple):
@@ -81,7 +84,10 @@ def tables() -> Tables:
     groups = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in accessor.get_placement_group_table()]
     makers = {one.actor_id: one for one in actors}
     return Tables(
-        [Job(one.job_id.hex(), dict(one.config.metadata)) for one in jobs],
+        [
+            Job(one.job_id.hex(), dict(one.config.metadata), one.driver_pid, one.driver_ip_address, one.is_dead)
+            for one in jobs
+        ],
         [_actor(one) for one in actors if one.state != gcs_pb2.ActorTableData.DEAD],
         [
             _group(one, makers.get(one.creator_actor_id))
