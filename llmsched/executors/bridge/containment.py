@@ -107,7 +107,10 @@ class Containment:
             return ""
         ask = ray.remote(num_cpus=0, max_retries=0)(containment.owner_of)
         asked = ask.options(label_selector={"ray.io/node-id": nodes[0]}).remote(job.pid)
-        return str(ray.get(asked, timeout=ENDS_WITHIN_S))
+        try:
+            return str(ray.get(asked, timeout=ENDS_WITHIN_S))
+        except ray.exceptions.RayError:  # its node is going, and the driver with it
+            return ""
 
     def _running_tasks(self) -> tuple[ray_internals.Task, ...]:
         now = time.monotonic()
