@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from waiting import wait_until
 
-from llmsched.api import home
+from llmsched.api import home, page
+from llmsched.client import Client
 from llmsched.errors import NotAllowed
 from llmsched.executors import ray_user
 
@@ -48,6 +51,68 @@ def test_where_tokens_are_a_boundary_or_nothing_runs_no_trust_is_asked_for(folde
     home.record_isolation(folder, found)
     home.create_token(folder, "bob", "submitter", 90, trusting=False)
     assert home.single_user(folder) == ""
+
+
+# --- as a running controller tells it --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """A controller process, before it has found a Ray: it answers then, too."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*options: str) -> Client:
+        folder = home.prepare(tmp_path / "home")
+        words = ["--home", str(folder), "--address", "127.0.0.1:1", "--storage", str(tmp_path / "storage"), *options]
+        started.append(subprocess.Popen([sys.executable, "-P", "-m", "llmsched.api.server", *words]))
+        wait_until(lambda: home.announced(folder) is not None)
+        return Client(home=folder)
+
+    yield begin
+    for one in started:
+        one.terminate()
+        one.wait(30)
+
+
+def test_a_controller_in_single_user_mode_says_so_and_why_to_whoever_asks(
+    serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    with serve("--single-user=only root can start Ray as another user") as client:
+        said = client.health().isolation
+    assert (said.mode, said.ray_user) == ("single-user", "")
+    assert said.why == "only root can start Ray as another user"
+    assert "isolation.mode" in page.content().decode()  # shown beside the number of nodes
+    with pytest.raises(NotAllowed, match="a label, not a boundary"):
+        home.create_token(tmp_path / "home", "bob", "submitter", 90, trusting=False)
+
+
+@as_root
+def test_a_controller_beside_a_ray_of_another_user_says_whom_work_runs_as_and_starts_its_bridge_as_that(
+    serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    assert ray_user.choose(ray_user.DEFAULT).user is not None
+    with serve("--ray-user", ray_user.DEFAULT) as client:
+        said = client.health().isolation
+        assert (said.mode, said.ray_user, said.why) == ("two-users", ray_user.DEFAULT, "")
+        note = home.announced(tmp_path / "home")
+        assert note is not None
+        controller = psutil.Process(note.pid)
+        wait_until(lambda: [one.username() for one in controller.children()] == [ray_user.DEFAULT])
+        (bridge,) = controller.children()
+        named = [text for text in bridge.environ().values() if str(tmp_path) in text]
+        assert (named, Path(bridge.cwd()).is_relative_to(tmp_path)) == ([], False)
+    home.create_token(tmp_path / "home", "bob", "submitter", 90, trusting=False)
+
+
+def test_what_up_cannot_put_into_effect_beside_a_controller_that_runs_is_refused(
+    serve: Callable[..., Client], tmp_path: Path
+) -> None:
+    serve("--single-user=one user").close()
+    command = [sys.executable, "-P", "-m", "llmsched.cli.main", "up"]
+    around = {**os.environ, "LLMSCHED_HOME": str(tmp_path / "home"), "MINE": "x"}
+    for words, told in ((["--ray-user", "daemon"], "and not as daemon"), (["--env", "MINE"], "cannot be given MINE")):
+        refused = subprocess.run([*command, *words], capture_output=True, text=True, env=around, timeout=60)
+        assert (refused.returncode, told in refused.stderr) == (3, True), refused.stderr
 
 
 # --- as somebody who is not root ------------------------------------------------------------------------------------
