@@ -168,6 +168,7 @@ class Look:
         monkeypatch.setattr(module, "available_resources_per_node", lambda: {"n1": {"GPU": self.free()}})
         given = {HOG: (Member(0, "n1", gpus=1.0),)}
         self.nodes = Nodes(self.said.append, lambda: given, self.look_at_owners)
+        assert self.after(LASTING_LOOKS + 1) == [ExcessSeen("hog/0", 1, ())]  # whatever a bridge before this one said
 
     def node(self) -> dict[str, Any]:
         return {"NodeID": "n1", "Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
@@ -207,6 +208,17 @@ def test_remote_functions_are_asked_for_where_actors_do_not_explain_it(monkeypat
     look = Look(monkeypatch)
     look.made, look.functions = 1, 1
     assert look.after(3 * LASTING_LOOKS)[-1] == ExcessSeen("hog/0", 1, (ForeignSeen("n1", 2.0, 0.0, 0),))
+
+
+def test_what_an_actor_asks_for_and_does_not_hold_is_no_excess(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look(monkeypatch)
+    look.strangers = 1.0
+    look.after(3 * LASTING_LOOKS)
+    monkeypatch.setattr(
+        look, "look_at_owners", lambda **_: owned(actor("asks", envs=mark(HOG), resources={"CPU": 4.0}))
+    )
+    look.nodes._look_at_owners = look.look_at_owners
+    assert look.after(LASTING_LOOKS) == []
 
 
 def test_what_strangers_take_is_nobody_s_excess(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,10 @@ class _Amount(NamedTuple):
         """What is more than the other, each for itself."""
         return _Amount(*(_rest(mine - its) for mine, its in zip(self, other, strict=True)))
 
+    def is_worth_a_word(self) -> bool:
+        """A bundle that asks for nothing takes a thousandth of a CPU all the same."""
+        return self.gpus >= 0.01 or self.cpus >= 0.1 or self.memory >= 1024**2
+
 
 _ByNode = dict[str, _Amount]
 
@@ -54,8 +58,8 @@ class Nodes:
         self._known: dict[str, NodeSeen] = {}
         self._foreign: dict[str, deque[_Amount]] = {}
         self._foreign_said: dict[str, _Amount] = {}
-        self._excess: dict[str, deque[_ByNode]] = {}
         self._excess_said: dict[str, _ByNode] = {}
+        self._looks = 0
         self.head = ""
 
     def alive(self) -> list[str]:
@@ -102,43 +106,39 @@ class Nodes:
                 self._deliver(ForeignSeen(node, lasting.gpus, lasting.cpus, int(lasting.memory)))
 
     def _look_for_excess(self, given: dict[str, _ByNode]) -> None:
-        """Whose the foreign use is. Nobody is asked while there is none."""
-        found: dict[str, _ByNode] = {}
-        if any(any(amount) for amount in self._foreign_said.values()):
-            found = _excess_of(self._look_at_owners(with_tasks=False), given)
+        """Whose the foreign use is. Nobody is asked while there is none. Of every attempt something is said once: a
+        bridge before this one may have said more."""
+        self._looks += 1
+        if self._looks <= LASTING_LOOKS:
+            return
+        foreign, found = self._foreign_said, dict[str, _ByNode]()
+        if any(map(any, foreign.values())):
+            found = _excess_of(self._look_at_owners(with_tasks=False), given, foreign)
             known = _by_node(item for amounts in found.values() for item in amounts.items())
-            if any(any(amount.beyond(known.get(node, _Amount()))) for node, amount in self._foreign_said.items()):
-                found = _excess_of(self._look_at_owners(with_tasks=True), given)
-        for name in self._excess.keys() - given.keys():
-            del self._excess[name]
-            self._excess_said.pop(name, None)
-        for name in found.keys() | self._excess.keys():
-            looks = self._excess.setdefault(name, deque([{}] * LASTING_LOOKS, maxlen=LASTING_LOOKS))
-            looks.append(found.get(name, {}))
-            lasting = {
-                node: least
-                for node in looks[-1]
-                if any(least := _Amount(*map(min, *(one.get(node, _Amount()) for one in looks))))
-            }
-            if lasting != self._excess_said.get(name, {}):
-                self._excess_said[name] = lasting
-                _, _, gang = name.partition("/")
-                gang, _, attempt = gang.rpartition("/")
-                used = tuple(ForeignSeen(node, one.gpus, one.cpus, int(one.memory)) for node, one in lasting.items())
+            if any(any(amount.beyond(known.get(node, _Amount()))) for node, amount in foreign.items()):
+                found = _excess_of(self._look_at_owners(with_tasks=True), given, foreign)
+        said = self._excess_said
+        self._excess_said = {name: found.get(name, {}) for name in given}
+        for name, now in self._excess_said.items():
+            if said.get(name) != now:
+                gang, _, attempt = name.partition("/")[2].rpartition("/")
+                used = tuple(ForeignSeen(node, one.gpus, one.cpus, int(one.memory)) for node, one in now.items())
                 self._deliver(ExcessSeen(gang, int(attempt), used))
 
 
-def _excess_of(owned: Ownership, given: dict[str, _ByNode]) -> dict[str, _ByNode]:
-    """What attempts hold beyond what they were given, by attempt."""
-    taken = {
-        name: _by_node((one.node, _of_resources(one.resources)) for one in held)
-        for name, held in owned.held().items()
-        if name in given
-    }
-    return {
-        name: {node: amount.beyond(given[name].get(node, _Amount())) for node, amount in amounts.items()}
-        for name, amounts in taken.items()
-    }
+def _excess_of(owned: Ownership, given: dict[str, _ByNode], foreign: _ByNode) -> dict[str, _ByNode]:
+    """What attempts hold beyond what they were given, by attempt: no more than what has lasted as foreign use, for the
+    two looks are not of one moment, and an actor may ask for more than it holds."""
+    found: dict[str, _ByNode] = {}
+    for name, held in owned.held().items():
+        if name not in given:
+            continue
+        for node, amount in _by_node((one.node, _of_resources(one.resources)) for one in held).items():
+            beyond = amount.beyond(given[name].get(node, _Amount()))
+            excess = _Amount(*map(min, beyond, foreign.get(node, _Amount())))
+            if excess.is_worth_a_word():
+                found.setdefault(name, {})[node] = excess
+    return found
 
 
 def _by_node(amounts: Iterable[tuple[str, _Amount]]) -> _ByNode:
