@@ -35,7 +35,7 @@ QUIET_SAID_S, QUIET_ENDED_S, QUIET_TIMES = 600.0, 1800.0, 20.0  # and so many ti
 class Pulse(NamedTuple):
     """What a rank says of itself, every few seconds."""
 
-    at: str = ""  # the line that its loop is in: "bl.py:15, all_reduce"
+    at: str = ""  # the line that its loop is in: "all_reduce, called in bl.py:15"; empty: a command, which cannot tell
     waits: bool = False  # for other ranks, in torch.distributed
     cpu_s: float = 0.0  # of its process and of what that started, so far
     is_stopped: bool = False  # what it watches is stopped by a signal
@@ -141,6 +141,8 @@ class Health:
         return found and (found._replace(event="") if is_working else found)
 
     def _of_gang(self, alive: dict[int, _Rank], finished: list[int], now: float) -> Verdict | None:
+        if not all(one.pulse.at for one in alive.values()):
+            return None
         lasts = min(now - one.same_since for one in alive.values())
         all_wait = all(one.pulse.waits for one in alive.values())
         all_sleep = all(one.is_asleep(now) for one in alive.values())
@@ -165,7 +167,9 @@ class Health:
             f"nothing has been reported for {TIME} (before, at most {_time(self._longest_pause_s)} passed): "
             f"rank {first} is at {one.pulse.at or 'a line it does not tell'}"
         )
-        is_dead = all(each.is_asleep(now) and now - each.same_since > QUIET_SAID_S for each in alive.values())
+        is_dead = all(
+            each.pulse.at and each.is_asleep(now) and now - each.same_since > QUIET_SAID_S for each in alive.values()
+        )
         found = _judge(text, lasts, max(QUIET_SAID_S, usual), max(QUIET_ENDED_S, usual), "error")
         return found and (found if is_dead else found._replace(event=""))
 

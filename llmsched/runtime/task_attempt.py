@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 
-from llmsched import sanitize
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.task import Ending, TaskWorker
 
@@ -39,7 +38,7 @@ class TaskAttempt:
             life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs}, place["pid"])
             runs.append(worker.run.remote(envs))
         try:
-            self._check(self._answers(runs, list(range(len(runs)))), has_begun=True)
+            self._check(self._answers(runs, list(range(len(runs))), is_work=True), has_begun=True)
         finally:
             with suppress(Exception):
                 ray.get([worker.clean.remote() for worker in heads.values()], timeout=5)
@@ -110,16 +109,18 @@ class TaskAttempt:
             if time.monotonic() > until:
                 raise Outcome("failed", f"Ray did not place all workers in {PLACED_WITHIN_S:.0f} s", "no-capacity")
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
-        try:
-            places: list[dict[str, Any]] = ray.get(asked)
-            return places
-        except ray.exceptions.RayError as error:
-            raise Outcome(
-                "failed", f"a worker could not start: {sanitize.first_line(error)}", "interruption"
-            ) from error
+        places: list[dict[str, Any]] = []
+        for rank, one in enumerate(asked):
+            try:
+                places.append(ray.get(one))
+            except ray.exceptions.RayError as error:
+                why = self._life.of_death(rank, str(error))
+                raise Outcome("failed", f"a worker could not start: {why}", "interruption") from error
+        return places
 
-    def _answers(self, runs: list[Any], ranks: list[int]) -> list[Ending]:
-        """What each call says, or the first failure: one rank that fails ends the gang."""
+    def _answers(self, runs: list[Any], ranks: list[int], *, is_work: bool = False) -> list[Ending]:
+        """What each call says, or the first failure: one rank that fails ends the gang. `is_work`: a rank whose call
+        is over has come to its end."""
         said: list[Ending] = []
         waiting = list(runs)
         while waiting:
@@ -131,6 +132,8 @@ class TaskAttempt:
                 raise Outcome("failed", self._life.of_death(rank, str(error)), "interruption") from error
             if said[-1].message:
                 break
+            if is_work:
+                self._life.ranks.finished(ranks[runs.index(done[0])])
         return said
 
     def _check(self, said: list[Ending], *, has_begun: bool = False) -> None:

@@ -91,6 +91,10 @@ def test_a_command_that_a_signal_has_stopped_is_said_and_ended() -> None:
     assert lasting(120, lambda now: Pulse(is_stopped=now in (30.0, 33.0))) == []  # and goes on
 
 
+def test_commands_that_end_at_different_times_are_left_alone() -> None:
+    assert lasting(4 * 3600, lambda now: Pulse(), lambda now: Pulse(), finished=(1,)) == []
+
+
 def silent(seconds: float, look: Callable[[float], Look | None]) -> list[Verdict]:
     """What is said of a rank that was heard once, and of which its node says `look`."""
     health, told = Health(), []
