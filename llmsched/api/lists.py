@@ -68,7 +68,8 @@ def workloads(
         if group == "ended" and limit:
             user, queues = permissions.selection()
             query = ArchiveQuery(limit + 1, user=user, queues=queues, after_age=at and (at.submitted_at, at.id))
-            page = _page([*page, *controller.archived(query)], limit + 1, None)
+            gone = [one for one in controller.archived(query) if one.workload.id not in controller.state.workloads]
+            page = _page([*page, *gone], limit + 1, None)
         if len(page) > limit > 0:
             last = page[limit - 1]
             following.append(str(Cursor(group, last.submitted_at, last.workload.id)))

@@ -48,6 +48,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "More": {
         "config": ("llmsched.cli.files:config", "Show the configuration in force, or put a new one in force."),
+        "backup": ("llmsched.cli.backup:backup", "Keep a copy of what the controller remembers."),
+        "restore": ("llmsched.cli.backup:restore", "Put a backup back, or go on without what is lost."),
         "fsck": ("llmsched.cli.fsck:fsck", "Check that what the controller keeps is whole."),
         "schema": ("llmsched.cli.files:schema", "The JSON Schema of a kind, for editors."),
         "sim": ("llmsched.cli.sim:sim", "The wind tunnel: traces, scenarios, replays."),
