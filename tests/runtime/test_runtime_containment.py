@@ -122,12 +122,13 @@ def worker() -> Iterator[Callable[..., Worker]]:
     yield begin
     for one in begun:
         one.process.kill()
-        one.process.communicate()
+        one.process.wait()
     for one in begun:
         wait_until(lambda one=one: not containment.guardians_of(one.owner), what="its guardian goes with it")
         for child in one.children:
             if not has_ended(child):
                 os.kill(child, signal.SIGKILL)
+        one.process.communicate()
 
 
 def test_children_of_every_kind_end_when_the_work_is_done(worker: Callable[..., Worker]) -> None:
@@ -212,6 +213,7 @@ def test_a_process_is_its_owner_s_however_little_it_has_of_its_environment(worke
     one = worker(WILD["a daemon without its environment"])
     assert containment.owner_of(one.children[0]) == one.owner
     assert containment.owner_of(os.getpid()) == ""
+    one.do("close", "CLOSED")
 
 
 def test_without_an_owner_there_is_nothing_to_guard() -> None:
