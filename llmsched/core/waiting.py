@@ -95,15 +95,6 @@ class Waiting:
         for shape in self.shapes.values():
             shape.entries = sorted((self._keys[gang_id][1], gang_id) for _, gang_id in shape.entries)
 
-    def detach(self) -> tuple[object, Callable[[GangState], Key] | None]:
-        """Forget the policy (it knows a view of this very state), so that the index can be copied."""
-        owner, key = self._owner, self._key
-        self._owner = self._key = None
-        return owner, key
-
-    def reattach(self, owner: object, key: Callable[[GangState], Key] | None) -> None:
-        self._owner, self._key = owner, key
-
     def _sort_key(self, gang: GangState) -> Key:
         age = (gang.submitted_at, gang.workload_id, gang.index)
         return age if self._key is None else (*self._key(gang), *age)

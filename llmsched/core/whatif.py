@@ -34,11 +34,6 @@ class Forecast:
     others: tuple[Message, ...] = ()
 
 
-def copy_of(state: State) -> State:
-    """A state of its own that shares only what never changes."""
-    return thaw(freeze(state), state.archive)
-
-
 def forecast(
     state: State, workloads: Sequence[Workload], policies: Policies, in_place: Collection[str] = ()
 ) -> list[Forecast]:
