@@ -165,9 +165,14 @@ def _try(user: RayUser) -> None:
     """That Ray can be started as `user`: its Python and its packages can be read. Raises RequestError."""
     say = "import importlib.util, llmsched, workloads; open(importlib.util.find_spec('ray').origin).close()"
     words = [*command(user), sys.executable, "-P", "-c", say]
-    done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TRY_WITHIN_S, cwd="/", env={}
-    )
+    env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TRY_WITHIN_S, cwd="/", env=env
+        )
+    except subprocess.TimeoutExpired:
+        hint = "Look what keeps it, then try again."
+        raise _refusal(f"a Python of {user.name} did not start within {_TRY_WITHIN_S:g} s", hint) from None
     if done.returncode:
         said = (done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1]
         hint = "Install llmsched and its Python where every user can read them, as in /opt."

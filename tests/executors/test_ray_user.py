@@ -108,6 +108,21 @@ def test_somebody_else_cannot_have_ray_run_as_another_user_and_is_told_how_root_
     assert "RequestError" in done.stderr
 
 
+@as_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv, to take a capability from root")
+def test_a_root_that_may_make_no_view_goes_on_with_one_user_and_says_why_unless_it_was_asked_for_two(ray):
+    """As in a container without CAP_SYS_ADMIN, whose Python is under /root."""
+    if not ray_user.closed(ray, ray_user.code()):
+        pytest.skip("this Python can be read by all, so that no view is needed")
+    code = "from llmsched.executors import ray_user; print(ray_user.choose(None)); ray_user.choose('llmsched-ray')"
+    words = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-P", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert "user=None" in done.stdout and "cannot run the Python of this llmsched" in done.stdout
+    assert "asked for a view of the file system of its own" in done.stdout
+    assert "where every user can read them" in done.stdout
+    assert "RequestError" in done.stderr
+
+
 # --- in its place ---------------------------------------------------------------------------------------------------
 
 
