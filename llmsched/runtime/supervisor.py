@@ -266,10 +266,10 @@ class Supervisor:
             now = clock()
             with self._lock:
                 silent = health.silent(finished, now)
-            for rank in silent:
-                found = self._look_at(rank)
-                with self._lock:
-                    health.looked(rank, found, clock())
+            looks = self._look_at(silent) if silent else {}
+            with self._lock:
+                for rank in silent:
+                    health.looked(rank, looks.get(rank), clock())
             with self._lock:
                 verdict = health.verdict(finished, clock())
                 if health is self._health:
@@ -277,18 +277,21 @@ class Supervisor:
             if verdict and verdict.event and health is self._health:
                 self._fail(Outcome("failed", verdict.message, verdict.event))
 
-    def _look_at(self, rank: int) -> Look | None:
-        """From its node; None when that does not answer."""
-        place = self.ranks.places.get(rank)
-        if place is None:
-            return None
-        try:
-            there = ray.remote(pulse.look).options(num_cpus=0, label_selector={"ray.io/node-id": place.node})
-            found: Look = ray.get(there.remote(place.pid), timeout=_LOOK_WITHIN_S)
-            return found
-        except Exception as error:
-            print(f"{self.name}: no look at rank {rank}: {sanitize.first_line(error)}", flush=True)
-            return None
+    def _look_at(self, ranks: list[int]) -> dict[int, Look]:
+        """From their nodes, all at once; without those whose node does not answer."""
+        asked = {}
+        for rank in ranks:
+            if (place := self.ranks.places.get(rank)) is not None:
+                there = ray.remote(pulse.look).options(num_cpus=0, label_selector={"ray.io/node-id": place.node})
+                asked[there.remote(place.pid)] = rank
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_WITHIN_S) if asked else ([], [])
+        found: dict[int, Look] = {}
+        for one in done:
+            with suppress(Exception):  # it is gone: Ray will say so
+                found[asked[one]] = ray.get(one)
+        for one in asked.keys() - set(done):
+            ray.cancel(one, force=True)
+        return found
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""

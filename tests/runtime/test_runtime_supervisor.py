@@ -159,7 +159,7 @@ def test_a_rank_that_is_silent_is_looked_at_where_it_works(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(module, "clock", lambda: now[0])
-    monkeypatch.setattr(Supervisor, "_look_at", lambda self, rank: None if rank != 1 else module.Look(True, 1.0))
+    monkeypatch.setattr(Supervisor, "_look_at", lambda self, ranks: {rank: module.Look(True, 1.0) for rank in ranks})
     one = born("ab")
     one.beat(0, Pulse("bl.py:3"))
     one.beat(1, Pulse("bl.py:3"))
