@@ -17,7 +17,7 @@ from llmsched.control import execution, idempotency, lease, planning, recovery, 
 from llmsched.control.archive import StoreArchive
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
-from llmsched.control.dispatch import Send, Site, event_of, facts_of, given_up, resync, sends_of, stop_now
+from llmsched.control.dispatch import Refused, Send, Site, event_of, facts_of, given_up, resync, sends_of, stop_now
 from llmsched.control.housekeeping import Housekeeping
 from llmsched.control.inbox import Asked, Inbox
 from llmsched.control.metrics import Metrics
@@ -42,6 +42,7 @@ from llmsched.store.tables import ArchiveQuery, IdempotencyRow, ProgressRow, Row
 
 log = logging.getLogger("llmsched.control")
 VERSION = version("llmsched")
+ORDERS_AT_A_TIME = 50
 TRY_AGAIN_S = 1.0  # how often a store that failed is tried
 FOLLOW_AT_MOST = 500  # entries a follower reads at a time
 
@@ -315,7 +316,7 @@ class Controller:
                 plan = self._decide()
                 await self._commit(at, plan.decisions, self._book.unwritten())
                 self._send_routes()  # first: who is about to leave gets no new requests
-                self._send(plan)
+                await self._send(plan)
             else:
                 self._send_routes()
             await self._renew(at)
@@ -513,15 +514,21 @@ class Controller:
             self._policies = load_policies(self.state.configuration.policies)
         return self._policies
 
-    def _send(self, plan: Plan) -> None:
-        """Orders are made now, from the state that was committed; they leave one after the other, later."""
+    async def _send(self, plan: Plan) -> None:
+        """Orders are made now, from the state that was committed; they leave one after the other, later. Between some
+        of them everybody else has a turn: the state changes only in a round."""
         if not self._cluster.connected:
             return
         if self._must_resync:
             self._must_resync = False
-            sends, refused = resync(self.state, self._site())
-        else:
-            sends, refused = sends_of(self.state, plan.decisions, self._site())
+            self._put(*resync(self.state, self._site()))
+            return
+        for start in range(0, len(plan.decisions), ORDERS_AT_A_TIME):
+            some = plan.decisions[start : start + ORDERS_AT_A_TIME]
+            self._put(*sends_of(self.state, some, self._site()))
+            await asyncio.sleep(0)
+
+    def _put(self, sends: list[Send], refused: list[Refused]) -> None:
         self._outbox.put(sends)
         for gang, attempt, error in refused:
             self._inbox.deliver(port.NotStarted(gang, attempt, event_of(error), str(error)))

@@ -15,6 +15,8 @@ from llmsched.errors import RequestError
 from llmsched.executors.port import ExcessSeen, ForeignSeen, LoadSeen, Observation, Progress
 
 REQUESTS_AT_MOST = 1000
+ASKED_OF_A_ROUND = 100  # the rest is for the next one: between two rounds everybody else has a turn
+SEEN_OF_A_ROUND = 500
 
 
 @dataclass(slots=True)
@@ -70,12 +72,14 @@ class Inbox:
         self.filled.set()
 
     def drain(self) -> tuple[list[Asked], list[Observation]]:
-        """Everything that waits. The observations that count one by one come first, in their order."""
-        asked, seen = list(self._asked), [*self._seen, *self._last.values()]
-        self._asked.clear()
-        self._seen.clear()
-        self._last.clear()
-        self.filled.clear()
+        """What waits, as much as one round takes in. The observations that count one by one come first, in order."""
+        asked = [self._asked.popleft() for _ in range(min(len(self._asked), ASKED_OF_A_ROUND))]
+        seen = [self._seen.popleft() for _ in range(min(len(self._seen), SEEN_OF_A_ROUND))]
+        if not self._seen:
+            seen += self._last.values()
+            self._last.clear()
+        if not self._asked and not self._seen:
+            self.filled.clear()
         return [item for item in asked if not item.answer.done()], seen
 
     def put_back(self, seen: list[Observation]) -> None:

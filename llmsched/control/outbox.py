@@ -40,6 +40,7 @@ class Outbox:
     async def run(self) -> None:
         while True:
             send = await self._orders.get()
+            await asyncio.sleep(0)  # an executor may not wait: thousands of orders must not keep everybody else waiting
             try:
                 await getattr(self._executor, send.method)(send.order)
             except ClusterError as error:
