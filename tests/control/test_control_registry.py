@@ -314,6 +314,34 @@ def test_a_new_version_that_fails_ends_a_rollout_before_the_last_old_replica_lea
     asyncio.run(story())
 
 
+def test_a_lost_replica_comes_back_as_the_version_that_answers_while_a_rollout_is_held_and_status_says_so():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([serve("chat", "package:models/good", replicas=2)], user=ANN)
+            await until(lambda: phase(controller, "chat") == "running")
+            good = cluster.script
+
+            def script(order):
+                is_broken = order.spec["serve"]["model"]["source"].endswith("broken")
+                return Script(not_started="input", message="no such model") if is_broken else good(order)
+
+            cluster.script = script
+            await controller.submit([serve("chat", "package:models/broken", replicas=2)], user=ANN)
+            held = "the rollout is held, replicas of the version before go on: the new one failed: no such model"
+            await until(lambda: text(controller.state.workloads["chat"].message) == held)
+            cluster.kill("llms/chat/1/1")
+            await until(lambda: cluster.running() == ["llms/chat/0/1", "llms/chat/1/2"])
+            assert cluster.attempts["llms/chat/1/2"].order.spec["serve"]["model"]["source"] == "package:models/good"
+            assert text(controller.state.workloads["chat"].message) == held
+
+            await controller.submit([serve("chat", "package:models/better", replicas=2)], user=ANN)
+            await until(lambda: cluster.running() == ["llms/chat/3/1", "llms/chat/4/1"])
+            assert text(controller.state.workloads["chat"].message) == ""
+
+    asyncio.run(story())
+
+
 def lora(to, **more):
     section = {"base_model": TINY, "task": "causal-lm", "method": "lora", "datasets": [{"path": "rows.jsonl"}]}
     body = {"name": "tuned", "kind": "train", "resources": {"accelerators": ["A100:1"]}}

@@ -23,6 +23,7 @@ from llmsched.executors.port import (
     CheckpointSeen,
     Connected,
     Ended,
+    EndpointSeen,
     ExcessSeen,
     ForeignSeen,
     LoadSeen,
@@ -242,10 +243,20 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     lab.launch(replica(0, attempt=3))
     lab.until(Started, "desk/0", attempt=3)
     wait_until(lambda: answers(client) == 200, 30, "an answer from the Serve that came after")
+    with lab.driver(KILLS_THE_GATEWAY) as somebody:
+        assert somebody.wait(60) == 0
+    seen = lab.bridge.until(EndpointSeen)
+    assert "does not answer" in seen.trouble
+    wait_until(lambda: answers(client) == 200, 30, "an answer from the gateway that came after")
     lab.stop("desk/0", "serve", "stop", 1.0, attempt=3)
     assert lab.until(Ended, "desk/0").outcome == "released"
 
 
+KILLS_THE_GATEWAY = """if True:
+    import ray, sys
+    ray.init(address=sys.argv[1], log_to_driver=False)
+    ray.kill(ray.get_actor("llms-gateway", namespace="llmsched"))
+"""
 THEIRS = """if True:
     import ray, sys, urllib.request
     from ray import serve

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray import serve
 
 from llmsched.executors.port import CommandAnswer, CommandEnded, CommandOrder, CommandSaid, LaunchOrder
+from llmsched.gateway import serve_internals
+from llmsched.gateway.app import DEPLOYMENT
 from llmsched.runtime.attempt import NAMESPACE
 
 AT_ONCE = 16
@@ -45,7 +46,7 @@ class Commands:
             mine = sorted(self._running)
         try:
             if attempt.kind == "serve":
-                serve.get_app_handle(attempt.name).end_commands.remote(mine)
+                serve_internals.handle(DEPLOYMENT, attempt.name).end_commands.remote(mine)
             else:
                 ray.get_actor(attempt.name, namespace=NAMESPACE).end_commands.remote(mine)
         except Exception as error:  # the attempt is gone, and they with it
@@ -70,7 +71,7 @@ class Commands:
 
 def _said(order: CommandOrder) -> Iterator[Any]:
     if order.kind == "serve":
-        handle = serve.get_app_handle(order.name).options(stream=True)
+        handle = serve_internals.handle(DEPLOYMENT, order.name).options(stream=True)
         yield from handle.execute.remote(order.id, list(order.argv), order.timeout_s)
         return
     supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
@@ -81,6 +82,6 @@ def _said(order: CommandOrder) -> Iterator[Any]:
 
 def _end(order: CommandOrder) -> None:
     if order.kind == "serve":
-        serve.get_app_handle(order.name).end_command.remote(order.id)
+        serve_internals.handle(DEPLOYMENT, order.name).end_command.remote(order.id)
     else:
         ray.get_actor(order.name, namespace=NAMESPACE).end_command.remote(order.id)
