@@ -64,7 +64,7 @@ def _print_all(listed: http_models.WorkloadList, health: http_models.Health, eve
         for left, what in ((hidden, "run"), (missing, "wait"), (over - len(ended), "ended")):
             if left > 0:
                 terminal.echo(f"... and {left} more that {what}; see them with --all.")
-    if health.status != "ready":
+    if health.status != "ready" or health.message:
         terminal.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
 
 

@@ -165,7 +165,7 @@ def _headline(frame: Frame, width: int) -> Text:
     line.append(_bar(held, total, 16), style="blue")
     line.append(f" {held:g} of {total:g} GPUs", style="not bold")
     line.append(f"   {active} active, {waiting} waiting", style="not bold")
-    if frame.health.status != "ready":
+    if frame.health.status != "ready" or frame.health.message:
         line.append(f"   {frame.health.status}: {frame.health.message or frame.health.cluster.message}", style="red")
     line.truncate(width, overflow="ellipsis")
     return line

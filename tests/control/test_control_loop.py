@@ -15,7 +15,7 @@ from llmsched.core.facts import CommandBegun, Published
 from llmsched.core.render import text
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import NodeKind
-from llmsched.executors.port import Ended, LaunchAsked
+from llmsched.executors.port import Ended, EndpointSeen, LaunchAsked
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.sqlite import SqliteStore
@@ -263,6 +263,19 @@ def test_the_gateway_hears_of_replicas_when_they_answer_and_when_they_go():
             await controller.cancel("qwen", ANN)
             await until(lambda: cluster.routes.models == {})
             assert {order.mode for order in cluster.stopped} <= {"drain", "stop"}
+
+    asyncio.run(story())
+
+
+def test_an_endpoint_whose_gateway_does_not_answer_is_no_secret():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            cluster.say(EndpointSeen("the gateway does not answer"))
+            await until(lambda: controller.health.message == "the gateway does not answer")
+            assert controller.health.status == "ready"  # of everything else
+            cluster.say(EndpointSeen(""))
+            await until(lambda: controller.health.message == "")
 
     asyncio.run(story())
 

@@ -19,8 +19,9 @@ from llmsched.executors.ports import free_ports
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
 
-ANSWERS_WITHIN_S = 10.0
-HUNG_AFTER_S = 15.0  # without an answer it is ended, and Ray makes another
+ANSWERS_WITHIN_S = 5.0
+STARTS_WITHIN_S = 60.0  # a process that imports Ray Serve, on a busy machine
+HUNG_AFTER_S = 20.0  # without an answer it is ended, and Ray makes another
 ON_HEAD = {"resources": {"node:__internal_head__": 0.001}}
 
 
@@ -83,7 +84,9 @@ class Endpoint:
 
     def _push(self, table: RouteTable) -> None:
         if self._actor is None:
-            self._actor = gateway.start(self._host, self._port, **ON_HEAD)
+            actor = gateway.start(self._host, self._port, **ON_HEAD)
+            ray.get(actor.address.remote(), timeout=STARTS_WITHIN_S)
+            self._actor = actor
         ray.get(self._actor.route.remote(asdict(table)), timeout=ANSWERS_WITHIN_S)
 
     def _is_silent(self, error: Exception) -> None:
