@@ -166,3 +166,10 @@ def test_who_was_told_to_leave_has_left_when_nothing_of_it_is_there(answering):
     assert answering.look(processes={}) == Left()
     answering.watched.leave_by = 10.0
     assert answering.look(applications=None, processes={}, is_serve_there=False) == Left()
+
+
+def test_one_that_is_adopted_again_answers_again_and_another_process_in_its_place_is_not_it(answering):
+    answering.watched.ask_again()
+    assert answering.look() == Answers({})
+    answering.watched.ask_again()
+    assert isinstance(answering.look(processes={NAME: {PROCESS + "b"}}), Gone)

@@ -75,7 +75,7 @@ class Reaper:
             if kind == "actor":
                 ray.kill(ray.get_actor(name, namespace=NAMESPACE))
             else:
-                self._replicas.delete(name)
+                self._replicas.reap(name)
 
 
 def _actors() -> set[str]:

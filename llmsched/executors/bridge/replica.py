@@ -90,6 +90,7 @@ class Watched:
     process: str = ""  # of the replica that answered: the name of its actor
     leave_by: float | None = None
     abandoned: int = 0
+    _is_told: bool = False  # that it answers
     _was_listed: bool = False
     _asked: Pending | None = field(default=None, repr=False)
     _asked_at: float = 0.0
@@ -100,8 +101,8 @@ class Watched:
         return self.leave_by is not None
 
     def ask_again(self) -> None:
-        """It is to be told once more that it answers."""
-        self.process, self._asked = "", None
+        """It is to be told once more that it answers; whether its process is the same is watched on."""
+        self._is_told, self._asked = False, None
 
     def look(self, world: World, now: float) -> Seen | None:
         mine = world.processes.get(self.order.name, set())
@@ -116,8 +117,10 @@ class Watched:
         taken = self._taken_away(world, application, now)
         if taken is not None:
             return taken
-        if self.process:
-            return self._health(now) if self.process in mine else Gone("its process has ended", process=self.process)
+        if self.process and self.process not in mine:
+            return Gone("its process has ended", process=self.process)
+        if self._is_told:
+            return self._health(now)
         if application is None:
             return None
         if application.says == "RUNNING":
@@ -156,6 +159,7 @@ class Watched:
         if len(mine) != 1:
             return None  # Serve has just made another: which one answered is not known
         (self.process,) = mine
+        self._is_told = True
         return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()})
 
     def _ask(self, what: str) -> Pending | None:

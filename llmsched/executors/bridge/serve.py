@@ -153,12 +153,16 @@ class Replicas:
         else:
             serve_internals.delete(name)
 
+    def reap(self, name: str) -> None:
+        """Take away what nobody owns, whether or not Serve knows of it."""
+        self.delete(name)
+        _end_processes(name)
+
     def shut_down(self) -> None:
         """Take all our applications away at once; Serve itself too, unless others use it."""
         ours = self.applications()
         for name in ours:
-            self.delete(name)
-            _end_processes(name)
+            self.reap(name)
         until = time.monotonic() + 10
         while self.applications() and time.monotonic() < until:
             time.sleep(0.1)
@@ -255,8 +259,7 @@ class Replicas:
 
     def _end(self, one: Watched) -> None:
         """Take away what is left of it, before its GPUs are said to be free."""
-        self.delete(one.order.name)
-        _end_processes(one.order.name)
+        self.reap(one.order.name)
         self._forget(one.order.name)
 
     def _forget(self, name: str) -> None:
