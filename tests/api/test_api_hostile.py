@@ -26,7 +26,7 @@ from llmsched.spec.load import KINDS
 
 WEB = httpx.Client(timeout=30)
 DEEP = "[" * 5_000 + "]" * 5_000
-FEW = [TEXTS[0], TEXTS[1], TEXTS[3], TEXTS[4], TEXTS[8], *NUMBERS[:5], None, [], {}, {"\ud800": "\ud800"}]
+FEW = [TEXTS[0], TEXTS[4], TEXTS[8], NUMBERS[0], NUMBERS[3], None, [], {"\ud800": "\ud800"}]  # of each leaf of a spec
 TASK = {"name": "victim", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["A100:1"]}}
 
 
@@ -137,10 +137,9 @@ def test_no_field_of_any_spec_breaks_anything(fresh: Live, kind):
     for path in leaves(spec):
         for value in FEW:
             changed = with_value(spec, path, value)
-            for to in ("plan", "apply"):
-                answer = ask(fresh, "POST", f"/api/v1/{to}", json.dumps({"specs": [changed]}).encode())
-                if isinstance(value, str) and "\ud800" in value:
-                    assert answer.status_code == 422 and "at place 1" in answer.json()["message"], answer.text
+            answer = ask(fresh, "POST", "/api/v1/apply", json.dumps({"specs": [changed]}).encode())
+            if isinstance(value, str) and "\ud800" in value:
+                assert answer.status_code == 422 and "at place 1" in answer.json()["message"], answer.text
     looks(fresh)
     lives(fresh)
 

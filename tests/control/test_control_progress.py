@@ -74,3 +74,10 @@ def test_numbers_survive_a_restart():
     assert book.latest == {"tune/0": {"step": 5}}
     book.see(state, report(6), 4.0)
     assert book.latest["tune/0"]["step"] == 6
+
+
+def test_a_row_that_cannot_be_read_is_left_out_and_one_of_strange_words_is_made_valid():
+    book = ProgressBook()
+    rows = ['{"note": "caf\\udce9", "total": 1e999}', "{", "[]", '{"step": 3}']
+    book.recall([ProgressRow(f"a/{number}", 1, 0.0, data) for number, data in enumerate(rows)])
+    assert book.latest == {"a/0": {"note": "caf\\udce9", "total": "inf"}, "a/3": {"step": 3}}
