@@ -31,6 +31,7 @@ START_S, LEAVE_S = 5.0, 2.0
 HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
 OPERATOR = "root"
 ENDS_WITHIN_S = 10_000.0
+START = 960_000.0  # as far from the next quantum as 0 is
 
 
 ONE = "queues: [{name: default}]"
@@ -132,7 +133,7 @@ def simulated(world: World) -> Told:
 
 async def lived(world: World) -> Told:
     jobs = jobs_of(world)
-    clock = ManualClock()
+    clock = ManualClock(START)
     zero = clock.now()
     told: list[Written] = []
 
