@@ -19,7 +19,7 @@ from llmsched.errors import RequestError
 from llmsched.spec import http_models
 from llmsched.store.tables import ArchiveQuery
 
-AT_MOST = 500  # of one group, of one page
+AT_MOST = 250  # of one group, of one page
 STORY_AT_MOST = 1_000  # entries
 
 

@@ -20,7 +20,7 @@ from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
 
 POLL_S = 0.5
-PAGE = 500  # of a list that is wanted whole
+PAGE = 250  # of a list that is wanted whole
 Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
 Watch = Callable[[http_models.WorkloadView], None]
 

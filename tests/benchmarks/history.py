@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def write(path: Path, count: int) -> int:
         entries: list[Any] = first if not begin else []
         for number in range(begin, min(begin + PER_COMMIT, count)):
             now += step
-            workload = compile_workload(load_json({"name": f"w{number}", **spec}), run=1, user=f"user-{number % 50}")
+            compiled = compile_workload(load_json({"name": f"w{number}", **spec}))
+            workload = replace(compiled, user=f"user-{number % 50}")
             submitted = Submitted(now, workload)
             launched = turn(state, [submitted], policies).decisions
             done = [Bound(now, f"w{number}/0", 1), Finished(now + step / 2, f"w{number}/0", 1, "succeeded")]
@@ -133,7 +135,7 @@ async def ask(count: int) -> dict[str, Any]:
             "plan": lambda: client.plan([task]),
             "apply": lambda: client.apply([task | {"name": f"n{time.time_ns()}"}]),
             "first_page": lambda: client.workloads(),
-            "page_of_500": lambda: client.workloads(active=500, waiting=500, ended=500),
+            "longest_page": lambda: client.workloads(active=250, waiting=250, ended=250),
             "old_status": lambda: client.status("w7"),
             "old_story": lambda: client.story("w7"),
             "models": lambda: client.models(),

@@ -144,7 +144,7 @@ async def names(url: str, headers: dict[str, str]) -> dict[str, int]:
         left: list[str | None] = [None]
         while left:
             cursor = left.pop()
-            chosen: dict[str, Any] = {"active": 500, "waiting": 500, "ended": 500}
+            chosen: dict[str, Any] = {"active": 250, "waiting": 250, "ended": 250}
             answer = await http.get("/api/v1/workloads", params=chosen | ({"cursor": cursor} if cursor else {}))
             answer.raise_for_status()
             page = answer.json()
