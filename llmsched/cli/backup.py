@@ -30,7 +30,7 @@ def backup(target: Path, with_secret_key: bool) -> None:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path, exists=True), required=False)
+@click.argument("source", type=click.Path(path_type=Path), required=False)
 @click.option("--accept-loss", is_flag=True, help="Without a backup: go on from what is there, and lose the rest.")
 @show.json_option
 def restore(source: Path | None, accept_loss: bool) -> None:

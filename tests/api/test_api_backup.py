@@ -118,6 +118,8 @@ def test_a_backup_that_was_changed_is_not_put_back(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not whole"):
         backup.restore(folder, kept)
     assert broken(folder) == []  # what is here was not touched
+    with pytest.raises(RequestError, match="is no backup"):
+        backup.restore(folder, tmp_path / "elsewhere")
     (kept / "state.key").unlink()
     with pytest.raises(RequestError, match="no state.key"):
         backup.restore(folder, kept)
