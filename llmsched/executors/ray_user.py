@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import shutil
+import site
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -183,11 +184,18 @@ def _try(user: RayUser) -> None:
 
 
 def code() -> list[Path]:
-    """Folders with what our processes run: Python, its packages, llmsched."""
+    """Folders with what our processes run: Python, its packages, llmsched. Not where somebody happens to stand, which
+    Python also looks through: what is revealed must not depend on that."""
     import llmsched
 
     own = Path(llmsched.__file__).resolve().parent.parent
-    found = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).parent, own, *map(Path, sys.path)]
+    found = [
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        Path(sys.executable).parent,
+        own,
+        *map(Path, site.getsitepackages()),
+    ]
     found += [path.resolve() for path in found]
     kept: list[Path] = []
     for path in sorted({one for one in found if one.is_absolute() and one.exists()}):

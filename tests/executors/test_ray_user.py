@@ -248,6 +248,12 @@ print(json.dumps([
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
+def test_what_is_revealed_does_not_depend_on_where_somebody_stands(tmp_path, monkeypatch):
+    before = ray_user.code()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as `python -m` does with the folder it runs in
+    assert ray_user.code() == before
+
+
 @as_root
 def test_the_pipe_and_the_variables_of_the_bridge_are_closed_to_other_processes_of_its_user(ray, tmp_path):
     """Without an exec after the change of user: with one, a process that waits for it could take the pipe first."""
