@@ -304,7 +304,7 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[Transaction]:
         if self._writer is None:
-            self._writer = self._connected()
+            self._writer = self._connected_to_write()
         db = self._writer
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -387,6 +387,16 @@ class SqliteStore:
         db = self._connected(alone=True)
         log.warning("%s can only be read: there is no room on its disk", self.path)
         self._alone = True
+        return db
+
+    def _connected_to_write(self) -> sqlite3.Connection:
+        """A connection that reads alone must make way first; it comes back when there still is no room."""
+        with self._reading:
+            if self._alone and self._reader is not None:
+                self._reader.close()
+                self._reader = None
+            db = self._connected()
+            self._alone = False
         return db
 
     def _connected(self, *, alone: bool = False) -> sqlite3.Connection:

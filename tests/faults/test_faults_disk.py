@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
 import resource
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -71,5 +74,48 @@ def test_a_full_disk_degrades_the_controller_until_there_is_room(tmp_path, monke
         store.open()
         assert list(fold(store)[0].workloads) == ["before", *kept, "after"]
         store.close()
+
+    asyncio.run(story())
+
+
+def killed_after(path):
+    async def life():
+        controller = Controller(SqliteStore(path), FakeExecutor([NodeKind(2)]), storage="/storage")
+        running = asyncio.create_task(controller.run())
+        await controller.started.wait()
+        await controller.submit([spec("before")], user="ann")
+        os.kill(os.getpid(), signal.SIGKILL)
+        await running
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize("room", [1_000, 100_000])
+def test_a_controller_that_was_killed_starts_on_a_full_disk_to_be_read_and_goes_on_when_there_is_room(
+    tmp_path, monkeypatch, room
+):
+    monkeypatch.setattr(controller_module, "TRY_AGAIN_S", 0.05)
+    path = tmp_path / "state.sqlite"
+    child = multiprocessing.get_context("fork").Process(target=killed_after, args=(path,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+
+    async def story():
+        controller = Controller(SqliteStore(path), FakeExecutor([NodeKind(2)]), storage="/storage")
+        with full_disk(min(room, path.with_name("state.sqlite-wal").stat().st_size)):
+            running = asyncio.create_task(controller.run())
+            await until(lambda: controller.started.is_set() or running.done())
+            assert controller.health.status == "degraded"
+            assert "before" in controller.state.workloads
+            assert controller.entries(0, "before")
+            with pytest.raises(StoreError) as refused:
+                await controller.submit([spec("during")], user="ann")
+            assert refused.value.code == "degraded"
+        await until(lambda: controller.health.status == "ready")
+        await controller.submit([spec("after")], user="ann")
+        assert list(controller.state.workloads) == ["before", "after"]
+        await controller.stop()
+        await running
 
     asyncio.run(story())
