@@ -265,6 +265,8 @@ class Supervisor:
             health, finished = self._health, self.ranks.finished_ranks
             now = clock()
             with self._lock:
+                for rank in self.ranks.places.keys() - health.ranks.keys():
+                    health.heard(rank, Pulse(), now)  # it works: from here on silence tells
                 silent = health.silent(finished, now)
             looks = self._look_at(silent) if silent else {}
             with self._lock:

@@ -154,6 +154,19 @@ def test_work_that_does_not_move_is_said_and_then_ended_as_failed(
     assert "All ranks must make the same calls" in found["message"]
 
 
+def test_a_rank_that_never_gave_a_sign_of_life_is_looked_at_too(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "clock", lambda: now[0])
+    monkeypatch.setattr(Supervisor, "_look_at", lambda self, ranks: {rank: module.Look(True, 1.0) for rank in ranks})
+    one = born("a")
+    one.works_in(0, "a", "/tmp", {}, 4711)  # and is stopped before its first sign
+    wait_until(lambda: one._health.ranks, 30, "it is watched")
+    now[0] = 30.0
+    wait_until(lambda: "is stopped (SIGSTOP)" in one.status()["stalled"], 30, "it is said")
+
+
 def test_a_rank_that_is_silent_is_looked_at_where_it_works(
     born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
