@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from llmsched import versions
 from llmsched.api import home
-from llmsched.api.connections import ADMIT
 from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
+from llmsched.connections import ADMIT
 from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
@@ -68,7 +68,7 @@ class Tokens:
         """Of whoever may ask endpoints at all: the key of each token, which should be shown there, and the token itself
         (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
         return [
-            {"id": record.id, "sha256": sha256, "user": record.user, "role": record.role}
+            {"id": record.id, "sha256": sha256, "user": record.user, "role": record.role, "expires": record.expires}
             for record in self.records()
             if record.role in MAY["submit"] and not _is_over(record)
             for sha256 in (digest(key_of_digest(record.sha256)), record.sha256)

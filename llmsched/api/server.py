@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from llmsched.api import app, auth, home
-from llmsched.api.connections import Waiting, connections_of, make_room
+from llmsched.connections import Waiting, connections_of, make_room
 from llmsched.control import model_files
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller

@@ -55,8 +55,7 @@ class Degraded(StoreError):
 
 
 class Controller:
-    """`keys`: the tokens that may ask endpoints ({"id", "sha256", "user", "role"}), asked again and again. `vault`: the
-    secrets.
+    """`keys`: the tokens that may ask endpoints (as of `Routes.changed`), asked again and again. `vault`: the secrets.
 
     `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
     """

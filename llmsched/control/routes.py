@@ -34,7 +34,7 @@ class Routes:
         self._sent = self._looked_at = None
 
     def changed(self, state: State, tokens: Sequence[dict[str, Any]]) -> RouteTable | None:
-        """`tokens`: {"id", "sha256", "user", "role"} of everybody who may ask at all."""
+        """`tokens`: {"id", "sha256", "user", "role", "expires"} of everybody who may ask at all."""
         seen, self._looked_at = self._looked_at, (state, state.version, list(tokens))
         if seen is not None and seen[0] is state and seen[1:] == self._looked_at[1:]:
             return None
@@ -55,7 +55,12 @@ def keys_of(state: State, tokens: Sequence[dict[str, Any]]) -> list[dict[str, An
             permissions = Permissions(Person(*who), state.configuration)
             reached[who] = [name for name, found in _endpoints(state) if permissions.sees(found.workload)]
     return [
-        {"id": token["id"], "sha256": token["sha256"], "models": reached[token["user"], token["role"]]}
+        {
+            "id": token["id"],
+            "sha256": token["sha256"],
+            "models": reached[token["user"], token["role"]],
+            "expires": token.get("expires"),
+        }
         for token in tokens
     ]
 

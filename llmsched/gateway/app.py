@@ -18,7 +18,6 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-import uvicorn
 import uvloop
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import RayServeException
@@ -28,6 +27,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from llmsched.gateway import serve_internals
 from llmsched.gateway.front import Gateway, internal_error
 from llmsched.gateway.replicas import ReplicaGone
+from llmsched.gateway.server import web_server
 
 NAME = "llms-gateway"
 NAMESPACE = "llmsched"
@@ -185,7 +185,7 @@ class GatewayActor:
         begun.wait()
 
     def _serve(self, begun: threading.Event) -> None:
-        web = uvicorn.Server(uvicorn.Config(self._gateway, log_config=None, access_log=False, lifespan="off"))
+        web = web_server(self._gateway)
 
         async def run() -> None:
             self._loop = asyncio.get_running_loop()

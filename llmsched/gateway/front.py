@@ -11,12 +11,14 @@ import json
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import unquote
 
+from llmsched.connections import ADMIT
 from llmsched.gateway.keys import Key
 from llmsched.gateway.limits import Disconnected, Receive, read_body
+from llmsched.gateway.open_requests import OpenRequest, OpenRequests
 from llmsched.gateway.refusals import Refused, encode, error_body
 from llmsched.gateway.relay import Relay
 from llmsched.gateway.replicas import Pool, Replica, ReplicaGone
@@ -37,6 +39,7 @@ JSON_TYPE = (b"content-type", b"application/json")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
+LAST_WORDS_S = 1.0  # for telling a client why its stream ends
 USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
 
 
@@ -60,9 +63,11 @@ class Gateway:
         self._routed_at = 0
         self.signals = Signals(clock)
         self._relay = Relay(self.signals)
+        self._open = OpenRequests()
 
     def route(self, table: Mapping[str, Any]) -> None:
-        """Take a new route table (executors.port.RouteTable as JSON data). Requests in flight go on."""
+        """Take a new route table (executors.port.RouteTable as JSON data). Requests in flight go on, except those whose
+        key is not good for them any more."""
         fresh = Table(table)  # built whole before it replaces the old one: a bad table changes nothing
         pools = {route.workload: self._pools.get(route.workload) for route in fresh.routes.values()}
         for route in fresh.routes.values():
@@ -73,6 +78,7 @@ class Gateway:
             pools[route.workload] = pool
         self._pools = {workload: pool for workload, pool in pools.items() if pool is not None}
         self._table, self._routed_at = fresh, int(time.time())
+        self._open.check(fresh)
 
     @property
     def version(self) -> int:
@@ -108,6 +114,7 @@ class Gateway:
             return
         headers = dict(scope["headers"])
         key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+        scope.get(ADMIT, lambda: None)()
 
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _only(method, "GET", path)
@@ -131,8 +138,17 @@ class Gateway:
         else:
             target = self._table.model(body.get("model"), key)
             streams = body.get("stream") is True
-        work = self._stream(target, route, body, send) if streams else self._call(target, route, body, send)
-        await _while_connected(receive, self._measured(target, route, work))
+        request = self._open.begin(key, target.route.id)
+        work = self._stream(request, target, route, body, send) if streams else self._call(target, route, body, send)
+        try:
+            await request.answer(receive, self._measured(target, route, work))
+        except Refused as refused:
+            if not request.has_begun:
+                raise
+            with suppress(TimeoutError):  # of a client that does not read
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await _send_event(send, encode(refused.body()))
+                    await _send_end(send)
 
     async def _measured(self, target: Target, route: str, work: Awaitable[int]) -> None:
         """Run `work`, which answers the client and returns the status it sent."""
@@ -154,12 +170,13 @@ class Gateway:
         await _reply(send, status or 200, _error(answer) if status else answer, _retry(answer) if status else ())
         return status or 200
 
-    async def _stream(self, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
+    async def _stream(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
         async with aclosing(self.stream(target, route, body)) as chunks:
             first = await anext(chunks, END)
             if status := _status(first):  # failed before the first word: an ordinary error with its own status
                 await _reply(send, status, _error(first), _retry(first))
                 return status
+            request.has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             try:
                 chunk, status = first, 200
@@ -177,7 +194,7 @@ class Gateway:
                 status = 500
             if status == 200:
                 await _send_event(send, b"[DONE]")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _send_end(send)
             return status
 
     # --- replicas -----------------------------------------------------------------------------------------------
@@ -257,30 +274,6 @@ def _retry(answer: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     return [(b"retry-after", b"1")] if answer["status"] in (429, 503) else []
 
 
-async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Do `work`, or cancel it when the client goes away: that is what frees the slot in the replica."""
-    this = asyncio.current_task()
-    assert this is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        this.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        await work
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        this.uncancel()
-    finally:
-        watcher.cancel()
-
-
 async def _reply(send: Send, status: int, value: Any, headers: Any = ()) -> None:
     body = encode(value)
     length = (b"content-length", str(len(body)).encode())
@@ -290,6 +283,10 @@ async def _reply(send: Send, status: int, value: Any, headers: Any = ()) -> None
 
 async def _send_event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+
+async def _send_end(send: Send) -> None:
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,32 +14,57 @@ from llmsched.gateway.refusals import Refused
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`models`: the ids that it reaches. What is not among them is not there for its holder."""
+    """`models`: the ids that it reaches. What is not among them is not there for its holder. `expires`: in seconds
+    since 1970, None for never."""
 
     id: str
     sha256: str
     models: frozenset[str] = frozenset()
+    expires: float | None = None
 
     def reaches(self, model: str) -> bool:
         return model in self.models
+
+    def is_over(self) -> bool:
+        return self.expires is not None and self.expires <= time.time()
 
 
 class KeyRing:
     """With no key in it, nobody may ask."""
 
     def __init__(self, keys: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._keys = [Key(str(k["id"]), str(k["sha256"]).lower(), frozenset(k.get("models") or ())) for k in keys]
+        self._keys = [_key(one) for one in keys]
+
+    def find(self, sha256: str) -> Key | None:
+        """Looks at every key, always: how long it takes must not tell which one came close."""
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, sha256):
+                found = key
+        return found
 
     def check(self, authorization: str | None) -> Key:
         """The key behind an `Authorization` header. Raises Refused (401)."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Refused(401, "No key. Send the header `Authorization: Bearer <key>`.", code="missing_api_key")
-        digest = hashlib.sha256(token.strip().encode()).hexdigest()
-        found = None
-        for key in self._keys:  # to the end, always: how long it takes must not tell which key came close
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
+        found = self.find(hashlib.sha256(token.strip().encode()).hexdigest())
         if found is None:
             raise Refused(401, "This key is not known here.", code="invalid_api_key")
+        if found.is_over():
+            raise expired()
         return found
+
+
+def expired() -> Refused:
+    return Refused(401, "This key has expired.", code="invalid_api_key")
+
+
+def _key(data: Mapping[str, Any]) -> Key:
+    expires = data.get("expires")
+    return Key(
+        str(data["id"]),
+        str(data["sha256"]).lower(),
+        frozenset(data.get("models") or ()),
+        None if expires is None else float(expires),
+    )

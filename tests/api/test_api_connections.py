@@ -11,7 +11,8 @@ import pytest
 from live import Live
 from waiting import wait_until
 
-from llmsched.api import connections, home
+from llmsched import connections
+from llmsched.api import home
 from llmsched.errors import LlmschedError
 from llmsched.executors.fake import Script
 
