@@ -9,6 +9,8 @@ from llmsched.core import render
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 
+PORTION = 100  # decisions of one stage in one pass: whatever comes at once, a pass takes a bounded time
+
 
 @dataclass(slots=True)
 class Plan:
@@ -20,6 +22,7 @@ class Plan:
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
     gather: Callable[[], dict[str, Reason]] = dict
+    is_cut: bool = False  # a stage has decided a portion, and the next pass goes on from there at once
     _reasons: dict[str, Reason] | None = None
 
     @property
@@ -32,6 +35,12 @@ class Plan:
         """Ask again at `at`, or earlier."""
         if at is not None and at > self.at and (self.wake_at is None or at < self.wake_at):
             self.wake_at = at
+
+    def cut(self, since: int = 0) -> bool:
+        """Whether a stage that began after `since` decisions has made its portion. Asked before it looks at the next
+        gang, so that a pass is cut only when somebody is left."""
+        self.is_cut |= len(self.decisions) - since >= PORTION
+        return self.is_cut
 
     def why(self, gang: str) -> str:
         """A waiting gang's reason in words, with all names; a workload's name stands for its first gang."""

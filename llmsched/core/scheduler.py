@@ -32,6 +32,8 @@ def turn(state: State, facts: Sequence[Fact], policies: Policies) -> Plan:
         state.apply(decision)
         if isinstance(decision, (Scale, RunAgain)):
             plan.wake_at = plan.at  # they made new gangs: ask again at once
+    if plan.is_cut:
+        plan.wake_at = plan.at  # somebody is left; between two passes the caller may do something else
     return plan
 
 
@@ -40,17 +42,19 @@ def decide(state: State, policies: Policies) -> Plan:
     plan = _nothing_new(state, policies)
     if plan is not None:
         return plan
-    plan = Plan(state.now)
+    plan = Plan(state.now, gather=lambda: _reasons(state, policies))
     with Trial(state) as trial:
         view = View(state)
         reconcile.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
+        if plan.is_cut:
+            return plan  # who is left of them must not be looked at as if it stayed
         autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
         size.run(trial, plan, policies, view)  # what each elastic gang should hold
         calendar = Calendar(trial, policies.placement, view)
         settled = rank.run(trial, plan, policies, view, calendar)  # by rank: who runs at all, once a quantum
         admit.run(trial, plan, policies, view, calendar, settled)  # place, shrink, preempt or plan whoever waits
-        provision.run(trial, plan)
-    plan.gather = lambda: _reasons(state, policies)
+        if not plan.is_cut:
+            provision.run(trial, plan)
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None
     return plan
 

@@ -12,11 +12,11 @@ from llmsched.core.archive import Archive
 from llmsched.core.commands import met
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
 from llmsched.core.explain import Reason
-from llmsched.core.facts import Submitted
+from llmsched.core.facts import Fact, Submitted
 from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
 from llmsched.core.records import size_of
-from llmsched.core.scheduler import turn
+from llmsched.core.scheduler import Plan, turn
 from llmsched.core.snapshot import Snapshot, freeze, gang_of, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
@@ -51,10 +51,10 @@ def forecast_from(
 ) -> list[Forecast]:
     """The same from a snapshot: in any thread, while the state goes on."""
     before = {gang.id: gang for gang in map(gang_of, snapshot.gangs)}
-    without = turn(thaw(snapshot, archive), [], policies)
+    without = _at_once(thaw(snapshot, archive), [], policies)
     world = thaw(snapshot, archive)
     facts = [Submitted(world.now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
-    plan = turn(world, facts, policies)
+    plan = _at_once(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
     promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}
     expected = {d.gang for d in without.decisions if isinstance(d, Launch)}
@@ -86,3 +86,14 @@ def forecast_from(
         size = size_of(gang.spec, placement) if placement else gang.spec.min_size
         found.append(Forecast(name, name in launches, placement, reason, size, tuple(others)))
     return found
+
+
+def _at_once(world: State, facts: Sequence[Fact], policies: Policies) -> Plan:
+    """The passes that follow each other at once, because each decides no more than a portion, as one."""
+    plan = turn(world, facts, policies)
+    decided = plan.decisions
+    while plan.is_cut:
+        plan = turn(world, (), policies)
+        decided += plan.decisions
+    plan.decisions = decided
+    return plan

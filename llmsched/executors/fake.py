@@ -40,6 +40,7 @@ from llmsched.executors.port import (
 
 CPUS_PER_NODE = 64.0
 MEMORY_PER_NODE = 256 * 1024**3
+SLACK_GPUS = 1e-6  # fractions add up only nearly
 
 
 class Clock(Protocol):
@@ -111,6 +112,7 @@ class FakeCluster:
         self.capacity: tuple[Any, ...] = ()
         self.epoch = 0
         self._deliver: Deliver | None = None
+        self._used: dict[str, float] = {}  # node -> GPUs of the attempts that have not ended
         self._numbers = itertools.count(1)
         for node in nodes:
             self.add_node(node.gpus, node.flavor)
@@ -135,9 +137,7 @@ class FakeCluster:
 
     def kill(self, name: str, message: str = "its process died") -> None:
         """The attempt vanishes without a receipt."""
-        attempt = self.attempts.pop(name)
-        if attempt.task is not None:
-            attempt.task.cancel()
+        attempt = self._drop(name)
         self.say(Vanished(attempt.order.gang, attempt.order.attempt, message))
 
     def lose_contact(self, message: str = "the connection was lost") -> None:
@@ -151,10 +151,7 @@ class FakeCluster:
     def start_anew(self) -> None:
         """Ray died and came back empty: other node ids, nothing runs."""
         kinds = [(node.gpus, node.labels.get("ray.io/accelerator-type")) for node in self.nodes.values()]
-        for attempt in self.attempts.values():
-            if attempt.task is not None:
-                attempt.task.cancel()
-        self.attempts.clear()
+        self.drop_all()
         self.nodes.clear()
         self.id = f"fake-{int(self.id.partition('-')[2]) + 1}"
         deliver, self._deliver = self._deliver, None
@@ -194,15 +191,14 @@ class FakeCluster:
             self.say(NotStarted(order.gang, order.attempt, "no-capacity", "it does not fit on its nodes"))
             return
         attempt = self.attempts[order.name] = FakeAttempt(order, self.script(order))
+        self._count(order, 1)
         self.launched.append(order.name)
         attempt.task = asyncio.create_task(self._live(attempt))
 
     def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
         wanted = {order.name for order, _ in live}
         for name in [name for name in self.attempts if name not in wanted]:
-            attempt = self.attempts.pop(name)
-            if attempt.task is not None:
-                attempt.task.cancel()
+            self._drop(name)
         for order, was_running in live:
             if order.name in self.attempts or not was_running:
                 self.launch(order)
@@ -215,6 +211,11 @@ class FakeCluster:
             self.say(Vanished(order.gang, order.attempt, "nothing of it was found"))
             return
         await self.clock.sleep(attempt.script.resizes_after_s)
+        if self.attempts.get(order.name) is not attempt:
+            return  # it vanished meanwhile, and that was said
+        if attempt.ended is None:
+            self._count(attempt.order, -1)
+            self._count(order, 1)
         attempt.order = replace(attempt.order, members=order.members)
         workers = [member for member in order.members if member.group == order.members[0].group]
         self.say(ResizeDone(order.gang, order.attempt, len(workers)))
@@ -257,13 +258,30 @@ class FakeCluster:
             self.say(Started(attempt.order.gang, attempt.order.attempt))
 
     def _fits(self, order: LaunchOrder) -> bool:
-        used: dict[str, float] = {}
-        held = [attempt.order for attempt in self.attempts.values() if attempt.ended is None]
-        for member in [member for each in (*held, order) for member in each.members]:
-            used[member.node] = used.get(member.node, 0.0) + member.gpus
+        wanted: dict[str, float] = {}
+        for member in order.members:
+            wanted[member.node] = wanted.get(member.node, 0.0) + member.gpus
         return all(
-            member.node in self.nodes and used[member.node] <= self.nodes[member.node].gpus for member in order.members
+            node in self.nodes and self._used.get(node, 0.0) + gpus <= self.nodes[node].gpus + SLACK_GPUS
+            for node, gpus in wanted.items()
         )
+
+    def _count(self, order: LaunchOrder, sign: int) -> None:
+        for member in order.members:
+            self._used[member.node] = self._used.get(member.node, 0.0) + sign * member.gpus
+
+    def drop_all(self) -> None:
+        """Nothing runs any more, and nobody is told."""
+        for name in list(self.attempts):
+            self._drop(name)
+
+    def _drop(self, name: str) -> FakeAttempt:
+        attempt = self.attempts.pop(name)
+        if attempt.task is not None:
+            attempt.task.cancel()
+        if attempt.ended is None:
+            self._count(attempt.order, -1)
+        return attempt
 
     async def _live(self, attempt: FakeAttempt) -> None:
         order, script = attempt.order, attempt.script
@@ -307,6 +325,7 @@ class FakeCluster:
         self._end(attempt, Ended(attempt.order.gang, attempt.order.attempt, "released"))
 
     def _end(self, attempt: FakeAttempt, seen: Observation) -> None:
+        self._count(attempt.order, -1)
         attempt.ended = seen  # kept, as a receipt is: who was away hears of it at the next adopt
         self.say(seen)
 
@@ -365,10 +384,7 @@ class FakeExecutor:
         self._open = False
         self.cluster.watch(None)
         if stop_everything:
-            for attempt in self.cluster.attempts.values():
-                if attempt.task is not None:
-                    attempt.task.cancel()
-            self.cluster.attempts.clear()
+            self.cluster.drop_all()
 
     def _is_refused(self, epoch: int) -> bool:
         """Orders of an older controller change nothing. Raises ClusterError when not connected."""

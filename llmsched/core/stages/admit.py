@@ -57,10 +57,13 @@ class Admission:
 
     def run(self) -> None:
         state, plan = self.state, self.plan
+        since = len(plan.decisions)
         for name in state.nominated:  # a promise is kept before anybody else is looked at
             self._redeem(state.gangs[name])
         line = Line(self.trial, self.policies.ordering, self.view, self.shares)
         for gang, shape in line:
+            if not self.by_rank and plan.cut(since):  # by rank everybody is compared with everybody, once
+                return
             if gang.id in self.launched:
                 continue
             if gang.id in self.settled or gang.id in plan.nominations:

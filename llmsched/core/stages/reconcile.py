@@ -24,18 +24,24 @@ def run(trial: Trial, plan: Plan, view: View) -> None:
     state = trial.state
     leaving: dict[str, None] = {}
     for name in state.troubled:
+        if plan.cut():
+            return
         gang = state.gangs.get(name)
         if gang is not None:
             _gang(state, plan, gang, leaving)
         elif name in state.workloads:
             _serve(state, plan, state.workloads[name], leaving)
     for name in state.timed:
+        if plan.cut():
+            return
         if name not in leaving:
             _limits(plan, state.gangs[name], view, leaving)
     for name in state.exceeding:
         if name not in leaving:
             _excess(plan, state, state.gangs[name], leaving)
     for name in state.scheduled:
+        if plan.cut():
+            return
         _schedule(plan, state.workloads[name])
     trial.leaving.update(leaving)
     if state.configuration.reservations:
@@ -90,12 +96,16 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
     live = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
     going, why = rollout.leaving(record, live, [state.gangs[name] for name in record.gangs])
     for gang in going:
+        if plan.cut():
+            return
         leaving[gang.id] = None
         plan.decisions.append(Drain(gang.id, gang.attempt, gang.spec.grace_s, why))
     for published in authorization.published_to(state, record.workload).values():
         if published.kind != "adapter":
             continue
         for gang in live:
+            if plan.cut():
+                return
             stays = gang.status is Status.RUNNING and gang.id not in leaving
             if stays and gang.adapters.get(published.name) != published.uri:
                 plan.decisions.append(LoadAdapter(gang.id, gang.attempt, published.name, published.uri))
