@@ -6,10 +6,10 @@ Prints a table, a row per fault; seconds from the fault on. A fine-tune of two w
 clients that ask it and clients that stream from it are under way on four pretend nodes when the fault comes. A row of
 "launch" or "resize" strikes while the fine-tune starts, or changes its size.
 
-    noticed        the first word of it: an event, another health, a node that is gone
-    running again  the fine-tune makes steps again, and both replicas answer
+    noticed        the first word of it: an event, another health, a node that is gone, an API that does not answer
+    running again  the fine-tune makes steps again, and both replicas answer; in a launch, that counts the launch too
     leaked         GPUs that Ray has given away and the ledger has not, or the other way round, 15 s later at most
-    cut            requests and streams that failed, of how many
+    cut            requests and streams that failed, of how many; "silent" is a stream that ended without a word
 
 Starts a local Ray of its own for every few rows, and ends everything it starts. About 25 minutes.
 """
@@ -22,12 +22,13 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,8 +47,10 @@ from llmsched.errors import LlmschedError  # noqa: E402
 NODES = "4x2:A100"
 RECOVERED_WITHIN_S = 150.0
 LEAKS_SEEN_WITHIN_S = 15.0
+HUNG_UNTIL_MENDED_S = 5.0  # an operator's quick hand
 ASKING, STREAMING = 2, 4  # clients
 CHUNKS, CHUNK_S = 20, 0.1
+TROUBLE = LlmschedError, httpx.HTTPError, OSError, KeyError
 STEPS_IN_FLIGHT = 10  # may have been made before the fault, and told after it
 KILL, HANG = signal.SIGKILL, signal.SIGSTOP
 CODE = """
@@ -113,11 +116,26 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
+class Cluster(Home):
+    """A home whose controller may be another one at every look, on another port."""
+
+    _looked_through: tuple[str, Client] | None = None
+
+    def look(self) -> Client:
+        controller = (self.folder / "controller.json").read_text()
+        if self._looked_through is None or self._looked_through[0] != controller:
+            self._looked_through = controller, self.client()
+        return self._looked_through[1]
+
+    def endpoint(self) -> str:
+        return self.look().health().urls["endpoint"]
+
+
 @dataclass
 class Traffic:
     """Clients that ask and stream without a pause; every failure is counted once."""
 
-    home: Home
+    home: Cluster
     url: str
     asked: int = 0
     failures: list[str] = field(default_factory=list)
@@ -143,6 +161,8 @@ class Traffic:
                     trouble = work(http)
                 except httpx.HTTPError as error:
                     trouble = type(error).__name__
+                    with contextlib.suppress(*TROUBLE):
+                        self.url = self.home.endpoint()  # a new cluster's gateway has another port
                 self.asked += 1
                 if trouble:
                     self.failures.append(trouble)
@@ -157,55 +177,58 @@ class Traffic:
         with http.stream("POST", f"{self.url}/v1/apps/talk", json=body) as answer:
             if answer.status_code != 200:
                 return f"{answer.status_code}"
-            got = sum('"number"' in line for line in answer.iter_lines())
-        return "" if got == CHUNKS else f"a stream of {got} of {CHUNKS}"
+            lines = [line for line in answer.iter_lines() if line]
+        if sum('"number"' in line for line in lines) == CHUNKS:
+            return ""
+        return f"stream: {json.loads(lines[-1][6:])['error']['code']}" if '"error"' in lines[-1] else "silent"
 
 
 # -- what is struck ------------------------------------------------------------
 
 
-def raylets(home: Home, count: int, holding: str = "") -> list[psutil.Process]:
+def raylets(home: Cluster, count: int, holding: str) -> list[psutil.Process]:
     """Those of pretend nodes on which `holding` runs first."""
     recorded = json.loads((home.folder / "ray.json").read_text())["processes"][1:]
-    with home.client() as client:
-        busy = {place.node for gang in client.status(holding).gangs for place in gang.placement} if holding else set()
+    busy = {place.node for gang in home.look().status(holding).gangs for place in gang.placement}
     recorded.sort(key=lambda one: (one["node"] not in busy, one["name"]))
     found = []
     for one in recorded:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [child for child in psutil.Process(one["pid"]).children() if child.name() == "raylet"]
+            below = psutil.Process(one["pid"]).children(recursive=True)
+            found += [child for child in below if child.name() == "raylet"]
     return found[:count]
 
 
-def head(home: Home) -> list[psutil.Process]:
+def head(home: Cluster) -> list[psutil.Process]:
     recorded = json.loads((home.folder / "ray.json").read_text())["processes"][0]
     return psutil.Process(recorded["pid"]).children(recursive=True)
 
 
-def actor(name: str) -> Callable[[Home], list[psutil.Process]]:
-    return lambda home: home.actors(name)[:1]
+def actor(name: str) -> Callable[[Cluster], list[psutil.Process]]:
+    """The newest of that class: an older one is about to leave."""
+    return lambda home: sorted(home.actors(name), key=lambda one: -one.create_time())[:1]
 
 
-def bridge(home: Home) -> list[psutil.Process]:
+def bridge(home: Cluster) -> list[psutil.Process]:
     pid = home.bridge_pid()
     return [psutil.Process(pid)] if pid else []
 
 
-def controller(home: Home) -> list[psutil.Process]:
+def controller(home: Cluster) -> list[psutil.Process]:
     return [psutil.Process(home.controller_pid())]
 
 
-def up_again(home: Home) -> None:
+def up_again(home: Cluster) -> None:
     home.llmsched("up", "--nodes", NODES)
 
 
 @dataclass(frozen=True)
 class Fault:
     name: str
-    victims: Callable[[Home], list[psutil.Process]]
+    victims: Callable[[Cluster], list[psutil.Process]]
     hows: tuple[signal.Signals, ...] = (KILL, HANG)
     durings: tuple[str, ...] = ("steps and streams",)
-    mend: Callable[[Home], None] | None = None  # what an operator does
+    mend: Callable[[Cluster], None] | None = None  # what an operator does
     costs_nodes: bool = False
 
 
@@ -230,34 +253,32 @@ FAULTS = [
 # -- one row -------------------------------------------------------------------
 
 
-def step(client: Client) -> int:
-    return int(client.status("tune").progress.get("step") or 0)
+def step(home: Cluster) -> int:
+    return int(home.look().status("tune").progress.get("step") or 0)
 
 
 def until(there: Callable[[], Any], within_s: float) -> float | None:
     """Seconds until it was true, None if it was not in time. Trouble of the API counts as not yet."""
     began = time.monotonic()
     while time.monotonic() - began < within_s:
-        with contextlib.suppress(LlmschedError, httpx.HTTPError, OSError):
+        with contextlib.suppress(*TROUBLE):
             if there():
                 return time.monotonic() - began
         time.sleep(0.05)
     return None
 
 
-def is_well(home: Home, client: Client, beyond: int) -> bool:
-    talk = client.status("talk")
+def is_well(home: Cluster, beyond: int) -> bool:
     return (
-        step(client) > beyond
-        and client.health().status == "ready"
-        and talk.phase == "running"
-        and all_answer(home, client)
+        step(home) > beyond
+        and home.look().health().status == "ready"
+        and home.look().status("talk").phase == "running"
+        and all_answer(home)
     )
 
 
-def all_answer(home: Home, client: Client) -> bool:
-    url = client.health().urls["endpoint"]
-    seen = set()
+def all_answer(home: Cluster) -> bool:
+    url, seen = home.endpoint(), set()
     for _ in range(12):
         answer = httpx.post(f"{url}/v1/apps/talk", json={}, headers=home.bearer(), timeout=5)
         if answer.status_code != 200:
@@ -266,99 +287,119 @@ def all_answer(home: Home, client: Client) -> bool:
     return len(seen) == 2
 
 
-def strike(home: Home, fault: Fault, how: signal.Signals, during: str) -> Row:
+def strike(home: Cluster, fault: Fault, how: signal.Signals, during: str) -> Row:
     row = Row(fault.name, "killed" if how == KILL else "hung", during)
-    with home.client() as client:
-        assert until(lambda: is_well(home, client, 0), RECOVERED_WITHIN_S) is not None, "it never ran"
-        url, known = client.health().urls["endpoint"], {node.id for node in client.nodes().nodes}
-        with Traffic(home, url) as traffic:
-            until(lambda: traffic.asked > 2 * (ASKING + STREAMING), 30)
-            set_the_scene(home, client, during)
-            victims: list[psutil.Process] = []
-            until(lambda: victims.extend(fault.victims(home)) or victims, 30)
-            if not victims:
-                row.trouble = "nobody to strike"
-                return row
-            struck_at, seq = step(client), client.health().seq
-            for victim in victims:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.send_signal(how)
-            began = time.monotonic()
-
-            def is_noticed() -> bool:
-                health = client.health()
-                gone = known - {node.id for node in client.nodes().nodes}
-                return health.status != "ready" or bool(gone) or told(client, seq)
-
-            watching = threading.Thread(
-                target=lambda: setattr(row, "noticed_s", until(is_noticed, RECOVERED_WITHIN_S / 2))
-            )
-            watching.start()
-            if fault.mend is not None and how == KILL:
-                fault.mend(home)
-            if fault.mend is not None and how == HANG:
-                until(lambda: False, 5)
-                for victim in victims:
-                    victim.send_signal(signal.SIGCONT)
-            again = until(lambda: is_well(home, client, struck_at + STEPS_IN_FLIGHT), RECOVERED_WITHIN_S)
-            row.again_s = None if again is None else time.monotonic() - began
-            watching.join()
-        row.asked, row.cut = traffic.asked, len(traffic.failures)
-        row.trouble = ", ".join(sorted(set(traffic.failures)))[:80]
+    if until(lambda: is_well(home, 0), RECOVERED_WITHIN_S) is None:
+        row.trouble = "it was not well before"
+        return row
+    known = {node.id for node in home.look().nodes().nodes}
+    with Traffic(home, home.endpoint()) as traffic:
+        until(lambda: traffic.asked > 2 * (ASKING + STREAMING), 30)
+        if not set_the_scene(home, during):
+            row.trouble = f"no {during} to strike in"
+            return row
+        victims = victims_of(fault, home)
+        if not victims:
+            row.trouble = "nobody to strike"
+            return row
+        struck_at, seq, said = step(home), home.look().health().seq, home.look().health().message
         for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                if how == HANG:
-                    victim.send_signal(signal.SIGCONT)
-        row.leaked_gpus = leaked(home)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(how)
+        began = time.monotonic()
+        watching = threading.Thread(target=watch, args=(row, home, known, seq, said))
+        watching.start()
+        if fault.mend is not None and how == KILL:
+            fault.mend(home)
+        if fault.mend is not None and how == HANG:
+            time.sleep(HUNG_UNTIL_MENDED_S)
+            wake(victims)
+        again = until(lambda: is_well(home, struck_at + STEPS_IN_FLIGHT), RECOVERED_WITHIN_S)
+        row.again_s = None if again is None else time.monotonic() - began
+        watching.join()
+    if how == HANG:
+        wake(victims)
+    row.asked, row.cut = traffic.asked, len(traffic.failures)
+    row.trouble = ", ".join(f"{times} x {what}" for what, times in sorted(Counter(traffic.failures).items()))
+    row.leaked_gpus = leaked(home)
     return row
 
 
-WORDS = ("NodeLost", "Lost", "LaunchFailed", "Finished", "Suspected", "ReplicaRestarted", "Stuck")
+def victims_of(fault: Fault, home: Cluster) -> list[psutil.Process]:
+    """As soon as they are there."""
+    found: list[psutil.Process] = []
+    until(lambda: found.extend(fault.victims(home)) or found, 30)
+    return found
 
 
-def told(client: Client, after: int) -> bool:
-    return any(event.kind in WORDS for event in client.events(after=after, follow=False))
+def wake(victims: list[psutil.Process]) -> None:
+    for victim in victims:
+        with contextlib.suppress(psutil.Error):
+            victim.send_signal(signal.SIGCONT)
 
 
-def set_the_scene(home: Home, client: Client, during: str) -> None:
+TELLING = ("NodeLost", "Lost", "LaunchFailed", "Finished", "Stalled")
+
+
+def watch(row: Row, home: Cluster, nodes: set[str], seq: int, said: str) -> None:
+    """Set when it was noticed."""
+
+    def is_noticed() -> bool:
+        try:
+            health = home.look().health()
+            gone = nodes - {node.id for node in home.look().nodes().nodes}
+            told = any(event.kind in TELLING for event in home.look().events(after=seq, follow=False))
+        except TROUBLE:
+            return True
+        return health.status != "ready" or health.message != said or bool(gone) or told
+
+    row.noticed_s = until(is_noticed, RECOVERED_WITHIN_S / 2)
+
+
+def set_the_scene(home: Cluster, during: str) -> bool:
+    """Whether it is so now."""
+
+    def is_(status: str) -> bool:
+        return home.look().status("tune").gangs[0].status == status
+
     if during == "launch":
-        client.cancel("tune")
-        until(lambda: client.status("tune").phase == "cancelled", 60)
-        home.llmsched("apply", "-f", "spec.yaml", "--again")
-        until(lambda: client.status("tune").gangs[0].status == "launching", 60)
-    elif during == "resize":
-        size = 2 if client.status("tune").gangs[0].size > 2 else 4
+        home.look().cancel("tune")
+        until(lambda: home.look().status("tune").phase == "cancelled", 60)
+        home.llmsched("apply", "-f", "tune.yaml", "--again")
+        return until(lambda: is_("launching"), 60) is not None
+    if during == "resize":
+        size = 2 if home.look().status("tune").gangs[0].size > 2 else 4
         home.llmsched("scale", "tune", str(size))
-        until(lambda: client.status("tune").gangs[0].status == "resizing", 30)
+        return until(lambda: is_("resizing"), 30) is not None
+    return True
 
 
-def leaked(home: Home) -> float:
-    """The difference between Ray and the ledger, once it no longer shrinks."""
-    off = 0.0
+def leaked(home: Cluster) -> float:
+    """The difference between Ray and the ledger, once it no longer shrinks; not a number if it cannot be known."""
+    off = float("nan")
     deadline = time.monotonic() + LEAKS_SEEN_WITHIN_S
-    while time.monotonic() < deadline:
-        ray, ledger = gpus_held_in_ray(home), gpus_held_in_ledger(home)
-        off = abs(sum(ray) - sum(ledger))
-        if off == 0:
-            return 0.0
+    while time.monotonic() < deadline and off != 0:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired, *TROUBLE):
+            off = abs(sum(gpus_held_in_ray(home)) - sum(gpus_held_in_ledger(home)))
     return off
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Home]:
+def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
         work = Path(folder) / "work"
         work.mkdir()
         (work / "parts.py").write_text(CODE)
-        home = Home(Path(folder) / "home", work)
-        (work / "spec.yaml").write_text(SPEC.replace("UNTIL", str(work / "enough")))
+        home = Cluster(Path(folder) / "home", work)
+        for name, spec in zip(("tune", "talk"), SPEC.split("---"), strict=True):
+            (work / f"{name}.yaml").write_text(spec.replace("UNTIL", str(work / "enough")))
         try:
             home.llmsched("up", "--nodes", NODES)
-            home.llmsched("apply", "-f", "spec.yaml")
+            home.llmsched("apply", "-f", "tune.yaml")
+            home.llmsched("apply", "-f", "talk.yaml")
             yield home
         finally:
             home.llmsched("down")
-            shutil.rmtree(home.folder, ignore_errors=True)
 
 
 def main() -> None:
