@@ -62,8 +62,9 @@ class Attempt(Protocol):
     def end(self) -> None:
         """The grace is over: end it, politely and then by force. Returns when it has gone or nothing more helps."""
 
-    def let_go(self) -> None:
-        """Give everything back to Ray, whatever state it is in, and return when it is gone. May be called again."""
+    def let_go(self) -> bool:
+        """Give everything back to Ray, whatever state it is in, and wait until it is gone; whether it is. May be called
+        again."""
 
     def controlled_by(self, controller: Any) -> None:
         """An actor of Ray's own says that it runs the work."""

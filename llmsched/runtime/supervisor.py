@@ -61,6 +61,7 @@ class Supervisor:
         self._receipt: receipt.Receipt | None = None
         self._next_members: list[dict[str, Any]] | None = None
         self.resizes = 0
+        self._is_clear = False
         self._try_anew()
         threading.Thread(target=self._live, daemon=True).start()
         threading.Thread(target=self._watch_health, daemon=True).start()
@@ -80,13 +81,15 @@ class Supervisor:
     # -- asked by the bridge -------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Plain data: started, progress, checkpoint [step, fraction], stalled (in words), receipt or None."""
+        """Plain data: started, progress, checkpoint [step, fraction], stalled (in words), receipt or None. `is_clear`:
+        nothing is left of the size before this one."""
         with self._lock:
             return {
                 "attempt": self.order["attempt"],
                 "epoch": self.order["epoch"],
                 "started": self._has_begun,
                 "size": len(self.order["members"]),
+                "is_clear": self._is_clear,
                 "stopping": self._stop_mode,
                 "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
@@ -234,7 +237,8 @@ class Supervisor:
             end = Outcome("failed", f"{type(error).__name__}: {sanitize.first_line(error)}", "interruption")
         end = self._judged(end)
         if self._attempt is not None:
-            self._attempt.let_go()
+            # What is ended by force has its children ended after it, by guardians that nobody waits for.
+            self._is_clear = self._attempt.let_go() and end.message != FORCED
         self.left.set()
         return end
 

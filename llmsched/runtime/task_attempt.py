@@ -55,13 +55,19 @@ class TaskAttempt:
                 ray.kill(worker)
         self._left.wait(CLOSE_WITHIN_S)
 
-    def let_go(self) -> None:
+    def let_go(self) -> bool:
+        gone = 0
         for worker in self._workers:
             with suppress(Exception):
                 ray.kill(worker)
         for worker in self._workers:
-            with suppress(Exception):  # a dead actor answers with an error
+            try:
                 ray.get(worker.where.remote(), timeout=CLOSE_WITHIN_S)
+            except ray.exceptions.ActorDiedError:
+                gone += 1
+            except Exception:
+                continue
+        return gone == len(self._workers)
 
     def controlled_by(self, controller: Any) -> None:
         """Nobody but us runs a task."""

@@ -94,20 +94,21 @@ class TrainAttempt:
             if self._left.wait(_LOOK_EVERY_S):
                 return
 
-    def let_go(self) -> None:
+    def let_go(self) -> bool:
         """What Ray Train took is what its controllers made, and those are what this process made: Ray knows both,
         also of a run that nobody has told us of yet."""
-        until = time.monotonic() + CLOSE_WITHIN_S
-        while time.monotonic() < until:
+        is_gone, until = False, time.monotonic() + CLOSE_WITHIN_S
+        while not is_gone and time.monotonic() < until:
             with suppress(Exception):
                 made = self._kill_controllers()
                 for group in made.groups:
                     ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
-                if not any(made):
-                    break
-            time.sleep(_LOOK_EVERY_S)
+                is_gone = not any(made)
+            if not is_gone:
+                time.sleep(_LOOK_EVERY_S)
         with suppress(Exception):
             self._life.storage.delete(f"train-runs/{self._run_name}")
+        return is_gone
 
     def controlled_by(self, controller: Any) -> None:
         self._controller = controller

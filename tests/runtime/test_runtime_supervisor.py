@@ -44,8 +44,9 @@ class Scripted:
         self.ends(Outcome("failed", "its process was killed", "interruption"))
         self.life.left.wait(30)
 
-    def let_go(self) -> None:
+    def let_go(self) -> bool:
         self.did.append("let go")
+        return True
 
     def controlled_by(self, controller: Any) -> None:
         raise AssertionError("nobody controls it")
@@ -128,9 +129,17 @@ def test_a_resize_is_a_new_try_that_knows_nothing_of_the_old_one(born: Callable[
     MADE[0].ends(Outcome("released", "left as asked"))
     wait_until(lambda: len(MADE) == 2 and one.status()["started"], 30, "another try")
     assert (one.status()["size"], one.status()["stopping"], one.resizes) == (1, "", 1)
+    assert one.status()["is_clear"]
     assert not one.ranks.places and not one.ranks.failures and not one.left.is_set()
     MADE[1].ends()
     assert receipt(one)["outcome"] == "succeeded"
+
+
+def test_one_that_was_forced_to_another_size_does_not_say_that_nothing_is_left(born: Callable[..., Supervisor]) -> None:
+    one = born("ab")
+    one.resize(json.dumps(members("a")), 0.05)
+    wait_until(lambda: len(MADE) == 2 and one.status()["started"], 30, "another try")
+    assert not one.status()["is_clear"], "guardians may still be at what it started"
 
 
 def test_work_that_does_not_move_is_said_and_then_ended_as_failed(

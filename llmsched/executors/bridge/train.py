@@ -120,7 +120,8 @@ class Attempts:
             self._live[order.name] = _Attempt(order, actor)
 
     def resize(self, order: LaunchOrder) -> None:
-        """Let the running attempt hold the order's members; `look` says when it does."""
+        """Let the running attempt hold the order's members. `look` says when it does: of a smaller size once it has
+        left the old one, before it has begun at the new one."""
         with self._lock:
             one = self._live.get(order.name)
             if one is not None:
@@ -208,7 +209,9 @@ class Attempts:
         if status["started"] and not one.is_started:
             one.is_started = True
             self._deliver(Started(order.gang, order.attempt))
-        if is_resizing and status["started"] and status["size"] == len(order.members) and not status["stopping"]:
+        is_smaller = len(order.members) < len(one.before)
+        holds = status["started"] or (is_smaller and status["is_clear"])  # who waits for the rest need not wait longer
+        if is_resizing and holds and status["size"] == len(order.members) and not status["stopping"]:
             one.is_resizing, one.before = False, ()
             self._deliver(ResizeDone(order.gang, order.attempt, status["size"]))
         self._tell_stalled(one, str(status["stalled"]))

@@ -1,0 +1,51 @@
+"""What the bridge makes of what supervisors say, with supervisors of the test's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmsched.executors.bridge.train import Attempts, _Attempt
+from llmsched.executors.port import LaunchOrder, Member, Observation, ResizeDone, Started
+
+
+class Says:
+    """Takes orders, and does nothing about them."""
+
+    def __getattr__(self, name: str) -> Says:
+        return self
+
+    def remote(self, *_: Any) -> None:
+        return None
+
+
+def order(nodes: str) -> LaunchOrder:
+    members = tuple(Member(rank, node) for rank, node in enumerate(nodes))
+    return LaunchOrder("tune", "tune/0", 1, 1, "train", members, {}, "")
+
+
+def status(**said: Any) -> dict[str, Any]:
+    usual = {"started": True, "size": 2, "is_clear": False, "stopping": "", "progress": {}, "checkpoint": None}
+    return {**usual, "stalled": "", "receipt": None, **said}
+
+
+@pytest.mark.parametrize(
+    ("to", "clear", "told"),
+    [("a", True, True), ("a", False, False), ("abc", True, False)],
+    ids=["what it gives back is free", "something is left of it", "a larger one has to begin"],
+)
+def test_a_smaller_gang_holds_its_size_when_it_has_left_the_old_one_and_any_other_when_it_has_begun(
+    to: str, clear: bool, told: bool
+) -> None:
+    heard: list[Observation] = []
+    attempts = Attempts(heard.append, "/nowhere", str)
+    one = attempts._live["llms/tune/0/1"] = _Attempt(order("ab"), Says())
+    attempts._tell(one, status())
+    attempts.resize(order(to))
+    attempts._tell(one, status(stopping="resize"))
+    assert heard == [Started("tune/0", 1)]
+    attempts._tell(one, status(started=False, size=len(to), is_clear=clear))
+    assert heard[1:] == [ResizeDone("tune/0", 1, len(to))] * told
+    attempts._tell(one, status(size=len(to), is_clear=clear))
+    assert heard[1:] == [ResizeDone("tune/0", 1, len(to))], "told once"
