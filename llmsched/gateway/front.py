@@ -138,7 +138,7 @@ class Gateway:
         else:
             target = self._table.model(body.get("model"), key)
             streams = body.get("stream") is True
-        request = self._open.begin(key, target.route.id)
+        request = self._open.begin(key, target.route.id, target.route.timeout_s)
         work = self._stream(request, target, route, body, send) if streams else self._call(target, route, body, send)
         try:
             await request.answer(receive, self._measured(target, route, work))

@@ -1,7 +1,8 @@
 """The requests that are being answered, each by a task of its own, and what ends one before its answer is whole.
 
-Its client leaves; or its key is revoked, is over, or reaches the model no more. What its replica does for it is
-cancelled either way, and a client that is still there is told why.
+Its client leaves, or does not read what it is sent until the time of the request is over; or its key is revoked, is
+over, or reaches the model no more. What its replica does for it is cancelled either way, and a client that is still
+there is told why.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from collections.abc import Awaitable, Callable
 from llmsched.gateway.keys import Key, expired
 from llmsched.gateway.limits import Disconnected, Receive
 from llmsched.gateway.refusals import Refused
+from llmsched.gateway.relay import timed_out
 from llmsched.gateway.table import Table
+
+READ_WITHIN_S = 2.0  # after the end of its time: the relay says that it is over, and the client has to take it
 
 
 class OpenRequest:
     """Of the task that makes it. `has_begun`: the client has got the first words of a stream."""
 
-    def __init__(self, key: Key, model: str, over: Callable[[OpenRequest], None]) -> None:
-        self.key, self.model = key, model
+    def __init__(self, key: Key, model: str, limit_s: float, over: Callable[[OpenRequest], None]) -> None:
+        self.key, self.model, self._limit_s = key, model, limit_s
         self.has_begun = False
         self._task = asyncio.current_task()
         self._why: Disconnected | Refused | None = None
@@ -34,10 +38,11 @@ class OpenRequest:
 
     async def answer(self, receive: Receive, work: Awaitable[None]) -> None:
         """Do `work`. Raises what ended it early: Disconnected or Refused (401)."""
+        loop = asyncio.get_running_loop()
         watcher = asyncio.create_task(self._watch(receive))
-        expiry = self.key.expires
-        if expiry is not None:
-            timer = asyncio.get_running_loop().call_later(max(0.0, expiry - time.time()), self.end, expired())
+        timers = [loop.call_later(self._limit_s + READ_WITHIN_S, self.end, timed_out(self._limit_s))]
+        if self.key.expires is not None:
+            timers.append(loop.call_later(max(0.0, self.key.expires - time.time()), self.end, expired()))
         try:
             await work
         except asyncio.CancelledError:
@@ -48,7 +53,7 @@ class OpenRequest:
             raise self._why from None
         finally:
             watcher.cancel()
-            if expiry is not None:
+            for timer in timers:
                 timer.cancel()
             self._over(self)
 
@@ -62,9 +67,9 @@ class OpenRequests:
     def __init__(self) -> None:
         self._open: set[OpenRequest] = set()
 
-    def begin(self, key: Key, model: str) -> OpenRequest:
-        """A request of the current task, for the model of that id."""
-        one = OpenRequest(key, model, self._open.discard)
+    def begin(self, key: Key, model: str, limit_s: float) -> OpenRequest:
+        """A request of the current task, for the model of that id, which may take `limit_s` seconds."""
+        one = OpenRequest(key, model, limit_s, self._open.discard)
         self._open.add(one)
         return one
 

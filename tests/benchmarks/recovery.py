@@ -404,17 +404,18 @@ def cluster() -> Iterator[Cluster]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rows whose fault holds this word")
+    parser.add_argument("--only", default="", help="rows whose fault holds one of these words: bridge,raylet")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     wanted = [
         (fault, how, during)
         for fault in FAULTS
-        if given.only in fault.name
+        if any(word in fault.name for word in given.only.split(","))
         for how in fault.hows
         for during in fault.durings
         if during == "steps and streams" or how == KILL
     ]
+    wanted.sort(key=lambda row: (row[0].costs_nodes, row[2] != "steps and streams"))  # a new cluster is made late
     machine = f"{os.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB, Python {platform.python_version()}"
     print(f"{datetime.date.today()}, {machine}, no GPU: pretend nodes {NODES}\n")
     print("| Fault | How | During | Noticed | Running again | Leaked GPUs | Cut | What the clients saw |")

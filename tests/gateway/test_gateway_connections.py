@@ -114,11 +114,13 @@ def test_a_key_ends_at_its_time_without_any_word_of_the_controller():
     asyncio.run(main())
 
 
-def test_a_client_that_does_not_read_holds_up_no_end(monkeypatch):
+@pytest.mark.parametrize("ends", ["key", "time"])
+def test_a_client_that_does_not_read_holds_up_no_end(monkeypatch, ends):
     monkeypatch.setattr("llmsched.gateway.front.LAST_WORDS_S", 0.01)
+    monkeypatch.setattr("llmsched.gateway.open_requests.READ_WITHIN_S", 0.01)
 
     async def main():
-        house = House("a")
+        house = House("a", timeout_s=0.01 if ends == "time" else 600)
         body = json.dumps({"model": "qwen", "stream": True}).encode()
         sent, never = [], asyncio.Event()
 
@@ -136,8 +138,9 @@ def test_a_client_that_does_not_read_holds_up_no_end(monkeypatch):
         scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
         asked = asyncio.create_task(house.gateway(scope, receive, send))
         await until(lambda: len(sent) == 2)
-        revoked(house.table)
-        house.gateway.route(house.table)
+        if ends == "key":
+            revoked(house.table)
+            house.gateway.route(house.table)
         await asked
         assert not house.gateway.load()["qwen"]["ongoing"]
 
