@@ -153,12 +153,12 @@ def _unpack(source: Path, folder: Path) -> None:
                     if member.name in names and member.isfile():
                         tar.extract(member, folder, filter="data")
         except (OSError, tarfile.TarError) as error:
-            raise RequestError(f"{source} is no backup: {error}.", code="backup") from None
+            raise RequestError(f"{source} is no backup: {error}.", code="no_backup") from None
     for file in folder.iterdir():
         file.chmod(0o600)
     missing = [name for name in STORE if not (folder / name).exists()]
     if missing:
-        raise RequestError(f"{source} is no backup: it has no {', '.join(missing)}.", code="backup")
+        raise RequestError(f"{source} is no backup: it has no {', '.join(missing)}.", code="no_backup")
 
 
 def _move_aside(home: Path) -> str | None:

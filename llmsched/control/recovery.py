@@ -70,8 +70,8 @@ def fold_all_that_can(store: Journal, archive: Archive | None = None) -> tuple[S
 
 def fold_all(store: Journal, archive: Archive | None = None) -> tuple[State, int]:
     """The same from the first entry on that is kept. Raises StoreError when a snapshot on the way says otherwise."""
-    at = [seq for (seq,) in store.older(SnapshotRow, inf)]
     state, seq = first(store, archive)
+    at = [found for (found,) in store.older(SnapshotRow, inf) if found >= seq]
     for stop in [*at, None]:
         state, seq = unfold(store, state, seq, stop)
         row = None if stop is None else store.row(SnapshotRow, stop)
@@ -84,9 +84,13 @@ def fold_all(store: Journal, archive: Archive | None = None) -> tuple[State, int
 
 def first(store: Journal, archive: Archive | None = None) -> tuple[State, int]:
     """The state before the first entry that is kept, and the number of the last one that it holds."""
-    if not store.floor():
+    floor = store.floor()
+    if not floor:
         return State(archive=archive), 0
-    return restored(store, store.older(SnapshotRow, inf)[0][0], archive)
+    held = [seq for (seq,) in store.older(SnapshotRow, inf) if seq >= floor]  # those before wait to be removed
+    if not held:
+        raise StoreError(f"no snapshot holds what was before entry {floor}", code="store_damaged", hint=seal.RESTORE)
+    return restored(store, held[0], archive)
 
 
 def unfold(

@@ -17,10 +17,10 @@ from llmsched.core.records import GangState, WorkloadState
 if TYPE_CHECKING:
     from llmsched.core.state import State
 
-ENDED_KEPT = 1_000  # workloads that have ended stay so many,
+ENDED_KEPT = 200  # workloads that have ended stay so many,
 KEPT_S = 3600.0  # and so long at most
 REPLICAS_KEPT = 20  # of an endpoint's replicas that are gone
-AT_ONCE = 100  # workloads of one Archived
+AT_ONCE = 50  # workloads of one Archived
 
 
 class Archive(Protocol):

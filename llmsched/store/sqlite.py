@@ -241,9 +241,9 @@ class SqliteStore:
             to = min(floor, head.floor + limit)
             if to <= head.floor:
                 return 0
-            (snapshot,) = change.db.execute("SELECT coalesce(min(seq), 0) FROM snapshots").fetchone()
+            (snapshot,) = change.db.execute("SELECT coalesce(max(seq), 0) FROM snapshots").fetchone()
             if to > snapshot:
-                raise Bug(f"entries up to {to} are in no snapshot: the oldest is of entry {snapshot}")
+                raise Bug(f"entries up to {to} are in no snapshot: the newest is of entry {snapshot}")
             link = reading.link_at(change.db, head, to)
             assert link is not None
             removed, head.floor, head.floor_link = to - head.floor, to, link
@@ -280,21 +280,29 @@ class SqliteStore:
                 return
 
     def _write_together(self, group: list[_Work]) -> None:
-        group = [work for work in group if work.future.set_running_or_notify_cancel()]
+        self._write_all_or_each([work for work in group if work.future.set_running_or_notify_cancel()])
+
+    def _write_all_or_each(self, group: list[_Work]) -> None:
+        """In one transaction; but what one of them does wrong is told to that one alone."""
         try:
             with self._transaction() as change:
                 results = [work.write(change) for work in group]
                 change.write_head()
             self._note(change.head, change.lease)
-        except sqlite3.IntegrityError as error:
-            self._reject(group, Bug(f"the store refused an entry that breaks a rule: {error}"))
-        except (sqlite3.Error, OSError) as error:
-            self._reject(group, self._failed(error))
-        except Exception as error:  # whatever it is, the thread goes on and whoever waits hears of it
-            self._reject(group, error)
+        except Exception as error:
+            if len(group) > 1 and not _is_the_disks(error):
+                for work in group:
+                    self._write_all_or_each([work])
+            else:
+                self._reject(group, self._told(error))
         else:
             for work, result in zip(group, results, strict=True):
                 work.future.set_result(result)
+
+    def _told(self, error: Exception) -> Exception:
+        if isinstance(error, sqlite3.IntegrityError):
+            return Bug(f"the store refused an entry that breaks a rule: {error}")
+        return self._failed(error) if _is_the_disks(error) else error  # type: ignore[arg-type]
 
     @staticmethod
     def _reject(group: list[_Work], error: Exception) -> None:
@@ -451,6 +459,10 @@ def migrations() -> list[str]:
     folder = resources.files("llmsched.store") / "migrations"
     files = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
     return [item.read_text(encoding="utf-8") for item in files]
+
+
+def _is_the_disks(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error | OSError) and not isinstance(error, sqlite3.IntegrityError)
 
 
 def _fence(change: Transaction, epoch: int) -> None:

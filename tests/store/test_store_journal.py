@@ -266,7 +266,7 @@ def test_a_note_that_was_torn_leaves_the_one_before(path):
 def test_what_is_compacted_is_gone_and_the_rest_still_linked(path):
     store = opened(path)
     put(store, *(submitted(f"w{n}") for n in range(10)))
-    put(store, rows=[SnapshotRow(6, 1.0, "digest", b"body")])
+    put(store, rows=[SnapshotRow(seq, 1.0, "digest", b"body") for seq in (2, 6)])
     with pytest.raises(Bug, match="in no snapshot"):
         store.compact(7, 100).result()
     assert store.compact(6, 4).result() == 4
@@ -281,6 +281,15 @@ def test_what_is_compacted_is_gone_and_the_rest_still_linked(path):
     assert raised.value.code == "compacted"
     assert [w.seq for w in put(again, Tick(2.0))] == [11]
     again.close()
+
+
+def test_a_write_that_is_wrong_takes_no_other_with_it(path):
+    store = opened(path)
+    futures = [store.commit(Batch(1.0, [Tick(float(n))])) if n != 3 else store.compact(999, 999) for n in range(6)]
+    wait(futures)
+    assert isinstance(futures[3].exception(), Bug)
+    assert [f.result()[0].entry for n, f in enumerate(futures) if n != 3] == [Tick(float(n)) for n in (0, 1, 2, 4, 5)]
+    store.close()
 
 
 def test_rows_that_are_too_old_go_and_are_not_missed(store):
