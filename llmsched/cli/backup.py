@@ -44,7 +44,7 @@ def restore(source: Path | None, accept_loss: bool) -> None:
     from llmsched.errors import SpecError
 
     if (source is None) != accept_loss:
-        raise SpecError("give a backup, or --accept-loss to go on without one.", code="usage")
+        raise SpecError("give a backup, or --accept-loss to go on without one.", code="options")
     home = default_home()
     done = backups.restore(home, source) if source is not None else backups.accept_loss(home)
     age = f", {show.duration(max(done.seconds_old, 0.0))} old" if done.seconds_old is not None else ""
