@@ -58,6 +58,11 @@ def sim() -> None:
     default=True,
     help="Whether jobs say how many steps they make, where the trace has it (never with --estimates none).",
 )
+@click.option(
+    "--flavors/--no-flavors",
+    default=True,
+    help="Whether jobs say how long they take on which GPU, where the trace has it; else any GPU will do for them.",
+)
 @click.option("--restart-cost", type=SECONDS, default=0.0, metavar="S", help="Lost at every start and resize.")
 @click.option(
     "--leave",
@@ -90,7 +95,8 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
 
     Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
     user, model (or job_type), steps (or total_steps), flavor, estimated_s. Columns runtime_N_s are run times on N
-    GPUs and make a job elastic.
+    GPUs and make a job elastic; columns runtime_N_s:FLAVOR are the same on that kind of GPU, and the job runs on no
+    other.
     """
     from llmsched.errors import SpecError
     from llmsched.sim import faults, fleet, folder, provider, report, runtimes, setting, simulator
@@ -116,7 +122,7 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
     options = simulator.Options(
         nodes=machines,
         configuration=configuration,
-        estimates=runtimes.parse_estimates(given["estimates"], given["steps"]),
+        estimates=runtimes.parse_estimates(given["estimates"], given["steps"], given["flavors"]),
         restart_cost_s=given["restart_cost"],
         leave_s=given["leave"],
         seed=given["seed"],

@@ -46,7 +46,7 @@ def _plain(value: Arg, names: Names) -> Any:
             return sentence(value, names).model_dump()
         case About(name, message):
             return sentence(message, names).model_dump() if names.name(Ref(WORKLOAD, name)) is not None else None
-        case Option(flavor, resources):
+        case Option(flavor, resources, _):
             return {"flavor": flavor, **amounts(resources).model_dump()}
         case Resources():
             return amounts(value).model_dump()

@@ -280,7 +280,7 @@ def _option_fits(state: State, spec: Workload, option: int, types: tuple[NodeTyp
     who, need_milli = _named(spec), 0
     first_flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
     for number, group in enumerate(spec.groups):
-        flavor, need = group.options[min(option, len(group.options) - 1)]
+        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
         count = spec.min_size if number == 0 else group.count
         need_milli += count * need.gpus_milli
         of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
@@ -319,7 +319,7 @@ def _option_fits(state: State, spec: Workload, option: int, types: tuple[NodeTyp
 
 def _domain_fits(state: State, spec: Workload, option: int) -> Refusal | None:
     level = spec.topology.required or ""
-    flavor, need = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)]
+    flavor, need, _ = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)]
     rooms: dict[str, int] = {}
     for node in state.nodes.values():
         domain = node.node.domain(level)

@@ -7,6 +7,9 @@ Three sources, each with a track record of real / guessed run time of the gangs 
               anybody ran at that many, at others (GPU-seconds a step)
     runs      the upper quartile of the last runs of that model by that user, at that size
 
+Runs on one flavor tell nothing of another: each flavor has records of its own, and a gang that asks for none goes by
+all of them together. Where a model has run on two, their ratio says how much faster one is (`relative_speed`).
+
 A source is as good as its record is narrow (ratio of the ninth to the first decile). The best one is believed. A
 declared time is believed until enough runs have shown how far off such times are; measured steps are presumed right
 within PRESUMED until their own record says better; runs are only believed once they have a record narrower than SHARP:
@@ -23,6 +26,7 @@ from math import inf
 from typing import NamedTuple
 
 from llmsched.core.message import ACTOR, Message, Quote, Ref, say
+from llmsched.core.records import speed
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
 
@@ -114,8 +118,8 @@ class History:
         self.records = {source: Sample(RATIOS_KEPT) for source in (DECLARED, STEPS, RUNS)}
         self.kinds: dict[tuple[object, ...], Sample] = {}
 
-    def learn(self, spec: Workload, seconds: float) -> None:
-        """A run took `seconds` of work at min_size."""
+    def learn(self, spec: Workload, seconds: float, flavor: str | None = None, here_s: float | None = None) -> None:
+        """A run took `seconds` of work at min_size on its first option: `here_s` on `flavor`, where it ran."""
         if seconds <= 0.0:
             return
         for guess in (self._declared(spec), self._by_steps(spec), self._by_runs(spec)):
@@ -123,11 +127,32 @@ class History:
                 self.records[guess.source].add(seconds / guess.seconds)
         if not spec.model:
             return
+        gpus, here = _gpus(spec), seconds if here_s is None else here_s
+        anywhere = () if flavor is None or _flavor(spec) is not None else (None,)  # for those who ask for no flavor
+        for where in (flavor, *anywhere):
+            self.sample(spec.user, spec.model, gpus, where).add(here)
+            if spec.steps:
+                self.sample(spec.model, gpus, where).add(here / spec.steps)
+                self.sample(spec.model, where).add(here * gpus / spec.steps)
+
+    def speed(self, spec: Workload, size: int, option: int) -> float:
+        """Progress per second at `size` on an option, relative to min_size on the first one."""
+        options = spec.groups[0].options
+        flavor = options[min(option, len(options) - 1)].flavor
+        return speed(spec, size, option) * self.relative_speed(spec, option, flavor)
+
+    def relative_speed(self, spec: Workload, option: int, flavor: str | None) -> float:
+        """What an option does not say itself: how much faster the model's last runs were on `flavor` than on that of
+        the first option. 1 where one of them is unknown."""
+        options = spec.groups[0].options
+        if flavor == options[0].flavor or options[min(option, len(options) - 1)].speedup or not spec.model:
+            return 1.0
         gpus = _gpus(spec)
-        self.sample(spec.user, spec.model, gpus).add(seconds)
-        if spec.steps:
-            self.sample(spec.model, gpus).add(seconds / spec.steps)
-            self.sample(spec.model).add(seconds * gpus / spec.steps)
+        for kind in ((spec.model, gpus), (spec.model,), (spec.user, spec.model, gpus)):
+            known, here = self.kinds.get((*kind, options[0].flavor)), self.kinds.get((*kind, flavor))
+            if known is not None and here is not None:
+                return known.quantile(0.5) / here.quantile(0.5)
+        return 1.0
 
     def guess(self, spec: Workload) -> Guess | None:
         """The best source's; None when there is none to be believed."""
@@ -166,9 +191,9 @@ class History:
         if not spec.steps or not spec.model:
             return None
         gpus = _gpus(spec)
-        found, share = self.kinds.get((spec.model, gpus)), 1.0
+        found, share = self.kinds.get((spec.model, gpus, _flavor(spec))), 1.0
         if found is None:
-            found, share = self.kinds.get((spec.model,)), gpus
+            found, share = self.kinds.get((spec.model, _flavor(spec))), gpus
         if found is None:
             return None
         basis = say("basis.steps", steps=float(spec.steps), runs=len(found), model=Quote(spec.model))
@@ -176,7 +201,7 @@ class History:
         return Guess(unit * found.quantile(0.5), STEPS, found, unit, basis)
 
     def _by_runs(self, spec: Workload) -> Guess | None:
-        found = self.kinds.get((spec.user, spec.model, _gpus(spec))) if spec.model else None
+        found = self.kinds.get((spec.user, spec.model, _gpus(spec), _flavor(spec))) if spec.model else None
         if found is None:
             return None
         who = Ref(ACTOR, spec.user)
@@ -192,6 +217,11 @@ class History:
         if len(self.kinds) > KINDS_KEPT:
             del self.kinds[next(iter(self.kinds))]
         return found
+
+
+def _flavor(spec: Workload) -> str | None:
+    """What its run times are told for."""
+    return spec.groups[0].options[0].flavor
 
 
 def _gpus(spec: Workload) -> float:

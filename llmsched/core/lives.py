@@ -16,7 +16,6 @@ from llmsched.core.records import (
     GangState,
     Version,
     WorkloadState,
-    speed,
 )
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload, gang_id
@@ -234,10 +233,17 @@ class Lives(Ledgers):
         if gang.spec.kind == "serve":
             self._fill(record)
 
+    def _set_pace(self, gang: GangState) -> None:
+        """Say how fast it is where it was placed: as its option says, else as earlier runs on that flavor were."""
+        first = (gang.placement or ())[0]
+        node = self.nodes.get(first.node)
+        gang.option, gang.flavor = first.option, node.node.flavor if node else None
+        gang.relative_speed = self.history.relative_speed(gang.spec, gang.option, gang.flavor)
+
     def _settle(self, gang: GangState) -> None:
         """Count the work done since the last change of speed."""
         if gang.started_at is not None and gang.status is not Status.QUEUED:
-            done = (self.now - gang.progress_at) * speed(gang.spec, gang.size or gang.spec.min_size)
+            done = (self.now - gang.progress_at) * gang.pace(gang.size or gang.spec.min_size)
             gang.worked_s += done
             if gang.work_left is not None:
                 gang.work_left = max(0.0, gang.work_left - done)

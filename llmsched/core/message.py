@@ -120,7 +120,7 @@ def _arg_to_data(value: Arg) -> Any:
             return {"say": to_data(message)}
         case About(name, message):
             return {"about": [name, to_data(message)]}
-        case Option(flavor, amounts):
+        case Option(flavor, amounts, _):
             return {"option": [flavor, _amounts(amounts)]}
         case Resources() as amounts:
             return {"amounts": _amounts(amounts)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from typing import Self
 
-from llmsched.core.records import GangState, speed
+from llmsched.core.records import GangState
 
 SECOND = 1000
 _SPARE = 64  # entries that are no longer true, before a heap is made anew
@@ -44,7 +44,7 @@ class Outstanding:
             self._still_total += left * gpus
             _push(self._longest, -left, gang.id, self._still, -1)
             return
-        end = round((gang.progress_at + gang.work_left / max(speed(spec, gang.size or spec.min_size), 1e-9)) * SECOND)
+        end = round((gang.progress_at + gang.work_left / max(gang.pace(gang.size or spec.min_size), 1e-9)) * SECOND)
         self._moving[gang.id] = (end, gpus)
         self._moving_total += end * gpus
         self._moving_gpus += gpus

@@ -59,7 +59,7 @@ class View:
         left = self.work_left(gang)
         if left is None:
             return None
-        return left / max(speed(gang.spec, size or gang.size or gang.spec.min_size), 1e-9)
+        return left / max(self.speed(gang, size or gang.size or gang.spec.min_size), 1e-9)
 
     def outlook(self, gang: GangState, low: float, high: float) -> Outlook | None:
         """What is to be believed of its run time, given what it has done: the quantile `low` of the whole run, the mean
@@ -73,14 +73,14 @@ class View:
             left = left if left > 0.0 else max(done, 1.0)  # it was to be over by now: as long again is as good a guess
             return Outlook(done + left, left, left)
         guess = self._state.history.guess(gang.spec)
+        if gang.relative_speed != 1.0 or any(option.speedup for option in gang.spec.groups[0].options):
+            done = gang.worked_s + self._since(gang)  # a second is not the same everywhere
         return None if guess is None else self._state.history.outlook(guess, done, low, high)
 
     def work_left(self, gang: GangState) -> float | None:
         """The same in seconds at min_size. History is asked only if it deserves belief: an order may not go by a
         guess that is far off, as a planned start may."""
-        left, since = gang.work_left, 0.0
-        if gang.started_at is not None and gang.is_active():
-            since = (self.now - gang.progress_at) * speed(gang.spec, gang.size)
+        left, since = gang.work_left, self._since(gang)
         if gang.basis:
             guess = self._state.history.guess(gang.spec)
             return self._state.history.outlook(guess, gang.worked_s + since, 0.5, 0.5).left_s if guess else None
@@ -88,9 +88,14 @@ class View:
             left -= since
         return None if left is None else max(left, 0.0)
 
+    def _since(self, gang: GangState) -> float:
+        """Work done since its record was last brought up to date."""
+        runs = gang.started_at is not None and gang.is_active()
+        return (self.now - gang.progress_at) * gang.pace(gang.size) if runs else 0.0
+
     def speed(self, gang: GangState, size: int) -> float:
-        """Progress per second at `size` relative to min_size."""
-        return speed(gang.spec, size)
+        """Progress per second at `size`, where it is (waiting: on its first option), relative to min_size there."""
+        return gang.pace(size) if gang.is_holding() else speed(gang.spec, size)
 
     def sizes(self, gang: GangState) -> tuple[int, ...]:
         return allowed_sizes(gang.spec)

@@ -76,7 +76,10 @@ class GangState:
     progress_at: float = 0.0
     measured: bool = False  # work_left comes from its own progress, not from what was said before it ran
     basis: Message | None = None  # cache: of work_left, when history said it
-    worked_s: float = 0.0  # seconds of work done, at min_size
+    option: int = 0  # that its last attempt was launched with
+    flavor: str | None = None  # of the nodes of that attempt
+    relative_speed: float = 1.0  # of that flavor, where its option says nothing and history does
+    worked_s: float = 0.0  # seconds of work done, at min_size on the first option
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
     stalled: str = ""  # why its attempt does not move, if it does not
@@ -107,6 +110,10 @@ class GangState:
 
     def gpus_milli(self) -> int:
         return gpus_of(self.spec, self.held)
+
+    def pace(self, size: int) -> float:
+        """Progress per second at `size` where it is, or was last, relative to min_size on the first option."""
+        return speed(self.spec, size, self.option) * self.relative_speed
 
 
 @dataclass(slots=True)
@@ -224,12 +231,15 @@ def size_of(workload: Workload, placement: Placement) -> int:
     return sum(placed.group == first for placed in placement)
 
 
-def speed(workload: Workload, size: int) -> float:
-    """Progress per second at `size`, relative to min_size; linear where nothing is known, between known sizes too."""
-    if not workload.speedup:
+def speed(workload: Workload, size: int, option: int = 0) -> float:
+    """Progress per second at `size` on an option, relative to min_size on the first; linear where nothing is known,
+    between known sizes too."""
+    options = workload.groups[0].options
+    curve = options[min(option, len(options) - 1)].speedup or workload.speedup
+    if not curve:
         return size / workload.min_size
     below: tuple[int, float] | None = None
-    for known, rate in workload.speedup:
+    for known, rate in curve:
         if known == size:
             return rate
         if known > size:
@@ -247,7 +257,7 @@ def expected_end(gang: GangState) -> float:
     spec = gang.spec
     end = inf
     if gang.work_left is not None:
-        end = gang.progress_at + gang.work_left / max(speed(spec, gang.size or spec.min_size), 1e-9)
+        end = gang.progress_at + gang.work_left / max(gang.pace(gang.size or spec.min_size), 1e-9)
     if spec.max_runtime_s is not None:
         begun = gang.started_at if gang.started_at is not None else (gang.launched_at or 0.0)
         end = min(end, begun - gang.served_s + spec.max_runtime_s)

@@ -109,7 +109,7 @@ def words(value: Arg, names: Names) -> str:
             return text(value, names)
         case About(name, message):
             return text(message, names) if names.name(Ref(WORKLOAD, name)) is not None else ""
-        case Option(flavor, resources):
+        case Option(flavor, resources, _):
             return bundle(resources, flavor)
         case Resources():
             return amounts(value)

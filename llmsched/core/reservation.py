@@ -18,7 +18,7 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.policy import Placing, View
-from llmsched.core.records import GangState, amount_of, expected_end, gpus_of, speed
+from llmsched.core.records import GangState, amount_of, expected_end, gpus_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages import place
 from llmsched.core.state import State
@@ -42,12 +42,15 @@ class Promise:
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
 
 
-def runtime_s(gang: GangState, size: int) -> float:
-    """How long an attempt started now would run at `size`; infinite when nobody said."""
+def runtime_s(state: State, gang: GangState, size: int, placement: Placement = (), fastest: bool = False) -> float:
+    """How long an attempt started now would run at `size` where `placement` says; while that is open on the slowest of
+    its options, or on the fastest. Infinite when nobody said."""
     spec = gang.spec
     guess = inf
     if gang.work_left is not None:
-        guess = gang.work_left / max(speed(spec, size), 1e-9)
+        options = [placement[0].option] if placement else range(len(spec.groups[0].options))
+        speeds = [state.history.speed(spec, size, option) for option in options]
+        guess = gang.work_left / max(max(speeds) if fastest else min(speeds), 1e-9)
     if spec.max_runtime_s is not None:
         guess = min(guess, max(spec.max_runtime_s - gang.served_s, 0.0))
     return guess
@@ -256,7 +259,7 @@ def earliest(
 ) -> Promise | None:
     """The first moment the gang would fit if everybody ends as expected and promises made before it are kept."""
     state = trial.state
-    lasts = runtime_s(gang, size)
+    lasts = runtime_s(trial.state, gang, size)
     spec = gang.spec
     need = place.need_milli(spec, size, 0)
     mask = place.eligible(trial, spec, 0)
@@ -343,7 +346,7 @@ def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState]]:
         if trial.held(gangs[name]):
             yield now, gangs[name]
     started = [
-        (now + runtime_s(gangs[name], len(placement)), name)
+        (now + runtime_s(state, gangs[name], len(placement), placement), name)
         for name, placement in trial.placements.items()
         if placement and name not in state.holding and name != gang.id
     ]
@@ -399,7 +402,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
             if other.is_holding():
                 gone = name in state.vacating or name in trial.leaving or end_of(other, trial.now) <= promise.start
             else:
-                gone = trial.now + runtime_s(other, len(held)) <= promise.start
+                gone = trial.now + runtime_s(trial.state, other, len(held), held) <= promise.start
             if gone:
                 trial.hold(other, ())
             elif gives_way(state, other.spec, promise.gang.spec):

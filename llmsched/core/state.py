@@ -28,7 +28,6 @@ from llmsched.core.records import (
     Nomination,
     WorkloadState,
     size_of,
-    speed,
 )
 
 __all__ = ["GangState", "NodeState", "State", "Status", "WorkloadState", "charge"]
@@ -334,7 +333,8 @@ class State(Lives):
         record.metrics.update(fact.metrics)
         if fact.outcome == "succeeded":
             self._let_go(gang)
-            self.history.learn(gang.spec, gang.worked_s)
+            pace = max(gang.pace(gang.spec.min_size), 1e-9)
+            self.history.learn(gang.spec, gang.worked_s, gang.flavor, gang.worked_s / pace)
             gang.message = quoted(fact.message)
             self._end(gang, "succeeded")
         else:
@@ -378,7 +378,7 @@ class State(Lives):
         if gang.is_active():
             self._settle(gang)
         gang.measured, gang.basis = True, None
-        gang.work_left = max(0.0, fact.remaining_s) * (speed(gang.spec, gang.size) if gang.size else 1.0)
+        gang.work_left = max(0.0, fact.remaining_s) * (gang.pace(gang.size) if gang.size else 1.0)
         gang.progress_at = self.now
         if gang.is_active():
             self._expect_end(gang)
@@ -449,6 +449,7 @@ class State(Lives):
         gang.placement = decision.placement
         gang.size = size_of(gang.spec, decision.placement)
         gang.launched_at = gang.progress_at = self.now
+        self._set_pace(gang)
         self._expect(gang)
         gang.started_at = gang.resized_at = gang.checkpoint_at = None
         gang.lost_members = False
@@ -484,6 +485,7 @@ class State(Lives):
         self._hold(gang, tuple(sorted((old | new).elements())))
         gang.placement = decision.placement
         gang.size = size_of(gang.spec, decision.placement)
+        self._set_pace(gang)
         self._expect_end(gang)
 
     def _preempt(self, decision: decisions.Preempt) -> None:
@@ -569,7 +571,8 @@ _GANG_FIELDS = (
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
-    "progress_at", "measured", "worked_s", "served_s", "served_gpu_s", "stalled", "excess", "excess_since", "excess_s",
+    "progress_at", "measured", "option", "flavor", "relative_speed", "worked_s", "served_s", "served_gpu_s", "stalled",
+    "excess", "excess_since", "excess_s",
     "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (

@@ -14,10 +14,14 @@ from llmsched.core.resources import Resources
 
 
 class Option(NamedTuple):
-    """One acceptable way to hold one bundle: an accelerator flavor (None: any node) and the amounts there."""
+    """One acceptable way to hold one bundle: an accelerator flavor (None: any node) and the amounts there.
+
+    `speedup` are (size, progress per second relative to min_size on the first option), where that is known for this
+    flavor; of the first group alone. Empty: the workload's own, as far as history knows nothing better."""
 
     flavor: str | None
     resources: Resources
+    speedup: tuple[tuple[int, float], ...] = ()
 
 
 class Topology(NamedTuple):
@@ -98,7 +102,8 @@ class Workload:
     min_runtime_s: float = 0.0
     max_runtime_s: float | None = None
     estimated_runtime_s: float | None = None  # at min_size unless `speedup` says otherwise
-    speedup: tuple[tuple[int, float], ...] = ()  # (size, progress per second relative to min_size), when known
+    speedup: tuple[tuple[int, float], ...] = ()  # (size, progress per second relative to min_size) on any option that
+    # says nothing of its own
     deadline: float | None = None  # stamp
     after: tuple[str, ...] = ()  # workload ids that must have succeeded
     schedule: str | None = None  # cron

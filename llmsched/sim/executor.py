@@ -8,11 +8,14 @@ decided is never questioned here. Knows no policy and no real clock.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from llmsched.core import decisions, facts
 from llmsched.core.decisions import Decision
 from llmsched.core.facts import Fact
+from llmsched.core.nodes import Node
 from llmsched.core.state import State
 from llmsched.sim.runtimes import Runtime
 
@@ -21,10 +24,13 @@ CHECKPOINT_S = 600.0  # a lost attempt goes on from its last multiple of this
 
 class SimExecutor:
     """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `leave_s`: how long work that is told to
-    leave takes to do so, where its grace is not shorter; it makes no progress meanwhile."""
+    leave takes to do so, where its grace is not shorter; it makes no progress meanwhile. `nodes` are all known ones."""
 
-    def __init__(self, runtimes: dict[str, Runtime], restart_cost_s: float, leave_s: float) -> None:
+    def __init__(
+        self, runtimes: dict[str, Runtime], nodes: Mapping[str, Node], restart_cost_s: float, leave_s: float
+    ) -> None:
         self.runtimes = runtimes
+        self.nodes = nodes
         self.restart_cost_s = restart_cost_s
         self.leave_s = leave_s
         self.events: list[tuple[float, int, Fact, int]] = []
@@ -75,24 +81,26 @@ class SimExecutor:
     def _launch(self, decision: decisions.Launch, now: float) -> None:
         self._void(decision.gang)
         bound = now + self.restart_cost_s
-        self._run(decision.gang, decision.attempt, len(decision.placement), now, bound)
+        self._run(decision, now, bound)
         self.at(bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
 
-    def _run(self, gang: str, attempt: int, size: int, now: float, warm_until: float) -> None:
-        runtime = self.runtimes[gang]
-        runtime.start(now, size, warm_until)
+    def _run(self, decision: decisions.Launch | decisions.Resize, now: float, warm_until: float) -> None:
+        gang, runtime = decision.gang, self.runtimes[decision.gang]
+        flavors = dict.fromkeys(self.nodes[placed.node].flavor for placed in decision.placement)
+        runtime.start(now, len(decision.placement), warm_until, tuple(flavors))
         ends = runtime.ends_at()
-        self.at(ends, facts.Finished(ends, gang, attempt, "succeeded"), gang)
+        if ends < inf:
+            self.at(ends, facts.Finished(ends, gang, decision.attempt, "succeeded"), gang)
 
     def _resize(self, decision: decisions.Resize, now: float) -> None:
         gang = decision.gang
         self._void(gang)
         left_at = now + self.leave_s
-        self._run(gang, decision.attempt, len(decision.placement), now, left_at + self.restart_cost_s)
+        self._run(decision, now, left_at + self.restart_cost_s)
         self.at(left_at, facts.Resized(left_at, gang, decision.attempt, len(decision.placement)), gang)
         runtime = self.runtimes[gang]
         if self.restart_cost_s and runtime.told_factor is not None:  # a restart is known to take its time
-            left = runtime.left * runtime.seconds[runtime.size] * runtime.told_factor + self.restart_cost_s
+            left = runtime.left * runtime.whole_s() * runtime.told_factor + self.restart_cost_s
             self.at(left_at, facts.Estimated(left_at, gang, left), gang)
 
     def _vacate(self, decision: decisions.Preempt | decisions.Drain | decisions.Stop, now: float) -> None:
@@ -115,11 +123,11 @@ class SimExecutor:
                 continue
             runtime = self.runtimes[name]
             since = now - max(gang.launched_at or now, gang.resized_at or 0.0)
+            if runtime.size:
+                runtime.settle(now)
+                runtime.left = min(1.0, runtime.left + (since % CHECKPOINT_S) / runtime.whole_s())
             runtime.stop(now)
             self.gone.append(name)
-            size = max(gang.size, 1)
-            if size in runtime.seconds:
-                runtime.left = min(1.0, runtime.left + (since % CHECKPOINT_S) / runtime.seconds[size])
             self._void(name)
             self.at(now, facts.Lost(now, name, gang.attempt, f"node {node} was lost"), name)
 

@@ -38,7 +38,7 @@ def enough_for(jobs: Iterable[Job]) -> str:
     """Words for `parse`: nodes of 8 on which every job could begin as soon as it is submitted."""
     changes: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for job in jobs:
-        changes[job.flavor or ""] += [(job.submit_s, job.gpus), (job.submit_s + job.duration_s, -job.gpus)]
+        changes[job.flavors()[0] or ""] += [(job.submit_s, job.gpus), (job.submit_s + job.duration_s, -job.gpus)]
     words = []
     for flavor, by_time in sorted(changes.items()):
         busy = most = 0

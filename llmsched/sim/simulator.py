@@ -109,7 +109,6 @@ class _Replay:
         self.policies = registry.load(options.configuration.policies)
         self.state = State()
         self.runtimes: dict[str, Runtime] = {}
-        self.executor = SimExecutor(self.runtimes, options.restart_cost_s, options.leave_s)
         self.provider = Provider(options.configuration, options.startup_s, options.shortages)
         self.audit = Audit(options.configuration, options.nodes)
         self.hash = hashlib.sha256()
@@ -120,14 +119,17 @@ class _Replay:
         self.finished: dict[str, float] = {}
         self.next_job = 0
         self.nodes = {node.id: node for node in options.nodes}
+        self.executor = SimExecutor(self.runtimes, self.nodes, options.restart_cost_s, options.leave_s)
         self.failures = {name: options.faults.of_node(name) for name in self.nodes}
         largest = _most_gpus(options)
+        self.flavors = [flavor for flavor in largest if flavor is not None]
         for job in jobs:
             least = job.runtimes[0][0]
-            if least > largest.get(job.flavor, 0):
-                kind = f"{job.flavor} GPUs" if job.flavor else "GPUs"
+            most = max(largest.get(flavor, 0) for flavor in job.flavors())
+            if least > most:
+                kind = "GPUs" if None in job.flavors() else f"{' or '.join(map(str, job.flavors()))} GPUs"
                 raise SpecError(
-                    f"column num_gpus: job {job.id} needs {least} {kind}, there are {largest.get(job.flavor, 0)}.",
+                    f"column num_gpus: job {job.id} needs {least} {kind}, there are {most}.",
                     where=f"{options.trace}:{job.row}" if options.trace else f"row {job.row}",
                     code="impossible",
                     hint="Give a larger --nodes or node_types, or leave the job out.",
@@ -225,9 +227,9 @@ class _Replay:
             job = self.jobs[self.next_job]
             self.next_job += 1
             factor = options.estimates.factor(options.seed, job.id)
-            workload = workload_of(job, options.estimates, factor, options.leave_s)
+            workload = workload_of(job, options.estimates, factor, options.leave_s, self.flavors)
             told = None if workload.estimated_runtime_s is None else factor
-            self.runtimes[gang_id(job.id, 0)] = Runtime(job, dict(job.runtimes), at=now, told_factor=told)
+            self.runtimes[gang_id(job.id, 0)] = Runtime(job, at=now, told_factor=told)
             found.append(facts.Submitted(job.submit_s, workload))
         return found
 

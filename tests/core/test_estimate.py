@@ -12,6 +12,7 @@ from llmsched.core.decisions import Launch
 from llmsched.core.estimate import ENOUGH, KINDS_KEPT, RUNS_KEPT, History
 from llmsched.core.nodes import Node
 from llmsched.core.policy import View
+from llmsched.core.records import expected_end
 from llmsched.core.render import text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
@@ -82,8 +83,8 @@ def test_what_is_remembered_is_bounded() -> None:
     history = History()
     for number in range(RUNS_KEPT + 10):
         history.learn(work(model="m", steps=1.0), float(number + 1))
-    assert len(history.kinds["m",]) == RUNS_KEPT
-    assert history.kinds["m",].sorted[0] == 11.0
+    assert len(history.kinds["m", None]) == RUNS_KEPT
+    assert history.kinds["m", None].sorted[0] == 11.0
     for number in range(KINDS_KEPT + 10):
         history.learn(work(model=f"m{number}"), 1.0)
     assert len(history.kinds) == KINDS_KEPT
@@ -147,3 +148,67 @@ def test_progress_of_its_own_is_better_than_any_guess() -> None:
     turn(state, [facts.Estimated(50.0, "x/0", 500.0)], policies)
     state.apply(facts.Tick(60.0))
     assert View(state).outlook(state.gangs["x/0"], 0.1, 0.9) == (550.0, 490.0, 490.0)
+
+
+FAST_OR_SLOW = (Group("workers", 1, (Option("A100", Resources(MILLI)), Option("T4", Resources(MILLI)))),)
+
+
+def test_a_run_on_one_flavor_tells_nothing_of_another_until_the_model_has_run_on_both() -> None:
+    history = History()
+    asked = replace(work(model="m", steps=100.0), groups=FAST_OR_SLOW)
+    history.learn(asked, 1000.0, "T4", 1000.0)
+    assert history.guess(asked) is None  # which is told for A100
+    assert history.speed(asked, 1, 1) == 1.0
+    history.learn(asked, 200.0, "A100", 200.0)
+    assert history.guess(asked).seconds == 200.0
+    assert history.speed(asked, 1, 1) == 0.2
+    only_slow = replace(asked, groups=(Group("workers", 1, FAST_OR_SLOW[0].options[1:]),))
+    assert history.guess(only_slow).seconds == 1000.0
+
+
+def test_who_asks_for_no_flavor_goes_by_the_runs_on_all_of_them() -> None:
+    history = History()
+    history.learn(work(model="m", steps=100.0), 1000.0, "T4", 1000.0)
+    history.learn(work(model="m", steps=100.0), 200.0, "A100", 200.0)
+    assert history.guess(work(model="m", steps=100.0)).sample.sorted == [2.0, 10.0]
+
+
+def _clock(kinds: tuple[tuple[str, int], ...], *jobs: Workload, at: float = 0.0) -> tuple[State, object]:
+    configuration = Configuration(scheduling=Scheduling(time_resolution_s=0.0))
+    policies, state = registry.load(configuration.policies), State()
+    nodes = [Node(f"{flavor}{n}", Resources(MILLI), flavor) for flavor, count in kinds for n in range(count)]
+    turn(state, [facts.Configured(at, configuration), *(facts.NodeJoined(at, each) for each in nodes)], policies)
+    for job in jobs:
+        turn(state, [facts.Submitted(at, job)], policies)
+    return state, policies
+
+
+def test_work_goes_by_at_the_speed_of_the_flavor_that_it_is_on() -> None:
+    told = (
+        Option("A100", Resources(MILLI), ((1, 1.0),)),
+        Option("T4", Resources(MILLI), ((1, 0.25),)),
+    )
+    job = replace(work("a", estimated_runtime_s=100.0), groups=(Group("workers", 1, told),))
+    state, policies = _clock((("T4", 1), ("A100", 1)), job)
+    turn(state, [facts.Submitted(1.0, replace(job, id="b", name="b"))], policies)
+    for name in "ab":
+        turn(state, [facts.Bound(2.0, f"{name}/0", 1)], policies)
+    assert [state.gangs[f"{name}/0"].held[0].node for name in "ab"] == ["A1000", "T40"]  # the fastest that is free
+    state.apply(facts.Tick(52.0))
+    assert View(state).remaining_s(state.gangs["a/0"]) == pytest.approx(50.0)
+    assert View(state).remaining_s(state.gangs["b/0"]) == pytest.approx(350.0)
+    plan = turn(state, [facts.Submitted(60.0, replace(work("c"), groups=FAST_OR_SLOW))], policies)
+    assert plan.reasons["c/0"].eta == pytest.approx(102.0)
+    assert expected_end(state.gangs["b/0"]) == pytest.approx(402.0)
+
+
+def test_an_elastic_gang_takes_few_fast_gpus_rather_than_many_slow_ones() -> None:
+    told = (
+        Option("A100", Resources(MILLI), ((1, 1.0), (2, 2.0), (4, 4.0))),
+        Option("T4", Resources(MILLI), ((1, 0.2), (2, 0.4), (4, 0.8))),
+    )
+    spec = replace(
+        work("e", estimated_runtime_s=100.0), max_size=4, sizes=(1, 2, 4), groups=(Group("workers", 1, told),)
+    )
+    state, _ = _clock((("T4", 4), ("A100", 1)), spec)
+    assert [placed.node for placed in state.gangs["e/0"].placement] == ["A1000"]

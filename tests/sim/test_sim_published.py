@@ -23,6 +23,7 @@ def test_steps_become_seconds_at_the_measured_speed_and_an_unmeasured_size_is_le
         ("a-1", 2, 100.0, "a", "LM", 300.0),
         ("a-0", 1, 100.0, "a", "LM", 200.0),
     ]
+    assert found.jobs[1].by_flavor == (("V100", ((1, 100.0),)), ("K80", ((1, 400.0),)))
     assert sum(found.left_out.values()) == 1
 
 
@@ -77,5 +78,6 @@ def test_the_published_files_are_read_and_can_be_replayed(
         words += ["--profiles", str(SHARED / "profiles" / "gavel_isolated_throughput.csv")]
     found = json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)
     assert found["jobs"] + sum(found["left_out"].values()) == (jobs or 4076) and found["jobs"] > 100
-    words = ["sim", "run", str(tmp_path / "t.csv"), "--nodes", "16x32", "--until", "20000", "--json"]
+    nodes = "16x32:V100" if source == "gavel" else "16x32"
+    words = ["sim", "run", str(tmp_path / "t.csv"), "--nodes", nodes, "--until", "20000", "--json"]
     assert json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).stdout)["quota_violations"] == 0

@@ -21,13 +21,19 @@ HEAD = "job_id,submit_s,num_gpus,duration_s\n"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "traces" / "train"
 
 
-def run(text, nodes="1x4", *, recorder=None, estimates="exact", restart_cost_s=0.0, elastic=None, **given):
+def run(
+    text, nodes="1x4", *, recorder=None, estimates="exact", restart_cost_s=0.0, elastic=None, flavors=True, **given
+):
     jobs = table.parse(text, "t.csv", elastic=elastic)
     machines = fleet.parse(nodes)
     extra = {name: given.pop(name) for name in ("seed", "until_s", "faults", "joining") if name in given}
     configuration = setting.configuration(jobs, restart_cost_s=restart_cost_s, **given)
     options = simulator.Options(
-        machines, configuration, estimates=runtimes.parse_estimates(estimates), restart_cost_s=restart_cost_s, **extra
+        machines,
+        configuration,
+        estimates=runtimes.parse_estimates(estimates, flavors=flavors),
+        restart_cost_s=restart_cost_s,
+        **extra,
     )
     return simulator.simulate(jobs, options, recorder)
 
@@ -45,6 +51,21 @@ def test_fifo_without_backfill_starts_nobody_before_those_ahead():
 def test_easy_backfill_lets_a_short_job_pass_a_blocked_head_without_delaying_it():
     found = run(HEAD + "a,0,3,100\nb,1,4,10\nc,2,1,50\nd,3,1,500\n", ordering="fifo", backfill="easy")
     assert finished(found) == {"a": 100.0, "b": 110.0, "c": 52.0, "d": 610.0}
+
+
+UNLIKE = "job_id,submit_s,num_gpus,runtime_1_s:A100,runtime_1_s:T4\n"
+
+
+def test_a_job_takes_its_time_on_the_gpu_that_it_got_and_never_gets_one_that_it_cannot_use():
+    jobs = UNLIKE + "a,0,1,100,400\nb,1,1,100,120\nc,2,1,100,\n"
+    found = run(jobs, "1x1:T4,1x1:A100", ordering="fifo", restart_cost_s=0.0)
+    assert finished(found) == {"a": 100.0, "b": 121.0, "c": 200.0}
+
+
+def test_who_is_told_nothing_of_flavors_takes_the_first_free_gpu():
+    jobs = UNLIKE + "a,0,1,100,400\nb,1,1,100,\n"
+    found = run(jobs, "1x1:T4,1x1:A100", ordering="fifo", flavors=False)
+    assert finished(found) == {"a": 400.0, "b": 101.0}
 
 
 def test_the_figures_follow_their_definitions():

@@ -32,6 +32,29 @@ def test_a_run_time_curve_makes_a_job_elastic_over_the_sizes_that_are_there():
     assert job.duration_s == 60.0  # its user asked for 3; the next smaller size is 2
 
 
+FLAVORED = "job_id,submit_s,num_gpus,runtime_1_s:T4,runtime_1_s:A100,runtime_2_s:A100\n"
+
+
+def test_run_times_by_flavor_are_read_and_written_and_the_fastest_flavor_is_the_one_to_compare_with(tmp_path):
+    jobs = read(FLAVORED + "a,0,1,400,100,60\nb,1,1,50,,\n")
+    assert jobs[0].by_flavor == (("T4", ((1, 400.0),)), ("A100", ((1, 100.0), (2, 60.0))))
+    assert [(job.runtimes, job.flavors()) for job in jobs] == [
+        (((1, 100.0), (2, 60.0)), ("A100", "T4")),
+        (((1, 50.0),), ("T4",)),
+    ]
+    table.write(jobs, tmp_path / "t.csv")
+    assert {frozenset(job.by_flavor) for job in table.read(tmp_path / "t.csv")} == {
+        frozenset(job.by_flavor) for job in jobs
+    }
+
+
+def test_a_job_without_a_time_on_any_flavor_and_columns_that_contradict_each_other_are_refused():
+    with pytest.raises(SpecError, match="runtime_N_s:FLAVOR: none has a value"):
+        read(FLAVORED + "a,0,1,,,\n")
+    with pytest.raises(SpecError, match="contradict each other"):
+        read("job_id,submit_s,num_gpus,runtime_1_s,runtime_1_s:T4\na,0,1,5,5\n")
+
+
 def test_the_elastic_option_cuts_a_curve_and_is_linear_without_one():
     curve = "job_id,submit_s,num_gpus,runtime_1_s,runtime_2_s,runtime_4_s\nj,0,1,100,60,40\n"
     assert [size for size, _ in read(curve, elastic=(2, 8))[0].runtimes] == [2, 4]

@@ -122,8 +122,8 @@ class Admission:
         return self.refused is not None and self.refused.code in ("order", "reservation")
 
     def _place(self, gang: GangState) -> bool:
-        for bundles in self._sizes(gang):
-            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar)
+        for bundles, option in size.choices(self.plan, gang):
+            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar, option)
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)
                 return True

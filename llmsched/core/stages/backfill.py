@@ -49,7 +49,7 @@ class Calendar:
         if not self.windows.rows:
             return []
         now = self.trial.now
-        return self.windows.against(gang.spec, now, now + runtime_s(gang, size))
+        return self.windows.against(gang.spec, now, now + runtime_s(self.trial.state, gang, size))
 
     def closed(self, gang: GangState, size: int) -> int:
         """Nodes on which no room is made for the gang and none is promised to it, because others have reserved them
@@ -60,7 +60,7 @@ class Calendar:
         """Whether starting `placement` now keeps every planned start."""
         if not self.promises:
             return True
-        ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
+        ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         return all(
             leaves_room(self.trial, promise, placement, gang.spec, ends_at)
             or (
@@ -73,7 +73,7 @@ class Calendar:
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""
-        ends_at = self.trial.now + runtime_s(gang, size_of(gang.spec, placement))
+        ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         for promise in self.promises:
             kept = placement
             if gives_way(self.trial.state, gang.spec, promise.gang.spec):
@@ -84,7 +84,7 @@ class Calendar:
         """Whether a planned start has less to spare than this gang needs, wherever it goes: nodes need no look."""
         for promise in self.promises:
             if promise.pool and promise.spare_milli < place.need_milli(gang.spec, size, 0):
-                late = self.trial.now + runtime_s(gang, size) > promise.start
+                late = self.trial.now + runtime_s(self.trial.state, gang, size, fastest=True) > promise.start
                 if late and not place.eligible(self.trial, gang.spec, 0) & ~promise.pool:
                     return True
         return False
@@ -120,17 +120,23 @@ class Calendar:
 
 
 def place_within(
-    trial: Trial, gang: GangState, size: int, placing: Placing, view: View, calendar: Calendar
+    trial: Trial,
+    gang: GangState,
+    size: int,
+    placing: Placing,
+    view: View,
+    calendar: Calendar,
+    option: int | None = None,
 ) -> Placement | place.Refused:
     """A placement now that respects windows and planned starts; Refused says which of them was in the way."""
     rows = calendar.reserved(gang, size)
     with kept(trial, rows) as reserved:
-        found = place.find(trial, gang, size, placing, view, ~reserved)
+        found = place.find(trial, gang, size, placing, view, ~reserved, option=option)
     if isinstance(found, place.Refused):
         if (
             rows
             and found.code != "quota"
-            and not isinstance(place.find(trial, gang, size, placing, view), place.Refused)
+            and not isinstance(place.find(trial, gang, size, placing, view, option=option), place.Refused)
         ):
             reserved_for = tuple(dict.fromkeys(Ref(RESERVATION, row.reservation.name) for row in rows))
             code = "reservation.no_end" if gang.spec.max_runtime_s is None else "reservation.too_long"
@@ -140,7 +146,7 @@ def place_within(
     if calendar.allows(gang, found):
         return found
     with kept(trial, rows) as reserved:
-        beside = place.find(trial, gang, size, placing, view, ~(reserved | calendar.avoid()))
+        beside = place.find(trial, gang, size, placing, view, ~(reserved | calendar.avoid()), option=option)
     if not isinstance(beside, place.Refused):
         return beside
     reason = calendar.would_delay()

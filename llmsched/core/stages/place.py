@@ -6,6 +6,7 @@ the remainder where it fits best. Returns the placement, or why not (`Refused`),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from llmsched.core.capacity import NodeState
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.nodes import Node
 from llmsched.core.policy import Placing, View
-from llmsched.core.records import GangState, amount_of
+from llmsched.core.records import GangState, amount_of, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Placement, Workload
@@ -41,24 +42,37 @@ def find(
     view: View,
     only: int = -1,
     explain: bool = True,
+    option: int | None = None,
 ) -> Placement | Refused:
     """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota.
 
-    With `explain` off a refusal has a code only; trying places is far more common than telling about them."""
+    With `explain` off a refusal has a code only; trying places is far more common than telling about them. With an
+    `option` no other is tried."""
     spec = gang.spec
     home = 0
     for name in gang.home:
         if name in trial.state.nodes:
             home |= 1 << trial.state.nodes[name].slot
     refused: Refused | None = None
-    for option in range(max(len(group.options) for group in spec.groups)):
-        found = _with_option(trial, spec, size, option, policy, view, only, explain, home)
+    tried = by_speed(spec, size, max(len(group.options) for group in spec.groups)) if option is None else (option,)
+    for each in tried:
+        found = _with_option(trial, spec, size, each, policy, view, only, explain, home)
         if isinstance(found, Refused):
             refused = found if refused is None or _rank(found) > _rank(refused) else refused
         else:
             return found
     assert refused is not None
     return refused
+
+
+def by_speed(spec: Workload, size: int, count: int) -> Sequence[int]:
+    """The first `count` options in the order in which they are tried: the fastest first where they say how fast each
+    is, else as its user has them."""
+    options = spec.groups[0].options
+    if not all(option.speedup for option in options):
+        return range(count)
+    able = [option for option in range(count) if speed(spec, size, option) > 0]
+    return sorted(able or range(count), key=lambda option: -speed(spec, size, option))
 
 
 def _rank(refused: Refused) -> int:
@@ -376,7 +390,7 @@ def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, fo
     """Count what each filter refused, from the widest to the narrowest."""
     capacity = trial.state.capacity
     group = spec.groups[0]
-    wish = group.options[min(option, len(group.options) - 1)]
+    wish = group.options[min(option, len(group.options) - 1)]._replace(speedup=())  # it is told in messages
     everything = capacity.all.bit_count()
     counts: list[tuple[str, int]] = [("nodes", everything)]
     if not everything:

@@ -137,7 +137,7 @@ class Demand:
 
     def _bundles(self, spec: Workload, number: int, option: int, undo: list[tuple[NodeState, Resources, int]]) -> bool:
         group = spec.groups[number]
-        flavor, need = group.options[min(option, len(group.options) - 1)]
+        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
         left = spec.min_size if number == 0 else group.count
         together = spec.topology.required == "node"  # all of it on one node
         for node in self._rooms(spec, number, option, need, left if together else 1):

@@ -25,7 +25,7 @@ from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
-from llmsched.core.stages.size import candidates
+from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
@@ -234,8 +234,8 @@ def _carry_out(
         shape = gang.shape.serial if gang.shape is not None else -1
         if shape in refused:
             continue
-        for bundles in candidates(plan, gang):
-            fitting = place_within(trial, gang, bundles, policies.placement, view, calendar)
+        for bundles, option in choices(plan, gang):
+            fitting = place_within(trial, gang, bundles, policies.placement, view, calendar, option)
             if not isinstance(fitting, place.Refused):
                 trial.hold(gang, fitting)
                 found.append((gang, fitting))

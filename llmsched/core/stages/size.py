@@ -9,7 +9,7 @@ from __future__ import annotations
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
-from llmsched.core.records import GangState, allowed_sizes, gpus_of
+from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import Refused, find, need_milli
 from llmsched.core.stages.shrink import without
@@ -184,3 +184,14 @@ def candidates(plan: Plan, gang: GangState) -> list[int]:
         return [spec.min_size]
     target = nearest(gang, plan.sizes.get(gang.id, spec.max_size))
     return [size for size in reversed(allowed_sizes(spec)) if size <= target] or [spec.min_size]
+
+
+def choices(plan: Plan, gang: GangState) -> list[tuple[int, int | None]]:
+    """(size, option) to try for a waiting gang; None: whichever option is free. Where every option says how fast it is,
+    the fastest pair comes first, of equals the smaller: half as many GPUs of a kind three times as fast are better."""
+    sizes, options = candidates(plan, gang), gang.spec.groups[0].options
+    if len(sizes) == 1 or not all(option.speedup for option in options):
+        return [(size, None) for size in sizes]
+    pairs = [(speed(gang.spec, size, option), size, option) for size in sizes for option in range(len(options))]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    return [(size, option) for rate, size, option in pairs if rate > 0]

@@ -119,7 +119,8 @@ class Goodput:
         return left
 
     def _curve(self, spec: Workload) -> Curve:
-        key = (spec.speedup, spec.sizes, spec.min_size, spec.max_size, spec.step)
+        told = spec.groups[0].options[0].speedup or spec.speedup
+        key = (told, spec.sizes, spec.min_size, spec.max_size, spec.step)
         found = self._curves.get(key)
         if found is None:
             if len(self._curves) > 10_000:

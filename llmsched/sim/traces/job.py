@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Job:
     """`runtimes` are (GPUs, seconds alone), ascending, at least one; more than one makes the job elastic.
 
-    `gpus` is what its user asked for. `row` is the line of the file it stood in, for errors.
+    `by_flavor` are the same for each kind of GPU on which they are known, if that makes a difference: it runs on no
+    other, and `runtimes` are those of the flavor on which its smallest size is fastest. `gpus` is what its user asked
+    for. `row` is the line of the file it stood in, for errors.
     """
 
     id: str
@@ -23,7 +25,13 @@ class Job:
     steps: float | None = None
     flavor: str | None = None
     estimated_s: float | None = None
+    by_flavor: tuple[tuple[str, tuple[tuple[int, float], ...]], ...] = ()
     row: int = 0
+
+    def flavors(self) -> tuple[str | None, ...]:
+        """On which it runs, that of `runtimes` first; (None,): on any."""
+        first = sorted(self.by_flavor, key=lambda row: row[1] != self.runtimes)
+        return tuple(flavor for flavor, _ in first) or (self.flavor,)
 
     @property
     def duration_s(self) -> float:

@@ -13,34 +13,37 @@ from collections.abc import Callable, Iterator, Mapping
 from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 from llmsched.sim.traces.slurm import Imported
+from llmsched.sim.traces.table import fastest
 
 MINUTE = 60.0
+SCATTERED = "_unconsolidated"  # its rows of GPUs on several machines
 Row = Mapping[str, str]
 Read = Callable[[Row], "Job | str"]  # a job, or why the row is left out
 
 
-def gavel(text: str, name: str, profiles: str, gpu: str = "v100") -> Imported:
+def gavel(text: str, name: str, profiles: str) -> Imported:
     """Gavel (OSDI 2020): work is `total_steps` at the measured steps per second of `profiles` (columns gpu, job_type,
-    num_gpus, steps_per_s) on that kind of GPU. Raises SpecError naming the row."""
-    speeds: dict[tuple[str, int], float] = {}
+    num_gpus, steps_per_s), on each kind of GPU that is measured there. Raises SpecError naming the row."""
+    speeds: dict[tuple[str, int], dict[str, float]] = {}
     for number, row in _rows(profiles, "--profiles", ("gpu", "job_type", "num_gpus", "steps_per_s")):
-        if row["gpu"] == gpu:
-            speed = _number(row, "steps_per_s", "--profiles", number)
-            speeds[row["job_type"], round(_number(row, "num_gpus", "--profiles", number))] = speed
+        size, speed = _number(row, "num_gpus", "--profiles", number), _number(row, "steps_per_s", "--profiles", number)
+        if speed > 0 and not row["gpu"].endswith(SCATTERED):
+            speeds.setdefault((row["job_type"], round(size)), {})[row["gpu"].upper()] = speed
     if not speeds:
-        raise SpecError(f'has no rows of gpu "{gpu}".', where="--profiles", code="bad_trace")
+        raise SpecError("has no row with a speed.", where="--profiles", code="bad_trace")
 
     def job(row: Row) -> Job | str:
-        gpus = round(float(row["num_gpus"]))
-        speed = speeds.get((row["job_type"], gpus), 0.0)
-        if speed <= 0:
-            return f"no speed measured on {gpu} for its kind at its size"
+        size = round(float(row["num_gpus"]))
+        known = speeds.get((row["job_type"], size))
+        if not known:
+            return "no speed measured for its kind at its size"
         steps = float(row["total_steps"])
+        by_flavor = tuple((gpu, ((size, steps / speed),)) for gpu, speed in known.items())
         return Job(
             id=f"{row['vc']}-{row['job_id']}" if row.get("vc") else row["job_id"],
-            submit_s=float(row["submit_s"]), gpus=gpus, runtimes=((gpus, steps / speed),),
+            submit_s=float(row["submit_s"]), gpus=size, runtimes=fastest(by_flavor),
             queue=row.get("vc") or "default",
-            model=row["job_type"], steps=steps,
+            model=row["job_type"], steps=steps, by_flavor=by_flavor,
         )  # fmt: skip
 
     return _read(text, name, ("job_id", "submit_s", "num_gpus", "job_type", "total_steps"), job)

@@ -17,8 +17,10 @@ from pathlib import Path
 from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 
+Flavored = tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
 REQUIRED = ("job_id", "submit_s", "num_gpus")
 _CURVE = re.compile(r"runtime_(\d+)_s$")
+_CURVE_OF = re.compile(r"runtime_(\d+)_s:(\S+)$")  # on one kind of GPU
 
 
 def read(path: Path, *, duration_column: str = "duration_s", elastic: tuple[int, int] | None = None) -> list[Job]:
@@ -39,7 +41,15 @@ def parse(
     rows = csv.DictReader(io.StringIO(text))
     columns = list(rows.fieldnames or ())
     curve = sorted((int(found[1]), column) for column in columns if (found := _CURVE.match(column)))
-    wanted = [*REQUIRED, *([] if curve else [duration_column])]
+    of_flavors = _flavored(columns)
+    if curve and of_flavors:
+        raise SpecError(
+            f"columns {curve[0][1]} and {next(iter(of_flavors.values()))[0][1]} contradict each other.",
+            where=f"{name}:1",
+            code="bad_trace",
+            hint="Give run times either on any GPU or by flavor.",
+        )
+    wanted = [*REQUIRED, *([] if curve or of_flavors else [duration_column])]
     missing = [column for column in wanted if column not in columns]
     if missing:
         there = ", ".join(columns[:12]) or "nothing"
@@ -47,12 +57,13 @@ def parse(
             f"column {', '.join(missing)} is missing; the header has {there}.",
             where=f"{name}:1",
             code="bad_trace",
-            hint="Needed: job_id, submit_s, num_gpus and duration_s (or --duration-column, or columns runtime_N_s).",
+            hint="Needed: job_id, submit_s, num_gpus and duration_s (or --duration-column, or columns runtime_N_s, or "
+            "runtime_N_s:FLAVOR).",
         )
     seen: dict[str, int] = {}
     jobs = []
     for row in _rows(rows, name):
-        job = row.job(duration_column, curve, elastic)
+        job = row.job(duration_column, curve, of_flavors, elastic)
         if job.id in seen:
             raise row.wrong(
                 "job_id", f'"{job.id}" stands in row {seen[job.id]} already', "Give every job an id of its own."
@@ -66,27 +77,23 @@ def parse(
 
 
 def write(jobs: list[Job], path: Path) -> None:
-    """The same contract, for imported jobs."""
+    """The same contract, for imported jobs. Where run times differ by flavor they take the place of durations."""
+    curves = sorted(
+        {(flavor, size) for job in jobs for flavor, known in job.by_flavor for size, _ in known},
+    )
+    first = ("job_id", "submit_s", "num_gpus")
+    more = ("queue", "user", "priority", "flavor", "estimated_s", "model", "steps")
+    times = tuple(f"runtime_{size}_s:{flavor}" for flavor, size in curves) or ("duration_s",)
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(
-            ("job_id", "submit_s", "num_gpus", "duration_s", "queue", "user", "priority", "flavor", "estimated_s")
-        )
+        out.writerow((*first, *times, *more))
         for job in jobs:
+            of = {(flavor, size): seconds for flavor, known in job.by_flavor for size, seconds in known}
+            took = [f"{of[key]:.10g}" if key in of else "" for key in curves] or [f"{job.duration_s:.10g}"]
             estimate = "" if job.estimated_s is None else f"{job.estimated_s:g}"
-            out.writerow(
-                (
-                    job.id,
-                    f"{job.submit_s:.10g}",
-                    job.gpus,
-                    f"{job.duration_s:.10g}",
-                    job.queue,
-                    job.user,
-                    job.priority,
-                    job.flavor or "",
-                    estimate,
-                )
-            )
+            steps = "" if job.steps is None else f"{job.steps:.10g}"
+            about = (job.queue, job.user, job.priority, job.flavor or "", estimate, job.model, steps)
+            out.writerow((job.id, f"{job.submit_s:.10g}", job.gpus, *took, *about))
 
 
 def _text(path: Path) -> str:
@@ -128,17 +135,33 @@ class _Row:
             )
         return int(value)
 
+    def _known(self, columns: list[tuple[int, str]]) -> tuple[tuple[int, float], ...]:
+        return tuple((size, self.number_of(column, above=True)) for size, column in columns if self.text(column))
+
     def _steps(self) -> float | None:
         column = next((name for name in ("steps", "total_steps") if self.text(name)), None)
         return self.number_of(column, above=True) if column else None
 
-    def job(self, duration_column: str, curve: list[tuple[int, str]], elastic: tuple[int, int] | None) -> Job:
+    def job(
+        self,
+        duration_column: str,
+        curve: list[tuple[int, str]],
+        of_flavors: Mapping[str, list[tuple[int, str]]],
+        elastic: tuple[int, int] | None,
+    ) -> Job:
         name = self.text("job_id")
         if not name:
             raise self.wrong("job_id", "is empty")
         gpus = self.whole("num_gpus", least=1)
-        if curve:
-            known = tuple((size, self.number_of(column, above=True)) for size, column in curve if self.text(column))
+        by_flavor: Flavored = ()
+        if of_flavors:
+            each = {flavor: self._known(columns) for flavor, columns in of_flavors.items()}
+            by_flavor = tuple((flavor, known) for flavor, known in each.items() if known)
+            if not by_flavor:
+                raise self.wrong("runtime_N_s:FLAVOR", "none has a value: the job fits no size and no GPU")
+            known = fastest(by_flavor)
+        elif curve:
+            known = self._known(curve)
             if not known:
                 raise self.wrong(curve[0][1], "no column runtime_N_s has a value: the job fits no size")
         else:
@@ -150,6 +173,10 @@ class _Row:
         if elastic is not None:
             low, high = max(elastic[0], low or 1), min(elastic[1], high or elastic[1])
         runtimes = known if low is None and high is None else _cut(known, low or 1, high or known[-1][0])
+        if by_flavor and runtimes != known:
+            cut = ((flavor, _cut(known, low or 1, high or known[-1][0])) for flavor, known in by_flavor)
+            by_flavor = tuple((flavor, known) for flavor, known in cut if known)
+            runtimes = fastest(by_flavor) if by_flavor else ()
         if not runtimes:
             raise self.wrong("num_gpus", f"no size between {low} and {high} GPUs has a run time")
         return Job(
@@ -164,8 +191,24 @@ class _Row:
             steps=self._steps(),
             flavor=self.text("flavor") or None,
             estimated_s=self.number_of("estimated_s", above=True) if self.text("estimated_s") else None,
+            by_flavor=by_flavor,
             row=self.number,
         )
+
+
+def fastest(by_flavor: Flavored) -> tuple[tuple[int, float], ...]:
+    """The run times on the flavor on which the smallest size of all takes least time."""
+    least = min(known[0][0] for _, known in by_flavor)
+    return min((known for _, known in by_flavor if known[0][0] == least), key=lambda known: known[0][1])
+
+
+def _flavored(columns: list[str]) -> dict[str, list[tuple[int, str]]]:
+    """flavor -> (size, column), ascending, in the order in which the header has the flavors."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for column in columns:
+        if (match := _CURVE_OF.match(column)) is not None:
+            found.setdefault(match[2], []).append((int(match[1]), column))
+    return {flavor: sorted(sizes) for flavor, sizes in found.items()}
 
 
 def _cut(known: tuple[tuple[int, float], ...], low: int, high: int) -> tuple[tuple[int, float], ...]:
