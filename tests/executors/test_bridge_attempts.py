@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from llmsched.executors.bridge import train
 from llmsched.executors.bridge.train import Attempts, _Attempt
-from llmsched.executors.port import LaunchOrder, Member, Observation, ResizeDone, Started
+from llmsched.executors.port import LaunchOrder, Member, Observation, ResizeDone, Stalled, Started, Vanished
 
 
 class Says:
@@ -49,3 +50,18 @@ def test_a_smaller_gang_holds_its_size_when_it_has_left_the_old_one_and_any_othe
     assert heard[1:] == [ResizeDone("tune/0", 1, len(to))] * told
     attempts._tell(one, status(size=len(to), is_clear=clear))
     assert heard[1:] == [ResizeDone("tune/0", 1, len(to))], "told once"
+
+
+def test_a_supervisor_that_hangs_is_said_to_and_then_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr(train.ray, "kill", killed.append)
+    heard: list[Observation] = []
+    attempts, actor = Attempts(heard.append, "/nowhere", str), Says()
+    one = attempts._live["llms/tune/0/1"] = _Attempt(order("ab"), actor)
+    for silent_s in (train.SILENT_SAID_S + 1, train.SILENT_ENDED_S - 1, train.SILENT_ENDED_S + 1):
+        attempts._wait_for(one, silent_s)
+    assert heard == [
+        Stalled("tune/0", 1, "its supervisor does not answer"),
+        Vanished("tune/0", 1, "its supervisor did not answer for 60 s"),
+    ]
+    assert killed == [actor] and not attempts.names()

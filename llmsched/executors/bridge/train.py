@@ -39,7 +39,7 @@ from llmsched.runtime.containment import OWNER
 from llmsched.runtime.storage import Storage
 from llmsched.runtime.supervisor import Supervisor
 
-SILENT_SAID_S, SILENT_ENDED_S = 15.0, 60.0  # without an answer of a supervisor that had answered before
+SILENT_SAID_S, SILENT_ENDED_S = 10.0, 60.0  # without an answer of a supervisor that had answered before
 
 
 @dataclass
@@ -183,7 +183,8 @@ class Attempts:
                 except ray.exceptions.ActorUnavailableError:
                     continue  # cut off for a moment: the next look tells
                 except ray.exceptions.RayActorError as error:
-                    self._gone(one, sanitize.first_line(error))
+                    print(f"{one.order.name}: {sanitize.first_line(error)}", file=sys.stderr)
+                    self._gone(one, "its supervisor died")
                 except Exception as error:  # of one attempt; the others are looked at all the same
                     self._give_up(one, error)
 
@@ -195,7 +196,7 @@ class Attempts:
         self._tell_stalled(one, "its supervisor does not answer")
         if silent_s > SILENT_ENDED_S:
             ray.kill(one.actor)
-            self._gone(one, f"it has not answered for {silent_s:.0f} s")
+            self._gone(one, f"its supervisor did not answer for {SILENT_ENDED_S:.0f} s")
 
     def _tell_stalled(self, one: _Attempt, message: str) -> None:
         if message != one.stalled:
@@ -230,8 +231,7 @@ class Attempts:
     def _gone(self, one: _Attempt, message: str) -> None:
         self._forget(one)
         if not self._tell_receipt(one.order.gang, one.order.attempt):
-            print(f"{one.order.name}: {message}", file=sys.stderr)
-            self._vanish(one.order, "its supervisor died")
+            self._vanish(one.order, message)
 
     def _give_up(self, one: _Attempt, error: Exception) -> None:
         """What cannot be understood cannot be watched: it has failed, and what runs of it is orphaned and reaped."""
