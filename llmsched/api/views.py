@@ -16,11 +16,11 @@ from llmsched.core.lifecycle import Status
 from llmsched.core.message import GANG, Message, Quote, Ref, say
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
-from llmsched.core.reservation import Windows, nodes_of_row, window
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows, nodes_of_row, window
 from llmsched.core.workload import Placement, Workload
 from llmsched.spec import http_models
 

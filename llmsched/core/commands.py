@@ -31,10 +31,10 @@ from llmsched.core.message import (
 from llmsched.core.nodes import Node
 from llmsched.core.open_work import gangs_of
 from llmsched.core.records import allowed_sizes
-from llmsched.core.reservation import Windows, is_immovable, nodes_of, window
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, total_of
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows, is_immovable, nodes_of, window
 from llmsched.core.workload import Option, Workload
 
 if TYPE_CHECKING:

@@ -159,6 +159,10 @@ class Ledgers:
         if end is not None:
             del self.ends[bisect_left(self.ends, (end, gang.id))]
 
+    def endless(self) -> Iterator[str]:
+        """Who holds something and nobody knows until when, oldest launch first."""
+        return (name for name in self.holding if name not in self._end_of)
+
     def _hold(self, gang: GangState, new: Placement) -> None:
         """Make the gang hold exactly `new` on nodes and in quota."""
         spec = gang.spec

@@ -16,6 +16,7 @@ from llmsched.core.records import (
     GangState,
     Version,
     WorkloadState,
+    allowed_sizes,
 )
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload, gang_id
@@ -133,7 +134,7 @@ class Lives(Ledgers):
             if gang.status is Status.FAILED and workload.kind == "serve":
                 self._become(gang, Status.CANCELLED)  # it failed under the old spec: the new one gets its chance
             elif in_place and gang.revision == record.revision and not gang.is_ended():
-                gang.spec = workload
+                self._respecify(gang, workload)
             elif gang.is_active():
                 self.troubled[gang.id] = None
         if workload.kind == "serve":
@@ -155,13 +156,20 @@ class Lives(Ledgers):
     def _adopt_version(self, gang: GangState, version: Version) -> None:
         self._unpromise(gang)
         self.waiting.discard(gang)
-        gang.revision, gang.spec, gang.model = version
+        gang.revision, _, gang.model = version
+        self._respecify(gang, version.spec)
         gang.shape = None
         gang.restarts = gang.failures = 0
         gang.not_before = 0.0
         gang.work_left = gang.spec.estimated_runtime_s
         gang.measured = False
         self._expect(gang)
+
+    def _respecify(self, gang: GangState, spec: Workload) -> None:
+        """The gang goes by another spec; a size that its user asked for holds as long as the spec allows it."""
+        gang.spec = spec
+        if gang.wanted_size not in allowed_sizes(spec):
+            gang.wanted_size = None
 
     def _expect(self, gang: GangState) -> None:
         """Say how much work is left, where nobody declared it: as history has it. Its own progress knows better."""
@@ -212,6 +220,8 @@ class Lives(Ledgers):
         gang.blocked_by = ""
 
     def _enqueue(self, gang: GangState) -> None:
+        if gang.blocked_by:
+            gang.queued_since = self.now  # it could not have started before
         self._drop_parked(gang)
         gang.own_reason = None
         self.waiting.add(gang)

@@ -19,6 +19,7 @@ class Plan:
     at: float
     decisions: list[Decision] = field(default_factory=list)
     wake_at: float | None = None
+    by_clock: bool = False  # it might decide otherwise a moment later, although nothing happens and no time is named
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
     gather: Callable[[], dict[str, Reason]] = dict

@@ -11,12 +11,13 @@ from llmsched.core.decisions import RunAgain, Scale
 from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact
 from llmsched.core.plan import Plan
+from llmsched.core.planned import earliest
 from llmsched.core.policy import Policies, View
-from llmsched.core.reservation import Windows, earliest
 from llmsched.core.stages import admit, autoscale, provision, rank, reconcile, size
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows
 
 STARTS_TOLD = 4  # classes of waiting gangs whose planned start is worked out for people only
 
@@ -55,7 +56,8 @@ def decide(state: State, policies: Policies) -> Plan:
         admit.run(trial, plan, policies, view, calendar, settled)  # place, shrink, preempt or plan whoever waits
         if not plan.is_cut:
             provision.run(trial, plan)
-    state.memo["quiet"] = (state.version, policies, plan.wake_at) if not plan.decisions else None
+    rests = not plan.decisions and not plan.by_clock
+    state.memo["quiet"] = (state.version, policies, plan.wake_at) if rests else None
     return plan
 
 
@@ -82,7 +84,7 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
                     continue
                 first = state.gangs[shape.entries[0][1]]
                 start = earliest(trial, first, first.spec.min_size, policies.placement, view, windows, [])
-                if start is not None:
+                if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
     for name in state.parked:
         own = state.gangs[name].own_reason

@@ -27,6 +27,7 @@ from llmsched.core.records import (
     GangState,
     Nomination,
     WorkloadState,
+    allowed_sizes,
     size_of,
 )
 
@@ -77,10 +78,8 @@ class State(Lives):
         quantum = scheduling.quantum_s
         if quantum <= 0:
             return True
-        began, gangs = self.now // quantum * quantum, self.gangs
-        return any(
-            gangs[name].queued_since < began for shape in self.waiting.live.values() for _, name in shape.entries
-        )
+        began = self.now // quantum * quantum
+        return any(shape.since[0][0] < began for shape in self.waiting.live.values())
 
     def digest(self) -> str:
         """SHA-256 of everything the journal determines, the same in every process."""
@@ -196,6 +195,9 @@ class State(Lives):
             self._fill(record)
             return
         for gang in self._gangs_of(record):
+            if fact.size not in allowed_sizes(gang.spec):
+                self._note(fact, f"{gang.id} may not have that size")
+                continue
             gang.wanted_size = fact.size
             if gang.id in self.waiting:
                 self.waiting.discard(gang)

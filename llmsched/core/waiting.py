@@ -34,6 +34,7 @@ class Shape:
         "reason",
         "sample",
         "serial",
+        "since",
         "wake_at",
     )
 
@@ -42,6 +43,7 @@ class Shape:
         self.queue = sample.queue
         self.serial = serial
         self.entries: list[tuple[Key, str]] = []
+        self.since: list[tuple[float, str]] = []  # (since when it waits, gang), longest first
         self.reason: Reason | None = None
         self.examined: tuple[int, ...] | None = None  # version of the state at which all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
@@ -110,6 +112,7 @@ class Waiting:
             gang.shape = shape
         sort_key = self._sort_key(gang)
         insort(shape.entries, (sort_key, gang.id))
+        insort(shape.since, (gang.queued_since, gang.id))
         self.live[shape.serial] = shape
         self._keys[gang.id] = (shape, sort_key)
         self.count += 1
@@ -125,6 +128,7 @@ class Waiting:
         at = bisect_left(shape.entries, (sort_key, gang.id))
         assert shape.entries[at][1] == gang.id
         del shape.entries[at]
+        del shape.since[bisect_left(shape.since, (gang.queued_since, gang.id))]
         if not shape.entries:
             del self.live[shape.serial]
             shape.reason = shape.examined = None

@@ -131,6 +131,7 @@ class SchedulingSpec(Section):
     order: Literal["priority", "strict_fifo", "best_effort"] = "priority"
     fifo_scope: Literal["per_queue", "per_flavor"] = "per_queue"
     backfill: Literal["off", "easy", "conservative"] = "off"
+    hold_after: Duration = _CORE.scheduling.hold_after_s
     quantum: Duration = 0.0
     preemption: Rules = Field(default_factory=Rules)
     preemption_delay_s: float = Field(default=0.0, ge=0)

@@ -131,7 +131,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
     queues = [_queue(each) for each in spec.queues]
     if all(each.name != "default" for each in queues):
         queues.append(core.Queue("default"))
-    knobs = spec.scheduling.model_dump(exclude={"preemption", "quantum", "drf_resources"})
+    knobs = spec.scheduling.model_dump(exclude={"preemption", "quantum", "hold_after", "drf_resources"})
     return core.Configuration(
         version=version,
         queues=tuple(queues),
@@ -149,6 +149,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
         scheduling=core.Scheduling(
             preemption=_rules(spec.scheduling.preemption),
             quantum_s=spec.scheduling.quantum,
+            hold_after_s=spec.scheduling.hold_after,
             drf_resources=tuple(spec.scheduling.drf_resources),
             **knobs,
         ),

@@ -25,11 +25,11 @@ from llmsched.core.facts import (
 )
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
-from llmsched.core.reservation import Windows
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State, Status
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows
 from llmsched.core.workload import Autoscaling, Group, Option, Topology, Workload
 from llmsched.policies.registry import load
 

@@ -16,11 +16,11 @@ from llmsched.core.invariants import violations
 from llmsched.core.lifecycle import Status
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
-from llmsched.core.reservation import Windows
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 

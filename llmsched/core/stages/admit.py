@@ -7,19 +7,23 @@ stages called here.
 
 from __future__ import annotations
 
+from math import inf
+
 from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.fair import Shares, mode_of
 from llmsched.core.message import Message, say, workload
 from llmsched.core.plan import Plan
+from llmsched.core.planned import Promise
 from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import fits_exactly
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import is_on, rules_of
+from llmsched.core.run_times import runtime_s
 from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
-from llmsched.core.stages.line import Line
+from llmsched.core.stages.line import UNBOUNDED, Line, compares_queues
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
@@ -49,18 +53,31 @@ class Admission:
         self.calendar = calendar
         self.by_rank = rank.is_on(state)
         self.evicts = is_on(state) and not self.by_rank
+        self.takes = self.evicts or self.scheduling.consolidation
         self.decays = self.shares is not None and self.scheduling.usage_half_life_s > 0  # shares move with the clock
         self.launched: dict[str, None] = {}
         self.looks: dict[str, int] = {}
-        self.room: dict[tuple[str | None, ...], int] = {}  # free thousandths of GPUs, until somebody starts
+        self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts
         self.refused: place.Refused | None = None  # why the gang in hand found no place
 
     def run(self) -> None:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         for name in state.nominated:  # a promise is kept before anybody else is looked at
-            self._redeem(state.gangs[name])
-        line = Line(self.trial, self.policies.ordering, self.view, self.shares)
+            gang = state.gangs[name]
+            self._redeem(gang)
+            gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+        self.calendar.hold_for_the_longest(plan)
+        self.leaves_out = self._may_leave_out()
+        line = Line(
+            self.trial,
+            self.policies.ordering,
+            self.view,
+            self.shares,
+            self._is_still_refused,
+            self._only_takes_what_is_free(),
+            self._looks_at_most,
+        )
         for gang, shape in line:
             if not self.by_rank and plan.cut(since):  # by rank everybody is compared with everybody, once
                 return
@@ -68,38 +85,52 @@ class Admission:
                 continue
             if gang.id in self.settled or gang.id in plan.nominations:
                 gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-            elif self.calendar.promises and self._is_kept_out(gang, shape):
-                gang.own_reason = self.calendar.would_delay()
+            elif self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
+                gang.own_reason = self.calendar.would_delay(head)
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
                 shape.examined = None
+                self.calendar.settled(gang)
+                if self.takes:
+                    line.rejoin()
                 gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
             else:
                 self._stand_back(gang, shape, line)
-        for shape in state.waiting.live.values():
-            by = line.blocker(shape)
-            if by and shape.entries[0][1] != by:
-                behind = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
-                if shape.reason is None or shape.reason.code == "order":
-                    shape.reason = behind
+        self._tell_who_was_not_asked(line)
         for name in state.parked:
             if state.gangs[name].blocked_by == "backoff":
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
         if self.decays and self.evicts and state.waiting.count:
             plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
+        plan.by_clock = plan.by_clock or self.decays or bool(self.calendar.promises)
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
+
+    def _tell_who_was_not_asked(self, line: Line) -> None:
+        state = self.state
+        stamp = self._stamp()
+        for shape in line.left_out:
+            if shape.reason is None or (not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))):
+                shape.examined = shape.wake_at = None
+                first = state.gangs[shape.entries[0][1]]
+                found = place.find(self.trial, first, first.spec.min_size, self.policies.placement, self.view)
+                if isinstance(found, place.Refused):
+                    shape.reason, shape.examined = Reason(*found), stamp
+        for shape in state.waiting.live.values():
+            by = line.blocker(shape)
+            if by and shape.entries[0][1] != by:
+                behind = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
+                if shape.reason is None or shape.reason.code == "order":
+                    shape.reason = behind
 
     # One gang: place it, or make room, or say why not.
 
     def _consider(self, gang: GangState, shape: Shape, line: Line) -> bool:
         self.refused = None
         stamp = self._stamp()
-        still = stamp is not None and shape.examined == stamp
-        if still and (shape.wake_at is None or self.state.now < shape.wake_at):
-            self.plan.wake(shape.wake_at)  # nothing has happened that could change the last answer
+        if stamp is not None and self._is_answered(shape, stamp):
             line.refuse()
             return False
         outer, self.plan.wake_at = self.plan.wake_at, None
@@ -109,13 +140,52 @@ class Admission:
         self.plan.wake(outer)
         return done
 
+    def _is_answered(self, shape: Shape, stamp: tuple[int, ...]) -> bool:
+        """Whether nothing has happened that could change the last answer to this class."""
+        if shape.examined != stamp or (shape.wake_at is not None and self.state.now >= shape.wake_at):
+            return False
+        self.plan.wake(shape.wake_at)
+        return True
+
+    def _may_leave_out(self) -> tuple[int, ...] | None:
+        """The stamp of answers that need not be given again, because nobody is held back by them; None: they must.
+
+        So a pass orders and asks the classes that something has changed for, not everybody who waits."""
+        if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees():
+            return None
+        if self.takes and compares_queues(self.state, self.shares):
+            return None  # where a class would have stood is not known once somebody was evicted
+        return self._stamp()
+
+    def _only_takes_what_is_free(self) -> bool:
+        """Whether nobody makes room in this pass, and nobody who waits keeps others from anything."""
+        state = self.state
+        if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees() or state.elastic:
+            return False
+        return self.by_rank or not (state.vacating or self.trial.leaving or self.takes)
+
+    def _is_still_refused(self, shape: Shape) -> bool:
+        if self.leaves_out is None or self._is_hindered(shape):
+            return False
+        return self._is_answered(shape, self.leaves_out)
+
+    def _looks_at_most(self, shape: Shape) -> int:
+        return LATER_LOOKS if self._is_hindered(shape) else UNBOUNDED
+
+    def _is_hindered(self, shape: Shape) -> bool:
+        """Whether a planned start keeps all of a class out that do not end in time, although there is room."""
+        if not self.calendar.promises or shape.sample.is_elastic() or shape.least_total > self._room(shape):
+            return False
+        first = self.state.gangs[shape.entries[0][1]]
+        return self.calendar.is_hopeless(first, first.spec.min_size, inf) is not None
+
     def _stamp(self) -> tuple[int, ...] | None:
         """What a refusal depends on; None when it depends on more than can be counted."""
         state, trial = self.state, self.trial
         if self.calendar.windows.rows or state.elastic or self.decays:
             return None
-        takes = self.evicts or self.scheduling.consolidation
-        return (state.causes, state.victims if takes else 0, len(trial.leaving), len(trial.shrinking))
+        about_victims = (state.victims, len(self.launched)) if self.takes else (0, 0)
+        return (state.causes, *about_victims, len(trial.leaving), len(trial.shrinking))
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
@@ -160,7 +230,7 @@ class Admission:
         if not isinstance(found, place.Refused):
             self._launch(gang, found)
             return
-        if fits_exactly(trial.afterwards(), gang.spec, nomination.placement):
+        if fits(trial.afterwards(), gang.spec, nomination.placement):
             nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims))
         else:
             self.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
@@ -171,7 +241,7 @@ class Admission:
         if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
         trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
-        only = ~self.calendar.closed(gang, gang.spec.min_size)
+        only = ~(self.calendar.closed(gang, gang.spec.min_size) | self.calendar.avoid(gang))
         sizes = self._sizes(gang)
         if state.elastic and shrink.run(trial, plan, gang, self.shares, policies.placement, view, only, sizes):
             return True
@@ -195,7 +265,7 @@ class Admission:
             self._keep_guarantee(gang)
         promise = self.calendar.hold_for(gang)
         if self.refused is not None and reason is not None:
-            if promise is not None:
+            if promise is not None and promise.basis is not None:
                 reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
             if personal:
                 gang.own_reason = reason
@@ -203,25 +273,40 @@ class Admission:
                 gang.own_reason = None
                 shape.reason = reason
 
-    def _is_kept_out(self, gang: GangState, shape: Shape) -> bool:
-        """Whether a planned start rules this gang out although its class has room: the common case behind a head."""
+    def _is_kept_out(self, gang: GangState, shape: Shape) -> Promise | None:
+        """The planned start that rules this gang out although its class has room: the common case behind a head."""
         if shape.sample.is_elastic():
-            return False
-        room = self.room.get(shape.flavors)
+            return None
+        if shape.least_total > self._room(shape):
+            return None
+        return self.calendar.is_hopeless(
+            gang, gang.spec.min_size, runtime_s(self.state, gang, gang.spec.min_size, fastest=True)
+        )
+
+    def _room(self, shape: Shape) -> int:
+        """Free thousandths of GPUs that it may take."""
+        key = (shape.flavors, shape.sample.node_labels, shape.sample.use_spot)
+        room = self.room.get(key)
         if room is None:
             mask = place.eligible(self.trial, shape.sample, 0)
-            room = self.room[shape.flavors] = self.state.capacity.free_gpus(mask) * MILLI
-        return shape.least_total <= room and self.calendar.is_hopeless(gang, gang.spec.min_size)
+            room = self.room[key] = self.state.capacity.free_gpus(mask) * MILLI
+        return room
 
     def _count_look(self, gang: GangState, shape: Shape, line: Line) -> None:
         looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
         if looks > LATER_LOOKS:
-            line.block(shape.queue, None, gang.id)
+            line.block(shape.queue, shape.flavors, gang.id)
+
+    def _keeps_guarantees(self) -> bool:
+        quota = self.state.quota
+        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
+            return False
+        return any(rules_of(self.state, name).reclaim != "any" for name in quota.queues)
 
     def _keep_guarantee(self, gang: GangState) -> None:
         """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
         quota = self.state.quota
-        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
+        if not self._keeps_guarantees():
             return
         spec = gang.spec
         if rules_of(self.state, spec.queue).reclaim == "any":

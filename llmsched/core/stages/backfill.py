@@ -1,34 +1,32 @@
-"""Time: the blocked head gets a planned start; later work starts only if it cannot delay it.
+"""Time: who is blocked gets a planned start; later work starts only if it cannot delay it.
 
 `easy` protects the first blocked gang of each accelerator, `conservative` the first few. Later work may start when it
 ends before the planned start, fits beside it, or can be shrunk to its minimum in time.
+
+Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the longest one of each accelerator
+is protected too, from whoever has no higher priority and no better right to the quota. Then it starts at the latest
+when those that held its places at that moment have ended. One that its queue's quota keeps out is protected in its
+queue alone.
 """
 
 from __future__ import annotations
 
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
+from llmsched.core.plan import Plan
+from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
 from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
-from llmsched.core.reservation import (
-    Promise,
-    Row,
-    Windows,
-    closed,
-    earliest,
-    gives_way,
-    kept,
-    least,
-    leaves_room,
-    runtime_s,
-    use_spare,
-)
+from llmsched.core.run_times import runtime_s
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Row, Windows, closed, kept
 from llmsched.core.workload import Placement
 
+NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
+HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
 
 
 class Calendar:
@@ -41,7 +39,7 @@ class Calendar:
         self.windows = Windows(trial)
         self.promises: list[Promise] = []
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
-        self._reason: Reason | None = None
+        self._reasons: dict[str, Reason] = {}
         self._heads: dict[str | None, int] = {}
 
     def reserved(self, gang: GangState, size: int) -> list[Row]:
@@ -58,56 +56,126 @@ class Calendar:
 
     def allows(self, gang: GangState, placement: Placement) -> bool:
         """Whether starting `placement` now keeps every planned start."""
+        return self.hindered_by(gang, placement) is None
+
+    def hindered_by(self, gang: GangState, placement: Placement) -> Promise | None:
+        """The first planned start that it would delay."""
         if not self.promises:
-            return True
+            return None
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
-        return all(
-            leaves_room(self.trial, promise, placement, gang.spec, ends_at)
-            or (
-                gives_way(self.trial.state, gang.spec, promise.gang.spec)
-                and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
-            )
-            for promise in self.promises
-            if promise.gang is not gang
-        )
+        for promise in self.promises:
+            if self._binds(promise, gang) and not self._keeps(promise, gang, placement, ends_at):
+                return promise
+        return None
+
+    def _keeps(self, promise: Promise, gang: GangState, placement: Placement, ends_at: float) -> bool:
+        if promise.hold == QUOTA:
+            return ends_at <= promise.start
+        if leaves_room(self.trial, promise, placement, gang.spec, ends_at):
+            return True
+        smaller = gives_way(self.trial.state, gang.spec, promise.gang.spec)
+        return smaller and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
+
+    def _binds(self, promise: Promise, gang: GangState) -> bool:
+        """Whether `gang` must not delay it. A hold keeps nobody out who has a higher priority, nor, where it borrows,
+        who takes what is its own queue's."""
+        if promise.gang is gang:
+            return False
+        if not promise.hold:
+            return True
+        if gang.spec.priority > promise.gang.spec.priority:
+            return False
+        if gang.spec.queue == promise.gang.spec.queue:
+            return True
+        return promise.hold != QUOTA and (self._is_inside(promise.gang) or not self._is_inside(gang))
+
+    def _is_inside(self, gang: GangState) -> bool:
+        """Whether its queue owns all that it would then hold."""
+        quota = self.trial.state.quota
+        branch = quota.branch(gang.spec.queue, gang.spec.groups[0].options[0].flavor) if quota.enforced else None
+        need = place.need_milli(gang.spec, gang.spec.min_size, 0)
+        return not quota.enforced or (branch is not None and branch.used + need <= branch.subtree)
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
+        self.settled(gang)
         for promise in self.promises:
             kept = placement
             if gives_way(self.trial.state, gang.spec, promise.gang.spec):
                 kept = least(gang.spec, placement)
             use_spare(self.trial, promise, kept, gang.spec, ends_at)
 
-    def is_hopeless(self, gang: GangState, size: int) -> bool:
-        """Whether a planned start has less to spare than this gang needs, wherever it goes: nodes need no look."""
+    def is_hopeless(self, gang: GangState, size: int, lasts: float) -> Promise | None:
+        """The planned start that start has less to spare than this gang needs, wherever it goes: nodes need no look."""
         for promise in self.promises:
-            if promise.pool and promise.spare_milli < place.need_milli(gang.spec, size, 0):
-                late = self.trial.now + runtime_s(self.trial.state, gang, size, fastest=True) > promise.start
+            if (
+                promise.pool
+                and promise.spare_milli < place.need_milli(gang.spec, size, 0)
+                and self._binds(promise, gang)
+            ):
+                late = self.trial.now + lasts > promise.start
                 if late and not place.eligible(self.trial, gang.spec, 0) & ~promise.pool:
-                    return True
-        return False
+                    return promise
+        return None
 
-    def would_delay(self) -> Reason:
+    def would_delay(self, promise: Promise) -> Reason:
         """One reason for all whom a planned start keeps out; the same record for the whole pass."""
-        if self._reason is None:
-            head = self.promises[0].gang.workload_id
-            self._reason = Reason("order", say("order.would_delay", who=workload(head)))
-        return self._reason
+        name = promise.gang.workload_id
+        if name not in self._reasons:
+            self._reasons[name] = Reason("order", say("order.would_delay", who=workload(name)))
+        return self._reasons[name]
 
-    def avoid(self) -> int:
-        """Nodes that planned starts will use."""
+    def avoid(self, gang: GangState | None = None) -> int:
+        """Nodes that planned starts will use; for a gang, the nodes of those that were held for others."""
         nodes = self.trial.state.nodes
         mask = 0
         for promise in self.promises:
+            if gang is not None and (promise.hold != NODES or promise.pool or not self._binds(promise, gang)):
+                continue
             mask |= promise.pool
             for placed in promise.placement:
                 mask |= 1 << nodes[placed.node].slot
         return mask
 
+    def hold_for_the_longest(self, plan: Plan) -> None:
+        """Plan the start of those that have waited too long, before anybody is looked at."""
+        state, scheduling = self.trial.state, self.trial.state.configuration.scheduling
+        patience = scheduling.hold_after_s
+        if not patience or scheduling.preemption.within_queue == "by_rank":
+            return  # by rank nobody is there to stay
+        rows = []
+        for shape in state.waiting.live.values():
+            since, name = shape.since[0]
+            if since + patience > plan.at:
+                plan.wake(since + patience)
+            elif state.gangs[name].nomination is None:
+                rows.append((-shape.sample.priority, since, name))
+        rows.sort()
+        kept: dict[tuple[str, str | None], None] = {}
+        for _, _, name in rows[:HOLDS_TRIED]:
+            gang = state.gangs[name]
+            spec = gang.spec
+            flavor = spec.groups[0].options[0].flavor
+            refused = place.quota_refusal(self.trial, spec, flavor, place.need_milli(spec, spec.min_size, 0))
+            hold, key = (QUOTA, spec.queue) if refused is not None else (NODES, flavor)
+            if (hold, key) in kept:
+                continue
+            promise = earliest(self.trial, gang, spec.min_size, self.placing, self.view, self.windows, self.promises)
+            if promise is not None:
+                promise.hold = hold
+                self.promises.append(promise)
+                kept[hold, key] = None
+
+    def settled(self, gang: GangState) -> None:
+        """It starts, or makes room for itself: nothing has to be kept for it any more."""
+        self.promises = [promise for promise in self.promises if promise.gang is not gang]
+
     def hold_for(self, gang: GangState) -> Promise | None:
         """Plan the start of a gang that could not start; protect it if it is one of the first."""
+        for made in self.promises:
+            if made.gang is gang:
+                return made
         flavor = gang.spec.groups[0].options[0].flavor
         rank = self._heads.get(flavor, 0)
         self._heads[flavor] = rank + 1
@@ -143,11 +211,12 @@ def place_within(
             counts = (("reserved", closed(trial, rows).bit_count()),)
             return place.Refused("reservation", say(code, reserved=reserved_for), counts)
         return found
-    if calendar.allows(gang, found):
+    hindered = calendar.hindered_by(gang, found)
+    if hindered is None:
         return found
     with kept(trial, rows) as reserved:
         beside = place.find(trial, gang, size, placing, view, ~(reserved | calendar.avoid()), option=option)
     if not isinstance(beside, place.Refused):
         return beside
-    reason = calendar.would_delay()
+    reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)

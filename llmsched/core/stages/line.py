@@ -6,7 +6,7 @@ fair sharing the queue whose share would be smallest after the start goes first,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from llmsched.core.policy import Ordering, View
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import need_milli
+from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.waiting import Key, Shape
 
@@ -32,39 +33,89 @@ class Head(NamedTuple):
     shape: Shape
 
 
+def compares_queues(state: State, shares: Shares | None) -> bool:
+    """Whether the order inside each queue is not the whole order."""
+    return shares is not None or (state.quota.enforced and len(state.quota.queues) > 1)
+
+
 class Line:
     """The waiting gangs of one pass, best first. Say `refuse` or `block` about a gang before asking for the next."""
 
-    def __init__(self, trial: Trial, ordering: Ordering, view: View, shares: Shares | None) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        ordering: Ordering,
+        view: View,
+        shares: Shares | None,
+        is_refused: Callable[[Shape], bool] = lambda shape: False,
+        only_what_is_free: bool = False,
+        most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
+    ) -> None:
+        """`is_refused`: what was refused to that class still is, and it holds nobody else back. `only_what_is_free`: no
+        room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
+        Both spare a cluster that is full most of the work of ordering its queue. `most_of`: how many of a class are
+        looked at, oldest first."""
         waiting, self._gangs = trial.state.waiting, trial.state.gangs
         self._shares = shares
         self._quota = trial.state.quota
-        self._by_queue = shares is not None or (self._quota.enforced and len(self._quota.queues) > 1)
+        self._by_queue = compares_queues(trial.state, shares)
         if ordering.static:
             waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
         else:
             waiting.attach(BY_AGE, None, self._gangs)
         self._deep = shares is not None and shares.mode == BORROWED and bool(trial.state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
-        # By rank nobody is evicted here, nobody blocks anybody, and what is free only shrinks during a pass: who needs
-        # more than that is not looked at, which spares a cluster that is full most of the work of ordering its queue.
         free = UNBOUNDED
-        if trial.state.configuration.scheduling.preemption.within_queue == "by_rank":
+        if only_what_is_free:
             free = trial.state.capacity.free_gpus(trial.state.capacity.open) * MILLI
-        shapes = [s for s in waiting.live.values() if s.least_total <= free or s.reason is None]
+        shapes: list[Shape] = []
+        self.left_out: list[Shape] = []
+        self._refused_still: list[Shape] = []
+        for shape in waiting.live.values():
+            if shape.least_total > free and not shape.least_gpus % MILLI:
+                self.left_out.append(shape)
+            elif is_refused(shape):
+                self._refused_still.append(shape)
+            else:
+                shapes.append(shape)
         alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
+        self._key_of: Callable[[str], Key] | None = None
+        if not ordering.static and not (alone and not self._refused_still):
+            self._key_of = lambda name: ordering.key(self._gangs[name], view)
+        self._most_of = most_of
         for shape in shapes:
-            entries = shape.entries  # stands still during a pass
-            if not ordering.static and not alone:
-                keyed = ((*ordering.key(self._gangs[name], view), *age) for age, name in entries)
-                entries = sorted(zip(keyed, (name for _, name in entries), strict=True))
-            queue = shape.queue if self._by_queue else ""
-            self._heaps.setdefault(queue, []).append(Head(entries[0][0], shape.serial, 0, entries, shape))
+            head = self._head(shape)
+            self._heaps.setdefault(shape.queue if self._by_queue else "", []).append(head)
         for heap in self._heaps.values():
             heapify(heap)
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
+
+    def _head(self, shape: Shape) -> Head:
+        entries = shape.entries  # stands still during a pass
+        if self._key_of is not None:
+            most = self._most_of(shape)
+            few = entries if len(entries) <= most else entries[:most]
+            entries = [((*self._key_of(name), *age), name) for age, name in few]
+            heapify(entries)
+        return Head(entries[0][0], shape.serial, 0, entries, shape)
+
+    def _next(self, head: Head) -> Head | None:
+        """The same class without its first one."""
+        if self._key_of is not None:
+            heappop(head.entries)
+            return head._replace(key=head.entries[0][0]) if head.entries else None
+        at = head.at + 1
+        return head._replace(key=head.entries[at][0], at=at) if at < len(head.entries) else None
+
+    def rejoin(self) -> None:
+        """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
+        for shape in self._refused_still:
+            head = self._head(shape)
+            if head > self._now:
+                heappush(self._heaps[""], head)
+        self._refused_still = []
 
     def _rank(self, head: Head) -> tuple[tuple[float, ...], float, Key, int]:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
@@ -89,11 +140,11 @@ class Line:
                 continue
             head = heappop(heap)
             if not self.blocker(head.shape):
-                self._refused = False
+                self._refused, self._now = False, head
                 yield self._gangs[head.entries[head.at][1]], head.shape
-                at = head.at + 1
-                if not self._refused and at < len(head.entries):
-                    heappush(heap, head._replace(key=head.entries[at][0], at=at))
+                following = None if self._refused else self._next(head)
+                if following is not None:
+                    heappush(heap, following)
             if heap:
                 heappush(self._queues, (self._rank(heap[0]), queue))
 

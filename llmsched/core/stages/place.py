@@ -43,8 +43,10 @@ def find(
     only: int = -1,
     explain: bool = True,
     option: int | None = None,
+    scope: int = -1,
 ) -> Placement | Refused:
-    """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota.
+    """A placement of `size` bundles (and every other group whole) on free nodes of mask `only`, within quota; those of
+    the first group inside `scope` as well.
 
     With `explain` off a refusal has a code only; trying places is far more common than telling about them. With an
     `option` no other is tried."""
@@ -56,7 +58,7 @@ def find(
     refused: Refused | None = None
     tried = by_speed(spec, size, max(len(group.options) for group in spec.groups)) if option is None else (option,)
     for each in tried:
-        found = _with_option(trial, spec, size, each, policy, view, only, explain, home)
+        found = _with_option(trial, spec, size, each, policy, view, only, explain, home, scope)
         if isinstance(found, Refused):
             refused = found if refused is None or _rank(found) > _rank(refused) else refused
         else:
@@ -145,15 +147,16 @@ def _with_option(
     only: int,
     explain: bool,
     home: int,
+    scope: int,
 ) -> Placement | Refused:
     capacity = trial.state.capacity
     flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
-    mask = eligible(trial, spec, option) & only
+    mask = eligible(trial, spec, option) & only & scope
     need = need_milli(spec, size, option)
     if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
         only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
         refused = quota_refusal(trial, spec, only_flavor, need)
-        found = refused or _in_domains(trial, spec, size, option, policy, view, mask, home)
+        found = refused or _in_domains(trial, spec, size, option, policy, view, mask, only, home)
     else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
         found = NO_ROOM
         first = spec.groups[0].options
@@ -164,18 +167,18 @@ def _with_option(
             if name is None:
                 continue  # nodes without an accelerator
             refused = quota_refusal(trial, spec, name, need)
-            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, home)
+            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, only, home)
             if not isinstance(found, Refused):
                 break
         if isinstance(found, Refused) and several:
-            mixed = _in_domains(trial, spec, size, option, policy, view, mask & several, home)
-            found = mixed if isinstance(mixed, Refused) else _over_quota(trial, spec, mixed) or mixed
+            mixed = _in_domains(trial, spec, size, option, policy, view, mask & several, only, home)
+            found = mixed if isinstance(mixed, Refused) else over_quota(trial, spec, mixed) or mixed
     if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
         return _explain(trial, spec, size, option, mask, found)
     return found
 
 
-def _over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
+def over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
     """Why quota forbids a placement on several flavors, if it does: what each row is charged is counted together."""
     quota, nodes = trial.state.quota, trial.state.nodes
     need: dict[str, tuple[str | None, int]] = {}
@@ -191,13 +194,13 @@ def _over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused |
 
 
 def _in_domains(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, home: int = 0
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, only: int, home: int
 ) -> Placement | Refused:
     """Required domain first, inside it the preferred one; without a wish anywhere. A gang that lost a node stays in the
     domain of those it has left (`home`) if that has room: the node is replaced before the gang is moved."""
     required, preferred = spec.topology.required, spec.topology.preferred
     if required is None and preferred is None:
-        return fill(trial, spec, size, option, policy, view, mask)
+        return fill(trial, spec, size, option, policy, view, mask, only)
     capacity = trial.state.capacity
     if required is not None:
         outer = [members & mask for members in capacity.domains(required).values()]
@@ -208,11 +211,11 @@ def _in_domains(
         for domain in outer:
             inner = [members & domain for members in capacity.domains(preferred).values()]
             for part in _fullest_first(trial, [p for p in inner if p], home):
-                found = fill(trial, spec, size, option, policy, view, part)
+                found = fill(trial, spec, size, option, policy, view, part, only)
                 if not isinstance(found, Refused):
                     return found
     for domain in outer:
-        found = fill(trial, spec, size, option, policy, view, domain)
+        found = fill(trial, spec, size, option, policy, view, domain, only)
         if not isinstance(found, Refused):
             return found
     return NO_DOMAIN if required is not None else NO_ROOM
@@ -226,9 +229,10 @@ def _fullest_first(trial: Trial, domains: list[int], home: int = 0) -> list[int]
 
 
 def fill(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int
+    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, only: int
 ) -> Placement | Refused:
-    """Every group of the gang on nodes of `mask`, or Refused. Bundles of one group side by side, in rank order."""
+    """The first group of the gang on nodes of `mask`, the others on nodes of `only`, or Refused. Bundles of one group
+    side by side, in rank order."""
     if len(spec.groups) == 1 and spec.groups[0].topology is None:
         group = spec.groups[0]
         chosen = _spread_out(trial, group, size, option, policy, view, mask)
@@ -245,7 +249,7 @@ def fill(
             part = mask
             flavor = group.options[min(option, len(group.options) - 1)].flavor
             if number:
-                part = eligible(trial, _only_group(spec, group), option)
+                part = eligible(trial, _only_group(spec, group), option) & only
             elif flavor is not None:
                 part &= capacity.by_flavor.get(flavor, 0)
             chosen = None

@@ -158,7 +158,7 @@ def _choose(
                 narrow = scope != mask
                 if best is not None and not narrow:
                     break
-                choice = _in_scope(trial, gang, rules, placing, view, scope, narrow, kinds, cost_of)
+                choice = _in_scope(trial, gang, rules, placing, view, only, scope, narrow, kinds, cost_of)
                 if choice is None:
                     continue
                 if best is None or choice.rank(rules, cost_of) < best.rank(rules, cost_of):
@@ -354,6 +354,7 @@ def _in_scope(
     rules: Rules,
     placing: Placing,
     view: View,
+    only: int,
     scope: int,
     narrow: bool,
     kinds: list[list[Row]],
@@ -392,7 +393,7 @@ def _in_scope(
                 continue
             if not rules.holds():
                 continue
-            placed = place.find(trial, gang, size, placing, view, scope, explain=False)
+            placed = place.find(trial, gang, size, placing, view, only, explain=False, scope=scope)
             if not isinstance(placed, place.Refused):
                 found = placed
                 break
@@ -400,7 +401,7 @@ def _in_scope(
             return None
         for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
             trial.hold(victim, before[victim.id])
-            placed = place.find(trial, gang, size, placing, view, scope, explain=False)
+            placed = place.find(trial, gang, size, placing, view, only, explain=False, scope=scope)
             if isinstance(placed, place.Refused) or not rules.holds():
                 trial.hold(victim, ())
             else:
@@ -409,7 +410,7 @@ def _in_scope(
         choice = Choice(found, chosen, why, rules.shortfall_of(chosen))
         if len(chosen) > 1:
             eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
-            for alone in _alone(trial, start, gang, rules, placing, view, scope, eligible, need):
+            for alone in _alone(trial, start, gang, rules, placing, view, only, scope, eligible, need):
                 choice = min(choice, alone, key=lambda one: one.rank(rules, cost_of))
         return choice
     finally:
@@ -423,6 +424,7 @@ def _alone(
     rules: Rules,
     placing: Placing,
     view: View,
+    only: int,
     scope: int,
     eligible: list[Row],
     need: int,
@@ -437,7 +439,7 @@ def _alone(
         if not code_now:
             continue
         trial.hold(victim, ())
-        placed = place.find(trial, gang, rules.size, placing, view, scope, explain=False)
+        placed = place.find(trial, gang, rules.size, placing, view, only, explain=False, scope=scope)
         fits = rules.holds() and not isinstance(placed, place.Refused)
         shortfall = rules.shortfall_of([victim])
         trial.rollback(start)

@@ -10,19 +10,23 @@ Elastic gangs are not ranked: the elasticity policy has said what each should ho
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llmsched.core.decisions import Launch, Preempt
+from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies, View
-from llmsched.core.records import GangState, amount_of
+from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
+from llmsched.core.stages.grow import more
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
@@ -97,68 +101,119 @@ def _lines(trial: Trial, rows: list[Row]) -> list[list[Row]]:
 def _pick(trial: Trial, line: list[Row]) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
-    First those inside their queue's own quota, then those that borrow, each in order of rank.
+    First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
+    of its options that counts out; who runs counts where it is.
     """
-    state = trial.state
-    capacity, quota = state.capacity, state.quota
-    room = {flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()}
-    rows: list[tuple[GangState, str, str | None, int]] = []
-    held: dict[tuple[str, str | None], int] = {}
-    for _, gang in line:
-        if gang.held:
-            node = state.nodes.get(gang.held[0].node)
-            flavor, need = (node.node.flavor if node else None), gang.gpus_milli()
-            room[flavor] = room.get(flavor, 0) + need
-            held[gang.spec.queue, flavor] = held.get((gang.spec.queue, flavor), 0) + need
-        else:
-            flavor, need = gang.spec.groups[0].options[0].flavor, place.need_milli(gang.spec, gang.spec.min_size, 0)
-            if flavor is None and len(room) == 1:
-                flavor = next(iter(room))
-        rows.append((gang, gang.spec.queue, flavor, need))
-    picked: dict[int, None] = {}
-    total = sum(room.values())
-    if quota.enforced:
-        own: dict[tuple[str, str | None], int] = {}
-        charged: dict[tuple[str, str | None], int] = {}
-        for (queue, flavor), amount in held.items():
-            quota.release(queue, flavor, amount)
-        for index, (_, queue, flavor, need) in enumerate(rows):
-            key = (queue, flavor)
-            left = own.get(key)
-            if left is None:
-                branch = quota.branch(queue, flavor)
-                left = own[key] = max(0, min(branch.subtree - branch.used, branch.available())) if branch else 0
-            if need <= left and need <= (room.get(flavor, 0) if flavor is not None else total):
-                own[key] -= need
-                charged[key] = charged.get(key, 0) + need
+    count = _Count(trial)
+    rows = [(gang, count.wishes(gang)) for _, gang in line]
+    with count.everybody_gone([gang for _, gang in line if gang.held]):
+        picked: dict[int, None] = {}
+        if count.quota.enforced:
+            for index, (gang, wishes) in enumerate(rows):
+                if any(count.takes_own(gang.spec.queue, *wish) for wish in wishes):
+                    picked[index] = None
+            count.charge_own()
+        for index, (gang, wishes) in enumerate(rows):
+            if count.total <= 0:
+                break
+            if index not in picked and any(count.takes(gang.spec.queue, *wish) for wish in wishes):
                 picked[index] = None
-                total -= need
-                if flavor is not None:
-                    room[flavor] -= need
-        for (queue, flavor), amount in charged.items():
-            quota.charge(queue, flavor, amount)
-    for index, (_, queue, flavor, need) in enumerate(rows):
-        if total <= 0:
-            break
-        if index in picked or need > (room.get(flavor, 0) if flavor is not None else total):
-            continue
-        if quota.enforced:
-            if need > quota.available(queue, flavor):
-                continue
-            quota.charge(queue, flavor, need)
-            charged[queue, flavor] = charged.get((queue, flavor), 0) + need
-        picked[index] = None
-        total -= need
-        if flavor is not None:
-            room[flavor] -= need
-    if quota.enforced:
-        for (queue, flavor), amount in charged.items():
-            quota.release(queue, flavor, amount)
-        for (queue, flavor), amount in held.items():
-            quota.charge(queue, flavor, amount)
-    starters = [gang for index, (gang, *_) in enumerate(rows) if index in picked and not gang.held]
-    victims = [gang for index, (gang, *_) in enumerate(rows) if index not in picked and gang.held]
+    starters = [gang for index, (gang, _) in enumerate(rows) if index in picked and not gang.held]
+    victims = [gang for index, (gang, _) in enumerate(rows) if index not in picked and gang.held]
     return starters, victims
+
+
+class _Count:
+    """GPUs and quota by the number, as if nobody of a line held anything."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.state = trial.state
+        self.quota = trial.state.quota
+        capacity = trial.state.capacity
+        self.room = {
+            flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()
+        }
+        self.total = sum(self.room.values())
+        self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet
+        self._charged: dict[tuple[str, str | None], int] = {}
+
+    def wishes(self, gang: GangState) -> list[tuple[str | None, int]]:
+        """(flavor, thousandths of GPUs) that would do, best first; flavor None: any."""
+        if gang.held:
+            return [self._held(gang)]
+        groups = gang.spec.groups
+        options = range(max(len(group.options) for group in groups))
+        found = []
+        for option in options:
+            flavor = groups[0].options[min(option, len(groups[0].options) - 1)].flavor
+            if flavor is None and len(self.room) == 1:
+                flavor = next(iter(self.room))
+            found.append((flavor, place.need_milli(gang.spec, gang.spec.min_size, option)))
+        return found
+
+    def _held(self, gang: GangState) -> tuple[str | None, int]:
+        node = self.state.nodes.get(gang.held[0].node)
+        return (node.node.flavor if node else None), gang.gpus_milli()
+
+    @contextmanager
+    def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
+        """While it lasts those who run hold neither room nor quota."""
+        held: dict[tuple[str, str | None], int] = {}
+        for gang in running:
+            flavor, amount = self._held(gang)
+            self.room[flavor] = self.room.get(flavor, 0) + amount
+            self.total += amount
+            key = (gang.spec.queue, flavor)
+            held[key] = held.get(key, 0) + amount
+        if self.quota.enforced:
+            for key, amount in held.items():
+                self.quota.release(*key, amount)
+        try:
+            yield
+        finally:
+            if self.quota.enforced:
+                for key, amount in self._charged.items():
+                    self.quota.release(*key, amount)
+                for key, amount in held.items():
+                    self.quota.charge(*key, amount)
+
+    def takes_own(self, queue: str, flavor: str | None, need: int) -> bool:
+        """Take it out of what the queue owns, if that is left."""
+        key = (queue, flavor)
+        left = self._own.get(key)
+        if left is None:
+            branch = self.quota.branch(queue, flavor)
+            left = self._own[key] = max(0, min(branch.subtree - branch.used, branch.available())) if branch else 0
+        if need > left or not self._has(flavor, need):
+            return False
+        self._own[key] -= need
+        self._take(key, need)
+        return True
+
+    def charge_own(self) -> None:
+        """What was taken so far counts against the quota of all from now on."""
+        for key, amount in self._charged.items():
+            self.quota.charge(*key, amount)
+
+    def takes(self, queue: str, flavor: str | None, need: int) -> bool:
+        """Take it, owned or borrowed."""
+        if not self._has(flavor, need):
+            return False
+        if self.quota.enforced:
+            if need > self.quota.available(queue, flavor):
+                return False
+            self.quota.charge(queue, flavor, need)
+        self._take((queue, flavor), need)
+        return True
+
+    def _has(self, flavor: str | None, need: int) -> bool:
+        return need <= (self.room.get(flavor, 0) if flavor is not None else self.total)
+
+    def _take(self, key: tuple[str, str | None], need: int) -> None:
+        self._charged[key] = self._charged.get(key, 0) + need
+        self.total -= need
+        if key[1] is not None:
+            self.room[key[1]] -= need
 
 
 def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar) -> dict[str, None]:
@@ -169,6 +224,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: C
     starters: list[GangState] = []
     resting: dict[str, None] = {}
     givers: list[tuple[int, float, str, GangState]] = []
+    growers: list[tuple[GangState, int]] = []
     wanted = 0.0
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
@@ -183,6 +239,8 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: C
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
             if target > gang.size:
                 wanted += (target - gang.size) * per_bundle
+                if view.held_for_s(gang) >= quantum:
+                    growers.append((gang, target))
             elif target < gang.size and (target or gang.spec.preemptible):
                 rested = view.held_for_s(gang)
                 if rested >= quantum:
@@ -205,7 +263,7 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: C
         else:
             victims.append(gang)
     if starters or victims:
-        resting |= _carry_out(trial, plan, starters, victims, policies, view, calendar, spare=False)
+        resting |= _carry_out(trial, plan, starters, victims, policies, view, calendar, growers)
     return resting
 
 
@@ -217,9 +275,10 @@ def _carry_out(
     policies: Policies,
     view: View,
     calendar: Calendar,
-    spare: bool = True,
+    growers: Sequence[tuple[GangState, int]] = (),
 ) -> dict[str, None]:
-    """Find nodes for the starters on what is free and what victims leave; spare victims that turn out not to matter."""
+    """Find nodes for the starters, and for who is to grow, on what is free and what victims leave; spare the victims
+    that turn out not to matter."""
     state = trial.state
     mark = trial.mark()
     for gang in victims:
@@ -243,8 +302,14 @@ def _carry_out(
         else:
             refused.add(shape)
     leaving: list[GangState] = []
+    for gang, target in growers if victims else ():
+        for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
+            extra = more(trial, gang, size - gang.size, policies.placement, view, ~calendar.closed(gang, size))
+            if extra is not None:
+                trial.hold(gang, (*trial.held(gang), *extra))
+                break
     for gang in victims:  # best first
-        if spare and _fits(trial, gang, gang.held):
+        if fits(trial, gang.spec, gang.held):
             trial.hold(gang, gang.held)
         else:
             leaving.append(gang)
@@ -262,7 +327,7 @@ def _carry_out(
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *trial.shrinking, *state.vacating]
     for gang, placement in found:
-        if _fits(trial, gang, placement):
+        if fits(trial, gang.spec, placement):
             trial.hold(gang, placement)
             plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, say("launch.ranked")))
         else:
@@ -270,23 +335,3 @@ def _carry_out(
             waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
             gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),))
     return dict.fromkeys(gang.id for gang, _ in found)
-
-
-def _fits(trial: Trial, gang: GangState, placement: Placement) -> bool:
-    """Whether exactly this placement is free now, on nodes and in quota."""
-    capacity, quota = trial.state.capacity, trial.state.quota
-    counts: dict[tuple[str, str, int], int] = {}
-    for placed in placement:
-        key = (placed.node, placed.group, placed.option)
-        counts[key] = counts.get(key, 0) + 1
-    need: dict[str | None, int] = {}
-    first = {(placed.node, placed.group, placed.option): placed for placed in placement}
-    for key, count in counts.items():
-        node = capacity.by_id.get(key[0])
-        amount = amount_of(gang.spec, first[key])
-        if node is None or node.draining or node.room(amount, count) < count:
-            return False
-        need[node.node.flavor] = need.get(node.node.flavor, 0) + amount.gpus_milli * count
-    return not quota.enforced or all(
-        amount <= quota.available(gang.spec.queue, flavor) for flavor, amount in need.items()
-    )

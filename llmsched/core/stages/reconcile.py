@@ -12,10 +12,11 @@ from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import View
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
-from llmsched.core.reservation import Windows, end_of, is_holder
 from llmsched.core.resources import MILLI
+from llmsched.core.run_times import end_of
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Windows, is_holder
 
 EXCESS_GRACE_S = 10.0  # it was warned: others wait for what it took
 

@@ -54,6 +54,7 @@ def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> None:
             left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
         _cut(plan, members, amount)
     if policy.period_s:
+        plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
 
 

@@ -153,7 +153,7 @@ BUGS = (
         f"{DECISIONS}::test_preemptions_do_not_count_as_restarts",
     ),
     Bug(
-        "reserved_and_given_away", "slurm: reservations on shared nodes", "core/reservation.py",
+        "reserved_and_given_away", "slurm: reservations on shared nodes", "core/windows.py",
         "            if idle > 0:\n", "            if False:\n",
         f"{RESERVATIONS}::test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody",
     ),

@@ -1,0 +1,44 @@
+"""Whether exactly these places are free, of nodes, devices and quota: asked of a placement that was found before."""
+
+from __future__ import annotations
+
+from llmsched.core.records import amount_of
+from llmsched.core.resources import MILLI
+from llmsched.core.stages.place import over_quota
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement, Workload
+
+
+def fits(trial: Trial, spec: Workload, placement: Placement) -> bool:
+    """Whether it may take exactly these places now, by nodes, devices and quota."""
+    return fits_exactly(trial, spec, placement) and over_quota(trial, spec, placement) is None
+
+
+def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
+    """Whether exactly these places are free (devices of shares included), whatever quota says."""
+    nodes = trial.state.nodes
+    undo = []
+    try:
+        for placed in placement:
+            node = nodes.get(placed.node)
+            if node is None or node.draining:
+                return False
+            amount = amount_of(spec, placed)
+            share = amount.gpus_milli % MILLI
+            if share:
+                if node.shares.get(placed.gpu_index, 0) + share > MILLI:
+                    return False
+                need_whole = amount.gpus_milli // MILLI + (placed.gpu_index not in node.shares)
+                if node.free_whole < need_whole:
+                    return False
+                plain = amount._replace(gpus_milli=0)
+                if not node.room(plain, 1):
+                    return False
+            elif not node.room(amount, 1):
+                return False
+            trial.state.capacity.change(placed.node, amount, placed.gpu_index, 1)
+            undo.append((placed.node, amount, placed.gpu_index))
+        return True
+    finally:
+        for name, amount, device in reversed(undo):
+            trial.state.capacity.change(name, amount, device, -1)

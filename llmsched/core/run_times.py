@@ -1,0 +1,47 @@
+"""How long an attempt lasts, and when it lets go, as far as anybody can say.
+
+What is known: a declared limit, or what is left of the estimated run time, whichever comes first (`known_end`). Without
+either a gang may run for ever, as far as somebody is concerned who would start beside a planned start. A planned start
+itself needs an end of everybody who holds something, so there it is presumed (`presumed_end`): as long as the longest
+of the last runs took, counted from its start; one that has run longer, as long again as it has. Who starts later is
+presumed to end later, so nobody that starts after a plan was made moves it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from llmsched.core.records import GangState, expected_end
+from llmsched.core.state import State
+from llmsched.core.workload import Placement
+
+PRESUMED_S = 6 * 3600.0  # the longest run, before any has ended
+
+
+def runtime_s(state: State, gang: GangState, size: int, placement: Placement = (), fastest: bool = False) -> float:
+    """How long an attempt started now would run at `size` where `placement` says; while that is open on the slowest of
+    its options, or on the fastest. Infinite when nobody said."""
+    spec = gang.spec
+    guess = inf
+    if gang.work_left is not None:
+        options = [placement[0].option] if placement else range(len(spec.groups[0].options))
+        speeds = [state.history.speed(spec, size, option) for option in options]
+        guess = gang.work_left / max(max(speeds) if fastest else min(speeds), 1e-9)
+    if spec.max_runtime_s is not None:
+        guess = min(guess, max(spec.max_runtime_s - gang.served_s, 0.0))
+    return guess
+
+
+def end_of(gang: GangState, now: float) -> float:
+    """When a gang that holds something is expected to let go; at least a second from now."""
+    return max(expected_end(gang), now + 1.0)
+
+
+def presumed_end(state: State, gang: GangState) -> float:
+    """The same, with a guess where nothing is known; infinite for a replica, which ends when somebody says so."""
+    end = expected_end(gang)
+    if end < inf or gang.spec.kind == "serve" or gang.launched_at is None:
+        return max(end, state.now + 1.0)
+    longest = state.history.longest_s or PRESUMED_S
+    ran = state.now - gang.launched_at
+    return max(gang.launched_at + longest, state.now + 1.0) if ran < longest else state.now + max(ran, 1.0)

@@ -1,0 +1,191 @@
+"""Advance reservations: which nodes, or which part of them, are promised for a window of time, and to whom.
+
+A reservation closes its nodes to outsiders that cannot end before it opens. Ends are estimates (run_times.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import NamedTuple
+
+from llmsched.core import cron
+from llmsched.core.capacity import NodeState
+from llmsched.core.configuration import Reservation
+from llmsched.core.records import GangState, amount_of, expected_end
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Workload
+
+
+def window(reservation: Reservation, now: float) -> tuple[float, float] | None:
+    """The present or next [start, end) of a reservation; None when it is over."""
+    if reservation.repeat is None:
+        end = reservation.start + reservation.duration_s
+        return (reservation.start, end) if now < end else None
+    start = cron.next_due(reservation.repeat, max(now - reservation.duration_s, reservation.start - 60.0))
+    return (start, start + reservation.duration_s) if start is not None else None
+
+
+def is_holder(reservation: Reservation, spec: Workload) -> bool:
+    return (reservation.queue is not None and spec.queue == reservation.queue) or spec.user in reservation.users
+
+
+def is_immovable(reservation: Reservation, gang: GangState, opens: float) -> bool:
+    """Whether it neither ends before the window opens, nor may be asked to leave, nor is of the holder."""
+    return not (gang.spec.preemptible or is_holder(reservation, gang.spec) or expected_end(gang) <= opens)
+
+
+def nodes_of(trial: Trial, gang: GangState) -> int:
+    """The nodes on which it holds something."""
+    mask = 0
+    for placed in gang.held:
+        if placed.node in trial.state.nodes:
+            mask |= 1 << trial.state.nodes[placed.node].slot
+    return mask
+
+
+class Row(NamedTuple):
+    """A reservation that matters in this pass, and what it takes: whole nodes, and of others so many GPUs each."""
+
+    opens: float
+    closes: float
+    nodes: int  # mask of the nodes that are wholly reserved
+    parts: tuple[tuple[str, int], ...]  # (node, whole GPUs of it)
+    reservation: Reservation
+
+
+class Windows:
+    """The reservations that matter in this pass."""
+
+    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> None:
+        self.rows: list[Row] = []
+        capacity = trial.state.capacity
+        for reservation in trial.state.configuration.reservations if reservations is None else reservations:
+            span = window(reservation, trial.now)
+            if span is None:
+                continue
+            mask = 0
+            parts: tuple[tuple[str, int], ...] = ()
+            if reservation.nodes:
+                for node in capacity.by_id.values():
+                    if node.node.id in reservation.nodes or node.node.name in reservation.nodes:
+                        mask |= 1 << node.slot
+            else:
+                mask, parts = self._choose(trial, reservation, span[0])
+            if mask or parts:
+                self.rows.append(Row(*span, mask, parts, reservation))
+
+    def _choose(self, trial: Trial, reservation: Reservation, opens: float) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
+        nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
+        on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
+        to leave by nobody is no part of it, unless there is not enough otherwise."""
+        capacity = trial.state.capacity
+        fixed: dict[str, int] = {}  # thousandths that stay on a node,
+        guests: dict[str, int] = {}  # and that would have to leave it
+        theirs: dict[str, None] = {}
+        for name in trial.state.holding:
+            gang = trial.state.gangs[name]
+            holds = is_holder(reservation, gang.spec)
+            if not holds and expected_end(gang) <= opens:
+                continue
+            stays = is_immovable(reservation, gang, opens)
+            for placed in trial.held(gang):
+                if holds:
+                    theirs[placed.node] = None
+                else:
+                    of = fixed if stays else guests
+                    of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
+        taken = dict.fromkeys((node for row in self.rows for node, _ in row.parts if row.closes > opens))
+        wholly = self._mask(opens, opens + reservation.duration_s)
+        of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)
+        offers: list[tuple[int, NodeState]] = []
+        for node in capacity.nodes(of_flavor & capacity.open & ~wholly):
+            offer = node.total_gpus - node.foreign_gpus - ceil(fixed.get(node.node.id, 0) / MILLI)
+            if offer > 0 and node.node.id not in taken:
+                offers.append((offer, node))
+
+        def trouble(row: tuple[int, NodeState], wanted: int) -> tuple[int, bool, int, int]:
+            offer, node = row
+            leave = wanted - offer + ceil(guests.get(node.node.id, 0) / MILLI)
+            return max(leave, 0), node.node.id not in theirs, offer, -node.slot
+
+        offers.sort(key=lambda row: (-row[0], trouble(row, row[0])))
+        mask, parts, left = 0, [], ceil(reservation.gpus_milli / MILLI)
+        for number, row in enumerate(offers):
+            if left <= 0:
+                break
+            if row[0] >= left:  # the last one: whichever is least trouble
+                row = min((each for each in offers[number:] if each[0] >= left), key=lambda each: trouble(each, left))
+            offer, node = row
+            if min(offer, left) == node.total_gpus:
+                mask |= 1 << node.slot
+            else:
+                parts.append((node.node.id, min(offer, left)))
+            left -= offer
+        if left > 0:
+            for name in fixed:
+                mask |= 1 << trial.state.nodes[name].slot & of_flavor
+        return mask, tuple(parts)
+
+    def _mask(self, start: float, end: float) -> int:
+        mask = 0
+        for row in self.rows:
+            if start < row.closes and end > row.opens:
+                mask |= row.nodes
+        return mask
+
+    def against(self, spec: Workload, start: float, end: float) -> list[Row]:
+        """The reservations of others that concern work of `spec` between `start` and `end`."""
+        return [
+            row for row in self.rows if start < row.closes and end > row.opens and not is_holder(row.reservation, spec)
+        ]
+
+
+def nodes_of_row(trial: Trial, row: Row) -> list[str]:
+    """The nodes that it touches, those it has wholly first."""
+    wholly = [node.node.id for node in trial.state.capacity.nodes(row.nodes)]
+    return list(dict.fromkeys([*wholly, *(node for node, _ in row.parts)]))
+
+
+def closed(trial: Trial, rows: list[Row]) -> int:
+    """Every node that these reservations touch."""
+    mask = 0
+    for row in rows:
+        mask |= row.nodes
+        for node, _ in row.parts:
+            mask |= 1 << trial.state.nodes[node].slot
+    return mask
+
+
+@contextmanager
+def kept(trial: Trial, rows: list[Row]) -> Iterator[int]:
+    """While it lasts the GPUs reserved on shared nodes that their holders have not taken yet count as taken. Yields
+    the mask of the nodes that are wholly reserved."""
+    capacity = trial.state.capacity
+    mask, taken = 0, []
+    for row in rows:
+        mask |= row.nodes
+        for name, count in row.parts:
+            node = capacity.by_id[name]
+            idle = min(count - ceil(_of_holder(trial, row.reservation, name) / MILLI), node.free_whole)
+            if idle > 0:
+                taken.append((name, Resources(idle * MILLI)))
+                capacity.change(*taken[-1], -1, 1)
+    try:
+        yield mask
+    finally:
+        for name, amount in reversed(taken):
+            capacity.change(name, amount, -1, -1)
+
+
+def _of_holder(trial: Trial, reservation: Reservation, node: str) -> int:
+    """Thousandths of GPUs that the holder of a reservation holds on a node."""
+    total = 0
+    for name in dict.fromkeys((*trial.state.holding, *trial.placements)):
+        gang = trial.state.gangs[name]
+        if is_holder(reservation, gang.spec):
+            total += sum(amount_of(gang.spec, each).gpus_milli for each in trial.held(gang) if each.node == node)
+    return total

@@ -1,0 +1,75 @@
+"""By rank: who is picked is counted on every flavor that would do, fits on devices too, and nobody leaves in vain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ledger import Given, cluster
+
+from llmsched.core import decisions, facts
+from llmsched.core.configuration import PreemptionRules
+from llmsched.core.invariants import violations
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.registry import load
+
+BY_RANK = PreemptionRules("by_rank")
+
+
+def ranked(text: str, **knobs: Any) -> Given:
+    given = cluster(text).policies(ordering="priority", elasticity="even")
+    return given.scheduling(preemption=BY_RANK, order="best_effort", quantum_s=60.0, **knobs)
+
+
+def work(name: str, gpus_milli: int, *flavors: str | None, size: int = 1, **more: Any) -> Workload:
+    group = Group("workers", 1, tuple(Option(flavor, Resources(gpus_milli)) for flavor in flavors or (None,)))
+    return Workload(name, name, "train", (group,), min_size=size, max_size=size, **more)
+
+
+def submitted(given: Given, *workloads: Workload) -> list[Any]:
+    """The decisions of passes over two quanta, all of which are carried out."""
+    policies, decided = load(given.names), list[Any]()
+    for workload in workloads:
+        given.now += 1.0
+        given.state.apply(facts.Submitted(given.now, workload))
+    for _ in range(6):
+        given.now += 30.0
+        plan = turn(given.state, [facts.Tick(given.now)], policies)
+        decided += plan.decisions
+        for each in plan.decisions:
+            if isinstance(each, decisions.Launch):
+                given.state.apply(facts.Bound(given.now, each.gang, each.attempt))
+            elif isinstance(each, decisions.Preempt):
+                given.state.apply(facts.Released(given.now, each.gang, each.attempt))
+        assert violations(given.state) == []
+    return decided
+
+
+def test_the_better_one_gets_the_flavor_that_is_its_second_choice() -> None:
+    given = ranked("1 node x 1 A, 1 node x 1 B").running("runs", 1, flavor="A", priority=90)
+    submitted(given, work("low", 1000, "B", priority=10), work("high", 1000, "A", "B", priority=50))
+    assert given.phase("high") == "running" and given.phase("low") == "waiting"
+
+
+def test_shares_of_a_device_are_never_more_than_the_device() -> None:
+    given = ranked("1 node x 4")
+    submitted(given, work("thirds", 750, size=2, priority=20), work("halves", 500, size=3, priority=10))
+    submitted(given, work("more", 500, size=2, priority=50), work("whole", 2000, priority=60))
+    assert violations(given.state) == []
+
+
+def test_nobody_leaves_for_whole_gpus_that_shares_of_devices_leave_no_room_for() -> None:
+    given = ranked("1 node x 4")
+    submitted(given, work("a", 500, priority=90), work("b", 500, size=2, priority=10, preemptible=False))
+    submitted(given, work("low", 1000, size=2, priority=20))
+    decided = submitted(given, work("high", 1000, size=4, priority=80))
+    assert not [each for each in decided if isinstance(each, (decisions.Preempt, decisions.Withdraw))]
+
+
+def test_an_elastic_gang_is_not_stopped_for_one_that_could_not_grow_there() -> None:
+    given = ranked("1 node x 2 A, 1 node x 2 B")
+    given.running("b", 2, elastic=(2, 2), flavor="B", priority=10)
+    given.running("a", 2, elastic=(1, 4), flavor="A", priority=90).after(120.0)
+    decided = submitted(given)
+    assert not [each for each in decided if isinstance(each, decisions.Preempt)]

@@ -1,0 +1,78 @@
+"""A pass asks about what has changed, however many wait. Counted in keys of the ordering policy, not in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ledger import Given, cluster
+
+from llmsched.core import facts
+from llmsched.core.policy import View
+from llmsched.core.records import GangState
+from llmsched.core.scheduler import turn
+from llmsched.policies.registry import load
+
+WAITING = 200
+
+
+class Counted:
+    """An ordering whose keys move with the clock, and how often it was asked for one."""
+
+    static = False
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+        self.asked += 1
+        return (-gang.spec.priority, view.age_s(gang))
+
+
+def full(given: Given) -> tuple[Given, Counted, Any]:
+    """Everything is taken, and many wait for one GPU or for two."""
+    ordering = Counted()
+    policies = replace(load(given.names), ordering=ordering)
+    for number in range(4):
+        given.running(f"r{number}", 1)
+    for number in range(WAITING):
+        given.pending(f"w{number}", 1 + number % 2)
+    turn(given.state, [facts.Tick(given.now)], policies)
+    ordering.asked = 0
+    return given, ordering, policies
+
+
+@pytest.mark.parametrize("knobs", [{}, {"order": "best_effort"}, {"hold_after_s": 0.0}])
+def test_a_submission_to_a_full_cluster_asks_nobody_who_was_refused(knobs: dict[str, Any]) -> None:
+    given, ordering, policies = full(cluster("1 node x 4").scheduling(**knobs))
+    given.pending("like", 1).pending("other", 3)
+    plan = turn(given.state, [], policies)
+    assert ordering.asked <= 2 and not plan.decisions
+    assert given.state.gangs["like/0"].reason is not None and given.state.gangs["other/0"].reason is not None
+
+
+def test_nor_does_it_where_a_higher_priority_evicts_a_lower_one() -> None:
+    given, ordering, policies = full(cluster("1 node x 4").rules(within_queue="lower_priority"))
+    given.pending("like", 1)
+    assert not turn(given.state, [], policies).decisions
+    assert ordering.asked <= 1
+
+
+def test_while_a_place_is_held_for_one_the_others_are_looked_at_up_to_a_bound() -> None:
+    given, ordering, policies = full(cluster("1 node x 4"))
+    given.after(1800.0)
+    given.after(0.0, facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    turn(given.state, [], policies)
+    ordering.asked = 0
+    given.pending("like", 1)
+    turn(given.state, [], policies)
+    assert ordering.asked <= WAITING
+
+
+def test_when_one_gpu_becomes_free_those_that_need_more_are_not_ordered() -> None:
+    given, ordering, policies = full(cluster("1 node x 4"))
+    given.after(1.0, facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    assert len(turn(given.state, [], policies).decisions) == 1
+    assert ordering.asked == WAITING // 2
+    assert given.decide().why("w1") == "needs 1 x 2 GPU; 0 fit now on 1 node"

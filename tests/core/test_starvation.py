@@ -1,0 +1,134 @@
+"""Nobody starves: who has waited for `hold_after_s` starts once those that hold its places then have ended."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import pytest
+from ledger import Given, Launch, cluster
+
+from llmsched.core import decisions, facts
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State
+from llmsched.core.workload import Group, Option, Resources, Workload
+from llmsched.policies.registry import load
+
+HOLD_S = 1800.0
+LASTS_S = 75.0
+EVERY_S = 9.0
+
+
+def work(name: str, gpus: int, **more: Any) -> Workload:
+    group = Group("workers", 1, (Option(None, Resources(1000)),))
+    return Workload(name, name, "task", (group,), min_size=gpus, max_size=gpus, **more)
+
+
+def start_of(given: Given, waits: Workload, stream: dict[str, Any], until: float = 6000.0) -> float | None:
+    """When a gang that comes at 500 s starts while singles arrive without a pause, if it does before the stream ends.
+    Work does what it says at once, and takes LASTS_S."""
+    state: State = given.state
+    policies = load(given.names)
+    events: list[tuple[float, int, Any]] = [(500.0, -1, facts.Submitted(500.0, waits))]
+    for number in range(int(until / EVERY_S)):
+        at = number * EVERY_S
+        events.append((at, number, facts.Submitted(at, work(f"s{number}", 1, **stream))))
+    heapq.heapify(events)
+    serial = len(events)
+    while events:
+        at, _, fact = heapq.heappop(events)
+        if at > until:
+            return None
+        plan = turn(state, [facts.Tick(at), *([fact] if fact else [])], policies)
+        for each in plan.decisions:
+            if isinstance(each, decisions.Launch):
+                if each.gang == f"{waits.id}/0":
+                    return at
+                serial += 2
+                heapq.heappush(events, (at, serial, facts.Bound(at, each.gang, each.attempt)))
+                ended = facts.Finished(at + LASTS_S, each.gang, each.attempt, "succeeded")
+                heapq.heappush(events, (at + LASTS_S, serial + 1, ended))
+        if plan.wake_at is not None:
+            serial += 1
+            heapq.heappush(events, (plan.wake_at, serial, None))
+    return None
+
+
+@pytest.mark.parametrize("ordering", ["finish_time_fair", "priority", "shortest_remaining", "fair_share"])
+@pytest.mark.parametrize("told", [{}, {"estimated_runtime_s": LASTS_S}, {"max_runtime_s": 3600.0}])
+def test_a_large_gang_starts_within_the_bound_while_single_gpus_stream_by(ordering: str, told: dict[str, Any]) -> None:
+    given = cluster("1 node x 8").policies(ordering=ordering)
+    started = start_of(given, work("large", 8), told)
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+@pytest.mark.parametrize("nodes", ["3 nodes x 8", "1 node x 8 A, 2 nodes x 4 B"])
+def test_it_does_so_where_places_are_on_several_nodes(nodes: str) -> None:
+    whole = Group("workers", 1, (Option(None, Resources(8000)),))
+    given = cluster(nodes).policies(ordering="priority")
+    started = start_of(given, Workload("large", "large", "task", (whole,)), {})
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+@pytest.mark.parametrize("backfill", ["easy", "conservative"])
+def test_backfill_without_run_times_plans_for_the_head_at_once(backfill: str) -> None:
+    given = cluster("1 node x 8").scheduling(backfill=backfill, order="strict_fifo").policies(ordering="fifo")
+    started = start_of(given, work("large", 8), {})
+    assert started is not None and started <= 500.0 + 2 * LASTS_S
+
+
+def test_it_may_be_switched_off() -> None:
+    assert start_of(cluster("1 node x 8").scheduling(hold_after_s=0.0), work("large", 8), {}, 4000.0) is None
+
+
+def test_a_higher_priority_is_kept_out_by_no_hold() -> None:
+    given = cluster("1 node x 8").policies(ordering="priority")
+    for number in range(8):
+        given.running(f"s{number}", 1)
+    given.pending("large", 8, priority=50).after(HOLD_S)
+    given.after(0.0, facts.Finished(given.now, "s0/0", 1, "succeeded"))
+    given.pending("equal", 1, priority=50)
+    assert given.turn().decisions == []
+    assert given.decide().why("equal") == "would delay large, which is planned to start first"
+    given.pending("high", 1, priority=51)
+    assert given.turn().decisions == [Launch("high", 1)]
+
+
+def test_who_borrows_holds_nothing_against_an_owner() -> None:
+    given = cluster("1 node x 8").queue("a", gpus=2).queue("b", gpus=6).policies(ordering="priority")
+    given.scheduling(order="best_effort")
+    for number in range(7):
+        given.running(f"s{number}", 1, queue="a" if number < 2 else "b")
+    given.pending("large", 3, queue="a").after(HOLD_S)
+    given.pending("owned", 1, queue="b")
+    assert given.turn().decisions == [Launch("owned", 1)]
+
+
+def test_who_waits_for_quota_is_held_for_in_its_own_queue_alone() -> None:
+    given = cluster("1 node x 8").queue("a", gpus=4, borrow=0).queue("b", gpus=4, borrow=0)
+    given.policies(ordering="priority")
+    for number in range(3):
+        given.running(f"s{number}", 1, queue="a")
+    given.pending("large", 4, queue="a").after(HOLD_S)
+    given.pending("mine", 1, queue="a").pending("theirs", 1, queue="b")
+    assert given.turn().decisions == [Launch("theirs", 1)]
+    assert given.decide().why("mine") == "would delay large, which is planned to start first"
+
+
+def test_places_under_work_that_never_ends_are_not_held() -> None:
+    given = cluster("2 nodes x 8").policies(ordering="priority")
+    given.running("endless", 1, kind="serve").running("old", 8).pending("large", 8).after(HOLD_S)
+    given.pending("small", 1)
+    assert given.turn().decisions == [Launch("small", 1)], "beside what serves there is room that large never gets"
+
+
+def test_nothing_is_held_for_what_can_never_start() -> None:
+    given = cluster("1 node x 8").policies(ordering="priority").running("runs", 1)
+    given.pending("vast", 64).after(HOLD_S)
+    given.pending("small", 1)
+    assert given.turn().decisions == [Launch("small", 1)]
+
+
+def test_a_bound_that_rests_on_a_presumed_end_is_told_nobody_as_a_time() -> None:
+    given = cluster("1 node x 2").running("runs", 2).pending("waits", 2).after(HOLD_S)
+    assert given.turn().plan.reasons["waits/0"].eta is None
