@@ -1,0 +1,26 @@
+"""Three hundred random worlds keep every promise of worlds.py, which also plays thousands by one command."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import worlds
+
+WORLDS = int(os.environ.get("WORLDS", "300"))
+AT_ONCE = 25
+
+
+@pytest.mark.parametrize("first", range(0, WORLDS, AT_ONCE))
+def test_no_promise_is_broken(first: int) -> None:
+    for seed in range(first, first + AT_ONCE):
+        try:
+            worlds.play(seed)
+        except Exception as error:
+            raise AssertionError(f"world {seed} (python tests/core/worlds.py --show {seed})") from error
+
+
+def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "violations", lambda state: ["I1 planted"] if state.holding else [])
+    with pytest.raises(worlds.BrokenPromise, match="I1 planted"):
+        worlds.play(0)

@@ -1,0 +1,490 @@
+"""Random worlds: a cluster, its queues and an hour of work, users and accidents, made from one number each.
+
+    python tests/core/worlds.py 10000 [--first 0] [--show 17]
+
+plays that many and prints how long it took. After every pass these promises are checked:
+
+    ledgers    the invariants of llmsched.core.invariants hold
+    purity     deciding leaves the state as it was, and the journal folded again decides the same
+    priority   nobody starts before somebody of its queue who asks for the same, and has the better right
+    reasons    whoever waits knows why
+    loops      once nothing happens from outside any more, nobody is evicted again and again
+    vain       nobody was evicted for somebody who then did not get the place
+    progress   who would start on the empty cluster has started once the others have ended; nothing hangs
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from llmsched.core import decisions, facts  # noqa: E402
+from llmsched.core.configuration import (  # noqa: E402
+    Cohort,
+    Configuration,
+    PolicyNames,
+    PreemptionRules,
+    Queue,
+    Quota,
+    Reservation,
+    Scheduling,
+)
+from llmsched.core.invariants import violations  # noqa: E402
+from llmsched.core.lifecycle import Status  # noqa: E402
+from llmsched.core.nodes import Node  # noqa: E402
+from llmsched.core.plan import Plan  # noqa: E402
+from llmsched.core.records import GangState, allowed_sizes, size_of, speed  # noqa: E402
+from llmsched.core.resources import MILLI, Resources  # noqa: E402
+from llmsched.core.scheduler import decide  # noqa: E402
+from llmsched.core.state import State  # noqa: E402
+from llmsched.core.workload import Group, Option, Retry, Topology, Workload  # noqa: E402
+from llmsched.policies.registry import load  # noqa: E402
+
+EVICTIONS = 8  # of one gang after the last event from outside
+EVICTIONS_BY_RANK = 60  # rotation is what was asked for, at most once a quantum
+CALM_S = 100.0  # after the last event from outside every node is back
+PASSES = 4000  # with a decision, in one world
+LATEST_S = 400_000.0
+
+
+class BrokenPromise(AssertionError):
+    """Which promise, and how."""
+
+
+@dataclass
+class World:
+    """What is there at first, and what happens from outside, in order of time: (seconds, what, arguments)."""
+
+    seed: int
+    nodes: list[Node]
+    configuration: Configuration
+    events: list[tuple[float, str, tuple[Any, ...]]] = field(default_factory=list)
+    takes: dict[str, float] = field(default_factory=dict)  # seconds of each workload at its smallest size
+
+
+class Maker:
+    """Makes a world from a number."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.flavors = self.pick([None], [None], ["A"], ["A", "B"])
+
+    def pick(self, *choices: Any) -> Any:
+        return self.random.choice(choices)
+
+    def often(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def world(self) -> World:
+        self.nodes = [self.node(number) for number in range(self.random.randint(1, 4))]
+        self.gpus = [node.total.gpus_milli // MILLI for node in self.nodes]
+        self.queues = [f"q{number}" for number in range(self.pick(1, 2, 2, 3))]
+        made = World(self.seed, self.nodes, self.configuration(1))
+        names: list[str] = []
+        now = 0.0
+        for number in range(self.random.randint(4, 30)):
+            now += self.pick(0.0, 0.0, 0.5, 5.0, 30.0, 120.0)
+            what = self.pick(*["submit"] * 13, "cancel", "cancel", "scale", "lost", "join", "join", "drain", "foreign",
+                             "configure", "estimate", "replace")  # fmt: skip
+            node, name = self.pick(*self.nodes), self.pick(*names) if names else ""
+            if what == "submit" or not names:
+                name = f"w{number}"
+                names.append(name)
+                made.takes[name] = self.pick(5.0, 30.0, 200.0, 1000.0, 5000.0)
+                made.events.append((now, "submit", (self.workload(name, made.takes[name]),)))
+            elif what == "replace":
+                made.events.append((now, what, (self.workload(name, made.takes[name]),)))
+            elif what == "configure":
+                made.events.append((now, what, (self.configuration(number + 2),)))
+            elif what in ("cancel", "estimate", "scale"):
+                number = {"cancel": 0, "estimate": self.pick(10, 100, 1000), "scale": self.random.randint(1, 4)}[what]
+                made.events.append((now, what, (name, number)))
+            else:
+                made.events.append((now, what, (node, self.pick(0, 1))))
+        return made
+
+    def node(self, number: int) -> Node:
+        labels = (("rack", f"r{number % 2}"), ("zone", f"z{number % 3 // 2}"))
+        total = Resources(self.pick(1, 2, 4, 4, 8) * MILLI, self.pick(64_000, 64_000, 8_000), 1 << 40)
+        return Node(f"n{number}", total, self.pick(*self.flavors), labels)
+
+    def configuration(self, version: int) -> Configuration:
+        style = self.pick("none", "*", "flavor")
+        rows: list[str] = {"none": [], "*": ["*"], "flavor": [f or "*" for f in self.flavors]}[style]
+        cohorts: list[Cohort] = []
+        for depth in range(self.pick(0, 0, 1, 2, 3)):
+            own = self.quotas(rows, 3) if self.often(0.4) else ()
+            cohorts.append(Cohort(f"c{depth}", f"c{depth - 1}" if depth else None, own))
+        queues = []
+        for name in self.queues:
+            cohort = self.pick(*cohorts).name if cohorts and self.often(0.7) else None
+            quotas = self.quotas(rows, max(1, sum(self.gpus) // len(self.queues)))
+            evictable = self.pick(*["yes"] * 8, "prefer_not", "no")
+            queues.append(Queue(name, cohort, quotas, weight=self.pick(0.5, 1.0, 1.0, 2.0), evictable=evictable))
+        within = self.pick("never", "lower_priority", "lower_priority", "lower_or_newer_equal_priority", "by_rank")
+        across = self.pick("never", "lower_priority", "equal_or_lower_priority", "any", "any")
+        rules = PreemptionRules(
+            within, across, self.pick("never", "never", "lower_priority"), self.pick(None, None, 40)
+        )
+        scheduling = Scheduling(
+            order=self.pick("priority", "priority", "strict_fifo", "best_effort"),
+            fifo_scope=self.pick("per_queue", "per_flavor"),
+            backfill=self.pick("off", "off", "easy", "conservative"),
+            hold_after_s=self.pick(1800.0, 60.0),
+            quantum_s=self.pick(30.0, 120.0) if within == "by_rank" else self.pick(0.0, 0.0, 60.0),
+            preemption=rules,
+            preemption_delay_s=self.pick(0.0, 0.0, 0.0, 30.0),
+            reclaim_min_runtime_s=self.pick(0.0, 0.0, 0.0, 60.0),
+            stale_gang_grace_s=self.pick(0.0, 0.0, 30.0),
+            fair_share=self.pick(
+                None, None, None, "weighted_drf_over_borrowed", "drf_total", "guarantee_then_weight"
+            ),
+            preempt_to_fair_share=self.often(0.3),
+            fair_preempt_rule=self.pick(
+                None, None, "preemptor_final_le_victim_final", "preemptor_final_lt_victim_initial"
+            ),
+            protected_fraction=self.pick(0.0, 0.0, 0.5),
+            usage_half_life_s=self.pick(0.0, 0.0, 600.0),
+            usage_k=self.pick(0.0, 1.0),
+            usage_window_s=3600.0,
+            elastic=self.often(0.7),
+            consolidation=self.often(0.3),
+        )  # fmt: skip
+        policies = PolicyNames(
+            ordering=self.pick("priority", "priority", "fifo", "fair_share", "finish_time_fair", "least_attained",
+                               "shortest_remaining"),
+            placement=self.pick("pack", "pack", "spread", "least_fragmentation", "topology"),
+            preemption=self.pick("cheapest", "newest_first"),
+            elasticity=self.pick("goodput", "even", "marginal_throughput"),
+        )  # fmt: skip
+        reservations: tuple[Reservation, ...] = ()
+        if self.often(0.12):
+            amount = self.random.randint(1, sum(self.gpus)) * MILLI
+            opens, lasts = self.pick(100.0, 500.0, 2000.0), self.pick(100.0, 1000.0)
+            reservations = (
+                Reservation("booked", opens, lasts, queue=self.pick(*self.queues), gpus_milli=amount),
+            )  # fmt: skip
+        return Configuration(
+            version, tuple(queues), tuple(cohorts), reservations, scheduling=scheduling, policies=policies
+        )
+
+    def quotas(self, rows: list[str], most: int) -> tuple[tuple[str, Quota], ...]:
+        limits = [None, None, None, 0, 1000, 2000, 4000]
+        return tuple(
+            (row, Quota(self.random.randint(0, most) * MILLI, self.pick(*limits), self.pick(*limits))) for row in rows
+        )
+
+    def workload(self, name: str, takes: float) -> Workload:
+        shape = self.pick("one", "one", "gang", "elastic", "fraction", "two", "big")
+        gpus, low, high = self.random.randint(1, max(self.gpus)) * MILLI, 1, 1
+        if shape == "gang":
+            gpus, low = self.pick(1, 1, 2) * MILLI, self.random.randint(2, 4)
+        elif shape == "big":
+            gpus, low = MILLI, self.random.randint(1, sum(self.gpus))
+        elif shape == "elastic":
+            gpus, low = self.pick(1, 1, 2) * MILLI, self.random.randint(1, 2)
+            high = low + self.random.randint(1, 4)
+        elif shape == "fraction":
+            gpus, low = self.pick(250, 500, 500, 750), self.pick(1, 1, 2, 3)
+        elif shape == "two":
+            gpus, low = MILLI, self.random.randint(1, 3)
+        flavors = (
+            self.flavors if self.flavors == [None] else self.pick([self.flavors[0]], self.flavors, self.flavors[::-1])
+        )
+        cpus = self.pick(0, 0, 0, 0, 1000, 4000)
+        groups = [Group("workers", 1, tuple(Option(flavor, Resources(gpus, cpus)) for flavor in flavors))]
+        if shape == "two":
+            amount = Resources(self.pick(0, 1, 2) * MILLI, self.pick(0, 4000))
+            groups.append(
+                Group("beside", self.random.randint(1, 2), tuple(Option(flavor, amount) for flavor in flavors))
+            )
+        near = self.pick(("rack", None), (None, "rack"), ("zone", "rack"), ("node", None)) if self.often(0.2) else ()
+        return Workload(
+            name, name, "train", tuple(groups), queue=self.pick(*self.queues), priority=self.pick(10, 50, 50, 90),
+            min_size=low, max_size=max(low, high), topology=Topology(*near), preemptible=not self.often(0.15),
+            grace_s=self.pick(0.0, 10.0, 120.0), min_runtime_s=100.0 if self.often(0.1) else 0.0,
+            max_runtime_s=takes * self.pick(1.1, 2.0, 10.0) + 60.0 if self.often(0.3) else None,
+            estimated_runtime_s=takes * self.pick(0.5, 1.0, 2.0) if self.often(0.3) else None,
+            retry=Retry(max_restarts=1000, backoff_s=1.0),
+        )  # fmt: skip
+
+
+class Play:
+    """One world from its first pass to the last: an executor that does what it is told, each thing a little later."""
+
+    def __init__(self, world: World, told: bool = False) -> None:
+        self.world, self.told = world, told
+        self.state, self.journal = State(), list[Any]()
+        self.agenda: list[tuple[float, int, Any]] = []
+        self.now, self.passes, self.is_calm = 0.0, 0, False
+        self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
+        self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
+        self.evicted: Counter[str] = Counter()
+        self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
+        self.configure(world.configuration)
+
+    def configure(self, configuration: Configuration) -> None:
+        self.configuration, self.policies = configuration, load(configuration.policies)
+
+    def later(self, at: float, what: Any) -> int:
+        self.serial = getattr(self, "serial", 0) + 1
+        heapq.heappush(self.agenda, (at, self.serial, what))
+        return self.serial
+
+    def run(self) -> None:
+        joined = [facts.NodeJoined(0.0, node) for node in self.world.nodes]
+        self.one_pass([facts.Configured(0.0, self.configuration), *joined])
+        for at, what, arguments in self.world.events:
+            self.later(at, (what, arguments))
+        self.later(max(at for at, _, _ in self.world.events) + CALM_S, ("calm", ()))
+        quiet = 0
+        while self.agenda and self.agenda[0][0] <= LATEST_S and quiet < 60:
+            self.now = self.agenda[0][0]
+            said: list[Any] = []
+            while self.agenda and self.agenda[0][0] <= self.now:
+                _, serial, what = heapq.heappop(self.agenda)
+                said += self.happens(serial, what)
+            self.one_pass(said or [facts.Tick(self.now)])
+            rests = self.is_calm and not self.state.holding and all(what is None for _, _, what in self.agenda)
+            quiet = quiet + 1 if rests else 0
+        self.at_the_end()
+
+    # What happens.
+
+    def happens(self, serial: int, what: Any) -> Iterator[Any]:
+        if isinstance(what, tuple):
+            yield from getattr(self, "_" + what[0])(*what[1])
+        elif what is not None:
+            gang = self.state.gangs[what.gang]
+            if gang.attempt != what.attempt:
+                return
+            if isinstance(what, facts.Finished) and self.since.get(gang.id, (0, 0, 0))[2] != serial:
+                return  # it has changed size, or was stopped, since that was foreseen
+            if isinstance(what, (facts.Bound, facts.Resized)):
+                self.works(gang)
+            yield replace(what, at=self.now)
+
+    def _submit(self, workload: Workload) -> Iterator[Any]:
+        yield facts.Submitted(self.now, workload)
+
+    def _replace(self, workload: Workload) -> Iterator[Any]:
+        if workload.id in self.state.workloads:
+            yield facts.Submitted(self.now, workload, replaces=True)
+
+    def _configure(self, configuration: Configuration) -> Iterator[Any]:
+        self.configure(configuration)
+        yield facts.Configured(self.now, configuration)
+
+    def _cancel(self, name: str, _: int) -> Iterator[Any]:
+        yield facts.Cancelled(self.now, name, "ann")
+
+    def _estimate(self, name: str, seconds: float) -> Iterator[Any]:
+        yield facts.Estimated(self.now, f"{name}/0", float(seconds))
+
+    def _scale(self, name: str, size: int) -> Iterator[Any]:
+        record = self.state.workloads.get(name)
+        if record is not None and not record.outcome and size in allowed_sizes(record.workload):
+            yield facts.Scaled(self.now, name, size)
+
+    def _lost(self, node: Node, _: int) -> Iterator[Any]:
+        for gang in [self.state.gangs[name] for name in self.state.holding]:
+            if any(placed.node == node.id for placed in gang.held):
+                self.stops(gang)
+        yield facts.NodeLost(self.now, node.id)
+
+    def _join(self, node: Node, _: int) -> Iterator[Any]:
+        yield facts.NodeJoined(self.now, node)
+
+    def _drain(self, node: Node, _: int) -> Iterator[Any]:
+        yield facts.NodeDraining(self.now, node.id, self.now + 50.0)
+
+    def _foreign(self, node: Node, gpus: int) -> Iterator[Any]:
+        yield facts.ForeignUse(self.now, node.id, Resources(gpus * MILLI))
+
+    def _calm(self) -> Iterator[Any]:
+        self.is_calm = True
+        for node in self.world.nodes:
+            yield facts.NodeJoined(self.now, node)
+            yield facts.ForeignUse(self.now, node.id, Resources())
+
+    def works(self, gang: GangState) -> None:
+        self.stops(gang)
+        rate = speed(gang.spec, size_of(gang.spec, gang.placement or ()) or gang.spec.min_size)
+        ended = facts.Finished(0.0, gang.id, gang.attempt, "succeeded")
+        serial = self.later(self.now + self.left[gang.id] / rate, ended)
+        self.since[gang.id] = (self.now, rate, serial)
+
+    def stops(self, gang: GangState) -> None:
+        began, rate, _ = self.since.pop(gang.id, (self.now, 0.0, 0))
+        self.left[gang.id] = max(0.5, self.left[gang.id] - (self.now - began) * rate)
+
+    # One pass.
+
+    def apply(self, entry: Any) -> None:
+        self.state.apply(entry)
+        self.journal.append(entry)
+        if self.told and not isinstance(entry, facts.Configured):
+            print(f"{self.now:9.1f}", entry)
+
+    def one_pass(self, said: list[Any]) -> None:
+        for fact in said:
+            self.apply(fact)
+        if self.state.now < self.now:
+            self.apply(facts.Tick(self.now))
+        self.hold_the_ledgers(said)
+        plan = self.decided()
+        self.hold_the_priorities(plan)
+        for decision in plan.decisions:
+            self.apply(decision)
+            self.carries_out(decision)
+        self.hold_the_ledgers(plan.decisions)
+        for gang in self.state.gangs.values():
+            if gang.status is Status.QUEUED and gang.nomination is None and gang.id not in plan.reasons:
+                raise BrokenPromise(f"reasons: {gang.id} waits at {self.now} and does not know why")
+        self.passes += bool(plan.decisions)
+        if self.passes > PASSES:
+            raise BrokenPromise(f"progress: {self.passes} passes with a decision, and no end at {self.now}")
+        if any(isinstance(decision, (decisions.Scale, decisions.RunAgain)) for decision in plan.decisions):
+            self.later(self.now, None)
+        if plan.wake_at is not None:
+            self.later(max(plan.wake_at, self.now), None)
+
+    def decided(self) -> Plan:
+        before = self.state.digest()
+        plan = decide(self.state, self.policies)
+        if self.state.digest() != before:
+            raise BrokenPromise(f"purity: deciding changed the state at {self.now}")
+        again = State()
+        for entry in self.journal:
+            again.apply(entry)
+        if again.digest() != before:
+            raise BrokenPromise(f"purity: the journal folded again is another state at {self.now}")
+        fresh = decide(again, load(self.configuration.policies)).decisions
+        if fresh != plan.decisions:
+            raise BrokenPromise(f"purity: at {self.now} decided\n{plan.decisions}\nand folded again\n{fresh}")
+        return plan
+
+    def carries_out(self, decision: Any) -> None:
+        chance = random.Random(f"{self.world.seed} {type(decision).__name__} {self.serial} {self.now}")
+        soon = self.now + chance.choice([0.5, 1.0, 3.0, 20.0])
+        if isinstance(decision, decisions.Launch):
+            self.owed.pop(decision.gang, None)
+            if not self.is_calm and chance.random() < 0.03:
+                self.later(soon, facts.LaunchFailed(0.0, decision.gang, decision.attempt, "no-capacity", ""))
+            else:
+                self.later(soon, facts.Bound(0.0, decision.gang, decision.attempt))
+        elif isinstance(decision, decisions.Resize):
+            size = size_of(self.state.gangs[decision.gang].spec, decision.placement)
+            self.later(soon, facts.Resized(0.0, decision.gang, decision.attempt, size))
+        elif isinstance(decision, (decisions.Preempt, decisions.Stop)):
+            self.stops(self.state.gangs[decision.gang])
+            self.later(min(soon, self.now + decision.grace_s), facts.Released(0.0, decision.gang, decision.attempt))
+            if isinstance(decision, decisions.Preempt) and self.is_calm:
+                self.hold_the_loops(decision)
+        elif isinstance(decision, decisions.Withdraw) and decision.gang in self.owed:
+            raise BrokenPromise(f"vain: at {self.now} {decision}, for which {self.owed[decision.gang]} was evicted")
+
+    # What must hold.
+
+    def hold_the_ledgers(self, after: list[Any]) -> None:
+        broken = violations(self.state)
+        if broken:
+            names = [type(entry).__name__ for entry in after]
+            raise BrokenPromise(f"ledgers: at {self.now} after {names}: {broken}")
+
+    def hold_the_loops(self, decision: decisions.Preempt) -> None:
+        by_rank = self.configuration.scheduling.preemption.within_queue == "by_rank"
+        self.evicted[decision.gang] += 1
+        if self.evicted[decision.gang] > (EVICTIONS_BY_RANK if by_rank else EVICTIONS):
+            raise BrokenPromise(f"loops: {decision.gang} was evicted {self.evicted[decision.gang]} times: {decision}")
+        if decision.beneficiary and self.now > 2 * CALM_S + self.world.events[-1][0]:
+            self.owed[decision.beneficiary] = decision.gang
+
+    def hold_the_priorities(self, plan: Plan) -> None:
+        scheduling = self.configuration.scheduling
+        if scheduling.backfill != "off" or self.configuration.policies.ordering != "priority":
+            return
+        if scheduling.order == "best_effort" or self.configuration.reservations or scheduling.hold_after_s < 1000.0:
+            return
+        chosen = {d.gang for d in plan.decisions if isinstance(d, (decisions.Launch, decisions.Nominate))}
+        waiting = [self.state.gangs[n] for s in self.state.waiting.live.values() for _, n in s.entries]
+        for decision in plan.decisions:
+            gang = self.state.gangs.get(getattr(decision, "gang", ""))
+            if not isinstance(decision, decisions.Launch) or gang is None or gang.nomination is not None:
+                continue
+            for other in waiting:
+                if other.id in chosen or other.nomination is not None or not _has_the_better_right(other, gang):
+                    continue
+                if _asks_for_no_more(other.spec, gang.spec):
+                    raise BrokenPromise(f"priority: at {self.now} {gang.id} starts, {other.id} waits: {other.reason}")
+
+    def at_the_end(self) -> None:
+        state = self.state
+        if state.nominated or state.holding:
+            raise BrokenPromise(f"progress: at {self.now} {[*state.nominated]} are promised, {[*state.holding]} hold")
+        waiting = [gang for gang in state.gangs.values() if gang.status is Status.QUEUED]
+        for gang in waiting:
+            alone = State()
+            alone.apply(facts.Configured(self.now, self.configuration))
+            for node in self.world.nodes:
+                alone.apply(facts.NodeJoined(self.now, node))
+            alone.apply(facts.Submitted(self.now, gang.spec))
+            starts = any(isinstance(d, decisions.Launch) for d in decide(alone, self.policies).decisions)
+            in_line = self.configuration.scheduling.order == "strict_fifo" and len(waiting) > 1
+            if starts and not in_line:
+                raise BrokenPromise(f"progress: {gang.id} waits for ever, alone it starts: {gang.reason}")
+
+
+def _has_the_better_right(one: GangState, other: GangState) -> bool:
+    mine, theirs = (one.spec.priority, -one.submitted_at), (other.spec.priority, -other.submitted_at)
+    return one.spec.queue == other.spec.queue and mine > theirs
+
+
+def _asks_for_no_more(one: Workload, other: Workload) -> bool:
+    """Whether wherever `other` fits `one` does too."""
+    if len(one.groups) > 1 or len(other.groups) > 1 or one.preemptible < other.preemptible:
+        return False
+    if one.topology not in (Topology(), other.topology) or one.min_size > other.min_size:
+        return False
+    mine, theirs = one.groups[0].options, other.groups[0].options
+    return mine[0].resources == theirs[0].resources and {o.flavor for o in mine} >= {o.flavor for o in theirs}
+
+
+def play(seed: int, told: bool = False) -> None:
+    """Raises BrokenPromise, or whatever the core raises."""
+    Play(Maker(seed).world(), told).run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", type=int, nargs="?", default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--show", type=int, help="play this one and print its journal")
+    given = parser.parse_args()
+    if given.show is not None:
+        play(given.show, told=True)
+        return 0
+    began, broken = time.monotonic(), 0
+    for seed in range(given.first, given.first + given.worlds):
+        try:
+            play(seed)
+        except Exception as error:
+            broken += 1
+            print(f"{seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
+    print(f"{given.worlds} worlds from {given.first} on, {broken} broken, {time.monotonic() - began:.0f} s")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
