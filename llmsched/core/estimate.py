@@ -31,6 +31,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
 
 DECLARED, STEPS, RUNS = "declared", "steps", "runs"
+EVERY = "every"  # seconds, not ratios: what the last runs took, whoever's
 RUNS_KEPT = 32  # of one kind
 KINDS_KEPT = 4096  # kinds of runs; the one unused for longest goes
 RATIOS_KEPT = 128  # of one source
@@ -115,15 +116,14 @@ class History:
     """What the runs that succeeded took."""
 
     def __init__(self) -> None:
-        self.records = {source: Sample(RATIOS_KEPT) for source in (DECLARED, STEPS, RUNS)}
+        self.records = {source: Sample(RATIOS_KEPT) for source in (DECLARED, STEPS, RUNS, EVERY)}
         self.kinds: dict[tuple[object, ...], Sample] = {}
-        self.every = Sample(RATIOS_KEPT)  # what the last runs took, whoever's
 
     def learn(self, spec: Workload, seconds: float, flavor: str | None = None, here_s: float | None = None) -> None:
         """A run took `seconds` of work at min_size on its first option: `here_s` on `flavor`, where it ran."""
         if seconds <= 0.0:
             return
-        self.every.add(seconds)
+        self.records[EVERY].add(seconds)
         for guess in (self._declared(spec), self._by_steps(spec), self._by_runs(spec)):
             if guess is not None and not spec.is_elastic():
                 self.records[guess.source].add(seconds / guess.seconds)
@@ -172,7 +172,8 @@ class History:
     @property
     def longest_s(self) -> float | None:
         """Of the last runs; None while too few have ended to say anything."""
-        return self.every.sorted[-1] if len(self.every) >= ENOUGH else None
+        every = self.records[EVERY]
+        return every.sorted[-1] if len(every) >= ENOUGH else None
 
     def plan(self, spec: Workload) -> Guess | None:
         """What planned starts go by when nothing was declared: any history is better than none."""
@@ -189,7 +190,7 @@ class History:
     def parts(self) -> list[object]:
         """For the digest."""
         kinds = sorted((repr(kind), sample.parts()) for kind, sample in self.kinds.items())
-        return [[record.parts() for record in self.records.values()], self.every.parts(), kinds]
+        return [[record.parts() for record in self.records.values()], kinds]
 
     def _declared(self, spec: Workload) -> Guess | None:
         return Guess(spec.estimated_runtime_s, DECLARED) if spec.estimated_runtime_s else None

@@ -103,7 +103,7 @@ class Admission:
         grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
         if self.decays and self.evicts and state.waiting.count:
             plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
-        plan.by_clock = plan.by_clock or self.decays or bool(self.calendar.promises)
+        plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
@@ -120,7 +120,7 @@ class Admission:
                     shape.reason, shape.examined = Reason(*found), stamp
         for shape in state.waiting.live.values():
             by = line.blocker(shape)
-            if by and shape.entries[0][1] != by:
+            if by and (shape.entries[0][1] != by or shape.reason is None):
                 behind = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
                 if shape.reason is None or shape.reason.code == "order":
                     shape.reason = behind

@@ -39,6 +39,7 @@ class Calendar:
         self.windows = Windows(trial)
         self.promises: list[Promise] = []
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
+        self.keeps_out = False  # somebody is kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
         self._heads: dict[str | None, int] = {}
 
@@ -59,11 +60,13 @@ class Calendar:
         return self.hindered_by(gang, placement) is None
 
     def hindered_by(self, gang: GangState, placement: Placement) -> Promise | None:
-        """The first planned start that it would delay."""
+        """The first planned start that it would delay. Those planned after its own were planned around it."""
         if not self.promises:
             return None
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         for promise in self.promises:
+            if promise.gang is gang:
+                break
             if self._binds(promise, gang) and not self._keeps(promise, gang, placement, ends_at):
                 return promise
         return None
@@ -79,8 +82,6 @@ class Calendar:
     def _binds(self, promise: Promise, gang: GangState) -> bool:
         """Whether `gang` must not delay it. A hold keeps nobody out who has a higher priority, nor, where it borrows,
         who takes what is its own queue's."""
-        if promise.gang is gang:
-            return False
         if not promise.hold:
             return True
         if gang.spec.priority > promise.gang.spec.priority:
@@ -109,6 +110,8 @@ class Calendar:
     def is_hopeless(self, gang: GangState, size: int, lasts: float) -> Promise | None:
         """The planned start that start has less to spare than this gang needs, wherever it goes: nodes need no look."""
         for promise in self.promises:
+            if promise.gang is gang:
+                break
             if (
                 promise.pool
                 and promise.spare_milli < place.need_milli(gang.spec, size, 0)
@@ -121,6 +124,7 @@ class Calendar:
 
     def would_delay(self, promise: Promise) -> Reason:
         """One reason for all whom a planned start keeps out; the same record for the whole pass."""
+        self.keeps_out = True
         name = promise.gang.workload_id
         if name not in self._reasons:
             self._reasons[name] = Reason("order", say("order.would_delay", who=workload(name)))
@@ -131,8 +135,11 @@ class Calendar:
         nodes = self.trial.state.nodes
         mask = 0
         for promise in self.promises:
+            if gang is not None and promise.gang is gang:
+                break
             if gang is not None and (promise.hold != NODES or promise.pool or not self._binds(promise, gang)):
                 continue
+            self.keeps_out = self.keeps_out or gang is not None
             mask |= promise.pool
             for placed in promise.placement:
                 mask |= 1 << nodes[placed.node].slot
