@@ -13,12 +13,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, BinaryIO
 
 from llmsched.executors import wire
+from llmsched.executors.bridge.orders import ONCE, Order, Orders
 from llmsched.executors.port import (
+    AdapterAnswer,
     AdapterOrder,
     CommandOrder,
     Connected,
@@ -29,6 +30,7 @@ from llmsched.executors.port import (
     Observation,
     RouteTable,
     StopOrder,
+    Vanished,
 )
 
 LOOK_AT_NODES_EVERY_S = 1.0
@@ -37,7 +39,6 @@ LOOK_AT_LOAD_EVERY_S = 1.5
 LOOK_AT_ATTEMPTS_EVERY_S = 0.25
 REAP_EVERY_S = 5.0
 GIVE_UP_AFTER_S = 15.0  # without an answer from Ray
-ORDERS_AT_ONCE = 8
 
 
 class Pipe:
@@ -68,9 +69,6 @@ class Pipe:
 class Bridge:
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
-        self._pool = ThreadPoolExecutor(ORDERS_AT_ONCE, thread_name_prefix="order")
-        self._queues: dict[str, list[Callable[[], None]]] = {}
-        self._lock = threading.Lock()
         self._heard_at = time.monotonic()
         self._epoch = 0
 
@@ -139,6 +137,7 @@ class Bridge:
         self._commands = Commands(self._pipe.send)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
+        self._orders = Orders(self._reaper.expect, self._reaper.arrived)
         self._nodes = Nodes(
             self._tell_of_node, lambda: self._attempts.held() | self._replicas.held(), self._containment.look
         )
@@ -168,59 +167,50 @@ class Bridge:
         if isinstance(body, wire.Adopt):
             for live in body.live:
                 self._containment.expect(live.order)
-                adopt = self._replicas.adopt if live.order.kind == "serve" else self._attempts.adopt
-                self._queue(live.order.name, partial(adopt, live.order, live.was_running))
-                if live.was_running:
-                    self._queue(live.order.name, partial(self._commands.end_left_behind, live.order))
+                self._adopt(live.order, live.was_running)
             self._reaper.arm()
             self._containment.arm()
         elif isinstance(body, LaunchOrder):
             self._containment.expect(body)
-            self._queue(body.name, partial(self._launch, op, body))
+            self._launch(op, body)
         elif isinstance(body, StopOrder):
             stop = self._replicas.stop if body.kind == "serve" else self._attempts.stop
-            self._queue(body.name, partial(stop, body))
+            self._orders.put(Order(body.name, partial(stop, body), partial(self._gone, body)))
         elif isinstance(body, AdapterOrder):
-            self._queue(f"llms/{body.gang}/{body.attempt}", partial(self._replicas.load_adapter, body))
+            load = partial(self._replicas.load_adapter, body)
+            self._orders.put(Order(f"llms/{body.gang}/{body.attempt}", load, partial(self._adapter_unanswered, body)))
         elif isinstance(body, CommandOrder):
             self._commands.run(body) if op == "execute" else self._commands.end(body)
-        elif isinstance(body, RouteTable):
-            self._queue("route", partial(self._endpoint.route, body))
-        elif isinstance(body, wire.Capacity):
-            self._queue("capacity", partial(self._provision.request, body.bundles))
+        elif isinstance(body, RouteTable):  # `Endpoint.look` pushes it too, and says what is wrong
+            self._orders.put(Order("route", partial(self._endpoint.route, body), partial(_say, "route")))
+        elif isinstance(body, wire.Capacity):  # `Provision.renew` asks again
+            self._orders.put(
+                Order("capacity", partial(self._provision.request, body.bundles), partial(_say, "capacity"))
+            )
 
     def _launch(self, op: str, order: LaunchOrder) -> None:
         begin = self._attempts.resize if op == "resize" else self._attempts.launch
         begin = self._replicas.launch if order.kind == "serve" else begin
-        try:
-            begin(order)
-        except Exception as error:
-            traceback.print_exc()
-            words = (str(error).strip().splitlines() or ["no message"])[0][:500]
-            self._pipe.send(NotStarted(order.gang, order.attempt, "interruption", f"{type(error).__name__}: {words}"))
+        # Once: it has tried for long enough itself, and the core tries again elsewhere.
+        self._orders.put(Order(order.name, partial(begin, order), partial(self._not_started, order), ONCE))
 
-    def _queue(self, key: str, act: Callable[[], None]) -> None:
-        self._reaper.expect(key)
-        with self._lock:
-            waiting = self._queues.setdefault(key, [])
-            waiting.append(act)
-            if len(waiting) == 1:
-                self._pool.submit(self._work_off, key)
+    def _adopt(self, order: LaunchOrder, was_running: bool) -> None:
+        adopt = self._replicas.adopt if order.kind == "serve" else self._attempts.adopt
+        unanswered = self._gone if was_running else self._not_started
+        self._orders.put(Order(order.name, partial(adopt, order, was_running), partial(unanswered, order)))
+        if was_running:
+            end = partial(self._commands.end_left_behind, order)
+            self._orders.put(Order(order.name, end, partial(_say, f"commands beside {order.name}")))
 
-    def _work_off(self, key: str) -> None:
-        while True:
-            with self._lock:
-                act = self._queues[key][0]
-            try:
-                act()
-            except Exception:  # one order that went wrong must not take the others along
-                traceback.print_exc()
-            with self._lock:
-                self._queues[key].pop(0)
-                if not self._queues[key]:
-                    del self._queues[key]
-                    self._reaper.arrived(key)
-                    return
+    def _not_started(self, order: LaunchOrder, why: str) -> None:
+        self._containment.deliver(NotStarted(order.gang, order.attempt, "interruption", why))
+
+    def _gone(self, order: LaunchOrder | StopOrder, why: str) -> None:
+        """Nobody can say what became of it: what is left of it is ended, then it is told as vanished."""
+        self._containment.deliver(Vanished(order.gang, order.attempt, f"Ray could not be asked: {why}"))
+
+    def _adapter_unanswered(self, order: AdapterOrder, why: str) -> None:
+        self._pipe.send(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, why))
 
     def _every(self, seconds: float, look: Callable[[], None], *, is_pulse: bool = False) -> None:
         def loop() -> None:
@@ -241,6 +231,10 @@ class Bridge:
     def _lose(self, message: str, *, is_insecure: bool = False) -> None:
         self._pipe.send(Disconnected(message, is_insecure))
         os._exit(1)
+
+
+def _say(what: str, why: str) -> None:
+    print(f"{what}: {why}", file=sys.stderr)
 
 
 def main() -> None:

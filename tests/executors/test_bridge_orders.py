@@ -1,0 +1,112 @@
+"""Every order that the bridge takes is answered: done, done at a later try, or told as one that cannot be done."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+
+from llmsched.executors import wire
+from llmsched.executors.bridge.main import Bridge
+from llmsched.executors.bridge.orders import PAUSES_S, Order, Orders
+from llmsched.executors.port import (
+    AdapterAnswer,
+    AdapterOrder,
+    LaunchOrder,
+    NotStarted,
+    StopOrder,
+    Vanished,
+)
+
+LAUNCH = LaunchOrder("a", "a/0", 1, 1, "task", (), {}, "/storage")
+SERVE = LaunchOrder("a", "a/0", 1, 1, "serve", (), {}, "/storage")
+STOP = StopOrder("a/0", 1, 1, "task", "stop", 5.0)
+
+
+def test_an_order_that_raises_is_tried_again_after_pauses_and_those_behind_it_wait_their_turn():
+    done, paused, order_of_things = queue.Queue(), [], []
+    orders = Orders(lambda _: None, done.put, paused.append)
+    tries = iter((OSError("no"), OSError("no"), None))
+
+    def sick():
+        error = next(tries)
+        order_of_things.append("sick")
+        if error:
+            raise error
+
+    orders.put(Order("a", sick, lambda why: order_of_things.append(why)))
+    orders.put(Order("a", lambda: order_of_things.append("next"), lambda why: order_of_things.append(why)))
+    assert done.get(timeout=30) == "a"
+    assert order_of_things == ["sick", "sick", "sick", "next"]
+    assert paused == list(PAUSES_S[:2])
+
+
+def test_what_no_try_can_do_is_told_once_and_takes_nothing_else_along():
+    done, told = queue.Queue(), []
+    orders = Orders(lambda _: None, done.put, lambda _: None)
+
+    def sick():
+        raise RuntimeError("Ray is away\nand more")
+
+    def mute(why):
+        raise BrokenPipeError("nobody hears it")
+
+    orders.put(Order("a", sick, told.append))
+    assert done.get(timeout=30) == "a" and told == ["RuntimeError: Ray is away"]
+    orders.put(Order("b", sick, mute))
+    assert done.get(timeout=30) == "b"
+    ran = threading.Event()
+    orders.put(Order("c", ran.set, told.append))
+    assert ran.wait(30)
+
+
+class Sick:
+    """A part of the bridge that Ray does not answer: whatever it is asked to do raises."""
+
+    def __getattr__(self, name):
+        def fail(*_):
+            raise RuntimeError("Ray is away")
+
+        return fail
+
+
+class Quiet:
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+class Mute:
+    """A pipe that keeps what is sent."""
+
+    def __init__(self):
+        self.sent = queue.Queue()
+        self.send = self.sent.put
+
+
+@pytest.mark.parametrize(
+    ("op", "body", "answer"),
+    [
+        ("launch", LAUNCH, NotStarted),
+        ("launch", SERVE, NotStarted),
+        ("resize", LAUNCH, NotStarted),
+        ("stop", STOP, Vanished),
+        ("adopt", wire.Adopt((wire.Live(LAUNCH, True),)), Vanished),
+        ("adopt", wire.Adopt((wire.Live(SERVE, True),)), Vanished),
+        ("adopt", wire.Adopt((wire.Live(LAUNCH, False),)), NotStarted),
+        ("load_adapter", AdapterOrder("a/0", 1, 1, "x", "s3://x"), AdapterAnswer),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_each_order_about_an_attempt_is_answered_although_ray_is_away(op, body, answer):
+    pipe = Mute()
+    bridge = Bridge(pipe)
+    bridge._containment = Quiet()
+    bridge._containment.deliver = pipe.send
+    bridge._attempts = bridge._replicas = Sick()
+    bridge._commands = bridge._reaper = Quiet()
+    bridge._orders = Orders(lambda _: None, lambda _: None, lambda _: None)
+    bridge._take(op, body)
+    told = pipe.sent.get(timeout=30)
+    assert type(told) is answer and (told.gang, told.attempt) == ("a/0", 1)
+    assert "Ray is away" in told.message
