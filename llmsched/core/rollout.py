@@ -8,7 +8,7 @@ Pure arithmetic over records; lives.py makes replicas and stages/reconcile.py le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from llmsched.core.lifecycle import Status
@@ -73,7 +73,7 @@ def superfluous(record: WorkloadState, live: Sequence[GangState]) -> list[GangSt
 
 
 def leaving(
-    record: WorkloadState, live: Sequence[GangState], gangs: Sequence[GangState]
+    record: WorkloadState, live: Sequence[GangState], gangs: Iterable[GangState]
 ) -> tuple[list[GangState], Message]:
     """Who of the `live`, which are active, is to be drained, and why. `gangs`: all there ever were."""
     wanted = record.wanted_replicas
@@ -102,7 +102,9 @@ def _is_passed_over(record: WorkloadState, gang: GangState) -> bool:
 
 
 def _worst(candidates: Sequence[GangState], number: int) -> list[GangState]:
-    return sorted(candidates, key=lambda gang: (gang.status is Status.RUNNING, -gang.index))[: max(number, 0)]
+    if number <= 0:
+        return []
+    return sorted(candidates, key=lambda gang: (gang.status is Status.RUNNING, -gang.index))[:number]
 
 
 def _is_to_come(gang: GangState, record: WorkloadState) -> bool:

@@ -95,7 +95,7 @@ def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, N
     if record.outcome or record.cancelled:
         return
     live = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
-    going, why = rollout.leaving(record, live, [state.gangs[name] for name in record.gangs])
+    going, why = rollout.leaving(record, live, (state.gangs[name] for name in record.gangs))
     for gang in going:
         if plan.cut():
             return
