@@ -120,8 +120,8 @@ def _arg_to_data(value: Arg) -> Any:
             return {"say": to_data(message)}
         case About(name, message):
             return {"about": [name, to_data(message)]}
-        case Option(flavor, amounts, _):
-            return {"option": [flavor, _amounts(amounts)]}
+        case Option(flavor, amounts, speedup):
+            return {"option": [flavor, _amounts(amounts), *([[list(each) for each in speedup]] if speedup else [])]}
         case Resources() as amounts:
             return {"amounts": _amounts(amounts)}
     return {"all": [_arg_to_data(each) for each in several(value)]} if isinstance(value, tuple) else value
@@ -141,6 +141,8 @@ def _arg_from_data(data: Any) -> Arg:
             return About(name, from_data(message))
         case {"option": [str() | None as flavor, amounts]}:
             return Option(flavor, _resources(amounts))
+        case {"option": [str() | None as flavor, amounts, [*curve]]}:
+            return Option(flavor, _resources(amounts), tuple((int(size), float(rate)) for size, rate in curve))
         case {"amounts": amounts}:
             return _resources(amounts)
         case {"all": [*values]}:
