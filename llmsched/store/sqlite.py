@@ -9,6 +9,7 @@ with a fresh one. A store that holds less than once was written to it (seal.py) 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -409,6 +410,9 @@ class SqliteStore:
 
     def _connected(self, *, alone: bool = False) -> sqlite3.Connection:
         db: sqlite3.Connection | None = None
+        with suppress(OSError):  # its owner's alone before there is anything in it: its -wal takes the mode from it
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self.path.chmod(0o600)
         try:
             db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             if alone:
@@ -421,8 +425,6 @@ class SqliteStore:
             if db is not None:
                 db.close()
             raise self._failed(error) from error
-        with suppress(OSError):
-            self.path.chmod(0o600)
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:

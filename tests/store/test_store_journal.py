@@ -283,6 +283,24 @@ def test_what_is_compacted_is_gone_and_the_rest_still_linked(path):
     again.close()
 
 
+def test_nobody_else_can_read_any_file_of_it_at_any_moment(path):
+    seen = set()
+    real = sqlite3.connect
+
+    def connect(*args, **kwargs):
+        db = real(*args, **kwargs)
+        db.set_trace_callback(lambda _: seen.update((f.name, f.stat().st_mode & 0o077) for f in path.parent.iterdir()))
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        store = opened(path)
+        put(store, submitted("a"))
+        store.close()
+    assert {"state.sqlite", "state.sqlite-wal", "state.key", "state.head"} <= {name for name, _ in seen}
+    assert {mode for _, mode in seen} == {0}
+
+
 def test_a_write_that_is_wrong_takes_no_other_with_it(path):
     store = opened(path)
     futures = [store.commit(Batch(1.0, [Tick(float(n))])) if n != 3 else store.compact(999, 999) for n in range(6)]
