@@ -59,6 +59,7 @@ async def loop(folder: Path, kills: int, clients: int, seed: int) -> dict[str, A
     senders = [asyncio.create_task(submit(url, headers, f"c{n}", acknowledged, stop)) for n in range(clients)]
     restarts, found = [], []
     began = time.monotonic()
+    process: asyncio.subprocess.Process | None = None
     try:
         for number in range(kills):
             process, took = await started(folder, port)
@@ -78,6 +79,8 @@ async def loop(folder: Path, kills: int, clients: int, seed: int) -> dict[str, A
     finally:
         for sender in senders:
             sender.cancel()
+        if process is not None and process.returncode is None:
+            process.kill()
     found += broken(folder)
     ordered = sorted(restarts)
     return {
