@@ -15,7 +15,7 @@ from llmsched.core.configuration import Kept
 from llmsched.core.facts import Archived
 from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
-from llmsched.errors import StoreError
+from llmsched.errors import Bug, StoreError
 from llmsched.store import snapshots
 from llmsched.store.journal import Batch, Store
 from llmsched.store.tables import ArchiveRow, IdempotencyRow, SnapshotRow
@@ -113,5 +113,8 @@ class Housekeeping:
 
 
 def spelled(snapshot: Snapshot, shelf: archive.Archive, seq: int, at: float) -> SnapshotRow:
-    """With the digest of the state that it gives."""
-    return SnapshotRow(seq, at, thaw(snapshot, shelf).digest(), snapshots.dump(snapshot))
+    """With the digest of the state. Raises Bug when the bytes do not give that state: then it is not to be kept."""
+    digest, body = thaw(snapshot, shelf).digest(), snapshots.dump(snapshot)
+    if thaw(snapshots.load(body), shelf).digest() != digest:
+        raise Bug(f"the snapshot of entry {seq} does not give the state it was made of")
+    return SnapshotRow(seq, at, digest, body)

@@ -1,6 +1,6 @@
 """The way back: the state is the newest snapshot with the entries after it, at a start and after a write that failed.
 
-A snapshot is what folding gave, so both ways lead to the same state; one that does not is refused. Nothing else is kept
+A snapshot is what folding gave, so both ways lead to the same state (`fold_all`, for fsck, goes the long one). Nothing else is kept
 in memory that could not be lost. What still runs is adopted later, when the executor connects.
 """
 
@@ -74,8 +74,7 @@ def fold_all(store: Journal, archive: Archive | None = None) -> tuple[State, int
     at = [found for (found,) in store.older(SnapshotRow, inf) if found >= seq]
     for stop in [*at, None]:
         state, seq = unfold(store, state, seq, stop)
-        row = None if stop is None else store.row(SnapshotRow, stop)
-        if row is not None and state.digest() != row.digest:
+        if stop is not None and state.digest() != restored(store, stop, archive)[0].digest():
             raise StoreError(
                 f"the snapshot of entry {stop} is not what its entries make", code="store_damaged", hint=seal.RESTORE
             )
@@ -108,12 +107,8 @@ def unfold(
 
 
 def restored(store: Journal, seq: int, archive: Archive | None) -> tuple[State, int]:
-    """The state as of a snapshot."""
+    """The state as of a snapshot. Its digest was another one if it was made under an older model of the state."""
     row = store.row(SnapshotRow, seq)
-    state = None if row is None else thaw(snapshots.load(row.body), archive)
-    if row is None or state is None or state.digest() != row.digest:
-        raise StoreError(
-            f"the snapshot of entry {seq} does not give the state it was made of", code="store_damaged",
-            hint=seal.RESTORE,
-        )  # fmt: skip
-    return state, seq
+    if row is None:
+        raise StoreError(f"the snapshot of entry {seq} is gone", code="store_damaged", hint=seal.RESTORE)
+    return thaw(snapshots.load(row.body), archive), seq
