@@ -1,7 +1,7 @@
 """The way back: the state is the newest snapshot with the entries after it, at a start and after a write that failed.
 
-A snapshot is what folding gave, so both ways lead to the same state (`fold_all`, for fsck, goes the long one). Nothing else is kept
-in memory that could not be lost. What still runs is adopted later, when the executor connects.
+A snapshot is what folding gave, so both ways lead to the same state (`fold_all`, for fsck, goes the long one). Nothing
+else is kept in memory that could not be lost. What still runs is adopted later, when the executor connects.
 """
 
 from __future__ import annotations
