@@ -112,6 +112,8 @@ class Gateway:
         if path == "/healthz":
             await _reply(send, 200, {"status": "ok", "version": self.version})
             return
+        if self.version == 0:  # made anew: a 401 would tell clients that their key is wrong
+            raise Refused(503, "The gateway has just started: ask again.", code="starting", retry_after_s=1.0)
         headers = dict(scope["headers"])
         key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
         scope.get(ADMIT, lambda: None)()

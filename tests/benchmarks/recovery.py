@@ -306,7 +306,8 @@ def strike(home: Cluster, fault: Fault, how: signal.Signals, during: str) -> Row
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(how)
         began = time.monotonic()
-        watching = threading.Thread(target=watch, args=(row, home, known, seq, said))
+        is_over = threading.Event()
+        watching = threading.Thread(target=watch, args=(row, home, known, seq, said, is_over))
         watching.start()
         if fault.mend is not None and how == KILL:
             fault.mend(home)
@@ -315,6 +316,7 @@ def strike(home: Cluster, fault: Fault, how: signal.Signals, during: str) -> Row
             wake(victims)
         again = until(lambda: is_well(home, struck_at + STEPS_IN_FLIGHT), RECOVERED_WITHIN_S)
         row.again_s = None if again is None else time.monotonic() - began
+        is_over.set()
         watching.join()
     if how == HANG:
         wake(victims)
@@ -340,8 +342,8 @@ def wake(victims: list[psutil.Process]) -> None:
 TELLING = ("NodeLost", "Lost", "LaunchFailed", "Finished", "Stalled")
 
 
-def watch(row: Row, home: Cluster, nodes: set[str], seq: int, said: str) -> None:
-    """Set when it was noticed."""
+def watch(row: Row, home: Cluster, nodes: set[str], seq: int, said: str, is_over: threading.Event) -> None:
+    """Set when it was noticed; what runs again without a word is not."""
 
     def is_noticed() -> bool:
         try:
@@ -352,7 +354,9 @@ def watch(row: Row, home: Cluster, nodes: set[str], seq: int, said: str) -> None
             return True
         return health.status != "ready" or health.message != said or bool(gone) or told
 
-    row.noticed_s = until(is_noticed, RECOVERED_WITHIN_S / 2)
+    began = time.monotonic()
+    if until(lambda: is_over.is_set() or is_noticed(), RECOVERED_WITHIN_S) is not None and not is_over.is_set():
+        row.noticed_s = time.monotonic() - began
 
 
 def set_the_scene(home: Cluster, during: str) -> bool:

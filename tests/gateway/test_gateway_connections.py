@@ -12,6 +12,7 @@ from test_gateway_front import AUTH, KEY, House, events, until
 
 from llmsched import connections
 from llmsched.gateway import server
+from llmsched.gateway.front import Gateway
 
 
 @asynccontextmanager
@@ -158,5 +159,19 @@ def test_a_model_that_leaves_the_table_is_answered_to_the_end():
         house.gateway.route(house.table)
         gate.set()
         assert (await asked).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_gateway_that_has_just_been_made_anew_calls_no_key_wrong():
+    async def main():
+        house = House("a")
+        house.gateway = Gateway(house.replicas.__getitem__)
+        answer = await house.chat()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
+        assert answer.headers["retry-after"] == "1"
+        assert (await house.ask("GET", "/healthz")).status_code == 200
+        house.gateway.route(house.table)
+        assert (await house.chat()).status_code == 200
 
     asyncio.run(main())

@@ -143,7 +143,7 @@ def test_health_needs_no_key_and_nothing_is_served_before_a_table_came():
         gateway = Gateway(Echo)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway), base_url="http://g") as client:
             assert (await client.get("/healthz")).json() == {"status": "ok", "version": 0}
-            assert (await client.get("/v1/models", headers=AUTH)).status_code == 401
+            assert (await client.get("/v1/models", headers=AUTH)).status_code == 503
 
     asyncio.run(main())
 
