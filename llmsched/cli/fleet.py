@@ -84,9 +84,9 @@ def down(file: Path, yes: bool) -> None:
     found = launcher.read(file)
     if not yes:
         click.confirm(f"End {found.data.get('cluster_name')} and all that runs on it?", abort=True, err=True)
-    code = launcher.on_head(found, launcher.command(found, "down", *_json()))
-    if code:
-        terminal.echo(f"The controller did not end in good order ({code}); Ray is taken down all the same.", err=True)
+    ended = launcher.on_head(found, launcher.command(found, "down", *_json()))
+    if ended:
+        terminal.echo(f"The controller did not end in good order ({ended}); Ray is taken down all the same.", err=True)
     launcher.down(found)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmsched.core.configuration import Configuration
-from llmsched.core.message import ArtifactUri
+from llmsched.core.message import ArtifactUri, GangName, WorkloadName
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Workload
@@ -34,7 +34,7 @@ class Submitted:
     workload: Workload
     replaces: bool = False  # a changed spec under the same id: roll out
     in_place: bool = False  # what runs goes on under it
-    met: tuple[str, ...] = ()  # of `after`: what has succeeded and left the state
+    met: tuple[WorkloadName, ...] = ()  # of `after`: what has succeeded and left the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +242,8 @@ class Archived:
     """Workloads that ended a while ago, and replicas that are gone, leave the state; see archive.py."""
 
     at: float
-    workloads: tuple[str, ...]
-    replicas: tuple[str, ...] = ()
+    workloads: tuple[WorkloadName, ...]
+    replicas: tuple[GangName, ...] = ()
 
 
 Fact = (

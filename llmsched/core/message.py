@@ -62,6 +62,7 @@ class Named(NamedTuple):
 
 
 GangName = Annotated[str, Named(GANG)]
+WorkloadName = Annotated[str, Named(WORKLOAD)]
 ArtifactUri = Annotated[str, Named(ARTIFACT)]  # where the result of other work lies: its path has that work's name
 Arg = int | float | Ref | Quote | Message | About | Option | Resources | tuple["Arg", ...]
 

@@ -155,7 +155,13 @@ def test_a_field_that_names_anothers_work_is_marked_so() -> None:
                 marked[f"{cls.__name__}.{name}"] += 1
             elif str in flat(hint):
                 assert name in OWN, f"{cls.__name__}.{name}: mark it with message.Named, or add it to OWN"
-    assert [*marked] == ["AdapterLoaded.uri", "Nominate.victims", "Preempt.beneficiary", "LoadAdapter.uri"]
+    assert [*marked] == [
+        "Submitted.met",
+        "AdapterLoaded.uri",
+        "Nominate.victims",
+        "Preempt.beneficiary",
+        "LoadAdapter.uri",
+    ]
 
 
 def flat(hint: Any) -> set[Any]:
