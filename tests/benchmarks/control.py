@@ -82,7 +82,7 @@ async def fill() -> None:
         for i in range(KNOWN):
             await client.wait(f"known-{i}")
         await client.apply([task(f"waiting-{i}", gpus=8) for i in range(WAITING)])
-        phases = Counter(view.phase for view in (await client.workloads()).workloads)
+        phases = Counter(view.phase for view in (await client.all_workloads()).workloads)
         assert phases == {"succeeded": KNOWN, "waiting": WAITING, "running": 1}, phases
 
 
@@ -106,7 +106,7 @@ async def submit(seconds: int) -> dict[str, Any]:
             await asyncio.sleep(max(0.0, began + i / PER_SECOND - time.perf_counter()))
             sent.append(asyncio.create_task(one(i)))
         await asyncio.gather(*sent)
-        known = {view.name for view in (await client.workloads()).workloads}
+        known = {view.name for view in (await client.all_workloads()).workloads}
         lost = [i for i in range(seconds * PER_SECOND) if f"burst-{i}" not in known]
     return {
         "apply_ms": quantiles(one_by_one),
