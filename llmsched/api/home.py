@@ -39,6 +39,9 @@ class TokenRecord:
     expires: float | None = None
 
 
+DAYS_AT_MOST = 36_500
+
+
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -49,6 +52,8 @@ def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tupl
         raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
     if not user.strip() or user == EVERYONE or sanitize.line(user, sanitize.NAME_AT_MOST) != user:
         raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
+    if days is not None and not 0 < days <= DAYS_AT_MOST:  # also what is no number
+        raise SpecError(f"a token cannot last {days:g} days.", hint=f"More than 0, at most {DAYS_AT_MOST:,}.")
     now = time.time()
     token_id = secrets.token_hex(4)
     token = f"llms_{token_id}_{secrets.token_hex(32)}"

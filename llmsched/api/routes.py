@@ -206,6 +206,7 @@ async def put_workdir(sha256: Hex, request: Request, given: Given, who: Submitte
     return await given.uploads.receive(sha256, who.user, request.stream())
 
 
+SEQ_AT_MOST = 2**53  # JSON and the store know whole numbers up to there
 Limit = Annotated[int, Query(ge=0, le=lists.AT_MOST, description="how many of them at most")]
 More = Annotated[str | None, Query(max_length=300, description="go on after the page that gave this as next")]
 
@@ -244,7 +245,9 @@ async def diagnose(given: Given, found: Seen) -> http_models.DiagnosisView:
 
 @router.get("/workloads/{name}/story")
 async def story(
-    given: Given, found: Seen, before: Annotated[int | None, Query(ge=1, description="of `earlier`")] = None
+    given: Given,
+    found: Seen,
+    before: Annotated[int | None, Query(ge=1, le=SEQ_AT_MOST, description="of `earlier`")] = None,
 ) -> http_models.StoryView:
     """Its history, in words: the last of it, or what was before an entry."""
     return lists.story(given.controller, found.workload, before, found.names(given.state))
@@ -259,9 +262,11 @@ async def log_lines(
     given: Given,
     found: Seen,
     follow: bool = False,
-    gang: Annotated[int | None, Query(ge=0, description="index of a gang or replica; default: all")] = None,
-    attempt: Annotated[int | None, Query(ge=1, description="default: the newest of each gang")] = None,
-    rank: Annotated[int | None, Query(ge=0)] = None,
+    gang: Annotated[
+        int | None, Query(ge=0, le=SEQ_AT_MOST, description="index of a gang or replica; default: all")
+    ] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=SEQ_AT_MOST, description="default: the newest of each gang")] = None,
+    rank: Annotated[int | None, Query(ge=0, le=SEQ_AT_MOST)] = None,
     tail: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
 ) -> StreamingResponse:
     """From storage: works after the workload, and the cluster, are gone. With `follow`, until the workload ends."""
@@ -412,9 +417,9 @@ async def configure(body: spec_requests.ConfigRequest, given: Given, who: Operat
 async def events(
     given: Given,
     who: Looker,
-    after: Annotated[int, Query(ge=0, description="the last seq you have")] = 0,
+    after: Annotated[int, Query(ge=0, le=SEQ_AT_MOST, description="the last seq you have")] = 0,
     follow: bool = True,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=SEQ_AT_MOST)] = None,
 ) -> StreamingResponse:
     """The journal in order, from after `after` on, without the entries that only keep time. Resume with the last id."""
     return StreamingResponse(

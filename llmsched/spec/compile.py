@@ -96,6 +96,8 @@ def _options(wanted: ResourcesSpec) -> tuple[nouns.Option, ...]:
     )
     accelerators = [parse_accelerator(text) for text in wanted.accelerators]
     if not accelerators:
+        if rest == Resources():  # a node without CPUs, as the head of a local Ray, runs nothing
+            rest = rest._replace(cpus_milli=1)
         return (nouns.Option(None, rest),)
     return tuple(nouns.Option(each.flavor, rest._replace(gpus_milli=each.gpus_milli)) for each in accelerators)
 

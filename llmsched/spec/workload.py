@@ -198,6 +198,8 @@ def _check_secrets(names: list[str]) -> list[str]:
 def _check_argv(argv: list[str]) -> list[str]:
     if any("\0" in word for word in argv):
         raise ValueError("has a NUL character in it")
+    if argv and not argv[0]:
+        raise ValueError("names no program: its first word is empty")
     if any(KEY_VALUE.search(word) for word in argv):
         raise ValueError(f"has a word that looks like a key; {_KEY_HINT}")
     return argv

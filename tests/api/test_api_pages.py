@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
-from llmsched.api import lists
+from llmsched.api import lists, routes
 from llmsched.control import housekeeping
 from llmsched.control.authorization import AUDITOR, Permissions, Person
 from llmsched.control.controller import Controller
@@ -89,3 +90,18 @@ def test_ended_work_is_listed_and_known_after_it_left_the_state_and_after_a_rest
 def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
     with pytest.raises(RequestError, match="is no cursor"):
         lists.Cursor.read(cursor)
+
+
+def test_every_whole_number_of_a_query_has_an_upper_bound() -> None:
+    """Beyond it the store would be asked for what no column holds."""
+    app = FastAPI()
+    app.include_router(routes.router)
+    numbers = 0
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            for given in operation.get("parameters", ()):
+                for schema in given["schema"].get("anyOf", [given["schema"]]):
+                    if schema.get("type") == "integer":
+                        numbers += 1
+                        assert "maximum" in schema, f"{method} {path}: {given['name']}"
+    assert numbers >= 8

@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from llmsched.api import home, page
 from llmsched.client import Client
-from llmsched.errors import NotAllowed
+from llmsched.errors import NotAllowed, SpecError
 from llmsched.executors import ray_user
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,6 +44,13 @@ def test_whoever_trusts_the_second_person_says_so_and_the_first_need_not(folder:
     home.create_token(folder, "bob", "submitter", 90, trusting=True)
     home.create_token(folder, home.user_name(), "submitter", 90, trusting=False)
     assert [one.user for one in home.made_records(folder)] == ["bob", home.user_name()]
+
+
+@pytest.mark.parametrize("days", [float("nan"), float("inf"), 1e300, 0.0, -1.0])
+def test_a_token_lasts_a_number_of_days_that_a_calendar_knows(folder: Path, days: float) -> None:
+    with pytest.raises(SpecError, match="cannot last"):
+        home.create_token(folder, "bob", "submitter", days, trusting=True)
+    assert home.made_records(folder) == []
 
 
 @pytest.mark.parametrize("found", [TWO, home.Isolation()])

@@ -179,3 +179,9 @@ def test_a_wrong_cluster_file_is_refused_with_its_place(text, message):
     with pytest.raises(SpecError) as caught:
         cluster.load(text, "c.yaml")
     assert any(str(problem).startswith(message) for problem in caught.value.problems), str(caught.value)
+
+
+def test_work_that_asks_for_nothing_still_needs_a_node_with_a_cpu():
+    spec = load_json({"name": "a", "kind": "task", "resources": {"cpus": 0}, "task": {"run": ["true"]}})
+    (option,) = compile_workload(spec).groups[0].options
+    assert option.resources == Resources(cpus_milli=1)
