@@ -100,5 +100,6 @@ def test_the_data_of_an_entry_has_names_and_no_spec() -> None:
     assert content["workload"]["groups"][0]["options"][0] == {
         "flavor": "A100",
         "resources": {"gpus_milli": 1000, "cpus_milli": 2000, "memory_bytes": 0, "custom": []},
+        "speedup": [],
     }
     assert "parcel" not in content["workload"]

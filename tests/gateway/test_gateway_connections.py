@@ -124,11 +124,10 @@ def test_a_client_that_does_not_read_holds_up_no_end(monkeypatch, ends):
         house = House("a", timeout_s=0.01 if ends == "time" else 600)
         body = json.dumps({"model": "qwen", "stream": True}).encode()
         sent, never = [], asyncio.Event()
+        arrives = [{"type": "http.request", "body": body}]
 
         async def receive():
-            if not sent and not house["a"].calls:
-                return {"type": "http.request", "body": body}
-            return await never.wait()
+            return arrives.pop() if arrives else await never.wait()
 
         async def send(message):
             sent.append(message)
