@@ -27,7 +27,7 @@ from llmsched.control.routes import Routes
 from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core.facts import Configured, Fact, NodeLost, Tick
 from llmsched.core.policy import Policies
-from llmsched.core.scheduler import Plan, turn
+from llmsched.core.scheduler import Plan, plan_starts, turn
 from llmsched.core.state import State, WorkloadState
 from llmsched.errors import Bug, LlmschedError, StoreError
 from llmsched.executors import port
@@ -500,6 +500,7 @@ class Controller:
         began = self._clock.monotonic()
         try:
             plan = turn(self.state, (), self._current_policies())
+            plan_starts(self.state, self._current_policies())
         except Exception as error:  # what runs goes on, and people can still see and cancel
             self._break_off(error, [])
             return Plan(at=self.state.now)

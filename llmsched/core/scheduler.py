@@ -73,8 +73,23 @@ def _nothing_new(state: State, policies: Policies) -> Plan | None:
 
 
 def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
-    """Everybody's reason. The planned start of the first few is worked out here when backfill did not need it."""
+    """Everybody's reason, with the planned start of the first few where backfill did not need it."""
     found: dict[str, Reason] = {}
+    plan_starts(state, policies)
+    for name in state.parked:
+        own = state.gangs[name].own_reason
+        if own is not None:
+            found[name] = own
+    for shape in state.waiting.live.values():
+        for _, name in shape.entries:
+            reason = state.gangs[name].reason
+            if reason is not None:
+                found[name] = reason
+    return found
+
+
+def plan_starts(state: State, policies: Policies) -> None:
+    """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile."""
     heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
     if state.ends and heads:
         with Trial(state) as trial:
@@ -86,13 +101,3 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
                 start = earliest(trial, first, first.spec.min_size, policies.placement, view, windows, [])
                 if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
-    for name in state.parked:
-        own = state.gangs[name].own_reason
-        if own is not None:
-            found[name] = own
-    for shape in state.waiting.live.values():
-        for _, name in shape.entries:
-            reason = state.gangs[name].reason
-            if reason is not None:
-                found[name] = reason
-    return found

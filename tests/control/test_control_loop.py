@@ -472,3 +472,17 @@ def test_what_a_launch_took_until_the_cluster_was_asked_is_told_to_prometheus():
             assert 'llmsched_launch_seconds_bucket{le="0.05"} 1' in controller.metrics()
 
     asyncio.run(story())
+
+
+def test_who_waits_is_told_when_it_probably_starts_and_whose_end_that_is():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            holds = [task(f"holds-{n}", gpus=2, estimated_runtime="1h") for n in range(2)]
+            await controller.submit(holds, user=ANN)
+            await until(lambda: {phase(controller, one.name) for one in holds} == {"running"})
+            await controller.submit([task("later", gpus=2)], user=ANN)
+            reason = controller.state.gangs["later/0"].reason
+            assert reason.eta is not None and reason.eta_basis is not None
+
+    asyncio.run(story())
