@@ -258,7 +258,7 @@ def test_many_submissions_at_once_are_all_there_once(home: Home) -> None:
         assert set(crowd.map(submit, [spec("twin")] * 10)) == {"twin"}  # the same file is the same workload
         assert set(crowd.map(submit, [spec("twin", str(n)) for n in range(10)])) == {"twin"}  # the last one counts
     with home.client() as client:
-        known = [view.id for view in client.workloads().workloads]
+        known = [view.id for view in client.all_workloads().workloads]
         assert len(known) == len(set(known)) and {*names, "twin"} <= set(known)
         for name in [*names, "twin"]:
             client.cancel(name)
