@@ -319,7 +319,7 @@ def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab,
         wait_until((tmp_path / kind).exists, 90, f"{kind} has what it wants")
         since = time.monotonic()
         excess = lab.until(ExcessSeen, f"hoard-{kind}/0", timeout=30)
-        while sum(one.gpus for one in excess.used) != gpus:
+        while not 0 < sum(one.gpus for one in excess.used) <= gpus:  # one that is made may be seen before the other
             excess = lab.until(ExcessSeen, f"hoard-{kind}/0", since=lab.bridge.seen.index(excess) + 1, timeout=30)
         print(f"{kind}: {gpus} GPUs of excess were told {max(0.0, lab.bridge.at - since):.1f} s after they were taken")
         told[kind] = json.loads((tmp_path / kind).read_text())
