@@ -103,8 +103,9 @@ def test_json_that_is_wrong_is_the_users_mistake_not_ours(controller: Live, cont
 
 
 def test_a_token_that_is_over_is_refused_and_says_so(controller: Live) -> None:
-    text, record = home.new_token("late", days=-1)
-    home.save_records(controller.home, [*home.made_records(controller.home), record])
+    text, record = home.new_token("late")
+    late = replace(record, expires=record.created - 1)
+    home.save_records(controller.home, [*home.made_records(controller.home), late])
     answer = ask(controller, "GET", "/api/v1/health", text)
     assert answer.status_code == 401
     assert "expired" in answer.json()["message"]
