@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -46,10 +46,11 @@ _KINDS = {
 
 
 class Supervisor:
-    """`order` is the LaunchOrder as JSON. Methods are called from several threads."""
+    """`order` is the LaunchOrder as JSON; `end_process` ends the actor. Methods are called from several threads."""
 
-    def __init__(self, order: str) -> None:
+    def __init__(self, order: str, end_process: Callable[[int], object] = os._exit) -> None:
         self.order: dict[str, Any] = json.loads(order)
+        self._end_process = end_process  # `exit_actor` works only inside a method
         redaction.hide(self.order)
         self.name = f"llms/{self.order['gang']}/{self.order['attempt']}"
         self.storage = Storage.at(self.order["storage"])
@@ -221,7 +222,7 @@ class Supervisor:
             end = self._try()
         self._write_receipt(end)
         time.sleep(LINGER_S)
-        os._exit(0)  # nobody came for it; `exit_actor` works only inside a method
+        self._end_process(0)  # nobody came for it
 
     def _try(self) -> Outcome:
         """Run once, from wherever the last checkpoint is, and let go of everything."""
@@ -325,7 +326,7 @@ class Supervisor:
         if attempt is not None:
             attempt.let_go()
         self._write_receipt(Outcome("released", FORCED))
-        os._exit(0)
+        self._end_process(0)
 
     def _write_receipt(self, end: Outcome) -> None:
         """Durable first, then told."""
