@@ -35,7 +35,7 @@ def build(
     origins: Sequence[str] = (),
 ) -> FastAPI:
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
-    app = FastAPI(title="llmsched", version=version("llmsched"), docs_url=None, redoc_url=None)
+    app = FastAPI(title="llmsched", version=version("llmsched"), openapi_url=None, docs_url=None, redoc_url=None)
     app.state.uploads = workdirs.Uploads(
         lambda: results.open_storage(controller.storage, ray_user),
         lambda: [record.workload.parcel for record in controller.state.workloads.values()],
@@ -46,6 +46,7 @@ def build(
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = [*routes.router.routes, *routes.open_router.routes]
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]
+    app.add_api_route("/openapi.json", lambda: JSONResponse(app.openapi()), include_in_schema=False)  # in a thread
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     for route in every:

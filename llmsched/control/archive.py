@@ -7,7 +7,7 @@ that was put aside ever changes, so what is kept is never old.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class Rows(Protocol):
 
 
 class StoreArchive:
-    """`unwritten` are the rows of what was put aside since they were last taken."""
+    """What was put aside is asked here until the store has it: `unwritten` are its rows, until they are `written`."""
 
     def __init__(self, store: Rows) -> None:
         self._store = store
@@ -41,9 +41,11 @@ class StoreArchive:
         self._known.pop(record.workload.id, None)
 
     def unwritten(self) -> list[ArchiveRow]:
-        rows = [row_of(record) for record in self._new.values()]
-        self._new.clear()
-        return rows
+        return [row_of(record) for record in self._new.values()]
+
+    def written(self, rows: Iterable[ArchiveRow]) -> None:
+        for row in rows:
+            self._new.pop(row.id, None)
 
     def find(self, workload: str) -> WorkloadState | None:
         if workload in self._new:
@@ -59,7 +61,9 @@ class StoreArchive:
         return found
 
     def select(self, query: ArchiveQuery) -> list[WorkloadState]:
-        return [snapshots.load_ended(row.body) for row in self._store.archived(query)]
+        new = [row for row in self.unwritten() if query.takes(row)]
+        found = {row.id: row for row in (*self._store.archived(query), *new)}
+        return [snapshots.load_ended(row.body) for row in sorted(found.values(), key=query.place)[: query.limit]]
 
     def newest_run(self, name: str) -> int:
         rows = self._store.archived(ArchiveQuery(1, name=name))
@@ -74,7 +78,7 @@ class StoreArchive:
 
     def _written(self, name: str) -> Iterator[WorkloadState]:
         query = ArchiveQuery(RESULTS_AT_ONCE, name=name, results=True)
-        while found := self.select(query):
+        while found := [snapshots.load_ended(row.body) for row in self._store.archived(query)]:
             yield from found
             query = query._replace(after_run=(name, found[-1].workload.run))
 

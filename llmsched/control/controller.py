@@ -552,11 +552,13 @@ class Controller:
 
     async def _commit(self, at: float, entries: Sequence[Entry], rows: Iterable[Row] = ()) -> None:
         """On disk when it returns. Raises StoreError."""
-        rows = [*rows, *self._archive.unwritten()]
+        aside = self._archive.unwritten()
+        rows = [*rows, *aside]
         if not entries and not rows:
             return
         began = self._clock.monotonic()
         written = await asyncio.wrap_future(self._store.commit(Batch(at, entries, rows)))
+        self._archive.written(aside)
         self._metrics.commit(self._clock.monotonic() - began, len(written))
         self._renew_at = self._clock.monotonic() + lease.RENEW_EVERY_S
         for entry in entries:

@@ -95,19 +95,8 @@ class MemoryStore:
         return [held[known] for known in sorted(held) if known[: len(key)] == key]  # type: ignore[misc]
 
     def archived(self, query: ArchiveQuery) -> list[ArchiveRow]:
-        def is_wanted(row: ArchiveRow) -> bool:
-            made = row.outcome == "succeeded" and row.artifact is not None
-            return (
-                query.name in (None, row.name)
-                and (row.artifact is not None or not query.results)
-                and ((made and row.kind == "train") or not query.models)
-                and (query.after_run is None or (row.name, -row.run) > (query.after_run[0], -query.after_run[1]))
-                and (query.after_age is None or (-row.submitted_at, row.id) > (-query.after_age[0], query.after_age[1]))
-                and ((query.user is None and not query.queues) or row.user == query.user or row.queue in query.queues)
-            )
-
         rows: list[ArchiveRow] = self.rows(ArchiveRow)
-        return sorted(filter(is_wanted, rows), key=query.place)[: query.limit]
+        return sorted(filter(query.takes, rows), key=query.place)[: query.limit]
 
     def older(self, cls: type[Row], before: float, limit: int = 1_000) -> list[tuple[Any, ...]]:
         age = AGE.get(cls, "at")

@@ -107,6 +107,18 @@ class ArchiveQuery(NamedTuple):
     def by_run(self) -> bool:
         return self.name is not None or self.models
 
+    def takes(self, row: ArchiveRow) -> bool:
+        """What the store's own selection says of a row that it does not have yet."""
+        is_anybodys = self.user is None and not self.queues
+        return (
+            (self.name is None or row.name == self.name)
+            and (not self.results or row.artifact is not None)
+            and (not self.models or (row.kind, row.outcome) == ("train", "succeeded") and row.artifact is not None)
+            and (self.after_run is None or (row.name, -row.run) > (self.after_run[0], -self.after_run[1]))
+            and (self.after_age is None or (-row.submitted_at, row.id) > (-self.after_age[0], self.after_age[1]))
+            and (is_anybodys or row.user == self.user or row.queue in self.queues)
+        )
+
     def place(self, row: ArchiveRow) -> tuple[Any, ...]:
         """Rows are in the order of this."""
         return (row.name, -row.run) if self.by_run else (-row.submitted_at, row.id)

@@ -118,7 +118,9 @@ def write(path: Path, count: int) -> int:
             aside = Archived(now, names, replicas)
             state.apply(aside)
             entries.append(aside)
-        seq = store.commit(Batch(now, entries, shelf.unwritten())).result()[-1].seq
+        rows = shelf.unwritten()
+        seq = store.commit(Batch(now, entries, rows)).result()[-1].seq
+        shelf.written(rows)
         if seq - snapshot_at >= SNAPSHOT_EVERY:
             snapshot_at = seq
             old = store.older(type(row := spelled(freeze(state), shelf, seq, now)), float("inf"))
