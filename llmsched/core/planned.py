@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
-from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, runtime_s
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Windows, kept
+from llmsched.core.windows import Row, Windows, kept
 from llmsched.core.workload import Placement, Workload
 
 ONE_GPU = Resources(MILLI)
@@ -58,17 +58,9 @@ def least(spec: Workload, placement: Placement) -> Placement:
     return tuple(placed for rank, placed in enumerate(placement) if rank not in goes)
 
 
-def earliest(
-    trial: Trial,
-    gang: GangState,
-    size: int,
-    policy: Placing,
-    view: View,
-    windows: Windows,
-    promises: list[Promise],
-) -> Promise | None:
+def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises: list[Promise]) -> Promise | None:
     """The first moment the gang would fit if everybody ends as expected and promises made before it are kept."""
-    state = trial.state
+    trial, state = this.trial, this.state
     lasts = runtime_s(state, gang, size)
     spec = gang.spec
     need = place.need_milli(spec, size, 0)
@@ -100,7 +92,8 @@ def earliest(
                 continue
             if looks.is_left_out(moment):
                 continue
-            placed = _at(trial, gang, size, policy, view, moment.at, lasts, windows, promises)
+            there = _those_in_the_way(windows, promises, spec, moment.at, lasts)
+            placed = _beside(this, gang, size, *there)
             if placed is not None:
                 start = _rounded(trial, moment.at)
                 return Promise(gang, start, start + lasts, placed, moment.basis)
@@ -109,24 +102,22 @@ def earliest(
         trial.rollback(mark)
 
 
-def _at(
-    trial: Trial,
-    gang: GangState,
-    size: int,
-    policy: Placing,
-    view: View,
-    at: float,
-    lasts: float,
-    windows: Windows,
-    promises: list[Promise],
-) -> Placement | None:
-    """Where it would go at that moment, beside what is promised for then."""
+def _those_in_the_way(
+    windows: Windows, promises: list[Promise], spec: Workload, at: float, lasts: float
+) -> tuple[list[Promise], list[Row]]:
+    """What is promised and reserved at some time between `at` and the end of work that starts then."""
+    promised = [promise for promise in promises if promise.start < at + lasts and promise.end > at]
+    return promised, windows.against(spec, at, at + lasts)
+
+
+def _beside(this: Pass, gang: GangState, size: int, promised: list[Promise], rows: list[Row]) -> Placement | None:
+    """Where it would go beside them."""
+    trial = this.trial
     mark = trial.mark()
-    for promise in promises:
-        if promise.start < at + lasts and promise.end > at:
-            trial.hold(promise.gang, promise.placement)
-    with kept(trial, windows.against(gang.spec, at, at + lasts)) as reserved:
-        placed = place.find(trial, gang, size, policy, view, ~reserved, explain=False)
+    for promise in promised:
+        trial.hold(promise.gang, promise.placement)
+    with kept(trial, rows) as reserved:
+        placed = place.find(this, gang, size, ~reserved, explain=False)
     trial.rollback(mark)
     return None if isinstance(placed, place.Refused) else placed
 

@@ -12,13 +12,11 @@ from math import inf
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
 from llmsched.core.lifecycle import ACTIVE
-from llmsched.core.plan import Plan
-from llmsched.core.policy import View
 from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import ZERO, Resources
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
-from llmsched.core.trial import Trial
 
 EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank (rank.py) is bounded by its quantum instead
 IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (
@@ -48,10 +46,10 @@ class Rules:
       shares     the other two senses of a share (fair.py)
     """
 
-    def __init__(self, trial: Trial, plan: Plan, gang: GangState, shares: Shares | None, view: View):
-        state = trial.state
-        self.trial, self.state, self.plan, self.gang = trial, state, plan, gang
-        self.shares, self.view = shares, view
+    def __init__(self, this: Pass, gang: GangState) -> None:
+        state = this.state
+        self.trial, self.state, self.plan, self.gang = this.trial, state, this.plan, gang
+        self.shares, self.view = this.shares, this.view
         self.scheduling = state.configuration.scheduling
         self.queues = {queue.name: queue for queue in state.configuration.queues}
         self.reluctant = [name for name, queue in self.queues.items() if queue.evictable == "prefer_not"]

@@ -12,7 +12,8 @@ from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact
 from llmsched.core.plan import Plan
 from llmsched.core.planned import earliest
-from llmsched.core.policy import Policies, View
+from llmsched.core.policy import Policies
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import admit, autoscale, provision, rank, reconcile, size
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
@@ -45,17 +46,17 @@ def decide(state: State, policies: Policies) -> Plan:
         return plan
     plan = Plan(state.now, gather=lambda: _reasons(state, policies))
     with Trial(state) as trial:
-        view = View(state)
-        reconcile.run(trial, plan, view)  # what must end: cancelled, over its limits, superseded
+        this = Pass(trial, policies, plan)
+        reconcile.run(this)  # what must end: cancelled, over its limits, superseded
         if plan.is_cut:
             return plan  # who is left of them must not be looked at as if it stayed
-        autoscale.run(trial, plan, policies.autoscaling, view)  # load becomes wanted replicas
-        size.run(trial, plan, policies, view)  # what each elastic gang should hold
-        calendar = Calendar(trial, policies.placement, view)
-        settled = rank.run(trial, plan, policies, view, calendar)  # by rank: who runs at all, once a quantum
-        admit.run(trial, plan, policies, view, calendar, settled)  # place, shrink, preempt or plan whoever waits
+        autoscale.run(this)  # load becomes wanted replicas
+        size.run(this)  # what each elastic gang should hold
+        calendar = Calendar(this)
+        settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
+        admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
         if not plan.is_cut:
-            provision.run(trial, plan)
+            provision.run(this)
     rests = not plan.decisions and not plan.by_clock
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if rests else None
     return plan
@@ -93,11 +94,11 @@ def plan_starts(state: State, policies: Policies) -> None:
     heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
     if state.ends and heads:
         with Trial(state) as trial:
-            view, windows = View(state), Windows(trial)
+            this, windows = Pass(trial, policies), Windows(trial)
             for shape in heads[:STARTS_TOLD]:
                 if shape.reason is None or shape.reason.eta is not None or shape.reason.code == "order":
                     continue
                 first = state.gangs[shape.entries[0][1]]
-                start = earliest(trial, first, first.spec.min_size, policies.placement, view, windows, [])
+                start = earliest(this, first, first.spec.min_size, windows, [])
                 if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from itertools import islice
 from types import TracebackType
 
-from llmsched.core.policy import View
 from llmsched.core.records import GangState
 from llmsched.core.state import State, charge
 from llmsched.core.workload import Placement
@@ -102,7 +101,6 @@ class Afterwards(Trial):
 
     def __init__(self, trial: Trial) -> None:
         super().__init__(trial.state.twin())
-        self.view = View(self.state)
         self.placements = trial.placements.copy()
         self.held_quota = trial.held_quota.copy()
         self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims

@@ -43,6 +43,11 @@ class Group:
     options: tuple[Option, ...]
     topology: Topology | None = None
 
+    def option(self, number: int) -> Option:
+        """What one bundle is when the gang takes that option: a group that has fewer of them takes its last one."""
+        options = self.options
+        return options[number if number < len(options) else -1]
+
 
 class Retry(NamedTuple):
     """What is tried again: events of {"no-capacity", "interruption", "error"}; back-off doubles from `backoff_s`."""

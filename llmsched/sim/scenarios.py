@@ -18,10 +18,10 @@ from llmsched.core.fair import decayed, weighed_window_s
 from llmsched.core.invariants import violations
 from llmsched.core.message import say
 from llmsched.core.nodes import Node
-from llmsched.core.policy import View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -191,7 +191,7 @@ class Run:
         queue_quota, state.quota.enforced = state.quota.enforced, False  # what runs, runs: within quota or not
         try:
             with Trial(state) as trial:
-                found = find(trial, gang, members, chosen.placement, View(state), mask)
+                found = find(Pass(trial, chosen), gang, members, mask)
         finally:
             gang.spec, state.quota.enforced = original, queue_quota
         if isinstance(found, Refused):

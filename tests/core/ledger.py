@@ -15,10 +15,10 @@ from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRu
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
 from llmsched.core.plan import Plan
-from llmsched.core.policy import View
 from llmsched.core.records import gpus_of, size_of
 from llmsched.core.resources import Resources, parse_gpus_milli
 from llmsched.core.scheduler import decide, turn
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -130,7 +130,7 @@ class Given:
         gang = self.state.gangs[f"{name}/0"]
         with Trial(self.state) as trial:
             size = int(gpus) if elastic else 1
-            found = find(trial, gang, size, load(self.names).placement, View(self.state))
+            found = find(Pass(trial, load(self.names)), gang, size)
         assert not isinstance(found, Refused), found
         self.state.apply(decisions.Launch(gang.id, 1, found))
         self.state.apply(facts.Bound(self.now, gang.id, 1))

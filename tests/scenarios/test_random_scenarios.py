@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmsched.core.lifecycle import Status
-from llmsched.core.policy import View
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.trial import Trial
 from llmsched.sim.scenarios import Run
@@ -115,7 +115,7 @@ def test_every_small_world_comes_to_rest_and_stays_there(scenario: dict[str, Any
         with Trial(run.state) as trial:  # and nobody waits who would fit as things are
             for gang in run.state.gangs.values():
                 if gang.status is Status.QUEUED:
-                    found = find(trial, gang, gang.spec.min_size, run.policies.placement, View(run.state))
+                    found = find(Pass(trial, run.policies), gang, gang.spec.min_size)
                     assert isinstance(found, Refused)
     before = run.evicted_ever
     run._change({"run_cycles": 20})

@@ -12,20 +12,17 @@ from math import inf
 from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
-from llmsched.core.fair import Shares, mode_of
 from llmsched.core.message import Message, say, workload
-from llmsched.core.plan import Plan
 from llmsched.core.planned import Promise
-from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import is_on, rules_of
 from llmsched.core.run_times import runtime_s
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line, compares_queues
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.trial import Trial
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
 
@@ -33,23 +30,20 @@ NEVER = ("impossible", "over_limit")  # what such a gang does not use is lent
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
 
 
-def run(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar, settled: dict[str, None]) -> None:
+def run(this: Pass, calendar: Calendar, settled: dict[str, None]) -> None:
     """`settled`: gangs that rank.py has launched, promised capacity or refused already."""
-    Admission(trial, plan, policies, view, calendar, settled).run()
+    Admission(this, calendar, settled).run()
 
 
 class Admission:
     """One pass over the line."""
 
-    def __init__(
-        self, trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar, settled: dict[str, None]
-    ) -> None:
+    def __init__(self, this: Pass, calendar: Calendar, settled: dict[str, None]) -> None:
         self.settled = settled  # gangs that were launched or promised capacity by rank
-        self.trial, self.plan, self.policies, self.view = trial, plan, policies, view
-        self.state = state = trial.state
+        self.this, self.trial, self.plan = this, this.trial, this.plan
+        self.state = state = this.state
         self.scheduling = state.configuration.scheduling
-        mode = mode_of(state, getattr(policies.ordering, "across", None))
-        self.shares = Shares.of(state, mode) if mode else None
+        self.shares = this.shares
         self.calendar = calendar
         self.by_rank = rank.is_on(state)
         self.evicts = is_on(state) and not self.by_rank
@@ -67,13 +61,10 @@ class Admission:
             gang = state.gangs[name]
             self._redeem(gang)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-        self.calendar.hold_for_the_longest(plan)
+        self.calendar.hold_for_the_longest()
         self.leaves_out = self._may_leave_out()
         line = Line(
-            self.trial,
-            self.policies.ordering,
-            self.view,
-            self.shares,
+            self.this,
             self._is_still_refused,
             self._only_takes_what_is_free(),
             self._looks_at_most,
@@ -100,7 +91,7 @@ class Admission:
         for name in state.parked:
             if state.gangs[name].blocked_by == "backoff":
                 plan.wake(state.gangs[name].not_before)
-        grow.run(self.trial, plan, self.policies.placement, self.view, self.calendar)  # leftovers last
+        grow.run(self.this, self.calendar)  # leftovers last
         if self.decays and self.evicts and state.waiting.count:
             plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
         plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out
@@ -115,7 +106,7 @@ class Admission:
             if shape.reason is None or (not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
-                found = place.find(self.trial, first, first.spec.min_size, self.policies.placement, self.view)
+                found = place.find(self.this, first, first.spec.min_size)
                 if isinstance(found, place.Refused):
                     shape.reason, shape.examined = Reason(*found), stamp
         for shape in state.waiting.live.values():
@@ -193,7 +184,7 @@ class Admission:
 
     def _place(self, gang: GangState) -> bool:
         for bundles, option in size.choices(self.plan, gang):
-            found = place_within(self.trial, gang, bundles, self.policies.placement, self.view, self.calendar, option)
+            found = place_within(self.this, gang, bundles, self.calendar, option)
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)
                 return True
@@ -226,12 +217,12 @@ class Admission:
         trial = self.trial
         trial.unpromise(gang)
         size = size_of(gang.spec, nomination.placement)
-        found = place.find(trial, gang, size, self.policies.placement, self.view, ~self.calendar.closed(gang, size))
+        found = place.find(self.this, gang, size, ~self.calendar.closed(gang, size))
         if not isinstance(found, place.Refused):
             self._launch(gang, found)
             return
         if fits(trial.afterwards(), gang.spec, nomination.placement):
-            nominate(trial, self.plan, gang, nomination.placement, list(nomination.victims))
+            nominate(self.this, gang, nomination.placement, list(nomination.victims))
         else:
             self.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
 
@@ -240,16 +231,15 @@ class Admission:
         leaving = state.vacating or self.trial.leaving
         if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
-        trial, plan, policies, view = self.trial, self.plan, self.policies, self.view
         only = ~(self.calendar.closed(gang, gang.spec.min_size) | self.calendar.avoid(gang))
         sizes = self._sizes(gang)
-        if state.elastic and shrink.run(trial, plan, gang, self.shares, policies.placement, view, only, sizes):
+        if state.elastic and shrink.run(self.this, gang, only, sizes):
             return True
         if self.by_rank:
             return False  # rank.py has decided who is evicted
-        if preempt.run(trial, plan, gang, policies.preemption, policies.placement, self.shares, view, only):
+        if preempt.run(self.this, gang, only):
             return True
-        return consolidate.run(trial, plan, gang, policies.preemption, policies.placement, view, only)
+        return consolidate.run(self.this, gang, only)
 
     def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
         """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from llmsched.core.decisions import Scale
 from llmsched.core.message import say
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Autoscaling, View
-from llmsched.core.trial import Trial
+from llmsched.core.scheduling_pass import Pass
 
 LOOK_AGAIN_S = 1.0  # while a delay runs
 
 
-def run(trial: Trial, plan: Plan, policy: Autoscaling, view: View) -> None:
-    state = trial.state
+def run(this: Pass) -> None:
+    state, plan, policy = this.state, this.plan, this.policies.autoscaling
     for name in state.serving:
         record = state.workloads[name]
         spec = record.workload
@@ -22,7 +20,7 @@ def run(trial: Trial, plan: Plan, policy: Autoscaling, view: View) -> None:
             continue
         if record.scaled_by_user and record.load is None:
             continue
-        replicas, memory = policy.wanted(record, record.memory, view)
+        replicas, memory = policy.wanted(record, record.memory, this.view)
         replicas = max(replicas, 0)
         if memory:
             plan.wake(plan.at + LOOK_AGAIN_S)

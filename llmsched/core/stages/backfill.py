@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
-from llmsched.core.plan import Plan
 from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
-from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, size_of
 from llmsched.core.run_times import runtime_s
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
-from llmsched.core.trial import Trial
 from llmsched.core.windows import Row, Windows, closed, kept
 from llmsched.core.workload import Placement
 
@@ -32,10 +30,9 @@ HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an 
 class Calendar:
     """The planned starts and windows of one pass."""
 
-    def __init__(self, trial: Trial, placing: Placing, view: View) -> None:
-        self.trial = trial
-        self.placing = placing
-        self.view = view
+    def __init__(self, this: Pass) -> None:
+        self.this = this
+        self.trial = trial = this.trial
         self.windows = Windows(trial)
         self.promises: list[Promise] = []
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
@@ -145,8 +142,9 @@ class Calendar:
                 mask |= 1 << nodes[placed.node].slot
         return mask
 
-    def hold_for_the_longest(self, plan: Plan) -> None:
+    def hold_for_the_longest(self) -> None:
         """Plan the start of those that have waited too long, before anybody is looked at."""
+        plan = self.this.plan
         state, scheduling = self.trial.state, self.trial.state.configuration.scheduling
         patience = scheduling.hold_after_s
         if not patience or scheduling.preemption.within_queue == "by_rank":
@@ -168,7 +166,7 @@ class Calendar:
             hold, key = (QUOTA, spec.queue) if refused is not None else (NODES, flavor)
             if (hold, key) in kept:
                 continue
-            promise = earliest(self.trial, gang, spec.min_size, self.placing, self.view, self.windows, self.promises)
+            promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
             if promise is not None:
                 promise.hold = hold
                 self.promises.append(promise)
@@ -188,30 +186,24 @@ class Calendar:
         self._heads[flavor] = rank + 1
         if rank >= self.depth and not (rank == 0 and self.windows.rows):
             return None
-        promise = earliest(self.trial, gang, gang.spec.min_size, self.placing, self.view, self.windows, self.promises)
+        promise = earliest(self.this, gang, gang.spec.min_size, self.windows, self.promises)
         if promise is not None and rank < self.depth:
             self.promises.append(promise)
         return promise
 
 
 def place_within(
-    trial: Trial,
-    gang: GangState,
-    size: int,
-    placing: Placing,
-    view: View,
-    calendar: Calendar,
-    option: int | None = None,
+    this: Pass, gang: GangState, size: int, calendar: Calendar, option: int | None = None
 ) -> Placement | place.Refused:
     """A placement now that respects windows and planned starts; Refused says which of them was in the way."""
-    rows = calendar.reserved(gang, size)
+    trial, rows = this.trial, calendar.reserved(gang, size)
     with kept(trial, rows) as reserved:
-        found = place.find(trial, gang, size, placing, view, ~reserved, option=option)
+        found = place.find(this, gang, size, ~reserved, option=option)
     if isinstance(found, place.Refused):
         if (
             rows
             and found.code != "quota"
-            and not isinstance(place.find(trial, gang, size, placing, view, option=option), place.Refused)
+            and not isinstance(place.find(this, gang, size, option=option), place.Refused)
         ):
             reserved_for = tuple(dict.fromkeys(Ref(RESERVATION, row.reservation.name) for row in rows))
             code = "reservation.no_end" if gang.spec.max_runtime_s is None else "reservation.too_long"
@@ -222,7 +214,7 @@ def place_within(
     if hindered is None:
         return found
     with kept(trial, rows) as reserved:
-        beside = place.find(trial, gang, size, placing, view, ~(reserved | calendar.avoid()), option=option)
+        beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), option=option)
     if not isinstance(beside, place.Refused):
         return beside
     reason = calendar.would_delay(hindered)

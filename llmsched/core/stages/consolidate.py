@@ -9,19 +9,17 @@ from __future__ import annotations
 from llmsched.core.decisions import Preempt
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import say, workload
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.trial import Trial
 
 NODES_TRIED = 16
 MOVED_AT_MOST = 8
 
 
-def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: Placing, view: View, only: int) -> bool:
-    state = trial.state
+def run(this: Pass, gang: GangState, only: int) -> bool:
+    trial, state = this.trial, this.state
     if not state.configuration.scheduling.consolidation:
         return False
     size = gang.spec.min_size
@@ -29,7 +27,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
     for name in state.holding:
         other = state.gangs[name]
         movable = other.status is Status.RUNNING and other.spec.preemptible and name not in trial.leaving
-        if movable and trial.held(other) and policy.cost(other, gang, view) is not None:
+        if movable and trial.held(other) and this.policies.preemption.cost(other, gang, this.view) is not None:
             for node in dict.fromkeys(placed.node for placed in other.held):
                 on_node.setdefault(node, []).append(other)
     mask = place.eligible(trial, gang.spec, 0) & only
@@ -47,7 +45,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
                     continue
                 trial.hold(other, ())
                 moved.append(other)
-                fits = place.find(trial, gang, size, placing, view, only, explain=False)
+                fits = place.find(this, gang, size, only, explain=False)
                 if not isinstance(fits, place.Refused):
                     found = fits
                     break
@@ -57,7 +55,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
             return False
         trial.hold(gang, found)
         for other in sorted(moved, key=lambda g: -len(g.held)):
-            again = place.find(trial, other, other.size, placing, view, explain=False)
+            again = place.find(this, other, other.size, explain=False)
             if isinstance(again, place.Refused):
                 return False
             trial.hold(other, again)
@@ -65,7 +63,7 @@ def run(trial: Trial, plan: Plan, gang: GangState, policy: Preemption, placing: 
         trial.rollback(mark)
     for other in moved:
         why = say("preempt.consolidation", who=workload(gang.workload_id))
-        plan.decisions.append(Preempt(other.id, other.attempt, other.spec.grace_s, "consolidation", gang.id, why))
+        this.plan.decisions.append(Preempt(other.id, other.attempt, other.spec.grace_s, "consolidation", gang.id, why))
         trial.leaving[other.id] = None
-    nominate(trial, plan, gang, found, [other.id for other in moved])
+    nominate(this, gang, found, [other.id for other in moved])
     return True

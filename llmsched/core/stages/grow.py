@@ -10,20 +10,18 @@ from dataclasses import replace
 
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import say
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.stages.shrink import resize, without
-from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 GROWN_A_PASS = 64
 
 
-def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calendar) -> None:
-    state = trial.state
+def run(this: Pass, calendar: Calendar) -> None:
+    trial, state, plan, view = this.trial, this.state, this.plan, this.view
     if not state.elastic or not state.configuration.scheduling.elastic:
         return
     quantum = state.configuration.scheduling.quantum_s
@@ -42,59 +40,57 @@ def run(trial: Trial, plan: Plan, placing: Placing, view: View, calendar: Calend
             continue
         if target < gang.size:
             if gang.wanted_size is not None:
-                resize(trial, plan, gang, without(gang, target, None), "resize", say("resize.asked", size=target))
+                resize(this, gang, without(gang, target, None), say("resize.asked", size=target))
             else:
                 larger.append((gang, target))
             continue
         if len(plan.decisions) >= GROWN_A_PASS and not larger:
             continue
-        short += _grow(trial, plan, gang, target, placing, view, calendar)
+        short += _grow(this, gang, target, calendar)
     for gang, target in larger:
         if short <= 0:
             break
         bundle = gang.spec.groups[0].options[0].resources.gpus_milli
         asked = gang.size - -(-short // bundle)  # no more than others lack
         to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
-        resize(trial, plan, gang, without(gang, to, None), "resize", say("resize.beyond_share"))
+        resize(this, gang, without(gang, to, None), say("resize.beyond_share"))
         short -= (gang.size - to) * bundle
 
 
-def _grow(
-    trial: Trial, plan: Plan, gang: GangState, target: int, placing: Placing, view: View, calendar: Calendar
-) -> int:
+def _grow(this: Pass, gang: GangState, target: int, calendar: Calendar) -> int:
     """Take what fits towards `target`; returns the thousandths of GPUs that are still missing."""
     bundle = gang.spec.groups[0].options[0].resources.gpus_milli
     for size in [s for s in reversed(allowed_sizes(gang.spec)) if gang.size < s <= target]:
-        extra = more(trial, gang, size - gang.size, placing, view, ~calendar.closed(gang, size))
+        extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
         if extra is not None and calendar.allows(gang, extra):
             placement = _joined(gang, extra)
-            trial.hold(gang, (*gang.held, *extra))
-            resize(trial, plan, gang, placement, "resize", say("resize.grows", before=gang.size, size=size))
+            this.trial.hold(gang, (*gang.held, *extra))
+            resize(this, gang, placement, say("resize.grows", before=gang.size, size=size))
             return (target - size) * bundle
     return (target - gang.size) * bundle
 
 
-def more(trial: Trial, gang: GangState, count: int, placing: Placing, view: View, only: int) -> Placement | None:
+def more(this: Pass, gang: GangState, count: int, only: int) -> Placement | None:
     """Places for `count` more bundles of the elastic group, in the same flavor, domain and quota."""
     spec = gang.spec
     placement = gang.placement or ()
     option = placement[0].option if placement else 0
     group = spec.groups[0]
     chosen = group.options[min(option, len(group.options) - 1)]
-    nodes = trial.state.nodes
+    nodes = this.state.nodes
     mask = only
     flavor = chosen.flavor
     if flavor is None and chosen.resources.gpus_milli and placement and placement[0].node in nodes:
         flavor = nodes[placement[0].node].node.flavor
     if spec.topology.required is not None and placement:
-        domains = trial.state.capacity.domains(spec.topology.required)
+        domains = this.state.capacity.domains(spec.topology.required)
         here = nodes[placement[0].node].node.domain(spec.topology.required)
         mask &= domains.get(here or "", 0)
     only_group = replace(
         spec, groups=(replace(group, options=(chosen._replace(flavor=flavor),)),), min_size=count, max_size=count
     )
     probe = GangState(gang.id, gang.workload_id, gang.index, only_group, gang.submitted_at)
-    found = place.find(trial, probe, count, placing, view, mask, explain=False)
+    found = place.find(this, probe, count, mask, explain=False)
     if isinstance(found, place.Refused):
         return None
     return tuple(placed._replace(option=option) for placed in found)

@@ -11,12 +11,11 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from llmsched.core.fair import BORROWED, Shares, total_of
-from llmsched.core.policy import Ordering, View
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import need_milli
 from llmsched.core.state import State
-from llmsched.core.trial import Trial
 from llmsched.core.waiting import Key, Shape
 
 BY_AGE = "by age"
@@ -43,10 +42,7 @@ class Line:
 
     def __init__(
         self,
-        trial: Trial,
-        ordering: Ordering,
-        view: View,
-        shares: Shares | None,
+        this: Pass,
         is_refused: Callable[[Shape], bool] = lambda shape: False,
         only_what_is_free: bool = False,
         most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
@@ -55,19 +51,20 @@ class Line:
         room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
         Both spare a cluster that is full most of the work of ordering its queue. `most_of`: how many of a class are
         looked at, oldest first."""
-        waiting, self._gangs = trial.state.waiting, trial.state.gangs
+        state, ordering, view, shares = this.state, this.policies.ordering, this.view, this.shares
+        waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
-        self._quota = trial.state.quota
-        self._by_queue = compares_queues(trial.state, shares)
+        self._quota = state.quota
+        self._by_queue = compares_queues(state, shares)
         if ordering.static:
             waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
         else:
             waiting.attach(BY_AGE, None, self._gangs)
-        self._deep = shares is not None and shares.mode == BORROWED and bool(trial.state.configuration.cohorts)
+        self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         free = UNBOUNDED
         if only_what_is_free:
-            free = trial.state.capacity.free_gpus(trial.state.capacity.open) * MILLI
+            free = state.capacity.free_gpus(state.capacity.open) * MILLI
         shapes: list[Shape] = []
         self.left_out: list[Shape] = []
         self._refused_still: list[Shape] = []

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from llmsched.core.decisions import Nominate
 from llmsched.core.message import Message, say, workloads
-from llmsched.core.plan import Plan
 from llmsched.core.records import GangState
-from llmsched.core.trial import Trial
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.workload import Placement
 
 
 def nominate(
-    trial: Trial,
-    plan: Plan,
+    this: Pass,
     gang: GangState,
     placement: Placement,
     leaving: list[str],
     why: Message | None = None,
 ) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
+    trial, plan = this.trial, this.plan
     nodes = dict.fromkeys(placed.node for placed in placement)
     victims = [
         name for name in leaving if any(placed.node in nodes for placed in trial.state.gangs[name].held)

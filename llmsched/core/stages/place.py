@@ -6,16 +6,16 @@ the remainder where it fits best. Returns the placement, or why not (`Refused`),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.nodes import Node
-from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, amount_of, speed
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Placement, Workload
 
@@ -35,11 +35,9 @@ NO_DOMAIN = Refused("topology", say("topology.unfit"))
 
 
 def find(
-    trial: Trial,
+    this: Pass,
     gang: GangState,
     size: int,
-    policy: Placing,
-    view: View,
     only: int = -1,
     explain: bool = True,
     option: int | None = None,
@@ -51,14 +49,13 @@ def find(
     With `explain` off a refusal has a code only; trying places is far more common than telling about them. With an
     `option` no other is tried."""
     spec = gang.spec
-    home = 0
-    for name in gang.home:
-        if name in trial.state.nodes:
-            home |= 1 << trial.state.nodes[name].slot
+    search = Search(this, gang, size, only)
     refused: Refused | None = None
     tried = by_speed(spec, size, max(len(group.options) for group in spec.groups)) if option is None else (option,)
     for each in tried:
-        found = _with_option(trial, spec, size, each, policy, view, only, explain, home, scope)
+        found = search.with_option(each, scope)
+        if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
+            found = search.explain(found)
         if isinstance(found, Refused):
             refused = found if refused is None or _rank(found) > _rank(refused) else refused
         else:
@@ -86,7 +83,7 @@ def eligible(trial: Trial, spec: Workload, option: int) -> int:
     """Nodes that may ever hold this gang's first group with this option: flavor, labels, spot; not draining."""
     capacity = trial.state.capacity
     mask = capacity.open
-    flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+    flavor = spec.groups[0].option(option).flavor
     if flavor is not None:
         mask &= capacity.by_flavor.get(flavor, 0)
     if spec.node_labels:
@@ -102,7 +99,7 @@ def need_milli(spec: Workload, size: int, option: int) -> int:
     total = 0
     for number, group in enumerate(spec.groups):
         count = size if number == 0 else group.count
-        total += count * group.options[min(option, len(group.options) - 1)].resources.gpus_milli
+        total += count * group.option(option).resources.gpus_milli
     return total
 
 
@@ -137,47 +134,6 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
     return None
 
 
-def _with_option(
-    trial: Trial,
-    spec: Workload,
-    size: int,
-    option: int,
-    policy: Placing,
-    view: View,
-    only: int,
-    explain: bool,
-    home: int,
-    scope: int,
-) -> Placement | Refused:
-    capacity = trial.state.capacity
-    flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
-    mask = eligible(trial, spec, option) & only & scope
-    need = need_milli(spec, size, option)
-    if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
-        only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
-        refused = quota_refusal(trial, spec, only_flavor, need)
-        found = refused or _in_domains(trial, spec, size, option, policy, view, mask, only, home)
-    else:  # any flavor will do: one flavor for the whole gang if possible, else a mix
-        found = NO_ROOM
-        first = spec.groups[0].options
-        several, least = 0, first[min(option, len(first) - 1)].resources.gpus_milli
-        for name, of_flavor in capacity.by_flavor.items():
-            if quota_refusal(trial, spec, name, least) is None:
-                several |= of_flavor
-            if name is None:
-                continue  # nodes without an accelerator
-            refused = quota_refusal(trial, spec, name, need)
-            found = refused or _in_domains(trial, spec, size, option, policy, view, mask & of_flavor, only, home)
-            if not isinstance(found, Refused):
-                break
-        if isinstance(found, Refused) and several:
-            mixed = _in_domains(trial, spec, size, option, policy, view, mask & several, only, home)
-            found = mixed if isinstance(mixed, Refused) else over_quota(trial, spec, mixed) or mixed
-    if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
-        return _explain(trial, spec, size, option, mask, found)
-    return found
-
-
 def over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
     """Why quota forbids a placement on several flavors, if it does: what each row is charged is counted together."""
     quota, nodes = trial.state.quota, trial.state.nodes
@@ -193,85 +149,242 @@ def over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | 
     return None
 
 
-def _in_domains(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, only: int, home: int
-) -> Placement | Refused:
-    """Required domain first, inside it the preferred one; without a wish anywhere. A gang that lost a node stays in the
-    domain of those it has left (`home`) if that has room: the node is replaced before the gang is moved."""
-    required, preferred = spec.topology.required, spec.topology.preferred
-    if required is None and preferred is None:
-        return fill(trial, spec, size, option, policy, view, mask, only)
-    capacity = trial.state.capacity
-    if required is not None:
-        outer = [members & mask for members in capacity.domains(required).values()]
-        outer = _fullest_first(trial, [domain for domain in outer if domain], home)
-    else:
-        outer = [mask]
-    if preferred is not None:
+class Search:
+    """For places of one gang at one size, with one option after another. Bundles of its first group may go to nodes of
+    `mask`, of the others to nodes of `only`. `home`: nodes that it has left of those it had."""
+
+    def __init__(self, this: Pass, gang: GangState, size: int, only: int) -> None:
+        self.trial, self.capacity = this.trial, this.state.capacity
+        self.policy, self.view = this.policies.placement, this.view
+        self.spec, self.size, self.only = gang.spec, size, only
+        self.option = self.mask = self.home = 0
+        for name in gang.home:
+            if name in this.state.nodes:
+                self.home |= 1 << this.state.nodes[name].slot
+
+    def with_option(self, option: int, scope: int) -> Placement | Refused:
+        trial, spec, capacity = self.trial, self.spec, self.capacity
+        self.option = option
+        first = spec.groups[0].option(option)
+        flavor = first.flavor
+        self.mask = mask = eligible(trial, spec, option) & self.only & scope
+        need = need_milli(spec, self.size, option)
+        if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
+            only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
+            return quota_refusal(trial, spec, only_flavor, need) or self._in_domains(mask)
+        found: Placement | Refused = NO_ROOM  # any flavor will do: one for the whole gang if possible, else a mix
+        several, least = 0, first.resources.gpus_milli
+        for name, of_flavor in capacity.by_flavor.items():
+            if quota_refusal(trial, spec, name, least) is None:
+                several |= of_flavor
+            if name is None:
+                continue  # nodes without an accelerator
+            found = quota_refusal(trial, spec, name, need) or self._in_domains(mask & of_flavor)
+            if not isinstance(found, Refused):
+                return found
+        if several:
+            mixed = self._in_domains(mask & several)
+            found = mixed if isinstance(mixed, Refused) else over_quota(trial, spec, mixed) or mixed
+        return found
+
+    def _in_domains(self, mask: int) -> Placement | Refused:
+        """Required domain first, inside it the preferred one; without a wish anywhere. A gang that lost a node stays in
+        the domain of those it has left (`home`) if that has room: the node is replaced before the gang is moved."""
+        required, preferred = self.spec.topology.required, self.spec.topology.preferred
+        if required is None and preferred is None:
+            return self._fill(mask)
+        capacity = self.capacity
+        outer = [mask] if required is None else self._fullest_first(capacity.domains(required), mask)
+        if preferred is not None:
+            for domain in outer:
+                for part in self._fullest_first(capacity.domains(preferred), domain):
+                    found = self._fill(part)
+                    if not isinstance(found, Refused):
+                        return found
         for domain in outer:
-            inner = [members & domain for members in capacity.domains(preferred).values()]
-            for part in _fullest_first(trial, [p for p in inner if p], home):
-                found = fill(trial, spec, size, option, policy, view, part, only)
-                if not isinstance(found, Refused):
-                    return found
-    for domain in outer:
-        found = fill(trial, spec, size, option, policy, view, domain, only)
-        if not isinstance(found, Refused):
-            return found
-    return NO_DOMAIN if required is not None else NO_ROOM
+            found = self._fill(domain)
+            if not isinstance(found, Refused):
+                return found
+        return NO_DOMAIN if required is not None else NO_ROOM
 
+    def _fullest_first(self, domains: Mapping[str, int], mask: int) -> list[int]:
+        """Parts of the mask by domain: those with nodes of `home`, then domains with least free GPUs first, so that
+        large ones stay whole; ties by name (the given order)."""
+        parts = [part for members in domains.values() if (part := members & mask)]
+        return sorted(parts, key=lambda part: (not part & self.home, self.capacity.free_gpus(part)))
 
-def _fullest_first(trial: Trial, domains: list[int], home: int = 0) -> list[int]:
-    """Those with nodes of `home`, then domains with least free GPUs first, so that large ones stay whole; ties by name
-    (the given order)."""
-    capacity = trial.state.capacity
-    return sorted(domains, key=lambda domain: (not domain & home, capacity.free_gpus(domain)))
+    def _fill(self, mask: int) -> Placement | Refused:
+        """The whole gang, its first group on nodes of `mask`. Bundles of one group side by side, in rank order."""
+        spec, option = self.spec, self.option
+        if len(spec.groups) == 1 and spec.groups[0].topology is None:
+            group = spec.groups[0]
+            chosen = self._spread_out(group, self.size, mask)
+            return NO_ROOM if chosen is None else _placed(group, option, chosen)
+        placement: list[Placed] = []
+        capacity = self.capacity
+        undo: list[tuple[str, Resources, int]] = []
+        try:
+            for number, group in enumerate(spec.groups):
+                chosen = self._group(number, mask)
+                if chosen is None:
+                    return Refused("nodes", say("nodes.unfit_group", group=Quote(group.name)))
+                resources = group.option(option).resources
+                for placed in _placed(group, option, chosen):
+                    placement.append(placed)
+                    capacity.change(placed.node, resources, placed.gpu_index, 1)
+                    undo.append((placed.node, resources, placed.gpu_index))
+        finally:
+            for node, resources, device in reversed(undo):
+                capacity.change(node, resources, device, -1)
+        return tuple(placement)
 
+    def _group(self, number: int, mask: int) -> list[tuple[NodeState, int]] | None:
+        """One group of several, in the domain that it asks for."""
+        capacity, group = self.capacity, self.spec.groups[number]
+        count, part = (group.count, self.only) if number else (self.size, mask)
+        flavor = group.option(self.option).flavor
+        if number:
+            part &= eligible(self.trial, _only_group(self.spec, group), self.option)
+        elif flavor is not None:
+            part &= capacity.by_flavor.get(flavor, 0)
+        wish = group.topology
+        if wish is not None and (wish.required or wish.preferred):
+            domains = capacity.domains(wish.required or wish.preferred or "node")
+            parts = [inside for members in domains.values() if (inside := members & part)]
+            for domain in sorted(parts, key=capacity.free_gpus):
+                chosen = self._spread_out(group, count, domain)
+                if chosen is not None:
+                    return chosen
+        return self._spread_out(group, count, part) if wish is None or wish.required is None else None
 
-def fill(
-    trial: Trial, spec: Workload, size: int, option: int, policy: Placing, view: View, mask: int, only: int
-) -> Placement | Refused:
-    """The first group of the gang on nodes of `mask`, the others on nodes of `only`, or Refused. Bundles of one group
-    side by side, in rank order."""
-    if len(spec.groups) == 1 and spec.groups[0].topology is None:
-        group = spec.groups[0]
-        chosen = _spread_out(trial, group, size, option, policy, view, mask)
-        if chosen is None:
-            return NO_ROOM
-        return _placed(group, option, chosen)
-    placement: list[Placed] = []
-    capacity = trial.state.capacity
-    undo: list[tuple[str, Resources, int]] = []
-    try:
-        for number, group in enumerate(spec.groups):
-            count = size if number == 0 else group.count
-            resources = group.options[min(option, len(group.options) - 1)].resources
-            part = mask
-            flavor = group.options[min(option, len(group.options) - 1)].flavor
-            if number:
-                part = eligible(trial, _only_group(spec, group), option) & only
-            elif flavor is not None:
-                part &= capacity.by_flavor.get(flavor, 0)
-            chosen = None
-            wish = group.topology
-            if wish is not None and (wish.required or wish.preferred):
-                domains = capacity.domains(wish.required or wish.preferred or "node")
-                for domain in _fullest_first(trial, [m & part for m in domains.values() if m & part]):
-                    chosen = _spread_out(trial, group, count, option, policy, view, domain)
-                    if chosen is not None:
-                        break
-            if chosen is None and (wish is None or wish.required is None):
-                chosen = _spread_out(trial, group, count, option, policy, view, part)
-            if chosen is None:
-                return Refused("nodes", say("nodes.unfit_group", group=Quote(group.name)))
-            for placed in _placed(group, option, chosen):
-                placement.append(placed)
-                capacity.change(placed.node, resources, placed.gpu_index, 1)
-                undo.append((placed.node, resources, placed.gpu_index))
-    finally:
-        for node, resources, device in reversed(undo):
-            capacity.change(node, resources, device, -1)
-    return tuple(placement)
+    def _spread_out(self, group: Group, count: int, mask: int) -> list[tuple[NodeState, int]] | None:
+        """(node, bundles there) for `count` bundles of a group; None when they do not all fit."""
+        capacity = self.capacity
+        need = group.option(self.option).resources
+        whole = need.gpus_milli // MILLI
+        if count == 0:
+            return []
+        candidates = mask & capacity.with_free(whole) if whole else mask
+        if need.gpus_milli and not whole:
+            candidates &= capacity.with_free(1) | capacity.shared
+        if self.policy.walk < 0:
+            return self._one_by_one(need, count, candidates)
+        if whole and need.gpus_milli % MILLI == 0 and count * whole > capacity.free_gpus(candidates):
+            return None
+        node = self._best(need, count, candidates)
+        if node is not None:
+            return [(node, count)]
+        if count == 1:
+            return None
+        chosen: list[tuple[NodeState, int]] = []
+        left = count
+        for k in range(len(capacity.by_free) - 1, -1, -1):  # emptiest nodes first
+            for node in capacity.nodes(capacity.by_free[k] & candidates):
+                room = node.room(need, left)
+                if not room:
+                    continue
+                if room >= left:  # the remainder: where it fits best
+                    best = self._best(need, left, candidates)
+                    chosen.append((best or node, left))
+                    return chosen
+                chosen.append((node, room))
+                candidates &= ~(1 << node.slot)
+                left -= room
+        return None
+
+    def _best(self, need: Resources, count: int, candidates: int) -> NodeState | None:
+        """The node that holds all `count` bundles and scores highest; ties by slot."""
+        capacity, policy, view = self.capacity, self.policy, self.view
+        buckets = len(capacity.by_free)
+        least = need.gpus_milli * count // MILLI if need.gpus_milli >= MILLI else 0
+        order = range(least, buckets) if policy.walk >= 0 else range(buckets - 1, least - 1, -1)
+        best: NodeState | None = None
+        best_score = 0
+        known: set[tuple[object, ...]] = set()
+        for k in order:
+            mask = capacity.by_free[k] & candidates
+            if not mask:
+                continue
+            seen = 0
+            for node in capacity.nodes(mask):
+                if policy.alike:
+                    key = node.likeness()
+                    if key in known:
+                        continue
+                    known.add(key)
+                if node.room(need, count) < count:
+                    continue
+                score = policy.score(need, node, view)
+                if best is None or score > best_score:
+                    best, best_score = node, score
+                seen += 1
+                if policy.walk and seen >= NODES_SCORED:
+                    break
+            if best is not None and policy.walk and need.gpus_milli:
+                return best
+        return best
+
+    def _one_by_one(self, need: Resources, count: int, candidates: int) -> list[tuple[NodeState, int]] | None:
+        """Each bundle on the best node for it alone, given those before it."""
+        capacity = self.capacity
+        taken: list[tuple[NodeState, int]] = []
+        chosen: dict[str, tuple[NodeState, int]] = {}
+        try:
+            for _ in range(count):
+                node = self._best(need, 1, candidates)
+                if node is None:
+                    return None
+                device = node.device_for(need.gpus_milli)
+                capacity.change(node.node.id, need, device, 1)
+                taken.append((node, device))
+                chosen[node.node.id] = (node, chosen.get(node.node.id, (node, 0))[1] + 1)
+        finally:
+            for node, device in reversed(taken):
+                capacity.change(node.node.id, need, device, -1)
+        return list(chosen.values())
+
+    def explain(self, found: Refused) -> Refused:
+        """Count what each filter refused, from the widest to the narrowest."""
+        trial, spec, size, mask, capacity = self.trial, self.spec, self.size, self.mask, self.capacity
+        wish = spec.groups[0].option(self.option)._replace(speedup=())  # it is told in messages
+        everything = capacity.all.bit_count()
+        counts: list[tuple[str, int]] = [("nodes", everything)]
+        if not everything:
+            return Refused("nodes", say("nodes.none"), (("nodes", 0),))
+        other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
+        if other:
+            counts.append(("other flavor", other))
+        if not trial.state.configuration.node_types:
+            never = _never_fits(trial, spec, wish, size)
+            if never is not None:
+                return Refused("impossible", never, tuple(counts))
+        fitting, rooms = _rooms(trial, mask, wish.resources, size)
+        busy = mask.bit_count() - fitting
+        if busy:
+            counts.append(("busy", busy))
+        counts.append(("with room", fitting))
+        closed = everything - other - mask.bit_count()
+        if closed > 0:
+            counts.append(("not allowed", closed))
+        if found.code == "topology":
+            level = spec.topology.required or "domain"
+            best = 0
+            for name, members in capacity.domains(level).items():
+                here = sum(node.room(wish.resources, size) for node in capacity.nodes(members & mask))
+                best = max(best, min(here, size))
+                counts.append((f"{level} {name}", min(here, size)))
+            counts.append(("needed", size))
+            message = say(
+                "topology.domain", size=size, each=wish, level=Ref(LEVEL, level), best=best, missing=size - best
+            )
+            return Refused("topology", message, tuple(counts))
+        free = capacity.free_gpus(mask) * MILLI
+        need = size * wish.resources.gpus_milli
+        if need and free >= need and rooms < size:
+            message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
+            return Refused("fragmentation", message, tuple(counts))
+        message = say("nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, missing=max(size - rooms, 1))
+        return Refused("nodes", message, tuple(counts))
 
 
 def _only_group(spec: Workload, group: Group) -> Workload:
@@ -295,142 +408,6 @@ def _placed(group: Group, option: int, chosen: list[tuple[NodeState, int]]) -> P
     for _, node, device in reversed(shares):
         node.change(resources, device, -1)
     return tuple(placed_share for placed_share, _, _ in shares)
-
-
-def _spread_out(
-    trial: Trial, group: Group, count: int, option: int, policy: Placing, view: View, mask: int
-) -> list[tuple[NodeState, int]] | None:
-    """(node, bundles there) for `count` bundles of a group; None when they do not all fit."""
-    capacity = trial.state.capacity
-    need = group.options[min(option, len(group.options) - 1)].resources
-    whole = need.gpus_milli // MILLI
-    if count == 0:
-        return []
-    candidates = mask & capacity.with_free(whole) if whole else mask
-    if need.gpus_milli and not whole:
-        candidates &= capacity.with_free(1) | capacity.shared
-    if policy.walk < 0:
-        return _one_by_one(trial, need, count, policy, view, candidates)
-    if whole and need.gpus_milli % MILLI == 0 and count * whole > capacity.free_gpus(candidates):
-        return None
-    node = _best(trial, need, count, policy, view, candidates)
-    if node is not None:
-        return [(node, count)]
-    if count == 1:
-        return None
-    chosen: list[tuple[NodeState, int]] = []
-    left = count
-    for k in range(len(capacity.by_free) - 1, -1, -1):  # emptiest nodes first
-        for node in capacity.nodes(capacity.by_free[k] & candidates):
-            room = node.room(need, left)
-            if not room:
-                continue
-            if room >= left:  # the remainder: where it fits best
-                best = _best(trial, need, left, policy, view, candidates)
-                chosen.append((best or node, left))
-                return chosen
-            chosen.append((node, room))
-            candidates &= ~(1 << node.slot)
-            left -= room
-    return None
-
-
-def _best(trial: Trial, need: Resources, count: int, policy: Placing, view: View, candidates: int) -> NodeState | None:
-    """The node that holds all `count` bundles and scores highest; ties by slot."""
-    capacity = trial.state.capacity
-    buckets = len(capacity.by_free)
-    least = need.gpus_milli * count // MILLI if need.gpus_milli >= MILLI else 0
-    order = range(least, buckets) if policy.walk >= 0 else range(buckets - 1, least - 1, -1)
-    best: NodeState | None = None
-    best_score = 0
-    known: set[tuple[object, ...]] = set()
-    for k in order:
-        mask = capacity.by_free[k] & candidates
-        if not mask:
-            continue
-        seen = 0
-        for node in capacity.nodes(mask):
-            if policy.alike:
-                key = node.likeness()
-                if key in known:
-                    continue
-                known.add(key)
-            if node.room(need, count) < count:
-                continue
-            score = policy.score(need, node, view)
-            if best is None or score > best_score:
-                best, best_score = node, score
-            seen += 1
-            if policy.walk and seen >= NODES_SCORED:
-                break
-        if best is not None and policy.walk and need.gpus_milli:
-            return best
-    return best
-
-
-def _one_by_one(
-    trial: Trial, need: Resources, count: int, policy: Placing, view: View, candidates: int
-) -> list[tuple[NodeState, int]] | None:
-    """Each bundle on the best node for it alone, given those before it."""
-    capacity = trial.state.capacity
-    taken: list[tuple[NodeState, int]] = []
-    chosen: dict[str, tuple[NodeState, int]] = {}
-    try:
-        for _ in range(count):
-            node = _best(trial, need, 1, policy, view, candidates)
-            if node is None:
-                return None
-            device = node.device_for(need.gpus_milli)
-            capacity.change(node.node.id, need, device, 1)
-            taken.append((node, device))
-            chosen[node.node.id] = (node, chosen.get(node.node.id, (node, 0))[1] + 1)
-    finally:
-        for node, device in reversed(taken):
-            capacity.change(node.node.id, need, device, -1)
-    return list(chosen.values())
-
-
-def _explain(trial: Trial, spec: Workload, size: int, option: int, mask: int, found: Refused) -> Refused:
-    """Count what each filter refused, from the widest to the narrowest."""
-    capacity = trial.state.capacity
-    group = spec.groups[0]
-    wish = group.options[min(option, len(group.options) - 1)]._replace(speedup=())  # it is told in messages
-    everything = capacity.all.bit_count()
-    counts: list[tuple[str, int]] = [("nodes", everything)]
-    if not everything:
-        return Refused("nodes", say("nodes.none"), (("nodes", 0),))
-    other = everything - (capacity.by_flavor.get(wish.flavor, 0).bit_count() if wish.flavor else everything)
-    if other:
-        counts.append(("other flavor", other))
-    if not trial.state.configuration.node_types:
-        never = _never_fits(trial, spec, wish, size)
-        if never is not None:
-            return Refused("impossible", never, tuple(counts))
-    fitting, rooms = _rooms(trial, mask, wish.resources, size)
-    busy = mask.bit_count() - fitting
-    if busy:
-        counts.append(("busy", busy))
-    counts.append(("with room", fitting))
-    closed = everything - other - mask.bit_count()
-    if closed > 0:
-        counts.append(("not allowed", closed))
-    if found.code == "topology":
-        level = spec.topology.required or "domain"
-        best = 0
-        for name, members in capacity.domains(level).items():
-            here = sum(node.room(wish.resources, size) for node in capacity.nodes(members & mask))
-            best = max(best, min(here, size))
-            counts.append((f"{level} {name}", min(here, size)))
-        counts.append(("needed", size))
-        message = say("topology.domain", size=size, each=wish, level=Ref(LEVEL, level), best=best, missing=size - best)
-        return Refused("topology", message, tuple(counts))
-    free = capacity.free_gpus(mask) * MILLI
-    need = size * wish.resources.gpus_milli
-    if need and free >= need and rooms < size:
-        message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
-        return Refused("fragmentation", message, tuple(counts))
-    message = say("nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, missing=max(size - rooms, 1))
-    return Refused("nodes", message, tuple(counts))
 
 
 def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> Message | None:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmsched.core.decisions import Preempt
-from llmsched.core.fair import GUARANTEE, Shares
+from llmsched.core.fair import GUARANTEE
 from llmsched.core.message import say, workload
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Placing, Preemption, View
 from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules, is_on
+from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import place, shrink
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.trial import Afterwards, Trial
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
@@ -52,127 +51,198 @@ class Choice:
         return self.shortfall, reluctant, top, oldest, lost, len(self.victims)
 
 
-def run(
-    trial: Trial,
-    plan: Plan,
-    gang: GangState,
-    policy: Preemption,
-    placing: Placing,
-    shares: Shares | None,
-    view: View,
-    only: int = -1,
-) -> bool:
+def run(this: Pass, gang: GangState, only: int) -> bool:
     """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot."""
-    state = trial.state
-    later = trial.afterwards()
+    trial, plan, state = this.trial, this.plan, this.state
+    later = this.later()
     choice: Choice | None = None
     smaller: dict[str, Placement] = {}
-    if later.gone:  # perhaps those who go anyway are enough
-        found = place.find(later, gang, gang.spec.min_size, placing, later.view, only, explain=False)
+    if later.trial.gone:  # perhaps those who go anyway are enough
+        found = place.find(later, gang, gang.spec.min_size, only, explain=False)
         if not isinstance(found, place.Refused):
             choice = Choice(found, [], {})
     if choice is None:
         if not is_on(state):
             return False
         delay = state.configuration.scheduling.preemption_delay_s
-        if view.now < gang.queued_since + delay:
+        if plan.at < gang.queued_since + delay:
             plan.wake(gang.queued_since + delay)
             return False
-        rules = Rules(later, plan, gang, shares and replace(shares, state=later.state), later.view)
-        mark = later.mark()
-        offered = shrink.offer(trial, later, plan, gang, rules, view)
-        choice = _choose(later, gang, rules, policy, placing, later.view, only)
+        search = Search(later, gang, only)
+        mark = later.trial.mark()
+        offered = shrink.offer(this, later.trial, gang, search.rules)
+        choice = search.choose()
         if choice is not None and offered:
-            smaller = _take_up(later, gang, choice, offered, placing, only)
-        later.rollback(mark)
+            smaller = search.take_up(choice, offered)
+        later.trial.rollback(mark)
     if choice is None:
         return False
     for name, placement in smaller.items():
-        shrink.resize(
-            trial, plan, state.gangs[name], placement, "resize", say("makes_room", who=workload(gang.workload_id))
-        )
+        shrink.resize(this, state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))
     for victim in choice.victims:
         code = choice.why[victim.id]
         why = say(f"taken.{code}", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
-    leaving = [*smaller, *(victim.id for victim in choice.victims), *later.gone_from(choice.placement)]
-    nominate(trial, plan, gang, choice.placement, leaving)
+    leaving = [*smaller, *(victim.id for victim in choice.victims), *later.trial.gone_from(choice.placement)]
+    nominate(this, gang, choice.placement, leaving)
     return True
 
 
-def _take_up(
-    later: Afterwards, gang: GangState, choice: Choice, offered: dict[str, Placement], placing: Placing, only: int
-) -> dict[str, Placement]:
-    """Which of those who offered to become smaller must do so, beside the victims; the others keep what they hold."""
-    for victim in choice.victims:
-        offered.pop(victim.id, None)
-        later.hold(victim, ())
-    for name in reversed([*offered]):
-        giver = later.state.gangs[name]
-        later.hold(giver, giver.held)
-        found = place.find(later, gang, gang.spec.min_size, placing, later.view, only, explain=False)
-        if isinstance(found, place.Refused):
-            later.hold(giver, offered[name])
-        else:
-            del offered[name]
-            choice.placement = found
-    return offered
+class Search:
+    """For victims of one gang, in the world after those who leave anyway have gone. It may go to nodes of `only`."""
 
+    def __init__(self, later: Later, gang: GangState, only: int) -> None:
+        self.later, self.trial, self.state = later, later.trial, later.state
+        self.gang, self.only = gang, only
+        self.rules = Rules(later, gang)
+        self.cost_of: dict[str, int] = {}
+        self.need = 0  # thousandths of GPUs, with the option in hand
 
-def _choose(
-    trial: Trial,
-    gang: GangState,
-    rules: Rules,
-    policy: Preemption,
-    placing: Placing,
-    view: View,
-    only: int,
-) -> Choice | None:
-    """The best choice over options, strategies and scopes."""
-    state = trial.state
-    eligible, cost_of = _eligible(trial, gang, rules, policy, view)
-    if not eligible:
-        return None
-    capacity = state.capacity
-    for option in range(max(len(group.options) for group in gang.spec.groups)):
-        rules.option = option
-        mask = place.eligible(trial, gang.spec, option) & only
-        need = place.need_milli(gang.spec, gang.spec.min_size, option)
-        for _ in rules.each_strategy():
-            kinds = _allowed(eligible, rules)
-            allowed = [row for rows in kinds for row in rows]
-            if rules.strategy == "inside" and not rules.can_hold(
-                sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
-            ):
-                continue
-            short = need - need % MILLI - capacity.free_gpus(mask) * MILLI
-            for victim, _ in allowed:
-                if short <= 0:
-                    break
-                short -= gpus_of(victim.spec, victim.held)
-            if not allowed or short > 0:
-                continue
-            best: Choice | None = None
-            for scope in _scopes(trial, gang, option, need, mask, allowed):
-                narrow = scope != mask
-                if best is not None and not narrow:
-                    break
-                choice = _in_scope(trial, gang, rules, placing, view, only, scope, narrow, kinds, cost_of)
-                if choice is None:
+    def choose(self) -> Choice | None:
+        """The best choice over options, strategies and scopes."""
+        gang, rules, capacity = self.gang, self.rules, self.state.capacity
+        eligible, self.cost_of = _eligible(self.later, gang, rules)
+        if not eligible:
+            return None
+        for option in range(max(len(group.options) for group in gang.spec.groups)):
+            rules.option = option
+            mask = place.eligible(self.trial, gang.spec, option) & self.only
+            self.need = place.need_milli(gang.spec, gang.spec.min_size, option)
+            for _ in rules.each_strategy():
+                kinds = _allowed(eligible, rules)
+                allowed = [row for rows in kinds for row in rows]
+                if rules.strategy == "inside" and not rules.can_hold(
+                    sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
+                ):
                     continue
-                if best is None or choice.rank(rules, cost_of) < best.rank(rules, cost_of):
-                    best = choice
-            if best is not None:
-                return best
-    return None
+                short = self._whole() - capacity.free_gpus(mask) * MILLI
+                for victim, _ in allowed:
+                    if short <= 0:
+                        break
+                    short -= gpus_of(victim.spec, victim.held)
+                if not allowed or short > 0:
+                    continue
+                best = self._in_best_scope(mask, kinds, allowed)
+                if best is not None:
+                    return best
+        return None
+
+    def take_up(self, choice: Choice, offered: dict[str, Placement]) -> dict[str, Placement]:
+        """Which of those who offered to become smaller must do so, beside the victims; the others keep what they
+        hold."""
+        trial = self.trial
+        for victim in choice.victims:
+            offered.pop(victim.id, None)
+            trial.hold(victim, ())
+        for name in reversed([*offered]):
+            giver = self.state.gangs[name]
+            trial.hold(giver, giver.held)
+            found = place.find(self.later, self.gang, self.gang.spec.min_size, self.only, explain=False)
+            if isinstance(found, place.Refused):
+                trial.hold(giver, offered[name])
+            else:
+                del offered[name]
+                choice.placement = found
+        return offered
+
+    def _whole(self) -> int:
+        """Whole GPUs of what it needs, in thousandths."""
+        return self.need - self.need % MILLI
+
+    def _in_best_scope(self, mask: int, kinds: list[list[Row]], allowed: list[Row]) -> Choice | None:
+        best: Choice | None = None
+        for scope in _scopes(self.trial, self.gang, self.rules.option, self.need, mask, allowed):
+            narrow = scope != mask
+            if best is not None and not narrow:
+                break
+            choice = self._in_scope(scope, narrow, kinds)
+            if choice is None:
+                continue
+            if best is None or choice.rank(self.rules, self.cost_of) < best.rank(self.rules, self.cost_of):
+                best = choice
+        return best
+
+    def _find(self, scope: int) -> Placement | None:
+        gang = self.gang
+        placed = place.find(self.later, gang, gang.spec.min_size, self.only, explain=False, scope=scope)
+        return None if isinstance(placed, place.Refused) else placed
+
+    def _in_scope(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
+        """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is
+        not needed."""
+        trial, rules, state = self.trial, self.rules, self.state
+        nodes = state.nodes
+        start = trial.mark()
+        chosen: list[GangState] = []
+        before: dict[str, Placement] = {}
+        why: dict[str, str] = {}
+        found: Placement | None = None
+        seen = 0
+        try:
+            for victim, code in _in_turn(kinds, rules, self.cost_of):
+                inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
+                if not inside and (narrow or not state.quota.enforced):
+                    continue
+                code_now = rules.now(victim, code)
+                if not code_now:
+                    continue
+                seen += 1
+                if seen > VICTIMS_CONSIDERED:
+                    break
+                before[victim.id] = trial.held(victim)
+                trial.hold(victim, ())
+                chosen.append(victim)
+                why[victim.id] = code_now
+                if self.need >= MILLI and state.capacity.free_gpus(scope) * MILLI < self._whole():
+                    continue
+                if not rules.holds():
+                    continue
+                found = self._find(scope)
+                if found is not None:
+                    break
+            if found is None:
+                return None
+            for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
+                trial.hold(victim, before[victim.id])
+                placed = self._find(scope)
+                if placed is None or not rules.holds():
+                    trial.hold(victim, ())
+                else:
+                    found = placed
+                    chosen.remove(victim)
+            choice = Choice(found, chosen, why, rules.shortfall_of(chosen))
+            if len(chosen) > 1:
+                eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
+                for alone in self._alone(start, scope, eligible):
+                    choice = min(choice, alone, key=lambda one: one.rank(rules, self.cost_of))
+            return choice
+        finally:
+            trial.rollback(start)
+
+    def _alone(self, start: int, scope: int, eligible: list[Row]) -> Iterator[Choice]:
+        """One victim, where one is enough."""
+        trial, rules = self.trial, self.rules
+        trial.rollback(start)
+        free = self.state.capacity.free_gpus(scope) * MILLI
+        for victim, code in eligible:
+            if gpus_of(victim.spec, victim.held) + free < self._whole():
+                continue
+            code_now = rules.now(victim, code)
+            if not code_now:
+                continue
+            trial.hold(victim, ())
+            placed = self._find(scope)
+            fits = rules.holds() and placed is not None
+            shortfall = rules.shortfall_of([victim])
+            trial.rollback(start)
+            if fits and placed is not None:
+                yield Choice(placed, [victim], {victim.id: code_now}, shortfall)
 
 
-def _eligible(
-    trial: Trial, gang: GangState, rules: Rules, policy: Preemption, view: View
-) -> tuple[list[Row], dict[str, int]]:
+def _eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
     """Who might be a victim, cheapest first, with the costs. Gangs of one class in one pass share the list."""
-    state = trial.state
+    trial, state = later.trial, later.state
     shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
     serial = gang.shape.serial if gang.shape is not None else 0
     known = trial.victims.get(serial) if shared else None
@@ -202,7 +272,7 @@ def _eligible(
             victim = state.gangs[name]
             if name in trial.leaving or not trial.held(victim) or not rules.could(victim, code):
                 continue
-            cost = policy.cost(victim, gang, view)
+            cost = later.policies.preemption.cost(victim, gang, later.view)
             if cost is not None:
                 cost_of[name] = cost
                 rows.append((victim, code))
@@ -346,102 +416,3 @@ def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, al
     for one in found[: spec.min_size]:
         several |= one
     return [cleared | several, mask]
-
-
-def _in_scope(
-    trial: Trial,
-    gang: GangState,
-    rules: Rules,
-    placing: Placing,
-    view: View,
-    only: int,
-    scope: int,
-    narrow: bool,
-    kinds: list[list[Row]],
-    cost_of: dict[str, int],
-) -> Choice | None:
-    """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is not
-    needed."""
-    state = trial.state
-    nodes = state.nodes
-    spec = gang.spec
-    start = trial.mark()
-    size = spec.min_size
-    need = place.need_milli(spec, size, rules.option)
-    flavor_quota = state.quota.enforced
-    chosen: list[GangState] = []
-    before: dict[str, Placement] = {}
-    why: dict[str, str] = {}
-    found: Placement | None = None
-    seen = 0
-    try:
-        for victim, code in _in_turn(kinds, rules, cost_of):
-            inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
-            if not inside and (narrow or not flavor_quota):
-                continue
-            code_now = rules.now(victim, code)
-            if not code_now:
-                continue
-            seen += 1
-            if seen > VICTIMS_CONSIDERED:
-                break
-            before[victim.id] = trial.held(victim)
-            trial.hold(victim, ())
-            chosen.append(victim)
-            why[victim.id] = code_now
-            if need >= MILLI and state.capacity.free_gpus(scope) * MILLI < need - need % MILLI:
-                continue
-            if not rules.holds():
-                continue
-            placed = place.find(trial, gang, size, placing, view, only, explain=False, scope=scope)
-            if not isinstance(placed, place.Refused):
-                found = placed
-                break
-        if found is None:
-            return None
-        for victim in reversed(chosen[:-1]):  # walk back: whoever is not needed is spared
-            trial.hold(victim, before[victim.id])
-            placed = place.find(trial, gang, size, placing, view, only, explain=False, scope=scope)
-            if isinstance(placed, place.Refused) or not rules.holds():
-                trial.hold(victim, ())
-            else:
-                found = placed
-                chosen.remove(victim)
-        choice = Choice(found, chosen, why, rules.shortfall_of(chosen))
-        if len(chosen) > 1:
-            eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
-            for alone in _alone(trial, start, gang, rules, placing, view, only, scope, eligible, need):
-                choice = min(choice, alone, key=lambda one: one.rank(rules, cost_of))
-        return choice
-    finally:
-        trial.rollback(start)
-
-
-def _alone(
-    trial: Trial,
-    start: int,
-    gang: GangState,
-    rules: Rules,
-    placing: Placing,
-    view: View,
-    only: int,
-    scope: int,
-    eligible: list[Row],
-    need: int,
-) -> Iterator[Choice]:
-    """One victim, where one is enough."""
-    trial.rollback(start)
-    free = trial.state.capacity.free_gpus(scope) * MILLI
-    for victim, code in eligible:
-        if gpus_of(victim.spec, victim.held) + free < need - need % MILLI:
-            continue
-        code_now = rules.now(victim, code)
-        if not code_now:
-            continue
-        trial.hold(victim, ())
-        placed = place.find(trial, gang, rules.size, placing, view, only, explain=False, scope=scope)
-        fits = rules.holds() and not isinstance(placed, place.Refused)
-        shortfall = rules.shortfall_of([victim])
-        trial.rollback(start)
-        if fits and not isinstance(placed, place.Refused):
-            yield Choice(placed, [victim], {victim.id: code_now}, shortfall)

@@ -22,6 +22,7 @@ from llmsched.core.nodes import COMES_WITHIN_S, Node
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import eligible, need_milli, quota_refusal
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -34,8 +35,8 @@ COMING = "capacity_coming"
 WAITS_FOR_NODES = ("nodes", "fragmentation", "topology", COMING)
 
 
-def run(trial: Trial, plan: Plan) -> None:
-    state = trial.state
+def run(this: Pass) -> None:
+    trial, state, plan = this.trial, this.state, this.plan
     if not state.configuration.node_types:
         return
     demand = Demand(trial, plan)

@@ -19,11 +19,10 @@ from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import say, workload
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.grow import more
@@ -31,7 +30,6 @@ from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
-from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 REASON = "in_queue_rank"
@@ -43,34 +41,34 @@ def is_on(state: State) -> bool:
     return state.configuration.scheduling.preemption.within_queue == "by_rank"
 
 
-def run(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar) -> dict[str, None]:
+def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Returns the waiting gangs about which nothing is left to decide: launched, nominated, or to hold nothing now."""
-    state = trial.state
+    state, plan = this.state, this.plan
     settled: dict[str, None] = {}
     if not is_on(state):
         return settled
     if plan.sizes:
-        settled |= _share(trial, plan, policies, view, calendar)
+        settled |= _share(this, calendar)
     quantum = state.configuration.scheduling.quantum_s
     if not state.waiting.count:
         return settled
     if quantum > 0:
-        number = int(view.now // quantum)
+        number = int(plan.at // quantum)
         plan.wake((number + 1) * quantum)
         if state.ranked_at and int(state.ranked_at // quantum) == number:
             return settled
     if not state.is_to_be_ranked():
         return settled
-    for line in _lines(trial, _ranked(trial, plan, policies, view)):
-        starters, victims = _pick(trial, line)
+    for line in _lines(state, _ranked(this)):
+        starters, victims = _pick(state, line)
         if starters:
-            settled |= _carry_out(trial, plan, starters, victims, policies, view, calendar)
+            settled |= _carry_out(this, calendar, starters, victims)
     return settled
 
 
-def _ranked(trial: Trial, plan: Plan, policies: Policies, view: View) -> list[Row]:
+def _ranked(this: Pass) -> list[Row]:
     """Every rigid gang that may run or be evicted, best first."""
-    key = policies.ordering.key
+    trial, plan, view, key = this.trial, this.plan, this.view, this.policies.ordering.key
     rows: list[Row] = []
     for gang in view.running():
         spec = gang.spec
@@ -83,9 +81,8 @@ def _ranked(trial: Trial, plan: Plan, policies: Policies, view: View) -> list[Ro
     return rows
 
 
-def _lines(trial: Trial, rows: list[Row]) -> list[list[Row]]:
+def _lines(state: State, rows: list[Row]) -> list[list[Row]]:
     """Those who compete with one another: all, or each queue by itself."""
-    state = trial.state
     if not state.quota.enforced:
         return [rows]
     lines: dict[str, list[Row]] = {}
@@ -98,13 +95,13 @@ def _lines(trial: Trial, rows: list[Row]) -> list[list[Row]]:
     return list(lines.values())
 
 
-def _pick(trial: Trial, line: list[Row]) -> tuple[list[GangState], list[GangState]]:
+def _pick(state: State, line: list[Row]) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
     First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
     of its options that counts out; who runs counts where it is.
     """
-    count = _Count(trial)
+    count = _Count(state)
     rows = [(gang, count.wishes(gang)) for _, gang in line]
     with count.everybody_gone([gang for _, gang in line if gang.held]):
         picked: dict[int, None] = {}
@@ -126,10 +123,10 @@ def _pick(trial: Trial, line: list[Row]) -> tuple[list[GangState], list[GangStat
 class _Count:
     """GPUs and quota by the number, as if nobody of a line held anything."""
 
-    def __init__(self, trial: Trial) -> None:
-        self.state = trial.state
-        self.quota = trial.state.quota
-        capacity = trial.state.capacity
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.quota = state.quota
+        capacity = state.capacity
         self.room = {
             flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()
         }
@@ -216,9 +213,9 @@ class _Count:
             self.room[key[1]] -= need
 
 
-def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: Calendar) -> dict[str, None]:
+def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Bring elastic gangs to their shares: who should hold less gives back what others should hold more of."""
-    state = trial.state
+    trial, state, plan, view = this.trial, this.state, this.plan, this.view
     quantum = state.configuration.scheduling.quantum_s
     free = state.capacity.free_gpus(state.capacity.open)
     starters: list[GangState] = []
@@ -252,34 +249,24 @@ def _share(trial: Trial, plan: Plan, policies: Policies, view: View, calendar: C
     givers.sort(key=lambda row: row[:3])
     for shrinks, _, name, gang in givers if missing > 0 else ():
         if shrinks:
-            resize(
-                trial,
-                plan,
-                gang,
-                without(gang, plan.sizes[name], None),
-                "resize",
-                say("resize.beyond_share"),
-            )
+            resize(this, gang, without(gang, plan.sizes[name], None), say("resize.beyond_share"))
         else:
             victims.append(gang)
     if starters or victims:
-        resting |= _carry_out(trial, plan, starters, victims, policies, view, calendar, growers)
+        resting |= _carry_out(this, calendar, starters, victims, growers)
     return resting
 
 
 def _carry_out(
-    trial: Trial,
-    plan: Plan,
+    this: Pass,
+    calendar: Calendar,
     starters: list[GangState],
     victims: list[GangState],
-    policies: Policies,
-    view: View,
-    calendar: Calendar,
     growers: Sequence[tuple[GangState, int]] = (),
 ) -> dict[str, None]:
     """Find nodes for the starters, and for who is to grow, on what is free and what victims leave; spare the victims
     that turn out not to matter."""
-    state = trial.state
+    trial, state, plan = this.trial, this.state, this.plan
     mark = trial.mark()
     for gang in victims:
         trial.hold(gang, ())
@@ -294,7 +281,7 @@ def _carry_out(
         if shape in refused:
             continue
         for bundles, option in choices(plan, gang):
-            fitting = place_within(trial, gang, bundles, policies.placement, view, calendar, option)
+            fitting = place_within(this, gang, bundles, calendar, option)
             if not isinstance(fitting, place.Refused):
                 trial.hold(gang, fitting)
                 found.append((gang, fitting))
@@ -304,7 +291,7 @@ def _carry_out(
     leaving: list[GangState] = []
     for gang, target in growers if victims else ():
         for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
-            extra = more(trial, gang, size - gang.size, policies.placement, view, ~calendar.closed(gang, size))
+            extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
             if extra is not None:
                 trial.hold(gang, (*trial.held(gang), *extra))
                 break
@@ -331,7 +318,7 @@ def _carry_out(
             trial.hold(gang, placement)
             plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, say("launch.ranked")))
         else:
-            nominate(trial, plan, gang, placement, names)
+            nominate(this, gang, placement, names)
             waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
             gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),))
     return dict.fromkeys(gang.id for gang, _ in found)

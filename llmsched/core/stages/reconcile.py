@@ -14,6 +14,7 @@ from llmsched.core.policy import View
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, is_holder
@@ -21,8 +22,8 @@ from llmsched.core.windows import Windows, is_holder
 EXCESS_GRACE_S = 10.0  # it was warned: others wait for what it took
 
 
-def run(trial: Trial, plan: Plan, view: View) -> None:
-    state = trial.state
+def run(this: Pass) -> None:
+    trial, state, plan = this.trial, this.state, this.plan
     leaving: dict[str, None] = {}
     for name in state.troubled:
         if plan.cut():
@@ -36,7 +37,7 @@ def run(trial: Trial, plan: Plan, view: View) -> None:
         if plan.cut():
             return
         if name not in leaving:
-            _limits(plan, state.gangs[name], view, leaving)
+            _limits(plan, state.gangs[name], this.view, leaving)
     for name in state.exceeding:
         if name not in leaving:
             _excess(plan, state, state.gangs[name], leaving)

@@ -6,16 +6,14 @@ only for somebody who might as well evict it. As few gangs as possible, each by 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from llmsched.core.decisions import Resize
-from llmsched.core.fair import Shares
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import Message, say, workload
-from llmsched.core.plan import Plan
-from llmsched.core.policy import Placing, View
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.trial import Trial
@@ -25,34 +23,29 @@ GANGS_SHRUNK = 32  # considered for one waiting gang
 VARIANTS = 8  # nodes whose bundles may go first
 
 
-def run(
-    trial: Trial,
-    plan: Plan,
-    gang: GangState,
-    shares: Shares | None,
-    placing: Placing,
-    view: View,
-    only: int,
-    sizes: list[int],
-) -> bool:
+def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
     """Nominate the gang on what elastic gangs can give; False if that is not enough."""
-    state = trial.state
+    state = this.state
     if not state.configuration.scheduling.elastic or not state.elastic:
         return False
-    givers = _givers(trial, plan, gang, Rules(trial, plan, gang, shares, view), view)
+    givers = _givers(this, gang, Rules(this, gang))
     if not givers:
         return False
-    later = trial.afterwards()
-    rules = Rules(later, plan, gang, shares and replace(shares, state=later.state), later.view)
-    mark = later.mark()
+    later = this.later()
+    rules = Rules(later, gang)
+    trial, mark = later.trial, later.trial.mark()
     try:
         chosen: dict[str, Placement] = {}
         found: Placement | None = None
-        size = sizes[-1]
+
+        def fits() -> Placement | None:
+            placed = place.find(later, gang, sizes[-1], only, explain=False)
+            return None if isinstance(placed, place.Refused) else placed
+
         for giver, floor, code in givers:
             if code:
-                floor = _allowed_floor(later, giver, floor, rules, code)
-            found = _give(later, gang, giver, floor, size, placing, later.view, only, chosen)
+                floor = _allowed_floor(trial, giver, floor, rules, code)
+            found = _give(trial, giver, floor, fits, chosen)
             if found is not None:
                 break
         if found is None:
@@ -61,35 +54,35 @@ def run(
             if giver.id not in chosen or len(chosen) == 1:
                 continue
             kept = chosen.pop(giver.id)
-            later.hold(giver, giver.held)
-            again = place.find(later, gang, size, placing, later.view, only, explain=False)
-            if isinstance(again, place.Refused):
+            trial.hold(giver, giver.held)
+            again = fits()
+            if again is None:
                 chosen[giver.id] = kept
-                later.hold(giver, kept)
+                trial.hold(giver, kept)
             else:
                 found = again
     finally:
-        later.rollback(mark)
+        trial.rollback(mark)
     for name, placement in chosen.items():
         giver = state.gangs[name]
-        resize(trial, plan, giver, placement, "resize", say("makes_room", who=workload(gang.workload_id)))
+        resize(this, giver, placement, say("makes_room", who=workload(gang.workload_id)))
     gives = tuple(
         say("release", who=workload(state.gangs[name].workload_id), amount=_given_milli(state.gangs[name], p))
         for name, p in chosen.items()
     )
     waits = say("victims_leaving.shrink", gives=gives)
-    nominate(trial, plan, gang, found, [*chosen, *later.gone_from(found)], waits)
+    nominate(this, gang, found, [*chosen, *trial.gone_from(found)], waits)
     return True
 
 
-def offer(trial: Trial, later: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> dict[str, Placement]:
+def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, Placement]:
     """Make every elastic gang that may be asked as small as the rules let it be, in `later`, and say how small: what
     is then still missing is for preempt.py to find."""
-    state = trial.state
+    state = this.state
     offered: dict[str, Placement] = {}
     if not state.configuration.scheduling.elastic or not state.elastic:
         return offered
-    for giver, floor, code in _givers(trial, plan, gang, rules, view):
+    for giver, floor, code in _givers(this, gang, rules):
         if code:
             floor = _allowed_floor(later, giver, floor, rules, code)
         if floor < giver.size:
@@ -98,20 +91,20 @@ def offer(trial: Trial, later: Trial, plan: Plan, gang: GangState, rules: Rules,
     return offered
 
 
-def resize(trial: Trial, plan: Plan, gang: GangState, placement: Placement, reason: str, why: Message) -> None:
+def resize(this: Pass, gang: GangState, placement: Placement, why: Message) -> None:
     """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
-    plan.decisions.append(Resize(gang.id, gang.attempt, placement, reason, why))
-    trial.shrinking[gang.id] = placement
+    this.plan.decisions.append(Resize(gang.id, gang.attempt, placement, "resize", why))
+    this.trial.shrinking[gang.id] = placement
 
 
 def _given_milli(gang: GangState, placement: Placement) -> int:
     return (len(gang.held) - len(placement)) * gang.spec.groups[0].options[0].resources.gpus_milli
 
 
-def _givers(trial: Trial, plan: Plan, gang: GangState, rules: Rules, view: View) -> list[tuple[GangState, int, str]]:
+def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
     priority, then much to give."""
-    state = trial.state
+    trial, state, plan, view = this.trial, this.state, this.plan, this.view
     quantum = state.configuration.scheduling.quantum_s
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
@@ -159,16 +152,12 @@ def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, cod
 
 def _give(
     trial: Trial,
-    gang: GangState,
     giver: GangState,
     floor: int,
-    size: int,
-    placing: Placing,
-    view: View,
-    only: int,
+    fits: Callable[[], Placement | None],
     chosen: dict[str, Placement],
 ) -> Placement | None:
-    """Shrink one giver step by step until the gang fits; leaves it at its floor when that is not enough yet."""
+    """Shrink one giver step by step until the gang `fits`; leaves it at its floor when that is not enough yet."""
     smaller = [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]
     nodes: list[str | None] = [None]
     nodes += list(dict.fromkeys(placed.node for placed in reversed(giver.held)))[:VARIANTS]
@@ -177,8 +166,8 @@ def _give(
             mark = trial.mark()
             kept = without(giver, to, first)
             trial.hold(giver, kept)
-            found = place.find(trial, gang, size, placing, view, only, explain=False)
-            if not isinstance(found, place.Refused):
+            found = fits()
+            if found is not None:
                 chosen[giver.id] = kept
                 return found
             trial.rollback(mark)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
-from llmsched.core.policy import Policies, View
 from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
 from llmsched.core.resources import MILLI
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find, need_milli
 from llmsched.core.stages.shrink import without
 from llmsched.core.trial import Trial
@@ -19,8 +19,8 @@ GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
 
 
-def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> None:
-    state, policy = trial.state, policies.elasticity
+def run(this: Pass) -> None:
+    trial, state, plan, policy = this.trial, this.state, this.plan, this.policies.elasticity
     waiting = [
         state.gangs[name]
         for shape in state.waiting.live.values()
@@ -41,14 +41,14 @@ def run(trial: Trial, plan: Plan, policies: Policies, view: View) -> None:
         if (gang := state.gangs[name]).spec.is_elastic() and gang.nomination is not None
     )
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
-    rigid = _rigid_demand(trial, running, policies, view, by_rank)
+    rigid = _rigid_demand(this, running, by_rank)
     capacity = max(0, state.capacity.free_gpus(state.capacity.open) * MILLI + held - rigid)
     for queue, amount in _entitled(trial, by_queue, capacity).items():
         members = by_queue[queue]
         left = amount
         for tier, lower in _tiers(members):
             kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
-            for name, size in policy.share(tier, max(0, left - kept) // MILLI, view).items():
+            for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
@@ -86,10 +86,10 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
     return found
 
 
-def _rigid_demand(trial: Trial, running: list[GangState], policies: Policies, view: View, by_rank: bool) -> int:
+def _rigid_demand(this: Pass, running: list[GangState], by_rank: bool) -> int:
     """Thousandths of GPUs that waiting gangs of fixed size would start on, if elastic ones held no more than they must
     and who leaves were gone. One for which that would not be enough is no reason to stay small."""
-    state = trial.state
+    trial, state = this.trial, this.state
     mark, total, tried = trial.mark(), 0, 0
     shapes = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
     if shapes:
@@ -110,7 +110,7 @@ def _rigid_demand(trial: Trial, running: list[GangState], policies: Policies, vi
                 total += need * (len(shape.entries) - number)
                 break
             tried += 1
-            found = find(trial, gang, shape.sample.min_size, policies.placement, view, explain=False)
+            found = find(this, gang, shape.sample.min_size, explain=False)
             if isinstance(found, Refused):
                 break  # nor would the next of its class
             trial.hold(gang, found)

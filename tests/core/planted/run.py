@@ -49,9 +49,9 @@ BUGS = (
     ),
     Bug(
         "stale_reclaim", "kueue#14609", "core/stages/preempt.py",
-        "            code_now = rules.now(victim, code)\n            if not code_now:\n                continue\n"
-        "            seen += 1",
-        "            code_now = code\n            seen += 1",
+        "                code_now = rules.now(victim, code)\n                if not code_now:\n"
+        "                    continue\n                seen += 1",
+        "                code_now = code\n                seen += 1",
         f"{DECISIONS}::test_reclaim_stops_at_the_guarantee_of_the_victims_queue",
     ),
     Bug(
@@ -101,8 +101,8 @@ BUGS = (
     ),
     Bug(
         "evicted_in_vain", "kueue: preempts what does not help", "core/stages/preempt.py",
-        "        if found is None:\n            return None\n        for victim in",
-        "        if found is None:\n            found = chosen[0].held\n        for victim in",
+        "            if found is None:\n                return None\n            for victim in",
+        "            if found is None:\n                found = chosen[0].held\n            for victim in",
         f"{DECISIONS}::test_nobody_is_evicted_when_that_would_not_be_enough",
     ),
     Bug(

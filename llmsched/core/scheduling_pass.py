@@ -1,0 +1,59 @@
+"""What the stages of one pass share: the world as the pass thinks of it, its plan, and by whose taste it decides.
+
+Knows no stage and no rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmsched.core.fair import Shares, mode_of
+from llmsched.core.plan import Plan
+from llmsched.core.policy import Policies, View
+from llmsched.core.trial import Afterwards, Trial
+
+_UNKNOWN = object()
+
+
+class Pass:
+    """One pass over the state of a trial. `plan` is where its decisions and times to be asked again go."""
+
+    def __init__(self, trial: Trial, policies: Policies, plan: Plan | None = None) -> None:
+        self.trial = trial
+        self.state = trial.state
+        self.policies = policies
+        self.plan = Plan(trial.now) if plan is None else plan
+        self.view = View(trial.state)
+        self._later: Later | None = None
+        self._shares: object = _UNKNOWN
+
+    @property
+    def shares(self) -> Shares | None:
+        """What queues are compared by, where shares count. As they stood when first asked for."""
+        if self._shares is _UNKNOWN:
+            mode = mode_of(self.state, getattr(self.policies.ordering, "across", None))
+            self._shares = Shares.of(self.state, mode) if mode else None
+        return self._shares  # type: ignore[return-value]
+
+    def later(self) -> Later:
+        """The same pass in the world as it will be when everybody who is on the way out has gone. Never inside a mark
+        of its trial."""
+        trial = self.trial.afterwards()
+        if self._later is None:
+            self._later = Later(self, trial)
+        return self._later
+
+
+class Later(Pass):
+    """See `Pass.later`."""
+
+    trial: Afterwards
+
+    def __init__(self, now: Pass, trial: Afterwards) -> None:
+        super().__init__(trial, now.policies, now.plan)
+        self._now = now
+
+    @property
+    def shares(self) -> Shares | None:
+        now = self._now.shares
+        return now and replace(now, state=self.state)
