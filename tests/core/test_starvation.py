@@ -94,6 +94,16 @@ def test_a_higher_priority_is_kept_out_by_no_hold() -> None:
     assert given.turn().decisions == [Launch("high", 1)]
 
 
+@pytest.mark.parametrize("waited_s", [0.0, HOLD_S])
+def test_who_was_evicted_keeps_its_age_against_a_hold(waited_s: float) -> None:
+    given = cluster("1 node x 4").policies(ordering="priority").running("old", 3).running("beside", 1)
+    given.pending("large", 4).after(HOLD_S).pending("new", 3)
+    given.after(0.0, decisions.Preempt("old/0", 1, 0.0, "quota_reclaim"), facts.Released(given.now, "old/0", 1))
+    given.after(waited_s)
+    assert given.turn().decisions == [Launch("old", 3)], "it came before large, however long it has waited since"
+    assert given.decide().why("new").startswith("needs 1 x 3 GPU")
+
+
 def test_who_borrows_holds_nothing_against_an_owner() -> None:
     given = cluster("1 node x 8").queue("a", gpus=2).queue("b", gpus=6).policies(ordering="priority")
     given.scheduling(order="best_effort")

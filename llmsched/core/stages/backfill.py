@@ -3,8 +3,9 @@
 `easy` protects the first blocked gang of each accelerator, `conservative` the first few. Later work may start when it
 ends before the planned start, fits beside it, or can be shrunk to its minimum in time.
 
-Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the longest one of each accelerator
-is protected too, from whoever has no higher priority and no better right to the quota. Then it starts at the latest
+Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the oldest one of each accelerator
+is protected too, from whoever came later, has no higher priority and no better right to the quota. Age is the time of
+submission, as everywhere: who was evicted goes on with the age that it has. Then the protected one starts at the latest
 when those that held its places at that moment have ended. One that its queue's quota keeps out is protected in its
 queue alone.
 """
@@ -77,11 +78,11 @@ class Calendar:
         return smaller and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
 
     def _binds(self, promise: Promise, gang: GangState) -> bool:
-        """Whether `gang` must not delay it. A hold keeps nobody out who has a higher priority, nor, where it borrows,
-        who takes what is its own queue's."""
+        """Whether `gang` must not delay it. A hold keeps nobody out who has a higher priority, or the same and came
+        before, nor, where it borrows, who takes what is its own queue's."""
         if not promise.hold:
             return True
-        if gang.spec.priority > promise.gang.spec.priority:
+        if _right(gang) < _right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
@@ -155,7 +156,7 @@ class Calendar:
             if since + patience > plan.at:
                 plan.wake(since + patience)
             elif state.gangs[name].nomination is None:
-                rows.append((-shape.sample.priority, since, name))
+                rows.append(_right(state.gangs[name]))
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:
@@ -219,3 +220,8 @@ def place_within(
         return beside
     reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)
+
+
+def _right(gang: GangState) -> tuple[int, float, str]:
+    """The smaller, the earlier: decides between two that have both waited long, whatever policy orders the line."""
+    return (-gang.spec.priority, gang.submitted_at, gang.id)
