@@ -110,6 +110,10 @@ class Shares:
                 share = max(share, have / total)
         return share
 
+    def depends_on_demand(self) -> bool:
+        """Whether what a queue is due changes with what others ask for."""
+        return self.mode == GUARANTEE or self.state.configuration.scheduling.protected_fraction > 0
+
     def fair(self, queue: str) -> float:
         """drf_total: the queue's weight among the queues that hold or want something."""
         active = [

@@ -111,6 +111,16 @@ def test_shares_that_only_time_changes_are_looked_at_again() -> None:
     assert story.at < 6000.0 + 20 * 600.0
 
 
+def test_shares_that_the_demand_of_others_changes_are_looked_at_again() -> None:
+    given = cluster("1 node x 4").queue("a", gpus=0, weight=2.0).queue("b", gpus=0, weight=4.0).queue("c", gpus=2)
+    given.scheduling(fair_share="guarantee_then_weight", preemption=PreemptionRules(reclaim="any"))
+    story = Story(given)
+    story.now(facts.ForeignUse(story.at, "n-0", Resources(1000)))
+    story.run("a1", gpus=2, queue="a")
+    assert story.submit("c1", gpus=2, queue="c") == [], "a holds no more than it is due"
+    assert ("Preempt", "a1/0") in kinds(story.submit("b1", gpus=4, queue="b")), "what b asks for lowers what a is due"
+
+
 @pytest.mark.parametrize("quantum_s", [600.0, 60.0])
 def test_by_rank_a_journal_that_is_folded_again_ranks_when_the_first_did(quantum_s: float) -> None:
     given = cluster("1 node x 4").queue("q", gpus=4).policies(ordering="priority", elasticity="even")

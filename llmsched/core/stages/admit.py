@@ -176,7 +176,8 @@ class Admission:
         if self.calendar.windows.rows or state.elastic or self.decays:
             return None
         about_victims = (state.victims, len(self.launched)) if self.takes else (0, 0)
-        return (state.causes, *about_victims, len(trial.leaving), len(trial.shrinking))
+        demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
+        return (state.causes, *about_victims, len(trial.leaving), len(trial.shrinking), demand)
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
