@@ -29,7 +29,7 @@ from llmsched.store.seal import HeadFile
 STORE = ("state.sqlite", "state.key", "state.head")
 KEPT_APART = ("tokens.json", "secret-key")
 SIDE = ("state.sqlite-wal", "state.sqlite-shm")
-WHOLE = ("pages", "head", "journal", "state", "tables")  # what fsck must find in a backup
+WHOLE = ("pages", "schema", "head", "journal", "state", "tables")  # what fsck must find in a backup
 
 
 class Backup(NamedTuple):
@@ -119,7 +119,8 @@ def accept_loss(home: Path) -> Restored:
         before = None
     if not places.store.exists() or not places.store.stat().st_size:
         moved = _move_aside(home)
-        return Restored(0, 0, before.seq if before else 0, moved, None)
+        salvage.begin(places.store)
+        return _answer(salvage.go_on_from(places.store, before), moved, None)
     return _answer(salvage.go_on_from(places.store, before), None, None)
 
 

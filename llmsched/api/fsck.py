@@ -1,7 +1,7 @@
-"""Whether what a home keeps is whole: pages, journal, state, tables, secrets, permissions, files. Changes nothing.
+"""Whether what a home keeps is whole: store, schema, journal, state, tables, secrets, permissions, files.
 
-Reads one moment of the store, so a controller may run meanwhile. Each check says what is wrong, where and what to do,
-and the next one is made all the same where it can be. Start reading at `examine`.
+It changes nothing and reads one moment of the store, so a controller may run meanwhile. Each check says what is wrong,
+where and what to do, and the next one is made all the same where it can be. Start reading at `examine`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def examine(home: Path, *, files: bool = False, storage: str | None = None) -> I
 def _store(home: Path, moment: Moment, noted: Noted | None, files: bool, storage: str | None) -> Iterator[Check]:
     damage = moment.damage()
     yield _verdict("pages", damage, "SQLite finds its file whole", seal.RESTORE)
+    yield _schema(moment)
     yield _head(moment, noted)
     archive = VerifiedArchive(moment)
     try:
@@ -75,6 +76,12 @@ def _store(home: Path, moment: Moment, noted: Noted | None, files: bool, storage
             place = storage or state.configuration.storage or kept
             yield _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
     yield _secrets(home, moment)
+
+
+def _schema(moment: Moment) -> Check:
+    """Whether its tables, indices and triggers are those that we made: others change or lose what is written."""
+    fine = "tables, indices and triggers are as llmsched made them"
+    return _verdict("schema", moment.schema_differences(), fine, seal.ACCEPT)
 
 
 def _head(moment: Moment, noted: Noted | None) -> Check:

@@ -1,6 +1,6 @@
 """The folder of one controller: its tokens, its lock, and the note that says where it answers.
 
-    token  tokens.json  secret-key  controller.lock  controller.json  isolation.json  state.sqlite  storage/  logs/
+    token  tokens.json  secret-key  controller.lock  controller.json  isolation.json  state.*  began  storage/  logs/
 
 A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
 is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
@@ -148,6 +148,11 @@ class Isolation(NamedTuple):
     ray_user: str = ""
     why: str = ""
     storage: str = ""
+
+
+def proofs_of_use(home: Path) -> list[Path]:
+    """What is made in a home only once a store is in it, beside the store's own files."""
+    return [home / "isolation.json"]
 
 
 def isolation(home: Path) -> Isolation | None:

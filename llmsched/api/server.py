@@ -35,7 +35,9 @@ log = logging.getLogger("llmsched.api")
 GRACE_S = 2  # for open requests when the server stops; streams end then
 
 
-async def serve(controller: Any, application: Any, listener: socket.socket, folder: Path) -> None:
+async def serve(
+    controller: Any, application: Any, listener: socket.socket, folder: Path, isolation: home.Isolation
+) -> None:
     """Run the controller behind `application` until it is told to stop, or fails (then its error is raised)."""
     server = web_server(application)
     stop = application.state.stop
@@ -53,6 +55,7 @@ async def serve(controller: Any, application: Any, listener: socket.socket, fold
         if begun.done():
             web = asyncio.create_task(server.serve(sockets=[listener]))
             sweeping = asyncio.create_task(application.state.uploads.sweep_forever())
+            home.record_isolation(folder, isolation)  # not before there is a store: it is proof of one
             home.announce(folder, url_of(listener))
             log.info("answers at %s", url_of(listener))
             await asyncio.wait({control, web, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -145,16 +148,16 @@ async def main(
     make_room()
     with contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")
-        store = SqliteStore(folder / "state.sqlite")
+        store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
         executor = _executor(folder, address, fake_nodes, place, user, env)
         isolation = _isolation(address, user, single_user)
-        home.record_isolation(folder, home.Isolation(**isolation.model_dump(), storage=place))
         tokens = auth.Tokens(folder)
         clock = RealClock()
         vault = Vault(store, home.secret_key_file(folder), clock.now)
         controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
         application = app.build(controller, tokens, isolation=isolation, ray_user=user)
-        await serve(controller, application, listener, folder)
+        noted = home.Isolation(**isolation.model_dump(), storage=place)
+        await serve(controller, application, listener, folder, noted)
 
 
 def _isolation(address: str | None, user: users.RayUser | None, why: str) -> http_models.IsolationView:

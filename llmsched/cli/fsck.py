@@ -14,9 +14,9 @@ from llmsched.cli import show
 def fsck(files: bool, storage: str | None) -> None:
     """Check that what LLMSCHED_HOME keeps is whole. Changes nothing.
 
-    Pages of the store, checksums and order of the journal, the state folded from it and its safety rules, the tables
-    that status is answered from, secrets, permissions. The controller may run meanwhile, or not at all. Ends with 5
-    when something is broken.
+    Pages and schema of the store, checksums and order of the journal, the state folded from it and its safety rules,
+    the tables that status is answered from, secrets, permissions. The controller may run meanwhile, or not at all. Ends
+    with 5 when something is broken.
     """
     from llmsched.api.fsck import examine
     from llmsched.client.transport import default_home

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from llmsched.errors import StoreError
@@ -45,6 +46,14 @@ def make(file: Path, code: str) -> bytes:
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}.", code=code) from None
     return key
+
+
+def make_mark(file: Path) -> None:
+    """That there was a store here, for when nothing else of it is left."""
+    with suppress(OSError):  # it is there; or the disk is full, and it is made at the next start
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write("A store was made in this folder: a start that finds none stops, and does not begin anew.\n")
+        sync_folder(file.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmsched.errors import StoreError
-from llmsched.store import keyfile, seal
+from llmsched.store import keyfile, schema, seal
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import QUIET, Lease, Written
 from llmsched.store.seal import Head, Seal
@@ -23,15 +23,18 @@ BUSY_S = 5.0  # how long to wait for another process to finish its transaction
 
 
 class Places(NamedTuple):
-    """The files of a store: the key and the note lie apart from what they protect."""
+    """The files of a store: the key and the note lie apart from what they protect. `mark` says that there was one."""
 
     store: Path
     key: Path
     head: Path
+    mark: Path
 
     @classmethod
     def of(cls, store: Path) -> Places:
-        return cls(store, store.with_name(f"{store.stem}.key"), store.with_name(f"{store.stem}.head"))
+        return cls(
+            store, store.with_name(f"{store.stem}.key"), store.with_name(f"{store.stem}.head"), store.with_name("began")
+        )
 
 
 def read_only(path: Path) -> list[Written]:
@@ -68,6 +71,10 @@ class Moment:
     def damage(self) -> list[str]:
         """What SQLite itself finds wrong with the pages of the file."""
         return [str(line[0]) for line in self._db.execute("PRAGMA integrity_check") if line[0] != "ok"]
+
+    def schema_differences(self) -> list[str]:
+        """How its tables, indices and triggers differ from those that we made."""
+        return schema.differences(self._db)
 
     def head(self) -> Head:
         return head(self._db, self.key, self.path)
@@ -112,14 +119,13 @@ class Moment:
         expected, broken = self.head().sums, []
         for cls, table in TABLES.items():
             marks = []
-            for *columns, mark in self._db.execute(f"SELECT * FROM {table.name}"):
+            for *columns, mark in self._db.execute(f"SELECT {_columns(cls)} FROM {table.name}"):
                 marks.append(mark)
                 if mark != self.key.mark(table.name, columns):
                     key = ", ".join(str(part) for part in columns[: table.keys])
                     broken.append(f"{table.name}: the row of {key} was changed or forged")
             if not broken and seal.total(marks) != expected.get(table.name, 0):
                 broken.append(f"{table.name}: rows are missing, too many, or from an earlier time ({len(marks)} rows)")
-            assert cls._fields  # type: ignore[attr-defined]
         return broken
 
 
@@ -214,7 +220,7 @@ def rows(
 ) -> list[AnyRow]:
     columns = cls._fields[: TABLES[cls].keys]
     where = " AND ".join(f"{column} = ?" for column in columns[: len(start)]) or "1"
-    query = f"SELECT * FROM {TABLES[cls].name} WHERE {where} ORDER BY {', '.join(columns)}"
+    query = f"SELECT {_columns(cls)} FROM {TABLES[cls].name} WHERE {where} ORDER BY {', '.join(columns)}"
     return [_verified(cls, line, key, path) for line in db.execute(query, start).fetchall()]
 
 
@@ -251,13 +257,17 @@ def archived(db: sqlite3.Connection, key: Seal | None, path: Path, query: Archiv
     found: dict[str, ArchiveRow] = {}
     for more, value in owners or [("1", "")]:
         lines = db.execute(
-            f"SELECT * FROM archive WHERE {' AND '.join([*terms, more])} ORDER BY {order} LIMIT ?",
+            f"SELECT {_columns(ArchiveRow)} FROM archive WHERE {' AND '.join([*terms, more])} ORDER BY {order} LIMIT ?",
             (*values, *([value] if owners else []), query.limit),
         )
         for line in lines.fetchall():
             row = _verified(ArchiveRow, line, key, path)
             found[row.id] = row
     return sorted(found.values(), key=query.place)[: query.limit]
+
+
+def _columns(cls: type) -> str:
+    return ", ".join((*cls._fields, "checksum"))  # type: ignore[attr-defined]
 
 
 def _verified(cls: type[AnyRow], line: tuple[Any, ...], key: Seal | None, path: Path) -> AnyRow:

@@ -8,18 +8,17 @@ time is fenced out; what runs is adopted by name, or reaped.
 from __future__ import annotations
 
 import sqlite3
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmsched.errors import StoreError
-from llmsched.store import keyfile, reading, seal
+from llmsched.store import keyfile, reading, schema, seal
 from llmsched.store.codec import ENTRIES, CodecError
 from llmsched.store.journal import Lease
 from llmsched.store.reading import Places
 from llmsched.store.seal import Head, HeadFile, Noted, Seal
-from llmsched.store.sqlite import Transaction
-from llmsched.store.tables import TABLES, SnapshotRow
+from llmsched.store.sqlite import SqliteStore, Transaction
+from llmsched.store.tables import TABLES, Row, SnapshotRow
 
 EPOCHS_AHEAD = 1_000  # more starts than anybody makes between a backup and its restore
 
@@ -55,6 +54,14 @@ def note_of(path: Path) -> Noted:
         return Noted(head.writes, head.seq, head.link, moment.lease().epoch)
 
 
+def begin(path: Path) -> None:
+    """An empty store where there is none any more. Raises StoreError."""
+    Places.of(path).mark.unlink(missing_ok=True)
+    store = SqliteStore(path)
+    store.open()
+    store.close()
+
+
 def go_on_from(path: Path, before: Noted | None) -> Salvaged:
     """Make `path` the store of its folder. `before`: what was noted of the store that was there. Raises StoreError."""
     places = Places.of(path)
@@ -72,44 +79,59 @@ def go_on_from(path: Path, before: Noted | None) -> Salvaged:
     head_file = HeadFile(places.head)
     head_file.write(note, sync=True)
     head_file.close()
+    keyfile.make_mark(places.mark)
     return salvaged
 
 
 def _sealed_anew(db: sqlite3.Connection, key: Seal, before: Noted | None) -> tuple[Salvaged, Noted]:
     db.execute("BEGIN IMMEDIATE")
-    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-    for name, _ in triggers:
-        db.execute(f"DROP TRIGGER {name}")
-    found = db.execute("SELECT writes, floor, floor_link FROM head").fetchone() or (0, 0, "")
-    owned = db.execute("SELECT epoch FROM lease").fetchone() or (0,)
+    if (number := schema.version(db)) > len(schema.migrations()):
+        raise sqlite3.DatabaseError(f"it has schema {number}, this llmsched knows {len(schema.migrations())}")
+    found = _first(db, "head", "writes, floor, floor_link") or (0, 0, "")
+    owned = _first(db, "lease", "epoch") or (0,)
     floor = _floor(db, found[1])
     head = Head(max(found[0], before.writes if before else 0) + 1, floor, found[2], floor, found[2])
-    entries = db.execute("SELECT * FROM journal WHERE seq > ? ORDER BY seq", (floor,)).fetchall()
-    db.execute("DELETE FROM journal")
+    entries = db.execute(
+        "SELECT seq, epoch, at, kind, workload, body FROM journal WHERE seq > ? ORDER BY seq", (floor,)
+    ).fetchall()
+    rows = [row for cls in TABLES for row in _rows(db, cls)]
+    schema.drop_all(db)
+    for statement in schema.statements():
+        db.execute(statement)
     change = Transaction(db, key, head, Lease(0, "", 0))
-    for seq, epoch, at, kind, workload, body, _ in entries:
+    for seq, epoch, at, kind, workload, body in entries:
         if seq != head.seq + 1 or not _can_be_read(kind, body):
             break  # what comes after a gap tells of a world that nobody knows
         change.append((epoch, at, kind, workload, body))
-    db.execute("DELETE FROM snapshots WHERE seq > ?", (head.seq,))
-    for cls, (table, _) in TABLES.items():
-        rows = db.execute(f"SELECT * FROM {table}").fetchall()
-        db.execute(f"DELETE FROM {table}")
-        for row in rows:
-            change.put(cls(*row[:-1]))
+    for row in rows:
+        if not isinstance(row, SnapshotRow) or row.seq <= head.seq:
+            change.put(row)
     seen = max(owned[0], before.epoch if before else 0, *(epoch for _, epoch, *_ in entries), 0)
     change.lease = Lease(seen + EPOCHS_AHEAD, "", 0)
-    db.execute("DELETE FROM lease")
     db.execute("INSERT INTO lease VALUES (1, 0, '', 0)")
-    db.execute("DELETE FROM head")
     db.execute("INSERT INTO head VALUES (1, 0, 0, '', 0, '', '{}', '')")
     change.write_head()
-    for _, sql in triggers or _triggers():
-        db.execute(sql)
+    db.execute(f"PRAGMA user_version = {len(schema.migrations())}")
     db.execute("COMMIT")
     written = max(before.seq if before else 0, entries[-1][0] if entries else 0)
     epoch = change.lease.epoch
     return Salvaged(head.seq, epoch, max(written - head.seq, 0)), Noted(head.writes, head.seq, head.link, epoch)
+
+
+def _first(db: sqlite3.Connection, table: str, columns: str) -> tuple[Any, ...] | None:
+    return next(iter(_lines(db, table, columns)), None)
+
+
+def _rows(db: sqlite3.Connection, cls: type[Row]) -> list[Row]:
+    return [cls(*line) for line in _lines(db, TABLES[cls].name, ", ".join(cls._fields))]
+
+
+def _lines(db: sqlite3.Connection, table: str, columns: str) -> list[tuple[Any, ...]]:
+    """None where the table is gone."""
+    is_there = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+    if not db.execute(is_there, (table,)).fetchone()[0]:
+        return []
+    return db.execute(f"SELECT {columns} FROM {table}").fetchall()
 
 
 def _floor(db: sqlite3.Connection, noted: int) -> int:
@@ -128,9 +150,3 @@ def _can_be_read(kind: str, body: str) -> bool:
     except CodecError:
         return False
     return True
-
-
-def _triggers() -> list[tuple[str, str]]:
-    script = (resources.files("llmsched.store") / "migrations" / "0001_store.sql").read_text("utf-8")
-    parts = script.split("CREATE TRIGGER ")[1:]
-    return [("", "CREATE TRIGGER " + part[: part.index("END;") + 3]) for part in parts]

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmsched.errors import Bug, StoreError
-from llmsched.store import keyfile, reading, seal
+from llmsched.store import file_systems, keyfile, reading, schema, seal
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import Batch, Lease, StaleEpoch, Written, workload_of
 from llmsched.store.reading import BUSY_S, Places
@@ -33,7 +32,6 @@ from llmsched.store.tables import TABLES, AnyRow, ArchiveQuery, ArchiveRow, Prog
 log = logging.getLogger("llmsched.store")
 GROUP_AT_MOST = 256  # writes in one transaction
 SYNC_HEAD_S = 1.0  # how often the note of the head is forced to the disk; see seal.HeadFile
-REMOTE_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "ceph", "glusterfs", "afs"}
 
 
 @dataclass(slots=True)
@@ -82,11 +80,13 @@ class _Work(NamedTuple):
 
 
 class SqliteStore:
-    """See `journal.Store`. `allow_remote` takes a network file system, whose locks may lie, at one's own risk."""
+    """See `journal.Store`. `allow_remote` takes a network file system, whose locks may lie, at one's own risk.
+    `proofs` are files that are there only where a store was: with one of them, no new one is made."""
 
-    def __init__(self, path: Path, *, allow_remote: bool = False) -> None:
+    def __init__(self, path: Path, *, allow_remote: bool = False, proofs: Sequence[Path] = ()) -> None:
         self.path = path
         self._places = Places.of(path)
+        self._proofs = proofs
         self._allow_remote = allow_remote
         self._seal: Seal | None = None
         self._head_file = HeadFile(self._places.head)
@@ -105,17 +105,13 @@ class SqliteStore:
         self._refuse_remote()
         noted = self._head_file.read()
         key = keyfile.read(self._places.key, "store_key")
-        if not (self.path.exists() and self.path.stat().st_size) and (noted is not None or key is not None):
-            proof = self._places.head if noted is not None else self._places.key
-            raise StoreError(
-                f"{self.path} is missing, but a cluster was run from it ({proof.name} says so)",
-                code="store_missing",
-                hint=seal.ACCEPT,
-            )
+        if not (self.path.exists() and self.path.stat().st_size):
+            self._refuse_to_begin_anew(noted, key)
         db = self._first_connection()
         try:
             self._migrate(db)
             self._seal = self._verified(db, key, noted)
+            keyfile.make_mark(self._places.mark)
         except sqlite3.Error as error:
             db.close()
             raise self._failed(error) from error
@@ -128,6 +124,17 @@ class SqliteStore:
             self._writer = db
         self._thread = threading.Thread(target=self._write_forever, name="llmsched-store", daemon=True)
         self._thread.start()
+
+    def _refuse_to_begin_anew(self, noted: Noted | None, key: bytes | None) -> None:
+        """Raises StoreError where anything shows that there was a store."""
+        shown = [file for file in (self._places.mark, *self._proofs) if file.exists()]
+        shown += [self._places.head] if noted is not None else [self._places.key] if key is not None else []
+        if shown:
+            raise StoreError(
+                f"{self.path} is missing, but a cluster was run from it ({shown[0].name} says so)",
+                code="store_missing",
+                hint=seal.ACCEPT,
+            )
 
     def close(self) -> None:
         if self._thread is None:
@@ -428,20 +435,25 @@ class SqliteStore:
         return db
 
     def _migrate(self, db: sqlite3.Connection) -> None:
-        scripts = migrations()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        scripts, version = schema.migrations(), schema.version(db)
         if version > len(scripts):
             raise StoreError(
                 f"{self.path} has schema {version}, this llmsched knows {len(scripts)}",
                 code="store_newer",
                 hint="Use the version that wrote it, or a newer one.",
             )
+        if other := schema.differences(db):
+            raise StoreError(
+                f"{self.path} has another schema than it was made with: {'; '.join(other)}",
+                code="store_damaged",
+                hint=seal.ACCEPT,
+            )
         for number, script in enumerate(scripts[version:], start=version + 1):
             db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
 
     def _refuse_remote(self) -> None:
-        kind = _file_system(self.path.parent)
-        if kind in REMOTE_FILE_SYSTEMS and not self._allow_remote:
+        kind = file_systems.kind_of(self.path.parent)
+        if kind in file_systems.REMOTE and not self._allow_remote:
             raise StoreError(
                 f"{self.path} lies on a network file system ({kind}), where file locks do not hold",
                 hint="Put LLMSCHED_HOME on a local disk.",
@@ -454,13 +466,6 @@ class SqliteStore:
             code="store_failed",
             hint="Free disk space or repair the disk; what already runs goes on.",
         )
-
-
-def migrations() -> list[str]:
-    """The scripts in order; number n brings schema n-1 to n."""
-    folder = resources.files("llmsched.store") / "migrations"
-    files = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=lambda item: item.name)
-    return [item.read_text(encoding="utf-8") for item in files]
 
 
 def _is_the_disks(error: Exception) -> bool:
@@ -479,19 +484,3 @@ def _give_back(epoch: int) -> Callable[[Transaction], None]:
         change.lease = change.lease._replace(owner="")
 
     return write
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system `folder` is on, "" where the kernel does not say."""
-    best, kind = "", ""
-    try:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    place = str(folder.resolve())
-    for line in lines:
-        _, mount, mounted_kind, *_ = line.split()
-        under = place == mount or place.startswith(mount.rstrip("/") + "/")
-        if under and len(mount) >= len(best):
-            best, kind = mount, mounted_kind
-    return kind

@@ -151,3 +151,37 @@ def test_the_operator_may_accept_a_loss_and_is_told_how_much(tmp_path: Path, mon
     assert CliRunner().invoke(cli, ["restore", "--accept-loss"]).exit_code == 0
     asyncio.run(life("five"))
     assert broken(folder) == []
+
+
+def test_a_home_of_which_all_of_the_store_is_gone_does_not_begin_anew_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LLMSCHED_HOME", str(folder))
+
+    async def life(*names: str) -> int:
+        async with living(folder, FakeCluster([NodeKind(1, "A100")])) as controller:
+            await controller.submit([task(name) for name in names], user="ann")
+            assert [*controller.state.workloads] == [*names]
+            return controller.health.epoch
+
+    epoch = asyncio.run(life("one"))
+    for file in folder.glob("state.*"):
+        file.unlink()
+    with pytest.raises(StoreError, match=r"is missing, but a cluster was run from it \(began says so\)") as raised:
+        asyncio.run(life())
+    assert "llmsched restore BACKUP" in raised.value.hint and "--accept-loss" in raised.value.hint
+    assert not (folder / "state.sqlite").exists()
+    assert CliRunner().invoke(cli, ["restore", "--accept-loss"]).exit_code == 0
+    assert asyncio.run(life("two")) > epoch + 1  # whatever still acts for the lost time is fenced out
+    assert broken(folder) == []
+
+
+def test_the_note_of_how_a_home_was_started_shows_that_it_was_used(tmp_path: Path) -> None:
+    home.record_isolation(home.prepare(tmp_path / "home"), home.Isolation())
+    store = SqliteStore(tmp_path / "home" / "state.sqlite", proofs=home.proofs_of_use(tmp_path / "home"))
+    with pytest.raises(StoreError, match="isolation.json says so"):
+        store.open()
+    backup.accept_loss(tmp_path / "home")
+    store.open()
+    store.close()

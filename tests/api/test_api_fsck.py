@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmsched.api import fsck, home
 from llmsched.cli.main import cli
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
+from llmsched.errors import StoreError
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script
 from llmsched.spec.load import load_json
 from llmsched.store.seal import Seal
@@ -63,11 +65,23 @@ def broken(folder: Path, **more: Any) -> list[str]:
 
 
 def change(folder: Path, *statements: str) -> None:
+    """As one does who has the file: past its guards, which stand there again afterwards."""
     with sqlite3.connect(folder / "state.sqlite") as db:
-        for (guard,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            db.execute(f"DROP TRIGGER {guard}")
+        guards = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in guards:
+            db.execute(f"DROP TRIGGER {name}")
         for statement in statements:
             assert db.execute(statement).rowcount > 0
+        for _, made in guards:
+            db.execute(made)
+    db.close()
+
+
+def reshape(folder: Path, *statements: str) -> None:
+    """Another schema than ours."""
+    with sqlite3.connect(folder / "state.sqlite") as db:
+        for statement in statements:
+            db.execute(statement)
     db.close()
 
 
@@ -75,7 +89,7 @@ def test_a_home_that_is_whole_and_its_controller_may_run(folder: Path) -> None:
     assert {check.result for check in checked(folder).values()} == {"ok"}
     done = CliRunner().invoke(cli, ["fsck", "--json"])
     assert done.exit_code == 0
-    assert [one["result"] for one in json.loads(done.output)["checks"]] == ["ok"] * 7
+    assert [one["result"] for one in json.loads(done.output)["checks"]] == ["ok"] * 8
 
     async def beside() -> list[str]:
         controller = Controller(SqliteStore(folder / "state.sqlite"), FakeExecutor([NodeKind(2, "A100")]), storage="/s")
@@ -128,6 +142,59 @@ def test_whatever_is_changed_without_the_key_is_found(folder: Path, statement: s
     found = checked(folder)
     assert found[check].result == "broken" and said in found[check].detail, found[check].detail
     assert CliRunner().invoke(cli, ["fsck"]).exit_code == 5
+
+
+FORGETS = "CREATE TRIGGER helpful AFTER INSERT ON progress BEGIN DELETE FROM idempotency; END"
+RESHAPED = [
+    (FORGETS, "the trigger helpful is not ours"),
+    ("DROP TRIGGER journal_keeps_all", "the trigger journal_keeps_all is missing"),
+    ("DROP INDEX one_launch_an_attempt", "the index one_launch_an_attempt is missing"),
+    ("CREATE UNIQUE INDEX one_at_a_time ON journal (at, seq)", "the index one_at_a_time is not ours"),
+    ("CREATE TABLE notes (text TEXT)", "the table notes is not ours"),
+    ("CREATE VIEW seen AS SELECT * FROM journal", "the view seen is not ours"),
+    ("DROP TABLE secrets", "the table secrets is missing"),
+    ("ALTER TABLE archive ADD COLUMN more TEXT", "the table archive was changed"),
+    ("ALTER TABLE progress DROP COLUMN data", "the table progress was changed"),
+    ("ALTER TABLE secrets RENAME COLUMN by TO at_last", "the table secrets was changed"),
+    ("PRAGMA user_version = 0", "it has no schema of ours (version 0)"),
+    ("PRAGMA user_version = -3", "it has schema -3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("statement", "said"), RESHAPED)
+def test_another_schema_is_found_and_is_not_started_on_and_can_be_mended(
+    folder: Path, statement: str, said: str
+) -> None:
+    reshape(folder, statement)
+    assert checked(folder)["schema"].result == "broken"
+    assert said in checked(folder)["schema"].detail
+    assert CliRunner().invoke(cli, ["fsck"]).exit_code == 5
+    with pytest.raises(StoreError, match=re.escape(said)) as raised:
+        SqliteStore(folder / "state.sqlite").open()
+    assert "restore --accept-loss" in (raised.value.hint or "")
+    done = CliRunner().invoke(cli, ["restore", "--accept-loss"])
+    if "COLUMN data" in statement or "COLUMN by" in statement:
+        assert done.exit_code == 5 and "no such column" in done.output  # what it held nobody can know
+        return
+    assert done.exit_code == 0, done.output
+    assert checked(folder)["schema"].result == "ok"
+    asyncio.run(goes_on(folder))
+
+
+async def goes_on(folder: Path) -> None:
+    """A controller starts there, and finds what was submitted before."""
+    store = SqliteStore(folder / "state.sqlite")
+    controller = Controller(store, FakeExecutor([NodeKind(2, "A100")]), storage="/s")
+    running = asyncio.create_task(controller.run())
+    await controller.started.wait()
+    assert [*controller.state.workloads] == ["short", "long", "large"]
+    await controller.stop()
+    await running
+
+
+def test_statistics_of_sqlite_are_no_other_schema(folder: Path) -> None:
+    reshape(folder, "ANALYZE")
+    assert broken(folder) == []
 
 
 def test_an_entry_that_was_forged_with_a_checksum_of_ones_own(folder: Path) -> None:

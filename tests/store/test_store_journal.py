@@ -22,7 +22,8 @@ from llmsched.errors import Bug, StoreError
 from llmsched.store.journal import Batch, StaleEpoch, Written, workload_of
 from llmsched.store.memory import MemoryStore
 from llmsched.store.reading import moment_of, read_only
-from llmsched.store.sqlite import SqliteStore, migrations
+from llmsched.store.schema import migrations
+from llmsched.store.sqlite import SqliteStore
 from llmsched.store.tables import ArchiveQuery, ArchiveRow, IdempotencyRow, SnapshotRow
 
 
@@ -370,8 +371,10 @@ def test_a_flipped_bit_in_the_journal_is_noticed(path):
     put(store, submitted("alpha"), Tick(2.0))
     store.close()
     with sqlite3.connect(path) as db:
+        (guard,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'journal_is_append_only'").fetchone()
         db.execute("DROP TRIGGER journal_is_append_only")
         db.execute("UPDATE journal SET body = replace(body, 'alpha', 'alphA') WHERE seq = 1")
+        db.execute(guard)
     db.close()
     store = opened(path)
     with pytest.raises(StoreError, match="entry 1 of .* is damaged"):
@@ -384,8 +387,10 @@ def test_a_lost_entry_is_noticed(path):
     put(store, Tick(1.0), Tick(2.0), Tick(3.0))
     store.close()
     with sqlite3.connect(path) as db:
+        (guard,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'journal_keeps_all'").fetchone()
         db.execute("DROP TRIGGER journal_keeps_all")
         db.execute("DELETE FROM journal WHERE seq = 2")
+        db.execute(guard)
     db.close()
     store = opened(path)
     with pytest.raises(StoreError, match="lacks entry 2"):
