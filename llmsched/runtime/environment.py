@@ -128,10 +128,15 @@ def _mark(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.kept")
 
 
-def cpu_share(workers_here: int) -> int:
-    """Threads for one of `workers_here` processes on this machine: at least 1, together no more than it has CPUs."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cpu_share(workers_here: int, cpus: int = 0) -> int:
+    """Threads for one of `workers_here` processes: at least 1, together no more than `cpus`, or this machine's."""
+    cpus = cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // max(1, workers_here))
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has any, by the devices that drivers make. Pretend GPUs are none."""
+    return any(next(Path("/dev").glob(one), None) for one in ("nvidia[0-9]*", "kfd", "davinci*", "accel*", "hl[0-9]*"))
 
 
 def thread_envs(threads: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from llmsched.runtime import packages, redaction
+from llmsched.runtime import packages, redaction, rendezvous
 from llmsched.runtime.process import die_with_parent
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
@@ -30,7 +30,7 @@ _LAST_WORDS_WITHIN_S = 2.0  # children that outlive the command may hold its out
 _LOOK_EVERY_S = 0.2
 
 # What a member's process has that a command beside it must have too: who it is, its GPUs, its Python.
-_WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_WHO = rendezvous.NAMES
 _WHERE = ("CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV", "PATH")
 
 Said = tuple[str, str] | tuple[str, str, int | None]  # ("stdout" | "stderr", text) ..., ("end", message, exit code)

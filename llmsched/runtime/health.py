@@ -9,6 +9,7 @@ step may take hours, and shows it by a thread that computes, or by one that is s
     a process is stopped (SIGSTOP)                             its node says so, or its worker           STOPPED_*
     a process says nothing, and has no CPU time                its node says so                          SILENT_*
     a node does not say how a silent process is                                                          NODE_*
+    a rank waits where the ranks meet, another never came      by the connections of its processes       MEET_*
     nobody reports any more, and no process has CPU time       much longer than between reports before   QUIET_*
 """
 
@@ -29,6 +30,8 @@ ALL_WAIT_SAID_S, ALL_WAIT_ENDED_S = 120.0, 900.0
 STOPPED_SAID_S, STOPPED_ENDED_S = 10.0, 120.0
 SILENT_SAID_S, SILENT_ENDED_S = 60.0, 600.0
 NODE_SAID_S, NODE_ENDED_S = 30.0, 120.0
+MEET_SAID_S, MEET_ENDED_S = 60.0, 1800.0  # it may prepare something first: as long as torch itself would wait
+MEET_DONE_SAID_S, MEET_DONE_ENDED_S = 20.0, 600.0  # it has ended, and will never come
 QUIET_SAID_S, QUIET_ENDED_S, QUIET_TIMES = 600.0, 1800.0, 20.0  # and so many times the longest pause before
 
 
@@ -39,6 +42,7 @@ class Pulse(NamedTuple):
     waits: bool = False  # for other ranks, in torch.distributed
     cpu_s: float = 0.0  # of its process and of what that started, so far
     is_stopped: bool = False  # what it watches is stopped by a signal
+    has_met: bool | None = None  # of a command: it has come to where the ranks meet (MASTER_PORT); None: no such place
 
 
 class Look(NamedTuple):
@@ -79,7 +83,7 @@ class Health:
 
     def heard(self, rank: int, pulse: Pulse, now: float) -> None:
         known = self.ranks.get(rank)
-        if known is None or pulse.at != known.pulse.at or pulse.waits != known.pulse.waits:
+        if known is None or (*pulse[:2], pulse.has_met) != (*known.pulse[:2], known.pulse.has_met):
             same_since, cpu_then = now, pulse.cpu_s
         else:
             same_since, cpu_then = known.same_since, known.cpu_then
@@ -120,7 +124,8 @@ class Health:
             found = self._of_process(rank, one, now)
             if found is not None:
                 return found
-        return self._of_gang(alive, sorted(finished), now) or self._of_reports(alive, now)
+        found = self._of_gang(alive, sorted(finished), now) or self._of_meeting(alive, sorted(finished), now)
+        return found or self._of_reports(alive, now)
 
     def _of_process(self, rank: int, one: _Rank, now: float) -> Verdict | None:
         who = f"rank {rank}'s process"
@@ -157,6 +162,24 @@ class Health:
             text = f"all {len(alive)} ranks have waited for each other for {TIME} (rank {first}: {where})"
             return _judge(text, lasts, ALL_WAIT_SAID_S, ALL_WAIT_ENDED_S, "error")
         return None
+
+    def _of_meeting(self, alive: dict[int, _Rank], finished: list[int], now: float) -> Verdict | None:
+        """Ranks of commands: some wait for others that never joined their process group."""
+        waiting = [(rank, one) for rank, one in alive.items() if one.pulse.has_met]
+        if not waiting:
+            return None
+        first, one = max(waiting, key=lambda each: each[1].same_since)
+        lasts = now - one.same_since
+        absent = [rank for rank in sorted(self.ranks) if not self.ranks[rank].pulse.has_met]
+        if not absent:
+            return None
+        who = next((rank for rank in absent if rank in finished), absent[0])
+        text = "has come to its end" if who in finished else "has not joined"
+        text = f"rank {who} {text}, and rank {first} waits for it in its process group for {TIME}"
+        said, ended = (MEET_SAID_S, MEET_ENDED_S) if who not in finished else (MEET_DONE_SAID_S, MEET_DONE_ENDED_S)
+        found = _judge(f"{text}: every rank must call init_process_group", lasts, said, ended, "error")
+        is_idle = all(each.is_asleep(now) for each in alive.values())
+        return found and (found if is_idle else found._replace(event=""))
 
     def _of_reports(self, alive: dict[int, _Rank], now: float) -> Verdict | None:
         if self._reported_at is None or self._reports < 3:

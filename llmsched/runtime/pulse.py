@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from types import FrameType
@@ -88,6 +88,33 @@ class _Meter:
     def _seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
         return float(times.user + times.system)
+
+
+class CommandMeter:
+    """Of a command's processes, from beside them. `port` is where the ranks of the gang meet; 0: nowhere."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._has_met = port, False
+
+    def read(self, pids: Sequence[int]) -> Pulse:
+        """These are its first ones. Who met the others once, has."""
+        tree: list[psutil.Process] = []
+        for pid in pids:
+            with suppress(psutil.Error):
+                first = psutil.Process(pid)
+                tree += [first, *first.children(recursive=True)]
+        seconds = 0.0
+        for one in tree:
+            with suppress(psutil.Error):
+                seconds += _Meter._seconds(one)
+                if self._port and not self._has_met:
+                    self._has_met = any(map(self._is_there, one.net_connections("tcp")))
+        stopped = any(look(pid).is_stopped for pid in pids if psutil.pid_exists(pid))
+        return Pulse(cpu_s=seconds, is_stopped=stopped, has_met=self._has_met if self._port else None)
+
+    def _is_there(self, connection: Any) -> bool:
+        ends = (connection.laddr, connection.raddr)
+        return any(end and end.port == self._port for end in ends)
 
 
 def look(pid: int) -> Look:

@@ -1,4 +1,4 @@
-"""What one worker of a task does: run the user's argv as a process group of its own, with its output in a log.
+"""What one worker of a task does: run the user's argv, once or several times, with its output in a log.
 
 Arguments are lists of words; no shell sees them. The supervisor decides when a worker runs or stops. Start at `run`.
 """
@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,9 +21,10 @@ import ray
 from llmsched.runtime import containment, environment, execute, failures, packages, pulse, redaction
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.health import Pulse
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.processes import Exit, Processes
+from llmsched.runtime.rendezvous import HeldPort, Rendezvous
+from llmsched.spec import launchers
 
-_LAST_WORDS_WITHIN_S = 2.0
 DONE_FILE = "LLMSCHED_DONE"  # names the file that a command makes when it is done although it was told to leave
 
 
@@ -45,7 +45,8 @@ class TaskWorker:
         self._order: dict[str, Any] = json.loads(order)
         redaction.hide(self._order)
         self._rank = rank
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: Processes | None = None
+        self._held: HeldPort | None = None
         self._stopping = threading.Event()
         self._folder = Path()
         self._packages: packages.Packages | None = None
@@ -80,47 +81,56 @@ class TaskWorker:
         setup = self._order["spec"]["task"].get("setup") or []
         if not setup:
             return Ending()
-        return self._ending(f"setup {setup[0]!r}", self._spawn_and_wait(setup, self._envs({})))
+        return self._ending(f"setup {setup[0]!r}", self._run(setup, [self._envs({})]).code)
 
-    def run(self, envs: dict[str, str]) -> Ending:
-        """Run the command to its end."""
+    def hold_port(self) -> int:
+        """Where the ranks are to meet; held from now on, so that no other program gets it."""
+        self._held = self._held or HeldPort()
+        return self._held.number
+
+    def run(self, envs: dict[str, str], meeting: Rendezvous | None = None) -> Ending:
+        """Run the command to its end, as often as `meeting` says."""
         self._folder = self._shared_folder()
         command = self._order["spec"]["task"]["run"]
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
         done = self._folder / f".llmsched-done-{self._rank}"
-        threading.Thread(target=self._beat, daemon=True, name="pulse").start()
-        code = self._spawn_and_wait(command, self._envs({**envs, DONE_FILE: str(done)}))
+        each = meeting.processes_of(self._rank) if meeting else [{}]
+        if len(each) > 1:
+            threads = environment.cpu_share(len(each), int(self._order["members"][self._rank].get("cpus") or 0))
+            each = [{**environment.thread_envs(threads), **one} for one in each]
+        if meeting and not meeting.is_alone and not environment.has_accelerator():
+            command = launchers.without_gpus(command)
+            each = [{"ACCELERATE_USE_CPU": "true", **one} for one in each]  # or each would train a copy
+        threading.Thread(target=self._beat, args=(meeting,), daemon=True, name="pulse").start()
+        code, place = self._run(command, [self._envs({**envs, **one, DONE_FILE: str(done)}) for one in each])
         self._contain()
         self._log.close()
         if self._over_memory:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
-        ending = self._ending(f"rank {self._rank}: {command[0]!r}", code)
+        who = f"rank {each[place].get('RANK', self._rank)}"
+        ending = self._ending(f"{who}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
 
-    def _beat(self) -> None:
-        """Signs of life to the supervisor, and whether a signal has stopped the command."""
+    def _beat(self, meeting: Rendezvous | None) -> None:
+        """Signs of life to the supervisor: whether a signal has stopped the command, and whether it met the others."""
         name = f"llms/{self._order['gang']}/{self._order['attempt']}"
+        meter = pulse.CommandMeter(meeting.port if meeting and len(meeting.addresses) > 1 else 0)
         while not self._stopping.wait(pulse.EVERY_S):
-            process = self._process
-            if process is not None and process.poll() is not None:
-                return
+            processes = self._processes
+            if processes is None or not (pids := processes.pids):
+                continue
             with suppress(Exception):
-                is_stopped = process is not None and pulse.look(process.pid).is_stopped
-                ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, Pulse(is_stopped=is_stopped))
+                self._tell(name, meter.read(pids))
+
+    def _tell(self, name: str, said: Pulse) -> None:
+        ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, said)
 
     def stop(self, grace_s: float) -> None:
-        """Ask the process group to end, then end it. Returns when it is gone."""
+        """Ask the process groups to end, then end them. Returns when they are gone."""
         self._stopping.set()
-        process = self._process
-        if process is None:
+        if self._processes is None:
             return
-        for sign, patience in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=patience)
-            if process.returncode is not None:
-                break
+        self._processes.stop(grace_s)
         self._contain()
         self._log.close()
 
@@ -161,36 +171,15 @@ class TaskWorker:
         with self._log.path.open("a", encoding="utf-8") as log:
             log.write(text)
 
-    def _spawn_and_wait(self, command: list[str], envs: dict[str, str]) -> int:
-        with self._log.path.open("ab") as log:
-            if self._stopping.is_set():
-                return -signal.SIGTERM
-            if self._guard is None:
-                self._guard = containment.guard_of(self._order, self._rank, is_here=False, on_memory=self._on_memory)
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    cwd=self._folder,
-                    env=envs,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if redaction.hides() else log,
-                    stderr=subprocess.STDOUT,
-                    bufsize=0,
-                    start_new_session=True,
-                    preexec_fn=die_with_parent if sys.platform == "linux" else None,
-                )
-            except OSError as error:
-                log.write(f"cannot run {command[0]!r}: {error.strerror}\n".encode())
-                return failures.NOT_FOUND if isinstance(error, FileNotFoundError) else failures.NOT_EXECUTABLE
-            if self._stopping.is_set():  # stop() came before the process did
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            if self._process.stdout is None:
-                return self._process.wait()
-            pumping = redaction.pump(self._process.stdout, self._log.path.open("ab", buffering=0))
-            code = self._process.wait()
-            pumping.join(_LAST_WORDS_WITHIN_S)  # children that outlive the command may hold its output open
-            return code
+    def _run(self, command: list[str], each: list[dict[str, str]]) -> Exit:
+        if self._stopping.is_set():
+            return Exit(-signal.SIGTERM)
+        if self._guard is None:
+            self._guard = containment.guard_of(self._order, self._rank, is_here=False, on_memory=self._on_memory)
+        self._processes = Processes(self._log.path)
+        if self._stopping.is_set():  # stop() came before they did
+            return Exit(-signal.SIGTERM)
+        return self._processes.run(command, self._folder, each)
 
     def _ending(self, what: str, code: int) -> Ending:
         if code == 0:

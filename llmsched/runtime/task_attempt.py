@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
+from llmsched.runtime.rendezvous import Rendezvous
 from llmsched.runtime.task import Ending, TaskWorker
 
 
@@ -31,12 +32,14 @@ class TaskAttempt:
         heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
         preparing = [worker.prepare.remote() for worker in heads.values()]
         self._check(self._answers(preparing, [self._workers.index(worker) for worker in heads.values()]))
+        meeting = self._meeting([place["ip"] for place in places])
         life.begin()
         runs = []
         for rank, (place, worker) in enumerate(zip(places, self._workers, strict=True)):
-            envs = self._envs(rank, places[0]["ip"])
-            life.ranks.works_in(rank, place["node"], place["folder"], {**place["envs"], **envs}, place["pid"])
-            runs.append(worker.run.remote(envs))
+            envs = self._envs(rank)
+            known = {**place["envs"], **envs, **meeting.processes_of(rank)[0]}
+            life.ranks.works_in(rank, place["node"], place["folder"], known, place["pid"])
+            runs.append(worker.run.remote(envs, meeting))
         try:
             self._check(self._answers(runs, list(range(len(runs))), is_work=True), has_begun=True)
         finally:
@@ -88,11 +91,17 @@ class TaskAttempt:
             .remote(json.dumps(life.order), member["rank"])
         )
 
-    def _envs(self, rank: int, address: str) -> dict[str, str]:
+    def _meeting(self, addresses: list[str]) -> Rendezvous:
+        """Where the ranks of this try meet: a port that worker 0 holds, another one at each try."""
+        try:
+            port = ray.get(self._workers[0].hold_port.remote())
+        except ray.exceptions.RayError as error:
+            raise Outcome("failed", self._life.of_death(0, str(error)), "interruption") from error
+        return Rendezvous.of(self._life.order, self._life.resizes, addresses, port)
+
+    def _envs(self, rank: int) -> dict[str, str]:
         order = self._life.order
         envs = {
-            "RANK": rank,
-            "WORLD_SIZE": len(order["members"]),
             "LLMSCHED_NAME": order["spec"].get("name", order["workload"]),
             "LLMSCHED_WORKLOAD": order["workload"],
             "LLMSCHED_GANG": order["gang"],
@@ -101,7 +110,6 @@ class TaskAttempt:
             "LLMSCHED_WORLD_SIZE": len(order["members"]),
             "LLMSCHED_STORAGE": order["storage"],
             "LLMSCHED_INPUTS": json.dumps(order["inputs"]),
-            "MASTER_ADDR": address,
         }
         return {key: str(value) for key, value in envs.items()}
 

@@ -69,6 +69,8 @@ task:
   # Asked to leave (preempted, resized, cancelled) it gets SIGTERM and may save; it runs again, whatever its exit code,
   # unless every worker has made the file that $LLMSCHED_DONE names: then it is done. 126 and 127 are never tried again.
   # setup: ["pip", "install", "-r", "requirements.txt"]
+  # Several workers: run: [torchrun, train.py] needs no flag; MASTER_ADDR, MASTER_PORT, RANK and the rest are set.
+  # processes_per_worker: gpus     # or a number: as many processes on each worker, each with a RANK of its own
 """
 
 BATCH = """\

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from llmsched.spec.section import Section
+from llmsched.spec import launchers
+from llmsched.spec.quantities import parse_accelerator
+from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.workload import Argv, FiniteSpec
+
+MOST_PROCESSES = 1024
+
+
+def _parse_processes(value: Any) -> Any:
+    if value == "gpus" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PROCESSES):
+        return value
+    raise ValueError(f'expected "gpus" (one for each GPU of a worker) or a whole number from 1 to {MOST_PROCESSES}')
+
+
+Processes = Annotated[
+    Literal["gpus"] | int,
+    BeforeValidator(_parse_processes),
+    WithJsonSchema({"anyOf": [{"const": "gpus"}, {"type": "integer", "minimum": 1, "maximum": MOST_PROCESSES}]}),
+]
 
 
 class TaskSection(Section):
@@ -20,8 +37,32 @@ class TaskSection(Section):
         ),
     ]
     setup: Argv = []
+    processes_per_worker: Annotated[
+        Processes,
+        Field(
+            description="How often a worker runs the command, each with a RANK of its own. A launcher (torchrun, "
+            "accelerate launch) is started once a worker and starts that many itself."
+        ),
+    ] = 1
 
 
 class TaskSpec(FiniteSpec):
     kind: Literal["task"]
     task: TaskSection
+
+    @model_validator(mode="after")
+    def _has_whole_gpus_for_its_processes(self) -> TaskSpec:
+        if self.task.processes_per_worker == "gpus":
+            wanted = [parse_accelerator(each) for each in self.resources.accelerators]
+            if not wanted:
+                raise WrongAt('"gpus" needs resources.accelerators; write a number', "task", "processes_per_worker")
+            if part := next((each for each in wanted if each.gpus_milli % 1000), None):
+                message = f'"gpus" needs whole GPUs, and resources.accelerators has {part}'
+                raise WrongAt(message, "task", "processes_per_worker")
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_gang(self) -> TaskSpec:
+        if self.workers.max > 1 and (why := launchers.stays_alone(self.task.run)):
+            raise WrongAt(why, "task", "run")
+        return self

@@ -95,6 +95,34 @@ def test_commands_that_end_at_different_times_are_left_alone() -> None:
     assert lasting(4 * 3600, lambda now: Pulse(), lambda now: Pulse(), finished=(1,)) == []
 
 
+def test_a_command_that_never_joins_its_process_group_is_said_and_ended_as_late_as_torch_would() -> None:
+    told = lasting(3600, lambda now: Pulse(has_met=now > 30), lambda now: Pulse(has_met=False))
+    first = "rank 1 has not joined, and rank 0 waits for it in its process group for over 60 s: every rank must call"
+    assert told[0].message.startswith(first) and not told[0].event
+    assert (told[-1].event, "for 30 min" in told[-1].message) == ("error", True)
+    prepares = lasting(3600, lambda now: Pulse(has_met=True), lambda now: Pulse(has_met=False, cpu_s=now))
+    assert prepares and not any(one.event for one in prepares)  # it is said, and left alone
+
+
+def test_a_command_that_has_ended_and_never_joined_is_said_sooner() -> None:
+    told = lasting(3600, lambda now: Pulse(has_met=True), lambda now: Pulse(has_met=False), finished=(1,))
+    assert told == []  # nobody heard of it while it lived: it is no rank yet
+    health = Health()
+    health.heard(1, Pulse(), 0.0)
+    for now in range(0, 601, 3):
+        health.heard(0, Pulse(has_met=True), float(now))
+    said = health.verdict((1,), 600.0)
+    assert said is not None and said.event == "error"
+    assert said.message.startswith(
+        "rank 1 has come to its end, and rank 0 waits for it in its process group for 10 min"
+    )
+
+
+def test_commands_that_have_met_are_left_alone() -> None:
+    met = lambda now: Pulse(has_met=True)  # noqa: E731
+    assert lasting(4 * 3600, met, met) == [] and lasting(4 * 3600, lambda now: Pulse(has_met=False)) == []
+
+
 def silent(seconds: float, look: Callable[[float], Look | None]) -> list[Verdict]:
     """What is said of a rank that was heard once, and of which its node says `look`."""
     health, told = Health(), []

@@ -80,7 +80,7 @@ def test_the_log_of_a_command_and_what_is_said_of_its_end_are_cleaned(tmp_path: 
     about["members"] = [{"rank": 0, "memory_bytes": 0}]
     worker = TaskWorker(json.dumps(about), 0)
     worker._folder = tmp_path
-    code = worker._spawn_and_wait(["sh", "-c", 'echo "with $TOKEN"; echo "no $TOKEN" >&2; exit 3'], worker._envs({}))
+    code = worker._run(["sh", "-c", 'echo "with $TOKEN"; echo "no $TOKEN" >&2; exit 3'], [worker._envs({})]).code
     assert code == 3
     assert (tmp_path / "storage/login/0/1/logs/0.log").read_text() == "with ***\nno ***\n"
     assert worker._last_words() == "; last line: no ***"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llmsched.runtime.attempt import Outcome
+from llmsched.runtime.health import Pulse
 from llmsched.runtime.task import Ending, TaskWorker
 from llmsched.runtime.task_attempt import TaskAttempt
 
@@ -38,10 +39,14 @@ class Worker(TaskWorker):
         }  # fmt: skip
         folder.mkdir(exist_ok=True)
         self._here = folder
+        self.said = Pulse()
         super().__init__(json.dumps(order), 0)
 
     def _shared_folder(self) -> Path:
         return self._here
+
+    def _tell(self, name: str, said: Pulse) -> None:
+        self.said = said
 
 
 def ran(folder: Path, *run: str) -> Ending:

@@ -307,6 +307,20 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (TASK + "schedule: {cron: 0 0 31 2 *}", "4:18", "is never due: it asks for day 31, and the longest of its"),
         (section("task", "{run: []}"), "3:13", '"task.run": may not be empty'),
         (section("task", "{run: [1]}"), "3:14", '"task.run[0]": expected text, got 1'),
+        (section("task", "{run: [x], processes_per_worker: 0}"), "3:40", "or a whole number from 1 to 1024"),
+        (section("task", "{run: [x], processes_per_worker: gpus}"), "3:40", "needs resources.accelerators"),
+        (TASK + "processes_per_worker: 2", "4:1", 'Did you mean "task.processes_per_worker"?'),
+        (
+            section("task", "{run: [x], processes_per_worker: gpus}") + "\nresources: {accelerators: 'L4:0.5'}",
+            "3:40",
+            "needs whole GPUs, and resources.accelerators has L4:0.5",
+        ),
+        (
+            section("task", "{run: [torchrun, --standalone, t.py]}") + "\nworkers: 1..2",
+            "3:13",
+            '"--standalone" makes every worker train a copy of its own',
+        ),
+        (section("task", "{run: [bash, -c, deepspeed t.py]}") + "\nworkers: 2", "3:13", "write torchrun instead"),
         # the text itself
         (TASK + "name: b", "4:1", 'the key "name" is here twice. It stands at 1:1'),
         ("name: a\nname: b\nkind: task\nname: c\ntask: {run: [x]}", "2:1", 'the key "name" is here twice'),
@@ -391,7 +405,8 @@ def test_json_is_read_as_well_as_yaml():
 
 def test_an_alias_repeats_a_part_and_errors_in_it_point_to_where_it_is_written():
     text = TASK + "envs: &e {A: b}\n---\nname: b\nkind: task\ntask: {run: &words [x, y], setup: *words}\n"
-    assert load(text)[1].dump()["task"] == {"run": ["x", "y"], "setup": ["x", "y"]}
+    task = load(text)[1].dump()["task"]
+    assert (task["run"], task["setup"]) == (["x", "y"], ["x", "y"])
     assert said(section("task", "{run: &words [x, 1], setup: *words}")) == [
         'a.yaml:3:24: "task.run[1]": expected text, got 1',
         'a.yaml:3:24: "task.setup[1]": expected text, got 1',
