@@ -91,11 +91,11 @@ class Live:
         web = server.Quiet(config)
         with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
             serving = asyncio.run_coroutine_threadsafe(web.serve(sockets=[listener]), self.loop)
-            self.controller.urls = {"endpoint": server.url_of(listener)}
+            self.controller.cluster.urls = {"endpoint": server.url_of(listener)}
             try:
                 yield server.url_of(listener)
             finally:
-                self.controller.urls = {}
+                self.controller.cluster.urls = {}
                 web.should_exit = True
                 serving.result(10)
 

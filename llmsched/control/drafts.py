@@ -15,6 +15,7 @@ from llmsched.control import registry, vault
 from llmsched.control.authorization import KnownNames, Permissions, check_name, check_queue
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import error_of
+from llmsched.control.turns import breathe
 from llmsched.core import commands
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
@@ -31,7 +32,9 @@ class Draft(NamedTuple):
     known: WorkloadState | None
 
 
-def draft(state: State, specs: Sequence[Compiled], permissions: Permissions, *, again: bool = False) -> list[Draft]:
+async def draft(
+    state: State, specs: Sequence[Compiled], permissions: Permissions, *, again: bool = False
+) -> list[Draft]:
     """One of each spec, in order. Raises RequestError for a name given twice.
 
     Work that the person may not change is as if it were not there: `check_permissions` refuses the name. A person who
@@ -39,6 +42,7 @@ def draft(state: State, specs: Sequence[Compiled], permissions: Permissions, *, 
     runs: dict[str, int] = {}
     owners: dict[str, str] = {}
     for spec, _ in specs:
+        await breathe()
         if spec.name in runs:
             raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
         newest = newest_run(state, spec.name)
@@ -48,6 +52,7 @@ def draft(state: State, specs: Sequence[Compiled], permissions: Permissions, *, 
         runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
     drafts = []
     for spec, compiled in specs:
+        await breathe()
         run = runs[spec.name]
         known = state.find(workload_id(spec.name, run))
         if known is not None and not permissions.changes(known.workload):

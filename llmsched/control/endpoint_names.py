@@ -7,7 +7,8 @@ name: they are asked for as "<model id>:<adapter>". Derived from the state, so a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from llmsched.control.authorization import KnownNames, Permissions
@@ -37,31 +38,35 @@ def model_id(workload: Workload) -> str:
     return str(model.get("id") or workload.name)
 
 
-def check(state: State, workload: Workload, file: Iterable[Workload], permissions: Permissions) -> None:
-    """Raises RequestError when a name that this workload would take, or publish to, is of another endpoint.
+class Taken:
+    """The names that are taken: by the endpoints that live, and by those of one file, of which the first has a name."""
 
-    `file`: what is submitted with it, in its order; those before it take their names first."""
-    wanted = list(_wanted(state, workload, permissions))
-    if not wanted:
-        return
-    names = KnownNames(state, permissions)
-    earlier: list[Claim] = []
-    together: dict[str, None] = {}
-    later = False
-    for one in file:
-        later = later or one.id == workload.id
-        together[one.id] = None
-        earlier += [] if later else list(claims_of(state, one))
-    taken = [claim for claim in _taken(state) if claim.endpoint.id not in together] + earlier
-    for mine in wanted:
-        for other in taken:
-            if other.name == mine.name and other.endpoint.id != mine.endpoint.id and mine.excludes(other):
-                in_file = other.endpoint.id in together  # written by whoever asks
-                who = Quote(other.endpoint.id) if in_file else reference(other.endpoint.id)
-                taken_by = say("name_taken", name=Quote(mine.name), who=who)
-                raise RequestError(
-                    text(taken_by, names), code="name_taken", hint=f"Choose another {_where(workload, mine)}."
-                )
+    def __init__(self, state: State, file: Sequence[Workload]) -> None:
+        self._state = state
+        self._place = {one.id: place for place, one in enumerate(file)}
+        self._by_name: dict[str, list[Claim]] = {}
+        for claim in chain(_taken(state), *(claims_of(state, one) for one in file)):
+            if claim.endpoint.id not in self._place or claim.endpoint is file[self._place[claim.endpoint.id]]:
+                self._by_name.setdefault(claim.name, []).append(claim)
+
+    def check(self, workload: Workload, permissions: Permissions) -> None:
+        """Raises RequestError when a name that this workload would take, or publish to, is of another endpoint.
+
+        Of the file, it is the names of those before it that are taken."""
+        place = self._place[workload.id]
+        for mine in _wanted(self._state, workload, permissions):
+            for other in self._by_name.get(mine.name, ()):
+                in_file = other.endpoint.id in self._place  # written by whoever asks
+                if in_file and self._place[other.endpoint.id] >= place:
+                    continue
+                if other.endpoint.id != mine.endpoint.id and mine.excludes(other):
+                    who = Quote(other.endpoint.id) if in_file else reference(other.endpoint.id)
+                    taken_by = say("name_taken", name=Quote(mine.name), who=who)
+                    raise RequestError(
+                        text(taken_by, KnownNames(self._state, permissions)),
+                        code="name_taken",
+                        hint=f"Choose another {_where(workload, mine)}.",
+                    )
 
 
 def is_free(state: State, name: str, endpoint: Workload) -> bool:

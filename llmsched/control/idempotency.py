@@ -15,7 +15,7 @@ from llmsched.store.journal import Store
 from llmsched.store.tables import IdempotencyRow
 
 
-def accept(
+async def accept(
     state: State,
     store: Store,
     request: requests.UserRequest,
@@ -25,11 +25,11 @@ def accept(
 ) -> tuple[Any, list[Fact]]:
     """As `requests.accept`. `rows` are those of this round that are not written yet; a new one is added."""
     if not isinstance(request, requests.Submission) or request.key is None:
-        return requests.accept(state, request, at, secrets)
+        return await requests.accept(state, request, at, secrets)
     key = request.person.user, request.key
     row = rows.get(key) or store.row(IdempotencyRow, *key)
     if row is None:
-        answer, facts = requests.accept(state, request, at, secrets)
+        answer, facts = await requests.accept(state, request, at, secrets)
         response = json.dumps([applied.model_dump() for applied in answer])
         rows[key] = IdempotencyRow(*key, request.digest(), response, at)
         return answer, facts

@@ -24,6 +24,7 @@ from llmsched.control.drafts import (
 from llmsched.control.gpu_memory import Verdict, judge, source_of
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
+from llmsched.control.turns import breathe
 from llmsched.control.vault import Secrets
 from llmsched.core.commands import Submit
 from llmsched.core.records import amount_of
@@ -46,18 +47,20 @@ async def plan(
     others are planned as if it were not there."""
     permissions = Permissions(person, state.configuration)
     names = KnownNames(state, Permissions(reader, state.configuration))
-    drafts = draft(state, specs, permissions)
+    drafts = await draft(state, specs, permissions)
     in_file = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
+    taken = endpoint_names.Taken(state, [each.workload for each in drafts])
     for each in drafts:
+        await breathe()
         workload = each.workload
         if is_same(each):
             continue  # nothing would be asked of the core
         others = tuple(name for name in workload.after if name not in in_file)
         try:
             check_permissions(state, workload, others, permissions)
-            endpoint_names.check(state, workload, [each.workload for each in drafts], permissions)
+            taken.check(workload, permissions)
             check_secrets(workload, secrets)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
@@ -76,6 +79,7 @@ async def plan(
         forecasts[gang.gang.rpartition("/")[0]].append(gang)
     planned = []
     for each in drafts:
+        await breathe()
         name, publish = each.workload.id, each.workload.publish
         endpoint = _endpoint_of(state, drafts, publish.to, permissions) if publish is not None else None
         planned.append(_planned(state, each, refusals.get(name), forecasts.get(name, []), endpoint, names))
@@ -86,9 +90,10 @@ async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> 
     """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
     asked = []
     permissions = Permissions(person, state.configuration)
-    drafts = draft(state, specs, permissions)
+    drafts = await draft(state, specs, permissions)
     in_file = {workload.id for workload, _ in drafts}
     for each in drafts:
+        await breathe()
         workload = each.workload
         data = spec_of(workload)
         if is_same(each) or not _may(state, workload, in_file, permissions):

@@ -27,6 +27,7 @@ from llmsched.control.drafts import (
 )
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
+from llmsched.control.turns import breathe
 from llmsched.core import authorization, commands
 from llmsched.core.facts import CommandBegun, Fact, Published
 from llmsched.core.render import Names
@@ -109,11 +110,11 @@ class CommandNote:
 UserRequest = Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation | CommandNote
 
 
-def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
+async def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
     """(the answer, the facts, which are applied). Raises RequestError with the state as it was, or Torn."""
     match request:
         case Submission():
-            return _submit(state, request, at, secrets)
+            return await _submit(state, request, at, secrets)
         case Cancellation():
             target = find(state, request.name).workload.id
             return None, _applied(state, commands.Cancel(at, target, request.by), _names(state, request.by, target))
@@ -158,18 +159,20 @@ def find(state: State, name: str) -> WorkloadState:
     return record
 
 
-def _submit(
+async def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
 ) -> tuple[list[http_models.Applied], list[Fact]]:
     permissions = Permissions(request.person, state.configuration)
     names = KnownNames(state, permissions)
-    drafts = draft(state, request.specs, permissions, again=request.again)
+    drafts = await draft(state, request.specs, permissions, again=request.again)
     in_file = {workload.id for workload, _ in drafts}
     changed = [each for each in drafts if not is_same(each)]
+    taken = endpoint_names.Taken(state, [each.workload for each in drafts])
     for each in changed:  # all of them first, so that a file is refused before any of it is applied
+        await breathe()
         others = tuple(name for name in each.workload.after if name not in in_file)
         check_permissions(state, each.workload, others, permissions)
-        endpoint_names.check(state, each.workload, [each.workload for each in drafts], permissions)
+        taken.check(each.workload, permissions)
         check_secrets(each.workload, secrets)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)
@@ -178,6 +181,7 @@ def _submit(
     # Equals of one file take their turns as they stand in it: a microsecond apart, which a float of today still holds.
     turn = {workload.id: at + place * 1e-6 for place, (workload, _) in enumerate(drafts)}
     for each in sorted_by_need(changed):
+        await breathe()
         workload, known = each
         old_source = _model_source(known.workload) if known else None
         try:

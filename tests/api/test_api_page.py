@@ -89,7 +89,7 @@ def test_a_browser_shows_the_queue_and_the_gpus_and_hostile_words_as_words(fresh
     client.apply([task("runs"), task("broken", **never_again)])
     assert client.wait("broken", timeout_s=20).phase == "failed"
     client.apply([task("waits", workers=4)])
-    fresh.controller.urls = {"dashboard": "http://127.0.0.1:1/", "endpoint": "javascript:window.taken=1"}
+    fresh.controller.cluster.urls = {"dashboard": "http://127.0.0.1:1/", "endpoint": "javascript:window.taken=1"}
     with browser.browser(tmp_path) as tab:
         tab.size(1280, 800)
         tab.go(f"{fresh.url}/#token={fresh.token}")

@@ -4,7 +4,8 @@
 
 Writes the history with the product's own core and store (each workload submitted, launched, bound, finished), then
 starts the controller on it and asks. Prints one JSON object; seconds unless a name says otherwise. A `stop` is the
-longest that /healthz took to answer meanwhile, asked every 5 ms by another process. Ends everything that it starts.
+longest that /healthz took to answer meanwhile, asked every 5 ms by another process. `cpu` is what the controller's
+process used, which a busy machine does not lengthen. Ends everything that it starts.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def main() -> None:
             result["start_s"] = timed(lambda: llmsched(*UP))
             os.kill(pid_of(home), signal.SIGKILL)
             result["restart_after_kill_s"] = timed(lambda: llmsched(*UP))
+            result["restart_after_kill_cpu_s"] = cpu(home)
             result["rss_after_start_mib"] = rss(home)
-            result |= asyncio.run(ask(options.ended))
+            result |= asyncio.run(ask(home, options.ended))
             result["rss_at_the_end_mib"] = rss(home)
         finally:
             llmsched("down")
@@ -130,7 +132,7 @@ def write(path: Path, count: int) -> int:
     return seq
 
 
-async def ask(count: int) -> dict[str, Any]:
+async def ask(home: Path, count: int) -> dict[str, Any]:
     task = {"name": "now", "kind": "task", "resources": {"cpus": 1}, "task": {"run": ["true"]}}
     async with AsyncClient() as client:
         asked: dict[str, Any] = {
@@ -145,8 +147,8 @@ async def ask(count: int) -> dict[str, Any]:
         }
         found: dict[str, Any] = {}
         for name, act in asked.items():
-            took, stop = await probed(client.url, act)
-            found[f"{name}_s"], found[f"{name}_stop_ms"] = took, stop
+            took, used, stop = await probed(home, client.url, act)
+            found[f"{name}_s"], found[f"{name}_cpu_s"], found[f"{name}_stop_ms"] = took, used, stop
         page = await client.workloads()
         found["counts"] = page.counts
         assert sum(page.counts.values()) >= count
@@ -160,20 +162,22 @@ async def _refused(request: Any) -> None:
         return
 
 
-async def probed(url: str, act: Any, runs: int = 5) -> tuple[float, float]:
-    """(the slowest of the runs, the longest stop in ms)"""
+async def probed(home: Path, url: str, act: Any, runs: int = 5) -> tuple[float, float, float]:
+    """(the slowest of the runs, the controller's mean CPU seconds of one with the probe's questions, the longest stop
+    in ms)"""
     probe = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", PROBE, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert probe.stdin is not None and probe.stdout is not None
     await asyncio.to_thread(probe.stdout.readline)
-    slowest = 0.0
+    slowest, before = 0.0, cpu(home)
     for _ in range(runs):
         began = time.perf_counter()
         await act()
         slowest = max(slowest, time.perf_counter() - began)
+    used = (cpu(home) - before) / runs
     said = await asyncio.to_thread(probe.communicate, "stop\n")
-    return round(slowest, 4), round(float(said[0]) * 1000, 1)
+    return round(slowest, 4), round(used, 4), round(float(said[0]) * 1000, 1)
 
 
 def llmsched(*words: str) -> None:
@@ -185,6 +189,11 @@ def timed(act: Any) -> float:
     began = time.perf_counter()
     act()
     return round(time.perf_counter() - began, 2)
+
+
+def cpu(home: Path) -> float:
+    times = psutil.Process(pid_of(home)).cpu_times()
+    return round(times.user + times.system, 2)
 
 
 def rss(home: Path) -> int:

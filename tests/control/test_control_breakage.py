@@ -15,6 +15,7 @@ from control_harness import ANN, Script, controlling, fake_cluster, serve, task,
 
 from llmsched.control import dispatch, execution, housekeeping, metrics, progress, reasons, requests, routes
 from llmsched.control.controller import Controller
+from llmsched.control.intake import Intake
 from llmsched.core import decisions, facts
 from llmsched.core.invariants import violations
 from llmsched.core.state import State
@@ -59,7 +60,7 @@ DECISIONS = [
     for owner, name in ((dispatch, "send_of"), (State, "apply"))
 ]
 REQUESTS = [(requests, "accept", holds(cls), cls.__name__) for cls in get_args(requests.UserRequest)]
-OBSERVATIONS = [(Controller, "_facts_of", holds(cls), cls.__name__) for cls in get_args(port.Observation)]
+OBSERVATIONS = [(Intake, "_facts_of", holds(cls), cls.__name__) for cls in get_args(port.Observation)]
 ORDERS = [
     (FakeExecutor, name, lambda *_: True, name)
     for name, _ in inspect.getmembers(port.Executor, inspect.isfunction)

@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
-from llmsched.control import controller as controller_module
-from llmsched.control import lease
+from llmsched.control import lease, live_state
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.errors import StoreError
@@ -204,7 +203,7 @@ def test_a_policy_that_breaks_stops_new_starts_and_nothing_else(monkeypatch):
             raise ZeroDivisionError("a policy divided by zero")
 
     broken = []
-    monkeypatch.setattr(controller_module, "load_policies", load)
+    monkeypatch.setattr(live_state, "load_policies", load)
 
     async def story():
         cluster = fake_cluster()
@@ -212,14 +211,12 @@ def test_a_policy_that_breaks_stops_new_starts_and_nothing_else(monkeypatch):
             await controller.submit([task("before")], user=ANN)
             await until(lambda: phase(controller, "before") == "running")
             broken.append(True)
-            controller._policies = None
             await controller.submit([task("unlucky"), task("unluckier")], user=ANN)  # one alone needs no order
             await until(lambda: controller.health.status == "degraded")
             assert "ZeroDivisionError" in controller.health.message
             assert phase(controller, "unlucky") == "waiting"
             assert phase(controller, "before") == "running"
             broken.clear()
-            controller._policies = None
             await controller.submit([task("lucky")], user=ANN)
             await until(lambda: phase(controller, "unlucky") == phase(controller, "lucky") == "running")
 
