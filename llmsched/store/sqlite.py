@@ -205,11 +205,11 @@ class SqliteStore:
 
     def commit(self, batch: Batch) -> Future[list[Written]]:
         epoch = self._epoch
-        # Spelled out here, in the caller's thread, so that a record without a spelling never reaches a transaction.
-        spelled = [(ENTRIES.tag(entry), workload_of(entry), ENTRIES.dump(entry)) for entry in batch.entries]
 
         def append(change: Transaction) -> list[Written]:
             _fence(change, epoch)
+            # All of them before the first is written, and not in the caller's thread, which has a loop to keep going.
+            spelled = [(ENTRIES.tag(entry), workload_of(entry), ENTRIES.dump(entry)) for entry in batch.entries]
             written = [
                 Written(change.append((epoch, batch.at, *each)), batch.at, entry)
                 for each, entry in zip(spelled, batch.entries, strict=True)
