@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from llmsched import sanitize
 from llmsched.runtime import redaction
+from llmsched.runtime.deaths import Death
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
 
@@ -43,8 +44,8 @@ class Life(Protocol):
     def is_leaving(self) -> bool:
         """It was asked to leave, whatever for."""
 
-    def of_death(self, rank: int, words: str) -> str:
-        """What befell a rank whose process is gone, for people; `words` is what Ray says of it."""
+    def of_death(self, rank: int, error: BaseException) -> Death:
+        """What befell a rank whose process is gone; `error` is what Ray raised of it."""
 
     def begin(self) -> None:
         """The work has begun: from now on, leaving has something to save."""

@@ -23,6 +23,7 @@ __all__ = [
     "DataParallelTrainer",
     "TrainingFailedError",
     "Watch",
+    "cause_of",
     "is_death",
     "is_no_capacity",
     "kill",
@@ -50,10 +51,15 @@ def is_no_capacity(error: BaseException) -> bool:
     return type(error).__name__ in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError")
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What befell a worker, where Ray Train tells it as a failed check of its health."""
+    return getattr(error, "health_check_failure", None) or error
+
+
 def is_death(error: BaseException) -> bool:
-    """Whether what befell a worker of Ray Train is that its process is gone."""
-    cause = getattr(error, "health_check_failure", error)
-    return isinstance(cause, ray.exceptions.RayActorError) or "died" in type(cause).__name__.lower()
+    """Whether what befell a worker of Ray Train is that its process is gone: told by Ray itself, not by the work."""
+    ours = (ray.exceptions.RayTaskError, ray.exceptions.UserCodeException)
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ours)
 
 
 def kill(actor_id: str) -> None:

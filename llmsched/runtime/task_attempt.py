@@ -128,8 +128,8 @@ class TaskAttempt:
             try:
                 places.append(ray.get(one))
             except ray.exceptions.RayError as error:
-                why = self._life.of_death(rank, str(error))
-                raise Outcome("failed", f"a worker could not start: {why}", "interruption") from error
+                death = self._life.of_death(rank, error)
+                raise Outcome("failed", f"a worker could not start: {death.message}", death.event) from error
         return places
 
     def _answers(self, runs: list[Any], ranks: list[int], *, is_work: bool = False) -> list[Ending]:
@@ -143,7 +143,7 @@ class TaskAttempt:
                 said += ray.get(done)
             except ray.exceptions.RayError as error:
                 rank = ranks[runs.index(done[0])]
-                raise Outcome("failed", self._life.of_death(rank, str(error)), "interruption") from error
+                raise Outcome("failed", *self._life.of_death(rank, error)) from error
             if said[-1].message:
                 break
             if is_work:

@@ -17,7 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util.placement_group import PlacementGroup
 
 from llmsched import sanitize
-from llmsched.runtime import ray_internals, train
+from llmsched.runtime import deaths, ray_internals, train
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.ranks import Failure
 from llmsched.runtime.ray_internals import DataParallelTrainer, Made, TrainingFailedError, Watch, is_no_capacity
@@ -113,13 +113,11 @@ class TrainAttempt:
     def controlled_by(self, controller: Any) -> None:
         self._controller = controller
 
-    def _death(self, deaths: dict[int, Exception]) -> Outcome:
-        if not deaths:
+    def _death(self, lost: dict[int, BaseException]) -> Outcome:
+        if not lost:
             return Outcome("failed", "another worker went away", "interruption")
-        rank = min(deaths)
-        exited_with = self._life.ranks.exits.get(rank)
-        text = self._life.of_death(rank, str(deaths[rank]))
-        return Outcome("failed", text, "interruption" if exited_with is None else "error")
+        rank = min(lost)
+        return Outcome("failed", *self._life.of_death(rank, lost[rank]))
 
     def _kill_controllers(self) -> Made:
         """What was still there."""
@@ -136,17 +134,18 @@ class TrainAttempt:
         """The cause, not the symptom: a dead process, else a rank's own exception, else Ray's words."""
         ranks = self._life.ranks
         own = ranks.own_failures()
-        deaths = {
-            rank: one for rank, one in getattr(error, "worker_failures", {}).items() if ray_internals.is_death(one)
-        }
+        befell = {rank: ray_internals.cause_of(one) for rank, one in getattr(error, "worker_failures", {}).items()}
+        lost = {rank: one for rank, one in befell.items() if ray_internals.is_death(one)}
         certain = [one for one in own if one.event == "input"]  # one that ends itself says why first
-        if certain or (own and not deaths):  # where a process died, what others then say is an echo, in whatever words
+        if certain or (own and not lost):  # where a process died, what others then say is an echo, in whatever words
             return _outcome_of((certain or own)[0])
-        if deaths or ranks.heard_of_a_loss():
-            return self._death(deaths)
+        if lost or ranks.heard_of_a_loss():
+            return self._death(lost)
         cause = getattr(error, "controller_failure", error)
         if is_no_capacity(cause):
             return Outcome("failed", f"Ray did not place all workers in {PLACED_WITHIN_S:.0f} s", "no-capacity")
+        if ray_internals.is_death(cause):
+            return Outcome("failed", *deaths.explain("Ray Train's controller", deaths.words_of(cause), deaths.Known()))
         return Outcome("failed", f"{type(cause).__name__}: {sanitize.first_line(cause)}", "interruption")
 
 

@@ -27,9 +27,15 @@ def how_it_died(actor: str) -> str:
 
 def sentence(found: Any) -> str:
     """`found` is what Ray's state API has of one actor."""
-    causes = (found.death_cause or {}).values()
-    words = next((one["error_message"] for one in causes if isinstance(one, dict) and one.get("error_message")), "")
-    return deaths.explain("replica", words, deaths.Known(_name_of(found.node_id), found.pid)) if words else ""
+    causes = ((name, one) for name, one in (found.death_cause or {}).items() if isinstance(one, dict))
+    words = next((f"{name} {one.get('reason', '')}: {said}" for name, one in causes if (said := _words(one))), "")
+    known = deaths.Known(_name_of(found.node_id), found.pid)
+    return deaths.explain("replica", words, known).message if words else ""
+
+
+def _words(cause: dict[str, Any]) -> str:
+    said = cause.get("error_message") or cause.get("formatted_exception_string") or ""
+    return str(said) or str(cause.get("reason", "UNSPECIFIED")).replace("UNSPECIFIED", "")
 
 
 def _name_of(node: str) -> str:
