@@ -183,8 +183,12 @@ def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
     return Cleared(*guardian.end_all(f"{OWNER}={owner}", set(), polite_s=0.0))._asdict()
 
 
-def owner_of(pid: int) -> str:
-    """The mark of the attempt that a process on this node descends from; "" for none."""
+def owners_of(pids: Sequence[int]) -> list[str]:
+    """The marks of the attempts that processes on this node descend from; "" for none."""
+    return [_owner_of(pid) for pid in pids]
+
+
+def _owner_of(pid: int) -> str:
     while pid > 1 and (row := guardian.row_of(pid)) is not None:
         if mark := guardian.value_of(pid, OWNER):
             return mark

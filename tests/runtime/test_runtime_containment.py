@@ -211,8 +211,7 @@ def test_a_worker_without_its_guardian_clears_up_itself(worker: Callable[..., Wo
 
 def test_a_process_is_its_owner_s_however_little_it_has_of_its_environment(worker: Callable[..., Worker]) -> None:
     one = worker(WILD["a daemon without its environment"])
-    assert containment.owner_of(one.children[0]) == one.owner
-    assert containment.owner_of(os.getpid()) == ""
+    assert containment.owners_of([one.children[0], os.getpid()]) == [one.owner, ""]
     one.do("close", "CLOSED")
 
 

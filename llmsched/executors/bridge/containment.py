@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 import ray
@@ -48,8 +49,8 @@ class Containment:
         self._tasks_at = -TASKS_EVERY_S
         self._deployers: dict[str, str] = {}
         self._drivers = {ray.get_runtime_context().get_job_id(): ""}  # our own is nobody's
-        self._asker = ThreadPoolExecutor(1, thread_name_prefix="deployers")
-        self._asking: Future[None] | None = None
+        self._asker = ThreadPoolExecutor(2, thread_name_prefix="owners")
+        self._asking: dict[str, Future[None]] = {}
         self._asked_about: set[str] = set()  # replicas of strangers, by actor id
 
     def expect(self, order: LaunchOrder) -> None:
@@ -80,37 +81,45 @@ class Containment:
             tables = tables._replace(tasks=self._running_tasks())
         found = Ownership(tables, self._cluster, self._deployers, self._drivers)
         strangers, jobs = set(found.strangers()), found.unmarked_jobs()
-        if strangers <= self._asked_about and jobs.keys() <= self._drivers.keys():
+        asking = []
+        if not strangers <= self._asked_about:
+            asking.append(self._ask("Serve", lambda: self._ask_serve(strangers)))
+        if unknown := [one for job, one in jobs.items() if job not in self._drivers]:
+            asking.append(self._ask("drivers", lambda: self._ask_nodes(unknown)))
+        if not asking:
             return found
-        with self._lock:
-            if self._asking is None or self._asking.done():
-                self._asking = self._asker.submit(self._ask, strangers, jobs)
-            asking = self._asking
         if waits:
-            asking.result()
+            wait(asking)
         return Ownership(tables, self._cluster, self._deployers, self._drivers)
 
-    def _ask(self, strangers: set[str], jobs: dict[str, Job]) -> None:
-        try:
-            if not strangers <= self._asked_about:
-                self._deployers = ray_internals.deployers()
-                self._asked_about = strangers
-            for job in [jobs[name] for name in jobs.keys() - self._drivers.keys()]:
-                self._drivers[job.id] = self._mark_of(job)
-        except Exception as error:  # Serve or a node is going, or has gone: the next look asks again
-            print(f"whose some things in Ray are is not known yet: {error!r}", file=sys.stderr)
+    def _ask(self, what: str, ask: Callable[[], None]) -> Future[None]:
+        """Serve and the nodes are asked apart: who is slow, or away, keeps nobody else's answer back."""
+        with self._lock:
+            if (asking := self._asking.get(what)) is None or asking.done():
+                asking = self._asking[what] = self._asker.submit(_try, what, ask)
+            return asking
 
-    def _mark_of(self, job: Job) -> str:
-        """Of a driver that was started without what we put into its environment: of a process above it."""
-        nodes = [one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeManagerAddress"] == job.address]
-        if not nodes:
-            return ""
-        ask = ray.remote(num_cpus=0, max_retries=0)(containment.owner_of)
-        asked = ask.options(label_selector={"ray.io/node-id": nodes[0]}).remote(job.pid)
-        try:
-            return str(ray.get(asked, timeout=ENDS_WITHIN_S))
-        except ray.exceptions.RayError:  # its node is going, and the driver with it
-            return ""
+    def _ask_serve(self, strangers: set[str]) -> None:
+        self._deployers = ray_internals.deployers()
+        self._asked_about = strangers
+
+    def _ask_nodes(self, jobs: list[Job]) -> None:
+        """Of drivers that were started without what we put into their environment: of processes above them. All nodes
+        at once; one that does not answer is asked again, one that has gone took its drivers along."""
+        nodes = {one["NodeManagerAddress"]: one["NodeID"] for one in ray.nodes() if one["Alive"]}
+        pids: dict[str, dict[str, int]] = {}
+        for job in jobs:
+            if job.address in nodes:
+                pids.setdefault(nodes[job.address], {})[job.id] = job.pid
+            else:
+                self._drivers[job.id] = ""
+        ask = ray.remote(num_cpus=0, max_retries=0)(containment.owners_of)
+        asked = {
+            node: ask.options(label_selector={"ray.io/node-id": node}).remote(list(here.values()))
+            for node, here in pids.items()
+        }
+        for node, answer in asked.items():
+            self._drivers.update(zip(pids[node], ray.get(answer, timeout=ENDS_WITHIN_S), strict=True))
 
     def _running_tasks(self) -> tuple[ray_internals.Task, ...]:
         now = time.monotonic()
@@ -213,6 +222,13 @@ class Containment:
             else:
                 left += found["left"]
         return left
+
+
+def _try(what: str, ask: Callable[[], None]) -> None:
+    try:
+        ask()
+    except Exception as error:  # Serve or a node is slow, or going, or has gone: the next look asks again
+        print(f"{what}: whose some things in Ray are is not known yet: {error!r}", file=sys.stderr)
 
 
 def _name(actor: Actor) -> str:

@@ -1,0 +1,88 @@
+"""Whose what is: what the bridge asks of Serve and of nodes, which may be slow or away."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from llmsched.executors.bridge import containment as module
+from llmsched.executors.bridge.containment import Containment
+from llmsched.executors.bridge.ray_internals import Actor, Job, Tables
+from llmsched.runtime.containment import owner_mark
+
+CLUSTER = "cluster-of-ours-and-no-other"
+HOG = "llms/hog/0/1"
+OURS, DRIVER = "01000000", "02000000"
+
+
+class Cluster:
+    """A driver of a command that threw its environment away has made an actor; a stranger uses Serve, which hangs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.serve_answers = threading.Event()
+        self.node_answers: list[Any] = []
+        ray = SimpleNamespace(
+            get_runtime_context=lambda: SimpleNamespace(get_job_id=lambda: OURS),
+            nodes=lambda: [{"NodeID": "n1", "NodeManagerAddress": "10.0.0.1", "Alive": True}],
+            remote=lambda **_: (
+                lambda ask: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda pids: pids))
+            ),
+            get=self._answer,
+            exceptions=SimpleNamespace(RayError=GetTimeoutError),
+        )
+        monkeypatch.setattr(module, "ray", ray)
+        monkeypatch.setattr(module.ray_internals, "tables", self.tables)
+        monkeypatch.setattr(module.ray_internals, "deployers", self._serve)
+        self.containment = Containment(lambda seen: None, CLUSTER)
+
+    def tables(self) -> Tables:
+        made = Actor("a1", "made", "theirs", "Nested", DRIVER, "driver", "w1", "n1", "", 1, {}, {"GPU": 1.0})
+        theirs = made._replace(id="a2", name="SERVE_REPLICA::theirs#model#x", namespace="serve", job="03000000")
+        return Tables([Job(OURS, {}), Job(DRIVER, {}, pid=77, address="10.0.0.1")], [made, theirs], [])
+
+    def actors(self) -> list[str]:
+        return [one.name for one in self.containment.look().actors(HOG)]
+
+    def _serve(self) -> dict[str, str]:
+        assert self.serve_answers.wait(30)
+        return {}
+
+    def _answer(self, pids: list[int], timeout: float) -> list[str]:
+        assert pids == [77]
+        answer = self.node_answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def until_made_is_known(cluster: Cluster) -> None:
+    for asking in list(cluster.containment._asking.values()):
+        if asking is not cluster.containment._asking.get("Serve"):
+            asking.result(30)
+
+
+def test_a_serve_that_hangs_keeps_back_nothing_that_a_node_knows(cluster: Cluster) -> None:
+    cluster.node_answers = [[owner_mark(HOG, CLUSTER)]]
+    cluster.actors()
+    until_made_is_known(cluster)
+    assert cluster.actors() == ["made"]
+    cluster.serve_answers.set()
+
+
+def test_a_node_that_is_slow_to_say_whose_a_driver_is_is_asked_again(cluster: Cluster) -> None:
+    cluster.serve_answers.set()
+    cluster.node_answers = [GetTimeoutError("slow"), [owner_mark(HOG, CLUSTER)]]
+    assert cluster.actors() == []
+    until_made_is_known(cluster)
+    cluster.actors()
+    until_made_is_known(cluster)
+    assert cluster.actors() == ["made"]
