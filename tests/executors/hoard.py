@@ -15,9 +15,9 @@ from llmsched.runtime import elastic
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's other workers have no such module
 
 
-def half(node):
+def quarter(node):
     """Of a GPU, on a node where no gang was given anything."""
-    return {"num_gpus": 0.5, "num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
+    return {"num_gpus": 0.25, "num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
 
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -29,7 +29,7 @@ class Nested:
 
 
 def nested(node, **options):
-    made = ray.remote(Nested).options(**half(node), **options).remote()
+    made = ray.remote(Nested).options(**quarter(node), **options).remote()
     ray.get(made.ping.remote())
     return made
 
@@ -61,7 +61,7 @@ def command(address, folder, node):
     ray.init(address=address, namespace="hoard", log_to_driver=False)
     nested(node, name="hoarded", lifetime="detached")
     where = [{"ray.io/node-id": node}]
-    group = placement_group([{"GPU": 0.5}], name="hoarded", lifetime="detached", bundle_label_selector=where)
+    group = placement_group([{"GPU": 0.25}], name="hoarded", lifetime="detached", bundle_label_selector=where)
     ray.get(group.ready())
     tell(folder, "task", children=children, worker=os.getppid())
     time.sleep(600)
@@ -72,7 +72,7 @@ def wait():
 
 
 def loop(config):
-    children, mine = [daemon()], [nested(config["node"]), ray.remote(**half(config["node"]))(wait).remote()]
+    children, mine = [daemon()], [nested(config["node"]), ray.remote(**quarter(config["node"]))(wait).remote()]
     tell(config["folder"], "train", children=children, worker=os.getpid())
     while not elastic.should_stop():
         time.sleep(0.1)
@@ -88,7 +88,7 @@ class App:
     def _deploy(self, folder, node):
         from ray import serve
 
-        model = serve.deployment(Nested).options(name="model", ray_actor_options=half(node))
+        model = serve.deployment(Nested).options(name="model", ray_actor_options=quarter(node))
         serve.run(model.bind(), name="hoarded", route_prefix=None)
         tell(folder, "serve", children=self._children, worker=os.getpid())
 
