@@ -96,7 +96,7 @@ class TaskAttempt:
         try:
             port = ray.get(self._workers[0].hold_port.remote())
         except ray.exceptions.RayError as error:
-            raise Outcome("failed", self._life.of_death(0, str(error)), "interruption") from error
+            raise Outcome("failed", *self._life.of_death(0, error)) from error
         return Rendezvous.of(self._life.order, self._life.resizes, addresses, port)
 
     def _envs(self, rank: int) -> dict[str, str]:
