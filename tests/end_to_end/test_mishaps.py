@@ -310,10 +310,14 @@ def test_a_ray_that_dies_under_it_all_is_started_again_and_the_fine_tune_goes_on
         assert "runs here already" in said and home.controller_pid() == controller
         wait_until(lambda: client.status("counting").gangs[0].attempt > attempt, 60, "another attempt")
         stepping(home, client, before, within_s=120)
-        gang = client.status("counting").gangs[0]
-        lines = [line.text for line in client.logs("counting", attempt=gang.attempt)]
-        begins = [int(found) for found in re.findall(r"begins at step (\d+)", "\n".join(lines))]
-        assert begins and all(step >= before - 1 for step in begins)
+
+        def begins() -> list[int]:
+            attempt = client.status("counting").gangs[0].attempt
+            said = "\n".join(line.text for line in client.logs("counting", attempt=attempt))
+            return [int(found) for found in re.findall(r"begins at step (\d+)", said)]
+
+        wait_until(begins, 30, "it says where it begins")
+        assert all(step >= before - 1 for step in begins())
         wait_until(lambda: client.status("echo").phase == "running", 90, "the endpoint is back")
         wait_until(lambda: answers(home, client), 60, "and answers")
 

@@ -40,5 +40,5 @@ def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_it
     assert seen["leaving_frees"]
     assert seen["moved_to"] == ["1", "1"]  # the held request was asked again elsewhere
     assert seen["after_kill"] == [200] * 20
-    assert (seen["without_table"], seen["with_table"]) == (401, 200)
+    assert (seen["without_table"], seen["with_table"]) == (503, 200)
     assert (seen["without_serve"], seen["with_another"]) == (503, 200)
