@@ -25,14 +25,16 @@ from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets, Vault
+from llmsched.core.answers import Trouble
 from llmsched.core.facts import Fact, Tick
 from llmsched.core.scheduler import Plan, plan_starts, turn
 from llmsched.core.state import State, WorkloadState
 from llmsched.errors import StoreError
 from llmsched.executors import port
+from llmsched.policies import registry as policies_known
 from llmsched.spec import http_models
 from llmsched.spec.cluster import ClusterSpec, ReservationSpec
-from llmsched.spec.compile import Compiled, compile_specs
+from llmsched.spec.compile import Compiled, compile_configuration, compile_specs
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
 from llmsched.store.tables import ArchiveQuery, ProgressRow
@@ -117,6 +119,7 @@ class Controller:
         await self._ask(requests.Rescale(name, size, by))
 
     async def configure(self, spec: ClusterSpec, by: str) -> None:
+        policies_known.load(compile_configuration(spec, 0).policies)  # or no pass would be possible once it is in force
         await self._ask(requests.Reconfiguration(spec, by))
 
     async def reserve(self, spec: ReservationSpec, by: str) -> None:
@@ -346,10 +349,17 @@ class Controller:
         except Exception as error:  # what runs goes on, and people can still see and cancel
             self._break_off(error, [])
             return Plan(at=self.state.now)
-        self._trouble = ""
+        self._tell_of(plan.troubles)
         self._metrics.turn(self._clock.monotonic() - began, plan.decisions)
         self._live.wake_at = plan.wake_at
         return plan
+
+    def _tell_of(self, troubles: tuple[Trouble, ...]) -> None:
+        """Wrong answers of policies: scheduling goes on without them, and people are told."""
+        told = "; ".join(trouble.what for trouble in troubles)
+        if told and told != self._trouble:
+            log.error("%s", "; ".join(f"{trouble.what}: {trouble.details}" for trouble in troubles))
+        self._trouble = told
 
     # --- when it fails ----------------------------------------------------------------------------------------------
 

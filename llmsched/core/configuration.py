@@ -111,12 +111,21 @@ class Scheduling:
     restart_cost_s: float = 30.0  # what a start or a resize is thought to cost
 
 
+class PolicyOptions(NamedTuple):
+    """Options of the chosen policy of a family, as canonical JSON: the policy's own schema says what they mean."""
+
+    family: str
+    values: str
+    queue: str = ""  # of the work in that queue alone; "": of all
+
+
 class PolicyNames(NamedTuple):
     ordering: str = "finish_time_fair"  # priority first, then the tiers measured best: tests/benchmarks/quality.py
     placement: str = "pack"
     preemption: str = "cheapest"
     elasticity: str = "goodput"
     autoscaling: str = "ongoing_requests"
+    options: tuple[PolicyOptions, ...] = ()
 
 
 class Kept(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmsched.core import render
+from llmsched.core.answers import Trouble
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
 
@@ -23,6 +24,7 @@ class Plan:
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
     gather: Callable[[], dict[str, Reason]] = dict
+    troubles: tuple[Trouble, ...] = ()  # wrong answers of policies
     is_cut: bool = False  # a stage has decided a portion, and the next pass goes on from there at once
     _reasons: dict[str, Reason] | None = None
 

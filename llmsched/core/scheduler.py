@@ -57,6 +57,7 @@ def decide(state: State, policies: Policies) -> Plan:
         admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
         if not plan.is_cut:
             provision.run(this)
+    plan.troubles = policies.troubles()
     rests = not plan.decisions and not plan.by_clock
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if rests else None
     return plan
@@ -70,7 +71,7 @@ def _nothing_new(state: State, policies: Policies) -> Plan | None:
     version, known, wake_at = quiet
     if version != state.version or known is not policies or (wake_at is not None and state.now >= wake_at):
         return None
-    return Plan(state.now, wake_at=wake_at, gather=lambda: _reasons(state, policies))
+    return Plan(state.now, wake_at=wake_at, troubles=policies.troubles(), gather=lambda: _reasons(state, policies))
 
 
 def _reasons(state: State, policies: Policies) -> dict[str, Reason]:

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from llmsched.core.fair import Shares, mode_of
 from llmsched.core.plan import Plan
-from llmsched.core.policy import Policies, View
+from llmsched.core.policy import Policies
 from llmsched.core.trial import Afterwards, Trial
+from llmsched.core.views import View
 
 _UNKNOWN = object()
 
@@ -24,14 +25,19 @@ class Pass:
         self.policies = policies
         self.plan = Plan(trial.now) if plan is None else plan
         self.view = View(trial.state)
+        self._begin()
         self._later: Later | None = None
         self._shares: object = _UNKNOWN
+
+    def _begin(self) -> None:
+        """Policies prepare for this pass, when they are first asked."""
+        self.policies.begin(self.view)
 
     @property
     def shares(self) -> Shares | None:
         """What queues are compared by, where shares count. As they stood when first asked for."""
         if self._shares is _UNKNOWN:
-            mode = mode_of(self.state, getattr(self.policies.ordering, "across", None))
+            mode = mode_of(self.state, self.policies.ordering.across)
             self._shares = Shares.of(self.state, mode) if mode else None
         return self._shares  # type: ignore[return-value]
 
@@ -52,6 +58,9 @@ class Later(Pass):
     def __init__(self, now: Pass, trial: Afterwards) -> None:
         super().__init__(trial, now.policies, now.plan)
         self._now = now
+
+    def _begin(self) -> None:
+        """It is a part of the pass that has begun."""
 
     @property
     def shares(self) -> Shares | None:

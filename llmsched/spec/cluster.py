@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from llmsched.core.configuration import Configuration, PolicyNames
 from llmsched.errors import Problem, SpecError
 from llmsched.spec import document as documents
-from llmsched.spec import support, validation
+from llmsched.spec import policy_options, support, validation
 from llmsched.spec.document import Document
 from llmsched.spec.quantities import (
     Cron,
@@ -92,6 +92,20 @@ class Roles(Section):
     admin: list[Text] = []
 
 
+_Knob = bool | int | float | Text
+_Knobs = dict[Label, _Knob | list[_Knob]]
+
+
+class PolicyOptionsSpec(Section):
+    """What the chosen policy of a family lets one say; each has a schema of its own (policy_options.py)."""
+
+    ordering: _Knobs = {}
+    placement: _Knobs = {}
+    preemption: _Knobs = {}
+    elasticity: _Knobs = {}
+    autoscaling: _Knobs = {}
+
+
 class QueueSpec(Section):
     name: Name
     cohort: Name | None = None
@@ -101,6 +115,7 @@ class QueueSpec(Section):
     preemption: Rules | None = None
     evictable: Literal["yes", "prefer_not", "no"] = "yes"
     roles: Roles = Field(default_factory=Roles)
+    policy_options: PolicyOptionsSpec = Field(default_factory=PolicyOptionsSpec)  # over those of `policies.options`
 
 
 class ReservationSpec(Section):
@@ -162,6 +177,7 @@ class PoliciesSpec(Section):
     preemption: Label = _POLICY.preemption
     elasticity: Label = _POLICY.elasticity
     autoscaling: Label = _POLICY.autoscaling
+    options: PolicyOptionsSpec = Field(default_factory=PolicyOptionsSpec)
 
 
 class Limits(Section):
@@ -270,6 +286,8 @@ def _checked(document: Document, problems: list[Problem]) -> ClusterSpec:
         raise SpecError.of(problems)
     spec, problems = validation.validate(ClusterSpec, "a cluster file", document)
     problems = validation.in_order(problems, support.not_yet("", document, support.CLUSTER))
+    if not problems:
+        problems = policy_options.check(spec, document)
     if problems:
         raise SpecError.of(problems)
     assert isinstance(spec, ClusterSpec)

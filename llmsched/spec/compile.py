@@ -8,6 +8,7 @@ from typing import NamedTuple
 from llmsched.core import configuration as core
 from llmsched.core import workload as nouns
 from llmsched.core.resources import Resources, parse_gpus_milli
+from llmsched.spec import policy_options
 from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, ReservationSpec, Rules
 from llmsched.spec.parcel import parcel_of
 from llmsched.spec.quantities import parse_accelerator
@@ -155,7 +156,9 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
             drf_resources=tuple(spec.scheduling.drf_resources),
             **knobs,
         ),
-        policies=core.PolicyNames(**spec.policies.model_dump()),
+        policies=core.PolicyNames(
+            **spec.policies.model_dump(exclude={"options"}), options=policy_options.compiled(spec)
+        ),
         price_ceiling_per_hour=spec.price_ceiling_per_hour,
         **spec.limits.model_dump(),
         storage=spec.storage or "",

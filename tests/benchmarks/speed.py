@@ -237,7 +237,7 @@ def _gap(world: Clocked) -> dict[str, Any]:
     import knapsack
 
     view, gangs = View(world.state), [one for one in world.state.gangs.values() if not one.is_ended()]
-    offers = world.policies.elasticity.offers(gangs, view)  # type: ignore[attr-defined]
+    offers = world.policies.elasticity.policy.offers(gangs, view)
     starting = {gang.id for gang in gangs} - {offer.gang for offer in offers}
     capacity = view.gpus() - sum(gang.size for gang in gangs if gang.id in starting)
     ours = knapsack.chosen(offers, capacity)

@@ -10,6 +10,7 @@ from control_harness import ANN, ManualClock, Script, controlling, fake_cluster,
 from llmsched.core.render import text
 from llmsched.errors import SpecError
 from llmsched.executors.fake import NodeKind
+from llmsched.policies.ordering.finish_time_fair import FinishTimeFair
 from llmsched.spec import cluster as cluster_file
 
 FOUR = (NodeKind(4, "A100"),)
@@ -114,5 +115,40 @@ def test_work_that_would_wait_for_itself_is_the_files_mistake_in_one_file_and_ov
                 assert (refused.value.exit_code, refused.value.code) == (2, "cycle")
             assert [*controller.state.workloads] == ["a", "b"]
             assert controller.state.workloads["a"].workload.after == ()
+
+    asyncio.run(story())
+
+
+def test_a_cluster_file_without_which_no_pass_is_possible_is_refused_and_what_was_in_force_goes_on():
+    async def story():
+        async with controlling(fake_cluster(FOUR)) as controller:
+            with pytest.raises(SpecError, match="Did you mean .finish_time_fair.") as refused:
+                await configured(controller, "policies: {ordering: finish_time_fare}")
+            assert refused.value.code == "unknown_policy"
+            with pytest.raises(SpecError, match='unknown key "gard"'):
+                await configured(controller, "policies: {options: {ordering: {gard: 2}}}")
+            await configured(controller, "policies: {options: {ordering: {guard: 2}}}")
+            assert controller._live.policies.ordering.policy._options.common.guard == 2
+            await controller.submit([task("a")], user=ANN)
+            await until(lambda: phase(controller, "a") == "running")
+
+    asyncio.run(story())
+
+
+def test_wrong_answers_of_a_policy_are_told_in_the_health_while_work_goes_on(monkeypatch):
+    def broken(self, gang, view):
+        raise ZeroDivisionError("by the size of nothing")
+
+    async def story():
+        async with controlling(fake_cluster(FOUR)) as controller:
+            with monkeypatch.context() as patched:
+                patched.setattr(FinishTimeFair, "key", broken)
+                await controller.submit([task("a"), task("b", gpus=2)], user=ANN)
+                await until(lambda: phase(controller, "a") == phase(controller, "b") == "running")
+                await until(lambda: controller.health.status == "degraded")
+                said = "ordering policy FinishTimeFair: key raised ZeroDivisionError"
+                assert controller.health.message == said
+            await controller.submit([task("c"), task("d")], user=ANN)
+            await until(lambda: controller.health.status == "ready")
 
     asyncio.run(story())

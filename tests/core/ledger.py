@@ -95,7 +95,7 @@ class Given:
         self.knobs = Scheduling(**{**{f: getattr(self.knobs, f) for f in Scheduling.__slots__}, **knobs})
         return self
 
-    def policies(self, **names: str) -> Given:
+    def policies(self, **names: Any) -> Given:
         self.names = self.names._replace(**names)
         return self
 

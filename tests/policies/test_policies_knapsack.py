@@ -40,7 +40,7 @@ def crowd(count: int, gpus: int, seed: int) -> State:
 @pytest.mark.parametrize(("count", "gpus"), [(300, 512), (600, 2048)])
 def test_the_sizes_chosen_earn_within_half_a_per_cent_of_the_optimum(count: int, gpus: int) -> None:
     state = crowd(count, gpus, seed=count + gpus)
-    offers = load(PolicyNames()).elasticity.offers([*state.gangs.values()], View(state))  # type: ignore[attr-defined]
+    offers = load(PolicyNames()).elasticity.policy.offers([*state.gangs.values()], View(state))
     best = knapsack.optimum(offers, gpus)
     assert 0.995 * best <= knapsack.chosen(offers, gpus) <= best * (1 + 1e-4)
     assert best <= knapsack.relaxed(offers, gpus) * (1 + 1e-9)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from llmsched.core.capacity import NodeState
-from llmsched.core.configuration import PolicyNames
+from llmsched.core.configuration import PolicyNames, PolicyOptions
 from llmsched.core.facts import NodeJoined, Submitted
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
-from llmsched.core.policy import View
+from llmsched.core.policy import NodeView, View
 from llmsched.core.records import WorkloadState
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide
@@ -26,6 +25,7 @@ from llmsched.policies import registry
 from llmsched.policies.autoscaling.ongoing_requests import OngoingRequests
 from llmsched.policies.autoscaling.token_latency import TokenLatency
 from llmsched.policies.placement.least_fragmentation import LeastFragmentation
+from llmsched.spec.cluster import load as load_cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from ledger import Launch, Nominate, Preempt, cluster
@@ -57,10 +57,18 @@ def test_an_outside_package_can_add_a_policy_as_its_page_says(tmp_path: Path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
 
     assert "smallest_first" in registry.names("ordering")
-    given = cluster("1 node x 4").policies(ordering="smallest_first")
-    given.pending("large", gpus=4)
-    given.pending("small", gpus=1)
-    assert given.decide().decisions == [Launch("small", gpus=1)]
+    text = "policies: {ordering: smallest_first, options: {ordering: {patiense_s: 60}}}"
+    with pytest.raises(SpecError, match='unknown key "patiense_s" in the options of "smallest_first"') as refused:
+        load_cluster(text)
+    assert 'Did you mean "patience_s"' in refused.value.hint
+    page_options = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert page_options and all(load_cluster(each) for each in page_options)
+    patient = PolicyOptions("ordering", '{"patience_s":1.0}')  # the large one has waited for as long
+    for options, first in (((), Launch("small", gpus=1)), ((patient,), Launch("large", gpus=4))):
+        given = cluster("1 node x 4").policies(ordering="smallest_first", options=options)
+        given.pending("large", gpus=4)
+        given.pending("small", gpus=1)
+        assert given.decide().decisions == [first]
 
 
 def test_shortest_remaining_overtakes_the_long_one() -> None:
@@ -124,7 +132,7 @@ class Counting(LeastFragmentation):
         self.alike = alike
         self.asked = 0
 
-    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
+    def score(self, bundle: Resources, node: NodeView, view: View) -> int:
         self.asked += 1
         return super().score(bundle, node, view)
 

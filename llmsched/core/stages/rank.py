@@ -68,14 +68,16 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
 
 def _ranked(this: Pass) -> list[Row]:
     """Every rigid gang that may run or be evicted, best first."""
-    trial, plan, view, key = this.trial, this.plan, this.view, this.policies.ordering.key
+    state, trial, plan, view, key = this.state, this.trial, this.plan, this.view, this.policies.ordering.key
     rows: list[Row] = []
-    for gang in view.running():
-        spec = gang.spec
-        if spec.preemptible and gang.id not in plan.sizes and gang.id not in trial.leaving and not gang.lost_members:
+    for name in state.holding:
+        gang = state.gangs[name]
+        stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
+        if not (stays or name in plan.sizes or name in trial.leaving):
             rows.append(((*key(gang, view), gang.submitted_at, gang.workload_id, gang.index), gang))
-    for gang in view.waiting():
-        if gang.nomination is None and gang.id not in plan.sizes:
+    for name in (name for shape in state.waiting.live.values() for _, name in shape.entries):
+        gang = state.gangs[name]
+        if gang.nomination is None and name not in plan.sizes:
             rows.append(((*key(gang, view), gang.submitted_at, gang.workload_id, gang.index), gang))
     rows.sort(key=lambda row: row[0])
     return rows

@@ -10,13 +10,13 @@ from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgai
 from llmsched.core.lifecycle import Status
 from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
-from llmsched.core.policy import View
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.views import View
 from llmsched.core.windows import Windows, is_holder
 
 EXCESS_GRACE_S = 10.0  # it was warned: others wait for what it took

@@ -10,13 +10,12 @@ import json
 from math import ceil
 
 from llmsched.core import cron
-from llmsched.core.policy import View
-from llmsched.core.records import WorkloadState
+from llmsched.core.policy import View, WorkloadView
 from llmsched.core.workload import Autoscaling
 
 
 class OngoingRequests:
-    def wanted(self, serve: WorkloadState, memory: str, view: View) -> tuple[int, str]:
+    def wanted(self, serve: WorkloadView, memory: str, view: View) -> tuple[int, str]:
         knobs = serve.workload.autoscaling or Autoscaling()
         ongoing, queued, _ = serve.load or (0.0, 0.0, view.now)
         ideal = ceil((ongoing + queued) / max(knobs.target_ongoing_requests, 1e-9))
@@ -24,7 +23,7 @@ class OngoingRequests:
         return steer(ideal, low, high, serve.wanted_replicas, memory, knobs, view.now)
 
 
-def bounds(serve: WorkloadState, view: View) -> tuple[int, int]:
+def bounds(serve: WorkloadView, view: View) -> tuple[int, int]:
     """Least and most replicas now: the bound whose cron fired last, else the spec's."""
     spec = serve.workload
     low, high, fired = spec.min_replicas, spec.max_replicas, -1.0

@@ -8,10 +8,10 @@ small endpoints keep relatively more in hand than large ones; waiting requests c
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil, sqrt
 
-from llmsched.core.policy import View
-from llmsched.core.records import WorkloadState
+from llmsched.core.policy import Knobs, View, WorkloadView
 from llmsched.core.workload import Autoscaling
 from llmsched.policies.autoscaling.ongoing_requests import bounds, steer
 
@@ -19,10 +19,22 @@ MARGIN = 0.5  # standard deviations of a Poisson load kept free
 
 
 class TokenLatency:
-    def wanted(self, serve: WorkloadState, memory: str, view: View) -> tuple[int, str]:
+    @dataclass(frozen=True)
+    class Options:
+        margin: float = MARGIN
+
+        def __post_init__(self) -> None:
+            if self.margin < 0:
+                raise ValueError("margin must be at least 0")
+
+    def __init__(self, options: Knobs[Options] | None = None) -> None:
+        self._options = options or Knobs(self.Options())
+
+    def wanted(self, serve: WorkloadView, memory: str, view: View) -> tuple[int, str]:
         knobs = serve.workload.autoscaling or Autoscaling()
         ongoing, queued, _ = serve.load or (0.0, 0.0, view.now)
+        margin = self._options.of(serve.workload.queue).margin
         load = (ongoing + queued) / max(knobs.target_ongoing_requests, 1e-9)
-        ideal = ceil(load + MARGIN * sqrt(load)) if load > 0 else 0
+        ideal = ceil(load + margin * sqrt(load)) if load > 0 else 0
         low, high = bounds(serve, view)
         return steer(ideal, low, high, serve.wanted_replicas, memory, knobs, view.now)

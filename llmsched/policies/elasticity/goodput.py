@@ -15,16 +15,18 @@ starting keeps its size. GPUs left over go to whoever has least work left and st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState, allowed_sizes, speed
+from llmsched.core.policy import CLUSTER_WIDE, GangView, Knobs, View
+from llmsched.core.records import allowed_sizes, speed
 from llmsched.core.workload import Workload
 
 RANK = 0.75
 TILT = 0.1  # between neighbours in rank, what is left matters too: seconds never wait for hours
 SHORT_S = 60.0  # but nobody is so short that it outweighs everything
 KEEP = 0.2  # how much more what one has is worth than what one could get
+PERIOD_S = 60.0  # between two looks at the sizes
 STEADY_S = 300.0  # how long an allocation is expected to last
 LEVEL_S = 1800.0  # service at which the first level of a gang nobody knows anything about ends, and its work left there
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
@@ -48,12 +50,22 @@ class Offer(NamedTuple):
 
 
 class Goodput:
-    period_s = 60.0
+    @dataclass(frozen=True)
+    class Options:
+        period_s: float = field(default=PERIOD_S, metadata=CLUSTER_WIDE)
+        keep: float = KEEP
+        steady_s: float = STEADY_S
 
-    def __init__(self) -> None:
+        def __post_init__(self) -> None:
+            if self.period_s < 1 or self.keep < 0 or self.steady_s < 1:
+                raise ValueError("period_s and steady_s must be at least 1, keep at least 0")
+
+    def __init__(self, options: Knobs[Options] | None = None) -> None:
+        self._options = options or Knobs(self.Options())
+        self.period_s = self._options.common.period_s
         self._curves: dict[tuple[object, ...], Curve] = {}
 
-    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> Mapping[str, int]:
+    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
         rows = self._ranked(gangs, view)
         cost = view.scheduling.restart_cost_s
         settling = {gang.id: gang.size for _, gang in rows if gang.size and view.held_for_s(gang) < max(cost, 1.0)}
@@ -79,12 +91,12 @@ class Goodput:
                     break
         return chosen
 
-    def offers(self, gangs: Sequence[GangState], view: View) -> list[Offer]:
+    def offers(self, gangs: Sequence[GangView], view: View) -> list[Offer]:
         """What GPUs would earn, but for gangs that are still starting and keep their size: along each hull the gain per
         GPU only falls."""
         return self._offers(self._ranked(gangs, view), view)
 
-    def _offers(self, rows: Sequence[tuple[float, GangState]], view: View) -> list[Offer]:
+    def _offers(self, rows: Sequence[tuple[float, GangView]], view: View) -> list[Offer]:
         cost = view.scheduling.restart_cost_s
         count = len(rows)
         found = []
@@ -96,7 +108,8 @@ class Goodput:
             keeps = 1.0  # what it has already is worth more by what a restart would cost
             if has:
                 ends_in = left / max(view.speed(gang, has), 1e-9)
-                keeps = 1 + KEEP + cost / max(1.0, min(STEADY_S, ends_in))
+                knobs = self._options.of(gang.spec.queue)
+                keeps = 1 + knobs.keep + cost / max(1.0, min(knobs.steady_s, ends_in))
             low, slow = 0, 0.0
             for high, fast in self._curve(gang.spec).hull:
                 gain = weight * (fast - slow)
@@ -104,12 +117,12 @@ class Goodput:
                 low, slow = high, fast
         return found
 
-    def _ranked(self, gangs: Sequence[GangState], view: View) -> list[tuple[float, GangState]]:
+    def _ranked(self, gangs: Sequence[GangView], view: View) -> list[tuple[float, GangView]]:
         """(work left, gang), least first."""
         rows = sorted((self._work_left(gang, view), gang.submitted_at, gang.id, gang) for gang in gangs)
         return [(left, gang) for left, _, _, gang in rows]
 
-    def _work_left(self, gang: GangState, view: View) -> float:
+    def _work_left(self, gang: GangView, view: View) -> float:
         """Seconds at min_size; unknown work is taken to last to the end of the level that it has reached."""
         left = view.work_left(gang)
         if left is None:

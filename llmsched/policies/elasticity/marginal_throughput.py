@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class MarginalThroughput:
     period_s = 0.0
 
-    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> Mapping[str, int]:
+    def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
         free = float(capacity)
         chosen: dict[str, int] = {}
         steps: list[tuple[float, int, int]] = []  # (-gain per GPU, index of the gang, index of its next size)
@@ -43,7 +42,7 @@ class MarginalThroughput:
     def _offer(
         self,
         steps: list[tuple[float, int, int]],
-        gang: GangState,
+        gang: GangView,
         index: int,
         sizes: tuple[int, ...],
         at: int,

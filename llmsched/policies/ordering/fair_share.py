@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from llmsched.core.fair import TOTAL
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class FairShare:
     static = True
     across = TOTAL
 
-    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+    def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         return (-gang.spec.priority,)

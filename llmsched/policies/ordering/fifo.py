@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class Fifo:
     static = True
 
-    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+    def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         return ()

@@ -20,11 +20,11 @@ constants were chosen on the development traces; `tests/benchmarks/quality.py` h
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, Knobs, View
 from llmsched.core.resources import MILLI
 
 GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
@@ -40,14 +40,24 @@ LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 class FinishTimeFair:
     static = False
 
-    def __init__(self) -> None:
-        self._view: View | None = None
+    @dataclass(frozen=True)
+    class Options:
+        guard: float = GUARD
+        guard_blind: float = GUARD_BLIND
+        pole: float = POLE
+        prior_s: float = PRIOR_S
+
+        def __post_init__(self) -> None:
+            if min(self.guard, self.guard_blind, self.pole, self.prior_s) <= 0:
+                raise ValueError("every option must be more than 0")
+
+    def __init__(self, options: Knobs[Options] | None = None) -> None:
+        self._options = options or Knobs(self.Options())
         self._bound = 0.0
         self._contention = 1.0
 
-    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
-        if view is not self._view:
-            self._prepare(view)
+    def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
+        knobs = self._options.of(gang.spec.queue)
         holds = gang.is_holding()
         done = view.service_s(gang) if holds else gang.served_s
         spec = gang.spec
@@ -56,20 +66,20 @@ class FinishTimeFair:
         waited = view.now - gang.submitted_at - done
         outlook = view.outlook(gang, LEAST, MOST)
         if outlook is None:
-            whole = max(PRIOR_S, 2.0 * done)
+            whole = max(knobs.prior_s, 2.0 * done)
             unfairness = (waited + whole) / (whole * self._contention)
-            if unfairness >= GUARD_BLIND:
+            if unfairness >= knobs.guard_blind:
                 return (urgency, 0, -round(unfairness, 6))
             return (urgency, 2, _level(done * gpus), not holds)
         unfairness = (waited + outlook.least_s) / (outlook.least_s * self._contention)
-        if unfairness >= GUARD:
+        if unfairness >= knobs.guard:
             return (urgency, 0, -round(unfairness, 6))
-        if outlook.most_left_s >= POLE * self._bound:
+        if outlook.most_left_s >= knobs.pole * self._bound:
             return (urgency, 1, -round(outlook.most_left_s, 3))
         return (urgency, 2, round(outlook.left_s * gpus**0.5, 3))
 
-    def _prepare(self, view: View) -> None:
-        """Once a pass: the earliest time at which all known work can end, and how crowded the cluster has been."""
+    def prepare(self, view: View) -> None:
+        """The earliest time at which all known work can end, and how crowded the cluster has been."""
         longest, total = view.work_ahead()
         areas = [total]
         for gang in view.of_models():
@@ -80,7 +90,6 @@ class FinishTimeFair:
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
-        self._view = view
 
 
 def _level(gpu_s: float) -> int:

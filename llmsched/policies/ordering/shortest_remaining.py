@@ -5,13 +5,12 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class ShortestRemaining:
     static = True  # the remaining time of a gang that waits stands still; a new estimate queues it anew
 
-    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+    def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         left = view.remaining_s(gang)
         return (inf if left is None else left,)

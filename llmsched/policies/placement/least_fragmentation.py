@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from operator import mul
 
-from llmsched.core.capacity import NodeState
-from llmsched.core.policy import View
+from llmsched.core.policy import NodeView, View
 from llmsched.core.resources import MILLI, Resources
 
 KINDS = 64  # the most common bundle shapes that count
@@ -24,29 +23,23 @@ class LeastFragmentation:
     alike = True
 
     def __init__(self) -> None:
-        self._view: View | None = None
         self._kinds: tuple[Resources, ...] = ()
         self._weights: tuple[int, ...] = ()
         self._lost: dict[tuple[object, ...], tuple[int, ...]] = {}  # likeness -> lost to each kind
         self._grown: dict[tuple[object, ...], tuple[int, ...]] = {}  # bundle and likeness -> more lost to each kind
 
-    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
-        if view is not self._view:
-            self._view = view
-            self._weigh(view)
+    def score(self, bundle: Resources, node: NodeView, view: View) -> int:
         key = (bundle, node.likeness())
         grown = self._grown.get(key)
         if grown is None:
             before = self._fragments(node)
-            device = node.device_for(bundle.gpus_milli)
-            node.change(bundle, device, 1)
-            after = self._fragments(node)
-            node.change(bundle, device, -1)
+            after = self._fragments(node.after(bundle))
             grown = self._grown[key] = tuple(new - old for new, old in zip(after, before, strict=True))
         more: int = sum(map(mul, self._weights, grown))
         return -more
 
-    def _weigh(self, view: View) -> None:
+    def prepare(self, view: View) -> None:
+        """What is typical now."""
         typical = sorted(view.typical_bundles(KINDS))
         kinds = tuple(kind for kind, _ in typical)
         self._weights = tuple(weight for _, weight in typical)
@@ -54,12 +47,12 @@ class LeastFragmentation:
             self._kinds = kinds
             self._lost, self._grown = {}, {}
 
-    def _fragments(self, node: NodeState) -> tuple[int, ...]:
+    def _fragments(self, node: NodeView) -> tuple[int, ...]:
         """Thousandths of free GPUs that each kind of work cannot use."""
         key = node.likeness()
         found = self._lost.get(key)
         if found is None:
-            slack = [MILLI - taken for taken in node.shares.values()]
+            slack = [MILLI - taken for taken in node.shares]
             whole = max(node.free_whole, 0) * MILLI
             lost = []
             for need in self._kinds:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from llmsched.core.capacity import NodeState
-from llmsched.core.policy import View
+from llmsched.core.policy import NodeView, View
 from llmsched.core.resources import Resources
 
 
@@ -11,7 +10,7 @@ class Pack:
     walk = 1
     alike = False
 
-    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
+    def score(self, bundle: Resources, node: NodeView, view: View) -> int:
         if not bundle.gpus_milli:
             return -node.total_gpus
-        return -(node.free_whole * 1000 + sum(1000 - taken for taken in node.shares.values()))
+        return -(node.free_whole * 1000 + node.unshared_milli)

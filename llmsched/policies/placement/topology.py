@@ -3,8 +3,7 @@ that need one domain."""
 
 from __future__ import annotations
 
-from llmsched.core.capacity import NodeState
-from llmsched.core.policy import View
+from llmsched.core.policy import NodeView, View
 from llmsched.core.resources import Resources
 
 WEIGHT = 1_000_000  # a free GPU in the rack counts more than any on the node
@@ -14,5 +13,5 @@ class Topology:
     walk = 0  # racks differ between nodes that are equally free, so all are scored
     alike = False
 
-    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
-        return -(view.free_gpus_beside(node, "rack") * WEIGHT + node.free_whole * 1000 - sum(node.shares.values()))
+    def score(self, bundle: Resources, node: NodeView, view: View) -> int:
+        return -(view.free_gpus_beside(node, "rack") * WEIGHT + node.free_whole * 1000 - sum(node.shares))

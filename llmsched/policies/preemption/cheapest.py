@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class Cheapest:
-    def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
+    def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None:
         since = max(victim.checkpoint_at or 0.0, victim.started_at or view.now)
         return int(max(0.0, view.now - since) * victim.gpus_milli())

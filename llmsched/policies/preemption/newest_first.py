@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from llmsched.core.policy import View
-from llmsched.core.records import GangState
+from llmsched.core.policy import GangView, View
 
 
 class NewestFirst:
-    def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
+    def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None:
         return int((view.now - (victim.launched_at or view.now)) * 1000)

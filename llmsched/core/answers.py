@@ -1,0 +1,208 @@
+"""The policies as stages ask them: shown views alone, their answers checked before anybody goes by them.
+
+An answer that is none (an exception, the wrong type, no number, a negative cost) is replaced by the one that says
+nothing, and told: `Plan.troubles`, and from there the health of the controller. So a faulty policy can be unfair, and
+nothing worse: it cannot end a pass, and what it does not see it cannot change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from numbers import Real
+from operator import index
+from typing import Any, ClassVar, NamedTuple, Self
+
+from llmsched.core.capacity import NodeState
+from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.resources import Resources
+from llmsched.core.views import GangView, NodeView, View, WorkloadView
+from llmsched.errors import SpecError
+
+LAST = (inf,)  # the key of a gang for which there is none: after all others
+_PLAIN = (int, float, bool)
+
+
+class Trouble(NamedTuple):
+    """A wrong answer of a policy. `details` may name anybody's work: they are for the log."""
+
+    what: str
+    details: str
+
+
+class Checked:
+    """One policy. `method` is what it must have."""
+
+    family: ClassVar[str]
+    method: ClassVar[str]
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.name = type(policy).__name__
+        self.trouble: Trouble | None = None  # the first wrong answer of the last pass that asked anything
+        self._view: View | None = None  # of a pass that has asked nothing yet
+        if not callable(getattr(policy, self.method, None)):
+            raise SpecError(
+                f"{self.name} is no {self.family} policy: it has no method {self.method}.",
+                code="bad_policy",
+                where=f"policies.{self.family}",
+                hint="llmsched/policies/README.md shows one of each family.",
+            )
+
+    @classmethod
+    def of(cls, policy: Any) -> Self:
+        """Whatever is put in the place of a policy is checked."""
+        return policy if isinstance(policy, cls) else cls(policy)
+
+    def begin(self, view: View) -> None:
+        """A pass begins."""
+        self._view = view
+
+    def _first(self) -> None:
+        """Before each question: before the first one of a pass the policy may prepare."""
+        if self._view is not None:
+            view, self._view = self._view, None
+            self.trouble = None
+            if hasattr(self.policy, "prepare"):
+                self._asked("prepare", self.policy.prepare, view)
+
+    def _asked(self, method: str, ask: Callable[..., Any], *about: object) -> Any:
+        """The answer; None when it raised instead."""
+        try:
+            return ask(*about)
+        except Exception as error:
+            self._tell(f"{method} raised {type(error).__name__}", str(error))
+            return None
+
+    def _tell(self, what: str, details: str) -> None:
+        if self.trouble is None:
+            self.trouble = Trouble(f"{self.family} policy {self.name}: {what}", details[:200])
+
+    def _tell_answer(self, found: object, expected: str) -> None:
+        self._tell(f"{self.method} answered a {type(found).__name__}, expected {expected}", repr(found))
+
+    def _attribute(self, name: str, default: Any, allowed: Callable[[Any], bool], expected: str) -> Any:
+        value = getattr(self.policy, name, default)
+        if not allowed(value):
+            raise SpecError(
+                f"{self.name}.{name} is {value!r}, expected {expected}.",
+                code="bad_policy",
+                where=f"policies.{self.family}",
+            )
+        return value
+
+
+class Ordering(Checked):
+    family, method = "ordering", "key"
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.static: bool = self._attribute("static", False, lambda value: isinstance(value, bool), "true or false")
+        self.across: str | None = getattr(policy, "across", None)
+
+    def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
+        """Numbers. Who has no key goes last."""
+        if self._view is not None:
+            self._first()
+        try:
+            found = self.policy.key(GangView(gang), view)
+        except Exception as error:
+            self._tell(f"key raised {type(error).__name__}", str(error))
+            return LAST
+        if type(found) is tuple:
+            for part in found:
+                if type(part) not in _PLAIN and not isinstance(part, Real) or part != part:
+                    break
+            else:
+                return found
+        self._tell_answer(found, "a tuple of numbers")
+        return LAST
+
+
+class Placing(Checked):
+    family, method = "placement", "score"
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.walk: int = self._attribute("walk", 0, lambda value: value in (-1, 0, 1), "-1, 0 or 1")
+        self.alike: bool = self._attribute("alike", False, lambda value: isinstance(value, bool), "true or false")
+
+    def score(self, bundle: Resources, node: NodeState, view: View) -> int:
+        """A node without a score is as good as any that has 0."""
+        if self._view is not None:
+            self._first()
+        found = self._asked("score", self.policy.score, bundle, NodeView(node), view)
+        if (score := _whole(found)) is None:
+            self._tell_answer(found, "a whole number")
+            return 0
+        return score
+
+
+class Preemption(Checked):
+    family, method = "preemption", "cost"
+
+    def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
+        """Nobody is evicted for want of a cost."""
+        if self._view is not None:
+            self._first()
+        found = self._asked("cost", self.policy.cost, GangView(victim), GangView(beneficiary), view)
+        if found is None:
+            return None
+        cost = _whole(found)
+        if cost is None or cost < 0:
+            self._tell_answer(found, "a whole number of at least 0, or None")
+            return None
+        return cost
+
+
+class Elasticity(Checked):
+    family, method = "elasticity", "share"
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.period_s: float = self._attribute(
+            "period_s", 0.0, lambda value: isinstance(value, (int, float)) and 0 <= value < inf, "seconds"
+        )
+
+    def share(self, gangs: Sequence[GangState], capacity: int, view: View) -> dict[str, int]:
+        """Of those that were asked about; who is left out keeps what the stage gives without a policy."""
+        self._first()
+        found = self._asked("share", self.policy.share, tuple(GangView(gang) for gang in gangs), capacity, view)
+        sizes: dict[str, int] = {}
+        try:
+            rows = [*found.items()]
+        except Exception:
+            self._tell_answer(found, "a size for each gang, by its id")
+            return sizes
+        known = {gang.id for gang in gangs}
+        for name, size in rows:
+            whole = _whole(size)
+            if name not in known or whole is None or whole < 0:
+                self._tell_answer({name: size}, "a size of at least 0 for each gang, by its id")
+            else:
+                sizes[name] = whole
+        return sizes
+
+
+class Autoscaling(Checked):
+    family, method = "autoscaling", "wanted"
+
+    def wanted(self, serve: WorkloadState, memory: str, view: View) -> tuple[int, str]:
+        """Without an answer there are as many as there were."""
+        self._first()
+        found = self._asked("wanted", self.policy.wanted, WorkloadView(serve), memory, view)
+        if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], str):
+            replicas = _whole(found[0])
+            if replicas is not None and replicas >= 0:
+                return replicas, found[1]
+        self._tell_answer(found, "(replicas, text)")
+        return serve.wanted_replicas, memory
+
+
+def _whole(value: Any) -> int | None:
+    if type(value) is int:
+        return value
+    try:
+        return None if isinstance(value, bool) else index(value)
+    except TypeError:
+        return None
