@@ -2,7 +2,7 @@
 
     python tests/benchmarks/recovery.py [--only raylet] [--json FILE]
 
-Prints a table, a row per fault; seconds from the fault on. A fine-tune of two workers, an endpoint of two replicas,
+Prints a table, a row per fault; seconds from the fault on. A fine-tune of four workers, an endpoint of two replicas,
 clients that ask it and clients that stream from it are under way on four pretend nodes when the fault comes. A row of
 "launch" or "resize" strikes while the fine-tune starts, or changes its size.
 
