@@ -146,8 +146,10 @@ def _fact(entry: Any) -> Message | None:
             return say("event.checkpoint_of", step=step, fraction=fraction)
         case facts.Published(target=target, origin=origin) if target == origin:
             return say("event.takes_back")
-        case facts.Published(target=target, kind=kind, name=name):  # its owner wrote where it goes
+        case facts.Published(target=target, kind=kind, name=name, is_taken=True):  # its owner wrote where it goes
             return say("event.published", kind=Quote(kind), name=Quote(name), target=Quote(target))
+        case facts.Published(target=target, kind=kind, name=name):
+            return say("event.kept", kind=Quote(kind), name=Quote(name), target=Quote(target))
         case facts.AdapterLoaded(name=name, message=message):
             if message:
                 return say("event.adapter_refused", name=Quote(name), message=Quote(message))

@@ -417,6 +417,8 @@ def publication(
     target_id = publish.to if target is None else target.workload.id
     if target is not None and not authorization.may_publish(state, workload.user, target.workload):
         return None, f"not published: {publish.to} is not of this user, who is no admin of its queue"
+    if target is not None and target.outcome:
+        return None, f"not published: the endpoint {publish.to} has ended; it is kept as {workload.name}@{workload.run}"
     if publish.kind == "adapter" and not endpoint_names.is_free(
         state, publish.name or workload.name, workload if target is None else target.workload
     ):
@@ -428,7 +430,7 @@ def publication(
     ):
         return None, f"not published: {publish.to} serves no model"
     name = publish.name or workload.name
-    return facts.Published(at, target_id, publish.kind, name, artifact, workload.id), ""
+    return facts.Published(at, target_id, publish.kind, name, artifact, workload.id, is_taken=target is not None), ""
 
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {

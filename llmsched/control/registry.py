@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from llmsched.control.lookup import spec_of
+from llmsched.core import authorization
 from llmsched.core.commands import NAMES_COMPARED
 from llmsched.core.facts import Published, Submitted
 from llmsched.core.state import State, WorkloadState
@@ -49,8 +50,10 @@ def versions(
         here = [record for record in here if _place(record) > (name, -run)]
     records = sorted([*here, *ended(query._replace(models=True))], key=_place)[: query.limit]
     published: dict[str, list[Published]] = {}
-    for by_name in state.publications.values():
-        for publication in by_name.values():
+    for target in state.publications:
+        endpoint = state.workloads.get(target)
+        live = authorization.published_to(state, endpoint.workload) if endpoint and not endpoint.outcome else {}
+        for publication in live.values():
             published.setdefault(publication.origin, []).append(publication)
     return [_view(record, published.get(record.workload.id, ())) for record in records]
 

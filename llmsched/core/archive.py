@@ -69,9 +69,8 @@ def _workloads(state: State, at: float) -> Iterator[str]:
     """Many together, so that it is seldom said: half of KEPT_S will do for the others once one has had all of it."""
     if len(state.ended) < ENDED_KEPT + AT_ONCE and _age(state, next(iter(state.ended), None), at) < KEPT_S:
         return
-    origins = {one.origin for named in state.publications.values() for one in named.values()}
-    movable = [*islice((name for name in state.ended if name not in origins and not is_needed(state, name)), AT_ONCE)]
-    if len(state.ended) - len(state.scheduled) - len(origins) >= ENDED_KEPT + AT_ONCE:
+    movable = [*islice((name for name in state.ended if not is_needed(state, name)), AT_ONCE)]
+    if len(state.ended) - len(state.scheduled) >= ENDED_KEPT + AT_ONCE:
         yield from movable
     elif movable and _age(state, movable[0], at) >= KEPT_S:
         yield from (name for name in movable if _age(state, name, at) >= KEPT_S / 2)

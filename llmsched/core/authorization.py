@@ -36,9 +36,9 @@ def published_to(state: Ledgers, endpoint: Workload) -> dict[str, Published]:
     """What goes live in an endpoint, by name: results of its owner's work, and of the admins of its queue. What anybody
     else published under its name is as if it had not been: it is kept beside the others', and moves nothing."""
     found: dict[str, Published] = {}
-    for one in state.publications.get(endpoint.id, {}).values():
-        if reaches(state, one, endpoint) and (one.name not in found or one.at >= found[one.name].at):
-            found[one.name] = one
+    for (user, name), one in state.publications.get(endpoint.id, {}).items():
+        if may_publish(state, user, endpoint) and (name not in found or one.at >= found[name].at):
+            found[name] = one
     return found
 
 
@@ -58,11 +58,6 @@ def may_know(state: Ledgers, user: str, workload: Workload) -> bool:
 def may_read(state: Ledgers, reader: Workload, made_it: Workload) -> bool:
     """Whether one workload may have the result of another: it was let when it was submitted, or its user may see it."""
     return made_it.id in reader.after or may_know(state, reader.user, made_it)
-
-
-def reaches(state: Ledgers, published: Published, endpoint: Workload) -> bool:
-    origin = state.workloads.get(published.origin)
-    return origin is None or may_publish(state, origin.workload.user, endpoint)
 
 
 def _is_named(people: tuple[str, ...], user: str) -> bool:

@@ -322,6 +322,7 @@ CATALOG: dict[str, Entry] = {
     "event.checkpoint_of": Entry("checkpoint at step {step} ({fraction:.0%} of the work)"),
     "event.takes_back": Entry("serves the model that its spec names, in place of the one that was published"),
     "event.published": Entry('its {kind}{name:> } is published to "{target}"'),
+    "event.kept": Entry('its {kind}{name:> } is kept for an endpoint "{target}", which is not there'),
     "event.adapter_loaded": Entry("serves adapter {name}"),
     "event.adapter_refused": Entry("could not load adapter {name}: {message}"),
     "event.command": Entry("{by} runs a command beside rank {rank}: {words}"),

@@ -203,7 +203,8 @@ class LoadObserved:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Artifact `uri` of workload `origin` is to be live in serve workload `target` under `name`."""
+    """Artifact `uri` of workload `origin` is to be live in serve workload `target` under `name`. Not `is_taken`: there
+    is no such endpoint yet; it is kept for the first one of that name."""
 
     at: float
     target: str
@@ -211,6 +212,7 @@ class Published:
     name: str
     uri: str
     origin: str
+    is_taken: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -397,9 +397,12 @@ class State(Lives):
 
     def _published(self, fact: facts.Published) -> None:
         origin, record = self.workloads.get(fact.origin), self.workloads.get(fact.target)
-        user = origin.workload.user if origin is not None else ""
+        if origin is None:
+            self._note(fact, f"{fact.origin} is unknown")
+            return
+        user = origin.workload.user
         self.publications.setdefault(fact.target, {})[user, fact.name] = fact
-        if record is None or not authorization.reaches(self, fact, record.workload):
+        if record is None or not authorization.may_publish(self, user, record.workload):
             return
         if fact.kind == "model":  # a new model is a new revision: replicas are replaced one by one
             record.revision += 1

@@ -59,6 +59,10 @@ STORY: list[tuple[Any, str]] = [
     (f.Lost(1.0, GANG, 1, "its node died"), "attempt 1 is lost: its node died"),
     (f.CheckpointPublished(1.0, GANG, 1, 40, 0.5), "checkpoint at step 40 (50% of the work)"),
     (f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora"), 'its adapter sql is published to "web"'),
+    (
+        f.Published(1.0, "web", "adapter", "sql", "s3://x", "lora", is_taken=False),
+        'its adapter sql is kept for an endpoint "web", which is not there',
+    ),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x"), "serves adapter sql"),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x", "wrong rank"), "could not load adapter sql: wrong rank"),
     (f.CommandBegun(1.0, GANG, 1, 0, "ann", "ls -l"), "ann runs a command beside rank 0: ls -l"),

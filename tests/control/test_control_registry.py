@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
+from llmsched.api.event_text import describe
 from llmsched.control import registry
-from llmsched.core.facts import Published
+from llmsched.core.facts import Archived, Published
 from llmsched.core.render import text
 from llmsched.errors import RequestError
 from llmsched.spec import cluster as cluster_file
@@ -195,6 +196,39 @@ def test_what_another_publishes_under_its_name_does_not_reach_an_endpoint(endpoi
             assert "Drain" not in kinds(controller)
             assert controller.state.workloads["tune"].message is None  # that it is there is told to who may see it
             assert kinds(controller, "tune").count("Published") == 1
+
+    asyncio.run(story())
+
+
+def test_what_no_endpoint_takes_is_told_as_kept_and_goes_live_in_the_one_that_comes():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            await succeed(controller, base_train("tune", publish={"to": "chat", "as": "model"}), "tune")
+            told = [text(event.message) for w in controller.entries() if (event := describe(w.entry)).message]
+            assert [one for one in told if "kept" in one or "published" in one] == [
+                'its model tune is kept for an endpoint "chat", which is not there'
+            ]
+            assert registry.find(controller.state, "tune").artifact
+            assert [one.published for one in registry.versions(controller.state)] == [[]]
+            controller.state.apply(Archived(controller.state.now, ("tune",)))  # a while later
+            await controller.submit([serve("chat", TINY)], user=ANN)
+            await until(lambda: "llms/chat/0/1" in cluster.attempts)
+            assert source_of(cluster, "llms/chat/0/1").startswith("/storage/tune/0/artifact/")
+
+    asyncio.run(story())
+
+
+def test_an_endpoint_that_has_ended_takes_nothing_and_the_story_says_where_the_result_is():
+    async def story():
+        cluster = fake_cluster(tune=QUICK)
+        async with controlling(cluster) as controller:
+            await controller.submit([serve("chat", TINY)], user=ANN)
+            await controller.cancel("chat", by=ANN)
+            await until(lambda: controller.state.workloads["chat"].outcome)
+            await succeed(controller, base_train("tune", publish={"to": "chat", "as": "model"}), "tune")
+            said = text(controller.state.workloads["tune"].message)
+            assert said == "not published: the endpoint chat has ended; it is kept as tune@1"
 
     asyncio.run(story())
 

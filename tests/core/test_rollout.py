@@ -8,6 +8,7 @@ from test_walk import POLICIES, node, started, turn, work
 from llmsched.core.decisions import Drain, Preempt
 from llmsched.core.facts import (
     Bound,
+    Cancelled,
     LaunchFailed,
     Lost,
     Published,
@@ -122,6 +123,8 @@ def test_a_version_that_never_answered_is_passed_over_by_the_next() -> None:
 def test_a_published_model_that_does_not_load_leaves_the_others_their_model() -> None:
     state = State()
     answering(state)
+    state.apply(Submitted(2.0, work("tuned")))
+    state.apply(Cancelled(2.0, "tuned", "user"))
     published = Published(3.0, "chat", "model", "chat", "file:///bad", "tuned")
     assert started(state, published) == ["chat/2"]
     assert state.gangs["chat/2"].model == "file:///bad"

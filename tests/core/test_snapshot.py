@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from llmsched.core.archive import AT_ONCE, ENDED_KEPT, KEPT_S, due
+from llmsched.core.authorization import published_to
 from llmsched.core.commands import Submit, check
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import Archived, Finished, NodeJoined, Published, Submitted, Tick
@@ -92,8 +93,25 @@ def test_the_oldest_leave_when_there_are_too_many_or_they_are_too_old_and_not_wh
     assert due(state, 2.0)[0] == tuple(names[:AT_ONCE])
     state.apply(Archived(2.0, tuple(names[:AT_ONCE])))
     assert due(state, 3.0) == ((), ())
-    state.apply(Published(3.0, "chat", "adapter", "x", "file:///x", names[AT_ONCE]))  # its owner must stay known
-    assert due(state, 1.0 + KEPT_S)[0] == tuple(names[AT_ONCE + 1 : 2 * AT_ONCE + 1])
+    assert due(state, 1.0 + KEPT_S)[0] == tuple(names[AT_ONCE : 2 * AT_ONCE])
+
+
+def test_what_was_published_is_live_as_before_when_its_origin_has_left() -> None:
+    state = world()
+    ended(state, "tuned")
+    state.apply(Published(2.0, "chat", "adapter", "x", "file:///x", "tuned", is_taken=False))
+    state.apply(Archived(2.0, ("tuned",)))
+    again = thaw(freeze(state))
+    for one in (state, again):
+        assert "tuned" not in one.workloads
+        assert published_to(one, work("chat", user="somebody-else")) == {}
+        assert published_to(one, work("chat"))["x"].uri == "file:///x"
+
+
+def test_what_nobody_made_is_published_nowhere() -> None:
+    state = world()
+    state.apply(Published(2.0, "chat", "adapter", "x", "file:///x", "never-was"))
+    assert state.publications == {}
 
 
 def test_a_timer_of_what_left_the_state_wakes_nobody() -> None:

@@ -145,6 +145,8 @@ def test_a_published_adapter_is_loaded_once_on_every_running_replica() -> None:
     state = State()
     started(state, node("n0", 4), Submitted(1.0, work("qwen", kind="serve", min_replicas=2, max_replicas=2)))
     started(state, Bound(2.0, "qwen/0", 1))
+    state.apply(Submitted(2.0, work("sql-lora")))
+    state.apply(Cancelled(2.0, "sql-lora", "user"))
     plan = turn(state, [Published(3.0, "qwen", "adapter", "sql", "file:///a", "sql-lora")], POLICIES)
     assert [(d.gang, d.name) for d in plan.decisions] == [("qwen/0", "sql")]  # type: ignore[union-attr]
     plan = turn(state, [Bound(4.0, "qwen/1", 1), AdapterLoaded(4.0, "qwen/0", 1, "sql", "file:///a")], POLICIES)
