@@ -24,6 +24,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from llmsched import sanitize
 from llmsched.gateway import serve_internals
 from llmsched.gateway.front import Gateway, internal_error
 from llmsched.gateway.replicas import ReplicaGone
@@ -161,9 +162,7 @@ def _failed(error: RayTaskError) -> dict[str, Any]:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, GONE):
         raise ReplicaGone(str(cause)) from None
-    return internal_error(
-        f"The replica failed: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
-    )
+    return internal_error(f"The replica failed: {sanitize.first_line(cause)}")
 
 
 class GatewayActor:

@@ -228,11 +228,22 @@ def crashes_to(log: LogFile) -> Iterator[None]:
             faulthandler.enable(2)
 
 
+def leaf(error: BaseException) -> BaseException:
+    """The first exception of a group of them, however deep; one that is no group itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def explain(error: BaseException, folder: Path | None) -> str:
-    """A user's exception in one line: type, message, and the last frame that is theirs (under `folder`, if any is)."""
+    """A user's exception in one line of valid text: type, message, and the last frame that is theirs (under `folder`,
+    if any is)."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [one for one in frames if folder is not None and Path(one.filename).is_relative_to(folder)]
     text = sanitize.words(error).strip() or "no message"
+    if isinstance(error, BaseExceptionGroup):  # it says how many, not what
+        first = leaf(error)
+        text = f"{text.splitlines()[0]}, the first: {type(first).__name__}: {sanitize.first_line(first)}"
     first = sanitize.line(text.splitlines()[0], 500) if not isinstance(error, UserError) else sanitize.text(text, 1000)
     named = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
     where = (theirs or frames)[-1:]
@@ -240,4 +251,4 @@ def explain(error: BaseException, folder: Path | None) -> str:
         return named
     file = Path(where[0].filename)
     place = file.relative_to(folder) if theirs and folder else file.name
-    return f"{named} ({place}:{where[0].lineno}, in {where[0].name})"
+    return sanitize.line(f"{named} ({place}:{where[0].lineno}, in {where[0].name})")

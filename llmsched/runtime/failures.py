@@ -31,6 +31,8 @@ def event_of_code(code: int) -> str:
 
 def event_of(error: BaseException) -> str:
     """Of what a rank raised."""
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return event_of(error.exceptions[0])
     if isinstance(error, UserError):
         return "input"
     if _is_peer_loss(error):

@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import containment, environment, execute, in_hand, packages, redaction
+from llmsched.runtime import containment, environment, exceptions, execute, in_hand, packages, redaction
 from llmsched.runtime.storage import Storage
 
 DEFAULT_MAX_ONGOING = 32
@@ -65,20 +65,21 @@ class ReplicaHost:
                 extra.enter()
             del given["envs"]
             self._replica = environment.load_entry(replica, "serve")(given)
-        except Exception as error:
+        except BaseException as error:
+            exceptions.show(error)
             mark = INPUT_MARK if isinstance(error, environment.UserError) else MARK
-            cause = None if redaction.hides() else error  # Ray logs it all
-            raise RuntimeError(mark + redaction.clean(environment.explain(error, None))) from cause
+            raise exceptions.WorkError(mark + exceptions.words(error)) from None
 
     async def ready(self) -> dict[str, Any]:
         """What the replica says of itself, once it can answer."""
-        facts: dict[str, Any] = await self._replica.ready()
+        with exceptions.in_words():
+            facts: dict[str, Any] = await self._replica.ready()
         return facts
 
     async def call(self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = "") -> Any:
         """Ends when the work has, also when it is cancelled: `request` is the name for `cancel`."""
         try:
-            with self._in_hand.request(request):
+            with self._in_hand.request(request), exceptions.in_words():
                 return await self._replica.call(route, body, adapter)
         except in_hand.Refused as refused:
             return refused.answer
@@ -87,7 +88,7 @@ class ReplicaHost:
         self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = ""
     ) -> AsyncGenerator[Any, None]:
         try:
-            with self._in_hand.request(request):
+            with self._in_hand.request(request), exceptions.in_words():
                 async with aclosing(self._replica.stream(route, body, adapter)) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -99,7 +100,8 @@ class ReplicaHost:
 
     async def load_adapter(self, name: str, uri: str) -> str:
         """Empty when the adapter answers now, else why not."""
-        return str(await self._replica.load_adapter(name, uri))
+        with exceptions.in_words():
+            return str(await self._replica.load_adapter(name, uri))
 
     async def execute(self, command: str, argv: list[str], timeout_s: float) -> AsyncGenerator[execute.Said, None]:
         """Run a person's command in this replica's surroundings. `command` is its id, for `end_command`."""
@@ -145,8 +147,10 @@ class ReplicaHost:
             answer = check() if check else None
             if inspect.isawaitable(answer):
                 await answer
-        except Exception as error:
-            return f"its health check failed: {redaction.clean(environment.explain(error, None))}"
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return f"its health check failed: {exceptions.words(error)}"
         return ""
 
     async def pid(self) -> int:

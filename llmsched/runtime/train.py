@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,12 +20,12 @@ from typing import Any, NoReturn
 import ray
 from ray.train.backend import Backend, BackendConfig
 
-from llmsched import sanitize
 from llmsched.runtime import (
     containment,
     context,
     elastic,
     environment,
+    exceptions,
     execute,
     failures,
     guardian,
@@ -175,20 +174,19 @@ def work(config: dict[str, str]) -> None:
             except elastic.Stopped as stopped:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 if failures.is_good_exit(error):
                     _came_to_an_end(supervisor, rank)
                     return
-                text = " ".join(filter(None, (environment.explain(error, code), failures.advice(error))))
-                text = sanitize.text(redaction.clean(text))
+                text = " ".join(filter(None, (exceptions.words(error, code), failures.advice(error))))
                 if isinstance(error, environment.UserError):
                     print(text, file=sys.stderr)
                 else:
-                    traceback.print_exc()
+                    exceptions.show(error)
                 progress.flush()
                 ray.get(supervisor.failed.remote(rank, text, failures.event_of(error)))
                 # What is raised is logged and passed on by Ray: with all that it says, when it is not in our words.
-                raise RuntimeError(text) from None
+                raise exceptions.WorkError(text) from None
             else:
                 _came_to_an_end(supervisor, rank)
             finally:

@@ -40,6 +40,14 @@ def make(entry: str, args: Mapping[str, Any], workdir: str | None) -> Any:
     return kind(**args)
 
 
+def _called(call: Callable[..., Any], *args: Any) -> Any:
+    """No future takes a StopIteration: whoever awaits it would wait for ever."""
+    try:
+        return call(*args)
+    except StopIteration as error:
+        raise RuntimeError(f"it raised StopIteration({error.value!r}) outside of a generator") from error
+
+
 class AppServer:
     """One object of the user's class, asked over the route "app"."""
 
@@ -88,7 +96,8 @@ class AppServer:
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         context = contextvars.copy_context()
-        running = asyncio.get_running_loop().run_in_executor(self._threads, partial(context.run, call, *args))
+        called = partial(context.run, _called, call, *args)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, called)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

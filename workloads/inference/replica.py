@@ -13,13 +13,13 @@ import asyncio
 import os
 import sys
 import time
-import traceback
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmsched.runtime import environment
+from llmsched import sanitize
+from llmsched.runtime import environment, exceptions, redaction
 from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.inference.openai import RequestError
 from workloads.sources import BadInput, resolve_model
@@ -41,8 +41,8 @@ class Replica:
         began = time.perf_counter()
         try:
             self._server = self._start(order)
-        except Exception as error:
-            self._say(environment.explain(error, None))
+        except BaseException as error:
+            self._say(exceptions.words(error))
             self._log.close()
             raise
         self._say(f"{self._what} in {time.perf_counter() - began:.1f} s")
@@ -91,7 +91,9 @@ class Replica:
             return await self._server.call(route, body, await self._prepared(route, adapter))
         except RequestError as error:
             return error.answer()
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             return self._broken(error)
 
     async def stream(
@@ -104,7 +106,9 @@ class Replica:
                     yield chunk
         except RequestError as error:
             yield error.answer()
-        except Exception as error:
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
             yield self._broken(error)
 
     async def load_adapter(self, name: str, uri: str) -> str:
@@ -142,9 +146,9 @@ class Replica:
             raise RequestError(why, param="model", code="adapter_not_loaded", status=503)
         return name
 
-    def _broken(self, error: Exception) -> dict[str, Any]:
-        traceback.print_exc()
-        text = (str(error).splitlines() or [""])[0][:300]
+    def _broken(self, error: BaseException) -> dict[str, Any]:
+        exceptions.show(error)
+        text = redaction.clean(sanitize.first_line(error))
         return RequestError(f"{type(error).__name__}: {text}", code="replica_error", status=500).answer()
 
     def _say(self, text: str) -> None:

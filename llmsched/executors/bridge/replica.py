@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from llmsched import sanitize
 from llmsched.executors.port import LaunchOrder
 
 DEPLOYED_WITHIN_S = 15.0  # after Serve took an application it lists it
@@ -154,7 +155,7 @@ class Watched:
         except Exception as error:
             self._asked = None
             self._broken_since = now if self._broken_since is None else self._broken_since
-            return Failed(str(error)) if now - self._broken_since > BROKEN_FOR_S else None
+            return Failed(sanitize.words(error)) if now - self._broken_since > BROKEN_FOR_S else None
         self._asked, self._asked_at = None, now
         if len(mine) != 1:
             return None  # Serve has just made another: which one answered is not known

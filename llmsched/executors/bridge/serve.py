@@ -20,6 +20,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve.exceptions import RayServeException
 
+from llmsched import sanitize
 from llmsched.executors.bridge import replica
 from llmsched.executors.bridge.deaths import how_it_died
 from llmsched.executors.bridge.replica import Application, Watched, World
@@ -143,7 +144,7 @@ class Replicas:
             handle = serve_internals.handle(DEPLOYMENT, f"{PREFIX}{order.gang}/{order.attempt}")
             message = str(handle.load_adapter.remote(order.name, order.uri).result(timeout_s=ADAPTER_WITHIN_S))
         except Exception as error:
-            message = _words(str(error)) or type(error).__name__
+            message = _words(sanitize.words(error)) or type(error).__name__
         self._deliver(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, message))
 
     def delete(self, name: str) -> None:
