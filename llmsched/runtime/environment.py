@@ -242,8 +242,8 @@ def explain(error: BaseException, folder: Path | None) -> str:
     theirs = [one for one in frames if folder is not None and Path(one.filename).is_relative_to(folder)]
     text = sanitize.words(error).strip() or "no message"
     if isinstance(error, BaseExceptionGroup):  # it says how many, not what
-        first = leaf(error)
-        text = f"{text.splitlines()[0]}, the first: {type(first).__name__}: {sanitize.first_line(first)}"
+        one = leaf(error)
+        text = f"{text.splitlines()[0]}, the first: {type(one).__name__}: {sanitize.first_line(one)}"
     first = sanitize.line(text.splitlines()[0], 500) if not isinstance(error, UserError) else sanitize.text(text, 1000)
     named = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
     where = (theirs or frames)[-1:]
