@@ -115,6 +115,7 @@ CATALOG: dict[str, Entry] = {
     "taken.fair_share": Entry("gives its surplus to {who}"),
     "preempt.in_queue_rank": Entry("makes room for higher-ranked work"),
     "preempt.consolidation": Entry("moves together with others so that {who} fits"),
+    "preempt.faster_flavor": Entry("moves to {flavor}, where it is faster"),
     "preempt.reservation": Entry("its GPUs are reserved for {reserved}"),
     "preempt.superseded": Entry("its spec changed"),
     "preempt.node_leaves": Entry("node {node} is about to leave"),

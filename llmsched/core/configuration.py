@@ -107,6 +107,7 @@ class Scheduling:
     usage_window_s: float = 0.0
     elastic: bool = True
     consolidation: bool = False
+    migration: bool = True  # running work may move to a faster flavor that is free
     time_resolution_s: float = 1.0
     restart_cost_s: float = 30.0  # what a start or a resize is thought to cost
 

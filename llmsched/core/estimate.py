@@ -143,18 +143,39 @@ class History:
         flavor = options[min(option, len(options) - 1)].flavor
         return speed(spec, size, option) * self.relative_speed(spec, option, flavor)
 
+    def faster(self, spec: Workload, size: int, here: int, pace: float) -> tuple[tuple[float, int], ...]:
+        """(speed, option) of the options of another flavor than that of `here` on which it is known to be faster than
+        `pace`, the fastest first."""
+        options = spec.groups[0].options
+        if len(options) == 1:
+            return ()
+        found = []
+        for number, option in enumerate(options):
+            known = option.speedup or option.flavor == options[0].flavor or self._ratios(spec, option.flavor)
+            if option.flavor != options[here].flavor and known:
+                speed = self.speed(spec, size, number)
+                if speed > pace:
+                    found.append((speed, number))
+        return tuple(sorted(found, key=lambda row: (-row[0], row[1])))
+
     def relative_speed(self, spec: Workload, option: int, flavor: str | None) -> float:
         """What an option does not say itself: how much faster the model's last runs were on `flavor` than on that of
         the first option. 1 where one of them is unknown."""
         options = spec.groups[0].options
         if flavor == options[0].flavor or options[min(option, len(options) - 1)].speedup or not spec.model:
             return 1.0
-        gpus = _gpus(spec)
+        return next(iter(self._ratios(spec, flavor)), 1.0)
+
+    def _ratios(self, spec: Workload, flavor: str | None) -> list[float]:
+        """How much faster the model was on `flavor` than on that of the first option; the most telling kind of run
+        first, empty where nothing is known."""
+        gpus, first = _gpus(spec), spec.groups[0].options[0].flavor
+        found = []
         for kind in ((spec.model, gpus), (spec.model,), (spec.user, spec.model, gpus)):
-            known, here = self.kinds.get((*kind, options[0].flavor)), self.kinds.get((*kind, flavor))
-            if known is not None and here is not None:
-                return known.quantile(0.5) / here.quantile(0.5)
-        return 1.0
+            known, here = self.kinds.get((*kind, first)), self.kinds.get((*kind, flavor))
+            if spec.model and known is not None and here is not None:
+                found.append(known.quantile(0.5) / here.quantile(0.5))
+        return found
 
     def guess(self, spec: Workload) -> Guess | None:
         """The best source's; None when there is none to be believed."""

@@ -31,6 +31,7 @@ TAKEN = (  # the `reason` of a Preempt or of a Resize
     "fair_share",
     "reservation",
     "consolidation",
+    "faster_flavor",
     "resize",
     "superseded",
     "node_lost",

@@ -66,6 +66,7 @@ class Ledgers:
         self.nominated: dict[str, None] = {}
         self.vacating: dict[str, None] = {}
         self.elastic: dict[str, None] = {}  # of the holding, those whose size may vary
+        self.movable: dict[str, None] = {}  # of the holding, those that would be faster on another of their flavors
         self.serving: dict[str, None] = {}  # serve workloads that have not ended
         self.timed: dict[str, None] = {}  # active gangs with a run time, deadline or budget
         self.scheduled: dict[str, None] = {}  # workloads with a schedule

@@ -249,6 +249,11 @@ class Lives(Ledgers):
         node = self.nodes.get(first.node)
         gang.option, gang.flavor = first.option, node.node.flavor if node else None
         gang.relative_speed = self.history.relative_speed(gang.spec, gang.option, gang.flavor)
+        gang.faster = self.history.faster(gang.spec, gang.size, gang.option, gang.pace(gang.size))
+        if gang.faster:
+            self.movable[gang.id] = None
+        else:
+            self.movable.pop(gang.id, None)
 
     def _settle(self, gang: GangState) -> None:
         """Count the work done since the last change of speed."""
@@ -269,7 +274,15 @@ class Lives(Ledgers):
         self._forget_end(gang)
         gang.stalled = ""
         gang.excess, gang.excess_since, gang.excess_s = (), None, 0.0
-        for index in (self.holding, self.vacating, self.elastic, self.timed, self.troubled, self.exceeding):
+        for index in (
+            self.holding,
+            self.vacating,
+            self.elastic,
+            self.movable,
+            self.timed,
+            self.troubled,
+            self.exceeding,
+        ):
             index.pop(gang.id, None)
 
     def _ended_badly(self, gang: GangState, event: str, message: Message | None, by_others: bool = False) -> None:

@@ -83,6 +83,7 @@ class Snapshot:
     nominated: tuple[str, ...]
     vacating: tuple[str, ...]
     elastic: tuple[str, ...]
+    movable: tuple[str, ...]
     serving: tuple[str, ...]
     timed: tuple[str, ...]
     scheduled: tuple[str, ...]
@@ -131,6 +132,7 @@ def freeze(state: State) -> Snapshot:
         nominated=tuple(state.nominated),
         vacating=tuple(state.vacating),
         elastic=tuple(state.elastic),
+        movable=tuple(state.movable),
         serving=tuple(state.serving),
         timed=tuple(state.timed),
         scheduled=tuple(state.scheduled),
@@ -220,6 +222,7 @@ def _index(state: State, snapshot: Snapshot) -> None:
     state.nominated = dict.fromkeys(snapshot.nominated)
     state.vacating = dict.fromkeys(snapshot.vacating)
     state.elastic = dict.fromkeys(snapshot.elastic)
+    state.movable = dict.fromkeys(snapshot.movable)
     state.serving = dict.fromkeys(snapshot.serving)
     state.timed = dict.fromkeys(snapshot.timed)
     state.scheduled = dict.fromkeys(snapshot.scheduled)

@@ -343,6 +343,11 @@ class View(Frozen):
             left -= since
         return None if left is None else max(left, 0.0)
 
+    def worked_s(self, gang: Gang) -> float:
+        """Work done so far, over all attempts, in seconds at min_size on the first option."""
+        gang = _own(gang)
+        return gang.worked_s + self._since(gang)
+
     def _since(self, gang: GangState) -> float:
         """Work done since its record was last brought up to date."""
         runs = gang.started_at is not None and gang.is_active()

@@ -162,6 +162,7 @@ class SchedulingSpec(Section):
     usage_window_s: float = Field(default=0.0, ge=0)
     elastic: bool = True
     consolidation: bool = False
+    migration: bool = True
     time_resolution_s: float = Field(default=1.0, gt=0)
     restart_cost_s: float = Field(default=_CORE.scheduling.restart_cost_s, ge=0)
 

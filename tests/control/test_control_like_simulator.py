@@ -1,49 +1,29 @@
 """The wind tunnel against the live loop: ten small worlds, the same trace through both, the same starts and ends.
 
-Live is the real `Controller` on the fake executor, with a clock that the test owns. Work that leaves goes on from where
-it was, as its checkpoint would have it; both sides pay the same seconds to start and to leave.
+Live is the real `Controller` on the fake executor, with a clock that the test owns.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from math import inf
 
 import pytest
 from control_harness import ManualClock, Script, controlling, train
+from small_worlds import ONE, TWO, Told, World, jobs_of, rules, simulated
 
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.facts import Bound, Finished, Released
 from llmsched.core.resources import MILLI
 from llmsched.executors.fake import FakeCluster, NodeKind
 from llmsched.executors.port import LaunchOrder
-from llmsched.sim import fleet, simulator
-from llmsched.sim.recorder import Recorder
-from llmsched.sim.simulator import with_queues
-from llmsched.sim.traces import table
-from llmsched.sim.traces.job import Job
-from llmsched.spec import cluster as cluster_file
-from llmsched.spec.compile import compile_configuration
+from llmsched.sim import fleet
 from llmsched.store.journal import Written
 
 START_S, LEAVE_S = 5.0, 2.0
-HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
 OPERATOR = "root"
 ENDS_WITHIN_S = 10_000.0
 START = 960_000.0  # as far from the next quantum as 0 is
-
-
-ONE = "queues: [{name: default}]"
-TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
-
-
-@dataclass(frozen=True)
-class World:
-    nodes: str
-    jobs: str  # of HEAD's columns, as many as matter; the flavor is A100 unless another is named
-    config: str = ONE
-    evictions: int = 0  # at least: a world in which nobody has to leave shows less
 
 
 WORLDS = {
@@ -95,40 +75,6 @@ WORLDS = {
         "4x2:A100", "a,0,6,100\nb,1,4,50\nc,2,2,70\nd,3,8,30\ne,110,3,20\nf,111,2,20\n", "queues: [{name: default}]"
     ),
 }
-
-
-def jobs_of(world: World) -> list[Job]:
-    columns = HEAD.count(",")
-    rows = [line + "," * (columns - 1 - line.count(",")) + ",A100" for line in world.jobs.splitlines()]
-    rows = [line.removesuffix(",A100") if line.count(",") > columns else line for line in rows]
-    return table.parse(HEAD + "\n".join(rows) + "\n", "t.csv")
-
-
-def rules(world: World) -> cluster_file.ClusterSpec:
-    return cluster_file.load(world.config.encode(), "cluster.yaml")
-
-
-@dataclass
-class Told:
-    """What one side showed: (name, start) of every hold in order, name -> completion time, how many were evicted."""
-
-    starts: list[tuple[str, float]]
-    jct: dict[str, float]
-    evictions: int
-
-
-def simulated(world: World) -> Told:
-    recorder = Recorder()
-    options = simulator.Options(
-        fleet.parse(world.nodes),
-        with_queues(compile_configuration(rules(world), 1), jobs_of(world)),
-        restart_cost_s=START_S,
-        leave_s=LEAVE_S,
-    )
-    found = simulator.simulate(jobs_of(world), options, recorder)
-    starts = sorted((stay.start, stay.gang.partition("/")[0]) for stay in recorder.stays)
-    jct = {one.job.id: (one.finished_s or inf) - one.job.submit_s for one in found.outcomes}
-    return Told([(name, start) for start, name in starts], jct, found.preemptions)
 
 
 async def lived(world: World) -> Told:
@@ -188,7 +134,7 @@ def kinds_of(nodes: str) -> list[tuple[float, str | None]]:
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_the_simulator_starts_the_same_work_in_the_same_order_and_ends_it_when_the_live_loop_does(world: World) -> None:
-    expected, live = simulated(world), asyncio.run(lived(world))
+    expected, live = simulated(world, START_S, LEAVE_S), asyncio.run(lived(world))
     assert [name for name, _ in live.starts] == [name for name, _ in expected.starts]
     assert live.jct == pytest.approx(expected.jct, rel=0.1)
     assert live.evictions == expected.evictions >= world.evictions

@@ -43,7 +43,7 @@ from llmsched.core.invariants import violations  # noqa: E402
 from llmsched.core.lifecycle import Status  # noqa: E402
 from llmsched.core.nodes import Node  # noqa: E402
 from llmsched.core.plan import Plan  # noqa: E402
-from llmsched.core.records import GangState, allowed_sizes, size_of, speed  # noqa: E402
+from llmsched.core.records import GangState, allowed_sizes, size_of  # noqa: E402
 from llmsched.core.resources import MILLI, Resources  # noqa: E402
 from llmsched.core.scheduler import decide  # noqa: E402
 from llmsched.core.snapshot import freeze, thaw  # noqa: E402
@@ -162,6 +162,7 @@ class Maker:
             usage_window_s=3600.0,
             elastic=self.often(0.7),
             consolidation=self.often(0.3),
+            restart_cost_s=self.pick(0.0, 30.0),
         )  # fmt: skip
         policies = PolicyNames(
             ordering=self.pick("priority", "priority", "fifo", "fair_share", "finish_time_fair", "least_attained",
@@ -205,7 +206,10 @@ class Maker:
             self.flavors if self.flavors == [None] else self.pick([self.flavors[0]], self.flavors, self.flavors[::-1])
         )
         cpus = self.pick(0, 0, 0, 0, 1000, 4000)
-        groups = [Group("workers", 1, tuple(Option(flavor, Resources(gpus, cpus)) for flavor in flavors))]
+        knows = len(flavors) > 1 and self.often(0.5)
+        curves = [((low, fast), (max(low, high), fast)) if knows else () for fast in (1.0, self.pick(0.3, 3.0))]
+        options = zip(flavors, curves, strict=False)
+        groups = [Group("workers", 1, tuple(Option(flavor, Resources(gpus, cpus), fast) for flavor, fast in options))]
         if shape == "two":
             amount = Resources(self.pick(0, 1, 2) * MILLI, self.pick(0, 4000))
             groups.append(
@@ -322,7 +326,7 @@ class Play:
 
     def works(self, gang: GangState) -> None:
         self.stops(gang)
-        rate = speed(gang.spec, size_of(gang.spec, gang.placement or ()) or gang.spec.min_size)
+        rate = gang.pace(size_of(gang.spec, gang.placement or ()) or gang.spec.min_size)
         ended = facts.Finished(0.0, gang.id, gang.attempt, "succeeded")
         serial = self.later(self.now + self.left[gang.id] / rate, ended)
         self.since[gang.id] = (self.now, rate, serial)

@@ -19,7 +19,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.rules import is_on, rules_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages import consolidate, grow, place, preempt, rank, shrink, size
+from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line, compares_queues
 from llmsched.core.stages.nominate import nominate
@@ -61,6 +61,7 @@ class Admission:
             gang = state.gangs[name]
             self._redeem(gang)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+        migrate.keep_places(self.this)
         self.calendar.hold_for_the_longest()
         self.leaves_out = self._may_leave_out()
         line = Line(
@@ -69,7 +70,10 @@ class Admission:
             self._only_takes_what_is_free(),
             self._looks_at_most,
         )
+        moves = migrate.Moves(self.this, self.calendar)
         for gang, shape in line:
+            if self.by_rank:
+                moves.before(gang)
             if not self.by_rank and plan.cut(since):  # by rank everybody is compared with everybody, once
                 return
             if gang.id in self.launched:
@@ -92,6 +96,7 @@ class Admission:
             if state.gangs[name].blocked_by == "backoff":
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.this, self.calendar)  # leftovers last
+        moves.rest()
         if self.decays and self.evicts and state.waiting.count:
             plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
         plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out

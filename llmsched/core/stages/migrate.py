@@ -1,0 +1,141 @@
+"""Running work moves to a faster kind of GPU, where one is free and the move pays.
+
+Only gangs that accept several flavors, of which it is known (from their options, or from what history says of their
+model) how fast each is. A move costs a restart, so it must end the gang sooner by more than that. Nobody who waits is
+delayed: outside of ranking, those have been looked at before; by rank, whoever moves stands before the next in line.
+Nobody is evicted for it, and every move raises the speed of the gang that moves, so that it moves at most once for each
+of its flavors until something else evicts it.
+
+It leaves first and starts again as anybody who waits does, by its rank and age. Until then its new place is kept, pass
+by pass (`keep_places`): what is kept follows from the state, and is taken again by nobody else meanwhile.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from llmsched.core.decisions import Preempt
+from llmsched.core.lifecycle import Status
+from llmsched.core.message import FLAVOR, Ref, say
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import place
+from llmsched.core.stages.backfill import Calendar
+from llmsched.core.workload import Placement
+
+REASON = "faster_flavor"
+LOOKED_AT = 256  # gangs a pass looks at
+MOVED_AT_MOST = 16  # gangs a pass moves
+SOONER = 1.1  # by this factor must what is left take less time, beside what the restart costs
+UNKNOWN_S = 900.0  # seconds of work left, at least, where nobody knows: else as long again as it has worked
+
+
+def keep_places(this: Pass) -> None:
+    """Keep a place for everybody who is leaving in order to move; whoever waits is looked at after that."""
+    state = this.state
+    for name in state.vacating:
+        gang = state.gangs[name]
+        if gang.vacate_reason == REASON:
+            places = (_try(this, gang, option) for _, option in gang.faster)
+            found = next((each for each in places if each is not None), None)
+            if found is not None:
+                this.trial.promise(gang, found)
+
+
+class Moves:
+    """Who could move in this pass, best in line first."""
+
+    def __init__(self, this: Pass, calendar: Calendar) -> None:
+        self._this, self._calendar = this, calendar
+        self._count = 0
+        self._rows: list[tuple[tuple[Any, ...], GangState]] = []
+        state = this.state
+        if not state.movable or not state.configuration.scheduling.migration:
+            return
+        self._free = self._free_flavors()
+        for name in islice(state.movable, LOOKED_AT) if self._free else ():
+            gang = state.gangs[name]
+            if any(self._is_free(gang, option) for _, option in gang.faster) and self._may(gang) and self._pays(gang):
+                self._rows.append((self._rank(gang), gang))
+        self._rows.sort(key=lambda row: row[0])
+
+    def before(self, waiting: GangState) -> None:
+        """Move those that stand in line before who waits."""
+        if self._rows:
+            rank = self._rank(waiting)
+            while self._rows and self._rows[0][0] < rank:
+                self._move(self._rows.pop(0)[1])
+
+    def rest(self) -> None:
+        """Move all others: nobody who waits could take what is left."""
+        for _, gang in self._rows:
+            self._move(gang)
+        self._rows = []
+
+    def _rank(self, gang: GangState) -> tuple[Any, ...]:
+        key = self._this.policies.ordering.key(gang, self._this.view)
+        return (*key, gang.submitted_at, gang.workload_id, gang.index)
+
+    def _free_flavors(self) -> dict[str | None, int]:
+        capacity = self._this.state.capacity
+        counts = {flavor: capacity.free_gpus(mask & capacity.open) for flavor, mask in capacity.by_flavor.items()}
+        return {flavor: count for flavor, count in counts.items() if count}
+
+    def _may(self, gang: GangState) -> bool:
+        this, spec = self._this, gang.spec
+        if gang.status is not Status.RUNNING or not spec.preemptible or gang.lost_members:
+            return False
+        if gang.id in this.trial.leaving or gang.id in this.trial.shrinking or gang.id in this.plan.sizes:
+            return False
+        scheduling = this.state.configuration.scheduling
+        rests = max(scheduling.quantum_s, spec.min_runtime_s, 2.0 * scheduling.restart_cost_s)
+        held = this.view.held_for_s(gang)
+        if held < rests:
+            this.plan.wake(this.view.now - held + rests)
+        return held >= rests
+
+    def _is_free(self, gang: GangState, option: int) -> bool:
+        """Whether enough GPUs are free on its flavor, by the number."""
+        each = gang.spec.groups[0].options[option]
+        return self._free.get(each.flavor, 0) * MILLI >= each.resources.gpus_milli * gang.size
+
+    def _pays(self, gang: GangState) -> list[int]:
+        """The options with free GPUs on which it would end sooner, restart included, the fastest first."""
+        now, cost = gang.pace(gang.size), self._this.state.configuration.scheduling.restart_cost_s
+        left = self._this.view.work_left(gang)
+        if left is None:
+            left = max(UNKNOWN_S, self._this.view.worked_s(gang))
+        return [
+            option
+            for speed, option in gang.faster
+            if self._is_free(gang, option) and left / speed * SOONER + cost < left / max(now, 1e-9)
+        ]
+
+    def _move(self, gang: GangState) -> None:
+        this = self._this
+        if self._count >= MOVED_AT_MOST:
+            return
+        for option in self._pays(gang):
+            found = _try(this, gang, option)
+            if found is None or not self._calendar.allows(gang, found):
+                continue
+            flavor = gang.spec.groups[0].options[option].flavor or ""
+            this.trial.promise(gang, found)
+            this.trial.leaving[gang.id] = None
+            why = say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor))
+            this.plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, "", why))
+            self._count += 1
+            self._free = self._free_flavors()
+            return
+
+
+def _try(this: Pass, gang: GangState, option: int) -> Placement | None:
+    """A place for it with that option, beside what it holds; its quota as if it had let go."""
+    trial = this.trial
+    mark = trial.mark()
+    trial.hold(gang, ())
+    found = place.find(this, gang, gang.size, explain=False, option=option)
+    trial.rollback(mark)
+    return None if isinstance(found, place.Refused) else found

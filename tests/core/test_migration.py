@@ -1,0 +1,114 @@
+"""Running work moves to a faster flavor that is free, when that pays; nobody waits longer for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ledger import Given, Launch, Preempt, cluster
+
+from llmsched.core import facts
+from llmsched.core.resources import Resources
+from llmsched.core.state import State
+from llmsched.core.workload import Group, Option, Workload
+
+SPEEDS = {"A100": 4.0, "T4": 1.0}
+
+
+def work(name: str, gpus: int = 1, left_s: float | None = 10_000.0, **more: Any) -> Workload:
+    """Four times as fast on A100 as on T4; seconds are those on A100."""
+    speeds: dict[str, float] = more.pop("speeds", SPEEDS)
+    options = [Option(flavor, Resources(1000), ((gpus, value / 4.0),)) for flavor, value in speeds.items()]
+    group = Group("workers", gpus, tuple(options))
+    return Workload(
+        name, name, "train", (group,), min_size=gpus, max_size=gpus, estimated_runtime_s=left_s, grace_s=10.0, **more
+    )
+
+
+def on_t4(given: Given, *works: Workload) -> Given:
+    """They run on T4, because A100 is taken; then it is free again."""
+    blocker = Workload("b", "b", "train", (Group("w", 1, (Option("A100", Resources(4000)),)),), priority=99)
+    given.turn(facts.Submitted(given.now, blocker))
+    for each in works:
+        given.turn(facts.Submitted(given.now, each))
+    given.after(1.0, *(facts.Bound(given.now, f"{each.id}/0", 1) for each in works))
+    given.after(200.0, facts.Finished(given.now, "b/0", 1, "succeeded"))
+    return given
+
+
+def test_it_leaves_for_the_faster_one_and_starts_there() -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), work("a"))
+    assert given.turn().decisions == [Preempt("a", "faster_flavor")]
+    given.after(5.0, facts.Released(given.now, "a/0", 1))
+    assert given.turn().decisions == [Launch("a", 1)]
+    assert given.state.gangs["a/0"].flavor == "A100"
+    given.after(1000.0, facts.Bound(given.now, "a/0", 2))
+    assert given.turn().decisions == [] and not given.state.movable, "there is nothing faster"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"left_s": 60.0}, "what is left is done before a restart pays"),
+        ({"preemptible": False}, "it may not be evicted"),
+        ({"min_runtime_s": 5000.0}, "it has not run for as long as it is promised to"),
+        ({"speeds": {"T4": 4.0, "A100": 1.0}}, "it is where it is fastest"),
+        ({"gpus": 4, "left_s": 60.0}, "what is left is done before a restart pays"),
+    ],
+)
+def test_it_stays(change: dict[str, Any], why: str) -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), work("a", **change))
+    assert given.turn().decisions == [], why
+
+
+def test_it_may_be_switched_off() -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4").scheduling(migration=False), work("a"))
+    assert given.turn().decisions == []
+
+
+def test_whoever_waits_for_the_faster_one_comes_first() -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4").policies(ordering="priority"), work("a"))
+    only = Workload("w", "w", "train", (Group("w", 1, (Option("A100", Resources(4000)),)),), priority=1)
+    assert given.turn(facts.Submitted(given.now, only)).decisions == [Launch("w", 4)]
+
+
+def test_by_rank_whoever_ranks_higher_moves_before_the_next_in_line_starts() -> None:
+    given = cluster("1 node x 4 A100, 1 node x 4 T4").policies(ordering="shortest_remaining")
+    given = on_t4(given.rules(within_queue="by_rank").scheduling(quantum_s=100.0), work("a", 4, left_s=1000.0))
+    decided = given.turn(facts.Submitted(given.now, work("long", 4, left_s=9000.0))).decisions
+    assert decided == [Preempt("a", "faster_flavor")], "its place on A100 is kept while it leaves"
+    given.after(5.0)
+    assert given.turn().decisions == []
+    given.after(1.0, facts.Released(given.now, "a/0", 1))
+    assert given.turn().decisions == [Launch("a", 4), Launch("long", 4)]
+    assert [given.state.gangs[name].flavor for name in ("a/0", "long/0")] == ["A100", "T4"]
+
+
+def test_what_history_knows_of_a_model_is_enough() -> None:
+    given = cluster("1 node x 4 A100, 1 node x 4 T4")
+    group = Group("workers", 1, (Option("A100", Resources(1000)), Option("T4", Resources(1000))))
+    for number, (flavor, took) in enumerate([("A100", 100.0), ("T4", 400.0)]):
+        alone = Workload(
+            f"r{number}", f"r{number}", "train", (Group("w", 1, (Option(flavor, Resources(1000)),)),), model="m"
+        )
+        given.turn(facts.Submitted(given.now, alone))
+        given.after(1.0, facts.Bound(given.now, f"r{number}/0", 1))
+        given.after(took, facts.Finished(given.now, f"r{number}/0", 1, "succeeded"))
+    mine = Workload("a", "a", "train", (group,), model="m", estimated_runtime_s=10_000.0)
+    assert on_t4(given, mine).turn().decisions == [Preempt("a", "faster_flavor")]
+
+
+def test_nobody_moves_to_and_fro() -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), *(work(f"a{n}", 1) for n in range(4)))
+    moves = 0
+    for _ in range(40):
+        plan = given.turn()
+        moves += sum(isinstance(each, Preempt) for each in plan.decisions)
+        state: State = given.state
+        for gang in [state.gangs[name] for name in [*state.vacating]]:
+            given.after(0.0, facts.Released(given.now, gang.id, gang.attempt))
+        for gang in [*state.gangs.values()]:
+            if gang.status.value == "launching":
+                given.after(0.0, facts.Bound(given.now, gang.id, gang.attempt))
+        given.after(100.0)
+    assert moves == 4 and {gang.flavor for gang in given.state.gangs.values() if gang.is_active()} == {"A100"}

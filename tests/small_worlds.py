@@ -1,0 +1,65 @@
+"""Small worlds that are played through the wind tunnel and through something live, and what each side showed.
+
+Live is the controller on the fake executor (tests/control/test_control_like_simulator.py) or on real Ray
+(tests/sim/on_ray.py). Work that leaves goes on from where it was, as its checkpoint would have it; both sides pay the
+same seconds to start and to leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from llmsched.sim import fleet, simulator
+from llmsched.sim.recorder import Recorder
+from llmsched.sim.simulator import with_queues
+from llmsched.sim.traces import table
+from llmsched.sim.traces.job import Job
+from llmsched.spec import cluster as cluster_file
+from llmsched.spec.compile import compile_configuration
+
+HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
+ONE = "queues: [{name: default}]"
+TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
+
+
+@dataclass(frozen=True)
+class World:
+    nodes: str
+    jobs: str  # of HEAD's columns, as many as matter; the flavor is A100 unless another is named
+    config: str = ONE
+    evictions: int = 0  # at least: a world in which nobody has to leave shows less
+
+
+def jobs_of(world: World) -> list[Job]:
+    columns = HEAD.count(",")
+    rows = [line + "," * (columns - 1 - line.count(",")) + ",A100" for line in world.jobs.splitlines()]
+    rows = [line.removesuffix(",A100") if line.count(",") > columns else line for line in rows]
+    return table.parse(HEAD + "\n".join(rows) + "\n", "t.csv")
+
+
+def rules(world: World) -> cluster_file.ClusterSpec:
+    return cluster_file.load(world.config.encode(), "cluster.yaml")
+
+
+@dataclass
+class Told:
+    """What one side showed: (name, start) of every hold in order, name -> completion time, how many were evicted."""
+
+    starts: list[tuple[str, float]]
+    jct: dict[str, float]
+    evictions: int
+
+
+def simulated(world: World, start_s: float, leave_s: float) -> Told:
+    recorder = Recorder()
+    options = simulator.Options(
+        fleet.parse(world.nodes),
+        with_queues(compile_configuration(rules(world), 1), jobs_of(world)),
+        restart_cost_s=start_s,
+        leave_s=leave_s,
+    )
+    found = simulator.simulate(jobs_of(world), options, recorder)
+    starts = sorted((stay.start, stay.gang.partition("/")[0]) for stay in recorder.stays)
+    jct = {one.job.id: (one.finished_s or inf) - one.job.submit_s for one in found.outcomes}
+    return Told([(name, start) for start, name in starts], jct, found.preemptions)
