@@ -27,6 +27,7 @@ from llmsched.runtime import guardian, serve_internals
 OWNER = guardian.OWNER
 CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
 METADATA = "llmsched.owner"  # of a Ray job
+DRIVER_ENVS = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -47,11 +48,14 @@ class OverMemory(NamedTuple):
         return used if self.is_over else f"{used}: ask for more, or it may be ended"
 
 
-def driver_envs(owner: str) -> dict[str, str]:
-    """What a command needs so that a Ray driver it starts, and all that this makes, is known for its owner's: Ray reads
-    this variable in `ray.init`, and merges it with what the program gives there."""
+def driver_envs(owner: str, address: str) -> dict[str, str]:
+    """What a command needs so that a Ray driver it starts joins the cluster it runs on, and is known for its owner's
+    with all that it makes: Ray reads these variables in `ray.init`, whatever address the program leaves open, and
+    merges the second with what the program gives there. `address` is of Ray's control store (GCS)."""
+    if not owner:
+        return {}
     marked = {"runtime_env": {"env_vars": {OWNER: owner}}, "metadata": {METADATA: owner}}
-    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(marked)} if owner else {}
+    return dict(zip(DRIVER_ENVS, (address, json.dumps(marked)), strict=True))
 
 
 def owner_mark(attempt: str, cluster: str) -> str:
@@ -65,11 +69,12 @@ def attempt_of(mark: str, cluster: str) -> str | None:
     return attempt if attempt and where == cluster[:16] else None
 
 
-def join_owner() -> None:
-    """In a process that runs a user's code itself: what this makes through Ray, by whatever way, is the owner's."""
+def join_owner(address: str) -> None:
+    """In a process that runs a user's code itself: what this makes through Ray, by whatever way, is the owner's, and
+    Ray drivers that it starts join the cluster at `address`."""
     owner = os.environ.get(OWNER, "")
     if owner:
-        os.environ.update(driver_envs(owner))
+        os.environ.update(driver_envs(owner, address))
         serve_internals.mark_deployments(OWNER, owner)
 
 

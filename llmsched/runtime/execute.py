@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from llmsched.runtime import packages, redaction, rendezvous
+from llmsched.runtime import containment, packages, redaction, rendezvous
 from llmsched.runtime.process import die_with_parent
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
@@ -38,7 +38,8 @@ Said = tuple[str, str] | tuple[str, str, int | None]  # ("stdout" | "stderr", te
 
 def surroundings() -> dict[str, str]:
     """The variables of this process that a command beside it is given."""
-    return {name: text for name, text in os.environ.items() if name in (*_WHO, *_WHERE) or name.startswith("LLMSCHED_")}
+    named = (*_WHO, *_WHERE, *containment.DRIVER_ENVS)
+    return {name: text for name, text in os.environ.items() if name in named or name.startswith("LLMSCHED_")}
 
 
 def run(

@@ -18,6 +18,8 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from llmsched.runtime import containment, environment, exceptions, execute, in_hand, packages, redaction
 from llmsched.runtime.storage import Storage
 
@@ -45,7 +47,7 @@ def contain(order: dict[str, Any]) -> None:
             os._exit(1)
 
     containment.guard_of(order, 0, is_here=True, on_memory=on_memory)
-    containment.join_owner()
+    containment.join_owner(ray.get_runtime_context().gcs_address)
 
 
 class ReplicaHost:

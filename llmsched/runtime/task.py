@@ -60,7 +60,7 @@ class TaskWorker:
         """Where this rank ended up: node id, address, pid, working folder, and the variables that say who it is."""
         here = ray.get_runtime_context()
         about = {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
-        return {**about, "folder": str(self._shared_folder()), "envs": execute.surroundings()}
+        return {**about, "folder": str(self._shared_folder()), "envs": {**execute.surroundings(), **_driver_envs()}}
 
     def prepare(self) -> Ending:
         """Lay out the working folder that all ranks of this node share, and run `setup` there."""
@@ -164,8 +164,7 @@ class TaskWorker:
         around = {**os.environ, "PATH": path}
         if self._packages is not None:
             around = self._packages.surround(around)
-        drivers = containment.driver_envs(os.environ.get(containment.OWNER, ""))
-        return {**around, "PYTHONUNBUFFERED": "1", **drivers, **envs, **self._order["envs"]}
+        return {**around, "PYTHONUNBUFFERED": "1", **_driver_envs(), **envs, **self._order["envs"]}
 
     def _say(self, text: str) -> None:
         with self._log.path.open("a", encoding="utf-8") as log:
@@ -199,6 +198,11 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"exited with code {code}"
     return f"was ended by signal {signal.Signals(-code).name}"
+
+
+def _driver_envs() -> dict[str, str]:
+    owner = os.environ.get(containment.OWNER, "")
+    return containment.driver_envs(owner, ray.get_runtime_context().gcs_address) if owner else {}
 
 
 def _address() -> str:

@@ -153,7 +153,7 @@ def work(config: dict[str, str]) -> None:
         supervisor=ActorLink(supervisor),
     )
     guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
-    containment.join_owner()
+    containment.join_owner(ray.get_runtime_context().gcs_address)
     try:
         with environment.crashes_to(log), environment.output_to(log), context.enter(who):
             try:

@@ -58,7 +58,8 @@ def command(address, folder, node):
     from ray.util.placement_group import placement_group
 
     children = [daemon(), os.getpid()]
-    ray.init(address=address, namespace="hoard", log_to_driver=False)
+    ray.init("auto", namespace="hoard", log_to_driver=False)  # whatever other Rays there are on this machine
+    assert ray.get_runtime_context().gcs_address == address
     nested(node, name="hoarded", lifetime="detached")
     where = [{"ray.io/node-id": node}]
     group = placement_group([{"GPU": 0.25}], name="hoarded", lifetime="detached", bundle_label_selector=where)

@@ -145,17 +145,19 @@ def test_names_of_ranks_lead_to_their_attempt() -> None:
 
 
 def test_a_command_s_driver_is_marked_by_what_ray_reads_itself() -> None:
+    from ray._private.ray_constants import RAY_ADDRESS_ENVIRONMENT_VARIABLE
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
     from ray.job_config import JobConfig
 
-    (name, text), *_ = driver_envs("llms/hog/0/1@here").items()
-    assert name == RAY_JOB_CONFIG_JSON_ENV_VAR
+    envs = driver_envs("llms/hog/0/1@here", "10.0.0.1:6379")
+    text = envs[RAY_JOB_CONFIG_JSON_ENV_VAR]
+    assert envs[RAY_ADDRESS_ENVIRONMENT_VARIABLE] == "10.0.0.1:6379" and len(envs) == 2
     import json
 
     given = JobConfig.from_json(json.loads(text))
     assert given.metadata == {METADATA: "llms/hog/0/1@here"}
     assert given.runtime_env["env_vars"] == {OWNER: "llms/hog/0/1@here"}
-    assert driver_envs("") == {}
+    assert driver_envs("", "10.0.0.1:6379") == {}
 
 
 class Look:
