@@ -27,7 +27,6 @@ MOST_LINES = 500
 # Longer ones, which may only shrink. Take a line out when its file is short enough.
 LONGER: dict[str, int] = {
     "tests/gateway/test_gateway_front.py": 530,
-    "llmsched/core/state.py": 645,
 }
 
 DECORATORS = ["@model_validator", "@field_validator", "@model_serializer", "@*router.*", "@click.*", "@*.command*"]

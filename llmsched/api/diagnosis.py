@@ -13,11 +13,11 @@ from llmsched.api.views import numbers, phase
 from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
 from llmsched.control.lookup import spec_of
 from llmsched.core import decisions, facts
-from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState, size_of
 from llmsched.core.render import Names, advice, text
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.spec import http_models
 
 WAITS_FOR_DATA = 0.15  # of a step, from which it is worth doing something

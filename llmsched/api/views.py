@@ -12,13 +12,13 @@ from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, facts
 from llmsched.core.capacity import NodeState
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import GANG, Message, Quote, Ref, say
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.stages.provision import accelerator_of, price_of
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, nodes_of_row, window
 from llmsched.core.workload import Placement, Workload
@@ -293,7 +293,7 @@ def node(found: NodeState, gangs: Sequence[str], excess: Sequence[tuple[str, Res
 
 
 def node_types(state: State) -> list[http_models.NodeTypeView]:
-    asked = dict(state.requested)
+    asked = dict(state.fleet.requested)
     here = Counter(found.node.node_type for found in state.nodes.values())
     configuration = state.configuration
     return [

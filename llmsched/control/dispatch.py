@@ -199,8 +199,8 @@ def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
             after.append(stop_again(gang, site))
         elif gang.status is Status.RESIZING:
             after.append(Send("resize", order, gang.id, gang.attempt))
-    if state.requested:
-        after.append(Send("request_capacity", capacity_bundles(state, state.requested)))
+    if state.fleet.requested:
+        after.append(Send("request_capacity", capacity_bundles(state, state.fleet.requested)))
     return [Send("adopt", tuple(live)), *after], refused
 
 

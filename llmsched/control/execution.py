@@ -16,9 +16,9 @@ from typing import NamedTuple
 from llmsched.control import requests, vault
 from llmsched.control.lookup import spec_of
 from llmsched.control.requests import find
-from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.errors import RequestError
 from llmsched.executors import port
 from llmsched.spec.workload import KEY_VALUE

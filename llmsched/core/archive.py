@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.status import Status
 
 if TYPE_CHECKING:
     from llmsched.core.state import State

@@ -5,14 +5,10 @@ Queues are the leaves of the tree of cohorts, so a role is of one queue and of n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llmsched.core.configuration import Queue
 from llmsched.core.facts import Published
 from llmsched.core.workload import Workload
-
-if TYPE_CHECKING:  # the state itself asks what is published to an endpoint
-    from llmsched.core.ledgers import Ledgers
+from llmsched.core.world import World
 
 EVERYONE = "*"
 
@@ -32,7 +28,7 @@ def is_admin(queue: Queue, user: str) -> bool:
     return _is_named(queue.admins, user)
 
 
-def published_to(state: Ledgers, endpoint: Workload) -> dict[str, Published]:
+def published_to(state: World, endpoint: Workload) -> dict[str, Published]:
     """What goes live in an endpoint, by name: results of its owner's work, and of the admins of its queue. What anybody
     else published under its name is as if it had not been: it is kept beside the others', and moves nothing."""
     found: dict[str, Published] = {}
@@ -42,20 +38,20 @@ def published_to(state: Ledgers, endpoint: Workload) -> dict[str, Published]:
     return found
 
 
-def may_publish(state: Ledgers, user: str, endpoint: Workload) -> bool:
+def may_publish(state: World, user: str, endpoint: Workload) -> bool:
     if user == endpoint.user:
         return True
     return any(queue.name == endpoint.queue and is_admin(queue, user) for queue in state.configuration.queues)
 
 
-def may_know(state: Ledgers, user: str, workload: Workload) -> bool:
+def may_know(state: World, user: str, workload: Workload) -> bool:
     """Whether a user without a role of their own that sees everything may see it."""
     if workload.user == user:
         return True
     return any(queue.name == workload.queue and may_see(queue, user) for queue in state.configuration.queues)
 
 
-def may_read(state: Ledgers, reader: Workload, made_it: Workload) -> bool:
+def may_read(state: World, reader: Workload, made_it: Workload) -> bool:
     """Whether one workload may have the result of another: it was let when it was submitted, or its user may see it."""
     return made_it.id in reader.after or may_know(state, reader.user, made_it)
 

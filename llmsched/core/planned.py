@@ -192,7 +192,7 @@ def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, boo
         for name, placement in trial.placements.items()
         if placement and name not in state.holding and name != gang.id
     ]
-    known = ((end if end > now else now + 1.0, name, False) for end, name in state.ends)
+    known = ((end if end > now else now + 1.0, name, False) for end, name in state.ends.soonest)
     guessed = [(presumed_end(state, gangs[name]), name, True) for name in state.endless() if name not in state.vacating]
     for end, name, presumed in merge(known, sorted(started), sorted(guessed)):
         other = gangs[name]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
-from llmsched.core.lifecycle import ACTIVE, HOLDING, TERMINAL, Status
 from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, Resources
+from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placed, Placement, Workload
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import Message, say
 from llmsched.core.records import GangState, Version, WorkloadState
+from llmsched.core.status import Status
 
 
 class Missing(NamedTuple):

@@ -11,12 +11,12 @@ from math import inf
 
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
-from llmsched.core.lifecycle import ACTIVE
 from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
+from llmsched.core.status import ACTIVE
 
 EVICTIONS_AN_HOUR = 6  # of one gang; rotation by rank (rank.py) is bounded by its quantum instead
 IN_QUEUE, RECLAIM, WHILE_BORROWING, FAIR = (

@@ -93,7 +93,7 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
 def plan_starts(state: State, policies: Policies) -> None:
     """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile."""
     heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
-    if state.ends and heads:
+    if state.ends.soonest and heads:
         with Trial(state) as trial:
             this, windows = Pass(trial, policies), Windows(trial)
             for shape in heads[:STARTS_TOLD]:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
 from llmsched.core.facts import Published
-from llmsched.core.ledgers import NOTES_KEPT, charge
+from llmsched.core.lives import count_quota, park
 from llmsched.core.nodes import Node
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
+from llmsched.core.world import NOTES_KEPT
 
 # Every field but those that are worked out again, or that mean the state itself.
 GANG_FIELDS = tuple(one.name for one in fields(GangState) if one.name not in ("shape", "own_reason"))
@@ -116,10 +117,10 @@ def freeze(state: State) -> Snapshot:
         workloads=tuple(_own(_workload_values(record)) for record in state.workloads.values()),
         gangs=tuple(_own(_gang_values(gang)) for gang in state.gangs.values()),
         publications=tuple((user, one) for named in state.publications.values() for (user, _), one in named.items()),
-        requested=state.requested,
-        overdue_since=tuple(state.overdue_since.items()),
-        shunned_until=tuple(state.shunned_until.items()),
-        releasing=tuple(state.releasing.items()),
+        requested=state.fleet.requested,
+        overdue_since=tuple(state.fleet.overdue_since.items()),
+        shunned_until=tuple(state.fleet.shunned_until.items()),
+        releasing=tuple(state.fleet.releasing.items()),
         records=tuple((source, sample.parts()) for source, sample in history.records.items()),
         kinds=tuple((kind, sample.parts()) for kind, sample in history.kinds.items()),
         runs=tuple(Runs(name, newest, here) for name, (newest, here) in state.runs.items()),
@@ -142,8 +143,8 @@ def freeze(state: State) -> Snapshot:
         groups=tuple(state.groups),
         dependents=tuple((name, tuple(ids)) for name, ids in state.dependents.items()),
         use=tuple((name, replace(use)) for name, use in state.use.items()),
-        end_of=tuple(state._end_of.items()),
-        timers=tuple(state._timers),
+        end_of=tuple(state.ends.of.items()),
+        timers=tuple(state.timers),
         ranked_at=state.ranked_at,
         notes=tuple(state.notes),
         version=state.version,
@@ -200,11 +201,11 @@ def values_of(record: WorkloadState) -> tuple[Values, tuple[Values, ...]]:
 
 
 def _remember(state: State, snapshot: Snapshot) -> None:
-    state.requested = snapshot.requested
+    state.fleet.requested = snapshot.requested
     state.ranked_at = snapshot.ranked_at
-    state.overdue_since = dict(snapshot.overdue_since)
-    state.shunned_until = dict(snapshot.shunned_until)
-    state.releasing = dict(snapshot.releasing)
+    state.fleet.overdue_since = dict(snapshot.overdue_since)
+    state.fleet.shunned_until = dict(snapshot.shunned_until)
+    state.fleet.releasing = dict(snapshot.releasing)
     for source, values in snapshot.records:
         for value in values:
             state.history.records[source].add(value)
@@ -229,20 +230,20 @@ def _index(state: State, snapshot: Snapshot) -> None:
     state.troubled = dict.fromkeys(snapshot.troubled)
     state.exceeding = dict.fromkeys(snapshot.exceeding)
     state.dependents = {name: list(ids) for name, ids in snapshot.dependents}
-    state._end_of = dict(snapshot.end_of)
-    state.ends = sorted((end, name) for name, end in snapshot.end_of)
-    state._timers = list(snapshot.timers)
+    state.ends.of = dict(snapshot.end_of)
+    state.ends.soonest = sorted((end, name) for name, end in snapshot.end_of)
+    state.timers = list(snapshot.timers)
 
 
 def _charge(state: State, snapshot: Snapshot) -> None:
     """What is held and promised, in the ledgers of nodes, quota and queues."""
-    state.groups = {key: HoldingGroup() for key in snapshot.groups}
+    state.ledgers.groups = {key: HoldingGroup() for key in snapshot.groups}
     held = [state.gangs[name] for name in state.holding]
     promised = [state.gangs[name] for name in state.nominated]
     for gang in (*held, *promised):  # on nodes first: the tree of quotas is then made with all of it
         placement = gang.held if gang.held or gang.nomination is None else gang.nomination.placement
-        charge(state, gang, placement, 1, promise=not gang.held)
-    state._rebuild_quota()
+        state.ledgers.charge(gang, placement, 1, promise=not gang.held)
+    count_quota(state)
     for gang in held:
         if gang.held:
             spec = gang.spec
@@ -252,7 +253,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
             for each in spec.groups:
                 shape = each.options[0].resources
                 state.kinds[shape] = state.kinds.get(shape, 0) + 1
-    state.use = {name: replace(use) for name, use in snapshot.use}
+    state.ledgers.use = {name: replace(use) for name, use in snapshot.use}
 
 
 def _wait(state: State, snapshot: Snapshot) -> None:
@@ -262,7 +263,7 @@ def _wait(state: State, snapshot: Snapshot) -> None:
     state.waiting.live = {shape.serial: shape for shape in shapes if shape is not None}
     for name in snapshot.parked:
         gang = state.gangs[name]
-        state._park(gang, gang.blocked_by)
+        park(state, gang, gang.blocked_by)
     for name in state.holding:
         if state.gangs[name].is_active():
             state.outstanding.put(state.gangs[name])

@@ -11,7 +11,7 @@ from itertools import islice
 from types import TracebackType
 
 from llmsched.core.records import GangState
-from llmsched.core.state import State, charge
+from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
 
@@ -48,22 +48,22 @@ class Trial:
         """Make the gang hold exactly `placement` for the rest of the trial (() lets go of everything)."""
         before = self.held(gang)
         if before:
-            charge(self.state, gang, before, -1)
+            self.state.ledgers.charge(gang, before, -1)
             self._log.append((gang, before, 1, self.placements.get(gang.id)))
         if placement:
-            charge(self.state, gang, placement, 1)
+            self.state.ledgers.charge(gang, placement, 1)
             self._log.append((gang, placement, -1, self.placements.get(gang.id)))
         self.placements[gang.id] = placement
 
     def unpromise(self, gang: GangState) -> None:
         """Take a nomination out of the ledgers for the rest of the trial."""
         if gang.nomination is not None:
-            charge(self.state, gang, gang.nomination.placement, -1, promise=True)
+            self.state.ledgers.charge(gang, gang.nomination.placement, -1, promise=True)
             self._log.append((gang, gang.nomination.placement, 2, self.placements.get(gang.id)))
 
     def promise(self, gang: GangState, placement: Placement) -> None:
         """Put a nomination into the ledgers for the rest of the trial."""
-        charge(self.state, gang, placement, 1, promise=True)
+        self.state.ledgers.charge(gang, placement, 1, promise=True)
         self._log.append((gang, placement, -2, self.placements.get(gang.id)))
 
     def hold_quota(self, queue: str, flavor: str | None, amount: int) -> None:
@@ -88,7 +88,7 @@ class Trial:
         """Undo everything since `mark`, newest first."""
         while len(self._log) > mark:
             gang, placement, sign, before = self._log.pop()
-            charge(self.state, gang, placement, 1 if sign > 0 else -1, promise=sign in (2, -2))
+            self.state.ledgers.charge(gang, placement, 1 if sign > 0 else -1, promise=sign in (2, -2))
             if sign not in (2, -2):
                 if before is None:
                     self.placements.pop(gang.id, None)

@@ -206,7 +206,7 @@ class Run:
         state = self.state
         scheduling = self.configuration.scheduling
         for queue, past in history.items():
-            state._account(queue)
+            state.ledgers.account(queue, state.now)
             window = weighed_window_s(scheduling.usage_half_life_s, scheduling.usage_window_s)
             use = state.use[queue]
             use.decayed = past["gpu_share_of_window"] * state.capacity.gpus_total * MILLI * window

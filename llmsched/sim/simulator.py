@@ -185,17 +185,17 @@ class _Replay:
                     continue
                 self.executor.node_lost(self.state, fact.node, now)
                 self.provider.left(fact.node, now)
-                if fact.node not in self.state.releasing:
+                if fact.node not in self.state.fleet.releasing:
                     self.result.node_losses += 1
                     self._next_failure(fact.node)
-                    self._rent(self.state.requested, now)  # an autoscaler replaces what is lost unasked
+                    self._rent(self.state.fleet.requested, now)  # an autoscaler replaces what is lost unasked
                 kept += [fact, *self.executor.due(now)]
                 continue
             kept.append(fact)
         return kept
 
     def _rent(self, counts: Sequence[tuple[str, int]], now: float) -> None:
-        begun = self.provider.request(counts, [*self.state.releasing], now)
+        begun = self.provider.request(counts, [*self.state.fleet.releasing], now)
         self.result.nodes_asked += len(begun)
         for when, node in begun:
             self.executor.at(when, facts.NodeJoined(when, node))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmsched.core.fair import GUARANTEE, Shares, over_quota_weights
-from llmsched.core.lifecycle import Status
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
+from llmsched.core.status import Status
 
 if TYPE_CHECKING:
     from llmsched.sim.scenarios import Run

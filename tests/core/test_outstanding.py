@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsched.core.lifecycle import Status
 from llmsched.core.outstanding import SECOND, Outstanding
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
 
 NAMES = [f"g{number}" for number in range(6)]

@@ -15,13 +15,13 @@ from llmsched.core.archive import is_gone, is_needed
 from llmsched.core.commands import Cancel, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
 from llmsched.core.invariants import violations
-from llmsched.core.lifecycle import TERMINAL, Status
 from llmsched.core.nodes import Node
 from llmsched.core.records import size_of
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
+from llmsched.core.status import TERMINAL, Status
 from llmsched.core.workload import Group, Option, Topology, Workload
 from llmsched.policies.registry import load
 from llmsched.store import snapshots

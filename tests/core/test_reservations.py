@@ -13,12 +13,12 @@ from llmsched.core import decisions, facts
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
 from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
 from llmsched.core.invariants import violations
-from llmsched.core.lifecycle import Status
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows
 from llmsched.core.workload import Group, Option, Workload

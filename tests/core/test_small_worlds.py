@@ -24,11 +24,11 @@ from llmsched.core.configuration import (
     Scheduling,
 )
 from llmsched.core.invariants import violations
-from llmsched.core.lifecycle import Status
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Retry, Workload
 from llmsched.policies.registry import load
 

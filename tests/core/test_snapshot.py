@@ -9,6 +9,7 @@ from llmsched.core.authorization import published_to
 from llmsched.core.commands import Submit, check
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import Archived, Finished, NodeJoined, Published, Submitted, Tick
+from llmsched.core.lives import close
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
@@ -19,7 +20,8 @@ from llmsched.policies.registry import load
 
 # Attributes of State that a snapshot has under another name, or that follow from what it has.
 ELSEWHERE = {
-    *("archive", "capacity", "ends", "history", "memo", "open_work", "outstanding", "quota", "_end_of", "_timers"),
+    *("archive", "ends", "fleet", "history", "ledgers", "memo", "open_work", "outstanding"),
+    *("capacity", "half_life_s", "quota"),
 }
 
 
@@ -45,7 +47,9 @@ def world() -> State:
 
 
 def test_every_attribute_of_the_state_is_in_a_snapshot_or_follows_from_one() -> None:
-    assert vars(State()).keys() - ELSEWHERE <= {one.name for one in fields(Snapshot)} | {"kinds"}
+    state = State()
+    have = vars(state).keys() | vars(state.ledgers).keys() | vars(state.fleet).keys()
+    assert have - ELSEWHERE <= {one.name for one in fields(Snapshot)} | {"kinds"}
 
 
 def test_what_left_the_state_is_found_as_before_and_costs_it_nothing() -> None:
@@ -118,7 +122,7 @@ def test_a_timer_of_what_left_the_state_wakes_nobody() -> None:
     state = world()
     turn(state, [Submitted(1.0, work("a"))], POLICIES)
     state.apply(Finished(1.0, "a/0", 1, "failed", event="interruption"))
-    state._maybe_ended(state.workloads["a"])
+    close(state, state.workloads["a"])
     state.workloads["a"].outcome = "cancelled"
     state.ended["a"] = None
     state.apply(Archived(2.0, ("a",)))

@@ -40,7 +40,6 @@ from llmsched.core.configuration import (  # noqa: E402
     Scheduling,
 )
 from llmsched.core.invariants import violations  # noqa: E402
-from llmsched.core.lifecycle import Status  # noqa: E402
 from llmsched.core.nodes import Node  # noqa: E402
 from llmsched.core.plan import Plan  # noqa: E402
 from llmsched.core.records import GangState, allowed_sizes, size_of  # noqa: E402
@@ -48,6 +47,7 @@ from llmsched.core.resources import MILLI, Resources  # noqa: E402
 from llmsched.core.scheduler import decide  # noqa: E402
 from llmsched.core.snapshot import freeze, thaw  # noqa: E402
 from llmsched.core.state import State  # noqa: E402
+from llmsched.core.status import Status  # noqa: E402
 from llmsched.core.workload import Group, Option, Retry, Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 

@@ -22,7 +22,7 @@ from llmsched import errors
 from llmsched.api import routes
 from llmsched.api.app import need_of
 from llmsched.core import explain
-from llmsched.core.lifecycle import Status
+from llmsched.core.status import Status
 from llmsched.executors.fake import Script
 from llmsched.spec import http_models
 

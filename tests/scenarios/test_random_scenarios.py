@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsched.core.lifecycle import Status
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.sim.scenarios import Run
 

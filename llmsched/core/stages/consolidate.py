@@ -7,12 +7,12 @@ Only when every gang that is moved can be placed again at once, on what is then 
 from __future__ import annotations
 
 from llmsched.core.decisions import Preempt
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
+from llmsched.core.status import Status
 
 NODES_TRIED = 16
 MOVED_AT_MOST = 8

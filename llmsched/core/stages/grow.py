@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import say
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.stages.shrink import resize, without
+from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 GROWN_A_PASS = 64

@@ -43,12 +43,12 @@ def run(this: Pass) -> None:
     demand.count_waiting()
     _release(trial, plan, demand)
     counts = tuple((name, count) for name, count in demand.wanted.items() if count)
-    if counts != state.requested:
+    if counts != state.fleet.requested:
         plan.wake(plan.at + COMES_WITHIN_S)
         plan.decisions.append(RequestCapacity(counts, say("capacity.demand", gangs=demand.served)))
-    for since in state.overdue_since.values():
+    for since in state.fleet.overdue_since.values():
         plan.wake(since + COMES_WITHIN_S)
-    for until in state.shunned_until.values():
+    for until in state.fleet.shunned_until.values():
         plan.wake(until)
 
 
@@ -218,8 +218,8 @@ def _in_order(state: State, now: float) -> list[NodeType]:
     """As written, those that have no capacity, or had none lately, last."""
 
     def is_short(node_type: NodeType) -> bool:
-        since = state.overdue_since.get(node_type.name, now)
-        return now - since >= COMES_WITHIN_S or state.shunned_until.get(node_type.name, 0.0) > now
+        since = state.fleet.overdue_since.get(node_type.name, now)
+        return now - since >= COMES_WITHIN_S or state.fleet.shunned_until.get(node_type.name, 0.0) > now
 
     return sorted(state.configuration.node_types, key=is_short)
 

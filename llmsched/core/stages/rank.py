@@ -17,7 +17,6 @@ from typing import Any
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
@@ -30,6 +29,7 @@ from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 REASON = "in_queue_rank"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from llmsched.core import authorization, rollout
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
@@ -15,6 +14,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.views import View
 from llmsched.core.windows import Windows, is_holder

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmsched.core.decisions import Resize
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 

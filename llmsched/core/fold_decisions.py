@@ -1,0 +1,100 @@
+"""What each decision changes. It was made of this state, so it is legal, unless a fact has come in between.
+
+Called by `State.apply`, one function a decision. What a gang's life is made of is lifecycle.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmsched.core import decisions, lifecycle, lives, submissions
+from llmsched.core.records import Nomination, WorkloadState
+from llmsched.core.status import Status
+from llmsched.core.world import World
+
+
+def launch(world: World, decision: decisions.Launch) -> None:
+    lifecycle.step(world, world.gangs[decision.gang], "launch", decision)
+
+
+def nominate(world: World, decision: decisions.Nominate) -> None:
+    gang = world.gangs[decision.gang]
+    lives.unpromise(world, gang)
+    gang.nomination = Nomination(decision.placement, decision.victims, world.now)
+    world.nominated[gang.id] = None
+    world.ledgers.charge(gang, decision.placement, 1, promise=True)
+
+
+def withdraw(world: World, decision: decisions.Withdraw) -> None:
+    lives.unpromise(world, world.gangs[decision.gang])
+
+
+def resize(world: World, decision: decisions.Resize) -> None:
+    _of_attempt(world, decision, "resize")
+
+
+def preempt(world: World, decision: decisions.Preempt) -> None:
+    _of_attempt(world, decision, "preempt")
+
+
+def drain(world: World, decision: decisions.Drain) -> None:
+    _of_attempt(world, decision, "drain")
+
+
+def stop(world: World, decision: decisions.Stop) -> None:
+    _of_attempt(world, decision, "stop")
+
+
+def _of_attempt(
+    world: World, decision: decisions.Resize | decisions.Preempt | decisions.Drain | decisions.Stop, event: str
+) -> None:
+    gang = world.gangs[decision.gang]
+    if gang.attempt == decision.attempt:
+        lifecycle.step(world, gang, event, decision)
+
+
+def scale(world: World, decision: decisions.Scale) -> None:
+    record = world.workloads[decision.workload]
+    record.memory = decision.memory
+    if record.wanted_replicas != decision.replicas:
+        record.wanted_replicas = decision.replicas
+        lifecycle.fill(world, record)
+
+
+def load_adapter(world: World, decision: decisions.LoadAdapter) -> None:
+    gang = world.gangs[decision.gang]
+    gang.adapters[decision.name] = decision.uri
+
+
+def request_capacity(world: World, decision: decisions.RequestCapacity) -> None:
+    world.fleet.requested = decision.counts
+    lives.count_nodes(world)
+
+
+def release_node(world: World, decision: decisions.ReleaseNode) -> None:
+    node = world.nodes.get(decision.node)
+    if node is not None:
+        world.fleet.releasing[decision.node] = world.now
+        node.draining = True
+        world.capacity.reindex(node)
+
+
+def run_again(world: World, decision: decisions.RunAgain) -> None:
+    record = world.workloads[decision.workload]
+    workload = record.workload
+    if decision.run > workload.run:
+        following = replace(workload, id=f"{workload.name}@{decision.run}", run=decision.run, after=())
+        submissions.begin(world, WorkloadState(following, world.now, [], world.gangs, is_due=True))
+        return
+    record.next_run_at = lives.next_due_of(workload.schedule or "", world.now)
+    record.is_due = True
+    for gang in world.gangs_of(record):
+        if gang.blocked_by == "schedule":
+            lives.queue(world, gang)
+
+
+def give_up(world: World, decision: decisions.GiveUp) -> None:
+    gang = world.gangs[decision.gang]
+    gang.message = decision.why
+    if gang.status is Status.QUEUED:
+        lifecycle.step(world, gang, "give_up", decision)
