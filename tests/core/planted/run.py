@@ -37,7 +37,8 @@ BUGS = (
     ),
     Bug(
         "the_dead_come_back", "kueue#1654, armada PR #2757", "core/lifecycle.py",
-        "    if gang is not None and not gang.is_holding():\n", "    if False:\n",
+        "    if gang is not None and not gang.is_holding():\n",
+        '    TABLE[Status.FINISHED, "retry"] = TABLE[V, "retry"]\n    if False:\n',
         f"{DECISIONS}::test_what_has_ended_stays_ended_whatever_is_said_later",
     ),
     Bug(
