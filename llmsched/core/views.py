@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import Outlook
-from llmsched.core.lifecycle import Status
 from llmsched.core.outstanding import SECOND
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.status import Status
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ BUGS = (
     ),
     Bug(
         "running_after_preempt", "armada#4541", "core/lifecycle.py",
-        '    (R, "bound"): Row(', '    (V, "bound"): Row(R, _answers),\n    (R, "bound"): Row(',
+        '    (R, "bound"): Row(', '    (V, "bound"): Row(R, _began),\n    (R, "bound"): Row(',
         f"{DECISIONS}::test_a_late_word_of_a_start_does_not_revive_who_was_told_to_leave",
     ),
     Bug(
