@@ -103,8 +103,8 @@ _GANG_FIELDS = (
     "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
-    "progress_at", "measured", "option", "flavor", "relative_speed", "faster", "worked_s", "served_s", "served_gpu_s", "stalled",
-    "excess", "excess_since", "excess_s",
+    "progress_at", "measured", "option", "flavor", "relative_speed", "faster", "worked_s", "served_s",
+    "served_gpu_s", "stalled", "excess", "excess_since", "excess_s",
     "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (

@@ -16,13 +16,13 @@ from itertools import islice
 from typing import Any
 
 from llmsched.core.decisions import Preempt
-from llmsched.core.lifecycle import Status
 from llmsched.core.message import FLAVOR, Ref, say
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
+from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 REASON = "faster_flavor"
