@@ -1,28 +1,22 @@
-"""Rows of a data set: jsonl, json, csv, tsv, parquet or txt, with the user's columns mapped to roles.
+"""Rows of a data set, wherever it lies, as a fine-tuning wants them. Reading and formats are `llmsched.data`'s.
 
-Roles are what a task asks for: text, text_pair, label, target, messages. `columns` says which field plays which; a role
-that is not named is looked up under its own name and a few usual ones. Nothing here knows a model.
+Roles are what a task asks for: text, text_pair, label ...; `columns` says which field plays which, and a role that is
+not named is looked up under its own name and a few usual ones. `hf://ORG/NAME` is read by the library `datasets`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmsched.data import files, formats, reading
+from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
+from llmsched.data.tables import without_fillers
 from workloads.sources import BadInput, resolve_path
 
-Row = dict[str, Any]
-
-_USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "text": ("text", "prompt", "sentence"),
-    "text_pair": ("text_pair",),
-    "label": ("label",),
-    "target": ("target", "completion", "response"),
-    "messages": ("messages", "conversations"),
-}
+__all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "load", "raw", "roles"]
 
 
 def load(
@@ -31,102 +25,98 @@ def load(
     optional: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     inputs: Mapping[str, str] | None = None,
-) -> list[Row]:
-    """Rows as {role: value}, in file order; a folder gives its files in name order.
+) -> Rows:
+    """Rows as {role: value}, in file order; a folder gives its files in name order, a pattern those that match.
 
-    Raises BadInput: no such file, unreadable (with the line), empty, or a column missing (with those that are there).
+    Raises BadInput: no such file, unreadable (with the row), empty, or a column missing (with those that are there).
     """
-    place = resolve_path(path, inputs)
-    files = sorted(file for file in place.iterdir() if file.suffix in _READERS) if place.is_dir() else [place]
-    raw = [row for file in files for row in _read(file, path)]
-    if not raw:
-        raise BadInput(f"data set {path}: no rows")
-    fields = _fields_of(raw, required, optional, columns or {}, path)
-    rows = [{role: row.get(field) for role, field in fields.items()} for row in raw]
-    for number, row in enumerate(rows, 1):
-        for role in required:
-            if row[role] is None or row[role] == "":
-                raise BadInput(f"data set {path}: row {number} has no {fields[role]!r} (the {role})")
-    return rows
+    return roles({"path": path, "columns": columns}, required, optional, inputs)
 
 
-def _fields_of(
-    raw: Sequence[Row], required: Sequence[str], optional: Sequence[str], columns: Mapping[str, str], path: str
-) -> dict[str, str]:
-    """Which field plays which role, judged by the first row."""
-    found = list(raw[0])
-    fields: dict[str, str] = {}
-    for role in (*required, *optional):
-        named = columns.get(role)
-        field = named or next((name for name in _USUAL_NAMES.get(role, (role,)) if name in found), None)
-        if field in found:
-            fields[role] = str(field)
-        elif role in required or named:
-            raise BadInput(
-                f"data set {path}: no column {field or role!r} for the role {role!r}; found: {', '.join(found)}. "
-                f"Say which it is with columns: {{{role}: ...}}"
-            )
-    return fields
-
-
-def _read(file: Path, path: str) -> Iterable[Row]:
-    reader = _READERS.get(file.suffix)
-    if reader is None:
-        raise BadInput(f"data set {path}: cannot read {file.suffix or file.name!r}; expected {', '.join(_READERS)}")
+def roles(
+    dataset: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], inputs: Mapping[str, str] | None
+) -> Rows:
+    """The same of a data set as the spec has it: path, and columns, split, subset, encoding, on_bad_row where given."""
+    bad = BadRows(dataset["path"], dataset.get("on_bad_row") or "refuse")
     try:
-        rows = reader(file)
-    except BadInput as error:
-        raise BadInput(f"data set {path}: {error}") from error
-    except (ValueError, OSError, csv.Error) as error:
-        raise BadInput(f"data set {path}: {file.name} cannot be read: {error}") from error
-    if bad := next((number for number, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
-        raise BadInput(f"data set {path}: row {bad} of {file.name} is not an object with named fields")
+        rows = raw(dataset, inputs, bad)
+        chosen = formats.roles(rows, required, optional, dataset.get("columns") or {}, dataset["path"], bad)
+        chosen.notes[-1] = f"{dataset['path']}: {chosen.notes[-1]}"
+        chosen.notes += bad.settle(len(chosen))
+        return chosen
+    except DataError as error:
+        raise BadInput(str(error)) from error
+
+
+def conversations(dataset: Mapping[str, Any], inputs: Mapping[str, str] | None) -> tuple[Rows, BadRows]:
+    """What a language model learns from each row: {"messages", "tools"?}, {"text", "target"} or {"text"}; and the bad
+    rows of this data set, to which a tokenizer may add. Raises BadInput."""
+    given = dataset.get("format") or "auto"
+    bad = BadRows(dataset["path"], dataset.get("on_bad_row") or "refuse")
+    if given != "auto" and given not in formats.FORMATS:
+        raise BadInput(f"data set {dataset['path']}: format {given!r}; expected auto, {', '.join(formats.FORMATS)}")
+    try:
+        rows = raw(dataset, inputs, bad)
+        made = formats.converted(rows, given, dataset.get("columns") or {}, dataset["path"], bad)
+        made.notes += bad.settle(len(made))
+        return made, bad
+    except DataError as error:
+        raise BadInput(str(error)) from error
+
+
+def raw(dataset: Mapping[str, Any], inputs: Mapping[str, str] | None, bad: BadRows) -> Rows:
+    """Rows as they stand in the files. Raises DataError, BadInput."""
+    path = dataset["path"]
+    if path.startswith("hf://"):
+        return _from_hub(dataset)
+    return reading.read(
+        _place_of(path, inputs), path, bad, encoding=dataset.get("encoding"), split=dataset.get("split")
+    )
+
+
+def _place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
+    """A local file, folder or pattern. Of a pattern, the folder before its first wildcard is what is fetched."""
+    plain = path.removeprefix("file://")
+    if not files.is_pattern(plain):
+        return resolve_path(path, inputs)
+    parts = path.split("/")
+    first = next(index for index, part in enumerate(parts) if files.is_pattern(part))
+    folder = resolve_path("/".join(parts[:first]) or ("/" if path.startswith("/") else "."), inputs)
+    return folder / "/".join(parts[first:])
+
+
+def _from_hub(dataset: Mapping[str, Any]) -> Rows:
+    """`hf://ORG/NAME[@REVISION]`, or a file or pattern in it: `hf://ORG/NAME/data/*.parquet`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadInput(
+            f"data set {dataset['path']}: hf:// needs `pip install 'llmsched[data]'` on every node"
+        ) from error
+    rest, _, revision = dataset["path"].removeprefix("hf://").removeprefix("datasets/").partition("@")
+    name, files_in_it = "/".join(rest.split("/")[:2]), "/".join(rest.split("/")[2:])
+    split = dataset.get("split") or "train"
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(
+            name,
+            dataset.get("subset"),
+            split="train" if files_in_it else split,
+            revision=revision or None,
+            data_files=files_in_it or None,
+        )
+    except Exception as error:  # the library's and the hub's errors have many bases: all mean "not to be had"
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        why = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        )
+        raise BadInput(f"data set {dataset['path']}: {why}{' (HF_HUB_OFFLINE is set)' if offline else ''}") from error
+    rows = Rows()
+    for number, row in enumerate(found, 1):
+        rows.add({key: without_fillers(value) for key, value in row.items()}, Place(f"{name} ({split})", number))
+    for column, feature in found.features.items():
+        if names := getattr(feature, "names", None):
+            rows.class_names[column] = list(names)
+    if not rows:
+        raise DataError(f"data set {dataset['path']}: no rows")
     return rows
-
-
-def _jsonl(file: Path) -> list[Any]:
-    rows = []
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise BadInput(f"line {number} of {file.name} is not JSON ({error})") from error
-    return rows
-
-
-def _json(file: Path) -> list[Any]:
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise BadInput(f"{file.name} is not a list of objects")
-    return rows
-
-
-def _table(delimiter: str) -> Callable[[Path], list[Any]]:
-    def read(file: Path) -> list[Any]:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            return list(csv.DictReader(stream, delimiter=delimiter, strict=True))
-
-    return read
-
-
-def _parquet(file: Path) -> list[Any]:
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_table(file).to_pylist())
-
-
-def _txt(file: Path) -> list[Any]:
-    """One row a line that is not blank."""
-    return [{"text": line} for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-_READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
-    ".parquet": _parquet,
-    ".txt": _txt,
-}

@@ -151,7 +151,7 @@ def _converted(gguf: Path, uri: str) -> Path:
     stat = gguf.stat()
     mark = hashlib.sha256(f"{gguf.name}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_folder() / f"{gguf.stem}-{mark}"
-    with _locked(target):
+    with locked(target):
         if not target.is_dir():
             print(f"converting {gguf.name} once into {target.parent}", file=sys.stderr, flush=True)
             staged = Path(tempfile.mkdtemp(dir=target.parent))
@@ -190,7 +190,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -22,7 +22,7 @@ import uvicorn
 
 from llmsched.api import app, auth, home
 from llmsched.connections import Waiting, connections_of, make_room
-from llmsched.control import model_files
+from llmsched.control import data_files, model_files
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
@@ -145,6 +145,8 @@ async def main(
     home.hold(folder)
     user = users.choose(ray_user, make=False).user if ray_user and address else None
     model_files.read_as(partial(users.acting_as, user))
+    if user is not None:
+        data_files.look_with(users.command(user, module="llmsched.data.look"))
     make_room()
     with contextlib.closing(listen(host, port)) as listener:
         place = storage or str(folder / "storage")

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from llmsched.client import workdir
+from llmsched.client import sources, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
@@ -299,6 +299,7 @@ class AsyncClient:
         if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
             return spec
         packed = await asyncio.to_thread(workdir.pack, base / folder)
+        await asyncio.to_thread(sources.check, spec, base / folder)
         if upload:
             await self._upload(packed)
         return spec.model_copy(update={"workdir": http_models.WORKDIR_PREFIX + packed.sha256})

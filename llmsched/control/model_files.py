@@ -70,6 +70,12 @@ def read_as(in_whose_place: Callable[[], AbstractContextManager[None]]) -> None:
     _in_whose_place = in_whose_place
 
 
+def is_there(place: Path) -> bool:
+    """Whether a file, a folder or something that fits the pattern is on this machine, for that user."""
+    with _in_whose_place():
+        return place.exists() or any(letter in str(place) for letter in "*?[") and place.parent.exists()
+
+
 def read(source: str) -> ModelFiles:
     """Raises UnknownModel."""
     try:
@@ -121,7 +127,7 @@ def _read(path: Path) -> ModelFiles:
         weights = sorted(path.glob("*.safetensors"))[:FILES_LIMIT]
         if weights:
             tensors = tuple(tensor for file in weights for tensor in _safetensors(file))
-            return ModelFiles(tensors, _json_of(path / "config.json"), _base_of(path / "adapter_config.json"))
+            return ModelFiles(tensors, _json_of(path / "config.json"), _base_of(path))
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
             raise UnknownModel("its folder has neither *.safetensors nor one .gguf")
@@ -151,9 +157,14 @@ def _json_of(file: Path) -> dict[str, Any]:
     return found
 
 
-def _base_of(adapter_config: Path) -> str | None:
-    base = _json_of(adapter_config).get("base_model_name_or_path")
-    return base if isinstance(base, str) else None
+def _base_of(folder: Path) -> str | None:
+    """The base of an adapter as a source: from our note beside it (`workloads/adapters.py`), else as PEFT names it."""
+    about = _json_of(folder / "adapter_config.json")
+    base = _json_of(folder / "llmsched.json").get("base_model") or about.get("base_model_name_or_path")
+    if not isinstance(base, str) or "/" not in base or base.startswith("/") or ":" in base:
+        return base if isinstance(base, str) else None
+    revision = about.get("revision")
+    return f"hf://{base}" + (f"@{revision}" if isinstance(revision, str) else "")
 
 
 def _safetensors(file: Path) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import endpoint_names, reasons
+from llmsched.control import data_files, endpoint_names, reasons
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
@@ -87,7 +87,8 @@ async def plan(
 
 
 async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> list[Verdict]:
-    """What each would need of a GPU's memory. Files are read in a thread; `state` is read before."""
+    """What each would need of a GPU's memory, and what is wrong with its files. These are read in a thread or a process
+    of their own; `state` is read before."""
     asked = []
     permissions = Permissions(person, state.configuration)
     drafts = await draft(state, specs, permissions)
@@ -99,9 +100,14 @@ async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> 
         if is_same(each) or not _may(state, workload, in_file, permissions):
             data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
         asked.append((workload, data, _place_of(state, workload, source_of(data))))
-    if not any(where for _, _, where in asked):
-        return [judge(*each) for each in asked]
-    return await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+    if any(where for _, _, where in asked):
+        verdicts = await asyncio.to_thread(lambda: [judge(*each) for each in asked])
+    else:
+        verdicts = [judge(*each) for each in asked]
+    return [
+        await data_files.look(verdict, workload, data)
+        for verdict, (workload, data, _) in zip(verdicts, asked, strict=True)
+    ]
 
 
 def _may(state: State, workload: Workload, in_file: Collection[str], permissions: Permissions) -> bool:
@@ -139,7 +145,7 @@ def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.P
 
 
 async def check_memory(state: State, specs: Sequence[Compiled], person: Person) -> None:
-    """Raises RequestError for the first that no GPU it asks for can ever hold."""
+    """Raises RequestError for the first that no GPU it asks for can ever hold, or whose files cannot be used."""
     for verdict in await memory_of(state, specs, person):
         if verdict.refusal is not None:
             raise verdict.refusal

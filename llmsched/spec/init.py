@@ -22,8 +22,8 @@ train:
   method: lora                   # or full
   lora: {r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: all-linear}
   datasets:
-    - {path: data/train.jsonl, split: train, format: chat, columns: {messages: messages}}
-    - {path: data/test.jsonl, split: test, format: chat, columns: {messages: messages}}
+    - {path: data/train.jsonl, split: train}    # chats of any tool are recognised; or say which: format: alpaca
+    - {path: data/test.jsonl, split: test}
   global_batch_size: 16          # over all workers, constant over resizes
   training_args: {learning_rate: 2.0e-4, num_train_epochs: 2}
   evaluation: {on: test, metrics: [loss]}

@@ -63,7 +63,7 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
 _MODELS = ("path", "package", "file", "hf", "s3", "run", "model")
 SOURCES: dict[str, tuple[str, ...]] = {
     "train.base_model": _MODELS,
-    "train.datasets.*.path": ("path", "package", "file", "s3"),
+    "train.datasets.*.path": ("path", "package", "file", "hf", "s3"),
     "serve.model.source": _MODELS,
     "serve.adapters.*.source": _MODELS,
 }
@@ -93,7 +93,6 @@ _INSTEAD = "Supported kinds: train, serve, task."
 _SOURCE_WORDS = {
     "model": "a registered model (model://) as data",
     "best": "the best checkpoint of a run (/best)",
-    "hf": "a data set of a hub (hf://)",
     "run": "the result of a run (run://)",
 }
 

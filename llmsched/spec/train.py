@@ -6,9 +6,10 @@ what our loop honours, everything else these libraries know is refused as not su
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from llmsched.spec import library_names
 from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
@@ -98,17 +99,60 @@ class TrainingArgs(PassThrough):
         return self
 
 
-Role = Literal["text", "text_pair", "label", "target", "messages", "image", "audio", "series"]
+Role = Literal[
+    "text",
+    "text_pair",
+    "label",
+    "target",
+    "messages",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "system",
+    "tools",
+    "chosen",
+    "rejected",
+    "image",
+    "audio",
+    "series",
+]
+
+
+def _check_encoding(text: str) -> str:
+    try:
+        codecs.lookup(text).name.encode()
+        "".encode(text)
+    except (LookupError, ValueError, UnicodeError):
+        raise ValueError('expected an encoding that Python knows, such as "cp1252", "gb18030" or "utf-16"') from None
+    return text
+
+
+Encoding = Annotated[Text, AfterValidator(_check_encoding)]
 
 
 class Dataset(Section):
-    """`columns` maps roles to fields of the file; without it a field named like its role is taken."""
+    """A file, a folder, a pattern, or `hf://ORG/NAME` with its `subset`. `columns` maps roles to fields of the file;
+    without it a field named like its role is taken. `format` says what the columns mean, where `auto` would not see it.
+    `encoding` is of texts; None: UTF-8, or what the file shows. A row that cannot be used ends the run, or is left out
+    and counted (`on_bad_row`)."""
 
     path: Source
     split: Label = "train"
-    format: Literal["auto", "chat", "text"] = "auto"
+    subset: Text | None = None
+    format: Literal["auto", "chat", "sharegpt", "alpaca", "prompt", "preference", "text"] = "auto"
+    encoding: Encoding | None = None
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
     columns: dict[Role, Text] = {}
     weight: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_its_path(self) -> Dataset:
+        if self.subset is not None and not self.path.startswith("hf://"):
+            raise WrongAt('goes with a data set of a hub, "path: hf://ORG/NAME"', "subset")
+        if self.encoding is not None and self.path.startswith("hf://"):
+            raise WrongAt("a data set of a hub says itself how it is encoded; leave it out", "encoding")
+        return self
 
 
 class Evaluation(Section):
@@ -138,6 +182,7 @@ class TrainSection(Section):
     teacher: Source | None = None
     method: Literal["full", "lora", "qlora"] = "full"  # lora when there is a `lora` section
     lora: Lora | None = None
+    merge: bool = False  # the result is a whole model, with the adapter in it
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     datasets: list[Dataset] = Field(default=[], max_length=256)
     max_length: int | None = Field(default=None, ge=1, le=10_000_000)
@@ -178,6 +223,8 @@ class TrainSection(Section):
             raise WrongAt(f'"{self.objective}" does not fit task "{self.task}"; fitting: {fitting}', "objective")
         if (self.lora is not None) != (self.method in ("lora", "qlora")):
             raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
+        if self.merge and self.lora is None:
+            raise WrongAt('goes with "method: lora"; method "full" makes a whole model anyway', "merge")
         if (self.teacher is not None) != (self.objective == "distill"):
             raise WrongAt('"objective: distill" and a "teacher" need each other', "teacher")
         return self._data_fits()
@@ -218,8 +265,11 @@ class TrainSpec(FiniteSpec):
             raise WrongAt(message, "train", "global_batch_size")
         if self.publish and self.publish.as_ == "adapter" and self.train.loop is None and self.train.method == "full":
             raise WrongAt('an adapter needs "train.method: lora"; method "full" makes a whole model', "publish", "as")
-        if self.publish and self.publish.as_ == "model" and self.train.lora is not None:
-            raise WrongAt(f'method "{self.train.method}" makes an adapter; a model needs "full"', "publish", "as")
+        if self.publish and self.publish.as_ == "adapter" and self.train.merge:
+            raise WrongAt('"train.merge" makes a whole model; leave it out, or publish as "model"', "publish", "as")
+        if self.publish and self.publish.as_ == "model" and self.train.lora is not None and not self.train.merge:
+            message = f'method "{self.train.method}" makes an adapter; a model needs "train.merge: true" or "full"'
+            raise WrongAt(message, "publish", "as")
         return self
 
     def sources(self) -> list[str]:

@@ -64,10 +64,10 @@ def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2 of a.jsonl is not JSON"),
-        ("a.jsonl", '"x"\n', "row 1 of a.jsonl is not an object"),
-        ("a.jsonl", '{"text": "x"}\n{"text": null}\n', "row 2 has no 'text'"),
-        ("a.json", '{"text": "x"}', "not a list of objects"),
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "row 2 of a.jsonl is not JSON"),
+        ("a.jsonl", '"x"\n{}\n', "row 1 of a.jsonl is not an object"),
+        ("a.jsonl", '{"text": "x"}\n{"text": null}\n', "row 2 of a.jsonl has no 'text'"),
+        ("a.json", '"x"', "not a list of objects"),
         ("a.parquet", "not parquet", "a.parquet cannot be read"),
         ("a.txt", "", "no rows"),
         ("a.pkl", "x", "cannot read '.pkl'; expected .jsonl"),

@@ -20,14 +20,16 @@ import torch
 
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
+from workloads import context_length
+from workloads.adapters import whole_model
 from workloads.finetune.causal_lm import CausalLM
 from workloads.finetune.classification import Classification
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
-from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model
+from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model, write_result
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.task import Task
-from workloads.sources import BadInput, resolve_model
+from workloads.sources import BadInput
 
 _LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
 _AT_ONCE_IN_EVALUATION = 64
@@ -58,14 +60,17 @@ class FineTune:
         self._report(phase="loading")
         if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
             self._report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
-        base = resolve_model(self.train["base_model"], where.inputs)
+        self.base = base = whole_model(self.train["base_model"], where.inputs)
         config = load_config(base, self.train["base_model"])
+        self.saved_as: torch.dtype = config.dtype or torch.float32  # the precision of the base
         self.tokenizer = load_tokenizer(base, self.train["base_model"])
         self.task = _task(self.train, self.tokenizer, config, self.settings)
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self._check_metrics()
         self.rows = self._samples(_SPLIT_OF_TRAINING)
         self.held_out = self._samples(self.evaluation["on"]) if self.evaluation else []
+        for note in self.task.notes:
+            self._report(note=note)
         self.per_epoch = data.steps_per_epoch(len(self.rows), self.settings.global_batch_size)
         self.total = self.settings.total_steps(self.per_epoch)
         self.metrics: dict[str, float] = {}
@@ -204,11 +209,11 @@ class FineTune:
         self.saved_at = time.monotonic()
 
     def _write_checkpoint(self, folder: Path) -> None:
-        write_model(self.model, self.train, folder)
+        write_model(self.model, self.train, folder, self.base, self.where.inputs)
         write_state(self.stepper, {"step": self.step, "metrics": self.metrics, **self._frame()}, folder)
 
     def _write_result(self, folder: Path) -> None:
-        write_model(self.model, self.train, folder)
+        write_result(self.model, self.train, folder, self.base, self.where.inputs, self.saved_as)
         self.tokenizer.save_pretrained(folder)
 
     def _frame(self) -> dict[str, int]:
@@ -242,14 +247,14 @@ class FineTune:
 
 
 def _task(train: Mapping[str, Any], tokenizer: Any, config: Any, settings: Settings) -> Task:
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    fits = min([int(limit) for limit in limits if limit and limit < 10**9], default=_LONGEST_BY_DEFAULT)
+    fits = context_length.longest(config, tokenizer) or _LONGEST_BY_DEFAULT
     max_length = min(settings.max_length or fits, fits)
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     match train.get("task", "causal-lm"):
         case "sequence-classification":
-            return Classification(tokenizer, max_length, config.label2id if _has_head(config) else None)
+            return Classification(tokenizer, max_length, config.label2id if _has_head(config) else None, vocab_size)
         case "causal-lm":
-            return CausalLM(tokenizer, max_length)
+            return CausalLM(tokenizer, max_length, vocab_size)
         case other:
             raise BadInput(f"task {other!r} cannot be fine-tuned yet; expected causal-lm or sequence-classification")
 

@@ -5,12 +5,14 @@ Full: a Hugging Face folder. LoRA: a PEFT adapter folder; the base weights are n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from workloads import adapters
 from workloads.finetune.task import Task
 from workloads.sources import BadInput
 
@@ -32,8 +34,6 @@ def load_tokenizer(folder: Path, uri: str) -> Any:
 def load_config(folder: Path, uri: str) -> Any:
     from transformers import AutoConfig
 
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise BadInput(f"model {uri}: {folder} is a LoRA adapter; expected a whole model to fine-tune")
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:
@@ -46,10 +46,10 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
     if method not in _METHODS:
         raise BadInput(f"method {method}: needs 4-bit kernels that exist for CUDA only; use lora or full")
     if method == "full":
-        return _load(task, resumed or base, uri, dtype)
+        return _load(task, resumed, uri, dtype) if resumed else _new(task, base, uri, dtype)
     import peft
 
-    model = _load(task, base, uri, dtype)
+    model = _new(task, base, uri, dtype)
     if resumed:
         return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
     lora = dict(train.get("lora") or {})
@@ -60,14 +60,52 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
         raise BadInput(f"lora: {_short(error)}") from error
 
 
-def write_model(model: Any, train: Mapping[str, Any], folder: Path) -> None:
-    """`folder` becomes a Hugging Face model, or a PEFT adapter that names its base as the spec did."""
-    if train.get("method") == "lora":
-        model.peft_config["default"].base_model_name_or_path = train["base_model"]
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    else:
+def write_model(
+    model: Any,
+    train: Mapping[str, Any],
+    folder: Path,
+    base: Path | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> None:
+    """`folder` becomes a Hugging Face model, or a PEFT adapter that names its base as other libraries look it up;
+    `base` is where that lies here. Weights stay as they are trained: a checkpoint needs every digit."""
+    if train.get("method") != "lora":
         model.save_pretrained(folder)
+        return
+    uri, config = train["base_model"], model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = adapters.name_of_base(uri, base)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    labels = model.config.id2label if config.task_type == "SEQ_CLS" else None
+    adapters.write_note(folder, (inputs or {}).get(uri, uri if ":" in uri else str(Path(uri).absolute())), labels)
+
+
+def write_result(
+    model: Any, train: Mapping[str, Any], folder: Path, base: Path, inputs: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """The same for those who use it: a whole model is in the precision of its base (`dtype`), whatever it was trained
+    in; with `merge`, an adapter becomes part of it. `model` is of no further use."""
+    if train.get("method") == "lora" and not train.get("merge"):
+        write_model(model, train, folder, base, inputs)
+        return
+    whole = model.merge_and_unload() if train.get("method") == "lora" else model
+    whole.to(dtype).save_pretrained(folder)
+
+
+def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
+    """From the base; its last layer is made anew where it has another meaning."""
+    model = _load(task, base, uri, dtype)
+    if not task.new_head:
+        return model
+    config = copy.deepcopy(model.config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        other = {name: each.shape for name, each in task.model_class().from_config(config).named_parameters()}
+    for name, param in model.named_parameters():
+        if param.shape != other[name]:  # it grows with the number of labels: it is the last layer
+            std = getattr(config, "initializer_range", 0.02)
+            torch.nn.init.normal_(param.data, std=std) if param.ndim > 1 else torch.nn.init.zeros_(param.data)
+    return model
 
 
 def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:

@@ -26,10 +26,12 @@ class Task(Protocol):
 
     unit: str  # what `weight` counts, for people: "samples" | "tokens"
     head_is_new: bool  # the base model may lack the last layer
+    new_head: bool  # known once samples are read: the base's last layer means something else
     metrics: tuple[str, ...]
+    notes: list[str]  # what was noticed in the data, for people
 
     def samples(self, datasets: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]) -> list[Any]:
-        """Read and check the data sets of one split. Raises BadInput."""
+        """Read, check and encode the data sets of one split. Raises BadInput."""
 
     def model_class(self) -> Any:
         """The transformers class to load."""
@@ -44,6 +46,14 @@ class Task(Protocol):
         """One padded batch, on the CPU."""
 
     def score(self, model: Any, batch: dict[str, torch.Tensor], smoothing: float = 0.0) -> Score: ...
+
+
+def filler_of(tokenizer: Any, vocab_size: int | None) -> int:
+    """The token that pads: the tokenizer's own, unless the model has no place for it (masked, any other does)."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and (vocab_size is None or token < vocab_size):
+            return int(token)
+    return 0
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int, side: str = "right") -> torch.Tensor:

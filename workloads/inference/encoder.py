@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from workloads import context_length
 from workloads.inference.engine import Settings
 from workloads.inference.openai import RequestError
 from workloads.inference.packed import pack
@@ -48,7 +49,7 @@ class Encoder:
             self._labels if task == "sequence-classification" else (self._first if _takes_first(folder) else self._mean)
         )
         config = self._model.config
-        self.max_length = settings.max_model_len or _longest(config, self._tokenizer)
+        self.max_length = settings.max_model_len or context_length.longest(config, self._tokenizer) or 1 << 20
         self._pad = self._tokenizer.pad_token_id or 0
         self._wake = threading.Condition()
         self._jobs: deque[_Job] = deque()
@@ -162,13 +163,6 @@ def _fitting(jobs: list[_Job], most: int) -> tuple[list[_Job], list[_Job]]:
     while count < min(most, len(jobs)) and (count + 1) * len(jobs[count].tokens["input_ids"]) <= BATCH_TOKENS:
         count += 1
     return jobs[:count], jobs[count:]
-
-
-def _longest(config: Any, tokenizer: Any) -> int:
-    own = getattr(config, "max_position_embeddings", None) or 1 << 20
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        own -= 2  # their positions begin after the padding's
-    return min(int(own), int(tokenizer.model_max_length))
 
 
 def _takes_first(folder: Path) -> bool:

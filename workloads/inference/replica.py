@@ -159,14 +159,14 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
     """The server for the spec's task, on the engine it names."""
     from transformers.utils import logging as transformers_logging
 
+    from workloads.adapters import merged
     from workloads.inference.answers import EncoderServer, TextServer
     from workloads.inference.engine import Settings, TransformersEngine, device_for, use_threads
 
     use_threads(threads)
     transformers_logging.disable_progress_bar()  # bars of carriage returns make a log unreadable
     device, task = device_for(gpus), serve["task"]
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise BadInput(f"{serve['model']['source']} is an adapter; serve its base and name it under adapters")
+    folder = merged(folder, serve["model"]["source"])
     engine = serve.get("engine") or "auto"
     if engine == "auto":
         engine = "vllm" if task == "causal-lm" and device.type == "cuda" and _has_vllm() else "transformers"

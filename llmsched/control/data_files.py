@@ -1,0 +1,87 @@
+"""Whether a training's data and models are there and readable, as far as this machine can reach them.
+
+The files are a user's: they are read in a process of its own, as whom the work runs as, for a bounded time. A file that
+is not on the controller's machine may be on the workers', so that is a warning; one that is and cannot be used is
+refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmsched.control import model_files
+from llmsched.control.gpu_memory import Verdict, source_of
+from llmsched.core.workload import Workload
+from llmsched.data.look import is_of_a_hub, place_of
+from llmsched.errors import RequestError
+
+LONGEST_S = 20.0
+AT_ONCE = 2
+_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")  # no secret of the controller's
+_command: Sequence[str] = (sys.executable, "-P", "-m", "llmsched.data.look")
+_turns = asyncio.Semaphore(AT_ONCE)
+
+
+def look_with(command: Sequence[str]) -> None:
+    """The words that run `llmsched.data.look`, from now on."""
+    global _command
+    _command = tuple(command)
+
+
+async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) -> Verdict:
+    """`verdict` with what the files say. For who may not submit this nothing is read: `spec` is {"kind": ""} then."""
+    if verdict.refusal is not None or not spec.get("kind"):
+        return verdict
+    train = spec.get("train") or {}
+    paths = [dataset["path"] for dataset in train.get("datasets") or ()] if spec["kind"] == "train" else []
+    if not spec.get("workdir"):
+        for source in filter(None, (source_of(spec), *paths)):
+            if is_of_a_hub(source):
+                return replace(verdict, refusal=_nowhere(workload, source))
+    here: list[str] = []
+    missing: list[str] = []
+    for path in paths:
+        place = place_of(path, None)
+        if place is not None:
+            (here if model_files.is_there(place) else missing).append(path)
+    warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
+    chosen = [each for each in train.get("datasets") or () if each["path"] in here]
+    errors = await _looked_at({**train, "datasets": chosen}) if chosen else []
+    if errors and not workload.after:
+        hint = "Mend the file or the data set's columns, format, encoding or on_bad_row."
+        refusal = RequestError(f"{workload.id}: {'; '.join(errors)}", code="unusable_data", hint=hint)
+        return replace(verdict, warnings=(*verdict.warnings, *warnings), refusal=refusal)
+    return replace(verdict, warnings=(*verdict.warnings, *warnings, *errors))
+
+
+def _nowhere(workload: Workload, source: str) -> RequestError:
+    message = f"{workload.id}: {source} is a path, and it leads nowhere: there is no workdir that holds it."
+    return RequestError(message, code="no_such_source", hint=f"Of the Hugging Face hub it is hf://{source}")
+
+
+async def _looked_at(train: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the data; [] also where nobody could say."""
+    asked = json.dumps({"train": train, "folder": None, "is_complete": False}).encode()
+    async with _turns:
+        process = await asyncio.create_subprocess_exec(
+            *_command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        )
+        try:
+            answer, _ = await asyncio.wait_for(process.communicate(asked), LONGEST_S)
+            return [str(error)[:1000] for error in json.loads(answer)["errors"]]
+        except (TimeoutError, ValueError, KeyError, TypeError):
+            return []
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

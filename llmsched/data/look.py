@@ -1,0 +1,91 @@
+"""A look at the data of a training before anything is taken for it: is the file there, has it the columns, is it read.
+
+Only the first rows of each file are read. A controller does that in a process of its own, with this module as its
+program, so that no file of a user harms it. Of what lies elsewhere (s3://, hf://, another node) nothing is said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from llmsched.data import files, formats, reading
+from llmsched.data.rows import BadRows, DataError
+
+FIRST_ROWS = 200
+ROLES = {"sequence-classification": (("text", "label"), ("text_pair",))}
+_OF_A_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
+    """{"errors", "notes"} of the data sets of a `train` section. Relative paths begin at `folder`; None: they are left
+    out, as is a path that is not here unless `is_complete`: everything that a worker sees is here."""
+    errors: list[str] = []
+    notes: list[str] = []
+    for index, dataset in enumerate(train.get("datasets") or ()):
+        place = place_of(dataset["path"], folder)
+        if place is None:
+            continue
+        there = files.is_pattern(str(place)) or place.exists()
+        if not there:
+            if is_complete or is_of_a_hub(dataset["path"]):
+                errors.append(f"train.datasets.{index}.path: {missing(dataset['path'], place)}")
+            continue
+        try:
+            notes += _first_rows(train, dataset, place)
+        except DataError as error:
+            if not files.is_pattern(str(place)) or is_complete:
+                errors.append(f"train.datasets.{index}: {error}")
+    return {"errors": errors, "notes": notes}
+
+
+def place_of(source: str, folder: Path | None) -> Path | None:
+    """Where a source would lie on this machine; None: not on a disk, or nobody here knows from where to count."""
+    if source.startswith("file://"):
+        source = unquote(urlsplit(source).path)
+    if re.match(r"[a-z][a-z0-9+.-]*:", source):
+        return None
+    path = Path(source).expanduser()
+    return path if path.is_absolute() else None if folder is None else folder / path
+
+
+def is_of_a_hub(source: str) -> bool:
+    """`org/name`, as the hub writes it, where a path is meant."""
+    return bool(_OF_A_HUB.fullmatch(source)) and not source.endswith(tuple(sum(files.KINDS.values(), ())))
+
+
+def missing(source: str, place: Path) -> str:
+    """What to say of a path that leads nowhere."""
+    hub = f"; of the hub it is hf://{source}" if is_of_a_hub(source) else ""
+    return f"no such file or folder: {source} (looked for {place}){hub}"
+
+
+def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Path) -> Sequence[str]:
+    """Raises DataError for what the run would be refused for, as far as the first rows show it."""
+    path, columns = dataset["path"], dataset.get("columns") or {}
+    bad = BadRows(path, dataset.get("on_bad_row") or "refuse")
+    rows = reading.read(
+        place, path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"), limit=FIRST_ROWS
+    )
+    task = train.get("task", "causal-lm")
+    if task == "causal-lm":
+        rows = formats.converted(rows, dataset.get("format") or "auto", columns, path, bad)
+    elif task in ROLES:
+        rows = formats.roles(rows, *ROLES[task], columns, path, bad)
+    return [*rows.notes, *bad.settle(len(rows))]
+
+
+def main() -> None:
+    """{"train", "folder", "is_complete"} on standard input, the answer on standard output."""
+    asked = json.load(sys.stdin)
+    folder = None if asked["folder"] is None else Path(asked["folder"])
+    print(json.dumps(look(asked["train"], folder, is_complete=asked["is_complete"])))
+
+
+if __name__ == "__main__":
+    main()

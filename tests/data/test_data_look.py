@@ -1,0 +1,76 @@
+"""What is wrong with the data of a training is said before a GPU is taken: by the client, by `plan` and `apply`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from live import Live
+
+from llmsched.cli.main import cli
+from llmsched.control import data_files
+from llmsched.control.gpu_memory import Verdict
+from llmsched.data.look import look
+from llmsched.spec.compile import compile_workload
+from llmsched.spec.load import load_json
+
+
+def spec(**train: Any) -> dict[str, Any]:
+    workdir = train.pop("workdir", None)
+    section = {"base_model": "package:models/tiny", "datasets": [{"path": "a.jsonl"}], **train}
+    return {"name": "sft", "kind": "train", "train": section, **({"workdir": workdir} if workdir else {})}
+
+
+def wrong(folder: Path, **train: Any) -> str:
+    return "; ".join(look(spec(**train)["train"], folder, is_complete=True)["errors"])
+
+
+def test_the_first_rows_show_a_missing_file_a_wrong_column_and_a_format_that_is_none(tmp_path: Path) -> None:
+    assert "no such file or folder: a.jsonl" in wrong(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"review": "x"}\n')
+    assert "no column 'text' for the role 'text'; found: review" in wrong(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\n')
+    assert "preference pairs" in wrong(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    assert wrong(tmp_path) == "" and wrong(tmp_path, task="sequence-classification") == ""
+    assert "of the hub it is hf://tatsu-lab/alpaca" in wrong(tmp_path, datasets=[{"path": "tatsu-lab/alpaca"}])
+    assert wrong(tmp_path, datasets=[{"path": "hf://tatsu-lab/alpaca"}, {"path": "s3://bucket/x.jsonl"}]) == ""
+
+
+def judged(tmp_path: Path, **train: Any) -> Verdict:
+    loaded = load_json(spec(**train))
+    return asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+
+
+def test_the_controller_looks_at_what_its_machine_reaches_in_a_process_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"messages": "[{\'role\': 1}]"}\n')
+    refusal = judged(tmp_path, datasets=[{"path": str(file)}]).refusal
+    assert refusal is not None and refusal.code == "unusable_data" and "Python's way of writing one" in refusal.message
+    elsewhere = judged(tmp_path, datasets=[{"path": "/nowhere/a.jsonl"}])
+    assert elsewhere.refusal is None and "/nowhere/a.jsonl is not on the controller's machine" in elsewhere.warnings[0]
+    named = judged(tmp_path, base_model="Qwen/Qwen3-0.6B", datasets=[{"path": str(file)}]).refusal
+    assert named is not None and named.code == "no_such_source" and "hf://Qwen/Qwen3-0.6B" in named.hint
+    file.write_text(json.dumps({"text": "x"}))
+    assert judged(tmp_path, datasets=[{"path": str(file)}]) == Verdict()
+
+
+def test_a_command_says_what_is_wrong_in_a_workdir_before_it_travels(
+    controller: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = {"LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
+    Path("spec.yaml").write_text(json.dumps(spec(workdir=".", base_model="org/name")))
+    said = CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env)
+    assert said.exit_code == 2 and "of the hub it is hf://org/name" in said.output
+    assert "train.datasets.0.path: no such file or folder: a.jsonl" in said.output
+    Path("spec.yaml").write_text(json.dumps(spec(workdir=".")))
+    Path("a.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    said = CliRunner().invoke(cli, ["apply", "-f", "spec.yaml"], env=env)
+    assert said.exit_code == 2 and "row 2 of a.jsonl is not JSON" in said.output
+    Path("a.jsonl").write_text('{"text": "x"}\n')
+    assert CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env).exit_code == 0

@@ -1,0 +1,51 @@
+"""What a training says of its data and its result, and how that is refused, with its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmsched.errors import SpecError
+from llmsched.spec.load import load
+
+
+def spec(dataset: str = "{path: d}", rest: str = "", after: str = "") -> str:
+    return f"name: a\nkind: train\ntrain:\n  base_model: m\n  datasets:\n    - {dataset}\n{rest}{after}"
+
+
+def test_how_data_is_read_and_what_a_result_is_can_be_said() -> None:
+    dataset = "{path: hf://a/b@1, subset: main, format: alpaca, on_bad_row: skip, columns: {instruction: q, output: a}}"
+    text = spec(dataset, "  method: lora\n  merge: true\n", "publish: {to: b, as: model}\n")
+    train = load(text)[0].train  # type: ignore[union-attr]
+    assert train.merge and train.datasets[0].subset == "main" and train.datasets[0].columns["output"] == "a"
+    plain = load(spec("{path: a.csv, encoding: latin-1}"))[0].train.datasets[0]  # type: ignore[union-attr]
+    assert (plain.format, plain.on_bad_row, plain.encoding) == ("auto", "refuse", "latin-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (spec(rest="  merge: true\n"), 7, '"train.merge": goes with "method: lora"'),
+        (
+            spec(rest="  method: lora\n  merge: true\n", after="publish: {to: b, as: adapter}\n"),
+            9,
+            '"train.merge" makes a whole model',
+        ),
+        (
+            spec(rest="  method: lora\n", after="publish: {to: b, as: model}\n"),
+            8,
+            'a model needs "train.merge: true" or "full"',
+        ),
+        (spec("{path: d, format: csv}"), 6, "'auto', 'chat', 'sharegpt', 'alpaca', 'prompt', 'preference', 'text'"),
+        (spec("{path: d, encoding: utf-9}"), 6, "expected an encoding that Python knows"),
+        (spec("{path: d, on_bad_row: drop}"), 6, "'refuse', 'skip'"),
+        (spec("{path: d, subset: x}"), 6, "goes with a data set of a hub"),
+        (spec("{path: hf://a/b, encoding: utf-8}"), 6, "a data set of a hub says itself"),
+        (spec("{path: d, columns: {prompt: x}}"), 6, "prompt"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_its_place(text: str, line: int, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(text, "a.yaml")
+    matching = [problem for problem in caught.value.problems if words in str(problem)]
+    assert matching, str(caught.value)
+    assert matching[0].where.startswith(f"a.yaml:{line}:")

@@ -1,0 +1,220 @@
+"""What a fine-tuning learns of a row: every turn of the assistant, whatever the template; what is said of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import finetune_tiny as tiny
+import pytest
+
+# As the templates of Qwen3 and its successors: thoughts stand in the last turn only, behind a mark of their own.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# As those of Llama 2 and Mistral: no beginning of an answer, an end that only answers have, no role system.
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}</s>"
+    "{% else %}{{ raise_exception('only user and assistant, please') }}{% endif %}{% endfor %}"
+)
+# As Llama 3.1's: a call of a tool stands in the place of the content, its answer goes to another role.
+TOOLS = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}{% endfor %}'
+    "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+IGNORING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+DROPPING = "{% for m in messages %}{% if loop.last or m.role == 'user' %}"
+DROPPING += "<{{ m.role }}>{{ m.content }}</s>{% endif %}{% endfor %}"
+
+
+def learnt(rank: int, size: int, template: str, messages: list[Any], tools: list[Any] | None = None) -> list[Any]:
+    import tiny_models
+
+    from workloads.finetune.causal_lm import IGNORED, CausalLM
+
+    tokenizer = tiny_models.byte_tokenizer()
+    tokenizer.chat_template = template
+    task = CausalLM(tokenizer, 10_000)
+    ids, labels = task._chat(messages, tools)
+    parts: list[list[int]] = [[]]
+    for token, label in zip(ids, labels, strict=True):
+        if label != IGNORED:
+            parts[-1].append(token)
+        elif parts[-1]:
+            parts.append([])
+    return [[tokenizer.decode(part) for part in parts if part], dict(task._seen)]
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+FUNCTION = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [FUNCTION]}
+CALLING = [*turns("how"), CALL, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "four"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "parts"),
+    [
+        (
+            THINKING,
+            turns("q1", " a1 ", "q2", "<think>hm</think> a2", "q3", "a3"),
+            ["a1<|im_end|>", "<think>hm</think> a2<|im_end|>", "\n</think>\n\na3<|im_end|>"],
+        ),
+        (INST, turns("q1", "a1", "q2", "a2"), [" a1</s>", " a2</s>"]),
+        (TOOLS, CALLING, ['{"name": "f", "arguments": {"a": 1}}</s>', "four</s>"]),
+        (IGNORING, turns("user", "user", "q", "assistant"), ["<assistant>user</s>", "<assistant>assistant</s>"]),
+        (TOOLS, [*turns("q", "a", "q"), {"role": "assistant", "content": "a", "learn": False}], ["a</s>"]),
+    ],
+)  # fmt: skip
+def test_every_turn_of_the_assistant_is_learnt_whatever_the_template_does(
+    template: str, messages: list[Any], parts: list[str]
+) -> None:
+    assert tiny.in_worker(learnt, template, messages)[0] == parts
+
+
+def test_a_tool_call_is_learnt_also_where_the_template_knows_none_and_never_as_python() -> None:
+    parts, said = tiny.in_worker(learnt, IGNORING, CALLING)
+    assert '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call></s>' in parts[0] and "None" not in parts[0]
+    assert "written as <tool_call>" in next(iter(said))
+    plain = TOOLS.replace(" | tojson", "")
+    assert tiny.in_worker(learnt, plain, CALLING)[0][0] == '{"name": "f", "arguments": {"a": 1}}</s>'
+
+
+def test_turns_that_a_template_leaves_out_are_counted() -> None:
+    parts, said = tiny.in_worker(learnt, DROPPING, turns("q1", "a1", "q2", "a2"))
+    assert parts == ["<assistant>a2</s>"]
+    assert said == {"turns of the assistant that the chat template does not show: nothing is learnt of them": 1}
+
+
+def samples(rank: int, size: int, model: str, dataset: dict[str, Any], max_length: int, changes: dict[str, Any]) -> Any:
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    from workloads.finetune.causal_lm import IGNORED, CausalLM
+    from workloads.sources import BadInput
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if "bos" in changes:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+    if "template" in changes:
+        tokenizer.chat_template = changes["template"]
+    task = CausalLM(tokenizer, max_length, changes.get("vocab_size"))
+    try:
+        found = task.samples([dataset], {})
+    except BadInput as error:
+        return str(error)
+    words = [tokenizer.convert_ids_to_tokens(list(each["input_ids"])) for each in found]
+    labels = [[int(label) for label in each["labels"] if label != IGNORED] for each in found]
+    asked = tokenizer("good film")["input_ids"]
+    return [words, labels, task.notes, asked]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    tiny.in_worker(tiny.make, str(folder))
+    return folder
+
+
+def of(made: Path, file: Path, max_length: int = 64, dataset: dict[str, Any] | None = None, **changes: Any) -> Any:
+    return tiny.in_worker(samples, str(made / "llama"), {"path": str(file), **(dataset or {})}, max_length, changes)
+
+
+def test_an_answer_that_max_length_cuts_off_is_counted_and_one_with_nothing_left_does_not_train(
+    made: Path, tmp_path: Path
+) -> None:
+    rows = [("film " * 20, "open"), ("how", "open the film " * 5), ("how", "open")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"prompt": p, "completion": c}) for p, c in rows))
+    words, labels, notes, _ = of(made, tmp_path / "a.jsonl", 12)
+    assert [len(each) for each in words] == [12, 3] and all(labels)
+    path = tmp_path / "a.jsonl"
+    assert f"{path}: 1 left out: the prompt alone fills max_length 12, nothing of the answer is left" in notes
+    assert f"{path}: 1 with an answer that is cut off at max_length 12" in notes
+
+
+def test_a_plain_text_begins_as_an_endpoint_codes_it(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good film\n")
+    words, labels, _, asked = of(made, tmp_path / "a.txt", bos=True)
+    assert words == [["<s>", "good", "film", "<|im_end|>"]] and labels[0][:3] == asked
+
+
+def test_a_row_that_a_template_or_the_vocabulary_refuses_is_named_or_left_out(made: Path, tmp_path: Path) -> None:
+    rows = [turns("how", "open"), [{"role": "system", "content": "you"}, *turns("how", "open")]]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    said = of(made, tmp_path / "a.jsonl", template=INST)
+    assert "row 2 of a.jsonl is refused by the chat template of the model: only user and assistant, please" in said
+    assert "its roles: system, user, assistant" in said
+    skipped = of(made, tmp_path / "a.jsonl", dataset={"on_bad_row": "skip"}, template=INST)
+    assert len(skipped[0]) == 1 and any("1 of 2 rows left out: row 2 of a.jsonl" in note for note in skipped[2])
+    assert "has the token 29, and the model knows 8" in of(made, tmp_path / "a.jsonl", vocab_size=8)
+
+
+def test_an_instruction_trains_a_base_without_a_chat_template_as_a_prompt(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"instruction": "how do i", "output": "open"}]))
+    words, labels, notes, _ = of(made, tmp_path / "a.json", template=None)
+    assert words[0][-4:] == ["[UNK]", "[UNK]", "open", "<|im_end|>"] and len(labels[0]) == 2
+    assert f"{tmp_path / 'a.json'}: alpaca: 1 rows" in notes
+
+
+def classes(rank: int, size: int, model: str, file: str, known: dict[str, int] | None) -> Any:
+    from transformers import AutoTokenizer
+
+    from workloads.finetune.classification import Classification
+    from workloads.sources import BadInput
+
+    task = Classification(AutoTokenizer.from_pretrained(model), 8, known)
+    try:
+        found = task.samples([{"path": file}], {})
+    except BadInput as error:
+        return str(error)
+    return [task.labels, [each["labels"][0] for each in found], task.new_head, task.notes]
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "numbers", "new_head"),
+    [
+        (["Positive", "Negative"], {"positive": 0, "negative": 1, "neutral": 2}, [0, 1], False),
+        (["pos ", "neg"], {"POS": 0, "NEG": 1}, [0, 1], False),
+        ([1, 0], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0], False),
+        (["1.0", "0.0", "1"], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0, 1], False),
+        (["good", "bad"], {"LABEL_0": 0, "LABEL_1": 1}, [1, 0], True),
+        (["Pos", "Mixed"], {"pos": 1, "neg": 0}, [1, 0], True),
+        (["b", "a"], None, [1, 0], False),
+    ],
+)
+def test_labels_keep_the_numbers_of_the_base_where_they_are_its_own_and_else_the_head_is_new(
+    labels: list[Any], known: dict[str, int] | None, numbers: list[int], new_head: bool, made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "good", "label": label}) for label in labels))
+    names, found, is_new, notes = tiny.in_worker(classes, str(made / "bert"), str(tmp_path / "a.jsonl"), known)
+    assert found == numbers and is_new is new_head
+    assert not known or (names == known) is not new_head
+    assert any("is made anew" in note for note in notes) is new_head
+    assert any(f"{len(set(numbers))} labels: " in note for note in notes)
+
+
+def test_the_names_of_labels_that_a_file_keeps_are_taken_and_texts_that_are_cut_are_counted(
+    made: Path, tmp_path: Path
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    about = {"info": {"features": {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}}}
+    table = pyarrow.Table.from_pylist([{"sentence": "film " * 20, "label": 1}, {"sentence": "film", "label": 0}])
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), file)
+    names, found, _, notes = tiny.in_worker(classes, str(made / "bert"), str(file), None)
+    assert names == {"bad": 0, "good": 1} and found == [1, 0]
+    assert f"{file}: 1 of 2 texts are cut off at max_length 8" in notes
+    assert f"{file}: 2 rows; text from 'sentence'" in notes
