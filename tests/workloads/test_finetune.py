@@ -89,7 +89,7 @@ def test_three_workers_train_exactly_as_one_does(spec: Any, made: Path, tmp_path
     timed = [line for line in lines if "data_wait" in line]
     assert len(timed) == 6
     for line in timed:
-        assert 0 < line["data_wait"] < 1
+        assert 0 <= line["data_wait"] < 1  # rows are encoded before the first step: none waits
         assert line["slowest_rank"] in range(3)
         assert 0 < line["rank_step_s"] <= line["slowest_rank_step_s"]
     assert_close(result_of(one), result_of(three))
