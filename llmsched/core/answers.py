@@ -7,7 +7,7 @@ nothing worse: it cannot end a pass, and what it does not see it cannot change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from numbers import Real
 from operator import index
@@ -99,6 +99,16 @@ class Ordering(Checked):
         super().__init__(policy)
         self.static: bool = self._attribute("static", False, lambda value: isinstance(value, bool), "true or false")
         self.across: str | None = getattr(policy, "across", None)
+        self.has_index = not self.static and callable(getattr(policy, "index", None))
+
+    def index(self) -> Index:
+        return Index(self)
+
+    def answers_of_index(self, wrong: tuple[str, str] | None) -> None:
+        """Its index is asked: what is wrong with that is told as of the policy."""
+        self._first()
+        if wrong is not None:
+            self._tell(*wrong)
 
     def key(self, gang: GangState, view: View) -> tuple[Any, ...]:
         """Numbers. Who has no key goes last."""
@@ -117,6 +127,54 @@ class Ordering(Checked):
                 return found
         self._tell_answer(found, "a tuple of numbers")
         return LAST
+
+
+class Index:
+    """The order of one class, as an ordering policy keeps it. When it is none, everybody is asked for a key."""
+
+    def __init__(self, ordering: Ordering) -> None:
+        self._ordering = ordering
+        self._index: Any = None
+        self._wrong: tuple[str, str] | None = None  # why it is not used any more
+        self._guarded("index", lambda: setattr(self, "_index", ordering.policy.index()))
+
+    def _guarded(self, what: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:
+            self._give_up(what, error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self._index = None
+        self._wrong = f"{what} of its index raised {type(error).__name__}", str(error)
+
+    def put(self, gang: GangState) -> None:
+        if self._index is not None:
+            self._guarded("put", lambda: self._index.put(GangView(gang)))
+
+    def drop(self, gang: GangState) -> None:
+        if self._index is not None:
+            self._guarded("drop", lambda: self._index.drop(gang.id))
+
+    def first(
+        self, members: Sequence[tuple[object, str]], now: float, key: Callable[[str], tuple[Any, ...]]
+    ) -> Iterator[tuple[tuple[Any, ...], str]]:
+        """(key, gang) of all members, best first."""
+        given: set[str] = set()
+        self._ordering.answers_of_index(self._wrong)
+        if self._index is not None:
+            try:
+                for _, name in self._index.first(now, key):
+                    if name in given:
+                        raise ValueError(f"{name} is there twice")
+                    found = key(name)  # raises for a stranger
+                    given.add(name)
+                    yield found, name
+            except Exception as error:
+                self._give_up("first", error)
+                self._ordering.answers_of_index(self._wrong)
+        if len(given) < len(members):
+            yield from sorted((key(name), name) for _, name in members if name not in given)
 
 
 class Placing(Checked):

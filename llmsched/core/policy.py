@@ -14,7 +14,7 @@ Beside its one method a policy may have:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,8 +22,9 @@ from llmsched.core import answers
 from llmsched.core.resources import Resources
 from llmsched.core.views import GangView, NodeView, View, WorkloadView
 
-__all__ = ["CLUSTER_WIDE", "GangView", "Knobs", "NodeView", "Policies", "View", "WorkloadView"]
+__all__ = ["CLUSTER_WIDE", "GangView", "Index", "Key", "Knobs", "NodeView", "Policies", "View", "WorkloadView"]
 
+Key = tuple[Any, ...]
 OptionsT = TypeVar("OptionsT")
 CLUSTER_WIDE = {"of_queue": False}  # metadata of a field of Options: no queue may have a value of its own
 
@@ -42,13 +43,26 @@ class Knobs(Generic[OptionsT]):
 class Ordering(Protocol):
     """Who goes first among those waiting in one queue. Must not look at nodes.
 
-    `static`: the key of a waiting gang does not change while it waits, so that a pass need not ask again.
+    `static`: the key of a waiting gang does not change while it waits, so that a pass need not ask again. Where keys
+    move a policy may have `index()`, which makes an `Index` for each class of gangs: a pass need not ask for all then.
     Small keys go first. Ties are broken by (submitted_at, workload id).
     """
 
     static: bool
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]: ...
+
+
+class Index(Protocol):
+    """The waiting gangs of one class: they ask for the same, in the same queue, at the same priority.
+
+    `first` gives (key, gang id) of all, best first; `key(gang id)` is (the policy's own key, *age)."""
+
+    def put(self, gang: GangView) -> None: ...
+
+    def drop(self, gang: str) -> None: ...
+
+    def first(self, now: float, key: Callable[[str], Key]) -> Iterator[tuple[Key, str]]: ...
 
 
 class Placing(Protocol):

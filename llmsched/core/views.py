@@ -115,6 +115,23 @@ class GangView(Frozen):
     def wanted_size(self) -> int | None:
         return self._gang.wanted_size
 
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """All that `View.outlook` depends on while it waits, but for what history learns."""
+        gang, spec = self._gang, self._gang.spec
+        told = (spec.model, spec.user, spec.steps, spec.estimated_runtime_s, gang.measured, gang.work_left)
+        done = (gang.served_s, gang.served_gpu_s, gang.worked_s, gang.progress_at, gang.relative_speed, gang.option)
+        return (*told, gang.basis is not None, *(done if gang.attempt else ()))
+
+    @property
+    def declared_alone_s(self) -> float | None:
+        """The declared run time of a gang of which nothing else is known; None: it is not such a gang."""
+        gang, spec = self._gang, self._gang.spec
+        knows_more = spec.model or gang.attempt or gang.measured or spec.is_elastic()
+        if knows_more or any(option.speedup for option in spec.groups[0].options):
+            return None
+        return spec.estimated_runtime_s or None
+
     def is_holding(self) -> bool:
         return self._gang.is_holding()
 
@@ -130,6 +147,9 @@ class GangView(Frozen):
 
     def __hash__(self) -> int:
         return hash(self._gang.id)
+
+    def __reduce__(self) -> tuple[type[GangView], tuple[GangState]]:
+        return GangView, (self._gang,)
 
     def __repr__(self) -> str:
         return f"GangView({self._gang.id})"

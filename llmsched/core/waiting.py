@@ -15,6 +15,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
+    from llmsched.core.answers import Index
     from llmsched.core.outstanding import Outstanding
     from llmsched.core.records import GangState
 
@@ -28,6 +29,7 @@ class Shape:
         "entries",
         "examined",
         "flavors",
+        "index",
         "least_gpus",
         "least_total",
         "queue",
@@ -44,6 +46,7 @@ class Shape:
         self.serial = serial
         self.entries: list[tuple[Key, str]] = []
         self.since: list[tuple[float, str]] = []  # (since when it waits, gang), longest first
+        self.index: Index | None = None  # its order, where keys move and the policy keeps one
         self.reason: Reason | None = None
         self.examined: tuple[int, ...] | None = None  # version of the state at which all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
@@ -84,22 +87,34 @@ class Waiting:
         self._outstanding = outstanding
         self._key: Callable[[GangState], Key] | None = None
         self._owner: object = None
+        self._index: Callable[[], Index] | None = None
         self._keys: dict[str, tuple[Shape, Key]] = {}
 
-    def attach(self, owner: object, key: Callable[[GangState], Key] | None, gangs: dict[str, GangState]) -> None:
-        """Sort by `key` from now on (None: by age). `owner` is compared by identity, so that it is done once."""
+    def attach(
+        self,
+        owner: object,
+        key: Callable[[GangState], Key] | None,
+        gangs: dict[str, GangState],
+        index: Callable[[], Index] | None = None,
+    ) -> None:
+        """Sort by `key` from now on (None: by age), and keep an `index` of each class. `owner` is compared by identity,
+        so that it is done once."""
         if owner is self._owner:
             return
         self._owner = owner
         self._key = key
+        self._index = index
         for gang_id, (shape, _) in list(self._keys.items()):
             self._keys[gang_id] = (shape, self._sort_key(gangs[gang_id]))
         for shape in self.shapes.values():
             shape.entries = sorted((self._keys[gang_id][1], gang_id) for _, gang_id in shape.entries)
+            shape.index = index() if index is not None else None
+            for _, gang_id in shape.entries if shape.index is not None else ():
+                shape.index.put(gangs[gang_id])  # type: ignore[union-attr]
 
     def _sort_key(self, gang: GangState) -> Key:
         age = (gang.submitted_at, gang.workload_id, gang.index)
-        return age if self._key is None else (*self._key(gang), *age)
+        return age if self._key is None else (self._key(gang), *age)
 
     def add(self, gang: GangState) -> None:
         shape = gang.shape
@@ -109,10 +124,13 @@ class Waiting:
             if shape is None:
                 self._serial += 1
                 shape = self.shapes[key] = Shape(gang.spec, self._serial)
+                shape.index = self._index() if self._index is not None else None
             gang.shape = shape
         sort_key = self._sort_key(gang)
         insort(shape.entries, (sort_key, gang.id))
         insort(shape.since, (gang.queued_since, gang.id))
+        if shape.index is not None:
+            shape.index.put(gang)
         self.live[shape.serial] = shape
         self._keys[gang.id] = (shape, sort_key)
         self.count += 1
@@ -129,6 +147,8 @@ class Waiting:
         assert shape.entries[at][1] == gang.id
         del shape.entries[at]
         del shape.since[bisect_left(shape.since, (gang.queued_since, gang.id))]
+        if shape.index is not None:
+            shape.index.drop(gang)
         if not shape.entries:
             del self.live[shape.serial]
             shape.reason = shape.examined = None

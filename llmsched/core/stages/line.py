@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from llmsched.core.answers import Ordering
 from llmsched.core.fair import BORROWED, Shares, total_of
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import need_milli
 from llmsched.core.state import State
+from llmsched.core.views import View
 from llmsched.core.waiting import Key, Shape
 
 BY_AGE = "by age"
@@ -27,9 +29,20 @@ class Head(NamedTuple):
 
     key: Key
     serial: int
-    at: int
-    entries: list[tuple[Key, str]]
+    name: str
+    rest: Iterator[tuple[Key, str]]
     shape: Shape
+
+
+def key_with_age(ordering: Ordering, gang: GangState, view: View) -> Key:
+    """The policy's key, and then the age."""
+    return (ordering.key(gang, view), gang.submitted_at, gang.workload_id, gang.index)
+
+
+def _popped(rows: list[tuple[Key, str]]) -> Iterator[tuple[Key, str]]:
+    heapify(rows)
+    while rows:
+        yield heappop(rows)
 
 
 def compares_queues(state: State, shares: Shares | None) -> bool:
@@ -59,7 +72,9 @@ class Line:
         if ordering.static:
             waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
         else:
-            waiting.attach(BY_AGE, None, self._gangs)
+            owner = ordering if ordering.has_index else BY_AGE
+            waiting.attach(owner, None, self._gangs, ordering.index if ordering.has_index else None)
+        self._now_s = state.now
         self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         free = UNBOUNDED
@@ -78,7 +93,7 @@ class Line:
         alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
         self._key_of: Callable[[str], Key] | None = None
         if not ordering.static and not (alone and not self._refused_still):
-            self._key_of = lambda name: ordering.key(self._gangs[name], view)
+            self._key_of = lambda name: key_with_age(ordering, self._gangs[name], view)
         self._most_of = most_of
         for shape in shapes:
             head = self._head(shape)
@@ -90,21 +105,25 @@ class Line:
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
 
     def _head(self, shape: Shape) -> Head:
-        entries = shape.entries  # stands still during a pass
-        if self._key_of is not None:
-            most = self._most_of(shape)
-            few = entries if len(entries) <= most else entries[:most]
-            entries = [((*self._key_of(name), *age), name) for age, name in few]
-            heapify(entries)
-        return Head(entries[0][0], shape.serial, 0, entries, shape)
+        rest = self._in_order(shape)
+        key, name = next(rest)
+        return Head(key, shape.serial, name, rest, shape)
+
+    def _in_order(self, shape: Shape) -> Iterator[tuple[Key, str]]:
+        """(key, gang) of a class, best first; it stands still during a pass."""
+        entries, key_of = shape.entries, self._key_of
+        if key_of is None:
+            return iter(entries)
+        most = self._most_of(shape)
+        if shape.index is not None and len(entries) <= most:
+            return shape.index.first(entries, self._now_s, key_of)
+        few = entries if len(entries) <= most else entries[:most]
+        return _popped([(key_of(name), name) for _, name in few])
 
     def _next(self, head: Head) -> Head | None:
         """The same class without its first one."""
-        if self._key_of is not None:
-            heappop(head.entries)
-            return head._replace(key=head.entries[0][0]) if head.entries else None
-        at = head.at + 1
-        return head._replace(key=head.entries[at][0], at=at) if at < len(head.entries) else None
+        following = next(head.rest, None)
+        return None if following is None else head._replace(key=following[0], name=following[1])
 
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
@@ -138,7 +157,7 @@ class Line:
             head = heappop(heap)
             if not self.blocker(head.shape):
                 self._refused, self._now = False, head
-                yield self._gangs[head.entries[head.at][1]], head.shape
+                yield self._gangs[head.name], head.shape
                 following = None if self._refused else self._next(head)
                 if following is not None:
                     heappush(heap, following)

@@ -25,6 +25,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.grow import more
+from llmsched.core.stages.line import key_with_age
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
@@ -68,17 +69,17 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
 
 def _ranked(this: Pass) -> list[Row]:
     """Every rigid gang that may run or be evicted, best first."""
-    state, trial, plan, view, key = this.state, this.trial, this.plan, this.view, this.policies.ordering.key
+    state, trial, plan, view, ordering = this.state, this.trial, this.plan, this.view, this.policies.ordering
     rows: list[Row] = []
     for name in state.holding:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
         if not (stays or name in plan.sizes or name in trial.leaving):
-            rows.append(((*key(gang, view), gang.submitted_at, gang.workload_id, gang.index), gang))
+            rows.append((key_with_age(ordering, gang, view), gang))
     for name in (name for shape in state.waiting.live.values() for _, name in shape.entries):
         gang = state.gangs[name]
         if gang.nomination is None and name not in plan.sizes:
-            rows.append(((*key(gang, view), gang.submitted_at, gang.workload_id, gang.index), gang))
+            rows.append((key_with_age(ordering, gang, view), gang))
     rows.sort(key=lambda row: row[0])
     return rows
 

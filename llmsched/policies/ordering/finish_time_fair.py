@@ -26,6 +26,7 @@ from typing import Any
 
 from llmsched.core.policy import GangView, Knobs, View
 from llmsched.core.resources import MILLI
+from llmsched.policies.ordering.finish_time_index import FinishTimeIndex
 
 GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
@@ -55,6 +56,9 @@ class FinishTimeFair:
         self._options = options or Knobs(self.Options())
         self._bound = 0.0
         self._contention = 1.0
+
+    def index(self) -> FinishTimeIndex:
+        return FinishTimeIndex()
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)

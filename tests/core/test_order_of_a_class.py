@@ -1,0 +1,121 @@
+"""The default ordering keeps each class in order and asks few for a key: the order is that of the keys all the same."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ledger import cluster
+
+from llmsched.core import facts
+from llmsched.core.policy import View
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.stages.line import key_with_age
+from llmsched.core.workload import Group, Option, Workload
+from llmsched.policies.ordering.finish_time_fair import FinishTimeFair
+from llmsched.policies.registry import load
+
+ONE = (Group("workers", 1, (Option(None, Resources(1000)),)),)
+
+
+class Counted(FinishTimeFair):
+    asked = 0
+
+    def key(self, gang: Any, view: View) -> tuple[Any, ...]:
+        self.asked += 1
+        return super().key(gang, view)
+
+
+def work(name: str, **more: Any) -> Workload:
+    return Workload(name, name, "task", ONE, grace_s=0.0, **more)
+
+
+def some(draw: random.Random, name: str) -> Workload:
+    """Jobs that declare a run time, that only have a model of which runs are known, and that say nothing."""
+    kind = draw.randrange(6)
+    if kind < 4:
+        seconds = draw.choice((60.0, 600.0, round(draw.lognormvariate(7, 2), draw.choice((0, 1, 6)))))
+        return work(name, estimated_runtime_s=max(seconds, 1.0))
+    if kind == 4:
+        return work(name, model=draw.choice("mn"), user=draw.choice("uv"), steps=draw.choice((None, 10.0, 90.0)))
+    return work(name)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_order_kept_is_that_of_the_keys_whatever_is_learnt_and_whoever_comes_and_goes(seed: int) -> None:
+    draw = random.Random(seed)
+    given = cluster(f"1 node x {draw.choice((1, 2, 30))}").scheduling(hold_after_s=0.0)
+    state, policies = given.state, load(given.names)
+    for step in range(60):
+        given.now += draw.choice((0.0, 0.5, 40.0, 3000.0))
+        happened: list[Any] = [facts.Tick(given.now)]
+        for number in range(draw.randrange(6)):
+            happened.append(facts.Submitted(given.now, some(draw, f"w{step}-{number}")))
+        for name in [*state.holding][: draw.randrange(3)]:
+            gang = state.gangs[name]
+            if gang.started_at is None:
+                happened.append(facts.Bound(given.now, name, gang.attempt))
+            else:
+                how = draw.choice(("succeeded", "succeeded", "error"))
+                happened.append(facts.Finished(given.now, name, gang.attempt, how))
+        turn(state, happened, policies)
+        view = View(state)
+        policies.begin(view)
+        for shape in state.waiting.live.values():
+            keys = {name: key_with_age(policies.ordering, state.gangs[name], view) for _, name in shape.entries}
+            assert shape.index is not None
+            kept = [*shape.index.first(shape.entries, state.now, keys.__getitem__)]
+            assert kept == sorted((key, name) for name, key in keys.items())
+        assert not policies.troubles()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["each declares another run time", "nobody says anything"])
+def test_who_ends_lets_a_pass_ask_a_few_of_the_many_that_wait(told: bool) -> None:
+    given, ordering = cluster("1 node x 2").scheduling(hold_after_s=0.0), Counted()
+    policies = replace(load(given.names), ordering=ordering)
+    for number in range(400):
+        more = {"estimated_runtime_s": 60.0 + number % 97 + number / 1000} if told else {}
+        given.state.apply(facts.Submitted(1.0 + number / 1000, work(f"w{number}", **more)))
+    turn(given.state, [facts.Tick(10.0)], policies)
+    for number in range(5):
+        (name, *_) = given.state.holding
+        attempt = given.state.gangs[name].attempt
+        ordering.asked = 0
+        plan = turn(given.state, [facts.Finished(20.0 + number, name, attempt, "succeeded")], policies)
+        assert len(plan.decisions) == 1 and ordering.asked <= 12
+
+
+class Lies:
+    """An index that gives somebody twice, a stranger, too few, or nothing but an exception."""
+
+    def __init__(self, lie: str) -> None:
+        self.lie = lie
+        self.names: list[str] = []
+
+    def put(self, gang: Any) -> None:
+        self.names.append(gang.id)
+
+    def drop(self, gang: str) -> None:
+        self.names.remove(gang)
+
+    def first(self, now: float, key: Any) -> Any:
+        told = {"twice": [*self.names[:1] * 2], "stranger": ["x/7"], "few": self.names[:1]}
+        return iter([((0,), name) for name in told[self.lie]])
+
+
+@pytest.mark.parametrize("lie", ["twice", "stranger", "few", "raises"])
+def test_an_index_that_lies_leaves_nobody_out(lie: str) -> None:
+    class Lying(FinishTimeFair):
+        def index(self) -> Any:
+            return Lies(lie)
+
+    given = cluster("1 node x 4")
+    policies = replace(load(given.names), ordering=Lying())
+    for name in "abc":
+        given.pending(name, 1)
+    plan = turn(given.state, [], policies)
+    assert [decision.gang for decision in plan.decisions] == ["a/0", "b/0", "c/0"]  # type: ignore[union-attr]
+    assert lie == "few" or plan.troubles
