@@ -142,7 +142,7 @@ class Answers:
 NONSENSE = (None, "best", float("nan"), (float("nan"),), ("a", 1), {"w": -1}, [], object(), RuntimeError("no luck"))
 
 
-@pytest.mark.parametrize("answer", NONSENSE, ids=repr)
+@pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: "object()" if type(answer) is object else repr(answer))
 @pytest.mark.parametrize("family", ["ordering", "placement"])
 def test_an_answer_that_is_none_is_told_and_the_pass_goes_on_without_it(family: str, answer: Any) -> None:
     policies = replace(load(PolicyNames()), **{family: Answers(answer)})
