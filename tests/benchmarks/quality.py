@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import max_min
+
 from llmsched.core import facts
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.decisions import Launch
@@ -37,6 +39,9 @@ from llmsched.policies import registry
 TRACES = Path(__file__).parents[2] / ".." / "shared" / "traces" / "train"
 PHILLY = "philly_2017-09-04_2017-10-22.csv.gz"
 PHILLY_GPUS = 480
+GAVEL = "gavel_msr_seed0.csv.gz"
+GAVEL_SPEEDS = "gavel_isolated_throughput.csv"
+GAVEL_NODES = "9x4:V100,9x4:P100,9x4:K80"
 SHOCKWAVE_PAID = (
     "run times known to those that use them (OSSP, AlloX, Shockwave); nothing paid to preempt; 120 s rounds"
 )
@@ -58,10 +63,12 @@ class Row:
     published_paid: str
     must: dict[str, float] = field(default_factory=dict)  # figure -> at most
     below: tuple[str, ...] = ()  # or: figures that must be below those of these rows
+    compared: tuple[str, ...] = ("avg_wait_s", "p99_wait_s")  # those figures
+    peers: dict[str, list[str]] = field(default_factory=dict)  # replayed here: options of max_min.py
     figures: tuple[str, ...] = ("makespan_s", "avg_jct_s", "worst_ftf", "unfair_pct")
 
 
-def rows(traces: Path, philly: Path) -> list[Row]:
+def rows(traces: Path, philly: Path, gavel: Path) -> list[Row]:
     def shockwave(number: int, nodes: str, *more: str) -> list[str]:
         trace = str(traces / f"shockwave_{number}.csv")
         return [trace, "--nodes", nodes, "--duration-column", "true_duration_s", "--quantum", "120", *more]
@@ -160,10 +167,43 @@ def rows(traces: Path, philly: Path) -> list[Row]:
                     "our own engine, the same rules, quotas and costs",
                     {"quota_violations": 0},
                     tuple(other for other in names if other != name) if mine else (),
-                    ("avg_wait_s", "p99_wait_s", "quota_violations", "preemptions"),
+                    figures=("avg_wait_s", "p99_wait_s", "quota_violations", "preemptions"),
                 )
             )
+    return found + on_unlike_gpus(gavel)
+
+
+def on_unlike_gpus(trace: Path) -> list[Row]:
+    """The same jobs with and without knowing how fast each is on which GPU; beside max-min, which knows it."""
+    base = [str(trace), "--nodes", GAVEL_NODES, "--quantum", "3600", "--restart-cost", "30"]
+    peer = {"max-min": [str(trace), "--nodes", GAVEL_NODES]}
+    peers = {**peer, "max-min that takes all GPUs for equal": [*peer["max-min"], "--blind"]}
+    found = []
+    for told, ordering in (("none", "least_attained"), ("exact", "shortest_remaining")):
+        blind = f"Gavel, {ordering}, estimates {told}, told nothing of flavors"
+        chosen = [*base, "--ordering", ordering, "--estimates", told]
+        figures = ("avg_jct_s", "p50_jct_s", "p99_jct_s", "makespan_s", "preemptions")
+        found.append(Row(blind, [[*chosen, "--no-flavors"]], {}, "our own engine, the same costs", figures=figures))
+        found.append(
+            Row(
+                f"Gavel, {ordering}, estimates {told}",
+                [chosen],
+                {"known from the paper: mean JCT that flavors unknown / known": "1.5 to 3.5"},
+                "max-min, written after Gavel's paper: speeds known, no run times, nothing paid; 360 s rounds",
+                below=(blind,),
+                compared=("avg_jct_s",),
+                peers=peers if told == "none" else {},
+                figures=figures,
+            )
+        )
     return found
+
+
+def gavel_trace(traces: Path, out: Path) -> None:
+    """The jobs of all four VCs with their run times on each flavor."""
+    speeds = traces.parent / "profiles" / GAVEL_SPEEDS
+    words = ["sim", "import", "gavel", str(traces / GAVEL), "--profiles", str(speeds), "-o", str(out)]
+    subprocess.run([sys.executable, "-m", "llmsched.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def philly_configuration(trace: Path, gpus: int = PHILLY_GPUS) -> str:
@@ -282,7 +322,7 @@ def measure(row: Row, say: Callable[[str], None]) -> dict[str, Any]:
         "each": [{key: each[key] for key in keys} for each in runs] if len(runs) > 1 else [],
         "told": runs[0]["told"],
         "paid": runs[0]["paid"],
-        "published": row.published,
+        "published": row.published | {name: max_min.measure(words) for name, words in row.peers.items()},
         "published_told_and_paid": row.published_paid,
         "must_be_at_most": row.must,
         "missed": {
@@ -296,13 +336,13 @@ def measure(row: Row, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def compare(found: list[dict[str, Any]], wanted: list[Row]) -> None:
-    """Rows that must be below others: mean and p99 wait."""
+    """Rows that must be below others, in the figures that they name."""
     by_name = {each["row"]: each for each in found}
     for row in wanted:
         for other in row.below:
             if row.name in by_name and other in by_name:
                 mine, theirs = by_name[row.name], by_name[other]
-                for key in ("avg_wait_s", "p99_wait_s"):
+                for key in row.compared:
                     if mine["ours"][key] >= theirs["ours"][key]:
                         missed = {"got": mine["ours"][key], "most": theirs["ours"][key]}
                         mine["missed"][f"{key} below {other}"] = missed
@@ -319,7 +359,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         philly = Path(folder) / "philly.yaml"
         philly.write_text(philly_configuration(given.traces / PHILLY))
-        wanted = [row for row in rows(given.traces, philly) if given.only.lower() in row.name.lower()]
+        gavel = Path(folder) / "gavel.csv"
+        wanted = [row for row in rows(given.traces, philly, gavel) if given.only.lower() in row.name.lower()]
+        if any(row.name.startswith("Gavel") for row in wanted):
+            gavel_trace(given.traces, gavel)
         found = []
         for row in wanted:
             print(row.name, end=" ", flush=True)

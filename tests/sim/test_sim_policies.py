@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from llmsched.sim import fleet, report, runtimes, setting, simulator
 from llmsched.sim.recorder import Recorder
 from llmsched.sim.traces import table
@@ -36,6 +38,13 @@ def test_goodput_lets_whoever_ends_soon_go_first_when_gpus_are_short():
     _, ends = run(text, ordering="finish_time_fair", elasticity="goodput", quantum_s=0.0)
     assert ends["short"] <= 10 + 60
     assert max(ends.values()) <= 9200  # 36,060 GPU-seconds on four GPUs, and nothing is thrown away
+
+
+@pytest.mark.parametrize("longs", [1, 4, 40])
+def test_goodput_lets_a_minute_of_work_wait_for_no_hours_although_a_restart_costs_something(longs):
+    text = CURVE + "".join(f"long{i},0,1,9000,4500,3000,2250\n" for i in range(longs)) + "short,500,1,60,30,20,15\n"
+    _, ends = run(text, ordering="finish_time_fair", elasticity="goodput", quantum_s=0.0, restart_cost_s=30.0)
+    assert ends["short"] <= 500 + 60 + 30 + 30, "its work, its start, and who makes room"
 
 
 def test_goodput_does_not_restart_a_job_that_is_nearly_done_for_little():
