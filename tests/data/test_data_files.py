@@ -41,13 +41,16 @@ def read(
         ("a.json", json.dumps({name: [row[name] for row in ROWS] for name in ("text", "label")}).encode()),
         ("rows", LINES),
         ("train.data", b"\xef\xbb\xbf" + LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.jsonl.bz2", bz2.compress(LINES)),
         ("a.jsonl.zst", bytes(pyarrow.compress(LINES, codec="zstd", asbytes=True))),
         ("a.jsonl", LINES.decode().encode("utf-16")),
         ("a.csv", 'text,label\n"good; very, \tgood",pos\n"a ""bad""\u2028film",neg\n'.encode()),
         ("a.csv", 'text;label\r\n"good; very, \tgood";pos\r\n"a ""bad""\u2028film";neg'.encode("utf-8-sig")),
-        ("a.csv.gz", gzip.compress('label,text\npos,"good; very, \tgood"\nneg,"a ""bad""\u2028film"\n'.encode())),
+        (
+            "a.csv.gz",
+            gzip.compress('label,text\npos,"good; very, \tgood"\nneg,"a ""bad""\u2028film"\n'.encode(), mtime=0),
+        ),
         ("a.tsv", 'text\tlabel\n"good; very, \tgood"\tpos\n"a ""bad""\u2028film"\tneg\n'.encode()),
     ],
 )
