@@ -41,7 +41,6 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "create_system": "zipfile",
     "compress_type": "zipfile",
     "seekable": "zipfile",
-    "openapi": "FastAPI",
     "should_exit": "uvicorn",
     "capture_signals": "uvicorn",
     "core_schema": "pydantic",

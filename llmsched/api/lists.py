@@ -20,6 +20,7 @@ from llmsched.spec import http_models
 from llmsched.store.tables import ArchiveQuery
 
 AT_MOST = 250  # of one group, of one page
+EVERY = "every"  # of all groups together: nobody is passed over who changes the group between two pages
 STORY_AT_MOST = 1_000  # entries
 
 
@@ -37,7 +38,7 @@ class Cursor(NamedTuple):
     def read(cls, text: str) -> Cursor:
         try:
             group, at, name = text.split("~", 2)
-            if group in http_models.GROUPS:
+            if group in (*http_models.GROUPS, EVERY):
                 return cls(group, float(at), name)
         except ValueError:
             pass
@@ -47,14 +48,16 @@ class Cursor(NamedTuple):
 def workloads(
     controller: Any, permissions: Permissions, limits: Mapping[str, int], cursor: str | None
 ) -> http_models.WorkloadList:
-    """The first of each group, so many as `limits` says; or those of one group after the cursor. Newest first."""
+    """The first of each group, so many as `limits` says; or those of one group after the cursor. Newest first. What two
+    groups both show stands there once."""
     at = Cursor.read(cursor) if cursor is not None else None
-    here: dict[str, list[WorkloadState]] = {group: [] for group in http_models.GROUPS}
+    here: dict[str, list[WorkloadState]] = {group: [] for group in (*http_models.GROUPS, EVERY)}
     counts: Counter[http_models.Phase] = Counter()
     for found in controller.state.workloads.values():
         if permissions.sees(found.workload):
             counts[views.phase(found)] += 1
             here[http_models.group_of(views.phase(found))].append(found)
+            here[EVERY].append(found)
     for (user, queue, outcome), count in controller.state.archived.items():
         if permissions.sees_work_of(user, queue):
             counts[outcome] += count
@@ -65,7 +68,7 @@ def workloads(
         if at is not None and at.group != group:
             continue
         page = _page(here[group], limit + 1, at)
-        if group == "ended" and limit:
+        if group in ("ended", EVERY) and limit:
             user, queues = permissions.selection()
             query = ArchiveQuery(limit + 1, user=user, queues=queues, after_age=at and (at.submitted_at, at.id))
             gone = [one for one in controller.archived(query) if one.workload.id not in controller.state.workloads]
@@ -74,6 +77,7 @@ def workloads(
             last = page[limit - 1]
             following.append(str(Cursor(group, last.submitted_at, last.workload.id)))
         shown += page[:limit]
+    shown = list({one.workload.id: one for one in shown}.values())
     return http_models.WorkloadList(
         workloads=[views.workload(controller.state, one, controller.progress_of(one), names) for one in _sorted(shown)],
         counts=dict(counts),

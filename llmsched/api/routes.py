@@ -213,10 +213,17 @@ More = Annotated[str | None, Query(max_length=300, description="go on after the 
 
 @router.get("/workloads")
 async def workloads(
-    given: Given, who: Looker, active: Limit = 200, waiting: Limit = 100, ended: Limit = 100, cursor: More = None
+    given: Given,
+    who: Looker,
+    active: Limit = 200,
+    waiting: Limit = 100,
+    ended: Limit = 100,
+    every: Limit = 0,
+    cursor: More = None,
 ) -> http_models.WorkloadList:
-    """Newest first: the first page of each group, or with a cursor the next page of one."""
-    limits = {"active": active, "waiting": waiting, "ended": ended}
+    """Newest first: the first page of each group, or with a cursor the next page of one. `every` pages through all,
+    whatever their group."""
+    limits = {"active": active, "waiting": waiting, "ended": ended, lists.EVERY: every}
     return lists.workloads(given.controller, who.permissions, limits, cursor)
 
 

@@ -194,10 +194,14 @@ class Client:
         active: int | None = None,
         waiting: int | None = None,
         ended: int | None = None,
+        every: int | None = None,
         cursor: str | None = None,
     ) -> http_models.WorkloadList:
-        """One page, newest first: at most so many of each group. With a cursor of `next`: more of its group."""
-        return self._loop.call(self._core.workloads(active=active, waiting=waiting, ended=ended, cursor=cursor))
+        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next`: more of
+        its group."""
+        return self._loop.call(
+            self._core.workloads(active=active, waiting=waiting, ended=ended, every=every, cursor=cursor)
+        )
 
     def all_workloads(self) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""

@@ -143,23 +143,21 @@ class AsyncClient:
         active: int | None = None,
         waiting: int | None = None,
         ended: int | None = None,
+        every: int | None = None,
         cursor: str | None = None,
     ) -> http_models.WorkloadList:
-        """One page, newest first: at most so many of each group. With a cursor of `next`: more of its group."""
-        chosen = {"active": active, "waiting": waiting, "ended": ended, "cursor": cursor}
+        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next`: more of
+        its group."""
+        chosen = {"active": active, "waiting": waiting, "ended": ended, "every": every, "cursor": cursor}
         params = {key: value for key, value in chosen.items() if value is not None}
         return await self._http.ask(http_models.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
     async def all_workloads(self) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
-        whole = page = await self.workloads(active=PAGE, waiting=PAGE, ended=PAGE)
-        left = [*page.next]
-        while left:
-            page = await self.workloads(active=PAGE, waiting=PAGE, ended=PAGE, cursor=left.pop())
+        whole = page = await self.workloads(active=0, waiting=0, ended=0, every=PAGE)
+        while page.next:
+            page = await self.workloads(every=PAGE, cursor=page.next[0])
             whole.workloads += page.workloads
-            left += page.next
-        whole.workloads = list({view.id: view for view in whole.workloads}.values())  # who ended meanwhile stands once
-        whole.workloads.sort(key=lambda view: (-view.submitted_at, view.id))
         whole.next = []
         return whole
 

@@ -86,6 +86,27 @@ def test_ended_work_is_listed_and_known_after_it_left_the_state_and_after_a_rest
     asyncio.run(life(check=True))
 
 
+def test_who_changes_the_group_between_two_pages_of_every_one_is_on_the_second(tmp_path: Path) -> None:
+    """A count of 3,000 submissions once missed 128 that had ended while their list was read."""
+
+    async def life() -> None:
+        controller = Controller(SqliteStore(tmp_path / "state.sqlite"), FakeExecutor([NodeKind(1, "A100")]), storage="")
+        running = asyncio.create_task(controller.run())
+        await controller.started.wait()
+        for name in ("a", "b", "c", "d"):
+            await controller.submit([task(name, resources={"cpus": 1_000})], user="ann")
+        permissions = Permissions(Person("ann", "submitter"), controller.state.configuration)
+        first = lists.workloads(controller, permissions, {"every": 2}, None)
+        await controller.cancel("a", user="ann")
+        second = lists.workloads(controller, permissions, {"every": 2}, first.next[0])
+        assert [view.id for view in (*first.workloads, *second.workloads)] == ["d", "c", "b", "a"]
+        assert (second.workloads[-1].phase, second.next) == ("cancelled", [])
+        await controller.stop()
+        await running
+
+    asyncio.run(life())
+
+
 @pytest.mark.parametrize("cursor", ["", "ended", "ended~x~y", "elsewhere~1.0~a"])
 def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
     with pytest.raises(RequestError, match="is no cursor"):
