@@ -97,7 +97,7 @@ def test_who_changes_the_group_between_two_pages_of_every_one_is_on_the_second(t
             await controller.submit([task(name, resources={"cpus": 64})], user="ann")
         permissions = Permissions(Person("ann", "submitter"), controller.state.configuration)
         first = lists.workloads(controller, permissions, {"every": 2}, None)
-        await controller.cancel("b", user="ann")
+        await controller.cancel("b", "ann")
         second = lists.workloads(controller, permissions, {"every": 2}, first.next[0])
         assert [view.id for view in (*first.workloads, *second.workloads)] == ["d", "c", "b", "a"]
         assert (second.workloads[0].phase, second.next) == ("cancelled", [])
