@@ -9,7 +9,7 @@ import click
 
 from llmsched.cli import show, terminal
 
-KINDS = ("train", "serve", "batch", "tune", "task")
+KINDS = ("train", "serve", "batch", "tune", "task", "ray")
 
 
 @click.command()

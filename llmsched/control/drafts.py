@@ -144,7 +144,7 @@ def differences(draft: Draft) -> list[str]:
 
 
 # What an attempt computes. A checkpoint of one is no beginning for another.
-_WORK = ("train", "task", "batch", "tune", "workdir", "environment")
+_WORK = ("train", "task", "ray", "batch", "tune", "workdir", "environment")
 # What no replica is given: how many there are, how they come and go, and what the gateway keeps to.
 _SCALING = {"replicas", "autoscaling", "rollout", "request_timeout"}
 

@@ -1,8 +1,8 @@
 """The protocol that every kind of attempt implements, and what it may ask of the supervisor that it lives under.
 
 The supervisor knows how an attempt lives: it begins, may be asked to leave, changes its size, ends with a receipt. A
-kind knows how its work is done: `train_attempt.py`, `task_attempt.py`. An `Attempt` is one try at one size: a resize
-makes a new one, so nothing of the old one can stay behind.
+kind knows how its work is done: `train_attempt.py`, `task_attempt.py`, `ray_attempt.py`. An `Attempt` is one try at one
+size: a resize makes a new one, so nothing of the old one can stay behind, unless the kind can change its size as it is.
 """
 
 from __future__ import annotations
@@ -66,6 +66,13 @@ class Attempt(Protocol):
     def let_go(self) -> bool:
         """Give everything back to Ray, whatever state it is in, and wait until it is gone; whether it is. May be called
         again."""
+
+    def can_become(self, members: list[dict[str, Any]]) -> bool:
+        """Whether it could hold these members instead without an end; answered at once."""
+
+    def become(self, members: list[dict[str, Any]], grace_s: float) -> bool:
+        """Hold these members instead and go on; who goes has the grace to leave. Returns when it does. False: it did
+        not work, and it is as it was."""
 
     def controlled_by(self, controller: Any) -> None:
         """An actor of Ray's own says that it runs the work."""

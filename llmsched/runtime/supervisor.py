@@ -42,6 +42,7 @@ clock = time.monotonic  # of health
 _KINDS = {
     "train": ("llmsched.runtime.train_attempt", "TrainAttempt"),
     "task": ("llmsched.runtime.task_attempt", "TaskAttempt"),
+    "ray": ("llmsched.runtime.ray_attempt", "RayAttempt"),
 }
 
 
@@ -61,6 +62,7 @@ class Supervisor:
         self._commands = Commands()
         self._receipt: receipt.Receipt | None = None
         self._next_members: list[dict[str, Any]] | None = None
+        self._changing = threading.Lock()
         self.resizes = 0
         self._is_clear = False
         self._try_anew()
@@ -114,9 +116,33 @@ class Supervisor:
     def resize(self, members: str, grace_s: float) -> None:
         """Hold these members (JSON) instead: the loop saves and leaves, and begins again from there at the new size.
 
-        One that does not leave within the grace is ended and goes back to its last checkpoint; a task begins again.
+        One that does not leave within the grace is ended and goes back to its last checkpoint; a task begins again. A
+        kind that can goes on as it is.
         """
-        self._next_members = json.loads(members)
+        wanted = json.loads(members)
+        with self._lock:
+            attempt, self._next_members = self._attempt, wanted
+            is_at_work = self._has_begun and not self._stop_mode
+        if attempt is not None and is_at_work and attempt.can_become(wanted):
+            threading.Thread(target=self._become, args=(attempt, wanted, grace_s), daemon=True).start()
+        else:
+            self.stop("resize", grace_s)
+
+    def _become(self, attempt: Attempt, wanted: list[dict[str, Any]], grace_s: float) -> None:
+        with self._changing:  # one change after the other; what is asked meanwhile is told by the last
+            if self._next_members is not wanted:
+                return
+            is_done = False
+            try:
+                is_done = attempt.become(wanted, grace_s)
+            except Exception:
+                traceback.print_exc()
+            if is_done:
+                with self._lock:
+                    self.order["members"] = wanted
+                    self.resizes += 1
+                    self._next_members = None if self._next_members is wanted else self._next_members
+                return
         self.stop("resize", grace_s)
 
     def lost_node(self, node: str) -> None:

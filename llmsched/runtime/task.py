@@ -41,6 +41,8 @@ class Ending(NamedTuple):
 class TaskWorker:
     """One rank, as a Ray actor with threads: `run` blocks while `stop` answers."""
 
+    KIND = "task"
+
     def __init__(self, order: str, rank: int) -> None:
         self._order: dict[str, Any] = json.loads(order)
         redaction.hide(self._order)
@@ -60,7 +62,8 @@ class TaskWorker:
         """Where this rank ended up: node id, address, pid, working folder, and the variables that say who it is."""
         here = ray.get_runtime_context()
         about = {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
-        return {**about, "folder": str(self._shared_folder()), "envs": {**execute.surroundings(), **_driver_envs()}}
+        around = {**execute.surroundings(), **self._driver_envs()}
+        return {**about, "rank": self._rank, "folder": str(self._shared_folder()), "envs": around}
 
     def prepare(self) -> Ending:
         """Lay out the working folder that all ranks of this node share, and run `setup` there."""
@@ -78,7 +81,7 @@ class TaskWorker:
             return Ending(str(error), "input")
         except packages.Unreachable as error:
             return Ending(str(error))
-        setup = self._order["spec"]["task"].get("setup") or []
+        setup = self._section.get("setup") or []
         if not setup:
             return Ending()
         return self._ending(f"setup {setup[0]!r}", self._run(setup, [self._envs({})]).code)
@@ -91,7 +94,7 @@ class TaskWorker:
     def run(self, envs: dict[str, str], meeting: Rendezvous | None = None) -> Ending:
         """Run the command to its end, as often as `meeting` says."""
         self._folder = self._shared_folder()
-        command = self._order["spec"]["task"]["run"]
+        command = self._section["run"]
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this node
         done = self._folder / f".llmsched-done-{self._rank}"
         each = meeting.processes_of(self._rank) if meeting else [{}]
@@ -116,11 +119,14 @@ class TaskWorker:
         name = f"llms/{self._order['gang']}/{self._order['attempt']}"
         meter = pulse.CommandMeter(meeting.port if meeting and len(meeting.addresses) > 1 else 0)
         while not self._stopping.wait(pulse.EVERY_S):
-            processes = self._processes
-            if processes is None or not (pids := processes.pids):
-                continue
             with suppress(Exception):
-                self._tell(name, meter.read(pids))
+                if (said := self._pulse(meter)) is not None:
+                    self._tell(name, said)
+
+    def _pulse(self, meter: pulse.CommandMeter) -> Pulse | None:
+        """None: there is nothing to speak of."""
+        pids = self._processes.pids if self._processes is not None else []
+        return meter.read(pids) if pids else None
 
     def _tell(self, name: str, said: Pulse) -> None:
         ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, said)
@@ -160,11 +166,24 @@ class TaskWorker:
         return Path(tempfile.gettempdir()) / f"llmsched-task-{owner}-{job}"
 
     def _envs(self, envs: dict[str, str]) -> dict[str, str]:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        around = {**os.environ, "PATH": path}
+        around = self._surroundings()
+        path = os.pathsep.join([str(Path(sys.executable).parent), around.get("PATH", os.defpath)])
+        around = {**around, "PATH": path}
         if self._packages is not None:
             around = self._packages.surround(around)
-        return {**around, "PYTHONUNBUFFERED": "1", **_driver_envs(), **envs, **self._order["envs"]}
+        return {**around, "PYTHONUNBUFFERED": "1", **self._driver_envs(), **envs, **self._order["envs"]}
+
+    def _surroundings(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def _driver_envs(self) -> dict[str, str]:
+        """Of Ray drivers that the command starts."""
+        return _driver_envs()
+
+    @property
+    def _section(self) -> dict[str, Any]:
+        section: dict[str, Any] = self._order["spec"][self.KIND]
+        return section
 
     def _say(self, text: str) -> None:
         with self._log.path.open("a", encoding="utf-8") as log:

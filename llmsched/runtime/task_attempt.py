@@ -16,8 +16,12 @@ from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S,
 from llmsched.runtime.rendezvous import Rendezvous
 from llmsched.runtime.task import Ending, TaskWorker
 
+AT_ONCE = 8  # calls that a worker answers side by side: it runs, is watched, and is told to stop
+
 
 class TaskAttempt:
+    WORKER: type[TaskWorker] = TaskWorker
+
     def __init__(self, life: Life) -> None:
         self._life = life
         self._left = life.left  # of this try: the next one has another
@@ -28,7 +32,7 @@ class TaskAttempt:
         life = self._life
         for member in life.order["members"]:
             self._workers.append(self._worker(member))
-        places = self._placed()
+        places = self._placed(self._workers)
         heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
         preparing = [worker.prepare.remote() for worker in heads.values()]
         self._check(self._answers(preparing, [self._workers.index(worker) for worker in heads.values()]))
@@ -72,15 +76,26 @@ class TaskAttempt:
                 continue
         return gone == len(self._workers)
 
+    def can_become(self, members: list[dict[str, Any]]) -> bool:
+        """A command begins again at another size."""
+        return False
+
+    def become(self, members: list[dict[str, Any]], grace_s: float) -> bool:
+        return False
+
     def controlled_by(self, controller: Any) -> None:
         """Nobody but us runs a task."""
 
     def _worker(self, member: dict[str, Any]) -> Any:
+        return self._hire(member, member["rank"])
+
+    def _hire(self, member: dict[str, Any], rank: int, *more: str) -> Any:
+        """An actor on the member's node that holds the member's resources; `more` are arguments of its class."""
         need, life = resources_of(member), self._life
         return (
-            ray.remote(max_restarts=0, max_concurrency=4)(TaskWorker)
+            ray.remote(max_restarts=0, max_concurrency=AT_ONCE)(self.WORKER)
             .options(
-                name=f"{life.name}/rank-{member['rank']}" + (f".{life.resizes}" if life.resizes else ""),
+                name=f"{life.name}/rank-{rank}" + (f".{life.resizes}" if life.resizes else ""),
                 namespace=NAMESPACE,
                 num_gpus=need.pop("GPU", 0),
                 num_cpus=need.pop("CPU", 0),
@@ -88,7 +103,7 @@ class TaskAttempt:
                 resources=need,
                 label_selector={"ray.io/node-id": member["node"]},
             )
-            .remote(json.dumps(life.order), member["rank"])
+            .remote(json.dumps(life.order), rank, *more)
         )
 
     def _meeting(self, addresses: list[str]) -> Rendezvous:
@@ -113,8 +128,8 @@ class TaskAttempt:
         }
         return {key: str(value) for key, value in envs.items()}
 
-    def _placed(self) -> list[dict[str, Any]]:
-        asked = [worker.where.remote() for worker in self._workers]
+    def _placed(self, workers: list[Any]) -> list[dict[str, Any]]:
+        asked = [worker.where.remote() for worker in workers]
         until = time.monotonic() + PLACED_WITHIN_S
         waiting = asked
         while waiting:

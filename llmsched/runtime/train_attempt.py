@@ -110,6 +110,13 @@ class TrainAttempt:
             self._life.storage.delete(f"train-runs/{self._run_name}")
         return is_gone
 
+    def can_become(self, members: list[dict[str, Any]]) -> bool:
+        """Ray Train changes its size by a restart alone."""
+        return False
+
+    def become(self, members: list[dict[str, Any]], grace_s: float) -> bool:
+        return False
+
     def controlled_by(self, controller: Any) -> None:
         self._controller = controller
 

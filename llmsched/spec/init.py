@@ -73,6 +73,21 @@ task:
   # processes_per_worker: gpus     # or a number: as many processes on each worker, each with a RANK of its own
 """
 
+RAY = """\
+# Runs a Ray program, as it is, in a Ray of its own. Check it: llmsched plan -f FILE     Run it: llmsched apply -f FILE
+name: my-ray-program
+kind: ray
+resources: {accelerators: A100:1, cpus: 4, memory: 16GB}    # what ONE node of its Ray gets: whole CPUs and GPUs
+workers: 2..8                    # nodes; more join and some leave while it runs (drained first); also just 2
+max_runtime: 6h
+workdir: .                       # at the same path on every machine, and where Ray's workers stand
+# environment: {pip: [verl]}     # besides the cluster's own packages
+ray:
+  run: ["python", "program.py"]  # runs once, on the first node, with RAY_ADDRESS set: ray.init() is enough
+  # setup: ["python", "prepare.py"]    # before, once on every machine
+  # object_store_memory: 4GB     # of each node's memory; without it 30 %
+"""
+
 BATCH = """\
 # NOT SUPPORTED YET: batch workloads are specified, but do not run; `llmsched plan` will say so.
 # Puts every row of a data set through a model.
@@ -111,7 +126,7 @@ tune:
   scheduler: asha                # stops poor trials early
 """
 
-STARTERS = {"train": TRAIN, "serve": SERVE, "batch": BATCH, "tune": TUNE, "task": TASK}
+STARTERS = {"train": TRAIN, "serve": SERVE, "batch": BATCH, "tune": TUNE, "task": TASK, "ray": RAY}
 
 
 def starter(kind: str) -> str:

@@ -12,6 +12,7 @@ from llmsched.spec import document as documents
 from llmsched.spec import support, validation
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.document import Document
+from llmsched.spec.ray import RaySpec
 from llmsched.spec.serve import ServeSpec
 from llmsched.spec.task import TaskSpec
 from llmsched.spec.train import TrainSpec
@@ -24,6 +25,7 @@ KINDS: dict[str, type[WorkloadSpec]] = {
     "batch": BatchSpec,
     "tune": TuneSpec,
     "task": TaskSpec,
+    "ray": RaySpec,
 }
 
 

@@ -26,6 +26,11 @@ _WHAT_ENDS: dict[str, tuple[Any, ...]] = {
     "groups": ([],),
     "checkpoint.uri": (None,),
 }
+_SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
+    "checkpoint.every": (600, 600.0, "10m"),  # a command saves when it likes
+    "checkpoint.keep": (3,),
+    "checkpoint.resume": ("auto",),
+}
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "train": {
         **_EVERY_KIND,
@@ -50,13 +55,8 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "batch": {},
     "tune": {},
-    "task": {
-        **_EVERY_KIND,
-        **_WHAT_ENDS,
-        "checkpoint.every": (600, 600.0, "10m"),  # a command saves when it likes
-        "checkpoint.keep": (3,),
-        "checkpoint.resume": ("auto",),
-    },
+    "task": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
+    "ray": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
 }
 
 # Kinds of source that work, by the keys that hold one. `run://NAME/best` never does yet.
@@ -89,7 +89,7 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 
 
 CODE = "not_supported_yet"
-_INSTEAD = "Supported kinds: train, serve, task."
+_INSTEAD = "Supported kinds: train, serve, task, ray."
 _SOURCE_WORDS = {
     "model": "a registered model (model://) as data",
     "best": "the best checkpoint of a run (/best)",

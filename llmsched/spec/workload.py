@@ -227,7 +227,7 @@ Envs = Annotated[dict[EnvName, EnvValue], AfterValidator(_check_envs), Field(max
 
 
 class WorkloadSpec(Section):
-    """One document of a spec file. The kinds are its subclasses: train, serve, batch, tune, task."""
+    """One document of a spec file. The kinds are its subclasses: train, serve, batch, tune, task, ray."""
 
     name: Name
     kind: str

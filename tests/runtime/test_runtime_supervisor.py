@@ -18,7 +18,10 @@ from llmsched.runtime.supervisor import FORCED, Supervisor
 
 
 class Scripted:
-    """Works until it is told how it ended; says what was done to it."""
+    """Works until it is told how it ended; says what was done to it. `becomes`: what comes of a change
+    of its size as it is; None: it cannot."""
+
+    becomes: bool | None = None
 
     def __init__(self, life: Life) -> None:
         self.life, self.ended = life, threading.Event()
@@ -47,6 +50,13 @@ class Scripted:
     def let_go(self) -> bool:
         self.did.append("let go")
         return True
+
+    def can_become(self, members: list[dict[str, Any]]) -> bool:
+        return self.becomes is not None
+
+    def become(self, members: list[dict[str, Any]], grace_s: float) -> bool:
+        self.did.append(f"became {len(members)}")
+        return bool(self.becomes)
 
     def controlled_by(self, controller: Any) -> None:
         raise AssertionError("nobody controls it")
@@ -133,6 +143,23 @@ def test_a_resize_is_a_new_try_that_knows_nothing_of_the_old_one(born: Callable[
     assert not one.ranks.places and not one.ranks.failures and not one.left.is_set()
     MADE[1].ends()
     assert receipt(one)["outcome"] == "succeeded"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_can_change_its_size_as_it_is_goes_on_and_begins_again_only_when_that_fails(
+    works: bool, born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "becomes", works)
+    one = born("a")
+    one.resize(json.dumps(members("abc")), 3600.0)
+    if works:
+        wait_until(lambda: one.status()["size"] == 3, 30, "the other size")
+        assert (MADE[0].did, one.status()["stopping"], one.status()["started"]) == (["became 3"], "", True)
+        MADE[0].ends()
+        assert receipt(one)["outcome"] == "succeeded" and len(MADE) == 1
+    else:
+        wait_until(lambda: "asked" in MADE[0].did, 30, "it is asked to leave")
+        assert (MADE[0].did, one.status()["stopping"]) == (["became 3", "asked"], "resize")
 
 
 def test_one_that_was_forced_to_another_size_does_not_say_that_nothing_is_left(born: Callable[..., Supervisor]) -> None:

@@ -15,6 +15,7 @@ from llmsched.spec.validation import keys_of
 
 HERE = Path(__file__).parent
 TASK = "name: a\nkind: task\ntask: {run: [x]}\n"
+RAY = "name: a\nkind: ray\nray: {run: [x]}\n"
 TRAIN = "name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]}\n"
 SERVE = "name: a\nkind: serve\nserve: {model: {source: m}}\n"
 
@@ -150,7 +151,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         'a.yaml:5:13: "task.run": expected a list of words, such as ["python", "script.py"]; '
         'for a shell ["bash", "-c", "..."], got "python x.py"',
         'a.yaml:6:1: "notify" is not supported yet. Leave it out.',
-        'a.yaml:9:7: "kind": expected one of train, serve, batch, tune, task, got "trian". Did you mean "train"?',
+        'a.yaml:9:7: "kind": expected one of train, serve, batch, tune, task, ray, got "trian". Did you mean "train"?',
         'a.yaml:13:8: "serve": expected exactly one of "model" (our engine serves it) and "app" (your own class)',
     ]
     assert (error.code, error.exit_code, error.http_status) == ("invalid_spec", 2, 422)
@@ -321,6 +322,11 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
             '"--standalone" makes every worker train a copy of its own',
         ),
         (section("task", "{run: [bash, -c, deepspeed t.py]}") + "\nworkers: 2", "3:13", "write torchrun instead"),
+        (RAY + "resources: {cpus: 1.5}", "4:19", "whole number of CPUs, and at least 1"),
+        (RAY + "resources: {accelerators: ['L4:1', 'L4:0.5']}", "4:36", "a node of a Ray has whole GPUs, got L4:0.5"),
+        (RAY + "resources: {memory: 100MB}", "4:21", "at least 500MB"),
+        (section("ray", "{run: [x], object_store_memory: 2GB}") + "resources: {memory: 1GB}", "3:39", "must be less"),
+        (section("ray", "{run: [x], object_store_memory: 2MB}"), "3:39", "expected at least 80MB"),
         # the text itself
         (TASK + "name: b", "4:1", 'the key "name" is here twice. It stands at 1:1'),
         ("name: a\nname: b\nkind: task\nname: c\ntask: {run: [x]}", "2:1", 'the key "name" is here twice'),

@@ -1,0 +1,151 @@
+"""What one member of a `kind: ray` gang does: be a node of its private Ray, and on the first one run the program.
+
+Start reading at `RayMember.start`. The Ray's processes are in `private_ray.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from llmsched.runtime import containment, environment, packages, private_ray, pulse
+from llmsched.runtime.health import Pulse
+from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
+from llmsched.runtime.task import DONE_FILE, Ending, TaskWorker
+
+
+class Joined(NamedTuple):
+    """A node of the private Ray. `message`: why it did not come up."""
+
+    address: str = ""
+    node: str = ""
+    dashboard: str = ""
+    message: str = ""
+    envs: dict[str, str] = {}  # with which a program here finds its Ray
+
+
+class RayMember(TaskWorker):
+    """`member` is that of the LaunchOrder as JSON; `token` is the private Ray's."""
+
+    KIND = "ray"
+
+    def __init__(self, order: str, rank: int, member: str, token: str) -> None:
+        super().__init__(order, rank)
+        self._member: dict[str, Any] = json.loads(member)
+        self._token = token
+        self._node: RayNode | None = None
+
+    def attach(self) -> None:
+        """Use the working folder that another member of this machine has laid out, and keep it there."""
+        self._folder = self._shared_folder()
+        environment.keep(self._folder)
+
+    def start(self, address: str = "") -> Joined:
+        """Come up as the head, or as a node of the Ray at `address`."""
+        self._folder = self._shared_folder()
+        self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this machine
+        self._guard = self._guard or self._new_guard()
+        share = Share.of(self._member, _labels(), self._order["spec"]["ray"].get("object_store_memory") or 0)
+        self._node = RayNode(self._token, share, self._envs({}), self._ray_program())
+        try:
+            self._node.start(self._ip(), self._folder, address)
+        except DidNotStart as error:
+            self._say(f"[llmsched] {error}\n")
+            return Joined(message=str(error))
+        threading.Thread(target=self._beat, args=(None,), daemon=True, name="pulse").start()
+        ours = {name: text for name, text in self._node.envs.items() if name.startswith("RAY_")}
+        return Joined(self._node.address, self._node.node_id(), self._node.dashboard, envs=ours)
+
+    def program(self, envs: dict[str, str]) -> Ending:
+        """Run the program to its end, here on the head."""
+        assert self._node is not None
+        command = self._section["run"]
+        done = self._folder / f".llmsched-done-{self._rank}"
+        code = self._run(command, [{**self._node.envs, **envs, DONE_FILE: str(done)}]).code
+        if self._over_memory:
+            return Ending(self._over_memory, "input", code)
+        return self._ending(repr(command[0]), code)._replace(says_done=done.exists())
+
+    def watch(self) -> Ending:
+        """Until the node has ended. A message when nobody asked it to."""
+        node = self._node
+        if node is None:
+            return Ending()
+        node.wait()
+        if node.was_stopped or self._stopping.is_set():
+            return Ending(code=0)
+        if self._over_memory:
+            return Ending(self._over_memory, "input")
+        return Ending(f"a node of its Ray ended by itself{node.last_words()}", "interruption")
+
+    def drain(self, node: str, within_s: float) -> str:
+        """Asked of the head: tell the Ray that `node` will go."""
+        return self._node.drain(node, within_s) if self._node else "it is gone"
+
+    def leave(self, within_s: float) -> None:
+        """Drained: go once nothing runs here any more, at the latest after so long."""
+        if self._node is not None and self._node.wait(within_s):
+            self._stopping.set()
+        self.close()
+
+    def stop(self, grace_s: float) -> None:
+        """Asked of the head: the program is told to leave, and ended after the grace. Its Ray goes after it."""
+        self._stopping.set()
+        if self._processes is not None:
+            self._processes.stop(grace_s)
+
+    def close(self) -> None:
+        """End the node and all that is left here; return when it is gone."""
+        if self._node is not None:
+            self._node.stop()
+        self._contain()
+        self._log.close()
+        if self._node is not None:
+            self._node.clean()
+
+    def _new_guard(self) -> containment.Guard:
+        asked = int(self._member.get("memory_bytes") or 0)
+        return containment.Guard(
+            memory_bytes=asked + private_ray.RAY_ITSELF_BYTES if asked else 0,
+            memory_action=self._order.get("over_memory", "off"),
+            on_memory=self._on_memory,
+        )
+
+    def _surroundings(self) -> dict[str, str]:
+        """Nothing of the Ray in which this process is a worker: its address, its job, the mark for its drivers. The
+        owner's mark stays, by which processes are known."""
+        return {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+
+    def _driver_envs(self) -> dict[str, str]:
+        """The program's drivers are of another Ray."""
+        return {}
+
+    def _pulse(self, meter: pulse.CommandMeter) -> Pulse:
+        """Of the program; a member without one has only its node to speak for."""
+        return meter.read(self._processes.pids) if self._processes is not None else Pulse()
+
+    def _ip(self) -> str:
+        return str(ray.util.get_node_ip_address())
+
+    def _ray_program(self) -> list[str]:
+        """The Ray of this Python, or the same seen from the workload's packages."""
+        python = sys.executable if self._packages is None else str(self._packages.bin / "python")
+        return [python, "-P", "-m", "ray.scripts.scripts"]
+
+    def _shared_folder(self) -> Path:
+        """Of all members: a program's modules lie at the same path on every machine, as its Ray expects."""
+        owner = f"{self._order['gang']}-{self._order['attempt']}-{self._order['epoch']}".replace("/", "-")
+        return Path(tempfile.gettempdir()) / f"llmsched-ray-{owner}-{ray.get_runtime_context().get_job_id()}"
+
+
+def _labels() -> dict[str, str]:
+    """Of the machine's node in the shared Ray."""
+    here = ray.get_runtime_context().get_node_id()
+    return next((dict(one.get("Labels") or {}) for one in ray.nodes() if one["NodeID"] == here), {})

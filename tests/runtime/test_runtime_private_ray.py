@@ -1,0 +1,144 @@
+"""A node of a private Ray: what `ray start` is told, and what becomes of it. A script stands for Ray."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
+from llmsched.runtime.ray_attempt import _changes, _Node
+from llmsched.runtime.ray_member import Joined
+
+MEMBER = {"rank": 0, "node": "n", "cpus": 4.0, "gpus": 2.0, "memory_bytes": 10_000_000_000, "custom": {"FPGA": 1.0}}
+LABELS = {"ray.io/node-id": "ff", "ray.io/accelerator-type": "A100", "zone": "a"}
+# Does what `ray start --block` does, as far as it can be seen from outside.
+RAY = """
+import json, os, pathlib, signal, sys
+folder = next(pathlib.Path(word.partition("=")[2]) for word in sys.argv if word.startswith("--temp-dir="))
+(folder / "told.json").write_text(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}))
+if HOW == "fails":
+    sys.exit("RuntimeError: the port is taken")
+(folder / "session_latest").mkdir()
+(folder / "session_latest" / "gcs_server_port_ab12").write_text("4711")
+print("Ray runtime started.", flush=True)
+signal.pause() if HOW == "lasts" else sys.exit("the GCS has gone")
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Callable[..., RayNode]]:
+    nodes: list[RayNode] = []
+
+    def make(how: str = "lasts", envs: dict[str, str] | None = None) -> RayNode:
+        script = tmp_path / f"{how}.py"
+        script.write_text(RAY.replace("HOW", repr(how)))
+        nodes.append(RayNode("secret", Share.of(MEMBER, LABELS), envs or {}, [sys.executable, str(script)]))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.stop()
+        node.clean()
+        assert not node.folder.exists()
+
+
+def told(node: RayNode) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((node.folder / "told.json").read_text())
+    return found
+
+
+def test_the_head_tells_its_address_and_shares_no_port_token_or_folder(
+    made: Callable[..., RayNode], tmp_path: Path
+) -> None:
+    head, other = made(envs={"MINE": "1"}), made()
+    for one in (head, other):
+        one.start("127.0.0.2", tmp_path)
+    assert head.address == "127.0.0.2:4711" and head.dashboard != other.dashboard
+    argv = told(head)["argv"]
+    assert {"start", "--head", "--port=0", "--block", "--dashboard-host=127.0.0.1"} <= set(argv)
+    ports = [[word for word in told(one)["argv"] if "client-server-port" in word] for one in (head, other)]
+    assert ports[0] != ports[1]
+    assert told(head)["cwd"] == str(tmp_path)
+    token = Path(told(head)["env"]["RAY_AUTH_TOKEN_PATH"])
+    assert token.read_text() == "secret" and token.stat().st_mode & 0o777 == 0o600
+    assert head.folder in token.parents and head.folder != other.folder
+    assert "secret" not in json.dumps(told(head)) and told(head)["env"]["MINE"] == "1"
+    assert len(str(head.folder)) < 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+
+
+def test_another_node_joins_the_head(made: Callable[..., RayNode], tmp_path: Path) -> None:
+    node = made()
+    node.start("127.0.0.2", tmp_path, "10.0.0.1:99")
+    assert "--address=10.0.0.1:99" in told(node)["argv"] and "--head" not in told(node)["argv"]
+    assert (node.address, node.envs["RAY_ADDRESS"], node.dashboard) == ("10.0.0.1:99", "10.0.0.1:99", "")
+
+
+def test_a_node_is_told_its_share_of_the_machine_and_the_machines_labels() -> None:
+    options = Share.of(MEMBER, LABELS).options()
+    assert options[:4] == [
+        "--num-cpus=4", "--num-gpus=2", "--object-store-memory=3000000000", "--memory=7000000000"
+    ]  # fmt: skip
+    assert json.loads(options[4].partition("=")[2]) == {"FPGA": 1.0, "accelerator_type:A100": 1.0}
+    assert options[5] == "--labels=ray.io/accelerator-type=A100,zone=a"
+    plain = Share.of({"cpus": 1.0}, LABELS)
+    assert (plain.labels, plain.memory, plain.custom) == ({"zone": "a"}, 0, {})  # no GPU of the machine is its own
+    assert Share.of(MEMBER, {}, store=2_000_000_000)[2:4] == (8_000_000_000, 2_000_000_000)
+
+
+def test_one_that_does_not_come_up_says_why(made: Callable[..., RayNode], tmp_path: Path) -> None:
+    with pytest.raises(DidNotStart, match="ended with code 1; last line: RuntimeError: the port is taken"):
+        made("fails").start("127.0.0.2", tmp_path)
+
+
+def test_one_that_ends_by_itself_is_known_from_one_that_was_stopped(
+    made: Callable[..., RayNode], tmp_path: Path
+) -> None:
+    ends, stopped = made("ends"), made()
+    ends.start("127.0.0.2", tmp_path)
+    assert ends.wait(30) and not ends.was_stopped
+    assert ends.last_words() == "; last line: the GCS has gone"
+    stopped.start("127.0.0.2", tmp_path)
+    stopped.stop()
+    assert stopped.wait(0) and stopped.was_stopped
+
+
+def test_what_holds_a_node_keeps_no_process_when_it_is_stopped_twice(
+    made: Callable[..., RayNode], tmp_path: Path
+) -> None:
+    node = made()
+    node.start("127.0.0.2", tmp_path)
+    assert node._process is not None
+    node._process.send_signal(signal.SIGKILL)
+    wait_until(lambda: node.wait(0), 30, "its end")
+    node.stop()
+
+
+def members(nodes: str) -> list[dict[str, Any]]:
+    return [{"rank": rank, "node": node, "gpus": 1.0} for rank, node in enumerate(nodes)]
+
+
+def nodes(where: str) -> list[_Node]:
+    return [_Node(one, None, {}, Joined(), None) for one in members(where)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stays", "goes", "comes"),
+    [
+        ("ab", "abc", "ab", "", "c"),
+        ("abc", "a", "a", "bc", ""),
+        ("abc", "cab", "abc", "", ""),  # only the order is another: nobody moves
+        ("aab", "ac", "a", "ab", "c"),
+        ("ab", "bc", "b", "a", "c"),  # the head would go: begun again (can_become)
+    ],
+)
+def test_a_change_of_size_moves_nobody_who_may_stay(before: str, after: str, stays: str, goes: str, comes: str) -> None:
+    stay, go, come = _changes(nodes(before), members(after))
+    assert ["".join(one.member["node"] for one in part) for part in (stay, go)] == [stays, goes]
+    assert "".join(one["node"] for one in come) == comes
