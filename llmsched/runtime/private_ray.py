@@ -34,6 +34,7 @@ LOOPBACK = "127.0.0.1"
 _RUNNING = "Ray runtime started"  # Ray's own word, printed once the node is in its table
 _LONGEST_ROOT = 26  # characters: Ray puts sockets below, whose names end at 107 bytes
 _STOPS_WITHIN_S = 5.0
+_LOOK_EVERY_S = 0.2
 _ALREADY_OURS = ("ray.io/node-id", "ray.io/node-group")  # labels that Ray gives by itself
 _PROGRAM = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
@@ -131,7 +132,7 @@ class RayNode:
         self._ports = [HeldPort(), HeldPort()]
         dashboard, client = (one.number for one in self._ports)
         self.dashboard = f"http://{LOOPBACK}:{dashboard}"
-        options += ["--head", "--port=0", f"--ray-client-server-port={client}", "--include-dashboard=true"]
+        options += ["--head", "--port=0", f"--ray-client-server-port={client}"]
         return [*options, f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"]
 
     def _gcs_port(self) -> int:
@@ -143,11 +144,18 @@ class RayNode:
     def node_id(self) -> str:
         """Ray's, in hex; "" when it is gone."""
         with suppress(psutil.Error):
-            for child in psutil.Process(self._process.pid if self._process else 0).children(recursive=True):
-                for word in child.cmdline():
-                    if word.startswith("--node_id="):
-                        return str(word.partition("=")[2])
+            for child in psutil.Process(self._process.pid if self._process else 0).children():
+                words = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
+                if words and Path(words[0]).name == "raylet":
+                    return next((str(word.partition("=")[2]) for word in words if word.startswith("--node_id=")), "")
         return ""
+
+    def has_left(self, within_s: float) -> bool:
+        """Whether it has gone by itself, as a node does that was drained and has nothing more to do. `ray start` stays."""
+        until = time.monotonic() + within_s
+        while (is_there := bool(self.node_id())) and time.monotonic() < until:
+            time.sleep(_LOOK_EVERY_S)
+        return not is_there
 
     def drain(self, node: str, within_s: float) -> str:
         """Tell the Ray that this node will go: what runs there has so long to leave. "", or why that failed."""

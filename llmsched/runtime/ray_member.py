@@ -91,8 +91,9 @@ class RayMember(TaskWorker):
 
     def leave(self, within_s: float) -> None:
         """Drained: go once nothing runs here any more, at the latest after so long."""
-        if self._node is not None and self._node.wait(within_s):
-            self._stopping.set()
+        self._stopping.set()
+        if self._node is not None:
+            self._node.has_left(within_s)
         self.close()
 
     def stop(self, grace_s: float) -> None:

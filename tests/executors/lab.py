@@ -23,7 +23,7 @@ class Lab:
         (self.storage / "workdirs").mkdir(parents=True)
         self.workdir = str(self.storage / "workdirs" / "loops.zip")
         with zipfile.ZipFile(self.workdir, "w") as archive:
-            for name in ("loops.py", "hoard.py"):
+            for name in ("loops.py", "hoard.py", "ray_program.py"):
                 archive.write(Path(__file__).with_name(name), name)
             self.wheel = write_wheel(home, "greeter", "1.0", "WORD = 'hello from a wheel'\n")
             archive.write(home / self.wheel, self.wheel)
@@ -44,6 +44,10 @@ class Lab:
 
     def task(self, gang, run, nodes=None, setup=()):
         return self.order(gang, "task", {"task": {"run": run, "setup": list(setup)}}, nodes)
+
+    def ray(self, gang, *words, nodes=None):
+        spec = {"ray": {"run": ["python", "ray_program.py", *words]}}
+        return self.order(gang, "ray", spec, nodes, workdir=self.workdir, envs={"MODE": "mine"})
 
     def launch(self, given):
         self.bridge.send("launch", given)

@@ -323,10 +323,10 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         ),
         (section("task", "{run: [bash, -c, deepspeed t.py]}") + "\nworkers: 2", "3:13", "write torchrun instead"),
         (RAY + "resources: {cpus: 1.5}", "4:19", "whole number of CPUs, and at least 1"),
-        (RAY + "resources: {accelerators: ['L4:1', 'L4:0.5']}", "4:36", "a node of a Ray has whole GPUs, got L4:0.5"),
+        (RAY + "resources: {accelerators: ['T4:1', 'L4:0.5']}", "4:36", "a node of a Ray has whole GPUs, got L4:0.5"),
         (RAY + "resources: {memory: 100MB}", "4:21", "at least 500MB"),
-        (section("ray", "{run: [x], object_store_memory: 2GB}") + "resources: {memory: 1GB}", "3:39", "must be less"),
-        (section("ray", "{run: [x], object_store_memory: 2MB}"), "3:39", "expected at least 80MB"),
+        (section("ray", "{run: [x], object_store_memory: 2GB}") + "resources: {memory: 1GB}", "3:38", "must be less"),
+        (section("ray", "{run: [x], object_store_memory: 2MB}"), "3:38", "expected at least 80MB"),
         # the text itself
         (TASK + "name: b", "4:1", 'the key "name" is here twice. It stands at 1:1'),
         ("name: a\nname: b\nkind: task\nname: c\ntask: {run: [x]}", "2:1", 'the key "name" is here twice'),
