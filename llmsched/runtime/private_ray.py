@@ -151,7 +151,7 @@ class RayNode:
         return ""
 
     def has_left(self, within_s: float) -> bool:
-        """Whether it has gone by itself, as a node does that was drained and has nothing more to do. `ray start` stays."""
+        """Whether it has gone by itself, as a node does that was drained and is idle. `ray start` stays."""
         until = time.monotonic() + within_s
         while (is_there := bool(self.node_id())) and time.monotonic() < until:
             time.sleep(_LOOK_EVERY_S)

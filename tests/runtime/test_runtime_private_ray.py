@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
+from llmsched.runtime.health import Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
 from llmsched.runtime.ray_attempt import _changes, _Node
-from llmsched.runtime.ray_member import Joined
+from llmsched.runtime.ray_member import Joined, RayMember
+from llmsched.runtime.task import Ending
 
 MEMBER = {"rank": 0, "node": "n", "cpus": 4.0, "gpus": 2.0, "memory_bytes": 10_000_000_000, "custom": {"FPGA": 1.0}}
 LABELS = {"ray.io/node-id": "ff", "ray.io/accelerator-type": "A100", "zone": "a"}
@@ -142,3 +144,49 @@ def test_a_change_of_size_moves_nobody_who_may_stay(before: str, after: str, sta
     stay, go, come = _changes(nodes(before), members(after))
     assert ["".join(one.member["node"] for one in part) for part in (stay, go)] == [stays, goes]
     assert "".join(one["node"] for one in come) == comes
+
+
+class Member(RayMember):
+    """A member whose Ray is a script, in a folder of the test."""
+
+    def __init__(self, folder: Path, node: RayNode, run: list[str]) -> None:
+        order = {
+            "storage": str(folder / "storage"), "gang": "r/0", "attempt": 1, "epoch": 1, "envs": {"MODE": "mine"},
+            "spec": {"ray": {"run": run}}, "members": [MEMBER],
+        }  # fmt: skip
+        super().__init__(json.dumps(order), 0, json.dumps(MEMBER), "secret")
+        self._folder, self._node = folder, node
+
+    def _tell(self, name: str, said: Pulse) -> None:
+        pass
+
+
+def test_the_program_finds_its_own_ray_and_nothing_of_the_shared_one(
+    made: Callable[..., RayNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_ID", "of the shared Ray")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/of/the/shared/ray")
+    node = made(envs=Member(tmp_path, made(), [])._envs({}))
+    node.start("127.0.0.2", tmp_path)
+    tells = "import os; print({k: v for k, v in os.environ.items() if k.startswith('RAY_')}, os.environ['MODE'])"
+    member = Member(tmp_path, node, ["python", "-c", tells])
+    assert member.program({"LLMSCHED_RANK": "0"}) == Ending(code=0)
+    said = member._log.path.read_text()
+    assert "'RAY_ADDRESS': '127.0.0.2:4711'" in said and said.endswith(" mine\n")
+    assert str(node.folder) in said and "shared" not in said and "secret" not in said
+
+
+def test_a_node_that_ends_by_itself_is_told_and_tried_again_and_one_that_is_stopped_is_not(
+    made: Callable[..., RayNode], tmp_path: Path
+) -> None:
+    ends, stopped = made("ends"), made()
+    for node in (ends, stopped):
+        node.start("127.0.0.2", tmp_path)
+    told = Member(tmp_path, ends, []).watch()
+    assert (told.message, told.event) == (
+        "a node of its Ray ended by itself; last line: the GCS has gone",
+        "interruption",
+    )
+    member = Member(tmp_path, stopped, [])
+    member.close()
+    assert member.watch() == Ending(code=0)
