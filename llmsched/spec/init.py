@@ -70,7 +70,7 @@ task:
   # unless every worker has made the file that $LLMSCHED_DONE names: then it is done. 126 and 127 are never tried again.
   # setup: ["pip", "install", "-r", "requirements.txt"]
   # Several workers: run: [torchrun, train.py] needs no flag; MASTER_ADDR, MASTER_PORT, RANK and the rest are set.
-  # processes_per_worker: gpus     # or a number: as many processes on each worker, each with a RANK of its own
+  # processes_per_worker: 2        # as many processes on each worker, each with a RANK; gpus: one for each GPU
 """
 
 RAY = """\
