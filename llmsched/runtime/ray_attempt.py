@@ -209,6 +209,8 @@ class RayAttempt(TaskAttempt):
                     print(f"{self._life.name}: a node could not be drained: {words}")
         gone = [node.worker.leave.remote(grace_s) for node in nodes]
         ray.wait(gone, num_returns=len(gone), timeout=grace_s + CLOSE_WITHIN_S) if gone else None
+        with suppress(Exception):  # whoever kept a working folder may be among those that go
+            ray.get([node.worker.attach.remote() for node in self._nodes], timeout=CLOSE_WITHIN_S)
         self._dismiss([node.worker for node in nodes])
 
     def _close(self, workers: list[Any]) -> None:
