@@ -13,10 +13,6 @@ _DEEPSPEED = re.compile(rf"{_BEFORE}(?:deepspeed|deepspeed\.launcher\.runner){_A
 _ALONE = re.compile(r"\s--(?:standalone|nnodes[=\s]1(?::1)?)(?=$|[\s;&|])")
 
 
-def is_torchrun(argv: Sequence[str]) -> bool:
-    return bool(_TORCHRUN.search(_line(argv)))
-
-
 def starts_processes(argv: Sequence[str], gpus: float) -> bool:
     """Whether this one command starts the processes of a worker with that many GPUs. `accelerate launch` starts one for
     each GPU, and without GPUs one."""

@@ -15,7 +15,6 @@ from llmsched.spec.validation import keys_of
 
 HERE = Path(__file__).parent
 TASK = "name: a\nkind: task\ntask: {run: [x]}\n"
-RAY = "name: a\nkind: ray\nray: {run: [x]}\n"
 TRAIN = "name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]}\n"
 SERVE = "name: a\nkind: serve\nserve: {model: {source: m}}\n"
 
@@ -308,25 +307,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (TASK + "schedule: {cron: 0 0 31 2 *}", "4:18", "is never due: it asks for day 31, and the longest of its"),
         (section("task", "{run: []}"), "3:13", '"task.run": may not be empty'),
         (section("task", "{run: [1]}"), "3:14", '"task.run[0]": expected text, got 1'),
-        (section("task", "{run: [x], processes_per_worker: 0}"), "3:40", "or a whole number from 1 to 1024"),
-        (section("task", "{run: [x], processes_per_worker: gpus}"), "3:40", "needs resources.accelerators"),
-        (TASK + "processes_per_worker: 2", "4:1", 'Did you mean "task.processes_per_worker"?'),
-        (
-            section("task", "{run: [x], processes_per_worker: gpus}") + "\nresources: {accelerators: 'L4:0.5'}",
-            "3:40",
-            "needs whole GPUs, and resources.accelerators has L4:0.5",
-        ),
-        (
-            section("task", "{run: [torchrun, --standalone, t.py]}") + "\nworkers: 1..2",
-            "3:13",
-            '"--standalone" makes every worker train a copy of its own',
-        ),
-        (section("task", "{run: [bash, -c, deepspeed t.py]}") + "\nworkers: 2", "3:13", "write torchrun instead"),
-        (RAY + "resources: {cpus: 1.5}", "4:19", "whole number of CPUs, and at least 1"),
-        (RAY + "resources: {accelerators: ['T4:1', 'L4:0.5']}", "4:36", "a node of a Ray has whole GPUs, got L4:0.5"),
-        (RAY + "resources: {memory: 100MB}", "4:21", "at least 500MB"),
-        (section("ray", "{run: [x], object_store_memory: 2GB}") + "resources: {memory: 1GB}", "3:38", "must be less"),
-        (section("ray", "{run: [x], object_store_memory: 2MB}"), "3:38", "expected at least 80MB"),
         # the text itself
         (TASK + "name: b", "4:1", 'the key "name" is here twice. It stands at 1:1'),
         ("name: a\nname: b\nkind: task\nname: c\ntask: {run: [x]}", "2:1", 'the key "name" is here twice'),
