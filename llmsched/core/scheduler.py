@@ -51,9 +51,13 @@ def decide(state: State, policies: Policies) -> Plan:
         if plan.is_cut:
             return plan  # who is left of them must not be looked at as if it stayed
         autoscale.run(this)  # load becomes wanted replicas
+        if plan.is_cut:
+            return plan
         size.run(this)  # what each elastic gang should hold
         calendar = Calendar(this)
         settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
+        if plan.is_cut:
+            return plan  # who is left of the better ones goes before whoever only finds room
         admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
         if not plan.is_cut:
             provision.run(this)

@@ -58,6 +58,8 @@ class Admission:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         for name in state.nominated:  # a promise is kept before anybody else is looked at
+            if plan.cut(since):
+                return
             gang = state.gangs[name]
             self._redeem(gang)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
@@ -72,10 +74,10 @@ class Admission:
         )
         moves = migrate.Moves(self.this, self.calendar)
         for gang, shape in line:
+            if plan.cut(since):
+                return
             if self.by_rank:
                 moves.before(gang)
-            if not self.by_rank and plan.cut(since):  # by rank everybody is compared with everybody, once
-                return
             if gang.id in self.launched:
                 continue
             if gang.id in self.settled or gang.id in plan.nominations:

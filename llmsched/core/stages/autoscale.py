@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmsched.core.decisions import Scale
 from llmsched.core.message import say
+from llmsched.core.plan import PORTION
 from llmsched.core.scheduling_pass import Pass
 
 LOOK_AGAIN_S = 1.0  # while a delay runs
@@ -11,6 +12,7 @@ LOOK_AGAIN_S = 1.0  # while a delay runs
 
 def run(this: Pass) -> None:
     state, plan, policy = this.state, this.plan, this.policies.autoscaling
+    since, made = len(plan.decisions), 0  # replicas, which are what a decision costs
     for name in state.serving:
         record = state.workloads[name]
         spec = record.workload
@@ -20,11 +22,16 @@ def run(this: Pass) -> None:
             continue
         if record.scaled_by_user and record.load is None:
             continue
+        if made >= PORTION:
+            plan.is_cut = True
+        if plan.cut(since):
+            return
         replicas, memory = policy.wanted(record, record.memory, this.view)
         replicas = max(replicas, 0)
         if memory:
             plan.wake(plan.at + LOOK_AGAIN_S)
         if replicas != record.wanted_replicas or memory != record.memory:
+            made += max(0, replicas - record.wanted_replicas)
             asks = replicas != record.wanted_replicas
             why = say("scale.load", replicas=replicas) if asks else say("scale.side")
             plan.decisions.append(Scale(name, replicas, memory, why))

@@ -1,7 +1,7 @@
 """Leftovers: running elastic gangs move towards the size elasticity wants for them, last, when nobody waits for it.
 
 Bigger where there is room; where there is none, whoever holds more than its share gives back first. A gang changes
-size at most once a quantum.
+size at most once a quantum. A pass changes a portion of them; the next one, at once, goes on with those left.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from llmsched.core.stages.shrink import resize, without
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
-GROWN_A_PASS = 64
-
 
 def run(this: Pass, calendar: Calendar) -> None:
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
     if not state.elastic or not state.configuration.scheduling.elastic:
         return
     quantum = state.configuration.scheduling.quantum_s
+    since = len(plan.decisions)
     short = 0  # thousandths of GPUs that gangs lack and found no room for
     larger: list[tuple[GangState, int]] = []
     for name in state.elastic:
@@ -38,17 +37,17 @@ def run(this: Pass, calendar: Calendar) -> None:
         if rested < quantum and gang.wanted_size is None:
             plan.wake(view.now - rested + quantum)
             continue
+        if plan.cut(since):
+            return  # who is short of what is known only when all have been asked
         if target < gang.size:
             if gang.wanted_size is not None:
                 resize(this, gang, without(gang, target, None), say("resize.asked", size=target))
             else:
                 larger.append((gang, target))
             continue
-        if len(plan.decisions) >= GROWN_A_PASS and not larger:
-            continue
         short += _grow(this, gang, target, calendar)
     for gang, target in larger:
-        if short <= 0:
+        if short <= 0 or plan.cut(since):
             break
         bundle = gang.spec.groups[0].options[0].resources.gpus_milli
         asked = gang.size - -(-short // bundle)  # no more than others lack

@@ -18,6 +18,7 @@ from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.message import say, workload
+from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
@@ -50,13 +51,16 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         return settled
     if plan.sizes:
         settled |= _share(this, calendar)
+    if plan.is_cut:
+        return settled
     quantum = state.configuration.scheduling.quantum_s
     if not state.waiting.count:
         return settled
     if quantum > 0:
         number = int(plan.at // quantum)
         plan.wake((number + 1) * quantum)
-        if state.ranked_at and int(state.ranked_at // quantum) == number:
+        goes_on = state.memo.get("ranking") == number  # it was cut
+        if state.ranked_at and int(state.ranked_at // quantum) == number and not goes_on:
             return settled
     if not state.is_to_be_ranked():
         return settled
@@ -64,6 +68,10 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         starters, victims = _pick(state, line)
         if starters:
             settled |= _carry_out(this, calendar, starters, victims)
+        if plan.is_cut:
+            break
+    if quantum > 0:
+        state.memo["ranking"] = number if plan.is_cut else None
     return settled
 
 
@@ -249,8 +257,11 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                     plan.wake(view.now - rested + quantum)
     missing = wanted - free
     victims: list[GangState] = []
+    since = len(plan.decisions)
     givers.sort(key=lambda row: row[:3])
     for shrinks, _, name, gang in givers if missing > 0 else ():
+        if plan.cut(since):
+            return resting  # nobody starts before all have given
         if shrinks:
             resize(this, gang, without(gang, plan.sizes[name], None), say("resize.beyond_share"))
         else:
@@ -267,8 +278,8 @@ def _carry_out(
     victims: list[GangState],
     growers: Sequence[tuple[GangState, int]] = (),
 ) -> dict[str, None]:
-    """Find nodes for the starters, and for who is to grow, on what is free and what victims leave; spare the victims
-    that turn out not to matter."""
+    """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free and what victims
+    leave; spare the victims that turn out not to matter. The next pass, at once, compares those that are left."""
     trial, state, plan = this.trial, this.state, this.plan
     mark = trial.mark()
     for gang in victims:
@@ -283,6 +294,9 @@ def _carry_out(
         shape = gang.shape.serial if gang.shape is not None else -1
         if shape in refused:
             continue
+        if len(found) >= PORTION:
+            plan.is_cut = True
+            break
         for bundles, option in choices(plan, gang):
             fitting = place_within(this, gang, bundles, calendar, option)
             if not isinstance(fitting, place.Refused):
@@ -316,12 +330,17 @@ def _carry_out(
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *trial.shrinking, *state.vacating]
+    there: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
+    for at, name in enumerate(names):
+        for placed in state.gangs[name].held:
+            there.setdefault(placed.node, {})[name] = at
     for gang, placement in found:
         if fits(trial, gang.spec, placement):
             trial.hold(gang, placement)
             plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, say("launch.ranked")))
         else:
-            nominate(this, gang, placement, names)
+            beside = {name: at for placed in placement for name, at in there.get(placed.node, {}).items()}
+            nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))
             waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
             gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),))
     return dict.fromkeys(gang.id for gang, _ in found)
