@@ -6,28 +6,41 @@ A table is sent when it differs from the last one. The gateway keeps its last on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from llmsched.control.authorization import Permissions, Person
-from llmsched.control.dispatch import adapters_of
+from llmsched.control.dispatch import adapters_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
 from llmsched.core.state import GangState, State, Status, WorkloadState
-from llmsched.core.workload import attempt_name
+from llmsched.core.workload import Workload, attempt_name
 from llmsched.errors import RequestError
 from llmsched.executors.port import RouteTable
 
 ANSWERING = (Status.RUNNING, Status.RESIZING)
 
 
+class Endpoint(NamedTuple):
+    """What the table says of one endpoint, as of a version of the state; `reads` results of other workloads."""
+
+    name: str  # by which requests ask for it
+    row: dict[str, Any]
+    as_of: int
+    workload: Workload
+    reads: bool
+
+
 class Routes:
-    """Remembers what was sent. Versions grow over restarts because the epoch does."""
+    """Remembers what was sent, and works out again what has changed. Versions grow over restarts: the epoch does."""
 
     def __init__(self, epoch: int) -> None:
         self._version = epoch * 1_000_000
         self._sent: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
         self._looked_at: tuple[State, int, list[dict[str, Any]]] | None = None
+        self._known: dict[str, Endpoint] = {}  # by workload
+        self._of_state: State | None = None  # of which they are
+        self._keys: tuple[Any, list[dict[str, Any]]] = None, []
 
     def forget(self) -> None:
         """The gateway may have lost its table: the next one is sent in any case."""
@@ -38,22 +51,46 @@ class Routes:
         seen, self._looked_at = self._looked_at, (state, state.version, list(tokens))
         if seen is not None and seen[0] is state and seen[1:] == self._looked_at[1:]:
             return None
-        wanted = (models_of(state), keys_of(state, tokens))
+        endpoints = self._endpoints(state)
+        wanted = {name: found.row for name, found in endpoints.items()}, self._keys_of(state, endpoints, tokens)
         if wanted == self._sent:
             return None
         self._sent = wanted
         self._version += 1
         return RouteTable(self._version, *wanted)
 
+    def _endpoints(self, state: State) -> dict[str, Endpoint]:
+        """By the id that requests use; of two with one id, the first has it."""
+        known = self._known if self._of_state is state else {}
+        self._of_state, self._known = state, {}
+        by_name: dict[str, Endpoint] = {}
+        for workload_id in state.serving:
+            found = known.get(workload_id)
+            if found is None or found.reads or found.as_of < state.touched.since(workload_id):
+                found = endpoint_of(state, state.workloads[workload_id])
+            self._known[workload_id] = found
+            by_name.setdefault(found.name, found)
+        return by_name
 
-def keys_of(state: State, tokens: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _keys_of(
+        self, state: State, endpoints: dict[str, Endpoint], tokens: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        owners = [(name, found.workload.user, found.workload.queue) for name, found in endpoints.items()]
+        depends_on = (owners, state.configuration.queues, list(tokens))
+        if depends_on != self._keys[0]:
+            workloads = {name: found.workload for name, found in endpoints.items()}
+            self._keys = depends_on, keys_of(state, workloads, tokens)
+        return self._keys[1]
+
+
+def keys_of(state: State, endpoints: Mapping[str, Workload], tokens: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each token reaches: the endpoints whose workload its user may see."""
     reached: dict[tuple[str, str], list[str]] = {}
     for token in tokens:
         who = token["user"], token["role"]
         if who not in reached:
             permissions = Permissions(Person(*who), state.configuration)
-            reached[who] = [name for name, found in _endpoints(state) if permissions.sees(found.workload)]
+            reached[who] = [name for name, workload in endpoints.items() if permissions.sees(workload)]
     return [
         {
             "id": token["id"],
@@ -65,37 +102,25 @@ def keys_of(state: State, tokens: Sequence[dict[str, Any]]) -> list[dict[str, An
     ]
 
 
-def _endpoints(state: State) -> Iterator[tuple[str, WorkloadState]]:
-    """By the id that requests use; of two with one id, the first has it."""
-    taken: dict[str, None] = {}
-    for workload_id in state.serving:
-        record = state.workloads[workload_id]
-        name = model_id(record.workload)
-        if name not in taken:
-            taken[name] = None
-            yield name, record
-
-
-def models_of(state: State) -> dict[str, dict[str, Any]]:
-    """Model id -> how to reach it."""
-    models = {}
-    for name, record in _endpoints(state):
-        workload, spec = record.workload, spec_of(record.workload)
-        serve = spec.get("serve") or {}
-        replicas = [state.gangs[gang] for gang in record.gangs if state.gangs[gang].status in ANSWERING]
-        models[name] = {
-            "workload": workload.id,
-            "name": workload.name,
-            "task": serve.get("task") or "",
-            "kind": "model" if serve.get("model") else "app",
-            "routing": serve.get("routing") or "power-of-two",
-            "max_ongoing": spec.get("max_ongoing_requests") or 32,
-            "timeout_s": spec.get("request_timeout") or 600.0,
-            "calls": list(serve.get("calls") or ()),
-            "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
-            "adapters": _adapters(state, workload.id, spec, replicas),
-        }
-    return models
+def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
+    """How to reach it."""
+    workload, spec = record.workload, spec_of(record.workload)
+    serve = spec.get("serve") or {}
+    replicas = [gang for name in record.gangs if (gang := state.gangs[name]).status in ANSWERING]
+    row = {
+        "workload": workload.id,
+        "name": workload.name,
+        "task": serve.get("task") or "",
+        "kind": "model" if serve.get("model") else "app",
+        "routing": serve.get("routing") or "power-of-two",
+        "max_ongoing": spec.get("max_ongoing_requests") or 32,
+        "timeout_s": spec.get("request_timeout") or 600.0,
+        "calls": list(serve.get("calls") or ()),
+        "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
+        "adapters": _adapters(state, workload.id, spec, replicas),
+    }
+    reads = any(is_result(each["source"]) for each in serve.get("adapters") or ())
+    return Endpoint(model_id(workload), row, state.touched.since(workload.id), workload, reads)
 
 
 def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, str]:

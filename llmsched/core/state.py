@@ -33,6 +33,7 @@ class State(World):
         _FOLDS[kind](self, entry)
         if kind is not facts.Tick:
             self.version += 1
+        self.touched.note(entry, self.version, self.serving)
         if kind in _ABOUT_VICTIMS:
             self.victims += 1
         elif kind not in _FOR_NOBODY:

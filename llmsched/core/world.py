@@ -21,6 +21,7 @@ from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
 from llmsched.core.resources import Resources
+from llmsched.core.touched import Touched
 from llmsched.core.waiting import Waiting
 
 NOTES_KEPT = 200
@@ -61,6 +62,7 @@ class World:
         self.parked: dict[str, None] = {}
         self.dependents: dict[str, list[str]] = {}
         self.timers: list[tuple[float, str]] = []  # heap of (when it may start, gang) of those that were set back
+        self.touched = Touched()
         self.version = 0  # raised by everything but the passing of time
         self.causes = 0  # raised by whatever may turn a refusal into something else, see State.apply
         self.victims = 0  # raised by what matters only where somebody may be evicted or moved

@@ -32,7 +32,7 @@ def run(this: Pass) -> None:
         if gang is not None:
             _gang(state, plan, gang, leaving)
         elif name in state.workloads:
-            _serve(state, plan, state.workloads[name], leaving)
+            _endpoint(state, plan, state.workloads[name], leaving)
     for name in state.timed:
         if plan.cut():
             return
@@ -89,6 +89,16 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
         plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "spot_notice", "", why))
     else:
         del leaving[gang.id]
+
+
+def _endpoint(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:
+    """Look through its replicas, unless nothing was to be done for it and nothing of it has changed since."""
+    name, before = record.workload.id, len(plan.decisions)
+    if state.touched.is_settled(name) and not any(state.gangs[one].workload_id == name for one in leaving):
+        return
+    _serve(state, plan, record, leaving)
+    if len(plan.decisions) == before and not plan.is_cut:
+        state.touched.settle(name)
 
 
 def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:
