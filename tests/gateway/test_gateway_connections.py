@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import httpx
 import pytest
-from test_gateway_front import AUTH, KEY, House, events, until
+from gateway_house import AUTH, KEY, House, events, until
 
 from llmsched import connections
 from llmsched.gateway import server
