@@ -30,6 +30,7 @@ from llmsched.core.commands import Submit
 from llmsched.core.records import amount_of
 from llmsched.core.render import Names
 from llmsched.core.resources import MILLI, ZERO
+from llmsched.core.scheduler import rests
 from llmsched.core.snapshot import freeze
 from llmsched.core.state import State
 from llmsched.core.whatif import Forecast, forecast_from
@@ -74,7 +75,8 @@ async def plan(
     ahead: list[Forecast] = []
     if ready:  # in a thread, on a copy: thinking ahead takes its time, and nobody else is to wait for it
         policies = registry.load(state.configuration.policies)
-        ahead = await asyncio.to_thread(forecast_from, freeze(state), state.archive, ready, policies, in_place)
+        world, is_quiet = freeze(state), rests(state, policies)
+        ahead = await asyncio.to_thread(forecast_from, world, state.archive, ready, policies, in_place, is_quiet)
     for gang in ahead:
         forecasts[gang.gang.rpartition("/")[0]].append(gang)
     planned = []

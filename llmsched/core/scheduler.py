@@ -62,9 +62,14 @@ def decide(state: State, policies: Policies) -> Plan:
         if not plan.is_cut:
             provision.run(this)
     plan.troubles = policies.troubles()
-    rests = not plan.decisions and not plan.by_clock
-    state.memo["quiet"] = (state.version, policies, plan.wake_at) if rests else None
+    decided_nothing = not plan.decisions and not plan.by_clock
+    state.memo["quiet"] = (state.version, policies, plan.wake_at) if decided_nothing else None
     return plan
+
+
+def rests(state: State, policies: Policies) -> bool:
+    """Whether a pass now would decide nothing, as the last one has found."""
+    return _nothing_new(state, policies) is not None
 
 
 def _nothing_new(state: State, policies: Policies) -> Plan | None:

@@ -16,8 +16,8 @@ from llmsched.core.facts import Fact, Submitted
 from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
 from llmsched.core.records import size_of
-from llmsched.core.scheduler import Plan, turn
-from llmsched.core.snapshot import Snapshot, freeze, gang_of, thaw
+from llmsched.core.scheduler import Plan, rests, turn
+from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 
@@ -39,7 +39,7 @@ def forecast(
 ) -> list[Forecast]:
     """One entry per gang of `workloads`, in order, if they were submitted now; known workloads are rolled out, but for
     those whose ids are `in_place`."""
-    return forecast_from(freeze(state), state.archive, workloads, policies, in_place)
+    return forecast_from(freeze(state), state.archive, workloads, policies, in_place, rests(state, policies))
 
 
 def forecast_from(
@@ -48,11 +48,13 @@ def forecast_from(
     workloads: Sequence[Workload],
     policies: Policies,
     in_place: Collection[str] = (),
+    is_quiet: bool = False,
 ) -> list[Forecast]:
-    """The same from a snapshot: in any thread, while the state goes on."""
-    before = {gang.id: gang for gang in map(gang_of, snapshot.gangs)}
-    without = _at_once(thaw(snapshot, archive), [], policies)
+    """The same from a snapshot: in any thread, while the state goes on. `is_quiet`: as `scheduler.rests` says of that
+    state; then it need not be asked what would happen anyway."""
+    without = Plan(snapshot.now) if is_quiet else _at_once(thaw(snapshot, archive), [], policies)
     world = thaw(snapshot, archive)
+    sizes = {gang.id: gang.size for gang in world.gangs.values() if gang.is_holding()}
     facts = [Submitted(world.now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
     plan = _at_once(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
@@ -67,7 +69,7 @@ def forecast_from(
                 continue
             if isinstance(decision, Resize):
                 size = size_of(world.gangs[decision.gang].spec, decision.placement)
-                old = before[decision.gang].size
+                old = sizes[decision.gang]
                 resized = "others.shrinks" if size < old else "others.grows"
                 others.append(say(resized, who=Ref(GANG, decision.gang), before=old, size=size))
             else:
@@ -79,7 +81,7 @@ def forecast_from(
     found = []
     for name in ours:
         gang = world.gangs[name]
-        if gang.is_ended() or (name in before and before[name].is_holding()):
+        if gang.is_ended() or name in sizes:
             continue
         placement = launches.get(name) or promised.get(name)
         reason = None if name in launches else plan.reasons.get(name) or gang.reason
