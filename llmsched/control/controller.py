@@ -18,15 +18,16 @@ from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
 from llmsched.control.housekeeping import Housekeeping
-from llmsched.control.inbox import Asked, Inbox
+from llmsched.control.inbox import SEEN_OF_A_ROUND, Asked, Inbox
 from llmsched.control.intake import Intake, broken, is_the_stores, refuse
 from llmsched.control.live_state import LiveState
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets, Vault
+from llmsched.core import archive
 from llmsched.core.answers import Trouble
-from llmsched.core.facts import Fact, Tick
+from llmsched.core.facts import Archived, Fact, Tick
 from llmsched.core.scheduler import Plan, plan_starts, turn
 from llmsched.core.state import State, WorkloadState
 from llmsched.errors import StoreError
@@ -41,6 +42,7 @@ from llmsched.store.tables import ArchiveQuery, ProgressRow
 
 log = logging.getLogger("llmsched.control")
 VERSION = version("llmsched")
+ASIDE_OF_A_ROUND = SEEN_OF_A_ROUND // archive.AT_ONCE
 TRY_AGAIN_S = 1.0  # how often a store that failed is tried
 
 
@@ -310,10 +312,14 @@ class Controller:
                 self._break_off(error, asked)
 
     async def _put_aside(self, at: float) -> list[Fact]:
-        """What ended a while ago leaves the state, for rows that are committed with this very entry."""
-        archived = self._housekeeping.due(self.state, at)
-        if archived is None:
-            return []
+        """What ended a while ago leaves the state, as fast as it can come in: history is not to pile up there."""
+        facts: list[Fact] = []
+        while len(facts) < ASIDE_OF_A_ROUND and (archived := self._housekeeping.due(self.state, at)) is not None:
+            facts += await self._archive(archived, at)
+        return facts
+
+    async def _archive(self, archived: Archived, at: float) -> list[Fact]:
+        """For rows that are committed with this very entry."""
         gangs = [gang for name in archived.workloads for gang in self.state.workloads[name].gangs]
         try:
             self.state.apply(archived)

@@ -115,9 +115,8 @@ def write(path: Path, count: int) -> int:
             for fact in done:
                 state.apply(fact)
             entries += [submitted, *launched, *done]
-        names, replicas = archive.due(state, now)
-        if names:
-            aside = Archived(now, names, replicas)
+        while any(due := archive.due(state, now)):
+            aside = Archived(now, *due)
             state.apply(aside)
             entries.append(aside)
         rows = shelf.unwritten()
