@@ -293,7 +293,6 @@ class Controller:
             facts += await self._put_aside(at)
             if facts or self._is_due(at):
                 facts = facts or await self._pass_time(at)
-                await breathe()
                 plan = self._decide()
                 await self._live.commit(at, plan.decisions, self._book.unwritten())
                 self.cluster.send_routes()  # first: who is about to leave gets no new requests
