@@ -16,6 +16,7 @@ from llmsched.spec.http_models import LogLine
 POLL_S = 0.3
 CHUNK = 1 << 18
 LINE_LIMIT = 1 << 16
+NEWEST = -1  # attempt, of those in the storage
 
 Source = tuple[str, int]  # gang, attempt
 
@@ -28,6 +29,7 @@ async def read(
     tail: int | None = None,
     follow: bool = False,
     ended: Callable[[], bool] = lambda: True,
+    why_none: Callable[[], str] = lambda: "no log has been written.",
 ) -> AsyncIterator[LogLine]:
     """Lines of all `sources` (asked anew while following), whole lines only; with `tail`, the last so many of each."""
     positions: dict[str, int] = {}
@@ -35,7 +37,8 @@ async def read(
     first, silent = True, True
     while True:
         over = ended() or not follow  # asked before reading: what was written before the end is read after it
-        for gang, attempt in sources():
+        for gang, number in sources():
+            attempt = number if number != NEWEST else await asyncio.to_thread(_newest, storage, gang)
             for key in await asyncio.to_thread(_files, storage, gang, attempt, rank):
                 lines = _rest(storage, key, positions, halves, flush=over)
                 if first and tail is not None:
@@ -49,8 +52,7 @@ async def read(
         await asyncio.sleep(POLL_S)
     if silent:
         gang, attempt = next(iter(sources()), ("", 0))
-        text = "no log has been written." if attempt else "nothing has started yet, so there is no log."
-        yield LogLine(gang=gang, attempt=attempt, rank=0, text=text, note=True)
+        yield LogLine(gang=gang, attempt=max(attempt, 0), rank=0, text=why_none(), note=True)
 
 
 async def _last(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
@@ -64,6 +66,12 @@ async def _last(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
 def _rank(key: str) -> int:
     name = key.rpartition("/")[2].removesuffix(".log")
     return int(name) if name.isdigit() else -1
+
+
+def _newest(storage: Storage, gang: str) -> int:
+    """The last attempt that wrote a log; 0 for none."""
+    parts = (key.removeprefix(f"{gang}/").split("/") for key in storage.list(gang))
+    return max((int(part[0]) for part in parts if part[0].isdigit() and part[1:2] == ["logs"]), default=0)
 
 
 def _files(storage: Storage, gang: str, attempt: int, rank: int | None) -> list[str]:

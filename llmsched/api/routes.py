@@ -287,7 +287,10 @@ async def log_lines(
         now = controller.state.find(workload_id)
         return now is None or views.phase(now) in http_models.ENDED
 
-    lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended)
+    def why_none() -> str:
+        return views.why_no_log(controller.state, workload_id, gang, attempt, rank)
+
+    lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended, why_none=why_none)
     return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isinf
 from typing import Any
 
-from llmsched.api import event_text
+from llmsched.api import event_text, logs
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, facts
@@ -123,16 +123,39 @@ def placed(state: State, it: Workload, placement: Placement) -> list[http_models
 
 
 def log_sources(state: State, workload_id: str, index: int | None, attempt: int | None) -> list[tuple[str, int]]:
-    """(gang, attempt) whose logs are meant: the newest attempt of every gang that has not been replaced."""
+    """(gang, attempt) whose logs are meant: the newest attempt of every gang that has not been replaced. Of a replica
+    that left the state, the newest of which there is a log."""
     found = state.find(workload_id)
     if found is None:
         return []
     gangs = [found.known[gang_id] for gang_id in found.gangs]
     if index is not None:
-        gangs = [one for one in gangs if one.id == f"{workload_id}/{index}"]
+        asked = f"{workload_id}/{index}"
+        if asked not in found.known and index < found.next_index:
+            return [(asked, attempt or logs.NEWEST)]
+        gangs = [one for one in gangs if one.id == asked]
     elif found.workload.kind == "serve":
         gangs = [one for one in gangs if not one.is_ended()] or gangs[-1:]
     return [(one.id, attempt or one.attempt) for one in gangs]
+
+
+def why_no_log(state: State, workload_id: str, index: int | None, attempt: int | None, rank: int | None) -> str:
+    """For who asked for lines of which there are none."""
+    found = state.find(workload_id)
+    if found is None:
+        return f"{workload_id} is not there any more."
+    kind = "replica" if found.workload.kind == "serve" else "gang"
+    if index is not None and index >= found.next_index:
+        return f"{workload_id} has no {kind} {index}: it has had {found.next_index}, numbered from 0."
+    if index is not None and f"{workload_id}/{index}" not in found.known:
+        of_it = f"{kind} {index}" if attempt is None else f"attempt {attempt} of {kind} {index}"
+        return f"{of_it} has gone, and no log of it is in the storage."
+    newest = max((number for _, number in log_sources(state, workload_id, index, None)), default=0)
+    if attempt is not None and attempt > newest:
+        return f"attempt {attempt} has not been: the newest is {newest}."
+    if not newest:
+        return f"{'it ended before anything had' if found.outcome else 'nothing has'} started, so there is no log."
+    return "no log has been written." if rank is None else f"no log of rank {rank} has been written."
 
 
 # --- why and story ----------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def _time(stamp: float) -> str:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the workload ends.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), help="The last so many lines of each rank.")
 @click.option("--rank", type=click.IntRange(min=0), help="Only this rank.")
-@click.option("--gang", type=click.IntRange(min=0), help="Only this gang (replica).")
+@click.option("--gang", "--replica", "gang", type=click.IntRange(min=0), help="Only this gang (replica), by its index.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Another attempt than the newest.")
 @show.json_option
 def logs(name: str, follow: bool, tail: int | None, rank: int | None, gang: int | None, attempt: int | None) -> None:

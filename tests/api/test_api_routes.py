@@ -251,6 +251,37 @@ def test_logs_are_read_from_storage_after_the_end(controller: Live, http: httpx.
     assert lines(http.get("/workloads/logged/logs", params={"attempt": 2})) == []
 
 
+def note(answer: httpx.Response) -> str:
+    (found,) = [json.loads(line) for line in answer.text.split("\n") if line]
+    assert found["note"]
+    return str(found["text"])
+
+
+def test_where_there_is_no_log_it_is_said_why(controller: Live, http: httpx.Client) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
+    http.post("/apply", json={"specs": [task("logged", workers=2)]})
+    controller.client().wait("logged", timeout_s=10)
+
+    def told(**params: int) -> str:
+        return note(http.get("/workloads/logged/logs", params=params))
+
+    assert told() == "no log has been written."
+    assert told(rank=1) == "no log of rank 1 has been written."
+    assert told(attempt=9) == "attempt 9 has not been: the newest is 1."
+    assert told(gang=3) == "logged has no gang 3: it has had 1, numbered from 0."
+
+
+def test_logs_of_a_replica_that_left_the_state_are_there_by_its_number(controller: Live, http: httpx.Client) -> None:
+    http.post("/apply", json={"specs": [{"name": "desk", "kind": "serve", "serve": {"app": "desk:Desk"}}]})
+    controller.controller.state.workloads["desk"].next_index = 4  # replicas 0 to 3 have been, and are put aside
+    write_log(controller, "desk/2/1/logs/0.log", "older\n")
+    write_log(controller, "desk/2/10/logs/0.log", "newest\n")
+    assert lines(http.get("/workloads/desk/logs", params={"gang": 2})) == [(0, "newest")]
+    assert lines(http.get("/workloads/desk/logs", params={"gang": 2, "attempt": 1})) == [(0, "older")]
+    said = note(http.get("/workloads/desk/logs", params={"gang": 3}))
+    assert said == "replica 3 has gone, and no log of it is in the storage."
+
+
 def test_following_a_log_shows_lines_as_they_come_and_ends_with_the_workload(
     controller: Live, http: httpx.Client
 ) -> None:
