@@ -259,16 +259,16 @@ def note(answer: httpx.Response) -> str:
 
 def test_where_there_is_no_log_it_is_said_why(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
-    http.post("/apply", json={"specs": [task("logged", workers=2)]})
-    controller.client().wait("logged", timeout_s=10)
+    http.post("/apply", json={"specs": [task("silent", workers=2)]})
+    controller.client().wait("silent", timeout_s=10)
 
     def told(**params: int) -> str:
-        return note(http.get("/workloads/logged/logs", params=params))
+        return note(http.get("/workloads/silent/logs", params=params))
 
     assert told() == "no log has been written."
     assert told(rank=1) == "no log of rank 1 has been written."
     assert told(attempt=9) == "attempt 9 has not been: the newest is 1."
-    assert told(gang=3) == "logged has no gang 3: it has had 1, numbered from 0."
+    assert told(gang=3) == "silent has no gang 3: it has had 1, numbered from 0."
 
 
 def test_logs_of_a_replica_that_left_the_state_are_there_by_its_number(controller: Live, http: httpx.Client) -> None:
