@@ -277,20 +277,16 @@ async def log_lines(
     tail: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
 ) -> StreamingResponse:
     """From storage: works after the workload, and the cluster, are gone. With `follow`, until the workload ends."""
-    controller = given.controller
-    workload_id = found.id
-
-    def sources() -> list[tuple[str, int]]:
-        return views.log_sources(controller.state, workload_id, gang, attempt)
-
-    def ended() -> bool:
-        now = controller.state.find(workload_id)
-        return now is None or views.phase(now) in http_models.ENDED
-
-    def why_none() -> str:
-        return views.why_no_log(controller.state, workload_id, gang, attempt, rank)
-
-    lines = logs.read(given.storage, sources, rank=rank, tail=tail, follow=follow, ended=ended, why_none=why_none)
+    controller, workload_id = given.controller, found.id
+    lines = logs.read(
+        given.storage,
+        lambda: views.log_sources(controller.state, workload_id, gang, attempt),
+        rank=rank,
+        tail=tail,
+        follow=follow,
+        ended=lambda: views.has_ended(controller.state, workload_id),
+        why_none=lambda: views.why_no_log(controller.state, workload_id, gang, attempt, rank),
+    )
     return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
 
 

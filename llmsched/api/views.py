@@ -139,6 +139,11 @@ def log_sources(state: State, workload_id: str, index: int | None, attempt: int 
     return [(one.id, attempt or one.attempt) for one in gangs]
 
 
+def has_ended(state: State, workload_id: str) -> bool:
+    found = state.find(workload_id)
+    return found is None or phase(found) in http_models.ENDED
+
+
 def why_no_log(state: State, workload_id: str, index: int | None, attempt: int | None, rank: int | None) -> str:
     """For who asked for lines of which there are none."""
     found = state.find(workload_id)
