@@ -3,9 +3,9 @@
 Each gang's speed at every size is known or taken as linear. Work left that nobody knows goes by levels of what a gang
 has had, so that equals, of which each could use everything, do not take turns. Holding up a gang holds up all that end
 after it, so its speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs
-((m - r) / m) ** RANK, and what is done within LONG_S weighs more, the shorter the more. GPUs are then given out along
-the concave hull of each speed-up curve, best gain per GPU first (the greedy solution of a knapsack whose relaxation has
-a price per GPU). A gang that gets none should hold none: who ends soon comes first.
+((m - r) / m) ** RANK; who waits and is done within LONG_S weighs more, the shorter the more. GPUs are then given out
+along the concave hull of each speed-up curve, best gain per GPU first (the greedy solution of a knapsack whose
+relaxation has a price per GPU). A gang that gets none should hold none: who ends soon comes first.
 
 Changing a size costs a restart. What a running gang has already is worth more by the restart's share of the time it
 can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. Who is still
@@ -23,7 +23,7 @@ from llmsched.core.records import allowed_sizes, speed
 from llmsched.core.workload import Workload
 
 RANK = 0.75
-TILT = 0.4  # how much more very short work weighs: seconds never wait for hours, whatever those hold already
+TILT = 0.4  # how much more very short work weighs that waits: seconds never wait for hours, whatever those hold already
 SHORT_S, LONG_S = 60.0, 240.0  # from which it weighs most, and no more than others: among long work rank is enough
 KEEP = 0.5  # how much more what one has is worth than what one could get
 PERIOD_S = 60.0  # between two looks at the sizes
@@ -103,8 +103,10 @@ class Goodput:
         for rank, (left, gang) in enumerate(rows):
             if gang.size and view.held_for_s(gang) < max(cost, 1.0):
                 continue
-            weight = ((count - rank) / count) ** RANK / min(max(left, SHORT_S), LONG_S) ** TILT
+            weight = ((count - rank) / count) ** RANK
             each, has = view.gpus_per_bundle(gang), gang.size
+            if not has and left < LONG_S:
+                weight *= (LONG_S / max(left, SHORT_S)) ** TILT
             keeps = 1.0  # what it has already is worth more by what a restart would cost
             if has:
                 ends_in = left / max(view.speed(gang, has), 1e-9)
