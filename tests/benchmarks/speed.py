@@ -95,6 +95,18 @@ class Clocked:
             plan = self.turn(back)
         return launches, preempted
 
+    def rest(self, plan: Plan) -> None:
+        """Carry out what is decided until nothing is."""
+        while plan.decisions or plan.is_cut:
+            self.settle(plan)
+            plan = self.turn([])
+
+    def spent(self, found: Sequence[facts.Fact]) -> float:
+        """CPU seconds of all passes that follow."""
+        began = time.process_time()
+        self.rest(self.turn(found))
+        return time.process_time() - began
+
     def times(self) -> dict[str, float | None]:
         ordered = sorted(self.seconds)
         return {
@@ -275,6 +287,48 @@ def jobs_100k(ordering: str, nodes: str = "1250x8") -> Callable[[], dict[str, An
     return shape
 
 
+WAITING = {  # rules of the cluster, and how many queues it has
+    "defaults": (Scheduling(), 1),
+    "8 queues, quota, eviction": (Scheduling(preemption=PreemptionRules("lower_priority", "any")), 8),
+    "8 queues, fair share": (Scheduling(fair_share="weighted_drf_over_borrowed"), 8),
+    "by rank": (Scheduling(order="best_effort", preemption=BY_RANK, quantum_s=60.0), 1),
+}
+
+
+def waiting(count: int, rules: str) -> Callable[[], dict[str, Any]]:
+    """512 GPUs are taken and so many wait, each with a run time of its own: CPU milliseconds of all passes after a
+    submission and after an end."""
+
+    def shape() -> dict[str, Any]:
+        scheduling, many = WAITING[rules]
+        names = [f"q{number}" for number in range(many)] if many > 1 else ["default"]
+        quota = (("*", Quota(512 * MILLI // many)),)
+        queues = tuple(Queue(name, "all", quota) if many > 1 else Queue(name) for name in names)
+        cohorts = (Cohort("all"),) if many > 1 else ()
+        limits = {"max_pending_per_queue": 10**6}
+        world = Clocked(Configuration(queues=queues, cohorts=cohorts, scheduling=scheduling, **limits), "64x8")
+        draw, now = random.Random(5), 1000.0
+        for number in range(count + 512):
+            seconds = round(draw.lognormvariate(8, 1.6), 3)
+            work = gang(
+                f"j{number}", draw.choice((1, 1, 2, 4, 8)), queue=names[number % many], estimated_runtime_s=seconds
+            )
+            world.state.apply(facts.Submitted(number / 1000, work))
+        world.rest(world.turn([facts.Tick(now)]))
+        gc.freeze()
+        spent: dict[str, list[float]] = {"submission": [], "end": []}
+        for number in range(15):
+            now += 1.0
+            work = gang(f"n{number}", 2, queue=names[number % many], estimated_runtime_s=500.0)
+            spent["submission"].append(world.spent([facts.Submitted(now, work)]))
+            first = world.state.gangs[next(iter(world.state.holding))]
+            spent["end"].append(world.spent([facts.Finished(now, first.id, first.attempt, "succeeded")]))
+        figures = {f"{what}_p50_ms": _ms(sorted(each)[len(each) // 2]) for what, each in spent.items()}
+        return {"waiting": world.state.waiting.count, **figures, "end_max_ms": _ms(max(spent["end"]))}
+
+    return shape
+
+
 def empty() -> dict[str, Any]:
     """10,000 GPUs taken and 10,000 gangs waiting: a tick of one second in which nothing happens."""
     world = Clocked(Configuration(max_pending_per_queue=10**6), "1250x8")
@@ -299,6 +353,13 @@ SHAPES: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
     "100k jobs, fifo + easy": (jobs_100k("fifo"), "-", "< 60 s, < 2 GiB"),
     "100k jobs, finish_time_fair": (jobs_100k("finish_time_fair"), "-", "< 60 s, < 2 GiB"),
     "100k jobs, on two thirds of the GPUs": (jobs_100k("finish_time_fair", "850x8"), "-", "none: overloaded for days"),
+    "100k jobs, overloaded 1.5 times": (jobs_100k("finish_time_fair", "667x8"), "-", "< 120 s"),
+    "100k jobs, overloaded 2.2 times": (jobs_100k("finish_time_fair", "455x8"), "-", "< 120 s"),
+    **{
+        f"{count:,} waiting, {rules}": (waiting(count, rules), "-", "< 5 ms an event")
+        for rules in WAITING
+        for count in (1_000, 10_000, 100_000)
+    },
 }
 
 

@@ -39,6 +39,32 @@ def key_with_age(ordering: Ordering, gang: GangState, view: View) -> Key:
     return (ordering.key(gang, view), gang.submitted_at, gang.workload_id, gang.index)
 
 
+def keep_order(this: Pass) -> None:
+    """From now on each class is kept in the order of the policy, as far as that is the same from pass to pass."""
+    state, ordering, view = this.state, this.policies.ordering, this.view
+    if ordering.static:
+        state.waiting.attach(ordering, lambda gang: ordering.key(gang, view), state.gangs)
+    elif ordering.has_index:
+        state.waiting.attach(ordering, None, state.gangs, ordering.index)
+    else:
+        state.waiting.attach(BY_AGE, None, state.gangs)
+
+
+def in_order(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Iterator[tuple[Key, str]]:
+    """(key, gang) of a class, best first; it stands still in a pass. Of more than `most` the oldest are looked at."""
+    entries, ordering, gangs, view = shape.entries, this.policies.ordering, this.state.gangs, this.view
+    if ordering.static:
+        return iter(entries)
+
+    def key(name: str) -> Key:
+        return key_with_age(ordering, gangs[name], view)
+
+    if shape.index is not None and len(entries) <= most:
+        return shape.index.first(entries, this.state.now, key)
+    few = entries if len(entries) <= most else entries[:most]
+    return _popped([(key(name), name) for _, name in few])
+
+
 def _popped(rows: list[tuple[Key, str]]) -> Iterator[tuple[Key, str]]:
     heapify(rows)
     while rows:
@@ -64,17 +90,13 @@ class Line:
         room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
         Both spare a cluster that is full most of the work of ordering its queue. `most_of`: how many of a class are
         looked at, oldest first."""
-        state, ordering, view, shares = this.state, this.policies.ordering, this.view, this.shares
+        state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
         self._quota = state.quota
         self._by_queue = compares_queues(state, shares)
-        if ordering.static:
-            waiting.attach(ordering, lambda gang: ordering.key(gang, view), self._gangs)
-        else:
-            owner = ordering if ordering.has_index else BY_AGE
-            waiting.attach(owner, None, self._gangs, ordering.index if ordering.has_index else None)
-        self._now_s = state.now
+        keep_order(this)
+        self._this = this
         self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         free = UNBOUNDED
@@ -91,9 +113,7 @@ class Line:
             else:
                 shapes.append(shape)
         alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
-        self._key_of: Callable[[str], Key] | None = None
-        if not ordering.static and not (alone and not self._refused_still):
-            self._key_of = lambda name: key_with_age(ordering, self._gangs[name], view)
+        self._needs_no_key = alone and not self._refused_still
         self._most_of = most_of
         for shape in shapes:
             head = self._head(shape)
@@ -105,20 +125,9 @@ class Line:
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
 
     def _head(self, shape: Shape) -> Head:
-        rest = self._in_order(shape)
+        rest = iter(shape.entries) if self._needs_no_key else in_order(self._this, shape, self._most_of(shape))
         key, name = next(rest)
         return Head(key, shape.serial, name, rest, shape)
-
-    def _in_order(self, shape: Shape) -> Iterator[tuple[Key, str]]:
-        """(key, gang) of a class, best first; it stands still during a pass."""
-        entries, key_of = shape.entries, self._key_of
-        if key_of is None:
-            return iter(entries)
-        most = self._most_of(shape)
-        if shape.index is not None and len(entries) <= most:
-            return shape.index.first(entries, self._now_s, key_of)
-        few = entries if len(entries) <= most else entries[:most]
-        return _popped([(key_of(name), name) for _, name in few])
 
     def _next(self, head: Head) -> Head | None:
         """The same class without its first one."""

@@ -10,9 +10,9 @@ Elastic gangs are not ranked: the elasticity policy has said what each should ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from heapq import heapify, heappop, heappush
 
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.exact_fit import fits
@@ -26,17 +26,18 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.grow import more
-from llmsched.core.stages.line import key_with_age
+from llmsched.core.stages.line import in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
+from llmsched.core.waiting import Key, Shape
 from llmsched.core.workload import Placement
 
 REASON = "in_queue_rank"
 
-Row = tuple[tuple[Any, ...], GangState]
+Row = tuple[Key, GangState]
 
 
 def is_on(state: State) -> bool:
@@ -64,8 +65,8 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
             return settled
     if not state.is_to_be_ranked():
         return settled
-    for line in _lines(state, _ranked(this)):
-        starters, victims = _pick(state, line)
+    for running, classes in _lines(this):
+        starters, victims = _pick(this, running, classes)
         if starters:
             settled |= _carry_out(this, calendar, starters, victims)
         if plan.is_cut:
@@ -75,60 +76,110 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     return settled
 
 
-def _ranked(this: Pass) -> list[Row]:
-    """Every rigid gang that may run or be evicted, best first."""
+class _Class:
+    """Gangs of which each is refused what one before it was refused, best first; read as far as anybody has asked."""
+
+    def __init__(self, rows: Iterable[Row], alike: bool = True) -> None:
+        self.alike = alike  # what one is refused all later ones are
+        self.read: list[Row] = []
+        self._rows = iter(rows)
+
+    def at(self, place: int) -> Row | None:
+        if place == len(self.read) and (row := next(self._rows, None)) is not None:
+            self.read.append(row)
+        return self.read[place] if place < len(self.read) else None
+
+
+def _waiting(this: Pass, shape: Shape) -> Iterator[Row]:
+    for key, name in in_order(this, shape):
+        gang = this.state.gangs[name]
+        if gang.nomination is None and name not in this.plan.sizes:
+            yield key, gang
+
+
+def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
+    """Those who compete with one another, all or each queue by itself: who runs and may be evicted, best first, and the
+    classes of those that wait."""
     state, trial, plan, view, ordering = this.state, this.trial, this.plan, this.view, this.policies.ordering
+    keep_order(this)
+    lines: dict[str, tuple[list[Row], list[_Class]]] = {}
+    line_of: dict[str, str] = {}
+
+    def line(queue: str) -> tuple[list[Row], list[_Class]]:
+        if queue not in line_of:
+            alone = state.quota.enforced and rules_of(state, queue).reclaim != "any"
+            line_of[queue] = queue if alone else ""
+        return lines.setdefault(line_of[queue], ([], []))
+
     rows: list[Row] = []
     for name in state.holding:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
         if not (stays or name in plan.sizes or name in trial.leaving):
             rows.append((key_with_age(ordering, gang, view), gang))
-    for name in (name for shape in state.waiting.live.values() for _, name in shape.entries):
-        gang = state.gangs[name]
-        if gang.nomination is None and name not in plan.sizes:
-            rows.append((key_with_age(ordering, gang, view), gang))
     rows.sort(key=lambda row: row[0])
-    return rows
-
-
-def _lines(state: State, rows: list[Row]) -> list[list[Row]]:
-    """Those who compete with one another: all, or each queue by itself."""
-    if not state.quota.enforced:
-        return [rows]
-    lines: dict[str, list[Row]] = {}
-    line_of: dict[str, str] = {}
+    firsts: dict[str, Key] = {}
     for row in rows:
-        queue = row[1].spec.queue
-        if queue not in line_of:
-            line_of[queue] = "" if rules_of(state, queue).reclaim == "any" else queue
-        lines.setdefault(line_of[queue], []).append(row)
-    return list(lines.values())
+        found = line(row[1].spec.queue)
+        found[0].append(row)
+        firsts.setdefault(line_of[row[1].spec.queue], row[0])
+    for shape in state.waiting.live.values():
+        waiting = _Class(_waiting(this, shape))
+        first = waiting.at(0)
+        if first is not None:
+            line(shape.queue)[1].append(waiting)
+            name = line_of[shape.queue]
+            firsts[name] = min(firsts.get(name, first[0]), first[0])
+    return [lines[name] for name in sorted(lines, key=firsts.__getitem__)]  # whose best ranks first
 
 
-def _pick(state: State, line: list[Row]) -> tuple[list[GangState], list[GangState]]:
+def _best_first(classes: list[_Class], is_refused: Callable[[GangState], bool]) -> None:
+    """Ask about each gang of all classes, best first, but for those that are refused what one of their class was."""
+    heap = [(row[0], number, 0) for number, each in enumerate(classes) if (row := each.at(0)) is not None]
+    heapify(heap)
+    while heap:
+        _, number, place = heappop(heap)
+        row = classes[number].at(place)
+        assert row is not None
+        if is_refused(row[1]) and classes[number].alike:
+            continue
+        following = classes[number].at(place + 1)
+        if following is not None:
+            heappush(heap, (following[0], number, place + 1))
+
+
+def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
     First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
     of its options that counts out; who runs counts where it is.
     """
-    count = _Count(state)
-    rows = [(gang, count.wishes(gang)) for _, gang in line]
-    with count.everybody_gone([gang for _, gang in line if gang.held]):
-        picked: dict[int, None] = {}
+    count = _Count(this.state)
+    classes = [_Class(running, alike=False), *waiting]
+    picked: dict[str, None] = {}
+    with count.everybody_gone([gang for _, gang in running]):
+
+        def owns_too_little(gang: GangState) -> bool:
+            if any(count.takes_own(gang.spec.queue, *wish) for wish in count.wishes(gang)):
+                picked[gang.id] = None
+                return False
+            return True
+
+        def finds_too_little(gang: GangState) -> bool:
+            if gang.id in picked:
+                return False
+            if count.total > 0 and any(count.takes(gang.spec.queue, *wish) for wish in count.wishes(gang)):
+                picked[gang.id] = None
+                return False
+            return True
+
         if count.quota.enforced:
-            for index, (gang, wishes) in enumerate(rows):
-                if any(count.takes_own(gang.spec.queue, *wish) for wish in wishes):
-                    picked[index] = None
+            _best_first(classes, owns_too_little)
             count.charge_own()
-        for index, (gang, wishes) in enumerate(rows):
-            if count.total <= 0:
-                break
-            if index not in picked and any(count.takes(gang.spec.queue, *wish) for wish in wishes):
-                picked[index] = None
-    starters = [gang for index, (gang, _) in enumerate(rows) if index in picked and not gang.held]
-    victims = [gang for index, (gang, _) in enumerate(rows) if index not in picked and gang.held]
-    return starters, victims
+        _best_first(classes, finds_too_little)
+    rows = [row for each in waiting for row in each.read if row[1].id in picked]
+    starters = [gang for _, gang in sorted(rows, key=lambda row: row[0])]
+    return starters, [gang for _, gang in running if gang.id not in picked]
 
 
 class _Count:
