@@ -4,8 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, settings
+# Ray starts one by itself for whoever calls it unconnected, and ends that process with its own: a test's thread that
+# outlives its test once ended the tests so. Ray reads this when it is imported; what tests start must not see it.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+import pytest  # noqa: E402
+import ray  # noqa: E402, F401
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+del os.environ["RAY_ENABLE_AUTO_CONNECT"]
 
 # The suite tries the same examples each time, on a busy machine too; EXAMPLES=2000 tries that many new ones.
 settings.register_profile(
