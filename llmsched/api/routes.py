@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import diagnosis, lists, logs, page, results, views, workdirs
+from llmsched.api import archive, diagnosis, lists, logs, page, results, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
@@ -288,6 +288,13 @@ async def log_lines(
         why_none=lambda: views.why_no_log(controller.state, workload_id, gang, attempt, rank),
     )
     return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
+
+
+@router.get("/workloads/{name}/result", response_class=StreamingResponse, responses=archive.RESPONSES)
+async def result(given: Given, found: Seen) -> StreamingResponse:
+    """What a run that succeeded has left, as a tar of its files."""
+    where = archive.within(found.workload.artifact, given.controller.storage, found.id)
+    return await archive.respond(results.open_storage(where, given.ray_user), found.id)
 
 
 @router.post("/workloads/{name}/cancel")

@@ -1,7 +1,8 @@
-"""models: what trainings made."""
+"""models: what trainings made, and fetching it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,10 +13,37 @@ if TYPE_CHECKING:
     from llmsched.spec import http_models
 
 
-@click.command()
+class _ShowByDefault(click.Group):
+    """`models NAME` is `models show NAME`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ShowByDefault)
+def models() -> None:
+    """What trainings made: list the versions of models (models [NAME]), or fetch one (models pull NAME DIR)."""
+
+
+@models.command("pull")
+@click.argument("name")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@show.json_option
+def pull_(name: str, folder: Path) -> None:
+    """Put a model, NAME (the newest version) or NAME@VERSION, into the new folder DIR, as transformers and PEFT load
+    it."""
+    with show.connect() as client:
+        made = client.pull(name, folder)
+    said = f"{made.source} is in {made.folder}: {len(made.files)} files, {made.size_bytes / 1e6:.1f} MB"
+    show.answer(made, lambda: terminal.echo(said))
+
+
+@models.command("show")
 @click.argument("name", required=False)
 @show.json_option
-def models(name: str | None) -> None:
+def show_(name: str | None) -> None:
     """What trainings made: each run that succeeded is a version of the model NAME, with its metrics and what it is of.
 
     A spec takes one as model://NAME (the newest there is now) or model://NAME@VERSION; run://NAME waits for a run

@@ -263,6 +263,9 @@ class Client:
     def models(self, name: str | None = None) -> list[http_models.ModelVersion]:
         return self._loop.call(self._core.models(name))
 
+    def pull(self, name: str, folder: str | Path) -> http_models.Pulled:
+        return self._loop.call(self._core.pull(name, folder))
+
     def nodes(self) -> http_models.NodeList:
         return self._loop.call(self._core.nodes())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from llmsched.client import sources, workdir
+from llmsched.client import pull, sources, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
@@ -182,6 +182,25 @@ class AsyncClient:
             if page.next is None:
                 return found
             params["cursor"] = page.next
+
+    async def pull(self, name: str, folder: str | Path) -> http_models.Pulled:
+        """Put a model (NAME, its newest version, or NAME@VERSION) into `folder`, which is not there yet.
+        Raises RequestError for a name without any, SpecError, ClusterError for what came broken."""
+        target = pull.free(Path(folder))
+        plain, _, version = name.partition("@")
+        versions = await self.models(plain)
+        chosen = next((each for each in versions if version in ("", str(each.version))), None)
+        if chosen is None:
+            there = ", ".join(str(each.version) for each in versions[:10])
+            raise RequestError(f'model "{plain}" has no version {version}; it has: {there}.', code="unknown_model")
+        async with aclosing(self._http.pieces(_path(chosen.workload, "result"))) as pieces:
+            files = await pull.unpack(pieces, target)
+        return http_models.Pulled(
+            source=chosen.source,
+            folder=str(target),
+            files=[file.relative_to(target).as_posix() for file in files],
+            size_bytes=sum(file.stat().st_size for file in files),
+        )
 
     async def nodes(self) -> http_models.NodeList:
         return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")

@@ -134,6 +134,19 @@ class Transport:
                 hint="Use the client of the controller's version.",
             ) from error
 
+    async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The bytes of a streamed answer, as they come."""
+        patience = _Patience()
+        while True:
+            with _connection_errors(self.url):
+                try:
+                    async with self._stream(path, None, None) as answer:
+                        async for piece in answer.aiter_bytes():
+                            yield piece
+                        return
+                except RequestError as refused:
+                    await patience.wait(refused)
+
     async def lines(
         self, path: str, params: Mapping[str, Any] | None = None, *, body: BaseModel | None = None
     ) -> AsyncGenerator[str, None]:

@@ -431,6 +431,15 @@ class ModelList(Reply):
     next: str | None = None
 
 
+class Pulled(Reply):
+    """A model that was fetched into a folder: `models pull` makes it of the files that came."""
+
+    source: str
+    folder: str
+    files: list[str]
+    size_bytes: int
+
+
 class Alive(Reply):
     """The one thing that is answered without a token. Says nothing about anyone."""
 

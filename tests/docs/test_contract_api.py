@@ -69,6 +69,9 @@ def ran(controller: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     log = controller.home / "storage" / "hello" / "0" / "1" / "logs" / "0.log"  # as a worker writes it
     log.parent.mkdir(parents=True)
     log.write_text("loading\nhello\nbye\n")
+    left = controller.home / "storage" / "tones" / "0" / "artifact" / "1-1" / "config.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
     env = {"PATH": "/usr/bin:/bin", "CURL_HOME": str(folder)}
     env |= {"LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
     first, *rest = contract.examples(contract.API, "bash")
