@@ -23,4 +23,4 @@ def check(spec: Any, folder: Path) -> None:
     train["datasets"] = [each for each in train["datasets"] if not Path(each["path"]).expanduser().is_absolute()]
     found += look.look(train, folder, is_complete=True)["errors"]
     if found:
-        raise SpecError.of([Problem(spec.name, each, "", "unusable_data") for each in found])
+        raise SpecError.of([Problem(spec.name, each, code="unusable_data") for each in found])
