@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import archive, diagnosis, lists, logs, page, results, views, workdirs
+from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
 from llmsched.control.vault import SHARED
 from llmsched.core.records import WorkloadState
 from llmsched.core.state import State
-from llmsched.executors.port import CommandEnded
 from llmsched.executors.ray_user import RayUser
 from llmsched.runtime.storage import Storage
 from llmsched.spec import http_models, http_requests, spec_requests
@@ -287,7 +285,7 @@ async def log_lines(
         ended=lambda: views.has_ended(controller.state, workload_id),
         why_none=lambda: views.why_no_log(controller.state, workload_id, gang, attempt, rank),
     )
-    return StreamingResponse(_as_json_lines(lines), media_type=NDJSON)
+    return StreamingResponse(streams.of_logs(lines), media_type=NDJSON)
 
 
 @router.get("/workloads/{name}/result", response_class=StreamingResponse, responses=archive.RESPONSES)
@@ -320,7 +318,7 @@ async def execute(body: http_requests.ExecRequest, given: Given, found: Changed)
     """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
     command = execution.Command(found.id, tuple(body.command), found.who.user, body.rank, body.gang, body.timeout_s)
     said = await given.controller.execute(command)
-    return StreamingResponse(_as_exec_lines(said), media_type=NDJSON)
+    return StreamingResponse(streams.of_command(said), media_type=NDJSON)
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------
@@ -457,24 +455,6 @@ def _view(given: Services, found: Found) -> http_models.WorkloadView:
     """As it is now, which may be after it was changed."""
     now = given.state.find(found.id) or found.workload
     return views.workload(given.state, now, given.controller.progress_of(now), found.names(given.state))
-
-
-async def _as_json_lines(lines: AsyncIterator[http_models.LogLine]) -> AsyncIterator[str]:
-    async for line in lines:
-        yield line.model_dump_json() + "\n"
-
-
-async def _as_exec_lines(said: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
-    async with aclosing(said):
-        async for item in said:
-            if item is None:
-                yield "\n"  # shows us a client that left
-            elif isinstance(item, CommandEnded):
-                yield (
-                    http_models.ExecLine(stream="end", text=item.message, exit_code=item.code).model_dump_json() + "\n"
-                )
-            else:
-                yield http_models.ExecLine(stream=item.stream, text=item.text).model_dump_json() + "\n"
 
 
 async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> AsyncIterator[str]:
