@@ -32,6 +32,7 @@ USUAL_STORE_BYTES = 256 * 1024**2  # of a member that asked for no memory: the m
 RAY_ITSELF_BYTES = 1024**3  # its own processes, which nobody asks for: not counted as the program's
 LOOPBACK = "127.0.0.1"
 _RUNNING = "Ray runtime started"  # Ray's own word, printed once the node is in its table
+_DIED = "[exit code="
 _LONGEST_ROOT = 26  # characters: Ray puts sockets below, whose names end at 107 bytes
 _STOPS_WITHIN_S = 5.0
 _LOOK_EVERY_S = 0.2
@@ -197,8 +198,9 @@ class RayNode:
         environment.drop(self.folder)
 
     def last_words(self) -> str:
-        lines = [line for line in self._said().strip().splitlines() if line.strip()]
-        return f"; last line: {lines[-1][:300]}" if lines else ""
+        lines = [line.rpartition(" -- ")[2].strip() for line in self._said().splitlines() if line.strip()]
+        died = next((line for line in lines if _DIED in line), "")  # which of its processes: Ray says it, and goes on
+        return f": {died}" if died else f"; last line: {lines[-1][:300]}" if lines else ""
 
     def _said(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
