@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -229,7 +230,8 @@ class Controller:
             if dispatcher is not None:
                 dispatcher.cancel()
             self._inbox.refuse(_stopping())
-            await self._housekeeping.close()
+            with _only_noted("housekeeping cannot be ended"):
+                await self._housekeeping.close()
             try:
                 if self._epoch:
                     await self._executor.close(stop_everything=self._stop_everything)
@@ -256,7 +258,9 @@ class Controller:
             log.error("degraded from the start: %s", error)  # a full disk: what is known can be seen
             self._degraded = error.message
             self._live.fold()
-        self._book.recall(row for name in self.state.gangs if (row := self._store.row(ProgressRow, name)) is not None)
+        with _only_noted("the numbers of what runs are not known"):
+            rows = (self._store.row(ProgressRow, name) for name in self.state.gangs)
+            self._book.recall(row for row in rows if row is not None)
         self._started_at = self._clock.now()
         self.started.set()
 
@@ -265,7 +269,8 @@ class Controller:
         self._epoch = await lease.take(self._store, self._clock, self._owner)
         self.cluster.begin(self._epoch)
         self._live.fold()
-        self._housekeeping.begin()
+        with _only_noted("when the next snapshot is due is not known"):
+            self._housekeeping.begin()
         log.info("epoch %d: %d entries, %d workloads", self._epoch, self._live.seq, len(self.state.workloads))
         await self._executor.start(self._inbox.deliver, self._epoch)
 
@@ -418,6 +423,17 @@ async def _compiled(specs: Sequence[WorkloadSpec]) -> list[Compiled]:
         await breathe()
         found += compile_specs([spec])
     return found
+
+
+@contextmanager
+def _only_noted(what: str) -> Iterator[None]:
+    """For what keeps no controller from its work; a store that fails does."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:
+        log.exception(what)
 
 
 def _stopping() -> StoreError:

@@ -7,27 +7,23 @@ method of the executor, and every function of the loop's parts. So a new one is 
 import asyncio
 import inspect
 import sys
-from contextlib import suppress
-from typing import get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from control_harness import ANN, Script, controlling, fake_cluster, serve, task, train, until
+from breakage_scenarios import SCENARIOS, Broken, new_world
+from control_harness import ANN, controlling, fake_cluster, task, until
 
-from llmsched.control import dispatch, execution, housekeeping, metrics, progress, reasons, requests, routes
+import llmsched
+from llmsched.control import dispatch, housekeeping, lease, metrics, progress, reasons, requests, routes
 from llmsched.control.controller import Controller
 from llmsched.control.intake import Intake
 from llmsched.core import decisions, facts
-from llmsched.core.invariants import violations
 from llmsched.core.state import State
-from llmsched.errors import LlmschedError
 from llmsched.executors import port
 from llmsched.executors.fake import FakeExecutor
-from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
-
-
-class Broken(Exception):
-    pass
 
 
 def raising(original, breaks=lambda *arguments: True):
@@ -53,7 +49,9 @@ def holds(cls):
     return lambda *arguments: any(type(each) is cls for each in arguments)
 
 
-FACTS = [(State, "apply", holds(cls), cls.__name__) for cls in get_args(facts.Fact)]
+MADE_BY_NOBODY = (facts.NodeDraining,)  # no executor tells of it yet
+KINDS_OF_FACTS = [cls for cls in get_args(facts.Fact) if cls not in MADE_BY_NOBODY]
+FACTS = [(State, "apply", holds(cls), cls.__name__) for cls in KINDS_OF_FACTS]
 DECISIONS = [
     (owner, name, holds(cls), cls.__name__)
     for cls in get_args(decisions.Decision)
@@ -80,108 +78,119 @@ FUNCTIONS = [
 ]
 COMMITS = [
     (MemoryStore, "commit", lambda _, batch, cls=cls: any(type(each) is cls for each in batch.entries), cls.__name__)
-    for cls in (*get_args(facts.Fact), *get_args(decisions.Decision))
+    for cls in (*KINDS_OF_FACTS, *get_args(decisions.Decision))
 ]
 CONTROL = [module for key, module in sorted(sys.modules.items()) if key.startswith("llmsched.control.")]
 EVERY = [*FACTS, *DECISIONS, *REQUESTS, *OBSERVATIONS, *ORDERS, *PARTS, *FUNCTIONS, *COMMITS]
 
 
-async def life(controller, cluster):
-    """A bit of everything that a controller is asked and hears of. Nothing of it must succeed."""
+@dataclass
+class Breakage:
+    """One handler, which is broken while `armed`. `hits`: how often it was reached in that time."""
 
-    async def asked(work):
-        with suppress(LlmschedError, Broken):
-            await asyncio.wait_for(work, 10)
+    owner: Any
+    name: str
+    breaks: Any
+    armed: bool = False
+    hits: int = 0
 
-    await asked(controller.submit([train("grows", workers={"min": 1, "max": 2}), serve("talks")], user=ANN))
-    await asked(controller.submit([task("quick")], user=ANN, idempotency_key="k"))
-    await asyncio.sleep(0)
-    for gang in list(controller.state.gangs.values()):
-        for seen in (
-            port.LaunchAsked(gang.id, gang.attempt, 1.0),
-            port.Progress(gang.id, gang.attempt, {"step": 1, "total_steps": 9}),
-            port.CheckpointSeen(gang.id, gang.attempt, 1),
-            port.AdapterAnswer(gang.id, gang.attempt, "a", "s3://a"),
-            port.LoadSeen(gang.workload_id, 3.0, 1.0),
-        ):
-            cluster.say(seen)
-    await asked(controller.scale("talks", 1, by=ANN))
-    await asked(controller.configure(cluster_spec.load_json({"limits": {"max_pending_per_queue": 50}}), by=ANN))
-    window = {"name": "night", "start": "2030-01-01T00:00:00Z", "duration": "1h", "accelerators": "A100:1"}
-    await asked(controller.reserve(cluster_spec.load_reservation(window), by=ANN))
-    await asked(controller.end_reservation("night", by=ANN))
-    await asked(_echo(controller))
-    cluster.say(port.ForeignSeen("node-1", 1.0, 0.0, 0))
-    cluster.say(port.ForeignSeen("node-1", 0.0, 0.0, 0))
-    node = cluster.add_node(1, "A100")
-    cluster.lose_node(node)
-    await asked(controller.cancel("quick", by=ANN))
-    await asked(controller.submit([task(f"ends-{n}", gpus=0.1) for n in range(len(ENDS))], user=ANN))
-    await asyncio.sleep(0.02)  # as far as it comes: what is broken may keep it from starting
-    for n, end in enumerate(ENDS):
-        cluster.say(end(f"ends-{n}/0", 1))
-    cluster.lose_contact()
-    cluster.regain_contact()
-    await asked(controller.cancel("grows", by=ANN))
+    def patch(self, patch):
+        original = getattr(self.owner, self.name)
+
+        def reached(*arguments):
+            if self.armed and self.breaks(*arguments):
+                self.hits += 1
+                return True
+            return False
+
+        watched = raising(original, reached)
+        for holder in (self.owner, *CONTROL):  # wherever it was imported by its name
+            if getattr(holder, self.name, None) is original:
+                patch.setattr(holder, self.name, watched)
 
 
-async def _echo(controller):
-    async for _ in await controller.execute(execution.Command("talks", ("echo", "hello"), ANN)):
-        pass
+def reached_by(scenario):
+    """Which of EVERY a scenario reaches when nothing is broken."""
+    found = set()
+    begun = asyncio.Event()
+
+    def noting(original, number, breaks):
+        def noted(*arguments):
+            if begun.is_set() and breaks(*arguments):
+                found.add(number)
+            return False
+
+        return raising(original, noted)
+
+    async def told():
+        world = new_world()
+        await world.begin()
+        begun.set()
+        await scenario(world)
+        begun.clear()
+        await world.end()
+
+    with pytest.MonkeyPatch.context() as patch:
+        rarely_renewed(patch)
+        for number, (owner, name, breaks, _) in enumerate(EVERY):
+            original = getattr(owner, name)
+            watched = noting(original, number, breaks)
+            for holder in (owner, *CONTROL):
+                if getattr(holder, name, None) is original:
+                    patch.setattr(holder, name, watched)
+        asyncio.run(told())
+    return found
 
 
-ENDS = [
-    lambda gang, attempt: port.Ended(gang, attempt, "succeeded", artifact="s3://a", metrics={"loss": 1.0}),
-    lambda gang, attempt: port.Ended(gang, attempt, "failed", "no", "error"),
-    lambda gang, attempt: port.Ended(gang, attempt, "released"),
-    lambda gang, attempt: port.Vanished(gang, attempt, "gone"),
-    lambda gang, attempt: port.NotStarted(gang, attempt, "error", "no"),
-    lambda gang, attempt: port.ResizeDone(gang, attempt, 1),
-]
+def rarely_renewed(patch):
+    """Its lease need not be renewed every two seconds of hours that pass in no time."""
+    patch.setattr(lease, "RENEW_EVERY_S", 60.0)
 
 
-async def settles(controller, cluster):
-    """The loop lives: new work runs to its end, and whatever was begun can be cancelled and holds nothing then."""
-    cluster.lose_contact()
-    cluster.regain_contact()  # what was missed meanwhile is said again
-    await until(lambda: controller.health.status == "ready" and len(controller.state.nodes) == len(cluster.nodes))
-    for name, record in list(controller.state.workloads.items()):
-        if not record.outcome:
-            with suppress(LlmschedError):
-                await controller.cancel(name, by=ANN)
-    await until(lambda: not controller.state.holding)
-    await controller.submit([task("afterwards", gpus=2)], user=ANN)
-    await until(lambda: controller.state.workloads["afterwards"].outcome == "succeeded")
-    assert violations(controller.state) == []
+@pytest.fixture(scope="module")
+def where():
+    """Number of EVERY -> the first scenario that reaches it."""
+    found = {}
+    for scenario in SCENARIOS:
+        for number in reached_by(scenario):
+            found.setdefault(number, scenario)
+    return found
 
 
 IDS = [f"{owner.__name__}-{name}-{what}" for owner, name, _, what in EVERY]
 
 
-@pytest.mark.parametrize(("owner", "name", "breaks", "what"), EVERY, ids=IDS)
-def test_what_throws_ends_neither_the_loop_nor_anybody_elses_work(monkeypatch, owner, name, breaks, what):
-    asyncio.run(_throws(monkeypatch, owner, name, breaks))
+@pytest.mark.parametrize("number", range(len(EVERY)), ids=IDS)
+def test_what_throws_ends_neither_the_loop_nor_anybody_elses_work(monkeypatch, where, number):
+    assert number in where, "no scenario reaches this: add one to breakage_scenarios.py"
+    owner, name, breaks, _ = EVERY[number]
+    rarely_renewed(monkeypatch)
+    breakage = Breakage(owner, name, breaks)
+    breakage.patch(monkeypatch)
+    asyncio.run(_throws(breakage, where[number]))
+    assert breakage.hits, "it was never reached"
 
 
-async def _throws(monkeypatch, owner, name, breaks):
-    quick = Script(runs_for_s=0.02, steps=2)
-    cluster = fake_cluster(quick=quick, afterwards=quick)
-    controller = Controller(MemoryStore(), FakeExecutor(cluster=cluster), storage="/storage")
-    running = asyncio.create_task(controller.run())
+async def _throws(breakage, scenario):
+    world = new_world()
+    await world.begin()
     try:
-        await until(lambda: len(controller.state.nodes) == len(cluster.nodes))
-        with monkeypatch.context() as patch:
-            broken = raising(getattr(owner, name), breaks)
-            original = getattr(owner, name)
-            for holder in (owner, *CONTROL):  # wherever it was imported by its name
-                if getattr(holder, name, None) is original:
-                    patch.setattr(holder, name, broken)
-            await life(controller, cluster)
-            assert not running.done(), "the loop has ended"
-        await settles(controller, cluster)
+        breakage.armed = True
+        await scenario(world)
+        world.lives()
+        breakage.armed = False
+        await world.settles()
+        await world.nothing_is_lost()
     finally:
-        await controller.stop()
-        await asyncio.wait_for(running, 10)
+        breakage.armed = False
+        await world.end()
+
+
+def test_a_fact_that_is_left_out_here_is_made_by_nobody():
+    source = "".join(path.read_text() for path in Path(llmsched.__file__).parent.rglob("*.py"))
+    assert [
+        cls for cls in MADE_BY_NOBODY if f"facts.{cls.__name__}(at" in source or f" {cls.__name__}(at" in source
+    ] == []
 
 
 def test_an_entry_that_the_state_cannot_take_in_does_not_stop_a_start(monkeypatch):
