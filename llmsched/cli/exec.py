@@ -27,8 +27,9 @@ def execute(name: str, command: tuple[str, ...], rank: int, gang: int | None, ti
       llmsched exec my-fine-tune --rank 1 -- bash -c 'ls -l | head'
 
     Words are passed as they are; for pipes and wildcards ask for a shell. It has no input, takes nothing from the
-    queue, and is ended with its workload, after --timeout, beyond 16 MiB of output, or by Ctrl-C. Secret values show
-    as ***, also in the story of NAME, which tells who ran what.
+    queue, and is ended with its workload, after --timeout, beyond 16 MiB of output, or by Ctrl-C. What it leaves
+    running ends with it, but for what is told to stay as long as NAME runs: env -u LLMSCHED_COMMAND setsid -f PROGRAM.
+    Secret values show as ***, also in the story of NAME, which tells who ran what.
 
     The exit code is the command's, but for 2, 3, 4 and 5, which here become 102, 103, 104 and 105: those four are
     llmsched's own (2 wrong words, 3 refused, 4 the cluster failed or ended it, 5 the store failed).

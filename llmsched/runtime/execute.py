@@ -16,12 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from llmsched.runtime import containment, packages, redaction, rendezvous
+from llmsched.runtime import containment, guardian, packages, redaction, rendezvous
 from llmsched.runtime.process import die_with_parent
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
@@ -47,13 +48,15 @@ def run(
 ) -> Generator[Said, None, None]:
     """Run it to its end, to `timeout_s`, to OUTPUT_AT_MOST, or until `stop`; the last item is ("end", why, exit code).
 
-    The code is None when it was ended by us; as of a shell 126 or 127 when it could not be run, 128 + N by signal N.
+    Whatever it started, in sessions of its own too, has ended before its end is told. The code is None when it was
+    ended by us; as of a shell 126 or 127 when it could not be run, 128 + N by signal N.
     """
+    mark = uuid.uuid4().hex
     try:
         process = subprocess.Popen(
             list(argv),
             cwd=folder,
-            env=dict(envs),
+            env={**envs, guardian.COMMAND: mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,11 +70,20 @@ def run(
         yield "end", "", 127 if missing else 126
         return
     try:
-        yield from _listen(process, timeout_s, stop)
+        for item in _listen(process, timeout_s, stop):
+            if item[0] == "end" and (left := _end(process, mark)):
+                yield "stderr", f"llmsched: what it left running was ended with it: {', '.join(left)}\n"
+            yield item
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # itself, and what it left running
-        process.wait()
+        _end(process, mark)
+
+
+def _end(process: subprocess.Popen[bytes], mark: str) -> list[str]:
+    """Itself and what it left running; the names of what had left its process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return guardian.end_all(f"{guardian.COMMAND}={mark}", set(), polite_s=0.0)[0] if sys.platform == "linux" else []
 
 
 def _listen(process: subprocess.Popen[bytes], timeout_s: float, stop: threading.Event) -> Iterator[Said]:

@@ -31,6 +31,7 @@ PATIENCE_S = 20.0  # for what does not even end by SIGKILL: a process in a syste
 REPORT_WITHIN_S = 5.0  # the worker has this long to tell why it is being ended
 TOLERANCE, ALLOWANCE_BYTES = 1.25, 128 * 1024**2  # ended above this much of what was asked for, and a Python beside it
 OWNER = "LLMSCHED_OWNED_BY"  # an attempt: all its ranks, and what they made through Ray
+COMMAND = "LLMSCHED_COMMAND"  # one command of `exec`
 WORKER = "LLMSCHED_STARTED_BY"  # one worker: ranks of one attempt may share a node, and one ends before the other
 
 

@@ -1,9 +1,11 @@
 """A command beside a member: real processes, and every way in which one ends."""
 
 import os
+import subprocess
 import sys
 import threading
 
+import psutil
 import pytest
 from waiting import has_ended, wait_until
 
@@ -80,3 +82,30 @@ def test_secret_values_are_hidden(monkeypatch, stream):
 def test_text_that_is_cut_within_a_character_is_whole_again(monkeypatch):
     monkeypatch.setattr(execute, "CHUNK", 3)
     assert python("print('ä€😀' * 3)", envs={"PYTHONIOENCODING": "utf-8"})[0] == "ä€😀" * 3 + "\n"
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="sessions are seen in /proc")
+
+
+def alive():
+    return [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+
+
+@on_linux
+def test_what_a_command_started_in_sessions_of_its_own_ends_before_its_end_is_told():
+    quiet = "</dev/null >/dev/null 2>&1"
+    away = f"setsid sleep 98.31 {quiet} & (setsid setsid sleep 97.31 {quiet} & echo $!)"
+    with subprocess.Popen(["sleep", "99"], start_new_session=True) as another:
+        out, err, why, code = run("bash", "-c", f"{away}; echo $!; exit 3")
+        assert (why, code) == ("", 3) and another.poll() is None
+        another.kill()
+    assert len(out.split()) == 2 and all(has_ended(int(pid)) for pid in out.split())
+    assert not {"sleep 98.31", "sleep 97.31"} & {*alive()}
+
+
+@on_linux
+def test_what_is_told_to_stay_stays():
+    out, err, _, code = run("bash", "-c", "env -u LLMSCHED_COMMAND setsid -f sleep 96.31 >/dev/null 2>&1; exit 0")
+    (left,) = [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "96.31"]]
+    left.kill()
+    assert (out, err, code) == ("", "", 0)
