@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmsched import versions
+from llmsched import sanitize, versions
 from llmsched.api import home
 from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
@@ -65,13 +65,18 @@ class Tokens:
         return self._given + self._read
 
     def keys(self) -> list[dict[str, Any]]:
-        """Of whoever may ask endpoints at all: the key of each token, which should be shown there, and the token itself
+        """Of whoever may ask endpoints at all, the key of each token: a token itself is worth nothing there
         (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
         return [
-            {"id": record.id, "sha256": sha256, "user": record.user, "role": record.role, "expires": record.expires}
+            {
+                "id": record.id,
+                "sha256": digest(key_of_digest(record.sha256)),
+                "user": record.user,
+                "role": record.role,
+                "expires": record.expires,
+            }
             for record in self.records()
             if record.role in MAY["submit"] and not _is_over(record)
-            for sha256 in (digest(key_of_digest(record.sha256)), record.sha256)
         ]
 
     def holds(self, record: TokenRecord) -> bool:
@@ -108,19 +113,30 @@ def require(record: TokenRecord, need: str) -> None:
     """`need` is a key of MAY. Raises NotAllowed (403)."""
     if record.role not in MAY[need]:
         roles = " or ".join(f'"{role}"' for role in MAY[need])
-        raise NotAllowed(f'this needs the role {roles}; token {record.id} has "{record.role}".', code="role")
+        raise NotAllowed(
+            f'this needs the role {roles}; token {record.id} has "{record.role}".',
+            code="role",
+            hint="Ask whoever runs the cluster, or show another token: llmsched token create USER --role ROLE.",
+        )
 
 
 def error_body(error: LlmschedError) -> http_models.ErrorBody:
+    """Whatever it says of what was asked, in characters that any terminal may be shown."""
+    problems = [http_models.ProblemView(**problem._asdict()) for problem in getattr(error, "problems", ())]
     return http_models.ErrorBody(
         code=error.code,
-        message=error.message,
-        where=error.where,
-        hint=error.hint,
+        message=sanitize.shown(error.message),
+        where=sanitize.shown(error.where),
+        hint=sanitize.shown(error.hint),
         exit_code=error.exit_code,
         retry_after_s=getattr(error, "retry_after_s", None),
-        problems=[http_models.ProblemView(**problem._asdict()) for problem in getattr(error, "problems", ())],
+        problems=[_shown(each) for each in problems],
     )
+
+
+def _shown(problem: http_models.ProblemView) -> http_models.ProblemView:
+    said = {name: sanitize.shown(text) for name, text in problem if isinstance(text, str)}
+    return problem.model_copy(update=said)
 
 
 def error_headers(error: LlmschedError) -> dict[str, str]:
@@ -183,8 +199,7 @@ class Guard:
 
     def _check(self, scope: Any) -> int:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = urlsplit(f"//{headers.get(b'host', '')}").hostname or ""
-        if host not in self._hosts:
+        if _host_of(headers.get(b"host", "")) not in self._hosts:
             raise NotAllowed("this controller does not answer under that host name.", code="host")
         origin = headers.get(b"origin")
         if origin is not None and origin not in self._origins:
@@ -221,6 +236,14 @@ class Guard:
             if length.isdigit() and int(length) > limit:
                 raise too_large(limit)
         return limit
+
+
+def _host_of(header: str) -> str:
+    """ "" for what is no host."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _saying_version(send: Any) -> Any:

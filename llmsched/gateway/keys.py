@@ -11,6 +11,8 @@ from typing import Any
 
 from llmsched.gateway.refusals import Refused
 
+TOKEN = "llms_"  # how a token of the API begins
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -49,6 +51,12 @@ class KeyRing:
         if scheme.lower() != "bearer" or not token.strip():
             raise Refused(401, "No key. Send the header `Authorization: Bearer <key>`.", code="missing_api_key")
         found = self.find(hashlib.sha256(token.strip().encode()).hexdigest())
+        if found is None and token.strip().startswith(TOKEN):
+            raise Refused(
+                401,
+                "This is a token of llmsched's API. Endpoints take its key, which `llmsched token key` prints.",
+                code="invalid_api_key",
+            )
         if found is None:
             raise Refused(401, "This key is not known here.", code="invalid_api_key")
         if found.is_over():

@@ -2,7 +2,7 @@
 
 Requests to an endpoint are read by processes that run as all work does. A token of the API that is sent there can be
 seen by work, and would be as good as its owner; a key is good for endpoints alone, and leads back to no token.
-Endpoints take both: our client, the command line and the examples show keys.
+Endpoints take keys alone, so that nobody has a reason to send a token there: `llmsched token key` prints its key.
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -42,8 +45,16 @@ def revoke(live: Live, token: str) -> None:
     home.save_records(live.home, kept)
 
 
+def expire(live: Live, token: str) -> None:
+    """As if its last day had come while it was in use."""
+    made = home.made_records(live.home)
+    over = [replace(one, expires=time.time() - 1) if one.sha256 == home.digest(token) else one for one in made]
+    home.save_records(live.home, over)
+
+
 @pytest.mark.parametrize("stream", ["events", "logs", "exec"])
-def test_a_stream_ends_with_the_token_that_opened_it(fresh: Live, stream: str) -> None:
+@pytest.mark.parametrize(("ends", "said"), [(revoke, "not known here"), (expire, "has expired")])
+def test_a_stream_ends_with_the_token_that_opened_it(fresh: Live, stream: str, ends: Any, said: str) -> None:
     fresh.executor.cluster.script = lambda order: Script(runs_for_s=None)
     token = fresh.token_of("ann", "submitter")
     with fresh.client(token) as client:
@@ -57,10 +68,10 @@ def test_a_stream_ends_with_the_token_that_opened_it(fresh: Live, stream: str) -
     headers = {"authorization": f"Bearer {token}"}
     with httpx.stream(method, fresh.url + path, headers=headers, json=body, timeout=30) as response:
         assert response.status_code == 200
-        revoke(fresh, token)
+        ends(fresh, token)
         with pytest.raises(httpx.RemoteProtocolError):
             for _ in response.iter_bytes():
                 pass
     wait_until(lambda: not fresh.executor.cluster.commands)
-    with fresh.client(token) as client, pytest.raises(LlmschedError, match="not known here"):
+    with fresh.client(token) as client, pytest.raises(LlmschedError, match=said):
         client.health()

@@ -35,12 +35,14 @@ def test_an_app_is_asked_by_its_workloads_name():
     assert response.json()["route"] == "app"
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}])
-def test_refuses_whoever_has_no_good_key(headers):
+@pytest.mark.parametrize("shown", ["", "Bearer wrong", f"Basic {KEY}", "Bearer llms_12_wrong"])
+def test_refuses_whoever_has_no_good_key(shown):
+    headers = {"Authorization": shown} if shown else {}
     response = asyncio.run(House("a").ask(headers=headers, json={"model": "qwen"}))
     assert response.status_code == 401
     assert response.json()["error"]["type"] == "authentication_error"
     assert "wrong" not in response.text
+    assert ("llmsched token key" in response.text) is ("llms_" in shown)  # a token of the API, which has a key
 
 
 def test_health_needs_no_key_and_nothing_is_served_before_a_table_came():
