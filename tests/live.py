@@ -106,7 +106,8 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(folder: Path, nodes: str = "2x4:A100") -> Iterator[Live]:
+def live(folder: Path, nodes: str = "2x4:A100", isolation: http_models.IsolationView | None = None) -> Iterator[Live]:
+    """`isolation`: as if work really ran."""
     home.prepare(folder)
     home.record_isolation(folder, home.Isolation())  # as with --fake-nodes: nothing of the work runs
     loop = asyncio.new_event_loop()
@@ -121,7 +122,7 @@ def live(folder: Path, nodes: str = "2x4:A100") -> Iterator[Live]:
         controller = Controller(store, executor, storage=str(folder / "storage"), keys=tokens.keys, vault=vault)
         running = asyncio.create_task(controller.run())
         await controller.started.wait()
-        web = server.web_server(app.build(controller, tokens), grace_s=1)
+        web = server.web_server(app.build(controller, tokens, isolation=isolation, home=folder), grace_s=1)
         serving = asyncio.create_task(web.serve(sockets=[listener]))
         async for _ in controller.follow():
             if len(controller.state.nodes) == len(parse_nodes(nodes)):

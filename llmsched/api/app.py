@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from llmsched import sanitize
 from llmsched.api import examples, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.rate import Rate
@@ -21,8 +23,10 @@ from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, Spec
 from llmsched.executors.ray_user import RayUser
 from llmsched.runtime.storage import StorageError
 from llmsched.spec import http_models
+from llmsched.spec.quantities import PATTERN_WORDS
 
 log = logging.getLogger("llmsched.api")
+SHOWN = 10  # of what is wrong with one request
 
 
 def build(
@@ -31,6 +35,7 @@ def build(
     *,
     isolation: http_models.IsolationView | None = None,
     ray_user: RayUser | None = None,
+    home: Path | None = None,
     hosts: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -41,7 +46,7 @@ def build(
         lambda: [record.workload.parcel for record in controller.state.workloads.values()],
     )
     app.state.services = routes.Services(
-        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user
+        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user, home
     )
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = [*routes.router.routes, *routes.open_router.routes]
@@ -95,8 +100,17 @@ async def _on_storage(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
-    said = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
-    return _respond(SpecError("; ".join(said), code="invalid_request"))
+    said = [f"{'.'.join(str(part) for part in one['loc'])}: {_in_words(one)}" for one in error.errors()[:SHOWN]]
+    hint = "What each route takes stands in /openapi.json, and in words in the contract, llmsched/api/README.md."
+    return _respond(SpecError(sanitize.text("; ".join(said)), code="invalid_request", hint=hint))
+
+
+def _in_words(flaw: Any) -> str:
+    """What pydantic says, but for patterns, which are for machines."""
+    pattern = (flaw.get("ctx") or {}).get("pattern")
+    if flaw["type"] != "string_pattern_mismatch":
+        return str(flaw["msg"])
+    return f"expected {PATTERN_WORDS[pattern]}" if pattern in PATTERN_WORDS else "it has another form than is expected"
 
 
 async def _on_http(request: Request, error: Any) -> JSONResponse:
@@ -105,7 +119,11 @@ async def _on_http(request: Request, error: Any) -> JSONResponse:
     if isinstance(cause, LlmschedError):
         return _respond(cause)
     code = {404: "unknown_route", 405: "method"}.get(error.status_code, "request")
-    hint = "The client and the controller may be of different versions." if error.status_code == 404 else ""
+    hint = (
+        "The client and the controller may be of different versions."
+        if error.status_code == 404
+        else "Which routes there are, and what each takes, stands in /openapi.json."
+    )
     return _respond(RequestError(f"{error.detail}.", code=code, hint=hint, http_status=error.status_code))
 
 

@@ -71,10 +71,7 @@ def _store(home: Path, moment: Moment, noted: Noted | None, files: bool, storage
         yield _verdict("state", invariants.violations(state), rules, "Please report it, with the journal.")
         yield _tables(moment, archive.differences)
         if files:
-            known = homes.isolation(home)
-            kept = known.storage if known and known.storage else str(home / "storage")
-            place = storage or state.configuration.storage or kept
-            yield _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
+            yield _files(home, state, storage)
     yield _secrets(home, moment)
 
 
@@ -142,6 +139,16 @@ def _secrets(home: Path, moment: Moment) -> Check:
 
 
 # --- files --------------------------------------------------------------------------------------------------------
+
+
+def _files(home: Path, state: State, storage: str | None) -> Check:
+    known = homes.isolation(home)
+    if known is not None and not known.mode:
+        return Check("files", "ok", "none are expected: the work was pretended (--fake-nodes)")
+    kept = known.storage if known and known.storage else homes.default_storage(home)
+    place = storage or state.configuration.storage or kept
+    return _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
+
 
 _FILES = "Put them back from a backup of the storage, or train again: llmsched apply --again."
 

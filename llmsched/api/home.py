@@ -169,6 +169,25 @@ def record_isolation(home: Path, found: Isolation) -> None:
     write_private(home / "isolation.json", json.dumps(found._asdict()))
 
 
+def default_storage(home: Path) -> str:
+    """Beside the home and not in it: where results lie is told to all work, and where the home lies is not."""
+    return str(home.with_name(f"{home.name}-storage"))
+
+
+def refuse_in_home(home: Path, storage: str) -> None:
+    """Raises RequestError for results within the home: every workload is told where they lie."""
+    if "://" in storage and not storage.startswith("file://"):
+        return
+    place, folder = Path(storage.removeprefix("file://")).expanduser().resolve(), home.resolve()
+    if place.is_relative_to(folder):
+        raise RequestError(
+            f"results cannot lie in {storage}: all work is told where they lie, and it is in the home {home}.",
+            code="storage",
+            hint=f"Give --storage a folder of its own, or leave it out: {default_storage(home)}. Results that lie there"
+            " already may be moved.",
+        )
+
+
 def single_user(home: Path) -> str:
     """Why tokens are labels here and no boundary; "" when they are one."""
     found = isolation(home)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path as Folder
 from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
 from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
+from llmsched.api import home as homes
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
@@ -36,6 +38,7 @@ class Services(NamedTuple):
     uploads: workdirs.Uploads
     isolation: http_models.IsolationView = http_models.IsolationView()
     ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
+    home: Folder | None = None
 
     @property
     def state(self) -> State:
@@ -411,6 +414,8 @@ async def config(given: Given, who: Looker) -> http_models.ConfigView:
 @router.put("/config")
 async def configure(body: spec_requests.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
     """A new version; old ones stay in the journal."""
+    if body.config.storage and given.home is not None and given.isolation.mode:
+        homes.refuse_in_home(given.home, body.config.storage)
     await given.controller.configure(body.config, by=who.user)
     return views.configuration(given.state, who.permissions)
 

@@ -149,7 +149,9 @@ async def main(
         data_files.look_with(users.command(user, module="llmsched.data.look"))
     make_room()
     with contextlib.closing(listen(host, port)) as listener:
-        place = storage or str(folder / "storage")
+        place = storage or (str(folder / "storage") if address is None else home.default_storage(folder))
+        if address is not None:
+            home.refuse_in_home(folder, place)
         store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
         executor = _executor(folder, address, fake_nodes, place, user, env)
         isolation = _isolation(address, user, single_user)
@@ -157,7 +159,7 @@ async def main(
         clock = RealClock()
         vault = Vault(store, home.secret_key_file(folder), clock.now)
         controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
-        application = app.build(controller, tokens, isolation=isolation, ray_user=user)
+        application = app.build(controller, tokens, isolation=isolation, ray_user=user, home=folder)
         noted = home.Isolation(**isolation.model_dump(), storage=place)
         await serve(controller, application, listener, folder, noted)
 

@@ -32,7 +32,7 @@ LOOK_EVERY_S = 0.1
 @click.option("--address", help="HOST:PORT of a running Ray (its GCS) to join, instead of starting one.")
 @click.option("--fake-nodes", help="No Ray at all: work is only pretended, on nodes such as 2x4:A100.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the API on loopback; default: a free one.")
-@click.option("--storage", help="Folder or s3://bucket/prefix for results and logs; default: in LLMSCHED_HOME.")
+@click.option("--storage", help="Folder or s3://bucket/prefix for results and logs; default: beside LLMSCHED_HOME.")
 @click.option("--config", type=click.Path(), help="A cluster file (queues, quota, policies) to put in force.")
 @click.option("--ray-user", help="Whom Ray runs as, and all work; default, as root: llmsched-ray, made if need be.")
 @click.option("--env", multiple=True, metavar="NAME", help="A variable of this shell that all work gets; repeatable.")

@@ -25,15 +25,14 @@ class Placement(NamedTuple):
 
 def choose(folder: Path, asked: str | None, *, address: str | None, storage: str | None) -> Placement:
     """Two users where they can be had. Raises RequestError when `asked` by name cannot be had, or is not who the Ray
-    runs as that is joined."""
+    runs as that is joined, or when results would lie in the home."""
     found = _chosen(folder, asked, address)
     known = home.isolation(folder)
-    place = storage or (known.storage if known else "")
+    place = storage or (known.storage if known and known.mode else "")  # pretended work left nothing to go on from
+    if place:
+        home.refuse_in_home(folder, place)
     if found.user is None:
-        return Placement(None, found.why, place or str(folder / "storage"))
-    kept = folder / "storage"
-    if not place and kept.is_dir() and any(kept.iterdir()):
-        place = str(kept)  # of a time before
+        return Placement(None, found.why, place or _made(home.default_storage(folder)))
     place = place or str(ray_user.folder_of(found.user, folder) / "storage")
     trouble = _trouble_with(found.user, place)
     if not trouble:
@@ -45,6 +44,18 @@ def choose(folder: Path, asked: str | None, *, address: str | None, storage: str
             hint=f"Give it a folder of its own with --storage, or let one user run both: --ray-user {ray_user.own()}.",
         )
     return Placement(None, f"{trouble}. Give --storage a folder that {found.user.name} may write to", place)
+
+
+def _made(storage: str) -> str:
+    try:
+        Path(storage).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"results would lie in {storage}, which cannot be made: {error.strerror}.",
+            code="storage",
+            hint="Give --storage a folder to write to.",
+        ) from None
+    return storage
 
 
 def _chosen(folder: Path, asked: str | None, address: str | None) -> Choice:
@@ -87,6 +98,7 @@ def forget(folder: Path) -> None:
     if user is not None:
         with ray_user.acting_as(user):
             shutil.rmtree(ray_user.folder_of(user, folder), ignore_errors=True)
+    shutil.rmtree(home.default_storage(folder), ignore_errors=True)
     shutil.rmtree(folder)
 
 

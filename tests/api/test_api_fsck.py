@@ -254,6 +254,13 @@ def test_what_is_open_to_others(folder: Path) -> None:
     assert f"{folder / 'token'} is open to others (644)" in checked(folder)["permissions"].detail
 
 
+def test_of_work_that_was_pretended_no_files_are_expected(folder: Path) -> None:
+    assert checked(folder, files=True)["files"].result == "broken"
+    home.record_isolation(folder, home.Isolation(storage=str(folder / "storage")))
+    assert checked(folder, files=True)["files"].result == "ok"
+    assert "--fake-nodes" in checked(folder, files=True)["files"].detail
+
+
 def test_results_and_checkpoints_that_are_gone(folder: Path) -> None:
     result = folder / "storage" / "short" / "0" / "1" / "artifact"
     result.mkdir(parents=True)

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from live import live
 from waiting import wait_until
 
 from llmsched.api import home, page
+from llmsched.cli import placement
 from llmsched.client import Client
-from llmsched.errors import NotAllowed, SpecError
+from llmsched.errors import NotAllowed, RequestError, SpecError
 from llmsched.executors import ray_user
+from llmsched.spec import http_models
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
 as_root = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root, to be somebody else")
@@ -58,6 +61,47 @@ def test_where_tokens_are_a_boundary_or_nothing_runs_no_trust_is_asked_for(folde
     home.record_isolation(folder, found)
     home.create_token(folder, "bob", "submitter", 90, trusting=False)
     assert home.single_user(folder) == ""
+
+
+# --- where results lie, which every workload is told ------------------------------------------------------------------
+
+
+def test_results_lie_beside_the_home_and_never_in_it(folder: Path) -> None:
+    place = placement.choose(folder, ray_user.own(), address=None, storage=None)
+    assert place.user is None and Path(place.storage).is_dir()
+    assert not Path(place.storage).is_relative_to(folder) and f"{folder}/" not in f"{place.storage}/"
+    (folder.parent / "link").symlink_to(folder)
+    for inside in (folder, folder / "storage", folder.parent / "link" / "deep" / "er", f"file://{folder}/storage"):
+        with pytest.raises(RequestError, match="results cannot lie in") as refused:
+            placement.choose(folder, ray_user.own(), address=None, storage=str(inside))
+        assert "--storage" in refused.value.hint and refused.value.exit_code == 3
+    for outside in (f"{folder}-2/storage", "s3://bucket/x"):
+        assert placement.choose(folder, ray_user.own(), address=None, storage=outside).storage == outside
+
+
+def test_a_home_whose_work_was_pretended_gets_a_place_of_its_own_for_real_work(folder: Path) -> None:
+    home.record_isolation(folder, home.Isolation(storage=str(folder / "storage")))
+    assert placement.choose(folder, ray_user.own(), address=None, storage=None).storage == f"{folder}-storage"
+    home.record_isolation(folder, ONE._replace(storage=str(folder / "storage")))  # of an older llmsched
+    with pytest.raises(RequestError, match="may be moved|results cannot lie"):
+        placement.choose(folder, ray_user.own(), address=None, storage=None)
+
+
+def test_a_home_that_is_removed_takes_the_results_beside_it_along(folder: Path) -> None:
+    place = placement.choose(folder, ray_user.own(), address=None, storage=None)
+    placement.forget(folder)
+    assert not folder.exists() and not Path(place.storage).exists()
+
+
+def test_a_cluster_file_cannot_put_results_into_the_home(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    one_user = http_models.IsolationView(mode="single-user", why="one user")
+    with live(tmp_path / "home", isolation=one_user) as running, running.client() as client:
+        file.write_text(f"storage: {tmp_path}/home/storage")
+        with pytest.raises(RequestError, match="results cannot lie in"):
+            client.configure(file)
+        file.write_text(f"storage: {tmp_path}/elsewhere")
+        client.configure(file)
 
 
 # --- as a running controller tells it --------------------------------------------------------------------------------

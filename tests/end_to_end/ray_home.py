@@ -48,6 +48,11 @@ class Home:
         """For endpoints, which take the key of a token."""
         return {"authorization": f"Bearer {key_of((self.folder / 'token').read_text().strip())}"}
 
+    @property
+    def storage(self) -> Path:
+        """Where results lie."""
+        return Path(json.loads((self.folder / "isolation.json").read_text())["storage"])
+
     def controller_pid(self) -> int:
         return int(json.loads((self.folder / "controller.json").read_text())["pid"])
 

@@ -205,7 +205,7 @@ def test_a_corrupt_checkpoint_is_passed_over_for_the_one_before_and_that_is_said
         pids = worker_pids(client)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)  # nothing newer is saved meanwhile
-        folders = [path.parent for path in (home.folder / "storage").rglob("manifest.json")]
+        folders = [path.parent for path in home.storage.rglob("manifest.json")]
         newest = max(folders, key=lambda path: int(re.sub(r"\D", "", path.name)))
         damaged = newest / "step.json"
         good = int(damaged.read_text())
@@ -222,7 +222,7 @@ def test_a_corrupt_checkpoint_is_passed_over_for_the_one_before_and_that_is_said
 
 
 def test_storage_that_cannot_be_reached_for_a_while_costs_no_step(home: Home) -> None:
-    storage, away = home.folder / "storage", home.folder / "storage-away"
+    storage, away = home.storage, home.storage.with_name("storage-away")
     with home.client() as client:
         before = step_of(client)
         storage.rename(away)

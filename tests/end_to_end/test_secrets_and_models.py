@@ -77,8 +77,7 @@ class Home(ray_home.Home):
     def with_canary(self) -> list[Path]:
         """Files of ours and of Ray's that hold the value."""
         session = Path(json.loads((self.folder / "ray.json").read_text())["temp_dir"])
-        results = Path(json.loads((self.folder / "isolation.json").read_text())["storage"])
-        files = [file for place in (self.folder, session, results) for file in place.rglob("*")]
+        files = [file for place in (self.folder, session, self.storage) for file in place.rglob("*")]
         return [file for file in files if file.is_file() and CANARY.encode() in file.read_bytes()]
 
 
