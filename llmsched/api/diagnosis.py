@@ -74,7 +74,7 @@ def diagnose(
                 f"{one.id} does not move: {one.stalled}",
                 "llmsched logs shows each rank; it is ended if it goes on",
             )
-    _history(times, find)
+    _history(times, found.workload.kind, find)
     _starting(holding, state.now, find)
     _request(found, holding, memory, find)
     if found.workload.kind == "serve":
@@ -154,7 +154,8 @@ def _waiting(live: list[GangState], names: Names, find: Find) -> None:
             find(f"waits_{reason.code}", who + text(reason.message, names), sooner and f"sooner: {sooner}")
 
 
-def _history(times: Times, find: Find) -> None:
+def _history(times: Times, kind: str, find: Find) -> None:
+    saves = kind == "train"
     if times.all < MIN_LIFE_S:
         return
     if times.waited > WAITED_LONG * times.all and times.ran:
@@ -167,13 +168,15 @@ def _history(times: Times, find: Find) -> None:
         find(
             "restarts",
             f"{times.losses} of its attempts were lost or did not start; last: {times.last_loss or 'it did not say'}",
-            "llmsched logs --attempt N shows each; checkpoint.every says how much a restart costs",
+            "llmsched logs --attempt N shows each"
+            + ("; checkpoint.every says how much a restart costs" if saves else ""),
         )
     if times.preemptions:
         find(
             "preempted",
             f"it made way {times.preemptions} time{'s' if times.preemptions > 1 else ''} for others",
-            "a higher priority or quota of its own keeps it running; a shorter checkpoint.every loses less",
+            "a higher priority or quota of its own keeps it running"
+            + ("; a shorter checkpoint.every loses less" if saves else ""),
         )
     if times.starting > LOST_MUCH * times.all:
         find(

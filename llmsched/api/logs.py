@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from llmsched import sanitize
 from llmsched.runtime.storage import Storage
 from llmsched.spec.http_models import LogLine
 
@@ -17,6 +18,7 @@ POLL_S = 0.3
 CHUNK = 1 << 18
 LINE_LIMIT = 1 << 16
 NEWEST = -1  # attempt, of those in the storage
+NOT_SHOWN = "llmsched: this log was replaced by a link, or by what is no file, and is not shown."
 
 Source = tuple[str, int]  # gang, attempt
 
@@ -32,7 +34,7 @@ async def read(
     why_none: Callable[[], str] = lambda: "no log has been written.",
 ) -> AsyncIterator[LogLine]:
     """Lines of all `sources` (asked anew while following), whole lines only; with `tail`, the last so many of each."""
-    positions: dict[str, int] = {}
+    positions: dict[str, int | None] = {}  # None: nothing more of it is read
     halves: dict[str, bytes] = {}
     first, silent = True, True
     while True:
@@ -82,10 +84,18 @@ def _files(storage: Storage, gang: str, attempt: int, rank: int | None) -> list[
 
 
 async def _rest(
-    storage: Storage, key: str, positions: dict[str, int], halves: dict[str, bytes], *, flush: bool
+    storage: Storage, key: str, positions: dict[str, int | None], halves: dict[str, bytes], *, flush: bool
 ) -> AsyncIterator[str]:
-    while chunk := await asyncio.to_thread(_read_from, storage, key, positions.get(key, 0)):
-        positions[key] = positions.get(key, 0) + len(chunk)
+    while (at := positions.get(key, 0)) is not None:
+        try:
+            chunk = await asyncio.to_thread(_read_from, storage, key, at)
+        except PermissionError:  # theirs, to what is not theirs
+            positions[key] = None
+            yield NOT_SHOWN
+            return
+        if not chunk:
+            break
+        positions[key] = at + len(chunk)
         *whole, half = (halves.pop(key, b"") + chunk).split(b"\n")
         if len(half) > LINE_LIMIT:
             whole, half = [*whole, half], b""
@@ -98,11 +108,12 @@ async def _rest(
 
 
 def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]  # a progress bar's last state
+    """For any terminal: what it would obey is spelled out. Of a progress bar the last state."""
+    return sanitize.shown(line.decode(errors="replace").rstrip("\r").rpartition("\r")[2])
 
 
 def _read_from(storage: Storage, key: str, offset: int) -> bytes:
     try:
         return storage.read_from(key, offset, CHUNK)
-    except (FileNotFoundError, PermissionError):  # removed meanwhile; or a link of theirs to what is not theirs
+    except FileNotFoundError:  # removed meanwhile
         return b""

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import struct
 import tempfile
 import time
 import zipfile
@@ -189,6 +190,10 @@ def _note_key(sha256: str) -> str:
     return f"workdirs/{sha256}.json"
 
 
+PATH_LIMIT = 1_000  # bytes of a name: the folder that it is unpacked in comes before it
+PLAIN = "Pack plain files, deflated or stored, each once and with a path within the folder, as llmsched does."
+
+
 class _Bounded:
     """Refuses to be read into memory at once, as `zipfile` does with the list of what a zip holds."""
 
@@ -207,13 +212,16 @@ class _Bounded:
 
 
 def check(content: IO[bytes]) -> None:
-    """Raises SpecError unless it is a zip of plain files, not too many and not too large."""
+    """Raises SpecError unless it is a zip of plain files, not too many and not too large, that can be unpacked."""
     try:
-        members = zipfile.ZipFile(cast(BinaryIO, _Bounded(content))).infolist()
+        archive = zipfile.ZipFile(cast(BinaryIO, _Bounded(content)))
+        members = archive.infolist()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise SpecError("the packed workdir is not a zip file.", code="workdir") from None
+        raise SpecError("the packed workdir is not a zip file.", code="workdir", hint=PLAIN) from None
     if len(members) > FILES_LIMIT or sum(member.file_size for member in members) > UNPACKED_LIMIT:
         raise _too_much()
+    files: set[str] = set()
+    folders: set[str] = set()
     for member in members:
         kind = member.external_attr >> 28  # of a Unix mode: 8 is a plain file, 4 a folder, 0 not said
         try:
@@ -221,7 +229,31 @@ def check(content: IO[bytes]) -> None:
         except ValueError:
             kind = -1
         if kind not in (0, 4, 8):
-            raise SpecError(f"the workdir holds {member.filename!r}, which is no plain file in it.", code="workdir")
+            raise _unfit(member, "is no plain file in it")
+        name = member.filename.rstrip("/")
+        if len(name.encode(errors="replace")) > PATH_LIMIT or any(len(part.encode()) > 255 for part in name.split("/")):
+            raise _unfit(member, "has a name that no disk takes")
+        around = [name[:at] for at, letter in enumerate(name) if letter == "/"]
+        if name in files or not files.isdisjoint(around) or (name in folders and not member.is_dir()):
+            raise _unfit(member, "is in it twice, or is both a file and a folder")
+        folders.update([*around, name] if member.is_dir() else around)
+        if not member.is_dir():
+            files.add(name)
+            _try_to_open(archive, member)
+
+
+def _try_to_open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """What is encrypted, packed in another way or not where the list says, no worker could unpack either."""
+    try:
+        archive.open(member).close()
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError, ValueError, OSError, struct.error):
+        raise _unfit(member, "cannot be unpacked") from None
+
+
+def _unfit(member: zipfile.ZipInfo, why: str) -> SpecError:
+    return SpecError(
+        f"the workdir holds {sanitize.line(member.filename, 100)!r}, which {why}.", code="workdir", hint=PLAIN
+    )
 
 
 def _too_much() -> SpecError:

@@ -8,10 +8,12 @@ stale attempt. Knows nothing of checkpoints or receipts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
@@ -148,12 +150,35 @@ class LocalStorage(Storage):
         return self.root / check_key(key)
 
     def read(self, key: str) -> bytes:
-        return self.path(key).read_bytes()
+        with self._opened(key) as stream:
+            return stream.read()
 
     def read_from(self, key: str, offset: int, limit: int) -> bytes:
-        with self.path(key).open("rb") as stream:
+        with self._opened(key) as stream:
             stream.seek(offset)
             return stream.read(limit)
+
+    def _opened(self, key: str) -> BinaryIO:
+        """A file below the root. Raises PermissionError for a link on the way, which may lead anywhere, and for what is
+        no file: whoever reads a pipe that work has put there would wait for ever."""
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        *parts, name = check_key(key).split("/")
+        try:
+            for part in parts:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise PermissionError(error.errno, "a link on the way is not followed", self.uri_of(key)) from None
+            raise
+        finally:
+            os.close(folder)
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            os.close(found)
+            raise PermissionError(errno.EPERM, "this is no file", self.uri_of(key))
+        return os.fdopen(found, "rb")
 
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         try:

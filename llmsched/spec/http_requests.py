@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from llmsched import sanitize
 from llmsched.errors import SpecError
 
-INVALID_HINT = "Write it as text; what is none belongs into a file of the workdir."
+INVALID_HINT = "Write it as plain text, without what is no character."
 
 
 class Request(BaseModel):

@@ -286,7 +286,7 @@ PATTERN_WORDS = {
     NAME_PATTERN: 'a name of lower-case letters, digits and "-", at most 63 long',
     RUN_PATTERN: 'the name of a workload, or of one run of it ("prepare@2")',
     MODEL_ID_PATTERN: 'an id of letters, digits, ".", "_", "/" and "-"',
-    ENV_PATTERN: "the name of an environment variable",
+    ENV_PATTERN: 'the name of an environment variable: letters, digits and "_", and no digit first, at most 128 long',
     LABEL_PATTERN: 'a label of letters, digits, ".", "_", "/" and "-"',
     ENTRY_POINT_PATTERN: '"module:name", such as "mypkg.train:loop"',
     URL_PATTERN: "an https:// address",

@@ -8,6 +8,7 @@ import pytest
 from live import Live
 from waiting import wait_until
 
+from llmsched.api import diagnosis
 from llmsched.api.diagnosis import spent
 from llmsched.core import decisions, facts
 from llmsched.core.workload import Placement
@@ -89,6 +90,14 @@ def test_more_gpus_a_worker_than_our_loop_uses_are_found(endless: Live) -> None:
     found = codes(client.diagnose("wide"))
     assert "4 GPUs" in found["oversized"].message
     assert "A100:1" in found["oversized"].advice
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [("train", True), ("serve", False), ("task", False)])
+def test_only_what_saves_is_advised_to_save_more_often(kind: str, is_told: bool) -> None:
+    found: list[str] = []
+    times = diagnosis.Times(waited=0.0, ran=600.0, losses=2, preemptions=2, last_loss="gone")
+    diagnosis._history(times, kind, lambda code, message, advice: found.append(advice))
+    assert len(found) == 2 and all(("checkpoint.every" in advice) is is_told for advice in found)
 
 
 def test_what_waits_is_told_why_and_what_runs_small_that_it_could_grow(endless: Live) -> None:

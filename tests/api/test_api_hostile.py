@@ -16,6 +16,7 @@ from hostile import ALL, NUMBERS, TEXTS
 from live import Live
 from waiting import wait_until
 
+from llmsched import sanitize
 from llmsched.api import rate, routes
 from llmsched.core.invariants import violations
 from llmsched.executors import port
@@ -182,3 +183,37 @@ def test_no_field_of_any_observation_breaks_anything(fresh: Live, cls):
     fresh.loop.call_soon_threadsafe(fresh.executor.cluster.regain_contact)
     wait_until(lambda: fresh.controller.health.status == "ready", 30)
     lives(fresh)
+
+
+ODD = [
+    *("%00", "%e2%80%aeabc", "a%e2%80%8bb", "%ff%fe", "%0d%0ax:1", "%1b%5b31m", "a" * 300, "a@99999999999999999999"),
+    *("-1", "1e400", "NaN", "%d9%a3", ".."),
+]
+
+
+def odd_addresses():
+    for route in routes.router.routes:
+        assert isinstance(route, APIRoute)
+        parts = [route.dependant, *route.dependant.dependencies]
+        queries = sorted({field.alias for part in parts for field in part.query_params})
+        for method in route.methods:
+            yield pytest.param(method, route.path, queries, id=f"{method} {route.path}")
+
+
+@pytest.mark.parametrize(("method", "path", "queries"), [*odd_addresses()])
+def test_no_word_of_an_address_breaks_anything_or_comes_back_as_no_terminal_should_have_it(
+    controller: Live, method, path, queries
+):
+    with controller.client() as client:
+        client.apply([TASK])
+    body = b"" if method in ("GET", "DELETE") else b"{}"
+    known = path.replace("{name}", "victim").replace("{sha256}", "0" * 64)
+    asked = [path.replace("{name}", odd).replace("{sha256}", odd) + "?follow=false" for odd in ODD if "{" in path]
+    asked += [f"{known}?{query}={odd}" for query in queries for odd in ODD if query != "follow"]
+    for address in asked:
+        answer = ask(controller, method, address, body)
+        if answer.status_code >= 400:
+            error = answer.json()
+            said = error["message"] + error["where"] + error["hint"]
+            assert sanitize.shown(said) == said, (address, said)
+    lives(controller)

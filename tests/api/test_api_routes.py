@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import struct
 import threading
 import zipfile
 from pathlib import Path
@@ -210,6 +212,33 @@ def test_a_workdir_that_could_leave_its_folder_is_refused(http: httpx.Client, co
     assert (answer.status_code, answer.json()["code"]) == (422, "workdir")
 
 
+def damaged(at: int, format_: str, value: int) -> bytes:
+    """A zip of one file, with another value in the list of what it holds."""
+    made = bytearray(zipped(a="hello" * 100))
+    struct.pack_into(format_, made, made.find(b"PK\x01\x02") + at, value)
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(zipped(**{"a": "1", "a/b": "2"}), "both a file and a folder", id="file and folder"),
+        pytest.param(zipped(**{"a/b": "1", "a": "2"}), "both a file and a folder", id="folder and file"),
+        pytest.param(zipped(**{"x" * 300: "1"}), "no disk takes", id="long name"),
+        pytest.param(zipped(**{"/".join(["dir"] * 400): "1"}), "no disk takes", id="deep"),
+        pytest.param(damaged(8, "<H", 1), "cannot be unpacked", id="encrypted"),
+        pytest.param(damaged(10, "<H", 99), "cannot be unpacked", id="packed in another way"),
+        pytest.param(damaged(42, "<I", 0xFFFFFFF0), "cannot be unpacked", id="elsewhere"),
+    ],
+)
+def test_a_workdir_that_no_worker_could_unpack_is_refused_when_it_comes(
+    http: httpx.Client, content: bytes, said: str
+) -> None:
+    answer = put_workdir(http, content)
+    assert (answer.status_code, answer.json()["code"]) == (422, "workdir"), answer.text
+    assert said in answer.json()["message"] and answer.json()["hint"]
+
+
 def test_a_workdir_with_a_link_in_it_is_refused(http: httpx.Client) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -243,7 +272,7 @@ def test_logs_are_read_from_storage_after_the_end(controller: Live, http: httpx.
     assert lines(http.get("/workloads/logged/logs")) == []
     write_log(controller, "logged/0/1/logs/0.log", "one\ntwo\u2028still two\n10%\r100%\nlast without end")
     write_log(controller, "logged/0/1/logs/1.log", "other\n")
-    both = [(0, "one"), (0, "two\u2028still two"), (0, "100%"), (0, "last without end"), (1, "other")]
+    both = [(0, "one"), (0, "two\\u2028still two"), (0, "100%"), (0, "last without end"), (1, "other")]
     assert lines(http.get("/workloads/logged/logs")) == both
     assert lines(http.get("/workloads/logged/logs", params={"rank": 1})) == [(1, "other")]
     assert lines(http.get("/workloads/logged/logs", params={"tail": 1})) == [(0, "last without end"), (1, "other")]
@@ -280,6 +309,80 @@ def test_logs_of_a_replica_that_left_the_state_are_there_by_its_number(controlle
     assert lines(http.get("/workloads/desk/logs", params={"gang": 2, "attempt": 1})) == [(0, "older")]
     said = note(http.get("/workloads/desk/logs", params={"gang": 3}))
     assert said == "replica 3 has gone, and no log of it is in the storage."
+
+
+def test_a_log_that_a_workload_replaced_is_not_followed_and_that_is_said(
+    controller: Live, http: httpx.Client, tmp_path: Path
+) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
+    http.post("/apply", json={"specs": [task("sly")]})
+    controller.client().wait("sly", timeout_s=10)
+    logs = controller.home / "storage" / "sly" / "0" / "1" / "logs"
+    logs.mkdir(parents=True)
+    secret = tmp_path / "secrets" / "0.log"
+    secret.parent.mkdir()
+    secret.write_text("canary-55\n")
+
+    def shown() -> str:
+        answer = http.get("/workloads/sly/logs")
+        assert answer.status_code == 200 and "canary-55" not in answer.text
+        return answer.text
+
+    (logs / "0.log").symlink_to(secret)
+    assert "is not shown" in shown()
+    (logs / "0.log").unlink()
+    os.mkfifo(logs / "0.log")  # whoever opens it waits for a writer
+    assert "no log has been written" in shown() or "is not shown" in shown()
+    (logs / "0.log").unlink()
+    logs.rmdir()
+    logs.symlink_to(secret.parent)
+    shown()
+
+
+def test_no_terminal_obeys_a_line_of_a_log(controller: Live, http: httpx.Client) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
+    http.post("/apply", json={"specs": [task("loud")]})
+    controller.client().wait("loud", timeout_s=10)
+    write_log(controller, "loud/0/1/logs/0.log", "\x1b]0;owned\x07\x1b[31mred\u202e\n")
+    (line,) = [one.text for one in controller.client().logs("loud")]
+    assert line == "\\x1b]0;owned\\x07\\x1b[31mred\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "said"),
+    [
+        ("PUT", "/secrets/a-b", {"value": "x"}, 'letters, digits and "_"'),
+        ("DELETE", "/secrets/a-b", None, 'letters, digits and "_"'),
+        ("POST", "/workloads/anything/scale", {"size": "many"}, "size"),
+        ("POST", "/workloads/anything/exec", {"command": ["a\x00b"]}, "command"),
+        ("GET", "/workdirs/zz", None, "sha256"),
+        ("GET", "/events?after=-1", None, "after"),
+        ("POST", "/shutdown", {"stop_everything": 3}, "stop_everything"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_in_words_with_a_hint(
+    http: httpx.Client, method: str, path: str, body: Any, said: str
+) -> None:
+    http.post("/apply", json={"specs": [task("anything")]})
+    answer = http.request(method, path, json=body)
+    error = http_models.ErrorBody.model_validate(answer.json())
+    assert (answer.status_code, error.exit_code) == (422, 2), answer.text
+    assert said in error.message + error.where and error.hint
+    assert "[A-Za-z" not in error.message and "^" not in error.message  # patterns are for machines
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/workloads/anything/scale", '{"size": "\\ud800"}'),
+        ("/reservations", '{"reservation": {"name": "\\ud800", "start": "2030-01-01T00:00:00Z", "duration": "1h"}}'),
+        ("/apply", '{"specs": [{"name": "\\ud800", "kind": "task"}]}'),
+    ],
+)
+def test_the_hint_of_what_is_no_text_fits_wherever_it_stood(http: httpx.Client, path: str, body: str) -> None:
+    http.post("/apply", json={"specs": [task("anything")]})
+    answer = http.post(path, content=body, headers={"content-type": "application/json"}).json()
+    assert answer["code"] == "invalid_text" and "workdir" not in answer["hint"]
 
 
 def test_following_a_log_shows_lines_as_they_come_and_ends_with_the_workload(

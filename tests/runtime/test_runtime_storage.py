@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from pathlib import Path
 
 import pytest
 
 from llmsched.runtime import storage as module
-from llmsched.runtime.storage import Storage, StorageError, check_key
+from llmsched.runtime.storage import LocalStorage, Storage, StorageError, check_key
 
 
 def test_what_was_written_is_read_back_and_listed(store: Storage) -> None:
@@ -129,3 +131,26 @@ def test_a_missing_bucket_says_what_to_check(store: Storage) -> None:
             Storage.at("s3://nobody-made-this/x").read("k")
     else:
         assert Storage.at(f"file://{store.uri}").uri == store.uri
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "socket"])
+def test_what_is_no_file_below_the_root_is_not_read(tmp_path: Path, kind: str) -> None:
+    """Work writes into a storage what it likes; who reads there may be somebody else."""
+    outside, place = tmp_path / "outside", LocalStorage(tmp_path / "storage")
+    outside.mkdir()
+    (outside / "log").write_text("canary-56")
+    place.write("a/b", b"fine")
+    if kind == "link":
+        (place.root / "a" / "log").symlink_to(outside / "log")
+    elif kind == "folder":
+        (place.root / "a" / "c").symlink_to(outside)
+    elif kind == "pipe":
+        os.mkfifo(place.root / "a" / "log")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place.root / "a" / "log"))
+    key = "a/c/log" if kind == "folder" else "a/log"
+    for read in (lambda: place.read(key), lambda: place.read_from(key, 0, 100), lambda: place.read_versioned(key)):
+        with pytest.raises(OSError, match=r"not followed|is no file|No such device"):
+            read()
+    assert place.read("a/b") == b"fine"
