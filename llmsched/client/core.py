@@ -263,7 +263,8 @@ class AsyncClient:
         gang: int | None = None,
         timeout_s: float = 600,
     ) -> AsyncGenerator[http_models.ExecLine, None]:
-        """Run a command (a list of words) beside a running member: what it writes, and last how it ended.
+        """Run a command (a list of words) beside a running member: what it writes, and last how it ended. Its text is
+        as it was written, control characters and all; that of logs may be shown on any terminal.
 
         Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
         """
