@@ -177,9 +177,8 @@ def test_a_fast_follower_of_logs_gets_text_with_odd_line_ends_whole(controller: 
         folder.mkdir(parents=True)
         text = "a\u2028b\x0bc\x85d\x1ce"
         (folder / "0.log").write_text(text + "\n")
-        assert [line.text for line in client.logs("odd", follow=True)] == [
-            r"a\u2028b\x0bc\x85d\x1ce"
-        ]  # whole, and for any terminal
+        said = [line.text for line in client.logs("odd", follow=True)]
+        assert said == [r"a\u2028b\x0bc\x85d\x1ce"]  # whole, and for any terminal
 
 
 def test_closing_a_stream_early_leaves_the_client_usable(controller: Live) -> None:
