@@ -182,7 +182,7 @@ def refuse_in_home(home: Path, storage: str) -> None:
     if place.is_relative_to(folder):
         raise RequestError(
             f"results cannot lie in {storage}: all work is told where they lie, and it is in the home {home}.",
-            code="storage",
+            code="storage_in_home",
             hint=f"Give --storage a folder of its own, or leave it out: {default_storage(home)}. Results that lie there"
             " already may be moved.",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmsched.api import home
-from llmsched.errors import RequestError
+from llmsched.errors import ClusterError, RequestError
 from llmsched.executors import local_ray, ray_environment, ray_user
 from llmsched.executors.ray_user import Choice, RayUser
 
@@ -50,7 +50,7 @@ def _made(storage: str) -> str:
     try:
         Path(storage).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise RequestError(
+        raise ClusterError(
             f"results would lie in {storage}, which cannot be made: {error.strerror}.",
             code="storage",
             hint="Give --storage a folder to write to.",

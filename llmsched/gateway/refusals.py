@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llmsched import sanitize
+
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -42,8 +44,9 @@ class Refused(Exception):
 
 
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """`message` may say what was asked for: in characters that any terminal may be shown."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": sanitize.shown(message), "type": kind, "param": param, "code": code}}
 
 
 def encode(value: Any) -> bytes:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from gateway_house import AUTH, KEY, House, events, until
 
-from llmsched import connections
+from llmsched import connections, sanitize
 from llmsched.gateway import server
 from llmsched.gateway.front import Gateway
 
@@ -172,5 +172,16 @@ def test_a_gateway_that_has_just_been_made_anew_calls_no_key_wrong():
         assert (await house.ask("GET", "/healthz")).status_code == 200
         house.gateway.route(house.table)
         assert (await house.chat()).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/apps/%00", "/v1/models/%e2%80%ae", "/v1/%1b[31m", "/v1/chat/completions"])
+def test_what_is_refused_comes_back_as_no_terminal_obeys_it(path):
+    async def main():
+        for method in ("GET", "POST"):
+            response = await House("a").ask(method, path, json={"model": "\u202eqwen\x1b[31m"})
+            message = response.json()["error"]["message"]
+            assert 400 <= response.status_code < 500 and sanitize.shown(message) == message
 
     asyncio.run(main())
