@@ -459,5 +459,5 @@ def test_a_configuration_is_put_in_force_and_shown(controller: Live, http: httpx
 
 
 def test_the_api_describes_itself(http: httpx.Client, controller: Live) -> None:
-    described = httpx.get(f"{controller.url}/openapi.json", headers=dict(http.headers)).json()
+    described = httpx.get(f"{controller.url}/openapi.json", headers=dict(http.headers), timeout=60).json()
     assert "/api/v1/workloads/{name}/why" in described["paths"]

@@ -134,7 +134,9 @@ def test_every_route_has_an_example_that_works(ran: list[Ran]) -> None:
 
 @pytest.fixture(scope="module")
 def described(controller: Live) -> dict[str, Any]:
-    answer = httpx.get(f"{controller.url}/openapi.json", headers={"authorization": f"Bearer {controller.token}"})
+    answer = httpx.get(
+        f"{controller.url}/openapi.json", headers={"authorization": f"Bearer {controller.token}"}, timeout=60
+    )
     found: dict[str, Any] = answer.json()
     return found
 
