@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from llmsched import sanitize
 from llmsched.api import examples, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
+from llmsched.api.home import refuse_in_home
 from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
 from llmsched.executors.ray_user import RayUser
@@ -45,8 +46,14 @@ def build(
         lambda: results.open_storage(controller.storage, ray_user),
         lambda: [record.workload.parcel for record in controller.state.workloads.values()],
     )
+    is_real = home is not None and isolation is not None and isolation.mode  # else no work is told where results lie
+
+    def check_storage(place: str) -> None:
+        if place and is_real and home is not None:
+            refuse_in_home(home, place)
+
     app.state.services = routes.Services(
-        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user, home
+        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user, check_storage
     )
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = [*routes.router.routes, *routes.open_router.routes]

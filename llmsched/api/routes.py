@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path as Folder
 from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
 from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
-from llmsched.api import home as homes
 from llmsched.api.auth import require
 from llmsched.api.home import TokenRecord
 from llmsched.control import authorization, execution, planning, registry
@@ -38,7 +36,7 @@ class Services(NamedTuple):
     uploads: workdirs.Uploads
     isolation: http_models.IsolationView = http_models.IsolationView()
     ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
-    home: Folder | None = None
+    check_storage: Callable[[str], None] = lambda place: None  # raises RequestError where results cannot lie
 
     @property
     def state(self) -> State:
@@ -270,9 +268,7 @@ async def log_lines(
     given: Given,
     found: Seen,
     follow: bool = False,
-    gang: Annotated[
-        int | None, Query(ge=0, le=SEQ_AT_MOST, description="index of a gang or replica; default: all")
-    ] = None,
+    gang: Annotated[int | None, Query(ge=0, le=SEQ_AT_MOST, description="its index; default: all")] = None,
     attempt: Annotated[int | None, Query(ge=1, le=SEQ_AT_MOST, description="default: the newest of each gang")] = None,
     rank: Annotated[int | None, Query(ge=0, le=SEQ_AT_MOST)] = None,
     tail: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
@@ -414,8 +410,7 @@ async def config(given: Given, who: Looker) -> http_models.ConfigView:
 @router.put("/config")
 async def configure(body: spec_requests.ConfigRequest, given: Given, who: Operator) -> http_models.ConfigView:
     """A new version; old ones stay in the journal."""
-    if body.config.storage and given.home is not None and given.isolation.mode:
-        homes.refuse_in_home(given.home, body.config.storage)
+    given.check_storage(body.config.storage or "")
     await given.controller.configure(body.config, by=who.user)
     return views.configuration(given.state, who.permissions)
 
