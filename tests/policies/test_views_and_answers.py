@@ -139,7 +139,7 @@ class Answers:
     key = score = cost = share = wanted = said
 
 
-NONSENSE = (None, "best", float("nan"), (float("nan"),), ("a", 1), {"w": -1}, [], object(), RuntimeError("no luck"))
+NONSENSE = (None, "best", float("nan"), (float("nan"),), ("a", 1), {"w": -1}, [], {"a"}, RuntimeError("no luck"))
 
 
 @pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: "object()" if type(answer) is object else repr(answer))
