@@ -61,6 +61,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "WAITS": "tests: the contract page's table of reasons",
     "TAKEN": "tests: the contract page's table of reasons",
     "forecast": "tests: forecast_from in one call",
+    "copy_of": "tests: a state of its own, to decide beside the first",
     "read_only": "tests: reads a store beside its controller",
     "NodeKind": "tests: of the fake cluster",
     "ManualClock": "tests: the clock that a test owns",

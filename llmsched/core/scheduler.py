@@ -59,8 +59,7 @@ def decide(state: State, policies: Policies) -> Plan:
         if plan.is_cut:
             return plan  # who is left of the better ones goes before whoever only finds room
         admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
-        if not plan.is_cut:
-            provision.run(this)
+        provision.run(this)
     plan.troubles = policies.troubles()
     decided_nothing = not plan.decisions and not plan.by_clock
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if decided_nothing else None

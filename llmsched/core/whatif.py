@@ -34,6 +34,12 @@ class Forecast:
     others: tuple[Message, ...] = ()
 
 
+def copy_of(state: State) -> State:
+    """A state of its own that shares only what never changes. It remembers nothing of passes before: what it decides
+    follows from the journal alone."""
+    return thaw(freeze(state), state.archive)
+
+
 def forecast(
     state: State, workloads: Sequence[Workload], policies: Policies, in_place: Collection[str] = ()
 ) -> list[Forecast]:

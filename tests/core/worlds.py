@@ -229,8 +229,8 @@ class Maker:
 class Play:
     """One world from its first pass to the last: an executor that does what it is told, each thing a little later."""
 
-    def __init__(self, world: World, told: bool = False) -> None:
-        self.world, self.told = world, told
+    def __init__(self, world: World, told: bool = False, folds: int = FOLDS) -> None:
+        self.world, self.told, self.folds = world, told, folds
         self.state, self.journal = State(), list[Any]()
         self.agenda: list[tuple[float, int, Any]] = []
         self.now, self.passes, self.looks, self.is_calm = 0.0, 0, 0, False
@@ -370,7 +370,7 @@ class Play:
     def decided(self) -> Plan:
         """What the state decides; a fresh one, of a snapshot or (slower) of the journal, decides the same."""
         self.looks += 1
-        folds = self.looks % FOLDS == 0
+        folds = self.looks % self.folds == 0
         again = State() if folds else thaw(freeze(self.state))
         if folds:
             for entry in self.journal:

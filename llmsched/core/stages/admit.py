@@ -50,6 +50,7 @@ class Admission:
         self.takes = self.evicts or self.scheduling.consolidation
         self.decays = self.shares is not None and self.scheduling.usage_half_life_s > 0  # shares move with the clock
         self.launched: dict[str, None] = {}
+        self.asked: dict[int, None] = {}  # classes of which somebody was looked at
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts
         self.refused: place.Refused | None = None  # why the gang in hand found no place
@@ -76,6 +77,7 @@ class Admission:
         for gang, shape in line:
             if plan.cut(since):
                 return
+            self.asked[shape.serial] = None
             if self.by_rank:
                 moves.before(gang)
             if gang.id in self.launched:
@@ -86,7 +88,7 @@ class Admission:
                 gang.own_reason = self.calendar.would_delay(head)
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
-                shape.examined = None
+                shape.reason = shape.examined = None  # what was refused to the class is so no more
                 self.calendar.settled(gang)
                 if self.takes:
                     line.rejoin()
@@ -118,10 +120,12 @@ class Admission:
                     shape.reason, shape.examined = Reason(*found), stamp
         for shape in state.waiting.live.values():
             by = line.blocker(shape)
-            if by and (shape.entries[0][1] != by or shape.reason is None):
-                behind = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
-                if shape.reason is None or shape.reason.code == "order":
-                    shape.reason = behind
+            if not by:
+                continue
+            behind = shape.entries[0][1] != by and shape.reason is not None and shape.reason.code == "order"
+            unasked = shape.serial not in self.asked and (stamp is None or shape.examined != stamp)
+            if shape.reason is None or behind or unasked:
+                shape.reason = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
 
     # One gang: place it, or make room, or say why not.
 

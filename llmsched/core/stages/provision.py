@@ -32,12 +32,16 @@ from llmsched.core.workload import Workload
 GANGS_COUNTED = 1000  # waiting gangs whose demand is added up
 UNKNOWN = 1 << 50  # amount of a resource that a node type does not state
 COMING = "capacity_coming"
-WAITS_FOR_NODES = ("nodes", "fragmentation", "topology", COMING)
+WAITS_FOR_NODES = ("nodes", "fragmentation", "topology")
 
 
 def run(this: Pass) -> None:
     trial, state, plan = this.trial, this.state, this.plan
     if not state.configuration.node_types:
+        return
+    for shape in state.waiting.live.values():
+        _forget(shape)
+    if plan.is_cut:
         return
     demand = Demand(trial, plan)
     demand.count_waiting()
@@ -50,6 +54,13 @@ def run(this: Pass) -> None:
         plan.wake(since + COMES_WITHIN_S)
     for until in state.fleet.shunned_until.values():
         plan.wake(until)
+
+
+def _forget(shape: Shape) -> None:
+    """What the last pass told of nodes to come: this one says itself whether they still are."""
+    if shape.reason is not None and shape.reason.code == COMING:
+        wants = shape.reason.message.inner("wants")
+        shape.reason = Reason(wants.code.partition(".")[0], wants, shape.reason.counts)
 
 
 class Demand:
@@ -98,14 +109,13 @@ class Demand:
             state.quota.release(queue, flavor, milli)
 
     def _tell(self, shape: Shape) -> None:
+        _forget(shape)
         assert shape.reason is not None
         coming = tuple(
             say("nodes_of", count=n, type=Ref(NODE_TYPE, t.name)) for t in self.types if (n := self._to_come(t))
         )
-        wants = shape.reason.message
-        if shape.reason.code == COMING:
-            wants = wants.inner("wants")
-        shape.reason = Reason(COMING, say("capacity_coming.asked", wants=wants, coming=coming), shape.reason.counts)
+        told = say("capacity_coming.asked", wants=shape.reason.message, coming=coming)
+        shape.reason = Reason(COMING, told, shape.reason.counts)
 
     def _pack(
         self, gang: GangState, undo: list[tuple[NodeState, Resources, int]], charged: list[tuple[str, str | None, int]]
