@@ -23,12 +23,10 @@ def within(artifact: str | None, storage: str, name: str) -> str:
     """`artifact`, which lies in the storage of this controller. Raises RequestError: nothing else is handed out."""
     root = Storage.at(storage).uri.rstrip("/") + "/"
     if artifact is None:
-        raise RequestError(
-            f"{name} has no result.", code="no_result", hint="A run that succeeded has one.", http_status=404
-        )
+        raise RequestError(f"{name} has no result.", code="no_result", hint="A run that succeeded has one.")
     if not Storage.at(artifact).uri.startswith(root) or ".." in artifact.split("/"):
         message = f"the result of {name} lies at {artifact}, which this controller does not hand out."
-        raise RequestError(message, code="no_result", hint="Fetch it from there.", http_status=404)
+        raise RequestError(message, code="no_result", hint="Fetch it from there.")
     return artifact
 
 
@@ -41,7 +39,7 @@ async def respond(storage: Storage, name: str) -> StreamingResponse:
     found = await asyncio.to_thread(look)
     if not found:
         message = f"the result of {name} is not in the storage any more."
-        raise RequestError(message, code="no_result", hint="Train it again.", http_status=404)
+        raise RequestError(message, code="no_result", hint="Train it again.")
     return StreamingResponse(_as_tar(storage, found), media_type=TAR)
 
 

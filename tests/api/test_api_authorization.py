@@ -48,6 +48,7 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/workloads/{name}/diagnose"): {},
     ("GET", "/workloads/{name}/story"): {},
     ("GET", "/workloads/{name}/logs"): {},
+    ("GET", "/workloads/{name}/result"): {},
     ("POST", "/workloads/{name}/cancel"): {},
     ("POST", "/workloads/{name}/scale"): {"json": {"size": 1}},
     ("POST", "/workloads/{name}/exec"): {"json": {"command": ["exit", "0"]}},
