@@ -129,7 +129,11 @@ def build(
             _held[mark] = handle
             break
         os.close(handle)
-        handle = _lock(found.folder, fcntl.LOCK_EX, until)  # nobody reads it: it is not complete
+        # Nobody reads it while it is not complete. Whoever completes it meanwhile holds it for good.
+        try:
+            handle = _lock(found.folder, fcntl.LOCK_EX, until, unless=lambda: _is_ready(found))
+        except _Completed:
+            continue
         try:
             if not _is_ready(found):
                 say(f"installing {', '.join(wanted)}\n")
@@ -182,12 +186,17 @@ def _own_folder(folder: Path) -> Path:
     return folder
 
 
+class _Completed(Exception):
+    pass
+
+
 def _is_ready(found: Packages) -> bool:
     return (found.folder / "ready").exists()
 
 
-def _lock(folder: Path, how: int, until: float) -> int:
-    """A descriptor that holds the lock on `folder`, which need not exist. Raises UserError if it takes too long."""
+def _lock(folder: Path, how: int, until: float, unless: Callable[[], bool] = lambda: False) -> int:
+    """A descriptor that holds the lock on `folder`, which need not exist. Raises UserError if it takes too long, and
+    _Completed when `unless` comes true first."""
     file = folder.with_suffix(".lock")
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -198,6 +207,8 @@ def _lock(folder: Path, how: int, until: float) -> int:
         except OSError:
             pass
         os.close(handle)  # in use, or removed between the two
+        if unless():
+            raise _Completed
         if time.monotonic() > until:
             raise UserError(f"environment.pip: another member was not ready with it after {BUILD_WITHIN_S:g} s.")
         time.sleep(_LOOK_EVERY_S)

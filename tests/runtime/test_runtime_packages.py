@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_members_that_come_at_once_install_once(tmp_path: Path, cache: Path) -> 
         made = [members.submit(packages.build, [wheel], tmp_path, OFFLINE, said.append, cache) for _ in range(4)]
         assert len({one.result() for one in made}) == 1
     assert said == [f"installing {wheel}\n", "installed\n"]
+
+
+def test_who_waits_to_build_it_takes_it_when_another_has_and_keeps_it(tmp_path: Path, cache: Path) -> None:
+    """Whoever looked just before it was complete once waited to be alone with it for as long as others held it."""
+    wheel = write_wheel(tmp_path, "greeter", "1.0", "WORD = 'hello'\n")
+    found = packages.build([wheel], tmp_path, OFFLINE, cache=cache)  # held by this process from here on
+    with pytest.raises(packages._Completed):
+        packages._lock(found.folder, packages.fcntl.LOCK_EX, time.monotonic() + 30, unless=lambda: True)
 
 
 def test_a_half_built_one_is_built_anew(tmp_path: Path, cache: Path) -> None:
