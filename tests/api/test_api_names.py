@@ -252,8 +252,8 @@ async def published_to(it: World, name: str, gift: str) -> list[str]:
     found = (await it.ask(EVE, "GET", f"/workloads/{gift}")).json()
     assert found["phase"] == "succeeded", found
     story = (await it.ask(EVE, "GET", f"/workloads/{gift}/story")).json()
-    published = (await it.ask(EVE, "GET", "/models", params={"name": gift})).json()["models"][0]["published"][0]
-    told = [found["message"], *planned["warnings"], *(line["text"] for line in story["lines"]), f'"{published["to"]}"']
+    published = (await it.ask(EVE, "GET", "/models", params={"name": gift})).json()["models"][0]["published"]
+    told = [found["message"], *planned["warnings"], *(line["text"] for line in story["lines"]), repr(published)]
     return [re.sub(r"node-\d", "NODE", text.replace(f'"{name}"', '"NAME"')) for text in told]
 
 
