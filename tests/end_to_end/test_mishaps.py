@@ -270,6 +270,7 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(home: Home) -> None:
         pytest.skip("needs a small disk of its own: mounting one is not allowed here")
     filler = home.folder / "filler"
     late = {"name": "late", "kind": "task", "resources": {"cpus": 0.1}, "task": {"run": ["true"]}}
+    large = {**late, "envs": {"PAD": "x" * 30_000}, "after": ["counting"]}  # soon too many, and none starts now
     with home.client() as client:
         before = step_of(client)
         with pytest.raises(OSError, match="No space"), filler.open("wb") as stream:
@@ -279,7 +280,7 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(home: Home) -> None:
 
         def is_refused() -> bool:
             try:
-                client.apply([load_json({**late, "name": f"late-{len(client.workloads().workloads)}"})])
+                client.apply([load_json({**large, "name": f"late-{len(client.workloads().workloads)}"})])
             except LlmschedError as error:
                 return error.http_status == 503
             return False
