@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmsched.errors import Bug
 from llmsched.executors.ray_user import RayUser, acting_as
 from llmsched.runtime.storage import LocalStorage, Storage
+
+BY_PATH = "files of the Ray user are read by the verbs of its storage, and never by their path"
 
 
 def open_storage(place: str, user: RayUser | None) -> Storage:
@@ -49,10 +52,10 @@ class Theirs(Storage):
             return self._storage.list(prefix)
 
     def fetch_folder(self, key: str, cache: Path) -> Path:
-        raise NotImplementedError("a path would be used as root")
+        raise Bug(BY_PATH)
 
     def fetch_file(self, key: str, cache: Path) -> Path:
-        raise NotImplementedError("a path would be used as root")
+        raise Bug(BY_PATH)
 
     def write(self, key: str, data: bytes) -> None:
         with acting_as(self._user):
