@@ -27,6 +27,7 @@ from llmsched.runtime import guardian, serve_internals
 OWNER = guardian.OWNER
 CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
 METADATA = "llmsched.owner"  # of a Ray job
+BRIDGE = "llmsched.bridge"  # of the Ray job that a bridge is; it stays in Ray's tables when the bridge has ended
 DRIVER_ENVS = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _PR_SET_CHILD_SUBREAPER = 36
 

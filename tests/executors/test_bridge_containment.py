@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError
 from llmsched.executors.bridge import containment as module
 from llmsched.executors.bridge.containment import Containment
 from llmsched.executors.bridge.ray_internals import Actor, Job, Tables
-from llmsched.runtime.containment import owner_mark
+from llmsched.runtime.containment import BRIDGE, owner_mark
 
 CLUSTER = "cluster-of-ours-and-no-other"
 HOG = "llms/hog/0/1"
@@ -26,7 +26,6 @@ class Cluster:
         self.serve_answers = threading.Event()
         self.node_answers: list[Any] = []
         ray = SimpleNamespace(
-            get_runtime_context=lambda: SimpleNamespace(get_job_id=lambda: OURS),
             nodes=lambda: [{"NodeID": "n1", "NodeManagerAddress": "10.0.0.1", "Alive": True}],
             remote=lambda **_: (
                 lambda ask: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda pids: pids))
@@ -42,7 +41,7 @@ class Cluster:
     def tables(self) -> Tables:
         made = Actor("a1", "made", "theirs", "Nested", DRIVER, "driver", "w1", "n1", "", 1, {}, {"GPU": 1.0})
         theirs = made._replace(id="a2", name="SERVE_REPLICA::theirs#model#x", namespace="serve", job="03000000")
-        return Tables([Job(OURS, {}), Job(DRIVER, {}, pid=77, address="10.0.0.1")], [made, theirs], [])
+        return Tables([Job(OURS, {BRIDGE: ""}), Job(DRIVER, {}, pid=77, address="10.0.0.1")], [made, theirs], [])
 
     def actors(self) -> list[str]:
         return [one.name for one in self.containment.look().actors(HOG)]

@@ -11,7 +11,7 @@ from llmsched.executors.bridge.nodes import LASTING_LOOKS, Nodes
 from llmsched.executors.bridge.ownership import Ownership, attempt_name
 from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables, Task
 from llmsched.executors.port import ExcessSeen, ForeignSeen, Member
-from llmsched.runtime.containment import METADATA, OWNER, driver_envs, owner_mark
+from llmsched.runtime.containment import BRIDGE, METADATA, OWNER, driver_envs, owner_mark
 
 HERE = "cluster-of-ours-and-no-other"
 HOG, OTHER = "llms/hog/0/1", "llms/other/0/1"
@@ -43,7 +43,9 @@ def owned(
     **more: Any,
 ) -> Ownership:
     supervisors = (actor(HOG, resources={}), actor(OTHER, resources={}))
-    return Ownership(Tables([Job(HOUSE, {}), *jobs], [*supervisors, *actors], list(groups), tasks), HERE, **more)
+    return Ownership(
+        Tables([Job(HOUSE, {BRIDGE: ""}), *jobs], [*supervisors, *actors], list(groups), tasks), HERE, **more
+    )
 
 
 def names(found: Ownership, attempt: str = HOG) -> list[str]:
@@ -108,6 +110,15 @@ def test_a_serve_application_belongs_to_whoever_deployed_it(
     found = owned(replica(application, envs=envs), jobs=(DRIVEN, Job("03000000", {})), deployers=deployers)
     assert found.applications(HOG) == expected
     assert set(found.strangers().values()) == {application}
+
+
+def test_what_a_replica_deployed_is_its_attempt_s_when_nothing_else_of_ours_is_left() -> None:
+    """An application was nobody's once the last actor of ours had gone, and stayed."""
+    before = Job("0a000000", {BRIDGE: ""}, is_over=True)  # of the bridge that launched the attempt
+    tables = Tables([Job(HOUSE, {BRIDGE: ""}), before], [replica("mine", envs=mark(HOG))], [])
+    found = Ownership(tables, HERE, deployers={"mine": before.id})
+    assert (found.applications(HOG), names(found)) == ({"mine"}, ["SERVE_REPLICA::mine#model#x1"])
+    assert found.unmarked_jobs() == {}
 
 
 @pytest.mark.parametrize(

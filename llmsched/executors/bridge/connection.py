@@ -6,8 +6,10 @@ import logging
 import urllib.request
 
 import ray
+from ray.job_config import JobConfig
 
 from llmsched.executors.bridge import ray_internals
+from llmsched.runtime.containment import BRIDGE
 
 CONNECT_WITHIN_S = 60.0
 PROBE_WITHIN_S = 5.0
@@ -18,6 +20,7 @@ def connect(address: str, namespace: str) -> tuple[str, str]:
     context = ray.init(
         address=address,
         namespace=namespace,
+        job_config=JobConfig(metadata={BRIDGE: ""}),
         log_to_driver=False,
         logging_level=logging.WARNING,
         configure_logging=True,

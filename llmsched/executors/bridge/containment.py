@@ -48,7 +48,7 @@ class Containment:
         self._tasks: tuple[ray_internals.Task, ...] = ()
         self._tasks_at = -TASKS_EVERY_S
         self._deployers: dict[str, str] = {}
-        self._drivers = {ray.get_runtime_context().get_job_id(): ""}  # our own is nobody's
+        self._drivers: dict[str, str] = {}  # job -> the mark of its process
         self._asker = ThreadPoolExecutor(2, thread_name_prefix="owners")
         self._asking: dict[str, Future[None]] = {}
         self._asked_about: set[str] = set()  # replicas of strangers, by actor id

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables
 from llmsched.gateway import app as gateway
-from llmsched.runtime.containment import METADATA, OWNER, attempt_of
+from llmsched.runtime.containment import BRIDGE, METADATA, OWNER, attempt_of
 
 ATTEMPTS = "llmsched"  # the namespace of supervisors and of the ranks of tasks
 PREFIX = "llms/"
@@ -47,7 +47,7 @@ class Ownership:
         self._by_id = {one.id: one for one in tables.actors}
         marks = {one.id: one.metadata.get(METADATA) or (drivers or {}).get(one.id, "") for one in tables.jobs}
         self._jobs = {job: self._attempt(mark) for job, mark in marks.items()}
-        self._house = {one.job for one in tables.actors if self._named(one)}
+        self._house = {one.id for one in tables.jobs if BRIDGE in one.metadata}
         self._makers = {one.id: self._maker_of(one) for one in tables.actors}
 
     def attempts(self) -> set[str]:
@@ -77,7 +77,8 @@ class Ownership:
 
     def unmarked_jobs(self) -> dict[str, Job]:
         """Drivers that run and bear no mark of ours: whose they are is to be asked of their nodes."""
-        return {one.id: one for one in self._tables.jobs if not one.is_over and METADATA not in one.metadata}
+        known = self._house | {one.id for one in self._tables.jobs if METADATA in one.metadata}
+        return {one.id: one for one in self._tables.jobs if not one.is_over and one.id not in known}
 
     def held(self) -> dict[str, list[Held]]:
         """What is held through Ray, by attempt: its actors and remote functions, and its groups with all that
@@ -119,8 +120,8 @@ class Ownership:
         return None
 
     def _deployer_of(self, application: str, replica: Actor) -> str | None:
-        """By the deployer's job. Within an attempt that is the bridge's own: there the deployment bears a mark. A mark
-        alone proves nothing, for Serve's controller hands on that of whoever started it."""
+        """By the deployer's job. Within an attempt that is a bridge's own, of this one or of one before it: there the
+        deployment bears a mark. A mark alone proves nothing: Serve's controller hands on that of whoever started it."""
         job = self._deployers.get(application)
         if application == GATEWAY or job is None:
             return None
