@@ -32,6 +32,7 @@ _MAX_FILES = 20_000
 _MAX_BYTES = 2 * 1024**3
 _UPLOAD_EVERY_S = 10.0
 _OURS = "llmsched-"
+SHORT = "/tmp"  # for folders whose paths must be short, wherever the others are
 _kept: list[int] = []  # descriptors whose locks end with this process
 
 
@@ -118,7 +119,7 @@ def drop(folder: Path) -> None:
 
 def sweep() -> None:
     """Remove the folders of processes that ended without doing it."""
-    for mark in Path(tempfile.gettempdir()).glob(f"{_OURS}*.kept"):
+    for mark in [each for root in {tempfile.gettempdir(), SHORT} for each in Path(root).glob(f"{_OURS}*.kept")]:
         with contextlib.suppress(OSError), mark.open("r+") as handle:  # OSError: in use, or not ours
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             drop(mark.with_suffix(""))

@@ -33,7 +33,9 @@ RAY_ITSELF_BYTES = 1024**3  # its own processes, which nobody asks for: not coun
 LOOPBACK = "127.0.0.1"
 _RUNNING = "Ray runtime started"  # Ray's own word, printed once the node is in its table
 _DIED = "[exit code="
-_LONGEST_ROOT = 26  # characters: Ray puts sockets below, whose names end at 107 bytes
+# Ray puts sockets below its folder, and the system ends their paths at 107 bytes.
+_LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_TaskEventsHead"
+_LONGEST_ROOT = 107 - len(_LONGEST_SOCKET) - len("/llmsched-12345678")
 _STOPS_WITHIN_S = 5.0
 _LOOK_EVERY_S = 0.2
 _ALREADY_OURS = ("ray.io/node-id", "ray.io/node-group")  # labels that Ray gives by itself
@@ -207,7 +209,7 @@ class RayNode:
 
 
 def _folder() -> Path:
-    root = Path(tempfile.gettempdir())
-    folder = Path(tempfile.mkdtemp(prefix="llmsched-", dir=root if len(str(root)) <= _LONGEST_ROOT else "/tmp"))
+    root = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="llmsched-", dir=root if len(root) <= _LONGEST_ROOT else environment.SHORT))
     environment.keep(folder)
     return folder

@@ -95,6 +95,33 @@ def test_a_package_of_the_workdir_is_there_for_a_task_and_for_a_train_worker(lab
     assert ended.event == "input" and "no file gone-1.0-py3-none-any.whl in the workdir" in ended.message
 
 
+def test_a_ray_program_has_a_ray_of_its_own_whose_nodes_come_and_go_while_it_runs(lab):
+    lab.launch(lab.ray("own/0", "1", "2", "1", nodes=lab.nodes[:1]))
+    lab.until(Started, "own/0")
+    wait_until(lambda: "nodes 1" in lab.read("own/0/1/logs/0.log"), 120, "its first node")
+    lab.bridge.send("resize", lab.ray("own/0", "1", "2", "1"))
+    assert lab.until(ResizeDone, "own/0").size == 2
+    wait_until(lambda: "nodes 2" in lab.read("own/0/1/logs/0.log"), 60, "another node")
+    lab.bridge.send("resize", lab.ray("own/0", "1", "2", "1", nodes=lab.nodes[:1]))
+    ended = lab.until(Ended, "own/0")
+    assert ended.outcome == "succeeded", ended.message
+    said = [line for line in lab.read("own/0/1/logs/0.log").splitlines() if "INFO" not in line]
+    lines = ["first line", "has CPU 1 GPU 1", "sees 0 named actors", "task imported mine 0"]
+    assert said[:4] == lines and said[-3:] == ["nodes 1", "nodes 2", "nodes 1"]
+    wait_until(
+        lambda: not [one for one in psutil.process_iter() if "own/0" in " ".join(_environ(one))],
+        30,
+        "the end of all that was its own",
+    )
+
+
+def _environ(process):
+    try:
+        return [f"{name}={text}" for name, text in process.environ().items()] if process.pid != os.getpid() else []
+    except psutil.Error:
+        return []
+
+
 def test_stopping_a_task_ends_its_whole_process_group(lab):
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
     lab.launch(lab.task("long/0", ["python", "-c", child], lab.nodes[:1]))

@@ -51,6 +51,18 @@ def test_ray_train_names_want_of_room_as_we_know_it(name: str) -> None:
     assert is_no_capacity(error.__new__(error))
 
 
+def test_ray_makes_no_socket_with_a_longer_path_than_a_private_ray_leaves_room_for() -> None:
+    import ray
+
+    from llmsched.runtime.private_ray import _LONGEST_ROOT, _LONGEST_SOCKET
+
+    modules = Path(ray.__file__).parent / "dashboard" / "modules"
+    sources = "".join(path.read_text(encoding="utf-8") for path in modules.rglob("*.py"))
+    names = re.findall(r"^class (\w+)\(SubprocessModule", sources, re.MULTILINE)
+    assert max(map(len, names)) == len(_LONGEST_SOCKET.rpartition("dash_")[2]), names
+    assert len("/tmp") <= _LONGEST_ROOT
+
+
 def test_serve_takes_a_replica_s_actor_options_where_we_mark_them() -> None:
     program = """
 import sys
