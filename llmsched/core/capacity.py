@@ -153,6 +153,7 @@ class Capacity:
         self.cpus_total = 0
         self.memory_total = 0
         self.kinds: dict[tuple[str | None, Resources], int] = {}  # (flavor, what a node has in all) -> nodes
+        self.version = 0  # of which nodes there are, and what they are
         self._domains: dict[str, dict[str, int]] = {}
         self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
 
@@ -220,6 +221,7 @@ class Capacity:
             del self.kinds[kind]
 
     def _forget(self) -> None:
+        self.version += 1
         self._domains.clear()
         self._labelled.clear()
 
@@ -279,6 +281,10 @@ class Capacity:
             if inside:
                 total += k * inside.bit_count()
         return total
+
+    def slack_milli(self, mask: int) -> int:
+        """Free thousandths on devices of which a part is taken."""
+        return sum(sum(MILLI - taken for taken in node.shares.values()) for node in self.nodes(self.shared & mask))
 
     def nodes(self, mask: int) -> Iterator[NodeState]:
         """The nodes of a mask by slot."""

@@ -9,15 +9,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmsched.core import cron
-from llmsched.core.capacity import NodeState
-from llmsched.core.configuration import Configuration, NodeType, Reservation
+from llmsched.core.configuration import Configuration, Reservation
 from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
 from llmsched.core.message import (
     ACTOR,
     COHORT,
     FLAVOR,
-    LABEL,
-    LEVEL,
     NODE,
     QUEUE,
     RESERVATION,
@@ -28,14 +25,13 @@ from llmsched.core.message import (
     say,
     workload,
 )
-from llmsched.core.nodes import Node
 from llmsched.core.open_work import gangs_of
+from llmsched.core.possible import why_never
 from llmsched.core.records import allowed_sizes
-from llmsched.core.resources import MILLI, Resources
-from llmsched.core.stages.provision import accelerator_of, total_of
+from llmsched.core.resources import MILLI
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, is_immovable, nodes_of, window
-from llmsched.core.workload import Option, Workload
+from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
     from llmsched.core.state import State
@@ -156,9 +152,14 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         or _dependencies(state, spec)
         or _schedules(spec)
         or (None if known else _crowded(state, spec))
-        or _fits_somewhere(state, spec)
+        or _could_never_start(state, spec)
         or Submitted(command.at, spec, known is not None, command.in_place and known is not None, met(state, spec))
     )
+
+
+def _could_never_start(state: State, spec: Workload) -> Refusal | None:
+    never = why_never(state, spec)
+    return Refusal(*never) if never is not None else None
 
 
 def _named(spec: Workload) -> Quote:
@@ -261,109 +262,6 @@ def _crowded(state: State, spec: Workload) -> Refusal | None:
     if state.waiting.by_queue.get(spec.queue, 0) >= limit:
         return Refusal("queue_full", say("queue_full", queue=Ref(QUEUE, spec.queue), limit=limit))
     return None
-
-
-def _fits_somewhere(state: State, spec: Workload) -> Refusal | None:
-    """Refuse what could not start even if everybody else left. Without any node nothing is known to be impossible."""
-    types = state.configuration.node_types
-    if not state.nodes:
-        return None
-    refusal: Refusal | None = None
-    for option in range(max(len(group.options) for group in spec.groups)):
-        refusal = _option_fits(state, spec, option, types)
-        if refusal is None:
-            return None
-    return refusal
-
-
-def _option_fits(state: State, spec: Workload, option: int, types: tuple[NodeType, ...]) -> Refusal | None:
-    who, need_milli = _named(spec), 0
-    first_flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
-    for number, group in enumerate(spec.groups):
-        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
-        count = spec.min_size if number == 0 else group.count
-        need_milli += count * need.gpus_milli
-        of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
-        to_come = [t for t in types if t.max and (flavor is None or accelerator_of(state.configuration, t) == flavor)]
-        if not of_flavor and not to_come:
-            flavors = [*dict.fromkeys(str(o.flavor) for g in spec.groups for o in g.options)]
-            wanted = tuple(Ref(FLAVOR, name) for name in flavors)
-            there = _inventory(state)
-            message = say("impossible.no_accelerator", who=who, wanted=wanted)
-            if there:
-                message = say("impossible.accelerator", who=who, wanted=wanted, there=there)
-            return Refusal("impossible", message)
-        labelled = [n for n in of_flavor if all(n.node.label(k) == v for k, v in spec.node_labels)]
-        if of_flavor and not labelled and not to_come:
-            wish = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
-            return Refusal("impossible", say("impossible.labels", who=who, wish=wish))
-        rooms = [_room_when_empty(node.node.total, need, count) for node in labelled]
-        coming = [_room_when_empty(total_of(t), need, count) * t.max for t in to_come]
-        if not any(rooms) and not any(coming):
-            largest = max((n.node.total for n in labelled), default=Resources())
-            sentence = "impossible.one_replica" if spec.kind == "serve" else "impossible.one_worker"
-            message = say(sentence, who=who, need=need, largest=largest)
-            if flavor:
-                message = say(f"{sentence}_of", who=who, need=need, flavor=Ref(FLAVOR, flavor), largest=largest)
-            return Refusal("impossible", message)
-        if sum(rooms) + sum(coming) < count:
-            most = sum(rooms) + sum(coming)
-            message = say("impossible.in_all", who=who, count=count, need=need, there=sum(rooms), most=most)
-            return Refusal("impossible", message)
-    if spec.topology.required and not types:
-        refusal = _domain_fits(state, spec, option)
-        if refusal is not None:
-            return refusal
-    return _quota_fits(state, spec, first_flavor, need_milli)
-
-
-def _domain_fits(state: State, spec: Workload, option: int) -> Refusal | None:
-    level = spec.topology.required or ""
-    flavor, need, _ = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)]
-    rooms: dict[str, int] = {}
-    for node in state.nodes.values():
-        domain = node.node.domain(level)
-        if domain is not None and (flavor is None or node.node.flavor == flavor):
-            rooms[domain] = rooms.get(domain, 0) + _room_when_empty(node.node.total, need, spec.min_size)
-    who, named = _named(spec), Ref(LEVEL, level)
-    if not rooms:
-        return Refusal("impossible", say("impossible.no_level", who=who, level=named))
-    there = max(rooms.values())
-    if there < spec.min_size:
-        message = say("impossible.level", who=who, count=spec.min_size, level=named, there=there)
-        return Refusal("impossible", message)
-    return None
-
-
-def _quota_fits(state: State, spec: Workload, flavor: str | None, need_milli: int) -> Refusal | None:
-    if not state.quota.enforced or not need_milli:
-        return None
-    flavors = [flavor] if flavor is not None else [*state.capacity.by_flavor]
-    most = max((state.quota.most(spec.queue, name) for name in flavors), default=0)
-    if not spec.preemptible:
-        branches = [state.quota.branch(spec.queue, name) for name in flavors]
-        most = min(most, max((b.quota.nominal_milli for b in branches if b), default=0))
-    if need_milli <= most:
-        return None
-    message = say(
-        "over_limit.quota" if spec.preemptible else "over_limit.fixed",
-        who=_named(spec), need=need_milli, flavor=Ref(FLAVOR, flavor or ""), queue=Ref(QUEUE, spec.queue), most=most,
-    )  # fmt: skip
-    return Refusal("over_limit", message)
-
-
-def _room_when_empty(total: Resources, need: Resources, enough: int) -> int:
-    return NodeState(Node("", total), 0).room(need, enough)
-
-
-def _inventory(state: State) -> tuple[Arg, ...]:
-    counts: dict[str, int] = {}
-    for node in state.nodes.values():
-        if node.node.flavor:
-            counts[node.node.flavor] = counts.get(node.node.flavor, 0) + node.total_gpus
-        elif node.total_gpus:
-            counts["GPU"] = counts.get("GPU", 0) + node.total_gpus
-    return tuple(Option(name, Resources(count * MILLI)) for name, count in sorted(counts.items()))
 
 
 def _scale(state: State, command: ScaleTo) -> Fact | Refusal:

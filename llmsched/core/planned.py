@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
+from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, runtime_s
@@ -40,6 +41,7 @@ class Promise:
     pool: int = 0  # of a gang for which only the number of GPUs matters: the nodes they may be on,
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
     hold: str = ""  # made because the gang has waited long: for "nodes", or for what its queue may take, "quota"
+    short: Branch | None = None  # of "quota": the branch that lacks it
     beside: list[str] | None = None  # cache of leaves_room: who holds something on its nodes
 
 
@@ -59,14 +61,25 @@ def least(spec: Workload, placement: Placement) -> Placement:
 
 
 def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises: list[Promise]) -> Promise | None:
-    """The first moment the gang would fit if everybody ends as expected and promises made before it are kept."""
+    """The first moment the gang would fit, with whichever of its options that is, if everybody ends as expected and
+    promises made before it are kept."""
+    options = place.options_of(gang.spec)
+    found = [start for option in options if (start := _with_option(this, gang, size, option, windows, promises))]
+    return min(found, key=lambda promise: promise.start, default=None)
+
+
+def _with_option(
+    this: Pass, gang: GangState, size: int, option: int, windows: Windows, promises: list[Promise]
+) -> Promise | None:
     trial, state = this.trial, this.state
     lasts = runtime_s(state, gang, size)
     spec = gang.spec
-    need = place.need_milli(spec, size, 0)
-    mask = place.eligible(trial, spec, 0)
-    fluid = is_fluid(spec) and not promises and not windows.rows
-    flavor = spec.groups[0].options[0].flavor or next(iter(state.capacity.by_flavor), None)
+    need = place.need_milli(spec, size, option)
+    mask = place.eligible(trial, spec, option)
+    flavor = spec.groups[0].option(option).flavor
+    counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced
+    fluid = counts and is_fluid(spec) and not promises and not windows.rows and not _has_shares(state)
+    flavor = flavor or next(iter(state.capacity.by_flavor), None)
     waiting_for: list[GangState] = []  # ends that have been counted and not yet taken out of the ledgers
     looks = _Looks()
     mark = trial.mark()
@@ -75,7 +88,7 @@ def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises:
             other = state.gangs[name]
             if trial.held(other) and other is not gang and gives_way(state, other.spec, spec):
                 trial.hold(other, least(other.spec, trial.held(other)))
-        counted = state.capacity.free_gpus(mask) * MILLI
+        counted = state.capacity.free_gpus(mask) * MILLI + state.capacity.slack_milli(mask)
         for moment in _moments(trial, gang, promises, windows):
             waiting_for += moment.ended
             counted += sum(_gpus_on(trial, other, mask) for other in moment.ended)
@@ -93,7 +106,7 @@ def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises:
             if looks.is_left_out(moment):
                 continue
             there = _those_in_the_way(windows, promises, spec, moment.at, lasts)
-            placed = _beside(this, gang, size, *there)
+            placed = _beside(this, gang, size, option, *there)
             if placed is not None:
                 start = _rounded(trial, moment.at)
                 return Promise(gang, start, start + lasts, placed, moment.basis)
@@ -110,14 +123,16 @@ def _those_in_the_way(
     return promised, windows.against(spec, at, at + lasts)
 
 
-def _beside(this: Pass, gang: GangState, size: int, promised: list[Promise], rows: list[Row]) -> Placement | None:
+def _beside(
+    this: Pass, gang: GangState, size: int, option: int, promised: list[Promise], rows: list[Row]
+) -> Placement | None:
     """Where it would go beside them."""
     trial = this.trial
     mark = trial.mark()
     for promise in promised:
         trial.hold(promise.gang, promise.placement)
     with kept(trial, rows) as reserved:
-        placed = place.find(this, gang, size, ~reserved, explain=False)
+        placed = place.find(this, gang, size, ~reserved, explain=False, option=option)
     trial.rollback(mark)
     return None if isinstance(placed, place.Refused) else placed
 
@@ -170,6 +185,11 @@ def _moments(trial: Trial, gang: GangState, promises: list[Promise], windows: Wi
             ahead = next(ends, None)
         basis = None if is_presumed else _basis(last, by_window)
         yield _Moment(at, ended, basis, ahead is None and not moments)
+
+
+def _has_shares(state: State) -> bool:
+    """Whether anybody holds a part of a device: then numbers of GPUs do not say which devices are whole."""
+    return any(bundle.gpus_milli % MILLI for bundle in state.kinds)
 
 
 def is_fluid(spec: Workload) -> bool:

@@ -55,6 +55,18 @@ class Branch:
             above = min(above, lent_up - max(0, self.used - self.kept) + limit)
         return max(0, self.kept - self.used) + above
 
+    def bottleneck(self, amount: int) -> Branch | None:
+        """The lowest branch, from here up, that does not let so much more be taken; None when all do."""
+        if self.parent is None:
+            return self if amount > self.subtree - self.used else None
+        left = amount - max(0, self.kept - self.used)
+        if left <= 0:
+            return None
+        limit = self.quota.borrowing_limit_milli
+        if limit is not None and left > self.subtree - self.kept - max(0, self.used - self.kept) + limit:
+            return self
+        return self.parent.bottleneck(left)
+
     def most(self) -> int:
         """What could be taken here if everybody else used nothing."""
         if self.parent is None:

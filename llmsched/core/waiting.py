@@ -17,6 +17,7 @@ from llmsched.core.workload import Workload
 if TYPE_CHECKING:
     from llmsched.core.answers import Index
     from llmsched.core.outstanding import Outstanding
+    from llmsched.core.quota import QuotaTree
     from llmsched.core.records import GangState
 
 Key = tuple[Any, ...]
@@ -32,6 +33,7 @@ class Shape:
         "index",
         "least_gpus",
         "least_total",
+        "possible",
         "queue",
         "reason",
         "sample",
@@ -50,6 +52,7 @@ class Shape:
         self.reason: Reason | None = None
         self.examined: tuple[int, ...] | None = None  # version of the state at which all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
+        self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of stages/admit.py
         options = sample.groups[0].options
         self.flavors = tuple(dict.fromkeys(option.flavor for option in options))
         self.least_gpus = min(option.resources.gpus_milli for option in options)  # one bundle of the first group

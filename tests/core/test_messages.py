@@ -118,6 +118,7 @@ QUOTED = {  # whoever reads the sentence wrote these words, or may see whoever d
     "core/estimate.py": {"spec.model"},  # told inside an About
     "core/lives.py": {"gang.spec.schedule or ''"},
     "core/message.py": {"text"},
+    "core/possible.py": {"spec.id"},  # told who submits it
     "core/stages/place.py": {"group.name"},
     "api/views.py": {"one.stalled"},  # of a gang of the work that is asked for
     "api/event_text.py": {  # of the workload whose story it is

@@ -70,6 +70,40 @@ def test_it_does_so_where_places_are_on_several_nodes(nodes: str) -> None:
     assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
 
 
+def gang_of(*flavors: str | None, gpus: int = 1) -> Group:
+    return Group("workers", 1, tuple(Option(flavor, Resources(gpus * 1000)) for flavor in flavors))
+
+
+@pytest.mark.parametrize("gang", [(gang_of("H", "A"), 8), (gang_of("H", "A", gpus=8), 1)])
+@pytest.mark.parametrize("others", ["", "served", "full"])
+def test_it_does_so_on_the_flavor_that_is_its_second_choice(gang: tuple[Group, int], others: str) -> None:
+    """Its first choice is not there, or held by what never ends, or by what ends much later."""
+    given = cluster("1 node x 8 A" + (", 1 node x 8 H" if others else "")).policies(ordering="priority")
+    if others:
+        given.running("held", 8, flavor="H", kind="serve" if others == "served" else "train", max_runtime_s=90_000.0)
+    group, size = gang
+    started = start_of(given, Workload("large", "large", "task", (group,), min_size=size, max_size=size), {})
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+def test_it_does_so_while_shares_of_devices_stream_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = Group("workers", 1, (Option(None, Resources(500)),))
+    large = Workload("large", "large", "task", (gang_of(None, gpus=4),))
+    monkeypatch.setitem(globals(), "work", lambda name, gpus, **more: Workload(name, name, "task", (half,), **more))
+    started = start_of(cluster("1 node x 4").policies(ordering="priority"), large, {})
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+@pytest.mark.parametrize("fair", ["drf_total", "weighted_drf_over_borrowed", "guarantee_then_weight"])
+@pytest.mark.parametrize(("own", "theirs"), [(8, 0), (6, 2), (0, 0)])
+def test_who_borrows_makes_way_for_who_waits_for_the_same_quota(fair: str, own: int, theirs: int) -> None:
+    """An owner, or somebody who borrows as well; nothing may be reclaimed, so a hold is all that it has."""
+    given = cluster("1 node x 8").queue("a", own).queue("b", theirs).queue("lent", 8 - own - theirs)
+    given.scheduling(fair_share=fair).policies(ordering="priority")
+    started = start_of(given, work("large", own or 8, queue="a"), {"queue": "b"})
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
 @pytest.mark.parametrize("backfill", ["easy", "conservative"])
 def test_backfill_without_run_times_plans_for_the_head_at_once(backfill: str) -> None:
     given = cluster("1 node x 8").scheduling(backfill=backfill, order="strict_fifo").policies(ordering="fifo")

@@ -14,6 +14,7 @@ from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.planned import Promise
+from llmsched.core.possible import why_never_with
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import is_on, rules_of
@@ -26,7 +27,6 @@ from llmsched.core.stages.nominate import nominate
 from llmsched.core.waiting import Shape
 from llmsched.core.workload import Placement
 
-NEVER = ("impossible", "over_limit")  # what such a gang does not use is lent
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
 
 
@@ -263,8 +263,7 @@ class Admission:
         elif personal:
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else gang.reason
-        if reason is None or reason.code not in NEVER:
-            self._keep_guarantee(gang)
+        self._keep_guarantee(gang, shape)
         promise = self.calendar.hold_for(gang)
         if self.refused is not None and reason is not None:
             if promise is not None and promise.basis is not None:
@@ -290,7 +289,7 @@ class Admission:
         key = (shape.flavors, shape.sample.node_labels, shape.sample.use_spot)
         room = self.room.get(key)
         if room is None:
-            mask = place.eligible(self.trial, shape.sample, 0)
+            mask = place.eligible_by_any(self.trial, shape.sample)
             room = self.room[key] = self.state.capacity.free_gpus(mask) * MILLI
         return room
 
@@ -305,22 +304,31 @@ class Admission:
             return False
         return any(rules_of(self.state, name).reclaim != "any" for name in quota.queues)
 
-    def _keep_guarantee(self, gang: GangState) -> None:
-        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
-        quota = self.state.quota
-        if not self._keeps_guarantees():
+    def _keep_guarantee(self, gang: GangState, shape: Shape) -> None:
+        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it, if it
+        could ever start with it."""
+        quota, spec = self.state.quota, gang.spec
+        if not self._keeps_guarantees() or rules_of(self.state, spec.queue).reclaim == "any":
             return
-        spec = gang.spec
-        if rules_of(self.state, spec.queue).reclaim == "any":
+        for option in self._possible(shape):
+            flavor = spec.groups[0].option(option).flavor
+            branch = quota.branch(spec.queue, flavor)
+            if branch is None:
+                continue
+            idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, option))
+            if idle > 0:
+                self.trial.hold_quota(spec.queue, flavor, idle)
             return
-        flavor = spec.groups[0].options[0].flavor
-        branch = quota.branch(spec.queue, flavor)
-        if branch is None:
-            return
-        need = place.need_milli(spec, spec.min_size, 0)
-        idle = min(branch.subtree - branch.used, need)
-        if idle > 0 and need <= branch.most():
-            self.trial.hold_quota(spec.queue, flavor, idle)
+
+    def _possible(self, shape: Shape) -> tuple[int, ...]:
+        """The options with which one of a class could start if everybody else left."""
+        state = self.state
+        stamp = (state.capacity.version, state.quota)
+        if shape.possible is None or shape.possible[:2] != stamp:
+            options = place.options_of(shape.sample)
+            able = tuple(option for option in options if why_never_with(state, shape.sample, option) is None)
+            shape.possible = (*stamp, able)
+        return shape.possible[2]
 
 
 def _why_now(gang: GangState, placement: Placement) -> Message:

@@ -6,8 +6,8 @@ ends before the planned start, fits beside it, or can be shrunk to its minimum i
 Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the oldest one of each accelerator
 is protected too, from whoever came later, has no higher priority and no better right to the quota. Age is the time of
 submission, as everywhere: who was evicted goes on with the age that it has. Then the protected one starts at the latest
-when those that held its places at that moment have ended. One that its queue's quota keeps out is protected in its
-queue alone.
+when those that held its places at that moment have ended. One that quota keeps out is protected in its own queue, and
+from whoever borrows below the branch that lacks the quota.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
+from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
@@ -86,14 +87,32 @@ class Calendar:
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
-        return promise.hold != QUOTA and (self._is_inside(promise.gang) or not self._is_inside(gang))
+        if promise.hold == QUOTA:
+            return self._takes_from(promise.short, gang) and not self._is_inside(gang)
+        return self._is_inside(promise.gang) or not self._is_inside(gang)
 
     def _is_inside(self, gang: GangState) -> bool:
-        """Whether its queue owns all that it would then hold."""
-        quota = self.trial.state.quota
-        branch = quota.branch(gang.spec.queue, gang.spec.groups[0].options[0].flavor) if quota.enforced else None
-        need = place.need_milli(gang.spec, gang.spec.min_size, 0)
-        return not quota.enforced or (branch is not None and branch.used + need <= branch.subtree)
+        """Whether its queue owns all that it would then hold, with one of its options."""
+        quota, spec = self.trial.state.quota, gang.spec
+        if not quota.enforced:
+            return True
+        for option in place.options_of(spec):
+            branch = quota.branch(spec.queue, spec.groups[0].option(option).flavor)
+            if branch is not None and branch.used + place.need_milli(spec, spec.min_size, option) <= branch.subtree:
+                return True
+        return False
+
+    def _takes_from(self, short: Branch | None, gang: GangState) -> bool:
+        """Whether what it takes may be charged to that branch: its queue lies below."""
+        quota, capacity = self.trial.state.quota, self.trial.state.capacity
+        flavors = [option.flavor for option in gang.spec.groups[0].options]
+        for flavor in (*flavors, *(capacity.by_flavor if None in flavors else ())):
+            branch = quota.branch(gang.spec.queue, flavor)
+            while branch is not None:
+                if branch is short:
+                    return True
+                branch = branch.parent
+        return False
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""
@@ -110,13 +129,9 @@ class Calendar:
         for promise in self.promises:
             if promise.gang is gang:
                 break
-            if (
-                promise.pool
-                and promise.spare_milli < place.need_milli(gang.spec, size, 0)
-                and self._binds(promise, gang)
-            ):
+            if promise.pool and promise.spare_milli < place.least_milli(gang.spec, size) and self._binds(promise, gang):
                 late = self.trial.now + lasts > promise.start
-                if late and not place.eligible(self.trial, gang.spec, 0) & ~promise.pool:
+                if late and not place.eligible_by_any(self.trial, gang.spec) & ~promise.pool:
                     return promise
         return None
 
@@ -162,16 +177,29 @@ class Calendar:
         for _, _, name in rows[:HOLDS_TRIED]:
             gang = state.gangs[name]
             spec = gang.spec
-            flavor = spec.groups[0].options[0].flavor
-            refused = place.quota_refusal(self.trial, spec, flavor, place.need_milli(spec, spec.min_size, 0))
-            hold, key = (QUOTA, spec.queue) if refused is not None else (NODES, flavor)
-            if (hold, key) in kept:
+            is_short, short = self._lacks_quota(gang)
+            hold, keys = (
+                (QUOTA, [spec.queue]) if is_short else (NODES, [each.flavor for each in spec.groups[0].options])
+            )
+            if all((hold, key) in kept for key in keys):
                 continue
             promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
             if promise is not None:
-                promise.hold = hold
+                promise.hold, promise.short = hold, short
                 self.promises.append(promise)
-                kept[hold, key] = None
+                kept.update(dict.fromkeys((hold, key) for key in keys))
+
+    def _lacks_quota(self, gang: GangState) -> tuple[bool, Branch | None]:
+        """Whether quota keeps it out with each of its options, and the branch that does so with the first."""
+        quota, spec = self.trial.state.quota, gang.spec
+        short: Branch | None = None
+        for option in place.options_of(spec):
+            flavor, need = spec.groups[0].option(option).flavor, place.need_milli(spec, spec.min_size, option)
+            if place.quota_refusal(self.trial, spec, flavor, need) is None:
+                return False, None
+            branch = quota.branch(spec.queue, flavor)
+            short = short or (branch.bottleneck(need) if branch is not None else None)
+        return True, short
 
     def settled(self, gang: GangState) -> None:
         """It starts, or makes room for itself: nothing has to be kept for it any more."""

@@ -51,7 +51,7 @@ def find(
     spec = gang.spec
     search = Search(this, gang, size, only)
     refused: Refused | None = None
-    tried = by_speed(spec, size, max(len(group.options) for group in spec.groups)) if option is None else (option,)
+    tried = by_speed(spec, size, len(options_of(spec))) if option is None else (option,)
     for each in tried:
         found = search.with_option(each, scope)
         if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
@@ -92,6 +92,24 @@ def eligible(trial: Trial, spec: Workload, option: int) -> int:
         spot = capacity.with_labels((("llmsched.io/spot", "true"),))
         mask &= spot if spec.use_spot else ~spot
     return mask
+
+
+def options_of(spec: Workload) -> range:
+    """Numbers of the options there are; a group with fewer has its last one for those beyond."""
+    return range(max(len(group.options) for group in spec.groups))
+
+
+def eligible_by_any(trial: Trial, spec: Workload) -> int:
+    """Nodes that may hold the first group with one of its options."""
+    mask = 0
+    for option in options_of(spec):
+        mask |= eligible(trial, spec, option)
+    return mask
+
+
+def least_milli(spec: Workload, size: int) -> int:
+    """What it takes at `size` with the option that takes least."""
+    return min(need_milli(spec, size, option) for option in options_of(spec))
 
 
 def need_milli(spec: Workload, size: int, option: int) -> int:

@@ -91,6 +91,8 @@ class _Class:
 
 
 def _waiting(this: Pass, shape: Shape) -> Iterator[Row]:
+    if shape.sample.is_elastic() and this.state.configuration.scheduling.elastic:
+        return  # it has a size, or could not start
     for key, name in in_order(this, shape):
         gang = this.state.gangs[name]
         if gang.nomination is None and name not in this.plan.sizes:
@@ -201,9 +203,8 @@ class _Count:
         if gang.held:
             return [self._held(gang)]
         groups = gang.spec.groups
-        options = range(max(len(group.options) for group in groups))
         found = []
-        for option in options:
+        for option in place.options_of(gang.spec):
             flavor = groups[0].options[min(option, len(groups[0].options) - 1)].flavor
             if flavor is None and len(self.room) == 1:
                 flavor = next(iter(self.room))

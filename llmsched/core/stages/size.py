@@ -1,19 +1,22 @@
 """What each elastic gang, waiting or running, should hold: the elasticity policy's share, kept inside the rules.
 
 Priorities come before the policy: those of a higher one share first, and leave the rest, but for what others hold at
-least. Waiting gangs of fixed size have their part kept free, as far as they could start with it.
+least. Waiting gangs of fixed size have their part kept free, as far as they could start with it; a waiting gang that
+could not start whatever elastic ones gave shares in nothing. Those whose flavors have nothing in common share apart.
 """
 
 from __future__ import annotations
 
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
+from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import Refused, find, need_milli
 from llmsched.core.stages.shrink import without
+from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.waiting import Shape
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
@@ -21,41 +24,62 @@ STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; t
 
 def run(this: Pass) -> None:
     trial, state, plan, policy = this.trial, this.state, this.plan, this.policies.elasticity
-    waiting = [
-        state.gangs[name]
-        for shape in state.waiting.live.values()
-        if shape.sample.is_elastic()
-        for _, name in shape.entries
-    ]
+    shapes = [shape for shape in state.waiting.live.values() if shape.sample.is_elastic()]
     running = [gang for name in state.elastic if (gang := state.gangs[name]).is_active() and name not in trial.leaving]
-    if not (waiting or running) or not state.configuration.scheduling.elastic:
+    if not (shapes or running) or not state.configuration.scheduling.elastic:
         return
-    gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
-    by_queue: dict[str, list[GangState]] = {}
-    for gang in gangs:
-        by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
-    held = sum(gang.gpus_milli() for gang in running)
-    held += sum(  # promised to elastic gangs: theirs to size as well
-        gpus_of(gang.spec, gang.nomination.placement)
-        for name in state.nominated
-        if (gang := state.gangs[name]).spec.is_elastic() and gang.nomination is not None
-    )
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
-    rigid = _rigid_demand(this, running, by_rank)
-    capacity = max(0, state.capacity.free_gpus(state.capacity.open) * MILLI + held - rigid)
-    for queue, amount in _entitled(trial, by_queue, capacity).items():
-        members = by_queue[queue]
-        left = amount
-        for tier, lower in _tiers(members):
-            kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
-            for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
-                gang = state.gangs[name]
-                plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
-            left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
-        _cut(plan, members, amount)
+    demand = _Demand(this, running, by_rank)
+    waiting = [state.gangs[name] for shape in shapes if demand.could_start(shape) for _, name in shape.entries]
+    gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
+    for flavors, sharing in _pools(state, gangs):
+        free = sum(state.capacity.free_gpus(state.capacity.by_flavor.get(f, 0) & state.capacity.open) for f in flavors)
+        held = sum(gang.gpus_milli() for gang in sharing)
+        held += sum(  # promised to elastic gangs: theirs to size as well
+            gpus_of(gang.spec, gang.nomination.placement)
+            for gang in sharing
+            if not gang.is_active() and gang.nomination is not None
+        )
+        capacity = max(0, free * MILLI + held - sum(demand.rigid.get(flavor, 0) for flavor in flavors))
+        by_queue: dict[str, list[GangState]] = {}
+        for gang in sharing:
+            by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
+        for queue, amount in _entitled(trial, by_queue, capacity).items():
+            members = by_queue[queue]
+            left = amount
+            for tier, lower in _tiers(members):
+                kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
+                for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
+                    gang = state.gangs[name]
+                    plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+                left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
+            _cut(plan, members, amount)
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
+
+
+def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None], list[GangState]]]:
+    """Gangs by what they compete for: flavors that one gang accepts are one pool. In the order of the first gang."""
+    every = [*state.capacity.by_flavor]
+    if len(every) <= 1:
+        return [(every, gangs)]
+    pools: list[tuple[dict[str | None, None], list[GangState]]] = []
+    for gang in gangs:
+        flavors = dict.fromkeys(option.flavor for option in gang.spec.groups[0].options)
+        if None in flavors:
+            flavors = dict.fromkeys(every)
+        mine: tuple[dict[str | None, None], list[GangState]] = (flavors, [])
+        rest = []
+        for pool in pools:
+            if pool[0].keys().isdisjoint(flavors):
+                rest.append(pool)
+            else:
+                mine = ({**pool[0], **mine[0]}, [*pool[1], *mine[1]])
+        mine[1].append(gang)
+        pools = [*rest, mine]
+    order = {gang.id: number for number, gang in enumerate(gangs)}
+    return [([*flavors], sorted(each, key=lambda gang: order[gang.id])) for flavors, each in pools]
 
 
 def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
@@ -86,13 +110,20 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
     return found
 
 
-def _rigid_demand(this: Pass, running: list[GangState], by_rank: bool) -> int:
-    """Thousandths of GPUs that waiting gangs of fixed size would start on, if elastic ones held no more than they must
-    and who leaves were gone. One for which that would not be enough is no reason to stay small."""
-    trial, state = this.trial, this.state
-    mark, total, tried = trial.mark(), 0, 0
-    shapes = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
-    if shapes:
+class _Demand:
+    """What waiting gangs would start on if elastic ones held no more than they must and who leaves were gone. One for
+    which that would not be enough is no reason to stay small."""
+
+    def __init__(self, this: Pass, running: list[GangState], by_rank: bool) -> None:
+        self.rigid: dict[str | None, int] = {}  # thousandths of GPUs for those of fixed size, by flavor
+        self._elastic: dict[int, bool] = {}  # class -> whether one of it could start
+        self._this, self._tried = this, 0
+        state, trial = this.state, this.trial
+        waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
+        elastic = [shape for shape in state.waiting.live.values() if shape.sample.is_elastic()]
+        if not waits and not elastic:
+            return
+        mark = trial.mark()
         for gang in running:
             if trial.held(gang) and gang.id not in trial.shrinking:
                 least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
@@ -100,23 +131,42 @@ def _rigid_demand(this: Pass, running: list[GangState], by_rank: bool) -> int:
         for name in (*state.vacating, *trial.leaving):
             if trial.held(state.gangs[name]):
                 trial.hold(state.gangs[name], ())
-    for shape in shapes:
+        for shape in elastic:
+            self._elastic[shape.serial] = self._would_start(shape)
+        for shape in waits:
+            self._count(shape)
+        trial.rollback(mark)
+
+    def could_start(self, shape: Shape) -> bool:
+        return self._elastic[shape.serial]
+
+    def _would_start(self, shape: Shape) -> bool:
+        """Whether one of an elastic class finds room, by itself: who else could is for the policy to compare."""
+        first = self._this.state.gangs[shape.entries[0][1]]
+        if first.nomination is not None or len(self._elastic) >= STARTS_TRIED:
+            return True
+        return not isinstance(find(self._this, first, shape.sample.min_size, explain=False), Refused)
+
+    def _count(self, shape: Shape) -> None:
+        state, trial = self._this.state, self._this.trial
         need = need_milli(shape.sample, shape.sample.min_size, 0)
         for number, (_, name) in enumerate(shape.entries):
             gang = state.gangs[name]
             if gang.nomination is not None:
                 continue  # its places are taken in the ledgers already
-            if tried >= STARTS_TRIED:
-                total += need * (len(shape.entries) - number)
-                break
-            tried += 1
-            found = find(this, gang, shape.sample.min_size, explain=False)
+            if self._tried >= STARTS_TRIED:
+                self._add(shape.flavors[0], need * (len(shape.entries) - number))
+                return
+            self._tried += 1
+            found = find(self._this, gang, shape.sample.min_size, explain=False)
             if isinstance(found, Refused):
-                break  # nor would the next of its class
+                return  # nor would the next of its class
             trial.hold(gang, found)
-            total += gpus_of(gang.spec, found)
-    trial.rollback(mark)
-    return total
+            for placed in found:
+                self._add(state.nodes[placed.node].node.flavor, amount_of(gang.spec, placed).gpus_milli)
+
+    def _add(self, flavor: str | None, amount: int) -> None:
+        self.rigid[flavor] = self.rigid.get(flavor, 0) + amount
 
 
 def _bundle_milli(gang: GangState) -> int:

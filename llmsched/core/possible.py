@@ -1,0 +1,126 @@
+"""Whether a workload could start if everybody else left: asked when it is submitted, and before anything is kept for it
+while it waits. Nodes and quota as they are now; a node that is still to come may change the answer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmsched.core.capacity import NodeState
+from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
+from llmsched.core.nodes import Node
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.stages.place import options_of
+from llmsched.core.stages.provision import accelerator_of, total_of
+from llmsched.core.state import State
+from llmsched.core.workload import Option, Workload
+
+
+class Never(NamedTuple):
+    """Why not. The code is "impossible" or "over_limit"."""
+
+    code: str
+    message: Message
+
+
+def why_never(state: State, spec: Workload) -> Never | None:
+    """Why not even the empty cluster could hold it; None when it could, or there is no node yet."""
+    if not state.nodes:
+        return None
+    refusal: Never | None = None
+    for option in options_of(spec):
+        refusal = why_never_with(state, spec, option)
+        if refusal is None:
+            return None
+    return refusal
+
+
+def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
+    """The same with one of its options."""
+    types = state.configuration.node_types
+    who, need_milli = Quote(spec.id), 0
+    first_flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+    for number, group in enumerate(spec.groups):
+        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
+        count = spec.min_size if number == 0 else group.count
+        need_milli += count * need.gpus_milli
+        of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
+        to_come = [t for t in types if t.max and (flavor is None or accelerator_of(state.configuration, t) == flavor)]
+        if not of_flavor and not to_come:
+            flavors = [*dict.fromkeys(str(o.flavor) for g in spec.groups for o in g.options)]
+            wanted = tuple(Ref(FLAVOR, name) for name in flavors)
+            there = _inventory(state)
+            message = say("impossible.no_accelerator", who=who, wanted=wanted)
+            if there:
+                message = say("impossible.accelerator", who=who, wanted=wanted, there=there)
+            return Never("impossible", message)
+        labelled = [n for n in of_flavor if all(n.node.label(k) == v for k, v in spec.node_labels)]
+        if of_flavor and not labelled and not to_come:
+            wish = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
+            return Never("impossible", say("impossible.labels", who=who, wish=wish))
+        rooms = [_room_when_empty(node.node.total, need, count) for node in labelled]
+        coming = [_room_when_empty(total_of(t), need, count) * t.max for t in to_come]
+        if not any(rooms) and not any(coming):
+            largest = max((n.node.total for n in labelled), default=Resources())
+            sentence = "impossible.one_replica" if spec.kind == "serve" else "impossible.one_worker"
+            message = say(sentence, who=who, need=need, largest=largest)
+            if flavor:
+                message = say(f"{sentence}_of", who=who, need=need, flavor=Ref(FLAVOR, flavor), largest=largest)
+            return Never("impossible", message)
+        if sum(rooms) + sum(coming) < count:
+            most = sum(rooms) + sum(coming)
+            message = say("impossible.in_all", who=who, count=count, need=need, there=sum(rooms), most=most)
+            return Never("impossible", message)
+    if spec.topology.required and not types:
+        refusal = _domain_fits(state, spec, option)
+        if refusal is not None:
+            return refusal
+    return _quota_fits(state, spec, first_flavor, need_milli)
+
+
+def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
+    level = spec.topology.required or ""
+    flavor, need, _ = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)]
+    rooms: dict[str, int] = {}
+    for node in state.nodes.values():
+        domain = node.node.domain(level)
+        if domain is not None and (flavor is None or node.node.flavor == flavor):
+            rooms[domain] = rooms.get(domain, 0) + _room_when_empty(node.node.total, need, spec.min_size)
+    who, named = Quote(spec.id), Ref(LEVEL, level)
+    if not rooms:
+        return Never("impossible", say("impossible.no_level", who=who, level=named))
+    there = max(rooms.values())
+    if there < spec.min_size:
+        message = say("impossible.level", who=who, count=spec.min_size, level=named, there=there)
+        return Never("impossible", message)
+    return None
+
+
+def _quota_fits(state: State, spec: Workload, flavor: str | None, need_milli: int) -> Never | None:
+    if not state.quota.enforced or not need_milli:
+        return None
+    flavors = [flavor] if flavor is not None else [*state.capacity.by_flavor]
+    most = max((state.quota.most(spec.queue, name) for name in flavors), default=0)
+    if not spec.preemptible:
+        branches = [state.quota.branch(spec.queue, name) for name in flavors]
+        most = min(most, max((b.quota.nominal_milli for b in branches if b), default=0))
+    if need_milli <= most:
+        return None
+    message = say(
+        "over_limit.quota" if spec.preemptible else "over_limit.fixed",
+        who=Quote(spec.id), need=need_milli, flavor=Ref(FLAVOR, flavor or ""), queue=Ref(QUEUE, spec.queue), most=most,
+    )  # fmt: skip
+    return Never("over_limit", message)
+
+
+def _room_when_empty(total: Resources, need: Resources, enough: int) -> int:
+    return NodeState(Node("", total), 0).room(need, enough)
+
+
+def _inventory(state: State) -> tuple[Arg, ...]:
+    counts: dict[str, int] = {}
+    for node in state.nodes.values():
+        if node.node.flavor:
+            counts[node.node.flavor] = counts.get(node.node.flavor, 0) + node.total_gpus
+        elif node.total_gpus:
+            counts["GPU"] = counts.get("GPU", 0) + node.total_gpus
+    return tuple(Option(name, Resources(count * MILLI)) for name, count in sorted(counts.items()))
