@@ -2,7 +2,8 @@
 
 No queue is left with less than its own quota where another set would do, nor one evicted that would rather not be;
 then priority counts, then what is lost. Victims are taken cheapest first until the gang fits *on nodes* and in quota,
-then spared again, dearest first, as far as it still fits; one victim instead of several is taken if it loses no more.
+then spared again, dearest first, as far as it still fits; one victim instead of several is taken if it loses no more,
+and so is any other set of a few that loses less. Flavors are tried in the order in which the gang has them.
 Of equals in priority, where the rules let them evict one another, the newest goes: it can evict nobody in turn. Nobody
 is evicted unless the gang then really fits. Nodes that could hold the whole gang are tried one by one as well, so that
 victims are not picked all over the cluster. Shrinking (shrink.py) comes before this.
@@ -28,6 +29,9 @@ from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
 LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
+SET_OF_AT_MOST = 16  # victims among which a better set is sought,
+SETS_TRIED = 64  # how many sets of them are tried on nodes,
+STEPS = 1024  # and how many are looked at in all, where none is tried
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
 
 Row = tuple[GangState, str]  # who might be a victim, and the reason code
@@ -42,13 +46,27 @@ class Choice:
     why: dict[str, str]
     shortfall: int = 0  # thousandths of GPUs that queues of victims then lack of their own quota
 
-    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[float, ...]:
-        """Of two the smaller one is taken."""
+    def rank(self, rules: Rules, cost: dict[str, int]) -> tuple[object, ...]:
+        """Of two the smaller one is taken. The highest priority counts first, what is lost of it, and how many leave;
+        then the next one. So nobody leaves in the place of somebody whom it might evict in turn."""
         reluctant = sum(rules.is_reluctant(victim) for victim in self.victims)
-        top = max((victim.spec.priority for victim in self.victims), default=-(10**9))
-        oldest = max((rules.seniority(victim, self.why[victim.id]) for victim in self.victims), default=0.0)
-        lost = sum(cost[victim.id] for victim in self.victims)
-        return self.shortfall, reluctant, top, oldest, lost, len(self.victims)
+        levels: dict[tuple[int, float], list[int]] = {}
+        for victim in self.victims:
+            level = levels.setdefault((victim.spec.priority, rules.seniority(victim, self.why[victim.id])), [0, 0])
+            level[0] += cost[victim.id]
+            level[1] += 1
+        return self.shortfall, reluctant, tuple((*level, *levels[level]) for level in sorted(levels, reverse=True))
+
+    def is_much_better(self, other: Choice, rules: Rules, cost: dict[str, int]) -> bool:
+        """Whether a queue is spared, or at most half as much is lost."""
+        mine, theirs = ((*one.rank(rules, cost)[:2], one.top()) for one in (self, other))
+        return mine < theirs or (mine == theirs and 2 * self.lost(cost) <= other.lost(cost))
+
+    def top(self) -> int:
+        return max((victim.spec.priority for victim in self.victims), default=-(10**9))
+
+    def lost(self, cost: dict[str, int]) -> int:
+        return sum(cost[victim.id] for victim in self.victims)
 
 
 def run(this: Pass, gang: GangState, only: int) -> bool:
@@ -101,32 +119,89 @@ class Search:
 
     def choose(self) -> Choice | None:
         """The best choice over options, strategies and scopes."""
-        gang, rules, capacity = self.gang, self.rules, self.state.capacity
+        gang, rules = self.gang, self.rules
         eligible, self.cost_of = _eligible(self.later, gang, rules)
         if not eligible:
             return None
-        for option in range(max(len(group.options) for group in gang.spec.groups)):
+        for option in place.options_of(gang.spec):
             rules.option = option
             mask = place.eligible(self.trial, gang.spec, option) & self.only
             self.need = place.need_milli(gang.spec, gang.spec.min_size, option)
             for _ in rules.each_strategy():
-                kinds = _allowed(eligible, rules)
-                allowed = [row for rows in kinds for row in rows]
-                if rules.strategy == "inside" and not rules.can_hold(
-                    sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
-                ):
-                    continue
-                short = self._whole() - capacity.free_gpus(mask) * MILLI
-                for victim, _ in allowed:
-                    if short <= 0:
-                        break
-                    short -= gpus_of(victim.spec, victim.held)
-                if not allowed or short > 0:
-                    continue
-                best = self._in_best_scope(mask, kinds, allowed)
-                if best is not None:
-                    return best
+                choice = self._with_option(mask, eligible)
+                if choice is not None:
+                    return choice
         return None
+
+    def _with_option(self, mask: int, eligible: list[Row]) -> Choice | None:
+        rules = self.rules
+        kinds = _allowed(eligible, rules)
+        allowed = [row for rows in kinds for row in rows]
+        own = sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
+        if rules.strategy == "inside" and not rules.can_hold(own):
+            return None
+        short = self._whole() - self.state.capacity.free_gpus(mask) * MILLI
+        for victim, _ in allowed:
+            if short <= 0:
+                break
+            short -= gpus_of(victim.spec, victim.held)
+        if not allowed or short > 0:
+            return None
+        best = self._in_best_scope(mask, kinds, allowed)
+        return None if best is None else self._with_less_loss(best, mask, kinds)
+
+    def _with_less_loss(self, best: Choice, mask: int, kinds: list[list[Row]]) -> Choice:
+        """A better set than the one that taking and sparing by turns has led to, if a bounded search finds one. It goes
+        through sets in which the cheapest come first and leaves out what cannot be better. Not where shares say from
+        whom to take, nor across kinds of victims, between which rank does not decide."""
+        rules, trial = self.rules, self.trial
+        found = [rows for rows in kinds if rows]
+        if rules.shares is not None or len(found) != 1:
+            return best
+        nodes, capacity = self.state.nodes, self.state.capacity
+        rows = [row for row in found[0] if any(mask >> nodes[p.node].slot & 1 for p in row[0].held if p.node in nodes)]
+        rows = rows[:SET_OF_AT_MOST]
+        own = found[0] is kinds[-1]
+        missing = self._whole() - capacity.free_gpus(mask) * MILLI
+        gives = [gpus_of(victim.spec, victim.held) for victim, _ in rows]
+        after = [sum(gives[at:]) for at in range(len(rows) + 1)]  # what all from there on could give
+        steps = STEPS
+
+        def is_better(choice: Choice) -> bool:
+            cost = self.cost_of
+            if choice.rank(rules, cost) >= best.rank(rules, cost):
+                return False
+            # of those that lose about the same the queue counts that has most beyond its own: _by_excess
+            return own or choice.is_much_better(best, rules, cost)
+
+        def go_on(first: int, chosen: list[Row], freed: int) -> None:
+            nonlocal best, steps
+            steps -= 1
+            gone = [victim for victim, _ in chosen]
+            choice = Choice((), gone, {victim.id: code for victim, code in chosen}, rules.shortfall_of(gone))
+            if chosen and not is_better(choice):
+                return
+            if chosen and freed >= missing and rules.holds():
+                steps -= STEPS // SETS_TRIED
+                placement = self._find(mask)
+                if placement is not None:
+                    choice.placement = placement
+                    best = choice
+                    return
+            for at in range(first, len(rows)):
+                if steps <= 0 or freed + after[at] < missing:
+                    return
+                victim, code = rows[at]
+                code_now = rules.now(victim, code)
+                if not code_now:
+                    continue
+                mark = trial.mark()
+                trial.hold(victim, ())
+                go_on(at + 1, [*chosen, (victim, code_now)], freed + gives[at])
+                trial.rollback(mark)
+
+        go_on(0, [], 0)
+        return best
 
     def take_up(self, choice: Choice, offered: dict[str, Placement]) -> dict[str, Placement]:
         """Which of those who offered to become smaller must do so, beside the victims; the others keep what they
@@ -154,8 +229,6 @@ class Search:
         best: Choice | None = None
         for scope in _scopes(self.trial, self.gang, self.rules.option, self.need, mask, allowed):
             narrow = scope != mask
-            if best is not None and not narrow:
-                break
             choice = self._in_scope(scope, narrow, kinds)
             if choice is None:
                 continue
@@ -374,8 +447,7 @@ def _by_excess(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> Iterat
 
 def _least_need(gang: GangState) -> int:
     """Whole GPUs, in thousandths, without which no option of this gang can start."""
-    options = range(max(len(group.options) for group in gang.spec.groups))
-    least = min(place.need_milli(gang.spec, gang.spec.min_size, option) for option in options)
+    least = place.least_milli(gang.spec, gang.spec.min_size)
     return least - least % MILLI
 
 

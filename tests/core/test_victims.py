@@ -1,0 +1,95 @@
+"""Of all sets of victims that would do, the one that loses least is taken: compared with trying every set."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from llmsched.core import decisions, facts
+from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Scheduling
+from llmsched.core.nodes import Node
+from llmsched.core.records import GangState
+from llmsched.core.resources import Resources
+from llmsched.core.rules import Rules
+from llmsched.core.scheduler import decide
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages.place import Refused, find
+from llmsched.core.stages.preempt import Choice
+from llmsched.core.state import State
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Group, Option, Topology, Workload
+from llmsched.policies.registry import load
+
+NAMES = PolicyNames(ordering="priority")
+POLICIES = load(NAMES)
+WORLDS = 80
+TRIED = 9  # victims of which every set is tried
+
+
+def work(name: str, gpus: int, bundles: int, priority: int, **more: Any) -> Workload:
+    group = Group("workers", 1, (Option(None, Resources(gpus * 1000)),))
+    return Workload(name, name, "train", (group,), min_size=bundles, max_size=bundles, priority=priority, **more)
+
+
+def full_cluster(seed: int) -> State:
+    """Up to three nodes with work of all sizes and ages, and `in`, which is worth more."""
+    chance = random.Random(seed)
+    rules = Scheduling(preemption=PreemptionRules("lower_priority"))
+    state = State()
+    state.apply(facts.Configured(0.0, Configuration(1, (Queue("default"),), scheduling=rules, policies=NAMES)))
+    for number in range(chance.randint(1, 3)):
+        total = Resources(chance.choice([2, 4, 4, 8]) * 1000, 64_000, 1 << 40)
+        state.apply(facts.NodeJoined(0.0, Node(f"n{number}", total, None, (("rack", f"r{number // 2}"),))))
+    now = 0.0
+    for number in range(20):
+        now += chance.choice([10, 1000, 20_000])
+        gpus, bundles = chance.choice([(1, 1), (1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (4, 1), (1, 4)])
+        spec = work(f"w{number}", gpus, bundles, chance.choice([10, 10, 10, 20]))
+        state.apply(facts.Submitted(now, spec))
+        gang = state.gangs[f"w{number}/0"]
+        with Trial(state) as trial:
+            found = find(Pass(trial, POLICIES), gang, bundles)
+        if isinstance(found, Refused):
+            state.apply(decisions.GiveUp(gang.id, "dependency"))
+        else:
+            state.apply(decisions.Launch(gang.id, 1, found))
+            state.apply(facts.Bound(now, gang.id, 1))
+    gpus, bundles = chance.choice([(1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (1, 3)])
+    wish = chance.choice([Topology(), Topology(), Topology("rack")])
+    state.apply(facts.Submitted(now + 60.0, work("in", gpus, bundles, 50, topology=wish)))
+    return state
+
+
+def loss(this: Pass, gang: GangState, victims: list[GangState]) -> tuple[object, ...]:
+    cost = {v.id: POLICIES.preemption.cost(v, gang, this.view) or 0 for v in victims}
+    return Choice((), victims, dict.fromkeys(cost, "in_queue_priority")).rank(Rules(this, gang), cost)
+
+
+@pytest.mark.parametrize("first", range(0, WORLDS, 20))
+def test_no_set_of_victims_loses_less_than_the_one_that_leaves(first: int) -> None:
+    compared = 0
+    for seed in range(first, first + 20):
+        state = full_cluster(seed)
+        gang, running = state.gangs["in/0"], [state.gangs[name] for name in state.holding]
+        taken = [state.gangs[d.gang] for d in decide(state, POLICIES).decisions if isinstance(d, decisions.Preempt)]
+        if not taken or len(running) > TRIED:
+            continue
+        compared += 1
+        with Trial(state) as trial:
+            this = Pass(trial, POLICIES)
+            chosen = loss(this, gang, taken)
+            for count in range(1, len(running) + 1):
+                for victims in map(list, combinations(running, count)):
+                    if loss(this, gang, victims) >= chosen:
+                        continue
+                    mark = trial.mark()
+                    for victim in victims:
+                        trial.hold(victim, ())
+                    found = find(this, gang, gang.spec.min_size, explain=False)
+                    trial.rollback(mark)
+                    names = [[each.id for each in some] for some in (victims, taken)]
+                    assert isinstance(found, Refused), f"world {seed}: {names[0]} would do, {names[1]} leave"
+    assert compared
