@@ -198,19 +198,24 @@ class Placing(Checked):
 
 class Preemption(Checked):
     family, method = "preemption", "cost"
+    forbids = False  # whether it has in this pass: when it will not any more is known to nobody
+
+    def begin(self, view: View) -> None:
+        super().begin(view)
+        self.forbids = False
 
     def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
         """Nobody is evicted for want of a cost."""
         if self._view is not None:
             self._first()
         found = self._asked("cost", self.policy.cost, GangView(victim), GangView(beneficiary), view)
-        if found is None:
-            return None
-        cost = _whole(found)
-        if cost is None or cost < 0:
+        cost = None if found is None else _whole(found)
+        if cost is not None and cost >= 0:
+            return cost
+        self.forbids = True
+        if found is not None:
             self._tell_answer(found, "a whole number of at least 0, or None")
-            return None
-        return cost
+        return None
 
 
 class Elasticity(Checked):

@@ -19,7 +19,7 @@ def launch(world: World, decision: decisions.Launch) -> None:
 
 def nominate(world: World, decision: decisions.Nominate) -> None:
     gang = world.gangs[decision.gang]
-    lives.unpromise(world, gang)
+    lives.unpromise(world, gang, decision.placement)
     gang.nomination = Nomination(decision.placement, decision.victims, world.now)
     world.nominated[gang.id] = None
     world.ledgers.charge(gang, decision.placement, 1, promise=True)

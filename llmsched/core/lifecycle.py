@@ -99,7 +99,7 @@ def again_or_not(
 
 
 def _launched(world: World, gang: GangState, decision: Launch) -> None:
-    lives.leave_line(world, gang)
+    lives.leave_line(world, gang, decision.placement)
     gang.attempt = decision.attempt
     gang.placement = decision.placement
     gang.size = size_of(gang.spec, decision.placement)

@@ -14,7 +14,7 @@ from llmsched.core.message import Quote, say, workload, workloads
 from llmsched.core.records import GangState, Version, WorkloadState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.status import Status
-from llmsched.core.workload import Workload, gang_id
+from llmsched.core.workload import Placement, Workload, gang_id
 from llmsched.core.world import World
 
 # Beginning, and going by another spec.
@@ -134,20 +134,20 @@ def enqueue(world: World, gang: GangState) -> None:
     world.waiting.add(gang)
 
 
-def leave_line(world: World, gang: GangState) -> None:
-    """It does not wait any more, and nothing is promised to it."""
-    unpromise(world, gang)
+def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None:
+    """It does not wait any more, and nothing is promised to it. `placement`: where it goes instead."""
+    unpromise(world, gang, placement)
     world.waiting.discard(gang)
     _drop_parked(world, gang)
     gang.own_reason = None
 
 
-def unpromise(world: World, gang: GangState) -> None:
+def unpromise(world: World, gang: GangState, placement: Placement = ()) -> None:
     if gang.nomination is not None:
+        world.causes += gang.nomination.placement != placement  # what it leaves others may take
         world.ledgers.charge(gang, gang.nomination.placement, -1, promise=True)
         gang.nomination = None
         del world.nominated[gang.id]
-        world.causes += 1
 
 
 def _outcome_of(world: World, record: WorkloadState, dependency: str) -> str:

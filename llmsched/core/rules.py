@@ -51,8 +51,7 @@ class Rules:
         self.trial, self.state, self.plan, self.gang = this.trial, state, this.plan, gang
         self.shares, self.view = this.shares, this.view
         self.scheduling = state.configuration.scheduling
-        self.queues = {queue.name: queue for queue in state.configuration.queues}
-        self.reluctant = [name for name, queue in self.queues.items() if queue.evictable == "prefer_not"]
+        self.queues = state.quota.queues
         self.rules = rules_of(state, gang.spec.queue)
         self.option = 0
         self.size = gang.spec.min_size
@@ -69,6 +68,28 @@ class Rules:
         rule, mine = self.rules.within_queue, self.gang.spec.priority
         lower = priority < mine and rule in ("lower_priority", "lower_or_newer_equal_priority")
         return IN_QUEUE if lower or (priority == mine and rule == "lower_or_newer_equal_priority") else ""
+
+    def may_take(self) -> bool:
+        """Whether anybody could be a victim, whoever runs elsewhere: by its own queue's rules and what that owns."""
+        state, spec = self.state, self.gang.spec
+        if self.shares is not None or self.rules.while_borrowing == "lower_priority":
+            return True
+        for (queue, priority, preemptible), group in state.groups.items():
+            if queue == spec.queue and preemptible and group.gangs and self.group(queue, priority):
+                return True
+        if self.rules.reclaim == "never" or not state.quota.enforced:
+            return False
+        return any(self._owns(option) for option in range(max(len(group.options) for group in spec.groups)))
+
+    def _owns(self, option: int) -> bool:
+        """Whether what it needs with that option is owned by its queue, or by a branch above that may take it back."""
+        self.option = option
+        self._covered.clear()
+        branches = ((self.state.quota.branch(self.gang.spec.queue, one), one) for one in self.state.capacity.by_flavor)
+        found = any(own is not None and self._covered_depth(own, flavor) >= 0 for own, flavor in branches)
+        self.option = 0
+        self._covered.clear()
+        return found
 
     def could(self, victim: GangState, code: str) -> bool:
         """Whether this gang of such a group might be a victim: not leaving, not shielded, evicted seldom enough."""
@@ -94,7 +115,7 @@ class Rules:
 
     def is_reluctant(self, victim: GangState) -> bool:
         """Whether its queue would rather not be evicted: it goes after everybody else."""
-        return victim.spec.queue in self.reluctant
+        return self.queues.get(victim.spec.queue, NO_QUEUE).evictable == "prefer_not"
 
     def seniority(self, victim: GangState, code: str) -> float:
         """Of equals that may evict one another by age: the older, the larger. Who evicts is always older than who is
@@ -310,10 +331,8 @@ def _all_of(victim: GangState) -> Resources:
 
 
 def rules_of(state: State, queue: str) -> PreemptionRules:
-    for candidate in state.configuration.queues:
-        if candidate.name == queue and candidate.preemption is not None:
-            return candidate.preemption
-    return state.configuration.scheduling.preemption
+    own = state.quota.queues.get(queue, NO_QUEUE).preemption
+    return state.configuration.scheduling.preemption if own is None else own
 
 
 def is_on(state: State) -> bool:

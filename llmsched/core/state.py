@@ -35,7 +35,7 @@ class State(World):
             self.version += 1
         self.touched.note(entry, self.version, self.serving)
         if kind in _ABOUT_VICTIMS:
-            self.victims += 1
+            self.victims += kind is decisions.Launch or self.configuration.scheduling.consolidation
         elif kind not in _FOR_NOBODY:
             self.causes += 1
 
@@ -131,7 +131,8 @@ _FOR_NOBODY = frozenset(
         decisions.RunAgain,
     }
 )
-# It may make somebody a victim, or a cheaper one. A launch on other places than were promised says so itself.
+# It may make somebody a victim, or a cheaper one: of those who run already only consolidation takes note, as what a
+# policy forbids is asked again anyway. A launch on other places than were promised says so itself.
 _ABOUT_VICTIMS = frozenset({facts.Bound, facts.CheckpointPublished, decisions.Launch})
 
 _FOLDS: dict[type, Callable[[World, Any], None]] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
-from llmsched.core.estimate import Outlook
+from llmsched.core.estimate import DECLARED, Guess, Outlook
 from llmsched.core.outstanding import SECOND
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
 from llmsched.core.resources import MILLI, Resources
@@ -421,6 +421,10 @@ class View(Frozen):
         model are not in it, see `of_models`."""
         longest, total = self._state.outstanding.ahead(self.now)
         return longest / SECOND, total / (SECOND * MILLI)
+
+    def of_declared(self, low: float) -> float:
+        """The quantile `low` of real / declared run time, as `outlook` has it for who declares one and has not run."""
+        return self._state.history.outlook(Guess(1.0, DECLARED), 0.0, low, low).least_s
 
     def of_models(self) -> list[GangView]:
         """Gangs of a named model that wait or run: what is believed of them changes with every run that ends."""

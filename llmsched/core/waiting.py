@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.explain import Reason
 from llmsched.core.workload import Workload
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from llmsched.core.records import GangState
 
 Key = tuple[Any, ...]
+
+
+class Stamp(NamedTuple):
+    """What a refusal depends on: `room`, and where somebody may be evicted or moved, `victims` as well."""
+
+    room: tuple[int, ...]
+    victims: tuple[int, ...]
 
 
 class Shape:
@@ -50,7 +57,7 @@ class Shape:
         self.since: list[tuple[float, str]] = []  # (since when it waits, gang), longest first
         self.index: Index | None = None  # its order, where keys move and the policy keeps one
         self.reason: Reason | None = None
-        self.examined: tuple[int, ...] | None = None  # version of the state at which all of the class was refused
+        self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
         self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of stages/admit.py
         options = sample.groups[0].options

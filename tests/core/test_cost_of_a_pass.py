@@ -76,3 +76,56 @@ def test_when_one_gpu_becomes_free_those_that_need_more_are_not_ordered() -> Non
     assert len(turn(given.state, [], policies).decisions) == 1
     assert ordering.asked == WAITING // 2
     assert given.decide().why("w1") == "needs 1 x 2 GPU; 0 fit now on 1 node"
+
+
+def of_eight_queues(many: int) -> tuple[Given, Counted, Any]:
+    """Each owns an eighth and holds it, and so many wait in each; whoever owns more than it has may take it back."""
+    given, ordering = cluster("4 nodes x 8"), Counted()
+    for queue in range(8):
+        given.queue(f"q{queue}", gpus=4)
+    given.rules(within_queue="lower_priority", reclaim="any")
+    policies = replace(load(given.names), ordering=ordering)
+    for queue in range(8):
+        for number in range(4):
+            given.running(f"r{queue}{number}", 1, queue=f"q{queue}")
+    for number in range(many):
+        given.pending(f"w{number}", 1 + number % 2, queue=f"q{number % 8}")
+    turn(given.state, [facts.Tick(given.now)], policies)
+    ordering.asked = 0
+    return given, ordering, policies
+
+
+def test_a_submission_to_one_of_several_queues_asks_nobody_of_the_others() -> None:
+    given, ordering, policies = of_eight_queues(WAITING)
+    given.pending("like", 2, queue="q3")
+    assert not turn(given.state, [], policies).decisions
+    assert ordering.asked == 0
+    given.pending("other", 3, queue="q3")
+    assert not turn(given.state, [], policies).decisions
+    assert 0 < ordering.asked <= WAITING // 8 + 2
+
+
+def test_when_one_ends_and_another_starts_nobody_who_could_take_nothing_is_asked_twice() -> None:
+    given, ordering, policies = of_eight_queues(WAITING)
+    ended = given.state.gangs["r30/0"]
+    given.after(1.0, facts.Finished(given.now, ended.id, ended.attempt, "succeeded"))
+    (launch,) = turn(given.state, [], policies).decisions
+    assert launch.gang.startswith("w")  # type: ignore[union-attr]
+    ordering.asked = 0
+    started = given.state.gangs[launch.gang]  # type: ignore[union-attr]
+    given.after(1.0, facts.Bound(given.now, started.id, started.attempt))
+    assert not turn(given.state, [], policies).decisions
+    assert ordering.asked <= 2 * (WAITING // 8), "those of its own queue, of which one is there less"
+
+
+def test_a_promise_that_is_kept_where_it_was_made_gives_nobody_a_reason_to_ask() -> None:
+    given, ordering, policies = full(cluster("1 node x 4").rules(within_queue="lower_priority"))
+    given.pending("first", 1, priority=90)
+    turn(given.state, [], policies)
+    (victim,) = given.state.vacating
+    given.after(1.0, facts.Released(given.now, victim, 1))
+    assert [type(one).__name__ for one in turn(given.state, [], policies).decisions] == ["Launch"]
+    ordering.asked = 0
+    given.after(1.0, facts.Bound(given.now, "first/0", 1))
+    assert not turn(given.state, [], policies).decisions
+    assert ordering.asked == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,3 +137,58 @@ def test_by_rank_a_journal_that_is_folded_again_ranks_when_the_first_did(quantum
         story.now(after=quantum_s / 4)
     quanta = [int(at // quantum_s) for at, _ in evicted]
     assert len(evicted) >= 2 and len(quanta) == len(set(quanta)), "nobody is evicted twice in a quantum"
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"preemption": PreemptionRules("by_rank", "any"), "order": "best_effort", "quantum_s": 600.0},
+        {"fair_share": "weighted_drf_over_borrowed"},
+        {"fair_share": "drf_total"},
+        {"preemption": PreemptionRules("lower_priority", "any")},
+    ],
+    ids=["by rank", "over what is borrowed", "over the whole", "by priority"],
+)
+def test_whose_turn_it_is_does_not_depend_on_whether_somebody_was_refused_before(knobs: dict[str, Any]) -> None:
+    """A queue stands where its best gang puts it, though that one is not asked again."""
+    given = cluster("1 node x 7").queue("a", gpus=4, borrow=0).queue("b", gpus=4, borrow=0)
+    story = Story(given.scheduling(**knobs).policies(ordering="fifo"))
+    story.run("a0", gpus=3, queue="a")
+    story.run("b0", gpus=2, queue="b")
+    assert story.submit("a1", gpus=2, queue="a") == [], "more than its queue may take"
+    small = Workload("a2", "a2", "train", (Group("workers", 1, (Option(None, Resources(1000)),)),), queue="a")
+    large = Workload("b1", "b1", "train", (Group("workers", 1, (Option(None, Resources(2000)),)),), queue="b")
+    decided = story.now(facts.Submitted(story.at, small), facts.Submitted(story.at, large))
+    assert kinds(decided) == [("Launch", "b1/0")]
+
+
+def test_who_was_left_out_is_asked_once_somebody_leaves_more_than_was_needed() -> None:
+    """What a victim leaves beyond the need of whom it makes room for goes to those who come after, in the same pass."""
+    given = cluster("1 node x 8").queue("a", gpus=4).queue("b", gpus=4).queue("c", gpus=0)
+    story = Story(given.rules(reclaim="any").policies(ordering="fifo"))
+    story.run("a0", gpus=8, queue="a")
+    assert story.submit("c0", gpus=2, queue="c") == []
+    decided = kinds(story.submit("b0", gpus=2, queue="b"))
+    assert decided == [("Preempt", "a0/0"), ("Nominate", "b0/0"), ("Nominate", "c0/0")]
+
+
+def test_a_victim_that_a_policy_forbids_for_a_while_is_asked_for_again_though_nothing_happens() -> None:
+    class Patient:
+        def cost(self, victim: Any, beneficiary: Any, view: Any) -> int | None:
+            return None if view.held_for_s(victim) < 300.0 else 1
+
+    story = Story(cluster("1 node x 1").rules(within_queue="lower_priority"))
+    story.run("low", priority=10)
+    story.policies = replace(story.policies, preemption=Patient())
+    for name in ("high", "like"):
+        story.state.apply(facts.Submitted(story.at, replace(work_of(story, "low"), id=name, name=name, priority=90)))
+    assert turn(story.state, (), story.policies).decisions == []
+    story.state.apply(facts.Tick(story.at + 290.0))
+    assert turn(story.state, (), story.policies).decisions == []
+    story.state.apply(facts.Tick(story.at + 310.0))
+    decided = turn(story.state, (), story.policies).decisions
+    assert kinds(decided)[0] == ("Preempt", "low/0")
+
+
+def work_of(story: Story, name: str) -> Workload:
+    return story.state.workloads[name].workload

@@ -17,14 +17,14 @@ from llmsched.core.planned import Promise
 from llmsched.core.possible import why_never_with
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import is_on, rules_of
+from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
-from llmsched.core.stages.line import UNBOUNDED, Line, compares_queues
+from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.waiting import Shape
+from llmsched.core.waiting import Shape, Stamp
 from llmsched.core.workload import Placement
 
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
@@ -103,7 +103,8 @@ class Admission:
         moves.rest()
         if self.decays and self.evicts and state.waiting.count:
             plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
-        plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out
+        forbids = self.takes and self.this.policies.preemption.forbids
+        plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out or forbids
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
@@ -123,7 +124,7 @@ class Admission:
             if not by:
                 continue
             behind = shape.entries[0][1] != by and shape.reason is not None and shape.reason.code == "order"
-            unasked = shape.serial not in self.asked and (stamp is None or shape.examined != stamp)
+            unasked = shape.serial not in self.asked and not self._is_still_refused(shape)
             if shape.reason is None or behind or unasked:
                 shape.reason = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
 
@@ -137,26 +138,36 @@ class Admission:
             return False
         outer, self.plan.wake_at = self.plan.wake_at, None
         done = self._place(gang) or self._make_room(gang)
-        if not done and stamp is not None and not self._is_personal():
+        kept = not self._is_personal() and not self.this.policies.preemption.forbids
+        if not done and stamp is not None and kept:
             shape.examined, shape.wake_at = stamp, self.plan.wake_at
         self.plan.wake(outer)
         return done
 
-    def _is_answered(self, shape: Shape, stamp: tuple[int, ...]) -> bool:
+    def _is_answered(self, shape: Shape, stamp: Stamp) -> bool:
         """Whether nothing has happened that could change the last answer to this class."""
-        if shape.examined != stamp or (shape.wake_at is not None and self.state.now >= shape.wake_at):
+        if not self._holds(shape, stamp) or (shape.wake_at is not None and self.state.now >= shape.wake_at):
             return False
         self.plan.wake(shape.wake_at)
         return True
 
-    def _may_leave_out(self) -> tuple[int, ...] | None:
+    def _holds(self, shape: Shape, stamp: Stamp) -> bool:
+        """Whether that answer depended on nothing that has changed: on who might be a victim, only if it may take."""
+        if shape.examined is None or shape.examined.room != stamp.room:
+            return False
+        if shape.examined.victims == stamp.victims:
+            return True
+        first = self.state.gangs[shape.entries[0][1]]
+        return not self.scheduling.consolidation and not Rules(self.this, first).may_take()
+
+    def _may_leave_out(self) -> Stamp | None:
         """The stamp of answers that need not be given again, because nobody is held back by them; None: they must.
 
         So a pass orders and asks the classes that something has changed for, not everybody who waits."""
         if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees():
             return None
-        if self.takes and compares_queues(self.state, self.shares):
-            return None  # where a class would have stood is not known once somebody was evicted
+        if self.takes and self.shares is not None:
+            return None  # where a queue would have stood is not known once somebody was evicted
         return self._stamp()
 
     def _only_takes_what_is_free(self) -> bool:
@@ -181,14 +192,14 @@ class Admission:
         first = self.state.gangs[shape.entries[0][1]]
         return self.calendar.is_hopeless(first, first.spec.min_size, inf) is not None
 
-    def _stamp(self) -> tuple[int, ...] | None:
+    def _stamp(self) -> Stamp | None:
         """What a refusal depends on; None when it depends on more than can be counted."""
         state, trial = self.state, self.trial
         if self.calendar.windows.rows or state.elastic or self.decays:
             return None
-        about_victims = (state.victims, len(self.launched)) if self.takes else (0, 0)
+        victims = (state.victims, len(self.launched)) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        return (state.causes, *about_victims, len(trial.leaving), len(trial.shrinking), demand)
+        return Stamp((state.causes, len(trial.leaving), len(trial.shrinking), demand), victims)
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""

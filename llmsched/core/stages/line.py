@@ -56,8 +56,13 @@ def in_order(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Iterator[tuple[
     if ordering.static:
         return iter(entries)
 
+    known: dict[str, Key] = {}
+
     def key(name: str) -> Key:
-        return key_with_age(ordering, gangs[name], view)
+        found = known.get(name)
+        if found is None:
+            found = known[name] = key_with_age(ordering, gangs[name], view)
+        return found
 
     if shape.index is not None and len(entries) <= most:
         return shape.index.first(entries, this.state.now, key)
@@ -88,8 +93,9 @@ class Line:
     ) -> None:
         """`is_refused`: what was refused to that class still is, and it holds nobody else back. `only_what_is_free`: no
         room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
-        Both spare a cluster that is full most of the work of ordering its queue. `most_of`: how many of a class are
-        looked at, oldest first."""
+        Both spare a cluster that is full most of the work of ordering its queue. Where queues are compared, by the
+        best of their gangs, whole queues are left out for the first reason: where one stands must not depend on what
+        is remembered of the past. `most_of`: how many of a class are looked at, oldest first."""
         state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
@@ -102,24 +108,27 @@ class Line:
         free = UNBOUNDED
         if only_what_is_free:
             free = state.capacity.free_gpus(state.capacity.open) * MILLI
-        shapes: list[Shape] = []
         self.left_out: list[Shape] = []
-        self._refused_still: list[Shape] = []
+        lines: dict[str, list[Shape]] = {}
         for shape in waiting.live.values():
             if shape.least_total > free and not shape.least_gpus % MILLI:
                 self.left_out.append(shape)
-            elif is_refused(shape):
-                self._refused_still.append(shape)
             else:
-                shapes.append(shape)
-        alone = len(shapes) == 1 and len(shapes[0].entries) == 1  # then there is nothing to order
-        self._needs_no_key = alone and not self._refused_still
+                lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
+        self._refused_still: list[tuple[str, list[Shape]]] = []
         self._most_of = most_of
-        for shape in shapes:
-            head = self._head(shape)
-            self._heaps.setdefault(shape.queue if self._by_queue else "", []).append(head)
-        for heap in self._heaps.values():
-            heapify(heap)
+        self._needs_no_key = False
+        for queue, shapes in lines.items():
+            refused = {shape.serial: shape for shape in shapes if is_refused(shape)}
+            if self._by_queue and len(refused) < len(shapes):
+                refused = {}
+            if refused:
+                self._refused_still.append((queue, [*refused.values()]))
+            asked = [shape for shape in shapes if shape.serial not in refused]
+            if asked:
+                self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order
+                heap = self._heaps[queue] = [self._head(shape) for shape in asked]
+                heapify(heap)
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
@@ -136,16 +145,23 @@ class Line:
 
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
-        for shape in self._refused_still:
-            head = self._head(shape)
-            if head > self._now:
-                heappush(self._heaps[""], head)
+        for queue, shapes in self._refused_still:
+            heap = [self._head(shape) for shape in shapes]
+            heapify(heap)
+            while heap and self._rank(heap[0]) < self._now:
+                heappop(heap)
+            if queue in self._heaps:  # the one in hand
+                self._heaps[queue] += heap
+                heapify(self._heaps[queue])
+            elif heap:
+                self._heaps[queue] = heap
+                heappush(self._queues, (self._rank(heap[0]), queue))
         self._refused_still = []
 
     def _rank(self, head: Head) -> tuple[tuple[float, ...], float, Key, int]:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
         if not self._by_queue:
-            return ((), 0.0, (), 0)
+            return ((), 0.0, head.key, head.serial)
         sample = head.shape.sample
         flavor = sample.groups[0].options[0].flavor
         if self._shares is None:  # inside its own quota before those that would borrow
@@ -165,7 +181,7 @@ class Line:
                 continue
             head = heappop(heap)
             if not self.blocker(head.shape):
-                self._refused, self._now = False, head
+                self._refused, self._now = False, rank
                 yield self._gangs[head.name], head.shape
                 following = None if self._refused else self._next(head)
                 if following is not None:

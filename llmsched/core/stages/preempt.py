@@ -87,6 +87,8 @@ def run(this: Pass, gang: GangState, only: int) -> bool:
             plan.wake(gang.queued_since + delay)
             return False
         search = Search(later, gang, only)
+        if not search.rules.may_take():
+            return False
         mark = later.trial.mark()
         offered = shrink.offer(this, later.trial, gang, search.rules)
         choice = search.choose()

@@ -35,6 +35,7 @@ MOST = 0.8
 POLE = 0.8
 PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
+ROUNDING = 1e-6
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 
@@ -56,9 +57,14 @@ class FinishTimeFair:
         self._options = options or Knobs(self.Options())
         self._bound = 0.0
         self._contention = 1.0
+        self._least = 1.0  # real / declared run time of those that were quicker than most
 
     def index(self) -> FinishTimeIndex:
-        return FinishTimeIndex()
+        return FinishTimeIndex(self._first_tier)
+
+    def _first_tier(self, queue: str) -> float:
+        """From about what (seconds waited) / (seconds declared) on somebody is in the first tier, at least."""
+        return self._least * (self._options.of(queue).guard * self._contention - 1.0) - ROUNDING
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)
@@ -94,6 +100,7 @@ class FinishTimeFair:
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
+        self._least = view.of_declared(LEAST)
 
 
 def _level(gpu_s: float) -> int:

@@ -4,8 +4,9 @@ Gangs of which the same is known (`GangView.alike`) keep their order for ever: t
 only its head is asked for a key. What most jobs of a trace differ in is the run time that they declare. Kins that
 differ in nothing else stand in three orders at once, one for each tier:
 
-    1 treated unfairly   in buckets of like run times, oldest first: who of a bucket can be treated worst has an upper
-                         bound, so few of them are looked at (branch and bound)
+    1 treated unfairly   in buckets of like run times, oldest first: how badly somebody of a bucket can be treated has
+                         an upper bound, so few of them are looked at (branch and bound), and none while all of these
+                         bounds are below what the tier begins at
     2 long poles         longest first
     3 the rest           shortest first
 
@@ -33,19 +34,24 @@ KeyOf = Callable[[str], Key]
 
 
 class FinishTimeIndex:
-    """Start reading at `first`."""
+    """Start reading at `first`. `first_tier`: of the gangs of a queue that only declare a run time, a bound below which
+    waited / declared is not in the first tier."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_tier: Callable[[str], float] = lambda queue: 0.0) -> None:
+        self._first_tier = first_tier
+        self._queue = ""
         self._rows: dict[str, tuple[tuple[object, ...], float | None, Entry]] = {}
         self._kins: dict[tuple[object, ...], list[Entry]] = {}  # each oldest first
         self._declared: dict[float, list[Entry]] = {}  # the same of those that differ in their declared run time alone
         self._times: list[float] = []  # of those, shortest first
         self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (submitted at, run time, gang), oldest first
+        self._edges: dict[int, float] = {}  # of those buckets: the shortest run time, and a little less
 
     def put(self, gang: GangView) -> None:
         kin, seconds = gang.alike, gang.declared_alone_s
         entry: Entry = ((gang.submitted_at, gang.workload_id, gang.index), gang.id)
         self._rows[gang.id] = kin, seconds, entry
+        self._queue = gang.spec.queue
         if seconds is None:
             insort(self._kins.setdefault(kin, []), entry)
             return
@@ -53,7 +59,9 @@ class FinishTimeIndex:
             self._declared[seconds] = []
             insort(self._times, seconds)
         insort(self._declared[seconds], entry)
-        insort(self._buckets.setdefault(_bucket(seconds), []), (gang.submitted_at, seconds, gang.id))
+        number = _bucket(seconds)
+        self._edges[number] = exp(number * STEP) * (1 - 1e-9)
+        insort(self._buckets.setdefault(number, []), (gang.submitted_at, seconds, gang.id))
 
     def drop(self, gang: str) -> None:
         kin, seconds, entry = self._rows.pop(gang)
@@ -62,7 +70,9 @@ class FinishTimeIndex:
             return
         if _take(self._declared, seconds, entry):
             del self._times[bisect_left(self._times, seconds)]
-        _take(self._buckets, _bucket(seconds), (entry[0][0], seconds, gang))
+        number = _bucket(seconds)
+        if _take(self._buckets, number, (entry[0][0], seconds, gang)):
+            del self._edges[number]
 
     def first(self, now: float, key: KeyOf) -> Iterator[tuple[Key, str]]:
         """(key, gang), best first: (the policy's own, *age)."""
@@ -76,26 +86,34 @@ class FinishTimeIndex:
         while (worst := self._worst(now, given, key)) is not None:
             given.add(worst[1])
             yield worst
-        for longest in self._runs(reversed(self._times), given, key):
-            if _tier(longest) != 1:
-                break
-            given.add(longest[1])
-            yield longest
+        if self._is_pole(given, key):
+            for longest in self._runs(reversed(self._times), given, key):
+                if _tier(longest) != 1:
+                    break
+                given.add(longest[1])
+                yield longest
         yield from self._runs(iter(self._times), given, key)
+
+    def _is_pole(self, given: set[str], key: KeyOf) -> bool:
+        """Whether the longest of those that were not given yet is in the second tier."""
+        head = next(filter(None, (self._head(seconds, given) for seconds in reversed(self._times))), None)
+        return head is not None and _tier((key(head), head)) == 1
 
     def _worst(self, now: float, given: set[str], key: KeyOf) -> tuple[Key, str] | None:
         """Of those that were not given yet who has waited longest for its run time, if that is in the first tier."""
-        bounds = []
+        edges, bounds = self._edges, []
+        least = self._first_tier(self._queue)
+        if all(now - bucket[0][0] < least * edges[number] for number, bucket in self._buckets.items()):
+            return None
         for number, bucket in self._buckets.items():
-            oldest = next((at for at, _, name in bucket if name not in given), None)
-            if oldest is not None:
-                bounds.append(((now - oldest) / _edge(number), number))
-        bounds.sort(reverse=True)
+            for at, _, name in bucket:
+                if name not in given:
+                    bounds.append(((now - at) / edges[number], number))
+                    break
         least, near = -inf, [(0.0, "")][:0]
-        for bound, number in bounds:
-            if bound < least:
-                break
-            edge = _edge(number)
+        while bounds:
+            bound, number = max(bounds)
+            edge = edges[number]
             for at, seconds, name in self._buckets[number]:
                 if (now - at) / edge < least:
                     break
@@ -103,20 +121,24 @@ class FinishTimeIndex:
                 if ratio >= least and name not in given:
                     near.append((ratio, name))
                     least = max(least, ratio * (1 - CLOSE) - CLOSE)
+            bounds = [row for row in bounds if row[0] >= least and row != (bound, number)]
         if not near or _tier((key(max(near)[1]), "")) != 0:
             return None
         return min((key(name), name) for ratio, name in near if ratio >= least)
 
     def _runs(self, times: Iterator[float], given: set[str], key: KeyOf) -> Iterator[tuple[Key, str]]:
         """By run time, those that were not given yet; of rounded equals the oldest first."""
-        heads = (
-            (key(head), seconds)
-            for seconds in times
-            if (head := next((name for _, name in self._declared[seconds] if name not in given), None)) is not None
-        )
+        heads = ((key(head), seconds) for seconds in times if (head := self._head(seconds, given)) is not None)
         for _, like in groupby(heads, key=lambda head: head[0][0]):
             ways = [_with_keys(self._declared[seconds], key, given) for _, seconds in like]
             yield from merge(*ways) if len(ways) > 1 else ways[0]
+
+    def _head(self, seconds: float, given: set[str]) -> str | None:
+        """The oldest of that run time of those that were not given yet."""
+        for _, name in self._declared[seconds]:
+            if name not in given:
+                return name
+        return None
 
 
 def _tier(found: tuple[Key, str]) -> object:
@@ -138,8 +160,3 @@ def _with_keys(members: list[Entry], key: KeyOf, given: Collection[str] = ()) ->
 
 def _bucket(seconds: float) -> int:
     return floor(log(max(seconds, 1e-9)) / STEP)
-
-
-def _edge(number: int) -> float:
-    """The shortest run time of a bucket, and a little less."""
-    return exp(number * STEP) * (1 - 1e-9)
