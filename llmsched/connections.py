@@ -76,6 +76,11 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.waiting.discard(self)
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self) -> None:
+        """Another protocol has the connection now; it waits on all the same, until a request on it is admitted."""
+        super().handle_websocket_upgrade()
+        self.transport.get_protocol().app = self._answer
+
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         admitted = False
 

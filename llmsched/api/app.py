@@ -7,16 +7,18 @@ import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
 
 from llmsched import sanitize
-from llmsched.api import examples, results, routes, workdirs
+from llmsched.api import examples, ray_jobs, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.home import refuse_in_home
 from llmsched.api.rate import Rate
@@ -27,6 +29,8 @@ from llmsched.spec import http_models
 from llmsched.spec.quantities import PATTERN_WORDS
 
 log = logging.getLogger("llmsched.api")
+ROUTERS = (routes.router, ray_jobs.router)  # all that wants a token
+OF_WORKLOAD = ("/workloads/{name}", "/jobs/{submission_id}")  # a path with one of these is about one workload
 SHOWN = 10  # of what is wrong with one request
 
 
@@ -56,11 +60,12 @@ def build(
         controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user, check_storage
     )
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
-    every = [*routes.router.routes, *routes.open_router.routes]
+    every = every_route()
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]
     app.add_api_route("/openapi.json", lambda: JSONResponse(app.openapi()), include_in_schema=False)  # in a thread
     app.include_router(routes.open_router)
-    app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
     for route in every:
         need_of(route)
     app.add_exception_handler(LlmschedError, _on_error)
@@ -78,16 +83,24 @@ def _limits(controller: Any) -> tuple[float, int]:
     return configuration.requests_per_s, configuration.requests_burst
 
 
+def guarded_routes() -> list[APIRoute | APIWebSocketRoute]:
+    return [cast(APIRoute | APIWebSocketRoute, route) for router in ROUTERS for route in router.routes]
+
+
+def every_route() -> list[Any]:
+    return [*guarded_routes(), *routes.open_router.routes]
+
+
 def need_of(route: Any) -> str | None:
     """What a route needs, a key of auth.MAY; None: nothing, it is open. Raises Bug when it does not say."""
-    if not isinstance(route, APIRoute):
+    if not isinstance(route, APIRoute | APIWebSocketRoute):
         raise Bug(f"route {route} is not one that can be guarded.")
     needs = [part.call.need for part in route.dependant.dependencies if hasattr(part.call, "need")]  # type: ignore[union-attr]
     if route.path in OPEN_PATHS and not needs:
         return None
     if len(needs) != 1:
         raise Bug(f"route {route.path} does not say who may use it.")
-    if ("/workloads/{name}" in route.path) != (needs[0] in ("see", "change")):
+    if any(part in route.path for part in OF_WORKLOAD) != (needs[0] in ("see", "change")):
         raise Bug(f"route {route.path} does not look whose workload it is.")
     return str(needs[0])
 
@@ -96,10 +109,13 @@ def _respond(error: LlmschedError) -> JSONResponse:
     return JSONResponse(error_body(error).model_dump(), error.http_status, error_headers(error))
 
 
-async def _on_error(request: Request, error: Any) -> JSONResponse:
+async def _on_error(request: HTTPConnection, error: Any) -> JSONResponse:
     if isinstance(error, Bug):
-        log.error("%s %s: %s", request.method, request.url.path, error)
-    return _respond(error)
+        log.error("%s %s: %s", request.scope.get("method", "websocket"), request.url.path, error)
+    response = _respond(error)
+    if isinstance(request, WebSocket):  # not accepted yet: what is wrong is found before
+        await request.send_denial_response(response)
+    return response
 
 
 async def _on_storage(request: Request, error: Any) -> JSONResponse:

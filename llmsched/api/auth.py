@@ -30,6 +30,11 @@ from llmsched.spec.endpoint_keys import key_of_digest
 log = logging.getLogger("llmsched.api")
 BODY_LIMIT = 1 << 20
 WORKDIR_LIMIT = 128 << 20
+# Where more than JSON comes in, by the beginning of the path, and what it may be called ("": nothing at all).
+UPLOADS = {
+    "/api/v1/workdirs/": ("application/zip",),
+    "/api/packages/": ("", "application/zip", "application/octet-stream"),  # as Ray's client sends them
+}
 OPEN_PATHS = ("/healthz", PAGE_PATH)
 LOOK_AGAIN_S = 1.0  # at the tokens, while a request is being answered
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -162,10 +167,7 @@ class Guard:
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "websocket":  # there are none
-                await send({"type": "websocket.close", "code": 1008})
-                return
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         with ExitStack() as opened:
@@ -174,7 +176,7 @@ class Guard:
                 if limit:
                     opened.enter_context(self._rate.open(scope["llmsched.token"].id))
             except LlmschedError as error:
-                await _answer(send, error)
+                await _answer(scope, send, error)
                 return
             if limit:
                 work = self._app(scope, _limited(receive, limit), _saying_version(send))
@@ -219,17 +221,17 @@ class Guard:
             own = versions.own()
             raise RequestError(versions.difference(client, own), code="version", hint=versions.remedy(own))
         limit = BODY_LIMIT
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            upload = scope["method"] == "PUT" and scope["path"].startswith("/api/v1/workdirs/")
-            expected = "application/zip" if upload else "application/json"
+        if scope.get("method") in ("POST", "PUT", "PATCH"):
+            upload = next((path for path in UPLOADS if scope["path"].startswith(path)), "")
+            expected = UPLOADS[upload] if upload else ("application/json",)
             limit = WORKDIR_LIMIT if upload else BODY_LIMIT
             given = headers.get(b"content-type", "").partition(";")[0].strip().lower()
             has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
-            if given != expected and has_body:
+            if given not in expected and has_body:
                 raise RequestError(
                     f'content type "{given}" is not accepted here.',
                     code="content_type",
-                    hint=f"Send {expected}.",
+                    hint=f"Send {expected[-1]}.",
                     http_status=415,
                 )
             length = headers.get(b"content-length", "")
@@ -250,7 +252,7 @@ def _saying_version(send: Any) -> Any:
     """To whoever has a token, every answer says which version gives it."""
 
     async def with_version(message: Any) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
             said = (versions.HEADER.encode(), versions.own().encode())
             message = {**message, "headers": [*message.get("headers", ()), said]}
         await send(message)
@@ -280,13 +282,14 @@ def _limited(receive: Any, limit: int) -> Any:
     return counted
 
 
-async def _answer(send: Any, error: LlmschedError) -> None:
+async def _answer(scope: Any, send: Any, error: LlmschedError) -> None:
     headers = {"content-type": "application/json", **error_headers(error)}
+    part = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
     await send(
         {
-            "type": "http.response.start",
+            "type": f"{part}.start",
             "status": error.http_status,
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": "http.response.body", "body": error_body(error).model_dump_json().encode()})
+    await send({"type": f"{part}.body", "body": error_body(error).model_dump_json().encode()})

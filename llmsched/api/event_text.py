@@ -156,6 +156,8 @@ def _fact(entry: Any) -> Message | None:
             return say("event.adapter_loaded", name=Quote(name))
         case facts.CommandBegun(rank=rank, by=by, words=words):
             return say("event.command", by=Ref(ACTOR, by), rank=rank, words=Quote(words))
+        case facts.Unlisted(by=by):
+            return say("event.unlisted", by=Ref(ACTOR, by))
     return None
 
 

@@ -11,12 +11,12 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llmsched.spec import http_models
 
@@ -93,9 +93,10 @@ def _exemplify(operation: dict[str, Any], route: APIRoute, known: list[Example])
 
 
 def _shown(route: APIRoute, answer: str) -> Any:
-    """A model with all its keys, or text as it stands; None for an answer that is a refusal, or is cut too short."""
+    """A model with all its keys, a list of these, or text as it stands; None for a refusal, or what is cut too
+    short."""
     model = route.response_model
-    if isinstance(model, type) and issubclass(model, BaseModel):
+    if get_origin(model) is list or (isinstance(model, type) and issubclass(model, BaseModel)):
         return _validated(model, answer)
     return answer if _validated(http_models.ErrorBody, answer) is None else None
 
@@ -104,8 +105,9 @@ def _contents(said: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return list((said or {}).get("content", {}).values())
 
 
-def _validated(model: type[BaseModel], answer: str) -> dict[str, Any] | None:
+def _validated(model: Any, answer: str) -> Any:
+    adapter: TypeAdapter[Any] = TypeAdapter(model)
     try:
-        return model.model_validate_json(answer).model_dump(mode="json")
+        return adapter.dump_python(adapter.validate_json(answer), mode="json")
     except ValidationError:
         return None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from starlette.requests import HTTPConnection
 
 from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
 from llmsched.api.auth import require
@@ -47,7 +48,7 @@ class Services(NamedTuple):
         return results.open_storage(self.controller.storage, self.ray_user)
 
 
-def services(request: Request) -> Services:
+def services(request: HTTPConnection) -> Services:
     return cast(Services, request.app.state.services)
 
 
@@ -84,7 +85,7 @@ def allow(need: str) -> Callable[[Request], Caller]:
     """Who asks, if the token's role may. `app.build` refuses to start with a route that depends on none of these."""
 
     def allowed(request: Request) -> Caller:
-        return _caller(request, need)
+        return caller(request, need)
 
     allowed.need = need  # type: ignore[attr-defined]
     return allowed
@@ -94,7 +95,7 @@ def of_workload(need: str) -> Callable[[str, Request], Found]:
     """The same, of one workload: what may not be seen is not found."""
 
     def allowed(name: Name, request: Request) -> Found:
-        who = _caller(request, need)
+        who = caller(request, need)
         found = authorization.find(services(request).controller.state, name, who.permissions)
         if need == "change":
             authorization.check_change(found, who.permissions)
@@ -104,7 +105,7 @@ def of_workload(need: str) -> Callable[[str, Request], Found]:
     return allowed
 
 
-def _caller(request: Request, need: str) -> Caller:
+def caller(request: HTTPConnection, need: str) -> Caller:
     token: TokenRecord = request.scope["llmsched.token"]
     require(token, need)
     person = authorization.Person(token.user, token.role)

@@ -32,6 +32,7 @@ from llmsched.spec import http_models
 from llmsched.store.sqlite import SqliteStore
 
 log = logging.getLogger("llmsched.api")
+WEBSOCKET_MESSAGE_LIMIT = 1 << 20
 GRACE_S = 2  # for open requests when the server stops; streams end then
 
 
@@ -81,7 +82,8 @@ def web_server(application: Any, grace_s: int = GRACE_S) -> Quiet:
     config = uvicorn.Config(
         application,
         http=connections_of(Waiting()),
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=WEBSOCKET_MESSAGE_LIMIT,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -1,4 +1,5 @@
-"""Packed workdirs: named by their content, checked on the way in, kept in storage for the workers.
+"""Packed workdirs: named by their content, checked on the way in, kept in storage for the workers. Those of
+Ray's client have a name of its own beside, under which the same user finds it again.
 
 A workdir is a zip of plain files; names that would leave the folder they are unpacked into are refused here, once, so
 that nothing behind this door has to think of them again. An upload goes to a file as it comes, never into memory, a few
@@ -38,6 +39,8 @@ WAIT_AT_MOST_S = 20.0
 UNUSED_BYTES_OF_USER = 2 << 30
 KEPT_UNUSED_S = 24 * 3600.0
 LOOK_EVERY_S = 3600.0
+_PACKAGES = "workdirs/packages"  # <user>/<Ray's name>: the SHA-256
+_HEX = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(rf"{http_models.WORKDIR_PREFIX}([0-9a-f]{{64}})")
 
 
@@ -88,6 +91,26 @@ class Uploads:
         known = await self.find(sha256, user)
         if known is not None:
             return known
+        _, size = await self._take(user, chunks, sha256)
+        return http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=False)
+
+    async def find_package(self, package: str, user: str) -> http_models.WorkdirStored | None:
+        """What that user has uploaded under that name of Ray's, while it is kept."""
+        storage = self._storage()
+        try:
+            sha256 = (await asyncio.to_thread(storage.read, _package_key(package, user))).decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
+        return await self.find(sha256, user) if _HEX.fullmatch(sha256) else None
+
+    async def receive_package(self, package: str, user: str, chunks: AsyncIterator[bytes]) -> http_models.WorkdirStored:
+        """Raises as `receive`."""
+        sha256, size = await self._take(user, chunks)
+        await asyncio.to_thread(self._storage().write, _package_key(package, user), sha256.encode())
+        return http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=False)
+
+    async def _take(self, user: str, chunks: AsyncIterator[bytes], expected: str | None = None) -> tuple[str, int]:
+        """(SHA-256, size) of what is stored now."""
         storage = self._storage()
         async with self._turn(user):
             unused = await asyncio.to_thread(self._unused, storage, list(self._parcels()))
@@ -100,12 +123,11 @@ class Uploads:
                 )
             with tempfile.TemporaryFile(dir=self.drafts) as file:
                 found = await _written(file, chunks)
-                if found != sha256:
+                if expected is not None and found != expected:
                     raise SpecError(
                         "the packed workdir is not what its name says.", code="workdir", hint="Send it again."
                     )
-                size = await asyncio.to_thread(keep, storage, sha256, file, user, self._now())
-        return http_models.WorkdirStored(sha256=sha256, size_bytes=size, known=False)
+                return found, await asyncio.to_thread(keep, storage, found, file, user, self._now())
 
     @asynccontextmanager
     async def _turn(self, user: str) -> AsyncIterator[None]:
@@ -144,6 +166,9 @@ class Uploads:
             storage.delete(key(name))
             storage.delete(_note_key(name))
             log.info("workdir %s is removed: no workload refers to it", name)
+        for named in storage.list(_PACKAGES):
+            if storage.size(key(storage.read(named).decode("ascii", "replace"))) is None:
+                storage.delete(named)
         return old
 
     def _unused(self, storage: Storage, parcels: list[str]) -> dict[str, Upload]:
@@ -184,6 +209,11 @@ def keep(storage: Storage, sha256: str, file: IO[bytes], by: str = "", at: float
 
 def _note(storage: Storage, sha256: str, upload: Upload) -> None:
     storage.write(_note_key(sha256), json.dumps(asdict(upload)).encode())
+
+
+def _package_key(package: str, user: str) -> str:
+    """A name is made of the content by rules that are not ours, so one user's says nothing to another."""
+    return f"{_PACKAGES}/{hashlib.sha256(user.encode()).hexdigest()}/{package}"
 
 
 def _note_key(sha256: str) -> str:

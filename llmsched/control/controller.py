@@ -105,18 +105,24 @@ class Controller:
         again: bool = False,
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
+        only_new: bool = False,
     ) -> list[http_models.Applied]:
         """All of them or none; answered when it is committed. Raises RequestError, StoreError. The same key and the
-        same `fingerprint` of the request again get the same answer, without doing it again."""
+        same `fingerprint` of the request again get the same answer, without doing it again. `only_new`: a name that
+        was ever taken is refused."""
         person, compiled = Person(user, role), await _compiled(specs)
         if any(each.spec.sources() for each in compiled):
             await planning.check_memory(self.state, compiled, person)
-        request = requests.Submission(compiled, person, again, idempotency_key, fingerprint)
+        request = requests.Submission(compiled, person, again, idempotency_key, fingerprint, only_new)
         answers: list[http_models.Applied] = await self._ask(request)
         return answers
 
     async def cancel(self, name: str, by: str) -> None:
         await self._ask(requests.Cancellation(name, by))
+
+    async def unlist(self, name: str, by: str) -> None:
+        """Off the list of Ray's jobs. Raises RequestError unless it has ended."""
+        await self._ask(requests.Unlisting(name, by))
 
     async def scale(self, name: str, size: int, by: str) -> None:
         await self._ask(requests.Rescale(name, size, by))

@@ -29,7 +29,7 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.turns import breathe
 from llmsched.core import authorization, commands
-from llmsched.core.facts import CommandBegun, Fact, Published
+from llmsched.core.facts import CommandBegun, Fact, Published, Unlisted
 from llmsched.core.render import Names
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
@@ -57,6 +57,7 @@ class Submission:
     again: bool = False
     key: str | None = None  # Idempotency-Key
     fingerprint: str | None = None
+    only_new: bool = False  # refuse a name that was ever taken
 
     def digest(self) -> str:
         if self.fingerprint is not None:
@@ -107,7 +108,17 @@ class CommandNote:
     words: str
 
 
-UserRequest = Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation | CommandNote
+@dataclass(frozen=True, slots=True)
+class Unlisting:
+    """Somebody takes a job that has ended off the list of Ray's Jobs API."""
+
+    name: str
+    by: str
+
+
+UserRequest = (
+    Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation | CommandNote | Unlisting
+)
 
 
 async def accept(state: State, request: UserRequest, at: float, secrets: vault.Secrets) -> tuple[Any, list[Fact]]:
@@ -134,6 +145,8 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             begun = CommandBegun(at, request.gang, request.attempt, request.rank, request.by, request.words)
             state.apply(begun)
             return None, [begun]
+        case Unlisting():
+            return None, _unlisted(state, request, at)
 
 
 def _names(state: State, user: str, asked: str) -> Names:
@@ -159,6 +172,22 @@ def find(state: State, name: str) -> WorkloadState:
     return record
 
 
+def _unlisted(state: State, request: Unlisting, at: float) -> list[Fact]:
+    record = find(state, request.name)
+    name = record.workload.id
+    if not record.outcome:
+        raise RequestError(
+            f"{name} has not ended.", code="not_ended", hint=f"Stop it first: ray job stop {name}, or llmsched cancel."
+        )
+    if name not in state.workloads:
+        raise RequestError(f"{name} ended a while ago and is on no list any more.", code="not_listed")
+    if record.unlisted:
+        return []
+    fact = Unlisted(at, name, request.by)
+    state.apply(fact)
+    return [fact]
+
+
 async def _submit(
     state: State, request: Submission, at: float, secrets: vault.Secrets
 ) -> tuple[list[http_models.Applied], list[Fact]]:
@@ -166,6 +195,10 @@ async def _submit(
     names = KnownNames(state, permissions)
     drafts = await draft(state, request.specs, permissions, again=request.again)
     in_file = {workload.id for workload, _ in drafts}
+    if request.only_new and (taken_by := [each.workload.name for each in drafts if each.known is not None]):
+        raise RequestError(
+            f'there is a workload "{taken_by[0]}" already.', code="name_taken", hint="Choose another name, or none."
+        )
     changed = [each for each in drafts if not is_same(each)]
     taken = endpoint_names.Taken(state, [each.workload for each in drafts])
     for each in changed:  # all of them first, so that a file is refused before any of it is applied

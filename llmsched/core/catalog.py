@@ -326,6 +326,7 @@ CATALOG: dict[str, Entry] = {
     "event.kept": Entry('its {kind}{name:> } is kept for an endpoint "{target}", which is not there'),
     "event.adapter_loaded": Entry("serves adapter {name}"),
     "event.adapter_refused": Entry("could not load adapter {name}: {message}"),
+    "event.unlisted": Entry("{by} took it off the list of Ray's jobs"),
     "event.command": Entry("{by} runs a command beside rank {rank}: {words}"),
     "event.launch": Entry("starts on {where}{why:>: }"),
     "event.launch_again": Entry("starts (attempt {attempt}) on {where}{why:>: }"),

@@ -240,6 +240,15 @@ class CommandBegun:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A person took a job that has ended off the list of Ray's Jobs API. It stays in the history."""
+
+    at: float
+    workload: str
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Archived:
     """Workloads that ended a while ago, and replicas that are gone, leave the state; see archive.py."""
 
@@ -272,5 +281,6 @@ Fact = (
     | Published
     | AdapterLoaded
     | CommandBegun
+    | Unlisted
     | Archived
 )

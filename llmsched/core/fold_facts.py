@@ -292,6 +292,14 @@ def command_begun(world: World, fact: facts.CommandBegun) -> None:
     lifecycle.current(world, fact.gang, fact.attempt, fact)
 
 
+def unlisted(world: World, fact: facts.Unlisted) -> None:
+    record = world.workloads.get(fact.workload)
+    if record is None or not record.outcome:
+        world.note(fact, "it is unknown, or has not ended")
+    else:
+        record.unlisted = True
+
+
 def archived(world: World, fact: facts.Archived) -> None:
     for name in fact.workloads:
         record = world.workloads.get(name)

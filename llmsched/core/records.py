@@ -139,6 +139,7 @@ class WorkloadState:
     memory: str = ""  # the autoscaler's
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin
+    unlisted: bool = False  # by Ray's Jobs API
     met: tuple[str, ...] = ()  # of `after`: what had succeeded, and left the state, before this was submitted
 
     @property

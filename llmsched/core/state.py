@@ -112,6 +112,7 @@ _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
+    "unlisted",
 )  # fmt: skip
 
 # What cannot make anything possible for a waiting gang: it tells, or it takes. All else makes every refusal doubtful:
@@ -124,6 +125,7 @@ _FOR_NOBODY = frozenset(
         facts.Published,
         facts.AdapterLoaded,
         facts.CommandBegun,
+        facts.Unlisted,
         facts.Archived,
         decisions.Nominate,
         decisions.LoadAdapter,
@@ -159,6 +161,7 @@ _FOLDS: dict[type, Callable[[World, Any], None]] = {
     facts.Published: fold_facts.published,
     facts.AdapterLoaded: fold_facts.adapter_loaded,
     facts.CommandBegun: fold_facts.command_begun,
+    facts.Unlisted: fold_facts.unlisted,
     facts.Archived: fold_facts.archived,
     decisions.Launch: fold_decisions.launch,
     decisions.Nominate: fold_decisions.nominate,

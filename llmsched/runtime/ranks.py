@@ -39,6 +39,11 @@ class Ranks:
     def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str], pid: int = 0) -> None:
         self.places[rank] = Place(node, folder, envs, pid)
 
+    def left(self, rank: int) -> None:
+        """It was let go of while the others go on: nobody waits for a word of it."""
+        self.finished(rank)
+        self.places.pop(rank, None)
+
     def stopped(self, step: int | None) -> None:
         self.did_stop, self.stopped_step = True, step
 

@@ -212,6 +212,8 @@ class RayAttempt(TaskAttempt):
         with suppress(Exception):  # whoever kept a working folder may be among those that go
             ray.get([node.worker.attach.remote() for node in self._nodes], timeout=CLOSE_WITHIN_S)
         self._dismiss([node.worker for node in nodes])
+        for node in nodes:
+            self._life.ranks.left(node.place["rank"])
 
     def _close(self, workers: list[Any]) -> None:
         """The head last: the others leave its Ray first."""

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import shlex
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from llmsched.spec.quantities import Size, parse_accelerator
+from llmsched.spec.quantities import NAME_PATTERN, Size, parse_accelerator
 from llmsched.spec.section import Section, WrongAt
-from llmsched.spec.workload import Argv, FiniteSpec
+from llmsched.spec.workload import KEY_HINT, KEY_VALUE, Argv, FiniteSpec
 
 LEAST_MEMORY = 500_000_000
 LEAST_STORE = 80_000_000  # Ray's own bound, and a little
+SHELL = ("/bin/sh", "-c")  # how Ray runs the entrypoint of a job
+
+
+def name_of_job(submission_id: str) -> str:
+    """The name of the workload that is this job: its id, where that can be a name."""
+    if re.fullmatch(NAME_PATTERN, submission_id, re.ASCII):
+        return submission_id
+    plain = re.sub("[^a-z0-9]+", "-", submission_id.lower(), flags=re.ASCII).strip("-")
+    return f"{plain[:40]}-{hashlib.sha256(submission_id.encode()).hexdigest()[:12]}".lstrip("-")
+
+
+def _holds_no_key(metadata: dict[str, str]) -> dict[str, str]:
+    for name, value in metadata.items():
+        if KEY_VALUE.search(name) or KEY_VALUE.search(value):
+            raise ValueError(f"has a value that looks like a key; {KEY_HINT}")
+    return metadata
+
+
+Words = Annotated[str, Field(max_length=4096)]
+
+
+class Job(Section):
+    """What `ray job submit` said of it beside all else, and Ray's Jobs API answers: its id there, and its metadata."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    metadata: Annotated[dict[Words, Words], Field(max_length=64), AfterValidator(_holds_no_key)] = {}
 
 
 class RaySection(Section):
@@ -26,11 +55,26 @@ class RaySection(Section):
     object_store_memory: Annotated[
         Size, Field(description="Of each worker's memory, what its Ray keeps objects in. 0: 30 %.")
     ] = 0
+    job: Annotated[
+        Job | None, Field(description="As it was submitted through Ray's Jobs API, which fills this in.")
+    ] = None
+
+    @property
+    def entrypoint(self) -> str:
+        """As one line of a shell."""
+        return self.run[2] if tuple(self.run[:-1]) == SHELL else shlex.join(self.run)
 
 
 class RaySpec(FiniteSpec):
     kind: Literal["ray"]
     ray: RaySection
+
+    @model_validator(mode="after")
+    def _is_named_as_its_job(self) -> RaySpec:
+        job = self.ray.job
+        if job is not None and self.name != name_of_job(job.id):
+            raise WrongAt(f'of a workload of this id the name is "{name_of_job(job.id)}"', "ray", "job", "id")
+        return self
 
     @model_validator(mode="after")
     def _can_be_a_ray_node(self) -> RaySpec:

@@ -160,7 +160,7 @@ KEY_VALUE = re.compile(
 _KEY_NAME = re.compile(
     r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|SECRET_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE
 )
-_KEY_HINT = (
+KEY_HINT = (
     "a spec is stored and shown, so a key must not stand in it. Keep it with llmsched secret set NAME, "
     "and write secrets: [NAME]"
 )
@@ -182,7 +182,7 @@ def _check_envs(envs: dict[str, str]) -> dict[str, str]:
         if _OURS.match(name):
             raise ValueError(f'"{name}" is set by llmsched itself')
         if KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
-            raise ValueError(f'"{name}" looks like a key; {_KEY_HINT}')
+            raise ValueError(f'"{name}" looks like a key; {KEY_HINT}')
     return envs
 
 
@@ -201,7 +201,7 @@ def _check_argv(argv: list[str]) -> list[str]:
     if argv and not argv[0]:
         raise ValueError("names no program: its first word is empty")
     if any(KEY_VALUE.search(word) for word in argv):
-        raise ValueError(f"has a word that looks like a key; {_KEY_HINT}")
+        raise ValueError(f"has a word that looks like a key; {KEY_HINT}")
     return argv
 
 

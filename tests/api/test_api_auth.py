@@ -10,13 +10,13 @@ import pytest
 from fastapi.routing import APIRoute
 from live import Live
 
-from llmsched.api import auth, home, routes
+from llmsched.api import app, auth, home
 from llmsched.errors import NotAllowed
 from llmsched.spec.endpoint_keys import key_of
 
 ROUTES = [
-    (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{name\}", "nobody", route.path)), route)
-    for route in [*routes.router.routes, *routes.open_router.routes]
+    (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{(name|submission_id)\}", "nobody", route.path)), route)
+    for route in app.every_route()
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
 ]

@@ -18,7 +18,7 @@ from llmsched.executors.fake import Script
 
 ROUTES = {
     (method, route.path.removeprefix("/api/v1")): route
-    for route in routes.router.routes
+    for route in app.guarded_routes()
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
 }
@@ -54,6 +54,15 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/workloads/{name}/exec"): {"json": {"command": ["exit", "0"]}},
     ("PUT", "/config"): {"json": {"config": {"queus": []}}},  # a wrong one, so that it stays as it is
     ("POST", "/shutdown"): {"json": {}},
+    ("GET", "/api/version"): {},
+    ("GET", "/api/packages/{protocol}/{package}"): {},
+    ("PUT", "/api/packages/{protocol}/{package}"): {"content": b""},
+    ("GET", "/api/jobs/"): {},
+    ("POST", "/api/jobs/"): {"json": {"entrypoint": ""}},
+    ("GET", "/api/jobs/{submission_id}"): {},
+    ("GET", "/api/jobs/{submission_id}/logs"): {},
+    ("POST", "/api/jobs/{submission_id}/stop"): {},
+    ("DELETE", "/api/jobs/{submission_id}"): {},
 }
 
 
@@ -89,7 +98,7 @@ WHO = {
     "viewer, queue viewer": Who("viewer", "viewer", LOOKS, (OK, OK, 404, 404), NO),
     "viewer, queue admin": Who("viewer", "admin", LOOKS, (OK, OK, 404, 404), NO),
 }
-OF_WORKLOAD = [route for route in ROUTES if route[1].startswith("/workloads/{name}")]
+OF_WORKLOAD = [one for one in ROUTES if one[1].startswith(("/workloads/{name}", "/api/jobs/{submission_id}"))]
 OTHERS = [route for route in ROUTES if route not in OF_WORKLOAD]
 
 
@@ -99,6 +108,11 @@ def user_of(who: str) -> str:
 
 def task(name: str, queue: str = "default", **more: Any) -> dict[str, Any]:
     return {"name": name, "kind": "task", "queue": queue, "task": {"run": ["true"]}, **more}
+
+
+def program(name: str, queue: str = "default") -> dict[str, Any]:
+    """A workload that is a job of Ray's too."""
+    return {"name": name, "kind": "ray", "queue": queue, "ray": {"run": ["true"]}}
 
 
 def configure(live: Live, config: dict[str, Any]) -> None:
@@ -118,17 +132,20 @@ def asking(controller: Live):
     roles["submitter"] = ["ann", *(user_of(who) for who, it in WHO.items() if it.in_lab == "submitter")]
     queues = [{"name": "lab", "roles": roles}, {"name": "far", "roles": {"submitter": ["ann"]}}, {"name": "default"}]
     configure(controller, {"queues": queues})
-    light = {"resources": {"cpus": 0.01}}
-    controller.client(controller.token_of("ann", "submitter")).apply([task("amber", "lab"), task("quartz", "far")])
+    theirs = [program(name, "lab") for name in ("amber", "agate")] + [
+        program(name, "far") for name in ("quartz", "flint")
+    ]
+    controller.client(controller.token_of("ann", "submitter")).apply(theirs)
     for who in WHO:
-        own = [task(f"own-{user_of(who)}", **light)]
+        own = [program(f"{what}-{user_of(who)}") for what in ("own", "lasts")]
         controller.client(controller.token_of(user_of(who), "submitter")).apply(own)
     tokens = {"ann": controller.token_of("ann", "submitter")}
     tokens |= {who: controller.token_of(user_of(who), it.role) for who, it in WHO.items()}
 
     def ask(who: str, method: str, path: str, **more: Any) -> httpx.Response:
         headers = bearer(tokens[who]) | more.pop("headers", {})
-        return httpx.request(method, f"{controller.url}/api/v1{path}", headers=headers, timeout=20, **more)
+        path = path if path.startswith("/api/") else f"/api/v1{path}"
+        return httpx.request(method, f"{controller.url}{path}", headers=headers, timeout=20, **more)
 
     return ask
 
@@ -147,7 +164,8 @@ def test_every_route_is_in_the_matrix() -> None:
 @pytest.mark.parametrize(("method", "path"), OTHERS)
 def test_routes_about_no_workload_go_by_the_role_alone(asking, who: str, method: str, path: str) -> None:
     need = app.need_of(ROUTES[method, path])
-    filled = path.format(sha256="a" * 64, name="NOBODYS") if "{" in path else path
+    package = {"protocol": "gcs", "package": "_ray_pkg_a.zip"}
+    filled = path.format(sha256="a" * 64, name="NOBODYS", **package) if "{" in path else path
     answer = asking(who, method, filled, **ASK[method, path])
     assert (answer.status_code == 403) is (WHO[who].general[need] == 403), answer.text
     assert answer.status_code != 403 or answer.json()["code"] == "role"
@@ -159,7 +177,9 @@ def test_routes_about_no_workload_go_by_the_role_alone(asking, who: str, method:
 def test_routes_about_a_workload_go_by_whose_it_is(asking, who: str, method: str, path: str) -> None:
     need = app.need_of(ROUTES[method, path])
     names = (f"own-{user_of(who)}", "amber", "quartz", "nothing-of-it")
-    answers = [asking(who, method, path.format(name=name), **ASK[method, path]) for name in names]
+    if method == "DELETE":  # those that nobody ends here: of one that has ended nothing would be left to be asked for
+        names = (f"lasts-{user_of(who)}", "agate", "flint", "nothing-of-it")
+    answers = [asking(who, method, path.format(name=name, submission_id=name), **ASK[method, path]) for name in names]
     assert tuple(map(verdict, answers)) == getattr(WHO[who], need)
     for name, answer in zip(names, answers, strict=True):
         if answer.status_code == 404:  # in the very words for what does not exist
@@ -296,9 +316,11 @@ def test_nothing_that_an_outsider_is_told_names_anothers_work(fresh: Live) -> No
     said: dict[str, str] = {}
     token = bearer(fresh.token_of("eve", "submitter"))
     for method, path in ROUTES:
-        for name in ("eves-waits", "eves-high", "eves-model") if "{name}" in path and method == "GET" else ("",):
+        for name in ("eves-waits", "eves-high", "eves-model") if "{" in path and method == "GET" else ("",):
             if method == "GET":
-                url = f"{fresh.url}/api/v1{path.format(name=name, sha256='a' * 64)}"
+                known = {"sha256": "a" * 64, "submission_id": name, "protocol": "gcs", "package": "_ray_pkg_a.zip"}
+                full = path if path.startswith("/api/") else f"/api/v1{path}"
+                url = fresh.url + full.format(name=name, **known)
                 answer = httpx.get(url, headers=token, params=ASK[method, path].get("params"), timeout=20)
                 assert answer.status_code < 500
                 said[f"{path} {name}"] = answer.text

@@ -66,6 +66,7 @@ STORY: list[tuple[Any, str]] = [
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x"), "serves adapter sql"),
     (f.AdapterLoaded(1.0, "web/0", 1, "sql", "s3://x", "wrong rank"), "could not load adapter sql: wrong rank"),
     (f.CommandBegun(1.0, GANG, 1, 0, "ann", "ls -l"), "ann runs a command beside rank 0: ls -l"),
+    (f.Unlisted(1.0, "w", "ann"), "ann took it off the list of Ray's jobs"),
     (d.Launch(GANG, 1, TWO, say("launch.part", size=2, most=4)), "starts on node-a (1), node-b (1): room for 2 of 4"),
     (d.Nominate(GANG, TWO, ("tune/0",)), "is promised room on node-a (1), node-b (1) while tune/0 make way"),
     (d.Withdraw(GANG), "is promised no room any more"),

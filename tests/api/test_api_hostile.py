@@ -17,7 +17,7 @@ from live import Live
 from waiting import wait_until
 
 from llmsched import sanitize
-from llmsched.api import rate, routes
+from llmsched.api import app, rate
 from llmsched.core.invariants import violations
 from llmsched.executors import port
 from llmsched.executors.fake import Script
@@ -26,6 +26,7 @@ from llmsched.spec.document import parse
 from llmsched.spec.load import KINDS
 
 WEB = httpx.Client(timeout=30)
+ROUTES = [route for route in app.guarded_routes() if isinstance(route, APIRoute)]
 DEEP = "[" * 5_000 + "]" * 5_000
 FEW = [TEXTS[0], TEXTS[4], TEXTS[8], NUMBERS[0], NUMBERS[3], None, [], {"\ud800": "\ud800"}]  # of each leaf of a spec
 TASK = {"name": "victim", "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["A100:1"]}}
@@ -78,13 +79,13 @@ def ask(live: Live, method, path, content):
 def looks(live: Live):
     """Every answer that can be looked at is one."""
     names = [*live.controller.state.workloads]
-    for route in routes.router.routes:
-        assert isinstance(route, APIRoute)
-        if "GET" not in route.methods or "sha256" in route.path:
+    for route in ROUTES:
+        if "GET" not in route.methods or "sha256" in route.path or "package" in route.path:
             continue
-        for name in names[:20] if "{name}" in route.path else [""]:
-            answer = ask(live, "GET", route.path.replace("{name}", name) + "?follow=false", b"")
-            told = answer.status_code == 409 and answer.json()["code"] == "no_result"
+        for name in names[:20] if "{" in route.path else [""]:
+            path = route.path.replace("{name}", name).replace("{submission_id}", name)
+            answer = ask(live, "GET", path + "?follow=false", b"")
+            told = answer.status_code in (409, 404) and answer.json()["code"] in ("no_result", "unknown_job")
             assert answer.status_code == 200 or told, (route.path, answer.text)
 
 
@@ -108,8 +109,7 @@ def sample(kind):
 
 
 def bodies():
-    for route in routes.router.routes:
-        assert isinstance(route, APIRoute)
+    for route in ROUTES:
         if route.body_field is not None:
             model = route.body_field.field_info.annotation
             for method in route.methods:
@@ -120,7 +120,15 @@ def bodies():
 def test_no_field_of_any_request_breaks_anything(controller: Live, method, path, model):
     with controller.client() as client:
         client.apply([TASK])
-    good = {"specs": [TASK], "config": {}, "command": ["true"], "value": "x", "size": 1, "reservation": {}}
+    good = {
+        "specs": [TASK],
+        "config": {},
+        "command": ["true"],
+        "value": "x",
+        "size": 1,
+        "reservation": {},
+        "entrypoint": "true",
+    }
     base = {name: good.get(name) for name, field in model.model_fields.items() if name in good}
     url = path.replace("{name}", "A_SECRET" if "secrets" in path else "victim")
     for name in model.model_fields:
@@ -193,8 +201,7 @@ ODD = [
 
 
 def odd_addresses():
-    for route in routes.router.routes:
-        assert isinstance(route, APIRoute)
+    for route in ROUTES:
         parts = [route.dependant, *route.dependant.dependencies]
         queries = sorted({field.alias for part in parts for field in part.query_params})
         for method in route.methods:
@@ -208,8 +215,10 @@ def test_no_word_of_an_address_breaks_anything_or_comes_back_as_no_terminal_shou
     with controller.client() as client:
         client.apply([TASK])
     body = b"" if method in ("GET", "DELETE") else b"{}"
-    known = path.replace("{name}", "victim").replace("{sha256}", "0" * 64)
-    asked = [path.replace("{name}", odd).replace("{sha256}", odd) + "?follow=false" for odd in ODD if "{" in path]
+    good = {"name": "victim", "submission_id": "victim", "sha256": "0" * 64, "protocol": "gcs"}
+    good["package"] = "_ray_pkg_a.zip"
+    known = path.format(**good)
+    asked = [path.format(**{**good, part: odd}) + "?follow=false" for part in good if part in path for odd in ODD]
     asked += [f"{known}?{query}={odd}" for query in queries for odd in ODD if query != "follow"]
     for address in asked:
         answer = ask(controller, method, address, body)

@@ -27,6 +27,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.render import text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.stages.shrink import without
 from llmsched.core.state import State, Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows
@@ -45,6 +46,16 @@ def test_shrinks_an_elastic_gang_before_evicting_anyone() -> None:
 
     assert plan.decisions == [Resize("tune", to=8), Nominate("chat-replica", gpus=4)]
     assert plan.why("chat-replica") == "waits for tune to release 8 GPUs"
+
+
+@pytest.mark.parametrize(("kind", "keeps"), [("ray", True), ("task", False)])
+def test_of_a_ray_program_the_first_bundle_goes_last_wherever_room_is_wanted(kind: str, keeps: bool) -> None:
+    given = cluster("3 nodes x 1").running("own", gpus=3, elastic=(1, 3), kind=kind)
+    gang = given.state.gangs["own/0"]
+    head = gang.held[0]
+    for size in (1, 2):
+        left = without(gang, size, head.node)
+        assert len(left) == size and (head in left) is keeps
 
 
 def test_a_victim_counts_for_one_beneficiary_only() -> None:

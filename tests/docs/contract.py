@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastapi.routing import APIRoute, APIWebSocketRoute
+
 from llmsched import errors
-from llmsched.api import routes as api_routes
+from llmsched.api import app
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "llmsched" / "api" / "README.md"
@@ -20,7 +22,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 # Of these the pages show the form only: they differ from run to run or from machine to machine.
 VARYING = {
     "seq", "epoch", "version", "at", "since", "eta", "started_at", "submitted_at", "finished_at", "queued_since",
-    "launched_at", "set_at", "made_at", "set_by", "user", "by", "artifact", "spec_sha256",
+    "launched_at", "set_at", "made_at", "set_by", "user", "by", "artifact", "spec_sha256", "ray_version",
+    "start_time", "end_time",
     "waited_s", "starting_s", "running_s",
 }  # fmt: skip
 
@@ -60,8 +63,13 @@ def first_cells(page: Path, heading: str) -> list[str]:
 
 def routes() -> list[str]:
     """Each as "GET /api/v1/nodes"; those that are in the API's description, so not the page at /."""
-    known: list[Any] = [*api_routes.router.routes, *api_routes.open_router.routes]
-    return [f"{method} {one.path}" for one in known if one.include_in_schema for method in one.methods]
+    known = [one for one in app.every_route() if isinstance(one, APIRoute)]
+    return [f"{method} {one.path}" for one in known if one.include_in_schema for method in one.methods or ()]
+
+
+def sockets() -> list[str]:
+    """Those that answer over a websocket, which OpenAPI has no word for."""
+    return [f"WEBSOCKET {one.path}" for one in app.every_route() if isinstance(one, APIWebSocketRoute)]
 
 
 def missing(shown: Any, real: Any, where: str = "$", *, form_only: bool = False) -> list[str]:

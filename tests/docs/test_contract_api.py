@@ -19,8 +19,7 @@ from pydantic import BaseModel
 from waiting import wait_until
 
 from llmsched import errors
-from llmsched.api import routes
-from llmsched.api.app import need_of
+from llmsched.api.app import every_route, need_of
 from llmsched.core import explain
 from llmsched.core.status import Status
 from llmsched.executors.fake import Script
@@ -31,7 +30,7 @@ ASKED = re.compile(r"^asked (\d+) (\w+) (\S+)$", re.M)
 
 PAGE = contract.API.relative_to(contract.ROOT)
 NOT_OVER_HTTP = ("host", "port_in_use", "already_running")  # the same codes tell why a controller does not start
-ROUTES: list[Any] = [*routes.router.routes, *routes.open_router.routes]
+ROUTES: list[Any] = every_route()
 
 
 class Ran(NamedTuple):
@@ -120,7 +119,9 @@ def test_a_page_that_is_wrong_would_be_found(ran: list[Ran]) -> None:
 def route_of(one: Ran) -> str:
     path = one.url.partition("?")[0]
     return next(
-        f"{one.method} {each.path}" for each in ROUTES if each.path_regex.match(path) and one.method in each.methods
+        f"{one.method} {each.path}"
+        for each in ROUTES
+        if each.path_regex.match(path) and one.method in getattr(each, "methods", ())
     )
 
 
@@ -198,7 +199,7 @@ def same(heading: str, real: set[str], what: str) -> None:
 
 
 def test_the_tables_of_the_page_are_the_code() -> None:
-    same("Routes", set(contract.routes()), "the route")
+    same("Routes", {*contract.routes(), *contract.sockets()}, "the route")
     same("Phases", set(get_args(http_models.Phase)), "the phase")
     same("Why it waits", set(explain.WAITS), "the reason")
     same("Why something was taken", set(explain.TAKEN), "the reason")
@@ -228,8 +229,8 @@ def test_every_error_code_is_on_the_page_with_its_status() -> None:
 def test_what_the_route_table_says_of_needs_and_models_is_so() -> None:
     for line in contract.rows(contract.API, "Routes"):
         method, path = line[0].strip("`").split(" ")
-        route = next(each for each in ROUTES if each.path == path and method in each.methods)
+        route = next(each for each in ROUTES if each.path == path and method in getattr(each, "methods", ["WEBSOCKET"]))
         assert line[1] == (need_of(route) or "none"), line
-        model = route.response_model
+        model = getattr(route, "response_model", None)
         is_model = isinstance(model, type) and issubclass(model, BaseModel)
         assert not is_model or line[2] == model.__name__, line

@@ -179,10 +179,12 @@ def _give(
 
 
 def without(gang: GangState, size: int, first: str | None) -> Placement:
-    """The placement at a smaller size: bundles on node `first` go first, then those of the highest ranks."""
+    """The placement at a smaller size: bundles on node `first` go first, then those of the highest ranks. Of a Ray
+    program the first bundle goes last: the program runs there, and would have to begin again."""
     placement = gang.placement or gang.held
     elastic = gang.spec.groups[0].name
     ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
-    ranks.sort(key=lambda rank: (placement[rank].node != first, -rank))
+    head = ranks[0] if ranks and gang.spec.kind == "ray" else None
+    ranks.sort(key=lambda rank: (rank == head, placement[rank].node != first, -rank))
     gone = dict.fromkeys(ranks[: size_of(gang.spec, placement) - size])
     return tuple(placed for rank, placed in enumerate(placement) if rank not in gone)
