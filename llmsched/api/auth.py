@@ -235,7 +235,7 @@ class Guard:
                     http_status=415,
                 )
             length = headers.get(b"content-length", "")
-            if length.isdigit() and int(length) > limit:
+            if length.isdecimal() and int(length) > limit:
                 raise too_large(limit)
         return limit
 

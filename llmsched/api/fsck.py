@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmsched import sanitize
 from llmsched.api import home as homes
 from llmsched.control import recovery
 from llmsched.control.archive import VerifiedArchive
@@ -18,7 +19,7 @@ from llmsched.control.vault import opened
 from llmsched.core import invariants
 from llmsched.core.state import State
 from llmsched.errors import LlmschedError
-from llmsched.runtime.storage import Storage, StorageError
+from llmsched.runtime.storage import LocalStorage, Storage, StorageError
 from llmsched.store import seal
 from llmsched.store.reading import Moment, Places, moment_of
 from llmsched.store.seal import HeadFile, Noted
@@ -150,6 +151,7 @@ def _files(home: Path, state: State, storage: str | None) -> Check:
     return _verdict("files", list(missing(state, place)), "every result and checkpoint is there", _FILES)
 
 
+MANIFEST_BYTES = 32 << 20
 _FILES = "Put them back from a backup of the storage, or train again: llmsched apply --again."
 
 
@@ -158,32 +160,40 @@ def missing(state: State, place: str) -> Iterator[str]:
     for record in state.workloads.values():
         if record.outcome == "succeeded" and record.artifact is not None:
             try:
-                parent, _, name = record.artifact.rstrip("/").rpartition("/")
-                if not Storage.at(parent).list(name):
+                if not _is_there(record.artifact):
                     yield f"{record.workload.id}: its result {record.artifact} is gone"
-            except StorageError as error:
-                yield f"{record.workload.id}: {error}"
+            except (StorageError, ValueError, OSError) as error:
+                yield f"{record.workload.id}: {sanitize.line(error)}"
     for gang in state.gangs.values():
         if gang.checkpoint_at is not None and not gang.is_ended():
             try:
                 yield from (f"{gang.id}: {trouble}" for trouble in _checkpoint(Storage.at(place), gang.id))
-            except StorageError as error:
-                yield f"{gang.id}: {error}"
+            except (StorageError, OSError) as error:
+                yield f"{gang.id}: {sanitize.line(error)}"
+
+
+def _is_there(artifact: str) -> bool:
+    """Whether anything is. Where, work has said: it may be any place, too large to look through."""
+    found = Storage.at(artifact)
+    if isinstance(found, LocalStorage):
+        return found.root.is_dir() and any(found.root.iterdir())
+    parent, _, name = artifact.rstrip("/").rpartition("/")
+    return bool(Storage.at(parent).list(name))
 
 
 def _checkpoint(store: Storage, gang: str) -> Iterator[str]:
     """What is wrong with the newest published checkpoint, by the names and sizes of its files."""
     try:
-        newest: dict[str, Any] = json.loads(store.read(f"{gang}/latest.json"))["published"][0]
-        files = json.loads(store.read(f"{newest['key']}/manifest.json"))["files"]
+        newest: dict[str, Any] = json.loads(store.read_note(f"{gang}/latest.json"))["published"][0]
+        files = json.loads(store.read_note(f"{newest['key']}/manifest.json", MANIFEST_BYTES))["files"]
+        sizes = {name: (store.size(f"{newest['key']}/{name}"), int(wanted["size"])) for name, wanted in files.items()}
     except FileNotFoundError as error:
         yield f"its checkpoint is gone ({error.filename or error})"
         return
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
         yield "what names its checkpoint is damaged"
         return
-    for name, wanted in files.items():
-        size = store.size(f"{newest['key']}/{name}")
-        if size != wanted["size"]:
-            there = "is missing" if size is None else f"has {size} bytes, expected {wanted['size']}"
-            yield f"{name} of its checkpoint of step {newest['step']} {there}"
+    for name, (size, wanted) in sizes.items():
+        if size != wanted:
+            there = "is missing" if size is None else f"has {size} bytes, expected {wanted}"
+            yield sanitize.line(f"{name} of its checkpoint of step {newest.get('step')} {there}")

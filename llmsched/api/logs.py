@@ -67,13 +67,13 @@ async def _last(lines: AsyncIterator[str], count: int) -> AsyncIterator[str]:
 
 def _rank(key: str) -> int:
     name = key.rpartition("/")[2].removesuffix(".log")
-    return int(name) if name.isdigit() else -1
+    return int(name) if name.isdecimal() else -1
 
 
 def _newest(storage: Storage, gang: str) -> int:
     """The last attempt that wrote a log; 0 for none."""
     parts = (key.removeprefix(f"{gang}/").split("/") for key in storage.list(gang))
-    return max((int(part[0]) for part in parts if part[0].isdigit() and part[1:2] == ["logs"]), default=0)
+    return max((int(part[0]) for part in parts if part[0].isdecimal() and part[1:2] == ["logs"]), default=0)
 
 
 def _files(storage: Storage, gang: str, attempt: int, rank: int | None) -> list[str]:

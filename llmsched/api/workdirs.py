@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -42,6 +42,7 @@ LOOK_EVERY_S = 3600.0
 _PACKAGES = "workdirs/packages"  # <user>/<Ray's name>: the SHA-256
 _HEX = re.compile("[0-9a-f]{64}")
 _NAME = re.compile(rf"{http_models.WORKDIR_PREFIX}([0-9a-f]{{64}})")
+_UPLOAD = re.compile(r"workdirs/([0-9a-f]{64})\.zip")
 
 
 def key(sha256: str) -> str:
@@ -174,16 +175,17 @@ class Uploads:
     def _unused(self, storage: Storage, parcels: list[str]) -> dict[str, Upload]:
         used = {name for parcel in parcels for name in _NAME.findall(parcel)}
         kept = set(storage.list("workdirs"))
-        names = [one.removeprefix("workdirs/").removesuffix(".zip") for one in sorted(kept) if one.endswith(".zip")]
+        names = [found[1] for one in sorted(kept) if (found := _UPLOAD.fullmatch(one))]
         return {name: self._noted(storage, name) for name in names if name not in used}
 
     def _noted(self, storage: Storage, name: str) -> Upload:
         try:
-            found = sanitize.loads(storage.read(_note_key(name)))
+            found = sanitize.loads(storage.read_note(_note_key(name)))
             return Upload(str(found["by"]), int(found["size"]), float(found["at"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
             first_seen = Upload("", storage.size(key(name)) or 0, self._now())
-            _note(storage, name, first_seen)
+            with suppress(OSError):  # work has put something in its way; nobody's upload may fail for that
+                _note(storage, name, first_seen)
             return first_seen
 
 

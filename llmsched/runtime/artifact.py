@@ -62,16 +62,21 @@ def read_result(storage: str, gang: str, attempt: int, epoch: int) -> dict[str, 
     Raises ResultUnreadable for a file that somebody else wrote, StorageError."""
     nothing: dict[str, Any] = {"artifact": None, "metrics": {}}
     try:
-        data = Storage.at(storage).read(f"{gang}/{attempt}/result.json")
+        found = sanitize.loads(Storage.at(storage).read_note(f"{gang}/{attempt}/result.json"))
     except FileNotFoundError:
         return nothing
+    except ValueError as error:
+        raise _unreadable(error) from None
     try:
-        found = sanitize.loads(data)
         if found.get("epoch") != epoch:
             return nothing
         result = {**nothing, **found}
         if not isinstance(result["metrics"], dict) or not isinstance(result["artifact"], str | None):
             raise TypeError("its fields are of other types")
     except (ValueError, TypeError, AttributeError) as error:
-        raise ResultUnreadable(f"what it left in result.json cannot be read: {sanitize.first_line(error)}") from None
+        raise _unreadable(error) from None
     return result
+
+
+def _unreadable(why: Exception) -> ResultUnreadable:
+    return ResultUnreadable(f"what it left in result.json cannot be read: {sanitize.first_line(why)}")

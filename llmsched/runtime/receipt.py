@@ -16,7 +16,7 @@ from typing import Any
 
 from llmsched import sanitize
 from llmsched.runtime import artifact
-from llmsched.runtime.storage import Storage
+from llmsched.runtime.storage import Storage, Unreadable
 
 OUTCOMES = ("succeeded", "failed", "released")
 PAUSES_S = (0, 1, 2, 4, 8, 15, 30)  # between tries to write it
@@ -45,6 +45,16 @@ class Receipt:
 def key(folder: str) -> str:
     """Where the receipt of the attempt in `folder` ("tune/0/1") lies in the storage."""
     return f"{folder}/receipt.json"
+
+
+def read(storage: Storage, folder: str) -> Receipt | None:
+    """As it stands in the storage; None: there is none. Raises OSError, StorageError: the storage cannot be asked."""
+    try:
+        return parse(storage.read_note(key(folder)))
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        return _unreadable(str(error))
 
 
 def parse(data: bytes) -> Receipt:
@@ -107,7 +117,7 @@ def _stored(storage: Storage, order: dict[str, Any], receipt: Receipt) -> Receip
         receipt = replace(receipt, artifact=made, metrics=sanitize.numbers(result["metrics"]))
     if storage.write_if_absent(key(_folder(order)), receipt.dump()):
         return receipt
-    return parse(storage.read(key(_folder(order))))
+    return read(storage, _folder(order)) or receipt
 
 
 def _folder(order: dict[str, Any]) -> str:

@@ -25,10 +25,15 @@ from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote, urlsplit
 
 _CHUNK = 1 << 20
+NOTE_BYTES = 1 << 20
 
 
 class StorageError(RuntimeError):
     """The storage cannot be used as asked; the message says which and what to do."""
+
+
+class Unreadable(ValueError):
+    """What stands under a key is not what we write there: a link, no file, or far too long."""
 
 
 def check_key(key: str) -> str:
@@ -110,6 +115,17 @@ class Storage(ABC):
 
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
+
+    def read_note(self, key: str, at_most: int = NOTE_BYTES) -> bytes:
+        """The content of a small file that a workload may have put in the place of ours: of no length that fills a
+        memory. Raises FileNotFoundError, Unreadable."""
+        try:
+            data = self.read_from(key, 0, at_most + 1)
+        except PermissionError as error:
+            raise Unreadable(f"{error.strerror} ({key})") from None
+        if len(data) > at_most:
+            raise Unreadable(f"it is over {at_most >> 20} MiB ({key})")
+        return data
 
     # -- writing
     @abstractmethod
@@ -335,7 +351,10 @@ class S3Storage(Storage):
         return None
 
     def read_from(self, key: str, offset: int, limit: int) -> bytes:
-        if (self.size(key) or 0) <= offset:  # a range that begins at the end is an error to S3
+        size = self.size(key)
+        if size is None:
+            raise FileNotFoundError(self.uri_of(key))
+        if size <= offset:  # a range that begins at the end is an error to S3
             return b""
         with _s3_errors(self.uri, absent_is_fine=True):
             part = f"bytes={offset}-{offset + limit - 1}"

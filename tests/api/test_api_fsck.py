@@ -261,6 +261,19 @@ def test_of_work_that_was_pretended_no_files_are_expected(folder: Path) -> None:
     assert "--fake-nodes" in checked(folder, files=True)["files"].detail
 
 
+WRITTEN_BY_WORK = (
+    "{",
+    "[]",
+    "7",
+    '{"published": []}',
+    '{"published": {}}',
+    '{"published": [7]}',
+    '{"published": [{"key": "../../etc"}]}',
+    '{"published": [{"key": ""}]}',
+    "[" * 100_000,
+)
+
+
 def test_results_and_checkpoints_that_are_gone(folder: Path) -> None:
     result = folder / "storage" / "short" / "0" / "1" / "artifact"
     result.mkdir(parents=True)
@@ -291,7 +304,20 @@ def test_results_and_checkpoints_that_are_gone(folder: Path) -> None:
         f"short: its result {result} is gone",
         "long/0: state.pt of its checkpoint of step 5 is missing",
     ]
-    (gang / "latest.json").write_text("{")
+    for written in WRITTEN_BY_WORK:
+        (gang / "latest.json").write_text(written)
+        assert "what names its checkpoint is damaged" in with_files(state)[1], written
+    (gang / "latest.json").unlink()
+    (gang / "latest.json").symlink_to("/etc/passwd")
     assert "what names its checkpoint is damaged" in with_files(state)[1]
+    (gang / "latest.json").unlink()
+    (gang / "latest.json").write_text(json.dumps({"published": [{"key": "long/0/1/5", "step": "\x1b[31m"}]}))
+    assert "\x1b" not in with_files(state)[1]
+    for files in ([], {"state.pt": 5}, {"state.pt": {"size": "much"}}, {"../../etc/passwd": {"size": 1}}, {"a": {}}):
+        (gang / "1" / "5" / "manifest.json").write_text(json.dumps({"files": files}))
+        assert "what names its checkpoint is damaged" in with_files(state)[1], files
+    for elsewhere in ("/", "file:///", "s3://", "ftp://x/y", "a/..", "\0"):
+        state.workloads["short"].artifact = elsewhere
+        list(fsck.missing(state, str(folder / "storage")))
     (gang / "latest.json").unlink()
     assert "its checkpoint is gone" in with_files(state)[1]

@@ -271,6 +271,8 @@ def test_logs_are_read_from_storage_after_the_end(controller: Live, http: httpx.
     controller.client().wait("logged", timeout_s=10)
     assert lines(http.get("/workloads/logged/logs")) == []
     write_log(controller, "logged/0/1/logs/0.log", "one\ntwo\u2028still two\n10%\r100%\nlast without end")
+    for odd in ("logged/0/1/logs/²", "logged/²/logs/0", "logged/0/²/logs/0", "logged/0/1/logs/caf\udce9"):
+        write_log(controller, f"{odd}.log", "of nobody\n")  # work names files as it likes
     write_log(controller, "logged/0/1/logs/1.log", "other\n")
     both = [(0, "one"), (0, "two\\u2028still two"), (0, "100%"), (0, "last without end"), (1, "other")]
     assert lines(http.get("/workloads/logged/logs")) == both

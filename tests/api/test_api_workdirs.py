@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -114,3 +115,28 @@ def test_what_no_workload_refers_to_is_removed_a_day_after_it_was_last_asked_for
     assert [name for name in left if name.endswith(".zip")] == sorted(
         workdirs.key(names[what]) for what in ("used", "asked")
     )
+
+
+@pytest.mark.parametrize("way", ["link", "folder", "long", "words", "name"])
+def test_what_work_puts_beside_the_uploads_fails_nobodys_upload(fresh: Live, way: str) -> None:
+    """The uploads lie where work may write: a link there ended every upload, a file of 20 GB the controller."""
+    folder = Path(fresh.controller.storage) / "workdirs"
+    folder.mkdir(parents=True)
+    (folder / f"{'a' * 64}.zip").write_bytes(b"")
+    note = folder / f"{'a' * 64}.json"
+    if way == "link":
+        note.symlink_to("/etc/shadow")
+    elif way == "folder":
+        (note / "in").mkdir(parents=True)
+    elif way == "long":
+        note.touch()
+        os.truncate(note, 1 << 40)
+    elif way == "words":
+        note.write_text('{"by": "ann", "size": 1e999, "at": "\\ud800"}')
+    else:
+        (folder / "caf\udce9.zip").touch()
+        (folder / "x" / "y").mkdir(parents=True)
+        (folder / "x" / "y" / "z.zip").touch()
+    assert send(fresh, packed(5)).status_code == 200
+    uploads = workdirs.Uploads(lambda: Storage.at(fresh.controller.storage), list)
+    assert uploads.sweep([]) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmsched.executors.bridge import train
 from llmsched.executors.bridge.train import Attempts, _Attempt
-from llmsched.executors.port import LaunchOrder, Member, Observation, ResizeDone, Stalled, Started, Vanished
+from llmsched.executors.port import Ended, LaunchOrder, Member, Observation, ResizeDone, Stalled, Started, Vanished
+from llmsched.runtime import receipt
+from llmsched.runtime.storage import LocalStorage
 
 
 class Says:
@@ -65,3 +68,26 @@ def test_a_supervisor_that_hangs_is_said_to_and_then_taken_for_gone(monkeypatch:
         Vanished("tune/0", 1, "its supervisor did not answer for 60 s"),
     ]
     assert killed == [actor] and not attempts.names()
+
+
+def test_a_supervisor_that_goes_while_the_storage_is_away_is_told_when_that_is_back(tmp_path: Path) -> None:
+    """It was forgotten before its receipt was read: the gang ran for ever, with its GPUs."""
+    storage, away = tmp_path / "storage", tmp_path / "away"
+    receipt.write(LocalStorage(storage), vars_of(str(storage)), receipt.Receipt("succeeded"))
+    storage.rename(away)
+    storage.touch()
+    heard: list[Observation] = []
+    attempts = Attempts(heard.append, str(storage), str)
+    one = attempts._live["llms/tune/0/1"] = _Attempt(order("ab"), Says())
+    for _ in range(2):
+        attempts._gone(one, "its supervisor died")
+    [stalled] = heard
+    assert isinstance(stalled, Stalled) and "its supervisor died, and its receipt cannot be read: " in stalled.message
+    storage.unlink()
+    away.rename(storage)
+    attempts._gone(one, "its supervisor died")
+    assert heard[1:] == [Ended("tune/0", 1, "succeeded")] and not attempts.names()
+
+
+def vars_of(storage: str) -> dict[str, Any]:
+    return {"storage": storage, "gang": "tune/0", "attempt": 1, "epoch": 1}

@@ -1,10 +1,21 @@
 """How an attempt ended: only what says that it succeeded has."""
 
 import json
+import os
 
 import pytest
 
 from llmsched.runtime import Context, artifact, enter, progress, receipt
+from llmsched.runtime.storage import NOTE_BYTES, LocalStorage
+
+# What a workload can put where a note of ours belongs, beside words of its own.
+IN_ITS_PLACE = {
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a link to nowhere": lambda path: path.symlink_to("/nowhere"),
+    "a pipe, which never ends": os.mkfifo,
+    "a folder": os.mkdir,
+    "more than any memory holds": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+}
 
 
 def test_a_receipt_reads_back_as_it_was_written():
@@ -54,3 +65,27 @@ def test_a_result_that_somebody_else_wrote_is_told_apart_from_none(tmp_path, wri
     (folder / "result.json").write_text(written)
     with pytest.raises(artifact.ResultUnreadable, match="cannot be read"):
         artifact.read_result(str(tmp_path), "a/0", 1, 1)
+
+
+@pytest.mark.parametrize("put", IN_ITS_PLACE.values(), ids=IN_ITS_PLACE)
+def test_whatever_stands_in_the_place_of_a_receipt_or_a_result_is_read_at_once_as_a_failure(tmp_path, put):
+    folder, order = tmp_path / "a/0/1", {"storage": str(tmp_path), "gang": "a/0", "attempt": 1, "epoch": 1}
+    folder.mkdir(parents=True)
+    put(folder / "receipt.json")
+    put(folder / "result.json")
+    storage = LocalStorage(tmp_path)
+    found = receipt.read(storage, "a/0/1")
+    assert found is not None and found.outcome == "failed" and "its receipt cannot be read" in found.message
+    with pytest.raises(artifact.ResultUnreadable, match="cannot be read"):
+        artifact.read_result(str(tmp_path), "a/0", 1, 1)
+    said = receipt.write(storage, order, receipt.Receipt("succeeded"))
+    assert said.outcome == "failed"
+
+
+def test_what_is_not_there_is_no_receipt_and_the_longest_of_ours_is_read(tmp_path):
+    storage = LocalStorage(tmp_path)
+    assert receipt.read(storage, "a/0/1") is None
+    numbers = {f"metric-{number:04}" + "x" * 180: 1e300 for number in range(1000)}
+    said = receipt.Receipt("succeeded", message="x" * 4_000, metrics=numbers)
+    storage.write("a/0/1/receipt.json", said.dump())
+    assert len(said.dump()) < NOTE_BYTES and receipt.read(storage, "a/0/1") == said

@@ -36,7 +36,7 @@ from llmsched.executors.port import (
 from llmsched.runtime import receipt as receipts
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.containment import OWNER
-from llmsched.runtime.storage import Storage
+from llmsched.runtime.storage import Storage, StorageError
 from llmsched.runtime.supervisor import Supervisor
 
 SILENT_SAID_S, SILENT_ENDED_S = 10.0, 60.0  # without an answer of a supervisor that had answered before
@@ -229,8 +229,14 @@ class Attempts:
             self._deliver(_ended(order.gang, order.attempt, receipts.of(receipt)))
 
     def _gone(self, one: _Attempt, message: str) -> None:
+        """By its receipt, or as vanished. While the storage is away nobody knows which: it is looked at again."""
+        try:
+            is_told = self._tell_receipt(one.order.gang, one.order.attempt)
+        except (OSError, StorageError) as error:
+            self._tell_stalled(one, f"{message}, and its receipt cannot be read: {sanitize.first_line(error)}")
+            return
         self._forget(one)
-        if not self._tell_receipt(one.order.gang, one.order.attempt):
+        if not is_told:
             self._vanish(one.order, message)
 
     def _give_up(self, one: _Attempt, error: Exception) -> None:
@@ -249,9 +255,9 @@ class Attempts:
             self._live.pop(one.order.name, None)
 
     def _tell_receipt(self, gang: str, attempt: int) -> bool:
-        try:
-            found = receipts.parse(Storage.at(self._storage).read(receipts.key(f"{gang}/{attempt}")))
-        except FileNotFoundError:
+        """Raises OSError, StorageError: it cannot be known now."""
+        found = receipts.read(Storage.at(self._storage), f"{gang}/{attempt}")
+        if found is None:
             return False
         self._deliver(_ended(gang, attempt, found))
         return True
