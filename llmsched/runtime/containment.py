@@ -28,6 +28,7 @@ OWNER = guardian.OWNER
 CLOSE_WITHIN_S = guardian.POLITE_S + guardian.PATIENCE_S + 5.0
 METADATA = "llmsched.owner"  # of a Ray job
 BRIDGE = "llmsched.bridge"  # of the Ray job that a bridge is; it stays in Ray's tables when the bridge has ended
+FIRST = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 DRIVER_ENVS = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -59,6 +60,12 @@ def driver_envs(owner: str, address: str) -> dict[str, str]:
     return dict(zip(DRIVER_ENVS, (address, json.dumps(marked)), strict=True))
 
 
+def envs_of(owner: str) -> dict[str, str]:
+    """The variables of Ray's runtime environment for an attempt's first process, and so for all that is made from it:
+    whose it is, and what Ray's workers do first. (`worker_process_setup_hook`, Ray's public word, is for drivers.)"""
+    return {OWNER: owner, FIRST: "llmsched.runtime.nested.enter"}
+
+
 def owner_mark(attempt: str, cluster: str) -> str:
     """Of an attempt by its name, `llms/tune/0/1`, on a cluster by its id; nobody else's on any machine they share."""
     return f"{attempt}@{cluster[:16]}"
@@ -76,7 +83,7 @@ def join_owner(address: str) -> None:
     owner = os.environ.get(OWNER, "")
     if owner:
         os.environ.update(driver_envs(owner, address))
-        serve_internals.mark_deployments(OWNER, owner)
+        serve_internals.mark_deployments(envs_of(owner))
 
 
 def guard_of(order: Mapping[str, Any], rank: int, *, is_here: bool, on_memory: Callable[[OverMemory], None]) -> Guard:

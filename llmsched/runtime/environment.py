@@ -31,7 +31,7 @@ from llmsched.runtime.storage import LocalStorage, Storage
 _MAX_FILES = 20_000
 _MAX_BYTES = 2 * 1024**3
 _UPLOAD_EVERY_S = 10.0
-_OURS = "llmsched-"
+OURS = "llmsched-"
 SHORT = "/tmp"  # for folders whose paths must be short, wherever the others are
 _kept: list[int] = []  # descriptors whose locks end with this process
 
@@ -97,7 +97,7 @@ def scratch(name: str) -> Path:
     """A fresh private folder on this node, for this process. It goes with the process, if not before; if that is
     killed, the next process that asks removes it."""
     sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_OURS}{name.replace('/', '-')}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{OURS}{name.replace('/', '-')}-"))
     keep(folder)
     atexit.register(drop, folder)
     return folder
@@ -105,7 +105,7 @@ def scratch(name: str) -> Path:
 
 def keep(folder: Path) -> None:
     """Mark `folder` as in use while this process lives: by a lock on a file beside it, which no crash leaves behind."""
-    handle, draft = tempfile.mkstemp(prefix=f".{_OURS}", dir=folder.parent)
+    handle, draft = tempfile.mkstemp(prefix=f".{OURS}", dir=folder.parent)
     fcntl.flock(handle, fcntl.LOCK_EX)
     Path(draft).rename(_mark(folder))  # locked before anybody can find it
     _kept.append(handle)
@@ -119,7 +119,7 @@ def drop(folder: Path) -> None:
 
 def sweep() -> None:
     """Remove the folders of processes that ended without doing it."""
-    for mark in [each for root in {tempfile.gettempdir(), SHORT} for each in Path(root).glob(f"{_OURS}*.kept")]:
+    for mark in [each for root in {tempfile.gettempdir(), SHORT} for each in Path(root).glob(f"{OURS}*.kept")]:
         with contextlib.suppress(OSError), mark.open("r+") as handle:  # OSError: in use, or not ours
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             drop(mark.with_suffix(""))

@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from llmsched.runtime import containment, environment, exceptions, execute, in_hand, packages, redaction
+from llmsched.runtime import containment, environment, exceptions, execute, in_hand, nested, packages, redaction
 from llmsched.runtime.storage import Storage
 
 DEFAULT_MAX_ONGOING = 32
@@ -65,6 +65,7 @@ class ReplicaHost:
             environment.check_version(given)
             if (extra := packages.provide(given, None, sys.stdout.write)) is not None:
                 extra.enter()
+                nested.offer(extra)
             del given["envs"]
             self._replica = environment.load_entry(replica, "serve")(given)
         except BaseException as error:

@@ -10,15 +10,15 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 _CLIENT = "ray.serve._private.client"
 
 
-def mark_deployments(variable: str, value: str) -> None:
-    """Let what this process deploys through Serve bear a variable in its runtime environment, as Ray lets what it makes
+def mark_deployments(envs: Mapping[str, str]) -> None:
+    """Let what this process deploys through Serve bear variables in its runtime environment, as Ray lets what it makes
     through `remote`: Serve makes the processes, so they inherit nothing from who deployed them."""
 
     def wrap(client: ModuleType) -> None:
@@ -26,7 +26,7 @@ def mark_deployments(variable: str, value: str) -> None:
 
         def marked(*args: Any, replica_config: Any, **more: Any) -> Any:
             environment = replica_config.ray_actor_options.setdefault("runtime_env", {})
-            environment.setdefault("env_vars", {})[variable] = value
+            environment.setdefault("env_vars", {}).update(envs)
             return get_deploy_args(*args, replica_config=replica_config, **more)
 
         client.get_deploy_args = marked  # type: ignore[attr-defined]

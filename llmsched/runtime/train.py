@@ -29,6 +29,7 @@ from llmsched.runtime import (
     execute,
     failures,
     guardian,
+    nested,
     packages,
     progress,
     pulse,
@@ -159,9 +160,10 @@ def work(config: dict[str, str]) -> None:
             try:
                 environment.check_version(order)
                 if order["workdir"]:
-                    code = environment.unpack(order["workdir"], folder / "workdir")
+                    code = environment.unpack(order["workdir"], nested.place_for_code())
                 if (extra := packages.provide(order, code, sys.stdout.write)) is not None:
                     extra.enter()
+                    nested.offer(extra)
                 if code is not None:
                     os.chdir(code)
                     sys.path.insert(0, str(code))
@@ -195,6 +197,7 @@ def work(config: dict[str, str]) -> None:
                     print(f"[llmsched] ended what it left running: {'; '.join([*ended, *left])}")
     finally:
         environment.drop(folder)
+        nested.drop()
 
 
 def _on_memory(supervisor: Any, rank: int, word: containment.OverMemory) -> None:

@@ -12,8 +12,6 @@ import ray
 
 from llmsched.runtime import elastic
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's other workers have no such module
-
 
 def quarter(node):
     """Of a GPU, on a node where no gang was given anything."""

@@ -67,7 +67,7 @@ def test_serve_takes_a_replica_s_actor_options_where_we_mark_them() -> None:
     program = """
 import sys
 from llmsched.runtime.serve_internals import mark_deployments
-mark_deployments("OWNER", "me")
+mark_deployments({"OWNER": "me"})
 assert "ray.serve" not in sys.modules
 from ray.serve._private import client
 from ray.serve._private.config import ReplicaConfig
@@ -111,3 +111,15 @@ def test_the_actor_that_runs_a_fit_has_the_name_that_we_look_for() -> None:
     from llmsched.runtime.ray_internals import TRAIN_CONTROLLER
 
     assert TrainController.__name__ == TRAIN_CONTROLLER
+
+
+def test_ray_calls_what_a_variable_names_first_in_each_worker() -> None:
+    from ray._private import ray_constants
+    from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
+    from ray._private.workers import default_worker
+
+    from llmsched.runtime import containment
+
+    name = containment.envs_of("a")[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
+    assert load_and_execute_setup_hook(name) is None, "it fails in no process, also in one without an owner"
+    assert "load_and_execute_setup_hook(worker_process_setup_hook_key)" in Path(default_worker.__file__).read_text()

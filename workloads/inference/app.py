@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import environment
+from llmsched.runtime import environment, nested
 from workloads.inference.openai import RequestError
 
 _END = object()
@@ -27,7 +28,8 @@ _END = object()
 def make(entry: str, args: Mapping[str, Any], workdir: str | None) -> Any:
     """The user's object for "module:Class". Raises environment.UserError."""
     if workdir is not None:
-        folder = environment.unpack(workdir, environment.scratch("app"))
+        folder = environment.unpack(workdir, nested.place_for_code())
+        os.chdir(folder)  # as in a loop: its files are named from here
         sys.path.insert(0, str(folder))
     found: Any = environment.load_entry(entry, "serve.app")
     kind = getattr(found, "func_or_class", found)  # decorated with @serve.deployment

@@ -10,7 +10,7 @@ from ray import serve
 
 from llmsched.executors.port import LaunchOrder, Member
 from llmsched.gateway.app import DEPLOYMENT
-from llmsched.runtime.containment import OWNER
+from llmsched.runtime.containment import envs_of
 from llmsched.runtime.replica import ReplicaHost
 
 QUIET = {"enable_access_log": False}
@@ -21,7 +21,7 @@ def application_of(order: LaunchOrder, mark: str) -> serve.Application:
     """`mark` says in the replica's environment whose it is."""
     first = order.members[0]
     placing: dict[str, Any] = {"ray_actor_options": _actor_options(first)}
-    placing["ray_actor_options"]["runtime_env"] = {"env_vars": {OWNER: mark}}
+    placing["ray_actor_options"]["runtime_env"] = {"env_vars": envs_of(mark)}
     if len(order.members) > 1:  # one bundle a member; the replica sits in the first and its helpers in the others
         placing["placement_group_bundles"] = [_bundle(one) for one in order.members]
         placing["placement_group_bundle_label_selector"] = [_pin(one) for one in order.members]

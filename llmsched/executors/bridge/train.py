@@ -35,7 +35,7 @@ from llmsched.executors.port import (
 )
 from llmsched.runtime import receipt as receipts
 from llmsched.runtime.attempt import NAMESPACE
-from llmsched.runtime.containment import OWNER
+from llmsched.runtime.containment import envs_of
 from llmsched.runtime.storage import Storage, StorageError
 from llmsched.runtime.supervisor import Supervisor
 
@@ -85,7 +85,7 @@ class Attempts:
                 max_concurrency=16,
                 num_cpus=0,
                 resources={"node:__internal_head__": 0.001},
-                runtime_env={"env_vars": {OWNER: self._mark(order.name)}},
+                runtime_env={"env_vars": envs_of(self._mark(order.name))},
             )
             .remote(json.dumps(asdict(order)))
         )
