@@ -91,7 +91,7 @@ class Tokens:
     def find(self, authorization: str) -> TokenRecord:
         """The record of an `Authorization` header. Raises NotAllowed (401). Looks at every record."""
         scheme, _, token = authorization.partition(" ")
-        presented = digest(token.strip()) if scheme.lower() == "bearer" else ""
+        presented = digest(token.strip()) if scheme.lower() == "bearer" and token.strip() else ""
         found: TokenRecord | None = None
         for record in self.records():
             if hmac.compare_digest(record.sha256, presented):

@@ -95,7 +95,18 @@ def own_token(home: Path) -> str:
     file = home / "token"
     if not file.exists():
         write_private(file, new_token("operator", OPERATOR, days=None)[0] + "\n")
-    return file.read_text().strip()
+    return _read_token(file)
+
+
+def _read_token(file: Path) -> str:
+    """Raises StoreError for a file that holds none: no token at all must not be one."""
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    if not token:
+        raise StoreError(f"{file} holds no token.", hint="Remove it; llmsched up writes a new one.")
+    return token
 
 
 def secret_key_file(home: Path) -> Path:
@@ -111,7 +122,7 @@ def user_name() -> str:
 def load_records(home: Path) -> list[TokenRecord]:
     """Of the home's own token and of those made since."""
     own = home / "token"
-    records = [TokenRecord("home", digest(own.read_text().strip()), user_name(), OPERATOR)] if own.exists() else []
+    records = [TokenRecord("home", digest(_read_token(own)), user_name(), OPERATOR)] if own.exists() else []
     return records + made_records(home)
 
 
@@ -134,6 +145,8 @@ def write_private(file: Path, text: str) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(text)
+        stream.flush()
+        os.fsync(descriptor)
     draft.replace(file)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from llmsched.errors import RequestError, SpecError, StoreError
 from llmsched.spec import http_models
+from llmsched.store import keyfile
 from llmsched.store.journal import Batch, Store
 from llmsched.store.tables import SecretRow
 
@@ -112,7 +112,7 @@ class Vault:
 
     def _key(self) -> bytes:
         """Made when there is none."""
-        return _read_key(self._file) or self._new_key()
+        return keyfile.read(self._file, "secret_key") or self._new_key()
 
     def _new_key(self) -> bytes:
         """Never in place of one that others were sealed with. Whole and private from its first moment."""
@@ -122,23 +122,12 @@ class Vault:
                 code="secret_key",
                 hint="Put it back. To begin anew, remove every secret first: llmsched secret rm NAME",
             )
-        key = secrets.token_bytes(32)
-        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                stream.write(key.hex() + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(self._file)
-        except OSError as error:
-            raise StoreError(f"cannot write {self._file}: {error.strerror}.", code="secret_key") from None
-        return key
+        return keyfile.make(self._file, "secret_key")
 
 
 def opened(row: SecretRow, key_file: Path) -> str:
     """The value of a sealed row. Raises StoreError when the key is gone or another one."""
-    key = _read_key(key_file)
+    key = keyfile.read(key_file, "secret_key")
     if key is None:
         raise StoreError(
             f"the key of the secrets is gone: {key_file} does not exist.",
@@ -155,23 +144,6 @@ def opened(row: SecretRow, key_file: Path) -> str:
             code="secret_key",
             hint=f"Put the key back that it was set with, or set it again: llmsched secret set {row.name}",
         ) from None
-
-
-def _read_key(file: Path) -> bytes | None:
-    """None when there is none yet."""
-    try:
-        text = file.read_text().strip()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}.", code="secret_key") from None
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise StoreError(f"{file} holds no key of 64 hex digits.", code="secret_key", hint="Put the right file there.")
-    return key
 
 
 def missing(names: Iterable[str]) -> RequestError:

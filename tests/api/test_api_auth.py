@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from fastapi.routing import APIRoute
 from live import Live
 
 from llmsched.api import app, auth, home
-from llmsched.errors import NotAllowed
+from llmsched.errors import NotAllowed, StoreError
 from llmsched.spec.endpoint_keys import key_of
 
 ROUTES = [
@@ -156,3 +157,12 @@ def test_an_endpoint_is_shown_a_key_that_is_worth_nothing_at_the_api() -> None:
     assert record.sha256 not in key and token.rpartition("_")[2] not in key
     with pytest.raises(NotAllowed):
         tokens.find(f"Bearer {key}")
+
+
+@pytest.mark.parametrize("written", [b"", b"\n", b"\xff\xfe"])
+def test_a_home_whose_token_was_lost_has_no_token_and_lets_nobody_in(tmp_path: Path, written: bytes) -> None:
+    """A power cut left the file empty: whoever showed no token was the operator."""
+    (tmp_path / "token").write_bytes(written)
+    for ask_for_it in (home.own_token, home.load_records):
+        with pytest.raises(StoreError, match="holds no token"):
+            ask_for_it(tmp_path)

@@ -243,6 +243,8 @@ def test_a_key_that_is_another_one_shows_no_value(folder: Path) -> None:
     key = folder / "secret-key"
     key.write_text("0" * 64)
     assert broken(folder) == ["secrets"]
+    key.write_bytes(b"\xff\x00")
+    assert "holds no key" in checked(folder)["secrets"].detail
     key.unlink()
     assert "is gone" in checked(folder)["secrets"].detail
     assert "canary-31" not in CliRunner().invoke(cli, ["fsck"]).output
