@@ -213,7 +213,7 @@ class Guard:
         except NotAllowed:
             self._rate.take(f"from {(scope.get('client') or ('',))[0]}")
             raise
-        self._rate.take(found.id)
+        self._rate.take(found.id, _length_of(scope, headers))
         scope["llmsched.token"] = found
         scope.get(ADMIT, lambda: None)()
         client = headers.get(versions.HEADER.encode(), versions.own())
@@ -238,6 +238,15 @@ class Guard:
             if length.isdecimal() and int(length) > limit:
                 raise too_large(limit)
         return limit
+
+
+def _length_of(scope: Any, headers: dict[bytes, str]) -> int:
+    """Of a body; one that does not say it counts as the longest. Uploads have bounds of their own."""
+    if any(map(scope["path"].startswith, UPLOADS)):
+        return 0
+    length = headers.get(b"content-length", "")
+    unsaid = BODY_LIMIT if b"transfer-encoding" in headers else 0
+    return min(int(length), BODY_LIMIT) if length.isdecimal() else unsaid
 
 
 def _host_of(header: str) -> str:

@@ -17,6 +17,7 @@ KNOWN_AT_MOST = 4096  # buckets; the one unused for longest goes, and is full wh
 OPEN_AT_MOST = 256  # of one token at the same time: streams of events and logs, too
 OPEN_IN_ALL = 900  # of all tokens
 TRY_AGAIN_S = 1.0
+BODY_OF_ONE = 16 << 10  # bytes: what is written down of a longer body counts as so many requests
 
 Limits = tuple[float, int]  # (requests a second, burst)
 
@@ -31,13 +32,14 @@ class Rate:
         self._open: dict[str, int] = {}
         self._open_in_all = 0
 
-    def take(self, who: str) -> None:
+    def take(self, who: str, body_bytes: int = 0) -> None:
         """Count a request of `who`. Raises RequestError (429, with the time until the next one) for one too many."""
         per_s, burst = self._limits()
+        weight = min(max(1.0, body_bytes / BODY_OF_ONE), float(burst))
         now = self._clock()
         level, at = self._buckets.pop(who, (float(burst), now))
         level = min(float(burst), level + (now - at) * per_s)
-        left = level - 1.0
+        left = level - weight
         self._buckets[who] = (left if left >= 0.0 else level, now)
         while len(self._buckets) > KNOWN_AT_MOST:
             self._buckets.popitem(last=False)

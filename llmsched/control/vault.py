@@ -26,6 +26,7 @@ from llmsched.store.tables import SecretRow
 SHARED = ""  # the owner of what everyone may use
 SHORTEST = 4  # characters: a shorter value cannot be kept out of logs without tearing them apart
 LONGEST = 65_536
+OF_ONE = 200  # names of one owner, those that were removed too
 _NONCE_BYTES = 12
 _VERSION = "1:"
 
@@ -71,6 +72,14 @@ class Vault:
                 f"a secret has {SHORTEST} to {LONGEST} characters and no NUL.",
                 code="secret_value",
                 hint="A shorter one could not be kept out of the logs.",
+            )
+        is_new = self._store.row(SecretRow, owner, name) is None
+        if is_new and len(self._store.rows(SecretRow, owner)) >= OF_ONE:
+            raise RequestError(
+                f"{OF_ONE} names of secrets were used, which is the limit.",
+                code="too_many",
+                hint="Set one that is there again, under its name, or that was removed.",
+                http_status=429,
             )
         row = SecretRow(owner, name, self._seal(owner, name, value), by, self._now())
         await self._write(row)

@@ -211,6 +211,10 @@ CATALOG: dict[str, Entry] = {
         "{who} would be its owner's gang number {count}; a user may have {limit} in work that has not ended",
         "Wait, cancel some, or have limits.max_gangs_per_user raised.",
     ),
+    "too_many.bytes": Entry(
+        "with {who} the specs of its owner's work that has not ended would have {count} bytes; a user may have {limit}",
+        "Wait, cancel some, keep data out of specs, or have limits.max_spec_bytes_per_user raised.",
+    ),
     "queue_full": Entry(
         'queue "{queue}" has {limit} gangs waiting, which is its limit', "Wait, or raise limits.max_pending_per_queue."
     ),

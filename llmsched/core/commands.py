@@ -25,7 +25,7 @@ from llmsched.core.message import (
     say,
     workload,
 )
-from llmsched.core.open_work import gangs_of
+from llmsched.core.open_work import open_of
 from llmsched.core.possible import why_never
 from llmsched.core.records import allowed_sizes
 from llmsched.core.resources import MILLI
@@ -250,9 +250,12 @@ def _bounds(state: State, spec: Workload) -> Refusal | None:
     if spec.kind == "serve" and spec.max_replicas > limits.max_replicas:
         message = say("too_many.replicas", who=who, count=spec.max_replicas, limit=limits.max_replicas)
         return Refusal("too_many", message)
-    count = state.open_work.of_user(spec.user, but=spec.id) + gangs_of(spec)
-    if count > limits.max_gangs_per_user:
-        message = say("too_many.gangs", who=who, count=count, limit=limits.max_gangs_per_user)
+    then = state.open_work.of_user(spec.user, but=spec.id).plus(open_of(spec))
+    if then.gangs > limits.max_gangs_per_user:
+        message = say("too_many.gangs", who=who, count=then.gangs, limit=limits.max_gangs_per_user)
+        return Refusal("too_many", message)
+    if then.spec_bytes > limits.max_spec_bytes_per_user:
+        message = say("too_many.bytes", who=who, count=then.spec_bytes, limit=limits.max_spec_bytes_per_user)
         return Refusal("too_many", message)
     return None
 

@@ -154,6 +154,7 @@ class Configuration:
     max_workers: int = 4_096  # of one gang
     max_replicas: int = 1_000  # of one workload
     max_gangs_per_user: int = 5_000  # in workloads that have not ended: less than a queue holds
+    max_spec_bytes_per_user: int = 64 << 20  # of those workloads: the controller keeps them in memory
     requests_per_s: float = 50.0  # of one token, by the API
     requests_burst: int = 200
     excess: str = "end"  # warn | end: what an attempt takes beyond its gang, told at once, ended after

@@ -186,6 +186,7 @@ class Limits(Section):
     max_workers: int = Field(default=_CORE.max_workers, ge=1, le=100_000)
     max_replicas: int = Field(default=_CORE.max_replicas, ge=1, le=100_000)
     max_gangs_per_user: int = Field(default=_CORE.max_gangs_per_user, ge=1, le=1_000_000)
+    max_spec_bytes_per_user: int = Field(default=_CORE.max_spec_bytes_per_user, ge=1 << 20, le=1 << 40)
     requests_per_s: float = Field(default=_CORE.requests_per_s, ge=1, le=100_000)
     requests_burst: int = Field(default=_CORE.requests_burst, ge=1, le=1_000_000)
     excess: Literal["warn", "end"] = "end"

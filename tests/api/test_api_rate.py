@@ -47,6 +47,31 @@ def test_a_burst_then_so_many_a_second_and_nobody_pays_for_another() -> None:
     assert asked(bucket, "ann", 300) == 200
 
 
+def test_a_long_body_counts_as_many_short_ones_and_the_longest_is_taken_once_in_a_while() -> None:
+    """What a body says is written down, for ever: 50 of a mebibyte a second fill any disk."""
+    bucket, clock = buckets(per_s=50.0, burst=200)
+    for _ in range(3):
+        bucket.take("ann", 1 << 20)
+    with pytest.raises(RequestError):
+        bucket.take("ann", 1 << 20)
+    assert asked(bucket, "ann", 100) == 200 - 3 * 64
+    small, clock = buckets(per_s=1.0, burst=2)
+    small.take("ann", 1 << 20)
+    clock.now += 2.0
+    small.take("ann", 1 << 20)
+
+
+@pytest.mark.parametrize(("path", "counts"), [("/api/v1/apply", 64), ("/api/v1/workdirs/" + "a" * 64, 1)])
+def test_what_a_body_counts_is_told_by_its_length(controller: Live, path: str, counts: int) -> None:
+    taken: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rate.Rate, "take", lambda self, who, body_bytes=0: taken.append(body_bytes / rate.BODY_OF_ONE))
+        headers = {"authorization": f"Bearer {controller.token}", "content-type": "application/json"}
+        for body in (b"x" * (1 << 20), iter([b"x"])):  # the second does not say its length
+            httpx.request("PUT" if counts == 1 else "POST", controller.url + path, content=body, headers=headers)
+    assert [max(1, count) for count in taken] == [counts, counts]
+
+
 def test_who_is_refused_is_told_how_long_and_does_not_wait_longer_for_asking() -> None:
     bucket, clock = buckets(per_s=2.0, burst=1)
     bucket.take("ann")

@@ -137,3 +137,16 @@ def test_an_operator_who_changes_anothers_work_uses_that_ones_secrets(tmp_path):
                 await controller.submit([task("hush", secrets=["HF_TOKEN"])], user=BOB, role="operator")
 
     asyncio.run(story())
+
+
+def test_a_user_has_so_many_names_of_secrets_and_those_there_are_can_be_set_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmsched.control.vault.OF_ONE", 2)
+    vault = Vault(opened(), tmp_path / "key", lambda: 7.0)
+    for name in ("A", "B"):
+        put(vault, ANN, name, "canary-1")
+    asyncio.run(vault.remove(ANN, "B", by="someone"))
+    with pytest.raises(RequestError, match="2 names of secrets were used"):
+        put(vault, ANN, "C", "canary-2")
+    put(vault, ANN, "A", "canary-3")
+    put(vault, ANN, "B", "canary-3")
+    put(vault, BOB, "C", "canary-4")
