@@ -1,14 +1,15 @@
 """Random worlds: a cluster, its queues and an hour of work, users and accidents, made from one number each.
 
-    python tests/core/worlds.py 10000 [--first 0] [--show 17]
+    python tests/core/worlds.py 10000 [--first 0] [--jobs 2] [--show 17]
 
-plays that many and prints how long it took. After every pass these promises are checked:
+plays that many, in so many processes, and prints how long it took. After every pass these promises are checked:
 
     ledgers    the invariants of llmsched.core.invariants hold
     purity     deciding leaves the state as it was, and the journal folded again decides the same
     priority   nobody starts before somebody of its queue who asks for the same, and has the better right
     reasons    whoever waits knows why
-    loops      once nothing happens from outside any more, nobody is evicted again and again
+    loops      once nothing happens from outside any more, nobody is evicted or resized again and again
+    silence    between two moments that a plan has named, and without news, there is nothing to decide
     vain       nobody was evicted for somebody who then did not get the place
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 """
@@ -22,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,10 @@ from llmsched.core.workload import Group, Option, Retry, Topology, Workload  # n
 from llmsched.policies.registry import load  # noqa: E402
 
 EVICTIONS = 8  # of one gang after the last event from outside
+RESIZES = 40  # the same
 EVICTIONS_BY_RANK = 60  # rotation is what was asked for, at most once a quantum
-FOLDS = 11  # every so many passes the journal is folded again
+FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
+AT_ONCE = 25  # worlds that a process takes
 CALM_S = 100.0  # after the last event from outside every node is back
 PASSES = 4000  # with a decision, in one world
 LATEST_S = 400_000.0
@@ -237,6 +241,7 @@ class Play:
         self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
         self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
         self.evicted: Counter[str] = Counter()
+        self.resized: Counter[str] = Counter()
         self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
         self.configure(world.configuration)
 
@@ -262,6 +267,7 @@ class Play:
                 _, serial, what = heapq.heappop(self.agenda)
                 said += self.happens(serial, what)
             self.one_pass(said or [facts.Tick(self.now)])
+            self.hold_the_silence()
             rests = self.is_calm and not self.state.holding and all(what is None for _, _, what in self.agenda)
             quiet = quiet + 1 if rests else 0
         self.at_the_end()
@@ -355,8 +361,10 @@ class Play:
             self.apply(decision)
             self.carries_out(decision)
         self.hold_the_ledgers(plan.decisions)
+        told = plan.reasons if self.looks % self.folds == 0 else None  # as people get it: that costs more
         for gang in self.state.gangs.values():
-            tells = gang.status is not Status.QUEUED or gang.nomination is not None or gang.id in plan.reasons
+            tells = gang.status is not Status.QUEUED or gang.nomination is not None
+            tells = tells or (gang.reason is not None if told is None else gang.id in told)
             if not tells and not plan.is_cut:
                 raise BrokenPromise(f"reasons: {gang.id} waits at {self.now} and does not know why")
         self.passes += bool(plan.decisions)
@@ -368,9 +376,12 @@ class Play:
             self.later(max(plan.wake_at, self.now), None)
 
     def decided(self) -> Plan:
-        """What the state decides; a fresh one, of a snapshot or (slower) of the journal, decides the same."""
+        """What the state decides; at every second pass a fresh one, of a snapshot or (slower) of the journal, decides
+        the same."""
         self.looks += 1
         folds = self.looks % self.folds == 0
+        if not folds and (self.looks + self.world.seed) % 2:
+            return decide(self.state, self.policies)
         again = State() if folds else thaw(freeze(self.state))
         if folds:
             for entry in self.journal:
@@ -396,6 +407,9 @@ class Play:
         elif isinstance(decision, decisions.Resize):
             size = size_of(self.state.gangs[decision.gang].spec, decision.placement)
             self.later(soon, facts.Resized(0.0, decision.gang, decision.attempt, size))
+            self.resized[decision.gang] += self.is_calm
+            if self.resized[decision.gang] > RESIZES:
+                raise BrokenPromise(f"loops: {decision.gang} was resized {RESIZES} times: {decision}")
         elif isinstance(decision, (decisions.Preempt, decisions.Stop)):
             self.stops(self.state.gangs[decision.gang])
             self.later(min(soon, self.now + decision.grace_s), facts.Released(0.0, decision.gang, decision.attempt))
@@ -419,6 +433,16 @@ class Play:
             raise BrokenPromise(f"loops: {decision.gang} was evicted {self.evicted[decision.gang]} times: {decision}")
         if decision.beneficiary and self.now > 2 * CALM_S + self.world.events[-1][0]:
             self.owed[decision.beneficiary] = decision.gang
+
+    def hold_the_silence(self) -> None:
+        until = self.agenda[0][0] if self.agenda else self.now
+        if self.looks % self.folds != self.folds // 2 or until - self.now < 2.0:
+            return
+        again = thaw(freeze(self.state))
+        again.apply(facts.Tick(self.now + (until - self.now) * 0.6))
+        found = decide(again, self.policies).decisions
+        if found:
+            raise BrokenPromise(f"silence: at {again.now}, before {until}, there is something to decide: {found}")
 
     def hold_the_priorities(self, plan: Plan) -> None:
         scheduling = self.configuration.scheduling
@@ -475,24 +499,38 @@ def play(seed: int, told: bool = False) -> None:
     Play(Maker(seed).world(), told).run()
 
 
+def broken(first: int, count: int) -> list[str]:
+    """What went wrong in so many worlds."""
+    found = []
+    for seed in range(first, first + count):
+        try:
+            play(seed)
+        except Exception as error:
+            found.append(f"{seed}: {type(error).__name__}: {str(error)[:400]}")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", type=int, nargs="?", default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--show", type=int, help="play this one and print its journal")
     given = parser.parse_args()
     if given.show is not None:
         play(given.show, told=True)
         return 0
-    began, broken = time.monotonic(), 0
-    for seed in range(given.first, given.first + given.worlds):
-        try:
-            play(seed)
-        except Exception as error:
-            broken += 1
-            print(f"{seed}: {type(error).__name__}: {str(error)[:400]}", flush=True)
-    print(f"{given.worlds} worlds from {given.first} on, {broken} broken, {time.monotonic() - began:.0f} s")
-    return 1 if broken else 0
+    began, wrong, last = time.monotonic(), 0, given.first + given.worlds
+    firsts = range(given.first, last, AT_ONCE)
+    with ProcessPoolExecutor(given.jobs) as pool:
+        for number, found in enumerate(pool.map(broken, firsts, (min(AT_ONCE, last - first) for first in firsts)), 1):
+            wrong += len(found)
+            for line in found:
+                print(line, flush=True)
+            if number % 20 == 0:
+                print(f"... {number * AT_ONCE} worlds, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{given.worlds} worlds from {given.first} on, {wrong} broken, {time.monotonic() - began:.0f} s")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
