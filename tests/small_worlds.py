@@ -2,7 +2,7 @@
 
 Live is the controller on the fake executor (tests/control/test_control_like_simulator.py) or on real Ray
 (tests/sim/on_ray.py). Work that leaves goes on from where it was, as its checkpoint would have it; both sides pay the
-same seconds to start and to leave.
+same seconds to start and to leave: the fake executor is told them, of real Ray they are measured, job by job.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from math import inf
 
 from llmsched.sim import fleet, simulator
 from llmsched.sim.recorder import Recorder
+from llmsched.sim.runtimes import Estimates
 from llmsched.sim.simulator import with_queues
 from llmsched.sim.traces import table
 from llmsched.sim.traces.job import Job
@@ -19,6 +20,7 @@ from llmsched.spec import cluster as cluster_file
 from llmsched.spec.compile import compile_configuration
 
 HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
+WITHIN = 0.1  # of a completion time may both sides differ
 ONE = "queues: [{name: default}]"
 TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
 
@@ -51,15 +53,34 @@ class Told:
     evictions: int
 
 
-def simulated(world: World, start_s: float, leave_s: float) -> Told:
+def simulated(world: World, start_s: float, leave_s: float, jobs: list[Job] | None = None) -> Told:
+    """`jobs`: as they were measured, in the place of the world's own; what is told of their run times is their
+    `estimated_s` then."""
     recorder = Recorder()
+    estimates = Estimates("exact" if jobs is None else "column")
+    jobs = jobs_of(world) if jobs is None else jobs
     options = simulator.Options(
         fleet.parse(world.nodes),
-        with_queues(compile_configuration(rules(world), 1), jobs_of(world)),
+        with_queues(compile_configuration(rules(world), 1), jobs),
+        estimates,
         restart_cost_s=start_s,
         leave_s=leave_s,
     )
-    found = simulator.simulate(jobs_of(world), options, recorder)
+    found = simulator.simulate(jobs, options, recorder)
     starts = sorted((stay.start, stay.gang.partition("/")[0]) for stay in recorder.stays)
     jct = {one.job.id: (one.finished_s or inf) - one.job.submit_s for one in found.outcomes}
     return Told([(name, start) for start, name in starts], jct, found.preemptions)
+
+
+def differences(live: Told, told: Told, rounding_s: float = 0.0) -> list[str]:
+    """What is not the same; empty where all is. `rounding_s`: of no matter in a completion time."""
+    found = []
+    orders = [" ".join(name for name, _ in side.starts) for side in (live, told)]
+    if orders[0] != orders[1]:
+        found.append(f"started {orders[0]}, expected {orders[1]}")
+    if live.evictions != told.evictions:
+        found.append(f"{live.evictions} evictions, expected {told.evictions}")
+    for name, jct in told.jct.items():
+        if abs(live.jct[name] - jct) > WITHIN * jct + rounding_s:
+            found.append(f"{name} took {live.jct[name]:.1f} s, expected {jct:.1f}")
+    return found

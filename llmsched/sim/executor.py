@@ -23,8 +23,9 @@ CHECKPOINT_S = 600.0  # a lost attempt goes on from its last multiple of this
 
 
 class SimExecutor:
-    """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `leave_s`: how long work that is told to
-    leave takes to do so, where its grace is not shorter; it makes no progress meanwhile. `nodes` are all known ones."""
+    """`events` holds (time, number, fact, epoch of the gang's attempt or -1). `restart_cost_s`: what a start takes;
+    `leave_s`: how long work that is told to leave takes to do so, where its grace is not shorter; it makes no progress
+    meanwhile. Both of jobs that have no figure of their own. `nodes` are all known ones."""
 
     def __init__(
         self, runtimes: dict[str, Runtime], nodes: Mapping[str, Node], restart_cost_s: float, leave_s: float
@@ -78,9 +79,17 @@ class SimExecutor:
     def _void(self, gang: str) -> None:
         self._epoch[gang] = self._epoch.get(gang, 0) + 1
 
+    def start_s(self, gang: str) -> float:
+        own = self.runtimes[gang].job.start_s
+        return self.restart_cost_s if own is None else own
+
+    def _leaves_in(self, gang: str) -> float:
+        own = self.runtimes[gang].job.leave_s
+        return self.leave_s if own is None else own
+
     def _launch(self, decision: decisions.Launch, now: float) -> None:
         self._void(decision.gang)
-        bound = now + self.restart_cost_s
+        bound = now + self.start_s(decision.gang)
         self._run(decision, now, bound)
         self.at(bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
 
@@ -95,17 +104,17 @@ class SimExecutor:
     def _resize(self, decision: decisions.Resize, now: float) -> None:
         gang = decision.gang
         self._void(gang)
-        left_at = now + self.leave_s
-        self._run(decision, now, left_at + self.restart_cost_s)
+        left_at, start_s = now + self._leaves_in(gang), self.start_s(gang)
+        self._run(decision, now, left_at + start_s)
         self.at(left_at, facts.Resized(left_at, gang, decision.attempt, len(decision.placement)), gang)
         runtime = self.runtimes[gang]
-        if self.restart_cost_s and runtime.told_factor is not None:  # a restart is known to take its time
-            left = runtime.left * runtime.whole_s() * runtime.told_factor + self.restart_cost_s
+        if start_s and runtime.told_factor is not None:  # a restart is known to take its time
+            left = runtime.left * runtime.whole_s() * runtime.told_factor + start_s
             self.at(left_at, facts.Estimated(left_at, gang, left), gang)
 
     def _vacate(self, decision: decisions.Preempt | decisions.Drain | decisions.Stop, now: float) -> None:
         self._void(decision.gang)
-        left_at = now + min(self.leave_s, decision.grace_s)
+        left_at = now + min(self._leaves_in(decision.gang), decision.grace_s)
         self.runtimes[decision.gang].leave(now, left_at)
         self.at(left_at, facts.Released(left_at, decision.gang, decision.attempt), decision.gang)
 

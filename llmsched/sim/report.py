@@ -76,7 +76,7 @@ def figures(run: Run) -> dict[str, Any]:
         "gpus": gpus,
         "policies": options.configuration.policies._asdict(),
         "told": told,
-        "paid": f"{options.restart_cost_s:g} s at every start and change of size, {options.leave_s:g} s to leave",
+        "paid": _paid(run),
         "preemptive": options.configuration.scheduling.preemption.within_queue != "never",
         "quantum_s": options.configuration.scheduling.quantum_s,
         "backfill": options.configuration.scheduling.backfill,
@@ -85,6 +85,13 @@ def figures(run: Run) -> dict[str, Any]:
         "unfinished": [{"job": o.job.id, "why": o.why} for o in run.outcomes if o.finished_s is None][:20],
         "digest": run.digest,
     }
+
+
+def _paid(run: Run) -> str:
+    options = run.options
+    said = f"{options.restart_cost_s:g} s at every start and change of size, {options.leave_s:g} s to leave"
+    own = sum(each.job.start_s is not None or each.job.leave_s is not None for each in run.outcomes)
+    return f"{said}; {own:,} jobs have figures of their own in the trace" if own else said
 
 
 def _queues(run: Run) -> dict[str, dict[str, float | int | None]]:

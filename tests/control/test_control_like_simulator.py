@@ -10,7 +10,7 @@ from math import inf
 
 import pytest
 from control_harness import ManualClock, Script, controlling, train
-from small_worlds import ONE, TWO, Told, World, jobs_of, rules, simulated
+from small_worlds import ONE, TWO, Told, World, differences, jobs_of, rules, simulated
 
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.facts import Bound, Finished, Released
@@ -135,6 +135,5 @@ def kinds_of(nodes: str) -> list[tuple[float, str | None]]:
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_the_simulator_starts_the_same_work_in_the_same_order_and_ends_it_when_the_live_loop_does(world: World) -> None:
     expected, live = simulated(world, START_S, LEAVE_S), asyncio.run(lived(world))
-    assert [name for name, _ in live.starts] == [name for name, _ in expected.starts]
-    assert live.jct == pytest.approx(expected.jct, rel=0.1)
-    assert live.evictions == expected.evictions >= world.evictions
+    assert differences(live, expected) == []
+    assert live.evictions >= world.evictions

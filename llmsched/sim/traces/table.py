@@ -82,7 +82,7 @@ def write(jobs: list[Job], path: Path) -> None:
         {(flavor, size) for job in jobs for flavor, known in job.by_flavor for size, _ in known},
     )
     first = ("job_id", "submit_s", "num_gpus")
-    more = ("queue", "user", "priority", "flavor", "estimated_s", "model", "steps")
+    more = ("queue", "user", "priority", "flavor", "estimated_s", "model", "steps", "start_s", "leave_s")
     times = tuple(f"runtime_{size}_s:{flavor}" for flavor, size in curves) or ("duration_s",)
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
@@ -91,8 +91,8 @@ def write(jobs: list[Job], path: Path) -> None:
             of = {(flavor, size): seconds for flavor, known in job.by_flavor for size, seconds in known}
             took = [f"{of[key]:.10g}" if key in of else "" for key in curves] or [f"{job.duration_s:.10g}"]
             estimate = "" if job.estimated_s is None else f"{job.estimated_s:g}"
-            steps = "" if job.steps is None else f"{job.steps:.10g}"
-            about = (job.queue, job.user, job.priority, job.flavor or "", estimate, job.model, steps)
+            known = ["" if number is None else f"{number:.10g}" for number in (job.steps, job.start_s, job.leave_s)]
+            about = (job.queue, job.user, job.priority, job.flavor or "", estimate, job.model, *known)
             out.writerow((job.id, f"{job.submit_s:.10g}", job.gpus, *took, *about))
 
 
@@ -191,6 +191,8 @@ class _Row:
             steps=self._steps(),
             flavor=self.text("flavor") or None,
             estimated_s=self.number_of("estimated_s", above=True) if self.text("estimated_s") else None,
+            start_s=self.number_of("start_s") if self.text("start_s") else None,
+            leave_s=self.number_of("leave_s") if self.text("leave_s") else None,
             by_flavor=by_flavor,
             row=self.number,
         )
