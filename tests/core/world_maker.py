@@ -1,0 +1,184 @@
+"""A cluster, its queues and an hour of work, users and accidents, made from one number: what worlds.py plays."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmsched.core.configuration import (
+    Cohort,
+    Configuration,
+    PolicyNames,
+    PreemptionRules,
+    Queue,
+    Quota,
+    Reservation,
+    Scheduling,
+)
+from llmsched.core.nodes import Node
+from llmsched.core.resources import MILLI, Resources
+from llmsched.core.workload import Group, Option, Retry, Topology, Workload
+
+
+@dataclass
+class World:
+    """What is there at first, and what happens from outside, in order of time: (seconds, what, arguments)."""
+
+    seed: int
+    nodes: list[Node]
+    configuration: Configuration
+    events: list[tuple[float, str, tuple[Any, ...]]] = field(default_factory=list)
+    takes: dict[str, float] = field(default_factory=dict)  # seconds of each workload at its smallest size
+
+
+class Maker:
+    """Makes a world from a number."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.flavors = self.pick([None], [None], ["A"], ["A", "B"])
+
+    def pick(self, *choices: Any) -> Any:
+        return self.random.choice(choices)
+
+    def often(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def world(self) -> World:
+        self.nodes = [self.node(number) for number in range(self.random.randint(1, 4))]
+        self.gpus = [node.total.gpus_milli // MILLI for node in self.nodes]
+        self.queues = [f"q{number}" for number in range(self.pick(1, 2, 2, 3))]
+        made = World(self.seed, self.nodes, self.configuration(1))
+        names: list[str] = []
+        now = 0.0
+        for number in range(self.random.randint(4, 16)):
+            now += self.pick(0.0, 0.0, 0.5, 5.0, 30.0, 120.0)
+            what = self.pick(*["submit"] * 13, "cancel", "cancel", "scale", "lost", "join", "join", "drain", "foreign",
+                             "configure", "estimate", "replace")  # fmt: skip
+            node, name = self.pick(*self.nodes), self.pick(*names) if names else ""
+            if what == "submit" or not names:
+                name = f"w{number}"
+                names.append(name)
+                made.takes[name] = self.pick(5.0, 30.0, 200.0, 1000.0, 5000.0)
+                made.events.append((now, "submit", (self.workload(name, made.takes[name]),)))
+            elif what == "replace":
+                made.events.append((now, what, (self.workload(name, made.takes[name]),)))
+            elif what == "configure":
+                made.events.append((now, what, (self.configuration(number + 2),)))
+            elif what in ("cancel", "estimate", "scale"):
+                number = {"cancel": 0, "estimate": self.pick(10, 100, 1000), "scale": self.random.randint(1, 4)}[what]
+                made.events.append((now, what, (name, number)))
+            else:
+                made.events.append((now, what, (node, self.pick(0, 1))))
+        return made
+
+    def node(self, number: int) -> Node:
+        labels = (("rack", f"r{number % 2}"), ("zone", f"z{number % 3 // 2}"))
+        total = Resources(self.pick(1, 2, 4, 4, 8) * MILLI, self.pick(64_000, 64_000, 8_000), 1 << 40)
+        return Node(f"n{number}", total, self.pick(*self.flavors), labels)
+
+    def configuration(self, version: int) -> Configuration:
+        style = self.pick("none", "*", "flavor")
+        rows: list[str] = {"none": [], "*": ["*"], "flavor": [f or "*" for f in self.flavors]}[style]
+        cohorts: list[Cohort] = []
+        for depth in range(self.pick(0, 0, 1, 2, 3)):
+            own = self.quotas(rows, 3) if self.often(0.4) else ()
+            cohorts.append(Cohort(f"c{depth}", f"c{depth - 1}" if depth else None, own))
+        queues = []
+        for name in self.queues:
+            cohort = self.pick(*cohorts).name if cohorts and self.often(0.7) else None
+            quotas = self.quotas(rows, max(1, sum(self.gpus) // len(self.queues)))
+            evictable = self.pick(*["yes"] * 8, "prefer_not", "no")
+            queues.append(Queue(name, cohort, quotas, weight=self.pick(0.5, 1.0, 1.0, 2.0), evictable=evictable))
+        within = self.pick("never", "lower_priority", "lower_priority", "lower_or_newer_equal_priority", "by_rank")
+        across = self.pick("never", "lower_priority", "equal_or_lower_priority", "any", "any")
+        rules = PreemptionRules(
+            within, across, self.pick("never", "never", "lower_priority"), self.pick(None, None, 40)
+        )
+        scheduling = Scheduling(
+            order=self.pick("priority", "priority", "strict_fifo", "best_effort"),
+            fifo_scope=self.pick("per_queue", "per_flavor"),
+            backfill=self.pick("off", "off", "easy", "conservative"),
+            hold_after_s=self.pick(1800.0, 60.0),
+            quantum_s=self.pick(30.0, 120.0) if within == "by_rank" else self.pick(0.0, 0.0, 60.0),
+            preemption=rules,
+            preemption_delay_s=self.pick(0.0, 0.0, 0.0, 30.0),
+            reclaim_min_runtime_s=self.pick(0.0, 0.0, 0.0, 60.0),
+            stale_gang_grace_s=self.pick(0.0, 0.0, 30.0),
+            fair_share=self.pick(
+                None, None, None, "weighted_drf_over_borrowed", "drf_total", "guarantee_then_weight"
+            ),
+            preempt_to_fair_share=self.often(0.3),
+            fair_preempt_rule=self.pick(
+                None, None, "preemptor_final_le_victim_final", "preemptor_final_lt_victim_initial"
+            ),
+            protected_fraction=self.pick(0.0, 0.0, 0.5),
+            usage_half_life_s=self.pick(0.0, 0.0, 600.0),
+            usage_k=self.pick(0.0, 1.0),
+            usage_window_s=3600.0,
+            elastic=self.often(0.7),
+            consolidation=self.often(0.3),
+            restart_cost_s=self.pick(0.0, 30.0),
+        )  # fmt: skip
+        policies = PolicyNames(
+            ordering=self.pick("priority", "priority", "fifo", "fair_share", "finish_time_fair", "least_attained",
+                               "shortest_remaining"),
+            placement=self.pick("pack", "pack", "spread", "least_fragmentation", "topology"),
+            preemption=self.pick("cheapest", "newest_first"),
+            elasticity=self.pick("goodput", "even", "marginal_throughput"),
+        )  # fmt: skip
+        reservations: tuple[Reservation, ...] = ()
+        if self.often(0.12):
+            amount = self.random.randint(1, sum(self.gpus)) * MILLI
+            opens, lasts = self.pick(100.0, 500.0, 2000.0), self.pick(100.0, 1000.0)
+            reservations = (
+                Reservation("booked", opens, lasts, queue=self.pick(*self.queues), gpus_milli=amount),
+            )  # fmt: skip
+        return Configuration(
+            version, tuple(queues), tuple(cohorts), reservations, scheduling=scheduling, policies=policies
+        )
+
+    def quotas(self, rows: list[str], most: int) -> tuple[tuple[str, Quota], ...]:
+        limits = [None, None, None, 0, 1000, 2000, 4000]
+        return tuple(
+            (row, Quota(self.random.randint(0, most) * MILLI, self.pick(*limits), self.pick(*limits))) for row in rows
+        )
+
+    def workload(self, name: str, takes: float) -> Workload:
+        shape = self.pick("one", "one", "gang", "elastic", "fraction", "two", "big")
+        gpus, low, high = self.random.randint(1, max(self.gpus)) * MILLI, 1, 1
+        if shape == "gang":
+            gpus, low = self.pick(1, 1, 2) * MILLI, self.random.randint(2, 4)
+        elif shape == "big":
+            gpus, low = MILLI, self.random.randint(1, sum(self.gpus))
+        elif shape == "elastic":
+            gpus, low = self.pick(1, 1, 2) * MILLI, self.random.randint(1, 2)
+            high = low + self.random.randint(1, 4)
+        elif shape == "fraction":
+            gpus, low = self.pick(250, 500, 500, 750), self.pick(1, 1, 2, 3)
+        elif shape == "two":
+            gpus, low = MILLI, self.random.randint(1, 3)
+        flavors = (
+            self.flavors if self.flavors == [None] else self.pick([self.flavors[0]], self.flavors, self.flavors[::-1])
+        )
+        cpus = self.pick(0, 0, 0, 0, 1000, 4000)
+        knows = len(flavors) > 1 and self.often(0.5)
+        curves = [((low, fast), (max(low, high), fast)) if knows else () for fast in (1.0, self.pick(0.3, 3.0))]
+        options = zip(flavors, curves, strict=False)
+        groups = [Group("workers", 1, tuple(Option(flavor, Resources(gpus, cpus), fast) for flavor, fast in options))]
+        if shape == "two":
+            amount = Resources(self.pick(0, 1, 2) * MILLI, self.pick(0, 4000))
+            groups.append(
+                Group("beside", self.random.randint(1, 2), tuple(Option(flavor, amount) for flavor in flavors))
+            )
+        near = self.pick(("rack", None), (None, "rack"), ("zone", "rack"), ("node", None)) if self.often(0.2) else ()
+        return Workload(
+            name, name, "train", tuple(groups), queue=self.pick(*self.queues), priority=self.pick(10, 50, 50, 90),
+            min_size=low, max_size=max(low, high), topology=Topology(*near), preemptible=not self.often(0.15),
+            grace_s=self.pick(0.0, 10.0, 120.0), min_runtime_s=100.0 if self.often(0.1) else 0.0,
+            max_runtime_s=takes * self.pick(1.1, 2.0, 10.0) + 60.0 if self.often(0.3) else None,
+            estimated_runtime_s=takes * self.pick(0.5, 1.0, 2.0) if self.often(0.3) else None,
+            retry=Retry(max_restarts=1000, backoff_s=1.0),
+        )  # fmt: skip
