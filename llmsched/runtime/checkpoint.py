@@ -22,6 +22,7 @@ from typing import Any
 from llmsched.runtime import context, elastic, progress
 from llmsched.runtime.storage import Storage, StorageError, sha256_of
 
+MANIFEST = "manifest.json"
 _DEFAULT_KEEP = 3
 _RACES = 20
 
@@ -50,12 +51,12 @@ def save(step: int, write: Callable[[Path], None], fraction: float | None = None
     when a newer attempt has taken over, StorageError when the storage fails.
     """
     where = context.current()
-    store = _store(where)
-    key = f"{where.gang}/checkpoints/{where.attempt}-{where.epoch}/step-{step}"
+    store = store_of(where)
+    key = key_of(where, step)
     if where.rank != 0:
         return store.uri_of(key)
     _read_pointer(store, where)  # raises Stale before the work
-    if not store.exists(f"{key}/manifest.json"):
+    if not store.exists(f"{key}/{MANIFEST}"):
         files = store.put_folder(key, write)
         manifest = {
             "step": step,
@@ -66,18 +67,19 @@ def save(step: int, write: Callable[[Path], None], fraction: float | None = None
             "world_size": where.world_size,
             "at": round(time.time(), 3),
         }
-        store.write_if_absent(f"{key}/manifest.json", json.dumps(manifest, indent=1).encode())
+        store.write_if_absent(f"{key}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     _publish(store, where, key, step)
     if where.supervisor is not None:
         where.supervisor.checkpointed(step, fraction)
     return store.uri_of(key)
 
 
-def latest() -> Checkpoint | None:
+def latest(*, together: bool = True) -> Checkpoint | None:
     """The newest good checkpoint of this gang, the same on every rank; None: begin at the beginning.
 
-    Call it once, before the first step: it also takes the pointer over from earlier attempts. A damaged checkpoint is
-    passed over for the one before it, with a line on stderr and a `note` in the progress.
+    `together`: all ranks call it, and take rank 0's answer; else each looks by itself. Call it once, before the first
+    step: it also takes the pointer over from earlier attempts. A damaged checkpoint is passed over for the one before
+    it, with a line on stderr and a `note` in the progress.
     """
     where = context.current()
     if _settings(where).get("resume") in ("never", "none", False):
@@ -85,9 +87,9 @@ def latest() -> Checkpoint | None:
     found: dict[str, Any] | None = None
     if where.rank == 0:
         found = _newest_good(where)
-    elif not elastic.distributed():
+    elif not together or not elastic.distributed():
         found = _newest_good(where, claim=False)
-    found = elastic.agree(found)
+    found = elastic.agree(found) if together else found
     return Checkpoint(**found) if found else None
 
 
@@ -97,7 +99,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
     Raises StorageError when what arrived is not what was written.
     """
     where = context.current()
-    store = _store(where)
+    store = store_of(where)
     folder = store.fetch_folder(checkpoint.key, where.local_dir / "checkpoints")
     fresh_copy = where.rank != 0 and not store.hands_out_originals  # rank 0 looked in `latest`
     if fresh_copy and (trouble := _damage(folder, _manifest(store, checkpoint.key))):
@@ -106,7 +108,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
 
 
 def _newest_good(where: context.Context, *, claim: bool = True) -> dict[str, Any] | None:
-    store = _store(where)
+    store = store_of(where)
     pointer = _claim(store, where) if claim else (_read_pointer(store, where)[0])
     for entry in pointer["published"]:
         key = str(entry["key"])
@@ -128,7 +130,7 @@ def _newest_good(where: context.Context, *, claim: bool = True) -> dict[str, Any
 
 
 def _manifest(store: Storage, key: str) -> dict[str, Any]:
-    manifest = json.loads(store.read(f"{key}/manifest.json"))
+    manifest = json.loads(store.read(f"{key}/{MANIFEST}"))
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError("not a manifest")
     return manifest
@@ -185,7 +187,7 @@ def _claim(store: Storage, where: context.Context) -> dict[str, Any]:
 
 
 def _publish(store: Storage, where: context.Context, key: str, step: int) -> None:
-    keep = max(1, int(_settings(where).get("keep") or _DEFAULT_KEEP))
+    keep = keeps(where)
     dropped: list[str] = []
 
     def change(published: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -212,6 +214,16 @@ def _settings(where: context.Context) -> dict[str, Any]:
     return where.spec.get("checkpoint") or {}
 
 
-def _store(where: context.Context) -> Storage:
+def keeps(where: context.Context) -> int:
+    """How many checkpoints stay."""
+    return max(1, int(_settings(where).get("keep") or _DEFAULT_KEEP))
+
+
+def key_of(where: context.Context, step: int) -> str:
+    """Where this attempt's checkpoint of a step lies in the storage."""
+    return f"{where.gang}/checkpoints/{where.attempt}-{where.epoch}/step-{step}"
+
+
+def store_of(where: context.Context) -> Storage:
     """The spec's `checkpoint.uri` if given, else the cluster's storage."""
     return Storage.at(_settings(where).get("uri") or where.storage)

@@ -38,14 +38,26 @@ def should_stop() -> bool:
     Every rank must call it equally often. Outside llmsched: False. A loop that returns after it has heard True has
     left, not finished, whatever else it did: one that is done at that very step says so with `finished()`.
     """
-    global _told
     where = context.inside()
     if where is None:
         return False
     answer = bool(agree(_ask(where) if where.rank == 0 or not distributed() else False))
-    if answer:
-        _told = where
+    hear(answer)
     return answer
+
+
+def is_asked() -> bool:
+    """What the scheduler wants, to this rank alone: for who carries rank 0's answer to the other ranks by ways of his
+    own, and says on each of them that it was heard."""
+    where = context.inside()
+    return where is not None and _ask(where)
+
+
+def hear(answer: bool) -> None:
+    """This rank knows whether it is to leave: if its loop then returns, it has left."""
+    global _told
+    if answer:
+        _told = context.inside()
 
 
 def finished() -> None:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -78,8 +78,8 @@ def check_version(order: dict[str, Any]) -> None:
         )
 
 
-def load_entry(entry: str, what: str) -> Any:
-    """`module:function` -> the function. Raises UserError with the cause, when it is the user's."""
+def load_entry(entry: str, what: str, or_one: Callable[[Any], bool] = callable) -> Any:
+    """`module:function` -> the function, or `or_one` of another kind. Raises UserError for a mistake of the user's."""
     module_name, _, name = entry.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -88,7 +88,7 @@ def load_entry(entry: str, what: str) -> Any:
             raise UserError(f"{what} {entry}: no module {error.name!r} in the workdir or installed.") from None
         raise
     found = getattr(module, name, None)
-    if not callable(found):
+    if not callable(found) and not or_one(found):
         raise UserError(f"{what} {entry}: module {module_name!r} has no function {name!r}.")
     return found
 

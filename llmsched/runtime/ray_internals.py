@@ -1,5 +1,5 @@
-"""Every use that code inside Ray makes of what Ray does not promise to keep: Train's second version,
-and the tables of actors and placement groups with those who made them.
+"""Every use that code inside Ray makes of what Ray does not promise to keep: Train's second version, what stands behind
+`ray.train` on a worker, and the tables of actors and placement groups with those who made them.
 
 One file, so that a new Ray is one place to look at; `tests/runtime/test_ray_internals.py` fails when one of these is
 not as it was. The bridge's side has a file of the same name.
@@ -7,12 +7,16 @@ not as it was. The bridge's side has a file of the same name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import state as global_state
+from ray.air._internal import device_manager
 from ray.core.generated import gcs_pb2
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.train_fn_utils import DistributedTrainFnUtils as TrainApi
+from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils as answer_with
 from ray.train.v2._internal.util import TrainingFramework
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -21,13 +25,17 @@ __all__ = [
     "TORCH",
     "TRAIN_CONTROLLER",
     "DataParallelTrainer",
+    "TrainApi",
     "TrainingFailedError",
     "Watch",
+    "answer_with",
     "cause_of",
+    "function_of",
     "is_death",
     "is_no_capacity",
     "kill",
     "made_by",
+    "use_cpu",
 ]
 
 TORCH = TrainingFramework.TORCH
@@ -60,6 +68,17 @@ def is_death(error: BaseException) -> bool:
     """Whether what befell a worker of Ray Train is that its process is gone: told by Ray itself, not by the work."""
     ours = (ray.exceptions.RayTaskError, ray.exceptions.UserCodeException)
     return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ours)
+
+
+def function_of(trainer: DataParallelTrainer) -> Callable[[], Any]:
+    """What a trainer would run on each of its workers, with its configuration, its arguments looked at."""
+    run: Callable[[], Any] = trainer._get_train_func()
+    return run
+
+
+def use_cpu() -> None:
+    """What `ray.train.torch` takes for the device of this process, where GPUs are only pretended."""
+    device_manager._torch_device_manager = device_manager.CPUTorchDeviceManager()
 
 
 def kill(actor_id: str) -> None:

@@ -1,8 +1,8 @@
 """What one Ray Train worker does: find out who it is, catch its output, run the loop, say how it ended.
 
-The loop is ours (`workloads.finetune.loop:run`) for a base model, or the user's `module:function`. `TorchGroup` joins
-the workers through torch.distributed; torch is imported on the workers only, where the GPUs are, which also decides
-between NCCL and Gloo. Start reading at `work`.
+The loop is ours (`workloads.finetune.loop:run`) for a base model, or the user's `module:function`, which may use Ray
+Train's own API (`ray_train.py`). `TorchGroup` joins the workers through torch.distributed; torch is imported on the
+workers only, where the GPUs are, which also decides between NCCL and Gloo. Start reading at `work`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from llmsched.runtime import (
     packages,
     progress,
     pulse,
+    ray_train,
     redaction,
 )
 from llmsched.runtime.link import ActorLink
-from llmsched.runtime.ray_internals import TORCH
+from llmsched.runtime.ray_internals import TORCH, answer_with, use_cpu
 
 OUR_LOOP = "workloads.finetune.loop:run"
 _LEAVE_WITHIN_S = 5.0
@@ -117,6 +118,8 @@ def _join(address: str, port: int, rank: int, size: int) -> None:
         backend = "nccl"
     else:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        if not environment.has_accelerator():
+            use_cpu()
     dist.init_process_group(backend, store=_store(address, port, rank, size), rank=rank, world_size=size)
 
 
@@ -233,11 +236,23 @@ def _came_to_an_end(supervisor: Any, rank: int) -> None:
 
 
 def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
-    loop = environment.load_entry(train.get("loop") or OUR_LOOP, "train.loop")
-    takes_config = bool(train.get("loop")) and bool(inspect.signature(loop).parameters)
+    if not train.get("loop"):
+        loop = environment.load_entry(OUR_LOOP, "train.loop")
+        if rank == 0:
+            ray.get(supervisor.begin.remote())
+        loop()
+        return
+    api = ray_train.LoopApi()
+    answer_with(api)
+    loop = environment.load_entry(train["loop"], "train.loop", or_one=ray_train.is_trainer)
+    config = train.get("config") or {}
     if rank == 0:
         ray.get(supervisor.begin.remote())
-    if takes_config:
-        loop(train.get("config") or {})
-    else:
-        loop()
+    try:
+        if not ray_train.is_trainer(loop):
+            loop = loop(config) if inspect.signature(loop).parameters else loop()
+        if ray_train.is_trainer(loop):  # it hands over what it would have fitted
+            api.hand_over(loop, config)()
+        api.keep_result()
+    finally:
+        api.keep_metrics()
