@@ -5,13 +5,17 @@ Must not import ray or torch: a worker may need neither.
 
 from __future__ import annotations
 
+import atexit
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llmsched.runtime import command_link
 from llmsched.runtime.link import Link
 
 
@@ -31,6 +35,7 @@ class Context:
     storage: str
     inputs: dict[str, str] = field(default_factory=dict)  # run:// sources -> where their result lies
     supervisor: Link | None = None  # to the attempt's supervisor; None when nobody watches
+    is_command: bool = False  # a program that a task started, not a loop in a process of ours
 
     @property
     def folder(self) -> str:
@@ -89,15 +94,27 @@ def on_leave(act: Callable[[], None]) -> None:
 
 
 def inside() -> Context | None:
-    """The current context, or None outside llmsched."""
-    return _current
+    """The current context, or None outside llmsched. A program that a task started has one, too: its worker's word."""
+    return _current if _current is not None else _of_command()
+
+
+@cache
+def _of_command() -> Context | None:
+    if command_link.NAME not in os.environ:
+        return None
+    fields = command_link.fields_of_command()
+    if fields is None:
+        return None
+    atexit.register(lambda: [act() for act in _on_leave])  # what a loop does when it leaves its context
+    return Context(**fields, is_command=True)
 
 
 def current() -> Context:
     """The current context. Raises NoContext when llmsched did not start this code."""
-    if _current is None:
+    where = inside()
+    if where is None:
         raise NoContext(
             "not inside a llmsched workload: this needs a context. To run a loop by hand, wrap it in "
             "`with llmsched.runtime.enter(llmsched.runtime.Context.alone('some-folder')):`"
         )
-    return _current
+    return where

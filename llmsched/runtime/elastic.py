@@ -7,12 +7,15 @@ it; nothing here imports torch unless the loop has.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from llmsched.runtime import context
 
+DONE_FILE = "LLMSCHED_DONE"  # names the file that a command makes when it is done although it was told to leave
 _EVERY_S = 0.5
 
 
@@ -60,10 +63,21 @@ def hear(answer: bool) -> None:
         _told = context.inside()
 
 
+def leave(step: int | None = None) -> NoReturn:
+    """Go, on every rank, after a checkpoint is saved: raises Stopped in a loop, and ends the program of a task."""
+    hear(True)
+    where = context.inside()
+    if where is not None and where.is_command:
+        raise SystemExit(0)
+    raise Stopped(step)
+
+
 def finished() -> None:
-    """Say, on every rank, that the work is done although it was asked to leave: the loop is about to return."""
+    """Say, on every rank, that the work is done although it was asked to leave: it is about to return or to end."""
     global _finished
     _finished = context.inside()
+    if _finished is not None and _finished.is_command and (mark := os.environ.get(DONE_FILE)):
+        Path(mark).touch()
 
 
 def has_left() -> bool:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import ray
 
 from llmsched.runtime import containment, environment, packages, private_ray, pulse
+from llmsched.runtime.elastic import DONE_FILE
 from llmsched.runtime.health import Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
-from llmsched.runtime.task import DONE_FILE, Ending, TaskWorker
+from llmsched.runtime.task import Ending, TaskWorker
 
 
 class Joined(NamedTuple):

@@ -18,14 +18,22 @@ from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import containment, environment, execute, failures, packages, pulse, redaction
+from llmsched.runtime import (
+    command_link,
+    containment,
+    elastic,
+    environment,
+    execute,
+    failures,
+    packages,
+    pulse,
+    redaction,
+)
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.health import Pulse
 from llmsched.runtime.processes import Exit, Processes
 from llmsched.runtime.rendezvous import HeldPort, Rendezvous
 from llmsched.spec import launchers
-
-DONE_FILE = "LLMSCHED_DONE"  # names the file that a command makes when it is done although it was told to leave
 
 
 class Ending(NamedTuple):
@@ -105,14 +113,38 @@ class TaskWorker:
             command = launchers.without_gpus(command)
             each = [{"ACCELERATE_USE_CPU": "true", **one} for one in each]  # or each would train a copy
         threading.Thread(target=self._beat, args=(meeting,), daemon=True, name="pulse").start()
-        code, place = self._run(command, [self._envs({**envs, **one, DONE_FILE: str(done)}) for one in each])
+        desk = command_link.Desk(self._answers())
+        envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
+        code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
         self._contain()
+        desk.close()
         self._log.close()
         if self._over_memory:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
         who = f"rank {each[place].get('RANK', self._rank)}"
         ending = self._ending(f"{who}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
+
+    def _answers(self) -> command_link.Answers:
+        """To the command, which may use `llmsched.runtime` as a loop does."""
+        return command_link.Answers(
+            self._who,
+            lambda values: self._supervisor().report.remote(values),
+            lambda step, fraction: self._supervisor().checkpointed.remote(step, fraction),
+            self._stopping.is_set,
+        )
+
+    def _who(self) -> dict[str, Any]:
+        order = self._order
+        return {
+            "name": order["spec"].get("name", order["workload"]),
+            **{name: order[name] for name in ("workload", "gang", "attempt", "epoch", "spec", "storage", "inputs")},
+            "rank": self._rank,
+            "world_size": len(order["members"]),
+        }
+
+    def _supervisor(self) -> Any:
+        return ray.get_actor(f"llms/{self._order['gang']}/{self._order['attempt']}", namespace=NAMESPACE)
 
     def _beat(self, meeting: Rendezvous | None) -> None:
         """Signs of life to the supervisor: whether a signal has stopped the command, and whether it met the others."""
@@ -152,8 +184,7 @@ class TaskWorker:
         if word.is_over:
             self._over_memory = str(word)
         else:
-            supervisor = ray.get_actor(f"llms/{self._order['gang']}/{self._order['attempt']}", namespace=NAMESPACE)
-            supervisor.report.remote({"memory": str(word)})
+            self._supervisor().report.remote({"memory": str(word)})
 
     def clean(self) -> None:
         """Remove the node's working folder."""
