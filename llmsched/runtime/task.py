@@ -21,6 +21,7 @@ import ray
 from llmsched.runtime import (
     command_link,
     containment,
+    context,
     elastic,
     environment,
     execute,
@@ -31,6 +32,7 @@ from llmsched.runtime import (
 )
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.health import Pulse
+from llmsched.runtime.outputs import Outputs
 from llmsched.runtime.processes import Exit, Processes
 from llmsched.runtime.rendezvous import HeldPort, Rendezvous
 from llmsched.spec import launchers
@@ -60,6 +62,7 @@ class TaskWorker:
         self._stopping = threading.Event()
         self._folder = Path()
         self._packages: packages.Packages | None = None
+        self._outputs: Outputs | None = None
         self._guard: containment.Guard | None = None
         self._over_memory = ""
         self._log = environment.LogFile(
@@ -90,9 +93,24 @@ class TaskWorker:
         except packages.Unreachable as error:
             return Ending(str(error))
         setup = self._section.get("setup") or []
-        if not setup:
-            return Ending()
-        return self._ending(f"setup {setup[0]!r}", self._run(setup, [self._envs({})]).code)
+        ending = self._ending(f"setup {setup[0]!r}", self._run(setup, [self._envs({})]).code) if setup else Ending()
+        if not ending.message:
+            self._outputs = Outputs(self._order, self._folder)
+        return ending
+
+    def keep(self, part: int) -> None:
+        """Store what the command wrote in this node's working folder."""
+        if self._outputs is not None and (why := self._outputs.keep(part)):
+            self._say(f"[llmsched] {why}\n")
+
+    def publish(self, parts: int, is_result: bool) -> None:
+        """Of all nodes' folders, once they are stored; on worker 0's."""
+        if self._outputs is None:
+            return
+        if is_result:
+            self._outputs.become_the_result(context.Context(**self._who(), local_dir=self._folder), parts)
+        else:
+            self._outputs.publish(parts)
 
     def hold_port(self) -> int:
         """Where the ranks are to meet; held from now on, so that no other program gets it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from llmsched import sanitize
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.rendezvous import Rendezvous
 from llmsched.runtime.task import Ending, TaskWorker
@@ -44,11 +45,15 @@ class TaskAttempt:
             known = {**place["envs"], **envs, **meeting.processes_of(rank)[0]}
             life.ranks.works_in(rank, place["node"], place["folder"], known, place["pid"])
             runs.append(worker.run.remote(envs, meeting))
+        first = list(reversed(heads.values()))  # of each node, worker 0 before all others
+        has_succeeded = False
         try:
             self._check(self._answers(runs, list(range(len(runs))), is_work=True), has_begun=True)
+            has_succeeded = True
         finally:
+            self._keep_outputs(first, has_succeeded)
             with suppress(Exception):
-                ray.get([worker.clean.remote() for worker in heads.values()], timeout=5)
+                ray.get([worker.clean.remote() for worker in first], timeout=5)
 
     def ask_to_leave(self, grace_s: float) -> None:
         self._stops = [worker.stop.remote(grace_s) for worker in self._workers]
@@ -113,6 +118,14 @@ class TaskAttempt:
         except ray.exceptions.RayError as error:
             raise Outcome("failed", *self._life.of_death(0, error)) from error
         return Rendezvous.of(self._life.order, self._life.resizes, addresses, port)
+
+    def _keep_outputs(self, workers: list[Any], is_result: bool) -> None:
+        """What the commands wrote beside their code; within the grace, when they were asked to leave."""
+        try:
+            ray.get([worker.keep.remote(part) for part, worker in enumerate(workers)])
+            ray.get(workers[0].publish.remote(len(workers), is_result))
+        except ray.exceptions.RayError as error:  # with a worker that is gone goes what it wrote
+            print(f"{self._life.name}: what it wrote is not kept: {sanitize.first_line(error)}")
 
     def _envs(self, rank: int) -> dict[str, str]:
         order = self._life.order

@@ -30,6 +30,7 @@ from llmsched.runtime import (
     failures,
     guardian,
     nested,
+    outputs,
     packages,
     progress,
     pulse,
@@ -167,6 +168,9 @@ def work(config: dict[str, str]) -> None:
                 if (extra := packages.provide(order, code, sys.stdout.write)) is not None:
                     extra.enter()
                     nested.offer(extra)
+                if code is None and order["spec"]["train"].get("loop"):
+                    code = nested.place_for_code()  # for what it writes
+                    code.mkdir()
                 if code is not None:
                     os.chdir(code)
                     sys.path.insert(0, str(code))
@@ -175,7 +179,7 @@ def work(config: dict[str, str]) -> None:
                 supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid())
                 _tell_of_exit(supervisor, rank)
                 with pulse.beating(lambda said: supervisor.beat.remote(rank, said)):
-                    _run_loop(order["spec"]["train"], supervisor, rank)
+                    _run_loop(order, code, supervisor, rank)
             except elastic.Stopped as stopped:
                 progress.flush()
                 ray.get(supervisor.stopped.remote(stopped.step))
@@ -235,8 +239,9 @@ def _came_to_an_end(supervisor: Any, rank: int) -> None:
         ray.get(supervisor.finished.remote(rank))
 
 
-def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
-    if not train.get("loop"):
+def _run_loop(order: dict[str, Any], folder: Path | None, supervisor: Any, rank: int) -> None:
+    train = order["spec"]["train"]
+    if folder is None or not train.get("loop"):
         loop = environment.load_entry(OUR_LOOP, "train.loop")
         if rank == 0:
             ray.get(supervisor.begin.remote())
@@ -246,13 +251,27 @@ def _run_loop(train: dict[str, Any], supervisor: Any, rank: int) -> None:
     answer_with(api)
     loop = environment.load_entry(train["loop"], "train.loop", or_one=ray_train.is_trainer)
     config = train.get("config") or {}
+    written = outputs.Outputs(order, folder)
     if rank == 0:
         ray.get(supervisor.begin.remote())
+    has_succeeded = False
     try:
         if not ray_train.is_trainer(loop):
             loop = loop(config) if inspect.signature(loop).parameters else loop()
         if ray_train.is_trainer(loop):  # it hands over what it would have fitted
             api.hand_over(loop, config)()
         api.keep_result()
+        has_succeeded = not elastic.has_left()
     finally:
         api.keep_metrics()
+        if rank == 0:  # each rank has a folder of its own
+            _keep_outputs(written, is_result=has_succeeded)
+
+
+def _keep_outputs(written: outputs.Outputs, *, is_result: bool) -> None:
+    if why := written.keep(0):
+        print(f"[llmsched] {why}", flush=True)
+    if is_result:
+        written.become_the_result(context.current(), 1)
+    else:
+        written.publish(1)
