@@ -29,10 +29,12 @@ from llmsched.runtime.commands import Commands
 from llmsched.runtime.health import Health, Look, Pulse
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
+from llmsched.runtime.tracking import Tracking
 
 _LAST_WORDS_BYTES = 16 * 1024
 _HEALTH_EVERY_S = 2.0
 _LOOK_WITHIN_S = 10.0
+_ASKED_WITHIN_S = 30.0
 LINGER_S = 120.0  # after the end, for a bridge that is being restarted
 FORCED = "ended by force: it had not left when its grace was over"
 
@@ -65,6 +67,7 @@ class Supervisor:
         self._changing = threading.Lock()
         self.resizes = 0
         self._is_clear = False
+        self._tracking = Tracking(self.order, self.storage, self._beside_worker_0)
         self._try_anew()
         threading.Thread(target=self._live, daemon=True).start()
         threading.Thread(target=self._watch_health, daemon=True).start()
@@ -246,6 +249,7 @@ class Supervisor:
         end = self._try()
         while self._begin_again(end):
             end = self._try()
+        self._tracking.end(end.outcome, self._stop_mode)
         self._write_receipt(end)
         time.sleep(LINGER_S)
         self._end_process(0)  # nobody came for it
@@ -254,6 +258,8 @@ class Supervisor:
         """Run once, from wherever the last checkpoint is, and let go of everything."""
         try:
             receipt.note_beginning(self.storage, self.order)
+            if not self.resizes:
+                self.order["envs"] = {**self.order["envs"], **self._tracking.begin()}
             self._attempt = _attempt_of(self)
             self._attempt.run()
             end = Outcome("succeeded")
@@ -325,6 +331,12 @@ class Supervisor:
         for one in asked.keys() - set(done):
             ray.cancel(one, force=True)
         return found
+
+    def _beside_worker_0(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call it where the work runs, with what the work may reach. Raises what it and Ray raise."""
+        place = {"ray.io/node-id": self.order["members"][0]["node"]}
+        called = ray.remote(function).options(num_cpus=0, max_retries=0, label_selector=place).remote(*arguments)
+        return ray.get(called, timeout=_ASKED_WITHIN_S)
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""
