@@ -67,6 +67,16 @@ class Lora(PassThrough):
     target_modules: str | Annotated[list[Text], Field(min_length=1)] = "all-linear"
 
 
+def _parse_trackers(value: Any) -> Any:
+    """transformers takes one name, too, and "none"."""
+    named = [value] if isinstance(value, str) else value
+    return [] if named == ["none"] else named
+
+
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+Trackers = Annotated[list[Tracker], BeforeValidator(_parse_trackers)]
+
+
 class TrainingArgs(PassThrough):
     """Learning-rate schedules by transformers' names. `max_steps` above 0 wins over `num_train_epochs`, `warmup_steps`
     over `warmup_ratio`. Logged every 10 steps, not every 500 as there: progress is looked at."""
@@ -91,6 +101,7 @@ class TrainingArgs(PassThrough):
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
+    report_to: Trackers = []
 
     @model_validator(mode="after")
     def _one_half_precision(self) -> TrainingArgs:

@@ -59,6 +59,7 @@ def test_what_we_honour_has_the_defaults_of_the_library(package, module, cls, na
         if name in OTHER_DEFAULTS | EARLIER_NAMES or defaults[name] is None:
             continue
         theirs = ast.literal_eval(defaults[name])
+        theirs = [] if name == "report_to" and theirs == "none" else theirs  # its word for no tool at all
         assert field.default == theirs or (field.default is False and theirs is None), name
         compared += 1
     assert compared >= 3

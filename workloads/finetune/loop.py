@@ -29,6 +29,7 @@ from workloads.finetune.models import load_config, load_model, load_tokenizer, w
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.task import Task
+from workloads.finetune.trackers import Trackers
 from workloads.sources import BadInput
 
 _LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
@@ -57,6 +58,7 @@ class FineTune:
         self.device = _device()
         _quieten()
         self.step = self.total = 0
+        self.trackers = Trackers((), 0)
         self._report(phase="loading")
         if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
             self._report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
@@ -76,8 +78,15 @@ class FineTune:
         self.metrics: dict[str, float] = {}
         self.saved_at = time.monotonic()
         self._load(base)
+        self.trackers = Trackers(self.settings.report_to if where.rank == 0 else (), self.step)
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self.trackers.close()
+
+    def _run(self) -> None:
         if self.step == 0 and self.evaluation:
             self._keep(self._evaluate(), suffix="_before")
         self._train()
@@ -195,6 +204,7 @@ class FineTune:
         """What the progress shows now, and what the log keeps."""
         where = {"step": self.step, "total_steps": self.total} if self.total else {}
         progress.report(**where, **values)
+        self.trackers.log(self.step, values)
         if self.where.rank == 0:
             at = f"step {self.step}/{self.total}: " if self.total else ""
             print(at + ", ".join(f"{name} {value}" for name, value in values.items()), flush=True)

@@ -39,11 +39,15 @@ class Settings:
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
+    report_to: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, train: Mapping[str, Any]) -> Settings:
         """Raises BadInput for a name or a value our loop does not honour."""
-        given = {name: value for name, value in (train.get("training_args") or {}).items() if value is not None}
+        asked = (train.get("training_args") or {}).items()
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in asked if value is not None
+        }
         if unknown := sorted(set(given) - set(cls.__dataclass_fields__)):
             raise BadInput(f"training_args: {unknown[0]!r} is not supported")
         micro = train.get("micro_batch_size", "auto")
