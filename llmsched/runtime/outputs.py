@@ -83,7 +83,7 @@ class Outputs:
     def _pointer(self) -> dict[str, Any] | None:
         """What the program may have overwritten, as everything in the storage, counts as nothing."""
         with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-            found = sanitize.loads(self._storage.read(self._pointer_key))
+            found = sanitize.loads(self._storage.read_note(self._pointer_key))
             attempt, epoch = found["attempt"]
             key = f"{self._gang}/outputs/{int(attempt)}-{int(epoch)}"
             return {"attempt": [attempt, epoch], "key": key, "parts": [int(one) for one in found["parts"]]}

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,11 +131,10 @@ class TaskWorker:
             command = launchers.without_gpus(command)
             each = [{"ACCELERATE_USE_CPU": "true", **one} for one in each]  # or each would train a copy
         threading.Thread(target=self._beat, args=(meeting,), daemon=True, name="pulse").start()
-        desk = command_link.Desk(self._answers())
-        envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
-        code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
-        self._contain()
-        desk.close()
+        with closing(command_link.Desk(self._answers())) as desk:
+            envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
+            code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
+            self._contain()
         self._log.close()
         if self._over_memory:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)

@@ -73,7 +73,7 @@ class Tracking:
         if self._storage.write_if_absent(self._key, json.dumps(new).encode()):
             return new
         try:
-            found = sanitize.loads(self._storage.read(self._key))
+            found = sanitize.loads(self._storage.read_note(self._key))
             return {"id": str(found["id"]), **({"mlflow": str(found["mlflow"])} if "mlflow" in found else {})}
         except (ValueError, TypeError, KeyError):  # the work may write there, too
             self._storage.write(self._key, json.dumps(new).encode())

@@ -1,0 +1,32 @@
+"""A Lightning module. Two lines are llmsched's: the callback, and where to go on."""
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from llmsched.runtime.lightning import Elastic
+
+
+class Regression(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 1)
+
+    def training_step(self, batch, _):
+        inputs, wanted = batch
+        loss = torch.nn.functional.mse_loss(self.layer(inputs), wanted)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+torch.manual_seed(0)
+points = torch.randn(256, 8)
+loader = DataLoader(TensorDataset(points, points.sum(1, keepdim=True)), batch_size=32)
+elastic = Elastic()
+trainer = L.Trainer(
+    max_epochs=8, callbacks=[elastic], logger=False, enable_checkpointing=False, enable_progress_bar=False
+)
+trainer.fit(Regression(), loader, ckpt_path=elastic.checkpoint)
