@@ -1,6 +1,7 @@
 """The folder of one controller: its tokens, its lock, and the note that says where it answers.
 
-    token  tokens.json  secret-key  controller.lock  controller.json  isolation.json  state.*  began  storage/  logs/
+    token  tokens.json  secret-key  controller.lock  controller.json  ports.json  isolation.json  state.*  began
+    storage/  logs/
 
 A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
 is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
@@ -207,6 +208,27 @@ def single_user(home: Path) -> str:
     if found is not None:
         return found.why if found.mode == "single-user" else ""
     return "" if os.geteuid() == 0 else "only root can start Ray as another user"
+
+
+# --- where it answers -------------------------------------------------------------------------------------------
+
+
+class Ports(NamedTuple):
+    """ports.json: where API and endpoints answered last, and shall again. 0: not chosen yet."""
+
+    api: int = 0
+    endpoint: int = 0
+
+
+def ports(home: Path) -> Ports:
+    try:
+        return Ports(**{name: int(port) for name, port in json.loads((home / "ports.json").read_text()).items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return Ports()
+
+
+def remember_ports(home: Path, found: Ports) -> None:
+    write_private(home / "ports.json", json.dumps(found._asdict()))
 
 
 # --- the controller of this home ----------------------------------------------------------------------------------

@@ -24,6 +24,35 @@ EVERY = "every"  # of all groups together: nobody is passed over who changes the
 STORY_AT_MOST = 1_000  # entries
 
 
+class Selection(NamedTuple):
+    """Of what one may see, what is asked for: all that is given must be so."""
+
+    user: str | None = None
+    queue: str | None = None
+    phases: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def read(
+        cls, user: str | None, queue: str | None, phases: Iterable[str] | None, labels: Iterable[str] | None
+    ) -> Selection:
+        """A label is KEY=VALUE. Raises RequestError."""
+        pairs = [tuple(text.split("=", 1)) for text in labels or ()]
+        if wrong := [text for text, pair in zip(labels or (), pairs, strict=True) if len(pair) != 2 or not pair[0]]:
+            raise RequestError(f'"{wrong[0]}" is no label.', code="label", hint="Write KEY=VALUE, as in the spec.")
+        return cls(user, queue, tuple(phases or ()), tuple(pairs))  # type: ignore[arg-type]
+
+    def takes(self, found: WorkloadState) -> bool:
+        it = found.workload
+        return self.takes_all_of(it.user, it.queue, found.phase) and set(self.labels) <= set(it.labels)
+
+    def takes_all_of(self, user: str, queue: str, phase: str) -> bool:
+        return self.user in (None, user) and self.queue in (None, queue) and (not self.phases or phase in self.phases)
+
+
+EVERYTHING = Selection()
+
+
 class Cursor(NamedTuple):
     """After the one of that group that was submitted then."""
 
@@ -46,20 +75,25 @@ class Cursor(NamedTuple):
 
 
 def workloads(
-    controller: Any, permissions: Permissions, limits: Mapping[str, int], cursor: str | None
+    controller: Any,
+    permissions: Permissions,
+    limits: Mapping[str, int],
+    cursor: str | None,
+    selection: Selection = EVERYTHING,
 ) -> http_models.WorkloadList:
     """The first of each group, so many as `limits` says; or those of one group after the cursor. Newest first. What two
-    groups both show stands there once."""
+    groups both show stands there once. What left the state is not counted by label."""
     at = Cursor.read(cursor) if cursor is not None else None
     here: dict[str, list[WorkloadState]] = {group: [] for group in (*http_models.GROUPS, EVERY)}
     counts: Counter[http_models.Phase] = Counter()
     for found in controller.state.workloads.values():
-        if permissions.sees(found.workload):
+        if permissions.sees(found.workload) and selection.takes(found):
             counts[views.phase(found)] += 1
             here[http_models.group_of(views.phase(found))].append(found)
             here[EVERY].append(found)
     for (user, queue, outcome), count in controller.state.archived.items():
-        if permissions.sees_work_of(user, queue):
+        sees = permissions.sees_work_of(user, queue) and not selection.labels
+        if sees and selection.takes_all_of(user, queue, outcome):
             counts[outcome] += count
     names = KnownNames(controller.state, permissions)
     shown: list[WorkloadState] = []
@@ -68,9 +102,19 @@ def workloads(
         if at is not None and at.group != group:
             continue
         page = _page(here[group], limit + 1, at)
-        if group in ("ended", EVERY) and limit:
+        ends = tuple(phase for phase in selection.phases if phase in http_models.ENDED)
+        if group in ("ended", EVERY) and limit and (ends or not selection.phases):
             user, queues = permissions.selection()
-            query = ArchiveQuery(limit + 1, user=user, queues=queues, after_age=at and (at.submitted_at, at.id))
+            query = ArchiveQuery(
+                limit + 1,
+                user=user,
+                queues=queues,
+                of=selection.user,
+                queue=selection.queue,
+                outcomes=ends,
+                labels=selection.labels,
+                after_age=at and (at.submitted_at, at.id),
+            )
             gone = [one for one in controller.archived(query) if one.workload.id not in controller.state.workloads]
             page = _page([*page, *gone], limit + 1, None)
         if len(page) > limit > 0:
@@ -78,8 +122,12 @@ def workloads(
             following.append(str(Cursor(group, last.submitted_at, last.workload.id)))
         shown += page[:limit]
     shown = list({one.workload.id: one for one in shown}.values())
+    told = []
+    for one in _sorted(shown):
+        told.append(views.workload(controller.state, one, controller.progress_of(one), names))
+        told[-1].may_change = permissions.changes(one.workload)
     return http_models.WorkloadList(
-        workloads=[views.workload(controller.state, one, controller.progress_of(one), names) for one in _sorted(shown)],
+        workloads=told,
         counts=dict(counts),
         seq=controller.health.seq,
         next=following,

@@ -211,6 +211,12 @@ Limit = Annotated[int, Query(ge=0, le=lists.AT_MOST, description="how many of th
 More = Annotated[str | None, Query(max_length=300, description="go on after the page that gave this as next")]
 
 
+OfUser = Annotated[str | None, Query(max_length=200, description="only that user's")]
+OfQueue = Annotated[str | None, Query(max_length=63, description="only that queue's")]
+InPhase = Annotated[list[http_models.Phase] | None, Query(max_length=8, description="only in one of these phases")]
+Labelled = Annotated[list[str] | None, Query(max_length=32, description="only with these labels, KEY=VALUE")]
+
+
 @router.get("/workloads")
 async def workloads(
     given: Given,
@@ -220,11 +226,16 @@ async def workloads(
     ended: Limit = 100,
     every: Limit = 0,
     cursor: More = None,
+    user: OfUser = None,
+    queue: OfQueue = None,
+    phase: InPhase = None,
+    label: Labelled = None,
 ) -> http_models.WorkloadList:
     """Newest first: the first page of each group, or with a cursor the next page of one. `every` pages through all,
-    whatever their group."""
+    whatever their group. `user`, `queue`, `phase` and `label` choose among them; with a cursor, the same again."""
+    selection = lists.Selection.read(user, queue, phase, label)
     limits = {"active": active, "waiting": waiting, "ended": ended, lists.EVERY: every}
-    return lists.workloads(given.controller, who.permissions, limits, cursor)
+    return lists.workloads(given.controller, who.permissions, limits, cursor, selection)
 
 
 @router.get("/workloads/{name}")
@@ -455,7 +466,9 @@ async def shutdown(body: http_requests.ShutdownRequest, request: Request, who: O
 def _view(given: Services, found: Found) -> http_models.WorkloadView:
     """As it is now, which may be after it was changed."""
     now = given.state.find(found.id) or found.workload
-    return views.workload(given.state, now, given.controller.progress_of(now), found.names(given.state))
+    view = views.workload(given.state, now, given.controller.progress_of(now), found.names(given.state))
+    view.may_change = found.who.permissions.changes(now.workload)
+    return view
 
 
 async def _as_events(controller: Any, who: Caller, after: int, follow: bool) -> AsyncIterator[str]:

@@ -28,6 +28,7 @@ from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
 from llmsched.errors import ClusterError, LlmschedError, SpecError
 from llmsched.executors import ray_user as users
+from llmsched.executors.ports import free_ports
 from llmsched.spec import http_models
 from llmsched.store.sqlite import SqliteStore
 
@@ -37,9 +38,16 @@ GRACE_S = 2  # for open requests when the server stops; streams end then
 
 
 async def serve(
-    controller: Any, application: Any, listener: socket.socket, folder: Path, isolation: home.Isolation
+    controller: Any,
+    application: Any,
+    listener: socket.socket,
+    folder: Path,
+    isolation: home.Isolation,
+    *,
+    fresh: bool = False,
 ) -> None:
-    """Run the controller behind `application` until it is told to stop, or fails (then its error is raised)."""
+    """Run the controller behind `application` until it is told to stop, or fails (then its error is raised). `fresh`:
+    before it answers anything, it cancels what had not ended."""
     server = web_server(application)
     stop = application.state.stop
     loop = asyncio.get_running_loop()
@@ -54,6 +62,8 @@ async def serve(
         # Nothing is answered from a state that is not folded yet.
         await asyncio.wait({control, told, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
+            if fresh:
+                await _cancel_all(controller)
             web = asyncio.create_task(server.serve(sockets=[listener]))
             sweeping = asyncio.create_task(application.state.uploads.sweep_forever())
             home.record_isolation(folder, isolation)  # not before there is a store: it is proof of one
@@ -71,6 +81,12 @@ async def serve(
             server.should_exit = True
             await web
         await control
+
+
+async def _cancel_all(controller: Any) -> None:
+    for name, found in list(controller.state.workloads.items()):
+        if not found.outcome and not found.cancelled:
+            await controller.cancel(name, by=home.user_name())
 
 
 def url_of(listener: socket.socket) -> str:
@@ -125,6 +141,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _listen_again(host: str, port: int) -> socket.socket:
+    """On the port of last time, or on a free one where somebody else has it meanwhile."""
+    if port:
+        try:
+            return listen(host, port)
+        except ClusterError as error:
+            log.warning("%s", error.message)
+    return listen(host, free_ports(1, host)[0])
+
+
 async def main(
     folder: Path,
     *,
@@ -132,12 +158,16 @@ async def main(
     fake_nodes: str | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
+    endpoint_port: int = 0,
     storage: str | None = None,
     ray_user: str | None = None,
     single_user: str = "",
+    fresh: bool = False,
     env: Sequence[str] = (),
 ) -> None:
     """Until it is told to stop. `address` is the GCS address of a Ray cluster; `fake_nodes` ("2x4:A100") needs none.
+
+    Ports that are 0 are those of last time. `fresh` cancels what had not ended.
 
     `ray_user` names whom that Ray runs as; without it it is this user, and `single_user` says why. `env` names
     variables that the bridge gets beside the usual ones. Raises RequestError when another controller holds the home or
@@ -150,12 +180,15 @@ async def main(
     if user is not None:
         data_files.look_with(users.command(user, module="llmsched.data.look"))
     make_room()
-    with contextlib.closing(listen(host, port)) as listener:
+    known = home.ports(folder)
+    wanted = home.Ports(port or known.api, endpoint_port or known.endpoint or free_ports(1, host)[0])
+    with contextlib.closing(listen(host, port) if port else _listen_again(host, known.api)) as listener:
+        home.remember_ports(folder, wanted if wanted.api else wanted._replace(api=listener.getsockname()[1]))
         place = storage or (str(folder / "storage") if address is None else home.default_storage(folder))
         if address is not None:
             home.refuse_in_home(folder, place)
         store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
-        executor = _executor(folder, address, fake_nodes, place, user, env)
+        executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint)
         isolation = _isolation(address, user, single_user)
         tokens = auth.Tokens(folder)
         clock = RealClock()
@@ -163,7 +196,7 @@ async def main(
         controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
         application = app.build(controller, tokens, isolation=isolation, ray_user=user, home=folder)
         noted = home.Isolation(**isolation.model_dump(), storage=place)
-        await serve(controller, application, listener, folder, noted)
+        await serve(controller, application, listener, folder, noted, fresh=fresh)
 
 
 def _isolation(address: str | None, user: users.RayUser | None, why: str) -> http_models.IsolationView:
@@ -181,6 +214,7 @@ def _executor(
     storage: str,
     user: users.RayUser | None,
     env: Sequence[str],
+    endpoint_port: int,
 ) -> Any:
     if fake_nodes is not None:
         from llmsched.executors.fake import FakeExecutor
@@ -191,7 +225,7 @@ def _executor(
 
     if address is None:
         raise SpecError("there is no Ray cluster to work on.", hint="Give --address, or start with llmsched up.")
-    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env)
+    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env, endpoint_port=endpoint_port)
 
 
 def command(arguments: list[str] | None = None) -> int:
@@ -202,6 +236,8 @@ def command(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fake-nodes")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--endpoint-port", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="cancel what had not ended")
     parser.add_argument("--storage")
     parser.add_argument("--ray-user", help="whom that Ray runs as, where this is root")
     parser.add_argument("--single-user", default="", help="why Ray has no user of its own")

@@ -45,6 +45,7 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         kind=it.kind,
         queue=it.queue,
         user=it.user,
+        labels=dict(it.labels),
         priority=it.priority,
         phase=phase(found),
         message=text(found.message, names) or next(_troubles(live, names), ""),

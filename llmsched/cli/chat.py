@@ -1,4 +1,4 @@
-"""chat: talk to an endpoint from a terminal, or put one question to it from a script."""
+"""chat, classify, embed: ask an endpoint from a terminal, or put one question to it from a script."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def chat(
             else:
                 _answer(model, said, parameters, no_stream)
             return
-        terminal.echo(f"Talking to {name}. An empty line, Ctrl-D or Ctrl-C ends it.", err=True)
+        terminal.echo(f"Talking to {name}. An empty line or Ctrl-D ends it.", err=True)
         while question := _ask():
             said.append({"role": "user", "content": question})
             said.append({"role": "assistant", "content": _answer(model, said, parameters, no_stream)})
@@ -52,7 +52,7 @@ def chat(
 def _ask() -> str:
     try:
         return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return ""
 
 
@@ -67,3 +67,46 @@ def _answer(model: Any, said: list[dict[str, Any]], parameters: dict[str, Any], 
         terminal.echo(piece, nl=False)
     terminal.echo()
     return "".join(pieces)
+
+
+TEXTS = click.argument("texts", nargs=-1, metavar="[TEXT]...")
+
+
+@click.command()
+@click.argument("name")
+@TEXTS
+@show.json_option
+def classify(name: str, texts: tuple[str, ...]) -> None:
+    """The label that endpoint NAME gives each TEXT, and how sure it is; without TEXT, of each line of the input."""
+    with show.connect() as client:
+        found = client.chat(name).classify(_given(texts))
+    if show.wants_json():
+        terminal.echo(json.dumps(found, indent=2))
+        return
+    for each in found:
+        terminal.echo(f"{each['label']}  {max(each['scores'].values()):.1%}")
+
+
+@click.command()
+@click.argument("name")
+@TEXTS
+@show.json_option
+def embed(name: str, texts: tuple[str, ...]) -> None:
+    """The vector that endpoint NAME makes of each TEXT, one a line; without TEXT, of each line of the input."""
+    with show.connect() as client:
+        found = client.chat(name).embed(_given(texts))
+    if show.wants_json():
+        terminal.echo(json.dumps(found))
+        return
+    for vector in found:
+        terminal.echo(" ".join(f"{number:.6g}" for number in vector))
+
+
+def _given(texts: tuple[str, ...]) -> list[str]:
+    """Raises SpecError for none."""
+    from llmsched.errors import SpecError
+
+    given = [*texts] or ([] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line])
+    if not given:
+        raise SpecError("there is no text.", code="options", hint="Write it after the name, in quotes.")
+    return given

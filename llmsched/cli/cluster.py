@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmsched.cli import show, terminal
+from llmsched.cli import show, terminal, unfinished
 
 if TYPE_CHECKING:
     from llmsched.client import Client
@@ -31,26 +31,35 @@ LOOK_EVERY_S = 0.1
 @click.option("--nodes", help='Pretend nodes of the local Ray, as "2x4:A100,1x8:H100"; they share the real CPUs.')
 @click.option("--address", help="HOST:PORT of a running Ray (its GCS) to join, instead of starting one.")
 @click.option("--fake-nodes", help="No Ray at all: work is only pretended, on nodes such as 2x4:A100.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the API on loopback; default: a free one.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of the API on loopback; default: that of last time.")
+@click.option("--endpoint-port", type=click.IntRange(1, 65535), help="Of all endpoints; default: that of last time.")
 @click.option("--storage", help="Folder or s3://bucket/prefix for results and logs; default: beside LLMSCHED_HOME.")
 @click.option("--config", type=click.Path(), help="A cluster file (queues, quota, policies) to put in force.")
 @click.option("--ray-user", help="Whom Ray runs as, and all work; default, as root: llmsched-ray, made if need be.")
+@click.option(
+    "--resume/--fresh", default=None, help="Whether work that had not ended goes on, or is cancelled; default: asks."
+)
 @click.option("--env", multiple=True, metavar="NAME", help="A variable of this shell that all work gets; repeatable.")
 @show.json_option
 def up(
     nodes: str | None,
     address: str | None,
     fake_nodes: str | None,
-    port: int,
+    port: int | None,
+    endpoint_port: int | None,
     storage: str | None,
     config: str | None,
     ray_user: str | None,
+    resume: bool | None,
     env: tuple[str, ...],
 ) -> None:
     """Start the controller here, and a local Ray where there is none.
 
     As root, Ray gets a user of its own, who can read nothing of the controller. Otherwise, and with --ray-user root,
     one user runs both: that is single-user mode, in which tokens are labels.
+
+    Ports stay those of last time, unless somebody else has them. Work of before that had not ended goes on, if you say
+    so: it asks on a terminal, and without one it goes on.
     """
     from llmsched.client.transport import default_home
     from llmsched.errors import SpecError
@@ -66,9 +75,11 @@ def up(
         nodes=nodes,
         address=address,
         fake_nodes=fake_nodes,
-        port=port,
+        port=port or 0,
+        endpoint_port=endpoint_port or 0,
         storage=storage,
         ray_user=ray_user,
+        resume=resume,
         env=env,
     )
     with client:
@@ -92,32 +103,41 @@ def bring_up(
     address: str | None = None,
     fake_nodes: str | None = None,
     port: int = 0,
+    endpoint_port: int = 0,
     storage: str | None = None,
     ray_user: str | None = None,
+    resume: bool | None = True,
     env: Sequence[str] = (),
 ) -> Client:
     """A client of the controller of home `folder`, which is started, with a local Ray, unless it runs.
 
-    `ray_user` is whom Ray is to run as, see `placement.choose`; `env` names variables that all work gets. Raises
-    LlmschedError; what this call had started is stopped again then.
+    `port` and `endpoint_port` 0: those of last time, or free ones. `ray_user` is whom Ray is to run as, see
+    `placement.choose`; `resume` whether work of before goes on (None: asks); `env` names variables that all work gets.
+    Raises LlmschedError; what this call had started is stopped again then.
     """
     from llmsched.api import home
     from llmsched.client import Client
-    from llmsched.executors.local_ray import parse_nodes
+    from llmsched.executors import local_ray
 
     for text in (nodes, fake_nodes):
         if text is not None:
-            parse_nodes(text)
+            local_ray.parse_nodes(text)
     home.prepare(folder)
     running = home.announced(folder)
     if running is not None:
         terminal.echo(f"A controller runs here already, at {running.url} (pid {running.pid}).", err=True)
         url = running.url
         _refuse_in_vain(folder, ray_user, env)
+        _refuse_other_ports(folder, url, port, endpoint_port)
         if address is None and fake_nodes is None:
             _revive_ray(folder, nodes, url, env)
     else:
-        url = _start(folder, nodes, address, fake_nodes, port, storage, ray_user, env)
+        ray = local_ray.read(folder)
+        is_gone = address is None and (ray is None or not ray.is_alive())  # else it may run, and is taken on
+        ids = unfinished.of_home(folder) if is_gone else []
+        more = [] if unfinished.goes_on(ids, resume) else ["--fresh"]
+        more += ["--endpoint-port", str(endpoint_port)] if endpoint_port else []
+        url = _start(folder, nodes, address, fake_nodes, port, storage, ray_user, env, more)
     return Client(url, home.own_token(folder))
 
 
@@ -137,12 +157,27 @@ def _refuse_in_vain(folder: Path, ray_user: str | None, env: Sequence[str]) -> N
         raise RequestError(f"Ray runs already, and cannot be given {', '.join(env)}.", code="ray_user", hint=hint)
 
 
+def _refuse_other_ports(folder: Path, url: str, port: int, endpoint_port: int) -> None:
+    """Raises RequestError for a port that is another than that of the controller that runs."""
+    from llmsched.api import home
+    from llmsched.errors import RequestError
+
+    for option, asked, now in (
+        ("--port", port, int(url.rpartition(":")[2])),
+        ("--endpoint-port", endpoint_port, home.ports(folder).endpoint),
+    ):
+        if asked and asked != now:
+            raise RequestError(
+                f"{option} {asked}: it answers on {now} here.", code="port", hint="llmsched down, then up again."
+            )
+
+
 def _print_up(url: str, health: Any, listed: Any) -> None:
     gpus = sum(node.total.gpus for node in listed.nodes)
     terminal.echo(f"controller  {url}")
     terminal.echo(f"web view    {url}/  (llmsched web prints the way in)")
     for name, where in sorted(health.urls.items()):
-        terminal.echo(f"{name:<11} {where}")
+        terminal.echo(f"{name:<11} {where}{f'/v1  ({show.reach(where)})' if name == 'endpoint' else ''}")
     terminal.echo(f"cluster     {len(listed.nodes)} nodes, {gpus:g} GPUs")
     if health.isolation.mode == "two-users":
         terminal.echo(f"work        runs as {health.isolation.ray_user}, who can read nothing of the controller's")
@@ -166,19 +201,22 @@ def _start(
     storage: str | None,
     ray_user: str | None,
     env: Sequence[str],
+    more: Sequence[str],
 ) -> str:
+    """The url of a controller that is started, with a Ray unless there is one. `more` are options of its own."""
     from llmsched.cli import placement
     from llmsched.executors import local_ray
 
     started_ray = False
-    options = ["--home", str(folder), "--port", str(port)]
+    options = ["--home", str(folder), "--port", str(port), *more]
     if fake_nodes is not None:
         options += ["--fake-nodes", fake_nodes, *(["--storage", storage] if storage else [])]
     else:
-        if port:
-            from llmsched.api.server import listen
+        from llmsched.api.server import listen
 
-            listen("127.0.0.1", port).close()  # a port that is taken should not cost a start of Ray
+        for asked in (port, *(int(text) for text in more if text.isdigit())):
+            if asked:
+                listen("127.0.0.1", asked).close()  # a port that is taken should not cost a start of Ray
         place = placement.choose(folder, ray_user, address=address, storage=storage)
         for line in placement.notes(folder, place, env):
             terminal.echo(line, err=True)
@@ -342,21 +380,80 @@ def _waiting(what: str) -> Iterator[Callable[[str], None]]:
 
 @click.command()
 @click.option("--keep-ray", is_flag=True, help="Leave the local Ray running.")
+@click.option("--purge", is_flag=True, help="Remove history, results, tokens and secrets of this home too.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --purge.")
 @show.json_option
-def down(keep_ray: bool) -> None:
-    """Stop the controller, all that it runs, and the local Ray; then check that nothing is left."""
+def down(keep_ray: bool, purge: bool, yes: bool) -> None:
+    """Stop the controller, all that it runs, and the local Ray; then check that nothing is left.
+
+    History and results stay, and work that had not ended goes on with the next llmsched up, which asks first.
+    """
     from llmsched.client.transport import default_home
+    from llmsched.errors import SpecError
 
     folder = default_home()
+    if purge and keep_ray:
+        raise SpecError("--keep-ray and --purge exclude each other.", code="options")
+    if purge:
+        _confirm_purge(folder, yes)
     had_controller, processes = take_down(folder, keep_ray=keep_ray)
+    left = unfinished.of_home(folder)
     if show.wants_json():
-        terminal.echo(json.dumps({"controller": had_controller, "ray_processes": processes}))
+        told = {"controller": had_controller, "ray_processes": processes, "unfinished": left, "purged": purge}
+        terminal.echo(json.dumps(told))
     elif not had_controller and not processes:
         terminal.echo("Nothing was running here.")
     else:
         parts = ["the controller"] if had_controller else []
         parts += [f"Ray ({processes} processes)"] if processes else []
-        terminal.echo(f"Stopped {' and '.join(parts)}. {_what_stays(folder)}")
+        terminal.echo(f"Stopped {' and '.join(parts)}.{'' if purge else f' {_what_stays(folder)}'}")
+    if purge:
+        _purge(folder)
+    elif left and not show.wants_json():
+        terminal.echo(f"Not ended yet: {unfinished.named(left)}. The next llmsched up asks whether they go on.")
+
+
+def _confirm_purge(folder: Path, yes: bool) -> None:
+    """Raises SpecError where nobody is there to ask, click.Abort when the answer is no."""
+    from llmsched.errors import SpecError
+
+    if yes or not folder.exists():
+        return
+    terminal.echo(f"This removes {' and '.join(map(str, _kept(folder)))}, and cannot be undone.", err=True)
+    if not show.is_asked():
+        raise SpecError("--purge removes history and results.", code="options", hint="If so, add --yes.")
+    click.confirm("Remove them?", abort=True, err=True)
+
+
+def _kept(folder: Path) -> list[Path]:
+    """The home, and its results where they lie in a folder that is its own."""
+    from llmsched.api import home
+
+    own = [folder, Path(home.default_storage(folder))]
+    return [place for place in own if place.exists()]
+
+
+def _purge(folder: Path) -> None:
+    from llmsched.api import home
+    from llmsched.cli import placement
+
+    if not folder.exists():
+        return
+    known = home.isolation(folder)
+    elsewhere = known.storage if known and known.storage and not _is_own(folder, known) else ""
+    placement.forget(folder)
+    if not show.wants_json():
+        terminal.echo(f"Removed {folder}." + (f" Results stay in {elsewhere}, which you named." if elsewhere else ""))
+
+
+def _is_own(folder: Path, known: Any) -> bool:
+    """Whether results lie where llmsched chose: then they go with the home."""
+    from llmsched.api import home
+    from llmsched.executors import ray_user
+
+    user = ray_user.find(known.ray_user) if known.ray_user else None
+    own = [folder, Path(home.default_storage(folder)), *([ray_user.folder_of(user, folder)] if user else [])]
+    return "://" not in known.storage and any(Path(known.storage).is_relative_to(place) for place in own)
 
 
 def _what_stays(folder: Path) -> str:
@@ -395,9 +492,11 @@ def _stop_controller(folder: Path, running: Any, *, stop_everything: bool) -> No
     try:
         with Client(running.url, home.own_token(folder)) as client:
             client.shutdown(stop_everything=stop_everything)
-    except LlmschedError:  # it hangs, or is just going: the signal says the same without HTTP
+    except LlmschedError:  # it hangs, or is just going: a signal ends it without HTTP, and leaves alone what runs
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGTERM)
+        if stop_everything:
+            terminal.echo("It did not answer: what it ran was not stopped, where its Ray is still there.", err=True)
     if _is_gone(folder, STOP_WITHIN_S):
         return
     with contextlib.suppress(ProcessLookupError):

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,43 +18,55 @@ if TYPE_CHECKING:
 WAITING_SHOWN = 30
 ENDED_SHOWN = 10
 REASONS_SHOWN = 3
+NARROW = 100
 WIDE = 140  # columns, from which a reason mostly fits beside its workload
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@show.choice_options
 @click.option(
     "-a", "--all", "everything", is_flag=True, help=f"Not only {WAITING_SHOWN} that wait and {ENDED_SHOWN} that ended."
 )
 @show.json_option
-def status(name: str | None, everything: bool) -> None:
-    """All workloads, or one."""
+def status(names: tuple[str, ...], choice: show.Choice, everything: bool) -> None:
+    """All workloads, or those that are named or chosen."""
+    from llmsched.errors import SpecError
+    from llmsched.spec.http_models import WorkloadList
+
+    if names and (choice or everything):
+        raise SpecError("names, and what chooses among all workloads, exclude each other.", code="options")
     with show.connect() as client:
-        if name is not None:
-            view = client.status(name)
+        if len(names) == 1:
+            view = client.status(names[0])
             serves = view.kind == "serve" and not show.wants_json()
             endpoint = client.health().urls.get("endpoint", "") if serves else ""
             show.answer(view, lambda: _print_one(view, endpoint))
             return
+        if names:
+            views = [client.status(name) for name in names]
+            listed = WorkloadList(workloads=views, seq=client.health().seq)
+            show.answer(listed, lambda: _print_all(listed, None, True))
+            return
+        chosen: Any = choice._asdict() | {"labels": choice.labels or None, "phase": choice.phase or None}
         if everything or show.wants_json():
-            listed = client.all_workloads()
+            listed = client.all_workloads(**chosen)
         else:
-            listed = client.workloads(ended=ENDED_SHOWN, waiting=WAITING_SHOWN)
+            listed = client.workloads(ended=ENDED_SHOWN, waiting=WAITING_SHOWN, **chosen)
         health = client.health()
-    show.answer(listed, lambda: _print_all(listed, health, everything))
+    show.answer(listed, lambda: _print_all(listed, health, everything, bool(choice)))
 
 
-def _print_all(listed: http_models.WorkloadList, health: http_models.Health, everything: bool) -> None:
+def _print_all(
+    listed: http_models.WorkloadList, health: http_models.Health | None, everything: bool, is_choice: bool = False
+) -> None:
     active = [view for view in listed.workloads if not view.ended and view.phase != "waiting"]
     waiting = [view for view in listed.workloads if view.phase == "waiting"]
     ended = [view for view in listed.workloads if view.ended]
     if not listed.workloads:
-        terminal.echo("There are no workloads yet.")
+        terminal.echo("There is no such workload." if is_choice else "There are no workloads yet.")
     else:
-        table = show.table("NAME", "KIND", "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
-        for view in (*active, *waiting, *ended):
-            table.add_row(*_row(view))
-        show.print_table(table)
+        _print_rows([*active, *waiting, *ended])
         _print_reasons(waiting[: None if everything else REASONS_SHOWN])
         from llmsched.spec.http_models import ENDED
 
@@ -64,8 +76,22 @@ def _print_all(listed: http_models.WorkloadList, health: http_models.Health, eve
         for left, what in ((hidden, "run"), (missing, "wait"), (over - len(ended), "ended")):
             if left > 0:
                 terminal.echo(f"... and {left} more that {what}; see them with --all.")
-    if health.status != "ready" or health.message:
+    if health is not None and (health.status != "ready" or health.message):
         terminal.echo(f"\nController: {health.status}. {health.message}".rstrip(), err=True)
+
+
+def _print_rows(views: list[http_models.WorkloadView]) -> None:
+    """Where there is no room, a column that says the same in each row is left out."""
+    narrow = show.out().width < NARROW
+    whose = not narrow or len({view.user for view in views}) > 1
+    where = not narrow or len({view.queue for view in views}) > 1
+    beside = [*(["USER"] if whose else []), *(["QUEUE"] if where else [])]
+    table = show.table("NAME", "KIND", *beside, "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
+    for view in views:
+        user, queue = show.plain(view.user or "-"), show.plain(view.queue)
+        name, kind, *rest = _row(view)
+        table.add_row(name, kind, *([user] if whose else []), *([queue] if where else []), *rest)
+    show.print_table(table)
 
 
 def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
@@ -112,6 +138,8 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
         ("queue", f"{view.queue}, priority {view.priority}" + (f", by {view.user}" if view.user else "")),
         ("submitted", f"{show.clock(view.submitted_at)} ({show.since(view.submitted_at)} ago)"),
     ]
+    if view.labels:
+        rows.append(("labels", ", ".join(f"{key}={value}" for key, value in view.labels.items())))
     if view.finished_at is not None:
         rows.append(("ended", f"{show.clock(view.finished_at)}, after {_took(view)}"))
     if view.next_run_at is not None:
@@ -120,7 +148,7 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
         held = f", {show.gpus(view.gpus)} GPUs" if view.gpus else ""
         rows.append(("replicas" if view.kind == "serve" else "size", _size(view) + held))
     if endpoint and not view.ended:
-        rows.append(("endpoint", f"{endpoint}/v1"))
+        rows.append(("endpoint", f"{endpoint}/v1  ({show.reach(endpoint)})"))
     if view.progress and not view.ended:
         rows.append(("progress", show.progress(view.progress)))
     if view.metrics:

@@ -31,6 +31,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "reserve": ("llmsched.cli.reserve:reserve", "Promise GPUs for a time to a queue, to people, or to nobody."),
         "exec": ("llmsched.cli.exec:execute", "Run a command beside a running worker or replica."),
         "chat": ("llmsched.cli.chat:chat", "Talk to an endpoint."),
+        "classify": ("llmsched.cli.chat:classify", "Ask an endpoint for the label of a text."),
+        "embed": ("llmsched.cli.chat:embed", "Ask an endpoint for the numbers of a text."),
     },
     "Look": {
         "status": ("llmsched.cli.look:status", "All workloads, or one."),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -33,6 +34,7 @@ PHASE_COLOURS = {
 }
 
 
+LIVE = ("waiting", "starting", "running", "resizing", "stopping")  # phases of what has not ended
 CHECK_COLOURS = {"ok": "green", "warn": "yellow", "unknown": "yellow", "fail": "red", "broken": "red"}
 
 
@@ -53,6 +55,60 @@ def connect() -> Client:
     return Client()
 
 
+def specs_of(file: str) -> Any:
+    """What plan and apply are given: a file, or with "-" what stands on standard input. Raises SpecError."""
+    if file != "-":
+        return file
+    from llmsched.spec import load
+
+    return load.load(sys.stdin.buffer.read(), "standard input")
+
+
+class Choice(NamedTuple):
+    """Which workloads are meant, where they are not named."""
+
+    user: str | None
+    queue: str | None
+    phase: tuple[str, ...]
+    labels: dict[str, str]
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--user, --queue, --phase and --label, which the command gets as one `choice`."""
+
+    @functools.wraps(command)
+    def chosen(
+        *words: Any, user: str | None, queue: str | None, phase: tuple[str, ...], label: tuple[str, ...], **more: Any
+    ) -> Any:
+        return command(*words, choice=Choice(user, queue, phase, dict(map(_label, label))), **more)
+
+    with_options: Callable[..., Any] = chosen
+    for option in (
+        click.option(
+            "--label", multiple=True, metavar="KEY=VALUE", help="Only with this label of the spec; repeatable."
+        ),
+        click.option(
+            "--phase", multiple=True, type=click.Choice([*PHASE_COLOURS]), help="Only in this phase; repeatable."
+        ),
+        click.option("--queue", help="Only of this queue."),
+        click.option("--user", help="Only of this user."),
+    ):
+        with_options = option(with_options)
+    return with_options
+
+
+def _label(text: str) -> tuple[str, str]:
+    from llmsched.errors import SpecError
+
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise SpecError(f'"{text}" is no label.', code="options", hint="Write KEY=VALUE, as team=nlp.")
+    return key, value
+
+
 def answer(model: BaseModel, for_people: Callable[[], None]) -> None:
     """The model with --json, else what `for_people` prints."""
     if wants_json():
@@ -62,7 +118,7 @@ def answer(model: BaseModel, for_people: Callable[[], None]) -> None:
 
 
 def out() -> Console:
-    return terminal.console(soft_wrap=False)
+    return terminal.console()
 
 
 def err() -> Console:
@@ -83,7 +139,7 @@ def table(*columns: str, last_takes_rest: bool = True) -> Table:
             no_wrap=True,
             overflow="ellipsis",
             ratio=1 if is_last and last_takes_rest else None,
-            max_width=28 if index == 0 else None,
+            max_width=28 if index == 0 and terminal.is_cut() else None,
         )
     return made
 
@@ -115,6 +171,16 @@ def next_commands(lines: Iterable[tuple[str, str]]) -> None:
         terminal.echo(f"  {command:<{width}}   {about}", err=True)
 
 
+def reach(url: str) -> str:
+    """How an address of this machine alone is reached from another one."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        return "from any machine that reaches it"
+    return f"this machine only; from elsewhere: ssh -N -L {parts.port}:{parts.hostname}:{parts.port} USER@HOST"
+
+
 def phase(name: str) -> str:
     colour = PHASE_COLOURS.get(name)
     return f"[{colour}]{name}[/]" if colour else name
@@ -129,6 +195,11 @@ def plain(text: str) -> str:
 
 def is_terminal() -> bool:
     return sys.stderr.isatty() and not wants_json()
+
+
+def is_asked() -> bool:
+    """Whether somebody is there who can answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 # --- numbers in words ---------------------------------------------------------------------------------------------

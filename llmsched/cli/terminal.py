@@ -5,6 +5,7 @@ Everything else in `cli` prints through this; the linter refuses `click.echo` an
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,14 @@ def error(text: str) -> None:
     click.echo(f"{click.style('error', fg='red', bold=True)}: {sanitize.shown(text)}", err=True)
 
 
+def is_cut() -> bool:
+    """Whether lines end at the edge of a terminal, or where COLUMNS says; what goes into a file or a pipe is whole."""
+    return sys.stdout.isatty() or "COLUMNS" in os.environ
+
+
+WHOLE = 100_000  # columns
+
+
 def console(**options: Any) -> Console:
     """Of rich: what it is given is made text, its own colours stay."""
     from rich.console import Console
@@ -50,6 +59,8 @@ def console(**options: Any) -> Console:
                 else:
                     yield segment
 
+    if not is_cut() and not options:
+        options["width"] = WHOLE
     return Plain(highlight=False, emoji=False, **options)
 
 

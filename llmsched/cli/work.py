@@ -12,7 +12,9 @@ from llmsched.cli import show, terminal
 if TYPE_CHECKING:
     from llmsched.spec import http_models
 
-FILE = click.option("-f", "--file", "file", required=True, type=click.Path(), help="A spec file (YAML).")
+FILE = click.option(
+    "-f", "--file", "file", required=True, type=click.Path(), help="A spec file (YAML); - is standard input."
+)
 PLAIN_EVERY_S = 10.0  # of a log without a terminal: a line at a change, and one now and then
 
 
@@ -24,7 +26,7 @@ def plan(file: str) -> None:
     from llmsched.spec import http_models
 
     with show.connect() as client:
-        planned = client.plan(file)
+        planned = client.plan(show.specs_of(file))
     show.answer(http_models.PlannedList(planned=planned), lambda: _print_plan(planned))
     refused = [one for one in planned if one.outcome == "refused"]
     if refused:
@@ -72,7 +74,7 @@ def _now(one: http_models.Planned) -> str:
 
 
 def _goes_on(one: http_models.Planned) -> str:
-    return "goes on as it is" if one.kind == "serve" else "saves and restarts"
+    return "goes on as it is" if one.in_place or one.kind == "serve" else "saves and restarts"
 
 
 def _total(amounts: http_models.Amounts) -> str:
@@ -101,7 +103,7 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
     from llmsched.spec import http_models
 
     with show.connect() as client:
-        run = client.apply(file, again=again)
+        run = client.apply(show.specs_of(file), again=again)
         if not wait:
             show.answer(http_models.AppliedList(applied=run.applied), lambda: _print_applied(run.applied))
             _after_apply(run.applied)
@@ -141,8 +143,20 @@ def _after_apply(applied: list[http_models.Applied]) -> None:
         (f"llmsched logs -f {first.id}", "what it writes"),
     ]
     if served is not None:
-        lines[1 if first is served else 2] = (f"llmsched chat {served.name}", "talk to it")
+        lines[1 if first is served else 2] = _ask_it(served)
     show.next_commands(lines)
+
+
+def _ask_it(served: http_models.Applied) -> tuple[str, str]:
+    match served.serves:
+        case "sequence-classification":
+            return f'llmsched classify {served.name} "some text"', "its label"
+        case "feature-extraction":
+            return f'llmsched embed {served.name} "some text"', "its numbers"
+        case "app":
+            return f"llmsched status {served.name}", "its address; llmsched token key prints what it wants to see"
+        case _:
+            return f"llmsched chat {served.name}", "talk to it"
 
 
 class Watch:
@@ -205,13 +219,56 @@ def _state_words(view: http_models.WorkloadView) -> str:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@show.choice_options
+@click.option("--all", "everything", is_flag=True, help="All that has not ended and that you may cancel.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @show.json_option
-def cancel(name: str) -> None:
-    """Stop a workload for good. A training saves a checkpoint first, an endpoint finishes what it serves."""
+def cancel(names: tuple[str, ...], choice: show.Choice, everything: bool, yes: bool) -> None:
+    """Stop workloads for good: those that are named, or that --user, --queue, --phase, --label or --all choose.
+
+    A training saves a checkpoint first, an endpoint finishes what it serves. Of those that are chosen it shows which
+    they are, and asks; without a terminal it wants --yes.
+    """
+    from llmsched.errors import SpecError
+    from llmsched.spec.http_models import WorkloadList
+
+    if not names and not choice and not everything:
+        raise SpecError("nothing is named.", code="options", hint="Write a NAME, --user, --queue, --label or --all.")
+    if names and (choice or everything):
+        raise SpecError("names, and what chooses among all workloads, exclude each other.", code="options")
     with show.connect() as client:
-        view = client.cancel(name)
-    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}"))
+        ids = names or _chosen_to_cancel(client, choice, yes)
+        views = [client.cancel(one) for one in ids]
+        seq = client.health().seq if len(names) != 1 else 0
+    listed = WorkloadList(workloads=views, seq=seq)
+    show.answer(views[0] if len(names) == 1 else listed, lambda: _print_cancelled(views))
+
+
+def _print_cancelled(views: list[http_models.WorkloadView]) -> None:
+    for view in views:
+        terminal.echo(f"{view.id}: {view.phase}")
+    if not views:
+        terminal.echo("There is no such workload.")
+
+
+def _chosen_to_cancel(client: Any, choice: show.Choice, yes: bool) -> list[str]:
+    """Ids of those that have not ended and may be cancelled, once somebody has said so. Raises SpecError."""
+    from llmsched.errors import SpecError
+
+    phases = [phase for phase in show.LIVE if not choice.phase or phase in choice.phase]
+    if not phases:
+        raise SpecError("what has ended cannot be cancelled.", code="options", hint="Leave --phase out.")
+    found = client.all_workloads(user=choice.user, queue=choice.queue, phase=phases, labels=choice.labels or None)
+    ids = [view.id for view in found.workloads if view.may_change]
+    if len(ids) < len(found.workloads):
+        terminal.echo(f"{len(found.workloads) - len(ids)} of them are not yours to cancel.", err=True)
+    if ids and not yes:
+        terminal.echo("\n".join(ids), err=True)
+        if not show.is_asked():
+            raise SpecError(f"{len(ids)} workloads would be cancelled.", code="options", hint="If so, add --yes.")
+        click.confirm(f"Cancel {'these' if len(ids) > 1 else 'this'}?", abort=True, err=True)
+    return ids
 
 
 @click.command()

@@ -58,6 +58,16 @@ class AsyncChat:
             except httpx.HTTPError as error:
                 raise self._unreachable() from error
 
+    async def classify(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
+        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}. Raises LlmschedError."""
+        answer = await self._ask("/v1/classify", {"model": self.model, "input": texts})
+        return list(answer["data"])
+
+    async def embed(self, texts: str | Sequence[str]) -> list[list[float]]:
+        """Of each text its vector. Raises LlmschedError."""
+        answer = await self._ask("/v1/embeddings", {"model": self.model, "input": texts})
+        return [list(each["embedding"]) for each in answer["data"]]
+
     async def models(self) -> list[str]:
         async with self._http() as http:
             try:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,11 +35,21 @@ class _Loop:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Its result. Ctrl-C ends it, and comes through once it has let go of what it held."""
+        done: Future[T] = Future()
+        running: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            running.append(self._loop.create_task(work))
+            running[0].add_done_callback(lambda task: _hand_over(task, done))
+
+        self._loop.call_soon_threadsafe(begin)
         try:
-            return future.result()
+            return done.result()
         except KeyboardInterrupt:
-            future.cancel()
+            self._loop.call_soon_threadsafe(lambda: running[0].cancel())
+            with suppress(CancelledError, Exception):
+                done.result()
             raise
 
     def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
@@ -64,6 +76,15 @@ class _Loop:
         self._loop.close()
 
 
+def _hand_over(task: asyncio.Task[T], done: Future[T]) -> None:
+    if task.cancelled():
+        done.set_exception(CancelledError())
+    elif (error := task.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(task.result())
+
+
 class Chat:
     """See `AsyncChat`."""
 
@@ -82,6 +103,14 @@ class Chat:
     def respond(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
         """The whole OpenAI response object, usage included."""
         return self._loop.call(self._chat.respond(messages, **parameters))
+
+    def classify(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
+        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}. Raises LlmschedError."""
+        return self._loop.call(self._chat.classify(texts))
+
+    def embed(self, texts: str | Sequence[str]) -> list[list[float]]:
+        """Of each text its vector. Raises LlmschedError."""
+        return self._loop.call(self._chat.embed(texts))
 
     def models(self) -> list[str]:
         return self._loop.call(self._chat.models())
@@ -196,16 +225,37 @@ class Client:
         ended: int | None = None,
         every: int | None = None,
         cursor: str | None = None,
+        user: str | None = None,
+        queue: str | None = None,
+        phase: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> http_models.WorkloadList:
-        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next`: more of
-        its group."""
+        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next` (and the
+        same choice again): more of its group. `user`, `queue`, `phase` (one or several) and `labels` choose."""
         return self._loop.call(
-            self._core.workloads(active=active, waiting=waiting, ended=ended, every=every, cursor=cursor)
+            self._core.workloads(
+                active=active,
+                waiting=waiting,
+                ended=ended,
+                every=every,
+                cursor=cursor,
+                user=user,
+                queue=queue,
+                phase=phase,
+                labels=labels,
+            )
         )
 
-    def all_workloads(self) -> http_models.WorkloadList:
+    def all_workloads(
+        self,
+        *,
+        user: str | None = None,
+        queue: str | None = None,
+        phase: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
-        return self._loop.call(self._core.all_workloads())
+        return self._loop.call(self._core.all_workloads(user=user, queue=queue, phase=phase, labels=labels))
 
     def why(self, name: str) -> http_models.WhyView:
         return self._loop.call(self._core.why(name))

@@ -18,10 +18,12 @@ from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
+from llmsched.spec.workload import WorkloadSpec
 
 POLL_S = 0.5
 PAGE = 250  # of a list that is wanted whole
-Specs = str | Path | Sequence[Any]  # a file, or spec models or JSON data of one's own
+# A file, one workload as a dict or a model of `llmsched.spec`, or several of these in any mixture.
+Specs = str | Path | Mapping[str, Any] | WorkloadSpec | Sequence[Any]
 Watch = Callable[[http_models.WorkloadView], None]
 
 
@@ -145,18 +147,37 @@ class AsyncClient:
         ended: int | None = None,
         every: int | None = None,
         cursor: str | None = None,
+        user: str | None = None,
+        queue: str | None = None,
+        phase: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> http_models.WorkloadList:
-        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next`: more of
-        its group."""
-        chosen = {"active": active, "waiting": waiting, "ended": ended, "every": every, "cursor": cursor}
+        """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next` (and the
+        same choice again): more of its group. `user`, `queue`, `phase` (one or several) and `labels` choose."""
+        chosen: dict[str, Any] = {
+            "active": active,
+            "waiting": waiting,
+            "ended": ended,
+            "every": every,
+            "cursor": cursor,
+        }
+        chosen |= {"user": user, "queue": queue, "phase": phase, "label": _labels(labels)}
         params = {key: value for key, value in chosen.items() if value is not None}
         return await self._http.ask(http_models.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
-    async def all_workloads(self) -> http_models.WorkloadList:
+    async def all_workloads(
+        self,
+        *,
+        user: str | None = None,
+        queue: str | None = None,
+        phase: str | Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
-        whole = page = await self.workloads(active=0, waiting=0, ended=0, every=PAGE)
+        chosen: dict[str, Any] = {"user": user, "queue": queue, "phase": phase, "labels": labels}
+        whole = page = await self.workloads(active=0, waiting=0, ended=0, every=PAGE, **chosen)
         while page.next:
-            page = await self.workloads(every=PAGE, cursor=page.next[0])
+            page = await self.workloads(every=PAGE, cursor=page.next[0], **chosen)
             whole.workloads += page.workloads
         whole.next = []
         return whole
@@ -304,13 +325,14 @@ class AsyncClient:
 
     async def _load(self, specs: Specs, *, upload: bool) -> list[Any]:
         """The typed specs, each folder `workdir` replaced by the name of its packed content."""
-        base = Path()
-        if isinstance(specs, str | Path):
-            base = Path(specs).parent
-            loaded = load_file(Path(specs))
-        else:
-            loaded = [_checked(spec) for spec in specs]
-        return [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
+        given = [specs] if isinstance(specs, str | Path | Mapping) or not isinstance(specs, Sequence) else specs
+        ready: list[Any] = []
+        for each in given:
+            file = Path(each) if isinstance(each, str | Path) else None
+            loaded = [_checked(each)] if file is None else load_file(file)
+            base = Path() if file is None else file.parent
+            ready += [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
+        return ready
 
     async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> Any:
         folder = spec.workdir
@@ -350,12 +372,24 @@ def read_file(file: Path) -> bytes:
 def _checked(spec: Any) -> Any:
     from llmsched.spec import load
 
-    return load.load_json(json.loads(json.dumps(spec))) if isinstance(spec, dict) else spec
+    if isinstance(spec, WorkloadSpec):
+        return spec
+    try:
+        data = json.loads(json.dumps(spec))
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"a spec is JSON data: {error}.", hint="Write a file, a dict, or a model of llmsched.spec."
+        ) from None
+    return load.load_json(data)
 
 
 def is_settled(view: http_models.WorkloadView) -> bool:
     """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
     return view.ended or (view.kind == "serve" and view.phase == "running")
+
+
+def _labels(labels: Mapping[str, str] | None) -> list[str] | None:
+    return None if labels is None else [f"{key}={value}" for key, value in labels.items()]
 
 
 def _path(name: str, part: str = "") -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 from llmsched.core.records import WorkloadState
 from llmsched.errors import StoreError
 from llmsched.store import snapshots
-from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow
+from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow, labels_of
 
 RESULTS_AT_ONCE = 10
 REMEMBERED = 2_000  # answers, also that there is none
@@ -122,5 +122,6 @@ def row_of(record: WorkloadState) -> ArchiveRow:
         record.submitted_at,
         record.finished_at or 0.0,
         record.artifact,
+        labels_of(it.labels),
         snapshots.dump_ended(record),
     )

@@ -145,20 +145,23 @@ def differences(draft: Draft) -> list[str]:
 
 # What an attempt computes. A checkpoint of one is no beginning for another.
 _WORK = ("train", "task", "ray", "batch", "tune", "workdir", "environment")
+# What nothing that runs is given.
+_BESIDE = {"labels"}
 # What no replica is given: how many there are, how they come and go, and what the gateway keeps to.
-_SCALING = {"replicas", "autoscaling", "rollout", "request_timeout"}
+_SCALING = {*_BESIDE, "replicas", "autoscaling", "rollout", "request_timeout"}
 
 
 def is_in_place(draft: Draft) -> bool:
-    """Whether what runs goes on under the new spec: nothing that a replica was started with has changed. Work that ends
+    """Whether what runs goes on under the new spec: nothing that it was started with has changed. Other work that ends
     saves, leaves and goes on instead, for its size, its limits and its place in line are the attempt's own."""
     workload, known = draft
-    if known is None or workload.kind != "serve" or _reads_others(workload, known):
+    if known is None or (workload.kind == "serve" and _reads_others(workload, known)):
         return False
     before = parcel.read(known.workload.parcel)
     if before.problem:
         return False
-    return _SCALING.issuperset(parcel.changed_keys(before.data, spec_of(workload)))
+    stays = _SCALING if workload.kind == "serve" else _BESIDE
+    return stays.issuperset(parcel.changed_keys(before.data, spec_of(workload)))
 
 
 def check_change(state: State, draft: Draft) -> None:

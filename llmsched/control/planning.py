@@ -175,6 +175,7 @@ def _planned(
     if known is not None:
         planned.outcome = "unchanged" if is_same(draft) else "changed"
         planned.diff = differences(draft)
+        planned.in_place = planned.outcome == "changed" and is_in_place(draft)
         planned.rolls_out = planned.outcome == "changed" and workload.kind == "serve" and not is_in_place(draft)
     starting = [gang for gang in forecasts if gang.starts_now]
     planned.starts_now = bool(starting)

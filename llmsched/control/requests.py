@@ -236,10 +236,16 @@ def _answer(each: Draft) -> http_models.Applied:
         name=workload.name,
         run=workload.run,
         kind=workload.kind,
+        serves=_serves(workload),
         outcome="unchanged" if same else "created" if known is None else "changed",
         diff=[] if same else differences(each),
         rolls_out=not same and known is not None and workload.kind == "serve" and not is_in_place(each),
     )
+
+
+def _serves(workload: Workload) -> str:
+    serve = spec_of(workload).get("serve") or {}
+    return "app" if serve.get("app") else str(serve.get("task") or "")
 
 
 def _model_source(workload: Workload) -> str | None:

@@ -100,6 +100,7 @@ class Workload:
     max_surge: int = 1  # serve only: replicas beyond those wanted while a new spec rolls out; 0: an old one goes first
     autoscaling: Autoscaling | None = None
     topology: Topology = Topology()
+    labels: tuple[tuple[str, str], ...] = ()  # the user's own, to find it by
     node_labels: tuple[tuple[str, str], ...] = ()  # placement.labels: nodes must carry them
     use_spot: bool | None = None
     preemptible: bool = True

@@ -58,6 +58,7 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         max_surge=serve.rollout.max_surge if serve else 1,
         autoscaling=_autoscaling(serve) if serve else None,
         topology=_topology(spec.topology) or nouns.Topology(),
+        labels=tuple(sorted(spec.labels.items())),
         node_labels=tuple(sorted(spec.placement.labels.items())),
         use_spot=spec.resources.use_spot,
         preemptible=spec.preemption.enabled,

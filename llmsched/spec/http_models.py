@@ -114,6 +114,8 @@ class WorkloadView(Reply):
     kind: str
     queue: str
     user: str = ""
+    labels: dict[str, str] = {}
+    may_change: bool = False  # whoever asks may cancel and scale it
     priority: int = 50
     phase: Phase
     message: str = ""
@@ -157,6 +159,7 @@ class Applied(Reply):
     outcome: Literal["created", "changed", "unchanged"]
     phase: Phase = "waiting"
     diff: list[str] = []  # "train.lora.r: 8 -> 16"
+    serves: str = ""  # of an endpoint: the task of its model (causal-lm ...), or "app"
     rolls_out: bool = False  # an endpoint whose replicas are replaced; a change of their number alone is made in place
 
 
@@ -174,6 +177,7 @@ class Planned(Reply):
     outcome: Literal["created", "changed", "unchanged", "refused"] = "created"
     diff: list[str] = []
     rolls_out: bool = False
+    in_place: bool = False  # changed, and what runs goes on as it is
     min_size: int = 1
     max_size: int = 1
     each: Amounts = Amounts()  # what ONE worker or replica gets

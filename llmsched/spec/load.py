@@ -9,7 +9,7 @@ from typing import Any
 
 from llmsched.errors import Problem, SpecError
 from llmsched.spec import document as documents
-from llmsched.spec import support, validation
+from llmsched.spec import other_words, support, validation
 from llmsched.spec.batch import BatchSpec
 from llmsched.spec.document import Document
 from llmsched.spec.ray import RaySpec
@@ -27,6 +27,11 @@ KINDS: dict[str, type[WorkloadSpec]] = {
     "task": TaskSpec,
     "ray": RaySpec,
 }
+
+
+_SKYPILOT_HINT = (
+    "This reads like a task of SkyPilot; llmsched's own words are near. Write kind: task, and what follows."
+)
 
 
 def load(text: str | bytes, filename: str = "spec.yaml") -> list[WorkloadSpec]:
@@ -67,6 +72,9 @@ def _workload(document: Document) -> tuple[WorkloadSpec | None, list[Problem]]:
     if not isinstance(document.data, dict):
         return validation.validate(WorkloadSpec, "a workload", document)
     kind = document.data.get("kind")
+    if kind is None and other_words.is_skypilot(document.data):
+        _, problems = validation.validate(TaskSpec, "a task workload", document)
+        return None, [_unknown_kind(document, kind), *(one for one in problems if one.code != "missing_key")]
     if not isinstance(kind, str) or kind not in KINDS:
         return None, [_unknown_kind(document, kind)]
     spec, problems = validation.validate(KINDS[kind], f"a {kind} workload", document)
@@ -77,6 +85,8 @@ def _unknown_kind(document: Document, kind: Any) -> Problem:
     kinds = ", ".join(KINDS)
     if kind is None:
         sections = [name for name in KINDS if name in document.data]
+        if other_words.is_skypilot(document.data):
+            return Problem(document.where(()), '"kind" is missing', _SKYPILOT_HINT, "missing_key")
         hint = f'Add "kind: {sections[0]}".' if len(sections) == 1 else f"One of: {kinds}."
         return Problem(document.where(()), '"kind" is missing', hint, "missing_key")
     close = validation.nearest(kind, KINDS) if isinstance(kind, str) else None

@@ -34,6 +34,7 @@ _SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"(\d{1,16}(?:\.\d{1,6})?)\s?([KMGT]i?B|B)", re.ASCII)
 _LARGEST_BYTES = 2**50
+_SMALLEST_BYTES = 10**6  # of what is not 0: a number below it was meant in another unit
 
 
 def _is_number(value: Any) -> bool:
@@ -82,6 +83,12 @@ def parse_size(value: Any) -> int:
         size = round(float(match[1]) * _SIZE_UNITS[match[2]])
     else:
         raise ValueError('expected a size such as "64GB", "512MiB" or a whole number of bytes')
+    if 0 < size < _SMALLEST_BYTES:
+        raise ValueError(
+            f'expected a size with its unit, such as "{value}GB"; {size} would be bytes'
+            if isinstance(value, int)
+            else "expected a size of at least 1MB"
+        )
     if not 0 <= size <= _LARGEST_BYTES:
         raise ValueError("expected a size between 0 and 1024TiB")
     return size

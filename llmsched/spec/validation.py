@@ -12,46 +12,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llmsched.errors import Problem
+from llmsched.spec import other_words
 from llmsched.spec.document import Document, Path, dotted
 from llmsched.spec.quantities import PATTERN_WORDS
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough
 
 MOST = 100  # problems explained: nobody reads more, and a hostile file may have tens of thousands
-
-# What other systems call it.
-_OTHER_WORDS = {
-    "num_workers": "workers",
-    "workers": "replicas",
-    "replicas": "workers",
-    "num_nodes": "workers",
-    "nodes": "workers",
-    "size": "workers",
-    "num_replicas": "replicas",
-    "gpus": "resources.accelerators",
-    "num_gpus": "resources.accelerators",
-    "num_cpus": "resources.cpus",
-    "env": "envs",
-    "env_vars": "envs",
-    "working_dir": "workdir",
-    "depends_on": "after",
-    "time_limit": "max_runtime",
-    "run": "task.run",
-    "command": "task.run",
-    "setup": "task.setup",
-    "graceful_shutdown_timeout_s": "drain_timeout",
-    "batch_size": "global_batch_size",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "model_name_or_path": "base_model",
-    "spot": "use_spot",
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "gpu": "accelerators",
-    "accelerator": "accelerators",
-}
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -132,20 +99,31 @@ def unknown_key(
     """(message, hint, code) for a key that `section` does not have."""
     names = keys_of(section)
     if issubclass(section, PassThrough) and key in section.known:
-        honoured = ", ".join(sorted(names))
-        return f'"{key}" of {section.library} is not supported', f"Supported: {honoured}.", "not_supported_yet"
+        instead = _in_our_words(key, section, root) or f"Supported: {', '.join(sorted(names))}."
+        return f'"{key}" of {section.library} is not supported', instead, "not_supported_yet"
     message = f'unknown key "{key}" in {title}'
-    other = _OTHER_WORDS.get(key, "")
-    if other and _exists(other, section):
-        suggestion: str | None = other
-    else:
-        elsewhere = sorted(_paths_to(key, root), key=lambda path: path.count(".")) if at_root else []
-        suggestion = nearest(key, names, 0.85) or (elsewhere[0] if elsewhere else nearest(key, names))
+    if ours := _in_our_words(key, section, root):
+        return message, ours, "unknown_key"
+    elsewhere = sorted(_paths_to(key, root), key=lambda path: path.count(".")) if at_root else []
+    suggestion = nearest(key, names, 0.85) or (elsewhere[0] if elsewhere else nearest(key, names))
     if not suggestion and issubclass(section, PassThrough):
         suggestion = nearest(key, section.known)
     if suggestion:
         return message, f'Did you mean "{suggestion}"?', "unknown_key"
     return message, f"Known keys: {', '.join(sorted(names))}.", "unknown_key"
+
+
+def _in_our_words(key: str, section: type[BaseModel], root: type[BaseModel]) -> str:
+    """Where that word of another system leads, from here or from the top; "" for one that leads nowhere."""
+    if key in other_words.NOTHING:
+        return other_words.NOTHING[key]
+    ours = other_words.OURS.get(key)
+    if ours is None:
+        return ""
+    path, note = ours
+    last = path.rpartition(".")[2]
+    shown = last if _exists(last, section) else path
+    return f'Did you mean "{shown}"? {note}'.rstrip() if _exists(shown, section) or _exists(shown, root) else ""
 
 
 def keys_of(section: type[BaseModel]) -> dict[str, Any]:

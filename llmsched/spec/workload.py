@@ -241,6 +241,10 @@ class WorkloadSpec(Section):
     retry: Retry = Field(default_factory=Retry)
     preemption: Preemption = Field(default_factory=Preemption)
     budget: Budget | None = None
+    labels: Annotated[
+        dict[Label, Label],
+        Field(max_length=32, description="Of your own, to find it by: status --label team=nlp, cancel --label ..."),
+    ] = {}
     notify: list[HttpsUrl] = Field(default=[], max_length=16)
     envs: Envs = {}
     secrets: Annotated[list[EnvName], AfterValidator(_check_secrets)] = Field(default=[], max_length=256)

@@ -17,7 +17,7 @@ from llmsched.store import keyfile, schema, seal
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import QUIET, Lease, Written
 from llmsched.store.seal import Head, Seal
-from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row
+from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row, labels_of
 
 BUSY_S = 5.0  # how long to wait for another process to finish its transaction
 
@@ -250,6 +250,16 @@ def archived(db: sqlite3.Connection, key: Seal | None, path: Path, query: Archiv
     if query.after_age is not None:
         terms.append("submitted_at <= ? AND (submitted_at < ? OR id > ?)")
         values += (query.after_age[0], *query.after_age)
+    for column, wanted in (("user", query.of), ("queue", query.queue)):
+        if wanted is not None:
+            terms.append(f"{column} = ?")
+            values.append(wanted)
+    if query.outcomes:
+        terms.append(f"outcome IN ({', '.join('?' * len(query.outcomes))})")
+        values += query.outcomes
+    for label in query.labels:
+        terms.append("instr(labels, ?)")
+        values.append(labels_of([label]))
     owners: list[tuple[str, str]] = [("queue = ?", queue) for queue in query.queues]
     if query.user is not None:
         owners.append(("user = ?", query.user))

@@ -8,6 +8,7 @@ not been compacted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 
@@ -33,7 +34,13 @@ class ArchiveRow(NamedTuple):
     submitted_at: float
     finished_at: float
     artifact: str | None
+    labels: str  # of `labels_of`
     body: bytes
+
+
+def labels_of(labels: Iterable[tuple[str, str]]) -> str:
+    """One a line, with a line end before the first, so that each is found whole."""
+    return "\n" + "".join(f"{key}={value}\n" for key, value in labels)
 
 
 class ProgressRow(NamedTuple):
@@ -89,9 +96,11 @@ AGE: dict[type, str] = {ArchiveRow: "finished_at"}  # the column that says how o
 class ArchiveQuery(NamedTuple):
     """Rows of the archive that fulfil all that is given.
 
-    `user` and `queues`: of that user or in one of those queues (None and none: everybody's). `results`: only what left
-    a result; `models`: only trainings that succeeded with one. Order: of one `name`, or of models, by name and from the
-    highest run down, after (`name`, `run`) if given; else from the newest down, after (`submitted_at`, `id`) if given.
+    `of`: of that user, `queue`: of that queue, `outcomes`: that ended in one of these ways, `labels`: that bear all.
+    `user` and `queues`: of that user or in one of those queues, which is all that somebody may see (None and none:
+    everything). `results`: only what left a result; `models`: only trainings that succeeded with one. Order: of one
+    `name`, or of models, by name and from the highest run down, after (`name`, `run`) if given; else from the newest
+    down, after (`submitted_at`, `id`) if given.
     """
 
     limit: int
@@ -100,6 +109,10 @@ class ArchiveQuery(NamedTuple):
     queues: tuple[str, ...] = ()
     results: bool = False
     models: bool = False
+    of: str | None = None
+    queue: str | None = None
+    outcomes: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
     after_run: tuple[str, int] | None = None
     after_age: tuple[float, str] | None = None
 
@@ -116,6 +129,10 @@ class ArchiveQuery(NamedTuple):
             and (not self.models or (row.kind, row.outcome) == ("train", "succeeded") and row.artifact is not None)
             and (self.after_run is None or (row.name, -row.run) > (self.after_run[0], -self.after_run[1]))
             and (self.after_age is None or (-row.submitted_at, row.id) > (-self.after_age[0], self.after_age[1]))
+            and (self.of is None or row.user == self.of)
+            and (self.queue is None or row.queue == self.queue)
+            and (not self.outcomes or row.outcome in self.outcomes)
+            and all(labels_of([label]) in row.labels for label in self.labels)
             and (is_anybodys or row.user == self.user or row.queue in self.queues)
         )
 

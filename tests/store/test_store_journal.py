@@ -323,7 +323,7 @@ def test_rows_that_are_too_old_go_and_are_not_missed(store):
 
 
 def ended(n, user="ann", queue="q", kind="task", artifact=None):
-    return ArchiveRow(f"w{n}", f"w{n}", 1, kind, queue, user, "succeeded", float(n), n + 0.5, artifact, b"")
+    return ArchiveRow(f"w{n}", f"w{n}", 1, kind, queue, user, "succeeded", float(n), n + 0.5, artifact, "\n", b"")
 
 
 def test_the_archive_is_read_page_by_page_and_only_what_is_asked_for(store):

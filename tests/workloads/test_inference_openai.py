@@ -4,9 +4,11 @@ import base64
 import struct
 
 import pytest
+import torch
 
 from workloads.inference import openai
 from workloads.inference.openai import RequestError
+from workloads.inference.sampling import Sampler, next_tokens
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -14,8 +16,44 @@ HELLO = [{"role": "user", "content": "hello"}]
 def test_a_chat_request_is_read_with_its_defaults():
     request = openai.chat_request({"model": "m", "messages": HELLO})
     assert request.messages == HELLO
-    assert (request.sampling.temperature, request.sampling.top_p, request.n) == (1.0, 1.0, 1)
+    assert (request.sampling.temperature, request.sampling.top_p, request.n) == (0.0, 1.0, 1)
     assert request.sampling.max_tokens == openai.CHAT_TOKENS
+
+
+class Own:
+    do_sample, temperature, top_p, top_k = True, 0.7, 0.8, 20
+
+
+class Half:
+    do_sample, temperature, top_p, top_k = True, None, None, None
+
+
+class Silent:
+    do_sample, temperature = None, 0.6
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "wanted"),
+    [
+        (Own(), {}, (0.7, 0.8, 20)),
+        (Own(), {"temperature": 0}, (0.0, 0.8, 20)),
+        (Own(), {"temperature": 1.2, "top_p": 1}, (1.2, 1.0, 20)),
+        (Half(), {}, (1.0, 1.0, 0)),
+        (Silent(), {}, (0.0, 1.0, 0)),
+        (Silent(), {"n": 2}, (1.0, 1.0, 0)),
+        (Silent(), {"seed": 3}, (1.0, 1.0, 0)),
+        (None, {"top_p": 0.5}, (1.0, 0.5, 0)),
+    ],
+)
+def test_what_a_request_leaves_out_is_the_models_own_and_who_asks_for_a_draw_gets_one(model, body, wanted):
+    found = openai.chat_request({"messages": HELLO, **body}, openai.Usual.of(model)).sampling
+    assert (found.temperature, found.top_p, found.top_k) == wanted
+
+
+def test_only_the_likeliest_top_k_are_drawn():
+    logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]])
+    sampler = Sampler(openai.Sampling(max_tokens=1, temperature=1.0, top_k=2, seed=1))
+    assert {next_tokens(logits, [sampler])[0] for _ in range(200)} == {0, 1}
 
 
 def test_text_parts_are_joined_and_a_developer_is_the_system():

@@ -73,11 +73,11 @@ class TextServer:
 
     def _parse(self, route: str, body: Mapping[str, Any]) -> tuple[TextRequest, list[list[int]]]:
         if route == "completions":
-            request = openai.completion_request(body)
+            request = openai.completion_request(body, self._engine.usual)
             assert request.prompts is not None
             prompts = [self._tokens(prompt) for prompt in request.prompts]
         else:
-            request = openai.chat_request(body)
+            request = openai.chat_request(body, self._engine.usual)
             prompts = [self._chat_tokens(request.messages)]
         if not all(prompts):
             raise RequestError("The prompt has no token.", param="messages" if request.messages else "prompt")

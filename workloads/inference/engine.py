@@ -23,7 +23,7 @@ import torch
 
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder
-from workloads.inference.openai import RequestError, Sampling
+from workloads.inference.openai import RequestError, Sampling, Usual
 from workloads.inference.packed import pack
 from workloads.inference.sampling import Sampler, next_tokens
 from workloads.inference.text import TextStream
@@ -45,6 +45,7 @@ class Engine(Protocol):
 
     tokenizer: Any
     max_model_len: int
+    usual: Usual  # for what a request leaves out
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, adapter: str | None) -> AsyncGenerator[Piece, None]:
         """Goes on from the tokens `prompt`. Closing the generator frees its place. Raises RequestError."""
@@ -140,6 +141,7 @@ class TransformersEngine:
         model.to(device).eval()
         pack(model)
         self.max_model_len = _context(model.config, settings.max_model_len)
+        self.usual = Usual.of(model.generation_config)
         self._ends = _end_tokens(model, self.tokenizer)
         self._decoder = Decoder(model, device)
         self._adapters = Adapters(model)

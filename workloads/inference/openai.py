@@ -53,13 +53,34 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to go on from a prompt. `temperature` 0 is greedy; `seed` makes a draw repeatable."""
+    """How to go on from a prompt. `temperature` 0 is greedy; `top_k` 0 is no bound; `seed` makes a draw repeatable."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_k: int = 0
+
+
+class Usual(NamedTuple):
+    """How a model is meant to be drawn from: of its generation_config.json, what a request leaves out."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    @classmethod
+    def of(cls, generation_config: Any) -> Usual:
+        """As transformers' `generate` reads it: a model that does not say that it is drawn from is greedy."""
+        if not getattr(generation_config, "do_sample", None):
+            return cls()
+        temperature, top_p, top_k = (getattr(generation_config, name, None) for name in cls._fields)
+        return cls(
+            1.0 if temperature is None else float(temperature),
+            1.0 if top_p is None else float(top_p),
+            0 if top_k is None else int(top_k),
+        )
 
 
 class Usage(NamedTuple):
@@ -72,6 +93,9 @@ class Usage(NamedTuple):
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
         }
+
+
+GREEDY = Usual()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,7 @@ class TextRequest:
 # --- requests ---------------------------------------------------------------------------------------------------
 
 
-def chat_request(body: Mapping[str, Any]) -> TextRequest:
+def chat_request(body: Mapping[str, Any], usual: Usual = GREEDY) -> TextRequest:
     """Raises RequestError."""
     _refuse_what_is_not_here(body)
     messages = body.get("messages")
@@ -98,19 +122,19 @@ def chat_request(body: Mapping[str, Any]) -> TextRequest:
     return TextRequest(
         model=str(body.get("model", "")),
         messages=[_message(message, f"messages[{n}]") for n, message in enumerate(messages)],
-        sampling=_sampling(body, CHAT_TOKENS),
+        sampling=_sampling(body, usual, CHAT_TOKENS),
         n=_whole(body, "n", 1, least=1, most=MAX_CHOICES),
         include_usage=_include_usage(body),
     )
 
 
-def completion_request(body: Mapping[str, Any]) -> TextRequest:
+def completion_request(body: Mapping[str, Any], usual: Usual = GREEDY) -> TextRequest:
     """Raises RequestError."""
     _refuse_what_is_not_here(body)
     return TextRequest(
         model=str(body.get("model", "")),
         prompts=_inputs(body, "prompt"),
-        sampling=_sampling(body, COMPLETION_TOKENS),
+        sampling=_sampling(body, usual, COMPLETION_TOKENS),
         n=_whole(body, "n", 1, least=1, most=MAX_CHOICES),
         include_usage=_include_usage(body),
     )
@@ -183,7 +207,7 @@ def _is_input(one: Any) -> bool:
     return (isinstance(one, str) or is_tokens) and bool(one)
 
 
-def _sampling(body: Mapping[str, Any], usual_tokens: int) -> Sampling:
+def _sampling(body: Mapping[str, Any], usual: Usual, usual_tokens: int) -> Sampling:
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else (stop or [])
     if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
@@ -192,10 +216,13 @@ def _sampling(body: Mapping[str, Any], usual_tokens: int) -> Sampling:
     seed = body.get("seed")
     if seed is not None and type(seed) is not int:
         raise RequestError('"seed" must be a whole number.', param="seed")
+    is_draw = any(body.get(word) is not None for word in ("top_p", "seed")) or body.get("n") not in (None, 1)
+    temperature = 1.0 if is_draw and not usual.temperature else usual.temperature
     return Sampling(
         max_tokens=_whole(body, name, usual_tokens, least=1, most=1 << 20),
-        temperature=_number(body, "temperature", 1.0, least=0.0, most=2.0),
-        top_p=_number(body, "top_p", 1.0, least=0.0, most=1.0),
+        temperature=_number(body, "temperature", temperature, least=0.0, most=2.0),
+        top_p=_number(body, "top_p", usual.top_p, least=0.0, most=1.0),
+        top_k=usual.top_k,
         stop=tuple(stops),
         seed=seed,
     )

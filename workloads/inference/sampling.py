@@ -16,7 +16,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.is_greedy = sampling.temperature < _GREEDY_BELOW
-        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._temperature, self._top_p, self._top_k = sampling.temperature, sampling.top_p, sampling.top_k
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -25,7 +25,11 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor) -> int:
         """`logits`: (vocabulary,), on any device."""
-        chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
+        logits = logits.float().cpu()
+        if 0 < self._top_k < logits.shape[-1]:
+            least = logits.topk(self._top_k).values[-1]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        chances = torch.softmax(logits / self._temperature, dim=-1)
         if self._top_p < 1.0:
             ranked, order = chances.sort(descending=True, stable=True)
             beyond = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.inference.engine import Piece
-from workloads.inference.openai import RequestError, Sampling
+from workloads.inference.openai import RequestError, Sampling, Usual
 
 # What llmsched sets itself, or never allows: code that comes with a model, weights that are not safetensors.
 _OURS = {"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size", "enable_lora"}
@@ -42,8 +42,12 @@ class VllmEngine:
             raise ValueError(f"engine_kwargs: {error}") from None
         self._engine = AsyncLLM.from_engine_args(arguments)
         self.max_model_len = int(self._engine.model_config.max_model_len)
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, GenerationConfig
 
+        try:
+            self.usual = Usual.of(GenerationConfig.from_pretrained(folder, local_files_only=True))
+        except OSError:  # a model need not have one
+            self.usual = Usual()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._loras: dict[str, Any] = {}
         self._numbers = itertools.count(1)
@@ -60,6 +64,7 @@ class VllmEngine:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p or 1e-6,  # vLLM refuses 0, which means the likeliest token
+            top_k=sampling.top_k or -1,
             stop=list(sampling.stop) or None,
             seed=sampling.seed,
             output_kind=RequestOutputKind.DELTA,

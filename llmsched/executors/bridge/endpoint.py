@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from llmsched.executors.port import Deliver, EndpointSeen, LoadSeen, RouteTable
-from llmsched.executors.ports import free_ports
+from llmsched.executors.ports import free_ports, is_free
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
 
@@ -41,7 +41,8 @@ class Endpoint:
                 self._host, self._port = ray.get(self._actor.address.remote(), timeout=ANSWERS_WITHIN_S)
             except (RayError, GetTimeoutError) as error:
                 print(f"the gateway is there and does not say where: {error}", file=sys.stderr)
-        self._port = self._port or free_ports(1, self._host)[0]
+        if self._actor is None and not (self._port and is_free(self._port, self._host)):
+            self._port = free_ports(1, self._host)[0]  # somebody else has that of last time
 
     @property
     def url(self) -> str:

@@ -61,6 +61,7 @@ CREATE TABLE archive (
     submitted_at REAL NOT NULL,
     finished_at  REAL NOT NULL,
     artifact     TEXT,
+    labels       TEXT NOT NULL,
     body         BLOB NOT NULL,
     checksum     TEXT NOT NULL
 ) WITHOUT ROWID;
