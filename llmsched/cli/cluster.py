@@ -409,7 +409,7 @@ def down(keep_ray: bool, purge: bool, yes: bool) -> None:
         terminal.echo(f"Stopped {' and '.join(parts)}.{'' if purge else f' {_what_stays(folder)}'}")
     if purge:
         _purge(folder)
-    elif left and not show.wants_json():
+    elif left and had_controller and not show.wants_json():
         terminal.echo(f"Not ended yet: {unfinished.named(left)}. The next llmsched up asks whether they go on.")
 
 

@@ -59,16 +59,42 @@ def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None
     assert llmsched("up", "--fake-nodes", "2x4:A100").returncode == 0
     second = home.announced(folder)
     assert second is not None
+    assert second.url == first.url  # ports are those of last time
     status = llmsched("status", "kept", "--json")
     assert json.loads(status.stdout)["phase"] in ("waiting", "starting", "running", "succeeded")
 
     down = llmsched("down")
     assert (down.returncode, "Stopped the controller" in down.stdout) == (0, True)
+    assert down.stdout.endswith("Not ended yet: kept. The next llmsched up asks whether they go on.\n")
     wait_until(lambda: has_ended(second.pid))  # it let go of its lock, which is the last thing a process does
     assert not (folder / "controller.json").exists()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(second.url.rpartition(":")[2]))) != 0
     assert llmsched("down").stdout == "Nothing was running here.\n"
+
+
+def test_work_of_yesterday_goes_on_only_if_it_is_to_and_purge_removes_all_but_asks(
+    llmsched: Llmsched, tmp_path: Path
+) -> None:
+    waits = "name: waits\nkind: task\nschedule: {cron: '0 2 1 1 *'}\ntask: {run: [x]}\n"
+    assert llmsched("up", "--fake-nodes", "1x1", "--endpoint-port", "21234").returncode == 0
+    assert home.ports(tmp_path / "home").endpoint == 21234
+    (tmp_path / "spec.yaml").write_text(waits)
+    llmsched("apply", "-f", "spec.yaml")
+    llmsched("down")
+    goes_on = llmsched("up", "--fake-nodes", "1x1")
+    assert "Not ended yet: waits.\nThey go on." in goes_on.stderr
+    assert json.loads(llmsched("status", "waits", "--json").stdout)["phase"] == "waiting"
+    other = llmsched("up", "--fake-nodes", "1x1", "--endpoint-port", "21235")
+    assert (other.returncode, "answers on 21234" in other.stderr) == (3, True)
+    llmsched("down")
+    assert "Not ended" not in llmsched("up", "--fake-nodes", "1x1", "--fresh").stderr
+    assert json.loads(llmsched("status", "waits", "--json").stdout)["phase"] == "cancelled"
+    refused = llmsched("down", "--purge")
+    assert (refused.returncode, "add --yes" in refused.stderr) == (2, True)
+    assert llmsched("status").returncode == 0
+    assert llmsched("down", "--purge", "--yes").returncode == 0
+    assert not (tmp_path / "home").exists()
 
 
 def serve(folder: Path, *options: str) -> subprocess.Popen[str]:
