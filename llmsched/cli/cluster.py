@@ -395,7 +395,9 @@ def down(keep_ray: bool, purge: bool, yes: bool) -> None:
     if purge and keep_ray:
         raise SpecError("--keep-ray and --purge exclude each other.", code="options")
     if purge:
-        _confirm_purge(folder, yes)
+        from llmsched.cli import purge as purging
+
+        purging.confirm(folder, yes)
     had_controller, processes = take_down(folder, keep_ray=keep_ray)
     left = unfinished.of_home(folder)
     if show.wants_json():
@@ -408,52 +410,9 @@ def down(keep_ray: bool, purge: bool, yes: bool) -> None:
         parts += [f"Ray ({processes} processes)"] if processes else []
         terminal.echo(f"Stopped {' and '.join(parts)}.{'' if purge else f' {_what_stays(folder)}'}")
     if purge:
-        _purge(folder)
+        purging.remove(folder)
     elif left and had_controller and not show.wants_json():
         terminal.echo(f"Not ended yet: {unfinished.named(left)}. The next llmsched up asks whether they go on.")
-
-
-def _confirm_purge(folder: Path, yes: bool) -> None:
-    """Raises SpecError where nobody is there to ask, click.Abort when the answer is no."""
-    from llmsched.errors import SpecError
-
-    if yes or not folder.exists():
-        return
-    terminal.echo(f"This removes {' and '.join(map(str, _kept(folder)))}, and cannot be undone.", err=True)
-    if not show.is_asked():
-        raise SpecError("--purge removes history and results.", code="options", hint="If so, add --yes.")
-    click.confirm("Remove them?", abort=True, err=True)
-
-
-def _kept(folder: Path) -> list[Path]:
-    """The home, and its results where they lie in a folder that is its own."""
-    from llmsched.api import home
-
-    own = [folder, Path(home.default_storage(folder))]
-    return [place for place in own if place.exists()]
-
-
-def _purge(folder: Path) -> None:
-    from llmsched.api import home
-    from llmsched.cli import placement
-
-    if not folder.exists():
-        return
-    known = home.isolation(folder)
-    elsewhere = known.storage if known and known.storage and not _is_own(folder, known) else ""
-    placement.forget(folder)
-    if not show.wants_json():
-        terminal.echo(f"Removed {folder}." + (f" Results stay in {elsewhere}, which you named." if elsewhere else ""))
-
-
-def _is_own(folder: Path, known: Any) -> bool:
-    """Whether results lie where llmsched chose: then they go with the home."""
-    from llmsched.api import home
-    from llmsched.executors import ray_user
-
-    user = ray_user.find(known.ray_user) if known.ray_user else None
-    own = [folder, Path(home.default_storage(folder)), *([ray_user.folder_of(user, folder)] if user else [])]
-    return "://" not in known.storage and any(Path(known.storage).is_relative_to(place) for place in own)
 
 
 def _what_stays(folder: Path) -> str:
