@@ -39,7 +39,7 @@ def remove(folder: Path) -> None:
         terminal.echo(f"Removed {folder}." + (f" Results stay in {elsewhere}, which you named." if elsewhere else ""))
 
 
-def _is_own(folder: Path, known: Any) -> bool:
+def _is_own(folder: Path, known: home.Isolation) -> bool:
     """Whether results lie where llmsched chose: then they go with the home."""
     user = ray_user.find(known.ray_user) if known.ray_user else None
     own = [folder, Path(home.default_storage(folder)), *([ray_user.folder_of(user, folder)] if user else [])]

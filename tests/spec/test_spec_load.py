@@ -125,41 +125,6 @@ def test_a_real_name_of_the_library_is_not_supported_and_a_misspelt_one_is_corre
     assert (third.where, third.code) == ("a.yaml:9:10", "not_supported_yet")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            TASK + "resources: {gpus: 1}",
-            'Did you mean "accelerators"? Write its kind and number: accelerators: "A100:1"',
-        ),
-        (TASK + "resources: {cloud: aws}", "work runs on the nodes of this cluster"),
-        (TASK + "output_dir: out", "llmsched models pull NAME DIR"),
-        (TRAIN[:-2] + ", training_args: {per_device_train_batch_size: 4}}", 'Did you mean "train.micro_batch_size"?'),
-        (TRAIN[:-2] + ", training_args: {save_steps: 500}}", 'Did you mean "checkpoint.every"? A time, such as "10m"'),
-        (TRAIN[:-2] + ", training_args: {eval_steps: 50}}", 'Did you mean "train.evaluation"?'),
-        (TRAIN[:-2] + ", per_device_train_batch_size: 4}", 'Did you mean "micro_batch_size"?'),
-    ],
-)
-def test_a_word_of_another_system_leads_to_ours_wherever_that_stands(text, words):
-    (problem,) = refusal(text).problems
-    assert words in problem.hint
-
-
-def test_a_task_of_skypilot_is_known_as_one_and_each_of_its_words_is_answered():
-    problems = refusal(
-        """\
-        name: sky
-        resources: {accelerators: "A100:8", infra: aws}
-        num_nodes: 2
-        setup: pip install x
-        run: python train.py
-        """
-    ).problems
-    assert "SkyPilot" in problems[0].hint
-    assert [each.where for each in problems] == ["a.yaml:1:1", "a.yaml:2:37", "a.yaml:3:1", "a.yaml:4:1", "a.yaml:5:1"]
-    assert ['"workers"' in each.hint or '"task.' in each.hint for each in problems] == [False, False, True, True, True]
-
-
 def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file():
     error = refusal(
         """\
