@@ -22,7 +22,7 @@ from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
 from llmsched.connections import ADMIT
-from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
+from llmsched.control.authorization import CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
 from llmsched.spec.endpoint_keys import key_of_digest
@@ -79,9 +79,10 @@ class Tokens:
                 "user": record.user,
                 "role": record.role,
                 "expires": record.expires,
+                "models": list(record.models),
             }
             for record in self.records()
-            if record.role in MAY["submit"] and not _is_over(record)
+            if record.role in (*MAY["submit"], CALLER) and not _is_over(record)
         ]
 
     def holds(self, record: TokenRecord) -> bool:

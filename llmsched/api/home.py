@@ -16,12 +16,13 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from llmsched import sanitize
-from llmsched.control.authorization import OPERATOR, ROLES, SUBMITTER
+from llmsched.control.authorization import CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
 
@@ -38,6 +39,7 @@ class TokenRecord:
     role: str = SUBMITTER
     created: float = 0.0
     expires: float | None = None
+    models: tuple[str, ...] = ()  # of a caller: the endpoints that its key reaches
 
 
 DAYS_AT_MOST = 36_500
@@ -47,10 +49,16 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tuple[str, TokenRecord]:
-    """A fresh token, to be shown once, and what to keep of it."""
-    if role not in ROLES:
-        raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join(ROLES)}.")
+def new_token(
+    user: str, role: str = SUBMITTER, days: float | None = 90, models: Sequence[str] = ()
+) -> tuple[str, TokenRecord]:
+    """A fresh token, to be shown once, and what to keep of it. `models`: what a caller may ask, by its name."""
+    if role not in (*ROLES, CALLER):
+        raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join((*ROLES, CALLER))}.")
+    if role == CALLER and not models:
+        raise SpecError("a caller's key reaches no endpoint but those it names.", hint="Add --model NAME.")
+    if role != CALLER and models:
+        raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.", code="options")
     if not user.strip() or user == EVERYONE or sanitize.line(user, sanitize.NAME_AT_MOST) != user:
         raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
     if days is not None and not 0 < days <= DAYS_AT_MOST:  # also what is no number
@@ -58,15 +66,18 @@ def new_token(user: str, role: str = SUBMITTER, days: float | None = 90) -> tupl
     now = time.time()
     token_id = secrets.token_hex(4)
     token = f"llms_{token_id}_{secrets.token_hex(32)}"
-    return token, TokenRecord(token_id, digest(token), user, role, now, now + days * 86400 if days else None)
+    expires = now + days * 86400 if days else None
+    return token, TokenRecord(token_id, digest(token), user, role, now, expires, tuple(models))
 
 
-def create_token(home: Path, user: str, role: str, days: float | None, *, trusting: bool) -> tuple[str, TokenRecord]:
+def create_token(
+    home: Path, user: str, role: str, days: float | None, *, trusting: bool, models: Sequence[str] = ()
+) -> tuple[str, TokenRecord]:
     """A fresh token that counts from now on: it is to be shown once. Raises NotAllowed for a second person's where
-    tokens are labels, unless `trusting`, and what `new_token` raises."""
-    text, record = new_token(user, role, days)
+    tokens are labels (a caller cannot run anything), unless `trusting`, and what `new_token` raises."""
+    text, record = new_token(user, role, days, models)
     why = single_user(home)
-    if why and user != user_name() and not trusting:
+    if why and user != user_name() and role != CALLER and not trusting:
         raise NotAllowed(
             f"a token for {user} would be a label, not a boundary: this controller is in single-user mode ({why}).",
             code="single_user",
@@ -131,7 +142,7 @@ def made_records(home: Path) -> list[TokenRecord]:
     made = home / "tokens.json"
     try:
         found = [TokenRecord(**item) for item in json.loads(made.read_text())] if made.exists() else []
-        return [replace(one, role=RENAMED.get(one.role, one.role)) for one in found]
+        return [replace(one, role=RENAMED.get(one.role, one.role), models=tuple(one.models)) for one in found]
     except (ValueError, TypeError):
         raise StoreError(f"{made} is damaged.", hint="Remove it; tokens made so far are then worthless.") from None
 

@@ -9,7 +9,7 @@ import click
 
 from llmsched.cli import show, terminal
 
-ROLES = ("viewer", "submitter", "auditor", "operator")
+ROLES = ("viewer", "submitter", "auditor", "operator", "caller")
 
 
 @click.group()
@@ -21,9 +21,10 @@ def token() -> None:
 @click.argument("user")
 @click.option("--role", type=click.Choice(ROLES), default="submitter", show_default=True)
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
+@click.option("--model", "models", multiple=True, metavar="NAME", help="An endpoint that a caller asks; repeatable.")
 @click.option("--trusting", is_flag=True, help="In single-user mode, where tokens are labels: make it all the same.")
 @show.json_option
-def create(user: str, role: str, days: float, trusting: bool) -> None:
+def create(user: str, role: str, days: float, models: tuple[str, ...], trusting: bool) -> None:
     """A token for USER. It is shown once.
 
     \b
@@ -31,20 +32,24 @@ def create(user: str, role: str, days: float, trusting: bool) -> None:
     submitter  also submits to queues that let USER, and handles that work
     auditor    reads everything, changes nothing
     operator   may do everything
+    caller     asks the endpoints that --model names, and nothing else: what is shown is a key, for an app to keep
     """
     from llmsched.api import home
     from llmsched.client.transport import default_home
+    from llmsched.spec.endpoint_keys import key_of
 
     folder = home.prepare(default_home())
-    text, record = home.create_token(folder, user, role, days, trusting=trusting)
+    text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models)
+    if role == "caller":
+        text = key_of(text)
     if show.wants_json():
-        terminal.echo(
-            json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, "token": text})
-        )
+        kind = "key" if role == "caller" else "token"
+        terminal.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, kind: text}))
         return
     terminal.echo(text)
     until = show.clock(record.expires or 0)
-    terminal.echo(f"Token {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
+    noun = "Key" if role == "caller" else "Token"
+    terminal.echo(f"{noun} {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
     if home.single_user(folder):
         terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
 
@@ -76,33 +81,39 @@ def list_() -> None:
 
     records = home.load_records(default_home())
     if show.wants_json():
-        fields = ("id", "user", "role", "created", "expires")
+        fields = ("id", "user", "role", "created", "expires", "models")
         terminal.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
         return
-    table = show.table("ID", "USER", "ROLE", "EXPIRES", last_takes_rest=False)
+    table = show.table("ID", "USER", "ROLE", "EXPIRES", "ASKS", last_takes_rest=False)
     for record in records:
         over = record.expires is not None and record.expires < time.time()
         expires = "never" if record.expires is None else show.clock(record.expires) + (" (over)" if over else "")
-        table.add_row(record.id, show.plain(record.user), record.role, expires)
+        table.add_row(
+            record.id, show.plain(record.user), record.role, expires, show.plain(", ".join(record.models) or "-")
+        )
     show.print_table(table)
 
 
 @token.command()
-@click.argument("token_id")
+@click.argument("token_id", required=False)
+@click.option("--user", help="Every token of this user, instead of one by its id.")
 @show.json_option
-def revoke(token_id: str) -> None:
-    """Make a token worthless, by its id."""
+def revoke(token_id: str | None, user: str | None) -> None:
+    """Make a token worthless, by its id, or all of --user. What is still being answered to it ends within a second."""
     from llmsched.api import home
     from llmsched.client.transport import default_home
-    from llmsched.errors import RequestError
+    from llmsched.errors import RequestError, SpecError
 
+    if (token_id is None) == (user is None):
+        raise SpecError("one of an id and --user is needed.", code="options", hint="See llmsched token list.")
     folder = default_home()
     records = home.made_records(folder)
-    kept = [record for record in records if record.id != token_id]
-    if len(kept) == len(records):
-        raise RequestError(f'there is no token "{token_id}".', code="unknown_token", hint="See llmsched token list.")
-    home.save_records(folder, kept)
+    over = [record.id for record in records if token_id == record.id or user == record.user]
+    if not over:
+        what = f'there is no token "{token_id}".' if user is None else f'"{user}" has no token.'
+        raise RequestError(what, code="unknown_token", hint="See llmsched token list.")
+    home.save_records(folder, [record for record in records if record.id not in over])
     if show.wants_json():
-        terminal.echo(json.dumps({"revoked": token_id}))
+        terminal.echo(json.dumps({"revoked": over if user is not None else over[0]}))
     else:
-        terminal.echo(f"Token {token_id} is revoked.")
+        terminal.echo("\n".join(f"Token {one} is revoked." for one in over))

@@ -6,6 +6,7 @@ A token has a user and a role; a queue names users as its viewers, submitters an
     submitter  and submits to queues that let one, handles one's own work, and all work of queues one is admin of
     auditor    reads everything, changes nothing
     operator   everything: all work, the configuration, the end of the controller
+    caller     asks the endpoints that its token names, and nothing of the controller
 
 Work that one may not see is answered for in the words of work that does not exist.
 """
@@ -27,6 +28,7 @@ from llmsched.core.workload import Workload
 from llmsched.errors import NotAllowed, RequestError
 
 VIEWER, SUBMITTER, AUDITOR, OPERATOR = ROLES = ("viewer", "submitter", "auditor", "operator")
+CALLER = "caller"  # of a key for endpoints alone: no route of the API lets it in
 _SUBMITS = (SUBMITTER, OPERATOR)
 _SEES_ALL = (AUDITOR, OPERATOR)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmsched.control.authorization import Permissions, Person
+from llmsched.control.authorization import CALLER, Permissions, Person
 from llmsched.control.dispatch import adapters_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
@@ -47,7 +47,7 @@ class Routes:
         self._sent = self._looked_at = None
 
     def changed(self, state: State, tokens: Sequence[dict[str, Any]]) -> RouteTable | None:
-        """`tokens`: {"id", "sha256", "user", "role", "expires"} of everybody who may ask at all."""
+        """`tokens`: {"id", "sha256", "user", "role", "expires", "models"} of everybody who may ask at all."""
         seen, self._looked_at = self._looked_at, (state, state.version, list(tokens))
         if seen is not None and seen[0] is state and seen[1:] == self._looked_at[1:]:
             return None
@@ -84,7 +84,8 @@ class Routes:
 
 
 def keys_of(state: State, endpoints: Mapping[str, Workload], tokens: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each token reaches: the endpoints whose workload its user may see."""
+    """What each token reaches: the endpoints whose workload its user may see; a caller's those that it names, by their
+    own name or that of their model."""
     reached: dict[tuple[str, str], list[str]] = {}
     for token in tokens:
         who = token["user"], token["role"]
@@ -95,7 +96,9 @@ def keys_of(state: State, endpoints: Mapping[str, Workload], tokens: Sequence[di
         {
             "id": token["id"],
             "sha256": token["sha256"],
-            "models": reached[token["user"], token["role"]],
+            "models": reached[token["user"], token["role"]]
+            if token["role"] != CALLER
+            else [name for name, workload in endpoints.items() if {name, workload.name} & {*token["models"]}],
             "expires": token.get("expires"),
         }
         for token in tokens

@@ -6,13 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from live import Live
 
+from llmsched.api.auth import MAY, Tokens
+from llmsched.api.home import digest
 from llmsched.cli import token
 from llmsched.cli.main import cli
 from llmsched.control import authorization
+from llmsched.control.routes import keys_of
 from llmsched.executors.fake import Script
 
 CLUSTER = "queues: [{name: lab, roles: {submitter: [ann], admin: [cleo], viewer: [vic]}}, {name: default}]\n"
@@ -62,7 +66,40 @@ def test_each_is_shown_and_may_do_what_the_queue_says(run: Run) -> None:
 
 
 def test_the_command_line_offers_the_roles_there_are() -> None:
-    assert token.ROLES == authorization.ROLES
+    assert (*authorization.ROLES, authorization.CALLER) == token.ROLES
+
+
+def test_a_callers_key_reaches_the_endpoints_it_names_and_nothing_of_the_controller(run: Run, fresh: Live) -> None:
+    for name in ("qwen", "llama"):
+        Path(f"{name}.yaml").write_text(f"name: {name}\nkind: serve\nserve: {{app: 'my.app:App'}}\n")
+        assert run("ann", "apply", "-f", f"{name}.yaml").exit_code == 0
+    assert run("operator", "token", "create", "app", "--role", "caller").exit_code == 2
+    assert run("operator", "token", "create", "app", "--role", "viewer", "--model", "qwen").exit_code == 2
+    made = run("operator", "token", "create", "app", "--role", "caller", "--model", "qwen", "--json")
+    key = json.loads(made.stdout)["key"]
+    endpoints = {name: fresh.controller.state.workloads[name].workload for name in ("qwen", "llama")}
+    reached = {
+        row["sha256"]: row["models"] for row in keys_of(fresh.controller.state, endpoints, Tokens(fresh.home).keys())
+    }
+    assert reached[digest(key)] == ["qwen"]
+    for path in ("health", "workloads", "apply"):
+        answer = httpx.get(f"{fresh.url}/api/v1/{path}", headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 401
+    shown = run("operator", "token", "list").stdout
+    assert "app" in shown and "qwen" in shown
+
+
+def test_a_callers_token_itself_is_let_in_by_no_route() -> None:
+    assert all(authorization.CALLER not in roles for roles in MAY.values())
+
+
+def test_all_tokens_of_somebody_who_leaves_are_revoked_at_once(run: Run, fresh: Live) -> None:
+    run("operator", "token", "create", "eve")
+    assert run("operator", "token", "revoke").exit_code == 2
+    assert run("operator", "token", "revoke", "--user", "nobody").exit_code == 3
+    assert run("operator", "token", "revoke", "--user", "eve").stdout.count("is revoked") == 2
+    assert run("eve", "status").exit_code == 3
+    assert run("ann", "status").exit_code == 0
 
 
 @pytest.mark.parametrize("user", ["*", " "])
