@@ -96,6 +96,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             await self._application(scope, receive, send)
         finally:
             self._admitted -= admitted
+            protocol = self.transport.get_protocol()
+            if getattr(protocol, "initial_response", None) is not None:
+                protocol.handshake_complete = True  # refused with a status of HTTP, which uvicorn takes for a fault
             if not self._admitted and not self.transport.is_closing():
                 self.waiting.add(self)
 

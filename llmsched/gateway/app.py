@@ -13,7 +13,7 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -38,6 +38,7 @@ LOOP_ANSWERS_WITHIN_S = 4.0
 _END: Any = object()
 ASSIGN_S = 3.0  # Serve's router waits for ever for a replica that is gone; this is how long we wait for it
 GONE = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, RayServeException)
+FULL_S = 0.05  # until a replica is asked again whether its app has read what came before
 LATENCY_BOUNDS_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
 
@@ -67,14 +68,19 @@ class ServeReplica:
         except GONE as error:
             raise ReplicaGone(f"{self._name}: {error}") from None
 
-    async def stream(self, route: str, body: Any, adapter: dict[str, str] | None) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, route: str, body: Any, adapter: dict[str, str] | None, incoming: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
         await self._connected()
         request = self._next_name()
-        response = self._handle("stream").remote(route, body, adapter, request)
+        response = self._handle("stream").remote(route, body, adapter, request, incoming is not None)
         timer = _bound_assignment(response)
+        bringing: asyncio.Task[None] | None = None
         ended = False
         try:
             while (chunk := await self._until_let_go(self._next(response), request)) is not _END:
+                if incoming is not None and bringing is None:  # it has begun: it takes what comes in
+                    bringing = asyncio.create_task(self._bring(incoming, request))
                 yield chunk
             ended = True
         except (ReplicaGone, _Failed) as error:
@@ -84,11 +90,22 @@ class ServeReplica:
             yield error.answer
         finally:
             timer.cancel()
+            if bringing is not None:
+                bringing.cancel()
             if not ended:
                 self._cancel(request)
                 with suppress(ReplicaGone, _Failed):
                     while await self._until_let_go(self._next(response), request) is not _END:
                         pass
+
+    async def _bring(self, incoming: AsyncIterator[Any], request: str) -> None:
+        """Give the replica what comes in, one after the other."""
+        with suppress(RayTaskError, *GONE):  # whoever waits for its answer hears of it
+            async for message in incoming:
+                while True:
+                    if await self._handle("receive").remote(request, message):
+                        break
+                    await asyncio.sleep(FULL_S)
 
     def _next(self, response: Any) -> asyncio.Future[Any]:
         async def chunk() -> Any:

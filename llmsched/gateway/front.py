@@ -10,14 +10,15 @@ import asyncio
 import json
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import unquote
 
 from llmsched.connections import ADMIT
+from llmsched.gateway import apps
 from llmsched.gateway.keys import Key
-from llmsched.gateway.limits import Disconnected, Receive, read_body
+from llmsched.gateway.limits import Disconnected, Receive, Send, read_body
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
 from llmsched.gateway.refusals import Refused, encode, error_body
 from llmsched.gateway.relay import Relay
@@ -25,7 +26,6 @@ from llmsched.gateway.replicas import Pool, Replica, ReplicaGone
 from llmsched.gateway.signals import Signals
 from llmsched.gateway.table import Table, Target
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
 MODEL_ROUTES = {
@@ -34,7 +34,7 @@ MODEL_ROUTES = {
     "/v1/embeddings": "embeddings",
     "/v1/classify": "classify",
 }
-APPS = "/v1/apps/"
+APP_ROUTE = "http"  # of the replica of an app
 JSON_TYPE = (b"content-type", b"application/json")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
@@ -105,24 +105,31 @@ class Gateway:
         elif scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1003})
+            socket = apps.Socket(receive, send, "websocket.http.response" in scope.get("extensions", {}))
+            try:
+                await self._websocket(scope, receive, socket)
+            except Refused as refused:
+                await socket.refuse(refused)
+            except Disconnected:
+                pass
+            except Exception:
+                traceback.print_exc()
+                await socket.refuse(Refused(500, _OUR_FAULT, code="gateway_error"))
 
     async def _http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if path == "/healthz":
             await _reply(send, 200, {"status": "ok", "version": self.version})
             return
-        if self.version == 0:  # made anew: a 401 would tell clients that their key is wrong
-            raise Refused(503, "The gateway has just started: ask again.", code="starting", retry_after_s=1.0)
-        headers = dict(scope["headers"])
-        key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
-        scope.get(ADMIT, lambda: None)()
-
+        headers, key = self._admitted(scope)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _only(method, "GET", path)
             await _reply(send, 200, self._models(path[len("/v1/models/") :], key))
             return
-        route = MODEL_ROUTES.get(path) or ("app" if path.startswith(APPS) else None)
+        if path.startswith(apps.APPS):
+            await self._app(scope, receive, send, headers, key)
+            return
+        route = MODEL_ROUTES.get(path)
         if route is None:
             raise Refused(404, f"There is nothing at {path}.", code="unknown_url")
         _only(method, "POST", path)
@@ -134,12 +141,8 @@ class Gateway:
         if not isinstance(body, dict):
             raise Refused(400, "The body must be a JSON object.", code="invalid_json")
 
-        if route == "app":
-            target = self._table.app(unquote(path[len(APPS) :]), key)
-            streams = body.get("stream") is True or b"text/event-stream" in headers.get(b"accept", b"")
-        else:
-            target = self._table.model(body.get("model"), key)
-            streams = body.get("stream") is True
+        target = self._table.model(body.get("model"), key)
+        streams = body.get("stream") is True
         request = self._open.begin(key, target.route.id, target.route.timeout_s)
         work = self._stream(request, target, route, body, send) if streams else self._call(target, route, body, send)
         try:
@@ -151,6 +154,60 @@ class Gateway:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await _send_event(send, encode(refused.body()))
                     await _send_end(send)
+
+    def _admitted(self, scope: Mapping[str, Any]) -> tuple[dict[bytes, bytes], Key]:
+        """The headers of a request and the key that it shows. Raises Refused."""
+        if self.version == 0:  # made anew: a 401 would tell clients that their key is wrong
+            raise Refused(503, "The gateway has just started: ask again.", code="starting", retry_after_s=1.0)
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
+        scope.get(ADMIT, lambda: None)()
+        return headers, key
+
+    async def _app(
+        self, scope: Mapping[str, Any], receive: Receive, send: Send, headers: Mapping[bytes, bytes], key: Key
+    ) -> None:
+        """One request to an app, whatever its method and path."""
+        name = apps.name_in(scope["path"])
+        target = self._table.app(name, key)
+        body = apps.asked(scope, name, await read_body(headers, receive, apps.APP_BODY_BYTES))
+        request, answer = self._open.begin(key, target.route.id, target.route.timeout_s), apps.Answer(send)
+
+        async def work() -> int:
+            await apps.carry(self.stream(target, APP_ROUTE, body), answer)
+            return answer.status
+
+        async def left() -> Mapping[str, Any]:
+            message = await receive()
+            if answer.is_over:  # the client has it all; what the app does afterwards goes on
+                await asyncio.Event().wait()
+            return message
+
+        try:
+            await request.answer(left, self._measured(target, "app", work()))
+        except Refused as refused:
+            if not answer.status:
+                raise
+            with suppress(TimeoutError):  # of a client that does not read
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await answer.fail(refused.body())  # if it cannot be told, the connection is cut
+
+    async def _websocket(self, scope: Mapping[str, Any], receive: Receive, socket: apps.Socket) -> None:
+        await receive()  # "websocket.connect"
+        _, key = self._admitted(scope)
+        if not scope["path"].startswith(apps.APPS):
+            raise Refused(404, f"There is no websocket at {scope['path']}.", code="unknown_url")
+        name = apps.name_in(scope["path"])
+        target = self._table.app(name, key)
+        body = apps.asked(scope, name, b"")
+        request = self._open.begin(key, target.route.id, target.route.timeout_s)
+
+        async def work() -> int:
+            await apps.carry(self.stream(target, APP_ROUTE, body, socket.incoming()), socket)
+            await socket.end()
+            return 101 if socket.is_open else 403
+
+        await request.answer(socket.watch, self._measured(target, "app", work()))
 
     async def _measured(self, target: Target, route: str, work: Awaitable[int]) -> None:
         """Run `work`, which answers the client and returns the status it sent."""
@@ -215,12 +272,16 @@ class Gateway:
                 pool.avoid(slot)
                 gone.add(slot.name)
 
-    async def stream(self, target: Target, route: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        """The chunks of one replica. Another one is asked only while nothing has come yet. Raises Refused."""
+    async def stream(
+        self, target: Target, route: str, body: dict[str, Any], incoming: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The chunks of one replica, which gets what comes in after the request. Another one is asked only while
+        nothing has come yet. Raises Refused."""
         pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
         while True:
-            slot = pool.choose(body, gone)
-            work = slot.replica.stream(route, body, target.adapter)
+            slot = pool.choose(body, gone, str(body.get("multiplexed", "")))
+            more = () if incoming is None else (incoming,)
+            work = slot.replica.stream(route, body, target.adapter, *more)
             said = False
             try:
                 async with aclosing(self._relay.stream(pool, slot, tokens, work, target.route.timeout_s)) as chunks:

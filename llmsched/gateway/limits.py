@@ -16,25 +16,26 @@ DEFAULT_MAX_ONGOING = 128
 DEFAULT_TIMEOUT_S = 600.0
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Disconnected(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-    """The request's body, at most BODY_BYTES. Raises Refused (413, 408) or Disconnected."""
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int = BODY_BYTES) -> bytes:
+    """The request's body, at most `most` bytes. Raises Refused (413, 408) or Disconnected."""
     declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > BODY_BYTES:
-        raise _too_large()
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(receive)
+            return await _read(receive, most)
     except TimeoutError:
         raise Refused(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", code="body_timeout") from None
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, most: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -43,12 +44,12 @@ async def _read(receive: Receive) -> bytes:
             raise Disconnected
         part = message.get("body", b"")
         size += len(part)
-        if size > BODY_BYTES:
-            raise _too_large()
+        if size > most:
+            raise _too_large(most)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large() -> Refused:
-    return Refused(413, f"The request is larger than {BODY_BYTES >> 20} MiB.", code="request_too_large")
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"The request is larger than {most >> 20} MiB.", code="request_too_large")

@@ -50,5 +50,8 @@ def error_body(status: int, message: str, *, code: str | None, param: str | None
 
 
 def encode(value: Any) -> bytes:
-    """Compact JSON. What an app returns may hold values JSON has no word for: they go as their text."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str).encode("utf-8", "replace")
+    """Compact JSON. Raises Refused for a value that JSON has no word for: its text would look like an answer."""
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    except (TypeError, ValueError) as error:
+        raise Refused(500, f"The replica's answer cannot be written as JSON: {error}.", code="not_json") from None

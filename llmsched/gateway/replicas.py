@@ -6,8 +6,9 @@ turned out to be gone is avoided for a while that doubles each time, and forgive
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from llmsched.gateway.limits import RETRY_FULL_S, RETRY_NO_REPLICA_S
@@ -29,8 +30,11 @@ class Replica(Protocol):
 
     async def call(self, route: str, body: Any, adapter: dict[str, str] | None) -> Any: ...
 
-    def stream(self, route: str, body: Any, adapter: dict[str, str] | None) -> AsyncGenerator[Any, None]:
-        """Chunks. Closing the generator cancels the request in the replica."""
+    def stream(
+        self, route: str, body: Any, adapter: dict[str, str] | None, incoming: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Chunks. Closing the generator cancels the request in the replica. `incoming`: what the client goes on to
+        send, for a replica that has begun to answer."""
 
 
 class Slot:
@@ -67,11 +71,14 @@ class Pool:
             self._routing_name, self._routing = routing, named(routing, seed)
         self._slots = {name: self._slots.get(name) or Slot(name, connect(name)) for name in names}
 
-    def choose(self, body: Mapping[str, Any], not_these: set[str]) -> Slot:
-        """A replica with room. Raises Refused: 429 when all that work are full, 503 when none is there."""
+    def choose(self, body: Mapping[str, Any], not_these: set[str], model: str = "") -> Slot:
+        """A replica with room; for a multiplexed model, of those the one that has been asked for it. Raises Refused:
+        429 when all that work are full, 503 when none is there."""
         now = self._clock()
         there = [s for s in self._slots.values() if s.name not in not_these and s.avoid_until <= now]
         room = [s for s in there if s.ongoing < self.max_ongoing]
+        if room and model:
+            return max(room, key=lambda s: hashlib.blake2b(f"{model}\0{s.name}".encode(), digest_size=8).digest())
         if room:
             return self._routing.choose(room, body)
         if there:

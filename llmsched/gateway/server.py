@@ -7,6 +7,7 @@ from typing import Any
 import uvicorn
 
 from llmsched.connections import Waiting, connections_of, make_room
+from llmsched.gateway.limits import BODY_BYTES
 
 WAITING_AT_MOST, WAITING_OF_ONE_ADDRESS = 4096, 2048  # more than at the API: clients come in bursts, through one proxy
 
@@ -18,7 +19,8 @@ def web_server(application: Any) -> uvicorn.Server:
         uvicorn.Config(
             application,
             http=connections_of(Waiting(WAITING_AT_MOST, WAITING_OF_ONE_ADDRESS)),
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=BODY_BYTES,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import faulthandler
 import fcntl
 import importlib
@@ -80,6 +81,14 @@ def check_version(order: dict[str, Any]) -> None:
 
 def load_entry(entry: str, what: str, or_one: Callable[[Any], bool] = callable) -> Any:
     """`module:function` -> the function, or `or_one` of another kind. Raises UserError for a mistake of the user's."""
+    found = find_entry(entry, what)
+    if not callable(found) and not or_one(found):
+        raise UserError(f"{what} {entry}: expected a function or a class, got {type(found).__name__}.")
+    return found
+
+
+def find_entry(entry: str, what: str) -> Any:
+    """`module:name` -> whatever it is. Raises UserError with the cause, when it is the user's."""
     module_name, _, name = entry.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -87,10 +96,11 @@ def load_entry(entry: str, what: str, or_one: Callable[[Any], bool] = callable) 
         if error.name and module_name.startswith(error.name):
             raise UserError(f"{what} {entry}: no module {error.name!r} in the workdir or installed.") from None
         raise
-    found = getattr(module, name, None)
-    if not callable(found) and not or_one(found):
-        raise UserError(f"{what} {entry}: module {module_name!r} has no function {name!r}.")
-    return found
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, [one for one in vars(module) if not one.startswith("_")], 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{what} {entry}: module {module_name!r} has nothing called {name!r}.{hint}")
+    return getattr(module, name)
 
 
 def scratch(name: str) -> Path:

@@ -24,6 +24,7 @@ from llmsched.runtime import containment, environment, exceptions, execute, in_h
 from llmsched.runtime.storage import Storage
 
 DEFAULT_MAX_ONGOING = 32
+INBOX = 64  # messages of a client that the app has yet to read
 UNASKED_S = 60.0  # nobody of ours has asked for its health since: the controller is away
 OUR_REPLICA = "workloads.inference.replica:Replica"
 # Before what a failed constructor says for people; Ray's own words are around it. The second: trying again is no use.
@@ -57,6 +58,7 @@ class ReplicaHost:
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
+        self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
         os.environ.update(given["envs"])
@@ -88,15 +90,30 @@ class ReplicaHost:
             return refused.answer
 
     async def stream(
-        self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = ""
+        self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = "", is_open: bool = False
     ) -> AsyncGenerator[Any, None]:
+        """The chunks of an answer. `is_open`: the client goes on sending, by `receive`."""
+        more: tuple[Any, ...] = ()
+        if is_open:
+            more = (self._inboxes.setdefault(request, asyncio.Queue(INBOX)),)
         try:
             with self._in_hand.request(request), exceptions.in_words():
-                async with aclosing(self._replica.stream(route, body, adapter)) as chunks:
+                async with aclosing(self._replica.stream(route, body, adapter, *more)) as chunks:
                     async for chunk in chunks:
                         yield chunk
         except in_hand.Refused as refused:
             yield refused.answer
+        finally:
+            self._inboxes.pop(request, None)
+
+    async def receive(self, request: str, message: dict[str, Any]) -> bool:
+        """What the client of an open request sends. False: the app has yet to read what came before; ask again."""
+        inbox = self._inboxes.get(request)
+        if inbox is not None and inbox.full():
+            return False
+        if inbox is not None:
+            inbox.put_nowait(message)
+        return True
 
     async def cancel(self, request: str) -> None:
         self._in_hand.cancel(request)
@@ -158,3 +175,9 @@ class ReplicaHost:
 
     async def pid(self) -> int:
         return os.getpid()
+
+    def __del__(self) -> None:
+        """Called by Serve once nothing is asked of it any more."""
+        replica = self.__dict__.get("_replica")
+        if (close := getattr(replica, "close", None)) is not None:
+            close()

@@ -10,7 +10,9 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +37,23 @@ def mark_deployments(envs: Mapping[str, str]) -> None:
         wrap(sys.modules[_CLIENT])
     else:
         sys.meta_path.insert(0, _AfterImport(_CLIENT, wrap))
+
+
+@contextmanager
+def of_model(model: str) -> Iterator[None]:
+    """Within, `serve.get_multiplexed_model_id()` says `model`, if that is any."""
+    if not model:
+        yield
+        return
+    from ray.serve import context
+
+    token = context._serve_request_context.set(
+        replace(context._get_serve_request_context(), multiplexed_model_id=model)
+    )
+    try:
+        yield
+    finally:
+        context._serve_request_context.reset(token)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import json
+from contextlib import aclosing
 
 import httpx
 
@@ -38,8 +40,13 @@ class Echo:
             return {"error": {"message": "no", "type": "t", "param": None, "code": "c"}, "status": body["fail"]}
         return {"replica": self.name, "route": route, "adapter": adapter}
 
-    async def stream(self, route, body, adapter):
+    async def stream(self, route, body, adapter, incoming=None):
         self.calls += 1
+        if route == "http":  # an app
+            async with aclosing(self.app(body, incoming)) as batches:
+                async for batch in batches:
+                    yield batch
+            return
         if self.dead:
             raise ReplicaGone(self.name)
         try:
@@ -55,6 +62,14 @@ class Echo:
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled += 1
             raise
+
+    async def app(self, asked, incoming):
+        """What the app behind it sends: what it was asked, as JSON."""
+        said = {name: asked[name] for name in ("method", "root_path", "path", "multiplexed")}
+        said |= {"query": asked["query_string"].decode(), "body": asked["body"].decode(), "replica": self.name}
+        said["headers"] = sorted(name.decode() for name, _ in asked["headers"])
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+        yield [start, {"type": "http.response.body", "body": json.dumps(said).encode()}]
 
 
 class House:

@@ -15,6 +15,7 @@ import llmsched
 ALLOWED = {
     "runtime/ray_internals.py",
     "runtime/serve_internals.py",
+    "runtime/serve_graph.py",
     "executors/bridge/ray_internals.py",
     "gateway/serve_internals.py",
 }

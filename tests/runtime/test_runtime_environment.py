@@ -54,7 +54,7 @@ def test_an_entry_point_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(environment.UserError, match="no module 'nothing_like_it'"):
         environment.load_entry("nothing_like_it:loop", "train.loop")
-    with pytest.raises(environment.UserError, match="has no function 'loop'"):
+    with pytest.raises(environment.UserError, match="has nothing called 'loop'"):
         environment.load_entry("entry_without:loop", "train.loop")
     with pytest.raises(ModuleNotFoundError, match="not_installed_here"):
         environment.load_entry("entry_of_mine:loop", "train.loop")

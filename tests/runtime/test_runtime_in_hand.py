@@ -4,6 +4,8 @@ import asyncio
 import json
 import threading
 
+from app_requests import ask
+
 from llmsched.runtime import in_hand
 from llmsched.runtime.replica import ReplicaHost
 
@@ -46,11 +48,11 @@ def test_calls_that_block_are_in_hand_until_they_end_and_the_replica_says_that_i
 
         now = [0.0]
         replica._in_hand._clock = lambda: now[0]
-        calls = [asyncio.create_task(replica.call("app", {"hang": 1}, None, f"r{n}")) for n in range(2)]
+        calls = [asyncio.create_task(ask(replica, f"r{n}", body={"hang": 1})) for n in range(2)]
         await until(lambda: len(replica._in_hand) == 2)
         for n in range(2):
             await replica.cancel(f"r{n}")
-        full = await replica.call("app", {}, None, "another")
+        full = await ask(replica, "another", body={})
         assert (full["status"], full["error"]["code"]) == (429, "full")
         assert (await replica.health()) == {"trouble": "", "in_hand": 2, "abandoned": 0}
         now[0] = in_hand.STUCK_AFTER_S
@@ -62,7 +64,7 @@ def test_calls_that_block_are_in_hand_until_they_end_and_the_replica_says_that_i
         desks.Desk.stuck.set()
         assert {answer["status"] for answer in await asyncio.gather(*calls)} == {499}
         assert (await replica.health()) == {"trouble": "", "in_hand": 0, "abandoned": 0}
-        assert await replica.call("app", {}, None, "late") == {"ok": True}
+        assert (await ask(replica, "late", body={})).json() == {"ok": True}
 
     asyncio.run(story())
 
@@ -110,9 +112,8 @@ def test_as_many_plain_calls_run_side_by_side_as_a_replica_may_have_in_hand(tmp_
     async def story():
         replica = host(tmp_path, monkeypatch, limit=12)
         together = threading.Barrier(12)
-        replica._replica._server._app = lambda body: together.wait(20)
-        replica._replica._server._is_plain = True
-        answers = await asyncio.gather(*(replica.call("app", {}, None, str(n)) for n in range(12)))
-        assert sorted(answers) == list(range(12))
+        replica._replica._server._application._app = lambda body: together.wait(20)
+        answers = await asyncio.gather(*(ask(replica, str(n), body={}) for n in range(12)))
+        assert sorted(answer.json() for answer in answers) == list(range(12))
 
     asyncio.run(story())

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import tiny_models
 import torch
+from app_requests import ask, asked
 
 from llmsched.runtime.environment import UserError
 from workloads.inference.replica import Replica
@@ -280,10 +281,10 @@ def app(name, workdir, **serve):
 
 def test_an_app_from_the_workdir_is_made_with_its_args_and_runs_beside_the_loop(workdir):
     replica = app("Desk", workdir, args={"tone": "kind"})
-    answer = asyncio.run(replica.call("app", {"text": "hi"}))
+    answer = asyncio.run(ask(replica, body={"text": "hi"})).json()
     assert answer["said"] == "hi (kind)"
     assert answer["thread"] != threading.current_thread().name
-    assert asyncio.run(replica.ready())["routes"] == ["app"]
+    assert asyncio.run(replica.ready())["routes"] == ["http"]
 
 
 @pytest.mark.parametrize(
@@ -292,17 +293,17 @@ def test_an_app_from_the_workdir_is_made_with_its_args_and_runs_beside_the_loop(
 )
 def test_an_app_may_be_async_and_may_yield(workdir, name, called, streamed):
     replica = app(name, workdir)
-    assert asyncio.run(replica.call("app", {"text": "ab"})) == called
-    assert asyncio.run(all_of(replica.stream("app", {"text": "ab"}))) == streamed
+    assert asyncio.run(ask(replica, body={"text": "ab"})).json() == called
+    assert asyncio.run(ask(replica, body={"text": "ab", "stream": True})).events() == streamed
 
 
 def test_a_client_that_leaves_ends_the_apps_generator(workdir):
     replica = app("AsyncYields", workdir)
-    made = type(replica._server._app)
+    made = type(replica._server._application._app)
 
     async def main():
         before = made.closed
-        stream = replica.stream("app", {"text": "abc"})
+        stream = replica.stream("http", asked(body={"text": "abc", "stream": True}))
         await anext(stream)
         await stream.aclose()
         return made.closed - before
@@ -311,8 +312,8 @@ def test_a_client_that_leaves_ends_the_apps_generator(workdir):
 
 
 def test_an_app_that_fails_answers_with_what_not_with_a_traceback(workdir, capfd):
-    answer = asyncio.run(app("Desk", workdir).call("app", {"fail": True}))
-    assert (answer["status"], answer["error"]["message"]) == (500, "KeyError: 'secret drawer'")
+    answer = asyncio.run(ask(app("Desk", workdir), body={"fail": True}))
+    assert (answer.status, answer.json()["error"]["message"]) == (500, "KeyError: 'secret drawer'")
     assert "Traceback" in capfd.readouterr().err  # for whoever reads the log
 
 

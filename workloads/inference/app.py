@@ -1,118 +1,140 @@
-"""An app of the user's own: a class that Ray Serve could run, from the packed workdir or an installed package.
+"""An app of the user's own, from the packed workdir or an installed package: whatever `serve.app` names.
 
-It is made once with the spec's `args` and called with the request's JSON body. `__call__` may be plain or async, and
-may return a value or yield several. A plain one runs in a thread, one for each request that the replica may have in
-hand, so that a slow call does not stop the others. A call ends when its thread does, also one that was cancelled.
+    a bound application, a builder                what `serve run` takes: all its deployments in this replica
+    a deployment or class that takes a Request    the same, of one deployment
+    FastAPI(), Starlette()                        the same, of an ingress alone
+    any other class with __call__                 takes and returns JSON: `JsonApp`
+
+Each is an ASGI application here; what a request is then, is `http.py`'s. Start at `make`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
 import inspect
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import environment, nested
+from ray import serve
+
+from llmsched.runtime import environment, nested, serve_graph
+from workloads.inference import http, serve_app
+from workloads.inference.json_app import JsonApp
 from workloads.inference.openai import RequestError
 
-_END = object()
-
-
-def make(entry: str, args: Mapping[str, Any], workdir: str | None) -> Any:
-    """The user's object for "module:Class". Raises environment.UserError."""
-    if workdir is not None:
-        folder = environment.unpack(workdir, nested.place_for_code())
-        os.chdir(folder)  # as in a loop: its files are named from here
-        sys.path.insert(0, str(folder))
-    found: Any = environment.load_entry(entry, "serve.app")
-    kind = getattr(found, "func_or_class", found)  # decorated with @serve.deployment
-    if not inspect.isclass(kind) or "__call__" not in dir(kind):
-        raise environment.UserError(f"serve.app {entry}: expected a class with a __call__ method.")
-    try:
-        inspect.signature(kind).bind(**args)
-    except TypeError as error:
-        raise environment.UserError(f"serve.app {entry}: its arguments do not fit serve.args: {error}.") from None
-    return kind(**args)
-
-
-def _called(call: Callable[..., Any], *args: Any) -> Any:
-    """No future takes a StopIteration: whoever awaits it would wait for ever."""
-    try:
-        return call(*args)
-    except StopIteration as error:
-        raise RuntimeError(f"it raised StopIteration({error.value!r}) outside of a generator") from error
+TAKEN = (
+    'a bound application ("app = Desk.bind()"), a builder function that returns one, a deployment, a FastAPI or '
+    "Starlette application, or a class with a __call__ method"
+)
+Say = Callable[[str], None]
 
 
 class AppServer:
-    """One object of the user's class, asked over the route "app"."""
+    """An app behind the replica's protocol: it is asked over the route "http" alone."""
 
-    routes = ("app",)
+    routes = ("http",)
 
-    def __init__(self, app: Any, threads: int = 32) -> None:
-        self._app = app
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
-        call = type(app).__call__
-        self._is_plain = not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))
+    def __init__(self, application: Any) -> None:
+        self._application = application
 
     async def call(self, route: str, body: Any, adapter: str | None) -> Any:
-        """What the app returned; a list of what it yielded."""
-        result = await self._result(body)
-        if hasattr(result, "__aiter__"):
-            return [item async for item in result]
-        if inspect.isgenerator(result):
-            return await self._in_thread(list, result)
-        return result
+        raise RequestError("An app is asked in a stream.", code="wrong_route")
 
-    async def stream(self, route: str, body: Any, adapter: str | None) -> AsyncGenerator[Any, None]:
-        """What the app yields, as it comes; a returned value is the only item."""
-        result = await self._result(body)
-        try:
-            if hasattr(result, "__aiter__"):
-                async for item in result:
-                    yield item
-            elif inspect.isgenerator(result):
-                while (item := await self._in_thread(next, result, _END)) is not _END:
-                    yield item
-            else:
-                yield result
-        finally:  # the client left: the app's own clean-up runs now, not when the garbage is collected
-            if inspect.isasyncgen(result):
-                await result.aclose()
-            elif inspect.isgenerator(result):
-                with contextlib.suppress(ValueError):  # it is in the middle of a step, in its thread
-                    result.close()
-
-    async def _result(self, body: Any) -> Any:
-        if not self._is_plain:
-            made = self._app(body)
-            return await made if inspect.isawaitable(made) else made
-        made = await self._in_thread(self._app, body)
-        return await made if inspect.isawaitable(made) else made
-
-    async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
-        context = contextvars.copy_context()
-        called = partial(context.run, _called, call, *args)
-        running = asyncio.get_running_loop().run_in_executor(self._threads, called)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            while not running.done():  # it goes on for all that, and so does the request
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([running])
-            running.exception()
-            raise
+    async def stream(self, route: str, body: Any, adapter: str | None, inbox: Any = None) -> AsyncGenerator[Any, None]:
+        async with aclosing(http.messages(self._application, body, inbox)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         raise RequestError("An app takes no adapters.", code="no_adapters")
 
     def check(self) -> Any:
         """The app's own word, to be awaited if it can be."""
-        health = getattr(self._app, "check_health", None)
-        return health() if callable(health) else None
+        return self._application.check_health()
+
+    def close(self) -> None:
+        self._application.close()
+
+
+def make(
+    entry: str,
+    args: Mapping[str, Any],
+    workdir: str | None,
+    *,
+    name: str,
+    most: int,
+    member: Mapping[str, Any],
+    say: Say,
+) -> AppServer:
+    """The app that "module:name" is. `most` requests run at once, on what `member` holds; `say` hears what has no
+    effect. Raises environment.UserError."""
+    if workdir is not None:
+        folder = environment.unpack(workdir, nested.place_for_code())
+        os.chdir(folder)  # as in a loop: its files are named from here
+        sys.path.insert(0, str(folder))
+    with _deploying_nothing(entry):
+        found: Any = environment.find_entry(entry, "serve.app")
+
+    def inside(application: serve.Application, inner: str) -> serve_graph.Graph:
+        serve_app.check(entry, application, member, say)
+        say(f"serve.run({inner!r}) runs inside of this replica, on what it has; nothing but this app reaches it")
+        return serve_app.made(application, f"{name}/{inner}", most)
+
+    serve_graph.deploy_inside(inside)
+    kind = _plain_class(found)
+    if kind is not None:
+        if "__call__" not in dir(kind):
+            raise environment.UserError(f"serve.app {entry}: expected {TAKEN}.")
+        try:
+            inspect.signature(kind).bind(**args)
+        except TypeError as error:
+            raise environment.UserError(f"serve.app {entry}: its arguments do not fit serve.args: {error}.") from None
+        if kind is not found:  # decorated
+            serve_app.check(entry, serve_app.bound(found, args), member, say, is_bound=False)
+        return AppServer(JsonApp(kind(**args), most))
+    application = serve_app.application_of(entry, found, args)
+    serve_app.check(entry, application, member, say)
+    return AppServer(serve_app.made(application, name, most))
+
+
+def _plain_class(found: Any) -> type | None:
+    """The class of an app that takes JSON; None for what Serve's own rules are for."""
+    kind = getattr(found, "func_or_class", found)  # of a deployment that is not bound
+    if not inspect.isclass(kind):
+        return None
+    return None if serve_graph.is_asgi(kind) or _takes_request(kind) else kind
+
+
+def _takes_request(kind: type) -> bool:
+    """Whether its __call__ says that it takes a Request of Starlette."""
+    call = inspect.unwrap(getattr(kind, "__call__", None) or (lambda: None))  # noqa: B004
+    given = [one for one in inspect.signature(call).parameters.values() if one.name != "self"]
+    hint = given[0].annotation if given else None
+    return hint == "Request" or str(hint).endswith("requests.Request") or getattr(hint, "__name__", "") == "Request"
+
+
+@contextlib.contextmanager
+def _deploying_nothing(entry: str) -> Iterator[None]:
+    """Refuse a module that deploys when it is imported: what it deploys would stand beside the replica, under a name of
+    its own and outside of what the gang was given."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        module = entry.partition(":")[0]
+        raise environment.UserError(
+            f"serve.app {entry}: module {module!r} deploys an application when it is imported (serve.run). llmsched "
+            f'deploys what serve.app names: put that call under `if __name__ == "__main__":`, and name the bound '
+            "application."
+        )
+
+    kept = {name: getattr(serve, name) for name in ("run", "run_many")}
+    try:
+        for name in kept:
+            setattr(serve, name, refused)
+        yield
+    finally:
+        for name, call in kept.items():
+            setattr(serve, name, call)

@@ -18,14 +18,15 @@ from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmsched import sanitize
-from llmsched.runtime import environment, exceptions, redaction
+from llmsched.runtime import environment, exceptions
 from llmsched.runtime.storage import LocalStorage, Storage
+from workloads.inference.http import of_error
 from workloads.inference.openai import RequestError
 from workloads.sources import BadInput, resolve_model
 
 if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do without: seconds and 100 MB a replica
     from workloads.inference.answers import Server
+    from workloads.inference.app import AppServer
 
 
 class Replica:
@@ -57,7 +58,7 @@ class Replica:
             if isinstance(store, LocalStorage):
                 os.environ.setdefault("LLMSCHED_CACHE", str(store.root / "cache"))
 
-    def _start(self, order: Mapping[str, Any]) -> Server:
+    def _start(self, order: Mapping[str, Any]) -> Server | AppServer:
         spec = order["spec"]
         serve, member = spec["serve"], (order.get("members") or [{}])[0]
         threads = max(1, min(int(member.get("cpus") or 1), environment.cpu_share(1)))
@@ -66,8 +67,15 @@ class Replica:
             from workloads.inference import app
 
             self._what = f"app {serve['app']} is made"
-            made = app.make(serve["app"], serve.get("args") or {}, order.get("workdir"))
-            return app.AppServer(made, int(spec.get("max_ongoing_requests") or 32))
+            return app.make(
+                serve["app"],
+                serve.get("args") or {},
+                order.get("workdir"),
+                name=f"llms/{order['gang']}/{order['attempt']}",
+                most=int(spec.get("max_ongoing_requests") or 32),
+                member=member,
+                say=self._say,
+            )
         source = serve["model"]["source"]
         folder = resolve_model(source, self._inputs)
         self._what = f"model {source} ({serve['task']}) is loaded with {threads} threads"
@@ -97,11 +105,13 @@ class Replica:
             return self._broken(error)
 
     async def stream(
-        self, route: str, body: Any, adapter: Mapping[str, str] | None = None
+        self, route: str, body: Any, adapter: Mapping[str, str] | None = None, inbox: asyncio.Queue[Any] | None = None
     ) -> AsyncGenerator[Any, None]:
+        """`inbox`: what a client goes on sending, over a websocket to an app."""
         try:
             name = await self._prepared(route, adapter)
-            async with aclosing(self._server.stream(route, body, name)) as chunks:
+            more = {"inbox": inbox} if inbox is not None else {}
+            async with aclosing(self._server.stream(route, body, name, **more)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except RequestError as error:
@@ -132,6 +142,11 @@ class Replica:
         """Raises when this replica should be replaced; what it returns is awaited if it can be."""
         return self._server.check()
 
+    def close(self) -> None:
+        """Let an app clean up, once nothing is asked of it any more."""
+        if (close := getattr(self._server, "close", None)) is not None:
+            close()
+
     # ------------------------------------------------------------------------------------------------------------
 
     async def _prepared(self, route: str, adapter: Mapping[str, str] | None) -> str | None:
@@ -148,8 +163,7 @@ class Replica:
 
     def _broken(self, error: BaseException) -> dict[str, Any]:
         exceptions.show(error)
-        text = redaction.clean(sanitize.first_line(error))
-        return RequestError(f"{type(error).__name__}: {text}", code="replica_error", status=500).answer()
+        return of_error(error).answer()
 
     def _say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {self._name}: {text}", file=sys.stderr, flush=True)

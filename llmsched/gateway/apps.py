@@ -1,0 +1,217 @@
+"""Apps behind the gateway: any method, path and websocket below /v1/apps/NAME, passed on as it came.
+
+The request travels as plain data with its whole body, the answer as the ASGI messages of the app, each of which is
+checked before a client sees it. The caller's key stays here. Knows nothing of what an app is, and of replicas no more
+than that they send such messages. `Answer` and `Socket` are the two that may be had; `carry` fills either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from llmsched.gateway.limits import Receive, Send
+from llmsched.gateway.refusals import Refused, encode
+
+APPS = "/v1/apps/"
+APP_BODY_BYTES = 16 << 20  # images and sounds are larger than prompts
+SEVER_AFTER_S = 5.0  # an app has so long to end after the client of its websocket has left
+AHEAD = 64  # messages of a client that the replica has yet to take
+# Between two neighbours of a connection only (RFC 9110, 7.6.1), and what is the gateway's own to know.
+_OURS_ALONE = {
+    b"authorization", b"proxy-authorization", b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions",
+    b"sec-websocket-protocol",
+}  # fmt: skip
+_NOT_IN_ANSWERS = {b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authenticate"}
+_MULTIPLEXED = {b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"}
+_BREAKS = (b"\r", b"\n", b"\0")
+
+Batch = list[dict[str, Any]]
+
+
+def name_in(path: str) -> str:
+    """The app's name in a path below /v1/apps/."""
+    return path[len(APPS) :].partition("/")[0]
+
+
+def asked(scope: Mapping[str, Any], name: str, body: bytes) -> dict[str, Any]:
+    """The request as the replica gets it, without the caller's key."""
+    root = f"{APPS}{name}"
+    headers = [(key.lower(), value) for key, value in scope["headers"]]
+    path = scope["path"] if scope["path"] != root else f"{root}/"
+    return {
+        "type": scope["type"],
+        "method": scope.get("method", "GET"),
+        "scheme": scope.get("scheme", "http"),
+        "http_version": scope.get("http_version", "1.1"),
+        "root_path": root,
+        "path": path,
+        "raw_path": path.encode() if scope["path"] == root else scope.get("raw_path") or path.encode(),
+        "query_string": scope.get("query_string", b""),
+        "headers": [(name, value) for name, value in headers if name not in _OURS_ALONE],
+        "client": list(scope.get("client") or ()) or None,
+        "subprotocols": list(scope.get("subprotocols", ())),
+        "multiplexed": next((value.decode("latin-1") for key, value in headers if key in _MULTIPLEXED), ""),
+        "body": body,
+    }
+
+
+class Answer:
+    """What has been sent to the client of one request; `is_over`: nothing more may be."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.is_over = False
+        self._is_events = False
+
+    async def take(self, batch: Any) -> None:
+        """Send what an app sent. Raises Refused (502) for what is no message of HTTP."""
+        for message in batch if isinstance(batch, list) else [batch]:
+            if self.is_over:
+                return
+            try:
+                await self._pass_on(message)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise _no_message(error) from None
+
+    async def _pass_on(self, message: Mapping[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "http.response.start" and not self.status:
+            status, headers = int(message["status"]), _headers(message.get("headers", ()))
+            if not 200 <= status <= 599:
+                raise ValueError(f"status {status}")
+            self.status = status
+            self._is_events = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
+            await self._send({"type": kind, "status": status, "headers": headers})
+        elif kind == "http.response.body" and self.status:
+            is_more = bool(message.get("more_body"))
+            self.is_over = not is_more
+            await self._send({"type": kind, "body": bytes(message.get("body", b"")), "more_body": is_more})
+        else:
+            raise ValueError(f"{kind} out of turn")
+
+    async def fail(self, body: dict[str, Any]) -> bool:
+        """Tell why it ends early, where that can still be told: as the last event of a stream of them. Else False."""
+        if not self._is_events or self.is_over:
+            return False
+        self.is_over = True
+        await self._send({"type": "http.response.body", "body": b"data: " + encode(body) + b"\n\n", "more_body": False})
+        return True
+
+
+class Socket:
+    """One websocket of a client."""
+
+    def __init__(self, receive: Receive, send: Send, can_deny: bool) -> None:
+        self._receive, self._send, self._can_deny = receive, send, can_deny
+        self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue(AHEAD)
+        self.is_open = False
+        self.is_over = False
+
+    async def watch(self) -> dict[str, Any]:
+        """Take what the client sends, until it has left and the app had its time to hear of it."""
+        while True:
+            message = dict(await self._receive())
+            if message["type"] == "websocket.disconnect":
+                self.is_over = True
+            await self._inbox.put(message)
+            if self.is_over:
+                await asyncio.sleep(SEVER_AFTER_S)  # whoever is done earlier ends this
+                return {"type": "http.disconnect"}
+
+    async def incoming(self) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            message = await self._inbox.get()
+            yield {name: message[name] for name in ("type", "text", "bytes", "code", "reason") if name in message}
+            if message["type"] == "websocket.disconnect":
+                return
+
+    async def take(self, batch: Any) -> None:
+        """Send what an app sent. Raises Refused (502) for what is no message of a websocket."""
+        for message in batch if isinstance(batch, list) else [batch]:
+            if self.is_over:
+                return
+            try:
+                await self._pass_on(message)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise _no_message(error) from None
+
+    async def _pass_on(self, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "websocket.accept" if not self.is_open:
+                self.is_open = True
+                chosen = str(message.get("subprotocol") or "") or None
+                headers = _headers(message.get("headers") or ())
+                await self._send(
+                    {"type": "websocket.accept", "subprotocol": chosen and str(chosen), "headers": headers}
+                )
+            case "websocket.send" if self.is_open:
+                text, data = message.get("text"), message.get("bytes")
+                what = {"text": str(text)} if text is not None else {"bytes": bytes(data or b"")}
+                await self._send({"type": "websocket.send", **what})
+            case "websocket.close":
+                self.is_over = True
+                code, reason = int(message.get("code") or 1000), str(message.get("reason") or "")
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            case kind:
+                raise ValueError(f"{kind} out of turn")
+
+    async def refuse(self, refused: Refused) -> None:
+        """Before it is open with the status of HTTP, afterwards with a code of its own."""
+        if self.is_over:
+            return
+        self.is_over = True
+        if self.is_open:
+            code = {401: 1008, 503: 1013, 504: 1013}.get(refused.status, 1011)
+            await self._send({"type": "websocket.close", "code": code, "reason": refused.message[:100]})
+        elif self._can_deny:
+            headers = [(b"content-type", b"application/json"), *refused.headers()]
+            await self._send({"type": "websocket.http.response.start", "status": refused.status, "headers": headers})
+            await self._send({"type": "websocket.http.response.body", "body": encode(refused.body())})
+        else:
+            await self._send({"type": "websocket.close", "code": 1008, "reason": refused.message[:100]})
+
+    async def end(self) -> None:
+        """The app has ended."""
+        if not self.is_open:
+            await self.refuse(Refused(502, "The app ended without an answer.", code="no_answer"))
+        elif not self.is_over:
+            self.is_over = True
+            await self._send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+
+def error_of(batch: Any) -> Refused | None:
+    """What a replica says in the place of an answer: full, cancelled, broken."""
+    if not isinstance(batch, dict) or not isinstance(batch.get("error"), dict):
+        return None
+    error, status = batch["error"], batch.get("status")
+    return Refused(
+        status if isinstance(status, int) and 400 <= status <= 599 else 500,
+        str(error.get("message")),
+        code=str(error.get("code") or "replica_error"),
+        retry_after_s=1.0 if status in (429, 503) else None,
+    )
+
+
+async def carry(batches: AsyncGenerator[Any, None], into: Answer | Socket) -> None:
+    """Everything that an app sends. Raises Refused for an error in the place of it."""
+    async with aclosing(batches):
+        async for batch in batches:
+            if (refused := error_of(batch)) is not None:
+                raise refused
+            await into.take(batch)
+
+
+def _headers(given: Any) -> list[tuple[bytes, bytes]]:
+    headers = [(bytes(name).lower(), bytes(value)) for name, value in given]
+    if any(breaker in part for pair in headers for part in pair for breaker in _BREAKS):
+        raise ValueError("a header of several lines")
+    return [(name, value) for name, value in headers if name not in _NOT_IN_ANSWERS]
+
+
+def _no_message(error: Exception) -> Refused:
+    return Refused(502, f"The app's answer is no HTTP: {error}.", code="bad_answer")

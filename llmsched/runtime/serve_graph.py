@@ -1,0 +1,578 @@
+"""A bound Serve application in this process: each deployment on an event loop of its own, handles between them.
+
+Serve would make a process of its own for each deployment, beside the gang that was placed for the replica and outside
+of what it was given. Here the whole application is one replica: it has the resources, the variables and the log of its
+gang, and starts, drains and ends with it. Serve's own class runs the user's code (`UserCallableWrapper`), so what a
+deployment may be and how it is called is Serve's word. What else this file uses of Serve without its promise: how an
+application is built, and what a handle asks. `tests/runtime/test_runtime_serve_graph.py` fails when Serve changes.
+Start reading at `Graph`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
+
+import ray
+from ray import cloudpickle, serve
+from ray.serve import context as serve_context
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.build_app import build_app
+from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
+from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
+from ray.serve._private.http_util import ASGIAppReplicaWrapper
+from ray.serve._private.replica import UserCallableWrapper
+from ray.serve._private.replica_result import ReplicaResult
+from ray.serve._private.router import Router
+from ray.serve.deployment import Application, Deployment
+from ray.serve.exceptions import BackPressureError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.schema import ReplicaRank
+from starlette.responses import Response
+
+from llmsched.runtime import exceptions
+from llmsched.runtime.exceptions import WorkError
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Answer = Callable[[Any], Response]  # what a deployment returned, or an exception, as a response
+
+CLOSE_WITHIN_S = 5.0  # for the destructor of a deployment
+_FIRST = ReplicaRank(rank=0, node_rank=0, local_rank=0)
+# What a deployment's own options say that has effect here. The rest is the spec's to say, or Serve's processes'.
+HONOURED = {"name", "user_config", "max_ongoing_requests", "max_queued_requests", "backpressure_config"}
+_PLAIN = (str, bytes, int, float, bool, type(None))
+
+
+def built(entry: Any, args: Mapping[str, Any]) -> Application:
+    """The application that `serve run` would make of a bound application or a builder. Raises what the builder does,
+    TypeError and ValueError for what is neither."""
+    application: Application = call_user_app_builder_with_args_if_necessary(entry, dict(args))
+    return application
+
+
+def is_asgi(definition: Any) -> bool:
+    """Whether @serve.ingress made it."""
+    return isinstance(definition, type) and issubclass(definition, ASGIAppReplicaWrapper)
+
+
+def deployments_of(application: Application) -> list[Deployment]:
+    """Those of an application, the ingress last. None of them is made."""
+    return list(build_app(application, name="plan").deployments)
+
+
+def options_of(deployment: Deployment) -> dict[str, Any]:
+    """What somebody set: Serve's names of options, and those of `ray_actor_options` beside them."""
+    config = deployment._deployment_config
+    told = {name: getattr(config, name, None) for name in sorted(config.user_configured_option_names) if name[0] != "_"}
+    actor = {name: value for name, value in (deployment.ray_actor_options or {}).items() if value}
+    bundles = deployment._replica_config.placement_group_bundles
+    return {**told, "ray_actor_options": actor, **({"placement_group_bundles": bundles} if bundles else {})}
+
+
+class Graph:
+    """The application, made: an ASGI application, of its ingress. `answer` makes responses of what deployments return;
+    `most` requests run at once in a deployment that does not say itself how many."""
+
+    def __init__(self, application: Application, name: str, most: int, answer: Answer) -> None:
+        self.name = name
+        self._made: list[_Deployed] = []
+
+        def make(deployment: Deployment, app_name: str) -> DeploymentHandle[Any]:
+            made = _Deployed(deployment, app_name, most, answer)
+            self._made.append(made)
+            made.begin()
+            return made.handle()
+
+        try:
+            build_app(application, name=name, make_deployment_handle=make).validate_single_fastapi_ingress()
+        except BaseException:
+            self.close()
+            raise
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """`receive` and `send` are of the running loop. Ends when the ingress has, also when it is cancelled."""
+        await self._made[-1].serve(scope, receive, send)
+
+    def handle(self) -> DeploymentHandle[Any]:
+        """Of the ingress."""
+        return self._made[-1].handle()
+
+    async def check_health(self) -> None:
+        """What the deployments' own checks say. Raises what they raise."""
+        await asyncio.gather(*(asyncio.wrap_future(one.check()) for one in self._made))
+
+    def close(self) -> None:
+        """Let the deployments clean up, those that others call last."""
+        for one in reversed(self._made):
+            with suppress(concurrent.futures.TimeoutError):
+                one.close()
+        self._made.clear()
+
+
+def deploy_inside(make: Callable[[Application, str], Graph]) -> None:
+    """From now on, an application that code of this process deploys (`serve.run`) is made by `make`, under the name
+    that it gives: it belongs to the replica, meets nobody else's of that name, and has no route of its own."""
+    inside: dict[str, Graph] = {}
+    outside_handle, outside_delete = serve.get_app_handle, serve.delete
+
+    def run(target: Any, *_: Any, name: str = "default", **__: Any) -> DeploymentHandle[Any]:
+        if not isinstance(target, Application):
+            raise TypeError("`serve.run` expects an `Application` returned by `Deployment.bind()`.")
+        if name in inside:
+            delete(name)
+        inside[name] = make(target, name)
+        return inside[name].handle()
+
+    def get_app_handle(name: str) -> DeploymentHandle[Any]:
+        return inside[name].handle() if name in inside else outside_handle(name)
+
+    def delete(name: str, *arguments: Any, **more: Any) -> None:
+        if name in inside:
+            inside.pop(name).close()
+        else:
+            outside_delete(name, *arguments, **more)
+
+    serve.run, serve.get_app_handle, serve.delete = run, get_app_handle, delete
+
+
+class _Wrapper(UserCallableWrapper):  # type: ignore[misc]
+    """Serve's own, with our word for answers."""
+
+    answer: Answer
+
+    async def _send_user_result_over_asgi(self, result: Any, asgi_args: Any) -> None:
+        await self.answer(result)(*asgi_args.to_args_tuple())
+
+    def handle_exception(self, exc: Exception) -> Response:
+        if isinstance(exc, self.service_unavailable_exceptions):
+            return cast(Response, super().handle_exception(exc))
+        return self.answer(exc)
+
+
+class _Deployed:
+    """One deployment and the thread that its loop runs in."""
+
+    def __init__(self, deployment: Deployment, app_name: str, most: int, answer: Answer) -> None:
+        self.id = DeploymentID(deployment.name, app_name)
+        self._deployment = deployment
+        config = deployment._deployment_config
+        is_said = "max_ongoing_requests" in config.user_configured_option_names
+        self._most = int(config.max_ongoing_requests if is_said else most)
+        self._answer = answer
+        self._waiting = 0
+        self._wrapper: _Wrapper
+        self._room: asyncio.Semaphore
+        self._here: _Here
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name=f"serve {deployment.name}").start()
+
+    def begin(self) -> None:
+        """Construct the user's object. Raises what its constructor raises."""
+        self.submit(self._begin()).result()
+
+    async def _begin(self) -> None:
+        deployment = self._deployment
+        self._wrapper = _Wrapper(
+            deployment.func_or_class,
+            deployment.init_args,
+            deployment.init_kwargs,
+            deployment_id=self.id,
+            run_sync_methods_in_threadpool=RAY_SERVE_RUN_SYNC_IN_THREADPOOL,
+            run_user_code_in_separate_thread=False,  # this thread is its own
+            local_testing_mode=False,
+            deployment_config=deployment._deployment_config,
+            actor_id="",
+            ray_actor_options=deployment.ray_actor_options,
+        )
+        self._wrapper.answer = self._answer
+        self._room = asyncio.Semaphore(self._most)
+        self._here = _Here.of(self, deployment)
+        _now.set(self._here)
+        _show_where()
+        await self._wrapper.set_sync_method_threadpool_limit(self._most)
+        await self._wrapper.initialize_callable()
+        self._here.servable_object = self._wrapper.user_callable
+        await self._wrapper.call_reconfigure(deployment.user_config, rank=_FIRST)
+
+    def handle(self) -> DeploymentHandle[Any]:
+        name, app_name = self.id.name, self.id.app_name
+        return DeploymentHandle(name, app_name, _create_router=lambda *_, **__: _Handed(self))
+
+    def check(self) -> concurrent.futures.Future[None]:
+        async def asked() -> None:
+            _now.set(self._here)
+            word = self._wrapper.call_user_health_check()
+            if word is not None:
+                await word
+
+        return self.submit(asked())
+
+    def close(self) -> None:
+        if hasattr(self, "_here") and self._here.servable_object is not None:
+            self.submit(self._wrapper.call_destructor()).result(CLOSE_WITHIN_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> _Work:
+        return _Work(work, self._loop)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        """As its ingress. `receive` and `send` are of the caller's loop."""
+        theirs = asyncio.get_running_loop()
+
+        async def received() -> Message:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_of(receive()), theirs))
+
+        def sent(message: Message) -> Awaitable[None]:
+            if not isinstance(message, MutableMapping):  # what a generator yields, which no client would ever see
+                raise TypeError(_YIELDS)
+            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_of(send(message)), theirs))
+
+        async def work() -> None:
+            headers = dict(scope["headers"])
+            self._enter(
+                route=scope["root_path"],
+                request_id=headers.get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex,
+                _internal_request_id=uuid.uuid4().hex,
+                multiplexed_model_id=scope["multiplexed"],
+                is_http_request=True,
+            )
+            info = self._wrapper.get_user_method_info("__call__")
+            try:
+                async with self._slot():
+                    await self._wrapper._call_http_entrypoint(info, scope, received, sent)
+            except BackPressureError as error:  # outside of the user's code, which would have answered
+                await self._wrapper.handle_exception(error)(scope, received, sent)
+
+        await self.submit(work()).until_done()
+
+    def asked(self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReplicaResult:
+        """Through a handle, from wherever."""
+        stream = _Stream() if metadata.is_streaming else None
+
+        async def work() -> Any:
+            given = await asyncio.gather(*map(_resolved, args))
+            named = dict(zip(kwargs, await asyncio.gather(*map(_resolved, kwargs.values())), strict=True))
+            self._enter(
+                route=metadata.route,
+                request_id=metadata.request_id,
+                _internal_request_id=metadata.internal_request_id,
+                multiplexed_model_id=metadata.multiplexed_model_id,
+                session_id=metadata.session_id,
+            )
+            async with self._slot():
+                if stream is None:
+                    return _copied(await self._wrapper.call_user_method(metadata, tuple(given), named))
+                return await self._wrapper._call_user_generator(metadata, tuple(given), named, enqueue=stream.put)
+
+        running = self.submit(work())
+        if stream is not None:
+            running.add_done_callback(lambda _: stream.end(running))
+        return _Result(running, stream, metadata.request_id)
+
+    def _enter(self, **request: Any) -> None:
+        """Say where and for which request the code runs that is called from here."""
+        _show_where()
+        _now.set(self._here)
+        serve_context._serve_request_context.set(serve_context._RequestContext(app_name=self.id.app_name, **request))
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Room for one of `max_ongoing_requests`. Raises BackPressureError when too many wait for it."""
+        config = self._deployment._deployment_config
+        if self._room.locked() and 0 <= config.max_queued_requests <= self._waiting:
+            told = config.backpressure_config
+            raise BackPressureError(self._waiting, config.max_queued_requests, told.status_code, told.retry_after_s)
+        self._waiting += 1
+        try:
+            await self._room.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._room.release()
+
+
+_YIELDS = "a deployment that is asked over HTTP does not yield: it returns a StreamingResponse over its generator."
+
+
+async def _no_end_of_the_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """What would end the loop that it passes, such as SystemExit, becomes an ordinary exception."""
+    try:
+        return await work
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise WorkError(exceptions.words(error)) from None
+
+
+async def _of(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+class _Work(concurrent.futures.Future[Any]):
+    """A coroutine on another thread's loop. Done when the coroutine is, also when it was cancelled before."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+
+        def begin() -> None:
+            self._task = loop.create_task(_no_end_of_the_loop(work))
+            self._task.add_done_callback(self._settle)
+
+        loop.call_soon_threadsafe(begin, context=contextvars.copy_context())
+
+    def cancel(self) -> bool:
+        """Ask for it."""
+
+        def ask() -> None:
+            assert self._task is not None  # begun before, in the order of calls
+            self._task.cancel()
+
+        if not self.done():
+            self._loop.call_soon_threadsafe(ask)
+        return False  # it may go on for as long as it likes
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.set_exception(RequestCancelledError())
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+    async def until_done(self) -> Any:
+        """Its result. Cancelled, it asks the work to end, and goes on waiting until it has."""
+        done = asyncio.wrap_future(self)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.cancel()
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+            done.exception()
+            raise
+
+
+# --- where code runs ----------------------------------------------------------------------------------------------
+
+_now: contextvars.ContextVar[_Here] = contextvars.ContextVar("deployment")
+
+
+class _Here(serve_context.ReplicaContext):  # type: ignore[misc]
+    """What `serve.get_replica_context()` says in the code of a deployment."""
+
+    name: str
+
+    @classmethod
+    def of(cls, deployed: _Deployed, deployment: Deployment) -> _Here:
+        outer = serve_context._get_internal_replica_context()
+        id = getattr(outer, "replica_id", None) or ReplicaID("0", deployed.id)
+        here = cls(id, None, deployment._deployment_config, _FIRST, 1)
+        here.name = deployment.name
+        return here
+
+    @property
+    def deployment(self) -> str:
+        return self.name
+
+
+class _Where:
+    """In the place of the one context that Serve has a process for: that of the deployment whose code asks."""
+
+    def __init__(self, outer: Any) -> None:
+        self._outer = outer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_now.get(self._outer), name)
+
+
+def _show_where() -> None:
+    """Serve sets its context anew once a replica is made: looked at for every request."""
+    known = serve_context._INTERNAL_REPLICA_CONTEXT
+    if not isinstance(known, _Where):
+        serve_context._INTERNAL_REPLICA_CONTEXT = _Where(known)
+
+
+# --- handles ------------------------------------------------------------------------------------------------------
+
+
+class _Handed(Router):  # type: ignore[misc]
+    """What a handle asks: the one deployment behind it."""
+
+    def __init__(self, deployed: _Deployed) -> None:
+        self._deployed = deployed
+
+    def running_replicas_populated(self) -> bool:
+        return True
+
+    def assign_request(
+        self, request_meta: RequestMetadata, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[ReplicaResult]:
+        assigned: concurrent.futures.Future[ReplicaResult] = concurrent.futures.Future()
+        assigned.set_result(self._deployed.asked(request_meta, args, kwargs))
+        return assigned
+
+    async def broadcast(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> list[ReplicaResult]:
+        return [self._deployed.asked(request_meta, args, kwargs)]
+
+    @asynccontextmanager
+    async def choose_replica(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError(_NO_CHOICE)
+        yield
+
+    def dispatch(self, selection: Any, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(_NO_CHOICE)
+
+    def shutdown(self) -> concurrent.futures.Future[None]:
+        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        ended.set_result(None)
+        return ended
+
+
+_NO_CHOICE = "A deployment has one replica inside its application here: call handle.remote() in the place of choosing."
+
+
+async def _resolved(value: Any) -> Any:
+    if isinstance(value, DeploymentResponse):
+        return await value
+    if isinstance(value, DeploymentResponseGenerator):
+        raise RuntimeError("A stream of one deployment cannot be given to another: iterate over it first.")
+    return _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    """As if it had gone to another process: whoever changes it changes nobody else's."""
+    return value if isinstance(value, _PLAIN) else cloudpickle.loads(cloudpickle.dumps(value))
+
+
+class _Stream:
+    """What a generator of another loop yields."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._items: deque[Any] = deque()
+        self._work: _Work | None = None
+        self._waiters: list[concurrent.futures.Future[None]] = []
+
+    def put(self, item: Any) -> None:
+        with self._lock:
+            self._items.append(_copied(item))
+            self._wake()
+
+    def end(self, work: _Work) -> None:
+        with self._lock:
+            self._work = work
+            self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            with suppress(concurrent.futures.InvalidStateError):  # nobody waits there any more
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    def step(self) -> tuple[bool, Any]:
+        """(True, the next item), or (False, what is done once there is one). Raises at the end: EndOfStream, or what
+        ended it."""
+        with self._lock:
+            if self._items:
+                return True, self._items.popleft()
+            if self._work is not None:
+                self._work.result()
+                raise _EndOfStream
+            waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
+            self._waiters.append(waiter)
+            return False, waiter
+
+
+class _EndOfStream(Exception):
+    pass
+
+
+class _Result(ReplicaResult):  # type: ignore[misc]
+    """The answer to one request through a handle."""
+
+    def __init__(self, work: _Work, stream: _Stream | None, request: str) -> None:
+        self._work, self._stream, self._request = work, stream, request
+
+    async def get_rejection_response(self) -> None:
+        return None
+
+    def get(self, timeout_s: float | None) -> Any:
+        try:
+            return self._work.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            if self._work.done():
+                raise
+            raise TimeoutError("Timed out waiting for result.") from None
+
+    async def get_async(self) -> Any:
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._work))
+        except asyncio.CancelledError:
+            self._work.cancel()
+            raise
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        assert self._stream is not None
+        while True:
+            try:
+                is_there, what = self._stream.step()
+            except _EndOfStream:
+                raise StopIteration from None
+            if is_there:
+                return what
+            what.result()
+
+    async def __anext__(self) -> Any:
+        assert self._stream is not None
+        while True:
+            try:
+                is_there, what = self._stream.step()
+            except _EndOfStream:
+                raise StopAsyncIteration from None
+            if is_there:
+                return what
+            try:
+                await asyncio.wrap_future(what)
+            except asyncio.CancelledError:
+                self._work.cancel()
+                raise
+
+    def add_done_callback(self, callback: Callable[..., Any]) -> None:
+        self._work.add_done_callback(callback)
+
+    def cancel(self) -> None:
+        self._work.cancel()
+
+    def to_object_ref(self) -> ray.ObjectRef:
+        return ray.put(self._work.result())
+
+    async def to_object_ref_async(self) -> ray.ObjectRef:
+        return ray.put(await self.get_async())
+
+    def to_object_ref_gen(self) -> ray.ObjectRefGenerator:
+        raise NotImplementedError("A stream inside of an application is no generator of object references.")
+
+
+def bound(definition: Any, args: Mapping[str, Any]) -> Application:
+    """A class, function or deployment of a user as an application. Raises TypeError for arguments that do not fit."""
+    deployment = definition if isinstance(definition, Deployment) else serve.deployment(definition)
+    return deployment.bind(**args)

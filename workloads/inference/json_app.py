@@ -1,0 +1,173 @@
+"""A class of the user's own that takes JSON: made once with the spec's `args`, called with the JSON body of each POST.
+
+`__call__` may be plain or async, and may return a value or yield several. A plain one runs in a thread, one for each
+request that the replica may have in hand, so that a slow call does not stop the others. A call ends when its thread
+does, also one that was cancelled. Several values are a list, or server-sent events for who asks for a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import json
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from llmsched.runtime import exceptions
+from llmsched.runtime.serve_internals import of_model
+from workloads.inference.http import Message, Receive, Send, json_answer_of, refusal
+from workloads.inference.openai import RequestError
+from workloads.inference.values import encoded
+
+_END = object()
+_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+def _called(call: Callable[..., Any], *args: Any) -> Any:
+    """No future takes a StopIteration: whoever awaits it would wait for ever."""
+    try:
+        return call(*args)
+    except StopIteration as error:
+        raise RuntimeError(f"it raised StopIteration({error.value!r}) outside of a generator") from error
+
+
+class JsonApp:
+    """One object of the user's class as an ASGI application."""
+
+    def __init__(self, app: Any, threads: int = 32) -> None:
+        self._app = app
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
+        call = type(app).__call__
+        self._is_plain = not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003, "reason": "This app takes no websockets."})
+            return
+        try:
+            _check_place(scope)
+            body = _json((await receive())["body"])
+            headers = dict(scope["headers"])
+            is_stream = isinstance(body, dict) and body.get("stream") is True
+            with of_model(scope["multiplexed"]):
+                if is_stream or b"text/event-stream" in headers.get(b"accept", b""):
+                    await self._events(body, send)
+                else:
+                    await json_answer_of(await self.call(body))(scope, receive, send)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # nothing has been sent yet
+            if not isinstance(error, RequestError | HTTPException):
+                exceptions.show(error)
+            await json_answer_of(error)(scope, receive, send)
+
+    async def _events(self, body: Any, send: Send) -> None:
+        is_begun = False
+        try:
+            async with aclosing(self.stream(body)) as chunks:
+                async for chunk in chunks:
+                    event = encoded(chunk)
+                    if not is_begun:
+                        await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+                        is_begun = True
+                    await _send_event(send, event)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not is_begun:
+                raise
+            exceptions.show(error)
+            await _send_event(send, bytes(refusal(error).body))
+        else:
+            if not is_begun:
+                await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+            await _send_event(send, b"[DONE]")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def call(self, body: Any) -> Any:
+        """What the app returned; a list of what it yielded."""
+        result = await self._result(body)
+        if hasattr(result, "__aiter__"):
+            return [item async for item in result]
+        if inspect.isgenerator(result):
+            return await self._in_thread(list, result)
+        return result
+
+    async def stream(self, body: Any) -> AsyncGenerator[Any, None]:
+        """What the app yields, as it comes; a returned value is the only item."""
+        result = await self._result(body)
+        try:
+            if hasattr(result, "__aiter__"):
+                async for item in result:
+                    yield item
+            elif inspect.isgenerator(result):
+                while (item := await self._in_thread(next, result, _END)) is not _END:
+                    yield item
+            else:
+                yield result
+        finally:  # the client left: the app's own clean-up runs now, not when the garbage is collected
+            if inspect.isasyncgen(result):
+                await result.aclose()
+            elif inspect.isgenerator(result):
+                with contextlib.suppress(ValueError):  # it is in the middle of a step, in its thread
+                    result.close()
+
+    async def _result(self, body: Any) -> Any:
+        if not self._is_plain:
+            made = self._app(body)
+            return await made if inspect.isawaitable(made) else made
+        made = await self._in_thread(self._app, body)
+        return await made if inspect.isawaitable(made) else made
+
+    async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
+        context = contextvars.copy_context()
+        called = partial(context.run, _called, call, *args)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, called)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():  # it goes on for all that, and so does the request
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            running.exception()
+            raise
+
+    def check_health(self) -> Any:
+        """The app's own word, to be awaited if it can be."""
+        health = getattr(self._app, "check_health", None)
+        return health() if callable(health) else None
+
+    def close(self) -> None:
+        """Its own clean-up is its object's end."""
+
+
+def _check_place(scope: Message) -> None:
+    root, path = scope["root_path"], scope["path"]
+    if path not in (root, f"{root}/"):
+        raise RequestError(
+            f"There is nothing at {path}: this app is a class that takes JSON, by POST to {root} alone. Paths and "
+            "methods of one's own: a FastAPI ingress (@serve.ingress).", code="unknown_url", status=404,
+        )  # fmt: skip
+    if scope["method"] != "POST":
+        raise RequestError(
+            f"{root} answers POST, not {scope['method']}: this app is a class that takes JSON.",
+            code="method_not_allowed", status=405,
+        )  # fmt: skip
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The body is not JSON: {error}.", code="invalid_json") from None
+
+
+async def _send_event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
