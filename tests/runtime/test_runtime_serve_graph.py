@@ -17,6 +17,9 @@ from waiting import wait_until
 from llmsched.runtime import serve_graph
 from workloads.inference import http
 
+# Serve's own: the destructor of an ingress is a coroutine, which the collector of garbage cannot await.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*__del__. was never awaited")
+
 
 def graph(application: Any, most: int = 8) -> serve_graph.Graph:
     return serve_graph.Graph(application, "llms/x/0/1", most, http.answer_of)

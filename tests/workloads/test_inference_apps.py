@@ -13,6 +13,9 @@ from llmsched.runtime.environment import UserError
 from workloads.inference import values
 from workloads.inference.replica import Replica
 
+# Serve's own: the destructor of an ingress is a coroutine, which the collector of garbage cannot await.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*__del__. was never awaited")
+
 APPS = """
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
@@ -113,13 +116,19 @@ def module(tmp_path_factory):
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))
+    for one in MADE:
+        one.close()
+
+
+MADE = []
 
 
 def made(name, args=None, member=None, module="apps_of_serve"):
     serve = {"app": f"{module}:{name}", "args": args or {}}
     spec = {"serve": serve, "max_ongoing_requests": 8}
     order = {"gang": "x/0", "attempt": 1, "members": [{"cpus": 1, **(member or {})}], "spec": spec}
-    return Replica(order)
+    MADE.append(Replica(order))
+    return MADE[-1]
 
 
 @pytest.mark.parametrize(
