@@ -15,13 +15,11 @@ import concurrent.futures
 import contextvars
 import threading
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
-import ray
-from ray import cloudpickle, serve
+from ray import serve
 from ray.serve import context as serve_context
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app
@@ -30,15 +28,13 @@ from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
 from ray.serve._private.http_util import ASGIAppReplicaWrapper
 from ray.serve._private.replica import UserCallableWrapper
 from ray.serve._private.replica_result import ReplicaResult
-from ray.serve._private.router import Router
 from ray.serve.deployment import Application, Deployment
-from ray.serve.exceptions import BackPressureError, RequestCancelledError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.responses import Response
 
-from llmsched.runtime import exceptions
-from llmsched.runtime.exceptions import WorkError
+from llmsched.runtime.serve_handles import Handed, Result, Stream, Work, copied, resolved
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -49,7 +45,6 @@ CLOSE_WITHIN_S = 5.0  # for the destructor of a deployment
 _FIRST = ReplicaRank(rank=0, node_rank=0, local_rank=0)
 # What a deployment's own options say that has effect here. The rest is the spec's to say, or Serve's processes'.
 HONOURED = {"name", "user_config", "max_ongoing_requests", "max_queued_requests", "backpressure_config"}
-_PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def built(entry: Any, args: Mapping[str, Any]) -> Application:
@@ -205,7 +200,7 @@ class _Deployed:
 
     def handle(self) -> DeploymentHandle[Any]:
         name, app_name = self.id.name, self.id.app_name
-        return DeploymentHandle(name, app_name, _create_router=lambda *_, **__: _Handed(self))
+        return DeploymentHandle(name, app_name, _create_router=lambda *_, **__: Handed(self))
 
     def check(self) -> concurrent.futures.Future[None]:
         async def asked() -> None:
@@ -221,8 +216,8 @@ class _Deployed:
             self.submit(self._wrapper.call_destructor()).result(CLOSE_WITHIN_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def submit(self, work: Coroutine[Any, Any, Any]) -> _Work:
-        return _Work(work, self._loop)
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Work:
+        return Work(work, self._loop)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -258,11 +253,11 @@ class _Deployed:
 
     def asked(self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReplicaResult:
         """Through a handle, from wherever."""
-        stream = _Stream() if metadata.is_streaming else None
+        stream = Stream() if metadata.is_streaming else None
 
         async def work() -> Any:
-            given = await asyncio.gather(*map(_resolved, args))
-            named = dict(zip(kwargs, await asyncio.gather(*map(_resolved, kwargs.values())), strict=True))
+            given = await asyncio.gather(*map(resolved, args))
+            named = dict(zip(kwargs, await asyncio.gather(*map(resolved, kwargs.values())), strict=True))
             self._enter(
                 route=metadata.route,
                 request_id=metadata.request_id,
@@ -272,13 +267,13 @@ class _Deployed:
             )
             async with self._slot():
                 if stream is None:
-                    return _copied(await self._wrapper.call_user_method(metadata, tuple(given), named))
+                    return copied(await self._wrapper.call_user_method(metadata, tuple(given), named))
                 return await self._wrapper._call_user_generator(metadata, tuple(given), named, enqueue=stream.put)
 
         running = self.submit(work())
         if stream is not None:
             running.add_done_callback(lambda _: stream.end(running))
-        return _Result(running, stream, metadata.request_id)
+        return Result(running, stream, metadata.request_id)
 
     def _enter(self, **request: Any) -> None:
         """Say where and for which request the code runs that is called from here."""
@@ -307,65 +302,8 @@ class _Deployed:
 _YIELDS = "a deployment that is asked over HTTP does not yield: it returns a StreamingResponse over its generator."
 
 
-async def _no_end_of_the_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """What would end the loop that it passes, such as SystemExit, becomes an ordinary exception."""
-    try:
-        return await work
-    except (Exception, asyncio.CancelledError):
-        raise
-    except BaseException as error:
-        raise WorkError(exceptions.words(error)) from None
-
-
 async def _of(work: Awaitable[Any]) -> Any:
     return await work
-
-
-class _Work(concurrent.futures.Future[Any]):
-    """A coroutine on another thread's loop. Done when the coroutine is, also when it was cancelled before."""
-
-    def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._loop = loop
-        self._task: asyncio.Task[Any] | None = None
-
-        def begin() -> None:
-            self._task = loop.create_task(_no_end_of_the_loop(work))
-            self._task.add_done_callback(self._settle)
-
-        loop.call_soon_threadsafe(begin, context=contextvars.copy_context())
-
-    def cancel(self) -> bool:
-        """Ask for it."""
-
-        def ask() -> None:
-            assert self._task is not None  # begun before, in the order of calls
-            self._task.cancel()
-
-        if not self.done():
-            self._loop.call_soon_threadsafe(ask)
-        return False  # it may go on for as long as it likes
-
-    def _settle(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            self.set_exception(RequestCancelledError())
-        elif (error := task.exception()) is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(task.result())
-
-    async def until_done(self) -> Any:
-        """Its result. Cancelled, it asks the work to end, and goes on waiting until it has."""
-        done = asyncio.wrap_future(self)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            self.cancel()
-            while not done.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([done])
-            done.exception()
-            raise
 
 
 # --- where code runs ----------------------------------------------------------------------------------------------
@@ -406,170 +344,6 @@ def _show_where() -> None:
     known = serve_context._INTERNAL_REPLICA_CONTEXT
     if not isinstance(known, _Where):
         serve_context._INTERNAL_REPLICA_CONTEXT = _Where(known)
-
-
-# --- handles ------------------------------------------------------------------------------------------------------
-
-
-class _Handed(Router):  # type: ignore[misc]
-    """What a handle asks: the one deployment behind it."""
-
-    def __init__(self, deployed: _Deployed) -> None:
-        self._deployed = deployed
-
-    def running_replicas_populated(self) -> bool:
-        return True
-
-    def assign_request(
-        self, request_meta: RequestMetadata, *args: Any, **kwargs: Any
-    ) -> concurrent.futures.Future[ReplicaResult]:
-        assigned: concurrent.futures.Future[ReplicaResult] = concurrent.futures.Future()
-        assigned.set_result(self._deployed.asked(request_meta, args, kwargs))
-        return assigned
-
-    async def broadcast(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> list[ReplicaResult]:
-        return [self._deployed.asked(request_meta, args, kwargs)]
-
-    @asynccontextmanager
-    async def choose_replica(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        raise NotImplementedError(_NO_CHOICE)
-        yield
-
-    def dispatch(self, selection: Any, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(_NO_CHOICE)
-
-    def shutdown(self) -> concurrent.futures.Future[None]:
-        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        ended.set_result(None)
-        return ended
-
-
-_NO_CHOICE = "A deployment has one replica inside its application here: call handle.remote() in the place of choosing."
-
-
-async def _resolved(value: Any) -> Any:
-    if isinstance(value, DeploymentResponse):
-        return await value
-    if isinstance(value, DeploymentResponseGenerator):
-        raise RuntimeError("A stream of one deployment cannot be given to another: iterate over it first.")
-    return _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    """As if it had gone to another process: whoever changes it changes nobody else's."""
-    return value if isinstance(value, _PLAIN) else cloudpickle.loads(cloudpickle.dumps(value))
-
-
-class _Stream:
-    """What a generator of another loop yields."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._items: deque[Any] = deque()
-        self._work: _Work | None = None
-        self._waiters: list[concurrent.futures.Future[None]] = []
-
-    def put(self, item: Any) -> None:
-        with self._lock:
-            self._items.append(_copied(item))
-            self._wake()
-
-    def end(self, work: _Work) -> None:
-        with self._lock:
-            self._work = work
-            self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            with suppress(concurrent.futures.InvalidStateError):  # nobody waits there any more
-                waiter.set_result(None)
-        self._waiters.clear()
-
-    def step(self) -> tuple[bool, Any]:
-        """(True, the next item), or (False, what is done once there is one). Raises at the end: EndOfStream, or what
-        ended it."""
-        with self._lock:
-            if self._items:
-                return True, self._items.popleft()
-            if self._work is not None:
-                self._work.result()
-                raise _EndOfStream
-            waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
-            self._waiters.append(waiter)
-            return False, waiter
-
-
-class _EndOfStream(Exception):
-    pass
-
-
-class _Result(ReplicaResult):  # type: ignore[misc]
-    """The answer to one request through a handle."""
-
-    def __init__(self, work: _Work, stream: _Stream | None, request: str) -> None:
-        self._work, self._stream, self._request = work, stream, request
-
-    async def get_rejection_response(self) -> None:
-        return None
-
-    def get(self, timeout_s: float | None) -> Any:
-        try:
-            return self._work.result(timeout_s)
-        except concurrent.futures.TimeoutError:
-            if self._work.done():
-                raise
-            raise TimeoutError("Timed out waiting for result.") from None
-
-    async def get_async(self) -> Any:
-        try:
-            return await asyncio.shield(asyncio.wrap_future(self._work))
-        except asyncio.CancelledError:
-            self._work.cancel()
-            raise
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        assert self._stream is not None
-        while True:
-            try:
-                is_there, what = self._stream.step()
-            except _EndOfStream:
-                raise StopIteration from None
-            if is_there:
-                return what
-            what.result()
-
-    async def __anext__(self) -> Any:
-        assert self._stream is not None
-        while True:
-            try:
-                is_there, what = self._stream.step()
-            except _EndOfStream:
-                raise StopAsyncIteration from None
-            if is_there:
-                return what
-            try:
-                await asyncio.wrap_future(what)
-            except asyncio.CancelledError:
-                self._work.cancel()
-                raise
-
-    def add_done_callback(self, callback: Callable[..., Any]) -> None:
-        self._work.add_done_callback(callback)
-
-    def cancel(self) -> None:
-        self._work.cancel()
-
-    def to_object_ref(self) -> ray.ObjectRef:
-        return ray.put(self._work.result())
-
-    async def to_object_ref_async(self) -> ray.ObjectRef:
-        return ray.put(await self.get_async())
-
-    def to_object_ref_gen(self) -> ray.ObjectRefGenerator:
-        raise NotImplementedError("A stream inside of an application is no generator of object references.")
 
 
 def bound(definition: Any, args: Mapping[str, Any]) -> Application:

@@ -16,6 +16,7 @@ ALLOWED = {
     "runtime/ray_internals.py",
     "runtime/serve_internals.py",
     "runtime/serve_graph.py",
+    "runtime/serve_handles.py",
     "executors/bridge/ray_internals.py",
     "gateway/serve_internals.py",
 }

@@ -26,7 +26,7 @@ from workloads.inference import http, serve_app
 from workloads.inference.json_app import JsonApp
 from workloads.inference.openai import RequestError
 
-TAKEN = (
+_EXPECTED = (
     'a bound application ("app = Desk.bind()"), a builder function that returns one, a deployment, a FastAPI or '
     "Starlette application, or a class with a __call__ method"
 )
@@ -88,7 +88,7 @@ def make(
     kind = _plain_class(found)
     if kind is not None:
         if "__call__" not in dir(kind):
-            raise environment.UserError(f"serve.app {entry}: expected {TAKEN}.")
+            raise environment.UserError(f"serve.app {entry}: expected {_EXPECTED}.")
         try:
             inspect.signature(kind).bind(**args)
         except TypeError as error:
