@@ -58,7 +58,7 @@ def new_token(
     if role == CALLER and not models:
         raise SpecError("a caller's key reaches no endpoint but those it names.", hint="Add --model NAME.")
     if role != CALLER and models:
-        raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.", code="options")
+        raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.")
     if not user.strip() or user == EVERYONE or sanitize.line(user, sanitize.NAME_AT_MOST) != user:
         raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
     if days is not None and not 0 < days <= DAYS_AT_MOST:  # also what is no number

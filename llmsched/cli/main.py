@@ -53,6 +53,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("llmsched.cli.backup:backup", "Keep a copy of what the controller remembers."),
         "restore": ("llmsched.cli.backup:restore", "Put a backup back, or go on without what is lost."),
         "fsck": ("llmsched.cli.fsck:fsck", "Check that what the controller keeps is whole."),
+        "skill": ("llmsched.cli.more:skill", "What an agent should read before it uses llmsched."),
+        "completion": ("llmsched.cli.more:completion", "Completion of commands and options, for your shell."),
         "schema": ("llmsched.cli.files:schema", "The JSON Schema of a kind, for editors."),
         "sim": ("llmsched.cli.sim:sim", "The wind tunnel: traces, scenarios, replays."),
         "secret": ("llmsched.cli.secret:secret", "Keep values that workloads need and nobody may see."),

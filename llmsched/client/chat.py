@@ -69,6 +69,7 @@ class AsyncChat:
         return [list(each["embedding"]) for each in answer["data"]]
 
     async def models(self) -> list[str]:
+        """Ids of the models that the key reaches, adapters as MODEL:ADAPTER. Raises LlmschedError."""
         async with self._http() as http:
             try:
                 answer = await http.get(f"{self.endpoint}/v1/models")

@@ -10,17 +10,21 @@ print(client.chat("qwen").complete("hello"))
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import httpx
 
 from llmsched.client.chat import AsyncChat, Messages
 from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
+from llmsched.errors import ClusterError
 from llmsched.spec import http_models
 
 T = TypeVar("T")
@@ -125,6 +129,7 @@ class Run:
 
     @property
     def ids(self) -> list[str]:
+        """Of its workloads: `NAME`, or `NAME@N` of a later run."""
         return [one.id for one in self.applied]
 
     def __getitem__(self, name: str) -> Run:
@@ -133,9 +138,17 @@ class Run:
             raise KeyError(f"{name!r} was not applied here; there are {', '.join(self.ids)}")
         return Run(self._client, chosen)
 
-    def wait(self, timeout_s: float | None = None, *, watch: Watch | None = None) -> Run:
-        """Until everything that ends has ended and everything that serves answers. Raises RequestError ("timeout")."""
-        self._client.wait_all(self.ids, timeout_s=timeout_s, watch=watch)
+    def wait(self, timeout_s: float | None = None, *, watch: Watch | None = None, check: bool = True) -> Run:
+        """Until everything that ends has ended and everything that serves answers. `watch` sees each view at each look.
+
+        Raises RequestError ("timeout") after `timeout_s` seconds and, unless `check` is False, ClusterError ("failed")
+        that says what failed or was cancelled, and why.
+        """
+        views = self._client.wait_all(self.ids, timeout_s=timeout_s, watch=watch)
+        lost = [view for view in views if view.phase in ("failed", "cancelled")]
+        if check and lost:
+            said = "; ".join(f"{view.id} {view.phase}: {view.message or 'it does not say why'}" for view in lost)
+            raise ClusterError(said, code="failed", hint=f"See llmsched logs {lost[0].id}.")
         return self
 
     @property
@@ -161,11 +174,15 @@ class Run:
 
     @property
     def artifact(self) -> str | None:
+        """Where the last result lies that there is; None: none yet."""
         return next((view.artifact for view in reversed(self.views) if view.artifact), None)
 
 
 class Client:
-    """A controller's plain client; arguments as `AsyncClient`'s. Closing it is optional."""
+    """A controller's plain client; arguments as `AsyncClient`'s. Closing it is optional.
+
+    It may be used from any thread, within a running event loop (a notebook's too), and in a process that was forked.
+    """
 
     def __init__(
         self,
@@ -176,6 +193,14 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._core = AsyncClient(address, token, home=home, transport=transport)
+        self._again = self._core.url, self._core._http.token, transport
+        self._loop = _Loop()
+        _clients.add(self)
+
+    def _after_fork(self) -> None:
+        """Neither the thread nor the connections of the process that made it are this one's."""
+        url, token, transport = self._again
+        self._core = AsyncClient(url, token, transport=transport)
         self._loop = _Loop()
 
     def __enter__(self) -> Client:
@@ -190,6 +215,7 @@ class Client:
 
     @property
     def url(self) -> str:
+        """The controller's address, `http://HOST:PORT`."""
         return self._core.url
 
     def plan(self, specs: Specs) -> list[http_models.Planned]:
@@ -346,3 +372,19 @@ class Client:
 
     def chat(self, name: str) -> Chat:
         return Chat(self._loop.call(self._core.chat(name)), self._loop)
+
+
+for _kind, _like in ((Client, AsyncClient), (Chat, AsyncChat)):
+    for _name, _method in vars(_kind).items():
+        if not _name.startswith("_") and inspect.isfunction(_method) and not _method.__doc__:
+            _method.__doc__ = getattr(_like, _name).__doc__  # one text for both
+
+_clients: WeakSet[Client] = WeakSet()
+
+
+def _begin_again() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_begin_again)

@@ -43,6 +43,7 @@ class AsyncClient:
 
     @property
     def url(self) -> str:
+        """The controller's address, `http://HOST:PORT`."""
         return self._http.url
 
     async def __aenter__(self) -> AsyncClient:
@@ -52,6 +53,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Let go of its connections. What was submitted goes on."""
         await self._http.close()
 
     # --- asking for work ---------------------------------------------------------------------------------------
@@ -80,9 +82,12 @@ class AsyncClient:
         return answer.applied
 
     async def cancel(self, name: str) -> http_models.WorkloadView:
+        """Stop it for good: a training saves first, an endpoint finishes what it serves. Returns when that is decided;
+        `wait` for its end. Raises RequestError (unknown, over already), NotAllowed."""
         return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "cancel"))
 
     async def scale(self, name: str, size: int) -> http_models.WorkloadView:
+        """Ask for `size` workers or replicas, within what the spec allows. Raises RequestError, NotAllowed."""
         body = http_requests.ScaleRequest(size=size)
         return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "scale"), body=body)
 
@@ -127,16 +132,20 @@ class AsyncClient:
         return await self._http.ask(http_models.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
 
     async def remove_secret(self, name: str, *, shared: bool = False) -> http_models.SecretView:
+        """What runs keeps the value it was given. Raises RequestError for one that is not there."""
         params = {"shared": shared}
         return await self._http.ask(http_models.SecretView, "DELETE", f"/api/v1/secrets/{_quoted(name)}", params=params)
 
     async def shutdown(self, *, stop_everything: bool = False) -> None:
+        """End the controller; what runs is left alone, or taken down first. Raises NotAllowed: it wants an operator."""
         body = http_requests.ShutdownRequest(stop_everything=stop_everything)
         await self._http.ask(http_models.Alive, "POST", "/api/v1/shutdown", body=body)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
     async def status(self, name: str) -> http_models.WorkloadView:
+        """The newest run of that name, or `NAME@N`, with its gangs. GPUs are counted (0.5 is half a one), stamps are
+        seconds since 1970. Raises RequestError with the nearest names when there is none."""
         return await self._http.ask(http_models.WorkloadView, "GET", _path(name))
 
     async def workloads(
@@ -183,9 +192,11 @@ class AsyncClient:
         return whole
 
     async def why(self, name: str) -> http_models.WhyView:
+        """Why it waits and what would start it, or why it runs where it runs, or how it ended. Raises RequestError."""
         return await self._http.ask(http_models.WhyView, "GET", _path(name, "why"))
 
     async def diagnose(self, name: str) -> http_models.DiagnosisView:
+        """What slows it, as far as it was measured, and what to do. Raises RequestError."""
         return await self._http.ask(http_models.DiagnosisView, "GET", _path(name, "diagnose"))
 
     async def story(self, name: str, *, before: int | None = None) -> http_models.StoryView:
@@ -224,12 +235,15 @@ class AsyncClient:
         )
 
     async def nodes(self) -> http_models.NodeList:
+        """Nodes, what is free on them (GPUs, CPUs, bytes), whose work holds the rest, and types of nodes to come."""
         return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")
 
     async def queues(self) -> http_models.QueueList:
+        """Every queue with its quota and use (GPUs) and how many workloads wait and run."""
         return await self._http.ask(http_models.QueueList, "GET", "/api/v1/queues")
 
     async def reservations(self) -> list[http_models.ReservationView]:
+        """In the order of their windows, [opens, closes) in seconds since 1970; those that are over last."""
         return (await self._http.ask(http_models.ReservationList, "GET", "/api/v1/reservations")).reservations
 
     async def reserve(self, reservation: Mapping[str, Any]) -> list[http_models.ReservationView]:
@@ -242,10 +256,13 @@ class AsyncClient:
         ).reservations
 
     async def end_reservation(self, name: str) -> list[http_models.ReservationView]:
+        """Take back one that was made by command. Raises RequestError for one that is not there or that stands in the
+        cluster file, NotAllowed."""
         path = f"/api/v1/reservations/{_quoted(name)}"
         return (await self._http.ask(http_models.ReservationList, "DELETE", path)).reservations
 
     async def config(self) -> http_models.ConfigView:
+        """The configuration in force and its version."""
         return await self._http.ask(http_models.ConfigView, "GET", "/api/v1/config")
 
     async def configure(self, file: str | Path) -> http_models.ConfigView:
@@ -257,6 +274,7 @@ class AsyncClient:
         return await self._http.ask(http_models.ConfigView, "PUT", "/api/v1/config", body=body)
 
     async def health(self) -> http_models.Health:
+        """Whether the controller can do its work, and where its endpoint and dashboard are (`urls`)."""
         return await self._http.ask(http_models.Health, "GET", "/api/v1/health")
 
     async def logs(
@@ -269,6 +287,8 @@ class AsyncClient:
         rank: int | None = None,
         tail: int | None = None,
     ) -> AsyncGenerator[http_models.LogLine, None]:
+        """What it wrote, line by line: the last `tail` lines of each rank, and with `follow` on until it has ended. Of
+        all gangs (replicas) and ranks, and the newest attempt, unless one is named. Raises RequestError."""
         chosen = {"gang": gang, "attempt": attempt, "rank": rank, "tail": tail, "follow": follow or None}
         params = {key: value for key, value in chosen.items() if value is not None}
         async with aclosing(self._http.lines(_path(name, "logs"), params)) as lines:

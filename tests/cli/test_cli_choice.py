@@ -11,12 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from live import Live, Parrot
 from test_cli_output import Run, runner, task, write
 from waiting import wait_until
 
+from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
 from llmsched.spec import http_models
+from llmsched.spec.load import load
 
 LABELLED = "labels: {{team: {team}, stage: try}}\n"
 
@@ -130,3 +133,19 @@ def test_ctrl_c_ends_what_follows_with_130_and_without_a_traceback(run: Run, fre
             os.close(screen)
     assert "Traceback" not in out + err
     assert (process.returncode, err.endswith("stopped; what was submitted goes on.\n")) == (130, True)
+
+
+def test_the_shell_is_given_a_completion_and_an_agent_its_page() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_LLMSCHED_COMPLETE" in CliRunner().invoke(cli, ["completion", shell]).stdout
+    offered = CliRunner().invoke(
+        cli,
+        [],
+        prog_name="llmsched",
+        env={"_LLMSCHED_COMPLETE": "bash_complete", "COMP_WORDS": "llmsched can", "COMP_CWORD": "1"},
+    )
+    assert offered.stdout.split(",")[1].strip() == "cancel"
+    page = CliRunner().invoke(cli, ["skill"]).stdout
+    assert page.startswith("---\nname: llmsched\n")
+    spec = page.split("```yaml\n")[1].split("```")[0]
+    assert load(spec)[0].name == "my-fine-tune"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,14 @@ from live import Live
 
 from llmsched.api import app, auth
 from llmsched.client import AsyncClient, Client
+from llmsched.client.chat import AsyncChat
+from llmsched.client.client import Chat, Run
 from llmsched.client.transport import locate
 from llmsched.control.controller import Controller
 from llmsched.errors import ClusterError, NotAllowed, RequestError, SpecError
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script
 from llmsched.spec import http_models
+from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
 
 FILE = """\
@@ -63,9 +69,51 @@ def test_a_failed_run_says_failed(controller: Live) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, outcome="failed", message="no data")
     spec = {"name": "fails", "kind": "task", "task": {"run": ["false"]}, "retry": {"max_restarts": 0}}
     with controller.client() as client:
-        run = client.apply([spec]).wait(20)
-        assert run.phase == "failed"
+        run = client.apply([spec])
+        with pytest.raises(ClusterError, match="fails failed: .*no data"):
+            run.wait(20)
+        assert run.wait(20, check=False).phase == "failed"
         assert "no data" in client.status("fails").message
+
+
+def test_every_public_method_says_what_it_does() -> None:
+    for kind in (Client, AsyncClient, Chat, AsyncChat, Run):
+        for name, method in vars(kind).items():
+            if not name.startswith("_") and (callable(method) or isinstance(method, property)):
+                assert method.__doc__, f"{kind.__name__}.{name} has no docstring"
+
+
+def test_a_client_works_on_in_a_forked_process_in_threads_and_within_a_running_loop(controller: Live) -> None:
+    with controller.client() as client:
+        seq = client.health().seq
+
+        async def in_a_notebook() -> int:
+            return client.health().seq
+
+        assert asyncio.run(in_a_notebook()) >= seq
+        with ThreadPoolExecutor(4) as pool:
+            assert all(health.status == "ready" for health in pool.map(lambda _: client.health(), range(8)))
+        forked = multiprocessing.get_context("fork").Process(target=_asks, args=(client,))
+        forked.start()
+        forked.join(30)
+        assert forked.exitcode == 0
+        assert client.health().status == "ready"
+
+
+def _asks(client: Client) -> None:
+    os._exit(0 if client.health().status == "ready" else 1)
+
+
+def test_specs_are_dicts_paths_and_models_alike(controller: Live, tmp_path: Path) -> None:
+    spec = {"name": "alike", "kind": "task", "task": {"run": ["true"]}}
+    (tmp_path / "alike.yaml").write_text(json.dumps(spec))
+    other = {**spec, "name": "other"}
+    with controller.client() as client:
+        for given in (spec, [spec], tmp_path / "alike.yaml", str(tmp_path / "alike.yaml"), load_json(spec)):
+            assert [one.id for one in client.plan(given)] == ["alike"]
+        assert client.apply([tmp_path / "alike.yaml", load_json(other)]).ids == ["alike", "other"]
+        with pytest.raises(SpecError, match="JSON data"):
+            client.plan({"name": object()})
 
 
 def test_waiting_no_longer_than_asked(controller: Live) -> None:
