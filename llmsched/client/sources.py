@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmsched.client import entries
 from llmsched.errors import Problem, SpecError
+from llmsched.spec.serve import ServeSpec
 from llmsched.spec.train import TrainSpec
 
 
 def check(spec: Any, folder: Path) -> None:
-    """Raises SpecError for relative paths of a training that lead nowhere in its workdir `folder`, and for data there
-    that it would be refused for, as far as the first rows show it."""
+    """Raises SpecError for relative paths of a training that lead nowhere in its workdir `folder`, for data there that
+    it would be refused for, as far as the first rows show it, and for an app that the folder shows not to be there."""
+    if isinstance(spec, ServeSpec) and spec.serve.app is not None:
+        wrong = entries.mistakes(spec.serve.app, "serve.app", folder)
+        if wrong:
+            raise SpecError.of([Problem(spec.name, each, code="unusable_app") for each in wrong])
     if not isinstance(spec, TrainSpec) or spec.train.base_model is None:
         return
     from llmsched.data import look

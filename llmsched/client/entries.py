@@ -1,0 +1,66 @@
+"""Whether the app that a spec names is in its workdir, read from the source: nothing of it is run to find out.
+
+Only what is certain is refused: a module that stands in the folder, can be read, and binds its names where one can see
+it. The same mistakes are found again where the app is made.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_DEPLOYS = ("run", "run_many")
+
+
+def mistakes(entry: str, what: str, folder: Path) -> list[str]:
+    """What is wrong with "module:name" of a workdir, in sentences; nothing where one cannot know."""
+    module, _, name = entry.partition(":")
+    base = folder.joinpath(*module.split("."))
+    source = next((one for one in (base.with_suffix(".py"), base / "__init__.py") if one.is_file()), None)
+    if source is None:
+        return []
+    place = source.relative_to(folder)
+    try:
+        tree = ast.parse(source.read_bytes(), str(place))
+    except (SyntaxError, ValueError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        return [f"{what} {entry}: {place}{line} is no Python that can be read: {getattr(error, 'msg', error)}."]
+    found = []
+    names = set(_names(tree.body))
+    if not names & {"*", "__getattr__", name} and not any(isinstance(one, ast.Global) for one in ast.walk(tree)):
+        near = difflib.get_close_matches(name, sorted(names), 1)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        found.append(f'{what} {entry}: {place} has nothing called "{name}".{hint}')
+    found += [
+        f"{what} {entry}: {place}:{line} deploys an application when it is imported. llmsched deploys what serve.app "
+        'names: put that call under `if __name__ == "__main__":`.'
+        for line in _deploys(tree.body)
+    ]
+    return found
+
+
+def _names(body: Iterable[ast.stmt]) -> Iterator[str]:
+    """Bound at the top of a module, in blocks too; "*" for more than can be seen."""
+    for one in body:
+        match one:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield one.name
+            case ast.Import() | ast.ImportFrom():
+                yield from ((alias.asname or alias.name).partition(".")[0] for alias in one.names)
+            case _:
+                for inner in ast.walk(one):
+                    if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                        yield inner.id
+                    elif isinstance(inner, ast.stmt) and inner is not one:
+                        yield from _names([inner])
+
+
+def _deploys(body: Iterable[ast.stmt]) -> Iterator[int]:
+    """The lines of `serve.run(...)` at the top of a module; not those under an `if`."""
+    for one in body:
+        if isinstance(one, ast.Expr | ast.Assign) and isinstance(one.value, ast.Call):
+            match one.value.func:
+                case ast.Attribute(value=ast.Name(id="serve"), attr=attr) if attr in _DEPLOYS:
+                    yield one.lineno

@@ -1,0 +1,67 @@
+"""An app that is not in the workdir is said before anything is sent, from its source alone."""
+
+import pytest
+
+from llmsched.client import sources
+from llmsched.errors import SpecError
+from llmsched.spec.load import load
+
+SOURCE = """
+import os as system
+from ray import serve
+raise SystemExit("nobody runs this")
+
+@serve.deployment
+class Desk: ...
+
+try:
+    import fast as quick
+except ImportError:
+    quick = None
+if (app := Desk.bind()):
+    other, [third] = app, [app]
+if __name__ == "__main__":
+    serve.run(app)
+"""
+
+
+def check(tmp_path, entry, source=SOURCE, place="desk.py"):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(source)
+    (spec,) = load(f'name: desk\nkind: serve\nworkdir: .\nserve: {{app: "{entry}"}}\n')
+    sources.check(spec, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Desk", "app", "other", "third", "quick", "system"])
+def test_what_the_module_binds_is_there(tmp_path, name):
+    check(tmp_path, f"desk:{name}")
+
+
+def test_a_module_elsewhere_and_one_that_cannot_be_overseen_are_left_to_the_cluster(tmp_path):
+    check(tmp_path, "installed.elsewhere:app")
+    check(tmp_path, "desk:made", "from parts import *\n")
+    check(tmp_path, "desk:made", "def __getattr__(name): ...\n")
+    check(tmp_path, "desk:made", "def make():\n    global made\n    made = 1\nmake()\n")
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "said"),
+    [
+        ("desk:ap", SOURCE, 'desk.py has nothing called "ap". Did you mean "app"?'),
+        ("desk:app", "app = (", "desk.py:1 is no Python that can be read"),
+        (
+            "desk:app",
+            f"{SOURCE}\nhandle = serve.run(app, name='other')\n",
+            "deploys an application when it is imported",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(tmp_path, entry, source, said):
+    with pytest.raises(SpecError) as refused:
+        check(tmp_path, entry, source)
+    assert said in str(refused.value)
+
+
+def test_a_module_of_a_package_is_found(tmp_path):
+    with pytest.raises(SpecError, match=r"shop.__init__.py has nothing called"):
+        check(tmp_path, "shop:nothing", SOURCE, "shop/__init__.py")
