@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llmsched.core.records import amount_of
+from llmsched.core.capacity import NodeState
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import over_quota
 from llmsched.core.trial import Trial
@@ -42,3 +43,25 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
     finally:
         for name, amount, device in reversed(undo):
             trial.state.capacity.change(name, amount, device, -1)
+
+
+def is_kept(trial: Trial, gang: GangState) -> bool:
+    """Whether the places promised to it fit, told from ledgers in which they are charged already: nothing there is
+    given away twice. False says that it is not known: then take the promise out, and ask `fits`."""
+    assert gang.nomination is not None
+    spec, nodes, quota = gang.spec, trial.state.nodes, trial.state.quota
+    if quota.enforced and not spec.preemptible:
+        return False
+    for name in dict.fromkeys(placed.node for placed in gang.nomination.placement):
+        node = nodes.get(name)
+        if node is None or node.draining or node.shares or not _is_whole(node):
+            return False
+        if quota.enforced and quota.available(spec.queue, node.node.flavor) < 0:
+            return False
+    return True
+
+
+def _is_whole(node: NodeState) -> bool:
+    """Whether no more is given away there than there is."""
+    cpus, memory, custom = node.free[1:]
+    return node.free_whole >= 0 and cpus >= 0 and memory >= 0 and all(amount >= 0 for _, amount in custom)

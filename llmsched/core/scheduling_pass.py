@@ -12,6 +12,7 @@ from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
 from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.views import View
+from llmsched.core.waiting import Key
 
 _UNKNOWN = object()
 
@@ -25,6 +26,7 @@ class Pass:
         self.policies = policies
         self.plan = Plan(trial.now) if plan is None else plan
         self.view = View(trial.state)
+        self.keys: dict[str, Key] = {}  # of gangs by which somebody was put in order
         self._begin()
         self._later: Later | None = None
         self._shares: object = _UNKNOWN

@@ -8,10 +8,10 @@ that a pass may see are kept. A test holds the two functions against every attri
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
@@ -23,13 +23,36 @@ from llmsched.core.resources import Resources
 from llmsched.core.state import State
 from llmsched.core.world import NOTES_KEPT
 
-# Every field but those that are worked out again, or that mean the state itself.
-GANG_FIELDS = tuple(one.name for one in fields(GangState) if one.name not in ("shape", "own_reason"))
-WORKLOAD_FIELDS = tuple(one.name for one in fields(WorkloadState) if one.name != "known")
-_gang_values: Callable[[GangState], tuple[Any, ...]] = attrgetter(*GANG_FIELDS)
-_workload_values: Callable[[WorkloadState], tuple[Any, ...]] = attrgetter(*WORKLOAD_FIELDS)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Values = tuple[Any, ...]
 Numbers = tuple[float, ...]
+
+
+class _Record:
+    """The fields of one kind of record, and the values of one: what the state goes on changing is copied."""
+
+    def __init__(self, kind: type[DataclassInstance], left_out: Collection[str]) -> None:
+        kept = [one for one in fields(kind) if one.name not in left_out]
+        self.fields = tuple(one.name for one in kept)
+        self._changing = tuple(at for at, one in enumerate(kept) if str(one.type).startswith(("dict[", "list[")))
+        self._read: Callable[[Any], Values] = attrgetter(*self.fields)
+
+    def values(self, record: Any) -> Values:
+        return self.own(self._read(record))
+
+    def own(self, values: Iterable[Any]) -> Values:
+        found = list(values)
+        for at in self._changing:
+            found[at] = found[at].copy()
+        return tuple(found)
+
+
+# Every field but those that are worked out again, or that mean the state itself.
+_GANG = _Record(GangState, ("shape", "own_reason"))
+_WORKLOAD = _Record(WorkloadState, ("known",))
+GANG_FIELDS, WORKLOAD_FIELDS = _GANG.fields, _WORKLOAD.fields
 
 
 class FrozenNode(NamedTuple):
@@ -104,7 +127,7 @@ class Snapshot:
 
 
 def freeze(state: State) -> Snapshot:
-    """Costs a few microseconds for each gang, so that it can be done between two rounds."""
+    """Costs about two microseconds for each gang, so that it can be done between two rounds."""
     history = state.history
     waiting = state.waiting
     return Snapshot(
@@ -114,8 +137,8 @@ def freeze(state: State) -> Snapshot:
             FrozenNode(node.node, node.slot, node.foreign, node.draining, node.deadline, node.idle_since)
             for node in state.nodes.values()
         ),
-        workloads=tuple(_own(_workload_values(record)) for record in state.workloads.values()),
-        gangs=tuple(_own(_gang_values(gang)) for gang in state.gangs.values()),
+        workloads=tuple(map(_WORKLOAD.values, state.workloads.values())),
+        gangs=tuple(map(_GANG.values, state.gangs.values())),
         publications=tuple((user, one) for named in state.publications.values() for (user, _), one in named.items()),
         requested=state.fleet.requested,
         overdue_since=tuple(state.fleet.overdue_since.items()),
@@ -153,11 +176,6 @@ def freeze(state: State) -> Snapshot:
     )
 
 
-def _own(values: Values) -> Values:
-    """What the state may go on changing is copied."""
-    return tuple(value.copy() if type(value) in (dict, list) else value for value in values)
-
-
 def thaw(snapshot: Snapshot, archive: Archive | None = None) -> State:
     """A state of its own. `archive` has what was put aside before."""
     state = State(archive=archive)
@@ -188,16 +206,16 @@ def thaw(snapshot: Snapshot, archive: Archive | None = None) -> State:
 
 
 def gang_of(values: Iterable[Any]) -> GangState:
-    return GangState(**dict(zip(GANG_FIELDS, _own(tuple(values)), strict=True)))
+    return GangState(**dict(zip(GANG_FIELDS, _GANG.own(values), strict=True)))
 
 
 def workload_of(values: Iterable[Any], known: dict[str, GangState]) -> WorkloadState:
-    return WorkloadState(known=known, **dict(zip(WORKLOAD_FIELDS, _own(tuple(values)), strict=True)))
+    return WorkloadState(known=known, **dict(zip(WORKLOAD_FIELDS, _WORKLOAD.own(values), strict=True)))
 
 
 def values_of(record: WorkloadState) -> tuple[Values, tuple[Values, ...]]:
     """Of a workload, and of its gangs."""
-    return _own(_workload_values(record)), tuple(_own(_gang_values(record.known[name])) for name in record.gangs)
+    return _WORKLOAD.values(record), tuple(_GANG.values(record.known[name]) for name in record.gangs)
 
 
 def _remember(state: State, snapshot: Snapshot) -> None:

@@ -4,7 +4,8 @@
 
 Prints one JSON object; seconds unless a name says otherwise. With 1,000 workloads finished and 100 waiting: `status`
 and `--help` as whole processes (medians of 7), memory, and kill -9 to serving again. Then `apply_ms`: 200 of one
-workload, one after the other; `burst`: an open loop of 50 a second. Ends everything it starts.
+workload, one after the other; `burst`: an open loop of 50 a second. `cpu` is CPU time, of the process itself or of the
+controller for one submission: neighbours hardly change it. Ends everything it starts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -40,12 +42,12 @@ def main() -> None:
         os.environ["LLMSCHED_HOME"] = folder
         llmsched(*UP)
         try:
-            result: dict[str, Any] = {"help_s": median_of(lambda: llmsched("--help"))}
+            result: dict[str, Any] = median_of("help", lambda: llmsched("--help"))
             asyncio.run(fill())
-            result |= {"finished": KNOWN, "waiting": WAITING, "status_s": median_of(lambda: llmsched("status"))}
+            result |= {"finished": KNOWN, "waiting": WAITING, **median_of("status", lambda: llmsched("status"))}
             result |= restart(Path(folder))
-            result |= asyncio.run(submit(options.seconds))
-            result["status_with_all_of_them_s"] = median_of(lambda: llmsched("status"))
+            result |= asyncio.run(submit(Path(folder), options.seconds))
+            result |= median_of("status_with_all_of_them", lambda: llmsched("status"))
         finally:
             llmsched("down")
     print(json.dumps(result, indent=2))
@@ -56,14 +58,18 @@ def llmsched(*words: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def median_of(act: Any, runs: int = 7) -> float:
-    return round(statistics.median(timed(act) for _ in range(runs)), 4)
+def median_of(name: str, act: Any, runs: int = 7) -> dict[str, float]:
+    took = [timed(act) for _ in range(runs)]
+    medians = [round(statistics.median(values), 4) for values in zip(*took, strict=True)]
+    return dict(zip((f"{name}_s", f"{name}_cpu_s"), medians, strict=True))
 
 
-def timed(act: Any) -> float:
-    began = time.perf_counter()
+def timed(act: Any) -> tuple[float, float]:
+    """(seconds, CPU seconds of the processes that it waited for)"""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     act()
-    return time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def task(name: str, *, gpus: int = 0) -> dict[str, Any]:
@@ -86,14 +92,14 @@ async def fill() -> None:
         assert phases == {"succeeded": KNOWN, "waiting": WAITING, "running": 1}, phases
 
 
-async def submit(seconds: int) -> dict[str, Any]:
+async def submit(folder: Path, seconds: int) -> dict[str, Any]:
     async with AsyncClient() as client:
-        one_by_one = []
+        one_by_one, before = [], cpu_s(folder)
         for i in range(200):
             began = time.perf_counter()
             await client.apply([task(f"single-{i}")])
             one_by_one.append((time.perf_counter() - began) * 1000)
-        burst: list[float] = []
+        between, burst = cpu_s(folder), list[float]()
 
         async def one(i: int) -> None:
             began = time.perf_counter()
@@ -106,14 +112,17 @@ async def submit(seconds: int) -> dict[str, Any]:
             await asyncio.sleep(max(0.0, began + i / PER_SECOND - time.perf_counter()))
             sent.append(asyncio.create_task(one(i)))
         await asyncio.gather(*sent)
+        after = cpu_s(folder)
         known = {view.name for view in (await client.all_workloads()).workloads}
         lost = [i for i in range(seconds * PER_SECOND) if f"burst-{i}" not in known]
     return {
         "apply_ms": quantiles(one_by_one),
+        "apply_cpu_ms": round((between - before) / 200 * 1000, 2),
         "burst": {
             "per_s": round(len(sent) / (time.perf_counter() - began), 1),
             "submitted": len(sent),
             "lost": len(lost),
+            "cpu_ms": round((after - between) / len(sent) * 1000, 2),
             **quantiles(burst),
         },
     }
@@ -123,13 +132,21 @@ def restart(folder: Path) -> dict[str, Any]:
     """Killed with -9 and started again: until it answers, and what it needs before and after."""
     before = rss_mib(folder)
     os.kill(pid_of(folder), signal.SIGKILL)
-    again = timed(lambda: llmsched(*UP))
+    again, _ = timed(lambda: llmsched(*UP))
+    used = cpu_s(folder)
     entries = asyncio.run(last_seq())
     return {
         "restart_to_serving_s": round(again, 2),
+        "restart_controller_cpu_s": round(used, 2),
         "journal_entries": entries,
         "controller_rss_mib": max(before, rss_mib(folder)),
     }
+
+
+def cpu_s(folder: Path) -> float:
+    """Of the controller, so far."""
+    times = psutil.Process(pid_of(folder)).cpu_times()
+    return times.user + times.system
 
 
 def rss_mib(folder: Path) -> int:

@@ -13,7 +13,9 @@ from llmsched.core import facts
 from llmsched.core.policy import View
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.line import key_with_age
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.ordering.finish_time_fair import FinishTimeFair
 from llmsched.policies.registry import load
@@ -62,10 +64,9 @@ def test_the_order_kept_is_that_of_the_keys_whatever_is_learnt_and_whoever_comes
                 how = draw.choice(("succeeded", "succeeded", "error"))
                 happened.append(facts.Finished(given.now, name, gang.attempt, how))
         turn(state, happened, policies)
-        view = View(state)
-        policies.begin(view)
+        this = Pass(Trial(state), policies)
         for shape in state.waiting.live.values():
-            keys = {name: key_with_age(policies.ordering, state.gangs[name], view) for _, name in shape.entries}
+            keys = {name: key_with_age(this, state.gangs[name]) for _, name in shape.entries}
             assert shape.index is not None
             kept = [*shape.index.first(shape.entries, state.now, keys.__getitem__)]
             assert kept == sorted((key, name) for name, key in keys.items())

@@ -52,6 +52,21 @@ def test_every_attribute_of_the_state_is_in_a_snapshot_or_follows_from_one() -> 
     assert have - ELSEWHERE <= {one.name for one in fields(Snapshot)} | {"kinds"}
 
 
+def test_a_snapshot_stays_as_it_was_whatever_its_state_goes_on_changing() -> None:
+    state = world()
+    turn(state, [Submitted(1.0, work("a"))], POLICIES)
+    frozen = freeze(state)
+    before = thaw(frozen).digest()
+    for record in (*state.workloads.values(), *state.gangs.values()):
+        for name in (one.name for one in fields(record)):
+            value = getattr(record, name)
+            if isinstance(value, dict) and name != "known":
+                value["new"] = "thing"
+            elif isinstance(value, list):
+                value.append("new")
+    assert thaw(frozen).digest() == before
+
+
 def test_what_left_the_state_is_found_as_before_and_costs_it_nothing() -> None:
     state = world()
     ended(state, "a", "a@2", "b")

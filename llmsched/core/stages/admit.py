@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import inf
 
 from llmsched.core.decisions import Launch, Withdraw
-from llmsched.core.exact_fit import fits
+from llmsched.core.exact_fit import fits, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.planned import Promise
@@ -23,7 +23,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
-from llmsched.core.stages.nominate import nominate
+from llmsched.core.stages.nominate import nominate, stand
 from llmsched.core.waiting import Shape, Stamp
 from llmsched.core.workload import Placement
 
@@ -72,6 +72,7 @@ class Admission:
             self._is_still_refused,
             self._only_takes_what_is_free(),
             self._looks_at_most,
+            without={**self.settled, **self.launched, **plan.nominations},
         )
         moves = migrate.Moves(self.this, self.calendar)
         for gang, shape in line:
@@ -80,11 +81,7 @@ class Admission:
             self.asked[shape.serial] = None
             if self.by_rank:
                 moves.before(gang)
-            if gang.id in self.launched:
-                continue
-            if gang.id in self.settled or gang.id in plan.nominations:
-                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-            elif self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
+            if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
                 gang.own_reason = self.calendar.would_delay(head)
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
@@ -238,12 +235,18 @@ class Admission:
         nomination = gang.nomination
         assert nomination is not None
         trial = self.trial
-        trial.unpromise(gang)
         size = size_of(gang.spec, nomination.placement)
-        found = place.find(self.this, gang, size, ~self.calendar.closed(gang, size))
-        if not isinstance(found, place.Refused):
-            self._launch(gang, found)
+        if place.may_fit(trial, gang, size):
+            trial.unpromise(gang)
+            found = place.find(self.this, gang, size, ~self.calendar.closed(gang, size), explain=False)
+            if not isinstance(found, place.Refused):
+                self._launch(gang, found)
+                return
+        elif is_kept(trial.afterwards(), gang):
+            stand(self.this, gang, nomination)
             return
+        else:
+            trial.unpromise(gang)
         if fits(trial.afterwards(), gang.spec, nomination.placement):
             nominate(self.this, gang, nomination.placement, list(nomination.victims))
         else:

@@ -6,18 +6,18 @@ fair sharing the queue whose share would be smallest after the start goes first,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import NamedTuple
 
-from llmsched.core.answers import Ordering
 from llmsched.core.fair import BORROWED, Shares, total_of
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.place import need_milli
 from llmsched.core.state import State
-from llmsched.core.views import View
 from llmsched.core.waiting import Key, Shape
 
 BY_AGE = "by age"
@@ -34,9 +34,13 @@ class Head(NamedTuple):
     shape: Shape
 
 
-def key_with_age(ordering: Ordering, gang: GangState, view: View) -> Key:
-    """The policy's key, and then the age."""
-    return (ordering.key(gang, view), gang.submitted_at, gang.workload_id, gang.index)
+def key_with_age(this: Pass, gang: GangState) -> Key:
+    """The policy's key, and then the age. The policy is asked once a pass."""
+    key = this.keys.get(gang.id)
+    if key is None:
+        own = this.policies.ordering.key(gang, this.view)
+        key = this.keys[gang.id] = (own, gang.submitted_at, gang.workload_id, gang.index)
+    return key
 
 
 def keep_order(this: Pass) -> None:
@@ -52,17 +56,12 @@ def keep_order(this: Pass) -> None:
 
 def in_order(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Iterator[tuple[Key, str]]:
     """(key, gang) of a class, best first; it stands still in a pass. Of more than `most` the oldest are looked at."""
-    entries, ordering, gangs, view = shape.entries, this.policies.ordering, this.state.gangs, this.view
-    if ordering.static:
+    entries, gangs = shape.entries, this.state.gangs
+    if this.policies.ordering.static:
         return iter(entries)
 
-    known: dict[str, Key] = {}
-
     def key(name: str) -> Key:
-        found = known.get(name)
-        if found is None:
-            found = known[name] = key_with_age(ordering, gangs[name], view)
-        return found
+        return key_with_age(this, gangs[name])
 
     if shape.index is not None and len(entries) <= most:
         return shape.index.first(entries, this.state.now, key)
@@ -90,12 +89,14 @@ class Line:
         is_refused: Callable[[Shape], bool] = lambda shape: False,
         only_what_is_free: bool = False,
         most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
+        without: Collection[str] = (),
     ) -> None:
         """`is_refused`: what was refused to that class still is, and it holds nobody else back. `only_what_is_free`: no
         room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
         Both spare a cluster that is full most of the work of ordering its queue. Where queues are compared, by the
         best of their gangs, whole queues are left out for the first reason: where one stands must not depend on what
-        is remembered of the past. `most_of`: how many of a class are looked at, oldest first."""
+        is remembered of the past. `most_of`: how many of a class are looked at, oldest first. `without`: gangs about
+        which this pass has decided already."""
         state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
@@ -117,6 +118,8 @@ class Line:
                 lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self._most_of = most_of
+        self._without = without
+        self._without_of = Counter(id(state.gangs[name].shape) for name in without)
         self._needs_no_key = False
         for queue, shapes in lines.items():
             refused = {shape.serial: shape for shape in shapes if is_refused(shape)}
@@ -127,16 +130,33 @@ class Line:
             asked = [shape for shape in shapes if shape.serial not in refused]
             if asked:
                 self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order
-                heap = self._heaps[queue] = [self._head(shape) for shape in asked]
-                heapify(heap)
+            if heap := self._heads(asked):
+                self._heaps[queue] = heap
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
 
-    def _head(self, shape: Shape) -> Head:
-        rest = iter(shape.entries) if self._needs_no_key else in_order(self._this, shape, self._most_of(shape))
-        key, name = next(rest)
-        return Head(key, shape.serial, name, rest, shape)
+    def _heads(self, shapes: Iterable[Shape]) -> list[Head]:
+        """Of these classes, as a heap."""
+        heads = [head for shape in shapes if (head := self._head(shape)) is not None]
+        heapify(heads)
+        return heads
+
+    def _head(self, shape: Shape) -> Head | None:
+        """The first one of a class; None when it is decided about all of them."""
+        rest = self._rest(shape)
+        first = next(rest, None)
+        return None if first is None else Head(first[0], shape.serial, first[1], rest, shape)
+
+    def _rest(self, shape: Shape) -> Iterator[tuple[Key, str]]:
+        without, most = self._without, self._most_of(shape)
+        count = self._without_of[id(shape)]
+        if self._needs_no_key or self._this.policies.ordering.static or 2 * count < len(shape.entries):
+            rest = iter(shape.entries) if self._needs_no_key else in_order(self._this, shape, most)
+            return (row for row in rest if row[1] not in without) if count else rest
+        few = (name for _, name in shape.entries if name not in without)
+        gangs = [self._gangs[name] for name in islice(few, most)]
+        return _popped([(key_with_age(self._this, gang), gang.id) for gang in gangs])
 
     def _next(self, head: Head) -> Head | None:
         """The same class without its first one."""
@@ -146,8 +166,7 @@ class Line:
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
         for queue, shapes in self._refused_still:
-            heap = [self._head(shape) for shape in shapes]
-            heapify(heap)
+            heap = self._heads(shapes)
             while heap and self._rank(heap[0]) < self._now:
                 heappop(heap)
             if queue in self._heaps:  # the one in hand

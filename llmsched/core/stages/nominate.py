@@ -5,9 +5,11 @@ Called by every stage that makes room (shrink, preempt, consolidate, rank); know
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmsched.core.decisions import Nominate
 from llmsched.core.message import Message, say, workloads
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, Nomination
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.workload import Placement
 
@@ -16,19 +18,27 @@ def nominate(
     this: Pass,
     gang: GangState,
     placement: Placement,
-    leaving: list[str],
+    leaving: Sequence[str],
     why: Message | None = None,
 ) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
-    trial, plan = this.trial, this.plan
-    nodes = dict.fromkeys(placed.node for placed in placement)
-    victims = [
-        name for name in leaving if any(placed.node in nodes for placed in trial.state.gangs[name].held)
-    ]  # fmt: skip
-    trial.promise(gang, placement)
-    who = workloads(trial.state.gangs[name].workload_id for name in victims)
-    waits = say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
-    decision = Nominate(gang.id, placement, tuple(victims), why or waits)
-    plan.nominations[gang.id] = decision
+    this.trial.promise(gang, placement)
+    decision = _decision(this, gang, placement, leaving, why)
     if gang.nomination is None or gang.nomination.placement != placement:
-        plan.decisions.append(decision)
+        this.plan.decisions.append(decision)
+
+
+def stand(this: Pass, gang: GangState, nomination: Nomination) -> None:
+    """What it was promised before stays as it is in the ledgers."""
+    _decision(this, gang, nomination.placement, nomination.victims)
+
+
+def _decision(
+    this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str], why: Message | None = None
+) -> Nominate:
+    gangs, nodes = this.state.gangs, dict.fromkeys(placed.node for placed in placement)
+    victims = [name for name in leaving if any(placed.node in nodes for placed in gangs[name].held)]
+    who = workloads(gangs[name].workload_id for name in victims)
+    waits = say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
+    decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), why or waits)
+    return decision

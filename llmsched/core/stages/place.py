@@ -112,6 +112,25 @@ def least_milli(spec: Workload, size: int) -> int:
     return min(need_milli(spec, size, option) for option in options_of(spec))
 
 
+def may_fit(trial: Trial, gang: GangState, size: int) -> bool:
+    """Whether there are as many free GPUs as a gang needs, with those that were promised to it: if not, `find` need not
+    look for them, whatever else is asked."""
+    capacity, spec, own = trial.state.capacity, gang.spec, 0
+    promised: dict[str, int] = {}
+    for placed in gang.nomination.placement if gang.nomination is not None else ():
+        promised[placed.node] = promised.get(placed.node, 0) + amount_of(spec, placed).gpus_milli
+    for name, amount in promised.items():
+        free = capacity.by_id[name].free_whole
+        own += max(free + -(-amount // MILLI), 0) - max(free, 0)
+    if any(option.resources.gpus_milli % MILLI for group in spec.groups for option in group.options):
+        return True  # a part of a GPU may be free where no whole one is
+    for option in options_of(spec):
+        mask = eligible(trial, spec, option) if len(spec.groups) == 1 else capacity.open
+        if need_milli(spec, size, option) <= (capacity.free_gpus(mask) + own) * MILLI:
+            return True
+    return False
+
+
 def need_milli(spec: Workload, size: int, option: int) -> int:
     """Thousandths of GPUs the whole gang takes at `size`."""
     total = 0

@@ -102,7 +102,7 @@ def _waiting(this: Pass, shape: Shape) -> Iterator[Row]:
 def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
     """Those who compete with one another, all or each queue by itself: who runs and may be evicted, best first, and the
     classes of those that wait."""
-    state, trial, plan, view, ordering = this.state, this.trial, this.plan, this.view, this.policies.ordering
+    state, trial, plan = this.state, this.trial, this.plan
     keep_order(this)
     lines: dict[str, tuple[list[Row], list[_Class]]] = {}
     line_of: dict[str, str] = {}
@@ -118,7 +118,7 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
         if not (stays or name in plan.sizes or name in trial.leaving):
-            rows.append((key_with_age(ordering, gang, view), gang))
+            rows.append((key_with_age(this, gang), gang))
     rows.sort(key=lambda row: row[0])
     firsts: dict[str, Key] = {}
     for row in rows:

@@ -32,7 +32,7 @@ class Bug(NamedTuple):
 BUGS = (
     Bug(
         "one_victim_for_two", "kueue#804", "core/stages/nominate.py",
-        "    trial.promise(gang, placement)\n", "",
+        "    this.trial.promise(gang, placement)\n", "",
         f"{DECISIONS}::test_a_victim_counts_for_one_beneficiary_only",
     ),
     Bug(

@@ -1,0 +1,101 @@
+"""A promise is looked at in every pass while its victims leave: in short where nothing has changed for it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from ledger import cluster
+from test_order_of_a_class import Counted
+from test_portions import MANY, POLICIES, by_rank, passes, work, world
+
+from llmsched.core.configuration import PolicyNames
+from llmsched.core.decisions import Launch, Nominate, Preempt
+from llmsched.core.exact_fit import fits, is_kept
+from llmsched.core.facts import Bound, NodeDraining, Released, Submitted, Tick
+from llmsched.core.policy import Policies
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import place
+from llmsched.core.state import State
+from llmsched.core.trial import Trial
+from llmsched.core.workload import Group, Option, Placed, Workload
+from llmsched.policies.registry import load
+
+
+def crowded(draw: random.Random) -> State:
+    """Some run, some of them leave, and others are promised places at random, also such as will not be there."""
+    given = cluster(draw.choice(("3 nodes x 2", "2 nodes x 2 A, 1 node x 4 B")))
+    if draw.random() < 0.6:
+        given.queue("q", gpus=draw.choice((2, 4, 6)), cohort="c", borrow=draw.choice((None, 0, 1)))
+        given.queue("r", gpus=2, cohort="c", lend=draw.choice((None, 1)))
+    state = given.state
+    nodes, queues = [*state.nodes], [*state.quota.queues] or ["default"]
+    for number in range(draw.randrange(4, 12)):
+        resources = Resources(draw.choice((1000, 1000, 2000, 500)), draw.choice((0, 0, 9000)))
+        name, size = f"w{number}", draw.choice((1, 1, 2))
+        group = Group("workers", size, (Option(draw.choice((None, None, "A")), resources),))
+        more = {"queue": draw.choice(queues), "preemptible": draw.random() < 0.8}
+        state.apply(Submitted(given.now, Workload(name, name, "task", (group,), min_size=size, max_size=size, **more)))
+        if state.gangs.get(f"{name}/0") is None:
+            continue
+        device = 0 if resources.gpus_milli % 1000 else -1
+        placement = tuple(Placed("workers", draw.choice(nodes), 0, device) for _ in range(size))
+        if number < 5 and draw.random() < 0.7:
+            with Trial(state) as trial:
+                is_free = fits(trial, state.gangs[f"{name}/0"].spec, placement)
+            if is_free:
+                state.apply(Launch(f"{name}/0", 1, placement))
+                if draw.random() < 0.6:
+                    state.apply(Preempt(f"{name}/0", 1, 60.0, "in_queue_priority"))
+        else:
+            state.apply(Nominate(f"{name}/0", placement, ()))
+    if draw.random() < 0.2:
+        state.apply(NodeDraining(given.now, draw.choice(nodes)))
+    return state
+
+
+def test_what_is_said_in_short_of_a_promise_is_so() -> None:
+    said: Counter[str] = Counter()
+    for seed in range(400):
+        state = crowded(random.Random(seed))
+        for name in state.nominated:
+            gang = state.gangs[name]
+            assert gang.nomination is not None
+            placement = gang.nomination.placement
+            with Trial(state) as trial:
+                may_fit, kept = place.may_fit(trial, gang, len(placement)), is_kept(trial.afterwards(), gang)
+                trial.unpromise(gang)
+                finds = not isinstance(place.find(Pass(trial, POLICIES), gang, len(placement)), place.Refused)
+                fits_then = fits(trial.afterwards(), gang.spec, placement)
+            assert may_fit or not finds
+            assert fits_then or not kept
+            said.update(told for told, is_so in (("no room", not may_fit), ("kept", kept)) if is_so)
+            said.update(told for told, is_so in (("finds", finds), ("is lost", not fits_then)) if is_so)
+    assert min(said[told] for told in ("no room", "kept", "finds", "is lost")) > 50, said
+
+
+def promised(policies: Policies) -> Any:
+    """By rank, MANY are promised the places of as many that leave, each on a node of its own."""
+    state = by_rank(world(nodes=MANY, gpus=1))
+    passes(state, [Submitted(1.0, work(f"low{number:03}", gpus=1000)) for number in range(MANY)], policies)
+    passes(state, [Bound(2.0, gang, 1) for gang in list(state.gangs)], policies)
+    high = [Submitted(3.0, work(f"high{number:03}", gpus=1000, priority=90)) for number in range(MANY)]
+    passes(state, high, policies)
+    decided = passes(state, [Tick(61.0)], policies)
+    assert sum(isinstance(decision, Preempt) for each in decided for decision in each) == MANY
+    return state
+
+
+def test_while_many_leave_nobody_who_is_promised_a_place_is_put_in_order_again() -> None:
+    ordering = Counted()
+    policies = replace(load(PolicyNames()), ordering=ordering)
+    state = promised(policies)
+    ordering.asked = 0
+    for at, name in enumerate([*state.vacating][:5]):
+        plan = turn(state, [Released(62.0 + at, name, 1)], policies)
+        assert [type(decision).__name__ for decision in plan.decisions] == ["Launch"]
+    assert ordering.asked <= 10
