@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from llmsched.executors import wire
+from llmsched.executors.bridge.answering import Answering
 from llmsched.executors.bridge.orders import ONCE, Order, Orders
 from llmsched.executors.port import (
     AdapterAnswer,
@@ -38,7 +39,6 @@ LOOK_AT_REPLICAS_EVERY_S = 1.0
 LOOK_AT_LOAD_EVERY_S = 1.5
 LOOK_AT_ATTEMPTS_EVERY_S = 0.25
 REAP_EVERY_S = 5.0
-GIVE_UP_AFTER_S = 15.0  # without an answer from Ray
 
 
 class Pipe:
@@ -69,7 +69,6 @@ class Pipe:
 class Bridge:
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
-        self._heard_at = time.monotonic()
         self._epoch = 0
 
     def run(self) -> int:
@@ -146,7 +145,8 @@ class Bridge:
         send(Connected(cluster_id, known, tuple(self._nodes.alive())))
         self._nodes.look()
         watchdog.cancel()
-        self._every(LOOK_AT_NODES_EVERY_S, self._nodes.look, is_pulse=True)
+        Answering(self._nodes.alive, lambda: self._lose("Ray does not answer any more")).start()
+        self._every(LOOK_AT_NODES_EVERY_S, self._nodes.look)
         self._every(LOOK_AT_ATTEMPTS_EVERY_S, self._attempts.look)
         self._every(LOOK_AT_REPLICAS_EVERY_S, self._replicas.look)
         self._every(LOOK_AT_LOAD_EVERY_S, self._endpoint.look)
@@ -212,18 +212,14 @@ class Bridge:
     def _adapter_unanswered(self, order: AdapterOrder, why: str) -> None:
         self._pipe.send(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, why))
 
-    def _every(self, seconds: float, look: Callable[[], None], *, is_pulse: bool = False) -> None:
+    def _every(self, seconds: float, look: Callable[[], None]) -> None:
         def loop() -> None:
             while True:
                 begun = time.monotonic()
                 try:
                     look()
-                    if is_pulse:
-                        self._heard_at = time.monotonic()
                 except Exception:
                     traceback.print_exc()
-                    if time.monotonic() - self._heard_at > GIVE_UP_AFTER_S:
-                        self._lose("Ray does not answer any more")
                 time.sleep(max(0.05, seconds - (time.monotonic() - begun)))
 
         threading.Thread(target=loop, daemon=True, name=look.__qualname__).start()
