@@ -46,8 +46,9 @@ class Turns:
 
 
 @contextmanager
-def watched(*, count: bool = False, profile: bool = False) -> Iterator[Turns]:
-    """While it lasts, every turn of every loop of this process is looked at. `count`: count calls, of Python and C."""
+def watched(*, count: bool = False, profile: bool = False, of: str = "") -> Iterator[Turns]:
+    """While it lasts, every turn of every loop of this process is looked at, or every one of tasks of that function.
+    `count`: count calls, of Python and C."""
     turns, run = Turns(), asyncio.events.Handle._run
 
     def watch(handle: asyncio.events.Handle) -> None:
@@ -73,7 +74,8 @@ def watched(*, count: bool = False, profile: bool = False) -> Iterator[Turns]:
         owner = getattr(what, "__self__", None)
         whose = owner.get_coro() if isinstance(owner, asyncio.Task) else what
         turn.what = getattr(whose, "__qualname__", None) or repr(whose)
-        turns.add(turn)
+        if of in ("", turn.what):
+            turns.add(turn)
 
     asyncio.events.Handle._run = watch  # type: ignore[method-assign]
     try:

@@ -101,7 +101,7 @@ class Cluster:
             return
         if self.must_resync:
             self.must_resync = False
-            self._put(*resync(self._live.state, self._site()))
+            self._put(*await resync(self._live.state, self._site()))
             return
         for start in range(0, len(plan.decisions), ORDERS_AT_A_TIME):
             some = plan.decisions[start : start + ORDERS_AT_A_TIME]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from llmsched import versions
 from llmsched.control import endpoint_names
 from llmsched.control.lookup import newest_run, spec_of
+from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core import authorization, decisions, facts
 from llmsched.core.nodes import Node
@@ -181,12 +182,13 @@ def capacity_bundles(
     return tuple(bundles)
 
 
-def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
-    """Everything an executor that was away must hear: whom to adopt, who is leaving, who changes size."""
+async def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
+    """What an executor must hear after an absence: whom to adopt, who is leaving, who changes size. In a round."""
     live: list[tuple[port.LaunchOrder, bool]] = []
     after: list[Send] = []
     refused: list[Refused] = []
     for name in state.holding:
+        await breathe()
         gang = state.gangs[name]
         try:
             order = launch_order(state, gang, gang.attempt, gang.placement or gang.held, site)

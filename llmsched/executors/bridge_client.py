@@ -112,7 +112,9 @@ class BridgeClient:
         self._keeper = asyncio.create_task(self._keep_alive())
 
     async def adopt(self, live: Sequence[tuple[LaunchOrder, bool]]) -> None:
-        await self._order("adopt", wire.adopt_of(live))
+        for some in wire.adopts_of(live):
+            await self._order("adopt", some)
+            await asyncio.sleep(0)  # thousands may live
 
     async def launch(self, order: LaunchOrder) -> None:
         await self._order("launch", order)

@@ -2,7 +2,7 @@
 
 To the bridge (stdin), in this order of a life:
   start             Settings                         first line; the bridge connects and answers Connected, NodeSeen...
-  adopt             {"live": [{"order": LaunchOrder, "was_running": bool}]}
+  adopt             {"live": [{"order": LaunchOrder, "was_running": bool}], "is_last": bool}: a part of those that live
   launch, resize    LaunchOrder
   stop              StopOrder
   load_adapter      AdapterOrder
@@ -25,7 +25,7 @@ What comes from the bridge was said by workloads and by Ray: every field of it i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -42,8 +42,9 @@ from llmsched.executors.port import (
 )
 from llmsched.store import codec
 
-PROTOCOL = 1
-MAX_LINE_BYTES = 32 * 1024 * 1024  # an `adopt` of some thousand attempts; also the limit of the stream readers
+PROTOCOL = 2
+MAX_LINE_BYTES = 32 * 1024 * 1024  # also the limit of the stream readers
+ADOPTED_AT_ONCE = 50
 PING_EVERY_S = 1.0
 PONG_WITHIN_S = 3.5  # with the second between pings: who is stopped or asleep is noticed within 5 s
 PONG_OF_BUSY_WITHIN_S = 20.0  # who computes, or waits for a CPU or a disk, is late, not hung
@@ -76,7 +77,10 @@ class CapacityBundle:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
+    """Some of those that are to live, and whether these are the last."""
+
     live: tuple[Live, ...]
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,11 @@ def decode_answer(line: bytes) -> Any:
     return _parse(line, ANSWERS)[1]
 
 
-def adopt_of(live: Sequence[tuple[LaunchOrder, bool]]) -> Adopt:
-    return Adopt(tuple(Live(order, was_running) for order, was_running in live))
+def adopts_of(live: Sequence[tuple[LaunchOrder, bool]]) -> Iterator[Adopt]:
+    """One after the other, and one if nobody lives."""
+    every = [Live(order, was_running) for order, was_running in live]
+    for start in range(0, max(len(every), 1), ADOPTED_AT_ONCE):
+        yield Adopt(tuple(every[start : start + ADOPTED_AT_ONCE]), start + ADOPTED_AT_ONCE >= len(every))
 
 
 def capacity_of(bundles: Sequence[tuple[dict[str, float], dict[str, str], int]]) -> Capacity:

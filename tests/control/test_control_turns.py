@@ -7,6 +7,7 @@ from control_harness import ANN, ManualClock, Script, controlling, fake_cluster,
 from turns import watched
 
 from llmsched.control import turns
+from llmsched.control.dispatch import Send
 from llmsched.core.archive import AT_ONCE, ENDED_KEPT
 from llmsched.store.sqlite import SqliteStore
 from llmsched.store.tables import ArchiveQuery
@@ -56,3 +57,23 @@ def test_what_ends_leaves_the_state_as_fast_as_it_comes_in():
             assert len(ended) + len(controller.state.workloads) == MANY
 
     asyncio.run(story())
+
+
+async def largest_piece_of_a_return(count):
+    cluster = fake_cluster()
+    async with controlling(cluster) as controller:
+        await controller.submit([task(f"t{number}", gpus=0.01) for number in range(count)], user=ANN)
+        await until(lambda: all(gang.started_at for gang in controller.state.gangs.values()))
+        cluster.lose_contact()
+        await until(lambda: not controller.cluster.is_there)
+        told: list[Send] = []
+        controller.cluster.outbox.put = told.extend
+        with watched(count=True, of="Controller.run") as seen:
+            cluster.regain_contact()
+            await until(lambda: any(send.method == "adopt" for send in told))
+            return seen.longest.calls
+
+
+def test_a_cluster_that_is_back_hears_of_whom_to_adopt_in_pieces(at_every_piece):
+    few, many = (asyncio.run(largest_piece_of_a_return(count)) for count in (FEW, MANY))
+    assert many < 2 * few, (few, many)

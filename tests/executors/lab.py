@@ -32,7 +32,8 @@ class Lab:
     def connect(self, live=()):
         bridge = BridgePipe(self.home, self.cluster.address, self.storage)
         bridge.until(Connected)
-        bridge.send("adopt", wire.adopt_of(live))
+        for some in wire.adopts_of(live):
+            bridge.send("adopt", some)
         return bridge
 
     def order(self, gang, kind, spec, nodes=None, **more):

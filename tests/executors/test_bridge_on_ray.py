@@ -402,7 +402,8 @@ def test_what_no_live_attempt_owns_is_reaped_with_everything_it_holds(lab):
 
 def test_an_attempt_that_is_not_there_any_more_has_vanished_and_one_that_ended_says_so_again(lab):
     gone, ended = lab.train("gone/0", steps=1), lab.task("hello/0", ["true"])
-    lab.bridge.send("adopt", wire.adopt_of([(gone, True), (ended, True)]))
+    for some in wire.adopts_of([(gone, True), (ended, True)]):
+        lab.bridge.send("adopt", some)
     lab.until(Vanished, "gone/0")
     assert lab.until(Ended, "hello/0").outcome == "succeeded"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -91,9 +92,9 @@ class Mute:
         ("launch", SERVE, NotStarted),
         ("resize", LAUNCH, NotStarted),
         ("stop", STOP, Vanished),
-        ("adopt", wire.Adopt((wire.Live(LAUNCH, True),)), Vanished),
-        ("adopt", wire.Adopt((wire.Live(SERVE, True),)), Vanished),
-        ("adopt", wire.Adopt((wire.Live(LAUNCH, False),)), NotStarted),
+        ("adopt", wire.Adopt((wire.Live(LAUNCH, True),), True), Vanished),
+        ("adopt", wire.Adopt((wire.Live(SERVE, True),), True), Vanished),
+        ("adopt", wire.Adopt((wire.Live(LAUNCH, False),), True), NotStarted),
         ("load_adapter", AdapterOrder("a/0", 1, 1, "x", "s3://x"), AdapterAnswer),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -110,3 +111,31 @@ def test_each_order_about_an_attempt_is_answered_although_ray_is_away(op, body, 
     told = pipe.sent.get(timeout=30)
     assert type(told) is answer and (told.gang, told.attempt) == ("a/0", 1)
     assert "Ray is away" in told.message
+
+
+class Armed:
+    """Of the reaper: what is known of those that live when it is told that they are all."""
+
+    def __init__(self) -> None:
+        self.expected: list[str] = []
+        self.at_the_end: list[list[str]] = []
+
+    def expect(self, name: str) -> None:
+        self.expected.append(name)
+
+    def arm(self) -> None:
+        self.at_the_end.append([*self.expected])
+
+
+@pytest.mark.parametrize("count", [0, 1, wire.ADOPTED_AT_ONCE, 3 * wire.ADOPTED_AT_ONCE + 1])
+def test_whoever_was_not_named_is_nobodys_only_after_the_last_line_of_those_that_live(count):
+    bridge, armed = Bridge(Mute()), Armed()
+    bridge._reaper = armed
+    bridge._containment = bridge._commands = bridge._attempts = Quiet()
+    bridge._orders = Orders(armed.expect, lambda _: None, lambda _: None)
+    live = [(replace(LAUNCH, gang=f"a/{number}"), False) for number in range(count)]
+    for some in wire.adopts_of(live):
+        assert len(some.live) <= wire.ADOPTED_AT_ONCE and not armed.at_the_end
+        op, body = wire.decode_order(wire.encode_order("adopt", some))
+        bridge._take(op, body)
+    assert armed.at_the_end == [[order.name for order, _ in live]]

@@ -168,8 +168,9 @@ class Bridge:
             for live in body.live:
                 self._containment.expect(live.order)
                 self._adopt(live.order, live.was_running)
-            self._reaper.arm()
-            self._containment.arm()
+            if body.is_last:  # now whoever was not named is nobody's
+                self._reaper.arm()
+                self._containment.arm()
         elif isinstance(body, LaunchOrder):
             self._containment.expect(body)
             self._launch(op, body)
