@@ -9,6 +9,7 @@ from turns import watched
 from llmsched.control import turns
 from llmsched.control.dispatch import Send
 from llmsched.core.archive import AT_ONCE, ENDED_KEPT
+from llmsched.executors.fake import NodeKind
 from llmsched.store.sqlite import SqliteStore
 from llmsched.store.tables import ArchiveQuery
 
@@ -22,7 +23,7 @@ def at_every_piece(monkeypatch):
 
 
 def quick():
-    cluster = fake_cluster()
+    cluster = fake_cluster([NodeKind(1, "A100")] * 8)
     cluster.script = lambda order: Script(runs_for_s=0.0, steps=1)
     return cluster
 
@@ -60,7 +61,7 @@ def test_what_ends_leaves_the_state_as_fast_as_it_comes_in():
 
 
 async def largest_piece_of_a_return(count):
-    cluster = fake_cluster()
+    cluster = fake_cluster([NodeKind(1, "A100")] * 8)
     async with controlling(cluster) as controller:
         await controller.submit([task(f"t{number}", gpus=0.01) for number in range(count)], user=ANN)
         await until(lambda: all(gang.started_at for gang in controller.state.gangs.values()))
