@@ -1,7 +1,7 @@
 """The folder of one controller: its tokens, its lock, and the note that says where it answers.
 
-    token  tokens.json  secret-key  controller.lock  controller.json  ports.json  isolation.json  state.*  began
-    storage/  logs/
+    token  tokens.json  secret-key  controller.lock  controller.json  ports.json  started.json  isolation.json
+    state.*  began  storage/  logs/
 
 A token reads `llms_<id>_<secret>` with a secret of 256 bits; it is shown once, when it is made, and only its SHA-256
 is kept; except the home's own, which whoever can read the folder may use. Imports little: the command line reads it.
@@ -240,6 +240,19 @@ def ports(home: Path) -> Ports:
 
 def remember_ports(home: Path, found: Ports) -> None:
     write_private(home / "ports.json", json.dumps(found._asdict()))
+
+
+def remember_start(home: Path, options: Sequence[str]) -> None:
+    """started.json: the options that the controller was started with last."""
+    write_private(home / "started.json", json.dumps(list(options)))
+
+
+def started_with(home: Path) -> list[str]:
+    """Of the last start; [] when none is known."""
+    try:
+        return [str(option) for option in json.loads((home / "started.json").read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 # --- the controller of this home ----------------------------------------------------------------------------------

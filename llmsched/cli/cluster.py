@@ -230,7 +230,7 @@ def _start(
         options += ["--ray-user", place.user.name] if place.user else [f"--single-user={place.why}"]
         options += [f"--env={name}" for name in env]
     try:
-        return _start_controller(folder, options, dict(os.environ))
+        return start_controller(folder, options, dict(os.environ))
     except BaseException:
         if started_ray:
             local_ray.stop(folder)
@@ -279,12 +279,13 @@ def _checked_address(address: str) -> str:
     return address
 
 
-def _start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> str:
+def start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> str:
     """The url of a controller, started as a process of its own, once its cluster is there. Raises ClusterError."""
     from llmsched.api import home
     from llmsched.client import Client
 
     log = folder / "logs" / "controller.log"
+    home.remember_start(folder, options)
     with log.open("ab") as stream:
         begin = stream.tell()
         process = subprocess.Popen(
@@ -434,7 +435,7 @@ def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
     if running is not None:
         # Work on a Ray that goes down with us need not be taken down piece by piece.
         with _waiting("stopping the controller"):
-            _stop_controller(folder, running, stop_everything=keep_ray or ray is None)
+            end_controller(folder, running, stop_everything=keep_ray or ray is None)
     processes = 0
     if ray is not None and not keep_ray:
         with _waiting("stopping Ray"):
@@ -443,7 +444,8 @@ def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
     return running is not None, processes
 
 
-def _stop_controller(folder: Path, running: Any, *, stop_everything: bool) -> None:
+def end_controller(folder: Path, running: Any, *, stop_everything: bool) -> None:
+    """It is gone afterwards, with what it ran if `stop_everything`. Raises ClusterError."""
     from llmsched.api import home
     from llmsched.client import Client
     from llmsched.errors import ClusterError, LlmschedError

@@ -16,6 +16,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("llmsched.cli.demo:demo", "The whole story on one CPU-only machine: fine-tune, serve, ask."),
         "up": ("llmsched.cli.cluster:up", "Start the controller here, and a local Ray where there is none."),
         "down": ("llmsched.cli.cluster:down", "Stop them, and check that nothing is left."),
+        "restart": ("llmsched.cli.restart:restart", "Start the controller anew; what runs goes on."),
         "cluster": (
             "llmsched.cli.fleet:cluster",
             "A cluster of machines by ray up, checked first; its status from here.",

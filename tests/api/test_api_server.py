@@ -60,6 +60,11 @@ def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None
     second = home.announced(folder)
     assert second is not None
     assert second.url == first.url  # ports are those of last time
+    restarted = llmsched("restart")
+    assert (restarted.returncode, second.url in restarted.stdout) == (0, True), restarted.stderr
+    third = home.announced(folder)
+    assert third is not None and third.pid != second.pid
+    second = third
     status = llmsched("status", "kept", "--json")
     assert json.loads(status.stdout)["phase"] in ("waiting", "starting", "running", "succeeded")
 
@@ -71,6 +76,7 @@ def test_up_apply_kill_up_again_down(llmsched: Llmsched, tmp_path: Path) -> None
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(second.url.rpartition(":")[2]))) != 0
     assert llmsched("down").stdout == "Nothing was running here.\n"
+    assert llmsched("restart").returncode == 3
 
 
 def test_work_of_yesterday_goes_on_only_if_it_is_to_and_purge_removes_all_but_asks(
