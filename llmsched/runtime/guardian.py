@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 LOOK_EVERY_S = 1.0
 POLITE_S = 1.0  # between SIGTERM and SIGKILL, for what outlived its parent
 PATIENCE_S = 20.0  # for what does not even end by SIGKILL: a process in a system call that hangs
+STOPS_AT_MOST = 10
+LOOKS_FOR_NEW, LOOK_FOR_NEW_S = 10, 0.01
 REPORT_WITHIN_S = 5.0  # the worker has this long to tell why it is being ended
 TOLERANCE, ALLOWANCE_BYTES = 1.25, 128 * 1024**2  # ended above this much of what was asked for, and a Python beside it
 OWNER = "LLMSCHED_OWNED_BY"  # an attempt: all its ranks, and what they made through Ray
@@ -132,17 +134,43 @@ def _command(pid: int) -> list[str]:
 
 
 def memory_of(pids: set[int], *, exactly: bool) -> int:
-    """Bytes of memory of their own: anonymous and in swap. Files and Ray's object store are shared and not counted.
+    """Bytes of memory of their own: anonymous, shared without a file on a disk, and in swap.
 
-    `exactly`: pages that several of them share count once (a fork shares its parent's), which costs more to find out.
+    `exactly`: pages that several of them share count once (a fork shares its parent's), and Ray's object store, which
+    is everybody's, not at all. That costs more to find out.
     """
     total = 0
-    file_name, words = (
-        ("smaps_rollup", (b"Pss_Anon:", b"SwapPss:")) if exactly else ("status", (b"RssAnon:", b"VmSwap:"))
-    )
+    exact, most = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"), (b"RssAnon:", b"RssShmem:", b"VmSwap:")
     for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/{file_name}", "rb") as file:
-            total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith(words))
+        found = _sizes(pid, *(("smaps_rollup", exact) if exactly else ("status", most)))
+        total += sum(found.values())
+        if exactly and found.get(b"Pss_Shmem:"):
+            total -= _in_object_store(pid)
+    return total
+
+
+def _sizes(pid: int, file_name: str, words: tuple[bytes, ...]) -> dict[bytes, int]:
+    """In bytes."""
+    try:
+        with open(f"/proc/{pid}/{file_name}", "rb") as file:
+            return {line.split()[0]: int(line.split()[1]) * 1024 for line in file if line.startswith(words)}
+    except OSError:
+        return {}
+
+
+def _in_object_store(pid: int) -> int:
+    """What this process has of Ray's, as a share of pages that others have too. A mapping's line begins with where it
+    is; those of its sizes, with their capital names, follow."""
+    total, is_rays_store = 0, False
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as file:
+            for line in file:
+                if not line[:1].isupper():
+                    is_rays_store = b"/plasma" in line
+                elif is_rays_store and line.startswith(b"Pss:"):
+                    total += int(line.split()[1]) * 1024
+    except OSError:
+        pass
     return total
 
 
@@ -191,20 +219,61 @@ def end_all(
     end."""
     begun = time.monotonic()
     asked: dict[Process, str] = {}
-    while left := owned_by(mark, known, worker):
+    while left := owned_by(mark, known, worker) or _caught(mark, worker):
         known = known | left  # a child that loses its parent and its mark meanwhile stays known
         now = time.monotonic() - begun
         if now > polite_s + PATIENCE_S:
             return list(asked.values()), [name_of(one.pid) for one in sorted(left)]
+        if now >= polite_s:
+            left = _stopped(mark, left, worker)
         for one in left:
+            name = asked.setdefault(one, "") or name_of(one.pid)
             if now >= polite_s:
                 send(one, signal.SIGKILL)
-            elif one not in asked:
+            elif not asked[one]:
                 send(one, signal.SIGTERM)
                 send(one, signal.SIGCONT)  # a stopped one would never hear of it
-            asked.setdefault(one, name_of(one.pid))
+            asked[one] = name
+        known |= left
         time.sleep(0.02)
     return list(asked.values()), []
+
+
+def _stopped(mark: str, left: set[Process], worker: Process | None) -> set[Process]:
+    """These, and what they began before they were stopped. One that brings another back must not outlive it."""
+    stopped: set[Process] = set()
+    for _ in range(STOPS_AT_MOST):
+        for one in left - stopped:
+            send(one, signal.SIGSTOP)
+        stopped |= left
+        left = owned_by(mark, stopped, worker)
+        if left <= stopped:
+            break
+    return stopped | left
+
+
+def _caught(mark: str, worker: Process | None) -> set[Process]:
+    """What begins a successor and ends, again and again, is in no list of those that live by the time the list is
+    read: for a moment only those that are new are looked at, and ended on sight."""
+    before = set(os.listdir("/proc"))
+    above = 0 if worker is None else worker.pid
+    for _ in range(LOOKS_FOR_NEW):
+        time.sleep(LOOK_FOR_NEW_S)
+        now = set(os.listdir("/proc"))
+        new = sorted((int(name) for name in now - before if name.isdigit()), reverse=True)
+        found = {pid: row for pid in new if (row := row_of(pid)) and _is_the_works(pid, row, mark, above)}
+        if found:
+            caught = {Process(pid, row.started) for pid, row in found.items()}
+            for one in caught:
+                send(one, signal.SIGKILL)
+            return caught
+        before = now
+    return set()
+
+
+def _is_the_works(pid: int, row: Row, mark: str, above: int) -> bool:
+    is_child = bool(above) and row.parent == above
+    return row.state != "Z" and pid != os.getpid() and (is_child or has_mark(pid, mark)) and not is_rays(pid)
 
 
 class Scale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import signal
@@ -79,8 +80,39 @@ print("CHILD", pid, flush=True)
 }
 
 
+# Not one process but one after another, each with the end of a pipe: it is at its end when none of them is left.
+BRINGS_BACK = """
+import os, signal, subprocess, sys
+signal.signal(15, signal.SIG_IGN)
+while len(sys.argv[1]) < 2:
+    again = [sys.executable, "-c", os.environ["AGAIN"], sys.argv[1] + "x"]
+    subprocess.Popen(again, start_new_session=True, close_fds=False, env={"AGAIN": os.environ["AGAIN"]}).wait()
+signal.pause()
+"""
+MOVES_ON = """
+import os, time
+while True:
+    os.setsid() if os.getsid(0) != os.getpid() else None
+    time.sleep(0.02)
+    if os.fork():
+        os._exit(0)
+"""
+RESTLESS = {
+    "two that bring each other back": f"""
+again = {BRINGS_BACK!r}
+command = [sys.executable, "-c", again, "x"]
+born(command=command, start_new_session=True, close_fds=False, env={{"AGAIN": again}})
+""",
+    "one that begins a successor and ends, again and again": f"""
+born(command=[sys.executable, "-c", {MOVES_ON!r}], close_fds=False)
+""",
+}
+
+
 class Worker:
-    def __init__(self, code: str = "", owner: str | None = None, **settings: object) -> None:
+    def __init__(
+        self, code: str = "", owner: str | None = None, pass_fds: tuple[int, ...] = (), **settings: object
+    ) -> None:
         self.owner = owner or f"llms/test-{uuid.uuid4().hex[:8]}/0/1@here"
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, repr(settings), BORN + code],
@@ -88,6 +120,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, containment.OWNER: self.owner},
+            pass_fds=pass_fds,
         )
         self.children: list[int] = []
         self.hear("READY")
@@ -145,6 +178,25 @@ def test_children_of_every_kind_end_when_the_worker_is_killed(worker: Callable[.
     one.process.kill()
     for kind, child in zip(WILD, one.children, strict=True):
         wait_until(lambda child=child: has_ended(child), what=kind)
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["done", "killed"])
+@pytest.mark.parametrize("code", RESTLESS.values(), ids=RESTLESS)
+def test_those_that_come_back_or_move_on_are_ended_too(
+    worker: Callable[..., Worker], code: str, is_killed: bool
+) -> None:
+    reading, writing = os.pipe()
+    one = worker(code + f"\nos.close({writing})", pass_fds=(writing,))
+    os.close(writing)
+    worker_has_been_looked_at(one)
+    one.children.clear()
+    if is_killed:
+        one.process.kill()
+    else:
+        ended, left = eval(one.do("close", "CLOSED"))
+        assert ended and not left
+    assert os.read(reading, 1) == b"", "nobody holds the other end any more"
+    os.close(reading)
 
 
 def worker_has_been_looked_at(one: Worker) -> None:
@@ -262,6 +314,23 @@ def test_memory_within_what_was_asked_is_not_spoken_of() -> None:
     assert guardian.Scale(0, "end").weigh(mine) is None  # nothing was asked for
     assert guardian.Scale(used // 4, "off").weigh(mine) is None
     assert guardian.Scale(used // 4, "warn").weigh(mine) == {"memory": pytest.approx(used, rel=0.2), "is_over": False}
+
+
+def test_memory_that_is_shared_without_a_file_counts_and_ray_s_object_store_does_not() -> None:
+    before = guardian.memory_of({os.getpid()}, exactly=True)
+    with mmap.mmap(-1, 64 * MIB) as own:
+        own.write(b"x" * (64 * MIB))
+        used = guardian.memory_of({os.getpid()}, exactly=True)
+        assert used - before == pytest.approx(64 * MIB, rel=0.2)
+        assert guardian.memory_of({os.getpid()}, exactly=False) >= used
+    store = Path("/dev/shm") / f"plasma-{uuid.uuid4().hex}"
+    try:
+        store.write_bytes(b"x" * (64 * MIB))
+        with store.open("r+b") as file, mmap.mmap(file.fileno(), 0) as everybodys:
+            assert sum(everybodys[::4096]) > 0
+            assert guardian.memory_of({os.getpid()}, exactly=True) - before < 16 * MIB
+    finally:
+        store.unlink()
 
 
 def test_pages_that_forked_children_share_count_once() -> None:
