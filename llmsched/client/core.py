@@ -9,21 +9,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 
-from llmsched.client import pull, sources, workdir
+from llmsched.client import pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
-from llmsched.spec.workload import WorkloadSpec
+
+if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
+    from llmsched.spec.workload import WorkloadSpec
 
 POLL_S = 0.5
 PAGE = 250  # of a list that is wanted whole
 # A file, one workload as a dict or a model of `llmsched.spec`, or several of these in any mixture.
-Specs = str | Path | Mapping[str, Any] | WorkloadSpec | Sequence[Any]
+Specs: TypeAlias = "str | Path | Mapping[str, Any] | WorkloadSpec | Sequence[Any]"
 Watch = Callable[[http_models.WorkloadView], None]
 
 
@@ -358,6 +360,8 @@ class AsyncClient:
         folder = spec.workdir
         if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
             return spec
+        from llmsched.client import sources
+
         packed = await asyncio.to_thread(workdir.pack, base / folder)
         await asyncio.to_thread(sources.check, spec, base / folder)
         if upload:
@@ -391,6 +395,7 @@ def read_file(file: Path) -> bytes:
 
 def _checked(spec: Any) -> Any:
     from llmsched.spec import load
+    from llmsched.spec.workload import WorkloadSpec
 
     if isinstance(spec, WorkloadSpec):
         return spec

@@ -371,6 +371,17 @@ def test_help_names_every_command_and_imports_none() -> None:
     assert loaded.isdisjoint({"pydantic", "httpx", "rich", "ray", "torch", "fastapi", "yaml"})
 
 
+def test_a_client_that_sends_no_spec_loads_no_kind_of_spec() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, llmsched.client.client; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"llmsched.spec.http_models", "llmsched.spec.workload", "llmsched.spec.train"} & set(shown.split()) == {
+        "llmsched.spec.http_models"
+    }
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("token", "secret", "cluster", "models")])
 def test_every_command_exists_explains_itself_and_has_json(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
