@@ -103,7 +103,7 @@ class Graph:
 
     async def check_health(self) -> None:
         """What the deployments' own checks say. Raises what they raise."""
-        await asyncio.gather(*(asyncio.wrap_future(one.check()) for one in self._made))
+        await asyncio.gather(*(asyncio.wrap_future(one.check()) for one in self._made if one.has_check))
 
     def close(self) -> None:
         """Let the deployments clean up, those that others call last."""
@@ -201,6 +201,11 @@ class _Deployed:
     def handle(self) -> DeploymentHandle[Any]:
         name, app_name = self.id.name, self.id.app_name
         return DeploymentHandle(name, app_name, _create_router=lambda *_, **__: Handed(self))
+
+    @property
+    def has_check(self) -> bool:
+        """Whether the user's code says how it is. Without, a busy loop counts as healthy, as in Serve."""
+        return self._wrapper._user_health_check is not None
 
     def check(self) -> concurrent.futures.Future[None]:
         async def asked() -> None:
