@@ -73,7 +73,8 @@ class ServeReplica:
     ) -> AsyncGenerator[Any, None]:
         await self._connected()
         request = self._next_name()
-        response = self._handle("stream").remote(route, body, adapter, request, incoming is not None)
+        is_open = () if incoming is None else (True,)
+        response = self._handle("stream").remote(route, body, adapter, request, *is_open)
         timer = _bound_assignment(response)
         bringing: asyncio.Task[None] | None = None
         ended = False
