@@ -67,7 +67,10 @@ _CAUSES = (
     _cause(r"node was terminated(?: \w+)?: ([^\n]+)", "its node{node} went away ({why})"),
     _cause("node has died|NODE_DIED|NodeDiedError", "its node{node} went away"),
     _cause("local raylet died|LocalRayletDied", "Ray's own process on its node{node} is gone"),
-    _cause(r"killed by `ray\.kill`|RAY_KILL|killed by GCS", "{process} was ended by somebody through Ray (ray.kill)"),
+    _cause(
+        r"killed by `ray\.kill`|RAY_KILL|killed by GCS",  # Ray does not say by whom: work, one of its libraries, or us
+        "{process} was ended through Ray (ray.kill)",
+    ),
     _cause(r"ray\.cancel|TaskCancelled", "{process} was cancelled by somebody through Ray (ray.cancel)"),
     _cause(
         "references to the actor were removed|OUT_OF_SCOPE|REF_DELETED",

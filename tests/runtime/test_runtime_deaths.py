@@ -91,7 +91,7 @@ OF_AN_ACTOR = {
     ),
     "RAY_KILL": (
         "The actor is dead because it was killed by `ray.kill`.",
-        "by somebody through Ray (ray.kill)",
+        "was ended through Ray (ray.kill)",
         "interruption",
     ),
     "OUT_OF_SCOPE": (
