@@ -125,9 +125,10 @@ class GangView(Frozen):
 
     @property
     def declared_alone_s(self) -> float | None:
-        """The declared run time of a gang of which nothing else is known; None: it is not such a gang."""
+        """The declared run time of a gang of which nothing else is known but for how long it has run; None: it is not
+        such a gang."""
         gang, spec = self._gang, self._gang.spec
-        knows_more = spec.model or gang.attempt or gang.measured or spec.is_elastic()
+        knows_more = spec.model or gang.relative_speed != 1.0 or gang.measured or spec.is_elastic()
         if knows_more or any(option.speedup for option in spec.groups[0].options):
             return None
         return spec.estimated_runtime_s or None
@@ -422,9 +423,9 @@ class View(Frozen):
         longest, total = self._state.outstanding.ahead(self.now)
         return longest / SECOND, total / (SECOND * MILLI)
 
-    def of_declared(self, low: float) -> float:
-        """The quantile `low` of real / declared run time, as `outlook` has it for who declares one and has not run."""
-        return self._state.history.outlook(Guess(1.0, DECLARED), 0.0, low, low).least_s
+    def of_declared(self, low: float, high: float) -> Outlook:
+        """What `outlook` has for who declares one second, has not run, and tells nothing else."""
+        return self._state.history.outlook(Guess(1.0, DECLARED), 0.0, low, high)
 
     def of_models(self) -> list[GangView]:
         """Gangs of a named model that wait or run: what is believed of them changes with every run that ends."""

@@ -106,15 +106,12 @@ class Line:
         self._this = this
         self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
-        free = UNBOUNDED
-        if only_what_is_free:
-            free = state.capacity.free_gpus(state.capacity.open) * MILLI
+        self._only_what_is_free = only_what_is_free
         self.left_out: list[Shape] = []
         lines: dict[str, list[Shape]] = {}
+        free = self._free()
         for shape in waiting.live.values():
-            if shape.least_total > free and not shape.least_gpus % MILLI:
-                self.left_out.append(shape)
-            else:
+            if self._fits(shape, free):
                 lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self._most_of = most_of
@@ -135,6 +132,18 @@ class Line:
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
+
+    def _free(self) -> int:
+        """Thousandths of GPUs that may be taken at this moment of the pass, where nothing else can be."""
+        capacity = self._this.state.capacity
+        return capacity.free_gpus(capacity.open) * MILLI if self._only_what_is_free else UNBOUNDED
+
+    def _fits(self, shape: Shape, free: int) -> bool:
+        """Whether it is of any use to look at a gang of that class; if not, the class is left out from now on."""
+        fits = shape.least_total <= free or bool(shape.least_gpus % MILLI)
+        if not fits:
+            self.left_out.append(shape)
+        return fits
 
     def _heads(self, shapes: Iterable[Shape]) -> list[Head]:
         """Of these classes, as a heap."""
@@ -199,10 +208,11 @@ class Line:
                 heappush(self._queues, (now, queue))
                 continue
             head = heappop(heap)
-            if not self.blocker(head.shape):
+            if not self.blocker(head.shape) and self._fits(head.shape, self._free()):
                 self._refused, self._now = False, rank
                 yield self._gangs[head.name], head.shape
-                following = None if self._refused else self._next(head)
+                goes_on = not self._refused and self._fits(head.shape, self._free())
+                following = self._next(head) if goes_on else None
                 if following is not None:
                     heappush(heap, following)
             if heap:

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
+from llmsched.core.estimate import Outlook
 from llmsched.core.policy import GangView, Knobs, View
-from llmsched.core.resources import MILLI
-from llmsched.policies.ordering.finish_time_index import FinishTimeIndex
+from llmsched.policies.ordering.finish_time_index import FinishTimeIndex, Limits, gpus_of
 
 GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
@@ -35,7 +35,6 @@ MOST = 0.8
 POLE = 0.8
 PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
-ROUNDING = 1e-6
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 
@@ -57,14 +56,14 @@ class FinishTimeFair:
         self._options = options or Knobs(self.Options())
         self._bound = 0.0
         self._contention = 1.0
-        self._least = 1.0  # real / declared run time of those that were quicker than most
+        self._declared = Outlook(1.0, 1.0, 1.0)  # of a declared second
 
     def index(self) -> FinishTimeIndex:
-        return FinishTimeIndex(self._first_tier)
+        return FinishTimeIndex(self._limits)
 
-    def _first_tier(self, queue: str) -> float:
-        """From about what (seconds waited) / (seconds declared) on somebody is in the first tier, at least."""
-        return self._least * (self._options.of(queue).guard * self._contention - 1.0) - ROUNDING
+    def _limits(self, queue: str) -> Limits:
+        knobs = self._options.of(queue)
+        return Limits(knobs.guard, self._contention, knobs.pole * self._bound, *self._declared)
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)
@@ -72,7 +71,7 @@ class FinishTimeFair:
         done = view.service_s(gang) if holds else gang.served_s
         spec = gang.spec
         urgency = -spec.priority
-        gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
+        gpus = gpus_of(gang)
         waited = view.now - gang.submitted_at - done
         outlook = view.outlook(gang, LEAST, MOST)
         if outlook is None:
@@ -100,7 +99,7 @@ class FinishTimeFair:
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
-        self._least = view.of_declared(LEAST)
+        self._declared = view.of_declared(LEAST, 1.0)
 
 
 def _level(gpu_s: float) -> int:

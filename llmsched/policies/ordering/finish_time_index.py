@@ -1,162 +1,208 @@
 """The waiting gangs of one class in the order of `finish_time_fair`, without asking for the key of everybody.
 
 Gangs of which the same is known (`GangView.alike`) keep their order for ever: the oldest first. They are one *kin*, and
-only its head is asked for a key. What most jobs of a trace differ in is the run time that they declare. Kins that
-differ in nothing else stand in three orders at once, one for each tier:
+only its head is asked for a key. Those of which nothing is known but a declared run time stand in three orders at once,
+one for each tier, each by a bound that is no worse than the key:
 
-    1 treated unfairly   in buckets of like run times, oldest first: how badly somebody of a bucket can be treated has
-                         an upper bound, so few of them are looked at (branch and bound), and none while all of these
-                         bounds are below what the tier begins at
-    2 long poles         longest first
-    3 the rest           shortest first
+    1 treated unfairly   by seconds waited / seconds declared, in buckets of like run times
+    2 long poles         by the most that may be left
+    3 the rest           by the least that may be left on average
 
-What history says of declared times stretches all of them alike, so these orders hold whatever it learns.
+A key is only asked for as long as the next bound is better than the best key known (branch and bound): those who have
+not begun are close to their bounds, whatever history says, as that stretches all of them alike.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterator
-from heapq import merge
-from itertools import groupby
-from math import exp, floor, inf, log
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cache
+from heapq import heappop, heappush, merge
+from math import exp, floor, log
+from typing import Any, NamedTuple, TypeVar
 
+from llmsched.core.estimate import BEYOND
 from llmsched.core.policy import GangView, Key
+from llmsched.core.resources import MILLI
 
 STEP = log(1.15)  # of one bucket of run times
-CLOSE = 4e-6  # unfairness is rounded: who is so near the worst is compared by its key
+CLOSE = 0.001  # keys are rounded to less
+SLACK = 1.01  # the orders of tiers 2 and 3 are made anew when history says that much more or less
 
 Age = tuple[float, str, int]
 Entry = tuple[Age, str]
+Bound = tuple[float, str]
 KindT = TypeVar("KindT")
 KeyOf = Callable[[str], Key]
 
 
-class FinishTimeIndex:
-    """Start reading at `first`. `first_tier`: of the gangs of a queue that only declare a run time, a bound below which
-    waited / declared is not in the first tier."""
+class Limits(NamedTuple):
+    """What the tiers of one queue go by in a pass, for gangs of which only a declared run time is known."""
 
-    def __init__(self, first_tier: Callable[[str], float] = lambda queue: 0.0) -> None:
-        self._first_tier = first_tier
+    guard: float  # unfairness from which on somebody is in the first tier
+    contention: float
+    pole_s: float  # seconds that may be left from which on somebody is in the second
+    least: float  # of real / declared run time: what unfairness goes by,
+    mean: float  # what most go by,
+    most: float  # and the largest there was
+
+
+class FinishTimeIndex:
+    """Start reading at `first`."""
+
+    def __init__(self, limits: Callable[[str], Limits]) -> None:
+        self._limits = limits
         self._queue = ""
-        self._rows: dict[str, tuple[tuple[object, ...], float | None, Entry]] = {}
+        self._rows: dict[str, tuple[tuple[object, ...], Entry]] = {}  # those that are in `_kins`
         self._kins: dict[tuple[object, ...], list[Entry]] = {}  # each oldest first
-        self._declared: dict[float, list[Entry]] = {}  # the same of those that differ in their declared run time alone
-        self._times: list[float] = []  # of those, shortest first
-        self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (submitted at, run time, gang), oldest first
-        self._edges: dict[int, float] = {}  # of those buckets: the shortest run time, and a little less
+        self._declared: Declared | None = None
 
     def put(self, gang: GangView) -> None:
-        kin, seconds = gang.alike, gang.declared_alone_s
-        entry: Entry = ((gang.submitted_at, gang.workload_id, gang.index), gang.id)
-        self._rows[gang.id] = kin, seconds, entry
         self._queue = gang.spec.queue
+        seconds = gang.declared_alone_s
         if seconds is None:
+            kin, entry = gang.alike, ((gang.submitted_at, gang.workload_id, gang.index), gang.id)
+            self._rows[gang.id] = kin, entry
             insort(self._kins.setdefault(kin, []), entry)
             return
-        if seconds not in self._declared:
-            self._declared[seconds] = []
-            insort(self._times, seconds)
-        insort(self._declared[seconds], entry)
-        number = _bucket(seconds)
-        self._edges[number] = exp(number * STEP) * (1 - 1e-9)
-        insort(self._buckets.setdefault(number, []), (gang.submitted_at, seconds, gang.id))
+        if self._declared is None:
+            self._declared = Declared(gang)
+        self._declared.put(Row(seconds, gang.served_s, gang.submitted_at + gang.served_s, gang.id))
 
     def drop(self, gang: str) -> None:
-        kin, seconds, entry = self._rows.pop(gang)
-        if seconds is None:
-            _take(self._kins, kin, entry)
-            return
-        if _take(self._declared, seconds, entry):
-            del self._times[bisect_left(self._times, seconds)]
-        number = _bucket(seconds)
-        if _take(self._buckets, number, (entry[0][0], seconds, gang)):
-            del self._edges[number]
+        found = self._rows.pop(gang, None)
+        if found is not None:
+            _take(self._kins, *found)
+        elif self._declared is not None:
+            self._declared.drop(gang)
 
     def first(self, now: float, key: KeyOf) -> Iterator[tuple[Key, str]]:
         """(key, gang), best first: (the policy's own, *age)."""
         ways = [_with_keys(members, key) for members in self._kins.values()]
-        if self._declared:
-            ways.append(self._by_time(now, key))
+        if self._declared is not None and self._declared.rows:
+            ways.append(self._declared.first(now, key, self._limits(self._queue)))
         return merge(*ways) if len(ways) > 1 else ways[0]
 
-    def _by_time(self, now: float, key: KeyOf) -> Iterator[tuple[Key, str]]:
+
+class Row(NamedTuple):
+    """A gang that declares `seconds` and has run for `done_s`. `since`: now - since is how long it has waited."""
+
+    seconds: float
+    done_s: float
+    since: float
+    name: str
+
+
+class Declared:
+    """Those of a class that declare a run time and tell nothing else, by bounds of their keys."""
+
+    def __init__(self, gang: GangView) -> None:
+        self.rows: dict[str, Row] = {}
+        self._root = float(gpus_of(gang) ** 0.5)
+        self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (since, seconds, gang): longest waiting first
+        self._mean = self._most = 1.0  # of the orders of the other two tiers
+        self._by_left: list[Bound] = []  # (the least that is left on average, gang)
+        self._by_most: list[Bound] = []  # (-the most that may be left, gang)
+
+    def put(self, row: Row) -> None:
+        self.rows[row.name] = row
+        insort(self._buckets.setdefault(_bucket(row.seconds), []), (row.since, row.seconds, row.name))
+        insort(self._by_left, self._left(row))
+        insort(self._by_most, self._most_left(row))
+
+    def drop(self, name: str) -> None:
+        row = self.rows.pop(name)
+        _take(self._buckets, _bucket(row.seconds), (row.since, row.seconds, name))
+        for bounds, bound in ((self._by_left, self._left(row)), (self._by_most, self._most_left(row))):
+            del bounds[bisect_left(bounds, bound)]
+
+    def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
+        self._keep_to(limits)
         given: set[str] = set()
-        while (worst := self._worst(now, given, key)) is not None:
-            given.add(worst[1])
-            yield worst
-        if self._is_pole(given, key):
-            for longest in self._runs(reversed(self._times), given, key):
-                if _tier(longest) != 1:
-                    break
-                given.add(longest[1])
-                yield longest
-        yield from self._runs(iter(self._times), given, key)
+        for tier, bounds in enumerate((self._late(now, limits), self._poles(limits), self._rest())):
+            for found in _by_bound(tier, bounds, key, given):
+                given.add(found[1])
+                yield found
 
-    def _is_pole(self, given: set[str], key: KeyOf) -> bool:
-        """Whether the longest of those that were not given yet is in the second tier."""
-        head = next(filter(None, (self._head(seconds, given) for seconds in reversed(self._times))), None)
-        return head is not None and _tier((key(head), head)) == 1
-
-    def _worst(self, now: float, given: set[str], key: KeyOf) -> tuple[Key, str] | None:
-        """Of those that were not given yet who has waited longest for its run time, if that is in the first tier."""
-        edges, bounds = self._edges, []
-        least = self._first_tier(self._queue)
-        if all(now - bucket[0][0] < least * edges[number] for number, bucket in self._buckets.items()):
-            return None
+    def _late(self, now: float, limits: Limits) -> Iterator[Bound]:
+        """Of the first tier: bounds of -unfairness, the worst first."""
+        late = limits.least * (limits.guard * limits.contention - 1.0) - CLOSE
+        ways = []
         for number, bucket in self._buckets.items():
-            for at, _, name in bucket:
-                if name not in given:
-                    bounds.append(((now - at) / edges[number], number))
-                    break
-        least, near = -inf, [(0.0, "")][:0]
-        while bounds:
-            bound, number = max(bounds)
-            edge = edges[number]
-            for at, seconds, name in self._buckets[number]:
-                if (now - at) / edge < least:
-                    break
-                ratio = (now - at) / seconds
-                if ratio >= least and name not in given:
-                    near.append((ratio, name))
-                    least = max(least, ratio * (1 - CLOSE) - CLOSE)
-            bounds = [row for row in bounds if row[0] >= least and row != (bound, number)]
-        if not near or _tier((key(max(near)[1]), "")) != 0:
-            return None
-        return min((key(name), name) for ratio, name in near if ratio >= least)
+            edge = _edge(number)
+            if now - bucket[0][0] >= late * edge:
+                ways.append(self._late_of(bucket, now, late, edge, limits))
+        return merge(*ways)
 
-    def _runs(self, times: Iterator[float], given: set[str], key: KeyOf) -> Iterator[tuple[Key, str]]:
-        """By run time, those that were not given yet; of rounded equals the oldest first."""
-        heads = ((key(head), seconds) for seconds in times if (head := self._head(seconds, given)) is not None)
-        for _, like in groupby(heads, key=lambda head: head[0][0]):
-            ways = [_with_keys(self._declared[seconds], key, given) for _, seconds in like]
-            yield from merge(*ways) if len(ways) > 1 else ways[0]
+    def _late_of(
+        self, bucket: list[tuple[float, float, str]], now: float, late: float, edge: float, limits: Limits
+    ) -> Iterator[Bound]:
+        for since, _, name in bucket:
+            if now - since < late * edge:
+                return
+            yield -((now - since) / (edge * limits.least) + 1.0) / limits.contention - CLOSE, name
 
-    def _head(self, seconds: float, given: set[str]) -> str | None:
-        """The oldest of that run time of those that were not given yet."""
-        for _, name in self._declared[seconds]:
-            if name not in given:
-                return name
-        return None
+    def _poles(self, limits: Limits) -> Iterator[Bound]:
+        """Of the second tier: bounds of -seconds, the longest first."""
+        for bound, name in self._by_most:
+            if -bound < limits.pole_s:
+                return
+            yield bound - CLOSE, name
+
+    def _rest(self) -> Iterator[Bound]:
+        return ((left * self._root - CLOSE, name) for left, name in self._by_left)
+
+    def _left(self, row: Row) -> Bound:
+        return row.seconds * self._mean - row.done_s, row.name
+
+    def _most_left(self, row: Row) -> Bound:
+        return -max(row.seconds * self._most - row.done_s, row.done_s * BEYOND), row.name
+
+    def _keep_to(self, limits: Limits) -> None:
+        """Order anew where history has learnt so much that the bounds are none any more, or far off."""
+        if not self._mean <= limits.mean <= self._mean * SLACK**2:
+            self._mean = limits.mean / SLACK
+            self._by_left = sorted(map(self._left, self.rows.values()))
+        if not self._most / SLACK**2 <= limits.most <= self._most:
+            self._most = limits.most * SLACK
+            self._by_most = sorted(map(self._most_left, self.rows.values()))
 
 
-def _tier(found: tuple[Key, str]) -> object:
-    return found[0][0][1]
+def gpus_of(gang: GangView) -> float:
+    """What it has or, while it waits, gets at least."""
+    spec = gang.spec
+    return (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
 
 
-def _take(lists: dict[KindT, list[Any]], kind: KindT, row: Any) -> bool:
-    """Out of the list of that kind; whether it was the last one there."""
+def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[str]) -> Iterator[tuple[Key, str]]:
+    """Those of a tier by their keys, best first, asking for as few as can be."""
+    known: list[tuple[Key, str]] = []
+    for bound, name in bounds:
+        while known and known[0][0][0][2] < bound:
+            yield heappop(known)
+        if name not in given and (found := key(name))[0][1] == tier:
+            heappush(known, (found, name))
+    while known:
+        yield heappop(known)
+
+
+def _take(lists: dict[KindT, list[Any]], kind: KindT, row: Any) -> None:
+    """Out of the list of that kind."""
     rows = lists[kind]
     del rows[bisect_left(rows, row)]
     if not rows:
         del lists[kind]
-    return not rows
 
 
-def _with_keys(members: list[Entry], key: KeyOf, given: Collection[str] = ()) -> Iterator[tuple[Key, str]]:
-    return ((key(name), name) for _, name in members if name not in given)
+def _with_keys(members: list[Entry], key: KeyOf) -> Iterator[tuple[Key, str]]:
+    return ((key(name), name) for _, name in members)
 
 
 def _bucket(seconds: float) -> int:
     return floor(log(max(seconds, 1e-9)) / STEP)
+
+
+@cache
+def _edge(number: int) -> float:
+    """The shortest run time of a bucket, and a little less."""
+    return exp(number * STEP) * (1 - 1e-9)
