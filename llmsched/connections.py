@@ -11,6 +11,7 @@ import contextlib
 import resource
 from typing import Any, ClassVar
 
+import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 WAITING_AT_MOST = 512
@@ -106,6 +107,14 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 def connections_of(waiting: Waiting) -> type[Connection]:
     """The class of the connections of one server."""
     return type("Connection", (Connection,), {"waiting": waiting})
+
+
+class Quiet(uvicorn.Server):
+    """Signals are ours: uvicorn would raise them again after it stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
 
 
 def make_room() -> None:

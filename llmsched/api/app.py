@@ -18,8 +18,9 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from llmsched import sanitize
-from llmsched.api import examples, ray_jobs, results, routes, workdirs
+from llmsched.api import dashboards, examples, ray_jobs, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
+from llmsched.api.dashboard_place import DashboardPlace
 from llmsched.api.home import refuse_in_home
 from llmsched.api.rate import Rate
 from llmsched.errors import Bug, ClusterError, LlmschedError, RequestError, SpecError
@@ -29,7 +30,7 @@ from llmsched.spec import http_models
 from llmsched.spec.quantities import PATTERN_WORDS
 
 log = logging.getLogger("llmsched.api")
-ROUTERS = (routes.router, ray_jobs.router)  # all that wants a token
+ROUTERS = (routes.router, dashboards.router, ray_jobs.router)  # all that wants a token
 OF_WORKLOAD = ("/workloads/{name}", "/jobs/{submission_id}")  # a path with one of these is about one workload
 SHOWN = 10  # of what is wrong with one request
 
@@ -57,8 +58,14 @@ def build(
             refuse_in_home(home, place)
 
     app.state.services = routes.Services(
-        controller, app.state.uploads, isolation or http_models.IsolationView(), ray_user, check_storage
+        controller,
+        app.state.uploads,
+        isolation or http_models.IsolationView(),
+        ray_user,
+        check_storage,
+        DashboardPlace(controller),
     )
+    app.state.tokens = tokens
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = every_route()
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
 from llmsched.connections import ADMIT
-from llmsched.control.authorization import CALLER, OPERATOR, ROLES, SUBMITTER
+from llmsched.control.authorization import AUDITOR, CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
 from llmsched.spec.endpoint_keys import key_of_digest
@@ -46,6 +46,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "submit": (SUBMITTER, OPERATOR),
     "change": (SUBMITTER, OPERATOR),
     "operate": (OPERATOR,),
+    "audit": (AUDITOR, OPERATOR),
 }
 
 
@@ -205,7 +206,8 @@ class Guard:
         if _host_of(headers.get(b"host", "")) not in self._hosts:
             raise NotAllowed("this controller does not answer under that host name.", code="host")
         origin = headers.get(b"origin")
-        if origin is not None and origin not in self._origins:
+        own = f"http://{headers.get(b'host', '')}"  # of the page at "/", whose name has just been looked at
+        if origin is not None and origin != own and origin not in self._origins:
             raise NotAllowed("requests of web pages are not accepted.", code="origin")
         if scope["path"] in OPEN_PATHS:
             return 0
@@ -271,9 +273,8 @@ def _saying_version(send: Any) -> Any:
 
 
 def too_large(limit: int) -> RequestError:
-    return RequestError(
-        f"the request is larger than {limit >> 20} MiB.", code="too_large", hint="Send less.", http_status=413
-    )
+    hint = "Keep data out of it: name it by path or uri." if limit == WORKDIR_LIMIT else "Send less."
+    return RequestError(f"the request is larger than {limit >> 20} MiB.", code="too_large", hint=hint, http_status=413)
 
 
 def _limited(receive: Any, limit: int) -> Any:

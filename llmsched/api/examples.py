@@ -45,7 +45,7 @@ def describe(app: FastAPI, routes: Iterable[Any]) -> dict[str, Any]:
         for route in routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
                 for method in route.methods or ():
-                    operation = said["paths"][route.path][method.lower()]
+                    operation = said["paths"][route.path_format][method.lower()]
                     if route.path != "/healthz":
                         operation["security"] = [{"bearer": []}]
                     mine = [one for one in known if one.method == method and route.path_regex.match(one.path)]

@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from llmsched.api import app, auth, home
-from llmsched.connections import Waiting, connections_of, make_room
+from llmsched.connections import Quiet, Waiting, connections_of, make_room
 from llmsched.control import data_files, model_files
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
@@ -77,6 +77,7 @@ async def serve(
                 waiter.cancel()
         if not control.done():  # first, because that ends the streams of events
             await controller.stop(stop_everything=application.state.stop_everything)
+        await application.state.services.dashboard.close()
         if web is not None:
             server.should_exit = True
             await web
@@ -107,14 +108,6 @@ def web_server(application: Any, grace_s: int = GRACE_S) -> Quiet:
         server_header=False,
     )
     return Quiet(config)
-
-
-class Quiet(uvicorn.Server):
-    """Signals are ours: uvicorn would raise them again after it stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
 
 
 def listen(host: str, port: int) -> socket.socket:

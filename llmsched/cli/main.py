@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),
         "top": ("llmsched.cli.top:top", "Queue, GPUs and events, live."),
         "web": ("llmsched.cli.web:web", "The address of the same in a browser."),
+        "dashboard": ("llmsched.cli.dashboard:dashboard", "Ray's dashboard: of a Ray program, or of the cluster."),
     },
     "More": {
         "config": ("llmsched.cli.files:config", "Show the configuration in force, or put a new one in force."),

@@ -366,6 +366,11 @@ class Client:
     def health(self) -> http_models.Health:
         return self._loop.call(self._core.health())
 
+    def dashboard(self, name: str | None = None, path: str = "/") -> bytes:
+        """What the dashboard of Ray answers for a path, such as /api/v0/tasks: of the Ray that workload `name` has of
+        its own, or of the cluster's."""
+        return self._loop.call(self._core.dashboard(name, path))
+
     def shutdown(self, *, stop_everything: bool = False) -> None:
         """End the controller; what runs is left alone, or taken down first."""
         self._loop.call(self._core.shutdown(stop_everything=stop_everything))

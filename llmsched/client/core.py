@@ -334,6 +334,12 @@ class AsyncClient:
                     raise
             await asyncio.sleep(POLL_S)
 
+    async def dashboard(self, name: str | None = None, path: str = "/") -> bytes:
+        """What the dashboard of Ray answers for a path, such as /api/v0/tasks: of the Ray that workload `name` has of
+        its own, or of the cluster's. Raises RequestError when it has none or does not run, ClusterError."""
+        async with aclosing(self._http.pieces(dashboard_path(name) + path)) as pieces:
+            return b"".join([piece async for piece in pieces])
+
     async def chat(self, name: str) -> AsyncChat:
         """`name`: a model of the endpoint, such as "qwen" or "qwen:sql". Raises ClusterError when there is none yet."""
         endpoint = (await self.health()).urls.get("endpoint")
@@ -415,6 +421,11 @@ def is_settled(view: http_models.WorkloadView) -> bool:
 
 def _labels(labels: Mapping[str, str] | None) -> list[str] | None:
     return None if labels is None else [f"{key}={value}" for key, value in labels.items()]
+
+
+def dashboard_path(name: str | None) -> str:
+    """The route of the API below which a dashboard is."""
+    return "/api/v1/dashboard" if name is None else _path(name, "dashboard")
 
 
 def _path(name: str, part: str = "") -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmsched import versions
 from llmsched.errors import Bug, ClusterError, LlmschedError, NotAllowed, Problem, RequestError, SpecError, StoreError
+from llmsched.own_origin import Opened
 from llmsched.spec import http_models
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -133,6 +134,13 @@ class Transport:
                 code="version",
                 hint="Use the client of the controller's version.",
             ) from error
+
+    @asynccontextmanager
+    async def opened(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[Opened]:
+        """What a GET is answered, good or bad, to be read as it comes. `path` may have a query."""
+        with _connection_errors(self.url):
+            async with self._http.stream("GET", path, headers=dict(headers), timeout=STREAM_TIMEOUT) as answer:
+                yield Opened(answer.status_code, answer.headers, answer.aiter_bytes())
 
     async def pieces(self, path: str) -> AsyncGenerator[bytes, None]:
         """The bytes of a streamed answer, as they come."""

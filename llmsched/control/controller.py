@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import execution, lease, planning, requests
+from llmsched.control import dashboard, execution, lease, planning, requests
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
@@ -150,7 +150,13 @@ class Controller:
         StoreError: nobody runs anything that the story does not tell."""
         order = execution.order_of(self.state, command, self._epoch)
         await self._ask(execution.note_of(self.state, order, command.by, self._secrets))
-        return await execution.run(self._executor, order)
+        return await execution.begin(self._executor.execute, self._executor.end_command, order)
+
+    async def ask_dashboard(
+        self, found: WorkloadState | None, path: str, headers: Mapping[str, str]
+    ) -> dashboard.Answer:
+        """Of the private Ray of a workload; None: of the cluster. Raises RequestError, ClusterError."""
+        return await dashboard.ask(self._executor, dashboard.order_of(found, path, headers, self._epoch))
 
     @property
     def state(self) -> State:

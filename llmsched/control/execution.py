@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from llmsched.control import requests, vault
 from llmsched.control.lookup import spec_of
@@ -94,17 +94,22 @@ def _ranks(gang: GangState) -> int:
     return 1 if gang.spec.kind == "serve" else len(gang.held)
 
 
-async def run(executor: port.Executor, order: port.CommandOrder) -> AsyncGenerator[port.CommandAnswer | None, None]:
-    """What it says, and last how it ended; None after a while of silence. Whoever stops listening ends it.
+Asked = TypeVar("Asked", port.CommandOrder, port.DashboardOrder)
+
+
+async def begin(
+    ask: Callable[[Asked, port.Hear], Awaitable[None]], end: Callable[[Asked], Awaitable[None]], order: Asked
+) -> AsyncGenerator[port.CommandAnswer | None, None]:
+    """What is said, and last how it ended; None after a while of silence. Whoever stops listening ends it.
 
     Raises ClusterError when it cannot be asked for."""
-    heard: asyncio.Queue[port.CommandAnswer] = asyncio.Queue()  # bounded by what a command may write
-    await executor.execute(order, heard.put_nowait)
-    return _listened(executor, order, heard)
+    heard: asyncio.Queue[port.CommandAnswer] = asyncio.Queue()  # bounded by what a command or an answer may be
+    await ask(order, heard.put_nowait)
+    return _listened(end, order, heard)
 
 
 async def _listened(
-    executor: port.Executor, order: port.CommandOrder, heard: asyncio.Queue[port.CommandAnswer]
+    end: Callable[[Asked], Awaitable[None]], order: Asked, heard: asyncio.Queue[port.CommandAnswer]
 ) -> AsyncGenerator[port.CommandAnswer | None, None]:
     try:
         while True:
@@ -117,4 +122,4 @@ async def _listened(
             if isinstance(answer, port.CommandEnded):
                 return
     finally:
-        await executor.end_command(order)
+        await end(order)

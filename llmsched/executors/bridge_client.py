@@ -33,6 +33,7 @@ from llmsched.executors.port import (
     CommandOrder,
     CommandSaid,
     Connected,
+    DashboardOrder,
     Deliver,
     Disconnected,
     Hear,
@@ -129,17 +130,23 @@ class BridgeClient:
         await self._order("load_adapter", order)
 
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
+        await self._ask("execute", order, hear)
+
+    async def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
+        await self._ask("ask_dashboard", order, hear)
+
+    async def _ask(self, op: str, order: CommandOrder | DashboardOrder, hear: Hear) -> None:
         self._hearers[order.id] = hear
         try:
-            await self._order("execute", order)
+            await self._order(op, order)
         except ClusterError:
             del self._hearers[order.id]
             raise
 
-    async def end_command(self, order: CommandOrder) -> None:
+    async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
         if order.id in self._hearers:
             with suppress(ClusterError):
-                await self._order("end_command", order)
+                await self._order("end_command" if isinstance(order, CommandOrder) else "end_ask", order)
 
     async def route(self, table: RouteTable) -> None:
         await self._order("route", table)

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +23,7 @@ from llmsched.executors.port import (
     CommandOrder,
     CommandSaid,
     Connected,
+    DashboardOrder,
     Deliver,
     Disconnected,
     Ended,
@@ -251,6 +254,18 @@ class FakeCluster:
             hear(CommandSaid(order.id, "stderr", f"cannot run {program!r}: No such file or directory\n"))
             hear(CommandEnded(order.id, 127))
 
+    def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
+        """Says whose it is and what it was asked; below /none there is nothing, and /broken breaks off."""
+        if order.gang and order.name not in self.running():
+            hear(CommandEnded(order.id, None, "its dashboard does not answer"))
+            return
+        head = {"status": 404 if order.path.startswith("/none") else 200, "headers": {"content-type": "text/plain"}}
+        hear(CommandSaid(order.id, "head", json.dumps(head)))
+        said = f"{order.gang or 'the cluster'}: {order.path} {dict(order.headers)}\n"
+        hear(CommandSaid(order.id, "body", base64.b64encode(said.encode()).decode()))
+        is_broken = order.path.startswith("/broken")
+        hear(CommandEnded(order.id, None if is_broken else 0, "it broke" if is_broken else ""))
+
     def _say_again(self, attempt: FakeAttempt) -> None:
         if attempt.ended is not None:
             self.say(attempt.ended)
@@ -367,7 +382,11 @@ class FakeExecutor:
         if not self._is_refused(order.epoch):
             self.cluster.execute(order, hear)
 
-    async def end_command(self, order: CommandOrder) -> None:
+    async def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
+        if not self._is_refused(order.epoch):
+            self.cluster.ask_dashboard(order, hear)
+
+    async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
         self.cluster.commands.pop(order.id, None)
 
     async def route(self, table: RouteTable) -> None:

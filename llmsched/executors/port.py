@@ -100,6 +100,24 @@ class CommandOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class DashboardOrder:
+    """Ask the dashboard of a running attempt's own Ray, or, where `gang` is empty, the cluster's. Answered as a command
+    is: stream "head" ({"status", "headers"} as JSON), then "body" (base64), and last CommandEnded with the code 0."""
+
+    id: str
+    gang: str
+    attempt: int
+    epoch: int
+    path: str  # with its query
+    headers: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """Of the attempt."""
+        return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
 class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
@@ -283,7 +301,8 @@ class EndpointSeen:
 
 @dataclass(frozen=True, slots=True)
 class CommandSaid:
-    """What a command wrote. stream: stdout | stderr. Only for whoever asked: no observation of the cluster."""
+    """What a command wrote. stream: stdout | stderr, and of a dashboard head | body. Only for whoever asked: no
+    observation of the cluster."""
 
     id: str
     stream: str
@@ -351,7 +370,10 @@ class Executor(Protocol):
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
         """Run it; `hear` is called with what it says, and last, exactly once, with CommandEnded."""
 
-    async def end_command(self, order: CommandOrder) -> None:
+    async def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
+        """`hear` is called with what it answers, and last, exactly once, with CommandEnded."""
+
+    async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
         """Nobody listens any more: end it, if it still runs."""
 
     async def route(self, table: RouteTable) -> None: ...

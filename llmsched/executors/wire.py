@@ -8,6 +8,8 @@ To the bridge (stdin), in this order of a life:
   load_adapter      AdapterOrder
   execute           CommandOrder                     answered by CommandSaid, and last by one CommandEnded
   end_command       CommandOrder
+  ask_dashboard     DashboardOrder                   answered in the same way
+  end_ask           DashboardOrder
   route             RouteTable
   request_capacity  {"bundles": [{"resources": {}, "labels": {}, "count": n}]}
   ping              {"n": int}                       answered by pong with the same n, even while orders are carried out
@@ -35,6 +37,7 @@ from llmsched.executors.port import (
     AdapterOrder,
     CommandAnswer,
     CommandOrder,
+    DashboardOrder,
     LaunchOrder,
     Observation,
     RouteTable,
@@ -114,7 +117,19 @@ class Closed:
     pass
 
 
-Order = Settings | Adopt | LaunchOrder | StopOrder | AdapterOrder | CommandOrder | RouteTable | Capacity | Ping | Close
+Order = (
+    Settings
+    | Adopt
+    | LaunchOrder
+    | StopOrder
+    | AdapterOrder
+    | CommandOrder
+    | DashboardOrder
+    | RouteTable
+    | Capacity
+    | Ping
+    | Close
+)
 Answer = Hello | Pong | Closed | CommandAnswer | Observation
 
 ORDERS: dict[str, type] = {
@@ -126,6 +141,8 @@ ORDERS: dict[str, type] = {
     "load_adapter": AdapterOrder,
     "execute": CommandOrder,
     "end_command": CommandOrder,
+    "ask_dashboard": DashboardOrder,
+    "end_ask": DashboardOrder,
     "route": RouteTable,
     "request_capacity": Capacity,
     "ping": Ping,

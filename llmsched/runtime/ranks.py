@@ -44,6 +44,11 @@ class Ranks:
         self.finished(rank)
         self.places.pop(rank, None)
 
+    def place_of(self, number: int) -> Place | None:
+        """Of those at work, counted from 0: a rank that left while the others went on is not counted."""
+        there = sorted(self.places)
+        return self.places[there[number]] if number < len(there) else None
+
     def stopped(self, step: int | None) -> None:
         self.did_stop, self.stopped_step = True, step
 

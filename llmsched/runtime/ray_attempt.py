@@ -38,6 +38,7 @@ class _Node(NamedTuple):
 
 
 class RayAttempt(TaskAttempt):
+    AT_ONCE = TaskAttempt.AT_ONCE + 32  # those who look at its dashboard
     WORKER = RayMember
 
     def __init__(self, life: Life) -> None:
@@ -62,6 +63,11 @@ class RayAttempt(TaskAttempt):
     def ask_to_leave(self, grace_s: float) -> None:
         """The program is asked; its Ray is there until it has left."""
         self._stops = [worker.stop.remote(grace_s) for worker in self._workers[:1]]
+
+    def head(self) -> Any:
+        """The worker beside its Ray's head, once that is up; else None."""
+        with self._lock:
+            return self._nodes[0].worker if self._nodes else None
 
     def can_become(self, members: list[dict[str, Any]]) -> bool:
         """The program's own member must stay."""

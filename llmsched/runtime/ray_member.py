@@ -10,12 +10,13 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import containment, environment, packages, private_ray, pulse
+from llmsched.runtime import containment, dashboard, environment, packages, private_ray, pulse
 from llmsched.runtime.elastic import DONE_FILE
 from llmsched.runtime.health import Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
@@ -85,6 +86,13 @@ class RayMember(TaskWorker):
         if self._over_memory:
             return Ending(self._over_memory, "input")
         return Ending(f"a node of its Ray ended by itself{node.last_words()}", "interruption")
+
+    def ask_dashboard(self, path: str, headers: dict[str, str]) -> Iterator[dashboard.Said]:
+        """Asked of the head."""
+        if self._node is None or not self._node.dashboard:
+            yield "end", "its Ray has not come up yet, or has ended", None
+            return
+        yield from dashboard.ask(self._node.dashboard, self._token, path, headers)
 
     def drain(self, node: str, within_s: float) -> str:
         """Asked of the head: tell the Ray that `node` will go."""

@@ -162,11 +162,16 @@ class Supervisor:
 
     def execute(self, command: str, rank: int, argv: list[str], timeout_s: float) -> Iterator[execute.Said]:
         """Run a person's command where rank `rank` runs. `command` is its id, for `end_command`."""
-        place = self.ranks.places.get(rank)
+        place = self.ranks.place_of(rank)
         if place is None or not self._has_begun or self._stop_mode:
             yield "end", f"rank {rank} is not at work just now", None
             return
         yield from self._commands.run(command, self.order, place, argv, timeout_s)
+
+    def ray_head(self) -> Any:
+        """Of a `kind: ray` gang whose Ray is up: the worker that answers for it. Else None."""
+        head = getattr(self._attempt, "head", None)
+        return head() if head is not None else None
 
     def end_command(self, command: str) -> None:
         self._commands.end(command)

@@ -17,10 +17,9 @@ from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S,
 from llmsched.runtime.rendezvous import Rendezvous
 from llmsched.runtime.task import Ending, TaskWorker
 
-AT_ONCE = 8  # calls that a worker answers side by side: it runs, is watched, and is told to stop
-
 
 class TaskAttempt:
+    AT_ONCE = 8  # calls that a worker answers side by side: it runs, is watched, and is told to stop
     WORKER: type[TaskWorker] = TaskWorker
 
     def __init__(self, life: Life) -> None:
@@ -98,7 +97,7 @@ class TaskAttempt:
         """An actor on the member's node that holds the member's resources; `more` are arguments of its class."""
         need, life = resources_of(member), self._life
         return (
-            ray.remote(max_restarts=0, max_concurrency=AT_ONCE)(self.WORKER)
+            ray.remote(max_restarts=0, max_concurrency=self.AT_ONCE)(self.WORKER)
             .options(
                 name=f"{life.name}/rank-{rank}" + (f".{life.resizes}" if life.resizes else ""),
                 namespace=NAMESPACE,

@@ -141,6 +141,7 @@ _PLACES = {  # of a spec -> of what was submitted
     "job.queue": "metadata.queue",
     "job.workers": "metadata.llmsched.workers",
     "job.priority": "metadata.llmsched.priority",
+    "job.secrets": "metadata.llmsched.secrets",
     "job.ray.run": "entrypoint",
     "job.ray.job.id": "submission_id",
     "job.ray.job.metadata": "metadata",
@@ -181,15 +182,17 @@ def _resources(asked: JobSubmitRequest, flavors: Sequence[str], problems: list[P
 
 
 def _wishes(metadata: Mapping[str, str], problems: list[Problem]) -> dict[str, Any]:
-    """`llmsched.workers` and `llmsched.priority` of the metadata."""
+    """`llmsched.workers`, `llmsched.priority` and `llmsched.secrets` (NAME,NAME) of the metadata."""
     found: dict[str, Any] = {}
     for name, text in metadata.items():
         if not name.startswith(OURS):
             continue
         field = name.removeprefix(OURS)
-        if field not in ("workers", "priority"):
-            known = f"There are queue, {OURS}workers and {OURS}priority; all other keys are kept as they are."
+        if field not in ("workers", "priority", "secrets"):
+            known = f"There are queue and {OURS}workers, priority, secrets; all other keys are kept as they are."
             problems.append(Problem(f"metadata.{name}", "is not known", known))
+        elif field == "secrets":
+            found[field] = [each.strip() for each in text.split(",") if each.strip()]
         else:
             found[field] = int(text) if re.fullmatch("[0-9]{1,6}", text, re.ASCII) else text
     return found

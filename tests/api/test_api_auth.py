@@ -16,7 +16,7 @@ from llmsched.errors import NotAllowed, StoreError
 from llmsched.spec.endpoint_keys import key_of
 
 ROUTES = [
-    (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{(name|submission_id)\}", "nobody", route.path)), route)
+    (method, re.sub(r"\{sha256\}", "a" * 64, re.sub(r"\{(name|submission_id)\}", "nobody", route.path_format)), route)
     for route in app.every_route()
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)

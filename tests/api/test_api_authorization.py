@@ -17,7 +17,7 @@ from llmsched.errors import Bug
 from llmsched.executors.fake import Script
 
 ROUTES = {
-    (method, route.path.removeprefix("/api/v1")): route
+    (method, route.path_format.removeprefix("/api/v1")): route
     for route in app.guarded_routes()
     if isinstance(route, APIRoute)
     for method in sorted(route.methods)
@@ -54,6 +54,9 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/workloads/{name}/exec"): {"json": {"command": ["exit", "0"]}},
     ("PUT", "/config"): {"json": {"config": {"queus": []}}},  # a wrong one, so that it stays as it is
     ("POST", "/shutdown"): {"json": {}},
+    ("GET", "/workloads/{name}/dashboard/{part}"): {},
+    ("GET", "/dashboard/{part}"): {},
+    ("POST", "/dashboard"): {},
     ("GET", "/api/version"): {},
     ("GET", "/api/packages/{protocol}/{package}"): {},
     ("PUT", "/api/packages/{protocol}/{package}"): {"content": b""},
@@ -79,17 +82,18 @@ class Who(NamedTuple):
 
 
 OK = 200  # or whatever else is no refusal for want of permissions
-YES, SUBMITS, LOOKS = (
-    {"look": OK, "submit": OK, "operate": OK},
-    {"look": OK, "submit": OK, "operate": 403},
-    {"look": OK, "submit": 403, "operate": 403},
+YES, SUBMITS, AUDITS, LOOKS = (
+    {"look": OK, "submit": OK, "operate": OK, "audit": OK},
+    {"look": OK, "submit": OK, "operate": 403, "audit": 403},
+    {"look": OK, "submit": 403, "operate": 403, "audit": OK},
+    {"look": OK, "submit": 403, "operate": 403, "audit": 403},
 )
 NO = (403, 403, 403, 403)
 #                                                              own lab  far  none  own lab  far  none
 WHO = {
     "operator": Who("operator", "", YES, (OK, OK, OK, 404), (OK, OK, OK, 404)),
-    "auditor": Who("auditor", "", LOOKS, (OK, OK, OK, 404), NO),
-    "auditor, admin": Who("auditor", "admin", LOOKS, (OK, OK, OK, 404), NO),
+    "auditor": Who("auditor", "", AUDITS, (OK, OK, OK, 404), NO),
+    "auditor, admin": Who("auditor", "admin", AUDITS, (OK, OK, OK, 404), NO),
     "submitter": Who("submitter", "", SUBMITS, (OK, 404, 404, 404), (OK, 404, 404, 404)),
     "queue submitter": Who("submitter", "submitter", SUBMITS, (OK, 404, 404, 404), (OK, 404, 404, 404)),
     "queue viewer": Who("submitter", "viewer", SUBMITS, (OK, OK, 404, 404), (OK, 403, 404, 404)),
@@ -164,7 +168,7 @@ def test_every_route_is_in_the_matrix() -> None:
 @pytest.mark.parametrize(("method", "path"), OTHERS)
 def test_routes_about_no_workload_go_by_the_role_alone(asking, who: str, method: str, path: str) -> None:
     need = app.need_of(ROUTES[method, path])
-    package = {"protocol": "gcs", "package": "_ray_pkg_a.zip"}
+    package = {"protocol": "gcs", "package": "_ray_pkg_a.zip", "part": "x"}
     filled = path.format(sha256="a" * 64, name="NOBODYS", **package) if "{" in path else path
     answer = asking(who, method, filled, **ASK[method, path])
     assert (answer.status_code == 403) is (WHO[who].general[need] == 403), answer.text
@@ -179,7 +183,9 @@ def test_routes_about_a_workload_go_by_whose_it_is(asking, who: str, method: str
     names = (f"own-{user_of(who)}", "amber", "quartz", "nothing-of-it")
     if method == "DELETE":  # those that nobody ends here: of one that has ended nothing would be left to be asked for
         names = (f"lasts-{user_of(who)}", "agate", "flint", "nothing-of-it")
-    answers = [asking(who, method, path.format(name=name, submission_id=name), **ASK[method, path]) for name in names]
+    answers = [
+        asking(who, method, path.format(name=name, submission_id=name, part="x"), **ASK[method, path]) for name in names
+    ]
     assert tuple(map(verdict, answers)) == getattr(WHO[who], need)
     for name, answer in zip(names, answers, strict=True):
         if answer.status_code == 404:  # in the very words for what does not exist
@@ -318,7 +324,13 @@ def test_nothing_that_an_outsider_is_told_names_anothers_work(fresh: Live) -> No
     for method, path in ROUTES:
         for name in ("eves-waits", "eves-high", "eves-model") if "{" in path and method == "GET" else ("",):
             if method == "GET":
-                known = {"sha256": "a" * 64, "submission_id": name, "protocol": "gcs", "package": "_ray_pkg_a.zip"}
+                known = {
+                    "sha256": "a" * 64,
+                    "submission_id": name,
+                    "protocol": "gcs",
+                    "package": "_ray_pkg_a.zip",
+                    "part": "",
+                }
                 full = path if path.startswith("/api/") else f"/api/v1{path}"
                 url = fresh.url + full.format(name=name, **known)
                 answer = httpx.get(url, headers=token, params=ASK[method, path].get("params"), timeout=20)

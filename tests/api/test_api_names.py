@@ -196,10 +196,10 @@ async def everything(it: World, mine: list[str], when: str) -> dict[str, str]:
     for route in app.guarded_routes():
         if "GET" not in getattr(route, "methods", ()) or "sha256" in route.path or "package" in route.path:
             continue
-        path = route.path.removeprefix("/api/v1")
+        path = route.path_format.removeprefix("/api/v1")
         for name in mine if "{" in path else [""]:
             params = {"follow": False} if path == "/events" else {}
-            answer = await it.ask(EVE, "GET", path.format(name=name, submission_id=name), params=params)
+            answer = await it.ask(EVE, "GET", path.format(name=name, submission_id=name, part=""), params=params)
             said[f"{when}{path} {name}"] = answer.text
     return said
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from live import Live
 
-from llmsched.api import page, routes
+from llmsched.api import app, page
 from llmsched.executors.fake import Script
 
 HOSTILE = '<img src=x onerror="window.taken=1"><script>window.taken=1</script>\'"&lt;b&gt;'
@@ -59,10 +59,10 @@ def test_the_page_never_makes_elements_of_strings() -> None:
 
 def test_every_call_of_the_page_is_a_route() -> None:
     text = script()
-    known = {getattr(route, "path", "") for route in routes.router.routes}
+    known = {getattr(route, "path", "") for route in app.guarded_routes()}
     assert 'API = "/api/v1"' in text
     asked = set(re.findall(r'(?:get|ask)\(["`](/[a-z]+)', text))
-    assert asked == {"/workloads", "/nodes", "/queues", "/health", "/events"}
+    assert asked == {"/workloads", "/nodes", "/queues", "/health", "/events", "/dashboard"}
     assert {f"/api/v1{path}" for path in asked} <= known
     for part in re.findall(r'get\(name \+ "(/[a-z]+)"\)', text):
         assert f"/api/v1/workloads/{{name}}{part}" in known

@@ -173,7 +173,7 @@ def test_the_client_of_ray_does_all_that_it_can(fresh: Live, tmp_path: Path) -> 
         ({"entrypoint_num_gpus": 0.5}, "entrypoint_num_gpus", "whole GPUs"),
         ({"entrypoint_memory": 1000}, "entrypoint_memory", "500MB"),
         ({"entrypoint_label_selector": {"zone": "a"}}, "entrypoint_label_selector.zone", "is not supported"),
-        ({"metadata": {"llmsched.wrokers": "2"}}, "metadata.llmsched.wrokers", "llmsched.workers"),
+        ({"metadata": {"llmsched.wrokers": "2"}}, "metadata.llmsched.wrokers", "workers, priority"),
         ({"metadata": {"llmsched.workers": "x"}}, "metadata.llmsched.workers", "expected"),
         ({"metadata": {"queue": "Not A Name"}}, "metadata.queue", "expected"),
         ({"entrypoint": "curl -H hf_abcdefghijklmnopqrstuv"}, "entrypoint", "looks like a key"),
@@ -196,6 +196,8 @@ def test_a_job_says_how_many_workers_and_which_gpus_by_metadata_and_label(jobs: 
     wishes = {"llmsched.workers": "1..2", "llmsched.priority": "7"}
     submit(jobs, submission_id="wishes", metadata=wishes, entrypoint_label_selector={"ray.io/accelerator-type": "A100"})
     spec = spec_of(jobs, "wishes")
+    lacking = submit(jobs, submission_id="keys", metadata={"llmsched.secrets": "HF_TOKEN, A_KEY"})
+    assert lacking.json()["code"] == "missing_secret" and "HF_TOKEN" in lacking.text and "A_KEY" in lacking.text
     assert (spec["workers"], spec["priority"]) == ({"min": 1, "max": 2, "step": 1}, 7)
     assert spec["resources"]["accelerators"] == ["A100:1"]
     assert submit(jobs, submission_id="uv", runtime_env={"uv": ["einops"], "excludes": ["x"]}).status_code == 200

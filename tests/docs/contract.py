@@ -23,7 +23,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 VARYING = {
     "seq", "epoch", "version", "at", "since", "eta", "started_at", "submitted_at", "finished_at", "queued_since",
     "launched_at", "set_at", "made_at", "set_by", "user", "by", "artifact", "spec_sha256", "ray_version",
-    "start_time", "end_time",
+    "start_time", "end_time", "url",
     "waited_s", "starting_s", "running_s",
 }  # fmt: skip
 
@@ -64,12 +64,12 @@ def first_cells(page: Path, heading: str) -> list[str]:
 def routes() -> list[str]:
     """Each as "GET /api/v1/nodes"; those that are in the API's description, so not the page at /."""
     known = [one for one in app.every_route() if isinstance(one, APIRoute)]
-    return [f"{method} {one.path}" for one in known if one.include_in_schema for method in one.methods or ()]
+    return [f"{method} {one.path_format}" for one in known if one.include_in_schema for method in one.methods or ()]
 
 
 def sockets() -> list[str]:
     """Those that answer over a websocket, which OpenAPI has no word for."""
-    return [f"WEBSOCKET {one.path}" for one in app.every_route() if isinstance(one, APIWebSocketRoute)]
+    return [f"WEBSOCKET {one.path_format}" for one in app.every_route() if isinstance(one, APIWebSocketRoute)]
 
 
 def missing(shown: Any, real: Any, where: str = "$", *, form_only: bool = False) -> list[str]:

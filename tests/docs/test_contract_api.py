@@ -119,7 +119,7 @@ def test_a_page_that_is_wrong_would_be_found(ran: list[Ran]) -> None:
 def route_of(one: Ran) -> str:
     path = one.url.partition("?")[0]
     return next(
-        f"{one.method} {each.path}"
+        f"{one.method} {each.path_format}"
         for each in ROUTES
         if each.path_regex.match(path) and one.method in getattr(each, "methods", ())
     )
@@ -229,7 +229,9 @@ def test_every_error_code_is_on_the_page_with_its_status() -> None:
 def test_what_the_route_table_says_of_needs_and_models_is_so() -> None:
     for line in contract.rows(contract.API, "Routes"):
         method, path = line[0].strip("`").split(" ")
-        route = next(each for each in ROUTES if each.path == path and method in getattr(each, "methods", ["WEBSOCKET"]))
+        route = next(
+            each for each in ROUTES if each.path_format == path and method in getattr(each, "methods", ["WEBSOCKET"])
+        )
         assert line[1] == (need_of(route) or "none"), line
         model = getattr(route, "response_model", None)
         is_model = isinstance(model, type) and issubclass(model, BaseModel)

@@ -1,5 +1,7 @@
 """A local Ray of two pretend nodes with two GPUs each, and the bridge that talks to it: for tests on real Ray."""
 
+import base64
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from bridge_pipe import BridgePipe, order
 from wheels import write_wheel
 
 from llmsched.executors import local_ray, wire
-from llmsched.executors.port import CommandEnded, CommandOrder, CommandSaid, Connected, StopOrder
+from llmsched.executors.port import CommandEnded, CommandOrder, CommandSaid, Connected, DashboardOrder, StopOrder
 
 
 class Lab:
@@ -64,6 +66,15 @@ class Lab:
         ended = self.bridge.until(CommandEnded, id=name)
         said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.id == name]
         return "".join(one.text for one in said), ended
+
+    def ask_dashboard(self, gang, path):
+        """Its status and body: of the gang's own Ray, or with "" the cluster's."""
+        name = f"dashboard-{len(self.bridge.seen)}"
+        self.bridge.send("ask_dashboard", DashboardOrder(name, gang, 1, 1, path, ()))
+        ended = self.bridge.until(CommandEnded, id=name)
+        assert ended.code == 0, ended.message
+        head, *body = [one.text for one in self.bridge.seen if isinstance(one, CommandSaid) and one.id == name]
+        return json.loads(head)["status"], b"".join(map(base64.b64decode, body))
 
     def until(self, kind, gang, **more):
         return self.bridge.until(kind, gang=gang, **more)

@@ -102,6 +102,10 @@ def test_a_ray_program_has_a_ray_of_its_own_whose_nodes_come_and_go_while_it_run
     lab.bridge.send("resize", lab.ray("own/0", "1", "2", "1"))
     assert lab.until(ResizeDone, "own/0").size == 2
     wait_until(lambda: "nodes 2" in lab.read("own/0/1/logs/0.log"), 60, "another node")
+    of_its_own, of_all = (json.loads(lab.ask_dashboard(gang, "/api/v0/nodes")[1]) for gang in ("own/0", ""))
+    assert [len(one["data"]["result"]["result"]) for one in (of_its_own, of_all)] == [2, 3]
+    status, page = lab.ask_dashboard("own/0", "/")
+    assert status == 200 and b"<html" in page
     lab.bridge.send("resize", lab.ray("own/0", "1", "2", "1", nodes=lab.nodes[:1]))
     ended = lab.until(Ended, "own/0")
     assert ended.outcome == "succeeded", ended.message

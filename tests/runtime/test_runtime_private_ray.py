@@ -13,8 +13,9 @@ import pytest
 from waiting import wait_until
 
 from llmsched.runtime import private_ray
-from llmsched.runtime.health import Pulse
+from llmsched.runtime.health import Health, Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
+from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.ray_attempt import _changes, _Node
 from llmsched.runtime.ray_member import Joined, RayMember
 from llmsched.runtime.task import Ending
@@ -148,6 +149,20 @@ def test_a_change_of_size_moves_nobody_who_may_stay(before: str, after: str, sta
     stay, go, come = _changes(nodes(before), members(after))
     assert ["".join(one.member["node"] for one in part) for part in (stay, go)] == [stays, goes]
     assert "".join(one["node"] for one in come) == comes
+
+
+def test_a_rank_that_left_is_neither_waited_for_nor_counted() -> None:
+    ranks = Ranks()
+    for rank in range(3):
+        ranks.works_in(rank, f"node-{rank}", "/", {})
+    ranks.left(1)
+    ranks.works_in(3, "node-3", "/", {})  # another one came in its place
+    places = [ranks.place_of(number) for number in range(4)]
+    assert [place and place.node for place in places] == ["node-0", "node-2", "node-3", None]
+    health = Health()
+    for rank in range(3):
+        health.heard(rank, Pulse(), 0.0)
+    assert health.silent(ranks.finished_ranks, 1000.0) == [0, 2]
 
 
 class Member(RayMember):

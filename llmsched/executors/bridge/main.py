@@ -24,6 +24,7 @@ from llmsched.executors.port import (
     AdapterOrder,
     CommandOrder,
     Connected,
+    DashboardOrder,
     Disconnected,
     LaunchOrder,
     NodeGone,
@@ -133,7 +134,7 @@ class Bridge:
         self._attempts = Attempts(send, settings.storage, self._containment.mark)
         self._replicas = Replicas(send, self._containment.mark)
         self._endpoint = Endpoint(send, settings)
-        self._commands = Commands(self._pipe.send)
+        self._commands = Commands(self._pipe.send, dashboard)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas)
         self._orders = Orders(self._reaper.expect, self._reaper.arrived)
@@ -182,6 +183,8 @@ class Bridge:
             self._orders.put(Order(f"llms/{body.gang}/{body.attempt}", load, partial(self._adapter_unanswered, body)))
         elif isinstance(body, CommandOrder):
             self._commands.run(body) if op == "execute" else self._commands.end(body)
+        elif isinstance(body, DashboardOrder):
+            self._commands.ask(body) if op == "ask_dashboard" else self._commands.leave(body)
         elif isinstance(body, RouteTable):  # `Endpoint.look` pushes it too, and says what is wrong
             self._orders.put(Order("route", partial(self._endpoint.route, body), partial(_say, "route")))
         elif isinstance(body, wire.Capacity):  # `Provision.renew` asks again
