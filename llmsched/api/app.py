@@ -63,9 +63,8 @@ def build(
         isolation or http_models.IsolationView(),
         ray_user,
         check_storage,
-        DashboardPlace(controller),
     )
-    app.state.tokens = tokens
+    app.state.tokens, app.state.dashboard = tokens, DashboardPlace(controller)
     app.state.stop, app.state.stop_everything = asyncio.Event(), False  # server.py waits for it
     every = every_route()
     app.openapi = lambda: examples.describe(app, every)  # type: ignore[method-assign]

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import StreamingResponse
 
 from llmsched.api.auth import Tokens
-from llmsched.api.routes import REFUSALS, Auditor, Changed, Given, Services
+from llmsched.api.routes import REFUSALS, Caller, Changed, Given, Services, allow
 from llmsched.core.records import WorkloadState
 from llmsched.errors import RequestError
 from llmsched.runtime.dashboard import ASKS
@@ -29,6 +29,7 @@ HEADERS = {
 
 router = APIRouter(prefix="/api/v1", responses=REFUSALS)
 
+Auditor = Annotated[Caller, Depends(allow("audit"))]
 Part = Annotated[str, Path(max_length=LONGEST_PATH, description="of the dashboard; its query goes with it")]
 ANY: dict[int | str, dict[str, Any]] = {
     200: {"description": "as the dashboard answers", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -54,10 +55,10 @@ async def of_cluster(part: Part, request: Request, given: Given, who: Auditor) -
 
 
 @router.post("/dashboard")
-async def open_dashboard(request: Request, given: Given, who: Auditor) -> DashboardAddress:
+async def open_dashboard(request: Request, who: Auditor) -> DashboardAddress:
     """Where a browser of this machine sees that of the cluster without another token, while the caller's is good."""
     tokens: Tokens = request.app.state.tokens
-    return DashboardAddress(url=given.dashboard.address(lambda: tokens.holds(who.token)))
+    return DashboardAddress(url=request.app.state.dashboard.address(lambda: tokens.holds(who.token)))
 
 
 async def _answer(given: Services, found: WorkloadState | None, part: str, request: Request) -> StreamingResponse:

@@ -38,7 +38,6 @@ class Services(NamedTuple):
     isolation: http_models.IsolationView = http_models.IsolationView()
     ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
     check_storage: Callable[[str], None] = lambda place: None  # raises RequestError where results cannot lie
-    dashboard: Any = None  # where the page opens the cluster's: dashboard_place.DashboardPlace
 
     @property
     def state(self) -> State:
@@ -118,7 +117,6 @@ Given = Annotated[Services, Depends(services)]
 Looker = Annotated[Caller, Depends(allow("look"))]
 Submitter = Annotated[Caller, Depends(allow("submit"))]
 Operator = Annotated[Caller, Depends(allow("operate"))]
-Auditor = Annotated[Caller, Depends(allow("audit"))]
 Seen = Annotated[Found, Depends(of_workload("see"))]
 Changed = Annotated[Found, Depends(of_workload("change"))]
 Hex = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]

@@ -77,7 +77,7 @@ async def serve(
                 waiter.cancel()
         if not control.done():  # first, because that ends the streams of events
             await controller.stop(stop_everything=application.state.stop_everything)
-        await application.state.services.dashboard.close()
+        await application.state.dashboard.close()
         if web is not None:
             server.should_exit = True
             await web

@@ -335,8 +335,8 @@ class AsyncClient:
             await asyncio.sleep(POLL_S)
 
     async def dashboard(self, name: str | None = None, path: str = "/") -> bytes:
-        """What the dashboard of Ray answers for a path, such as /api/v0/tasks: of the Ray that workload `name` has of
-        its own, or of the cluster's. Raises RequestError when it has none or does not run, ClusterError."""
+        """What the dashboard of Ray (/api/v1/dashboard) answers for a path, such as /api/v0/tasks: of the Ray that
+        workload `name` has of its own, or of the cluster's. Raises RequestError when it has none, ClusterError."""
         async with aclosing(self._http.pieces(dashboard_path(name) + path)) as pieces:
             return b"".join([piece async for piece in pieces])
 

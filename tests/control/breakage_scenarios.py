@@ -168,6 +168,9 @@ async def crowd(world):
     await world.passes()
     cluster.lose_node(node)
     await world.asked(controller.cancel("quick", by=ANN))
+    await world.passes()
+    await world.asked(controller.unlist("quick", by=ANN))
+    await world.asked(controller.ask_dashboard(None, "/", {}))
     await world.submit(*(task(f"ends-{n}", gpus=0.1) for n in range(len(ENDS))))
     await world.passes()
     for n, end in enumerate(ENDS):
