@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from llmsched import sanitize
 from llmsched.errors import SpecError
 
 EXCLUDED = (
@@ -58,6 +59,13 @@ def _files(folder: Path) -> Iterator[Path]:
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in [*links, *(name for name in names if not _is_excluded(name))]:
             file = Path(parent, name)
+            name = str(file.relative_to(folder))
+            if wrong := sanitize.flaw(name):
+                raise SpecError(
+                    f"a file of the workdir has a name that is no text: {sanitize.line(name)} ({wrong}).",
+                    code="workdir",
+                    hint="Rename it, or leave it out of the folder.",
+                )
             if file.is_symlink() and not (file.is_file() and file.resolve().is_relative_to(root)):
                 raise SpecError(
                     f"the workdir has a link that leads out of it or to a folder: {file.relative_to(folder)}.",

@@ -67,3 +67,15 @@ def test_a_link_inside_is_its_file_and_a_link_outside_is_refused(tmp_path: Path)
 def test_a_workdir_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="not a folder"):
         pack(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"\x1b]0;owned\x07", b"caf\xe9/in.txt"])
+def test_a_file_whose_name_is_no_text_is_refused_by_its_name(tmp_path: Path, name: bytes) -> None:
+    """An archive of a Windows machine has such names: it was a traceback."""
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(SpecError, match="a name that is no text") as refused:
+        pack(tmp_path)
+    str(refused.value).encode()  # it can be printed
+    assert "\x1b" not in str(refused.value)
