@@ -15,6 +15,8 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +51,26 @@ class Restored(NamedTuple):
     seconds_old: float | None
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What a disk refuses, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        message = f"{what}: {error.strerror or error}{where}."
+        raise StoreError(
+            message, code="backup", hint="Free space there or choose another place, then try again."
+        ) from None
+
+
 def make(home: Path, target: Path, *, with_secret_key: bool = False) -> Backup:
     """A new folder, or a tar file where the name says so. Raises RequestError, StoreError."""
+    with _told(f"cannot write the backup {target}"):
+        return _made(home, target, with_secret_key=with_secret_key)
+
+
+def _made(home: Path, target: Path, *, with_secret_key: bool) -> Backup:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"{target} is there already.", code="exists", hint="Choose another name.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +106,11 @@ def make(home: Path, target: Path, *, with_secret_key: bool = False) -> Backup:
 def restore(home: Path, source: Path) -> Restored:
     """Put a backup in the place of what is there. Raises RequestError, StoreError when it is not whole."""
     _refuse_running(home)
+    with _told(f"cannot put {source} back"):
+        return _put_back(home, source)
+
+
+def _put_back(home: Path, source: Path) -> Restored:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llmsched-restore-", dir=home) as made:
         folder = Path(made)

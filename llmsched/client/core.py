@@ -435,4 +435,4 @@ def _path(name: str, part: str = "") -> str:
 def _quoted(name: str) -> str:
     from urllib.parse import quote
 
-    return quote(name, safe="@")
+    return quote(name, safe="@", errors="surrogatepass")  # what is no text is nobody's name: the server says so

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
 import tarfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -185,3 +187,34 @@ def test_the_note_of_how_a_home_was_started_shows_that_it_was_used(tmp_path: Pat
     backup.accept_loss(tmp_path / "home")
     store.open()
     store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_backup_that_a_disk_has_no_room_for_is_no_traceback_and_leaves_nothing(tmp_path: Path) -> None:
+    folder, small = tmp_path / "home", tmp_path / "small"
+    small.mkdir()
+    asyncio.run(begin(folder))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", small], check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        with pytest.raises(StoreError, match="small"):
+            backup.make(folder, small / "kept")
+        assert list(small.iterdir()) == []
+        kept = tmp_path / "kept"
+        backup.make(folder, kept)
+        with pytest.raises(StoreError, match="kept"):
+            backup.restore(small / "home", kept)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+async def begin(folder: Path) -> None:
+    async with living(folder, FakeCluster([NodeKind(4, "A100")])) as controller:
+        await controller.submit([task("a")], user="ann")
+
+
+@pytest.mark.parametrize("place", ["/proc/kept", "/dev/null/kept", "/proc/kept.tar"])
+def test_a_place_where_nothing_can_be_written_is_told(tmp_path: Path, place: str) -> None:
+    asyncio.run(begin(tmp_path / "home"))
+    with pytest.raises((StoreError, RequestError), match="kept"):
+        backup.make(tmp_path / "home", Path(place))

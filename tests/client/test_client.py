@@ -236,3 +236,12 @@ def test_closing_a_stream_early_leaves_the_client_usable(controller: Live) -> No
             break
         assert client.health().status == "ready"
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\udfff", "a/b", "\x1b[31m", "é"])
+def test_a_name_that_nothing_can_have_is_of_no_workload(controller: Live, name: str) -> None:
+    """As a shell hands it on: a word that is no text was a traceback."""
+    with controller.client() as client:
+        for ask in (client.status, client.cancel):
+            with pytest.raises(RequestError):
+                ask(name)
