@@ -1,0 +1,64 @@
+"""What an endpoint says of texts, at the terminal: a label each, a vector each; and the command that asks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import Live, Parrot
+from test_cli_output import Run, runner
+
+from llmsched.cli.main import cli
+from llmsched.cli.work import _ask_it
+from llmsched.spec.http_models import Applied
+
+
+class Reader(Parrot):
+    """Calls what is long "long", and counts its characters."""
+
+    async def call(self, route: str, body: dict[str, Any], adapter: dict[str, Any] | None) -> dict[str, Any]:
+        self.bodies.append(body)
+        texts = body["input"]
+        if route == "classify":
+            labels = ["long" if len(text) > 5 else "short" for text in texts]
+            return {"data": [{"label": label, "scores": {label: 0.75, "other": 0.25}} for label in labels]}
+        return {"data": [{"embedding": [len(text), 0.5]} for text in texts]}
+
+
+@pytest.fixture
+def run(fresh: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    run = runner(fresh, tmp_path, monkeypatch)
+    with fresh.endpoint(Reader()):
+        yield run
+
+
+def test_each_text_gets_its_label_and_each_its_vector(run: Run) -> None:
+    assert run("classify", "qwen", "hi", "hello there").stdout == "short  75.0%\nlong  75.0%\n"
+    assert run("embed", "qwen", "hi", "hello there").stdout == "2 0.5\n11 0.5\n"
+    assert [one["label"] for one in json.loads(run("classify", "qwen", "hi", "--json").stdout)] == ["short"]
+    assert json.loads(run("embed", "qwen", "hi", "--json").stdout) == [[2, 0.5]]
+
+
+def test_texts_come_from_a_pipe_a_line_each_and_none_is_refused(run: Run) -> None:
+    piped = run("classify", "qwen", given="hi\n\nhello there\n")
+    assert piped.stdout == "short  75.0%\nlong  75.0%\n"
+    nothing = run("embed", "qwen", given="")
+    assert (nothing.exit_code, "there is no text" in nothing.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("serves", "command"),
+    [
+        ("sequence-classification", "classify"),
+        ("feature-extraction", "embed"),
+        ("app", "status"),
+        ("causal-lm", "chat"),
+    ],
+)
+def test_the_command_that_is_suggested_exists_and_fits_what_is_served(serves: str, command: str) -> None:
+    applied = Applied.model_construct(name="mine", serves=serves)
+    said, _ = _ask_it(applied)
+    assert said.split()[:3] == ["llmsched", command, "mine"] and command in cli.list_commands(None)  # type: ignore[arg-type]
