@@ -6,8 +6,8 @@
     trainer = L.Trainer(..., callbacks=[elastic])
     trainer.fit(model, data, ckpt_path=elastic.checkpoint)
 
-Asked to leave, the run saves after the batch at hand and goes; the next attempt goes on from there. Lightning keeps its
-place in an epoch by batches of one rank, so with another number of workers the rest of that epoch is cut anew.
+Asked to leave, the run saves after the batch at hand and goes; the next attempt goes on from there. Lightning's loaders
+keep no place (but torchdata's StatefulDataLoader): the rest of the epoch it was in reads other rows than it would have.
 """
 
 from __future__ import annotations
