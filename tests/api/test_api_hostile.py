@@ -34,7 +34,7 @@ TASK = {"name": "victim", "kind": "task", "task": {"run": ["true"]}, "resources"
 
 @pytest.fixture(autouse=True)
 def no_rate(monkeypatch):
-    monkeypatch.setattr(rate.Rate, "take", lambda self, who: None)
+    monkeypatch.setattr(rate.Rate, "take", lambda self, who, body_bytes=0: None)
 
 
 def written(value):

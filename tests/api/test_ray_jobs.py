@@ -171,7 +171,7 @@ def test_the_client_of_ray_does_all_that_it_can(fresh: Live, tmp_path: Path) -> 
         ({"runtime_env": {"env_vars": {"RAY_ADDRESS": "x"}}}, "runtime_env.env_vars", "set by llmsched itself"),
         ({"runtime_env": {"env_vars": {"HF_TOKEN": "abc"}}}, "runtime_env.env_vars", "llmsched secret set"),
         ({"entrypoint_num_gpus": 0.5}, "entrypoint_num_gpus", "whole GPUs"),
-        ({"entrypoint_memory": 1000}, "entrypoint_memory", "500MB"),
+        ({"entrypoint_memory": 400_000_000}, "entrypoint_memory", "500MB"),
         ({"entrypoint_label_selector": {"zone": "a"}}, "entrypoint_label_selector.zone", "is not supported"),
         ({"metadata": {"llmsched.wrokers": "2"}}, "metadata.llmsched.wrokers", "workers, priority"),
         ({"metadata": {"llmsched.workers": "x"}}, "metadata.llmsched.workers", "expected"),
