@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import socketserver
@@ -46,6 +45,7 @@ class Desk:
         root = Path(tempfile.gettempdir())
         short = root if len(str(root)) <= _LONGEST_FOLDER else Path("/tmp")
         self._folder = Path(tempfile.mkdtemp(prefix="llmsched-link-", dir=short))  # nobody else may pass it
+        environment.keep(self._folder)  # swept when this process is killed
         self.path = str(self._folder / "link")
         self._server = _Server(self.path, _Connection)
         self._server.answers = answers
@@ -54,7 +54,7 @@ class Desk:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        environment.drop(self._folder)
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
