@@ -49,7 +49,7 @@ serve:
 drain_timeout: 5m                # how long running requests may take to finish
 rollout: {max_surge: 1}          # a new replica comes before an old one leaves; 0: after, which needs no room
 # Code of your own instead of a model:
-# serve: {app: "mypkg.app:MyClass", args: {}}
+# serve: {app: "mypkg.app:app"}   # what `serve run` takes, or a class that takes JSON
 """
 
 TASK = """\

@@ -47,7 +47,8 @@ class Adapter(Section):
 
 
 class ServeSection(Section):
-    """Exactly one of `model` and `app`."""
+    """Exactly one of `model` and `app`: what `serve run` takes, or a class that takes JSON. `args`: of a builder or a
+    class."""
 
     model: Model | None = None
     task: Task = "causal-lm"
