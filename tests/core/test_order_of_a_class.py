@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from ledger import cluster
 
-from llmsched.core import facts
+from llmsched.core import decisions, facts
 from llmsched.core.policy import View
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.line import key_with_age
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Group, Option, Workload
+from llmsched.core.workload import Group, Option, Placed, Workload
 from llmsched.policies.ordering.finish_time_fair import FinishTimeFair
 from llmsched.policies.registry import load
 
@@ -87,6 +87,23 @@ def test_who_ends_lets_a_pass_ask_a_few_of_the_many_that_wait(told: bool) -> Non
         ordering.asked = 0
         plan = turn(given.state, [facts.Finished(20.0 + number, name, attempt, "succeeded")], policies)
         assert len(plan.decisions) == 1 and ordering.asked <= 12
+
+
+def test_those_that_were_evicted_are_asked_for_few_keys_too() -> None:
+    given, ordering = cluster("1 node x 2").scheduling(hold_after_s=0.0), Counted()
+    policies = replace(load(given.names), ordering=ordering)
+    state = given.state
+    for number in range(200):
+        name, at = f"w{number}", 1.0 + 60.0 * number
+        state.apply(facts.Submitted(at, work(name, estimated_runtime_s=9000.0 + number * 7)))
+        launch = decisions.Launch(f"{name}/0", 1, (Placed("workers", given.nodes[0].id, 0),))
+        state.apply(launch)
+        state.apply(facts.Bound(at, f"{name}/0", 1))
+        state.apply(decisions.Preempt(f"{name}/0", 1, 0.0, "in_queue_priority", ""))
+        state.apply(facts.Released(at + 1.0 + number % 50, f"{name}/0", 1))
+    assert state.waiting.count == 200 and all(gang.served_s for gang in state.gangs.values())
+    plan = turn(state, [facts.Tick(12_100.0)], policies)
+    assert len(plan.decisions) == 2 and ordering.asked <= 30
 
 
 class Lies:

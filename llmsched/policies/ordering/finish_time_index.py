@@ -100,26 +100,33 @@ class Declared:
         self.rows: dict[str, Row] = {}
         self._root = float(gpus_of(gang) ** 0.5)
         self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (since, seconds, gang): longest waiting first
-        self._mean = self._most = 1.0  # of the orders of the other two tiers
+        self._fresh: list[Bound] = []  # (seconds, gang) of those that have not begun: in order whatever history says
+        self._mean = self._most = 1.0  # what the others are ordered by:
         self._by_left: list[Bound] = []  # (the least that is left on average, gang)
         self._by_most: list[Bound] = []  # (-the most that may be left, gang)
 
     def put(self, row: Row) -> None:
         self.rows[row.name] = row
         insort(self._buckets.setdefault(_bucket(row.seconds), []), (row.since, row.seconds, row.name))
-        insort(self._by_left, self._left(row))
-        insort(self._by_most, self._most_left(row))
+        for bounds, bound in self._bounds(row):
+            insort(bounds, bound)
 
     def drop(self, name: str) -> None:
         row = self.rows.pop(name)
         _take(self._buckets, _bucket(row.seconds), (row.since, row.seconds, name))
-        for bounds, bound in ((self._by_left, self._left(row)), (self._by_most, self._most_left(row))):
+        for bounds, bound in self._bounds(row):
             del bounds[bisect_left(bounds, bound)]
+
+    def _bounds(self, row: Row) -> list[tuple[list[Bound], Bound]]:
+        """Where it stands for the second and the third tier."""
+        if not row.done_s:
+            return [(self._fresh, (row.seconds, row.name))]
+        return [(self._by_left, self._left(row)), (self._by_most, self._most_left(row))]
 
     def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
         self._keep_to(limits)
         given: set[str] = set()
-        for tier, bounds in enumerate((self._late(now, limits), self._poles(limits), self._rest())):
+        for tier, bounds in enumerate((self._late(now, limits), self._poles(limits), self._rest(limits))):
             for found in _by_bound(tier, bounds, key, given):
                 given.add(found[1])
                 yield found
@@ -144,13 +151,16 @@ class Declared:
 
     def _poles(self, limits: Limits) -> Iterator[Bound]:
         """Of the second tier: bounds of -seconds, the longest first."""
-        for bound, name in self._by_most:
+        fresh = ((-seconds * limits.most, name) for seconds, name in reversed(self._fresh))
+        for bound, name in merge(fresh, self._by_most) if self._by_most else fresh:
             if -bound < limits.pole_s:
                 return
             yield bound - CLOSE, name
 
-    def _rest(self) -> Iterator[Bound]:
-        return ((left * self._root - CLOSE, name) for left, name in self._by_left)
+    def _rest(self, limits: Limits) -> Iterator[Bound]:
+        fresh = ((seconds * limits.mean, name) for seconds, name in self._fresh)
+        every = merge(fresh, self._by_left) if self._by_left else fresh
+        return ((left * self._root - CLOSE, name) for left, name in every)
 
     def _left(self, row: Row) -> Bound:
         return row.seconds * self._mean - row.done_s, row.name
@@ -160,12 +170,12 @@ class Declared:
 
     def _keep_to(self, limits: Limits) -> None:
         """Order anew where history has learnt so much that the bounds are none any more, or far off."""
-        if not self._mean <= limits.mean <= self._mean * SLACK**2:
-            self._mean = limits.mean / SLACK
-            self._by_left = sorted(map(self._left, self.rows.values()))
-        if not self._most / SLACK**2 <= limits.most <= self._most:
-            self._most = limits.most * SLACK
-            self._by_most = sorted(map(self._most_left, self.rows.values()))
+        if self._mean <= limits.mean <= self._mean * SLACK**2 and self._most / SLACK**2 <= limits.most <= self._most:
+            return
+        begun = [self.rows[name] for _, name in self._by_left]
+        self._mean, self._most = limits.mean / SLACK, limits.most * SLACK
+        self._by_left = sorted(map(self._left, begun))
+        self._by_most = sorted(map(self._most_left, begun))
 
 
 def gpus_of(gang: GangView) -> float:
