@@ -63,8 +63,8 @@ def superfluous(record: WorkloadState, live: Sequence[GangState]) -> list[GangSt
     wanted, surge = record.wanted_replicas, record.workload.max_surge
     groups = [(live, wanted + (surge if any(gang.revision != record.revision for gang in live) else 0))]
     if record.is_unproven:
-        good = _good(record, live)
-        groups = [(good, wanted), ([gang for gang in live if gang not in good], min(wanted, max(surge, 1)))]
+        unproven = [gang for gang in live if not _is_good(record, gang)]
+        groups = [(_good(record, live), wanted), (unproven, min(wanted, max(surge, 1)))]
     found: list[GangState] = []
     for group, most in groups:
         queued = [gang for gang in sorted(group, key=lambda g: -g.index) if gang.status is Status.QUEUED]
@@ -91,9 +91,13 @@ def leaving(
 
 
 def _good(record: WorkloadState, live: Sequence[GangState]) -> list[GangState]:
+    return [gang for gang in live if _is_good(record, gang)]
+
+
+def _is_good(record: WorkloadState, gang: GangState) -> bool:
     """Of the proven version, or of one before it that goes on."""
     assert record.answered is not None
-    return [gang for gang in live if gang.revision <= record.answered.revision]
+    return gang.revision <= record.answered.revision
 
 
 def _is_passed_over(record: WorkloadState, gang: GangState) -> bool:

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/gateway.py [--rounds 5] > gateway.json
 
-Prints one JSON object; medians over rounds. Both call the same replica process through a handle; they are asked in
-turn, in one run. `plain` is what a Serve user would write: an ingress behind Serve's proxy that reads JSON, calls and
-answers, without keys, names, limits or counts. Starts a Ray of its own and ends everything it starts.
+Prints one JSON object, and on stderr each step as it ends; medians over rounds. Both call the same replica process
+through a handle; they are asked in turn, in one run. `plain` is what a Serve user would write: an ingress behind
+Serve's proxy that reads JSON, calls and answers, without keys, names, limits or counts. Starts a Ray of its own and
+ends everything it starts.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ async def compare(urls: dict[str, str], rounds: int, profile: Path | None) -> di
                 took = await one_by_one(client, path, 300)
                 rate = await flat_out(client, path, 4.0)
                 token, good = await streamed(client, path)
+                print(f"round {number} of {rounds}, {side}: {rate:.0f} answers a second", file=sys.stderr, flush=True)
                 ordered = ordered and good
                 if number:  # the first of each does not count
                     seen[side]["p50"].append(statistics.median(took) * 1000)

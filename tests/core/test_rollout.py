@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from test_walk import POLICIES, node, started, turn, work
 
@@ -167,3 +169,24 @@ def test_what_others_took_away_comes_back_however_often_and_counts_as_no_restart
         assert state.workloads["chat"].phase == "starting" and state.gangs["chat/0"].restarts == 0
     assert started(state, Bound(950.0, "chat/0", 9), Lost(951.0, "chat/0", 9, "died"), Tick(1100.0)) == []
     assert state.workloads["chat"].phase == "failed"
+
+
+def calls_of_another_version(replicas: int) -> int:
+    state = State()
+    answering(state, gpus=replicas, replicas=replicas)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        state.apply(Submitted(3.0, chat("other", replicas), True))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_new_version_looks_once_at_each_replica_and_compares_none_with_another() -> None:
+    assert calls_of_another_version(80) < 6 * calls_of_another_version(20)
