@@ -191,8 +191,7 @@ def _move_aside(home: Path) -> str | None:
     there = [home / name for name in (*STORE, *SIDE) if (home / name).exists()]
     if not there:
         return None
-    aside = home / time.strftime("replaced-%Y%m%d-%H%M%S")
-    aside.mkdir(mode=0o700, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=time.strftime("replaced-%Y%m%d-%H%M%S-"), dir=home))
     for file in there:
         file.replace(aside / file.name)
     return str(aside)

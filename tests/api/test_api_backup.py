@@ -218,3 +218,10 @@ def test_a_place_where_nothing_can_be_written_is_told(tmp_path: Path, place: str
     asyncio.run(begin(tmp_path / "home"))
     with pytest.raises((StoreError, RequestError), match="kept"):
         backup.make(tmp_path / "home", Path(place))
+
+
+def test_what_is_moved_aside_twice_in_one_second_is_there_twice(tmp_path: Path) -> None:
+    for written in ("first", "second"):
+        (tmp_path / "state.sqlite").write_text(written)
+        backup._move_aside(tmp_path)
+    assert sorted(file.read_text() for file in tmp_path.glob("replaced-*/state.sqlite")) == ["first", "second"]
