@@ -12,6 +12,8 @@ import ray
 
 from llmsched.runtime import elastic
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # what a command makes has no such module
+
 
 def quarter(node):
     """Of a GPU, on a node where no gang was given anything."""
