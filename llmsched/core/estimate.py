@@ -139,8 +139,7 @@ class History:
 
     def speed(self, spec: Workload, size: int, option: int) -> float:
         """Progress per second at `size` on an option, relative to min_size on the first one."""
-        options = spec.groups[0].options
-        flavor = options[min(option, len(options) - 1)].flavor
+        flavor = spec.groups[0].option(option).flavor
         return speed(spec, size, option) * self.relative_speed(spec, option, flavor)
 
     def faster(self, spec: Workload, size: int, here: int, pace: float) -> tuple[tuple[float, int], ...]:
@@ -161,8 +160,8 @@ class History:
     def relative_speed(self, spec: Workload, option: int, flavor: str | None) -> float:
         """What an option does not say itself: how much faster the model's last runs were on `flavor` than on that of
         the first option. 1 where one of them is unknown."""
-        options = spec.groups[0].options
-        if flavor == options[0].flavor or options[min(option, len(options) - 1)].speedup or not spec.model:
+        first = spec.groups[0]
+        if flavor == first.options[0].flavor or first.option(option).speedup or not spec.model:
             return 1.0
         return next(iter(self._ratios(spec, flavor)), 1.0)
 

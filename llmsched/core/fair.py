@@ -28,7 +28,7 @@ def total_of(spec: Workload, size: int, option: int = 0) -> Resources:
     """What the whole gang takes at `size`."""
     total = ZERO
     for number, group in enumerate(spec.groups):
-        amount = group.options[min(option, len(group.options) - 1)].resources
+        amount = group.option(option).resources
         total = total.plus(amount.times(size if number == 0 else group.count))
     return total
 

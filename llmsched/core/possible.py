@@ -38,9 +38,9 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
     """The same with one of its options."""
     types = state.configuration.node_types
     who, need_milli = Quote(spec.id), 0
-    first_flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+    first_flavor = spec.groups[0].option(option).flavor
     for number, group in enumerate(spec.groups):
-        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
+        flavor, need, _ = group.option(option)
         count = spec.min_size if number == 0 else group.count
         need_milli += count * need.gpus_milli
         of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
@@ -79,7 +79,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
 
 def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
     level = spec.topology.required or ""
-    flavor, need, _ = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)]
+    flavor, need, _ = spec.groups[0].option(option)
     rooms: dict[str, int] = {}
     for node in state.nodes.values():
         domain = node.node.domain(level)

@@ -198,7 +198,7 @@ def amount_of(workload: Workload, placed: Placed) -> Resources:
     """What one placed bundle takes on its node."""
     for group in workload.groups:
         if group.name == placed.group:
-            return group.options[min(placed.option, len(group.options) - 1)].resources
+            return group.option(placed.option).resources
     return ZERO
 
 
@@ -236,8 +236,7 @@ def size_of(workload: Workload, placement: Placement) -> int:
 def speed(workload: Workload, size: int, option: int = 0) -> float:
     """Progress per second at `size` on an option, relative to min_size on the first; linear where nothing is known,
     between known sizes too."""
-    options = workload.groups[0].options
-    curve = options[min(option, len(options) - 1)].speedup or workload.speedup
+    curve = workload.groups[0].option(option).speedup or workload.speedup
     if not curve:
         return size / workload.min_size
     below: tuple[int, float] | None = None

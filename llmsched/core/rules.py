@@ -265,8 +265,7 @@ class Rules:
         return own is not None and own.used + self._need().gpus_milli - released <= own.subtree
 
     def _own(self) -> Branch | None:
-        options = self.gang.spec.groups[0].options
-        flavor = options[min(self.option, len(options) - 1)].flavor
+        flavor = self.gang.spec.groups[0].option(self.option).flavor
         if flavor is None and len(self.state.capacity.by_flavor) == 1:
             flavor = next(iter(self.state.capacity.by_flavor))
         return self.state.quota.branch(self.gang.spec.queue, flavor)

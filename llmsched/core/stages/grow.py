@@ -75,7 +75,7 @@ def more(this: Pass, gang: GangState, count: int, only: int) -> Placement | None
     placement = gang.placement or ()
     option = placement[0].option if placement else 0
     group = spec.groups[0]
-    chosen = group.options[min(option, len(group.options) - 1)]
+    chosen = group.option(option)
     nodes = this.state.nodes
     mask = only
     flavor = chosen.flavor

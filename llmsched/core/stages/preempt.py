@@ -463,7 +463,7 @@ def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, al
         return [part for members in capacity.domains(required).values() if (part := members & mask)]
     if mask & capacity.with_free(-(-need // MILLI)):
         return [mask]  # a node has room already: quota is what is short
-    bundle = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].resources.gpus_milli
+    bundle = spec.groups[0].option(option).resources.gpus_milli
     largest = max((k for k, _ in enumerate(capacity.by_free)), default=0) * MILLI
     goal = need if need <= largest else bundle  # a gang too large for one node clears several, bundle by bundle
     nodes = trial.state.nodes

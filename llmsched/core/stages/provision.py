@@ -123,7 +123,7 @@ class Demand:
         """Find room for all of it on what is free, has been asked for, or could be."""
         spec = gang.spec
         for option in range(max(len(group.options) for group in spec.groups)):
-            flavor = spec.groups[0].options[min(option, len(spec.groups[0].options) - 1)].flavor
+            flavor = spec.groups[0].option(option).flavor
             milli = need_milli(spec, spec.min_size, option)
             if quota_refusal(self.trial, spec, flavor, milli) is not None:
                 continue
@@ -148,7 +148,7 @@ class Demand:
 
     def _bundles(self, spec: Workload, number: int, option: int, undo: list[tuple[NodeState, Resources, int]]) -> bool:
         group = spec.groups[number]
-        flavor, need, _ = group.options[min(option, len(group.options) - 1)]
+        flavor, need, _ = group.option(option)
         left = spec.min_size if number == 0 else group.count
         together = spec.topology.required == "node"  # all of it on one node
         for node in self._rooms(spec, number, option, need, left if together else 1):
@@ -179,7 +179,7 @@ class Demand:
         capacity = self.trial.state.capacity
         if spec.topology.required in (None, "node"):
             group = spec.groups[number]
-            flavor = group.options[min(option, len(group.options) - 1)].flavor
+            flavor = group.option(option).flavor
             mask = eligible(self.trial, spec, option)
             if number:
                 mask = capacity.open if flavor is None else capacity.open & capacity.by_flavor.get(flavor, 0)
@@ -190,7 +190,7 @@ class Demand:
         by_name = {t.name: t for t in self.types}
         for node in self.new:
             node_type = by_name[node.node.node_type or ""]
-            flavor = spec.groups[number].options[min(option, len(spec.groups[number].options) - 1)].flavor
+            flavor = spec.groups[number].option(option).flavor
             if self._may_hold(node_type, spec, flavor) and node.room(need, least) >= least:
                 yield node
 

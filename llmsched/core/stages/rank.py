@@ -205,7 +205,7 @@ class _Count:
         groups = gang.spec.groups
         found = []
         for option in place.options_of(gang.spec):
-            flavor = groups[0].options[min(option, len(groups[0].options) - 1)].flavor
+            flavor = groups[0].option(option).flavor
             if flavor is None and len(self.room) == 1:
                 flavor = next(iter(self.room))
             found.append((flavor, place.need_milli(gang.spec, gang.spec.min_size, option)))
