@@ -202,7 +202,7 @@ def compared(live: Told, seen: dict[str, Seen], world: World, second: float) -> 
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(nodes: str = NODES) -> Iterator[Cluster]:
     """Up, and down again."""
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
         work = Path(folder) / "work"
@@ -211,7 +211,7 @@ def cluster() -> Iterator[Cluster]:
         work.chmod(0o777)  # Ray's user writes there
         around = {**os.environ, "LLMSCHED_HOME": str(Path(folder) / "home")}
         command = [sys.executable, "-m", "llmsched.cli.main"]
-        subprocess.run([*command, "up", "--nodes", NODES], env=around, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "up", "--nodes", nodes], env=around, check=True, stdout=subprocess.DEVNULL)
         try:
             with Client(home=Path(folder) / "home") as client:
                 yield Cluster(client, work)
