@@ -195,7 +195,11 @@ class Cluster:
 
 def compared(live: Told, seen: dict[str, Seen], world: World, second: float) -> tuple[list[str], float]:
     """What the wind tunnel shows otherwise when it is told what starts, work and leaving took; and by how much
-    completion times are apart at most, as a part of them."""
+    completion times are apart at most, as a part of them. A start that the machine has failed is no decision: such a
+    world says nothing, and has to be played again."""
+    failed = [name for name, each in seen.items() if sum(attempt.told is None for attempt in each.attempts) != 1]
+    if failed:
+        return [f"not compared, as a try of {' and of '.join(failed)} failed"], 0.0
     jobs = sorted((seen[job.id].as_job(job, second) for job in jobs_of(world)), key=lambda job: job.submit_s)
     told = simulated(world, 0.0, 0.0, jobs)
     return differences(live, told, ROUNDING_S), max(abs(live.jct[job] / jct - 1) for job, jct in told.jct.items())
