@@ -188,6 +188,7 @@ class Cluster:
             for attempt in each.attempts:  # one that was told to leave before its work began has done none
                 its = [at for at in began if attempt.launched <= at <= attempt.over]
                 attempt.began = max(its, default=attempt.over if attempt.told is None else attempt.told)
+        starts.sort(key=lambda start: (start[1], start[0]))  # of one pass by name, as the wind tunnel has them
         return Told(
             starts, {name: one.attempts[-1].over - one.submitted for name, one in seen.items()}, evictions
         ), seen
