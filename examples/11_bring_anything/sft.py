@@ -5,6 +5,7 @@ python sft.py MODEL DATA.jsonl        (rows with "messages"; one process, or tor
 
 import sys
 
+import torch
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -23,6 +24,8 @@ trainer = SFTTrainer(
         learning_rate=1e-3,
         max_length=128,
         report_to=[],
+        bf16=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
     ),
     train_dataset=load_dataset("json", data_files=data, split="train"),
     callbacks=[elastic],

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from llmsched.runtime import elastic
 from llmsched.runtime.command_link import NAME, Answers, Desk
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "11_bring_anything"
@@ -50,7 +52,8 @@ def attempt(program: list[str], storage: Path, number: int, workers: int, leave_
     worker = Worker(storage, number, leave_at)
     desk = Desk(worker.answers())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    command = [*torchrun, *program] if workers > 1 else [sys.executable, *program]
+    with_eyes_open = [str(Path(__file__)), "--run", *program]
+    command = [*torchrun, *with_eyes_open] if workers > 1 else [sys.executable, *with_eyes_open]
     envs = {
         **os.environ,
         NAME: desk.path,
@@ -61,6 +64,8 @@ def attempt(program: list[str], storage: Path, number: int, workers: int, leave_
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, env=envs, capture_output=True, text=True, check=False)
     desk.close()
+    if not done.returncode and leave_at and worker.step > leave_at:
+        raise SystemExit(f"{' '.join(program)}: went on to step {worker.step}, asked to leave at {leave_at}")
     if done.returncode:
         raise SystemExit(f"{' '.join(program)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
     return worker.step
@@ -114,6 +119,13 @@ def tiny(folder: Path) -> list[str]:
     return [str(folder / "model"), str(folder / "chats.jsonl")]
 
 
+def run(program: list[str]) -> None:
+    """In a process of its own: the program as it is, but asking at every step whether it is to leave."""
+    elastic._EVERY_S = 0.0
+    sys.argv = program
+    runpy.run_path(program[0], run_name="__main__")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", default=list(LINES))
@@ -132,4 +144,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--run"]:
+        run(sys.argv[2:])
+    else:
+        main()
