@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ class World:
 async def world(folder: Path, users: list[str], config: dict[str, Any]) -> AsyncIterator[World]:
     folder.mkdir()
     clock, store = ManualClock(), MemoryStore()
-    records = {user: home.new_token(user, role_of(user), None) for user in [*users, EVE, AUDITOR, OPERATOR]}
+    records = {}
+    for number, user in enumerate([*users, EVE, AUDITOR, OPERATOR]):
+        text, record = home.new_token(user, role_of(user), None)
+        records[user] = text, replace(record, id=f"{number:08x}")  # by which refusals call one's own token
     cluster = FakeCluster([NodeKind(4, "A100")] * 3, clock=clock, script=how_it_goes)
     vault = Vault(store, folder / "key", clock.now)
     controller = Controller(store, FakeExecutor(cluster=cluster), clock, storage="/storage", vault=vault)

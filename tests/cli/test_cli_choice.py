@@ -109,6 +109,11 @@ def test_a_label_changes_nothing_that_runs(run: Run, fresh: Live) -> None:
     assert (after.labels["team"], after.phase, after.gangs[0].attempt) == ("vision", "running", attempt)
 
 
+def _hears_ctrl_c() -> None:
+    """A shell has the programs that it runs in the background ignore it, and they those that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("words", [["events", "-f"], ["logs", "-f", "b"], ["chat", "qwen"]])
 def test_ctrl_c_ends_what_follows_with_130_and_without_a_traceback(run: Run, fresh: Live, words: list[str]) -> None:
     env = {**os.environ, "LLMSCHED_ADDRESS": fresh.url, "LLMSCHED_TOKEN": fresh.token}
@@ -121,6 +126,7 @@ def test_ctrl_c_ends_what_follows_with_130_and_without_a_traceback(run: Run, fre
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hears_ctrl_c,
         )
         try:
             wait_until(lambda: psutil.Process(process.pid).net_connections("tcp"), what="it never connected")

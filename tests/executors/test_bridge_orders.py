@@ -29,8 +29,10 @@ def test_an_order_that_raises_is_tried_again_after_pauses_and_those_behind_it_wa
     done, paused, order_of_things = queue.Queue(), [], []
     orders = Orders(lambda _: None, done.put, paused.append)
     tries = iter((OSError("no"), OSError("no"), None))
+    is_followed = threading.Event()
 
     def sick():
+        assert is_followed.wait(30)
         error = next(tries)
         order_of_things.append("sick")
         if error:
@@ -38,6 +40,7 @@ def test_an_order_that_raises_is_tried_again_after_pauses_and_those_behind_it_wa
 
     orders.put(Order("a", sick, lambda why: order_of_things.append(why)))
     orders.put(Order("a", lambda: order_of_things.append("next"), lambda why: order_of_things.append(why)))
+    is_followed.set()
     assert done.get(timeout=30) == "a"
     assert order_of_things == ["sick", "sick", "sick", "next"]
     assert paused == list(PAUSES_S[:2])
