@@ -105,4 +105,5 @@ class Lab:
         )
 
     def read(self, name):
-        return (self.storage / name).read_text()
+        file = self.storage / name
+        return file.read_text() if file.exists() else ""

@@ -153,7 +153,7 @@ def test_a_train_gang_survives_its_bridge_grows_and_goes_on_from_its_checkpoint_
 
     lab.bridge.send("resize", lab.train("tune/0", lab.nodes, steps=600, pause=0.05))
     assert lab.until(ResizeDone, "tune/0").size == 2
-    assert "resumed after step" in lab.read("tune/0/1/logs/1.log")
+    wait_until(lambda: "resumed after step" in lab.read("tune/0/1/logs/1.log"), 30, "the log of the new worker")
     out, ended = lab.execute("tune/0", "train", ["sh", "-c", "ls loops.py; echo rank $RANK of $WORLD_SIZE"], rank=1)
     assert (out, ended.code) == ("loops.py\nrank 1 of 2\n", 0)
 
