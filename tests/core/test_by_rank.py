@@ -73,3 +73,12 @@ def test_an_elastic_gang_is_not_stopped_for_one_that_could_not_grow_there() -> N
     given.running("a", 2, elastic=(1, 4), flavor="A", priority=90).after(120.0)
     decided = submitted(given)
     assert not [each for each in decided if isinstance(each, decisions.Preempt)]
+
+
+def test_who_is_due_less_than_its_least_starts_where_nobody_else_takes_the_gpus() -> None:
+    given = ranked("1 node x 3", fair_share="guarantee_then_weight").policies(elasticity="goodput")
+    for name in ("a", "b", "c"):
+        given.queue(name, gpus=0)
+    given.pending("pair", 2, elastic=(2, 4), queue="a").pending("b", 64, queue="b").pending("c", 64, queue="c")
+    submitted(given)
+    assert given.phase("pair") == "running", "a third of the cluster is one GPU, but the other two can never start"

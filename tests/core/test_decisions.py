@@ -452,3 +452,11 @@ def test_a_gang_over_several_nodes_clears_whole_nodes_however_many_small_jobs_th
     given.state.apply(check(given.state, Submit(given.now, wide)))  # type: ignore[arg-type]
     decided = given.decide().decisions
     assert decided[-1] == Nominate("wide", gpus=16) and len(decided) == 17
+
+
+def test_what_a_lost_node_leaves_of_an_elastic_gang_is_not_sized() -> None:
+    given = cluster("2 nodes x 2").scheduling(stale_gang_grace_s=30.0)
+    given.running("wide", 4, elastic=(3, 4)).pending("waits", 2)
+    given.after(1.0, NodeLost(given.now + 1.0, "n-0"))
+    assert given.turn().decisions == [], "its places on that node are no more, and it may still be told to go on"
+    assert given.phase("wide") == "running"

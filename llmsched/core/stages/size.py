@@ -54,6 +54,8 @@ def run(this: Pass) -> None:
                     plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
                 left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
             _cut(plan, members, amount)
+        if by_rank and state.quota.enforced:
+            _fill(plan, sharing, capacity)
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
@@ -101,6 +103,18 @@ def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
                 return
 
 
+def _fill(plan: Plan, sharing: list[GangState], capacity: int) -> None:
+    """Whoever was to rest because its queue is due less than its least has that least all the same where no queue
+    takes the GPUs: a part of the cluster too small for anybody must not stay idle for ever."""
+    left = capacity - sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in sharing)
+    for gang in sorted(
+        sharing, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
+    ):
+        if plan.sizes.get(gang.id) == 0 and _least_milli(gang) <= left:
+            plan.sizes[gang.id] = gang.spec.min_size
+            left -= _least_milli(gang)
+
+
 def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangState]]]:
     """Those of one priority and all of a lower one, highest first."""
     found = []
@@ -125,7 +139,7 @@ class _Demand:
             return
         mark = trial.mark()
         for gang in running:
-            if trial.held(gang) and gang.id not in trial.shrinking:
+            if trial.held(gang) and gang.id not in trial.shrinking and not gang.lost_members:
                 least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
                 trial.hold(gang, least)
         for name in (*state.vacating, *trial.leaving):
