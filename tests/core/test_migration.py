@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ledger import Given, Launch, Preempt, cluster
 
 from llmsched.core import facts
+from llmsched.core.configuration import Reservation
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Workload
@@ -59,6 +61,13 @@ def test_it_leaves_for_the_faster_one_and_starts_there() -> None:
 def test_it_stays(change: dict[str, Any], why: str) -> None:
     given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), work("a", **change))
     assert given.turn().decisions == [], why
+
+
+def test_it_stays_where_it_would_not_be_let_start_again_on_the_faster_one() -> None:
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), work("a"))
+    booked = Reservation("booked", given.now + 500.0, 1000.0, queue="prod", gpus_milli=4000, flavor="A100")
+    given.after(1.0, facts.Configured(given.now, replace(given.state.configuration, version=9, reservations=(booked,))))
+    assert given.turn().decisions == [], "it would run into the reservation"
 
 
 def test_it_may_be_switched_off() -> None:

@@ -20,6 +20,23 @@ def test_no_promise_is_broken(first: int) -> None:
             raise AssertionError(f"world {seed} (python tests/core/worlds.py --show {seed})") from error
 
 
+@pytest.mark.parametrize(
+    ("seed", "story"),
+    [
+        (477, "a queue due less than the least of its only gang, and the others can never start"),
+        (1979, "a node with half of an elastic gang is lost while somebody waits"),
+        (3189, "nobody starts before a reservation has closed"),
+        (
+            4798,
+            "a queue that has nothing left of its own to ask for is asked after one that has, whoever is remembered",
+        ),
+        (4968, "a faster flavor is free, but reserved"),
+    ],
+)
+def test_what_was_broken_once_holds(seed: int, story: str) -> None:
+    worlds.play(seed)
+
+
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worlds, "violations", lambda state: ["I1 planted"] if state.holding else [])
     with pytest.raises(worlds.BrokenPromise, match="I1 planted"):

@@ -23,6 +23,8 @@ from llmsched.core.waiting import Key, Shape
 BY_AGE = "by age"
 UNBOUNDED = 1 << 60
 
+Rank = tuple[tuple[float, ...], float, Key, int]
+
 
 class Head(NamedTuple):
     """The next gang of one class; compares by key, then by class."""
@@ -132,6 +134,7 @@ class Line:
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
+        self._now: Rank | None = None  # the latest that somebody was asked at: behind its head a queue may rank earlier
 
     def _free(self) -> int:
         """Thousandths of GPUs that may be taken at this moment of the pass, where nothing else can be."""
@@ -174,9 +177,10 @@ class Line:
 
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
+        now = self._now
         for queue, shapes in self._refused_still:
             heap = self._heads(shapes)
-            while heap and self._rank(heap[0]) < self._now:
+            while heap and now is not None and self._rank(heap[0]) < now:
                 heappop(heap)
             if queue in self._heaps:  # the one in hand
                 self._heaps[queue] += heap
@@ -186,7 +190,7 @@ class Line:
                 heappush(self._queues, (self._rank(heap[0]), queue))
         self._refused_still = []
 
-    def _rank(self, head: Head) -> tuple[tuple[float, ...], float, Key, int]:
+    def _rank(self, head: Head) -> Rank:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
         if not self._by_queue:
             return ((), 0.0, head.key, head.serial)
@@ -209,7 +213,7 @@ class Line:
                 continue
             head = heappop(heap)
             if not self.blocker(head.shape) and self._fits(head.shape, self._free()):
-                self._refused, self._now = False, rank
+                self._refused, self._now = False, rank if self._now is None else max(self._now, rank)
                 yield self._gangs[head.name], head.shape
                 goes_on = not self._refused and self._fits(head.shape, self._free())
                 following = self._next(head) if goes_on else None

@@ -118,7 +118,7 @@ class Moves:
         if self._count >= MOVED_AT_MOST:
             return
         for option in self._pays(gang):
-            found = _try(this, gang, option)
+            found = _try(this, gang, option, ~self._calendar.closed(gang, gang.size))
             if found is None or not self._calendar.allows(gang, found):
                 continue
             flavor = gang.spec.groups[0].options[option].flavor or ""
@@ -131,11 +131,11 @@ class Moves:
             return
 
 
-def _try(this: Pass, gang: GangState, option: int) -> Placement | None:
+def _try(this: Pass, gang: GangState, option: int, only: int = -1) -> Placement | None:
     """A place for it with that option, beside what it holds; its quota as if it had let go."""
     trial = this.trial
     mark = trial.mark()
     trial.hold(gang, ())
-    found = place.find(this, gang, gang.size, explain=False, option=option)
+    found = place.find(this, gang, gang.size, only, explain=False, option=option)
     trial.rollback(mark)
     return None if isinstance(found, place.Refused) else found
