@@ -89,8 +89,8 @@ class App:
     def _deploy(self, folder, node):
         from ray import serve
 
-        model = serve.deployment(Nested).options(name="model", ray_actor_options=quarter(node))
-        serve.run(model.bind(), name="hoarded", route_prefix=None)
+        serve.run(serve.deployment(Nested).bind(), name="hoarded", route_prefix=None)  # made in this replica
+        nested(node, name="hoarded by an app", lifetime="detached")
         tell(folder, "serve", children=self._children, worker=os.getpid())
 
     def __call__(self, body):

@@ -102,6 +102,7 @@ def running_tasks() -> tuple[Task, ...]:
     from ray.util.state import list_tasks
 
     found = list_tasks(
+        ray.get_runtime_context().gcs_address,  # without it, it would ask whatever Ray it finds
         filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")],
         limit=TASKS_AT_MOST,
         timeout=5,
