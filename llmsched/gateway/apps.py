@@ -8,6 +8,7 @@ than that they send such messages. `Answer` and `Socket` are the two that may be
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -59,17 +60,13 @@ def asked(scope: Mapping[str, Any], name: str, body: bytes) -> dict[str, Any]:
     }
 
 
-class Answer:
-    """What has been sent to the client of one request; `is_over`: nothing more may be."""
+class _Taking(ABC):
+    """The client's side of one request, to which an app's messages go until `is_over`."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-        self.is_over = False
-        self._is_events = False
+    is_over: bool
 
     async def take(self, batch: Any) -> None:
-        """Send what an app sent. Raises Refused (502) for what is no message of HTTP."""
+        """Send what an app sent. Raises Refused (502) for what is no message of its protocol."""
         for message in batch if isinstance(batch, list) else [batch]:
             if self.is_over:
                 return
@@ -77,6 +74,19 @@ class Answer:
                 await self._pass_on(message)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise _no_message(error) from None
+
+    @abstractmethod
+    async def _pass_on(self, message: Mapping[str, Any]) -> None: ...
+
+
+class Answer(_Taking):
+    """What has been sent to the client of one request; `is_over`: nothing more may be."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.is_over = False
+        self._is_events = False
 
     async def _pass_on(self, message: Mapping[str, Any]) -> None:
         kind = message["type"]
@@ -103,7 +113,7 @@ class Answer:
         return True
 
 
-class Socket:
+class Socket(_Taking):
     """One websocket of a client."""
 
     def __init__(self, receive: Receive, send: Send, can_deny: bool) -> None:
@@ -129,16 +139,6 @@ class Socket:
             yield {name: message[name] for name in ("type", "text", "bytes", "code", "reason") if name in message}
             if message["type"] == "websocket.disconnect":
                 return
-
-    async def take(self, batch: Any) -> None:
-        """Send what an app sent. Raises Refused (502) for what is no message of a websocket."""
-        for message in batch if isinstance(batch, list) else [batch]:
-            if self.is_over:
-                return
-            try:
-                await self._pass_on(message)
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise _no_message(error) from None
 
     async def _pass_on(self, message: Mapping[str, Any]) -> None:
         match message["type"]:

@@ -113,11 +113,11 @@ class Handed(Router):  # type: ignore[misc]
 
     @asynccontextmanager
     async def choose_replica(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        raise NotImplementedError(_NO_CHOICE)
+        raise RuntimeError(_NO_CHOICE)
         yield
 
     def dispatch(self, selection: Any, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(_NO_CHOICE)
+        raise RuntimeError(_NO_CHOICE)
 
     def shutdown(self) -> concurrent.futures.Future[None]:
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -250,4 +250,4 @@ class Result(ReplicaResult):  # type: ignore[misc]
         return ray.put(await self.get_async())
 
     def to_object_ref_gen(self) -> ray.ObjectRefGenerator:
-        raise NotImplementedError("A stream inside of an application is no generator of object references.")
+        raise RuntimeError("A stream inside of an application is no generator of object references.")
