@@ -25,6 +25,7 @@ from itertools import accumulate
 from math import inf
 from typing import NamedTuple
 
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.message import ACTOR, Message, Quote, Ref, say
 from llmsched.core.records import speed
 from llmsched.core.resources import MILLI
@@ -254,4 +255,4 @@ def _flavor(spec: Workload) -> str | None:
 
 def _gpus(spec: Workload) -> float:
     """GPUs of the first group at min_size, at least a fraction of one so that it can be divided by."""
-    return max(spec.min_size * spec.groups[0].options[0].resources.gpus_milli, 1) / MILLI
+    return max(spec.min_size * bundle_milli(spec), 1) / MILLI

@@ -12,25 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor, inf, log
 
+from llmsched.core.amounts import need_of
 from llmsched.core.configuration import Queue
 from llmsched.core.quota import Branch
 from llmsched.core.records import QueueUse
 from llmsched.core.resources import MILLI, ZERO, Resources
 from llmsched.core.state import State
-from llmsched.core.workload import Workload
 
 BORROWED, TOTAL, GUARANTEE = "weighted_drf_over_borrowed", "drf_total", "guarantee_then_weight"
 NOTHING = QueueUse()
 ROUNDING = 1e-9  # of a share: equal thirds are equal
-
-
-def total_of(spec: Workload, size: int, option: int = 0) -> Resources:
-    """What the whole gang takes at `size`."""
-    total = ZERO
-    for number, group in enumerate(spec.groups):
-        amount = group.option(option).resources
-        total = total.plus(amount.times(size if number == 0 else group.count))
-    return total
 
 
 @dataclass(slots=True)
@@ -187,11 +178,11 @@ def guarantee_then_weight(state: State) -> dict[str, float]:
     """Thousandths of GPUs per queue: what it is guaranteed and asks for, then the rest by weight up to what it asks."""
     wanted: dict[str, float] = {q.name: state.use.get(q.name, NOTHING).gpus_milli for q in state.configuration.queues}
     for shape in state.waiting.live.values():
-        gpus = total_of(shape.sample, shape.sample.max_size).gpus_milli
+        gpus = need_of(shape.sample, shape.sample.max_size).gpus_milli
         wanted[shape.queue] = wanted.get(shape.queue, 0) + gpus * len(shape.entries)
     for name in state.elastic:  # running elastic gangs would take more
         gang = state.gangs[name]
-        most = total_of(gang.spec, gang.spec.max_size).gpus_milli
+        most = need_of(gang.spec, gang.spec.max_size).gpus_milli
         wanted[gang.spec.queue] += max(0, most - gang.gpus_milli())
     share = {q.name: float(min(nominal_milli(q), wanted[q.name])) for q in state.configuration.queues}
     left = state.capacity.gpus_total * MILLI - sum(share.values())

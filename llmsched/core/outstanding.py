@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from typing import Self
 
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.records import GangState
 
 SECOND = 1000
@@ -37,7 +38,7 @@ class Outstanding:
             self.of_models[gang.id] = None
         if spec.model or gang.work_left is None:
             return
-        gpus = (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli
+        gpus = (gang.size or spec.min_size) * bundle_milli(spec)
         if gang.started_at is None or not gang.is_active():
             left = round(max(gang.work_left, 0.0) * SECOND)
             self._still[gang.id] = (left, gpus)

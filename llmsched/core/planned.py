@@ -12,10 +12,11 @@ from heapq import merge
 from math import ceil, inf
 from typing import NamedTuple
 
+from llmsched.core.amounts import gpus_of, need_milli, options_of, size_of
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.quota import Branch
-from llmsched.core.records import GangState, gpus_of, size_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, runtime_s
 from llmsched.core.scheduling_pass import Pass
@@ -63,7 +64,7 @@ def least(spec: Workload, placement: Placement) -> Placement:
 def earliest(this: Pass, gang: GangState, size: int, windows: Windows, promises: list[Promise]) -> Promise | None:
     """The first moment the gang would fit, with whichever of its options that is, if everybody ends as expected and
     promises made before it are kept."""
-    options = place.options_of(gang.spec)
+    options = options_of(gang.spec)
     found = [start for option in options if (start := _with_option(this, gang, size, option, windows, promises))]
     return min(found, key=lambda promise: promise.start, default=None)
 
@@ -74,7 +75,7 @@ def _with_option(
     trial, state = this.trial, this.state
     lasts = runtime_s(state, gang, size)
     spec = gang.spec
-    need = place.need_milli(spec, size, option)
+    need = need_milli(spec, size, option)
     mask = place.eligible(trial, spec, option)
     flavor = spec.groups[0].option(option).flavor
     counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from llmsched.core.amounts import options_of
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
+from llmsched.core.node_types import accelerator_of, resources_of
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
-from llmsched.core.stages.place import options_of
-from llmsched.core.stages.provision import accelerator_of, total_of
 from llmsched.core.state import State
 from llmsched.core.workload import Option, Workload
 
@@ -58,7 +58,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
             wish = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
             return Never("impossible", say("impossible.labels", who=who, wish=wish))
         rooms = [_room_when_empty(node.node.total, need, count) for node in labelled]
-        coming = [_room_when_empty(total_of(t), need, count) * t.max for t in to_come]
+        coming = [_room_when_empty(resources_of(t), need, count) * t.max for t in to_come]
         if not any(rooms) and not any(coming):
             largest = max((n.node.total for n in labelled), default=Resources())
             sentence = "impossible.one_replica" if spec.kind == "serve" else "impossible.one_worker"

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
+from llmsched.core.amounts import bundle_milli, gpus_of, need_of, size_of
 from llmsched.core.configuration import PreemptionRules, Queue
-from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares, total_of
+from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.quota import Branch, fork
-from llmsched.core.records import GangState, gpus_of, size_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
@@ -249,7 +250,7 @@ class Rules:
         """Thousandths of GPUs that an elastic victim could give and go on: it is evicted only for what it cannot."""
         if not self.scheduling.elastic or not victim.spec.is_elastic():
             return 0
-        bundle = victim.spec.groups[0].options[0].resources.gpus_milli
+        bundle = bundle_milli(victim.spec)
         return max(0, size_of(victim.spec, self.trial.held(victim)) - victim.spec.min_size) * bundle
 
     def holds(self) -> bool:
@@ -289,7 +290,7 @@ class Rules:
     def _need(self) -> Resources:
         key = (self.size, self.option)
         if self._known != key:
-            self._known, self._amount = key, total_of(self.gang.spec, self.size, self.option)
+            self._known, self._amount = key, need_of(self.gang.spec, self.size, self.option)
         return self._amount
 
     def _flavor(self, victim: GangState) -> str | None:
@@ -326,7 +327,7 @@ class Rules:
 
 
 def _all_of(victim: GangState) -> Resources:
-    return total_of(victim.spec, victim.size).times(-1)
+    return need_of(victim.spec, victim.size).times(-1)
 
 
 def rules_of(state: State, queue: str) -> PreemptionRules:

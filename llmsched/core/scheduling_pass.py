@@ -10,9 +10,9 @@ from dataclasses import replace
 from llmsched.core.fair import Shares, mode_of
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
+from llmsched.core.shapes import Key
 from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.views import View
-from llmsched.core.waiting import Key
 
 _UNKNOWN = object()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import DECLARED, Guess, Outlook
@@ -383,7 +384,7 @@ class View(Frozen):
         return allowed_sizes(gang.spec)
 
     def gpus_per_bundle(self, gang: Gang) -> float:
-        return gang.spec.groups[0].options[0].resources.gpus_milli / MILLI
+        return bundle_milli(gang.spec) / MILLI
 
     def gpus(self) -> int:
         """GPUs in the cluster."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration, NodeType
+from llmsched.core.node_types import node_of, price_of
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI
-from llmsched.core.stages.provision import node_of, price_of
 from llmsched.errors import SpecError
 
 STARTUP_S = 120.0  # from asking for a node until it joins, when nothing else is said

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from llmsched.core import decisions, facts, render
 from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.decisions import Decision
+from llmsched.core.node_types import node_of
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduler import turn
-from llmsched.core.stages.provision import node_of
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, gang_id
 from llmsched.errors import Bug, SpecError

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from math import inf
 
+from llmsched.core.amounts import need_milli, options_of, size_of
 from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.exact_fit import fits, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.planned import Promise
 from llmsched.core.possible import why_never_with
-from llmsched.core.records import GangState, size_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.shapes import Shape, Stamp
 from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.nominate import nominate, stand
-from llmsched.core.waiting import Shape, Stamp
 from llmsched.core.workload import Placement
 
 LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
@@ -329,7 +330,7 @@ class Admission:
             branch = quota.branch(spec.queue, flavor)
             if branch is None:
                 continue
-            idle = min(branch.subtree - branch.used, place.need_milli(spec, spec.min_size, option))
+            idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
             if idle > 0:
                 self.trial.hold_quota(spec.queue, flavor, idle)
             return
@@ -339,7 +340,7 @@ class Admission:
         state = self.state
         stamp = (state.capacity.version, state.quota)
         if shape.possible is None or shape.possible[:2] != stamp:
-            options = place.options_of(shape.sample)
+            options = options_of(shape.sample)
             able = tuple(option for option in options if why_never_with(state, shape.sample, option) is None)
             shape.possible = (*stamp, able)
         return shape.possible[2]

@@ -12,11 +12,12 @@ from whoever borrows below the branch that lacks the quota.
 
 from __future__ import annotations
 
+from llmsched.core.amounts import least_milli, need_milli, options_of, size_of
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
-from llmsched.core.records import GangState, size_of
+from llmsched.core.records import GangState
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
@@ -96,9 +97,9 @@ class Calendar:
         quota, spec = self.trial.state.quota, gang.spec
         if not quota.enforced:
             return True
-        for option in place.options_of(spec):
+        for option in options_of(spec):
             branch = quota.branch(spec.queue, spec.groups[0].option(option).flavor)
-            if branch is not None and branch.used + place.need_milli(spec, spec.min_size, option) <= branch.subtree:
+            if branch is not None and branch.used + need_milli(spec, spec.min_size, option) <= branch.subtree:
                 return True
         return False
 
@@ -129,7 +130,7 @@ class Calendar:
         for promise in self.promises:
             if promise.gang is gang:
                 break
-            if promise.pool and promise.spare_milli < place.least_milli(gang.spec, size) and self._binds(promise, gang):
+            if promise.pool and promise.spare_milli < least_milli(gang.spec, size) and self._binds(promise, gang):
                 late = self.trial.now + lasts > promise.start
                 if late and not place.eligible_by_any(self.trial, gang.spec) & ~promise.pool:
                     return promise
@@ -193,8 +194,8 @@ class Calendar:
         """Whether quota keeps it out with each of its options, and the branch that does so with the first."""
         quota, spec = self.trial.state.quota, gang.spec
         short: Branch | None = None
-        for option in place.options_of(spec):
-            flavor, need = spec.groups[0].option(option).flavor, place.need_milli(spec, spec.min_size, option)
+        for option in options_of(spec):
+            flavor, need = spec.groups[0].option(option).flavor, need_milli(spec, spec.min_size, option)
             if place.quota_refusal(self.trial, spec, flavor, need) is None:
                 return False, None
             branch = quota.branch(spec.queue, flavor)

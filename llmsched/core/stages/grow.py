@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmsched.core.amounts import bundle_milli, size_of
 from llmsched.core.message import say
-from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
@@ -49,7 +50,7 @@ def run(this: Pass, calendar: Calendar) -> None:
     for gang, target in larger:
         if short <= 0 or plan.cut(since):
             break
-        bundle = gang.spec.groups[0].options[0].resources.gpus_milli
+        bundle = bundle_milli(gang.spec)
         asked = gang.size - -(-short // bundle)  # no more than others lack
         to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
         resize(this, gang, without(gang, to, None), say("resize.beyond_share"))
@@ -58,7 +59,7 @@ def run(this: Pass, calendar: Calendar) -> None:
 
 def _grow(this: Pass, gang: GangState, target: int, calendar: Calendar) -> int:
     """Take what fits towards `target`; returns the thousandths of GPUs that are still missing."""
-    bundle = gang.spec.groups[0].options[0].resources.gpus_milli
+    bundle = bundle_milli(gang.spec)
     for size in [s for s in reversed(allowed_sizes(gang.spec)) if gang.size < s <= target]:
         extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
         if extra is not None and calendar.allows(gang, extra):

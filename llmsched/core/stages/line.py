@@ -12,13 +12,13 @@ from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
-from llmsched.core.fair import BORROWED, Shares, total_of
+from llmsched.core.amounts import need_milli, need_of
+from llmsched.core.fair import BORROWED, Shares
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages.place import need_milli
+from llmsched.core.shapes import Key, Shape
 from llmsched.core.state import State
-from llmsched.core.waiting import Key, Shape
 
 BY_AGE = "by age"
 UNBOUNDED = 1 << 60
@@ -200,7 +200,7 @@ class Line:
             branch = self._quota.branch(sample.queue, flavor)
             borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree
             return ((float(borrows),), 0.0, head.key, head.serial)
-        need = total_of(sample, sample.min_size)
+        need = need_of(sample, sample.min_size)
         standing = self._shares.standing(sample.queue, flavor, need)
         return (standing, self._shares.item(need), head.key, head.serial)
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from llmsched.core.amounts import amount_of, need_milli, options_of
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.nodes import Node
-from llmsched.core.records import GangState, amount_of, speed
+from llmsched.core.records import GangState, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.trial import Trial
@@ -94,22 +95,12 @@ def eligible(trial: Trial, spec: Workload, option: int) -> int:
     return mask
 
 
-def options_of(spec: Workload) -> range:
-    """Numbers of the options there are; a group with fewer has its last one for those beyond."""
-    return range(max(len(group.options) for group in spec.groups))
-
-
 def eligible_by_any(trial: Trial, spec: Workload) -> int:
     """Nodes that may hold the first group with one of its options."""
     mask = 0
     for option in options_of(spec):
         mask |= eligible(trial, spec, option)
     return mask
-
-
-def least_milli(spec: Workload, size: int) -> int:
-    """What it takes at `size` with the option that takes least."""
-    return min(need_milli(spec, size, option) for option in options_of(spec))
 
 
 def may_fit(trial: Trial, gang: GangState, size: int) -> bool:
@@ -129,15 +120,6 @@ def may_fit(trial: Trial, gang: GangState, size: int) -> bool:
         if need_milli(spec, size, option) <= (capacity.free_gpus(mask) + own) * MILLI:
             return True
     return False
-
-
-def need_milli(spec: Workload, size: int, option: int) -> int:
-    """Thousandths of GPUs the whole gang takes at `size`."""
-    total = 0
-    for number, group in enumerate(spec.groups):
-        count = size if number == 0 else group.count
-        total += count * group.option(option).resources.gpus_milli
-    return total
 
 
 def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -> Refused | None:

@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmsched.core.amounts import amount_of, gpus_of, least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE
 from llmsched.core.message import say, workload
-from llmsched.core.records import GangState, amount_of, gpus_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
@@ -125,10 +126,10 @@ class Search:
         eligible, self.cost_of = _eligible(self.later, gang, rules)
         if not eligible:
             return None
-        for option in place.options_of(gang.spec):
+        for option in options_of(gang.spec):
             rules.option = option
             mask = place.eligible(self.trial, gang.spec, option) & self.only
-            self.need = place.need_milli(gang.spec, gang.spec.min_size, option)
+            self.need = need_milli(gang.spec, gang.spec.min_size, option)
             for _ in rules.each_strategy():
                 choice = self._with_option(mask, eligible)
                 if choice is not None:
@@ -449,7 +450,7 @@ def _by_excess(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> Iterat
 
 def _least_need(gang: GangState) -> int:
     """Whole GPUs, in thousandths, without which no option of this gang can start."""
-    least = place.least_milli(gang.spec, gang.spec.min_size)
+    least = least_milli(gang.spec, gang.spec.min_size)
     return least - least % MILLI
 
 

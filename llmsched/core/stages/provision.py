@@ -13,24 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmsched.core.amounts import need_milli
 from llmsched.core.capacity import NodeState
-from llmsched.core.configuration import Configuration, NodeType
+from llmsched.core.configuration import NodeType
 from llmsched.core.decisions import ReleaseNode, RequestCapacity
 from llmsched.core.explain import Reason
 from llmsched.core.message import NODE_TYPE, Ref, say
-from llmsched.core.nodes import COMES_WITHIN_S, Node
+from llmsched.core.node_types import node_of, price_of
+from llmsched.core.nodes import COMES_WITHIN_S
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages.place import eligible, need_milli, quota_refusal
+from llmsched.core.shapes import Shape
+from llmsched.core.stages.place import eligible, quota_refusal
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.waiting import Shape
 from llmsched.core.workload import Workload
 
 GANGS_COUNTED = 1000  # waiting gangs whose demand is added up
-UNKNOWN = 1 << 50  # amount of a resource that a node type does not state
 COMING = "capacity_coming"
 WAITS_FOR_NODES = ("nodes", "fragmentation", "topology")
 
@@ -238,31 +239,6 @@ def _who_waits(trial: Trial, plan: Plan, shape: Shape) -> Iterator[str]:
     for _, name in shape.entries:
         if name not in plan.nominations and not trial.held(trial.state.gangs[name]):
             yield name
-
-
-def price_of(configuration: Configuration, node_type: NodeType) -> float:
-    """Of one node, per hour."""
-    price = {flavor.name: flavor.price_per_gpu_hour for flavor in configuration.flavors}
-    return node_type.gpus * price.get(node_type.flavor or "", 0.0)
-
-
-def node_of(configuration: Configuration, node_type: NodeType, name: str = "") -> Node:
-    """A node of a type, empty and nameless until it joins."""
-    labels = next((flavor.labels for flavor in configuration.flavors if flavor.name == node_type.flavor), ())
-    return Node(name, total_of(node_type), accelerator_of(configuration, node_type), labels, node_type=node_type.name)
-
-
-def total_of(node_type: NodeType) -> Resources:
-    """What one node of a type has; what the type does not say is taken to be enough."""
-    return Resources(node_type.gpus * MILLI, node_type.cpus * MILLI or UNKNOWN, node_type.memory_bytes or UNKNOWN)
-
-
-def accelerator_of(configuration: Configuration, node_type: NodeType) -> str | None:
-    """The accelerator of a node type: its flavor's accelerator label, else the flavor's name."""
-    for flavor in configuration.flavors:
-        if flavor.name == node_type.flavor:
-            return dict(flavor.labels).get("ray.io/accelerator-type", flavor.name)
-    return node_type.flavor
 
 
 def _release(trial: Trial, plan: Plan, demand: Demand) -> None:

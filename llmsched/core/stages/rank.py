@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Launch, Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
@@ -23,6 +24,7 @@ from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.grow import more
@@ -32,7 +34,6 @@ from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
-from llmsched.core.waiting import Key, Shape
 from llmsched.core.workload import Placement
 
 REASON = "in_queue_rank"
@@ -204,11 +205,11 @@ class _Count:
             return [self._held(gang)]
         groups = gang.spec.groups
         found = []
-        for option in place.options_of(gang.spec):
+        for option in options_of(gang.spec):
             flavor = groups[0].option(option).flavor
             if flavor is None and len(self.room) == 1:
                 flavor = next(iter(self.room))
-            found.append((flavor, place.need_milli(gang.spec, gang.spec.min_size, option)))
+            found.append((flavor, need_milli(gang.spec, gang.spec.min_size, option)))
         return found
 
     def _held(self, gang: GangState) -> tuple[str | None, int]:

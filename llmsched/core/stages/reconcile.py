@@ -6,10 +6,11 @@ Nothing here frees capacity within the pass: an attempt holds what it holds unti
 from __future__ import annotations
 
 from llmsched.core import authorization, rollout
+from llmsched.core.amounts import amount_of
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, RunAgain, Stop
 from llmsched.core.message import NODE, RESERVATION, Message, Ref, say, workload
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, total_of
+from llmsched.core.records import GangState, WorkloadState, excess_ends, total_of
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmsched.core.amounts import bundle_milli, size_of
 from llmsched.core.decisions import Resize
 from llmsched.core.message import Message, say, workload
-from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.records import GangState, allowed_sizes
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
@@ -98,7 +99,7 @@ def resize(this: Pass, gang: GangState, placement: Placement, why: Message) -> N
 
 
 def _given_milli(gang: GangState, placement: Placement) -> int:
-    return (len(gang.held) - len(placement)) * gang.spec.groups[0].options[0].resources.gpus_milli
+    return (len(gang.held) - len(placement)) * bundle_milli(gang.spec)
 
 
 def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
@@ -132,13 +133,13 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
 def _step(giver: GangState) -> int:
     """Thousandths of GPUs that the first step down releases."""
     smaller = max((size for size in allowed_sizes(giver.spec) if size < giver.size), default=giver.size)
-    return (giver.size - smaller) * giver.spec.groups[0].options[0].resources.gpus_milli
+    return (giver.size - smaller) * bundle_milli(giver.spec)
 
 
 def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, code: str) -> int:
     """How far down the rules let a giver of another queue go: each step only while its queue has more than is its own,
     after those who gave before it."""
-    bundle = giver.spec.groups[0].options[0].resources.gpus_milli
+    bundle = bundle_milli(giver.spec)
     mark = trial.mark()
     lowest = giver.size
     for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]:

@@ -7,16 +7,17 @@ could not start whatever elastic ones gave shares in nothing. Those whose flavor
 
 from __future__ import annotations
 
+from llmsched.core.amounts import amount_of, bundle_milli, gpus_of, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
+from llmsched.core.records import GangState, allowed_sizes, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages.place import Refused, find, need_milli
+from llmsched.core.shapes import Shape
+from llmsched.core.stages.place import Refused, find
 from llmsched.core.stages.shrink import without
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.waiting import Shape
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
@@ -52,7 +53,7 @@ def run(this: Pass) -> None:
                 for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
                     gang = state.gangs[name]
                     plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
-                left -= sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in tier)
+                left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
             _cut(plan, members, amount)
         if by_rank and state.quota.enforced:
             _fill(plan, sharing, capacity)
@@ -87,7 +88,7 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
 def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
     """Whatever the policy said, sizes together stay within the amount (or at their minimum): the lowest
     priority gives first, then the newest."""
-    bundle = {gang.id: _bundle_milli(gang) for gang in members}
+    bundle = {gang.id: bundle_milli(gang.spec) for gang in members}
     over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
     for gang in sorted(
         members, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
@@ -106,7 +107,7 @@ def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
 def _fill(plan: Plan, sharing: list[GangState], capacity: int) -> None:
     """Whoever was to rest because its queue is due less than its least has that least all the same where no queue
     takes the GPUs: a part of the cluster too small for anybody must not stay idle for ever."""
-    left = capacity - sum(plan.sizes.get(gang.id, 0) * _bundle_milli(gang) for gang in sharing)
+    left = capacity - sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in sharing)
     for gang in sorted(
         sharing, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
     ):
@@ -183,12 +184,8 @@ class _Demand:
         self.rigid[flavor] = self.rigid.get(flavor, 0) + amount
 
 
-def _bundle_milli(gang: GangState) -> int:
-    return gang.spec.groups[0].options[0].resources.gpus_milli
-
-
 def _least_milli(gang: GangState) -> int:
-    return gang.spec.min_size * _bundle_milli(gang)
+    return gang.spec.min_size * bundle_milli(gang.spec)
 
 
 def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int) -> dict[str, int]:

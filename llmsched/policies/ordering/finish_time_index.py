@@ -21,6 +21,7 @@ from heapq import heappop, heappush, merge
 from math import exp, floor, log
 from typing import Any, NamedTuple, TypeVar
 
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.estimate import BEYOND
 from llmsched.core.policy import GangView, Key
 from llmsched.core.resources import MILLI
@@ -181,7 +182,7 @@ class Declared:
 def gpus_of(gang: GangView) -> float:
     """What it has or, while it waits, gets at least."""
     spec = gang.spec
-    return (gang.size or spec.min_size) * spec.groups[0].options[0].resources.gpus_milli / MILLI
+    return (gang.size or spec.min_size) * bundle_milli(spec) / MILLI
 
 
 def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[str]) -> Iterator[tuple[Key, str]]:
