@@ -15,6 +15,7 @@ from llmsched.control import registry
 from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core.records import WorkloadState
 from llmsched.core.render import Names
+from llmsched.core.workload import named_run, split_run
 from llmsched.errors import RequestError
 from llmsched.spec import http_models
 from llmsched.store.tables import ArchiveQuery
@@ -154,7 +155,7 @@ def models(
     """`cursor` is `name@version`."""
     after = None
     if cursor is not None:
-        plain, _, version = cursor.rpartition("@")
+        plain, version = split_run(cursor)
         if not plain or not version.isdecimal():
             raise RequestError(f'"{cursor}" is no cursor.', code="cursor", hint="Use one that a list gave as `next`.")
         after = plain, int(version)
@@ -162,7 +163,7 @@ def models(
     query = ArchiveQuery(limit + 1, name=name, user=user, queues=queues, models=True, after_run=after)
     found = registry.versions(controller.state, query, controller.archived, permissions.sees)
     last = found[limit - 1] if len(found) > limit else None
-    return http_models.ModelList(models=found[:limit], next=f"{last.name}@{last.version}" if last else None)
+    return http_models.ModelList(models=found[:limit], next=named_run(last.name, last.version) if last else None)
 
 
 def story(controller: Any, found: WorkloadState, before: int | None, names: Names) -> http_models.StoryView:

@@ -16,6 +16,7 @@ import httpx
 from llmsched.client import pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
+from llmsched.core.workload import split_run
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
 
@@ -221,7 +222,7 @@ class AsyncClient:
         """Put a model (NAME, its newest version, or NAME@VERSION) into `folder`, which is not there yet.
         Raises RequestError for a name without any, SpecError, ClusterError for what came broken."""
         target = pull.free(Path(folder))
-        plain, _, version = name.partition("@")
+        plain, version = split_run(name)
         versions = await self.models(plain)
         chosen = next((each for each in versions if version in ("", str(each.version))), None)
         if chosen is None:

@@ -24,7 +24,7 @@ from llmsched.core.node_types import accelerator_of
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.state import GangState, State, Status, WorkloadState
-from llmsched.core.workload import Placement, Workload
+from llmsched.core.workload import Placement, Workload, named_run, split_run
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import port
 from llmsched.spec.http_models import WORKDIR_PREFIX
@@ -236,13 +236,13 @@ def artifact_of(state: State, workload: Workload, source: str) -> str:
     asked = parse_run_source(source) or parse_model_source(source)
     assert asked is not None
     name, run = asked[0], asked[1]
-    meant = [each for each in workload.after if each.partition("@")[0] == name]
+    meant = [each for each in workload.after if split_run(each)[0] == name]
     if run is None and len(meant) == 1:
-        run = int(meant[0].partition("@")[2] or 1)
+        run = int(split_run(meant[0])[1] or 1)
     for record in state.results(name):
         if run in (None, record.workload.run) and authorization.may_read(state, workload, record.workload):
             return str(record.artifact)
-    silent = newest_run(state, name if run is None else f"{name}@{run}")
+    silent = newest_run(state, name if run is None else named_run(name, run))
     if (
         silent is not None
         and silent.outcome == "succeeded"
@@ -420,7 +420,8 @@ def publication(
     if target is not None and not authorization.may_publish(state, workload.user, target.workload):
         return None, f"not published: {publish.to} is not of this user, who is no admin of its queue"
     if target is not None and target.outcome:
-        return None, f"not published: the endpoint {publish.to} has ended; it is kept as {workload.name}@{workload.run}"
+        kept = named_run(workload.name, workload.run)
+        return None, f"not published: the endpoint {publish.to} has ended; it is kept as {kept}"
     if publish.kind == "adapter" and not endpoint_names.is_free(
         state, publish.name or workload.name, workload if target is None else target.workload
     ):

@@ -18,10 +18,10 @@ from llmsched.control.refusals import error_of
 from llmsched.control.turns import breathe
 from llmsched.core import commands
 from llmsched.core.state import State, WorkloadState
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Workload, run_id, split_run
 from llmsched.errors import RequestError, SpecError
 from llmsched.spec import parcel
-from llmsched.spec.compile import Compiled, workload_id
+from llmsched.spec.compile import Compiled
 from llmsched.spec.diff import diff_parcels
 
 
@@ -54,7 +54,7 @@ async def draft(
     for spec, compiled in specs:
         await breathe()
         run = runs[spec.name]
-        known = state.find(workload_id(spec.name, run))
+        known = state.find(run_id(spec.name, run))
         if known is not None and not permissions.changes(known.workload):
             known = None
         after = [_meant(state, name, runs, compiled.kind, permissions) for name in compiled.after]
@@ -62,7 +62,7 @@ async def draft(
             after += registry.read_by(state, sources, permissions.sees)
         workload = replace(
             compiled,
-            id=workload_id(spec.name, run),
+            id=run_id(spec.name, run),
             run=run,
             user=owners[spec.name],
             after=tuple(dict.fromkeys(after)),
@@ -79,16 +79,17 @@ def _serves(record: WorkloadState) -> bool:
 def _meant(state: State, name: str, runs: dict[str, int], kind: str, permissions: Permissions) -> str:
     """`after: [prepare]` waits for the newest run, of this file or of before. An endpoint goes on with the newest that
     has not failed."""
-    if "@" in name:
-        return name.removesuffix("@1")
+    plain, number = split_run(name)
+    if number:
+        return run_id(plain, int(number))
     newest = newest_run(state, name)
     if newest is not None and not permissions.sees(newest.workload):
         newest = None
     run = runs.get(name) or (newest.workload.run if newest is not None else 1)
     if kind == "serve" and newest is not None:
-        back = (one for one in range(run, 0, -1) if not _went_wrong(state, workload_id(name, one)))
+        back = (one for one in range(run, 0, -1) if not _went_wrong(state, run_id(name, one)))
         run = next(back, run)
-    return workload_id(name, run)
+    return run_id(name, run)
 
 
 def _went_wrong(state: State, name: str) -> bool:
@@ -137,7 +138,7 @@ def differences(draft: Draft) -> list[str]:
     if problem:
         lines.insert(0, f"its spec of before is not one that this version reads: {problem}")
     for name in workload.after:
-        before = [old for old in known.workload.after if old.partition("@")[0] == name.partition("@")[0]]
+        before = [old for old in known.workload.after if split_run(old)[0] == split_run(name)[0]]
         if before and before[0] != name:
             lines.append(f"reads: {before[0]} -> {name}")
     return lines

@@ -16,7 +16,7 @@ from llmsched.core import authorization
 from llmsched.core.commands import NAMES_COMPARED
 from llmsched.core.facts import Published, Submitted
 from llmsched.core.state import State, WorkloadState
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Workload, named_run
 from llmsched.errors import RequestError
 from llmsched.spec import http_models
 from llmsched.spec.http_models import WORKDIR_PREFIX
@@ -109,7 +109,7 @@ def _view(record: WorkloadState, published: Iterable[Published]) -> http_models.
     return http_models.ModelVersion(
         name=workload.name,
         version=workload.run,
-        source=f"model://{workload.name}@{workload.run}",
+        source=f"model://{named_run(workload.name, workload.run)}",
         workload=workload.id,
         user=workload.user,
         made_at=record.finished_at or 0.0,

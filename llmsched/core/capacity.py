@@ -138,6 +138,11 @@ class NodeState:
         return next(device for device in range(self.total_gpus + 1) if device not in self.shares)
 
 
+def room_when_empty(total: Resources, need: Resources, enough: int) -> int:
+    """How many such bundles fit on a node that has so much in all, counting no further than `enough`."""
+    return NodeState(Node("", total), 0).room(need, enough)
+
+
 class Capacity:
     """All nodes by slot, with masks by flavor and by number of free whole GPUs, and by label and domain on demand."""
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from llmsched.core import decisions, lifecycle, lives, submissions
 from llmsched.core.records import Nomination, WorkloadState
 from llmsched.core.status import Status
+from llmsched.core.workload import run_id
 from llmsched.core.world import World
 
 
@@ -83,7 +84,7 @@ def run_again(world: World, decision: decisions.RunAgain) -> None:
     record = world.workloads[decision.workload]
     workload = record.workload
     if decision.run > workload.run:
-        following = replace(workload, id=f"{workload.name}@{decision.run}", run=decision.run, after=())
+        following = replace(workload, id=run_id(workload.name, decision.run), run=decision.run, after=())
         submissions.begin(world, WorkloadState(following, world.now, [], world.gangs, is_due=True))
         return
     record.next_run_at = lives.next_due_of(workload.schedule or "", world.now)

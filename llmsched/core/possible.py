@@ -6,10 +6,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmsched.core.amounts import options_of
-from llmsched.core.capacity import NodeState
+from llmsched.core.capacity import room_when_empty
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, resources_of
-from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import State
 from llmsched.core.workload import Option, Workload
@@ -57,8 +56,8 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         if of_flavor and not labelled and not to_come:
             wish = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
             return Never("impossible", say("impossible.labels", who=who, wish=wish))
-        rooms = [_room_when_empty(node.node.total, need, count) for node in labelled]
-        coming = [_room_when_empty(resources_of(t), need, count) * t.max for t in to_come]
+        rooms = [room_when_empty(node.node.total, need, count) for node in labelled]
+        coming = [room_when_empty(resources_of(t), need, count) * t.max for t in to_come]
         if not any(rooms) and not any(coming):
             largest = max((n.node.total for n in labelled), default=Resources())
             sentence = "impossible.one_replica" if spec.kind == "serve" else "impossible.one_worker"
@@ -84,7 +83,7 @@ def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
     for node in state.nodes.values():
         domain = node.node.domain(level)
         if domain is not None and (flavor is None or node.node.flavor == flavor):
-            rooms[domain] = rooms.get(domain, 0) + _room_when_empty(node.node.total, need, spec.min_size)
+            rooms[domain] = rooms.get(domain, 0) + room_when_empty(node.node.total, need, spec.min_size)
     who, named = Quote(spec.id), Ref(LEVEL, level)
     if not rooms:
         return Never("impossible", say("impossible.no_level", who=who, level=named))
@@ -110,10 +109,6 @@ def _quota_fits(state: State, spec: Workload, flavor: str | None, need_milli: in
         who=Quote(spec.id), need=need_milli, flavor=Ref(FLAVOR, flavor or ""), queue=Ref(QUEUE, spec.queue), most=most,
     )  # fmt: skip
     return Never("over_limit", message)
-
-
-def _room_when_empty(total: Resources, need: Resources, enough: int) -> int:
-    return NodeState(Node("", total), 0).room(need, enough)
 
 
 def _inventory(state: State) -> tuple[Arg, ...]:

@@ -14,7 +14,7 @@ from llmsched.core.plan import Plan
 from llmsched.core.planned import earliest
 from llmsched.core.policy import Policies
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages import admit, autoscale, provision, rank, reconcile, size
+from llmsched.core.stages import admit, autoscale, clear, limits, provision, rank, reconcile, schedule, size
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -47,9 +47,11 @@ def decide(state: State, policies: Policies) -> Plan:
     plan = Plan(state.now, gather=lambda: _reasons(state, policies))
     with Trial(state) as trial:
         this = Pass(trial, policies, plan)
-        reconcile.run(this)  # what must end: cancelled, over its limits, superseded
-        if plan.is_cut:
-            return plan  # who is left of them must not be looked at as if it stayed
+        for what_must_end in (reconcile, limits, schedule):
+            what_must_end.run(this)
+            if plan.is_cut:
+                return plan  # who is left of them must not be looked at as if it stayed
+        clear.run(this)  # who is on reserved GPUs
         autoscale.run(this)  # load becomes wanted replicas
         if plan.is_cut:
             return plan

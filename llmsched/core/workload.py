@@ -123,6 +123,22 @@ class Workload:
         return self.max_size > self.min_size
 
 
+def run_id(name: str, run: int) -> str:
+    """The id of a run: "name" of the first one, "name@2" of the second."""
+    return name if run == 1 else named_run(name, run)
+
+
+def named_run(name: str, run: int | str) -> str:
+    """How a user names exactly that run, the first one too: "name" alone means the newest."""
+    return f"{name}@{run}"
+
+
+def split_run(text: str) -> tuple[str, str]:
+    """("name", "2") of "name@2", whichever of the two it is; the number is "" where there is none."""
+    name, _, run = text.partition("@")
+    return name, run
+
+
 def gang_id(workload_id: str, index: int) -> str:
     """`qwen/0`: gang `index` of a workload; replicas count up from 0 and an index is never used twice."""
     return f"{workload_id}/{index}"

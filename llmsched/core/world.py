@@ -23,6 +23,7 @@ from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadSta
 from llmsched.core.resources import Resources
 from llmsched.core.touched import Touched
 from llmsched.core.waiting import Waiting
+from llmsched.core.workload import named_run, split_run
 
 NOTES_KEPT = 200
 
@@ -99,11 +100,11 @@ class World:
 
     def newest(self, name: str) -> WorkloadState | None:
         """ "name" is the run with the highest number, "name@2" exactly that one."""
-        plain, _, run = name.partition("@")
+        plain, run = split_run(name)
         if not run:
             here = self.runs.get(plain)
             run = str(self.archive.newest_run(plain) if here is None else here[0])
-        return self.find(plain if run == "1" else f"{plain}@{run}")
+        return self.find(plain if run == "1" else named_run(plain, run))
 
     def results(self, name: str) -> Iterator[WorkloadState]:
         """Runs of that name that left a result, the newest first."""

@@ -29,10 +29,6 @@ def compile_specs(specs: Iterable[WorkloadSpec]) -> tuple[Compiled, ...]:
     return tuple(Compiled(spec, compile_workload(spec)) for spec in specs)
 
 
-def workload_id(name: str, run: int) -> str:
-    return name if run == 1 else f"{name}@{run}"
-
-
 def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
     """Run 1 of a spec, nobody's yet. What it reads with run:// is added to `after`. There "name" still means the newest
     run and "name@1" the first: control, which knows runs and users, makes ids of them."""

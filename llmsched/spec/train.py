@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
+from llmsched.core.workload import named_run
 from llmsched.spec import library_names
 from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
 from llmsched.spec.section import Section, WrongAt
@@ -291,4 +292,4 @@ class TrainSpec(FiniteSpec):
 def runs_read(sources: list[str]) -> list[str]:
     """The workloads (`name` or `name@N`) whose results are read, each once."""
     named = [run for run in map(parse_run_source, sources) if run]
-    return list(dict.fromkeys(run.name if run.run is None else f"{run.name}@{run.run}" for run in named))
+    return list(dict.fromkeys(run.name if run.run is None else named_run(run.name, run.run) for run in named))

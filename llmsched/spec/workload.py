@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from llmsched.core.workload import split_run
 from llmsched.spec.quantities import (
     Accelerators,
     Condition,
@@ -252,7 +253,7 @@ class WorkloadSpec(Section):
 
     @model_validator(mode="after")
     def _waits_for_others_only(self) -> WorkloadSpec:
-        if any(each.split("@")[0] == self.name for each in self.after):
+        if any(split_run(each)[0] == self.name for each in self.after):
             raise WrongAt("names the workload itself", "after")
         return self
 

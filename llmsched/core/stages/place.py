@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.core.amounts import amount_of, need_milli, options_of
-from llmsched.core.capacity import NodeState
+from llmsched.core.capacity import NodeState, room_when_empty
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
-from llmsched.core.nodes import Node
 from llmsched.core.records import GangState, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
@@ -435,7 +434,7 @@ def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> Messag
     kinds = [(total, count) for (flavor, total), count in capacity.kinds.items() if wish.flavor in (None, flavor)]
     if not kinds or (spec.node_labels and not capacity.with_labels(spec.node_labels)):
         return say("impossible.no_node", size=size, each=wish)
-    if not any(NodeState(Node("", total), 0).room(wish.resources, 1) for total, _ in kinds):
+    if not any(room_when_empty(total, wish.resources, 1) for total, _ in kinds):
         return say("impossible.too_large", size=size, each=wish)
     have = sum(total.gpus_milli // MILLI * MILLI * count for total, count in kinds)
     if size * wish.resources.gpus_milli > have:

@@ -130,7 +130,7 @@ BUGS = (
         f"{WALK}::test_a_lost_attempt_starts_again_after_a_pause_and_fails_when_retries_are_spent",
     ),
     Bug(
-        "second_copy", "apscheduler PR #1121", "core/stages/reconcile.py",
+        "second_copy", "apscheduler PR #1121", "core/stages/schedule.py",
         '    elif spec.overlap == "skip" and not record.outcome:\n', "    elif False:\n",
         f"{DECISIONS}::test_a_schedule_starts_run_after_run_and_skips_while_one_goes_on",
     ),

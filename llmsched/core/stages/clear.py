@@ -1,0 +1,62 @@
+"""Reserved GPUs are cleared: whoever is on them and will not end in time leaves, its grace before the window opens.
+
+Of a node that is reserved in part nobody leaves who fits beside the reservation; the newest go first.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.amounts import amount_of
+from llmsched.core.decisions import Preempt
+from llmsched.core.message import RESERVATION, Ref, say
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI
+from llmsched.core.run_times import end_of
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.state import State
+from llmsched.core.windows import Windows, is_holder
+
+
+def run(this: Pass) -> None:
+    trial, state, plan = this.trial, this.state, this.plan
+    if not state.configuration.reservations:
+        return
+    for row in Windows(trial).rows:
+        guests = []
+        for name in state.holding:
+            gang = state.gangs[name]
+            if not (is_holder(row.reservation, gang.spec) or end_of(gang, state.now) <= row.opens):
+                guests.append(gang)
+        goes = {g.id: None for g in guests if any(row.nodes >> state.nodes[p.node].slot & 1 for p in g.held)}
+        for node, count in row.parts:
+            goes.update(_beyond(state, node, count, [gang for gang in guests if gang.id not in goes]))
+        for name in goes:
+            gang = state.gangs[name]
+            if not gang.is_active() or name in trial.leaving or not gang.spec.preemptible:
+                continue
+            if state.now >= row.opens - gang.spec.grace_s:
+                trial.leaving[name] = None
+                why = say("preempt.reservation", reserved=Ref(RESERVATION, row.reservation.name))
+                plan.decisions.append(Preempt(name, gang.attempt, gang.spec.grace_s, "reservation", "", why))
+            else:
+                plan.wake(row.opens - gang.spec.grace_s)
+
+
+def _beyond(state: State, node: str, reserved: int, guests: list[GangState]) -> dict[str, None]:
+    """The guests of a node that must leave it for so many GPUs to be free for the holder: the newest, no more than
+    needed."""
+    held = {gang.id: sum(amount_of(gang.spec, p).gpus_milli for p in gang.held if p.node == node) for gang in guests}
+    whole = state.nodes[node]
+    beyond = sum(held.values()) - (whole.total_gpus - whole.foreign_gpus - reserved) * MILLI
+    going = [g for g in guests if held[g.id] and g.spec.preemptible]
+    going.sort(
+        key=lambda g: (not g.is_active(), state.now if g.started_at is None else g.started_at, g.submitted_at, g.id)
+    )
+    chosen = []
+    while beyond > 0 and going:
+        chosen.append(going.pop())
+        beyond -= held[chosen[-1].id]
+    for gang in list(chosen):
+        if beyond + held[gang.id] <= 0:
+            beyond += held[gang.id]
+            chosen.remove(gang)
+    return {gang.id: None for gang in chosen}

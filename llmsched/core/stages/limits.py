@@ -1,0 +1,67 @@
+"""What has run too long, past its deadline, over its budget, or takes more than it was given, is stopped.
+
+Nothing here frees capacity within the pass: an attempt holds what it holds until it says Released.
+"""
+
+from __future__ import annotations
+
+from llmsched.core.decisions import Stop
+from llmsched.core.message import Message, say
+from llmsched.core.plan import Plan
+from llmsched.core.records import GangState, excess_ends, total_of
+from llmsched.core.resources import MILLI
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.state import State
+from llmsched.core.views import View
+
+EXCESS_GRACE_S = 10.0  # it was warned: others wait for what it took
+
+
+def run(this: Pass) -> None:
+    state, plan, leaving = this.state, this.plan, this.trial.leaving
+    for name in state.timed:
+        if plan.cut():
+            return
+        if name not in leaving:
+            _time_and_budget(plan, state.gangs[name], this.view, leaving)
+    for name in state.exceeding:
+        if name not in leaving:
+            _excess(plan, state, state.gangs[name], leaving)
+
+
+def _time_and_budget(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -> None:
+    """Stop what has run too long, past its deadline or over its budget."""
+    spec = gang.spec
+    if not gang.is_active():
+        return
+    ends: list[tuple[float, str, Message]] = []
+    if spec.max_runtime_s is not None and gang.started_at is not None:
+        ends.append((gang.started_at - gang.served_s + spec.max_runtime_s, "max_runtime", say("stop.max_runtime")))
+    if spec.deadline is not None:
+        ends.append((spec.deadline, "deadline", say("stop.deadline")))
+    if spec.budget_gpu_s is not None and gang.started_at is not None:
+        rate = max(gang.gpus_milli(), 1) / MILLI
+        left = (spec.budget_gpu_s - view.attained_gpu_s(gang)) / rate
+        ends.append((plan.at + left, "budget", say("stop.budget", hours=spec.budget_gpu_s / 3600)))
+    for at, reason, why in sorted(ends):
+        if at <= plan.at:
+            leaving[gang.id] = None
+            plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
+            return
+        plan.wake(at)
+
+
+def _excess(plan: Plan, state: State, gang: GangState, leaving: dict[str, None]) -> None:
+    """End what has taken more than its gang was given, once it has done so for long enough in all; the operator may say
+    never."""
+    configuration = state.configuration
+    if not gang.is_active():
+        return
+    ends = excess_ends(gang, configuration)
+    if ends > plan.at:
+        plan.wake(ends)
+        return
+    leaving[gang.id] = None
+    why = say("stop.excess", excess=total_of(gang.excess), seconds=configuration.excess_after_s)
+    grace = min(gang.spec.grace_s, EXCESS_GRACE_S)
+    plan.decisions.append(Stop(gang.id, gang.attempt, grace, "excess", why))
