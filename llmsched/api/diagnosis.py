@@ -13,8 +13,7 @@ from llmsched.api.views import numbers, phase
 from llmsched.control.gpu_memory import ACCELERATORS, GB, Verdict
 from llmsched.control.lookup import spec_of
 from llmsched.core import decisions, facts
-from llmsched.core.amounts import size_of
-from llmsched.core.records import GangState, WorkloadState
+from llmsched.core.records import GangState, WorkloadState, size_of
 from llmsched.core.render import Names, advice, text
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State

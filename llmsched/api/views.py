@@ -11,11 +11,10 @@ from llmsched.api import event_text, logs
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
 from llmsched.core import decisions, facts
-from llmsched.core.amounts import amount_of, size_of
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import GANG, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, price_of
-from llmsched.core.records import GangState, WorkloadState, excess_ends, total_of
+from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import State

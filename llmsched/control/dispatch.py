@@ -19,9 +19,9 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets
 from llmsched.core import authorization, decisions, facts
-from llmsched.core.amounts import amount_of
 from llmsched.core.node_types import accelerator_of
 from llmsched.core.nodes import Node
+from llmsched.core.records import amount_of
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Placement, Workload, named_run, split_run

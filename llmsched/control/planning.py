@@ -26,8 +26,8 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.turns import breathe
 from llmsched.control.vault import Secrets
-from llmsched.core.amounts import amount_of
 from llmsched.core.commands import Submit
+from llmsched.core.records import amount_of
 from llmsched.core.render import Names
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.scheduler import rests

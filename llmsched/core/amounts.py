@@ -1,9 +1,9 @@
-"""What a gang takes: by its spec at a size, and by where it is placed. GPUs in thousandths."""
+"""What a gang takes by its spec, whatever it holds: at a size, with an option. GPUs in thousandths."""
 
 from __future__ import annotations
 
 from llmsched.core.resources import ZERO, Resources
-from llmsched.core.workload import Placed, Placement, Workload
+from llmsched.core.workload import Workload
 
 
 def options_of(spec: Workload) -> range:
@@ -37,28 +37,3 @@ def least_milli(spec: Workload, size: int) -> int:
 def bundle_milli(spec: Workload) -> int:
     """Thousandths of GPUs of one bundle of the first group, with the first option."""
     return spec.groups[0].options[0].resources.gpus_milli
-
-
-def amount_of(workload: Workload, placed: Placed) -> Resources:
-    """What one placed bundle takes on its node."""
-    for group in workload.groups:
-        if group.name == placed.group:
-            return group.option(placed.option).resources
-    return ZERO
-
-
-def gpus_of(workload: Workload, placement: Placement) -> int:
-    """Thousandths of GPUs of a placement."""
-    if len(workload.groups) == 1:
-        options = workload.groups[0].options
-        if len(options) == 1:
-            return options[0].resources.gpus_milli * len(placement)
-    return sum(amount_of(workload, placed).gpus_milli for placed in placement)
-
-
-def size_of(workload: Workload, placement: Placement) -> int:
-    """How many bundles of the first (elastic) group a placement has."""
-    if len(workload.groups) == 1:
-        return len(placement)
-    first = workload.groups[0].name
-    return sum(placed.group == first for placed in placement)

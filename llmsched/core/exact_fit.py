@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from llmsched.core.amounts import amount_of
 from llmsched.core.capacity import NodeState
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.stages.place import over_quota
 from llmsched.core.trial import Trial

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmsched.core.amounts import amount_of, size_of
 from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
+from llmsched.core.records import amount_of, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.status import HOLDING, Status

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from copy import copy
 from math import log
 
-from llmsched.core.amounts import amount_of, gpus_of
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import GangState, HoldingGroup, QueueUse
+from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.workload import Placement
 

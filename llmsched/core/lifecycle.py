@@ -13,11 +13,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmsched.core import lives, rollout
-from llmsched.core.amounts import size_of
 from llmsched.core.decisions import Drain, Launch, Preempt, Resize, Stop
 from llmsched.core.facts import Finished, Resized
 from llmsched.core.message import Message, quoted, say
-from llmsched.core.records import GangState, Version, WorkloadState
+from llmsched.core.records import GangState, Version, WorkloadState, size_of
 from llmsched.core.status import Status
 from llmsched.core.world import World
 

@@ -12,11 +12,11 @@ from heapq import merge
 from math import ceil, inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import gpus_of, need_milli, options_of, size_of
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.quota import Branch
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, runtime_s
 from llmsched.core.scheduling_pass import Pass

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import gpus_of
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.shapes import Shape
 from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
-from llmsched.core.workload import Placement, Workload
+from llmsched.core.workload import Placed, Placement, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +194,14 @@ class HoldingGroup:
     gpus_milli: int = 0
 
 
+def amount_of(workload: Workload, placed: Placed) -> Resources:
+    """What one placed bundle takes on its node."""
+    for group in workload.groups:
+        if group.name == placed.group:
+            return group.option(placed.option).resources
+    return ZERO
+
+
 def total_of(by_node: tuple[tuple[str, Resources], ...]) -> Resources:
     total = ZERO
     for _, used in by_node:
@@ -207,6 +214,23 @@ def excess_ends(gang: GangState, configuration: Configuration) -> float:
     if configuration.excess != "end" or gang.excess_since is None:
         return inf
     return gang.excess_since + configuration.excess_after_s - gang.excess_s
+
+
+def gpus_of(workload: Workload, placement: Placement) -> int:
+    """Thousandths of GPUs of a placement."""
+    if len(workload.groups) == 1:
+        options = workload.groups[0].options
+        if len(options) == 1:
+            return options[0].resources.gpus_milli * len(placement)
+    return sum(amount_of(workload, placed).gpus_milli for placed in placement)
+
+
+def size_of(workload: Workload, placement: Placement) -> int:
+    """How many bundles of the first (elastic) group a placement has."""
+    if len(workload.groups) == 1:
+        return len(placement)
+    first = workload.groups[0].name
+    return sum(placed.group == first for placed in placement)
 
 
 def speed(workload: Workload, size: int, option: int = 0) -> float:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from llmsched.core.amounts import bundle_milli, gpus_of, need_of, size_of
+from llmsched.core.amounts import bundle_milli, need_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.quota import Branch, fork
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State

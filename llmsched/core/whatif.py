@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from llmsched.core.amounts import size_of
 from llmsched.core.archive import Archive
 from llmsched.core.commands import met
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
@@ -16,6 +15,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.facts import Fact, Submitted
 from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
+from llmsched.core.records import size_of
 from llmsched.core.scheduler import Plan, rests, turn
 from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State

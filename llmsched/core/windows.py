@@ -11,10 +11,9 @@ from math import ceil
 from typing import NamedTuple
 
 from llmsched.core import cron
-from llmsched.core.amounts import amount_of
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation
-from llmsched.core.records import GangState, expected_end
+from llmsched.core.records import GangState, amount_of, expected_end
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload

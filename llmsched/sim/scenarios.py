@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llmsched.core import decisions, facts, render
-from llmsched.core.amounts import size_of
 from llmsched.core.fair import decayed, weighed_window_s
 from llmsched.core.invariants import violations
 from llmsched.core.message import say
 from llmsched.core.nodes import Node
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.scheduling_pass import Pass

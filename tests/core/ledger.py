@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsched.core import decisions, facts
-from llmsched.core.amounts import gpus_of, size_of
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
 from llmsched.core.plan import Plan
+from llmsched.core.records import gpus_of, size_of
 from llmsched.core.resources import Resources, parse_gpus_milli
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.scheduling_pass import Pass

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from llmsched.core import decisions, facts
-from llmsched.core.amounts import size_of
 from llmsched.core.archive import is_gone, is_needed
 from llmsched.core.commands import Cancel, Refusal, ScaleTo, Submit, check
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
+from llmsched.core.records import size_of
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import freeze, thaw

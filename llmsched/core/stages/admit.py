@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from math import inf
 
-from llmsched.core.amounts import need_milli, options_of, size_of
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.exact_fit import fits, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.planned import Promise
 from llmsched.core.possible import why_never_with
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.run_times import runtime_s

@@ -12,12 +12,12 @@ from whoever borrows below the branch that lacks the quota.
 
 from __future__ import annotations
 
-from llmsched.core.amounts import least_milli, need_milli, options_of, size_of
+from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, size_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place

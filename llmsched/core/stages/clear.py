@@ -5,10 +5,9 @@ Of a node that is reserved in part nobody leaves who fits beside the reservation
 
 from __future__ import annotations
 
-from llmsched.core.amounts import amount_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.message import RESERVATION, Ref, say
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsched.core.amounts import bundle_milli, size_of
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.message import say
-from llmsched.core.records import GangState, allowed_sizes
+from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar

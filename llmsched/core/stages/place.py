@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from llmsched.core.amounts import amount_of, need_milli, options_of
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
-from llmsched.core.records import GangState, speed
+from llmsched.core.records import GangState, amount_of, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.trial import Trial

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmsched.core.amounts import amount_of, gpus_of, least_milli, need_milli, options_of
+from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE
 from llmsched.core.message import say, workload
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass

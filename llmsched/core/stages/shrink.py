@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsched.core.amounts import bundle_milli, size_of
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.decisions import Resize
 from llmsched.core.message import Message, say, workload
-from llmsched.core.records import GangState, allowed_sizes
+from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place

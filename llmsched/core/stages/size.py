@@ -7,10 +7,10 @@ could not start whatever elastic ones gave shares in nothing. Those whose flavor
 
 from __future__ import annotations
 
-from llmsched.core.amounts import amount_of, bundle_milli, gpus_of, need_milli
+from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, allowed_sizes, speed
+from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
