@@ -348,6 +348,8 @@ def queues(state: State) -> list[http_models.QueueView]:
             node_state = state.nodes.get(place.node)
             flavor = node_state.node.flavor if node_state else None
             used.setdefault(one.spec.queue, Counter())[flavor or ""] += amount_of(one.spec, place).gpus_milli
+        for node_id, amount in one.excess:
+            used.setdefault(one.spec.queue, Counter())[state.nodes[node_id].node.flavor or ""] += amount.gpus_milli
     phases: dict[str, Counter[str]] = {}
     for found in state.workloads.values():
         phases.setdefault(found.workload.queue, Counter())[phase(found)] += 1

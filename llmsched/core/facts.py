@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import ArtifactUri, GangName, WorkloadName
 from llmsched.core.nodes import Node
-from llmsched.core.resources import Resources
+from llmsched.core.resources import ByNode, Resources
 from llmsched.core.workload import Workload
 
 
@@ -92,7 +92,7 @@ class ExcessUse:
     at: float
     gang: str
     attempt: int
-    used: tuple[tuple[str, Resources], ...]
+    used: ByNode
 
 
 @dataclass(frozen=True, slots=True)

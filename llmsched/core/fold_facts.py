@@ -104,6 +104,9 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
         gang = world.gangs[name]
         if gang.nomination and any(placed.node == fact.node for placed in gang.nomination.placement):
             lives.unpromise(world, gang)
+    for name in [*world.exceeding]:
+        gang = world.gangs[name]
+        lives.exceed(world, gang, tuple(one for one in gang.excess if one[0] != fact.node))
     for name in [*world.holding]:
         gang = world.gangs[name]
         left = tuple(placed for placed in gang.held if placed.node != fact.node)
@@ -153,14 +156,7 @@ def excess_use(world: World, fact: facts.ExcessUse) -> None:
     gang = lifecycle.at_work(world, fact.gang, fact.attempt, fact)
     if gang is None:
         return
-    gang.excess = fact.used
-    if fact.used:
-        gang.excess_since = world.now if gang.excess_since is None else gang.excess_since
-        world.exceeding[gang.id] = None
-    elif gang.excess_since is not None:
-        gang.excess_s += world.now - gang.excess_since
-        gang.excess_since = None
-        world.exceeding.pop(gang.id, None)
+    lives.exceed(world, gang, tuple((node, used) for node, used in fact.used if node in world.nodes))
 
 
 def stall(world: World, fact: facts.Stalled) -> None:

@@ -120,6 +120,9 @@ def _quota(state: State) -> list[str]:
             if gpus and found is not None:
                 fresh.charge(gang.spec.queue, found.node.flavor, gpus)
                 totals[gang.spec.queue] = totals.get(gang.spec.queue, 0) + gpus
+        for name, used in gang.excess:
+            fresh.charge(gang.spec.queue, state.nodes[name].node.flavor, used.gpus_milli)
+            totals[gang.spec.queue] = totals.get(gang.spec.queue, 0) + used.gpus_milli
     for row, branches in fresh.rows.items():
         for name, branch in branches.items():
             have = state.quota.rows[row][name].used

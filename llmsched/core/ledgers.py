@@ -13,7 +13,7 @@ from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of
-from llmsched.core.resources import MILLI, Resources
+from llmsched.core.resources import MILLI, ByNode, Resources
 from llmsched.core.workload import Placement
 
 
@@ -50,6 +50,8 @@ class Ledgers:
             placement = gang.held or (gang.nomination.placement if gang.nomination else ())
             for flavor, amount in self._by_flavor(gang, placement).items():
                 self.quota.charge(gang.spec.queue, flavor, amount)
+            for name, used in gang.excess:
+                self.quota.charge(gang.spec.queue, self.nodes[name].node.flavor, used.gpus_milli)
 
     def hold(self, gang: GangState, new: Placement, now: float) -> None:
         """Make the gang hold exactly `new` on nodes and in quota."""
@@ -74,6 +76,23 @@ class Ledgers:
         gang.held = new
         if new:
             self.charge(gang, new, 1)
+
+    def exceed(self, gang: GangState, used: ByNode, now: float) -> None:
+        """Charge the gang's queue with exactly `used` beyond what the gang holds. Its nodes count it as foreign use."""
+        queue = gang.spec.queue
+        self.account(queue, now)
+        use = self.use[queue]
+        for amounts, sign in ((gang.excess, -1), (used, 1)):
+            for name, amount in amounts:
+                flavor = self.nodes[name].node.flavor
+                if sign > 0:
+                    self.quota.charge(queue, flavor, amount.gpus_milli)
+                else:
+                    self.quota.release(queue, flavor, amount.gpus_milli)
+                use.gpus_milli += sign * amount.gpus_milli
+                use.cpus_milli += sign * amount.cpus_milli
+                use.memory_bytes += sign * amount.memory_bytes
+        gang.excess = used
 
     def account(self, queue: str, now: float) -> None:
         """Bring a queue's decayed past use up to now, before what it holds changes."""

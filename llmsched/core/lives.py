@@ -12,7 +12,7 @@ from llmsched.core import cron, rollout
 from llmsched.core.explain import Reason
 from llmsched.core.message import Quote, say, workload, workloads
 from llmsched.core.records import GangState, Version, WorkloadState, allowed_sizes
-from llmsched.core.resources import MILLI
+from llmsched.core.resources import MILLI, ByNode
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement, Workload, gang_id
 from llmsched.core.world import World
@@ -205,6 +205,19 @@ def settle(world: World, gang: GangState) -> None:
     gang.progress_at = world.now
 
 
+def exceed(world: World, gang: GangState, used: ByNode) -> None:
+    """Its attempt takes so much beyond what the gang was given."""
+    if used or gang.excess:
+        world.ledgers.exceed(gang, used, world.now)
+    if used:
+        gang.excess_since = world.now if gang.excess_since is None else gang.excess_since
+        world.exceeding[gang.id] = None
+    elif gang.excess_since is not None:
+        gang.excess_s += world.now - gang.excess_since
+        gang.excess_since = None
+        world.exceeding.pop(gang.id, None)
+
+
 def let_go(world: World, gang: GangState) -> None:
     """The attempt is over: count its service and free everything."""
     settle(world, gang)
@@ -214,9 +227,10 @@ def let_go(world: World, gang: GangState) -> None:
     world.ledgers.hold(gang, (), world.now)
     forget_end(world, gang)
     gang.stalled = ""
-    gang.excess, gang.excess_since, gang.excess_s = (), None, 0.0
+    exceed(world, gang, ())
+    gang.excess_s = 0.0
     indices = (world.holding, world.vacating, world.elastic, world.movable, world.timed, world.troubled)
-    for index in (*indices, world.exceeding):
+    for index in indices:
         index.pop(gang.id, None)
 
 

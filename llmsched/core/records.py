@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message
-from llmsched.core.resources import ZERO, Resources
+from llmsched.core.resources import ZERO, ByNode, Resources
 from llmsched.core.shapes import Shape
 from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
 from llmsched.core.workload import Placed, Placement, Workload
@@ -84,7 +84,7 @@ class GangState:
     served_s: float = 0.0  # seconds in service of ended attempts
     served_gpu_s: float = 0.0  # GPU-seconds of the same
     stalled: str = ""  # why its attempt does not move, if it does not
-    excess: tuple[tuple[str, Resources], ...] = ()  # by node: taken beyond what it was given
+    excess: ByNode = ()  # taken beyond what it was given, and charged to its queue
     excess_since: float | None = None
     excess_s: float = 0.0  # for how long its attempt exceeded before
     adapters: dict[str, str] = field(default_factory=dict)
@@ -202,7 +202,7 @@ def amount_of(workload: Workload, placed: Placed) -> Resources:
     return ZERO
 
 
-def total_of(by_node: tuple[tuple[str, Resources], ...]) -> Resources:
+def total_of(by_node: ByNode) -> Resources:
     total = ZERO
     for _, used in by_node:
         total = total.plus(used)

@@ -45,6 +45,7 @@ class Resources(NamedTuple):
 
 
 ZERO = Resources()
+ByNode = tuple[tuple[str, Resources], ...]  # amounts, each with the id of its node
 
 
 def _custom_sum(

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from ledger import Given, Other, cluster
 
-from llmsched.core.facts import Configured, ExcessUse, ForeignUse, Released
+from llmsched.core.facts import Configured, ExcessUse, Finished, ForeignUse, NodeLost, Released
+from llmsched.core.invariants import violations
 from llmsched.core.render import text
 from llmsched.core.resources import Resources
+from llmsched.core.snapshot import freeze, thaw
 
 THREE = Resources(3000)
 
@@ -74,3 +76,61 @@ def test_a_word_about_nobody_s_attempt_changes_nothing(gang: str, attempt: int) 
     before = given.state.digest()
     given.state.apply(ExcessUse(given.now, gang, attempt, (("n0", THREE),)))
     assert given.state.digest() == before and not given.state.exceeding
+
+
+# --- whose quota it is ------------------------------------------------------------------------------------------------
+
+
+def two_queues() -> Given:
+    """The gang of "hogs" was given 1 of the queue's 2 GPUs, and has taken 3 more of its node's 8 through Ray."""
+    given = cluster("2 nodes x 8").queue("hogs", 2, borrow=0).queue("others", 14).scheduling(usage_half_life_s=3600.0)
+    given.running("hog", gpus=1, queue="hogs")
+    node = given.state.gangs["hog/0"].held[0].node
+    given.after(0.0, ForeignUse(given.now, node, THREE), ExcessUse(given.now, "hog/0", 1, ((node, THREE),)))
+    return given
+
+
+def test_it_is_charged_to_its_queue_while_it_lasts() -> None:
+    given = two_queues()
+    assert given.state.use["hogs"].gpus_milli == 4000 and violations(given.state) == []
+    given.pending("next", gpus=1, queue="hogs").pending("else", gpus=1, queue="others")
+    decided = given.turn()
+    assert [one.name for one in decided.decisions] == ["else"], "a GPU is free, and its quota is not"
+    assert decided.code("next") == "quota"
+    (node, _), *_ = given.state.gangs["hog/0"].excess
+    given.after(1.0, ForeignUse(given.now, node, Resources()), ExcessUse(given.now, "hog/0", 1, ()))
+    assert given.state.use["hogs"].gpus_milli == 1000
+    assert [one.name for one in given.turn().decisions] == ["next"]
+    assert violations(given.state) == []
+
+
+def test_past_use_by_which_queues_are_compared_counts_it() -> None:
+    given = two_queues().after(3600.0)
+    given.after(0.0, ExcessUse(given.now, "hog/0", 1, ()))
+    with_excess = given.state.use["hogs"].decayed
+    given.after(3600.0)
+    given.state.ledgers.account("hogs", given.now)
+    assert with_excess == pytest.approx(4 * (given.state.use["hogs"].decayed - with_excess / 2), rel=0.01)
+
+
+@pytest.mark.parametrize("end", ["attempt", "node", "other node"])
+def test_what_it_was_charged_is_given_back_when_its_attempt_or_the_node_is_gone(end: str) -> None:
+    given = two_queues()
+    (here, _), *_ = given.state.gangs["hog/0"].excess
+    if end == "other node":
+        here = next(node for node in given.state.nodes if node != here)
+        given.after(0.0, ExcessUse(given.now, "hog/0", 1, ((here, THREE), ("no such node", THREE))))
+    given.after(1.0, Finished(given.now, "hog/0", 1, "succeeded") if end == "attempt" else NodeLost(given.now, here))
+    assert given.state.use["hogs"].gpus_milli == (1000 if end == "other node" else 0)
+    assert given.state.quota.available("hogs", None) == (1000 if end == "other node" else 2000)
+    assert violations(given.state) == [] and not given.state.exceeding
+
+
+def test_it_stays_charged_over_a_snapshot_and_another_configuration() -> None:
+    given = two_queues()
+    back = thaw(freeze(given.state))
+    for state in (given.state, back):
+        state.apply(Configured(given.now, replace(state.configuration, version=2)))
+        assert state.use["hogs"].gpus_milli == 4000 and state.quota.available("hogs", None) == -2000
+        assert violations(state) == []
+    assert back.digest() == given.state.digest()
