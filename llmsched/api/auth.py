@@ -54,9 +54,13 @@ class Tokens:
     """The home's own token (file `token`) and those made with `llmsched token create` (file `tokens.json`).
 
     Files are read again when they change, so a token can be made or revoked while the controller runs.
+    `at_endpoints`: a token is good at endpoints too.
     """
 
-    def __init__(self, folder: Path | None = None, records: Sequence[TokenRecord] = ()) -> None:
+    def __init__(
+        self, folder: Path | None = None, records: Sequence[TokenRecord] = (), *, at_endpoints: bool = False
+    ) -> None:
+        self._at_endpoints = at_endpoints
         self._home = folder
         self._given = tuple(records)
         self._read: tuple[TokenRecord, ...] = ()
@@ -71,19 +75,20 @@ class Tokens:
         return self._given + self._read
 
     def keys(self) -> list[dict[str, Any]]:
-        """Of whoever may ask endpoints at all, the key of each token: a token itself is worth nothing there
-        (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
+        """Of whoever may ask endpoints at all, what endpoints know: the key of each token, and the token itself only
+        `at_endpoints` (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
+        asking = [one for one in self.records() if one.role in (*MAY["submit"], CALLER) and not _is_over(one)]
         return [
             {
                 "id": record.id,
-                "sha256": digest(key_of_digest(record.sha256)),
+                "sha256": sha256,
                 "user": record.user,
                 "role": record.role,
                 "expires": record.expires,
                 "models": list(record.models),
             }
-            for record in self.records()
-            if record.role in (*MAY["submit"], CALLER) and not _is_over(record)
+            for record in asking
+            for sha256 in (digest(key_of_digest(record.sha256)), *([record.sha256] if self._at_endpoints else []))
         ]
 
     def holds(self, record: TokenRecord) -> bool:

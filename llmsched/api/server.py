@@ -183,7 +183,7 @@ async def main(
         store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
         executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint)
         isolation = _isolation(address, user, single_user)
-        tokens = auth.Tokens(folder)
+        tokens = auth.Tokens(folder, at_endpoints=isolation.mode == "single-user")  # all work could read them
         clock = RealClock()
         vault = Vault(store, home.secret_key_file(folder), clock.now)
         controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)

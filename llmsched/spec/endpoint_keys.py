@@ -2,7 +2,8 @@
 
 Requests to an endpoint are read by processes that run as all work does. A token of the API that is sent there can be
 seen by work, and would be as good as its owner; a key is good for endpoints alone, and leads back to no token.
-Endpoints take keys alone, so that nobody has a reason to send a token there: `llmsched token key` prints its key.
+Where Ray runs as another user, endpoints take keys alone, so that nobody has a reason to send a token there:
+`llmsched token key` prints its key. In single-user mode, where work can read every token in the home, they take both.
 """
 
 from __future__ import annotations

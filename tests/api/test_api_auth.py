@@ -13,6 +13,8 @@ from live import Live
 
 from llmsched.api import app, auth, home
 from llmsched.errors import NotAllowed, StoreError
+from llmsched.gateway.keys import KeyRing
+from llmsched.gateway.refusals import Refused
 from llmsched.spec.endpoint_keys import key_of
 
 ROUTES = [
@@ -157,6 +159,19 @@ def test_an_endpoint_is_shown_a_key_that_is_worth_nothing_at_the_api() -> None:
     assert record.sha256 not in key and token.rpartition("_")[2] not in key
     with pytest.raises(NotAllowed):
         tokens.find(f"Bearer {key}")
+
+
+def test_where_tokens_are_labels_an_endpoint_takes_them_beside_their_keys() -> None:
+    records = [home.new_token(user, role) for user, role in (("ann", "submitter"), ("eve", "viewer"))]
+    (token, _), (looks_only, _) = records
+    tokens = auth.Tokens(records=[record for _, record in records], at_endpoints=True)
+    taken = tokens.keys()
+    reached = KeyRing([{**one, "models": ["chat"]} for one in taken])
+    assert {reached.check(f"Bearer {text}").id for text in (token, key_of(token))} == {records[0][1].id}
+    with pytest.raises(Refused, match="llmsched token key"):
+        reached.check(f"Bearer {looks_only}")
+    with pytest.raises(Refused, match="llmsched token key"):
+        KeyRing(auth.Tokens(records=[records[0][1]]).keys()).check(f"Bearer {token}")
 
 
 @pytest.mark.parametrize("written", [b"", b"\n", b"\xff\xfe"])
