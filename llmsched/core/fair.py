@@ -10,10 +10,11 @@ Three senses, by `scheduling.fair_share`:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor, inf, log
+from math import floor, inf
 
 from llmsched.core.amounts import need_of
 from llmsched.core.configuration import Queue
+from llmsched.core.past_use import counted, weighed_window_s
 from llmsched.core.quota import Branch
 from llmsched.core.records import QueueUse
 from llmsched.core.resources import MILLI, ZERO, Resources
@@ -101,6 +102,10 @@ class Shares:
                 share = max(share, have / total)
         return share
 
+    def depends_on_past_use(self) -> bool:
+        scheduling = self.state.configuration.scheduling
+        return self.mode == GUARANTEE and scheduling.usage_half_life_s > 0 and scheduling.usage_k > 0
+
     def depends_on_demand(self) -> bool:
         """Whether what a queue is due changes with what others ask for."""
         return self.mode == GUARANTEE or self.state.configuration.scheduling.protected_fraction > 0
@@ -140,27 +145,16 @@ def nominal_milli(queue: Queue) -> int:
 
 
 def usage_share(state: State, queue: str) -> float:
-    """Past use of a queue as a share of all the cluster could have given, half-lives and window applied."""
+    """Past use of a queue as a share of all the cluster could have given, half-lives and window applied, as it stood
+    when it was counted last. Between two counts shares move with what is asked for alone: so a place changes hands
+    between two queues once, and not whenever the one that has it has used a little more."""
     scheduling = state.configuration.scheduling
     half_life = scheduling.usage_half_life_s
     use = state.use.get(queue)
     if half_life <= 0 or use is None or not state.capacity.gpus_total:
         return 0.0
-    return decayed(use, state.now, half_life) / (
-        state.capacity.gpus_total * MILLI * weighed_window_s(half_life, scheduling.usage_window_s)
-    )
-
-
-def weighed_window_s(half_life: float, window: float) -> float:
-    """Seconds that full use of the whole window counts for, after decay."""
-    kept = 1.0 - float(0.5 ** (window / half_life)) if window > 0 else 1.0
-    return half_life / log(2) * kept
-
-
-def decayed(use: QueueUse, now: float, half_life: float) -> float:
-    """GPU-milli-seconds of a queue, each second weighing half as much per half-life gone by."""
-    factor = float(0.5 ** ((now - use.decayed_at) / half_life))
-    return use.decayed * factor + use.gpus_milli * half_life / log(2) * (1.0 - factor)
+    could = state.capacity.gpus_total * MILLI * weighed_window_s(half_life, scheduling.usage_window_s)
+    return counted(use, state.now, half_life) / could
 
 
 def over_quota_weights(state: State) -> dict[str, float]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from math import log
 
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
+from llmsched.core.past_use import bring_up_to
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ByNode, Resources
@@ -96,12 +96,7 @@ class Ledgers:
 
     def account(self, queue: str, now: float) -> None:
         """Bring a queue's decayed past use up to now, before what it holds changes."""
-        half_life = self.half_life_s
-        use = self.use.setdefault(queue, QueueUse(decayed_at=now))
-        if half_life > 0 and use.decayed_at < now:
-            factor = 0.5 ** ((now - use.decayed_at) / half_life)
-            use.decayed = use.decayed * factor + use.gpus_milli * half_life / log(2) * (1.0 - factor)
-        use.decayed_at = now
+        bring_up_to(self.use.setdefault(queue, QueueUse(decayed_at=now)), now, self.half_life_s)
 
     def _by_flavor(self, gang: GangState, placement: Placement) -> dict[str | None, int]:
         amounts: dict[str | None, int] = {}

@@ -184,6 +184,7 @@ class QueueUse:
     fixed_milli: int = 0  # of gpus_milli, held by work that may not be preempted
     decayed: float = 0.0
     decayed_at: float = 0.0
+    counted: float = 0.0  # the same when it was counted last, by which shares are corrected (past_use.py)
 
 
 @dataclass(slots=True)

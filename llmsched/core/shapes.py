@@ -17,7 +17,7 @@ Key = tuple[Any, ...]
 class Stamp(NamedTuple):
     """What a refusal depends on: `room`, and where somebody may be evicted or moved, `victims` as well."""
 
-    room: tuple[int, ...]
+    room: tuple[float | None, ...]
     victims: tuple[int, ...]
 
 

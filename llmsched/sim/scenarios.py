@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llmsched.core import decisions, facts, render
-from llmsched.core.fair import decayed, weighed_window_s
 from llmsched.core.invariants import violations
 from llmsched.core.message import say
 from llmsched.core.nodes import Node
+from llmsched.core.past_use import weighed_window_s
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
@@ -209,8 +209,7 @@ class Run:
             state.ledgers.account(queue, state.now)
             window = weighed_window_s(scheduling.usage_half_life_s, scheduling.usage_window_s)
             use = state.use[queue]
-            use.decayed = past["gpu_share_of_window"] * state.capacity.gpus_total * MILLI * window
-            assert decayed(use, state.now, scheduling.usage_half_life_s) >= 0
+            use.decayed = use.counted = past["gpu_share_of_window"] * state.capacity.gpus_total * MILLI * window
 
     def _submit(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
         for row in [rows] if isinstance(rows, Mapping) else rows:

@@ -157,6 +157,7 @@ class SchedulingSpec(Section):
     preempt_to_fair_share: bool = False
     protected_fraction: float = Field(default=0.0, ge=0, le=1)
     drf_resources: list[Label] = list(_CORE.scheduling.drf_resources)
+    # past use is counted once a half-life, a long one 16 times, and stands still between: core/past_use.py
     usage_half_life_s: float = Field(default=0.0, ge=0)
     usage_k: float = Field(default=0.0, ge=0)
     usage_window_s: float = Field(default=0.0, ge=0)

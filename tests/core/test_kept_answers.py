@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from ledger import Given, cluster
 
-from llmsched.core import facts
+from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
+from llmsched.core.past_use import last_count, next_count, period_s
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
@@ -192,3 +195,35 @@ def test_a_victim_that_a_policy_forbids_for_a_while_is_asked_for_again_though_no
 
 def work_of(story: Story, name: str) -> Workload:
     return story.state.workloads[name].workload
+
+
+def test_a_place_that_past_use_moves_changes_hands_once_between_two_counts() -> None:
+    """Whoever has it uses more, so without counts apart the two would take turns at every look."""
+    half_life = 600.0
+    given = cluster("1 node x 4").queue("a", gpus=0).queue("b", gpus=0)
+    given.scheduling(
+        fair_share="guarantee_then_weight", usage_half_life_s=half_life, usage_k=1.0, usage_window_s=6000.0,
+        preemption=PreemptionRules(reclaim="any"),
+    )  # fmt: skip
+    story = Story(given)
+    story.run("a1", gpus=3, queue="a", grace_s=0.0)
+    story.submit("b1", gpus=2, queue="b", grace_s=0.0)
+    told: list[float] = []
+    while story.at < 20 * half_life:
+        for gang in [story.state.gangs[name] for name in story.state.holding]:
+            says = facts.Released if gang.status is Status.VACATING else facts.Bound
+            if gang.started_at is None or says is facts.Released:
+                story.now(says(story.at, gang.id, gang.attempt), after=0.0)
+        told += [story.at for one in story.now(after=7.0) if isinstance(one, decisions.Preempt)]
+    assert len(told) >= 4, "both have their turns"
+    assert all(later // half_life > earlier // half_life for earlier, later in pairwise(told))
+
+
+@pytest.mark.parametrize("half_life", [0.7, 600.0, 1e5 / 3, 604800.0])
+def test_the_moment_of_a_count_belongs_to_it_whatever_division_makes_of_it(half_life: float) -> None:
+    now = 1.7e9 / 3
+    for _ in range(200):
+        following = next_count(now, half_life)
+        assert last_count(now, half_life) <= now < following == last_count(following, half_life)
+        assert period_s(half_life) <= max(3600.0, half_life / 16)
+        now = following

@@ -14,6 +14,7 @@ from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.exact_fit import fits, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
+from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
 from llmsched.core.possible import why_never_with
 from llmsched.core.records import GangState, size_of
@@ -27,8 +28,6 @@ from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.nominate import nominate, stand
 from llmsched.core.workload import Placement
-
-LOOKS_A_HALF_LIFE = 16  # how often shares that only time changes are looked at again
 
 
 def run(this: Pass, calendar: Calendar, settled: dict[str, None]) -> None:
@@ -49,7 +48,8 @@ class Admission:
         self.by_rank = rank.is_on(state)
         self.evicts = is_on(state) and not self.by_rank
         self.takes = self.evicts or self.scheduling.consolidation
-        self.decays = self.shares is not None and self.scheduling.usage_half_life_s > 0  # shares move with the clock
+        half_life = self.scheduling.usage_half_life_s
+        self.recount = next_count(state.now, half_life) if self.shares and self.shares.depends_on_past_use() else None
         self.launched: dict[str, None] = {}
         self.asked: dict[int, None] = {}  # classes of which somebody was looked at
         self.looks: dict[str, int] = {}
@@ -99,10 +99,10 @@ class Admission:
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.this, self.calendar)  # leftovers last
         moves.rest()
-        if self.decays and self.evicts and state.waiting.count:
-            plan.wake(plan.at + self.scheduling.usage_half_life_s / LOOKS_A_HALF_LIFE)
+        if state.waiting.count:
+            plan.wake(self.recount)  # until then time alone moves no share
         forbids = self.takes and self.this.policies.preemption.forbids
-        plan.by_clock = plan.by_clock or self.decays or self.calendar.keeps_out or forbids
+        plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
@@ -193,11 +193,12 @@ class Admission:
     def _stamp(self) -> Stamp | None:
         """What a refusal depends on; None when it depends on more than can be counted."""
         state, trial = self.state, self.trial
-        if self.calendar.windows.rows or state.elastic or self.decays:
+        if self.calendar.windows.rows or state.elastic:
             return None
         victims = (state.victims, len(self.launched)) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        return Stamp((state.causes, len(trial.leaving), len(trial.shrinking), demand), victims)
+        room = (state.causes, len(trial.leaving), len(trial.shrinking), demand, self.recount)
+        return Stamp(room, victims)
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
