@@ -113,6 +113,8 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
         if len(left) == len(gang.held):
             continue
         world.ledgers.hold(gang, left, world.now)
+        # It has nothing to come back to there either, once it has changed size: the node may return, and be others'.
+        gang.placement = tuple(placed for placed in gang.placement or () if placed.node != fact.node)
         gang.message = say("node_lost", node=Ref(NODE, node.node.name or fact.node))
         if not left:
             lifecycle.fails(world, gang, "interruption", gang.message, fact)

@@ -156,8 +156,7 @@ def _resizes(world: World, gang: GangState, decision: Resize) -> None:
 def _has_resized(world: World, gang: GangState, _: Resized) -> None:
     lives.settle(world, gang)
     gang.resized_at = gang.progress_at = world.now
-    left = tuple(placed for placed in gang.placement or () if placed.node in world.nodes)
-    world.ledgers.hold(gang, left, world.now)
+    world.ledgers.hold(gang, gang.placement or (), world.now)
     lives.expect_end(world, gang)
 
 

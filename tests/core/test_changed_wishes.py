@@ -11,6 +11,7 @@ from llmsched.core.configuration import Quota, Reservation
 from llmsched.core.invariants import violations
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
@@ -56,3 +57,30 @@ def test_no_group_of_a_gang_goes_where_others_have_reserved() -> None:
     given.after(400.0, facts.Submitted(400.0, Workload("two", "two", "train", groups)))
     assert given.turn().decisions == []
     assert given.decide().code("two") == "reservation"
+
+
+def test_a_gang_that_becomes_smaller_comes_back_to_no_node_that_was_lost_meanwhile() -> None:
+    """It was told to stay on two nodes; one is lost, comes back, and is given to somebody else before it says so."""
+    given = cluster("2 nodes x 4").scheduling(stale_gang_grace_s=1000.0)
+    given.running("wide", 8, elastic=(2, 8)).pending("first", 2).turn()
+    wide = given.state.gangs["wide/0"]
+    assert wide.status is Status.RESIZING and {placed.node for placed in wide.placement or ()} == {"n-0", "n-1"}
+    lost = given.state.nodes["n-1"].node
+    given.turn(facts.NodeLost(given.now, "n-1"))
+    given.turn(facts.NodeJoined(given.now, lost))
+    given.pending("other", 2).turn()
+    assert given.state.capacity.free_gpus(given.state.capacity.open) == 0, "what wide has lost is others' now"
+    given.turn(facts.Resized(given.now, "wide/0", wide.attempt, 6))
+    assert violations(given.state) == []
+
+
+def test_what_a_lost_node_leaves_of_a_gang_that_becomes_smaller_is_looked_at_as_it_is() -> None:
+    """It holds more than it was told to keep, and was told to keep something on the node that is not there."""
+    given = cluster("1 node x 6 A, 1 node x 2 B").running("wide", 8, elastic=(2, 8)).pending("first", 3)
+    given.turn()
+    wide = given.state.gangs["wide/0"]
+    gone = next(node for node in ("b-0", "a-0") if any(placed.node == node for placed in wide.placement or ()))
+    given.turn(facts.NodeLost(given.now, gone))
+    assert violations(given.state) == []
+    given.pending("next", 1, priority=90).turn()
+    assert violations(given.state) == []
