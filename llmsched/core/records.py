@@ -163,7 +163,10 @@ class WorkloadState:
             running = sum(gang.status in (Status.RUNNING, Status.RESIZING) for gang in gangs)
             if running >= max(self.workload.min_replicas, 1 if self.wanted_replicas else 0):
                 return "running"
-            return "starting" if running or any(g.status is Status.LAUNCHING for g in gangs) else "waiting"
+            if running or any(gang.status is Status.LAUNCHING for gang in gangs):
+                return "starting"
+            is_leaving = any(gang.status is Status.VACATING for gang in gangs)
+            return "stopping" if is_leaving and all(gang.status is not Status.QUEUED for gang in gangs) else "waiting"
         words = {
             Status.QUEUED: "waiting",
             Status.LAUNCHING: "starting",

@@ -38,6 +38,17 @@ def test_it_is_warned_and_then_ended_with_the_figure() -> None:
     assert not given.state.exceeding
 
 
+def test_an_endpoint_that_is_ended_for_it_is_stopping_until_it_has_failed() -> None:
+    given = cluster("1 node x 4").running("app", gpus=1, kind="serve", min_replicas=1, max_replicas=1)
+    node = next(iter(given.state.nodes))
+    given.after(0.0, ForeignUse(given.now, node, THREE), ExcessUse(given.now, "app/0", 1, ((node, THREE),)))
+    assert given.phase("app") == "running"
+    given.after(30.0).turn()
+    assert given.phase("app") == "stopping"
+    given.after(1.0, Released(given.now, "app/0", 1))
+    assert given.phase("app") == "failed"
+
+
 def test_what_it_took_counts_as_taken_for_those_who_wait() -> None:
     given = hogging()
     given.pending("next", gpus=1)
