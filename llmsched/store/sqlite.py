@@ -180,6 +180,13 @@ class SqliteStore:
                 code="store_damaged",
                 hint=seal.ACCEPT,
             )
+        other = reading.tables_with_other_rows(db, head)
+        if other:
+            raise StoreError(
+                f"{self.path} has other rows than were written: {'; '.join(other)}",
+                code="store_damaged",
+                hint=seal.ACCEPT,
+            )
         try:
             self._note(head, lease, sync=True)
         except OSError as error:  # a full disk: what is noted is still true

@@ -144,6 +144,26 @@ def test_whatever_is_changed_without_the_key_is_found(folder: Path, statement: s
     assert CliRunner().invoke(cli, ["fsck"]).exit_code == 5
 
 
+@pytest.mark.parametrize(
+    ("table", "statement"),
+    [
+        ("progress", "DELETE FROM progress"),
+        ("idempotency", "DELETE FROM idempotency"),
+        ("idempotency", "UPDATE idempotency SET checksum = 'none of ours'"),
+        ("secrets", "DELETE FROM secrets"),
+        ("archive", "INSERT INTO archive VALUES ('a', 'a', 1, 'task', 'q', 'u', 'failed', 1, 1, NULL, '', x'00', 'c')"),
+    ],
+)
+def test_a_store_that_lacks_rows_or_has_more_is_not_started_on(folder: Path, table: str, statement: str) -> None:
+    change(folder, statement)
+    with pytest.raises(StoreError, match=f"other rows than were written: {table}") as raised:
+        SqliteStore(folder / "state.sqlite").open()
+    assert "restore --accept-loss" in (raised.value.hint or "")
+    if table == "idempotency":
+        assert CliRunner().invoke(cli, ["restore", "--accept-loss"]).exit_code == 0
+        asyncio.run(goes_on(folder))
+
+
 FORGETS = "CREATE TRIGGER helpful AFTER INSERT ON progress BEGIN DELETE FROM idempotency; END"
 RESHAPED = [
     (FORGETS, "the trigger helpful is not ours"),

@@ -70,6 +70,7 @@ CREATE INDEX archive_by_age ON archive (submitted_at DESC, id);
 CREATE INDEX archive_by_user ON archive (user, submitted_at DESC, id);
 CREATE INDEX archive_by_queue ON archive (queue, submitted_at DESC, id);
 CREATE INDEX archive_by_end ON archive (finished_at);
+CREATE INDEX archive_checksums ON archive (checksum);  -- each start adds them up, and must not read all of it
 CREATE INDEX models ON archive (name, run DESC) WHERE kind = 'train' AND outcome = 'succeeded' AND artifact NOTNULL;
 CREATE INDEX models_by_user ON archive (user, name, run DESC)
     WHERE kind = 'train' AND outcome = 'succeeded' AND artifact NOTNULL;
