@@ -106,7 +106,7 @@ def notes(folder: Path, place: Placement, env: Sequence[str]) -> Iterator[str]:
     """What an operator should know before anything starts. Raises SpecError for `env` that cannot be handed on."""
     left_out = ray_environment.build(os.environ, place.user, env).left_out
     if place.user is None:
-        yield f"Single-user mode: {place.why}."
+        yield f"Single-user mode: {place.why.rstrip('.')}."
         others = sorted({one.user for one in home.made_records(folder)} - {home.user_name()})
         if others:
             yield f"Tokens are labels in it, also those of {', '.join(others)}: whoever may submit can read them all."

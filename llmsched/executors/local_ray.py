@@ -281,8 +281,11 @@ def _wait_until(is_done: Callable[[], bool], cluster: LocalRay, home: Path, dead
                 words = _last_lines(_log(home, process.name))
                 raise ClusterError(f"Ray's {process.name} ended while starting:\n{words}")
         if time.monotonic() > deadline:
-            logs = "\n".join(_last_lines(_log(home, one.name), 5) for one in cluster.processes)
-            raise ClusterError(f"the local Ray did not come up in time:\n{logs}")
+            logs = [_last_lines(_log(home, one.name), 5) for one in cluster.processes]
+            raise ClusterError(
+                "\n".join(["the local Ray did not come up in time.", *filter(None, logs)]),
+                hint=f"A machine that is busy needs longer: try again. What Ray wrote: {_log(home, '*')}",
+            )
         time.sleep(0.05)
 
 

@@ -46,6 +46,17 @@ def test_a_ray_that_dies_at_its_start_says_so_with_its_last_words_and_leaves_not
     assert local_ray.read(tmp_path / "home") is None
 
 
+def test_a_ray_that_takes_too_long_is_ended_and_says_where_its_words_are(tmp_path, monkeypatch):
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    with pytest.raises(ClusterError, match="did not come up in time") as raised:
+        local_ray.start(tmp_path / "home", timeout_s=0.0)
+    assert "try again" in raised.value.hint and str(tmp_path / "home" / "logs") in raised.value.hint
+    assert local_ray.read(tmp_path / "home") is None
+
+
 def test_a_port_that_another_process_took_meanwhile_is_given_up_for_another(tmp_path, monkeypatch):
     """Taken by a connection between being chosen and Ray's binding it; then every test of a module failed."""
     unlucky = tmp_path / "python"
