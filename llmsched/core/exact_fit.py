@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmsched.core.capacity import NodeState
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
@@ -43,6 +45,42 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
     finally:
         for name, amount, device in reversed(undo):
             trial.state.capacity.change(name, amount, device, -1)
+
+
+def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, None]:
+    """Nominated gangs all of whose promised places are free by now, in the order of the promises: whoever else is
+    promised something on the same nodes, or in the same quota, waits for victims of its own. `closed`: nodes on which a
+    gang may not start."""
+    state = trial.state
+    able = [gang for name in state.nominated if _may_be_free(trial, gang := state.gangs[name])]
+    ready: dict[str, None] = {}
+    if not able:
+        return ready
+    mark = trial.mark()
+    for name in state.nominated:
+        trial.unpromise(state.gangs[name])
+    for gang in able:
+        placement = gang.nomination.placement if gang.nomination is not None else ()
+        shut = closed(gang)
+        if any(shut >> state.nodes[placed.node].slot & 1 for placed in placement):
+            continue
+        if fits(trial, gang.spec, placement):
+            trial.hold(gang, placement)
+            ready[gang.id] = None
+    trial.rollback(mark)
+    return ready
+
+
+def _may_be_free(trial: Trial, gang: GangState) -> bool:
+    """Whether each of its nodes has as many GPUs, promises to everybody left out, as were promised to it there."""
+    need: dict[str, int] = {}
+    for placed in gang.nomination.placement if gang.nomination is not None else ():
+        amount = amount_of(gang.spec, placed).gpus_milli
+        if amount % MILLI:
+            return True  # devices have to be looked at one by one
+        need[placed.node] = need.get(placed.node, 0) + amount
+    nodes = trial.state.nodes
+    return all(nodes[name].free_whole * MILLI + nodes[name].promised >= amount for name, amount in need.items())
 
 
 def is_kept(trial: Trial, gang: GangState) -> bool:

@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from ledger import cluster
+import pytest
+from ledger import Given, cluster
+from ledger import Launch as Start
 from test_order_of_a_class import Counted
 from test_portions import MANY, POLICIES, by_rank, passes, work, world
 
@@ -99,3 +101,52 @@ def test_while_many_leave_nobody_who_is_promised_a_place_is_put_in_order_again()
         plan = turn(state, [Released(62.0 + at, name, 1)], policies)
         assert [type(decision).__name__ for decision in plan.decisions] == ["Launch"]
     assert ordering.asked <= 10
+
+
+def two_promises(same_queue: bool) -> Given:
+    """One node, two who leave it, and two who are promised what each of them leaves."""
+    given = cluster("1 node x 8")
+    queues = ("q", "q") if same_queue else ("q", "r")
+    for name in dict.fromkeys(queues):
+        given.queue(name, gpus=8 if same_queue else 4, cohort="c")
+    given.rules(within_queue="lower_priority").policies(ordering="priority")
+    given.running("soon", 2, priority=10, queue=queues[0], grace_s=60.0)
+    given.running("late", 6 if same_queue else 4, priority=10, queue=queues[1], grace_s=600.0)
+    given.pending("small", 2, priority=80, queue=queues[0])
+    given.pending("large", 6 if same_queue else 4, priority=90, queue=queues[1])
+    if not same_queue:
+        given.running("stays", 2, priority=95, queue="q")
+    given.turn()
+    assert {*given.state.nominated} == {"small/0", "large/0"} and {*given.state.vacating} == {"soon/0", "late/0"}
+    return given
+
+
+@pytest.mark.parametrize("same_queue", [True, False])
+def test_who_was_promised_a_place_starts_when_its_own_place_is_free_whoever_else_leaves_the_node(
+    same_queue: bool,
+) -> None:
+    given = two_promises(same_queue)
+    assert given.turn(Released(given.now, "soon/0", 1)).decisions == [Start("small", 2)]
+    assert given.state.gangs["large/0"].nomination is not None
+    assert given.turn(Released(given.now, "late/0", 1)).decisions == [Start("large", 6 if same_queue else 4)]
+
+
+def test_of_two_who_were_promised_as_much_the_first_gets_what_is_free_first() -> None:
+    given = cluster("1 node x 4").rules(within_queue="lower_priority").policies(ordering="priority")
+    given.running("soon", 2, priority=10, grace_s=60.0).running("late", 2, priority=10, grace_s=600.0)
+    given.pending("first", 2, priority=90).pending("second", 2, priority=80)
+    given.turn()
+    assert [*given.state.nominated] == ["first/0", "second/0"]
+    assert given.turn(Released(given.now, "late/0", 1)).decisions == [Start("first", 2)]
+    assert given.turn(Released(given.now, "soon/0", 1)).decisions == [Start("second", 2)]
+
+
+def test_part_of_a_device_that_was_promised_is_taken_when_it_is_free() -> None:
+    given = cluster("1 node x 2").rules(within_queue="lower_priority").policies(ordering="priority")
+    given.running("half", 0.5, priority=10, grace_s=60.0).running("whole", 1, priority=10, grace_s=600.0)
+    given.pending("other", 1, priority=90).pending("share", 0.75, priority=80)
+    given.turn()
+    assert {*given.state.vacating} == {"half/0", "whole/0"}
+    assert given.turn(Released(given.now, "half/0", 1)).decisions != []
+    assert given.turn(Released(given.now, "whole/0", 1)).decisions != []
+    assert not given.state.nominated

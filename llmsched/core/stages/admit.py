@@ -11,7 +11,7 @@ from math import inf
 
 from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Launch, Withdraw
-from llmsched.core.exact_fit import fits, is_kept
+from llmsched.core.exact_fit import fits, free_at_last, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
@@ -59,11 +59,12 @@ class Admission:
     def run(self) -> None:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
+        ready = free_at_last(self.trial, self._closed) if state.nominated else {}
         for name in state.nominated:  # a promise is kept before anybody else is looked at
             if plan.cut(since):
                 return
             gang = state.gangs[name]
-            self._redeem(gang)
+            self._redeem(gang, name in ready)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
         migrate.keep_places(self.this)
         self.calendar.hold_for_the_longest()
@@ -231,25 +232,32 @@ class Admission:
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
 
-    def _redeem(self, gang: GangState) -> None:
+    def _closed(self, gang: GangState) -> int:
+        """Nodes on which a nominated gang may not start."""
+        placement = gang.nomination.placement if gang.nomination is not None else ()
+        return self.calendar.closed(gang, size_of(gang.spec, placement))
+
+    def _redeem(self, gang: GangState, is_ready: bool) -> None:
         """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
-        free, else take it back."""
+        free, else take it back. `is_ready`: the places promised to it are free."""
         nomination = gang.nomination
         assert nomination is not None
         trial = self.trial
         size = size_of(gang.spec, nomination.placement)
         if place.may_fit(trial, gang, size):
             trial.unpromise(gang)
-            found = place.find(self.this, gang, size, ~self.calendar.closed(gang, size), explain=False)
+            found = place.find(self.this, gang, size, ~self._closed(gang), explain=False)
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)
                 return
-        elif is_kept(trial.afterwards(), gang):
+        elif not is_ready and is_kept(trial.afterwards(), gang):
             stand(self.this, gang, nomination)
             return
         else:
             trial.unpromise(gang)
-        if fits(trial.afterwards(), gang.spec, nomination.placement):
+        if is_ready:
+            self._launch(gang, nomination.placement)
+        elif fits(trial.afterwards(), gang.spec, nomination.placement):
             nominate(self.this, gang, nomination.placement, list(nomination.victims))
         else:
             self.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
