@@ -22,7 +22,7 @@ import uvicorn
 
 from llmsched.api import app, auth, home
 from llmsched.connections import Quiet, Waiting, connections_of, make_room
-from llmsched.control import data_files, model_files
+from llmsched.control import data_files, model_files, snapshot_maker
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
@@ -186,7 +186,10 @@ async def main(
         tokens = auth.Tokens(folder, at_endpoints=isolation.mode == "single-user")  # all work could read them
         clock = RealClock()
         vault = Vault(store, home.secret_key_file(folder), clock.now)
-        controller = Controller(store, executor, clock, storage=place, keys=tokens.keys, vault=vault)
+        make_snapshot = snapshot_maker.in_process(store.path)
+        controller = Controller(
+            store, executor, clock, storage=place, keys=tokens.keys, vault=vault, make_snapshot=make_snapshot
+        )
         application = app.build(controller, tokens, isolation=isolation, ray_user=user, home=folder)
         noted = home.Isolation(**isolation.model_dump(), storage=place)
         await serve(controller, application, listener, folder, noted, fresh=fresh)

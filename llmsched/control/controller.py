@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import dashboard, execution, lease, planning, requests
+from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
@@ -56,6 +56,7 @@ class Degraded(StoreError):
 
 class Controller:
     """`keys`: the tokens that may ask endpoints (as of `Routes.changed`), asked again and again. `vault`: the secrets.
+    `make_snapshot`: in a thread, unless the store can be read by another process.
 
     `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
     """
@@ -70,6 +71,7 @@ class Controller:
         keys: Callable[[], Sequence[dict[str, Any]]] = tuple,
         vault: Vault | None = None,
         owner: str | None = None,
+        make_snapshot: snapshot_maker.Make | None = None,
     ) -> None:
         self.vault = vault
         self.started = asyncio.Event()
@@ -84,7 +86,7 @@ class Controller:
         self._live = LiveState(store, self._clock, self._metrics)
         self.cluster = Cluster(self._live, executor, self._inbox, self._secrets, keys, storage)
         self._intake = Intake(self._live, self.cluster, store, self._secrets, self._book, self._metrics)
-        self._housekeeping = Housekeeping(store)
+        self._housekeeping = Housekeeping(store, make_snapshot or snapshot_maker.in_thread(store))
         self._epoch = 0
         self._started_at = 0.0
         self._degraded = ""

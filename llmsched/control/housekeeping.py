@@ -1,7 +1,8 @@
 """What keeps the store and the state from growing with history: put aside, take snapshots, let go of what is too old.
 
-Snapshots are of the state as it was committed, spelled in a thread while the loop goes on. How long the journal, ended
-workloads and idempotency keys are kept, the cluster file says (`history`). Each step is small and done between rounds.
+Snapshots are of what is committed, and made elsewhere (snapshot_maker.py) while the loop goes on. How long the journal,
+ended workloads and idempotency keys are kept, the cluster file says (`history`). Each step is small and done between
+rounds.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import asyncio
 import logging
 from math import inf
 
+from llmsched.control.snapshot_maker import Make
 from llmsched.core import archive
 from llmsched.core.configuration import Kept
 from llmsched.core.facts import Archived
-from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
-from llmsched.errors import Bug, StoreError
-from llmsched.store import snapshots
+from llmsched.errors import StoreError
 from llmsched.store.journal import Batch, Store
 from llmsched.store.tables import ArchiveRow, IdempotencyRow, SnapshotRow
 
@@ -31,9 +31,10 @@ SNAPSHOTS_KEPT = 10
 class Housekeeping:
     """`due` and `after_round` are called by the loop; both return at once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, make_snapshot: Make) -> None:
         self.puts_aside = True
         self._store = store
+        self._make_snapshot = make_snapshot
         self._snapshot_at = 0  # entry of the newest snapshot
         self._tidied_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -51,7 +52,7 @@ class Housekeeping:
         if self._task is not None and not self._task.done():
             return
         if seq - self._snapshot_at >= SNAPSHOT_EVERY:
-            self._task = asyncio.create_task(self._keep_snapshot(freeze(state), state.archive, seq, at))
+            self._task = asyncio.create_task(self._keep_snapshot(seq, at))
         elif at - self._tidied_at >= TIDY_EVERY_S:
             self._tidied_at = at
             self._task = asyncio.create_task(self._tidy(state.configuration.kept, at))
@@ -61,9 +62,9 @@ class Housekeeping:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _keep_snapshot(self, snapshot: Snapshot, shelf: archive.Archive, seq: int, at: float) -> None:
+    async def _keep_snapshot(self, seq: int, at: float) -> None:
         try:
-            row = await asyncio.to_thread(spelled, snapshot, shelf, seq, at)
+            row = await self._make_snapshot(seq, at)
             await asyncio.wrap_future(self._store.commit(Batch(at, (), [row])))
             await self._thin()
         except StoreError as error:  # the loop will meet it too, and say so
@@ -110,11 +111,3 @@ class Housekeeping:
                 last = seq
         if gone:
             await asyncio.wrap_future(self._store.remove(SnapshotRow, gone))
-
-
-def spelled(snapshot: Snapshot, shelf: archive.Archive, seq: int, at: float) -> SnapshotRow:
-    """With the digest of the state. Raises Bug when the bytes do not give that state: then it is not to be kept."""
-    digest, body = thaw(snapshot, shelf).digest(), snapshots.dump(snapshot)
-    if thaw(snapshots.load(body), shelf).digest() != digest:
-        raise Bug(f"the snapshot of entry {seq} does not give the state it was made of")
-    return SnapshotRow(seq, at, digest, body)

@@ -46,21 +46,26 @@ class Unfit(Bug):
         self.seq = seq
 
 
-def fold(store: Journal, archive: Archive | None = None, but: frozenset[int] = NOTHING) -> tuple[State, int]:
-    """The state, without the entries `but`, and the number of its last entry. Raises StoreError (damaged), or Unfit."""
-    found = store.older(SnapshotRow, inf)
-    state, seq = restored(store, found[-1][0], archive) if found else (State(archive=archive), 0)
-    return unfold(store, state, seq, but=but)
+def fold(
+    store: Journal, archive: Archive | None = None, stop: int | None = None, but: frozenset[int] = NOTHING
+) -> tuple[State, int]:
+    """The state, up to entry `stop` and without the entries `but`, and the number of its last entry. Raises StoreError
+    (damaged), or Unfit."""
+    found = [seq for (seq,) in store.older(SnapshotRow, inf) if stop is None or seq <= stop]
+    state, seq = restored(store, found[-1], archive) if found else (State(archive=archive), 0)
+    return unfold(store, state, seq, stop, but)
 
 
-def fold_all_that_can(store: Journal, archive: Archive | None = None) -> tuple[State, int, list[Unfit]]:
+def fold_all_that_can(
+    store: Journal, archive: Archive | None = None, stop: int | None = None
+) -> tuple[State, int, list[Unfit]]:
     """The same, and what had to be left out: one entry that breaks the state must not stop every start for ever.
 
     Raises Unfit when that does not help."""
     unfit: list[Unfit] = []
     while True:
         try:
-            return *fold(store, archive, frozenset(each.seq for each in unfit)), unfit
+            return *fold(store, archive, stop, frozenset(each.seq for each in unfit)), unfit
         except Unfit as error:
             log.exception("left out: %s", error)
             if len(unfit) >= LEFT_OUT_AT_MOST:

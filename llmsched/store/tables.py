@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 
 class SnapshotRow(NamedTuple):
-    """The state as of entry `seq`, as `control.snapshots` spells it; `digest` is that state's."""
+    """The state as of entry `seq`, as `store.snapshots` spells it; `digest` is that state's."""
 
     seq: int
     at: float

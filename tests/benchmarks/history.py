@@ -27,14 +27,14 @@ import psutil
 
 from llmsched.client.core import AsyncClient
 from llmsched.control.archive import StoreArchive
-from llmsched.control.housekeeping import SNAPSHOT_EVERY, spelled
+from llmsched.control.housekeeping import SNAPSHOT_EVERY
+from llmsched.control.snapshot_maker import spelled
 from llmsched.core import archive
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.facts import Archived, Bound, Finished, NodeJoined, Submitted
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
-from llmsched.core.snapshot import freeze
 from llmsched.core.state import State
 from llmsched.policies.registry import load
 from llmsched.spec.compile import compile_workload
@@ -124,7 +124,7 @@ def write(path: Path, count: int) -> int:
         shelf.written(rows)
         if seq - snapshot_at >= SNAPSHOT_EVERY:
             snapshot_at = seq
-            old = store.older(type(row := spelled(freeze(state), shelf, seq, now)), float("inf"))
+            old = store.older(type(row := spelled(state, shelf, seq, now)), float("inf"))
             store.commit(Batch(now, (), [row])).result()
             store.remove(type(row), old[1:]).result()
     store.close()
