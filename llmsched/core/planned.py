@@ -90,6 +90,8 @@ def _with_option(
             if trial.held(other) and other is not gang and gives_way(state, other.spec, spec):
                 trial.hold(other, least(other.spec, trial.held(other)))
         counted = state.capacity.free_gpus(mask) * MILLI + state.capacity.slack_milli(mask)
+        if not _enough_ends(trial, mask, need - counted):
+            return None
         for moment in _moments(trial, gang, promises, windows):
             waiting_for += moment.ended
             counted += sum(_gpus_on(trial, other, mask) for other in moment.ended)
@@ -139,12 +141,19 @@ def _beside(
 
 
 class _Moment(NamedTuple):
-    """A time at which something ends; `basis` says whose end it is, None when that is presumed of somebody so far."""
+    """A time at which something ends; `basis` says whose end it is, None when that is presumed of somebody so far. Of
+    the hundreds that are counted one is told, so it is worded for that one alone."""
 
     at: float
     ended: list[GangState]
-    basis: Message | None
+    last: GangState | None
+    by_window: bool
+    is_presumed: bool
     is_last: bool
+
+    @property
+    def basis(self) -> Message | None:
+        return None if self.is_presumed else _basis(self.last, self.by_window)
 
 
 class _Looks:
@@ -184,8 +193,7 @@ def _moments(trial: Trial, gang: GangState, promises: list[Promise], windows: Wi
             is_presumed = is_presumed or ahead[2]
             ended.append(last)
             ahead = next(ends, None)
-        basis = None if is_presumed else _basis(last, by_window)
-        yield _Moment(at, ended, basis, ahead is None and not moments)
+        yield _Moment(at, ended, last, by_window, is_presumed, ahead is None and not moments)
 
 
 def _has_shares(state: State) -> bool:
@@ -219,6 +227,19 @@ def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, boo
         other = gangs[name]
         if end < inf and name not in trial.leaving and trial.held(other):
             yield end, other, presumed
+
+
+def _enough_ends(trial: Trial, mask: int, lacking: int) -> bool:
+    """Whether so many thousandths of GPUs may come free at all: replicas stay. Else no moment need be looked at."""
+    state = trial.state
+    for name in () if lacking <= 0 else dict.fromkeys((*state.holding, *trial.placements)):
+        other = state.gangs[name]
+        leaves = name in state.vacating or name in trial.leaving or name not in state.holding
+        if leaves or other.spec.kind != "serve" or name in state.ends.of:
+            lacking -= _gpus_on(trial, other, mask)
+        if lacking <= 0:
+            break
+    return lacking <= 0
 
 
 def _gpus_on(trial: Trial, gang: GangState, mask: int) -> int:
