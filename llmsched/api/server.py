@@ -22,7 +22,7 @@ import uvicorn
 
 from llmsched.api import app, auth, home
 from llmsched.connections import Quiet, Waiting, connections_of, make_room
-from llmsched.control import data_files, model_files, snapshot_maker
+from llmsched.control import data_files, garbage, model_files, snapshot_maker
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
@@ -173,6 +173,7 @@ async def main(
     if user is not None:
         data_files.look_with(users.command(user, module="llmsched.data.look"))
     make_room()
+    garbage.spare_the_loop()
     known = home.ports(folder)
     wanted = home.Ports(port or known.api, endpoint_port or known.endpoint or free_ports(1, host)[0])
     with contextlib.closing(listen(host, port) if port else _listen_again(host, known.api)) as listener:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-from llmsched.control import lease, recovery
+from llmsched.control import garbage, lease, recovery
 from llmsched.control.archive import StoreArchive
 from llmsched.control.clock import Clock
 from llmsched.control.metrics import Metrics
@@ -51,6 +51,7 @@ class LiveState:
 
     def fold(self) -> None:
         """What is committed, and no more."""
+        garbage.look_at_all()
         self.archive = StoreArchive(self._store)
         self.state, self.seq, left_out = recovery.fold_all_that_can(self._store, self.archive)
         self.left_out = f"{left_out[0].message} It was left out." if left_out else ""
