@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from llmsched import sanitize
-from llmsched.api import dashboards, examples, ray_jobs, results, routes, workdirs
+from llmsched.api import callers, dashboards, examples, ray_jobs, results, routes, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.dashboard_place import DashboardPlace
 from llmsched.api.home import refuse_in_home
@@ -57,7 +58,7 @@ def build(
         if place and is_real and home is not None:
             refuse_in_home(home, place)
 
-    app.state.services = routes.Services(
+    app.state.services = callers.Services(
         controller,
         app.state.uploads,
         isolation or http_models.IsolationView(),
@@ -101,6 +102,9 @@ def need_of(route: Any) -> str | None:
     """What a route needs, a key of auth.MAY; None: nothing, it is open. Raises Bug when it does not say."""
     if not isinstance(route, APIRoute | APIWebSocketRoute):
         raise Bug(f"route {route} is not one that can be guarded.")
+    for part in route.dependant.dependencies:
+        if not inspect.iscoroutinefunction(part.call):
+            raise Bug(f"route {route.path} would have {part.call} run in a thread, while the loop changes the state.")
     needs = [part.call.need for part in route.dependant.dependencies if hasattr(part.call, "need")]  # type: ignore[union-attr]
     if route.path in OPEN_PATHS and not needs:
         return None

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import StreamingResponse
 
 from llmsched.api.auth import Tokens
-from llmsched.api.routes import REFUSALS, Caller, Changed, Given, Services, allow
+from llmsched.api.callers import Caller, Changed, Given, Services, allow
+from llmsched.api.routes import REFUSALS
 from llmsched.core.records import WorkloadState
 from llmsched.errors import RequestError
 from llmsched.runtime.dashboard import ASKS

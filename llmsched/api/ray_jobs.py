@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated
@@ -18,7 +18,8 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
 from llmsched.api import logs, views
-from llmsched.api.routes import REFUSALS, ZIP, Caller, Found, Given, Looker, Services, Submitter, caller, services
+from llmsched.api.callers import Caller, Found, Given, Looker, Services, Submitter, caller, services
+from llmsched.api.routes import REFUSALS, ZIP
 from llmsched.control import authorization
 from llmsched.control.authorization import KnownNames
 from llmsched.core.records import WorkloadState
@@ -39,10 +40,10 @@ Protocol = Annotated[str, Path(pattern="^gcs$")]
 Package = Annotated[str, Path(pattern=r"^_ray_pkg_[A-Za-z0-9_.-]{1,150}\.zip$", description="as Ray's client names it")]
 
 
-def of_job(need: str) -> Callable[[str, HTTPConnection], Found]:
-    """As `routes.of_workload`, of the job with this id."""
+def of_job(need: str) -> Callable[[str, HTTPConnection], Awaitable[Found]]:
+    """As `callers.of_workload`, of the job with this id."""
 
-    def allowed(submission_id: SubmissionId, connection: HTTPConnection) -> Found:
+    async def allowed(submission_id: SubmissionId, connection: HTTPConnection) -> Found:
         who = caller(connection, need)
         record = services(connection).state.newest(name_of_job(submission_id))
         spec = None if record is None else _spec_of(record)

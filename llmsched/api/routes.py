@@ -1,28 +1,24 @@
 """The routes of /api/v1. Each says in its signature what it needs (auth.MAY); none decides anything itself.
 
-A route about one workload takes it as `Seen` or `Changed`, and so never has one that its reader may not see.
+A route about one workload takes it as `Seen` or `Changed` (callers.py), and so never has one that its reader may not
+see.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, NamedTuple, cast
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
-from starlette.requests import HTTPConnection
 
 from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
 from llmsched.api.auth import require
-from llmsched.api.home import TokenRecord
-from llmsched.control import authorization, execution, planning, registry
+from llmsched.api.callers import Caller, Changed, Found, Given, Looker, Name, Operator, Seen, Services, Submitter
+from llmsched.control import execution, planning, registry
 from llmsched.control.vault import SHARED
-from llmsched.core.records import WorkloadState
-from llmsched.core.state import State
-from llmsched.executors.ray_user import RayUser
-from llmsched.runtime.storage import Storage
 from llmsched.spec import http_models, http_requests, spec_requests
 from llmsched.spec.quantities import ENV_PATTERN
 
@@ -30,95 +26,6 @@ KEEP_ALIVE_S = 15.0
 NDJSON = "application/x-ndjson"
 
 
-class Services(NamedTuple):
-    """What the routes are given; `controller` is control.controller.Controller."""
-
-    controller: Any
-    uploads: workdirs.Uploads
-    isolation: http_models.IsolationView = http_models.IsolationView()
-    ray_user: RayUser | None = None  # whose files results and uploads are, where they are not ours
-    check_storage: Callable[[str], None] = lambda place: None  # raises RequestError where results cannot lie
-
-    @property
-    def state(self) -> State:
-        return cast(State, self.controller.state)
-
-    @property
-    def storage(self) -> Storage:
-        return results.open_storage(self.controller.storage, self.ray_user)
-
-
-def services(request: HTTPConnection) -> Services:
-    return cast(Services, request.app.state.services)
-
-
-class Caller(NamedTuple):
-    """Who asks, and what that person may see and change now."""
-
-    token: TokenRecord
-    permissions: authorization.Permissions
-
-    @property
-    def user(self) -> str:
-        return self.token.user
-
-    @property
-    def role(self) -> str:
-        return self.token.role
-
-
-class Found(NamedTuple):
-    """The workload that a path names, and who asks for it."""
-
-    workload: WorkloadState
-    who: Caller
-
-    @property
-    def id(self) -> str:
-        return self.workload.workload.id
-
-    def names(self, state: State) -> authorization.KnownNames:
-        return authorization.KnownNames(state, self.who.permissions)
-
-
-def allow(need: str) -> Callable[[Request], Caller]:
-    """Who asks, if the token's role may. `app.build` refuses to start with a route that depends on none of these."""
-
-    def allowed(request: Request) -> Caller:
-        return caller(request, need)
-
-    allowed.need = need  # type: ignore[attr-defined]
-    return allowed
-
-
-def of_workload(need: str) -> Callable[[str, Request], Found]:
-    """The same, of one workload: what may not be seen is not found."""
-
-    def allowed(name: Name, request: Request) -> Found:
-        who = caller(request, need)
-        found = authorization.find(services(request).controller.state, name, who.permissions)
-        if need == "change":
-            authorization.check_change(found, who.permissions)
-        return Found(found, who)
-
-    allowed.need = need  # type: ignore[attr-defined]
-    return allowed
-
-
-def caller(request: HTTPConnection, need: str) -> Caller:
-    token: TokenRecord = request.scope["llmsched.token"]
-    require(token, need)
-    person = authorization.Person(token.user, token.role)
-    return Caller(token, authorization.Permissions(person, services(request).controller.state.configuration))
-
-
-Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
-Given = Annotated[Services, Depends(services)]
-Looker = Annotated[Caller, Depends(allow("look"))]
-Submitter = Annotated[Caller, Depends(allow("submit"))]
-Operator = Annotated[Caller, Depends(allow("operate"))]
-Seen = Annotated[Found, Depends(of_workload("see"))]
-Changed = Annotated[Found, Depends(of_workload("change"))]
 Hex = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Key = Annotated[str | None, Header(max_length=200, description="the same key and body again give the same answer")]
 

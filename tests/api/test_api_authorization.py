@@ -5,14 +5,15 @@ The routes come from the route table: one that is new fails until it says what i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import pytest
+from fastapi import Depends
 from fastapi.routing import APIRoute
 from live import Live
 
-from llmsched.api import app, auth, routes
+from llmsched.api import app, auth, callers, routes
 from llmsched.errors import Bug
 from llmsched.executors.fake import Script
 
@@ -226,12 +227,18 @@ def test_who_has_which_role_is_told_to_those_who_lead(asking, who: str) -> None:
     assert (queues["far"]["submitters"] != []) is sees_all
 
 
-def test_an_application_with_a_route_that_says_no_need_does_not_start() -> None:
+def beside_the_loop() -> None: ...
+
+
+def test_an_application_with_a_route_that_says_no_need_or_looks_from_a_thread_does_not_start() -> None:
     async def unguarded() -> None: ...
 
-    async def unlooked(who: routes.Looker) -> None: ...
+    async def unlooked(who: callers.Looker) -> None: ...
+
+    async def torn(who: callers.Looker, found: Annotated[None, Depends(beside_the_loop)]) -> None: ...
 
     for path, route, said in (
+        ("/torn", torn, "torn would have .* run in a thread, while the loop changes the state"),
         ("/unguarded", unguarded, "unguarded does not say who may use it"),
         ("/workloads/{name}/more", unlooked, "does not look whose workload it is"),
     ):
