@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from llmsched.api import archive, diagnosis, lists, logs, page, results, streams, views, workdirs
+from llmsched.api import archive, diagnosis, lists, logs, page, query, results, streams, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.callers import Caller, Changed, Found, Given, Looker, Name, Operator, Seen, Services, Submitter
 from llmsched.control import execution, planning, registry
@@ -33,7 +33,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": http_models.ErrorBody, "description": "refused: the request is wrong, or not as things stand now"},
     "5XX": {"model": http_models.ErrorBody, "description": "the cluster, the store or the controller failed"},
 }
-router = APIRouter(prefix="/api/v1", responses=REFUSALS)
+router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
 open_router = APIRouter()
 
 

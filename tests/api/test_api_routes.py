@@ -463,3 +463,20 @@ def test_a_configuration_is_put_in_force_and_shown(controller: Live, http: httpx
 def test_the_api_describes_itself(http: httpx.Client, controller: Live) -> None:
     described = httpx.get(f"{controller.url}/openapi.json", headers=dict(http.headers), timeout=60).json()
     assert "/api/v1/workloads/{name}/why" in described["paths"]
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/api/v1/workloads?phases=running", 'Did you mean "phase"?'),
+        ("/api/v1/events?follow=false&workload=x", "It has after, follow"),
+        ("/api/v1/nodes?x=1", "It has none."),
+        ("/api/v1/workloads/nobody/logs?%ED%A0%80=1", "It has attempt"),
+    ],
+)
+def test_a_query_parameter_that_a_route_does_not_have_is_refused_and_never_left_out(
+    controller: Live, path: str, hint: str
+) -> None:
+    answer = httpx.get(controller.url + path, headers={"authorization": f"Bearer {controller.token}"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_parameter")
+    assert hint in answer.json()["hint"]
