@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from llmsched.api import archive, diagnosis, lists, logs, page, query, results, streams, views, workdirs
 from llmsched.api.auth import require
@@ -53,12 +53,6 @@ async def health(given: Given, who: Looker) -> http_models.Health:
     """Whether it can do its work, since when, where dashboard and endpoint are, and whether tokens are a boundary."""
     found = cast(http_models.Health, given.controller.health)
     return found.model_copy(update={"isolation": given.isolation})
-
-
-@router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(given: Given, who: Looker) -> str:
-    """Figures as Prometheus reads them; no names of workloads."""
-    return views.metrics(given.controller.state, given.controller.health) + str(given.controller.metrics())
 
 
 # --- what users ask ---------------------------------------------------------------------------------------------

@@ -429,30 +429,3 @@ def _users(users: Iterable[str], permissions: Permissions) -> list[str]:
 
 def _gpus(milli: int | None) -> float | None:
     return None if milli is None else milli / MILLI
-
-
-def metrics(state: State, health: http_models.Health) -> str:
-    """Prometheus' text format; no names of workloads, so that it stays small."""
-    by_phase: Counter[str] = Counter(phase(found) for found in state.workloads.values())
-    for (_, _, outcome), count in state.archived.items():
-        by_phase[outcome] += count
-    by_reason = Counter(
-        one.reason.code for one in state.gangs.values() if one.status is Status.QUEUED and one.reason is not None
-    )
-    gpus: dict[tuple[str, str], float] = {}
-    for found in state.nodes.values():
-        for use, amount in (("total", found.node.total), ("used", found.used), ("foreign", found.foreign)):
-            key = (found.node.flavor or "none", use)
-            gpus[key] = gpus.get(key, 0.0) + amount.gpus_milli / MILLI
-    lines = ["# TYPE llmsched_workloads gauge"]
-    lines += [f'llmsched_workloads{{phase="{name}"}} {by_phase[name]}' for name in sorted(by_phase)]
-    lines += ["# TYPE llmsched_waiting_gangs gauge"]
-    lines += [f'llmsched_waiting_gangs{{reason="{code}"}} {by_reason[code]}' for code in sorted(by_reason)]
-    lines += ["# TYPE llmsched_gpus gauge"]
-    lines += [
-        f'llmsched_gpus{{flavor="{flavor}",use="{use}"}} {value:g}' for (flavor, use), value in sorted(gpus.items())
-    ]
-    lines += ["# TYPE llmsched_nodes gauge", f"llmsched_nodes {len(state.nodes)}"]
-    lines += ["# TYPE llmsched_journal_seq counter", f"llmsched_journal_seq {health.seq}"]
-    lines += ["# TYPE llmsched_cluster_connected gauge", f"llmsched_cluster_connected {int(health.cluster.connected)}"]
-    return "\n".join(lines) + "\n"

@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("llmsched.cli.look:logs", "What it wrote; also after it, and the cluster, are gone."),
         "events": ("llmsched.cli.look:events", "What the scheduler hears and decides."),
         "queues": ("llmsched.cli.look:queues", "Queues, their quota and their use."),
+        "usage": ("llmsched.cli.usage:usage", "GPU-hours by user, queue, workload and day, and what they cost."),
         "reservations": ("llmsched.cli.reserve:reservations", "Which GPUs are promised, when, and to whom."),
         "models": ("llmsched.cli.models:models", "What trainings made: versions, metrics, and what of."),
         "nodes": ("llmsched.cli.look:nodes", "Nodes, and who holds what."),

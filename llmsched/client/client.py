@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequen
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import httpx
@@ -26,6 +26,9 @@ from llmsched.client.chat import AsyncChat, Messages
 from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
 from llmsched.errors import ClusterError
 from llmsched.spec import http_models
+
+if TYPE_CHECKING:
+    from llmsched.spec.usage_models import UsageView
 
 T = TypeVar("T")
 
@@ -347,6 +350,11 @@ class Client:
 
     def queues(self) -> http_models.QueueList:
         return self._loop.call(self._core.queues())
+
+    def usage(
+        self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None, limit: int = 1_000
+    ) -> UsageView:
+        return self._loop.call(self._core.usage(by=by, since=since, until=until, limit=limit))
 
     def reservations(self) -> list[http_models.ReservationView]:
         return self._loop.call(self._core.reservations())

@@ -21,6 +21,7 @@ from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
+    from llmsched.spec.usage_models import UsageView
     from llmsched.spec.workload import WorkloadSpec
 
 POLL_S = 0.5
@@ -244,6 +245,17 @@ class AsyncClient:
     async def queues(self) -> http_models.QueueList:
         """Every queue with its quota and use (GPUs) and how many workloads wait and run."""
         return await self._http.ask(http_models.QueueList, "GET", "/api/v1/queues")
+
+    async def usage(
+        self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None, limit: int = 1_000
+    ) -> UsageView:
+        """GPU-hours that were held, by any of user, queue, workload, day and flavor, of whole days (UTC) from `since`
+        ("30d" ago, or "2030-01-31") to `until`; at most `limit` lines, the largest. `exact` of a line has whole
+        numbers, which add up. Raises RequestError."""
+        from llmsched.spec.usage_models import UsageView
+
+        params: dict[str, Any] = {"by": list(by), "since": since, "limit": limit} | ({"until": until} if until else {})
+        return await self._http.ask(UsageView, "GET", "/api/v1/usage", params=params)
 
     async def reservations(self) -> list[http_models.ReservationView]:
         """In the order of their windows, [opens, closes) in seconds since 1970; those that are over last."""

@@ -12,9 +12,10 @@ from heapq import merge
 from typing import Protocol
 
 from llmsched.core.records import WorkloadState
+from llmsched.core.usage import day_of
 from llmsched.errors import StoreError
 from llmsched.store import snapshots
-from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow, labels_of
+from llmsched.store.tables import TABLES, AnyRow, ArchiveQuery, ArchiveRow, UsageQuery, UsageRow, labels_of
 
 RESULTS_AT_ONCE = 10
 REMEMBERED = 2_000  # answers, also that there is none
@@ -26,6 +27,8 @@ class Rows(Protocol):
     def row(self, cls: type[AnyRow], *key: object) -> AnyRow | None: ...
 
     def archived(self, query: ArchiveQuery) -> list[ArchiveRow]: ...
+
+    def usage(self, query: UsageQuery) -> list[UsageRow]: ...
 
 
 class StoreArchive:
@@ -40,12 +43,13 @@ class StoreArchive:
         self._new[record.workload.id] = record
         self._known.pop(record.workload.id, None)
 
-    def unwritten(self) -> list[ArchiveRow]:
-        return [row_of(record) for record in self._new.values()]
+    def unwritten(self) -> list[ArchiveRow | UsageRow]:
+        return [*map(row_of, self._new.values()), *self.unwritten_books()]
 
-    def written(self, rows: Iterable[ArchiveRow]) -> None:
+    def written(self, rows: Iterable[ArchiveRow | UsageRow]) -> None:
         for row in rows:
-            self._new.pop(row.id, None)
+            if isinstance(row, ArchiveRow):
+                self._new.pop(row.id, None)
 
     def find(self, workload: str) -> WorkloadState | None:
         if workload in self._new:
@@ -61,9 +65,16 @@ class StoreArchive:
         return found
 
     def select(self, query: ArchiveQuery) -> list[WorkloadState]:
-        new = [row for row in self.unwritten() if query.takes(row)]
+        new = [row for row in map(row_of, self._new.values()) if query.takes(row)]
         found = {row.id: row for row in (*self._store.archived(query), *new)}
         return [snapshots.load_ended(row.body) for row in sorted(found.values(), key=query.place)[: query.limit]]
+
+    def usage(self, query: UsageQuery) -> list[UsageRow]:
+        """Of what the store has; see `unwritten_books`."""
+        return self._store.usage(query)
+
+    def unwritten_books(self) -> list[UsageRow]:
+        return [row for record in self._new.values() for row in book_of(record)]
 
     def newest_run(self, name: str) -> int:
         rows = self._store.archived(ArchiveQuery(1, name=name))
@@ -107,6 +118,12 @@ class VerifiedArchive(StoreArchive):
             self.differences.append(
                 f"{name}: {', '.join(wrong)} of its row in archive differs from what the journal says"
             )
+        for line in book_of(record):
+            try:
+                if self._store.row(UsageRow, *line[: TABLES[UsageRow].keys]) != line:
+                    self.differences.append(f"{name}: its usage on {day_of(line.day)} is not what the journal says")
+            except StoreError as error:
+                self.differences.append(error.message)
 
 
 def row_of(record: WorkloadState) -> ArchiveRow:
@@ -125,3 +142,11 @@ def row_of(record: WorkloadState) -> ArchiveRow:
         labels_of(it.labels),
         snapshots.dump_ended(record),
     )
+
+
+def book_of(record: WorkloadState) -> list[UsageRow]:
+    it = record.workload
+    return [
+        UsageRow(used.day, it.id, used.queue, used.flavor, it.user, " ".join(map(str, used.amounts)))
+        for used in record.usage
+    ]

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker
-from llmsched.control.authorization import OPERATOR, SUBMITTER, Person
+from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage
+from llmsched.control.authorization import OPERATOR, SUBMITTER, Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
 from llmsched.control.housekeeping import Housekeeping
@@ -31,6 +31,7 @@ from llmsched.core.answers import Trouble
 from llmsched.core.facts import Archived, Fact, Tick
 from llmsched.core.scheduler import Plan, plan_starts, turn
 from llmsched.core.state import State, WorkloadState
+from llmsched.core.usage import Amounts
 from llmsched.errors import StoreError
 from llmsched.executors import port
 from llmsched.policies import registry as policies_known
@@ -211,6 +212,15 @@ class Controller:
     def floor(self) -> int:
         """Entries up to this one are not kept any more."""
         return self._store.floor()
+
+    @property
+    def now(self) -> float:
+        """Its clock's stamp; `state.now` is that of the last thing that happened."""
+        return max(self._clock.now(), self.state.now)
+
+    async def usage(self, permissions: Permissions, question: usage.Question) -> dict[tuple[str, ...], Amounts]:
+        """Who held how much, as far as one may see. Raises StoreError."""
+        return await usage.add_up(self.state, self._live.archive, permissions, question, self.now)
 
     def archived(self, query: ArchiveQuery) -> list[WorkloadState]:
         """Workloads that ended a while ago and have left the state."""

@@ -20,6 +20,8 @@ def nothing(world: World, fact: facts.Tick) -> None:
 def configured(world: World, fact: facts.Configured) -> None:
     world.configuration = fact.configuration
     lives.count_quota(world)
+    holding = (world.gangs[name] for name in world.holding)
+    world.ledgers.price(fact.configuration, holding, world.now)
 
 
 def submitted(world: World, fact: facts.Submitted) -> None:
@@ -227,6 +229,7 @@ def checkpoint(world: World, fact: facts.CheckpointPublished) -> None:
     gang = lifecycle.at_work(world, fact.gang, fact.attempt, fact)
     if gang is None:
         return
+    world.ledgers.meter.saved(gang.id, world.now)
     gang.checkpoint_at = fact.at
     gang.fraction = fact.fraction
 

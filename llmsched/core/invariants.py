@@ -12,11 +12,12 @@ from llmsched.core.records import amount_of, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.status import HOLDING, Status
+from llmsched.core.usage import limit_of
 
 
 def violations(state: State) -> list[str]:
     """Every broken rule, with its number in the list of invariants; empty when all is well."""
-    return [*_nodes(state), *_gangs(state), *_quota(state), *_indices(state)]
+    return [*_nodes(state), *_gangs(state), *_quota(state), *_usage(state), *_indices(state)]
 
 
 def _nodes(state: State) -> list[str]:
@@ -131,6 +132,25 @@ def _quota(state: State) -> list[str]:
     for queue, use in state.use.items():
         if use.gpus_milli != totals.get(queue, 0):
             broken.append(f"I9 queue {queue} counts {use.gpus_milli}, its gangs hold {totals.get(queue, 0)}")
+    return broken
+
+
+def _usage(state: State) -> list[str]:
+    """I9: the meter reads what gangs hold, and as borrowed exactly what their queues do not own of it."""
+    broken = []
+    held: Counter[tuple[str, str]] = Counter()
+    for gang in state.gangs.values():
+        for placed in gang.held:
+            gpus, found = amount_of(gang.spec, placed).gpus_milli, state.nodes.get(placed.node)
+            if gpus and found is not None:
+                held[gang.spec.queue, state.quota.row_of(gang.spec.queue, found.node.flavor)] += gpus
+    meter = state.ledgers.meter
+    if meter.held() != dict(held):
+        broken.append(f"I9 the meter counts {meter.held()}, gangs hold {dict(held)}")
+    beyond = {line: amount - limit_of(state.quota, line) for line, amount in held.items()}
+    borrowed = {line: amount for line, amount in beyond.items() if amount > 0}
+    if meter.borrowed() != borrowed:
+        broken.append(f"I9 the meter counts as borrowed {meter.borrowed()}, queues hold {borrowed} beyond their own")
     return broken
 
 

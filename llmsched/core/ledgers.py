@@ -5,15 +5,18 @@ Every amount is put in and taken out by `charge`, which undoes itself exactly. K
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from copy import copy
 
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
 from llmsched.core.past_use import bring_up_to
+from llmsched.core.prices import price_per_gpu_hour
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of
 from llmsched.core.resources import MILLI, ByNode, Resources
+from llmsched.core.usage import MICROS, Held, Meter
 from llmsched.core.workload import Placement
 
 
@@ -27,6 +30,8 @@ class Ledgers:
         self.use: dict[str, QueueUse] = {}
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.kinds: dict[Resources, int] = {}  # bundle shape -> groups of gangs that hold such bundles
+        self.configuration = configuration
+        self.meter = Meter()  # of what `hold` says; a twin holds nothing of its own
         self.half_life_s = configuration.scheduling.usage_half_life_s
 
     def twin(self) -> Ledgers:
@@ -74,8 +79,25 @@ class Ledgers:
             for placed in gang.held:
                 self.nodes[placed.node].idle_since = now
         gang.held = new
-        if new:
-            self.charge(gang, new, 1)
+        amounts = self.charge(gang, new, 1) if new else {}
+        held = self._priced(gang, new, amounts)
+        self.meter.hold(gang.id, gang.workload_id, spec.queue, held, self.quota, now)
+
+    def price(self, configuration: Configuration, gangs: Iterable[GangState], now: float) -> None:
+        """Whose quota it is that these gangs hold, and what it costs, as it was configured now."""
+        self.configuration = configuration
+        held = {gang.id: self._priced(gang, gang.held, self._by_flavor(gang, gang.held)) for gang in gangs}
+        self.meter.configure(held, self.quota, now)
+
+    def _priced(self, gang: GangState, placement: Placement, amounts: Mapping[str | None, int]) -> dict[str, Held]:
+        rates: dict[str | None, int] = {}
+        if any(flavor.price_per_gpu_hour for flavor in self.configuration.flavors):
+            for placed, count in Counter(placement).items():
+                node = self.nodes[placed.node].node
+                price = round(price_per_gpu_hour(self.configuration, node) * MICROS)
+                rate = amount_of(gang.spec, placed).gpus_milli * count * price
+                rates[node.flavor] = rates.get(node.flavor, 0) + rate
+        return {flavor or "": Held(gpus, rates.get(flavor, 0)) for flavor, gpus in amounts.items()}
 
     def exceed(self, gang: GangState, used: ByNode, now: float) -> None:
         """Charge the gang's queue with exactly `used` beyond what the gang holds. Its nodes count it as foreign use."""
@@ -108,8 +130,9 @@ class Ledgers:
                 amounts[flavor] = amounts.get(flavor, 0) + gpus
         return amounts
 
-    def charge(self, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> None:
-        """Put a placement into the ledgers (sign 1) or take it out (-1). Exact: the two undo each other."""
+    def charge(self, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> dict[str | None, int]:
+        """Put a placement into the ledgers (sign 1) or take it out (-1). Exact: the two undo each other. How many
+        thousandths of GPUs it is, by flavor."""
         spec = gang.spec
         queue = spec.queue
         capacity = self.capacity
@@ -160,3 +183,4 @@ class Ledgers:
         use.memory_bytes += sign * memory
         if not spec.preemptible:
             use.fixed_milli += sign * total
+        return by_flavor

@@ -122,6 +122,7 @@ def _launched(world: World, gang: GangState, decision: Launch) -> None:
 
 
 def _began(world: World, gang: GangState, fact: object) -> None:
+    world.ledgers.meter.began(gang.id, world.now)
     gang.started_at = gang.progress_at = world.now
     gang.failures = 0
     gang.message = None
@@ -193,8 +194,8 @@ def _vacates(world: World, gang: GangState, leaving: str, reason: str) -> None:
 
 def _requeued(world: World, gang: GangState, _: object) -> None:
     """Back among the waiting, under the newest spec of its workload (a replica: that has answered)."""
-    lives.let_go(world, gang)
     record = world.workloads[gang.workload_id]
+    lives.let_go(world, gang, again=not record.cancelled)
     gang.queued_since = world.now
     gang.placement = None
     gang.size = 0

@@ -218,13 +218,14 @@ def exceed(world: World, gang: GangState, used: ByNode) -> None:
         world.exceeding.pop(gang.id, None)
 
 
-def let_go(world: World, gang: GangState) -> None:
-    """The attempt is over: count its service and free everything."""
+def let_go(world: World, gang: GangState, *, again: bool = False) -> None:
+    """The attempt is over: count its service and free everything. `again`: another one is to follow it."""
     settle(world, gang)
     if gang.started_at is not None:
         gang.served_s += world.now - gang.started_at
         gang.served_gpu_s += (world.now - gang.started_at) * gang.gpus_milli() / MILLI
     world.ledgers.hold(gang, (), world.now)
+    world.ledgers.meter.end(gang.id, world.now, again=again and gang.spec.kind != "serve")
     forget_end(world, gang)
     gang.stalled = ""
     exceed(world, gang, ())
@@ -283,6 +284,7 @@ def put_aside(world: World, record: WorkloadState) -> None:
     newest, here = world.runs.pop(workload.name)
     if here > 1:
         world.runs[workload.name] = newest, here - 1
+    record.usage = world.ledgers.meter.close(workload.id, workload.user)
     world.archived[workload.user, workload.queue, record.outcome] += 1
     world.archive.put(record)
 

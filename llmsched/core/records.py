@@ -16,6 +16,7 @@ from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, ByNode, Resources
 from llmsched.core.shapes import Shape
 from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
+from llmsched.core.usage import Used
 from llmsched.core.workload import Placed, Placement, Workload
 
 
@@ -140,6 +141,7 @@ class WorkloadState:
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin
     unlisted: bool = False  # by Ray's Jobs API
+    usage: tuple[Used, ...] = ()  # once it is put aside: before, its book is the meter's
     met: tuple[str, ...] = ()  # of `after`: what had succeeded, and left the state, before this was submitted
 
     @property

@@ -21,6 +21,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
+from llmsched.core.usage import FrozenMeter, thawed
 from llmsched.core.world import NOTES_KEPT
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Snapshot:
     groups: tuple[tuple[str, int, bool], ...]
     dependents: tuple[tuple[str, tuple[str, ...]], ...]
     use: tuple[tuple[str, QueueUse], ...]
+    meter: FrozenMeter
     end_of: tuple[tuple[str, float], ...]
     timers: tuple[tuple[float, str], ...]
     ranked_at: float
@@ -166,6 +168,7 @@ def freeze(state: State) -> Snapshot:
         groups=tuple(state.groups),
         dependents=tuple((name, tuple(ids)) for name, ids in state.dependents.items()),
         use=tuple((name, replace(use)) for name, use in state.use.items()),
+        meter=state.ledgers.meter.frozen(),
         end_of=tuple(state.ends.of.items()),
         timers=tuple(state.timers),
         ranked_at=state.ranked_at,
@@ -272,6 +275,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
                 shape = each.options[0].resources
                 state.kinds[shape] = state.kinds.get(shape, 0) + 1
     state.ledgers.use = {name: replace(use) for name, use in snapshot.use}
+    state.ledgers.configuration, state.ledgers.meter = snapshot.configuration, thawed(snapshot.meter)
 
 
 def _wait(state: State, snapshot: Snapshot) -> None:

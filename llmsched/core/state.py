@@ -82,6 +82,7 @@ class State(World):
             self.ranked_at,
             sorted(self.archived.items()),
             self.history.parts(),
+            self.ledgers.meter.frozen(),
             sorted(self.fleet.overdue_since.items()),
             sorted(self.fleet.shunned_until.items()),
             sorted(self.fleet.releasing.items()),
@@ -112,7 +113,7 @@ _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
-    "unlisted",
+    "unlisted", "usage",
 )  # fmt: skip
 
 # What cannot make anything possible for a waiting gang: it tells, or it takes. All else makes every refusal doubtful:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration, NodeType
-from llmsched.core.node_types import node_of, price_of
+from llmsched.core.node_types import node_of
 from llmsched.core.nodes import Node
+from llmsched.core.prices import price_per_gpu_hour
 from llmsched.core.resources import MILLI
 from llmsched.errors import SpecError
 
@@ -95,14 +96,7 @@ class Provider:
             stay.left = now
 
     def _price(self, node: Node) -> float:
-        """Of a node of a type, its type's; of any other, that of the first flavor with its accelerator."""
-        for node_type in self.configuration.node_types:
-            if node.node_type == node_type.name:
-                return price_of(self.configuration, node_type)
-        for flavor in self.configuration.flavors:
-            if dict(flavor.labels).get("ray.io/accelerator-type", flavor.name) == node.flavor:
-                return flavor.price_per_gpu_hour * node.total.gpus_milli / MILLI
-        return 0.0
+        return price_per_gpu_hour(self.configuration, node) * node.total.gpus_milli / MILLI
 
 
 class Bill(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from llmsched.errors import StoreError
 from llmsched.store.codec import Entry
-from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow, Row
+from llmsched.store.tables import AnyRow, ArchiveQuery, ArchiveRow, Row, UsageQuery, UsageRow
 
 QUIET = ("LoadObserved", "Estimated")  # kinds that only measure, often: not part of a workload's story
 
@@ -91,6 +91,8 @@ class Store(Protocol):
         """In order of their keys; those whose key begins with `key`."""
 
     def archived(self, query: ArchiveQuery) -> list[ArchiveRow]: ...
+
+    def usage(self, query: UsageQuery) -> list[UsageRow]: ...
 
     def older(self, cls: type[Row], before: float, limit: int = 1_000) -> list[tuple[Any, ...]]:
         """Keys of rows from before that time, the oldest first."""

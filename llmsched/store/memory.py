@@ -11,7 +11,7 @@ from typing import Any
 
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import QUIET, Batch, Lease, StaleEpoch, Written, workload_of
-from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row
+from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row, UsageQuery, UsageRow
 
 
 class MemoryStore:
@@ -98,6 +98,13 @@ class MemoryStore:
         rows: list[ArchiveRow] = self.rows(ArchiveRow)
         return sorted(filter(query.takes, rows), key=query.place)[: query.limit]
 
+    def usage(self, query: UsageQuery) -> list[UsageRow]:
+        rows: list[UsageRow] = self.rows(UsageRow)
+        found = [
+            row for row in rows if query.since <= row.day <= query.until and (not query.after or row[:4] > query.after)
+        ]
+        return found[: query.limit]
+
     def older(self, cls: type[Row], before: float, limit: int = 1_000) -> list[tuple[Any, ...]]:
         age = AGE.get(cls, "at")
         old = sorted((getattr(row, age), key) for key, row in self._rows[cls].items() if getattr(row, age) < before)
@@ -107,6 +114,9 @@ class MemoryStore:
         def remove() -> None:
             for key in keys:
                 self._rows[cls].pop(key, None)
+                if cls is ArchiveRow:
+                    for row in [row for row in self.rows(UsageRow) if row.workload == key[0]]:
+                        del self._rows[UsageRow][row[:4]]
 
         return self._answer(remove)
 

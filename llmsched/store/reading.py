@@ -17,7 +17,7 @@ from llmsched.store import keyfile, schema, seal
 from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import QUIET, Lease, Written
 from llmsched.store.seal import Head, Seal
-from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row, labels_of
+from llmsched.store.tables import AGE, TABLES, AnyRow, ArchiveQuery, ArchiveRow, Row, UsageQuery, UsageRow, labels_of
 
 BUSY_S = 5.0  # how long to wait for another process to finish its transaction
 
@@ -112,6 +112,9 @@ class Moment:
 
     def archived(self, query: ArchiveQuery) -> list[ArchiveRow]:
         return archived(self._db, self.key, self.path, query)
+
+    def usage(self, query: UsageQuery) -> list[UsageRow]:
+        return usage(self._db, self.key, self.path, query)
 
     def broken_tables(self) -> list[str]:
         """Rows that were changed, added, removed or put back from before by whoever had no key."""
@@ -293,6 +296,16 @@ def archived(db: sqlite3.Connection, key: Seal | None, path: Path, query: Archiv
             row = _verified(ArchiveRow, line, key, path)
             found[row.id] = row
     return sorted(found.values(), key=query.place)[: query.limit]
+
+
+def usage(db: sqlite3.Connection, key: Seal | None, path: Path, query: UsageQuery) -> list[UsageRow]:
+    after = "AND (day, workload, queue, flavor) > (?, ?, ?, ?)" if query.after else ""
+    lines = db.execute(
+        f"SELECT {_columns(UsageRow)} FROM usage WHERE day BETWEEN ? AND ? {after} "
+        "ORDER BY day, workload, queue, flavor LIMIT ?",
+        (query.since, query.until, *(query.after or ()), query.limit),
+    )
+    return [_verified(UsageRow, line, key, path) for line in lines.fetchall()]
 
 
 def _columns(cls: type) -> str:

@@ -43,12 +43,8 @@ class Seal:
         return self._digest(table, columns)
 
     def _digest(self, about: str, columns: Iterable[Any]) -> str:
-        found = blake2b(key=self._key, digest_size=_DIGEST_BYTES)
-        for part in (about, *columns):
-            spelled = _spelled(part)
-            found.update(b"%d:" % len(spelled))
-            found.update(spelled)
-        return found.hexdigest()
+        spelled = b"".join([b"%d:%b" % (len(part), part) for part in map(_spelled, (about, *columns))])
+        return blake2b(spelled, key=self._key, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _spelled(value: Any) -> bytes:

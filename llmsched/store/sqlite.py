@@ -27,7 +27,7 @@ from llmsched.store.codec import ENTRIES
 from llmsched.store.journal import Batch, Lease, StaleEpoch, Written, workload_of
 from llmsched.store.reading import BUSY_S, Places
 from llmsched.store.seal import Head, HeadFile, Noted, Seal
-from llmsched.store.tables import TABLES, AnyRow, ArchiveQuery, ArchiveRow, ProgressRow, Row
+from llmsched.store.tables import TABLES, AnyRow, ArchiveQuery, ArchiveRow, ProgressRow, Row, UsageQuery, UsageRow
 
 log = logging.getLogger("llmsched.store")
 GROUP_AT_MOST = 256  # writes in one transaction
@@ -237,7 +237,8 @@ class SqliteStore:
             _fence(change, epoch)
             for key in keys:
                 change.drop(table, " AND ".join(f"{column} = ?" for column in cls._fields[:count]), key)
-                if cls is ArchiveRow:  # the last numbers of its gangs go with it
+                if cls is ArchiveRow:  # its book and the last numbers of its gangs go with it
+                    change.drop(TABLES[UsageRow].name, "workload = ?", key)
                     change.drop(TABLES[ProgressRow].name, "gang > ? AND gang < ?", (f"{key[0]}/", f"{key[0]}0"))
             change.head.writes += 1
 
@@ -377,6 +378,10 @@ class SqliteStore:
 
     def archived(self, query: ArchiveQuery) -> list[ArchiveRow]:
         found: list[ArchiveRow] = self._read(lambda db: reading.archived(db, self._seal, self.path, query))
+        return found
+
+    def usage(self, query: UsageQuery) -> list[UsageRow]:
+        found: list[UsageRow] = self._read(lambda db: reading.usage(db, self._seal, self.path, query))
         return found
 
     def _read(self, ask: Callable[[sqlite3.Connection], Any]) -> Any:

@@ -43,6 +43,18 @@ def labels_of(labels: Iterable[tuple[str, str]]) -> str:
     return "\n" + "".join(f"{key}={value}\n" for key, value in labels)
 
 
+class UsageRow(NamedTuple):
+    """A row of the book of a workload that has left the state; see `core.usage`. `amounts`: whole numbers with blanks
+    between them, as text, so that each of many rows is held against its checksum in microseconds."""
+
+    day: int
+    workload: str
+    queue: str
+    flavor: str
+    user: str
+    amounts: str
+
+
 class ProgressRow(NamedTuple):
     """The last numbers a gang reported; JSON."""
 
@@ -72,8 +84,8 @@ class SecretRow(NamedTuple):
     at: float
 
 
-Row = SnapshotRow | ArchiveRow | ProgressRow | IdempotencyRow | SecretRow
-AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, ProgressRow, IdempotencyRow, SecretRow)
+Row = SnapshotRow | ArchiveRow | UsageRow | ProgressRow | IdempotencyRow | SecretRow
+AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, UsageRow, ProgressRow, IdempotencyRow, SecretRow)
 
 
 class Table(NamedTuple):
@@ -84,6 +96,7 @@ class Table(NamedTuple):
 TABLES: dict[type, Table] = {
     SnapshotRow: Table("snapshots", 1),
     ArchiveRow: Table("archive", 1),
+    UsageRow: Table("usage", 4),
     ProgressRow: Table("progress", 1),
     IdempotencyRow: Table("idempotency", 2),
     SecretRow: Table("secrets", 2),
@@ -139,3 +152,12 @@ class ArchiveQuery(NamedTuple):
     def place(self, row: ArchiveRow) -> tuple[Any, ...]:
         """Rows are in the order of this."""
         return (row.name, -row.run) if self.by_run else (-row.submitted_at, row.id)
+
+
+class UsageQuery(NamedTuple):
+    """Rows of books of days `since` to `until` (both of them) in the order of their keys, after `after` if given."""
+
+    since: int
+    until: int
+    limit: int
+    after: tuple[int, str, str, str] | None = None

@@ -30,6 +30,7 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/metrics"): {},
     ("GET", "/nodes"): {},
     ("GET", "/queues"): {},
+    ("GET", "/usage"): {},
     ("GET", "/reservations"): {},
     ("POST", "/reservations"): {"json": {"reservation": {"name": "no-window"}}},
     ("DELETE", "/reservations/{name}"): {},

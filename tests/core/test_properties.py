@@ -4,11 +4,13 @@ journal gives the same state, and in small worlds a naive ledger agrees that who
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from naive_book import NaiveBook, booked
 
 from llmsched.core import decisions, facts
 from llmsched.core.archive import is_gone, is_needed
@@ -52,6 +54,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = State()
+        self.naive = NaiveBook()
         self.journal: list[Any] = []
         self.policies = load(PolicyNames())
         self.now = 0.0
@@ -59,7 +62,9 @@ class World(RuleBasedStateMachine):
         self.outcomes: dict[str, str] = {}
 
     def apply(self, entry: Any) -> None:
+        self.naive.before(self.state, entry)
         self.state.apply(entry)
+        self.naive.after(self.state, entry)
         self.journal.append(entry)
         assert violations(self.state) == []
 
@@ -114,6 +119,13 @@ class World(RuleBasedStateMachine):
             if not isinstance(fact, Refusal):
                 self.apply(fact)
 
+    @rule(own=st.sampled_from([0, 1000, 2500, 4000]))
+    def give_quota(self, own: int) -> None:
+        """Who borrows may change while nobody takes or gives anything back."""
+        old = self.state.configuration
+        queues = tuple(replace(one, quotas=(("*", Quota(own)),)) if one.name == "b" else one for one in old.queues)
+        self.apply(facts.Configured(self.now, replace(old, version=old.version + 1, queues=queues)))
+
     @rule(number=st.integers(0, 3))
     def join(self, number: int) -> None:
         labels = (("rack", f"r{number % 2}"),)
@@ -131,7 +143,7 @@ class World(RuleBasedStateMachine):
             }[how]
         )
 
-    @rule(pick=st.integers(0, 50), what=st.integers(0, 7), late=st.booleans())
+    @rule(pick=st.integers(0, 50), what=st.integers(0, 8), late=st.booleans())
     def report(self, pick: int, what: int, late: bool) -> None:
         names = [*self.state.gangs]
         if not names:
@@ -148,17 +160,19 @@ class World(RuleBasedStateMachine):
             facts.Released(now, name, attempt),
             facts.Resized(now, name, attempt, size),
             facts.LaunchFailed(now, name, attempt, "no-capacity"),
+            facts.CheckpointPublished(now, name, attempt, 1),
             facts.Estimated(now, name, 60.0),
         ][what]
         before = self.state.digest()
         self.apply(said)
-        if late and what < 7:
+        if late and what < 8:
             assert self.state.digest() == before, "a fact of an older attempt changed the state"
 
-    @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 400.0]))
+    @rule(seconds=st.sampled_from([0.0, 1.0, 10.0, 400.0, 100_000.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.apply(facts.Tick(self.now))
+        assert booked(self.state) == self.naive.found()
 
     @rule()
     def schedule(self) -> None:

@@ -24,7 +24,7 @@ VARYING = {
     "seq", "epoch", "version", "at", "since", "eta", "started_at", "submitted_at", "finished_at", "queued_since",
     "launched_at", "set_at", "made_at", "set_by", "user", "by", "artifact", "spec_sha256", "ray_version",
     "start_time", "end_time", "url",
-    "waited_s", "starting_s", "running_s",
+    "waited_s", "starting_s", "running_s", "until", "gpu_hours", "own", "starting",
 }  # fmt: skip
 
 

@@ -173,10 +173,10 @@ def test_every_metric_of_the_dashboard_is_one_that_the_controller_has(controller
 
 
 def test_what_prometheus_is_told_to_scrape_is_where_the_metrics_are() -> None:
-    from llmsched.api import routes
+    from llmsched.api import metrics
 
     job = read("dashboards/prometheus.yml")["scrape_configs"][0]
-    assert job["metrics_path"] in {route.path for route in routes.router.routes}  # type: ignore[attr-defined]
+    assert job["metrics_path"] in {route.path for route in metrics.router.routes}  # type: ignore[attr-defined]
     assert job["authorization"]["type"] == "Bearer"
 
 

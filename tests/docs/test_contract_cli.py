@@ -16,7 +16,7 @@ from test_contract_sdk import command_of, how_it_goes
 from waiting import wait_until
 
 from llmsched.cli.main import ALL, cli
-from llmsched.spec import http_models
+from llmsched.spec import http_models, usage_models
 
 SPEC = """\
 name: {name}
@@ -39,6 +39,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "POST /api/v1/workloads/{name}/scale": ("work", "1"),
     "POST /api/v1/workloads/{name}/cancel": ("other",),
     "GET /api/v1/events": (),
+    "GET /api/v1/usage": (),
     "GET /api/v1/queues": (),
     "GET /api/v1/nodes": (),
     "GET /api/v1/models": (),
@@ -100,7 +101,7 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
         command_of(" ".join(words))
         done = run(*words, *WORDS[name], "--json") if "--" not in WORDS[name] else run(*words, "--json", *WORDS[name])
         assert done.exit_code == 0, (name, done.output)
-        model: Any = getattr(http_models, answer.partition(",")[0])
+        model: Any = getattr(usage_models if answer == "UsageView" else http_models, answer.partition(",")[0])
         texts = [done.stdout] if "," not in answer else done.stdout.splitlines()
         assert texts, name
         for text in texts:

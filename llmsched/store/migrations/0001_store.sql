@@ -76,6 +76,18 @@ CREATE INDEX models_by_user ON archive (user, name, run DESC)
     WHERE kind = 'train' AND outcome = 'succeeded' AND artifact NOTNULL;
 CREATE INDEX models_by_queue ON archive (queue, name, run DESC)
     WHERE kind = 'train' AND outcome = 'succeeded' AND artifact NOTNULL;
+-- Their books: what they held, by day (since 1970), queue and flavor, in GPU-microseconds.
+CREATE TABLE usage (
+    day      INTEGER NOT NULL,
+    workload TEXT NOT NULL,
+    queue    TEXT NOT NULL,
+    flavor   TEXT NOT NULL,
+    user     TEXT NOT NULL,
+    amounts  TEXT NOT NULL,
+    checksum TEXT NOT NULL,
+    PRIMARY KEY (day, workload, queue, flavor)
+) WITHOUT ROWID;
+CREATE INDEX usage_by_workload ON usage (workload);
 CREATE TABLE progress (
     gang     TEXT PRIMARY KEY,
     attempt  INTEGER NOT NULL,

@@ -1,0 +1,84 @@
+"""usage: GPU-hours by user, queue, workload and day, for people, as CSV or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from llmsched.cli import show, terminal
+
+if TYPE_CHECKING:
+    from llmsched.spec.usage_models import UsageLine, UsageView
+
+BY = ("user", "queue", "workload", "day", "flavor")
+FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "cost")
+SHOWN = 100  # lines for people
+
+
+@click.command()
+@click.option("--by", default="user,queue", show_default=True, help=f"Any of {', '.join(BY)}, with commas.")
+@click.option("--since", default="30d", show_default=True, help="How long ago (30d), or a day: 2030-01-31.")
+@click.option("--until", metavar="DAY", help="The last day; default: today. Days are UTC.")
+@click.option("--csv", "as_csv", is_flag=True, help="All lines as CSV on stdout.")
+@show.json_option
+def usage(by: str, since: str, until: str | None, as_csv: bool) -> None:
+    """GPU-hours that were held, and by whom.
+
+    OWN is what a queue's quota covers, BORROWED what it held beyond it. Of both, STARTING went by before attempts ran,
+    and LOST is work since the last checkpoint that had to be done again. COST is at the prices of flavors in the
+    cluster file, as they were then. You see the work that you may see: your own, all as an auditor or operator.
+
+    \b
+      llmsched usage --by queue --since 7d
+      llmsched usage --by user,day --since 2030-01-01 --until 2030-01-31 --csv > january.csv
+    """
+    from llmsched.errors import SpecError
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    wrong = next((name for name in names if name not in BY), None)
+    if wrong is not None or not names:
+        raise SpecError(f'"{wrong or by}" is nothing to add up by.', where="--by", hint=f"Choose of {', '.join(BY)}.")
+    if as_csv and show.wants_json():
+        raise SpecError("--csv and --json are two forms of one answer.", code="options", hint="Choose one.")
+    whole = as_csv or show.wants_json()
+    with show.connect() as client:
+        view = client.usage(by=names, since=since, until=until, limit=200_000 if whole else SHOWN)
+    if as_csv:
+        _print_csv(view)
+    else:
+        show.answer(view, lambda: _print(view))
+
+
+def _print_csv(view: UsageView) -> None:
+    import csv
+    import io
+
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow((*view.by, *FIGURES))
+    for line in view.lines:
+        rows.writerow((*(getattr(line, name) for name in view.by), *map(_figure, _figures(line))))
+    terminal.echo(text.getvalue(), nl=False)
+
+
+def _print(view: UsageView) -> None:
+    terminal.echo(f"GPU-hours from {view.since} to {view.until} (UTC)")
+    table = show.table(*(name.upper() for name in view.by), *(f">{name.upper().replace('_', ' ')}" for name in FIGURES))
+    for line in view.lines:
+        names = (show.plain(getattr(line, name) or "-") for name in view.by)
+        table.add_row(*names, *(f"{value:,.2f}" if value else "-" for value in _figures(line)))
+    if view.left_out:
+        table.add_row(f"{view.left_out} more", *([""] * (len(view.by) + len(FIGURES) - 1)))
+    table.add_row("all", *([""] * (len(view.by) - 1)), *(f"{v:,.2f}" if v else "-" for v in _figures(view.total)))
+    show.print_table(table)
+    if view.left_out:
+        terminal.echo("--csv and --json have all lines.", err=True)
+
+
+def _figures(line: UsageLine) -> list[float | None]:
+    return [getattr(line, name) for name in FIGURES]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.9f}".rstrip("0").rstrip(".")

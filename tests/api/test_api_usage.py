@@ -1,0 +1,129 @@
+"""usage: from the journal to the command line, for whom, and as Prometheus has it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sqlite3
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from live import Live
+
+from llmsched.cli.main import cli
+from llmsched.control.archive import StoreArchive, VerifiedArchive
+from llmsched.control.recovery import fold_all
+from llmsched.core.configuration import PolicyNames
+from llmsched.core.facts import Archived, Bound, Finished, NodeJoined, Submitted, Tick
+from llmsched.core.nodes import Node
+from llmsched.core.resources import Resources
+from llmsched.core.scheduler import turn
+from llmsched.core.state import State
+from llmsched.errors import RequestError
+from llmsched.executors.fake import Script
+from llmsched.policies.registry import load
+from llmsched.spec.compile import compile_workload
+from llmsched.spec.load import load_json
+from llmsched.store.journal import Batch
+from llmsched.store.reading import moment_of
+from llmsched.store.sqlite import SqliteStore
+
+
+def task(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "task", "task": {"run": ["true"]}, "resources": {"accelerators": ["A100:1"]}} | more
+
+
+@pytest.fixture
+def llmsched(fresh: Live, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("LLMSCHED_ADDRESS", fresh.url)
+    monkeypatch.setenv("LLMSCHED_TOKEN", fresh.token)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(cli, words)
+
+    return run
+
+
+def test_each_sees_their_own_and_an_operator_all(llmsched: Any, fresh: Live) -> None:
+    fresh.executor.cluster.script = lambda order: Script(runs_for_s=0.05)
+    ann, bob = fresh.client(fresh.token_of("ann", "submitter")), fresh.client(fresh.token_of("bob", "submitter"))
+    ann.apply(task("hers")).wait()
+    bob.apply(task("his")).wait()
+    everything = fresh.client().usage(by=["user", "workload"])
+    assert sorted((line.user, line.workload) for line in everything.lines) == [("ann", "hers"), ("bob", "his")]
+    assert sum(line.exact.own for line in everything.lines) == everything.total.exact.own > 0
+    assert everything.total.gpu_hours == pytest.approx(everything.total.exact.own / 3.6e9)
+    assert everything.total.cost is None
+    (mine,) = ann.usage(by=["workload"]).lines
+    assert (mine.workload, mine.user, mine.exact.own) == ("hers", None, everything.lines[0].exact.own) or mine.exact.own
+    assert ann.usage(by=["user"]).total.exact.own == mine.exact.own < everything.total.exact.own
+    shown = llmsched("usage", "--by", "user,workload,day")
+    assert shown.exit_code == 0 and re.search(r"ann +hers +\d{4}-\d\d-\d\d", shown.output), shown.output
+    rows = list(csv.DictReader(StringIO(llmsched("usage", "--by", "user,workload", "--csv").output)))
+    assert {row["user"]: row["workload"] for row in rows} == {"ann": "hers", "bob": "his"}
+    assert json.loads(llmsched("usage", "--json").output)["by"] == ["user", "queue"]
+    text = metrics(fresh, fresh.token)
+    assert 'llmsched_gpu_seconds_total{queue="default",user="bob",share="own"}' in text
+    assert "bob" not in metrics(fresh, fresh.token_of("ann", "submitter"))
+
+
+def metrics(fresh: Live, token: str) -> str:
+    return httpx.get(f"{fresh.url}/api/v1/metrics", headers={"authorization": f"Bearer {token}"}).text
+
+
+def test_what_is_wrong_with_the_question_is_said(llmsched: Any, fresh: Live) -> None:
+    for words, code, said in (
+        (("--by", "team"), 2, '"team" is nothing to add up by'),
+        (("--by", ","), 2, "Choose of user, queue"),
+        (
+            ("--since", "yesterday"),
+            3,
+            'since: expected a day such as 2030-01-31, or how long ago: 30d, found "yesterday"',
+        ),
+        (("--until", "30d"), 3, 'until: expected a day such as 2030-01-31, found "30d"'),
+        (("--csv", "--json"), 2, "two forms of one answer"),
+    ):
+        found = llmsched("usage", *words)
+        assert (found.exit_code, said in " ".join(found.output.split())) == (code, True), found.output
+    with pytest.raises(RequestError):
+        fresh.client().usage(since="2030-13-01")
+
+
+def test_the_store_has_what_left_the_state_and_fsck_finds_what_was_changed(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "state.sqlite")
+    store.open()
+    store.take_over("test", store.lease())
+    archive = StoreArchive(store)
+    state, journal = State(archive=archive), []
+
+    def happens(*facts: Any) -> None:
+        for fact in facts:
+            journal.extend([fact, *turn(state, [fact], POLICIES).decisions])
+
+    happens(NodeJoined(1.0, Node("n", Resources(8000, 80_000), "A100")))
+    for n in range(3):
+        happens(Submitted(2.0 + n, compile_workload(load_json(task(f"w{n}")))))
+        happens(Bound(2.0 + n, f"w{n}/0", 1), Finished(10.0 + n, f"w{n}/0", 1, "succeeded"))
+    happens(Archived(20.0, ("w0", "w1")), Tick(30.0))
+    store.commit(Batch(30.0, journal, archive.unwritten())).result()
+    store.close()
+    with moment_of(tmp_path / "state.sqlite") as moment:
+        verified = VerifiedArchive(moment)
+        assert fold_all(moment, verified)[0].digest() == state.digest()
+        assert (verified.differences, moment.broken_tables()) == ([], [])
+    with sqlite3.connect(tmp_path / "state.sqlite") as db:
+        db.execute("UPDATE usage SET amounts = '9 0 0 0 0' WHERE workload = 'w1'")
+    db.close()
+    with moment_of(tmp_path / "state.sqlite") as moment:
+        verified = VerifiedArchive(moment)
+        fold_all(moment, verified)
+        assert "usage" in verified.differences[0] and "changed" in verified.differences[0]
+        assert any("usage: the row of 0, w1" in one for one in moment.broken_tables())
+
+
+POLICIES = load(PolicyNames())
