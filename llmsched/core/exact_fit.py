@@ -52,15 +52,15 @@ def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, 
     promised something on the same nodes, or in the same quota, waits for victims of its own. `closed`: nodes on which a
     gang may not start."""
     state = trial.state
-    able = [gang for name in state.nominated if _may_be_free(trial, gang := state.gangs[name])]
+    promised = [(state.gangs[name], state.gangs[name].nomination) for name in state.nominated]
+    able = [(gang, one.placement) for gang, one in promised if one and may_be_free(trial, gang.spec, one.placement)]
     ready: dict[str, None] = {}
     if not able:
         return ready
     mark = trial.mark()
     for name in state.nominated:
         trial.unpromise(state.gangs[name])
-    for gang in able:
-        placement = gang.nomination.placement if gang.nomination is not None else ()
+    for gang, placement in able:
         shut = closed(gang)
         if any(shut >> state.nodes[placed.node].slot & 1 for placed in placement):
             continue
@@ -71,11 +71,12 @@ def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, 
     return ready
 
 
-def _may_be_free(trial: Trial, gang: GangState) -> bool:
-    """Whether each of its nodes has as many GPUs, promises to everybody left out, as were promised to it there."""
+def may_be_free(trial: Trial, spec: Workload, placement: Placement) -> bool:
+    """Whether each node has as many GPUs, promises to everybody left out, as the gang would have there; of parts of a
+    GPU it is not known."""
     need: dict[str, int] = {}
-    for placed in gang.nomination.placement if gang.nomination is not None else ():
-        amount = amount_of(gang.spec, placed).gpus_milli
+    for placed in placement:
+        amount = amount_of(spec, placed).gpus_milli
         if amount % MILLI:
             return True  # devices have to be looked at one by one
         need[placed.node] = need.get(placed.node, 0) + amount

@@ -26,6 +26,7 @@ class Plan:
     gather: Callable[[], dict[str, Reason]] = dict
     troubles: tuple[Trouble, ...] = ()  # wrong answers of policies
     is_cut: bool = False  # a stage has decided a portion, and the next pass goes on from there at once
+    asks_again: bool = False  # somebody was promised places that are free: the next pass, at once, lets it start
     _reasons: dict[str, Reason] | None = None
 
     @property

@@ -34,7 +34,7 @@ def turn(state: State, facts: Sequence[Fact], policies: Policies) -> Plan:
         state.apply(decision)
         if isinstance(decision, (Scale, RunAgain)):
             plan.wake_at = plan.at  # they made new gangs: ask again at once
-    if plan.is_cut:
+    if plan.is_cut or plan.asks_again:
         plan.wake_at = plan.at  # somebody is left; between two passes the caller may do something else
     return plan
 

@@ -227,3 +227,14 @@ def test_the_moment_of_a_count_belongs_to_it_whatever_division_makes_of_it(half_
         assert last_count(now, half_life) <= now < following == last_count(following, half_life)
         assert period_s(half_life) <= max(3600.0, half_life / 16)
         now = following
+
+
+@pytest.mark.parametrize(("ordering", "moves"), [("finish_time_fair", True), ("fifo", False)])
+def test_where_nobody_overtakes_and_time_changes_who_is_first_no_pass_is_left_out(ordering: str, moves: bool) -> None:
+    given = cluster("1 node x 4").policies(ordering=ordering).scheduling(order="strict_fifo")
+    story = Story(given)
+    story.run("runs", gpus=2)
+    assert story.submit("wide", gpus=3, estimated_runtime_s=5000.0) == []
+    story.submit("small", gpus=2, estimated_runtime_s=5.0)
+    story.now()
+    assert decide(story.state, story.policies).by_clock is moves

@@ -23,6 +23,7 @@ from llmsched.core.scheduler import turn
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Workload
 from llmsched.policies.registry import load
@@ -150,3 +151,18 @@ def test_part_of_a_device_that_was_promised_is_taken_when_it_is_free() -> None:
     assert given.turn(Released(given.now, "half/0", 1)).decisions != []
     assert given.turn(Released(given.now, "whole/0", 1)).decisions != []
     assert not given.state.nominated
+
+
+def test_who_is_promised_places_that_are_free_already_starts_in_a_pass_at_once() -> None:
+    """Those who leave are enough for somebody else, and what `small` needs of the same node is free."""
+    given = cluster("1 node x 8").rules(within_queue="lower_priority").policies(ordering="priority")
+    given.running("late", 4, priority=10, grace_s=600.0).running("soon", 2, priority=10, grace_s=60.0)
+    given.pending("large", 6, priority=90)
+    given.turn()
+    assert given.state.gangs["large/0"].nomination is not None
+    given.pending("small", 2, priority=80)
+    plan = turn(given.state, [Released(given.now, "soon/0", 1)], POLICIES)
+    assert given.state.gangs["small/0"].nomination is not None and plan.wake_at == plan.at
+    given.turn()
+    assert given.state.gangs["small/0"].status is Status.LAUNCHING
+    assert given.state.gangs["large/0"].nomination is not None

@@ -24,12 +24,15 @@ def test_no_promise_is_broken(first: int) -> None:
     ("seed", "story"),
     [
         (477, "a queue due less than the least of its only gang, and the others can never start"),
+        (1217, "two queues take turns at every look, as whoever has the place has used more"),
         (1979, "a node with half of an elastic gang is lost while somebody waits"),
         (3189, "nobody starts before a reservation has closed"),
         (
             4798,
             "a queue that has nothing left of its own to ask for is asked after one that has, whoever is remembered",
         ),
+        (9022, "a gang comes back to a node that was lost while it changed size, and is others' now"),
+        (10013, "time alone changes who stands first in a line in which nobody overtakes"),
         (4968, "a faster flavor is free, but reserved"),
     ],
 )

@@ -215,7 +215,11 @@ class Play:
         self.passes += bool(plan.decisions)
         if self.passes > PASSES:
             raise BrokenPromise(f"progress: {self.passes} passes with a decision, and no end at {self.now}")
-        if plan.is_cut or any(isinstance(each, (decisions.Scale, decisions.RunAgain)) for each in plan.decisions):
+        if (
+            plan.is_cut
+            or plan.asks_again
+            or any(isinstance(each, (decisions.Scale, decisions.RunAgain)) for each in plan.decisions)
+        ):
             self.later(self.now, None)
         if plan.wake_at is not None:
             self.later(max(plan.wake_at, self.now), None)

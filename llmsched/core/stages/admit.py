@@ -103,7 +103,7 @@ class Admission:
         if state.waiting.count:
             plan.wake(self.recount)  # until then time alone moves no share
         forbids = self.takes and self.this.policies.preemption.forbids
-        plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids
+        plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids or line.moves
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)

@@ -231,6 +231,11 @@ class Line:
         self._refused = True
         self._blocked.append((queue, flavors, by))
 
+    @property
+    def moves(self) -> bool:
+        """Whether somebody stands before others for now, as time alone changes who comes first."""
+        return bool(self._blocked) and not self._this.policies.ordering.static
+
     def blocker(self, shape: Shape) -> str:
         """Who stands before this class, if somebody does."""
         for queue, flavors, by in self._blocked:

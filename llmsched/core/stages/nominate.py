@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmsched.core.decisions import Nominate
+from llmsched.core.exact_fit import may_be_free
 from llmsched.core.message import Message, say, workloads
 from llmsched.core.records import GangState, Nomination
 from llmsched.core.scheduling_pass import Pass
@@ -26,6 +27,8 @@ def nominate(
     decision = _decision(this, gang, placement, leaving, why)
     if gang.nomination is None or gang.nomination.placement != placement:
         this.plan.decisions.append(decision)
+        if may_be_free(this.trial, gang.spec, placement):
+            this.plan.asks_again = True  # it waits for nobody: only what is promised to others stood before it
 
 
 def stand(this: Pass, gang: GangState, nomination: Nomination) -> None:
