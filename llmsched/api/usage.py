@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
+from llmsched.api import query
 from llmsched.api.callers import Given, Looker
 from llmsched.api.routes import REFUSALS
 from llmsched.control.usage import Question
@@ -19,7 +20,7 @@ HOUR = HOUR_MS * 1000  # in GPU-microseconds
 DAY_S = 86_400
 LINES_AT_MOST = 200_000
 
-router = APIRouter(prefix="/api/v1", responses=REFUSALS)
+router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
 
 
 @router.get("/usage")

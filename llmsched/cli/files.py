@@ -51,14 +51,20 @@ def schema(kind: str | None) -> None:
 @click.option("-f", "--file", type=click.Path(), help="A cluster file (llmsched.yaml) to put in force.")
 @show.json_option
 def config(file: str | None) -> None:
-    """Show the configuration in force, or put a new version in force."""
+    """Show the configuration in force as it was read, or put a new version in force and show what it changes."""
+    from llmsched.spec.diff import diff_data
+
     with show.connect() as client:
-        view = client.configure(file) if file else client.config()
+        before = client.config()
+        view = client.configure(file) if file else before
 
     def for_people() -> None:
-        if file:
-            terminal.echo(f"Configuration version {view.version} is in force.")
-        else:
+        if not file:
             terminal.echo(json.dumps(view.configuration, indent=2))
+            return
+        changed = diff_data({**before.configuration, "version": 0}, {**view.configuration, "version": 0})
+        for line in changed or ["nothing has changed but the version."]:
+            terminal.echo(f"  {line}")
+        terminal.echo(f"Configuration version {view.version} is in force.")
 
     show.answer(view, for_people)

@@ -28,6 +28,22 @@ def diff_parcels(before: str, after: str) -> list[str]:
     return [f"{dotted(path)}: {was} -> {now}" for path, was, now in changes]
 
 
+def diff_data(old: Any, new: Any) -> list[str]:
+    """The same of plain data. What has a name is compared with what has the same name, wherever it stands."""
+    return [f"{dotted(path)}: {was} -> {now}" for path, was, now in _changes(_by_name(old), _by_name(new), ())]
+
+
+def _by_name(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _by_name(value) for key, value in data.items()}
+    if isinstance(data, list):
+        names = [each.get("name") if isinstance(each, dict) else None for each in data]
+        if data and all(names) and len(set(names)) == len(data):
+            return {name: _by_name(each) for name, each in zip(names, data, strict=True)}
+        return [_by_name(each) for each in data]
+    return data
+
+
 def _changes(old: Any, new: Any, at: Path) -> Iterator[tuple[Path, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:

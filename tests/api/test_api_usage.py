@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from live import Live
 
 from llmsched.cli.main import cli
+from llmsched.client.core import AsyncClient
 from llmsched.control.archive import StoreArchive, VerifiedArchive
 from llmsched.control.recovery import fold_all
 from llmsched.core.configuration import PolicyNames
@@ -24,11 +25,12 @@ from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
-from llmsched.errors import RequestError
+from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import Script
 from llmsched.policies.registry import load
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
+from llmsched.spec.usage_models import UsageView
 from llmsched.store.journal import Batch
 from llmsched.store.reading import moment_of
 from llmsched.store.sqlite import SqliteStore
@@ -92,6 +94,16 @@ def test_what_is_wrong_with_the_question_is_said(llmsched: Any, fresh: Live) -> 
         assert (found.exit_code, said in " ".join(found.output.split())) == (code, True), found.output
     with pytest.raises(RequestError):
         fresh.client().usage(since="2030-13-01")
+    with pytest.raises(SpecError, match='no query parameter "user"'):  # it would be everybody's hours
+        fresh.do(fresh_ask(fresh, "/api/v1/usage", user="ann"))
+
+
+async def fresh_ask(fresh: Live, path: str, **params: str) -> UsageView:
+    client = AsyncClient(fresh.url, fresh.token)
+    try:
+        return await client._http.ask(UsageView, "GET", path, params=params)
+    finally:
+        await client.close()
 
 
 def test_the_store_has_what_left_the_state_and_fsck_finds_what_was_changed(tmp_path: Path) -> None:
