@@ -64,7 +64,11 @@ def _print_csv(view: UsageView) -> None:
 
 def _print(view: UsageView) -> None:
     terminal.echo(f"GPU-hours from {view.since} to {view.until} (UTC)")
-    table = show.table(*(name.upper() for name in view.by), *(f">{name.upper().replace('_', ' ')}" for name in FIGURES))
+    table = show.table(
+        *(name.upper() for name in view.by),
+        *(f">{name.upper().replace('_', ' ')}" for name in FIGURES),
+        last_takes_rest=False,
+    )
     for line in view.lines:
         names = (show.plain(getattr(line, name) or "-") for name in view.by)
         table.add_row(*names, *(f"{value:,.2f}" if value else "-" for value in _figures(line)))
