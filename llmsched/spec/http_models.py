@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llmsched import sanitize
 
@@ -33,7 +33,7 @@ WORKDIR_PREFIX = "sha256:"
 class Reply(BaseModel):
     """Fills in whatever it is given: what a field would refuse, such as text that is none, is made valid and shown."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)  # a command needs a few of the hundred
 
     @model_validator(mode="wrap")
     @classmethod
@@ -181,8 +181,8 @@ class Planned(Reply):
     min_size: int = 1
     max_size: int = 1
     each: Amounts = Amounts()  # what ONE worker or replica gets
-    at_min: Amounts = Amounts()
-    at_max: Amounts = Amounts()
+    at_min: Amounts = Field(default_factory=Amounts)
+    at_max: Amounts = Field(default_factory=Amounts)
     starts_now: bool = False
     size: int = 0  # it would start with (serve: replicas that would start)
     placement: list[PlacedView] = []
@@ -475,9 +475,9 @@ class Health(Reply):
     seq: int = 0
     started_at: float = 0.0
     epoch: int = 0
-    cluster: ClusterHealth = ClusterHealth()
+    cluster: ClusterHealth = Field(default_factory=ClusterHealth)
     urls: dict[str, str] = {}  # dashboard, endpoint
-    isolation: IsolationView = IsolationView()
+    isolation: IsolationView = Field(default_factory=IsolationView)
 
 
 class ProblemView(Reply):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmsched.api import app, auth
 from llmsched.client import AsyncClient, Client
 from llmsched.client.chat import AsyncChat
 from llmsched.client.client import Chat, Run
-from llmsched.client.transport import locate
+from llmsched.client.transport import Transport, locate
 from llmsched.control.controller import Controller
 from llmsched.errors import ClusterError, NotAllowed, RequestError, SpecError
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script
@@ -245,3 +246,13 @@ def test_a_name_that_nothing_can_have_is_of_no_workload(controller: Live, name: 
         for ask in (client.status, client.cancel):
             with pytest.raises(RequestError):
                 ask(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "verifies"), [("http://127.0.0.1:1", False), ("https://far.example", True), ("HTTPS://far.example", True)]
+)
+def test_certificates_are_read_wherever_there_is_one_to_verify(monkeypatch, url: str, verifies: bool) -> None:
+    made, make = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *args, **more: made.append(1) or make(*args, **more))
+    Transport(url, "token")
+    assert bool(made) is verifies
