@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -40,12 +41,15 @@ def in_process(store: Path) -> Make:
     async def make(seq: int, at: float) -> SnapshotRow:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "llmsched.control.snapshot_maker", str(store), str(seq)),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,  # open as long as this process lives: see leave_with_parent
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        assert process.stdout is not None and process.stderr is not None
         try:
-            said, errors = await asyncio.wait_for(process.communicate(), LONGEST_S)
+            async with asyncio.timeout(LONGEST_S):
+                said, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+                await process.wait()
         except TimeoutError:
             raise StoreError(f"it was not made within {LONGEST_S:g} s", code="snapshot") from None
         finally:
@@ -86,8 +90,20 @@ def spelled(state: State, archive: Archive, seq: int, at: float) -> SnapshotRow:
     return SnapshotRow(seq, at, digest, body)
 
 
+def leave_with_parent() -> None:
+    """A controller that is killed takes its maker with it: the next one will want one of its own."""
+
+    def wait_for_the_end() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+
+
 def main(store: str, seq: str) -> int:
     os.nice(NICE)
+    leave_with_parent()
     try:
         with moment_of(Path(store)) as moment:
             made = folded(moment, int(seq), 0.0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from contextlib import contextmanager
+from subprocess import PIPE
 
 import psutil
 import pytest
@@ -109,6 +112,17 @@ def test_its_process_ends_when_nobody_waits_for_it_any_more(tmp_path, monkeypatc
         with pytest.raises(StoreError, match="not made within 0 s"):
             asyncio.run(in_process(store.path)(3, 9.0))
     assert not [each for each in psutil.Process().children() if "snapshot_maker" in " ".join(each.cmdline())]
+
+
+def test_its_process_leaves_with_a_controller_that_is_killed():
+    waits = "import signal; from llmsched.control.snapshot_maker import leave_with_parent as leave; leave(); "
+    child = subprocess.Popen(
+        [sys.executable, "-c", waits + "print(1, flush=True); signal.pause()"], stdin=PIPE, stdout=PIPE
+    )
+    with child:
+        assert child.stdout.read(1) == b"1" and child.poll() is None
+        child.stdin.close()  # as the system does for whoever is killed
+        assert child.wait(60) == 1
 
 
 def test_an_entry_that_nothing_can_take_in_keeps_nobody_from_a_snapshot(monkeypatch):
