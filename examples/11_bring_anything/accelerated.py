@@ -2,13 +2,14 @@
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
 from llmsched.runtime import hf
 
 STEPS = 60
 
-accelerator = Accelerator()
+accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))  # 8 rows a step on any number
 torch.manual_seed(0)
 points = torch.randn(480, 8)
 rows = TensorDataset(points, points.sum(1, keepdim=True))
@@ -23,7 +24,7 @@ while step < STEPS:
         accelerator.backward(loss)
         optimizer.step()
         step += 1
-        hf.step(accelerator, step, STEPS, loss=loss.item())
+        hf.step(accelerator, step, STEPS, loss=accelerator.reduce(loss.detach(), "mean").item())
         if step == STEPS:
             break
 accelerator.print("done, loss", round(loss.item(), 4))

@@ -1,9 +1,12 @@
-"""Other people's trainers: whole on one worker, whole on two, and preempted twice with a resize between.
+"""Other people's programs: whole on one worker, whole on two, and preempted. Prints a table.
 
-    python tests/benchmarks/bring_anything.py [sft accelerated lit] --out table.json
+    python tests/benchmarks/bring_anything.py [sft accelerated lit classify] --out table.json
 
-Each attempt is torchrun (or plain python) beside a desk as the worker of a task has it; no Ray. The last losses of the
-three ways are compared. `sft` wants trl and datasets, `lit` wants lightning.
+The programs of `examples/11_bring_anything` that say two lines to llmsched are preempted twice, with a resize at each:
+one worker, then two, then one. Each attempt is torchrun or plain python beside a desk as the worker of a task has it,
+without Ray; the last loss is compared with that of one worker. Two workers from the beginning may have another global
+batch, and so another loss.
+`sft` wants trl and datasets, `lit` wants lightning.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llmsched.runtime import elastic
+from llmsched.runtime import elastic, progress
 from llmsched.runtime.command_link import NAME, Answers, Desk
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "11_bring_anything"
-LINES = {"sft": 2, "accelerated": 2, "lit": 2}  # of the program that are llmsched's, imports aside
+LINES = {"sft": 2, "classify": 2, "accelerated": 2, "lit": 2}  # of the program that are llmsched's, imports aside
 TOLERANCE = 0.02  # of the last loss, relative: sums over two ranks are rounded otherwise than over one
 
 
@@ -52,7 +55,7 @@ def attempt(program: list[str], storage: Path, number: int, workers: int, leave_
     worker = Worker(storage, number, leave_at)
     desk = Desk(worker.answers())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    with_eyes_open = [str(Path(__file__)), "--run", *program]
+    with_eyes_open = [str(Path(__file__)), "--one-attempt", *program]
     command = [*torchrun, *with_eyes_open] if workers > 1 else [sys.executable, *with_eyes_open]
     envs = {
         **os.environ,
@@ -64,7 +67,7 @@ def attempt(program: list[str], storage: Path, number: int, workers: int, leave_
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, env=envs, capture_output=True, text=True, check=False)
     desk.close()
-    if not done.returncode and leave_at and worker.step > leave_at:
+    if not done.returncode and leave_at and worker.step > leave_at + 1:  # the Trainer says a step after it has asked
         raise SystemExit(f"{' '.join(program)}: went on to step {worker.step}, asked to leave at {leave_at}")
     if done.returncode:
         raise SystemExit(f"{' '.join(program)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
@@ -75,7 +78,7 @@ def losses(storage: Path, attempts: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for number in range(1, attempts + 1):
         lines = (storage / f"a/0/{number}/progress.jsonl").read_text().splitlines()
-        found |= {one["step"]: one["loss"] for one in map(json.loads, lines) if "loss" in one}
+        found |= {one["step"]: one["loss"] for one in map(json.loads, lines) if {"step", "loss"} <= set(one)}
     return found
 
 
@@ -95,35 +98,61 @@ def row(name: str, program: list[str], folder: Path, leave_at: tuple[int, int]) 
     return {"program": name, "lines": LINES[name], **ways, "left at": [first, second], "away": away, "verdict": verdict}
 
 
-def tiny(folder: Path) -> list[str]:
-    """A model of two layers and some chats, for TRL."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+WORDS = ["[PAD]", "[UNK]", "<s>", "</s>", "user", "assistant", ":", *"abcdefghijklmnopqrstuvwxyz"]
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
-    words = ["[PAD]", "[UNK]", "<s>", "</s>", "user", "assistant", ":", *"abcdefghijklmnopqrstuvwxyz"]
-    plain = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", bos_token="<s>", eos_token="</s>"
+
+def tiny(name: str, folder: Path) -> list[str]:
+    """What the program is called with: a model of two layers and some rows for those that want one, which are made."""
+    if name not in ("sft", "classify"):
+        return []
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
     )
+
+    plain = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **special)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} </s> {% endfor %}"
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    with (folder / "chats.jsonl").open("w") as file:
-        for number in range(64):
-            asked = " ".join("abcdefgh"[(number + place) % 8] for place in range(4))
-            turns = [("user", asked), ("assistant", " ".join(reversed(asked.split())))]
-            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}) + "\n")
-    return [str(folder / "model"), str(folder / "chats.jsonl")]
+    asked = [" ".join("abcdefgh"[(number * place + number) % 8] for place in range(1, 5)) for number in range(64)]
+    if name == "sft":
+        config = LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, bos_token_id=2, eos_token_id=3, **SIZES)
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        chats = [[("user", text), ("assistant", " ".join(reversed(text.split())))] for text in asked]
+        rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
+        data = folder / "chats.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # two ranks draw other numbers
+        config = BertConfig(vocab_size=len(WORDS), **SIZES, **dropout)
+        BertForSequenceClassification(config).save_pretrained(folder / "model")
+        data = folder / "sentences.csv"
+        lines = [f"{text},{'early' if text[0] < 'e' else 'late'}\n" for text in asked]
+        data.write_text("sentence,label\n" + "".join(lines))
+    return [str(folder / "model"), str(data)]
 
 
 def run(program: list[str]) -> None:
-    """In a process of its own: the program as it is, but asking at every step whether it is to leave."""
-    elastic._EVERY_S = 0.0
+    """In a process of its own: the program as it is, but it says every step, and asks at each if it is to leave."""
+    elastic._EVERY_S = progress._EVERY_S = 0.0
     sys.argv = program
     runpy.run_path(program[0], run_name="__main__")
+
+
+AT = {"sft": (8, 18), "classify": (6, 14)}  # steps done when it is asked to leave
+
+
+def with_two_lines(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as made:
+        words = tiny(name, Path(made))
+        return row(name, [str(EXAMPLE / f"{name}.py"), *words], Path(made) / "runs", AT.get(name, (15, 35)))
 
 
 def main() -> None:
@@ -131,20 +160,21 @@ def main() -> None:
     parser.add_argument("programs", nargs="*", default=list(LINES))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if unknown := set(given.programs) - set(LINES):
+        parser.error(f"no program {', '.join(sorted(unknown))}: there are {', '.join(LINES)}")
+    columns = ["program", "lines", "whole on 1", "whole on 2", "preempted", "verdict"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     rows = []
-    for name in given.programs:
-        with tempfile.TemporaryDirectory() as made:
-            words = tiny(Path(made)) if name == "sft" else []
-            at = (8, 18) if name == "sft" else (15, 35)
-            rows.append(row(name, [str(EXAMPLE / f"{name}.py"), *words], Path(made) / "runs", at))
-        shown = {key: round(value, 5) if isinstance(value, float) else value for key, value in rows[-1].items()}
-        print("  ".join(f"{key}: {value}" for key, value in shown.items()), flush=True)
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1))
+    for found in map(with_two_lines, given.programs):
+        rows.append(found)
+        shown = [f"{value:.4f}" if isinstance(value := found[name], float) else str(value) for name in columns]
+        print("| " + " | ".join(shown) + " |", flush=True)
+        if given.out:
+            given.out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--run"]:
+    if sys.argv[1:2] == ["--one-attempt"]:
         run(sys.argv[2:])
     else:
         main()
