@@ -156,6 +156,26 @@ class Index:
         if self._index is not None:
             self._guarded("drop", lambda: self._index.drop(gang.id))
 
+    def bound(self, now: float) -> tuple[Any, ...]:
+        """What the policy's own key of no member is below, where the index knows that without asking for keys; else (),
+        which is below everything."""
+        if self._index is None or not hasattr(self._index, "bound"):
+            return ()
+        self._ordering.answers_of_index(None)
+        try:
+            found = self._index.bound(now)
+        except Exception as error:
+            self._give_up("bound", error)
+            return ()
+        if type(found) is tuple:
+            for part in found:
+                if type(part) not in _PLAIN or part != part:
+                    break
+            else:
+                return found
+        self._give_up("bound", TypeError(f"{found!r:.100} is no tuple of numbers"))
+        return ()
+
     def first(
         self, members: Sequence[tuple[object, str]], now: float, key: Callable[[str], tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.explain import Reason
+from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Shape:
         "index",
         "least_gpus",
         "least_total",
+        "needs_free",
         "possible",
         "queue",
         "reason",
@@ -55,6 +57,9 @@ class Shape:
         self.flavors = tuple(dict.fromkeys(option.flavor for option in options))
         self.least_gpus = min(option.resources.gpus_milli for option in options)  # one bundle of the first group
         self.least_total = self.least_gpus * sample.min_size
+        self.needs_free = (
+            0 if self.least_gpus % MILLI else self.least_total
+        )  # a part of a GPU may be free beside others
 
 
 def shape_key(workload: Workload, wanted: int | None) -> Key:

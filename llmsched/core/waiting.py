@@ -25,6 +25,8 @@ class Waiting:
     def __init__(self, outstanding: Outstanding) -> None:
         self.shapes: dict[Key, Shape] = {}
         self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
+        self.elastic: dict[int, Shape] = {}  # of those, whose size may vary
+        self.by_need: dict[int, dict[int, Shape]] = {}  # and all by the whole GPUs they need free, in thousandths
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
@@ -76,7 +78,8 @@ class Waiting:
         insort(shape.since, (gang.queued_since, gang.id))
         if shape.index is not None:
             shape.index.put(gang)
-        self.live[shape.serial] = shape
+        if shape.serial not in self.live:
+            self._comes_alive(shape)
         self._keys[gang.id] = (shape, sort_key)
         self.count += 1
         self.by_queue[shape.queue] = self.by_queue.get(shape.queue, 0) + 1
@@ -95,12 +98,26 @@ class Waiting:
         if shape.index is not None:
             shape.index.drop(gang)
         if not shape.entries:
-            del self.live[shape.serial]
-            shape.reason = shape.examined = None
+            self._dies(shape)
         self.count -= 1
         self.by_queue[shape.queue] -= 1
         self.version += 1
         self._outstanding.drop(gang)
+
+    def _comes_alive(self, shape: Shape) -> None:
+        self.live[shape.serial] = shape
+        self.by_need.setdefault(shape.needs_free, {})[shape.serial] = shape
+        if shape.sample.is_elastic():
+            self.elastic[shape.serial] = shape
+
+    def _dies(self, shape: Shape) -> None:
+        del self.live[shape.serial]
+        self.elastic.pop(shape.serial, None)
+        alike = self.by_need[shape.needs_free]
+        del alike[shape.serial]
+        if not alike:
+            del self.by_need[shape.needs_free]
+        shape.reason = shape.examined = None
 
     def __contains__(self, gang_id: str) -> bool:
         return gang_id in self._keys

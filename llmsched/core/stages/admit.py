@@ -111,14 +111,15 @@ class Admission:
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
         stamp = self._stamp()
-        for shape in line.left_out:
+        left_out = [shape for shape in line.left_out if shape.reason is None] if self.by_rank else line.left_out
+        for shape in left_out:
             if shape.reason is None or (not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
                 found = place.find(self.this, first, first.spec.min_size)
                 if isinstance(found, place.Refused):
                     shape.reason, shape.examined = Reason(*found), stamp
-        for shape in state.waiting.live.values():
+        for shape in state.waiting.live.values() if line.blocks else ():
             by = line.blocker(shape)
             if not by:
                 continue

@@ -27,7 +27,8 @@ Rank = tuple[tuple[float, ...], float, Key, int]
 
 
 class Head(NamedTuple):
-    """The next gang of one class; compares by key, then by class."""
+    """The next gang of one class; compares by key, then by class. Of a class in which nobody has been looked for yet
+    `key` is a bound, `name` is "", and nobody of it stands before that: see `bound_of`."""
 
     key: Key
     serial: int
@@ -71,6 +72,14 @@ def in_order(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Iterator[tuple[
     return _popped([(key(name), name) for _, name in few])
 
 
+def bound_of(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Key:
+    """What the keys of a class, as `in_order` gives them, are not below; () where that is only known by asking."""
+    if shape.index is None or this.policies.ordering.static or len(shape.entries) > most:
+        return ()
+    found = shape.index.bound(this.state.now)
+    return (found,) if found else ()
+
+
 def _popped(rows: list[tuple[Key, str]]) -> Iterator[tuple[Key, str]]:
     heapify(rows)
     while rows:
@@ -109,11 +118,15 @@ class Line:
         self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         self._only_what_is_free = only_what_is_free
+        self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
         self.left_out: list[Shape] = []
         lines: dict[str, list[Shape]] = {}
         free = self._free()
-        for shape in waiting.live.values():
-            if self._fits(shape, free):
+        for need, shapes in waiting.by_need.items():
+            if need > free:
+                self.left_out += shapes.values()
+                continue
+            for shape in shapes.values():
                 lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self._most_of = most_of
@@ -133,7 +146,6 @@ class Line:
                 self._heaps[queue] = heap
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
-        self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
         self._now: Rank | None = None  # the latest that somebody was asked at: behind its head a queue may rank earlier
 
     def _free(self) -> int:
@@ -143,32 +155,45 @@ class Line:
 
     def _fits(self, shape: Shape, free: int) -> bool:
         """Whether it is of any use to look at a gang of that class; if not, the class is left out from now on."""
-        fits = shape.least_total <= free or bool(shape.least_gpus % MILLI)
+        fits = shape.needs_free <= free
         if not fits:
             self.left_out.append(shape)
         return fits
 
     def _heads(self, shapes: Iterable[Shape]) -> list[Head]:
-        """Of these classes, as a heap."""
-        heads = [head for shape in shapes if (head := self._head(shape)) is not None]
+        """Of these classes, as a heap whose first is known."""
+        heads = [self._head(shape) for shape in shapes]
         heapify(heads)
+        self._look_for_first(heads)
         return heads
 
-    def _head(self, shape: Shape) -> Head | None:
-        """The first one of a class; None when it is decided about all of them."""
-        rest = self._rest(shape)
-        first = next(rest, None)
-        return None if first is None else Head(first[0], shape.serial, first[1], rest, shape)
+    def _head(self, shape: Shape) -> Head:
+        """Of a class in which nobody has been looked for."""
+        most, count = self._most_of(shape), self._without_of[id(shape)]
+        asks_few = self._needs_no_key or 2 * count >= len(shape.entries)
+        bound = () if asks_few else bound_of(self._this, shape, most)
+        return Head(bound, shape.serial, "", self._rest(shape, most, count), shape)
 
-    def _rest(self, shape: Shape) -> Iterator[tuple[Key, str]]:
-        without, most = self._without, self._most_of(shape)
-        count = self._without_of[id(shape)]
+    def _look_for_first(self, heap: list[Head]) -> None:
+        """Until the first of the heap is somebody: only classes that may have better ones are looked through.
+        In one line, those of no use any more are left out; where queues are compared, they count as well."""
+        while heap and not heap[0].name:
+            head = heappop(heap)
+            if self._by_queue or (not self.blocker(head.shape) and self._fits(head.shape, self._free())):
+                found = self._next(head)
+                if found is not None:  # not decided about all of them
+                    heappush(heap, found)
+
+    def _rest(self, shape: Shape, most: int, count: int) -> Iterator[tuple[Key, str]]:
+        """Nobody is asked for a key before one is taken. `count`: of how many of them it is decided already."""
+        without = self._without
         if self._needs_no_key or self._this.policies.ordering.static or 2 * count < len(shape.entries):
             rest = iter(shape.entries) if self._needs_no_key else in_order(self._this, shape, most)
-            return (row for row in rest if row[1] not in without) if count else rest
+            yield from (row for row in rest if row[1] not in without) if count else rest
+            return
         few = (name for _, name in shape.entries if name not in without)
         gangs = [self._gangs[name] for name in islice(few, most)]
-        return _popped([(key_with_age(self._this, gang), gang.id) for gang in gangs])
+        yield from _popped([(key_with_age(self._this, gang), gang.id) for gang in gangs])
 
     def _next(self, head: Head) -> Head | None:
         """The same class without its first one."""
@@ -182,6 +207,7 @@ class Line:
             heap = self._heads(shapes)
             while heap and now is not None and self._rank(heap[0]) < now:
                 heappop(heap)
+                self._look_for_first(heap)
             if queue in self._heaps:  # the one in hand
                 self._heaps[queue] += heap
                 heapify(self._heaps[queue])
@@ -219,6 +245,7 @@ class Line:
                 following = self._next(head) if goes_on else None
                 if following is not None:
                     heappush(heap, following)
+            self._look_for_first(heap)
             if heap:
                 heappush(self._queues, (self._rank(heap[0]), queue))
 
@@ -235,6 +262,11 @@ class Line:
     def moves(self) -> bool:
         """Whether somebody stands before others for now, as time alone changes who comes first."""
         return bool(self._blocked) and not self._this.policies.ordering.static
+
+    @property
+    def blocks(self) -> bool:
+        """Whether anybody stands before anybody."""
+        return bool(self._blocked)
 
     def blocker(self, shape: Shape) -> str:
         """Who stands before this class, if somebody does."""

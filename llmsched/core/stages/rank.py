@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Launch, Preempt
@@ -28,15 +29,16 @@ from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.grow import more
-from llmsched.core.stages.line import in_order, keep_order, key_with_age
+from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
-from llmsched.core.workload import Placement
+from llmsched.core.workload import Placement, Workload
 
 REASON = "in_queue_rank"
+NOBODY: Key = ((inf,),)  # ranks after everybody
 
 Row = tuple[Key, GangState]
 
@@ -80,8 +82,9 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
 class _Class:
     """Gangs of which each is refused what one before it was refused, best first; read as far as anybody has asked."""
 
-    def __init__(self, rows: Iterable[Row], alike: bool = True) -> None:
-        self.alike = alike  # what one is refused all later ones are
+    def __init__(self, rows: Iterable[Row], sample: Workload | None = None, bound: Key = ()) -> None:
+        self.sample = sample  # what each of them asks for, so that what one is refused all later ones are
+        self.bound = bound  # no key is below it
         self.read: list[Row] = []
         self._rows = iter(rows)
 
@@ -121,32 +124,37 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
         if not (stays or name in plan.sizes or name in trial.leaving):
             rows.append((key_with_age(this, gang), gang))
     rows.sort(key=lambda row: row[0])
-    firsts: dict[str, Key] = {}
     for row in rows:
-        found = line(row[1].spec.queue)
-        found[0].append(row)
-        firsts.setdefault(line_of[row[1].spec.queue], row[0])
+        line(row[1].spec.queue)[0].append(row)
     for shape in state.waiting.live.values():
-        waiting = _Class(_waiting(this, shape))
-        first = waiting.at(0)
-        if first is not None:
-            line(shape.queue)[1].append(waiting)
-            name = line_of[shape.queue]
-            firsts[name] = min(firsts.get(name, first[0]), first[0])
-    return [lines[name] for name in sorted(lines, key=firsts.__getitem__)]  # whose best ranks first
+        line(shape.queue)[1].append(_Class(_waiting(this, shape), shape.sample, bound_of(this, shape)))
+    return [*lines.values()] if len(lines) <= 1 else sorted(lines.values(), key=_best)  # whose best ranks first
 
 
-def _best_first(classes: list[_Class], is_refused: Callable[[GangState], bool]) -> None:
-    """Ask about each gang of all classes, best first, but for those that are refused what one of their class was."""
-    heap = [(row[0], number, 0) for number, each in enumerate(classes) if (row := each.at(0)) is not None]
+def _best(line: tuple[list[Row], list[_Class]]) -> Key:
+    """The key of the first one, waiting or running."""
+    firsts = [first for each in line[1] if (first := each.at(0)) is not None]
+    return min((row[0] for row in (*line[0][:1], *firsts)), default=NOBODY)
+
+
+def _best_first(
+    classes: list[_Class], is_refused: Callable[[GangState], bool], is_hopeless: Callable[[Workload], bool]
+) -> None:
+    """Ask about each gang of all classes, best first, but for those that are refused what one of their class was. A
+    class is read when its turn may have come; `is_hopeless`: nobody who asks for that finds it any more."""
+    heap = [(each.bound, number, -1) for number, each in enumerate(classes)]
     heapify(heap)
     while heap:
         _, number, place = heappop(heap)
-        row = classes[number].at(place)
-        assert row is not None
-        if is_refused(row[1]) and classes[number].alike:
+        each = classes[number]
+        if place >= 0:
+            row = each.at(place)
+            assert row is not None
+            if is_refused(row[1]) and each.sample is not None:
+                continue
+        elif each.sample is not None and is_hopeless(each.sample):
             continue
-        following = classes[number].at(place + 1)
+        following = each.at(place + 1)
         if following is not None:
             heappush(heap, (following[0], number, place + 1))
 
@@ -158,7 +166,7 @@ def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[G
     of its options that counts out; who runs counts where it is.
     """
     count = _Count(this.state)
-    classes = [_Class(running, alike=False), *waiting]
+    classes = [_Class(running), *waiting]
     picked: dict[str, None] = {}
     with count.everybody_gone([gang for _, gang in running]):
 
@@ -177,9 +185,9 @@ def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[G
             return True
 
         if count.quota.enforced:
-            _best_first(classes, owns_too_little)
+            _best_first(classes, owns_too_little, count.has_no_room)
             count.charge_own()
-        _best_first(classes, finds_too_little)
+        _best_first(classes, finds_too_little, count.has_no_room)
     rows = [row for each in waiting for row in each.read if row[1].id in picked]
     starters = [gang for _, gang in sorted(rows, key=lambda row: row[0])]
     return starters, [gang for _, gang in running if gang.id not in picked]
@@ -201,16 +209,20 @@ class _Count:
 
     def wishes(self, gang: GangState) -> list[tuple[str | None, int]]:
         """(flavor, thousandths of GPUs) that would do, best first; flavor None: any."""
-        if gang.held:
-            return [self._held(gang)]
-        groups = gang.spec.groups
+        return [self._held(gang)] if gang.held else self._asked(gang.spec)
+
+    def _asked(self, spec: Workload) -> list[tuple[str | None, int]]:
         found = []
-        for option in options_of(gang.spec):
-            flavor = groups[0].option(option).flavor
+        for option in options_of(spec):
+            flavor = spec.groups[0].option(option).flavor
             if flavor is None and len(self.room) == 1:
                 flavor = next(iter(self.room))
-            found.append((flavor, need_milli(gang.spec, gang.spec.min_size, option)))
+            found.append((flavor, need_milli(spec, spec.min_size, option)))
         return found
+
+    def has_no_room(self, spec: Workload) -> bool:
+        """Whether none of its wishes would do, whatever quota says. Room only becomes less."""
+        return not any(self._has(*wish) for wish in self._asked(spec))
 
     def _held(self, gang: GangState) -> tuple[str | None, int]:
         node = self.state.nodes.get(gang.held[0].node)

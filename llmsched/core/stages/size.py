@@ -25,7 +25,7 @@ STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; t
 
 def run(this: Pass) -> None:
     trial, state, plan, policy = this.trial, this.state, this.plan, this.policies.elasticity
-    shapes = [shape for shape in state.waiting.live.values() if shape.sample.is_elastic()]
+    shapes = [*state.waiting.elastic.values()]
     running = [gang for name in state.elastic if (gang := state.gangs[name]).is_active() and name not in trial.leaving]
     if not (shapes or running) or not state.configuration.scheduling.elastic:
         return
@@ -135,7 +135,7 @@ class _Demand:
         self._this, self._tried = this, 0
         state, trial = this.state, this.trial
         waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
-        elastic = [shape for shape in state.waiting.live.values() if shape.sample.is_elastic()]
+        elastic = [*state.waiting.elastic.values()]
         if not waits and not elastic:
             return
         mark = trial.mark()

@@ -18,7 +18,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from heapq import heappop, heappush, merge
-from math import exp, floor, log
+from math import exp, floor, inf, log
 from typing import Any, NamedTuple, TypeVar
 
 from llmsched.core.amounts import bundle_milli
@@ -77,6 +77,12 @@ class FinishTimeIndex:
         elif self._declared is not None:
             self._declared.drop(gang)
 
+    def bound(self, now: float) -> Key:
+        """What nobody's own key is below; () where that is not known without asking for keys."""
+        if self._kins or self._declared is None or not self._declared.rows:
+            return ()
+        return (self._declared.urgency, *self._declared.bound(now, self._limits(self._queue)))
+
     def first(self, now: float, key: KeyOf) -> Iterator[tuple[Key, str]]:
         """(key, gang), best first: (the policy's own, *age)."""
         ways = [_with_keys(members, key) for members in self._kins.values()]
@@ -99,6 +105,7 @@ class Declared:
 
     def __init__(self, gang: GangView) -> None:
         self.rows: dict[str, Row] = {}
+        self.urgency = -gang.spec.priority
         self._root = float(gpus_of(gang) ** 0.5)
         self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (since, seconds, gang): longest waiting first
         self._fresh: list[Bound] = []  # (seconds, gang) of those that have not begun: in order whatever history says
@@ -124,6 +131,19 @@ class Declared:
             return [(self._fresh, (row.seconds, row.name))]
         return [(self._by_left, self._left(row)), (self._by_most, self._most_left(row))]
 
+    def bound(self, now: float, limits: Limits) -> tuple[int, float]:
+        """(tier, what is no worse than anybody's key in it)."""
+        worst = max([(now - bucket[0][0]) / _edge(number) for number, bucket in self._buckets.items()])
+        if worst >= _late_from(limits):
+            return 0, -(worst / limits.least + 1.0) / limits.contention - CLOSE
+        self._keep_to(limits)
+        fresh, most, left = self._fresh, self._by_most, self._by_left
+        pole = max(fresh[-1][0] * limits.most if fresh else 0.0, -most[0][0] if most else 0.0)
+        if pole >= limits.pole_s:
+            return 1, -pole - CLOSE
+        least = min(fresh[0][0] * limits.mean if fresh else inf, left[0][0] if left else inf)
+        return 2, least * self._root - CLOSE
+
     def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
         self._keep_to(limits)
         given: set[str] = set()
@@ -134,7 +154,7 @@ class Declared:
 
     def _late(self, now: float, limits: Limits) -> Iterator[Bound]:
         """Of the first tier: bounds of -unfairness, the worst first."""
-        late = limits.least * (limits.guard * limits.contention - 1.0) - CLOSE
+        late = _late_from(limits)
         ways = []
         for number, bucket in self._buckets.items():
             edge = _edge(number)
@@ -183,6 +203,11 @@ def gpus_of(gang: GangView) -> float:
     """What it has or, while it waits, gets at least."""
     spec = gang.spec
     return (gang.size or spec.min_size) * bundle_milli(spec) / MILLI
+
+
+def _late_from(limits: Limits) -> float:
+    """Of seconds waited / seconds declared: from there on somebody may be in the first tier."""
+    return limits.least * (limits.guard * limits.contention - 1.0) - CLOSE
 
 
 def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[str]) -> Iterator[tuple[Key, str]]:
