@@ -56,7 +56,9 @@ class Ordering(Protocol):
 class Index(Protocol):
     """The waiting gangs of one class: they ask for the same, in the same queue, at the same priority.
 
-    `first` gives (key, gang id) of all, best first; `key(gang id)` is (the policy's own key, *age)."""
+    `first` gives (key, gang id) of all, best first; `key(gang id)` is (the policy's own key, *age). An index may have
+    `bound(now)`, told without asking for a key: the policy's own key of nobody is below it. A pass then looks through
+    a class only when its best may be the next."""
 
     def put(self, gang: GangView) -> None: ...
 

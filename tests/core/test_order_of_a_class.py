@@ -10,6 +10,7 @@ import pytest
 from ledger import cluster
 
 from llmsched.core import decisions, facts
+from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.policy import View
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
@@ -70,6 +71,7 @@ def test_the_order_kept_is_that_of_the_keys_whatever_is_learnt_and_whoever_comes
             assert shape.index is not None
             kept = [*shape.index.first(shape.entries, state.now, keys.__getitem__)]
             assert kept == sorted((key, name) for name, key in keys.items())
+            assert shape.index.bound(state.now) <= kept[0][0][0], "somebody stands before the bound"
         assert not policies.troubles()
 
 
@@ -106,8 +108,51 @@ def test_those_that_were_evicted_are_asked_for_few_keys_too() -> None:
     assert len(plan.decisions) == 2 and ordering.asked <= 30
 
 
+def test_when_one_ends_only_classes_whose_best_may_be_next_are_looked_through() -> None:
+    """Twelve queues without quota, by rank, each with jobs of one and of two GPUs: 24 classes."""
+    given, ordering = cluster("2 nodes x 4"), Counted()
+    for number in range(12):
+        given.queues.append(Queue(f"q{number}"))
+    given.scheduling(preemption=PreemptionRules("by_rank"), order="best_effort", quantum_s=3600.0)
+    policies = replace(load(given.names), ordering=ordering)
+    for number in range(240):
+        group = (Group("workers", 1 + number % 2, ONE[0].options),)
+        spec = work(f"w{number}", queue=f"q{number // 2 % 12}", estimated_runtime_s=600.0 + 7 * number)
+        spec = replace(spec, groups=group, min_size=group[0].count, max_size=group[0].count)
+        given.state.apply(facts.Submitted(1.0 + number / 1000, spec))
+    turn(given.state, [facts.Tick(10.0)], policies)
+    ordering.asked = 0
+    (name, *_) = given.state.holding
+    plan = turn(given.state, [facts.Finished(20.0, name, given.state.gangs[name].attempt, "succeeded")], policies)
+    assert len(plan.decisions) == 1 and ordering.asked <= 3
+
+
+def test_of_a_queue_that_can_take_nothing_only_the_place_in_line_is_asked_for() -> None:
+    """Eight queues own an eighth each and hold it; four classes wait in each. One GPU becomes free."""
+    given, ordering = cluster("4 nodes x 8"), Counted()
+    for queue in range(8):
+        given.queue(f"q{queue}", gpus=4)
+    given.rules(within_queue="lower_priority", reclaim="any").scheduling(hold_after_s=0.0)
+    policies = replace(load(given.names), ordering=ordering)
+    for number in range(32):
+        given.running(f"r{number}", 1, queue=f"q{number % 8}")
+    for number in range(320):
+        count = 1 + number // 8 % 4
+        group = (Group("workers", count, ONE[0].options),)
+        spec = work(f"w{number}", queue=f"q{number % 8}", estimated_runtime_s=600.0 + 7 * number)
+        given.state.apply(facts.Submitted(given.now, replace(spec, groups=group, min_size=count, max_size=count)))
+    turn(given.state, [facts.Tick(given.now)], policies)
+    ordering.asked = 0
+    given.after(1.0, facts.Finished(given.now, "r3/0", given.state.gangs["r3/0"].attempt, "succeeded"))
+    plan = turn(given.state, [], policies)
+    assert [type(one).__name__ for one in plan.decisions] == ["Launch"]
+    assert ordering.asked <= 16
+    told = {shape.reason.code for shape in given.state.waiting.live.values() if shape.reason is not None}
+    assert told == {"quota"} and all(shape.reason for shape in given.state.waiting.live.values())
+
+
 class Lies:
-    """An index that gives somebody twice, a stranger, too few, or nothing but an exception."""
+    """An index that gives somebody twice, a stranger, too few, nothing but an exception, or a bound that is none."""
 
     def __init__(self, lie: str) -> None:
         self.lie = lie
@@ -119,12 +164,15 @@ class Lies:
     def drop(self, gang: str) -> None:
         self.names.remove(gang)
 
+    def bound(self, now: float) -> Any:
+        return (float("nan"),) if self.lie == "bound" else (0,)
+
     def first(self, now: float, key: Any) -> Any:
-        told = {"twice": [*self.names[:1] * 2], "stranger": ["x/7"], "few": self.names[:1]}
+        told = {"bound": self.names, "twice": [*self.names[:1] * 2], "stranger": ["x/7"], "few": self.names[:1]}
         return iter([((0,), name) for name in told[self.lie]])
 
 
-@pytest.mark.parametrize("lie", ["twice", "stranger", "few", "raises"])
+@pytest.mark.parametrize("lie", ["twice", "stranger", "few", "raises", "bound"])
 def test_an_index_that_lies_leaves_nobody_out(lie: str) -> None:
     class Lying(FinishTimeFair):
         def index(self) -> Any:

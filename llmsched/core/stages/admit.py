@@ -75,6 +75,7 @@ class Admission:
             self._only_takes_what_is_free(),
             self._looks_at_most,
             without={**self.settled, **self.launched, **plan.nominations},
+            is_hopeless=self._is_hopeless if self._asks_in_vain() else lambda shape: False,
         )
         moves = migrate.Moves(self.this, self.calendar)
         for gang, shape in line:
@@ -111,8 +112,8 @@ class Admission:
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
         stamp = self._stamp()
-        left_out = [shape for shape in line.left_out if shape.reason is None] if self.by_rank else line.left_out
-        for shape in left_out:
+        left_out = [*line.left_out, *line.put_aside()]
+        for shape in [shape for shape in left_out if shape.reason is None] if self.by_rank else left_out:
             if shape.reason is None or (not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
@@ -184,6 +185,23 @@ class Admission:
 
     def _looks_at_most(self, shape: Shape) -> int:
         return LATER_LOOKS if self._is_hindered(shape) else UNBOUNDED
+
+    def _asks_in_vain(self) -> bool:
+        """Whether a refusal in this pass may change nothing for others, nor bring a time at which to ask again."""
+        state, scheduling = self.state, self.scheduling
+        if self.by_rank or self.calendar.depth or self.calendar.promises or self.calendar.windows.rows or state.elastic:
+            return False
+        if scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s:
+            return False
+        return not (state.configuration.node_types or self._keeps_guarantees()) and self._stamp() is not None
+
+    def _is_hopeless(self, shape: Shape) -> bool:
+        """Whether it needs more than is free, with nobody on the way out, and may take nothing from others."""
+        if self.state.vacating or self.trial.leaving or shape.sample.is_elastic():
+            return False
+        if shape.needs_free <= self._room(shape):
+            return False
+        return not (self.evicts and Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take())
 
     def _is_hindered(self, shape: Shape) -> bool:
         """Whether a planned start keeps all of a class out that do not end in time, although there is room."""

@@ -101,13 +101,15 @@ class Line:
         only_what_is_free: bool = False,
         most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
         without: Collection[str] = (),
+        is_hopeless: Callable[[Shape], bool] = lambda shape: False,
     ) -> None:
         """`is_refused`: what was refused to that class still is, and it holds nobody else back. `only_what_is_free`: no
         room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
         Both spare a cluster that is full most of the work of ordering its queue. Where queues are compared, by the
         best of their gangs, whole queues are left out for the first reason: where one stands must not depend on what
         is remembered of the past. `most_of`: how many of a class are looked at, oldest first. `without`: gangs about
-        which this pass has decided already."""
+        which this pass has decided already. `is_hopeless`: whoever of that class was asked at this moment would be
+        refused, and hold nobody back: a queue of nothing else is put aside until somebody makes room."""
         state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
@@ -122,13 +124,15 @@ class Line:
         self.left_out: list[Shape] = []
         lines: dict[str, list[Shape]] = {}
         free = self._free()
-        for need, shapes in waiting.by_need.items():
+        for need, alike in waiting.by_need.items():
             if need > free:
-                self.left_out += shapes.values()
+                self.left_out += alike.values()
                 continue
-            for shape in shapes.values():
+            for shape in alike.values():
                 lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
         self._refused_still: list[tuple[str, list[Shape]]] = []
+        self._is_hopeless = is_hopeless
+        self._aside: list[tuple[str, list[Head]]] = []
         self._most_of = most_of
         self._without = without
         self._without_of = Counter(id(state.gangs[name].shape) for name in without)
@@ -203,8 +207,8 @@ class Line:
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
         now = self._now
-        for queue, shapes in self._refused_still:
-            heap = self._heads(shapes)
+        again = [(queue, self._heads(shapes)) for queue, shapes in self._refused_still] + self._aside
+        for queue, heap in again:
             while heap and now is not None and self._rank(heap[0]) < now:
                 heappop(heap)
                 self._look_for_first(heap)
@@ -214,7 +218,20 @@ class Line:
             elif heap:
                 self._heaps[queue] = heap
                 heappush(self._queues, (self._rank(heap[0]), queue))
-        self._refused_still = []
+        self._refused_still, self._aside = [], []
+
+    def _put_aside(self, rank: Rank, queue: str) -> bool:
+        """Whether nobody in its line can get anything as things stand."""
+        heap = self._heaps[queue]
+        if not all(self._is_hopeless(head.shape) for head in heap):
+            return False
+        self._now = rank if self._now is None else max(self._now, rank)
+        self._aside.append((queue, self._heaps.pop(queue)))
+        return True
+
+    def put_aside(self) -> Iterator[Shape]:
+        """The classes that are left aside."""
+        return (head.shape for _, heap in self._aside for head in heap)
 
     def _rank(self, head: Head) -> Rank:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
@@ -236,6 +253,8 @@ class Line:
             heap = self._heaps[queue]
             if self._deep and (now := self._rank(heap[0])) > rank:  # a queue beside it in its cohort has taken more
                 heappush(self._queues, (now, queue))
+                continue
+            if self._put_aside(rank, queue):
                 continue
             head = heappop(heap)
             if not self.blocker(head.shape) and self._fits(head.shape, self._free()):
