@@ -72,8 +72,8 @@ def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, 
 
 
 def may_be_free(trial: Trial, spec: Workload, placement: Placement) -> bool:
-    """Whether each node has as many GPUs, promises to everybody left out, as the gang would have there; of parts of a
-    GPU it is not known."""
+    """Whether each node has as many GPUs, promises to everybody left out, as the gang would have there; where parts
+    of a GPU are held or promised, it is not known."""
     need: dict[str, int] = {}
     for placed in placement:
         amount = amount_of(spec, placed).gpus_milli
@@ -81,7 +81,10 @@ def may_be_free(trial: Trial, spec: Workload, placement: Placement) -> bool:
             return True  # devices have to be looked at one by one
         need[placed.node] = need.get(placed.node, 0) + amount
     nodes = trial.state.nodes
-    return all(nodes[name].free_whole * MILLI + nodes[name].promised >= amount for name, amount in need.items())
+    return all(
+        bool(nodes[name].shares) or nodes[name].free_whole * MILLI + nodes[name].promised >= amount
+        for name, amount in need.items()
+    )
 
 
 def is_kept(trial: Trial, gang: GangState) -> bool:

@@ -12,6 +12,7 @@ plays that many, in so many processes, and prints how long it took. After every 
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment
     vain       nobody was evicted for somebody who then did not get the place
+    promises   whoever was promised places starts when those are free, whoever else is still leaving
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 
 Counted only: worlds in which a pass that has started or stopped somebody leaves more to decide (mostly somebody who has
@@ -42,7 +43,7 @@ from llmsched.core.configuration import Configuration  # noqa: E402
 from llmsched.core.invariants import violations  # noqa: E402
 from llmsched.core.nodes import Node  # noqa: E402
 from llmsched.core.plan import Plan  # noqa: E402
-from llmsched.core.records import GangState, allowed_sizes, size_of  # noqa: E402
+from llmsched.core.records import GangState, allowed_sizes, amount_of, size_of  # noqa: E402
 from llmsched.core.resources import MILLI, Resources  # noqa: E402
 from llmsched.core.scheduler import decide  # noqa: E402
 from llmsched.core.snapshot import freeze, thaw  # noqa: E402
@@ -52,6 +53,7 @@ from llmsched.core.workload import Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 
 EVICTIONS = 8  # of one gang after the last event from outside
+LOTS = 1 << 40  # of something else than GPUs, which is not counted
 RESIZES = 40  # the same
 EVICTIONS_BY_RANK = 60  # rotation is what was asked for, at most once a quantum
 FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
@@ -206,6 +208,8 @@ class Play:
             self.apply(decision)
             self.carries_out(decision)
         self.hold_the_ledgers(plan.decisions)
+        if not plan.is_cut and not plan.asks_again:
+            self.hold_the_promises()
         told = plan.reasons if self.looks % self.folds == 0 else None  # as people get it: that costs more
         for gang in self.state.gangs.values():
             tells = gang.status is not Status.QUEUED or gang.nomination is not None
@@ -274,6 +278,24 @@ class Play:
         if broken:
             names = [type(entry).__name__ for entry in after]
             raise BrokenPromise(f"ledgers: at {self.now} after {names}: {broken}")
+
+    def hold_the_promises(self) -> None:
+        """Counted by hand, and of whole GPUs alone; not where quota, a reservation or a lost node may stand before."""
+        state = self.state
+        if not state.nominated or state.quota.enforced or self.configuration.reservations:
+            return
+        free = {name: node.node.total.gpus_milli - node.foreign.gpus_milli for name, node in state.nodes.items()}
+        for gang in [state.gangs[name] for name in state.holding]:
+            for placed in gang.held:
+                free[placed.node] -= amount_of(gang.spec, placed).gpus_milli
+        for gang in [state.gangs[name] for name in state.nominated]:
+            assert gang.nomination is not None
+            needs: Counter[str] = Counter()
+            for placed in gang.nomination.placement:
+                amount = amount_of(gang.spec, placed)
+                needs[placed.node] += amount.gpus_milli if not amount.cpus_milli else LOTS
+            if not any(need % MILLI for need in needs.values()) and all(free[n] >= need for n, need in needs.items()):
+                raise BrokenPromise(f"promises: at {self.now} {gang.id} waits, and {dict(needs)} is free")
 
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
         by_rank = self.configuration.scheduling.preemption.within_queue == "by_rank"
