@@ -84,7 +84,8 @@ def looks(live: Live):
             continue
         for name in names[:20] if "{" in route.path else [""]:
             path = route.path_format.replace("{name}", name).replace("{part}", "").replace("{submission_id}", name)
-            answer = ask(live, "GET", path + "?follow=false", b"")
+            follows = any(field.alias == "follow" for field in route.dependant.query_params)
+            answer = ask(live, "GET", path + "?follow=false" * follows, b"")
             told = answer.status_code in (409, 404) and answer.json()["code"] in (
                 "no_result",
                 "unknown_job",
