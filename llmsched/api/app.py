@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from llmsched import sanitize
-from llmsched.api import callers, dashboards, examples, metrics, ray_jobs, results, routes, usage, workdirs
+from llmsched.api import by_hand, callers, dashboards, examples, metrics, ray_jobs, results, routes, usage, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.dashboard_place import DashboardPlace
 from llmsched.api.home import refuse_in_home
@@ -31,7 +31,14 @@ from llmsched.spec import http_models
 from llmsched.spec.quantities import PATTERN_WORDS
 
 log = logging.getLogger("llmsched.api")
-ROUTERS = (routes.router, usage.router, metrics.router, dashboards.router, ray_jobs.router)  # all that wants a token
+ROUTERS = (
+    routes.router,
+    by_hand.router,
+    usage.router,
+    metrics.router,
+    dashboards.router,
+    ray_jobs.router,
+)  # want a token
 OF_WORKLOAD = ("/workloads/{name}", "/jobs/{submission_id}")  # a path with one of these is about one workload
 SHOWN = 10  # of what is wrong with one request
 

@@ -229,8 +229,8 @@ async def scale(body: http_requests.ScaleRequest, given: Given, found: Changed) 
 async def execute(body: http_requests.ExecRequest, given: Given, found: Changed) -> StreamingResponse:
     """Run a command beside a running member. The last line says how it ended; whoever hangs up ends it."""
     command = execution.Command(found.id, tuple(body.command), found.who.user, body.rank, body.gang, body.timeout_s)
-    said = await given.controller.execute(command)
-    return StreamingResponse(streams.of_command(said), media_type=NDJSON)
+    begun = await given.controller.execute(command)
+    return StreamingResponse(streams.of_command(begun.said), media_type=NDJSON)
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------

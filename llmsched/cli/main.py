@@ -31,6 +31,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "scale": ("llmsched.cli.work:scale", "Ask for another number of workers or replicas."),
         "reserve": ("llmsched.cli.reserve:reserve", "Promise GPUs for a time to a queue, to people, or to nobody."),
         "exec": ("llmsched.cli.exec:execute", "Run a command beside a running worker or replica."),
+        "port-forward": ("llmsched.cli.by_hand:port_forward", "Reach a port of a running worker from here."),
+        "cp": ("llmsched.cli.by_hand:cp", "Copy files to and from a running worker."),
         "chat": ("llmsched.cli.chat:chat", "Talk to an endpoint."),
         "classify": ("llmsched.cli.chat:classify", "Ask an endpoint for the label of a text."),
         "embed": ("llmsched.cli.chat:embed", "Ask an endpoint for the numbers of a text."),

@@ -28,6 +28,8 @@ from llmsched.errors import ClusterError
 from llmsched.spec import http_models
 
 if TYPE_CHECKING:
+    from llmsched.client.by_hand import Beside
+    from llmsched.spec.by_hand import ByHandRequest
     from llmsched.spec.usage_models import UsageView
 
 T = TypeVar("T")
@@ -320,6 +322,13 @@ class Client:
     ) -> Iterator[http_models.ExecLine]:
         """Run a command (a list of words) beside a running member: what it writes, and last how it ended."""
         return self._loop.each(self._core.exec(name, command, rank=rank, gang=gang, timeout_s=timeout_s))
+
+    def by_hand(self, name: str, ask: ByHandRequest) -> Beside:
+        """Something done by hand beside a running member of `name`, until it is closed: see `client.by_hand`. Raises
+        RequestError, NotAllowed, ClusterError."""
+        from llmsched.client.by_hand import Beside
+
+        return Beside(self._core.url, self._core._http.token, name, ask)
 
     def events(self, after: int = 0, *, follow: bool = True) -> Iterator[http_models.EventView]:
         return self._loop.each(self._core.events(after, follow=follow))

@@ -250,18 +250,27 @@ def _check_version(answer: httpx.Response, path: str) -> None:
 
 def error_of(answer: httpx.Response) -> LlmschedError:
     """The controller's error as the exception it was there."""
+    return error_in(answer.content, answer.status_code, str(answer.url))
+
+
+def error_in(content: bytes, status: int, url: str) -> LlmschedError:
+    """The same, of the body of an answer and its status."""
     try:
-        body = http_models.ErrorBody.model_validate_json(answer.content)
+        body = http_models.ErrorBody.model_validate_json(content)
     except ValidationError:
         return ClusterError(
-            f"{answer.url} answered {answer.status_code}, which no llmsched controller does.",
+            f"{url} answered {status}, which no llmsched controller does.",
             code="not_a_controller",
             hint="Check LLMSCHED_ADDRESS.",
         )
+    return error_of_body(body, status)
+
+
+def error_of_body(body: http_models.ErrorBody, status: int) -> LlmschedError:
     said: dict[str, Any] = {"code": body.code, "where": body.where, "hint": body.hint}
     if body.exit_code == 3:
-        kind = NotAllowed if answer.status_code in (401, 403) else RequestError
-        return kind(body.message, http_status=answer.status_code, retry_after_s=body.retry_after_s, **said)
+        kind = NotAllowed if status in (401, 403) else RequestError
+        return kind(body.message, http_status=status, retry_after_s=body.retry_after_s, **said)
     other: type[LlmschedError] = _BY_EXIT_CODE.get(body.exit_code, ClusterError)
     error = other(body.message, **said)
     if isinstance(error, SpecError):

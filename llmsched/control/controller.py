@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -148,12 +148,12 @@ class Controller:
         planned = await planning.plan(self.state, compiled, person, reader, self._secrets)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
-    async def execute(self, command: execution.Command) -> AsyncGenerator[port.CommandAnswer | None, None]:
-        """Begin a command beside a running member; what it says. Raises RequestError, ClusterError,
+    async def execute(self, command: execution.Command) -> execution.Begun:
+        """Begin a command beside a running member. Raises RequestError, ClusterError,
         StoreError: nobody runs anything that the story does not tell."""
         order = execution.order_of(self.state, command, self._epoch)
         await self._ask(execution.note_of(self.state, order, command.by, self._secrets))
-        return await execution.begin(self._executor.execute, self._executor.end_command, order)
+        return await execution.begin_command(self._executor, order)
 
     async def ask_dashboard(
         self, found: WorkloadState | None, path: str, headers: Mapping[str, str]

@@ -71,5 +71,5 @@ async def _body(said: AsyncGenerator[port.CommandAnswer | None, None]) -> AsyncG
                 yield None
             elif isinstance(item, port.CommandSaid):
                 yield base64.b64decode(item.text)
-            elif item.code is None:
+            elif isinstance(item, port.CommandEnded) and item.code is None:
                 raise ClusterError(item.message, code="dashboard")

@@ -1,4 +1,5 @@
-"""`exec`: a person's command beside a running member. Checked against the state here; run through the executor.
+"""`exec`, and what else a person does by hand beside a running member: checked against the state here, run through the
+executor.
 
 It changes nothing that is scheduled. Who runs what beside which rank is in the workload's story before it runs: the
 words, cut, with the values of its secrets hidden. What it wrote is kept nowhere.
@@ -7,6 +8,7 @@ words, cut, with the values of its secrets hidden. What it wrote is kept nowhere
 from __future__ import annotations
 
 import asyncio
+import base64
 import shlex
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -25,6 +27,7 @@ from llmsched.spec.workload import KEY_VALUE
 
 WORDS_AT_MOST = 200  # characters of a command in the story
 SHORTEST_LINE = 8  # of a longer secret: what is shorter stands in every second command
+_WORDS = {"forward": "port-forward", "fetch": "cp from", "store": "cp to"}  # what a story calls it
 SILENCE_S = 5.0  # then whoever passes the answer on looks whether anybody still listens
 
 
@@ -37,6 +40,15 @@ class Command(NamedTuple):
     rank: int = 0
     gang: int | None = None
     timeout_s: float = 600.0
+    does: str = "run"  # or as a CommandOrder has it
+
+
+class Begun(NamedTuple):
+    """What it says, and how to send it frames, where it takes any; whoever sends waits there while too many are on the
+    way. That raises ClusterError."""
+
+    said: AsyncGenerator[port.CommandAnswer | None, None]
+    tell: Callable[[bytes], Awaitable[None]]
 
 
 def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
@@ -68,6 +80,7 @@ def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
         rank=command.rank,
         argv=command.argv,
         timeout_s=command.timeout_s,
+        does=command.does,
     )
 
 
@@ -79,7 +92,7 @@ def note_of(state: State, order: port.CommandOrder, by: str, secrets: vault.Secr
         with suppress(RequestError):  # removed since
             value = secrets.value(workload.user, name)
             hidden += [value, *(line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST_LINE)]
-    words = []
+    words = [_WORDS[order.does]] if order.does in _WORDS else []
     for word in order.argv:
         for value in sorted(filter(None, hidden), key=len, reverse=True):
             word = word.replace(value, "***")
@@ -106,6 +119,27 @@ async def begin(
     heard: asyncio.Queue[port.CommandAnswer] = asyncio.Queue()  # bounded by what a command or an answer may be
     await ask(order, heard.put_nowait)
     return _listened(end, order, heard)
+
+
+async def begin_command(executor: port.Executor, order: port.CommandOrder) -> Begun:
+    """Raises ClusterError when it cannot be asked for."""
+    room = asyncio.Semaphore(port.FRAMES_AT_ONCE)
+
+    async def ask(order: port.CommandOrder, hear: port.Hear) -> None:
+        def heard(answer: port.CommandAnswer) -> None:
+            if isinstance(answer, port.CommandTook):
+                for _ in range(answer.count):
+                    room.release()
+            else:
+                hear(answer)
+
+        await executor.execute(order, heard)
+
+    async def tell(frame: bytes) -> None:
+        await room.acquire()
+        await executor.tell_command(port.CommandInput(order, base64.b64encode(frame).decode()))
+
+    return Begun(await begin(ask, executor.end_command, order), tell)
 
 
 async def _listened(

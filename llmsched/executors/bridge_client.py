@@ -30,8 +30,10 @@ from llmsched.executors.port import (
     AdapterOrder,
     CommandAnswer,
     CommandEnded,
+    CommandInput,
     CommandOrder,
     CommandSaid,
+    CommandTook,
     Connected,
     DashboardOrder,
     Deliver,
@@ -142,6 +144,9 @@ class BridgeClient:
         except ClusterError:
             del self._hearers[order.id]
             raise
+
+    async def tell_command(self, told: CommandInput) -> None:
+        await self._order("tell_command", told)
 
     async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
         if order.id in self._hearers:
@@ -256,7 +261,7 @@ class BridgeClient:
                     self._ponged.set()
                 case wire.Closed():
                     self._closed.set()
-                case CommandSaid() | CommandEnded():
+                case CommandSaid() | CommandTook() | CommandEnded():
                     self._hear(answer)
                 case Disconnected():
                     self._is_connected, self._is_insecure = False, answer.is_insecure

@@ -10,7 +10,10 @@ import asyncio
 import base64
 import itertools
 import json
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -20,8 +23,10 @@ from llmsched.executors.port import (
     AdapterOrder,
     CheckpointSeen,
     CommandEnded,
+    CommandInput,
     CommandOrder,
     CommandSaid,
+    CommandTook,
     Connected,
     DashboardOrder,
     Deliver,
@@ -111,6 +116,8 @@ class FakeCluster:
         self.stopped: list[StopOrder] = []
         self.adapters: list[AdapterOrder] = []
         self.commands: dict[str, CommandOrder] = {}  # that run: `sleep` does until it is ended
+        self.folder = "."  # where what is done by hand is done
+        self._by_hand: dict[str, tuple[Any, threading.Event]] = {}
         self.routes: RouteTable | None = None
         self.capacity: tuple[Any, ...] = ()
         self.epoch = 0
@@ -254,6 +261,40 @@ class FakeCluster:
             hear(CommandSaid(order.id, "stderr", f"cannot run {program!r}: No such file or directory\n"))
             hear(CommandEnded(order.id, 127))
 
+    def by_hand(self, order: CommandOrder, hear: Hear) -> None:
+        """Really, on this machine, in `folder`; heard from a thread, in the loop that asked."""
+        from llmsched.runtime.by_hand import ByHand
+
+        if order.name not in self.running():
+            hear(CommandEnded(order.id, None, "nothing of it was found"))
+            return
+        stop, loop = threading.Event(), asyncio.get_running_loop()
+        beside = ByHand(order.does, order.argv, self.folder, dict(os.environ), stop)
+        self.commands[order.id] = order
+        self._by_hand[order.id] = beside, stop
+
+        def listen() -> None:
+            for stream, text, *code in beside.said():
+                answer = (
+                    CommandEnded(order.id, code[0], text) if stream == "end" else CommandSaid(order.id, stream, text)
+                )
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(hear, answer)
+            self.commands.pop(order.id, None)
+            self._by_hand.pop(order.id, None)
+
+        threading.Thread(target=listen, daemon=True).start()
+
+    def take(self, told: CommandInput) -> None:
+        if (beside := self._by_hand.get(told.order.id)) is not None:
+            beside[0].take([base64.b64decode(told.frame)])
+
+    def end_command(self, order: CommandOrder | DashboardOrder) -> None:
+        if (beside := self._by_hand.get(order.id)) is not None:
+            beside[1].set()
+        else:
+            self.commands.pop(order.id, None)
+
     def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
         """Says whose it is and what it was asked; below /none there is nothing, and /broken breaks off."""
         if order.gang and order.name not in self.running():
@@ -351,6 +392,7 @@ class FakeExecutor:
     def __init__(self, nodes: Iterable[Any] = (), *, cluster: FakeCluster | None = None) -> None:
         self.cluster = cluster or FakeCluster(nodes)
         self._open = False
+        self._hearers: dict[str, Hear] = {}
 
     async def start(self, deliver: Deliver, epoch: int) -> None:
         self._open = True
@@ -380,14 +422,21 @@ class FakeExecutor:
 
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
         if not self._is_refused(order.epoch):
-            self.cluster.execute(order, hear)
+            by_hand = order.does != "run"
+            self._hearers[order.id] = hear
+            (self.cluster.by_hand if by_hand else self.cluster.execute)(order, hear)
+
+    async def tell_command(self, told: CommandInput) -> None:
+        self.cluster.take(told)
+        self._hearers[told.order.id](CommandTook(told.order.id, 1))
 
     async def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
         if not self._is_refused(order.epoch):
             self.cluster.ask_dashboard(order, hear)
 
     async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
-        self.cluster.commands.pop(order.id, None)
+        self._hearers.pop(order.id, None)
+        self.cluster.end_command(order)
 
     async def route(self, table: RouteTable) -> None:
         self._is_refused(self.cluster.epoch)

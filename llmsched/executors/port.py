@@ -82,7 +82,10 @@ class AdapterOrder:
 
 @dataclass(frozen=True, slots=True)
 class CommandOrder:
-    """Run a person's command beside a rank of a running attempt, in its folder, on its node. `id` is of this run."""
+    """Run a person's command beside a rank of a running attempt, in its folder, on its node. `id` is of this run.
+
+    `does`: run | what is done by hand: attach, terminal, forward, fetch, store (`runtime/by_hand.py`). By hand it says
+    "begun", then "frames" (of `channels.py`: base64 with spaces between), and is told frames by CommandInput."""
 
     id: str
     gang: str
@@ -92,11 +95,20 @@ class CommandOrder:
     rank: int
     argv: tuple[str, ...]
     timeout_s: float
+    does: str = "run"
 
     @property
     def name(self) -> str:
         """Of the attempt."""
         return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandInput:
+    """A frame (base64) for what `order` has begun; answered by CommandTook once it is there."""
+
+    order: CommandOrder
+    frame: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,12 +313,20 @@ class EndpointSeen:
 
 @dataclass(frozen=True, slots=True)
 class CommandSaid:
-    """What a command wrote. stream: stdout | stderr, and of a dashboard head | body. Only for whoever asked: no
-    observation of the cluster."""
+    """What a command wrote. stream: stdout | stderr, by hand begun | frames, and of a dashboard head | body. Only for
+    whoever asked: no observation of the cluster."""
 
     id: str
     stream: str
     text: Output
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTook:
+    """`count` frames have arrived where they were to."""
+
+    id: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +338,8 @@ class CommandEnded:
     message: str = ""
 
 
-CommandAnswer = CommandSaid | CommandEnded
+FRAMES_AT_ONCE = 16
+CommandAnswer = CommandSaid | CommandTook | CommandEnded
 Hear = Callable[[CommandAnswer], None]
 Observation = (
     Connected
@@ -372,6 +393,9 @@ class Executor(Protocol):
 
     async def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
         """`hear` is called with what it answers, and last, exactly once, with CommandEnded."""
+
+    async def tell_command(self, told: CommandInput) -> None:
+        """Hand it on. No more than FRAMES_AT_ONCE of one command may be without their CommandTook."""
 
     async def end_command(self, order: CommandOrder | DashboardOrder) -> None:
         """Nobody listens any more: end it, if it still runs."""

@@ -7,6 +7,7 @@ To the bridge (stdin), in this order of a life:
   stop              StopOrder
   load_adapter      AdapterOrder
   execute           CommandOrder                     answered by CommandSaid, and last by one CommandEnded
+  tell_command      CommandInput                     answered by CommandTook
   end_command       CommandOrder
   ask_dashboard     DashboardOrder                   answered in the same way
   end_ask           DashboardOrder
@@ -36,6 +37,7 @@ from llmsched.errors import ClusterError
 from llmsched.executors.port import (
     AdapterOrder,
     CommandAnswer,
+    CommandInput,
     CommandOrder,
     DashboardOrder,
     LaunchOrder,
@@ -45,7 +47,7 @@ from llmsched.executors.port import (
 )
 from llmsched.store import codec
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_LINE_BYTES = 32 * 1024 * 1024  # also the limit of the stream readers
 ADOPTED_AT_ONCE = 50
 PING_EVERY_S = 1.0
@@ -124,6 +126,7 @@ Order = (
     | StopOrder
     | AdapterOrder
     | CommandOrder
+    | CommandInput
     | DashboardOrder
     | RouteTable
     | Capacity
@@ -140,6 +143,7 @@ ORDERS: dict[str, type] = {
     "stop": StopOrder,
     "load_adapter": AdapterOrder,
     "execute": CommandOrder,
+    "tell_command": CommandInput,
     "end_command": CommandOrder,
     "ask_dashboard": DashboardOrder,
     "end_ask": DashboardOrder,

@@ -8,7 +8,6 @@ values are hidden in what it says, as in a log. Start reading at `run`.
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import queue
 import signal
@@ -19,10 +18,9 @@ import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
-from llmsched.runtime import containment, guardian, packages, redaction, rendezvous
+from llmsched.runtime import containment, guardian, redaction, rendezvous
 from llmsched.runtime.process import die_with_parent
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
@@ -53,32 +51,56 @@ def run(
     """
     mark = uuid.uuid4().hex
     try:
-        process = subprocess.Popen(
-            list(argv),
-            cwd=folder,
-            env={**envs, guardian.COMMAND: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        yield "stderr", f"cannot run {argv[0]!r}: {getattr(error, 'strerror', None) or error}\n"
-        yield "end", "", 127 if missing else 126
+        process = start(argv, folder, envs, mark, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except NotRun as error:
+        yield "stderr", f"{error}\n"
+        yield "end", "", error.code
         return
     try:
         for item in _listen(process, timeout_s, stop):
-            if item[0] == "end" and (left := _end(process, mark)):
+            if item[0] == "end" and (left := end(process, mark)):
                 yield "stderr", f"llmsched: what it left running was ended with it: {', '.join(left)}\n"
             yield item
     finally:
-        _end(process, mark)
+        end(process, mark)
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> list[str]:
+class NotRun(Exception):
+    """There is no such program, or it cannot be run; `code` is a shell's for that."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def start(
+    argv: Sequence[str], folder: str, envs: Mapping[str, str], mark: str, **options: Any
+) -> subprocess.Popen[bytes]:
+    """In a session of its own, known by `mark`, and gone with the thread that calls this. `options` as Popen's. Raises
+    NotRun."""
+    usual = {"stdin": subprocess.DEVNULL, "preexec_fn": die_with_parent if sys.platform == "linux" else None}
+    try:
+        return subprocess.Popen(
+            list(argv),
+            cwd=folder,
+            env={**envs, guardian.COMMAND: mark},
+            bufsize=0,
+            start_new_session=True,
+            **{**usual, **options},
+        )
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        message = f"cannot run {argv[0]!r}: {getattr(error, 'strerror', None) or error}"
+        raise NotRun(message, 127 if missing else 126) from None
+
+
+def code_of(process: subprocess.Popen[bytes]) -> int | None:
+    """As a shell tells it: 128 + N by signal N; None while it runs."""
+    code = process.poll()
+    return 128 - code if code is not None and code < 0 else code
+
+
+def end(process: subprocess.Popen[bytes], mark: str) -> list[str]:
     """Itself and what it left running; the names of what had left its process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -122,8 +144,7 @@ def _listen(process: subprocess.Popen[bytes], timeout_s: float, stop: threading.
                 said = f"it was ended after {timeout_s:g} s"
     finally:
         over.set()
-    code = process.poll()
-    yield "end", said, None if said else 128 - code if code is not None and code < 0 else code
+    yield "end", said, None if said else code_of(process)
 
 
 def _cleaned(source: IO[bytes]) -> IO[bytes]:
@@ -145,22 +166,3 @@ def _read(name: str, source: IO[bytes], heard: queue.Queue[tuple[str, bytes]], o
                     break
             if not data or over.is_set():
                 return
-
-
-class CommandWorker:
-    """An actor on a member's node that lives as long as one command. `order` is the LaunchOrder as JSON."""
-
-    def __init__(self, order: str) -> None:
-        self._order: dict[str, Any] = json.loads(order)
-        redaction.hide(self._order)
-        self._stop = threading.Event()
-
-    def run(self, argv: list[str], folder: str, envs: dict[str, str], timeout_s: float) -> Iterator[Said]:
-        around = {**os.environ, **self._order["envs"], **envs}
-        extra = packages.provide(self._order, Path(folder))  # there already, for the member runs
-        if extra is not None:
-            around = extra.surround(around)
-        yield from run(argv, folder, around, timeout_s, self._stop)
-
-    def stop(self) -> None:
-        self._stop.set()

@@ -35,6 +35,29 @@ def clean(text: str) -> str:
     return text
 
 
+class Flow:
+    """The same of what must be shown as it comes, as at a terminal: kept back is only what may begin a value."""
+
+    def __init__(self) -> None:
+        self._values = [value.encode() for value in _values]
+        self._held = b""
+
+    def cleaned(self, data: bytes) -> bytes:
+        data = _cleaned(self._held + data, self._values)
+        longest = max(map(len, self._values), default=1) - 1
+        keep = next((size for size in range(min(longest, len(data)), 0, -1) if self._may_begin(data[-size:])), 0)
+        cut = len(data) - keep
+        self._held = data[cut:]
+        return data[:cut]
+
+    def rest(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
+
+    def _may_begin(self, end: bytes) -> bool:
+        return any(value.startswith(end) for value in self._values)
+
+
 def pump(source: IO[bytes], sink: IO[bytes]) -> threading.Thread:
     """Pass on what comes from `source`, cleaned, in a thread that ends with it. Both are unbuffered, and closed then.
 

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import ray
 
 from llmsched.runtime import containment, environment, exceptions, execute, in_hand, nested, packages, redaction
+from llmsched.runtime.by_hand import ByHand
+from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.storage import Storage
 
 DEFAULT_MAX_ONGOING = 32
@@ -58,6 +60,7 @@ class ReplicaHost:
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
+        self._by_hand: dict[str, ByHand] = {}
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
@@ -123,18 +126,30 @@ class ReplicaHost:
         with exceptions.in_words():
             return str(await self._replica.load_adapter(name, uri))
 
-    async def execute(self, command: str, argv: list[str], timeout_s: float) -> AsyncGenerator[execute.Said, None]:
-        """Run a person's command in this replica's surroundings. `command` is its id, for `end_command`."""
+    async def execute(self, command: str, ask: Ask) -> AsyncGenerator[execute.Said, None]:
+        """Do what a person asks in this replica's surroundings. `command` is its id, for `take` and `end_command`."""
         stop = self._commands[command] = threading.Event()
-        said = execute.run(argv, str(Path.cwd()), os.environ, timeout_s, stop)
+        folder = str(Path.cwd())
+        said: Generator[execute.Said, None, None]
+        if ask.does == "run":
+            said = execute.run(ask.words, folder, os.environ, ask.timeout_s, stop)
+        else:
+            by_hand = self._by_hand[command] = ByHand(ask.does, ask.words, folder, os.environ, stop)
+            said = by_hand.said()
         try:
             while (item := await asyncio.to_thread(next, said, None)) is not None:
                 yield item
         finally:
             stop.set()
             del self._commands[command]
+            self._by_hand.pop(command, None)
             with suppress(ValueError):  # it is being asked just now: then it ends when that is over
                 said.close()
+
+    async def take(self, command: str, frames: list[bytes]) -> None:
+        """What whoever asked for it sends."""
+        if (by_hand := self._by_hand.get(command)) is not None:
+            by_hand.take(frames)
 
     async def end_command(self, command: str) -> None:
         if (stop := self._commands.get(command)) is not None:

@@ -25,6 +25,7 @@ from ray.util.metrics import Gauge
 from llmsched import sanitize
 from llmsched.runtime import deaths, execute, pulse, receipt, redaction
 from llmsched.runtime.attempt import Attempt, Outcome
+from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.commands import Commands
 from llmsched.runtime.health import Health, Look, Pulse
 from llmsched.runtime.ranks import Ranks
@@ -160,13 +161,17 @@ class Supervisor:
         if self._receipt is not None:
             ray.actor.exit_actor()
 
-    def execute(self, command: str, rank: int, argv: list[str], timeout_s: float) -> Iterator[execute.Said]:
-        """Run a person's command where rank `rank` runs. `command` is its id, for `end_command`."""
+    def execute(self, command: str, rank: int, ask: Ask) -> Iterator[execute.Said]:
+        """Do what a person asks where rank `rank` runs. `command` is its id, for `take` and `end_command`."""
         place = self.ranks.place_of(rank)
         if place is None or not self._has_begun or self._stop_mode:
             yield "end", f"rank {rank} is not at work just now", None
             return
-        yield from self._commands.run(command, self.order, place, argv, timeout_s)
+        yield from self._commands.run(command, self.order, place, ask)
+
+    def take(self, command: str, frames: list[bytes]) -> None:
+        """What whoever asked for it sends."""
+        self._commands.take(command, frames)
 
     def ray_head(self) -> Any:
         """Of a `kind: ray` gang whose Ray is up: the worker that answers for it. Else None."""

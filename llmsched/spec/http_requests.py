@@ -29,12 +29,13 @@ class ScaleRequest(Request):
     size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
 
 
+Word = Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]
+
+
 class ExecRequest(Request):
     """A list of words; no shell reads them. `gang`: index of a gang or replica, default: the first that runs."""
 
-    command: list[Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]] = Field(
-        min_length=1, max_length=1000
-    )
+    command: list[Word] = Field(min_length=1, max_length=1000)
     rank: int = Field(default=0, ge=0, le=1_000_000)
     gang: int | None = Field(default=None, ge=0, le=1_000_000)
     timeout_s: float = Field(default=600, gt=0, le=86_400)

@@ -186,7 +186,7 @@ async def crowd(world):
 
 
 async def echoed(controller):
-    async for _ in await controller.execute(execution.Command("talks", ("echo", "hello"), ANN)):
+    async for _ in (await controller.execute(execution.Command("talks", ("echo", "hello"), ANN))).said:
         pass
 
 

@@ -301,7 +301,9 @@ def test_secret_values_reach_the_attempt_and_nothing_else(tmp_path):
             await controller.submit([task("hush", envs={"MODE": "quiet"}, secrets=["HF_TOKEN"])], user=ANN)
             await until(lambda: phase(controller, "hush") == "running")
             assert cluster.attempts["llms/hush/0/1"].order.envs == {"MODE": "quiet", "HF_TOKEN": "hunter2-canary"}
-            async for _ in await controller.execute(Command("hush", ("echo", "-H", "Bearer hunter2-canary"), by=ANN)):
+            async for _ in (
+                await controller.execute(Command("hush", ("echo", "-H", "Bearer hunter2-canary"), by=ANN))
+            ).said:
                 pass
             (told,) = [w.entry.words for w in controller.entries() if isinstance(w.entry, CommandBegun)]
             assert told == "echo -H 'Bearer ***'"

@@ -6,13 +6,23 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from bridge_pipe import BridgePipe, order
 from wheels import write_wheel
 
+from llmsched.channels import Channels
 from llmsched.executors import local_ray, wire
-from llmsched.executors.port import CommandEnded, CommandOrder, CommandSaid, Connected, DashboardOrder, StopOrder
+from llmsched.executors.port import (
+    CommandEnded,
+    CommandInput,
+    CommandOrder,
+    CommandSaid,
+    Connected,
+    DashboardOrder,
+    StopOrder,
+)
 
 
 class Lab:
@@ -66,6 +76,23 @@ class Lab:
         ended = self.bridge.until(CommandEnded, id=name)
         said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.id == name]
         return "".join(one.text for one in said), ended
+
+    def attach(self, gang, kind, argv, data):
+        """What a command made of its input, and how it ended."""
+        before = len(self.bridge.seen)
+        order = CommandOrder(f"{gang}-{before}", gang, 1, 1, kind, 0, tuple(argv), 0.0, "attach")
+        self.bridge.send("execute", order)
+        self.bridge.until(CommandSaid, id=order.id, stream="begun")
+        tell = partial(self.bridge.send, "tell_command")
+        channels = Channels(lambda frame: tell(CommandInput(order, base64.b64encode(frame).decode())))
+        channel = channels.open(0)
+        channel.write(data)
+        channel.end()
+        ended = self.bridge.until(CommandEnded, id=order.id)
+        said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.stream == "frames"]
+        for frame in " ".join(one.text for one in said if one.id == order.id).split():
+            channels.take(base64.b64decode(frame))
+        return b"".join(iter(channel.read, b"")), ended
 
     def ask_dashboard(self, gang, path):
         """Its status and body: of the gang's own Ray, or with "" the cluster's."""

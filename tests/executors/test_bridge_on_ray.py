@@ -136,6 +136,9 @@ def test_stopping_a_task_ends_its_whole_process_group(lab):
     out, ended = lab.execute("long/0", "task", ["python", "-c", look])
     assert (ended.code, ended.message) == (7, "")
     assert out.startswith("long/0 ") and "llmsched-task-long-0" in out
+    upper = "import sys; print(sys.stdin.read().upper()); raise SystemExit(6)"
+    out, ended = lab.attach("long/0", "task", ["python", "-c", upper], b"by hand " * 20_000)  # in several frames
+    assert (out, ended.code) == (b"BY HAND " * 20_000 + b"\n", 6)
     assert lab.execute("long/0", "task", ["sleep", "99"], timeout_s=0.5)[1].message == "it was ended after 0.5 s"
     assert lab.execute("long/0", "task", ["true"], rank=5)[1].message == "rank 5 is not at work just now"
     lab.stop("long/0", "task")
@@ -225,6 +228,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     lab.until(Started, "desk/0")
     lab.until(Started, "desk/1")
 
+    assert lab.attach("desk/1", "serve", ["cat"], b"by hand")[0] == b"by hand"
     out, ended = lab.execute("desk/1", "serve", ["sh", "-c", "echo beside a replica; greeter; exit 3"])
     assert (out, ended.code) == ("beside a replica\nhello from a wheel\n", 3)
 

@@ -6,23 +6,37 @@ A thread each, for a command may take its time; they share nothing with the orde
 
 from __future__ import annotations
 
+import base64
 import os
+import queue
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from llmsched.executors.port import CommandAnswer, CommandEnded, CommandOrder, CommandSaid, DashboardOrder, LaunchOrder
+from llmsched.executors.port import (
+    CommandAnswer,
+    CommandEnded,
+    CommandInput,
+    CommandOrder,
+    CommandSaid,
+    CommandTook,
+    DashboardOrder,
+    LaunchOrder,
+)
 from llmsched.gateway import serve_internals
 from llmsched.gateway.app import DEPLOYMENT
 from llmsched.runtime import dashboard
 from llmsched.runtime.attempt import NAMESPACE
+from llmsched.runtime.command_worker import Ask
 
 AT_ONCE = 16
 ASKED_AT_ONCE = 32  # a page of a dashboard asks for six things side by side
+_TAKES_WITHIN_S = 60.0
 Order = CommandOrder | DashboardOrder
 
 
@@ -33,9 +47,35 @@ class Commands:
         self._lock = threading.Lock()
         self._running: set[str] = set()
         self._asked: set[str] = set()
+        self._told: dict[str, queue.SimpleQueue[CommandInput | None]] = {}  # of those that are told something
 
     def run(self, order: CommandOrder) -> None:
         self._begin(order, self._running, AT_ONCE, "commands run")
+
+    def tell(self, told: CommandInput) -> None:
+        """One thread a command hands on what it is told, in order: a method of an actor with threads has none."""
+        with self._lock:
+            if told.order.id not in self._running:
+                return
+            inbox = self._told.get(told.order.id)
+            if inbox is None:
+                inbox = self._told[told.order.id] = queue.SimpleQueue()
+                threading.Thread(target=self._hand_on, args=(told.order, inbox), daemon=True).start()
+        inbox.put(told)
+
+    def _hand_on(self, order: CommandOrder, inbox: queue.SimpleQueue[CommandInput | None]) -> None:
+        take = _taker(order)
+        while (told := inbox.get()) is not None:
+            frames = [told.frame]
+            with suppress(queue.Empty):
+                while (more := inbox.get_nowait()) is not None:
+                    frames.append(more.frame)
+            try:
+                take([base64.b64decode(one) for one in frames])
+            except Exception as error:  # it is over: its end is said elsewhere
+                print(f"command {order.id}: {error!r}", file=sys.stderr)
+                return
+            self._send(CommandTook(order.id, len(frames)))
 
     def ask(self, order: DashboardOrder) -> None:
         self._begin(order, self._asked, ASKED_AT_ONCE, "questions to dashboards are open")
@@ -89,18 +129,34 @@ class Commands:
             with self._lock:
                 self._running.discard(order.id)
                 self._asked.discard(order.id)
+                inbox = self._told.pop(order.id, None)
+            if inbox is not None:
+                inbox.put(None)
             self._send(last)
 
 
 def _said(order: CommandOrder) -> Iterator[Any]:
     if order.kind == "serve":
         handle = serve_internals.handle(DEPLOYMENT, order.name).options(stream=True)
-        yield from handle.execute.remote(order.id, list(order.argv), order.timeout_s)
+        yield from handle.execute.remote(order.id, _ask_of(order))
         return
     supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
     call = supervisor.execute.options(num_returns="streaming")
-    for item in call.remote(order.id, order.rank, list(order.argv), order.timeout_s):
+    for item in call.remote(order.id, order.rank, _ask_of(order)):
         yield ray.get(item)
+
+
+def _ask_of(order: CommandOrder) -> Ask:
+    return Ask(order.does, list(order.argv), order.timeout_s)
+
+
+def _taker(order: CommandOrder) -> Any:
+    """Takes frames to it, and returns when they are there."""
+    if order.kind == "serve":
+        handle = serve_internals.handle(DEPLOYMENT, order.name)
+        return lambda frames: handle.take.remote(order.id, frames).result(timeout_s=_TAKES_WITHIN_S)
+    supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
+    return lambda frames: ray.get(supervisor.take.remote(order.id, frames), timeout=_TAKES_WITHIN_S)
 
 
 def _answered(order: DashboardOrder, of_cluster: str) -> Iterator[Any]:

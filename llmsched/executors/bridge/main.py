@@ -22,6 +22,7 @@ from llmsched.executors.bridge.orders import ONCE, Order, Orders
 from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
+    CommandInput,
     CommandOrder,
     Connected,
     DashboardOrder,
@@ -183,6 +184,8 @@ class Bridge:
             self._orders.put(Order(f"llms/{body.gang}/{body.attempt}", load, partial(self._adapter_unanswered, body)))
         elif isinstance(body, CommandOrder):
             self._commands.run(body) if op == "execute" else self._commands.end(body)
+        elif isinstance(body, CommandInput):
+            self._commands.tell(body)
         elif isinstance(body, DashboardOrder):
             self._commands.ask(body) if op == "ask_dashboard" else self._commands.leave(body)
         elif isinstance(body, RouteTable):  # `Endpoint.look` pushes it too, and says what is wrong
