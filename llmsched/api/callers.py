@@ -89,10 +89,10 @@ def allow(need: str) -> Callable[[Request], Awaitable[Caller]]:
     return allowed
 
 
-def of_workload(need: str) -> Callable[[str, Request], Awaitable[Found]]:
+def of_workload(need: str) -> Callable[[str, HTTPConnection], Awaitable[Found]]:
     """The same, of one workload: what may not be seen is not found."""
 
-    async def allowed(name: Name, request: Request) -> Found:
+    async def allowed(name: Name, request: HTTPConnection) -> Found:
         who = caller(request, need)
         found = authorization.find(services(request).controller.state, name, who.permissions)
         if need == "change":

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -36,13 +35,13 @@ class Beside:
 
     Raises RequestError, NotAllowed, ClusterError where it may not or cannot begin."""
 
-    def __init__(self, url: str, token: str, name: str, ask: ByHandRequest) -> None:
+    def __init__(self, url: str, token: str, path: str, ask: ByHandRequest) -> None:
         self.exit_code: int | None = None
         self.message = "the connection to the controller broke"
         self._begun: list[Channel] = []
         self._began = threading.Condition()
         self._stack = ExitStack()
-        self._socket = self._stack.enter_context(_opened(url, token, name))
+        self._socket = self._stack.enter_context(_opened(url, token, path))
         self.channels = Channels(self._send, self._note)
         try:
             self._socket.send(ask.model_dump_json())
@@ -113,12 +112,11 @@ class Beside:
 
 
 @contextmanager
-def _opened(url: str, token: str, name: str) -> Iterator[ClientConnection]:
-    target = f"{url.replace('http', 'ws', 1)}/api/v1/workloads/{quote(name, safe='')}/by-hand"
+def _opened(url: str, token: str, path: str) -> Iterator[ClientConnection]:
     with ExitStack() as stack:
         try:
             asking = connect(
-                target,
+                f"{url.replace('http', 'ws', 1)}{path}",
                 additional_headers={"authorization": f"Bearer {token}", versions.HEADER: versions.own()},
                 open_timeout=_OPEN_WITHIN_S,
                 max_size=FRAME_AT_MOST * 4,

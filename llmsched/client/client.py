@@ -326,9 +326,7 @@ class Client:
     def by_hand(self, name: str, ask: ByHandRequest) -> Beside:
         """Something done by hand beside a running member of `name`, until it is closed: see `client.by_hand`. Raises
         RequestError, NotAllowed, ClusterError."""
-        from llmsched.client.by_hand import Beside
-
-        return Beside(self._core.url, self._core._http.token, name, ask)
+        return self._loop.call(self._core.by_hand(name, ask))
 
     def events(self, after: int = 0, *, follow: bool = True) -> Iterator[http_models.EventView]:
         return self._loop.each(self._core.events(after, follow=follow))

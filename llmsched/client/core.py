@@ -21,6 +21,8 @@ from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.spec import http_models, http_requests
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
+    from llmsched.client.by_hand import Beside
+    from llmsched.spec.by_hand import ByHandRequest
     from llmsched.spec.usage_models import UsageView
     from llmsched.spec.workload import WorkloadSpec
 
@@ -329,6 +331,14 @@ class AsyncClient:
             async for line in lines:
                 if line:
                     yield http_models.ExecLine.model_validate_json(line)
+
+    async def by_hand(self, name: str, ask: ByHandRequest) -> Beside:
+        """Something done by hand beside a running member of `name`: a program with input or at a terminal, a port,
+        files. It goes on until it is closed, and blocks whoever reads it: see `client.by_hand`. Raises RequestError,
+        NotAllowed, ClusterError."""
+        from llmsched.client.by_hand import Beside
+
+        return await asyncio.to_thread(Beside, self._http.url, self._http.token, _path(name, "by-hand"), ask)
 
     async def events(self, after: int = 0, *, follow: bool = True) -> AsyncGenerator[http_models.EventView, None]:
         """The journal in order, from after `after` on; while following, a broken connection is taken up again."""

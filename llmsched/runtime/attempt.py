@@ -44,6 +44,10 @@ class Life(Protocol):
     def is_leaving(self) -> bool:
         """It was asked to leave, whatever for."""
 
+    @property
+    def is_unused(self) -> bool:
+        """Nobody uses it any more: it is asked to leave, and has succeeded when it has."""
+
     def of_death(self, rank: int, error: BaseException) -> Death:
         """What befell a rank whose process is gone; `error` is what Ray raised of it."""
 

@@ -24,10 +24,11 @@ from ray.util.metrics import Gauge
 
 from llmsched import sanitize
 from llmsched.runtime import deaths, execute, pulse, receipt, redaction
-from llmsched.runtime.attempt import Attempt, Outcome
+from llmsched.runtime.attempt import CLOSE_WITHIN_S, Attempt, Outcome
 from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.commands import Commands
 from llmsched.runtime.health import Health, Look, Pulse
+from llmsched.runtime.inactivity import SHORTEST_TOLD_S, Inactivity
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
 from llmsched.runtime.tracking import Tracking
@@ -83,6 +84,8 @@ class Supervisor:
         self._has_begun = False
         self._stop_mode = ""
         self._stop_at = 0.0  # monotonic: when patience ends
+        self._inactivity: Inactivity | None = None
+        self._unused = ""  # why it is asked to leave although nobody asks for its place
         self._failed_as: Outcome | None = None  # when it was us who saw that nothing more can come of it
 
     # -- asked by the bridge -------------------------------------------------------------------------------------
@@ -192,6 +195,9 @@ class Supervisor:
 
     def begin(self) -> None:
         self._has_begun = True
+        interactive = self.order["spec"].get("task", {}).get("interactive")
+        if interactive:
+            self._inactivity = Inactivity(float(interactive["inactivity"]), clock())
 
     def works_in(self, rank: int, node: str, folder: str, envs: dict[str, str], pid: int = 0) -> None:
         self.ranks.works_in(rank, node, folder, envs, pid)
@@ -214,6 +220,8 @@ class Supervisor:
         """A rank's sign of life."""
         with self._lock:
             self._health.heard(rank, said, clock())
+            if self._inactivity is not None:
+                self._inactivity.computed(rank, said.cpu_s, clock())
 
     def checkpointed(self, step: int, fraction: float | None = None) -> None:
         self._checkpoint = [sanitize.whole(step), None if fraction is None else sanitize.finite(fraction)]
@@ -253,6 +261,10 @@ class Supervisor:
     def is_leaving(self) -> bool:
         return bool(self._stop_mode)
 
+    @property
+    def is_unused(self) -> bool:
+        return bool(self._unused)
+
     # -- the life of the attempt ---------------------------------------------------------------------------------
 
     def _live(self) -> None:
@@ -272,7 +284,7 @@ class Supervisor:
                 self.order["envs"] = {**self.order["envs"], **self._tracking.begin()}
             self._attempt = _attempt_of(self)
             self._attempt.run()
-            end = Outcome("succeeded")
+            end = Outcome("succeeded", self._unused)
         except Outcome as found:
             end = found
         except BaseException as error:
@@ -289,6 +301,8 @@ class Supervisor:
         """What it means that the work ended so, after what we did to it."""
         if end.outcome == "succeeded":
             return end
+        if self._unused and not self._stop_mode:
+            return Outcome("succeeded", self._unused)
         if self._stop_mode not in ("", "resize"):
             return Outcome("released", FORCED) if end.outcome == "failed" else end
         if self._failed_as is not None:
@@ -309,6 +323,7 @@ class Supervisor:
             time.sleep(_HEALTH_EVERY_S)
             if self.is_leaving or not self._has_begun or self.left.is_set():
                 continue  # its grace, or the time to place it, bounds it
+            self._look_whether_used()
             health, finished = self._health, self.ranks.finished_ranks
             now = clock()
             with self._lock:
@@ -325,6 +340,27 @@ class Supervisor:
                     self._stalled = sanitize.text(verdict.message) if verdict else ""
             if verdict and verdict.event and health is self._health:
                 self._fail(Outcome("failed", verdict.message, verdict.event))
+
+    def _look_whether_used(self) -> None:
+        """Nobody does for longer than its spec allows: it is asked to leave."""
+        if (inactivity := self._inactivity) is None or self._unused:
+            return
+        with self._lock:
+            inactivity.used(self._commands.used_at)
+            lasts = inactivity.lasts_s(clock())
+            self._progress.pop("unused_s", None)
+            if lasts >= SHORTEST_TOLD_S:
+                self._progress["unused_s"] = round(lasts)
+            if not inactivity.is_over(clock()):
+                return
+            self._unused = f"ended by itself: nobody has used it for {_in_words(inactivity.most_s)}"
+        threading.Thread(target=self._end_unused, args=(self._attempt,), daemon=True).start()
+
+    def _end_unused(self, attempt: Attempt | None) -> None:
+        if attempt is not None:
+            attempt.ask_to_leave(self.order["grace_s"])
+            if not self.left.wait(self.order["grace_s"] + CLOSE_WITHIN_S):
+                attempt.end()
 
     def _look_at(self, ranks: list[int]) -> dict[int, Look]:
         """From their nodes, all at once; without those whose node does not answer."""
@@ -397,6 +433,13 @@ class Supervisor:
         if name not in self._gauges:
             self._gauges[name] = Gauge(f"llmsched_train_{name}", f"Progress: {name}", tag_keys=("workload",))
         return self._gauges[name]
+
+
+def _in_words(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def node_name(node: str) -> str:

@@ -180,6 +180,8 @@ class TaskAttempt:
     def _check(self, said: list[Ending], *, has_begun: bool = False) -> None:
         """Raises Outcome for what is no success. Who was told to leave and did has left, whatever its exit code,
         unless every rank of it says that it is done."""
+        if has_begun and self._life.is_unused:
+            return
         failed = next((one for one in said if one.message), None)
         if self._life.is_leaving:
             if has_begun and failed is None and all(one.says_done for one in said):

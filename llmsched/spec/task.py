@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from llmsched.spec import launchers
-from llmsched.spec.quantities import parse_accelerator
+from llmsched.spec.quantities import Duration, parse_accelerator
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.workload import Argv, FiniteSpec
 
 MOST_PROCESSES = 1024
+LONGEST_INACTIVITY_S = 30 * 24 * 3600.0
 
 
 def _parse_processes(value: Any) -> Any:
@@ -27,6 +28,23 @@ Processes = Annotated[
 ]
 
 
+def _at_least_a_minute(seconds: float) -> float:
+    if not 60 <= seconds <= LONGEST_INACTIVITY_S:
+        raise ValueError("expected a time from 1m to 30d")
+    return seconds
+
+
+class Interactive(Section):
+    inactivity: Annotated[
+        Duration,
+        AfterValidator(_at_least_a_minute),
+        Field(
+            description="It ends, as succeeded, once nobody has used it for so long: no exec, port-forward or cp, and "
+            "less than a fifth of a core computed."
+        ),
+    ] = 2 * 3600.0
+
+
 class TaskSection(Section):
     run: Annotated[
         Argv,
@@ -37,6 +55,10 @@ class TaskSection(Section):
         ),
     ]
     setup: Argv = []
+    interactive: Annotated[
+        Interactive | None,
+        Field(description="It is for work by hand, such as a notebook, and ends when that is over."),
+    ] = None
     processes_per_worker: Annotated[
         Processes,
         Field(

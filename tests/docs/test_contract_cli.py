@@ -54,6 +54,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 # These are made of what several routes answer, or of files of the home.
 OF_THEIR_OWN = {"GET /api/v1/workloads/{name}/dashboard/{part}", "GET /api/v1/dashboard/{part}"}  # until Ctrl-C
+OF_THEIR_OWN |= {"WEBSOCKET /api/v1/workloads/{name}/by-hand"}
 OF_THEIR_OWN |= {"GET /api/v1/workloads/{name}/result", "GET /api/v1/health", "POST /api/v1/shutdown"}
 UPLOADS = {"GET /api/v1/workdirs/{sha256}", "PUT /api/v1/workdirs/{sha256}"}
 

@@ -72,9 +72,11 @@ def born(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setattr(module, "node_name", lambda node: f"node-{node}")
     MADE.clear()
 
-    def make(nodes: str = "ab") -> Supervisor:
+    def make(nodes: str = "ab", spec: dict[str, Any] | None = None) -> Supervisor:
         # Its threads outlive the test, and the process that they end is the tests' own.
-        made = Supervisor(json.dumps(order(nodes, str(tmp_path))), end_process=lambda code: None)
+        made = Supervisor(
+            json.dumps({**order(nodes, str(tmp_path)), "spec": spec or {}}), end_process=lambda code: None
+        )
         wait_until(lambda: made.status()["started"], 30, "it has begun")
         return made
 
@@ -86,7 +88,7 @@ def born(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 def order(nodes: str, storage: str) -> dict[str, Any]:
     return {
         "workload": "w", "gang": "w/0", "attempt": 1, "epoch": 1, "kind": "scripted", "spec": {}, "envs": {},
-        "members": members(nodes), "storage": storage, "inputs": {},
+        "members": members(nodes), "storage": storage, "inputs": {}, "grace_s": 30.0,
     }  # fmt: skip
 
 
@@ -105,6 +107,34 @@ def test_what_ends_by_itself_has_succeeded_and_nobody_asked_it_to_leave(born: Ca
     MADE[0].ends()
     assert (receipt(one)["outcome"], receipt(one)["asked"]) == ("succeeded", "")
     assert MADE[0].did == ["let go"]
+
+
+INTERACTIVE = {"task": {"interactive": {"inactivity": 7200.0}}}
+
+
+def test_what_nobody_uses_any_more_is_asked_to_leave_and_has_succeeded(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [0.0]
+    began = module.clock()
+    monkeypatch.setattr(module, "clock", lambda: began + hours[0] * 3600)
+    one = born("a", INTERACTIVE)
+    one.beat(0, Pulse(cpu_s=1.0))
+    hours[0] = 1.0
+    one.beat(0, Pulse(cpu_s=1.0 + 1800.0))  # it has computed: half an hour of this one
+    hours[0] = 2.5
+    one.beat(0, Pulse(cpu_s=1801.0 + 50.0))  # a server that waits
+    wait_until(lambda: one.status()["progress"].get("unused_s") == 5400, 30, "it is told how long nobody has used it")
+    one._commands.used_at = module.clock()  # somebody looks at it
+    hours[0] = 4.4
+    wait_until(lambda: one.status()["progress"].get("unused_s") == 6840, 30, "that counts")
+    assert MADE[0].did == []
+    hours[0] = 4.6
+    wait_until(lambda: MADE[0].did == ["asked"], 30, "it is asked to leave")
+    MADE[0].ends(Outcome("failed", "it was ended by signal SIGTERM"))
+    found = receipt(one)
+    told = ("succeeded", "ended by itself: nobody has used it for 2 h", "")
+    assert (found["outcome"], found["message"], found["asked"]) == told
 
 
 def test_what_does_not_leave_within_its_grace_is_ended_by_force_and_the_receipt_says_who_asked(
