@@ -6,6 +6,7 @@ import sys
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from llmsched.cli import show, terminal
 
@@ -53,6 +54,8 @@ def execute(
     if with_input or with_terminal:
         if show.wants_json():
             raise click.UsageError("--json is for a command without -i and -t.")
+        if click.get_current_context().get_parameter_source("timeout_s") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--timeout is for a command without -i and -t: with them it ends when you leave.")
         code, said = _by_hand(name, command, rank, gang, with_terminal)
         _leave(command, code, said)
         return

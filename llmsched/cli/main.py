@@ -67,6 +67,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 ALL = {name: command for section in COMMANDS.values() for name, command in section.items()}
+NEVER_GUESSED = {"down"}  # nobody stops a cluster by following a hint
 EPILOG = (
     "LLMSCHED_HOME, LLMSCHED_ADDRESS and LLMSCHED_TOKEN say which controller. Every command has --json. Client and "
     "controller must be of one major version (before 1.0: minor version); down works with any."
@@ -91,7 +92,7 @@ class LazyGroup(click.Group):
         if args and args[0] not in ALL and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], ALL, n=1)
+            near = get_close_matches(args[0], ALL.keys() - NEVER_GUESSED, n=1)
             ctx.fail(f'there is no command "{args[0]}".' + (f' Did you mean "{near[0]}"?' if near else ""))
         return super().resolve_command(ctx, args)
 

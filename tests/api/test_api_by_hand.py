@@ -107,6 +107,12 @@ def test_input_goes_in_and_both_streams_come_out_apart(there) -> None:
     assert (done.returncode, done.stderr) == (127, b"cannot run 'nope': No such file or directory\n")
 
 
+def test_options_that_would_have_no_effect_are_refused(there) -> None:
+    assert "--timeout is for a command without" in llmsched("exec", "-i", "--timeout", "5", "desk", "--", "true").stderr
+    assert "--json is for a command without" in llmsched("exec", "-i", "--json", "desk", "--", "true").stderr
+    assert "-t needs a terminal here" in llmsched("exec", "-it", "desk", "--", "true").stderr
+
+
 def test_whoever_hangs_up_ends_the_program(running: Live, there) -> None:
     ask = ByHandRequest(does="terminal", command=["sh", "-c", "echo $$; exec sleep 600"])
     with running.client().by_hand("desk", ask) as beside:
