@@ -21,6 +21,7 @@ import sys
 import tempfile
 import termios
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -129,8 +130,8 @@ class ByHand:
         errors = self._channels.open(STDERR)
         threading.Thread(target=_feed, args=(channel, process.stdin), daemon=True).start()
         telling = [
-            _telling(process.stdout, channel),
-            _telling(process.stderr, errors),
+            _Teller(process.stdout, channel),
+            _Teller(process.stderr, errors),
         ]
         return self._until_it_ends(process, mark, telling)
 
@@ -161,15 +162,17 @@ class ByHand:
         if channel.size:
             _resize(ours, *channel.size)
         threading.Thread(target=_type, args=(channel, ours), daemon=True).start()
-        return self._until_it_ends(process, mark, [_telling(ours, channel)])
+        return self._until_it_ends(process, mark, [_Teller(ours, channel)])
 
-    def _until_it_ends(self, process: subprocess.Popen[bytes], mark: str, telling: list[threading.Thread]) -> End:
+    def _until_it_ends(self, process: subprocess.Popen[bytes], mark: str, telling: list[_Teller]) -> End:
         try:
             while process.poll() is None:
                 if self._stop.wait(_LOOK_EVERY_S / 4):
                     return LEFT, None
-            for each in telling:
-                each.join(_LAST_WORDS_WITHIN_S)  # what it left running may hold them open
+            execute.end(process, mark)
+            while any(each.may_say_more() for each in telling):
+                if self._stop.wait(_LOOK_EVERY_S / 4):
+                    return LEFT, None
             return "", execute.code_of(process)
         finally:
             execute.end(process, mark)
@@ -205,12 +208,6 @@ class ByHand:
         return "", 0
 
 
-def _telling(source: IO[bytes], channel: Channel) -> threading.Thread:
-    thread = threading.Thread(target=_tell, args=(source, channel), daemon=True)
-    thread.start()
-    return thread
-
-
 def _feed(channel: Channel, sink: IO[bytes]) -> None:
     with suppress(Broken, OSError), sink:
         while data := channel.read():
@@ -226,15 +223,35 @@ def _type(channel: Channel, terminal: IO[bytes]) -> None:
         terminal.write(b"\x04")  # as whoever types Ctrl-D
 
 
-def _tell(source: IO[bytes], channel: Channel) -> None:
-    """What a program writes, without secret values."""
-    flow = redaction.Flow()
-    with suppress(Broken):
-        with suppress(OSError):  # a terminal whose programs have all gone
-            while data := source.read(PIECE):
-                channel.write(flow.cleaned(data))
-        channel.write(flow.rest())
-        channel.end()
+class _Teller(threading.Thread):
+    """Passes on what a program writes, without secret values, as fast as it is read at the other end."""
+
+    def __init__(self, source: IO[bytes], channel: Channel) -> None:
+        super().__init__(daemon=True)
+        self._source, self._channel = source, channel
+        self._listens_since: float | None = None
+        self.start()
+
+    def run(self) -> None:
+        flow = redaction.Flow()
+        with suppress(Broken):
+            with suppress(OSError):  # a terminal whose programs have all gone
+                while data := self._read():
+                    self._channel.write(flow.cleaned(data))
+            self._channel.write(flow.rest())
+            self._channel.end()
+
+    def _read(self) -> bytes:
+        self._listens_since = time.monotonic()
+        data: bytes = self._source.read(PIECE)
+        self._listens_since = None
+        return data
+
+    def may_say_more(self) -> bool:
+        """Of a program that has ended: what was told to outlive it may hold its output open, and is waited for a
+        moment only."""
+        since = self._listens_since
+        return self.is_alive() and (since is None or time.monotonic() - since < _LAST_WORDS_WITHIN_S)
 
 
 def _resize(terminal: IO[bytes], rows: int, columns: int) -> None:
