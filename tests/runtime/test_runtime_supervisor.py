@@ -109,31 +109,12 @@ def test_what_ends_by_itself_has_succeeded_and_nobody_asked_it_to_leave(born: Ca
     assert MADE[0].did == ["let go"]
 
 
-INTERACTIVE = {"task": {"interactive": {"inactivity": 7200.0}}}
-
-
-def test_what_nobody_uses_any_more_is_asked_to_leave_and_has_succeeded(
-    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hours = [0.0]
-    began = module.clock()
-    monkeypatch.setattr(module, "clock", lambda: began + hours[0] * 3600)
-    one = born("a", INTERACTIVE)
-    one.beat(0, Pulse(cpu_s=1.0))
-    hours[0] = 1.0
-    one.beat(0, Pulse(cpu_s=1.0 + 1800.0))  # it has computed: half an hour of this one
-    hours[0] = 2.5
-    one.beat(0, Pulse(cpu_s=1801.0 + 50.0))  # a server that waits
-    wait_until(lambda: one.status()["progress"].get("unused_s") == 5400, 30, "it is told how long nobody has used it")
-    one._commands.used_at = module.clock()  # somebody looks at it
-    hours[0] = 4.4
-    wait_until(lambda: one.status()["progress"].get("unused_s") == 6840, 30, "that counts")
-    assert MADE[0].did == []
-    hours[0] = 4.6
+def test_what_nobody_uses_any_more_is_asked_to_leave_and_has_succeeded(born: Callable[..., Supervisor]) -> None:
+    one = born("a", {"task": {"interactive": {"inactivity": 0.1}}})
     wait_until(lambda: MADE[0].did == ["asked"], 30, "it is asked to leave")
     MADE[0].ends(Outcome("failed", "it was ended by signal SIGTERM"))
     found = receipt(one)
-    told = ("succeeded", "ended by itself: nobody has used it for 2 h", "")
+    told = ("succeeded", "ended by itself: nobody has used it for 0.1 s", "")
     assert (found["outcome"], found["message"], found["asked"]) == told
 
 
