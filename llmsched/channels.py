@@ -23,7 +23,7 @@ _HEAD = struct.Struct(">BI")  # kind, channel
 _COUNT = struct.Struct(">I")
 _SIZE = struct.Struct(">HH")
 _WHY_AT_MOST = 500  # characters
-DATA, TAKEN, END, BREAK, SIZE = range(5)
+DATA, READ, END, BREAK, SIZE = range(5)
 CLOSED = "the connection was closed"
 
 
@@ -61,7 +61,7 @@ class Channel:
             if not data and self._broken is not None and not self._has_ended:
                 raise Broken(self._broken)
         if data:
-            self._post(TAKEN, self.number, _COUNT.pack(len(data)))
+            self._post(READ, self.number, _COUNT.pack(len(data)))
         return data
 
     def write(self, data: bytes) -> None:
@@ -121,7 +121,7 @@ class Channel:
                     raise Misuse("more came than was asked for")
                 if not self._has_ended and self._broken is None and payload:
                     self._inbox.append(payload)
-            elif kind == TAKEN:
+            elif kind == READ:
                 self._left = min(WINDOW, self._left + _COUNT.unpack(payload)[0])
             elif kind == END:
                 self._has_ended = True
