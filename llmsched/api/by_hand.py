@@ -85,7 +85,7 @@ async def _first(said: AsyncGenerator[port.CommandAnswer | None, None]) -> port.
     async for item in said:
         if item is not None:
             return item
-    raise ClusterError("it did not begin.", code="ended")
+    raise ClusterError("it did not begin.", code="disconnected")
 
 
 async def _tell(websocket: WebSocket, begun: execution.Begun) -> None:
@@ -106,7 +106,7 @@ async def _hear(websocket: WebSocket, said: AsyncGenerator[port.CommandAnswer | 
                 await websocket.send_bytes(base64.b64decode(frame))
         elif isinstance(item, port.CommandEnded):
             return _word(item)
-    raise ClusterError("it ended without saying how.", code="ended")
+    raise ClusterError("it ended without saying how.", code="disconnected")
 
 
 def _word(ended: port.CommandEnded) -> ByHandWord:
