@@ -15,7 +15,7 @@ INVALID_HINT = "Write it as plain text, without what is no character."
 class Request(BaseModel):
     """Whatever is in a body, at any depth, is valid text and finite numbers: else it is refused, with its place."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
