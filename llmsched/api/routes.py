@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from llmsched.api import archive, diagnosis, lists, logs, page, query, results, streams, views, workdirs
+from llmsched.api import archive, diagnosis, lists, logs, page, query, results, specs, streams, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.callers import Caller, Changed, Found, Given, Looker, Name, Operator, Seen, Services, Submitter
 from llmsched.control import execution, planning, registry
@@ -61,7 +61,8 @@ async def health(given: Given, who: Looker) -> http_models.Health:
 @router.post("/plan")
 async def plan(body: spec_requests.PlanRequest, given: Given, who: Looker) -> http_models.PlannedList:
     """What would happen now. Changes nothing."""
-    return http_models.PlannedList(planned=await given.controller.plan(body.specs, user=who.user, role=who.role))
+    read = await specs.read(body.specs)
+    return http_models.PlannedList(planned=await given.controller.plan(read, user=who.user, role=who.role))
 
 
 @router.post("/apply")
@@ -74,7 +75,7 @@ async def apply(
 ) -> http_models.AppliedList:
     """Submit or update; answered when it is committed."""
     applied = await given.controller.submit(
-        body.specs,
+        await specs.read(body.specs),
         user=who.user,
         role=who.role,
         again=body.again,

@@ -1,8 +1,9 @@
-"""Requests that carry a spec: the model holds the typed spec, so what comes in over HTTP is read once and travels on.
+"""Requests that carry a spec. What is wrong with a spec is a SpecError with every problem and its place in the request,
+not an error of pydantic's.
 
-Each is built from specs by the client and from JSON by the API. What is wrong with a spec is a SpecError with every
-problem and its place in the request, not an error of pydantic's. Apart from http_models.py, which every command of the
-command line imports: the kinds take their time.
+Each is built from typed specs by the client and from JSON by the API. Of a list of workloads the model looks at the
+list alone: the API reads one workload after another (`api/specs.py`), since a thousand would hold the event loop. Apart
+from http_models.py, which every command of the command line imports: the kinds take their time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator
 
-from llmsched.errors import Problem, SpecError
-from llmsched.spec import cluster, load
+from llmsched.errors import SpecError
+from llmsched.spec import cluster
 from llmsched.spec.http_requests import Request
 from llmsched.spec.schema import ANY_KIND
 from llmsched.spec.section import Section
@@ -22,20 +23,11 @@ from llmsched.spec.workload import WorkloadSpec
 MOST_SPECS = 1000
 
 
-def _specs_of(value: Any) -> list[WorkloadSpec]:
-    """All of them, or SpecError with the problems of all."""
+def _listed(value: Any) -> list[object]:
+    """As it came. Raises SpecError for what is no list, or too long a one."""
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_SPECS:
         raise SpecError(f"expected a list of 1 to {MOST_SPECS} workloads", where="specs", code="invalid_request")
-    specs: list[WorkloadSpec] = []
-    problems: list[Problem] = []
-    for index, each in enumerate(value):
-        try:
-            specs.append(each if isinstance(each, WorkloadSpec) else load.load_json(each, f"specs[{index}]"))
-        except SpecError as error:
-            problems += error.problems
-    if problems:
-        raise SpecError.of(problems)
-    return specs
+    return value
 
 
 def _or_itself(model: type[Section], read: Callable[[Any, str], Section], where: str) -> PlainValidator:
@@ -44,14 +36,14 @@ def _or_itself(model: type[Section], read: Callable[[Any, str], Section], where:
     )
 
 
-def _dump_all(specs: list[WorkloadSpec]) -> list[dict[str, Any]]:
-    return [spec.dump() for spec in specs]
+def _dump_all(specs: list[object]) -> list[object]:
+    return [each.dump() if isinstance(each, WorkloadSpec) else each for each in specs]
 
 
 _AS_JSON = Annotated[list[ANY_KIND], Field(min_length=1, max_length=MOST_SPECS)]
 Specs = Annotated[
-    list[WorkloadSpec], PlainValidator(_specs_of, json_schema_input_type=_AS_JSON), PlainSerializer(_dump_all)
-]
+    list[object], PlainValidator(_listed, json_schema_input_type=_AS_JSON), PlainSerializer(_dump_all)
+]  # of type object, so that nobody takes them for workloads that were read
 Dumped = PlainSerializer(Section.dump)
 Cluster = Annotated[cluster.ClusterSpec, _or_itself(cluster.ClusterSpec, cluster.load_json, "config"), Dumped]
 Reservation = Annotated[

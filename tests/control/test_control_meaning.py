@@ -10,6 +10,7 @@ import pytest
 from control_harness import ANN, controlling, fake_cluster, kinds, phase, serve, task, train, until
 from pydantic import Field
 
+from llmsched.api.specs import read
 from llmsched.errors import RequestError
 from llmsched.spec import load, spec_requests
 from llmsched.spec.section import Section
@@ -136,11 +137,11 @@ def test_a_request_repeated_after_a_field_more_is_still_the_same_request():
         body = json.dumps({"specs": [train("tune").dump()]})
         key = {"user": ANN, "idempotency_key": "k", "fingerprint": "of the body"}
         async with controlling(cluster, store) as controller:
-            specs = spec_requests.ApplyRequest.model_validate_json(body).specs
+            specs = await read(spec_requests.ApplyRequest.model_validate_json(body).specs)
             first = await controller.submit(specs, **key)
         with wider():
             async with controlling(cluster, store) as controller:
-                specs = spec_requests.ApplyRequest.model_validate_json(body).specs
+                specs = await read(spec_requests.ApplyRequest.model_validate_json(body).specs)
                 assert await controller.submit(specs, **key) == first
 
     asyncio.run(story())
