@@ -60,8 +60,9 @@ def specs_of(file: str) -> Any:
     if file != "-":
         return file
     from llmsched.spec import load
+    from llmsched.spec.document import MAX_BYTES
 
-    return load.load(sys.stdin.buffer.read(), "standard input")
+    return load.load(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
 
 
 class Choice(NamedTuple):

@@ -416,8 +416,13 @@ def load_file(file: Path) -> list[Any]:
 
 
 def read_file(file: Path) -> bytes:
+    """What stands in a spec or cluster file, and of one that is too large, or without end, so much that whoever reads
+    it sees that. Raises SpecError when there is none."""
+    from llmsched.spec.document import MAX_BYTES
+
     try:
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
 

@@ -155,3 +155,23 @@ def test_the_shell_is_given_a_completion_and_an_agent_its_page() -> None:
     assert page.startswith("---\nname: llmsched\n")
     spec = page.split("```yaml\n")[1].split("```")[0]
     assert load(spec)[0].name == "my-fine-tune"
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_of_a_file_without_end_no_more_is_read_than_a_spec_may_have(run: Run, command: str) -> None:
+    endless = run(command, "-f", "/dev/zero")
+    assert endless.exit_code == 2
+    assert "/dev/zero" in endless.stderr
+    assert "larger than 256 KiB" in endless.stderr
+
+
+def test_of_a_pipe_without_end_no_more_is_read_than_a_spec_may_have(fresh: Live, tmp_path: Path) -> None:
+    env = {**os.environ, "LLMSCHED_ADDRESS": fresh.url, "LLMSCHED_TOKEN": fresh.token, "LLMSCHED_HOME": str(tmp_path)}
+    with Path("/dev/zero").open("rb") as endless:
+        told = subprocess.run(
+            [sys.executable, "-m", "llmsched.cli.main", "apply", "-f", "-"],
+            env=env, stdin=endless, capture_output=True, text=True,
+        )  # fmt: skip
+    assert told.returncode == 2
+    assert "standard input" in told.stderr
+    assert "larger than 256 KiB" in told.stderr
