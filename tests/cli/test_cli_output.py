@@ -91,6 +91,8 @@ def test_a_missing_file_a_wrong_word_and_a_missing_option_end_with_2(run: Run) -
     wrong = run("statsu")
     assert wrong.exit_code == 2
     assert 'Did you mean "status"?' in wrong.stderr
+    assert run("apply").exit_code == 2
+    assert run("scale", "x", "-1").exit_code == 2
 
 
 @pytest.mark.parametrize("word", ["dwon", "donw", "Down", "done", "town", "downs"])
@@ -98,8 +100,6 @@ def test_no_hint_leads_from_an_unknown_word_to_the_end_of_the_cluster(word: str)
     refused = CliRunner().invoke(cli, [word])
     assert refused.exit_code == 2 and f'there is no command "{word}"' in refused.stderr
     assert '"down"' not in refused.stderr
-    assert run("apply").exit_code == 2
-    assert run("scale", "x", "-1").exit_code == 2
 
 
 def test_an_unknown_name_ends_with_3_and_the_nearest(run: Run) -> None:
