@@ -6,7 +6,7 @@ Nothing that a scenario asks for must succeed, because anything may be broken; t
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import pytest
 from control_harness import ANN, TWO_OF_TWO, ManualClock, Script, serve, task, train
@@ -186,8 +186,10 @@ async def crowd(world):
 
 
 async def echoed(controller):
-    async for _ in (await controller.execute(execution.Command("talks", ("echo", "hello"), ANN))).said:
-        pass
+    begun = await controller.execute(execution.Command("talks", ("echo", "hello"), ANN))
+    async with aclosing(begun.said):
+        async for _ in begun.said:
+            await begun.tell(b"more")
 
 
 ENDS = [

@@ -70,7 +70,7 @@ def told_to_leave(folder: Path, *words: str) -> Ending:
 
 def judged(said: list[Ending], *, is_leaving: bool) -> Outcome:
     """What an attempt makes of what its ranks said."""
-    life: Any = SimpleNamespace(is_leaving=is_leaving, left=threading.Event())
+    life: Any = SimpleNamespace(is_leaving=is_leaving, left=threading.Event(), is_unused=False)
     try:
         TaskAttempt(life)._check(said, has_begun=True)
     except Outcome as found:
