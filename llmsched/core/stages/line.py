@@ -133,6 +133,7 @@ class Line:
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self._is_hopeless = is_hopeless
         self._aside: list[tuple[str, list[Head]]] = []
+        self._passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
         self._most_of = most_of
         self._without = without
         self._without_of = Counter(id(state.gangs[name].shape) for name in without)
@@ -207,10 +208,12 @@ class Line:
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
         now = self._now
-        again = [(queue, self._heads(shapes)) for queue, shapes in self._refused_still] + self._aside
-        for queue, heap in again:
+        refused = [(queue, self._heads(shapes), False) for queue, shapes in self._refused_still]
+        for queue, heap, is_unasked in refused + [(queue, heap, True) for queue, heap in self._aside]:
             while heap and now is not None and self._rank(heap[0]) < now:
-                heappop(heap)
+                gone = heappop(heap)
+                if is_unasked:
+                    self._passed_over.append(gone.shape)
                 self._look_for_first(heap)
             if queue in self._heaps:  # the one in hand
                 self._heaps[queue] += heap
@@ -230,8 +233,9 @@ class Line:
         return True
 
     def put_aside(self) -> Iterator[Shape]:
-        """The classes that are left aside."""
-        return (head.shape for _, heap in self._aside for head in heap)
+        """The classes of which somebody was not asked for it."""
+        yield from (head.shape for _, heap in self._aside for head in heap)
+        yield from self._passed_over
 
     def _rank(self, head: Head) -> Rank:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
