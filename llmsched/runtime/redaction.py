@@ -6,6 +6,7 @@ encodes a value before it prints it gets past, so whoever may read the logs is t
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import IO, Any
 
@@ -39,23 +40,32 @@ class Flow:
     """The same of what must be shown as it comes, as at a terminal: kept back is only what may begin a value."""
 
     def __init__(self) -> None:
-        self._values = [value.encode() for value in _values]
+        self._values = sorted((value.encode() for value in _values), key=len, reverse=True)
+        self._whole = re.compile(b"|".join(map(re.escape, self._values)) or rb"(?!)")
         self._held = b""
 
     def cleaned(self, data: bytes) -> bytes:
-        data = _cleaned(self._held + data, self._values)
-        longest = max(map(len, self._values), default=1) - 1
-        keep = next((size for size in range(min(longest, len(data)), 0, -1) if self._may_begin(data[-size:])), 0)
-        cut = len(data) - keep
-        self._held = data[cut:]
-        return data[:cut]
+        data, shown, at = self._held + data, b"", 0
+        begins_at_the_latest = len(data) - max(map(len, self._values), default=1) + 1
+        while True:
+            found = self._whole.search(data, at)
+            until = found.start() if found else len(data)
+            for held_from in range(max(at, begins_at_the_latest), until + bool(found)):
+                if self._may_begin(data[held_from:]):  # a longer one than what is found there, maybe
+                    self._held = data[held_from:]
+                    return shown + data[at:held_from]
+            shown += data[at:until]
+            if found is None:
+                self._held = b""
+                return shown
+            shown, at = shown + HIDDEN.encode(), found.end()
 
     def rest(self) -> bytes:
         held, self._held = self._held, b""
-        return held
+        return _cleaned(held, self._values)
 
     def _may_begin(self, end: bytes) -> bool:
-        return any(value.startswith(end) for value in self._values)
+        return any(len(value) > len(end) and value.startswith(end) for value in self._values)
 
 
 def pump(source: IO[bytes], sink: IO[bytes]) -> threading.Thread:

@@ -104,3 +104,19 @@ def test_a_replica_that_fails_does_not_tell_its_secret(monkeypatch: pytest.Monke
 def test_how_an_attempt_ended_is_told_without_its_secret() -> None:
     redaction.hide(order(TOKEN=CANARY))
     assert Outcome("failed", f"rank 0: ValueError: no access with {CANARY}").message.endswith("no access with ***")
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 1000])
+def test_at_a_terminal_a_value_is_hidden_however_it_is_cut_and_all_else_is_shown(piece: int) -> None:
+    redaction.hide(order(TOKEN=CANARY, LONGER=f"{CANARY}-and-more", ACROSS=f"x{CANARY[:4]}"))
+    said = f"$ {CANARY} {CANARY}-and-more x{CANARY[:4]}y {CANARY[:6]} {CANARY}-and {CANARY}".encode()
+    flow = redaction.Flow()
+    shown = b"".join(flow.cleaned(said[at : at + piece]) for at in range(0, len(said), piece)) + flow.rest()
+    assert shown == f"$ *** *** ***y {CANARY[:6]} ***-and ***".encode()
+
+
+def test_at_a_terminal_what_begins_no_value_is_shown_at_once() -> None:
+    redaction.hide(order(TOKEN=CANARY))
+    flow = redaction.Flow()
+    assert flow.cleaned(b"bash$ ") == b"bash$ "
+    assert (flow.cleaned(CANARY[:3].encode()), flow.cleaned(b"!")) == (b"", f"{CANARY[:3]}!".encode())
