@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
+from click.testing import CliRunner, Result
 
 from llmsched.api import app, auth, home, server
+from llmsched.cli.main import cli
 from llmsched.client import Client
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
@@ -148,3 +151,10 @@ def live(folder: Path, nodes: str = "2x4:A100", isolation: http_models.Isolation
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+def command_line(live: Live, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`llmsched WORD ...` against it, in this process."""
+    monkeypatch.setenv("LLMSCHED_ADDRESS", live.url)
+    monkeypatch.setenv("LLMSCHED_TOKEN", live.token)
+    return lambda *words: CliRunner().invoke(cli, words)

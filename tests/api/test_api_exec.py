@@ -4,11 +4,9 @@ import json
 
 import httpx
 import pytest
-from click.testing import CliRunner
-from live import Live
+from live import Live, command_line
 from waiting import wait_until
 
-from llmsched.cli.main import cli
 from llmsched.errors import RequestError
 from llmsched.executors.fake import Script
 
@@ -27,9 +25,7 @@ def running(controller: Live):
 
 @pytest.fixture
 def llmsched(running: Live, monkeypatch):
-    monkeypatch.setenv("LLMSCHED_ADDRESS", running.url)
-    monkeypatch.setenv("LLMSCHED_TOKEN", running.token)
-    return lambda *words: CliRunner().invoke(cli, words)
+    return command_line(running, monkeypatch)
 
 
 def test_the_sdk_streams_what_it_says_and_how_it_ended(running: Live) -> None:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from live import Live
+from live import Live, command_line
 
-from llmsched.cli.main import cli
 from llmsched.errors import NotAllowed, RequestError, SpecError
 
 QUEUE = ("--queue", "default")
@@ -20,13 +18,7 @@ FAR = "2099-01-31T08:00Z"
 
 @pytest.fixture
 def llmsched(fresh: Live, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("LLMSCHED_ADDRESS", fresh.url)
-    monkeypatch.setenv("LLMSCHED_TOKEN", fresh.token)
-
-    def run(*words: str) -> Result:
-        return CliRunner().invoke(cli, words)
-
-    return run
+    return command_line(fresh, monkeypatch)
 
 
 def test_reserve_show_and_cancel(llmsched: Any, fresh: Live) -> None:

@@ -12,10 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner, Result
-from live import Live
+from live import Live, command_line
 
-from llmsched.cli.main import cli
 from llmsched.client.core import AsyncClient
 from llmsched.control.archive import StoreArchive, VerifiedArchive
 from llmsched.control.recovery import fold_all
@@ -42,13 +40,7 @@ def task(name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def llmsched(fresh: Live, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("LLMSCHED_ADDRESS", fresh.url)
-    monkeypatch.setenv("LLMSCHED_TOKEN", fresh.token)
-
-    def run(*words: str) -> Result:
-        return CliRunner().invoke(cli, words)
-
-    return run
+    return command_line(fresh, monkeypatch)
 
 
 def test_each_sees_their_own_and_an_operator_all(llmsched: Any, fresh: Live) -> None:
