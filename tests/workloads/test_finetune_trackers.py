@@ -16,11 +16,11 @@ from workloads.finetune.trackers import Tracker, Trackers
 
 
 def steps_of(folder: Path, name: str) -> list[int]:
-    """Of a scalar in TensorBoard's files: as TensorBoard shows them, without what a later writer purged."""
+    """Of a scalar in TensorBoard's files: files by name, as TensorBoard has it, without what a later one purged."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     found: list[int] = []
-    for file in sorted(folder.glob("events.*"), key=lambda one: one.stat().st_mtime_ns):
+    for file in sorted(folder.glob("events.*")):
         for record in _records(file.read_bytes()):
             event = Event.FromString(record)
             if event.session_log.status == SessionLog.START:
@@ -59,6 +59,20 @@ def _logged(rank: int, size: int, runs: str, folder: str, spec: dict[str, Any], 
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = runs
     return tiny.finetune(rank, size, folder, spec, attempt, stop_after)
+
+
+def test_attempts_of_one_second_write_files_of_their_own_in_the_order_of_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+    for done in (0, 3):
+        some = Trackers(["tensorboard"], done)
+        for step in range(done + 1, done + 4):
+            some.log(step, {"loss": 1.0})
+        some.close()
+    assert len(list(tmp_path.glob("events.*"))) == 2
+    assert steps_of(tmp_path, "train/loss") == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_step_that_is_there_already_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ was lost before its checkpoint, is not written twice. Rank 0 alone writes.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ class Trackers:
 def _tensorboard(done: int) -> Tracker:
     writers = _library("tensorboardX", "tensorboard")
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR", "runs")
-    writer = writers.SummaryWriter(folder, purge_step=done + 1 if done else None)
+    # the library names a file by second and host alone, so an attempt right after another would write over its file
+    mine = f".{done:012d}.{uuid.uuid4().hex[:8]}"
+    writer = writers.SummaryWriter(folder, purge_step=done + 1 if done else None, filename_suffix=mine)
 
     def log(numbers: dict[str, float], step: int) -> None:
         for name, number in numbers.items():
