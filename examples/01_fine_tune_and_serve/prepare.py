@@ -51,11 +51,11 @@ def prepare(folder: Path) -> list[Path]:
 def _reviews(archive: Path) -> list[dict[str, str]]:
     """Sentences with a clear rating, each once, in a fixed random order."""
     if not archive.is_file():
-        raise SystemExit(f"{archive} is missing: it holds the film reviews. `bash .ci/setup` downloads it.")
+        raise SystemExit(f"{archive} is missing: it holds the film reviews. `llmsched demo` fetches it.")
     packed = archive.read_bytes()
     if hashlib.sha256(packed).hexdigest() != _ARCHIVE_SHA256:
         raise SystemExit(
-            f"{archive} is not the file expected (its SHA-256 differs). Delete it and run `bash .ci/setup`."
+            f"{archive} is not the file expected (its SHA-256 differs). Delete it and run `llmsched demo`."
         )
     inner = _member(io.BytesIO(packed), _INNER)
     lines = _member(io.BytesIO(inner), _REVIEWS).decode("latin-1").splitlines()
@@ -81,7 +81,7 @@ def _dialogues() -> list[dict[str, Any]]:
     found = importlib.util.find_spec("chatterbot_corpus")
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            "the package chatterbot-corpus is missing: it holds the dialogues. `bash .ci/setup` installs it."
+            "the package chatterbot-corpus is missing: it holds the dialogues. `llmsched demo` fetches it."
         )
     root = Path(found.submodule_search_locations[0], "data", "english")
     pairs: dict[tuple[str, str], None] = {}

@@ -25,7 +25,7 @@ from typing import Any
 import click
 import httpx
 
-from llmsched.cli import cluster, placement, show, terminal
+from llmsched.cli import cluster, demo_files, placement, show, terminal
 from llmsched.cli.screen import Screen
 from llmsched.client import Client
 from llmsched.client.transport import locate
@@ -33,7 +33,6 @@ from llmsched.errors import ClusterError, LlmschedError
 from llmsched.spec import http_models
 from llmsched.spec.endpoint_keys import key_of
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "01_fine_tune_and_serve"
 NODES = "2x2:A100"
 LONGEST_S = 900.0
 POLL_S = 0.5
@@ -99,12 +98,12 @@ def tell(home: Path, *, keep: bool, short: bool) -> dict[str, Any]:
     Raises LlmschedError when a workload fails or the story does not end in time. Everything is taken down then, as
     after Ctrl-C; the logs stay in `home`.
     """
-    if not EXAMPLE.is_dir():
-        raise ClusterError(f"the example is not at {EXAMPLE}.", hint="Run the demo from a checkout of llmsched.")
+    example = demo_files.folder()
     began = time.monotonic()
     with Screen(began) as screen:
         try:
-            spec = prepare(home, screen, short=short)
+            demo_files.fetch(example, screen.say)
+            spec = prepare(example, home, screen, short=short)
             screen.say("starting a local Ray with two pretend nodes of two GPUs, and the controller")
             story = Story(cluster.bring_up(home, nodes=NODES), screen, began)
             story.run(spec)
@@ -124,14 +123,14 @@ def tell(home: Path, *, keep: bool, short: bool) -> dict[str, Any]:
     return story.measured
 
 
-def prepare(home: Path, screen: Screen, *, short: bool) -> Path:
-    """A copy of the example with its data, in `home`; `short` cuts the number of steps. Returns the spec's path."""
+def prepare(example: Path, home: Path, screen: Screen, *, short: bool) -> Path:
+    """A copy of `example` with its data, in `home`; `short` cuts the number of steps. Returns the spec's path."""
     folder = home / "example"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    shutil.copytree(example, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
     done = subprocess.run([sys.executable, "prepare.py"], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise ClusterError(f"the demo's data could not be made: {done.stderr.strip()[-500:]}", hint="Run .ci/setup.")
+        raise ClusterError(f"the demo's data could not be made: {done.stderr.strip()[-500:]}")
     for line in done.stdout.strip().splitlines():
         screen.say(line)
     spec = folder / "spec.yaml"

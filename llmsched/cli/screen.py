@@ -115,7 +115,7 @@ class Screen:
             lines += ["llmsched story support-tone", "llmsched down   # when done"]
             self.box("it stays up; next", "\n".join(lines))
         else:
-            lines += ["", "bash examples/demo.sh --keep    # the same, and it stays up", "llmsched init train"]
+            lines += ["", "llmsched demo --keep            # the same, and it stays up", "llmsched init train"]
             lines += ["llmsched up --nodes 2x2:A100    # a cluster of your own"]
             self.box("live until now; next", "\n".join(lines))
 

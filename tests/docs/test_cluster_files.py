@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmsched.executors import ray_user
 from llmsched.spec import cluster
 from llmsched.spec.compile import compile_configuration
 
@@ -204,3 +206,20 @@ def test_every_aws_node_makes_the_user_of_work_without_sudo(
         (work,) = [one for one in made if one != "default"]
         assert work["name"] == config["auth"]["ssh_user"]
         assert not {"sudo", "groups", "primary_group"} & work.keys()
+
+
+def test_the_image_copies_what_is_there_and_what_dockerignore_lets_through() -> None:
+    root, text = CLUSTER.parent, (CLUSTER / "Dockerfile").read_text()
+    copied = [name for words in re.findall(r"^COPY (?!--from)(.+)$", text, re.M) for name in words.split()[:-1]]
+    let_through = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert copied and sorted(copied) == sorted(let_through)
+    assert all((root / name).exists() for name in copied)
+
+
+def test_the_images_commands_are_a_shells_and_its_user_is_the_one_up_looks_for() -> None:
+    text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", "")
+    lines = re.findall(r"^RUN (.+)$", text, re.M)
+    assert lines
+    for line in lines:
+        subprocess.run(["sh", "-n", "-c", line], check=True)
+    assert any(line.startswith("useradd") and line.split()[-1] == ray_user.DEFAULT for line in lines)

@@ -40,7 +40,7 @@ def test_the_data_is_balanced_repeatable_and_split_without_overlap(tmp_path: Pat
 
 def test_without_the_download_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    with pytest.raises(SystemExit, match="holds the film reviews. `bash .ci/setup` downloads it"):
+    with pytest.raises(SystemExit, match="holds the film reviews. `llmsched demo` fetches it"):
         module().prepare(tmp_path / "data")
     archive = tmp_path / "share/llmsched/vaderSentiment-3.3.2.tar.gz"
     archive.parent.mkdir(parents=True)
