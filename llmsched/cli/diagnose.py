@@ -36,7 +36,7 @@ def diagnose(name: str) -> None:
 
 
 def _print(view: http_models.DiagnosisView) -> None:
-    width = show.out().width
+    width = terminal.width()
     terminal.echo(f"{view.id} ({view.phase}): {view.text}.")
     spent = [(name, view.numbers.get(f"{name}_s")) for name in ("waited", "starting", "running")]
     said = [f"{name} {show.duration(value)}" for name, value in spent if isinstance(value, int | float)]

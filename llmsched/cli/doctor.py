@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from llmsched import versions
 from llmsched.cli import show
 
 # Below `least` nothing is started (known holes), below `better` it works and is not what we test with.
@@ -51,7 +52,7 @@ def _versions() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     fine = sys.version_info >= (3, 11)
     yield Check("python", "ok" if fine else "fail", python, "" if fine else "llmsched needs Python 3.11 or newer.")
-    yield Check("llmsched", "ok", version("llmsched"))
+    yield Check("llmsched", "ok", versions.own())
     for name, (least, better) in PACKAGES.items():
         try:
             found = version(name)

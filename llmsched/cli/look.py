@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Cell, Columns
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -82,21 +83,20 @@ def _print_all(
 
 def _print_rows(views: list[http_models.WorkloadView]) -> None:
     """Where there is no room, a column that says the same in each row is left out."""
-    narrow = show.out().width < NARROW
+    narrow = terminal.width() < NARROW
     whose = not narrow or len({view.user for view in views}) > 1
     where = not narrow or len({view.queue for view in views}) > 1
     beside = [*(["USER"] if whose else []), *(["QUEUE"] if where else [])]
-    table = show.table("NAME", "KIND", *beside, "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
+    table = Columns("NAME", "KIND", *beside, "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
     for view in views:
-        user, queue = show.plain(view.user or "-"), show.plain(view.queue)
         name, kind, *rest = _row(view)
-        table.add_row(name, kind, *([user] if whose else []), *([queue] if where else []), *rest)
-    show.print_table(table)
+        table.add_row(name, kind, *([view.user or "-"] if whose else []), *([view.queue] if where else []), *rest)
+    table.show()
 
 
 def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
     """Whole, where the column had to cut them."""
-    width = show.out().width
+    width = terminal.width()
     if width >= WIDE:
         return
     for place, view in enumerate(waiting):
@@ -105,17 +105,17 @@ def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
             terminal.echo(textwrap.fill(f"{view.id} waits: {view.reason.message}", width, subsequent_indent="  "))
 
 
-def _row(view: http_models.WorkloadView) -> tuple[str, ...]:
+def _row(view: http_models.WorkloadView) -> tuple[str | Cell, ...]:
     serves = view.kind == "serve"
     wanted = view.wanted if serves and view.wanted is not None else view.max_size
     return (
-        show.plain(view.id),
+        view.id,
         view.kind,
-        show.phase(view.phase),
+        show.phase_cell(view.phase),
         "-" if view.ended else f"{view.size}/{wanted}",
         show.gpus(view.gpus),
         show.since(view.submitted_at),
-        show.plain(_what(view)),
+        _what(view),
     )
 
 
@@ -165,15 +165,13 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
         out.print(f"  {name:<10} {show.plain(text)}", soft_wrap=True)
     gangs = [one for one in view.gangs if one.placement or len(view.gangs) > 1]
     if gangs:
-        table = show.table("GANG", "STATUS", ">ATTEMPT", ">GPUS", "WHERE")
+        table = Columns("GANG", "STATUS", ">ATTEMPT", ">GPUS", "WHERE")
         for one in gangs:
             where = ", ".join(f"{place.name} ({place.bundles})" for place in one.placement)
             waits = one.reason.message if one.reason else one.message
-            table.add_row(
-                show.plain(one.id), one.status, str(one.attempt), show.gpus(one.gpus), show.plain(where or waits)
-            )
+            table.add_row(one.id, one.status, str(one.attempt), show.gpus(one.gpus), where or waits)
         out.print()
-        show.print_table(table)
+        table.show()
 
 
 def _size(view: http_models.WorkloadView) -> str:
@@ -237,7 +235,7 @@ def _print_story(view: http_models.StoryView) -> None:
         terminal.echo("What was before this is not kept any more (history.journal of the cluster file says how long).")
     begin = view.lines[0].at if view.lines else 0.0
     several = len({line.gang for line in view.lines if line.gang}) > 1
-    width = show.out().width if sys.stdout.isatty() else None  # a line of a log stays one line
+    width = terminal.width() if sys.stdout.isatty() else None  # a line of a log stays one line
     for line, before in _without_repeats(view.lines):
         who = f"{line.gang} " if several and line.gang else ""
         more = f", after {before} others" if before else ""
@@ -313,7 +311,7 @@ def queues() -> None:
 
 
 def _print_queues(listed: http_models.QueueList) -> None:
-    table = show.table("QUEUE", "COHORT", ">WAITING", ">ACTIVE", ">GPUS", "QUOTA (used of nominal)")
+    table = Columns("QUEUE", "COHORT", ">WAITING", ">ACTIVE", ">GPUS", "QUOTA (used of nominal)")
     for queue in listed.queues:
         quota = ", ".join(
             f"{'any' if one.flavor == '*' else one.flavor} {one.used:g} of {one.nominal:g}"
@@ -321,14 +319,14 @@ def _print_queues(listed: http_models.QueueList) -> None:
             for one in queue.quotas
         )
         table.add_row(
-            show.plain(queue.name),
-            show.plain(queue.cohort or "-"),
+            queue.name,
+            queue.cohort or "-",
             str(queue.waiting),
             str(queue.active),
             show.gpus(queue.gpus_used),
-            show.plain(quota or "the whole cluster"),
+            quota or "the whole cluster",
         )
-    show.print_table(table)
+    table.show()
 
 
 @click.command()
@@ -345,7 +343,7 @@ def _print_nodes(listed: http_models.NodeList) -> None:
         terminal.echo("No node has joined yet.")
         _print_node_types(listed)
         return
-    table = show.table("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
+    table = Columns("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
     for node in listed.nodes:
         holders = Counter(gang.rpartition("/")[0] or gang for gang in node.gangs)  # others' have no id
         words = {name: f"{name} x{n}" if n > 1 else name for name, n in holders.items()}
@@ -355,14 +353,14 @@ def _print_nodes(listed: http_models.NodeList) -> None:
         held = ", ".join(words.values())
         held += f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else ""
         table.add_row(
-            show.plain(node.name if len(node.name) < 20 else f"{node.name[:8]}..."),
-            show.plain(node.flavor or "-"),
+            node.name if len(node.name) < 20 else f"{node.name[:8]}...",
+            node.flavor or "-",
             f"{node.free.gpus:g}/{node.total.gpus:g}" if node.total.gpus else "-",
             f"{node.free.cpus:g}/{node.total.cpus:g}",
             f"{node.free.memory_bytes / 1e9:.0f}/{node.total.memory_bytes / 1e9:.0f} GB",
-            show.plain(("draining " if node.draining else "") + held) or "-",
+            ("draining " if node.draining else "") + held or "-",
         )
-    show.print_table(table)
+    table.show()
     _print_node_types(listed)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
+from llmsched import versions
 from llmsched.cli import terminal
 
 # section -> command -> (module:attribute, what it does)
@@ -124,9 +126,7 @@ def _tell(ctx: click.Context, error: Any) -> None:
 
 def _version(ctx: click.Context, _: Any, wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        terminal.echo(f"llmsched {version('llmsched')}")
+        terminal.echo(f"llmsched {versions.own()}")
         ctx.exit()
 
 
@@ -137,6 +137,8 @@ def cli() -> None:
 
 
 def main() -> None:
+    # Whoever has no plugin of pydantic's looks for one in each command; and none reads a controller's secrets along.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.exit(cli())
 
 

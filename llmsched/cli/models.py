@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -57,11 +58,11 @@ def show_(name: str | None) -> None:
 
 
 def _overview(known: list[http_models.ModelVersion]) -> None:
-    table = show.table("NAME", ">VERSION", "MADE", "OF", "METRICS")
+    table = Columns("NAME", ">VERSION", "MADE", "OF", "METRICS")
     for one in known:
         made = show.clock(one.made_at)
-        table.add_row(show.plain(one.name), str(one.version), made, show.plain(_of(one)), show.numbers(one.metrics))
-    show.print_table(table)
+        table.add_row(one.name, str(one.version), made, _of(one), show.numbers(one.metrics))
+    table.show()
 
 
 def _of(one: http_models.ModelVersion) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -91,7 +92,7 @@ def _print(found: list[http_models.ReservationView]) -> None:
     if not found:
         terminal.echo("Nothing is reserved. llmsched reserve --help says how.")
         return
-    table = show.table("NAME", "STATE", "OPENS (UTC)", "LASTS", ">GPUS", "FOR")
+    table = Columns("NAME", "STATE", "OPENS (UTC)", "LASTS", ">GPUS", "FOR")
     for one in found:
         whom = [f"queue {one.queue}"] if one.queue else []
         whom += [", ".join(one.users)] if one.users else []
@@ -100,8 +101,8 @@ def _print(found: list[http_models.ReservationView]) -> None:
         words += f', again at "{one.repeat}"' if one.repeat else ""
         what = f"{one.gpus:g} {one.flavor or ''}".rstrip()
         lasts = show.duration(one.closes - one.opens) if one.opens is not None and one.closes is not None else ""
-        table.add_row(show.plain(one.name), one.state, _time(one.opens), lasts, show.plain(what), show.plain(words))
-    show.print_table(table)
+        table.add_row(one.name, one.state, _time(one.opens), lasts, what, words)
+    table.show()
 
 
 def _time(stamp: float | None) -> str:

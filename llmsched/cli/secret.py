@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (operators).")
 
@@ -69,10 +70,10 @@ def list_() -> None:
         known = client.secrets()
 
     def for_people() -> None:
-        table = show.table("NAME", "FOR", "SET BY", "SET", last_takes_rest=False)
+        table = Columns("NAME", "FOR", "SET BY", "SET", last_takes_rest=False)
         for one in known:
-            table.add_row(one.name, "everyone" if one.shared else "you", show.plain(one.set_by), show.clock(one.set_at))
-        show.print_table(table)
+            table.add_row(one.name, "everyone" if one.shared else "you", one.set_by, show.clock(one.set_at))
+        table.show()
 
     show.answer(http_models.SecretList(secrets=known), for_people)
 

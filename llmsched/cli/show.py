@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from llmsched.cli import terminal
+from llmsched.cli.columns import Cell
 from llmsched.cli.terminal import wants_json as wants_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console  # noqa: TID251
-    from rich.table import Table
 
     from llmsched.client import Client
     from llmsched.spec import http_models
@@ -126,30 +126,6 @@ def err() -> Console:
     return terminal.console(stderr=True)
 
 
-def table(*columns: str, last_takes_rest: bool = True) -> Table:
-    """Columns without frames; the last one takes what is left of the line and ends in ... when that is too little."""
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=last_takes_rest)
-    for index, name in enumerate(columns):
-        is_last = index == len(columns) - 1
-        number = name.startswith(">")
-        made.add_column(
-            name.lstrip(">"),
-            justify="right" if number else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=1 if is_last and last_takes_rest else None,
-            max_width=28 if index == 0 and terminal.is_cut() else None,
-        )
-    return made
-
-
-def print_table(made: Table) -> None:
-    """Without the blanks that would fill every line."""
-    terminal.print_drawn(out(), made)
-
-
 def checks(found: Sequence[Any]) -> None:
     """What was looked at: NamedTuples of name, result, detail and hint; as {"checks": [...]} with --json."""
     if wants_json():
@@ -183,8 +159,13 @@ def reach(url: str) -> str:
 
 
 def phase(name: str) -> str:
+    """For a line that rich reads."""
     colour = PHASE_COLOURS.get(name)
     return f"[{colour}]{name}[/]" if colour else name
+
+
+def phase_cell(name: str) -> Cell:
+    return Cell(name, PHASE_COLOURS.get(name, ""))
 
 
 def plain(text: str) -> str:

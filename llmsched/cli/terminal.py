@@ -46,6 +46,11 @@ def is_cut() -> bool:
 WHOLE = 100_000  # columns
 
 
+def width() -> int:
+    """Columns of a line on standard output."""
+    return console().width if is_cut() else WHOLE
+
+
 def console(**options: Any) -> Console:
     """Of rich: what it is given is made text, its own colours stay."""
     from rich.console import Console

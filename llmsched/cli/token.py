@@ -8,6 +8,7 @@ import time
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 ROLES = ("viewer", "submitter", "auditor", "operator", "caller")
 
@@ -84,14 +85,12 @@ def list_() -> None:
         fields = ("id", "user", "role", "created", "expires", "models")
         terminal.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
         return
-    table = show.table("ID", "USER", "ROLE", "EXPIRES", "ASKS", last_takes_rest=False)
+    table = Columns("ID", "USER", "ROLE", "EXPIRES", "ASKS", last_takes_rest=False)
     for record in records:
         over = record.expires is not None and record.expires < time.time()
         expires = "never" if record.expires is None else show.clock(record.expires) + (" (over)" if over else "")
-        table.add_row(
-            record.id, show.plain(record.user), record.role, expires, show.plain(", ".join(record.models) or "-")
-        )
-    show.print_table(table)
+        table.add_row(record.id, record.user, record.role, expires, ", ".join(record.models) or "-")
+    table.show()
 
 
 @token.command()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Cell, Columns
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -182,18 +183,16 @@ def _queue(frame: Frame, rows: int | None) -> list[RenderableType]:
     room = rows if rows is not None else 50
     shown = [*active, *waiting, *ended][:room]
     left = len(frame.workloads) - len(shown)
-    table = show.table("", "NAME", "PHASE", ">SIZE", "PROGRESS", "WHAT")
-    table.columns[1].max_width = NAME_WIDTH
+    table = Columns("", "NAME", "PHASE", ">SIZE", "PROGRESS", "WHAT", widest={1: NAME_WIDTH})
     for view in shown:
         letter, colour = frame.letters.get(view.id, ("", ""))
         size = "" if view.ended else f"{view.size}/{view.wanted if view.wanted is not None else view.max_size}"
         step, total = view.progress.get("step"), view.progress.get("total_steps")
         has_bar = isinstance(step, int | float) and isinstance(total, int | float) and total > 0
         bar = _bar(step, total, BAR_WIDTH) if has_bar and view.phase not in ("waiting", *ENDS) else ""  # type: ignore[arg-type]
-        mark = f"[{colour}]{letter}[/]" if letter else ""
-        name = show.plain(view.id)
-        table.add_row(mark, name, show.phase(view.phase), size, f"[green]{bar}[/]", show.plain(_what(view, bool(bar))))
-    return [table, *([Text(f"and {left} more: llmsched status --all", style="dim")] if left else [])]
+        phase, what = show.phase_cell(view.phase), _what(view, bool(bar))
+        table.add_row(Cell(letter, colour), view.id, phase, size, Cell(bar, "green"), what)
+    return [table.drawn(), *([Text(f"and {left} more: llmsched status --all", style="dim")] if left else [])]
 
 
 ENDS = ("succeeded", "failed", "cancelled")

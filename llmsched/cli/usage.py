@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 if TYPE_CHECKING:
     from llmsched.spec.usage_models import UsageLine, UsageView
@@ -64,18 +65,18 @@ def _print_csv(view: UsageView) -> None:
 
 def _print(view: UsageView) -> None:
     terminal.echo(f"GPU-hours from {view.since} to {view.until} (UTC)")
-    table = show.table(
+    table = Columns(
         *(name.upper() for name in view.by),
         *(f">{name.upper().replace('_', ' ')}" for name in FIGURES),
         last_takes_rest=False,
     )
     for line in view.lines:
-        names = (show.plain(getattr(line, name) or "-") for name in view.by)
+        names = (getattr(line, name) or "-" for name in view.by)
         table.add_row(*names, *(f"{value:,.2f}" if value else "-" for value in _figures(line)))
     if view.left_out:
         table.add_row(f"{view.left_out} more", *([""] * (len(view.by) + len(FIGURES) - 1)))
     table.add_row("all", *([""] * (len(view.by) - 1)), *(f"{v:,.2f}" if v else "-" for v in _figures(view.total)))
-    show.print_table(table)
+    table.show()
     if view.left_out:
         terminal.echo("--csv and --json have all lines.", err=True)
 

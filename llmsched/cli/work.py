@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmsched.cli import show, terminal
+from llmsched.cli.columns import Columns
 
 if TYPE_CHECKING:
     from llmsched.spec import http_models
@@ -35,19 +36,19 @@ def plan(file: str) -> None:
 
 
 def _print_plan(planned: list[http_models.Planned]) -> None:
-    table = show.table("NAME", "KIND", "QUEUE", "CHANGE", "AT MIN", "AT MAX", "NOW")
+    table = Columns("NAME", "KIND", "QUEUE", "CHANGE", "AT MIN", "AT MAX", "NOW")
     for one in planned:
         table.add_row(
-            show.plain(one.id),
+            one.id,
             one.kind,
-            show.plain(one.queue),
+            one.queue,
             one.outcome,
             _total(one.at_min),
             _total(one.at_max) if one.max_size != one.min_size else "same",
             _now(one),
         )
     out = show.out()
-    show.print_table(table)
+    table.show()
     for one in planned:
         notes = [*one.diff, *(other.text for other in one.others), *one.warnings]
         if one.memory_needed_bytes:

@@ -15,12 +15,8 @@ def test_counts_are_in_the_units_that_people_ask_in() -> None:
 
 
 def test_an_entry_point_is_not_taken_for_the_name_of_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    table = show.table("WHAT")
-    table.add_row(show.plain("train.loop mine:loop: no such module"))
-    show.print_table(table)
     show.out().print(show.plain("mine:loop:"))
-    assert "mine:loop: no such module" in (said := capsys.readouterr().out)
-    assert "mine:loop:\n" in said
+    assert "mine:loop:\n" in capsys.readouterr().out
 
 
 def test_a_node_names_who_takes_more_there_than_was_given(
