@@ -9,17 +9,16 @@ comes from something else than our client, and is taken as it is.
 from __future__ import annotations
 
 import re
-from functools import cache
-from importlib.metadata import version
+
+from llmsched import __version__
 
 HEADER = "x-llmsched-version"
 ANY_VERSION = ("/api/v1/health", "/api/v1/shutdown")
 _FORM = re.compile(r"(\d+)\.(\d+)", re.ASCII)
 
 
-@cache
 def own() -> str:
-    return version("llmsched")
+    return __version__
 
 
 def go_together(one: str, other: str) -> bool:

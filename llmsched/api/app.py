@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
-from llmsched import sanitize
+from llmsched import sanitize, versions
 from llmsched.api import by_hand, callers, dashboards, examples, metrics, ray_jobs, results, routes, usage, workdirs
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.dashboard_place import DashboardPlace
@@ -54,7 +53,7 @@ def build(
     origins: Sequence[str] = (),
 ) -> FastAPI:
     """`hosts` and `origins` are allowed beside loopback names and no origin. Raises Bug for an unguarded route."""
-    app = FastAPI(title="llmsched", version=version("llmsched"), openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="llmsched", version=versions.own(), openapi_url=None, docs_url=None, redoc_url=None)
     app.state.uploads = workdirs.Uploads(
         lambda: results.open_storage(controller.storage, ray_user),
         lambda: [record.workload.parcel for record in controller.state.workloads.values()],

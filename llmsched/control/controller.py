@@ -11,9 +11,9 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
+from llmsched import versions
 from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage
 from llmsched.control.authorization import OPERATOR, SUBMITTER, Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
@@ -43,7 +43,6 @@ from llmsched.store.journal import Batch, StaleEpoch, Store, Written
 from llmsched.store.tables import ArchiveQuery, ProgressRow
 
 log = logging.getLogger("llmsched.control")
-VERSION = version("llmsched")
 ASIDE_OF_A_ROUND = SEEN_OF_A_ROUND // archive.AT_ONCE
 TRY_AGAIN_S = 1.0  # how often a store that failed is tried
 
@@ -188,7 +187,7 @@ class Controller:
         return http_models.Health(
             status=status,
             message=trouble or self._live.left_out or cluster.message or self.cluster.endpoint_trouble,
-            version=VERSION,
+            version=versions.own(),
             seq=self._live.seq,
             started_at=self._started_at,
             epoch=self._epoch,

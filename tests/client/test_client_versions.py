@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from collections.abc import Callable
 
 import httpx
@@ -73,3 +74,7 @@ def test_a_client_does_not_work_with_an_older_controller_but_can_put_it_away() -
             await client.shutdown()
 
     asyncio.run(story())
+
+
+def test_what_we_say_is_the_version_that_is_installed() -> None:
+    assert versions.own() == importlib.metadata.version("llmsched")
