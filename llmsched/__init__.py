@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from llmsched.versions import OWN as __version__  # noqa: F401
 
 _HOMES = {
     "Client": "llmsched.client.client",

@@ -6,8 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import httpx
-
+from llmsched.client.lean_httpx import httpx
 from llmsched.client.transport import STREAM_TIMEOUT, lines_of
 from llmsched.errors import ClusterError, LlmschedError, NotAllowed, RequestError
 from llmsched.spec.endpoint_keys import key_of

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-import httpx
-
 from llmsched.client.chat import AsyncChat, Messages
 from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
 from llmsched.errors import ClusterError
 from llmsched.spec import http_models
 
 if TYPE_CHECKING:
+    import httpx
+
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
     from llmsched.spec.usage_models import UsageView

@@ -11,16 +11,16 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import httpx
-
 from llmsched.client import pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.core.workload import split_run
 from llmsched.errors import ClusterError, RequestError, SpecError
-from llmsched.spec import http_models, http_requests
+from llmsched.spec import http_models
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
+    import httpx
+
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
     from llmsched.spec.usage_models import UsageView
@@ -94,7 +94,9 @@ class AsyncClient:
 
     async def scale(self, name: str, size: int) -> http_models.WorkloadView:
         """Ask for `size` workers or replicas, within what the spec allows. Raises RequestError, NotAllowed."""
-        body = http_requests.ScaleRequest(size=size)
+        from llmsched.spec.http_requests import ScaleRequest
+
+        body = ScaleRequest(size=size)
         return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "scale"), body=body)
 
     async def wait(
@@ -134,7 +136,9 @@ class AsyncClient:
 
     async def set_secret(self, name: str, value: str, *, shared: bool = False) -> http_models.SecretView:
         """Kept encrypted, and given to workloads that name it, as an environment variable."""
-        body = http_requests.SecretRequest(value=value, shared=shared)
+        from llmsched.spec.http_requests import SecretRequest
+
+        body = SecretRequest(value=value, shared=shared)
         return await self._http.ask(http_models.SecretView, "PUT", f"/api/v1/secrets/{_quoted(name)}", body=body)
 
     async def remove_secret(self, name: str, *, shared: bool = False) -> http_models.SecretView:
@@ -144,7 +148,9 @@ class AsyncClient:
 
     async def shutdown(self, *, stop_everything: bool = False) -> None:
         """End the controller; what runs is left alone, or taken down first. Raises NotAllowed: it wants an operator."""
-        body = http_requests.ShutdownRequest(stop_everything=stop_everything)
+        from llmsched.spec.http_requests import ShutdownRequest
+
+        body = ShutdownRequest(stop_everything=stop_everything)
         await self._http.ask(http_models.Alive, "POST", "/api/v1/shutdown", body=body)
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -326,7 +332,9 @@ class AsyncClient:
 
         Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
         """
-        body = http_requests.ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
+        from llmsched.spec.http_requests import ExecRequest
+
+        body = ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)
         async with aclosing(self._http.lines(_path(name, "exec"), body=body)) as lines:
             async for line in lines:
                 if line:

@@ -180,7 +180,7 @@ class Planned(Reply):
     in_place: bool = False  # changed, and what runs goes on as it is
     min_size: int = 1
     max_size: int = 1
-    each: Amounts = Amounts()  # what ONE worker or replica gets
+    each: Amounts = Field(default_factory=Amounts)  # what ONE worker or replica gets
     at_min: Amounts = Field(default_factory=Amounts)
     at_max: Amounts = Field(default_factory=Amounts)
     starts_now: bool = False

@@ -384,9 +384,11 @@ def test_a_client_that_sends_no_spec_loads_no_kind_of_spec() -> None:
 
     code = "import sys, llmsched.client.client; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert {"llmsched.spec.http_models", "llmsched.spec.workload", "llmsched.spec.train"} & set(shown.split()) == {
+    loaded = set(shown.split())
+    assert {"llmsched.spec.http_models", "llmsched.spec.workload", "llmsched.spec.train"} & loaded == {
         "llmsched.spec.http_models"
     }
+    assert loaded.isdisjoint({"rich", "pygments", "httpx._main"}), "what only httpx's own command line needs"
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("token", "secret", "cluster", "models")])
