@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
+from llmsched import versions
 from llmsched.executors import wire
 from llmsched.executors.bridge.answering import Answering
 from llmsched.executors.bridge.orders import ONCE, Order, Orders
@@ -75,9 +76,7 @@ class Bridge:
 
     def run(self) -> int:
         """Until the pipe closes or `close` is asked; the exit code."""
-        import llmsched
-
-        self._pipe.send(wire.Hello(llmsched.__version__))
+        self._pipe.send(wire.Hello(versions.own()))
         first = self._pipe.receive()
         if first is None:
             return 0
