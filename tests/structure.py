@@ -64,7 +64,6 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "format_commands": "click",
     "list_commands": "click",
     "get_command": "click",
-    "max_width": "rich",
     "create_system": "zipfile",
     "compress_type": "zipfile",
     "seekable": "zipfile",
