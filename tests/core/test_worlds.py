@@ -32,6 +32,7 @@ def test_no_promise_is_broken(first: int) -> None:
             "a queue that has nothing left of its own to ask for is asked after one that has, whoever is remembered",
         ),
         (5316, "somebody makes room when the turn of a queue that was put aside has gone by"),
+        (6114, "what is left of devices of which others hold parts is no whole GPU for whoever was promised some"),
         (9022, "a gang comes back to a node that was lost while it changed size, and is others' now"),
         (10013, "time alone changes who stands first in a line in which nobody overtakes"),
         (4968, "a faster flavor is free, but reserved"),

@@ -53,7 +53,6 @@ from llmsched.core.workload import Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 
 EVICTIONS = 8  # of one gang after the last event from outside
-LOTS = 1 << 40  # of something else than GPUs, which is not counted
 RESIZES = 40  # the same
 EVICTIONS_BY_RANK = 60  # rotation is what was asked for, at most once a quantum
 FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
@@ -280,21 +279,31 @@ class Play:
             raise BrokenPromise(f"ledgers: at {self.now} after {names}: {broken}")
 
     def hold_the_promises(self) -> None:
-        """Counted by hand, and of whole GPUs alone; not where quota, a reservation or a lost node may stand before."""
+        """Counted by hand, and of whole GPUs alone, as what is left of a device of which somebody holds a part is none;
+        not where quota, a reservation or a lost node may stand before."""
         state = self.state
         if not state.nominated or state.quota.enforced or self.configuration.reservations:
             return
-        free = {name: node.node.total.gpus_milli - node.foreign.gpus_milli for name, node in state.nodes.items()}
+        free = {
+            name: (node.node.total.gpus_milli - node.foreign.gpus_milli) // MILLI for name, node in state.nodes.items()
+        }
+        parted: set[tuple[str, int]] = set()  # devices of which parts are held
         for gang in [state.gangs[name] for name in state.holding]:
             for placed in gang.held:
-                free[placed.node] -= amount_of(gang.spec, placed).gpus_milli
+                whole, part = divmod(amount_of(gang.spec, placed).gpus_milli, MILLI)
+                free[placed.node] -= whole
+                if part and (placed.node, placed.gpu_index) not in parted:
+                    parted.add((placed.node, placed.gpu_index))
+                    free[placed.node] -= 1
         for gang in [state.gangs[name] for name in state.nominated]:
             assert gang.nomination is not None
+            amounts = [(placed.node, amount_of(gang.spec, placed)) for placed in gang.nomination.placement]
+            if any(amount.gpus_milli % MILLI or amount.cpus_milli for _, amount in amounts):
+                continue
             needs: Counter[str] = Counter()
-            for placed in gang.nomination.placement:
-                amount = amount_of(gang.spec, placed)
-                needs[placed.node] += amount.gpus_milli if not amount.cpus_milli else LOTS
-            if not any(need % MILLI for need in needs.values()) and all(free[n] >= need for n, need in needs.items()):
+            for node, amount in amounts:
+                needs[node] += amount.gpus_milli // MILLI
+            if all(free[node] >= need for node, need in needs.items()):
                 raise BrokenPromise(f"promises: at {self.now} {gang.id} waits, and {dict(needs)} is free")
 
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
