@@ -165,27 +165,41 @@ def kept(trial: Trial, rows: list[Row]) -> Iterator[int]:
     """While it lasts the GPUs reserved on shared nodes that their holders have not taken yet count as taken. Yields
     the mask of the nodes that are wholly reserved."""
     capacity = trial.state.capacity
-    mask, taken = 0, []
+    mask = 0
+    taken: list[tuple[str, Resources, int]] = []
     for row in rows:
         mask |= row.nodes
         for name, count in row.parts:
             node = capacity.by_id[name]
-            idle = min(count - ceil(_of_holder(trial, row.reservation, name) / MILLI), node.free_whole)
-            if idle > 0:
-                taken.append((name, Resources(idle * MILLI)))
-                capacity.change(*taken[-1], -1, 1)
+            held, devices = _of_holder(trial, row.reservation, name)
+            idle = max(0, min(count - ceil(held / MILLI), node.free_whole))
+            left = count * MILLI - held - idle * MILLI
+            rests = [(name, Resources(idle * MILLI), -1)]
+            for device in devices:  # what is left of devices of which the holder has a part is the holder's as well
+                rest = min(MILLI - node.shares[device], left)
+                rests.append((name, Resources(rest), device))
+                left -= rest
+            for each in rests:
+                if each[1].gpus_milli > 0:
+                    capacity.change(*each, 1)
+                    taken.append(each)
     try:
         yield mask
     finally:
-        for name, amount in reversed(taken):
-            capacity.change(name, amount, -1, -1)
+        for each in reversed(taken):
+            capacity.change(*each, -1)
 
 
-def _of_holder(trial: Trial, reservation: Reservation, node: str) -> int:
-    """Thousandths of GPUs that the holder of a reservation holds on a node."""
-    total = 0
+def _of_holder(trial: Trial, reservation: Reservation, node: str) -> tuple[int, dict[int, None]]:
+    """Thousandths of GPUs that the holder of a reservation holds on a node, and the devices of which it has parts."""
+    total, devices = 0, dict[int, None]()
     for name in dict.fromkeys((*trial.state.holding, *trial.placements)):
         gang = trial.state.gangs[name]
         if is_holder(reservation, gang.spec):
-            total += sum(amount_of(gang.spec, each).gpus_milli for each in trial.held(gang) if each.node == node)
-    return total
+            for each in trial.held(gang):
+                if each.node == node:
+                    amount = amount_of(gang.spec, each).gpus_milli
+                    total += amount
+                    if amount % MILLI:
+                        devices[each.gpu_index] = None
+    return total, devices
