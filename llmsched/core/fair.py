@@ -16,7 +16,7 @@ from llmsched.core.amounts import need_of
 from llmsched.core.configuration import Queue
 from llmsched.core.past_use import counted, weighed_window_s
 from llmsched.core.quota import Branch
-from llmsched.core.records import QueueUse
+from llmsched.core.records import QueueUse, gpus_of
 from llmsched.core.resources import MILLI, ZERO, Resources
 from llmsched.core.state import State
 
@@ -174,6 +174,10 @@ def guarantee_then_weight(state: State) -> dict[str, float]:
     for shape in state.waiting.live.values():
         gpus = need_of(shape.sample, shape.sample.max_size).gpus_milli
         wanted[shape.queue] = wanted.get(shape.queue, 0) + gpus * len(shape.entries)
+    for name in state.nominated:  # what is promised counts as use: who waits for it wants it once
+        gang = state.gangs[name]
+        if gang.nomination is not None and gang.spec.queue in wanted:
+            wanted[gang.spec.queue] -= gpus_of(gang.spec, gang.nomination.placement)
     for name in state.elastic:  # running elastic gangs would take more
         gang = state.gangs[name]
         most = need_of(gang.spec, gang.spec.max_size).gpus_milli

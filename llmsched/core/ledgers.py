@@ -179,6 +179,7 @@ class Ledgers:
         if use is None:
             use = self.use[queue] = QueueUse()
         use.gpus_milli += sign * total
+        use.promised_milli += sign * total if promise else 0
         use.cpus_milli += sign * cpus
         use.memory_bytes += sign * memory
         if not spec.preemptible:

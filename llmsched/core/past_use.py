@@ -40,7 +40,8 @@ def _number(now: float, half_life: float) -> int:
 def decayed(use: QueueUse, now: float, half_life: float) -> float:
     """GPU-milli-seconds of a queue, at a time since which it holds what it does."""
     factor = float(0.5 ** ((now - use.decayed_at) / half_life))
-    return use.decayed * factor + use.gpus_milli * half_life / log(2) * (1.0 - factor)
+    held = use.gpus_milli - use.promised_milli
+    return use.decayed * factor + held * half_life / log(2) * (1.0 - factor)
 
 
 def bring_up_to(use: QueueUse, now: float, half_life: float) -> None:

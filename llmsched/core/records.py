@@ -187,6 +187,7 @@ class QueueUse:
     cpus_milli: int = 0
     memory_bytes: int = 0
     fixed_milli: int = 0  # of gpus_milli, held by work that may not be preempted
+    promised_milli: int = 0  # of gpus_milli, promised to who waits: what nobody uses yet is no use in the past later
     decayed: float = 0.0
     decayed_at: float = 0.0
     counted: float = 0.0  # the same when it was counted last, by which shares are corrected (past_use.py)
