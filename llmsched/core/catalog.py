@@ -108,6 +108,7 @@ CATALOG: dict[str, Entry] = {
     "launch.ranked": Entry("ranks among the best that fit"),
     "launch.before": Entry("it ran before"),
     "withdraw.unfit": Entry("it does not fit any more"),
+    "withdraw.outranked": Entry("{who} has the better right to it"),
     "makes_room": Entry("makes room for {who}"),
     "taken.in_queue_priority": Entry("makes room for higher-ranked {who}"),
     "taken.quota_reclaim": Entry("gives back quota that belongs to {who}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from llmsched.core import render
 from llmsched.core.answers import Trouble
@@ -37,7 +38,7 @@ class Plan:
 
     def wake(self, at: float | None) -> None:
         """Ask again at `at`, or earlier."""
-        if at is not None and at > self.at and (self.wake_at is None or at < self.wake_at):
+        if at is not None and self.at < at < inf and (self.wake_at is None or at < self.wake_at):
             self.wake_at = at
 
     def cut(self, since: int = 0) -> bool:

@@ -18,7 +18,7 @@ from llmsched.core.message import About, Message, say, workload
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import MILLI, Resources
-from llmsched.core.run_times import presumed_end, runtime_s
+from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.state import State
@@ -216,11 +216,12 @@ def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, boo
     for name in (*state.vacating, *trial.leaving):
         if trial.held(gangs[name]):
             yield now, gangs[name], False
-    started = [
-        (now + runtime_s(state, gangs[name], size_of(gangs[name].spec, placement), placement), name, False)
-        for name, placement in trial.placements.items()
-        if placement and name not in state.holding and name != gang.id
-    ]
+    started = []
+    for name, placement in trial.placements.items():
+        if placement and name not in state.holding and name != gang.id:
+            other = gangs[name]
+            is_known = runtime_s(state, other, size_of(other.spec, placement), placement) < inf
+            started.append((now + presumed_s(state, other, placement), name, not is_known))
     known = ((end if end > now else now + 1.0, name, False) for end, name in state.ends.soonest)
     guessed = [(presumed_end(state, gangs[name]), name, True) for name in state.endless() if name not in state.vacating]
     for end, name, presumed in merge(known, sorted(started), sorted(guessed)):
@@ -291,7 +292,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
                 leaves = name in state.vacating or name in trial.leaving
                 gone = leaves or presumed_end(state, other) <= promise.start
             else:
-                gone = trial.now + runtime_s(state, other, size_of(other.spec, held), held) <= promise.start
+                gone = trial.now + presumed_s(state, other, held) <= promise.start
             if gone:
                 trial.hold(other, ())
             elif gives_way(state, other.spec, promise.gang.spec):

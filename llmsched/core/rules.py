@@ -50,7 +50,7 @@ class Rules:
     def __init__(self, this: Pass, gang: GangState) -> None:
         state = this.state
         self.trial, self.state, self.plan, self.gang = this.trial, state, this.plan, gang
-        self.shares, self.view = this.shares, this.view
+        self.shares, self.view, self.exchanged = this.shares, this.view, this.exchanged
         self.scheduling = state.configuration.scheduling
         self.queues = state.quota.queues
         self.rules = rules_of(state, gang.spec.queue)
@@ -78,6 +78,10 @@ class Rules:
         for (queue, priority, preemptible), group in state.groups.items():
             if queue == spec.queue and preemptible and group.gangs and self.group(queue, priority):
                 return True
+        for name in self.trial.begun:
+            begun = state.gangs[name].spec
+            if begun.queue == spec.queue and begun.preemptible and self.group(begun.queue, begun.priority):
+                return True
         if self.rules.reclaim == "never" or not state.quota.enforced:
             return False
         return any(self._owns(option) for option in range(max(len(group.options) for group in spec.groups)))
@@ -95,12 +99,15 @@ class Rules:
     def could(self, victim: GangState, code: str) -> bool:
         """Whether this gang of such a group might be a victim: not leaving, not shielded, evicted seldom enough."""
         spec, gang = victim.spec, self.gang
-        if victim.status not in ACTIVE or victim.workload_id == gang.workload_id or victim.lost_members:
+        begins = victim.id in self.trial.begun  # in this pass
+        if begins and (gang.id, victim.id) in self.exchanged:
+            return False
+        if not (begins or victim.status in ACTIVE) or victim.workload_id == gang.workload_id or victim.lost_members:
             return False
         older = (victim.submitted_at, victim.workload_id) <= (gang.submitted_at, gang.workload_id)
         if code == IN_QUEUE and spec.priority == gang.spec.priority and older:
             return False
-        ran = self.view.now - (victim.launched_at if victim.launched_at is not None else self.view.now)
+        ran = self.view.now - self.launched_at(victim)
         shield = spec.min_runtime_s
         if code != IN_QUEUE:
             shield = max(shield, self.scheduling.reclaim_min_runtime_s)
@@ -113,6 +120,10 @@ class Rules:
                 self.plan.wake(recent[0] + 3600.0)
                 return False
         return True
+
+    def launched_at(self, victim: GangState) -> float:
+        now = self.view.now
+        return now if victim.id in self.trial.begun or victim.launched_at is None else victim.launched_at
 
     def is_reluctant(self, victim: GangState) -> bool:
         """Whether its queue would rather not be evicted: it goes after everybody else."""
@@ -132,7 +143,7 @@ class Rules:
     def shortfall(self, victim: GangState) -> int:
         """Thousandths of GPUs that its queue would lack of its own quota if it were taken now."""
         branch = self._branch(victim)
-        return 0 if branch is None else max(0, branch.subtree - branch.used + gpus_of(victim.spec, victim.held))
+        return 0 if branch is None else max(0, branch.subtree - branch.used + self.gpus_of(victim))
 
     def shortfall_of(self, gone: list[GangState]) -> int:
         """What queues lack of their own quota now that these have gone."""
@@ -198,7 +209,7 @@ class Rules:
             need = self._need().gpus_milli
             if own.used + need <= own.subtree:
                 return RECLAIM
-            amount = gpus_of(victim.spec, victim.held) if released is None else released
+            amount = self.gpus_of(victim) if released is None else released
             mine_then = shares.of_branch(own, mine, flavor, need)
             if self.strategy == "final":
                 return FAIR if mine_then <= shares.of_branch(branch, other, flavor, -amount) else ""
@@ -242,7 +253,7 @@ class Rules:
         fraction = self.scheduling.protected_fraction
         if fraction and shares.is_protected(theirs, fraction, Resources(spare)):
             return ""
-        given = _all_of(victim) if released is None else Resources(-released)
+        given = self._all_of(victim) if released is None else Resources(-released)
         mine = shares.after(self.gang.spec.queue, flavor, need)
         return FAIR if mine <= shares.after(theirs, flavor, given) else ""
 
@@ -294,8 +305,17 @@ class Rules:
         return self._amount
 
     def _flavor(self, victim: GangState) -> str | None:
-        node = self.state.nodes.get(victim.held[0].node) if victim.held else None
+        held = self.trial.places(victim)
+        node = self.state.nodes.get(held[0].node) if held else None
         return node.node.flavor if node is not None else None
+
+    def gpus_of(self, victim: GangState) -> int:
+        """Thousandths of GPUs that it lets go when it is taken."""
+        return gpus_of(victim.spec, self.trial.places(victim))
+
+    def _all_of(self, victim: GangState) -> Resources:
+        begun = self.trial.begun.get(victim.id)
+        return need_of(victim.spec, size_of(victim.spec, begun) if begun else victim.size).times(-1)
 
     def each_strategy(self) -> Iterator[str]:
         """The strategies one after another, each set while it is looked at; the first one is set again at the end."""
@@ -324,10 +344,6 @@ class Rules:
         if own.used >= own.subtree or own.used + self._need().gpus_milli <= own.subtree:
             return ("borrowing",)  # it has all it owns, or ends inside in any case
         return ("inside", "borrowing") if self.rules.while_borrowing == "never" else ("borrowing", "inside")
-
-
-def _all_of(victim: GangState) -> Resources:
-    return need_of(victim.spec, victim.size).times(-1)
 
 
 def rules_of(state: State, queue: str) -> PreemptionRules:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from math import inf
 
-from llmsched.core.records import GangState, expected_end
+from llmsched.core.records import GangState, expected_end, size_of
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
@@ -42,6 +42,16 @@ def presumed_end(state: State, gang: GangState) -> float:
     end = expected_end(gang)
     if end < inf or gang.spec.kind == "serve" or gang.launched_at is None:
         return max(end, state.now + 1.0)
-    longest = state.history.longest_s or PRESUMED_S
+    longest = longest_s(state)
     ran = state.now - gang.launched_at
     return max(gang.launched_at + longest, state.now + 1.0) if ran < longest else state.now + max(ran, 1.0)
+
+
+def presumed_s(state: State, gang: GangState, placement: Placement) -> float:
+    """How long it is presumed to hold `placement` when it starts there now: what `presumed_end` says from then on."""
+    lasts = runtime_s(state, gang, size_of(gang.spec, placement), placement)
+    return lasts if lasts < inf or gang.spec.kind == "serve" else longest_s(state)
+
+
+def longest_s(state: State) -> float:
+    return state.history.longest_s or PRESUMED_S

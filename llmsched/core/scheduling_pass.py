@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmsched.core.decisions import Launch, Withdraw
 from llmsched.core.fair import Shares, mode_of
+from llmsched.core.message import Message, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
+from llmsched.core.records import GangState
 from llmsched.core.shapes import Key
 from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.views import View
+from llmsched.core.workload import Placement
 
 _UNKNOWN = object()
 
@@ -27,6 +31,7 @@ class Pass:
         self.plan = Plan(trial.now) if plan is None else plan
         self.view = View(trial.state)
         self.keys: dict[str, Key] = {}  # of gangs by which somebody was put in order
+        self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
         self._begin()
         self._later: Later | None = None
         self._shares: object = _UNKNOWN
@@ -34,6 +39,28 @@ class Pass:
     def _begin(self) -> None:
         """Policies prepare for this pass, when they are first asked."""
         self.policies.begin(self.view)
+
+    def launch(self, gang: GangState, placement: Placement, why: Message) -> None:
+        _ = self.shares  # as they stand before anybody starts
+        self.trial.hold(gang, placement)
+        self.trial.begun[gang.id] = placement
+        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, why))
+
+    def take_back(self, gang: GangState, by: GangState) -> None:
+        """It does not start after all: the other one, asked later, would have had the right to evict it."""
+        del self.trial.begun[gang.id]
+        self.trial.hold(gang, ())
+        decided = self.plan.decisions
+        at = next(at for at, each in enumerate(decided) if isinstance(each, Launch) and each.gang == gang.id)
+        del decided[at]
+        if gang.nomination is not None:
+            decided.insert(at, Withdraw(gang.id, say("withdraw.outranked", who=workload(by.workload_id))))
+        self.exchanged[by.id, gang.id] = None
+
+    def let_go_of_quota(self) -> None:
+        """Idle quota is not kept for its owners any more: they are asked again."""
+        if self.trial.let_go_of_quota():
+            self._later = None
 
     @property
     def shares(self) -> Shares | None:
@@ -60,6 +87,7 @@ class Later(Pass):
     def __init__(self, now: Pass, trial: Afterwards) -> None:
         super().__init__(trial, now.policies, now.plan)
         self._now = now
+        self.exchanged = now.exchanged
 
     def _begin(self) -> None:
         """It is a part of the pass that has begun."""

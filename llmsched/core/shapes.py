@@ -18,7 +18,7 @@ Key = tuple[Any, ...]
 class Stamp(NamedTuple):
     """What a refusal depends on: `room`, and where somebody may be evicted or moved, `victims` as well."""
 
-    room: tuple[float | None, ...]
+    room: tuple[object, ...]
     victims: tuple[int, ...]
 
 

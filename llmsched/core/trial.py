@@ -22,6 +22,7 @@ class Trial:
         self.state = state
         self.now = state.now
         self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
+        self.begun: dict[str, Placement] = {}  # gangs this pass has told to start, and where
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
@@ -37,12 +38,15 @@ class Trial:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rollback(0)
-        for queue, flavor, amount in reversed(self._quota_log):
-            self.state.quota.release(queue, flavor, amount)
+        self.let_go_of_quota()
 
     def held(self, gang: GangState) -> Placement:
         found = self.placements.get(gang.id)
         return gang.held if found is None else found
+
+    def places(self, gang: GangState) -> Placement:
+        """What it holds, or will when what this pass has decided is done."""
+        return self.begun.get(gang.id) or gang.held
 
     def hold(self, gang: GangState, placement: Placement) -> None:
         """Make the gang hold exactly `placement` for the rest of the trial (() lets go of everything)."""
@@ -72,6 +76,15 @@ class Trial:
         self.state.quota.charge(queue, flavor, amount)
         self._quota_log.append((queue, flavor, amount))
         self.held_quota[key] = self.held_quota.get(key, 0) + amount
+
+    def let_go_of_quota(self) -> bool:
+        """Undo every `hold_quota`. False: there was none."""
+        if not self._quota_log:
+            return False
+        for queue, flavor, amount in reversed(self._quota_log):
+            self.state.quota.release(queue, flavor, amount)
+        self._quota_log, self.held_quota, self._afterwards = [], {}, None
+        return True
 
     def afterwards(self) -> Afterwards:
         """The world as it will be when everybody who is on the way out has gone. One for the whole pass, however many
@@ -103,7 +116,12 @@ class Afterwards(Trial):
         super().__init__(trial.state.twin())
         self.placements = trial.placements.copy()
         self.held_quota = trial.held_quota.copy()
-        self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
+        self.begun, self.leaving, self.shrinking, self.victims = (
+            trial.begun,
+            trial.leaving,
+            trial.shrinking,
+            trial.victims,
+        )
         self.gone: dict[str, int] = {}  # who leaves, in that order
         self._gone_from: dict[str, list[str]] = {}  # the same by node
         self._trial = trial

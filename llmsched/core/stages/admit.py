@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import inf
 
 from llmsched.core.amounts import need_milli, options_of
-from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.decisions import Withdraw
 from llmsched.core.exact_fit import fits, free_at_last, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
@@ -50,15 +50,19 @@ class Admission:
         self.takes = self.evicts or self.scheduling.consolidation
         half_life = self.scheduling.usage_half_life_s
         self.recount = next_count(state.now, half_life) if self.shares and self.shares.depends_on_past_use() else None
-        self.launched: dict[str, None] = {}
         self.asked: dict[int, None] = {}  # classes of which somebody was looked at
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts
+        self.exchanged = 0  # how many pairs had exchanged a place when this round began
+        self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
+        self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
+        self.is_moved = False  # whether planned starts have moved since somebody was asked who may stand behind them
         self.refused: place.Refused | None = None  # why the gang in hand found no place
 
     def run(self) -> None:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
+        self.gave = len(self.trial.leaving) + len(self.trial.shrinking)  # who was told to, at the last success
         ready = free_at_last(self.trial, self._closed) if state.nominated else {}
         for name in state.nominated:  # a promise is kept before anybody else is looked at
             if plan.cut(since):
@@ -67,34 +71,14 @@ class Admission:
             self._redeem(gang, name in ready)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
         migrate.keep_places(self.this)
-        self.calendar.hold_for_the_longest()
-        self.leaves_out = self._may_leave_out()
-        line = Line(
-            self.this,
-            self._is_still_refused,
-            self._only_takes_what_is_free(),
-            self._looks_at_most,
-            without={**self.settled, **self.launched, **plan.nominations},
-            is_hopeless=self._is_hopeless if self._asks_in_vain() else lambda shape: False,
-        )
         moves = migrate.Moves(self.this, self.calendar)
-        for gang, shape in line:
-            if plan.cut(since):
+        while True:
+            line = self._ask_all(moves, since)
+            if line is None:
                 return
-            self.asked[shape.serial] = None
-            if self.by_rank:
-                moves.before(gang)
-            if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
-                gang.own_reason = self.calendar.would_delay(head)
-                self._count_look(gang, shape, line)
-            elif self._consider(gang, shape, line):
-                shape.reason = shape.examined = None  # what was refused to the class is so no more
-                self.calendar.settled(gang)
-                if self.takes:
-                    line.rejoin()
-                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
-            else:
-                self._stand_back(gang, shape, line)
+            if not self._may_differ():
+                break
+            self._begin_again()
         self._tell_who_was_not_asked(line)
         for name in state.parked:
             if state.gangs[name].blocked_by == "backoff":
@@ -108,6 +92,68 @@ class Admission:
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
+
+    def _ask_all(self, moves: migrate.Moves, since: int) -> Line | None:
+        """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
+        plan = self.plan
+        self.calendar.hold_for_the_longest()
+        self.leaves_out = self._may_leave_out()
+        line = Line(
+            self.this,
+            self._is_still_refused,
+            self._only_takes_what_is_free(),
+            self._looks_at_most,
+            without={**self.settled, **self.trial.begun, **plan.nominations},
+            is_hopeless=self._is_hopeless if self._asks_in_vain() else lambda shape: False,
+        )
+        for gang, shape in line:
+            if plan.cut(since):
+                return None
+            self.asked[shape.serial] = None
+            if self.by_rank:
+                moves.before(gang)
+            if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
+                gang.own_reason = self.calendar.would_delay(head)
+                self._count_look(gang, shape, line)
+            elif self._consider(gang, shape, line):
+                self._note_success(gang)
+                shape.reason = shape.examined = None  # what was refused to the class is so no more
+                self.calendar.settled(gang)
+                if self.takes:
+                    line.rejoin()
+                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+            else:
+                self._stand_back(gang, shape, line)
+        self.refused_to.update((shape.serial, shape) for shape in line.still_refused)
+        return line
+
+    def _note_success(self, gang: GangState) -> None:
+        """Those who were refused before it have not seen what it changes: what it holds may be taken from it, those who
+        make room for it may leave more than it needs, and planned starts may be later or none any more."""
+        gives = len(self.trial.leaving) + len(self.trial.shrinking)
+        self.is_late = self.is_late or self.takes or gives > self.gave
+        self.gave = gives
+        moves = gang.id not in self.trial.begun or self.calendar.is_planned(gang)
+        self.is_moved = self.is_moved or (moves and self.calendar.keeps_out)
+
+    def _may_differ(self) -> bool:
+        """Whether somebody may be answered otherwise now than in this round. Each round starts somebody, makes room for
+        somebody, or lets a pair exchange a place, which it does once: so they end."""
+        if (self.is_moved and self.calendar.keeps_out) or len(self.this.exchanged) > self.exchanged:
+            return True
+        stamp = self._stamp() if self.is_late else None
+        if stamp is None:
+            return self.is_late and bool(self.refused_to)
+        return not all(self._is_answered(shape, stamp) for shape in self.refused_to.values())
+
+    def _begin_again(self) -> None:
+        """What was refused before somebody else was answered may not be so any more."""
+        self.asked, self.looks, self.refused_to = {}, {}, {}
+        self.is_late = self.is_moved = False
+        self.exchanged = len(self.this.exchanged)
+        self.room.clear()
+        self.calendar.begin_again()
+        self.this.let_go_of_quota()
 
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
@@ -159,7 +205,10 @@ class Admission:
         if shape.examined.victims == stamp.victims:
             return True
         first = self.state.gangs[shape.entries[0][1]]
-        return not self.scheduling.consolidation and not Rules(self.this, first).may_take()
+        if self.scheduling.consolidation or Rules(self.this, first).may_take():
+            return False
+        shape.examined = stamp  # so that it is asked about those victims once
+        return True
 
     def _may_leave_out(self) -> Stamp | None:
         """The stamp of answers that need not be given again, because nobody is held back by them; None: they must.
@@ -215,10 +264,10 @@ class Admission:
         state, trial = self.state, self.trial
         if self.calendar.windows.rows or state.elastic:
             return None
-        victims = (state.victims, len(self.launched)) if self.takes else ()
+        victims = (state.victims + len(trial.begun),) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        room = (state.causes, len(trial.leaving), len(trial.shrinking), demand, self.recount)
-        return Stamp(room, victims)
+        told = (len(trial.leaving), len(trial.shrinking), len(self.this.exchanged))
+        return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
 
     def _is_personal(self) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
@@ -241,12 +290,11 @@ class Admission:
         return Reason("victims_leaving", nomination.why or say("victims_leaving.unnamed"), counts)
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
-        self.trial.hold(gang, placement)
+        self.is_moved = self.is_moved or self.calendar.is_moved_by(gang, placement)
+        self.this.launch(gang, placement, _why_now(gang, placement))
         if self.calendar.promises:
             self.calendar.started(gang, placement)
-        self.launched[gang.id] = None
         self.room.clear()
-        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, _why_now(gang, placement)))
 
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
@@ -292,7 +340,11 @@ class Admission:
             return True
         if self.by_rank:
             return False  # rank.py has decided who is evicted
-        if preempt.run(self.this, gang, only):
+        made = preempt.run(self.this, gang, only)
+        if isinstance(made, tuple):
+            self._launch(gang, made)
+        if made:
+            self.room.clear()
             return True
         return consolidate.run(self.this, gang, only)
 
@@ -301,6 +353,7 @@ class Admission:
         personal = self._is_personal()
         if not personal:
             line.refuse()
+            self.refused_to[shape.serial] = shape
         if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
             line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
         elif personal:

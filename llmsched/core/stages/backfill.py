@@ -12,6 +12,8 @@ from whoever borrows below the branch that lacks the quota.
 
 from __future__ import annotations
 
+from math import inf
+
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
@@ -42,6 +44,21 @@ class Calendar:
         self.keeps_out = False  # somebody is kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
         self._heads: dict[str | None, int] = {}
+
+    def begin_again(self) -> None:
+        """Forget the planned starts: somebody starts whom they did not know of."""
+        self.promises, self._heads, self.keeps_out = [], {}, False
+
+    def is_planned(self, gang: GangState) -> bool:
+        return any(promise.gang is gang for promise in self.promises)
+
+    def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
+        """Whether a planned start that does not bind the gang cannot be kept when it starts there."""
+        free = [promise for promise in self.promises if promise.gang is not gang and not self._binds(promise, gang)]
+        if not free:
+            return False
+        ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
+        return any(not self._keeps(promise, gang, placement, ends_at) for promise in free)
 
     def reserved(self, gang: GangState, size: int) -> list[Row]:
         """The reservations of others that the gang would run into if it started now."""
@@ -168,10 +185,10 @@ class Calendar:
             return  # by rank nobody is there to stay
         rows = []
         for shape in state.waiting.live.values():
-            since, name = shape.since[0]
+            since, name = next((row for row in shape.since if row[1] not in self.trial.begun), (inf, ""))
             if since + patience > plan.at:
                 plan.wake(since + patience)
-            elif state.gangs[name].nomination is None:
+            elif state.gangs[name].nomination is None and name not in plan.nominations:
                 rows.append(_right(state.gangs[name]))
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}

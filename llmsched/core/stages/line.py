@@ -131,6 +131,7 @@ class Line:
             for shape in alike.values():
                 lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
         self._refused_still: list[tuple[str, list[Shape]]] = []
+        self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
         self._aside: list[tuple[str, list[Head]]] = []
         self._passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
@@ -144,6 +145,7 @@ class Line:
                 refused = {}
             if refused:
                 self._refused_still.append((queue, [*refused.values()]))
+                self.still_refused += refused.values()
             asked = [shape for shape in shapes if shape.serial not in refused]
             if asked:
                 self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order

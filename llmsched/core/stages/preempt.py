@@ -11,31 +11,28 @@ victims are not picked all over the cluster. Shrinking (shrink.py) comes before 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmsched.core.amounts import least_milli, need_milli, options_of
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Preempt
-from llmsched.core.fair import GUARANTEE
+from llmsched.core.exact_fit import fits
 from llmsched.core.message import say, workload
-from llmsched.core.records import GangState, amount_of, gpus_of
-from llmsched.core.resources import MILLI, ZERO
-from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules, is_on
+from llmsched.core.records import GangState, amount_of
+from llmsched.core.resources import MILLI
+from llmsched.core.rules import Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
-from llmsched.core.stages import place, shrink
+from llmsched.core.stages import place, shrink, victims
 from llmsched.core.stages.nominate import nominate
+from llmsched.core.stages.victims import Row
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
 VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
-LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
 SET_OF_AT_MOST = 16  # victims among which a better set is sought,
 SETS_TRIED = 64  # how many sets of them are tried on nodes,
 STEPS = 1024  # and how many are looked at in all, where none is tried
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
-
-Row = tuple[GangState, str]  # who might be a victim, and the reason code
 
 
 @dataclass(slots=True)
@@ -70,8 +67,9 @@ class Choice:
         return sum(cost[victim.id] for victim in self.victims)
 
 
-def run(this: Pass, gang: GangState, only: int) -> bool:
-    """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot."""
+def run(this: Pass, gang: GangState, only: int) -> Placement | bool:
+    """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot. When
+    it is enough that others do not start whom this pass would have started, the places are free: they are returned."""
     trial, plan, state = this.trial, this.plan, this.state
     later = this.later()
     choice: Choice | None = None
@@ -101,12 +99,17 @@ def run(this: Pass, gang: GangState, only: int) -> bool:
     for name, placement in smaller.items():
         shrink.resize(this, state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))
     for victim in choice.victims:
+        if victim.id in trial.begun:
+            this.take_back(victim, gang)
+            continue
         code = choice.why[victim.id]
         why = say(f"taken.{code}", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
-    leaving = [*smaller, *(victim.id for victim in choice.victims), *later.trial.gone_from(choice.placement)]
-    nominate(this, gang, choice.placement, leaving)
+    going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]
+    if not going and fits(trial, gang.spec, choice.placement):
+        return choice.placement
+    nominate(this, gang, choice.placement, [*going, *later.trial.gone_from(choice.placement)])
     return True
 
 
@@ -123,7 +126,7 @@ class Search:
     def choose(self) -> Choice | None:
         """The best choice over options, strategies and scopes."""
         gang, rules = self.gang, self.rules
-        eligible, self.cost_of = _eligible(self.later, gang, rules)
+        eligible, self.cost_of = victims.eligible(self.later, gang, rules)
         if not eligible:
             return None
         for option in options_of(gang.spec):
@@ -138,16 +141,16 @@ class Search:
 
     def _with_option(self, mask: int, eligible: list[Row]) -> Choice | None:
         rules = self.rules
-        kinds = _allowed(eligible, rules)
+        kinds = victims.allowed(eligible, rules)
         allowed = [row for rows in kinds for row in rows]
-        own = sum(gpus_of(victim.spec, victim.held) for victim, _ in kinds[-1])
+        own = sum(rules.gpus_of(victim) for victim, _ in kinds[-1])
         if rules.strategy == "inside" and not rules.can_hold(own):
             return None
         short = self._whole() - self.state.capacity.free_gpus(mask) * MILLI
         for victim, _ in allowed:
             if short <= 0:
                 break
-            short -= gpus_of(victim.spec, victim.held)
+            short -= rules.gpus_of(victim)
         if not allowed or short > 0:
             return None
         best = self._in_best_scope(mask, kinds, allowed)
@@ -162,11 +165,15 @@ class Search:
         if rules.shares is not None or len(found) != 1:
             return best
         nodes, capacity = self.state.nodes, self.state.capacity
-        rows = [row for row in found[0] if any(mask >> nodes[p.node].slot & 1 for p in row[0].held if p.node in nodes)]
+        rows = [
+            row
+            for row in found[0]
+            if any(mask >> nodes[p.node].slot & 1 for p in trial.places(row[0]) if p.node in nodes)
+        ]
         rows = rows[:SET_OF_AT_MOST]
         own = found[0] is kinds[-1]
         missing = self._whole() - capacity.free_gpus(mask) * MILLI
-        gives = [gpus_of(victim.spec, victim.held) for victim, _ in rows]
+        gives = [rules.gpus_of(victim) for victim, _ in rows]
         after = [sum(gives[at:]) for at in range(len(rows) + 1)]  # what all from there on could give
         steps = STEPS
 
@@ -256,8 +263,8 @@ class Search:
         found: Placement | None = None
         seen = 0
         try:
-            for victim, code in _in_turn(kinds, rules, self.cost_of):
-                inside = any(scope >> nodes[placed.node].slot & 1 for placed in victim.held if placed.node in nodes)
+            for victim, code in victims.in_turn(kinds, rules, self.cost_of):
+                inside = any(scope >> nodes[p.node].slot & 1 for p in trial.places(victim) if p.node in nodes)
                 if not inside and (narrow or not state.quota.enforced):
                     continue
                 code_now = rules.now(victim, code)
@@ -302,7 +309,7 @@ class Search:
         trial.rollback(start)
         free = self.state.capacity.free_gpus(scope) * MILLI
         for victim, code in eligible:
-            if gpus_of(victim.spec, victim.held) + free < self._whole():
+            if rules.gpus_of(victim) + free < self._whole():
                 continue
             code_now = rules.now(victim, code)
             if not code_now:
@@ -314,144 +321,6 @@ class Search:
             trial.rollback(start)
             if fits and placed is not None:
                 yield Choice(placed, [victim], {victim.id: code_now}, shortfall)
-
-
-def _eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
-    """Who might be a victim, cheapest first, with the costs. Gangs of one class in one pass share the list."""
-    trial, state = later.trial, later.state
-    shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
-    serial = gang.shape.serial if gang.shape is not None else 0
-    known = trial.victims.get(serial) if shared else None
-    if known is not None:
-        rows, cost_of = known
-        rows = [row for row in rows if row[0].id not in trial.leaving and trial.held(row[0])]
-        trial.victims[serial] = (rows, cost_of)
-        return rows, cost_of
-    groups = []
-    # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
-    alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
-    most = state.capacity.free_gpus(state.capacity.open) * MILLI
-    for (queue, priority, preemptible), group in state.groups.items():
-        code = rules.group(queue, priority) if group.gangs and preemptible else ""
-        if not code:
-            continue
-        if code != IN_QUEUE and alike and not rules.ever(state.gangs[next(iter(group.gangs))], code):
-            continue
-        groups.append((group, code))
-        most += group.gpus_milli
-    if not groups or most < _least_need(gang):
-        return [], {}
-    cost_of = {}
-    rows = []
-    for group, code in groups:
-        for name in group.gangs:
-            victim = state.gangs[name]
-            if name in trial.leaving or not trial.held(victim) or not rules.could(victim, code):
-                continue
-            cost = later.policies.preemption.cost(victim, gang, later.view)
-            if cost is not None:
-                cost_of[name] = cost
-                rows.append((victim, code))
-
-    def order(row: tuple[GangState, str]) -> tuple[object, ...]:
-        victim, code = row
-        last, age = rules.is_reluctant(victim), victim.launched_at or 0.0
-        first = (victim.spec.priority, rules.seniority(victim, code), cost_of[victim.id])
-        return (last, code == IN_QUEUE, *first, -age, victim.submitted_at, victim.id)
-
-    rows.sort(key=order)
-    if shared:
-        trial.victims[serial] = (rows, cost_of)
-    return rows, cost_of
-
-
-def _allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
-    """Who may be taken as things stand, in the order in which kinds are: who holds what belongs to the gang's own
-    branch, who only has a lower priority, who is in its own queue. Releasing a victim only lowers its queue's share:
-    who may not be taken now may not be taken later either."""
-    known: dict[tuple[str, int, int, str], str] = {}
-    owned: list[Row] = []
-    lower: list[Row] = []
-    own: list[Row] = []
-    for row in eligible:
-        victim, code = row
-        if code == IN_QUEUE:
-            own.append(row)
-            continue
-        flavor = rules._flavor(victim) or ""
-        key = (victim.spec.queue, victim.spec.priority, gpus_of(victim.spec, victim.held), flavor)
-        may = known.get(key)
-        if may is None:
-            may = known[key] = rules.now(victim, code)
-        if may:
-            (lower if may == WHILE_BORROWING else owned).append(row)
-    return [owned, lower, own]
-
-
-def _in_turn(kinds: list[list[Row]], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
-    """Cheapest first, own ones last, unless the gang cannot end inside its quota without them. With fair sharing each
-    is taken from the queue that stands highest at that moment; one that would rather not be evicted comes last."""
-    owned, lower, own = kinds
-    shares = rules.shares
-    if shares is None:
-        first: dict[str, None] = {}
-        for row in own:
-            if rules.holds():
-                break
-            first[row[0].id] = None
-            yield row
-        yield from _by_excess(owned, rules, cost_of)
-        yield from _by_excess(lower, rules, cost_of)
-        yield from (row for row in own if row[0].id not in first)
-        return
-    queues: dict[str, deque[Row]] = {}
-    for row in (*owned, *lower):
-        queues.setdefault(row[0].spec.queue, deque()).append(row)
-
-    def standing(queue: str) -> tuple[object, ...]:
-        victim = queues[queue][0][0]
-        return (not rules.is_reluctant(victim), shares.standing(queue, rules._flavor(victim), ZERO))
-
-    while queues:
-        highest = max(queues, key=standing)  # of equals the first: whose cheapest is cheapest
-        yield queues[highest].popleft()
-        if not queues[highest]:
-            del queues[highest]
-    yield from own
-
-
-def _by_excess(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
-    """First who leaves its queue with all it owns; then the cheapest; of those that lose about the same (within a
-    factor of two) the one whose queue has most beyond."""
-    queues: dict[str, list[Row]] = {}
-    for row in rows:
-        queues.setdefault(row[0].spec.queue, []).append(row)
-    number = {row[0].id: index for index, row in enumerate(rows)}
-
-    def key(row: Row) -> tuple[object, ...]:
-        victim = row[0]
-        cost = cost_of[victim.id]
-        loss = (cost.bit_length(), -rules.excess(victim), cost, number[victim.id])
-        return (rules.shortfall(victim) > 0, rules.is_reluctant(victim), victim.spec.priority, *loss)
-
-    while queues:
-        best: Row | None = None
-        for waiting in queues.values():
-            mine = next((row for row in waiting[:LOOKED_AT] if not rules.shortfall(row[0])), waiting[0])
-            if best is None or key(mine) < key(best):
-                best = mine
-        assert best is not None
-        yield best
-        queue = best[0].spec.queue
-        queues[queue].remove(best)
-        if not queues[queue]:
-            del queues[queue]
-
-
-def _least_need(gang: GangState) -> int:
-    """Whole GPUs, in thousandths, without which no option of this gang can start."""
-    least = least_milli(gang.spec, gang.spec.min_size)
-    return least - least % MILLI
 
 
 def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[Row]) -> list[int]:
@@ -471,12 +340,13 @@ def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, al
     gain: dict[str, int] = {}
     found: list[int] = []
     for victim, _ in allowed:
-        for placed in dict.fromkeys(victim.held):
+        held = trial.places(victim)
+        for placed in dict.fromkeys(held):
             node = nodes[placed.node]
             if not mask >> node.slot & 1 or node.node.total.gpus_milli < goal or gain.get(placed.node, 0) >= goal:
                 continue
             amount = amount_of(victim.spec, placed).gpus_milli
-            there = victim.held.count(placed) if placed.gpu_index < 0 else 1
+            there = held.count(placed) if placed.gpu_index < 0 else 1
             before = gain.get(placed.node, max(node.free_whole, 0) * MILLI)
             gain[placed.node] = before + amount * there
             if gain[placed.node] >= goal:

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 
 from llmsched.core.amounts import need_milli, options_of
-from llmsched.core.decisions import Launch, Preempt
+from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.message import say, workload
@@ -351,7 +351,7 @@ def _carry_out(
         trial.hold(gang, ())
     for name, placement in trial.shrinking.items():
         trial.hold(state.gangs[name], placement)
-    for name in state.vacating:
+    for name in (*state.vacating, *trial.leaving):
         trial.hold(state.gangs[name], ())
     found: list[tuple[GangState, Placement]] = []
     refused: set[int] = set()  # shapes that did not fit: their like will not either
@@ -383,6 +383,7 @@ def _carry_out(
         else:
             leaving.append(gang)
     trial.rollback(mark)
+    before = [*trial.shrinking, *state.vacating, *trial.leaving]
     on_node: dict[str, str] = {}
     for gang, placement in found:
         for placed in placement:
@@ -394,15 +395,14 @@ def _carry_out(
             why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
-    names = [*(gang.id for gang in leaving), *trial.shrinking, *state.vacating]
+    names = [*(gang.id for gang in leaving), *before]
     there: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
     for at, name in enumerate(names):
         for placed in state.gangs[name].held:
             there.setdefault(placed.node, {})[name] = at
     for gang, placement in found:
         if fits(trial, gang.spec, placement):
-            trial.hold(gang, placement)
-            plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, say("launch.ranked")))
+            this.launch(gang, placement, say("launch.ranked"))
         else:
             beside = {name: at for placed in placement for name, at in there.get(placed.node, {}).items()}
             nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))

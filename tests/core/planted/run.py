@@ -77,7 +77,7 @@ BUGS = (
         f"{DECISIONS}::test_a_late_word_of_a_start_does_not_revive_who_was_told_to_leave",
     ),
     Bug(
-        "eviction_by_name", "armada PR #5053", "core/stages/preempt.py",
+        "eviction_by_name", "armada PR #5053", "core/stages/victims.py",
         "        return (last, code == IN_QUEUE, *first,",
         "        return (victim.id, code == IN_QUEUE, *first,",
         f"{DECISIONS}::test_the_cheapest_victim_goes_not_the_first_by_name",

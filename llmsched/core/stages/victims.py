@@ -1,0 +1,195 @@
+"""Who might be a victim of one gang, and in which order: who holds something, and who would start in this pass.
+
+Asks the rules (core/rules.py) about each, and knows no places: which of them leave is for preempt.py to choose.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from llmsched.core.amounts import least_milli
+from llmsched.core.fair import GUARANTEE
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI, ZERO
+from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules
+from llmsched.core.scheduling_pass import Later
+
+LOOKED_AT = 16  # victims of one queue of which one is sought that leaves it with all it owns
+
+Row = tuple[GangState, str]  # who might be a victim, and the reason code
+
+
+def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
+    """Who might be a victim, cheapest first, with the costs: who holds something, and who was to start in this pass."""
+    rows, cost_of = _holding(later, gang, rules)
+    begun = _begun(later, gang, rules)
+    if not begun:
+        return rows, cost_of
+    cost_of = {**cost_of, **{victim.id: 0 for victim, _ in begun}}  # of these nothing is lost
+    return _cheapest_first([*rows, *begun], rules, cost_of), cost_of
+
+
+def _begun(later: Later, gang: GangState, rules: Rules) -> list[Row]:
+    """Those whom this pass would start although the gang may evict them at once: as asking it later cannot give them
+    a better right, they do not start."""
+    rows = []
+    for victim in _all_begun(later):
+        code = rules.group(victim.spec.queue, victim.spec.priority) if victim.spec.preemptible else ""
+        may = code and later.trial.held(victim) and rules.could(victim, code)
+        if may and later.policies.preemption.cost(victim, gang, later.view) is not None:
+            rows.append((victim, code))
+    return rows
+
+
+def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
+    """Gangs of one class in one pass share the list."""
+    trial, state = later.trial, later.state
+    shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
+    serial = gang.shape.serial if gang.shape is not None else 0
+    known = trial.victims.get(serial) if shared else None
+    if known is not None:
+        rows, cost_of = known
+        rows = [row for row in rows if row[0].id not in trial.leaving and trial.held(row[0])]
+        trial.victims[serial] = (rows, cost_of)
+        return rows, cost_of
+    groups = []
+    # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
+    alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
+    most = state.capacity.free_gpus(state.capacity.open) * MILLI + sum(map(rules.gpus_of, _all_begun(later)))
+    for (queue, priority, preemptible), group in state.groups.items():
+        code = rules.group(queue, priority) if group.gangs and preemptible else ""
+        if not code:
+            continue
+        if code != IN_QUEUE and alike and not rules.ever(state.gangs[next(iter(group.gangs))], code):
+            continue
+        groups.append((group, code))
+        most += group.gpus_milli
+    if not groups or most < _least_need(gang):
+        return [], {}
+    cost_of = {}
+    rows = []
+    for group, code in groups:
+        for name in group.gangs:
+            victim = state.gangs[name]
+            if name in trial.leaving or not trial.held(victim) or not rules.could(victim, code):
+                continue
+            cost = later.policies.preemption.cost(victim, gang, later.view)
+            if cost is not None:
+                cost_of[name] = cost
+                rows.append((victim, code))
+    rows = _cheapest_first(rows, rules, cost_of)
+    if shared:
+        trial.victims[serial] = (rows, cost_of)
+    return rows, cost_of
+
+
+def _all_begun(later: Later) -> list[GangState]:
+    return [later.state.gangs[name] for name in later.trial.begun]
+
+
+def _cheapest_first(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> list[Row]:
+    def order(row: Row) -> tuple[object, ...]:
+        victim, code = row
+        last, age = rules.is_reluctant(victim), rules.launched_at(victim)
+        first = (victim.spec.priority, rules.seniority(victim, code), cost_of[victim.id])
+        begins = victim.id in rules.trial.begun  # of those the last in line first
+        return (
+            last,
+            code == IN_QUEUE,
+            *first,
+            -age,
+            -victim.submitted_at if begins else victim.submitted_at,
+            victim.id,
+        )
+
+    return sorted(rows, key=order)
+
+
+def allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
+    """Who may be taken as things stand, in the order in which kinds are: who holds what belongs to the gang's own
+    branch, who only has a lower priority, who is in its own queue. Releasing a victim only lowers its queue's share:
+    who may not be taken now may not be taken later either."""
+    known: dict[tuple[str, int, int, str], str] = {}
+    owned: list[Row] = []
+    lower: list[Row] = []
+    own: list[Row] = []
+    for row in eligible:
+        victim, code = row
+        if code == IN_QUEUE:
+            own.append(row)
+            continue
+        flavor = rules._flavor(victim) or ""
+        key = (victim.spec.queue, victim.spec.priority, rules.gpus_of(victim), flavor)
+        may = known.get(key)
+        if may is None:
+            may = known[key] = rules.now(victim, code)
+        if may:
+            (lower if may == WHILE_BORROWING else owned).append(row)
+    return [owned, lower, own]
+
+
+def in_turn(kinds: list[list[Row]], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
+    """Cheapest first, own ones last, unless the gang cannot end inside its quota without them. With fair sharing each
+    is taken from the queue that stands highest at that moment; one that would rather not be evicted comes last."""
+    owned, lower, own = kinds
+    shares = rules.shares
+    if shares is None:
+        first: dict[str, None] = {}
+        for row in own:
+            if rules.holds():
+                break
+            first[row[0].id] = None
+            yield row
+        yield from _by_excess(owned, rules, cost_of)
+        yield from _by_excess(lower, rules, cost_of)
+        yield from (row for row in own if row[0].id not in first)
+        return
+    queues: dict[str, deque[Row]] = {}
+    for row in (*owned, *lower):
+        queues.setdefault(row[0].spec.queue, deque()).append(row)
+
+    def standing(queue: str) -> tuple[object, ...]:
+        victim = queues[queue][0][0]
+        return (not rules.is_reluctant(victim), shares.standing(queue, rules._flavor(victim), ZERO))
+
+    while queues:
+        highest = max(queues, key=standing)  # of equals the first: whose cheapest is cheapest
+        yield queues[highest].popleft()
+        if not queues[highest]:
+            del queues[highest]
+    yield from own
+
+
+def _by_excess(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
+    """First who leaves its queue with all it owns; then the cheapest; of those that lose about the same (within a
+    factor of two) the one whose queue has most beyond."""
+    queues: dict[str, list[Row]] = {}
+    for row in rows:
+        queues.setdefault(row[0].spec.queue, []).append(row)
+    number = {row[0].id: index for index, row in enumerate(rows)}
+
+    def key(row: Row) -> tuple[object, ...]:
+        victim = row[0]
+        cost = cost_of[victim.id]
+        loss = (cost.bit_length(), -rules.excess(victim), cost, number[victim.id])
+        return (rules.shortfall(victim) > 0, rules.is_reluctant(victim), victim.spec.priority, *loss)
+
+    while queues:
+        best: Row | None = None
+        for waiting in queues.values():
+            mine = next((row for row in waiting[:LOOKED_AT] if not rules.shortfall(row[0])), waiting[0])
+            if best is None or key(mine) < key(best):
+                best = mine
+        assert best is not None
+        yield best
+        queue = best[0].spec.queue
+        queues[queue].remove(best)
+        if not queues[queue]:
+            del queues[queue]
+
+
+def _least_need(gang: GangState) -> int:
+    """Whole GPUs, in thousandths, without which no option of this gang can start."""
+    least = least_milli(gang.spec, gang.spec.min_size)
+    return least - least % MILLI
