@@ -93,15 +93,8 @@ def _cheapest_first(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> l
         victim, code = row
         last, age = rules.is_reluctant(victim), rules.launched_at(victim)
         first = (victim.spec.priority, rules.seniority(victim, code), cost_of[victim.id])
-        begins = victim.id in rules.trial.begun  # of those the last in line first
-        return (
-            last,
-            code == IN_QUEUE,
-            *first,
-            -age,
-            -victim.submitted_at if begins else victim.submitted_at,
-            victim.id,
-        )
+        oldest = -victim.submitted_at if victim.id in rules.trial.begun else victim.submitted_at  # who begins: newest
+        return (last, code == IN_QUEUE, *first, -age, oldest, victim.id)
 
     return sorted(rows, key=order)
 
