@@ -80,7 +80,7 @@ BUGS = (
         "eviction_by_name", "armada PR #5053", "core/stages/victims.py",
         "        return (last, code == IN_QUEUE, *first,",
         "        return (victim.id, code == IN_QUEUE, *first,",
-        f"{DECISIONS}::test_the_cheapest_victim_goes_not_the_first_by_name",
+        f"{DECISIONS}::test_whoever_is_not_needed_is_spared",
     ),
     Bug(
         "half_a_gang_left", "ray#65147", "core/fold_facts.py",
