@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmsched.runtime import execute, packages, redaction
+from llmsched.runtime import execute, gang_ray, packages, redaction
 from llmsched.runtime.by_hand import ByHand
 
 
@@ -31,7 +31,8 @@ class CommandWorker:
         self._by_hand: ByHand | None = None
 
     def run(self, ask: Ask, folder: str, envs: dict[str, str]) -> Iterator[execute.Said]:
-        around = {**os.environ, **self._order["envs"], **envs}
+        here = dict(os.environ) if self._order["kind"] == "train" else gang_ray.own(os.environ)
+        around = {**here, **self._order["envs"], **envs}
         extra = packages.provide(self._order, Path(folder))  # there already, for the member runs
         if extra is not None:
             around = extra.surround(around)

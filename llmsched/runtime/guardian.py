@@ -285,14 +285,18 @@ class Scale:
         self._ends = action == "end"
         self._is_off = action == "off" or not asked
         self._is_told = False
-        self._most = int(asked * TOLERANCE) + ALLOWANCE_BYTES
+        self._beside = 0  # what nobody asked for: processes of Ray itself
+
+    def allow(self, more: int) -> None:
+        """So many bytes are not the work's own."""
+        self._beside += more
 
     def weigh(self, pids: set[int]) -> dict[str, Any] | None:
         """What to tell the worker, if anything: {"memory": bytes, "is_over": it is to be ended}."""
-        if self._is_off or memory_of(pids, exactly=False) <= self._asked:
+        if self._is_off or memory_of(pids, exactly=False) - self._beside <= self._asked:
             return None
-        used = memory_of(pids, exactly=True)
-        is_over = self._ends and used > self._most
+        used = memory_of(pids, exactly=True) - self._beside
+        is_over = self._ends and used > int(self._asked * TOLERANCE) + ALLOWANCE_BYTES
         if used <= self._asked or (self._is_told and not is_over):
             return None
         self._is_told = True
@@ -334,6 +338,9 @@ class Guardian:
                     ended, left = self._end()
                     _say({"ended": ended, "left": left})
                     return
+                for word in asked.split(b"\n"):
+                    if word.startswith(b"allow "):
+                        self._scale.allow(int(word[6:]))
                 if not asked:  # it has let go of the pipe and still lives
                     watched.unregister(0)
             if verdict := self._look():

@@ -8,6 +8,7 @@ head's GCS writes into that folder. Start reading at `RayNode.start`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -69,7 +70,8 @@ class Share(NamedTuple):
             kept.pop("ray.io/accelerator-type", None)
         elif flavor:
             custom[f"accelerator_type:{flavor}"] = 1.0  # what a program's accelerator_type= asks for
-        return cls(int(member.get("cpus") or 0), gpus, max(0, asked - store), store, custom, kept)
+        cpus = math.ceil(member.get("cpus") or 0)  # a part of one still runs one function at a time
+        return cls(cpus, gpus, max(0, asked - store), store, custom, kept)
 
     def options(self) -> list[str]:
         options = [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}", f"--object-store-memory={self.store}"]
@@ -144,10 +146,15 @@ class RayNode:
             raise DidNotStart("Ray did not write down on which port it listens")
         return int(files[0].read_text())
 
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of the node descend from; 0: there is none."""
+        return self._process.pid if self._process is not None else 0
+
     def node_id(self) -> str:
         """Ray's, in hex; "" when it is gone."""
         with suppress(psutil.Error):
-            for child in psutil.Process(self._process.pid if self._process else 0).children():
+            for child in psutil.Process(self.pid).children():
                 words = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
                 if words and Path(words[0]).name == "raylet":
                     return next((str(word.partition("=")[2]) for word in words if word.startswith("--node_id=")), "")

@@ -6,8 +6,6 @@ Start reading at `RayMember.start`. The Ray's processes are in `private_ray.py`.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,10 +14,10 @@ from typing import Any, NamedTuple
 
 import ray
 
-from llmsched.runtime import containment, dashboard, environment, packages, private_ray, pulse
+from llmsched.runtime import containment, dashboard, environment, gang_ray, packages, private_ray, pulse
 from llmsched.runtime.elastic import DONE_FILE
 from llmsched.runtime.health import Pulse
-from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
+from llmsched.runtime.private_ray import DidNotStart
 from llmsched.runtime.task import Ending, TaskWorker
 
 
@@ -42,7 +40,6 @@ class RayMember(TaskWorker):
         super().__init__(order, rank)
         self._member: dict[str, Any] = json.loads(member)
         self._token = token
-        self._node: RayNode | None = None
 
     def attach(self) -> None:
         """Use the working folder that another member of this machine has laid out, and keep it there."""
@@ -54,10 +51,10 @@ class RayMember(TaskWorker):
         self._folder = self._shared_folder()
         self._packages = packages.provide(self._order, self._folder, self._say)  # as `prepare` left it on this machine
         self._guard = self._guard or self._new_guard()
-        share = Share.of(self._member, _labels(), self._order["spec"]["ray"].get("object_store_memory") or 0)
-        self._node = RayNode(self._token, share, self._envs({}), self._ray_program())
+        store = self._order["spec"]["ray"].get("object_store_memory") or 0
+        self._node = gang_ray.node(self._member, self._token, self._envs({}), self._packages, store)
         try:
-            self._node.start(self._ip(), self._folder, address)
+            self._node.start(gang_ray.address_here(), self._folder, address)
         except DidNotStart as error:
             self._say(f"[llmsched] {error}\n")
             return Joined(message=str(error))
@@ -128,34 +125,11 @@ class RayMember(TaskWorker):
             on_memory=self._on_memory,
         )
 
-    def _surroundings(self) -> dict[str, str]:
-        """Nothing of the Ray in which this process is a worker: its address, its job, the mark for its drivers. The
-        owner's mark stays, by which processes are known."""
-        return {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-
-    def _driver_envs(self) -> dict[str, str]:
-        """The program's drivers are of another Ray."""
-        return {}
-
     def _pulse(self, meter: pulse.CommandMeter) -> Pulse:
         """Of the program; a member without one has only its node to speak for."""
         return meter.read(self._processes.pids) if self._processes is not None else Pulse()
-
-    def _ip(self) -> str:
-        return str(ray.util.get_node_ip_address())
-
-    def _ray_program(self) -> list[str]:
-        """The Ray of this Python, or the same seen from the workload's packages."""
-        python = sys.executable if self._packages is None else str(self._packages.bin / "python")
-        return [python, "-P", "-m", "ray.scripts.scripts"]
 
     def _shared_folder(self) -> Path:
         """Of all members: a program's modules lie at the same path on every machine, as its Ray expects."""
         owner = f"{self._order['gang']}-{self._order['attempt']}-{self._order['epoch']}".replace("/", "-")
         return Path(tempfile.gettempdir()) / f"llmsched-ray-{owner}-{ray.get_runtime_context().get_job_id()}"
-
-
-def _labels() -> dict[str, str]:
-    """Of the machine's node in the shared Ray."""
-    here = ray.get_runtime_context().get_node_id()
-    return next((dict(one.get("Labels") or {}) for one in ray.nodes() if one["NodeID"] == here), {})

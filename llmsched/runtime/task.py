@@ -26,7 +26,9 @@ from llmsched.runtime import (
     environment,
     execute,
     failures,
+    gang_ray,
     packages,
+    private_ray,
     pulse,
     redaction,
 )
@@ -65,6 +67,8 @@ class TaskWorker:
         self._outputs: Outputs | None = None
         self._guard: containment.Guard | None = None
         self._over_memory = ""
+        self._door: gang_ray.Door | None = None  # at worker 0
+        self._node: private_ray.RayNode | None = None
         self._log = environment.LogFile(
             self._order["storage"], f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
         )
@@ -73,7 +77,7 @@ class TaskWorker:
         """Where this rank ended up: node id, address, pid, working folder, and the variables that say who it is."""
         here = ray.get_runtime_context()
         about = {"node": here.get_node_id(), "host": socket.gethostname(), "pid": os.getpid(), "ip": _address()}
-        around = {**execute.surroundings(), **self._driver_envs()}
+        around = gang_ray.own(execute.surroundings())
         return {**about, "rank": self._rank, "folder": str(self._shared_folder()), "envs": around}
 
     def prepare(self) -> Ending:
@@ -112,6 +116,36 @@ class TaskWorker:
         else:
             self._outputs.publish(parts)
 
+    def open_door(self, token: str, others: list[Any]) -> dict[str, str]:
+        """Where the gang's own Ray is to be found, which comes up once somebody looks: the variables for that."""
+
+        def start() -> str:
+            self._say("[llmsched] ray.init: the task gets a Ray of its own, of the size of its gang\n")
+            address = self.start_node(token)
+            waiting = [worker.start_node.remote(token, address) for worker in others] if address else []
+            with suppress(ray.exceptions.RayError):  # it is gone: the attempt hears of it
+                ray.get(waiting)
+            return address
+
+        self._door = self._door or gang_ray.Door(gang_ray.address_here(), start)
+        return gang_ray.envs_of(self._door.address, token)
+
+    def start_node(self, token: str, address: str = "") -> str:
+        """Come up as the head of the gang's own Ray, or as a node of that at `address`; its address, "" if it does not
+        come up."""
+        member = self._order["members"][self._rank]
+        if self._guard is not None:
+            self._guard.allow(private_ray.RAY_ITSELF_BYTES)
+        node = gang_ray.node(member, token, self._envs({}), self._packages)
+        try:
+            node.start(gang_ray.address_here(), self._shared_folder(), address)
+        except private_ray.DidNotStart as error:
+            self._say(f"[llmsched] its Ray did not come up: {error}\n")
+            node.clean()
+            return ""
+        self._node = node
+        return node.address
+
     def hold_port(self) -> int:
         """Where the ranks are to meet; held from now on, so that no other program gets it."""
         self._held = self._held or HeldPort()
@@ -134,7 +168,8 @@ class TaskWorker:
         with closing(command_link.Desk(self._answers())) as desk:
             envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
             code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
-            self._contain()
+            if self._node is None:  # else others of the gang may use what runs beside this one: it ends with them
+                self._contain()
         self._log.close()
         if self._over_memory:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
@@ -175,7 +210,8 @@ class TaskWorker:
     def _pulse(self, meter: pulse.CommandMeter) -> Pulse | None:
         """None: there is nothing to speak of."""
         pids = self._processes.pids if self._processes is not None else []
-        return meter.read(pids) if pids else None
+        beside = [self._node.pid] if self._node is not None else []  # it computes through its Ray too
+        return meter.read([*pids, *beside]) if pids else None
 
     def _tell(self, name: str, said: Pulse) -> None:
         ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, said)
@@ -186,8 +222,18 @@ class TaskWorker:
         if self._processes is None:
             return
         self._processes.stop(grace_s)
-        self._contain()
+        if self._node is None:
+            self._contain()
         self._log.close()
+
+    def end_ray(self) -> None:
+        """All commands of the gang have ended: so does what they made through Ray."""
+        if self._door is not None:
+            self._door.close()
+        if self._node is not None:
+            self._node.stop()
+            self._contain()
+            self._node.clean()
 
     def _contain(self) -> None:
         """End what the command has left running, whatever session it is in; return when it is gone."""
@@ -219,14 +265,11 @@ class TaskWorker:
         around = {**around, "PATH": path}
         if self._packages is not None:
             around = self._packages.surround(around)
-        return {**around, "PYTHONUNBUFFERED": "1", **self._driver_envs(), **envs, **self._order["envs"]}
+        return {**around, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
 
     def _surroundings(self) -> dict[str, str]:
-        return dict(os.environ)
-
-    def _driver_envs(self) -> dict[str, str]:
-        """Of Ray drivers that the command starts."""
-        return _driver_envs()
+        """The owner's mark stays, by which processes are known."""
+        return gang_ray.own(os.environ)
 
     @property
     def _section(self) -> dict[str, Any]:
@@ -265,11 +308,6 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"exited with code {code}"
     return f"was ended by signal {signal.Signals(-code).name}"
-
-
-def _driver_envs() -> dict[str, str]:
-    owner = os.environ.get(containment.OWNER, "")
-    return containment.driver_envs(owner, ray.get_runtime_context().gcs_address) if owner else {}
 
 
 def _address() -> str:

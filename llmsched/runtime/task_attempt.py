@@ -6,6 +6,7 @@ The first rank that fails ends the gang. What the workers do is in `task.py`. St
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from contextlib import suppress
 from typing import Any
@@ -37,10 +38,11 @@ class TaskAttempt:
         preparing = [worker.prepare.remote() for worker in heads.values()]
         self._check(self._answers(preparing, [self._workers.index(worker) for worker in heads.values()]))
         meeting = self._meeting([place["ip"] for place in places])
+        finds_ray = self._of_worker_0(self._workers[0].open_door.remote(secrets.token_hex(32), self._workers[1:]))
         life.begin()
         runs = []
         for rank, (place, worker) in enumerate(zip(places, self._workers, strict=True)):
-            envs = self._envs(rank)
+            envs = {**self._envs(rank), **finds_ray}
             known = {**place["envs"], **envs, **meeting.processes_of(rank)[0]}
             life.ranks.works_in(rank, place["node"], place["folder"], known, place["pid"])
             runs.append(worker.run.remote(envs, meeting))
@@ -50,6 +52,7 @@ class TaskAttempt:
             self._check(self._answers(runs, list(range(len(runs))), is_work=True), has_begun=True)
             has_succeeded = True
         finally:
+            self._end_ray()
             self._keep_outputs(first, has_succeeded)
             with suppress(Exception):
                 ray.get([worker.clean.remote() for worker in first], timeout=5)
@@ -112,11 +115,21 @@ class TaskAttempt:
 
     def _meeting(self, addresses: list[str]) -> Rendezvous:
         """Where the ranks of this try meet: a port that worker 0 holds, another one at each try."""
+        port = self._of_worker_0(self._workers[0].hold_port.remote())
+        return Rendezvous.of(self._life.order, self._life.resizes, addresses, port)
+
+    def _of_worker_0(self, asked: Any) -> Any:
         try:
-            port = ray.get(self._workers[0].hold_port.remote())
+            return ray.get(asked)
         except ray.exceptions.RayError as error:
             raise Outcome("failed", *self._life.of_death(0, error)) from error
-        return Rendezvous.of(self._life.order, self._life.resizes, addresses, port)
+
+    def _end_ray(self) -> None:
+        """Of worker 0 last: it is the head's."""
+        for part in (self._workers[1:], self._workers[:1]):
+            ending = [worker.end_ray.remote() for worker in part]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=CLOSE_WITHIN_S * 3)
 
     def _keep_outputs(self, workers: list[Any], is_result: bool) -> None:
         """What the commands wrote beside their code; within the grace, when they were asked to leave."""

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import ray
 
 from llmsched.runtime import elastic
@@ -52,20 +53,26 @@ def tell(folder, name, **facts):
     draft.rename(Path(folder) / name)
 
 
-def command(address, folder, node):
-    """A Ray driver of a user's own, in an environment of its own: what it makes is to outlive it."""
-    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    from ray.util.placement_group import placement_group
-
+def command(address, folder):
+    """A Ray driver of a user's own, which is to find what its gang was given; what it makes is to outlive it."""
     children = [daemon(), os.getpid()]
-    ray.init("auto", namespace="hoard", log_to_driver=False)  # whatever other Rays there are on this machine
-    assert ray.get_runtime_context().gcs_address == address
-    nested(node, name="hoarded", lifetime="detached")
-    where = [{"ray.io/node-id": node}]
-    group = placement_group([{"GPU": 0.25}], name="hoarded", lifetime="detached", bundle_label_selector=where)
-    ray.get(group.ready())
-    tell(folder, "task", children=children, worker=os.getppid())
+    ray.init("auto", log_to_driver=False)  # whatever other Rays there are on this machine
+    assert ray.get_runtime_context().gcs_address != address
+    made = ray.remote(Nested).options(name="hoarded", lifetime="detached").remote()
+    ray.get(made.ping.remote())
+    made = [ray.remote(Nested).options(num_cpus=amount).remote() for amount in (0.5, 0.5, 0.5)]
+    for fits in made[:-1]:
+        ray.get(fits.ping.remote())
+    too_many = made[-1].ping.remote()
+    waits = ray.wait([too_many], timeout=1)[0] == []
+    has = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
+    rays = [each.pid for each in psutil.process_iter() if each.name() in ("raylet", "gcs_server") and is_mine(each)]
+    tell(folder, "task", children=[*children, *rays], worker=os.getppid(), has=has, waits=waits)
     time.sleep(600)
+
+
+def is_mine(process):
+    return any(str(each.pid) == str(os.getppid()) for each in process.parents())
 
 
 def wait():

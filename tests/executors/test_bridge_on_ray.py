@@ -349,17 +349,21 @@ LEFT = """if True:
 
 def test_what_attempts_take_beyond_their_gangs_is_theirs_and_ends_with_them(lab, tmp_path):
     """A task whose worker is killed with -9, a train loop and a replica that are stopped: each has a daemon without
-    parent, session and environment, and holds a quarter of a GPU or two beyond what it was given. All
+    parent, session and environment. Loop and replica hold a quarter of a GPU or two beyond what they were given; the
+    task has a Ray of its own, where what is beyond its gang waits. All
     of it fits: what waits for a place holds nothing.
     """
     where = {"folder": str(tmp_path), "node": lab.nodes[1]}
-    run = [sys.executable, "hoard.py", lab.cluster.address, *where.values()]
+    run = [sys.executable, "hoard.py", lab.cluster.address, str(tmp_path)]
     train, app = {"loop": "hoard:loop", "config": where}, {"app": "hoard:App", "args": where}
     for kind, section in ("task", {"run": run}), ("train", train), ("serve", app):
         given = lab.order(f"hoard-{kind}/0", kind, {kind: section}, lab.nodes[:1], gpus=0.25, workdir=lab.workdir)
         lab.launch(given)
     told = {}
-    for kind, gpus in ("task", 0.5), ("train", 0.5), ("serve", 0.25):
+    wait_until((tmp_path / "task").exists, 90, "the task has what it can have")
+    told["task"] = json.loads((tmp_path / "task").read_text())
+    assert (told["task"]["has"], told["task"]["waits"]) == ({"CPU": 1.0, "GPU": 0}, True)
+    for kind, gpus in ("train", 0.5), ("serve", 0.25):
         wait_until((tmp_path / kind).exists, 90, f"{kind} has what it wants")
         since = time.monotonic()
         used = (ForeignSeen(lab.nodes[1], gpus, 0.0, 0),)
