@@ -200,6 +200,13 @@ class History:
         """What planned starts go by when nothing was declared: any history is better than none."""
         return self._declared(spec) or self._by_steps(spec) or self._by_runs(spec)
 
+    def of_declared(self, seconds: float, done_s: float, low: float, high: float) -> Outlook:
+        """The same of a gang of which nothing is known but that it declares so many seconds."""
+        record = self.records[DECLARED]
+        like = record if len(record.sorted) >= ENOUGH else CERTAIN
+        least, mean, most = like.beyond(done_s / seconds, low, high)
+        return Outlook(least * seconds, mean * seconds - done_s, most * seconds - done_s)
+
     def outlook(self, guess: Guess, done_s: float, low: float, high: float) -> Outlook:
         like, unit = guess.sample, guess.unit
         if len(like) < ENOUGH:

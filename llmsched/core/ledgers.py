@@ -149,7 +149,7 @@ class Ledgers:
             else:
                 amount = amount_of(spec, placed)
             if placed.gpu_index < 0:  # like bundles side by side are one change
-                while run < end and placement[run] == placed:
+                while run < end and (placement[run] is placed or placement[run] == placed):
                     run += 1
             count = run - at
             at = run

@@ -240,6 +240,12 @@ def size_of(workload: Workload, placement: Placement) -> int:
     return sum(placed.group == first for placed in placement)
 
 
+def says_speed(workload: Workload) -> bool:
+    """Whether one of its options says how fast it is there."""
+    options = workload.groups[0].options
+    return bool(options[0].speedup) if len(options) == 1 else any(option.speedup for option in options)
+
+
 def speed(workload: Workload, size: int, option: int = 0) -> float:
     """Progress per second at `size` on an option, relative to min_size on the first; linear where nothing is known,
     between known sizes too."""

@@ -36,7 +36,13 @@ class Amounts(NamedTuple):
         return self.own + self.borrowed
 
     def plus(self, other: Amounts) -> Amounts:
-        return Amounts(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Amounts(
+            self.own + other.own,
+            self.borrowed + other.borrowed,
+            self.starting + other.starting,
+            self.lost + other.lost,
+            self.cost + other.cost,
+        )
 
 
 class Used(NamedTuple):
@@ -250,10 +256,12 @@ class Meter:
     # --- books ---
 
     def _read(self, attempt: Attempt, until: int) -> None:
+        if until <= attempt.since_ms:
+            return
         for key, amounts in _since(attempt, until):
             self._write(attempt.workload, key, amounts)
             attempt.unsaved += amounts.held - amounts.starting
-        attempt.since_ms = max(attempt.since_ms, until)
+        attempt.since_ms = until
 
     def _write(self, workload: str, key: Key, amounts: Amounts) -> None:
         book = self.books.setdefault(workload, {})

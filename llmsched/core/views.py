@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 from llmsched.core.amounts import bundle_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
-from llmsched.core.estimate import DECLARED, Guess, Outlook
+from llmsched.core.estimate import Outlook
 from llmsched.core.outstanding import SECOND
-from llmsched.core.records import GangState, WorkloadState, allowed_sizes, speed
+from llmsched.core.records import GangState, WorkloadState, allowed_sizes, says_speed, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload
@@ -129,8 +129,7 @@ class GangView(Frozen):
         """The declared run time of a gang of which nothing else is known but for how long it has run; None: it is not
         such a gang."""
         gang, spec = self._gang, self._gang.spec
-        knows_more = spec.model or gang.relative_speed != 1.0 or gang.measured or spec.is_elastic()
-        if knows_more or any(option.speedup for option in spec.groups[0].options):
+        if spec.model or gang.relative_speed != 1.0 or gang.measured or spec.is_elastic() or says_speed(spec):
             return None
         return spec.estimated_runtime_s or None
 
@@ -340,18 +339,22 @@ class View(Frozen):
         """What is to be believed of its run time, given what it has done: the quantile `low` of the whole run, the mean
         and the quantile `high` of what is left. None: nothing is known. See estimate.py."""
         gang = _own(gang)
+        spec, history = gang.spec, self._state.history
         holds = gang.is_holding()
         done = self.service_s(gang) if holds else gang.served_s
-        if gang.measured or gang.spec.is_elastic():
+        if gang.measured or spec.is_elastic():
             left = self.remaining_s(gang) if holds else self.work_left(gang)
             if left is None:
                 return None
             left = left if left > 0.0 else max(done, 1.0)  # it was to be over by now: as long again is as good a guess
             return Outlook(done + left, left, left)
-        guess = self._state.history.guess(gang.spec)
-        if gang.relative_speed != 1.0 or any(option.speedup for option in gang.spec.groups[0].options):
+        if gang.relative_speed != 1.0 or says_speed(spec):
             done = gang.worked_s + self._since(gang)  # a second is not the same everywhere
-        return None if guess is None else self._state.history.outlook(guess, done, low, high)
+        if not spec.model:  # by far the most common
+            declared = spec.estimated_runtime_s
+            return history.of_declared(declared, done, low, high) if declared else None
+        guess = history.guess(spec)
+        return None if guess is None else history.outlook(guess, done, low, high)
 
     def work_left(self, gang: Gang) -> float | None:
         """The same in seconds at min_size. History is asked only if it deserves belief: an order may not go by a
@@ -426,7 +429,7 @@ class View(Frozen):
 
     def of_declared(self, low: float, high: float) -> Outlook:
         """What `outlook` has for who declares one second, has not run, and tells nothing else."""
-        return self._state.history.outlook(Guess(1.0, DECLARED), 0.0, low, high)
+        return self._state.history.of_declared(1.0, 0.0, low, high)
 
     def of_models(self) -> list[GangView]:
         """Gangs of a named model that wait or run: what is believed of them changes with every run that ends."""

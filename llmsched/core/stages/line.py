@@ -123,9 +123,9 @@ class Line:
         self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
         self.left_out: list[Shape] = []
         lines: dict[str, list[Shape]] = {}
-        free = self._free()
+        self._free = self._count_free()
         for need, alike in waiting.by_need.items():
-            if need > free:
+            if need > self._free:
                 self.left_out += alike.values()
                 continue
             for shape in alike.values():
@@ -155,14 +155,15 @@ class Line:
         heapify(self._queues)
         self._now: Rank | None = None  # the latest that somebody was asked at: behind its head a queue may rank earlier
 
-    def _free(self) -> int:
-        """Thousandths of GPUs that may be taken at this moment of the pass, where nothing else can be."""
+    def _count_free(self) -> int:
+        """Thousandths of GPUs that may be taken at this moment of the pass, where nothing else can be. It changes only
+        with what is done for the gang in hand."""
         capacity = self._this.state.capacity
         return capacity.free_gpus(capacity.open) * MILLI if self._only_what_is_free else UNBOUNDED
 
-    def _fits(self, shape: Shape, free: int) -> bool:
+    def _fits(self, shape: Shape) -> bool:
         """Whether it is of any use to look at a gang of that class; if not, the class is left out from now on."""
-        fits = shape.needs_free <= free
+        fits = shape.needs_free <= self._free
         if not fits:
             self.left_out.append(shape)
         return fits
@@ -176,7 +177,7 @@ class Line:
 
     def _head(self, shape: Shape) -> Head:
         """Of a class in which nobody has been looked for."""
-        most, count = self._most_of(shape), self._without_of[id(shape)]
+        most, count = self._most_of(shape), self._without_of.get(id(shape), 0)
         asks_few = self._needs_no_key or 2 * count >= len(shape.entries)
         bound = () if asks_few else bound_of(self._this, shape, most)
         return Head(bound, shape.serial, "", self._rest(shape, most, count), shape)
@@ -186,7 +187,7 @@ class Line:
         In one line, those of no use any more are left out; where queues are compared, they count as well."""
         while heap and not heap[0].name:
             head = heappop(heap)
-            if self._by_queue or (not self.blocker(head.shape) and self._fits(head.shape, self._free())):
+            if self._by_queue or (not self.blocker(head.shape) and self._fits(head.shape)):
                 found = self._next(head)
                 if found is not None:  # not decided about all of them
                     heappush(heap, found)
@@ -205,7 +206,7 @@ class Line:
     def _next(self, head: Head) -> Head | None:
         """The same class without its first one."""
         following = next(head.rest, None)
-        return None if following is None else head._replace(key=following[0], name=following[1])
+        return None if following is None else Head(following[0], head.serial, following[1], head.rest, head.shape)
 
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
@@ -263,10 +264,11 @@ class Line:
             if self._put_aside(rank, queue):
                 continue
             head = heappop(heap)
-            if not self.blocker(head.shape) and self._fits(head.shape, self._free()):
+            if not self.blocker(head.shape) and self._fits(head.shape):
                 self._refused, self._now = False, rank if self._now is None else max(self._now, rank)
                 yield self._gangs[head.name], head.shape
-                goes_on = not self._refused and self._fits(head.shape, self._free())
+                self._free = self._count_free()
+                goes_on = not self._refused and self._fits(head.shape)
                 following = self._next(head) if goes_on else None
                 if following is not None:
                     heappush(heap, following)

@@ -147,16 +147,17 @@ def _best_first(
     while heap:
         _, number, place = heappop(heap)
         each = classes[number]
-        if place >= 0:
-            row = each.at(place)
-            assert row is not None
-            if is_refused(row[1]) and each.sample is not None:
-                continue
-        elif each.sample is not None and is_hopeless(each.sample):
+        if place < 0 and each.sample is not None and is_hopeless(each.sample):
             continue
-        following = each.at(place + 1)
-        if following is not None:
-            heappush(heap, (following[0], number, place + 1))
+        while place < 0 or not is_refused(each.read[place][1]) or each.sample is None:
+            place += 1
+            following = each.at(place)
+            if following is None:
+                break
+            entry = (following[0], number, place)
+            if heap and heap[0] < entry:
+                heappush(heap, entry)
+                break
 
 
 def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[GangState], list[GangState]]:
@@ -171,17 +172,19 @@ def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[G
     with count.everybody_gone([gang for _, gang in running]):
 
         def owns_too_little(gang: GangState) -> bool:
-            if any(count.takes_own(gang.spec.queue, *wish) for wish in count.wishes(gang)):
-                picked[gang.id] = None
-                return False
+            for wish in count.wishes(gang):
+                if count.takes_own(gang.spec.queue, *wish):
+                    picked[gang.id] = None
+                    return False
             return True
 
         def finds_too_little(gang: GangState) -> bool:
             if gang.id in picked:
                 return False
-            if count.total > 0 and any(count.takes(gang.spec.queue, *wish) for wish in count.wishes(gang)):
-                picked[gang.id] = None
-                return False
+            for wish in count.wishes(gang) if count.total > 0 else ():
+                if count.takes(gang.spec.queue, *wish):
+                    picked[gang.id] = None
+                    return False
             return True
 
         if count.quota.enforced:
@@ -204,12 +207,14 @@ class _Count:
             flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()
         }
         self.total = sum(self.room.values())
+        self._held: dict[str, tuple[str | None, int]] = {}  # (flavor, thousandths of GPUs) of those that run
         self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet
         self._charged: dict[tuple[str, str | None], int] = {}
 
     def wishes(self, gang: GangState) -> list[tuple[str | None, int]]:
         """(flavor, thousandths of GPUs) that would do, best first; flavor None: any."""
-        return [self._held(gang)] if gang.held else self._asked(gang.spec)
+        held = self._held.get(gang.id)
+        return self._asked(gang.spec) if held is None else [held]
 
     def _asked(self, spec: Workload) -> list[tuple[str | None, int]]:
         found = []
@@ -224,16 +229,14 @@ class _Count:
         """Whether none of its wishes would do, whatever quota says. Room only becomes less."""
         return not any(self._has(*wish) for wish in self._asked(spec))
 
-    def _held(self, gang: GangState) -> tuple[str | None, int]:
-        node = self.state.nodes.get(gang.held[0].node)
-        return (node.node.flavor if node else None), gang.gpus_milli()
-
     @contextmanager
     def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
         """While it lasts those who run hold neither room nor quota."""
         held: dict[tuple[str, str | None], int] = {}
         for gang in running:
-            flavor, amount = self._held(gang)
+            node, amount = self.state.nodes.get(gang.held[0].node), gang.gpus_milli()
+            flavor = node.node.flavor if node else None
+            self._held[gang.id] = flavor, amount
             self.room[flavor] = self.room.get(flavor, 0) + amount
             self.total += amount
             key = (gang.spec.queue, flavor)

@@ -57,13 +57,18 @@ class FinishTimeFair:
         self._bound = 0.0
         self._contention = 1.0
         self._declared = Outlook(1.0, 1.0, 1.0)  # of a declared second
+        self._limits: dict[str, Limits] = {}  # by queue, in this pass
 
     def index(self) -> FinishTimeIndex:
-        return FinishTimeIndex(self._limits)
+        return FinishTimeIndex(self._limits_of)
 
-    def _limits(self, queue: str) -> Limits:
-        knobs = self._options.of(queue)
-        return Limits(knobs.guard, self._contention, knobs.pole * self._bound, *self._declared)
+    def _limits_of(self, queue: str) -> Limits:
+        limits = self._limits.get(queue)
+        if limits is None:
+            knobs = self._options.of(queue)
+            limits = Limits(knobs.guard, self._contention, knobs.pole * self._bound, *self._declared)
+            self._limits[queue] = limits
+        return limits
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)
@@ -100,6 +105,7 @@ class FinishTimeFair:
         self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
         self._declared = view.of_declared(LEAST, 1.0)
+        self._limits.clear()
 
 
 def _level(gpu_s: float) -> int:

@@ -100,6 +100,25 @@ class Row(NamedTuple):
     name: str
 
 
+class Furthest(NamedTuple):
+    """Who has waited longest for its run time: the same one from `at` on, before `until`."""
+
+    since: float
+    seconds: float
+    at: float
+    until: float
+
+
+def furthest_behind(firsts: list[tuple[float, float]], now: float) -> Furthest:
+    """Of (since, seconds): (now - since) / seconds only grows, the faster the shorter the run time is; so whoever comes
+    to be ahead later is a shorter one, at a moment that is known."""
+    since, seconds = max(firsts, key=lambda row: (now - row[0]) / row[1])
+    overtaken = [
+        (other * seconds - since * shorter) / (seconds - shorter) for other, shorter in firsts if shorter < seconds
+    ]
+    return Furthest(since, seconds, now, min(overtaken, default=inf))
+
+
 class Declared:
     """Those of a class that declare a run time and tell nothing else, by bounds of their keys."""
 
@@ -108,6 +127,7 @@ class Declared:
         self.urgency = -gang.spec.priority
         self._root = float(gpus_of(gang) ** 0.5)
         self._buckets: dict[int, list[tuple[float, float, str]]] = {}  # (since, seconds, gang): longest waiting first
+        self._furthest: Furthest | None = None  # of their first ones, until one of them is another
         self._fresh: list[Bound] = []  # (seconds, gang) of those that have not begun: in order whatever history says
         self._mean = self._most = 1.0  # what the others are ordered by:
         self._by_left: list[Bound] = []  # (the least that is left on average, gang)
@@ -115,13 +135,17 @@ class Declared:
 
     def put(self, row: Row) -> None:
         self.rows[row.name] = row
-        insort(self._buckets.setdefault(_bucket(row.seconds), []), (row.since, row.seconds, row.name))
+        bucket, entry = self._buckets.setdefault(_bucket(row.seconds), []), (row.since, row.seconds, row.name)
+        insort(bucket, entry)
+        if bucket[0] is entry:
+            self._furthest = None
         for bounds, bound in self._bounds(row):
             insort(bounds, bound)
 
     def drop(self, name: str) -> None:
         row = self.rows.pop(name)
-        _take(self._buckets, _bucket(row.seconds), (row.since, row.seconds, name))
+        if not _take(self._buckets, _bucket(row.seconds), (row.since, row.seconds, name)):
+            self._furthest = None
         for bounds, bound in self._bounds(row):
             del bounds[bisect_left(bounds, bound)]
 
@@ -133,7 +157,11 @@ class Declared:
 
     def bound(self, now: float, limits: Limits) -> tuple[int, float]:
         """(tier, what is no worse than anybody's key in it)."""
-        worst = max([(now - bucket[0][0]) / _edge(number) for number, bucket in self._buckets.items()])
+        furthest = self._furthest
+        if furthest is None or not furthest.at <= now < furthest.until:
+            firsts = [(bucket[0][0], _edge(number)) for number, bucket in self._buckets.items()]
+            furthest = self._furthest = furthest_behind(firsts, now)
+        worst = (now - furthest.since) / furthest.seconds
         if worst >= _late_from(limits):
             return 0, -(worst / limits.least + 1.0) / limits.contention - CLOSE
         self._keep_to(limits)
@@ -222,12 +250,14 @@ def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[
         yield heappop(known)
 
 
-def _take(lists: dict[KindT, list[Any]], kind: KindT, row: Any) -> None:
-    """Out of the list of that kind."""
+def _take(lists: dict[KindT, list[Any]], kind: KindT, row: Any) -> int:
+    """Out of the list of that kind; where it stood there."""
     rows = lists[kind]
-    del rows[bisect_left(rows, row)]
+    at = bisect_left(rows, row)
+    del rows[at]
     if not rows:
         del lists[kind]
+    return at
 
 
 def _with_keys(members: list[Entry], key: KeyOf) -> Iterator[tuple[Key, str]]:
