@@ -104,6 +104,11 @@ class Ordering(Checked):
     def index(self) -> Index:
         return Index(self)
 
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether nothing was asked in this pass yet."""
+        return self._view is not None
+
     def answers_of_index(self, wrong: tuple[str, str] | None) -> None:
         """Its index is asked: what is wrong with that is told as of the policy."""
         self._first()
@@ -161,7 +166,8 @@ class Index:
         which is below everything."""
         if self._index is None or not hasattr(self._index, "bound"):
             return ()
-        self._ordering.answers_of_index(None)
+        if self._ordering.has_not_begun:
+            self._ordering.answers_of_index(None)
         try:
             found = self._index.bound(now)
         except Exception as error:

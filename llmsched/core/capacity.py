@@ -233,7 +233,9 @@ class Capacity:
     # --- taking and giving back (often) ---
 
     def change(self, node_id: str, amount: Resources, device: int, sign: int) -> None:
-        state = self.by_id[node_id]
+        self.take(self.by_id[node_id], amount, device, sign)
+
+    def take(self, state: NodeState, amount: Resources, device: int, sign: int) -> None:
         before = state.free_whole
         state.change(amount, device, sign)
         if amount.gpus_milli:

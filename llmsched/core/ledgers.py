@@ -14,7 +14,7 @@ from llmsched.core.configuration import Configuration
 from llmsched.core.past_use import bring_up_to
 from llmsched.core.prices import price_per_gpu_hour
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of
+from llmsched.core.records import GangState, HoldingGroup, QueueUse, amount_of, gpus_of, weigh
 from llmsched.core.resources import MILLI, ByNode, Resources
 from llmsched.core.usage import MICROS, Held, Meter
 from llmsched.core.workload import Placement
@@ -80,6 +80,8 @@ class Ledgers:
                 self.nodes[placed.node].idle_since = now
         gang.held = new
         amounts = self.charge(gang, new, 1) if new else {}
+        if not new:
+            gang.weighed = None
         held = self._priced(gang, new, amounts)
         self.meter.hold(gang.id, gang.workload_id, spec.queue, held, self.quota, now)
 
@@ -135,32 +137,15 @@ class Ledgers:
         thousandths of GPUs it is, by flavor."""
         spec = gang.spec
         queue = spec.queue
-        capacity = self.capacity
+        take, nodes = self.capacity.take, self.nodes
         by_flavor: dict[str | None, int] = {}
         cpus = memory = total = 0
-        at, end = 0, len(placement)
-        plain = len(spec.groups) == 1  # by far the most common: no need to look for the group of each bundle
-        options = spec.groups[0].options
-        while at < end:
-            placed = placement[at]
-            run = at + 1
-            if plain:
-                amount = options[placed.option if placed.option < len(options) else -1].resources
-            else:
-                amount = amount_of(spec, placed)
-            if placed.gpu_index < 0:  # like bundles side by side are one change
-                while run < end and (placement[run] is placed or placement[run] == placed):
-                    run += 1
-            count = run - at
-            at = run
-            if count > 1:
-                gpus, cpus_milli, memory_bytes, custom = amount
-                if custom:
-                    amount = amount.times(count)
-                else:
-                    amount = Resources(gpus * count, cpus_milli * count, memory_bytes * count)
-            node = self.nodes[placed.node]
-            capacity.change(placed.node, amount, placed.gpu_index, sign)
+        weighed = gang.weighed
+        if weighed is None or weighed.placement is not placement or weighed.spec is not spec:
+            weighed = gang.weighed = weigh(spec, placement)
+        for name, amount, device in weighed.amounts:
+            node = nodes[name]
+            take(node, amount, device, sign)
             gpus = amount.gpus_milli
             if gpus:
                 if promise:

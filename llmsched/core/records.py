@@ -37,6 +37,14 @@ class Version(NamedTuple):
     model: str = ""  # uri; "": the one that the spec names
 
 
+class Weighed(NamedTuple):
+    """What a placement takes: (node, amount, device), like bundles side by side as one."""
+
+    spec: Workload
+    placement: Placement
+    amounts: tuple[tuple[str, Resources, int], ...]
+
+
 @dataclass(slots=True)
 class GangState:
     """One gang. `spec` is the version of the workload it was made from; `held` is what it holds on nodes right now."""
@@ -93,6 +101,7 @@ class GangState:
     blocked_by: str = ""  # why it is parked: "dependency", "schedule" or "backoff"
     shape: Shape | None = field(default=None, repr=False)  # cache: its class among the waiting
     own_reason: Reason | None = field(default=None, repr=False)  # beside the journal, not in the digest
+    weighed: Weighed | None = field(default=None, repr=False, compare=False)  # cache of ledgers.py: its last placement
 
     @property
     def reason(self) -> Reason | None:
@@ -207,6 +216,22 @@ def amount_of(workload: Workload, placed: Placed) -> Resources:
         if group.name == placed.group:
             return group.option(placed.option).resources
     return ZERO
+
+
+def weigh(spec: Workload, placement: Placement) -> Weighed:
+    amounts = []
+    at, end = 0, len(placement)
+    plain = len(spec.groups) == 1  # by far the most common: no need to look for the group of each bundle
+    while at < end:
+        placed = placement[at]
+        amount = spec.groups[0].option(placed.option).resources if plain else amount_of(spec, placed)
+        run = at + 1
+        if placed.gpu_index < 0:  # like bundles side by side are one change
+            while run < end and (placement[run] is placed or placement[run] == placed):
+                run += 1
+        amounts.append((placed.node, amount.times(run - at) if run - at > 1 else amount, placed.gpu_index))
+        at = run
+    return Weighed(spec, placement, tuple(amounts))
 
 
 def total_of(by_node: ByNode) -> Resources:

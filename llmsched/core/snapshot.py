@@ -51,7 +51,7 @@ class _Record:
 
 
 # Every field but those that are worked out again, or that mean the state itself.
-_GANG = _Record(GangState, ("shape", "own_reason"))
+_GANG = _Record(GangState, ("shape", "own_reason", "weighed"))
 _WORKLOAD = _Record(WorkloadState, ("known",))
 GANG_FIELDS, WORKLOAD_FIELDS = _GANG.fields, _WORKLOAD.fields
 

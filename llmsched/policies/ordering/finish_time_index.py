@@ -47,6 +47,11 @@ class Limits(NamedTuple):
     mean: float  # what most go by,
     most: float  # and the largest there was
 
+    @property
+    def late(self) -> float:
+        """Of seconds waited / seconds declared: from there on somebody may be in the first tier."""
+        return self.least * (self.guard * self.contention - 1.0) - CLOSE
+
 
 class FinishTimeIndex:
     """Start reading at `first`."""
@@ -81,7 +86,7 @@ class FinishTimeIndex:
         """What nobody's own key is below; () where that is not known without asking for keys."""
         if self._kins or self._declared is None or not self._declared.rows:
             return ()
-        return (self._declared.urgency, *self._declared.bound(now, self._limits(self._queue)))
+        return self._declared.bound(now, self._limits(self._queue))
 
     def first(self, now: float, key: KeyOf) -> Iterator[tuple[Key, str]]:
         """(key, gang), best first: (the policy's own, *age)."""
@@ -155,22 +160,22 @@ class Declared:
             return [(self._fresh, (row.seconds, row.name))]
         return [(self._by_left, self._left(row)), (self._by_most, self._most_left(row))]
 
-    def bound(self, now: float, limits: Limits) -> tuple[int, float]:
-        """(tier, what is no worse than anybody's key in it)."""
+    def bound(self, now: float, limits: Limits) -> tuple[int, int, float]:
+        """(urgency, tier, what is no worse than anybody's key in it)."""
         furthest = self._furthest
         if furthest is None or not furthest.at <= now < furthest.until:
             firsts = [(bucket[0][0], _edge(number)) for number, bucket in self._buckets.items()]
             furthest = self._furthest = furthest_behind(firsts, now)
         worst = (now - furthest.since) / furthest.seconds
-        if worst >= _late_from(limits):
-            return 0, -(worst / limits.least + 1.0) / limits.contention - CLOSE
+        if worst >= limits.late:
+            return self.urgency, 0, -(worst / limits.least + 1.0) / limits.contention - CLOSE
         self._keep_to(limits)
         fresh, most, left = self._fresh, self._by_most, self._by_left
         pole = max(fresh[-1][0] * limits.most if fresh else 0.0, -most[0][0] if most else 0.0)
         if pole >= limits.pole_s:
-            return 1, -pole - CLOSE
+            return self.urgency, 1, -pole - CLOSE
         least = min(fresh[0][0] * limits.mean if fresh else inf, left[0][0] if left else inf)
-        return 2, least * self._root - CLOSE
+        return self.urgency, 2, least * self._root - CLOSE
 
     def first(self, now: float, key: KeyOf, limits: Limits) -> Iterator[tuple[Key, str]]:
         self._keep_to(limits)
@@ -182,7 +187,7 @@ class Declared:
 
     def _late(self, now: float, limits: Limits) -> Iterator[Bound]:
         """Of the first tier: bounds of -unfairness, the worst first."""
-        late = _late_from(limits)
+        late = limits.late
         ways = []
         for number, bucket in self._buckets.items():
             edge = _edge(number)
@@ -231,11 +236,6 @@ def gpus_of(gang: GangView) -> float:
     """What it has or, while it waits, gets at least."""
     spec = gang.spec
     return (gang.size or spec.min_size) * bundle_milli(spec) / MILLI
-
-
-def _late_from(limits: Limits) -> float:
-    """Of seconds waited / seconds declared: from there on somebody may be in the first tier."""
-    return limits.least * (limits.guard * limits.contention - 1.0) - CLOSE
 
 
 def _by_bound(tier: int, bounds: Iterable[Bound], key: KeyOf, given: Collection[str]) -> Iterator[tuple[Key, str]]:
