@@ -117,10 +117,10 @@ class Quiet(uvicorn.Server):
         yield
 
 
-def make_room() -> None:
+def make_room(descriptors: int = DESCRIPTORS) -> None:
     """Let this process open as many files as the bounds allow; as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    wanted = descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -205,7 +205,7 @@ def _start(
 ) -> str:
     """The url of a controller that is started, with a Ray unless there is one. `more` are options of its own."""
     from llmsched.cli import placement
-    from llmsched.executors import local_ray
+    from llmsched.executors import endpoint_proxy, local_ray
 
     started_ray = False
     options = ["--home", str(folder), "--port", str(port), *more]
@@ -214,8 +214,9 @@ def _start(
     else:
         from llmsched.api.server import listen
 
+        ours = endpoint_proxy.running(folder)
         for asked in (port, *(int(text) for text in more if text.isdigit())):
-            if asked:
+            if asked and (ours is None or asked != ours.port):
                 listen("127.0.0.1", asked).close()  # a port that is taken should not cost a start of Ray
         place = placement.choose(folder, ray_user, address=address, storage=storage)
         for line in placement.notes(folder, place, env):
@@ -428,7 +429,7 @@ def _what_stays(folder: Path) -> str:
 def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
     """(there was a controller, how many processes of Ray there were). Raises ClusterError when something is left."""
     from llmsched.api import home
-    from llmsched.executors import local_ray
+    from llmsched.executors import endpoint_proxy, local_ray
 
     ray = local_ray.read(folder)
     running = home.announced(folder)
@@ -436,6 +437,7 @@ def take_down(folder: Path, *, keep_ray: bool = False) -> tuple[bool, int]:
         # Work on a Ray that goes down with us need not be taken down piece by piece.
         with _waiting("stopping the controller"):
             end_controller(folder, running, stop_everything=keep_ray or ray is None)
+    endpoint_proxy.end(folder)
     processes = 0
     if ray is not None and not keep_ray:
         with _waiting("stopping Ray"):

@@ -60,8 +60,8 @@ def create(user: str, role: str, days: float, models: tuple[str, ...], trusting:
 def key() -> None:
     """The key of your token, for endpoints: what an OpenAI client calls api_key.
 
-    Requests to endpoints are read by what all work runs as, which could keep a token that is sent there. Its key is
-    good for endpoints and nothing else, and ends with the token.
+    Endpoints take the token too. Its key is good for endpoints and nothing else, and ends with the token: give it to
+    programs, which need not be able to do more.
     """
     from llmsched.client.transport import locate
     from llmsched.spec.endpoint_keys import key_of

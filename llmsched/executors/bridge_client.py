@@ -26,6 +26,7 @@ import psutil
 
 from llmsched.errors import ClusterError
 from llmsched.executors import local_ray, ray_environment, ray_user, wire
+from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.port import (
     AdapterOrder,
     CommandAnswer,
@@ -60,7 +61,8 @@ LOG_AT_MOST_BYTES = 16 * 1024 * 1024
 
 class BridgeClient:
     """`address` is the GCS address of the cluster; `home` holds logs/. The child runs as `user` (None: as we do), with
-    the variables of this process that `pass_on` names beside the usual ones."""
+    the variables of this process that `pass_on` names beside the usual ones. Endpoints answer at `endpoint_port`
+    (0: any), or behind `proxy`."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class BridgeClient:
         storage: str,
         home: Path,
         endpoint_port: int = 0,
+        proxy: EndpointProxy | None = None,
         user: RayUser | None = None,
         pass_on: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
@@ -82,6 +85,7 @@ class BridgeClient:
         self._storage = storage
         self._home = home
         self._endpoint_port = endpoint_port
+        self._proxy = proxy
         self._user = user
         self._pass_on = pass_on
         self._command = ray_user.command(user, module=MODULE) if user else command
@@ -111,6 +115,9 @@ class BridgeClient:
 
     async def start(self, deliver: Deliver, epoch: int) -> None:
         self._deliver = deliver
+        if self._proxy is not None:
+            self._deliver = self._proxy.in_front_of(deliver)
+            self._proxy.start()
         self._epoch = epoch
         self._keeper = asyncio.create_task(self._keep_alive())
 
@@ -173,6 +180,8 @@ class BridgeClient:
         with suppress(asyncio.CancelledError):
             await self._keeper
         self._keeper = None
+        if self._proxy is not None:
+            await self._proxy.close(stop=stop_everything)
         local_ray.clear(self._home)
 
     # --- one child after the other ----------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The key that endpoints take in the place of a token.
 
-Requests to an endpoint are read by processes that run as all work does. A token of the API that is sent there can be
+Requests to an endpoint are read by processes that run as all work does. A token of the API that came so far could be
 seen by work, and would be as good as its owner; a key is good for endpoints alone, and leads back to no token.
-Where Ray runs as another user, endpoints take keys alone, so that nobody has a reason to send a token there:
-`llmsched token key` prints its key. In single-user mode, where work can read every token in the home, they take both.
+Where Ray runs as another user, the gateway knows keys alone, and a proxy before it puts one in the place of a token
+(`gateway/proxy.py`). In single-user mode, where work can read every token in the home, the gateway knows both.
+`llmsched token key` prints the key of a token, for programs to keep.
 """
 
 from __future__ import annotations

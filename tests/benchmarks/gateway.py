@@ -2,10 +2,10 @@
 
     python tests/benchmarks/gateway.py [--rounds 5] > gateway.json
 
-Prints one JSON object, and on stderr each step as it ends; medians over rounds. Both call the same replica process
-through a handle; they are asked in turn, in one run. `plain` is what a Serve user would write: an ingress behind
-Serve's proxy that reads JSON, calls and answers, without keys, names, limits or counts. Starts a Ray of its own and
-ends everything it starts.
+Prints one JSON object, and on stderr each step as it ends; medians over rounds. All call the same replica process
+through a handle; they are asked in turn, in one run. `two_users` is the gateway behind its proxy, by token. `plain` is
+what a Serve user would write: an ingress behind Serve's proxy that reads JSON, calls and answers, without keys, names,
+limits or counts. Starts a Ray of its own and ends everything it starts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +28,13 @@ from typing import Any
 
 import aiohttp
 
-KEY = "key-of-the-benchmark"
+from llmsched.spec.endpoint_keys import key_of
+
+TOKEN = "llms_token-of-the-benchmark"
 PIECES = 500
 IN_FLIGHT = 32
 AIM_PER_S = 500
-SIDES = ("llmsched", "plain")
+SIDES = ("llmsched", "two_users", "plain")
 
 
 def main() -> None:
@@ -53,6 +56,7 @@ def measure(folder: Path, rounds: int, profile: Path | None) -> dict[str, Any]:
     from ray import serve
 
     from llmsched.gateway import app as gateway
+    from llmsched.gateway import proxy
 
     ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=str(folder / "r"), log_to_driver=False)
     try:
@@ -70,11 +74,19 @@ def measure(folder: Path, rounds: int, profile: Path | None) -> dict[str, Any]:
         ray.get(actor.route.remote(table()))
         if profile:
             os.environ["PROFILED_PID"] = str(ray.get(actor.pid.remote()))
+        (folder / proxy.GATEWAY).write_text(json.dumps(["127.0.0.1", own_port]))
+        front = free_port()
+        in_front = subprocess.Popen([sys.executable, "-P", "-m", proxy.__name__, str(folder), str(front)])
         urls = {
             "llmsched": f"http://127.0.0.1:{own_port}/v1/chat/completions",
+            "two_users": f"http://127.0.0.1:{front}/v1/chat/completions",
             "plain": f"http://127.0.0.1:{port}/plain",
         }
-        return asyncio.run(compare(urls, rounds, profile))
+        try:
+            return asyncio.run(compare(urls, rounds, profile))
+        finally:
+            in_front.terminate()
+            in_front.wait()
     finally:
         ray.shutdown()
 
@@ -114,18 +126,18 @@ def deployments() -> tuple[type, type]:
 
 def table() -> dict[str, Any]:
     entry = {"workload": "trivial", "kind": "model", "routing": "power-of-two", "max_ongoing": 900}
-    key = {"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["trivial"]}
+    key = {"id": "k", "sha256": hashlib.sha256(key_of(TOKEN).encode()).hexdigest(), "models": ["trivial"]}
     return {"version": 1, "models": {"trivial": {**entry, "replicas": [{"app": "llms/trivial/0/1"}]}}, "keys": [key]}
 
 
 async def compare(urls: dict[str, str], rounds: int, profile: Path | None) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as client:
+    async with aiohttp.ClientSession(connector=connector) as client:
         seen: dict[str, dict[str, list[float]]] = {side: defaultdict(list) for side in SIDES}
         ordered = True
         for number in range(rounds + 1):
             for side, path in urls.items():
+                client.headers["Authorization"] = f"Bearer {TOKEN if side == 'two_users' else key_of(TOKEN)}"
                 took = await one_by_one(client, path, 300)
                 rate = await flat_out(client, path, 4.0)
                 token, good = await streamed(client, path)
@@ -138,18 +150,27 @@ async def compare(urls: dict[str, str], rounds: int, profile: Path | None) -> di
                     seen[side]["token"].append(token * 1000)
         if profile:
             await profiled(client, urls["llmsched"], profile)
-    ours, plain = ({name: statistics.median(values) for name, values in seen[side].items()} for side in SIDES)
-    ratios = [a / b for a, b in zip(seen["llmsched"]["p50"], seen["plain"]["p50"], strict=True)]
-    rates = [a / b for a, b in zip(seen["llmsched"]["rate"], seen["plain"]["rate"], strict=True)]
+    medians = {side: {name: statistics.median(values) for name, values in seen[side].items()} for side in SIDES}
+
+    def each(name: str, digits: int | None = None) -> dict[str, float]:
+        return {side: round(medians[side][name], digits) for side in SIDES}
+
+    def ratio(name: str, side: str) -> float:
+        pairs = zip(seen[side][name], seen["plain"][name], strict=True)
+        return round(statistics.median(ours / plain for ours, plain in pairs), 3)
+
+    plain_per_s = medians["plain"]["rate"]
     return {
         "rounds": rounds,
-        "call_p50_ms": {"llmsched": round(ours["p50"], 2), "plain": round(plain["p50"], 2)},
-        "call_p99_ms": {"llmsched": round(ours["p99"], 2), "plain": round(plain["p99"], 2)},
-        "call_p50_ratio": round(statistics.median(ratios), 3),
-        "per_s": {"llmsched": round(ours["rate"]), "plain": round(plain["rate"]), "in_flight": IN_FLIGHT},
-        "per_s_ratio": round(statistics.median(rates), 3),
-        "per_s_aim": AIM_PER_S if plain["rate"] >= AIM_PER_S else round(0.9 * plain["rate"]),
-        "stream_ms_a_token": {"llmsched": round(ours["token"], 3), "plain": round(plain["token"], 3)},
+        "call_p50_ms": each("p50", 2),
+        "call_p99_ms": each("p99", 2),
+        "call_p50_ratio": ratio("p50", "llmsched"),
+        "call_p50_ratio_two_users": ratio("p50", "two_users"),
+        "per_s": {**each("rate"), "in_flight": IN_FLIGHT},
+        "per_s_ratio": ratio("rate", "llmsched"),
+        "per_s_ratio_two_users": ratio("rate", "two_users"),
+        "per_s_aim": AIM_PER_S if plain_per_s >= AIM_PER_S else round(0.9 * plain_per_s),
+        "stream_ms_a_token": each("token", 3),
         "stream_in_order": ordered,
     }
 

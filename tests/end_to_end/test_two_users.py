@@ -15,7 +15,7 @@ from ray_home import Home
 from waiting import wait_until
 
 from llmsched.cli import placement
-from llmsched.executors import ray_user
+from llmsched.executors import endpoint_proxy, ray_user
 
 pytestmark = [
     pytest.mark.ray,
@@ -55,6 +55,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
         yield home
     finally:
         home.llmsched("down")
+        assert endpoint_proxy.running(home.folder) is None
         placement.forget(home.folder)
 
 
@@ -88,5 +89,9 @@ def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(home:
         endpoint = client.health().urls["endpoint"]
     asked = {"json": {"name": "ann"}, "headers": home.bearer(), "timeout": 30}
     wait_until(lambda: httpx.post(f"{endpoint}/v1/apps/echo", **asked).status_code == 200, 60, "the app answers")
+    asked["headers"] = {"authorization": f"Bearer {(home.folder / 'token').read_text().strip()}"}
+    proxy = endpoint_proxy.running(home.folder)
+    home.llmsched("restart")
     assert httpx.post(f"{endpoint}/v1/apps/echo", **asked).json() == {"said": "ann", "uid": uid}
+    assert proxy is not None and endpoint_proxy.running(home.folder) == proxy, "no restart cuts streams"
     assert "Ray runs as llmsched-ray, who can read nothing in" in home.llmsched("doctor")

@@ -1,0 +1,370 @@
+"""Stands in front of the gateway, as the controller's user: a token that is shown at an endpoint becomes its key here.
+
+    python -m llmsched.gateway.proxy HOME PORT
+
+The gateway runs as all work does, so work could keep what it is shown. It gets keys alone: whatever else comes in an
+`Authorization` header is replaced by the key of it (`spec/endpoint_keys.py`), good or not, which is the gateway's to
+say. So this process needs to know no token, and nothing else about a request. Each connection has one of its own to the
+gateway, and lives as long: bounds and time limits are the gateway's. What comes back is passed on as it comes.
+
+A process of its own, so that streams outlive the controller. `executors/endpoint_proxy.py` starts and watches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httptools
+import uvloop
+
+from llmsched import connections
+from llmsched.gateway.refusals import Refused, encode
+from llmsched.spec.endpoint_keys import PREFIX, key_of
+
+NOTE = "endpoint-proxy.json"  # in the home: {"pid", "port"}, locked for as long as that process lives
+GATEWAY = "gateway.json"  # in the home: [host, port]
+BEAT_EVERY_S = 2.0  # between touches of the note
+HEAD_BYTES = 64 << 10
+ASKS_WITHIN_S = 10.0  # where no gateway bounds it
+READS_WITHIN_S = 30.0  # a caller the last words that were sent to it
+BACKLOG = 2048
+DESCRIPTORS = 2 * connections.DESCRIPTORS
+UPGRADED = b"HTTP/1.1 101"
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+def listening_socket(port: int, *, only_held: bool = False) -> socket.socket:
+    """On loopback, of this user alone: others of this user may bind the same port, nobody else may, not even while one
+    of them is only held and accepts nothing. Raises OSError."""
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(("127.0.0.1", port))
+        if not only_held:
+            found.listen(BACKLOG)
+            # Not before: it lets anybody bind a port beside sockets that have it and do not listen. Connections get it
+            # from here, so that the port is free again once they and we are gone.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+class Head(NamedTuple):
+    """Of one request, as it was written."""
+
+    method: bytes
+    target: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
+
+    def to_bytes(self) -> bytes:
+        lines = [b"%s %s HTTP/%s" % (self.method, self.target, self.version.encode())]
+        lines += [b"%s: %s" % header for header in self.headers]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def has(self, name: bytes, value: bytes) -> bool:
+        """Among the comma-separated values of all headers of that name."""
+        given = (text for header, text in self.headers if header.lower() == name)
+        return any(one.strip().lower() == value for text in given for one in text.split(b","))
+
+
+def shown_to_gateway(head: Head) -> Head:
+    """The same request, with a key in the place of what is none; what is no bearer's goes."""
+    kept = []
+    for name, value in head.headers:
+        if name.lower() == b"authorization":
+            scheme, _, shown = value.decode("latin-1").strip().partition(" ")
+            shown = shown.strip()
+            if scheme.lower() != "bearer" or not shown:
+                continue
+            value = f"Bearer {shown if shown.startswith(PREFIX) else key_of(shown)}".encode("latin-1")
+        kept.append((name, value))
+    return head._replace(headers=kept)
+
+
+def without_upgrade(head: Head) -> Head:
+    """The same request in the protocol that it is written in; whoever asks for another one must do without."""
+    kept = []
+    for name, value in head.headers:
+        if name.lower() == b"connection":
+            words = [one.strip() for one in value.split(b",")]
+            value = b", ".join(one for one in words if one.lower() not in _UPGRADE_HEADERS)
+        if name.lower() not in _UPGRADE_HEADERS and (value or name.lower() != b"connection"):
+            kept.append((name, value))
+    return head._replace(headers=kept)
+
+
+class Caller(asyncio.Protocol):
+    """The connection of a caller. Its requests are read as they come, and written to the gateway's anew."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._transport: Any = None
+        self._gateway: Gateway | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._is_away = False  # the gateway
+        self._early = b""  # what came before either is known
+        self._has_asked = False
+        self._is_over = False  # nothing more is read
+        self._is_refused = False
+        self._is_raw = False  # another protocol has begun
+        self._after_upgrade = b""  # what came before it had
+        self._ready: list[bytes] = []  # for the gateway, from one read
+        self._renew()
+
+    def _renew(self) -> None:
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._head = Head(b"", b"", "", [])
+        self._size = 0
+        self._in_body = self._is_chunked = False
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            host, port = json.loads((self._home / GATEWAY).read_text())
+            await loop.create_connection(lambda: Gateway(self), host, port)
+        except (OSError, ValueError):
+            self._is_away = True
+            loop.call_later(ASKS_WITHIN_S, self._transport.abort)
+        early, self._early = self._early, b""
+        self.data_received(early)
+        _resume(self._transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        assert self._connecting is not None
+        self._is_over = True
+        self._connecting.cancel()
+        if self._gateway is not None:
+            self._gateway.transport.abort()
+
+    def pause_writing(self) -> None:
+        if self._gateway is not None:
+            _pause(self._gateway.transport)
+
+    def resume_writing(self) -> None:
+        if self._gateway is not None:
+            _resume(self._gateway.transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over or not data:
+            return
+        if self._gateway is None and not self._is_away:  # nobody is there yet to tell
+            self._early += data
+            _pause(self._transport)
+            return
+        if self._is_raw:
+            self._ready.append(data)
+        else:
+            self._read(data)
+        if self._ready and self._gateway is not None and not self._gateway.transport.is_closing():
+            self._gateway.transport.writelines(self._ready)
+        self._ready = []
+
+    # --- what the gateway's connection tells ------------------------------------------------------------------------
+
+    def joined(self, gateway: Gateway) -> None:
+        if self._is_over:
+            gateway.transport.abort()
+        else:
+            self._gateway = gateway
+
+    def answered(self, data: bytes) -> None:
+        if not (self._is_refused or self._transport.is_closing()):
+            self._transport.write(data)
+
+    def upgraded(self) -> None:
+        self._is_raw = True
+        self.data_received(self._after_upgrade)
+        _resume(self._transport)
+
+    def left(self) -> None:
+        """The gateway hung up. What it had said is still sent."""
+        if not self._is_refused:
+            self._end()
+
+    def hold(self) -> None:
+        _pause(self._transport)
+
+    def go_on(self) -> None:
+        if self._gateway is None or not self._gateway.is_asked_to_upgrade:
+            _resume(self._transport)
+
+    # --- what httptools reads ---------------------------------------------------------------------------------------
+
+    def _read(self, data: bytes) -> None:
+        try:
+            self._size += len(data)
+            self._parser.feed_data(data)
+            if not self._in_body and self._size > HEAD_BYTES:
+                raise Refused(431, f"The head of a request is larger than {HEAD_BYTES >> 10} KiB.", code="head")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            refused = error.__context__ if isinstance(error.__context__, Refused) else None
+            self._refuse(refused or Refused(400, "This is no HTTP/1.1.", code="bad_request"))
+        except Refused as refused:
+            self._refuse(refused)
+
+    def _upgrade(self, rest: bytes) -> None:
+        head = self._head
+        self._renew()
+        if head.method == b"CONNECT":
+            self._refuse(Refused(405, "There is nothing to CONNECT to.", code="method_not_allowed"))
+        elif head.method == b"GET" and head.has(b"upgrade", b"websocket"):
+            if self._gateway is None:
+                self._refuse(_away())
+                return
+            # What follows is the caller's own only once the gateway has agreed: until then it could be a request.
+            self._gateway.is_asked_to_upgrade = True
+            _pause(self._transport)
+            self._has_asked = True
+            self._ready.append(shown_to_gateway(head).to_bytes())
+            self._after_upgrade = rest
+        else:
+            self._read(without_upgrade(head).to_bytes() + rest)
+
+    def on_message_begin(self) -> None:
+        self._head = Head(b"", b"", "", [])
+
+    def on_url(self, part: bytes) -> None:
+        self._head = self._head._replace(target=self._head.target + part)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # else it is a trailer, of which nobody here knows anything
+            self._head.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        method, version = self._parser.get_method(), self._parser.get_http_version()
+        self._head = self._head._replace(method=method, version=version)
+        if self._parser.should_upgrade():
+            return
+        if self._is_away:
+            raise _away()
+        self._has_asked = True
+        self._in_body, self._is_chunked = True, self._head.has(b"transfer-encoding", b"chunked")
+        self._ready.append(shown_to_gateway(self._head).to_bytes())
+
+    def on_body(self, body: bytes) -> None:
+        self._ready += [b"%x\r\n" % len(body), body, b"\r\n"] if self._is_chunked else [body]
+
+    def on_message_complete(self) -> None:
+        if self._in_body and self._is_chunked:
+            self._ready.append(b"0\r\n\r\n")
+        self._in_body, self._size = False, 0
+
+    def _refuse(self, refused: Refused) -> None:
+        """Nothing more is read; the caller is told why, unless it waits for an answer to what it asked before."""
+        self._is_over = True
+        if self._has_asked:
+            return
+        self._is_refused = True
+        body = encode(refused.body())
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *refused.headers()]
+        first = f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}".encode()
+        lines = [first, *(b"%s: %s" % one for one in headers), b"connection: close"]
+        self._transport.write(b"\r\n".join([*lines, b"", body]))
+        self._transport.write_eof()  # and not closed: with something unread that would take back what was written
+        asyncio.get_running_loop().call_later(READS_WITHIN_S, self._transport.abort)
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(READS_WITHIN_S, self._transport.abort)
+        self._transport.close()
+
+
+class Gateway(asyncio.Protocol):
+    """The connection to the gateway that belongs to one of a caller."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._first = b""
+        self.is_asked_to_upgrade = False
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._caller.joined(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._caller.left()
+
+    def pause_writing(self) -> None:
+        self._caller.hold()
+
+    def resume_writing(self) -> None:
+        self._caller.go_on()
+
+    def data_received(self, data: bytes) -> None:
+        self._caller.answered(data)
+        if self.is_asked_to_upgrade:
+            self._first = (self._first + data)[: len(UPGRADED)]
+            if self._first == UPGRADED:
+                self.is_asked_to_upgrade = False
+                self._caller.upgraded()
+
+
+def _away() -> Refused:
+    return Refused(503, "No endpoint answers now: ask again.", code="starting", retry_after_s=1.0)
+
+
+def _pause(transport: Any) -> None:
+    if not transport.is_closing():
+        transport.pause_reading()
+
+
+def _resume(transport: Any) -> None:
+    if not transport.is_closing():
+        transport.resume_reading()
+
+
+async def serve(home: Path, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Until `stop` is set, or the home is gone."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Caller(home), sock=listener, backlog=BACKLOG)
+    try:
+        while not stop.is_set() and home.exists():
+            with contextlib.suppress(OSError):
+                os.utime(home / NOTE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), BEAT_EVERY_S)
+    finally:
+        server.close()
+
+
+async def main(home: Path, port: int) -> None:
+    connections.make_room(DESCRIPTORS)
+    note = (home / NOTE).open("a+")
+    fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one at a time; free again when this process is gone
+    listener = listening_socket(port)
+    note.truncate(0)
+    note.write(json.dumps({"pid": os.getpid(), "port": port}))
+    note.flush()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await serve(home, listener, stop)
+
+
+if __name__ == "__main__":
+    try:
+        uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    except OSError as problem:
+        raise SystemExit(f"the proxy of endpoints: {problem}") from None
