@@ -27,13 +27,16 @@ from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
 from llmsched.errors import ClusterError, LlmschedError, SpecError
+from llmsched.executors import endpoint_proxy
 from llmsched.executors import ray_user as users
+from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.ports import free_ports
 from llmsched.spec import http_models
 from llmsched.store.sqlite import SqliteStore
 
 log = logging.getLogger("llmsched.api")
 WEBSOCKET_MESSAGE_LIMIT = 1 << 20
+BACKLOG = 2048  # as uvicorn's
 GRACE_S = 2  # for open requests when the server stops; streams end then
 
 
@@ -64,6 +67,7 @@ async def serve(
         if begun.done():
             if fresh:
                 await _cancel_all(controller)
+            listener.listen(BACKLOG)  # before it is announced: the server's first step may come later
             web = asyncio.create_task(server.serve(sockets=[listener]))
             sweeping = asyncio.create_task(application.state.uploads.sweep_forever())
             home.record_isolation(folder, isolation)  # not before there is a store: it is proof of one
@@ -144,6 +148,17 @@ def _listen_again(host: str, port: int) -> socket.socket:
     return listen(host, free_ports(1, host)[0])
 
 
+def _proxy(folder: Path, asked: int, known: int) -> EndpointProxy:
+    """On the port that was asked for, else on that of last time, or on a free one where somebody else has it."""
+    try:
+        return EndpointProxy(folder, asked or known)
+    except ClusterError as error:
+        if asked:
+            raise
+        log.warning("%s", error.message)
+        return EndpointProxy(folder)
+
+
 async def main(
     folder: Path,
     *,
@@ -175,14 +190,18 @@ async def main(
     make_room()
     garbage.spare_the_loop()
     known = home.ports(folder)
-    wanted = home.Ports(port or known.api, endpoint_port or known.endpoint or free_ports(1, host)[0])
+    proxy = _proxy(folder, endpoint_port, known.endpoint) if user is not None else None
+    if proxy is None:
+        endpoint_proxy.end(folder)  # of a time when Ray had a user of its own
+    endpoints = proxy.port if proxy is not None else endpoint_port or known.endpoint or free_ports(1, host)[0]
+    wanted = home.Ports(port or known.api, endpoints)
     with contextlib.closing(listen(host, port) if port else _listen_again(host, known.api)) as listener:
         home.remember_ports(folder, wanted if wanted.api else wanted._replace(api=listener.getsockname()[1]))
         place = storage or (str(folder / "storage") if address is None else home.default_storage(folder))
         if address is not None:
             home.refuse_in_home(folder, place)
         store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
-        executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint)
+        executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint, proxy)
         isolation = _isolation(address, user, single_user)
         tokens = auth.Tokens(folder, at_endpoints=isolation.mode == "single-user")  # all work could read them
         clock = RealClock()
@@ -212,6 +231,7 @@ def _executor(
     user: users.RayUser | None,
     env: Sequence[str],
     endpoint_port: int,
+    proxy: EndpointProxy | None,
 ) -> Any:
     if fake_nodes is not None:
         from llmsched.executors.fake import FakeExecutor
@@ -222,7 +242,8 @@ def _executor(
 
     if address is None:
         raise SpecError("there is no Ray cluster to work on.", hint="Give --address, or start with llmsched up.")
-    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env, endpoint_port=endpoint_port)
+    behind: dict[str, Any] = {"endpoint_port": endpoint_port} if proxy is None else {"proxy": proxy}
+    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env, **behind)
 
 
 def command(arguments: list[str] | None = None) -> int:
