@@ -41,6 +41,7 @@ TOKEN = "ray-token"
 CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must not be what pretend GPUs wait for
 OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_NODES = 64
+HEAD_PARTS = ("gcs_server", "raylet")  # without one of them there is no cluster
 
 
 class PretendNode(NamedTuple):
@@ -70,8 +71,15 @@ class LocalRay:
     user: str = ""  # whom it runs as; "": the controller's own user
 
     def is_alive(self) -> bool:
-        """The head runs; a pretend node may be lost."""
-        return bool(self.processes) and _same(self.processes[0]) is not None
+        """The head runs; a pretend node may be lost.
+
+        `ray start` looks once a second whether its own processes live: one whose GCS was killed is still there for a
+        moment, and its cluster is not.
+        """
+        head = _same(self.processes[0]) if self.processes else None
+        if head is None or not self.processes[0].node:  # not joined yet: it is only being started
+            return head is not None
+        return {*HEAD_PARTS} <= {*_living_below(head)}
 
 
 def parse_nodes(text: str) -> list[PretendNode]:
@@ -328,6 +336,15 @@ def _same(process: Process) -> psutil.Process | None:
         return found if is_it else None
     except psutil.Error:
         return None
+
+
+def _living_below(process: psutil.Process) -> Iterator[str]:
+    """The names of its descendants."""
+    with contextlib.suppress(psutil.Error):
+        for one in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if one.status() != psutil.STATUS_ZOMBIE:
+                    yield one.name()
 
 
 def _node_id(process: Process) -> str:

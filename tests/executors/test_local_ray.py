@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import has_ended
+from waiting import has_ended, wait_until
 
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import local_ray, ports
@@ -107,6 +108,27 @@ def test_stopping_ends_what_is_recorded_or_marked_and_nobody_else(tmp_path):
         for one in (recorded, marked, other, reused):
             one.kill()
             one.wait()
+
+
+def test_a_head_whose_gcs_was_just_killed_is_not_alive_though_ray_start_has_not_seen_it_yet(tmp_path):
+    """`llmsched up` at once after a kill took such a Ray for one that runs, started none, and nobody else does."""
+    script = f"for part in {' '.join(local_ray.HEAD_PARTS)}; do $0/$part 60 & done; exec sleep 60"
+    for part in local_ray.HEAD_PARTS:
+        (tmp_path / part).symlink_to("/bin/sleep")
+    head = subprocess.Popen(["sh", "-c", script, str(tmp_path)], start_new_session=True)
+    try:
+        below = wait_until(lambda: len(found := psutil.Process(head.pid).children()) == 2 and found)
+        wait_until(lambda: {one.name() for one in below} == {*local_ray.HEAD_PARTS})
+        recorded = local_ray.Process("head", head.pid, psutil.Process(head.pid).create_time(), node="ab12")
+        cluster = local_ray.LocalRay("127.0.0.2:1", "", str(tmp_path), "m1", [recorded])
+        assert cluster.is_alive()
+        below[0].kill()
+        wait_until(lambda: has_ended(below[0].pid))
+        assert head.poll() is None and not cluster.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def test_an_agent_whose_raylet_is_gone_and_whose_marker_is_overwritten_ends_as_well(tmp_path):
