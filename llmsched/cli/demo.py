@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,15 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 
 from llmsched.cli import cluster, demo_files, placement, show, terminal
 from llmsched.cli.screen import Screen
 from llmsched.client import Client
-from llmsched.client.transport import locate
-from llmsched.errors import ClusterError, LlmschedError
+from llmsched.errors import ClusterError
 from llmsched.spec import http_models
-from llmsched.spec.endpoint_keys import key_of
 
 NODES = "2x2:A100"
 LONGEST_S = 900.0
@@ -164,6 +162,7 @@ class Story:
         """Apply, then show every moment; returns when all have been shown."""
         screen = self._screen
         screen.plan(self._client.plan(spec))
+        self._command("apply", "-f", "spec.yaml")
         run = self._client.apply(spec)
         screen.say(f"applied {', '.join(run.ids)}: written to the journal, the scheduler takes it from here")
         screen.decisions_of(self._client)
@@ -200,6 +199,7 @@ class Story:
     # --- the moments ---------------------------------------------------------------------------------------------
 
     def _first_answer(self, at: Views) -> None:
+        self._command("chat", "assistant", "-m", FIRST_QUESTION)
         asked = time.monotonic()
         first = self._ask("assistant", FIRST_QUESTION, max_tokens=24)
         self.measured["first_token_s"] = round(first - self._began, 1)
@@ -220,16 +220,14 @@ class Story:
         self.measured |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
         points = (after - before) * 100
         text = f"{before:.1%} before, {after:.1%} after: {points:+.0f} points on sentences it has not seen"
-        self._screen.box("accuracy of the classifier", text)
+        self._screen.box("llmsched status sentiment", text)
 
     def _classify(self, at: Views) -> None:
-        lines = []
-        for review in REVIEWS:
-            answer = self._post("/v1/classify", {"model": "sentiment", "input": review})
-            best = answer["data"][0]
-            lines.append(f"{best['label']:>9} {max(best['scores'].values()):.0%}  {review}")
+        found = self._client.chat("sentiment").classify(list(REVIEWS))
+        best = [f"{each['label']:>9} {max(each['scores'].values()):.0%}" for each in found]
+        lines = [f"{answer}  {review}" for answer, review in zip(best, REVIEWS, strict=True)]
         self.measured["classified"] = len(lines)
-        self._screen.box("POST /v1/classify", "\n".join(lines))
+        self._screen.box(shlex.join(["llmsched", "classify", "sentiment", *REVIEWS]), "\n".join(lines))
 
     def _adapter_is_live(self, at: Views) -> bool:
         if at["support-tone"].phase != "succeeded":
@@ -237,10 +235,15 @@ class Story:
         return "assistant:support-tone" in self._client.chat("assistant").models()
 
     def _with_and_without(self, at: Views) -> None:
-        self._screen.say(f'the same question to both: "{SUPPORT_QUESTION}"')
+        self._screen.say("the same question to both")
         answers = self.measured["answers"] = {}
         for model in ("assistant", "assistant:support-tone"):
+            self._command("chat", model, "-m", SUPPORT_QUESTION)
             self._ask(model, SUPPORT_QUESTION, max_tokens=40, into=answers)
+
+    def _command(self, *words: str) -> None:
+        """With which anybody sees the same."""
+        self._screen.say(f"$ {shlex.join(['llmsched', *words])}")
 
     # --- the endpoint ----------------------------------------------------------------------------------------------
 
@@ -258,14 +261,3 @@ class Story:
         if into is not None:
             into[model] = "".join(said)
         return first
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        endpoint = self._client.health().urls["endpoint"]
-        _, token = locate(None, None, None)
-        answer = httpx.post(
-            f"{endpoint}{path}", json=body, headers={"authorization": f"Bearer {key_of(token)}"}, timeout=60
-        )
-        data: dict[str, Any] = answer.json()
-        if not answer.is_success:
-            raise LlmschedError(f"{path} answered {answer.status_code}: {json.dumps(data)[:300]}")
-        return data

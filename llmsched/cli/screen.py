@@ -65,7 +65,7 @@ class Screen:
         self._console.print(Panel(Text(text), title=title, title_align="left", border_style="cyan", width=WIDTH))
 
     def plan(self, planned: Sequence[http_models.Planned]) -> None:
-        table = Table(title="llmsched plan: what would happen now", title_justify="left", width=WIDTH)
+        table = Table(title="llmsched plan -f spec.yaml: what would happen now", title_justify="left", width=WIDTH)
         for column in ("workload", "kind", "GPUs", "would start", "otherwise waits for"):
             table.add_column(column)
         for one in planned:

@@ -34,7 +34,7 @@ def test_the_demo_tells_its_story_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert measured["classified"] == 2
     assert set(measured["answers"]) == {"assistant", "assistant:support-tone"}
     assert all(measured["answers"].values())
-    for shown in ("llmsched plan", "llmsched why support-tone", "accuracy of the classifier", "endpoint"):
+    for shown in ("llmsched plan", "llmsched why support-tone", "llmsched status sentiment", "endpoint"):
         assert shown in done.stderr
     assert processes_of(tmp_path) == []
     assert [each.name for each in tmp_path.iterdir()] in (["cache"], [])  # Ray's own user, if any, has one of its own
