@@ -1,11 +1,21 @@
-"""How much was held, by whom, and what it cost: of the work that who asks may see."""
+"""How much was held, by whom, and what it cost: of the work that who asks may see.
+
+A hundred thousand lines are sorted and written in threads, some at a time: the loop answers others meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import Annotated
+from heapq import nlargest
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
+from fastapi.responses import StreamingResponse
 
 from llmsched.api import query
 from llmsched.api.callers import Given, Looker
@@ -14,16 +24,18 @@ from llmsched.control.usage import Question
 from llmsched.core.usage import HOUR_MS, MICROS, Amounts, day_of
 from llmsched.errors import RequestError
 from llmsched.spec.quantities import parse_duration
-from llmsched.spec.usage_models import By, Micros, UsageLine, UsageView
+from llmsched.spec.usage_models import By, UsageLine, UsageView
 
 HOUR = HOUR_MS * 1000  # in GPU-microseconds
 DAY_S = 86_400
 LINES_AT_MOST = 200_000
+LINES_AT_ONCE = 500  # written without letting others of the process in
+FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "cost")
 
 router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
 
 
-@router.get("/usage")
+@router.get("/usage", response_model=UsageView)
 async def usage(
     given: Given,
     who: Looker,
@@ -31,7 +43,8 @@ async def usage(
     since: Annotated[str, Query(max_length=40, description="30d, or a day: 2030-01-31")] = "30d",
     until: Annotated[str | None, Query(max_length=40, description="a day; default: today")] = None,
     limit: Annotated[int, Query(ge=1, le=LINES_AT_MOST, description="lines at most")] = 1_000,
-) -> UsageView:
+    form: Annotated[Literal["json", "csv"], Query(alias="format", description="csv: the lines alone")] = "json",
+) -> StreamingResponse:
     """GPU-hours of the work that one may see, from the journal: own, borrowed, and of both what went to starting and to
     work that had to be done again; with what it cost where flavors have a price. Days are UTC."""
     today = int(given.controller.now // DAY_S)
@@ -40,25 +53,66 @@ async def usage(
         tuple(names), _since(since, given.controller.now), today if until is None else _day(until, "until")
     )
     found = await given.controller.usage(who.permissions, question)
-    lines = [_line(amounts, **dict(zip(names, key, strict=True))) for key, amounts in found.items()]
+    lines = await asyncio.to_thread(_largest, names, found, limit)
+    if form == "csv":
+        return StreamingResponse(_csv(names, lines), media_type="text/csv; charset=utf-8")
+    around = {
+        "by": names,
+        "since": day_of(question.since),
+        "until": day_of(question.until),
+        "left_out": len(found) - len(lines),
+        "total": _line(await asyncio.to_thread(_total, found)).model_dump(mode="json"),
+    }
+    return StreamingResponse(_json(around, names, lines), media_type="application/json")
+
+
+Line = tuple[tuple[str, ...], Amounts]
+
+
+def _largest(names: Sequence[By], found: Mapping[tuple[str, ...], Amounts], limit: int) -> list[Line]:
+    """Those that held most, the largest first; where days are asked for, day by day."""
+    lines = nlargest(limit, found.items(), key=lambda line: line[1].held) if limit < len(found) else [*found.items()]
+    lines.sort(key=lambda line: (-line[1].held, line[0]))
     if "day" in names:
-        lines.sort(key=lambda line: (line.day or "", -line.gpu_hours, *(getattr(line, name) for name in names)))
-    else:
-        lines.sort(key=lambda line: (-line.gpu_hours, *(getattr(line, name) for name in names)))
-    total = Amounts()
-    for amounts in found.values():
-        total = total.plus(amounts)
-    if len(lines) > limit:
-        least = {id(line) for line in sorted(lines, key=lambda line: -line.gpu_hours)[limit:]}
-        lines = [line for line in lines if id(line) not in least]
-    return UsageView(
-        by=names,
-        since=day_of(question.since),
-        until=day_of(question.until),
-        lines=lines,
-        left_out=len(found) - len(lines),
-        total=_line(total),
-    )
+        lines.sort(key=lambda line: line[0][names.index("day")])
+    return lines
+
+
+def _total(found: Mapping[tuple[str, ...], Amounts]) -> Amounts:
+    return Amounts(*map(sum, zip(*found.values(), strict=True)))
+
+
+def _json(around: Mapping[str, Any], names: Sequence[By], lines: Sequence[Line]) -> Iterator[str]:
+    """A UsageView, without making a model of each line."""
+    blank, is_first = UsageLine().model_dump(mode="json"), True
+    yield json.dumps(around).removesuffix("}") + ', "lines": ['
+    for some in _portions(lines):
+        written = [json.dumps(blank | dict(zip(names, key, strict=True)) | _figures(amounts)) for key, amounts in some]
+        yield ("" if is_first else ", ") + ", ".join(written)
+        is_first = False
+    yield "]}"
+
+
+def _csv(names: Sequence[By], lines: Sequence[Line]) -> Iterator[str]:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow((*names, *FIGURES))
+    for some in _portions(lines):
+        for key, amounts in some:
+            figures = _figures(amounts)
+            rows.writerow((*key, *(_written(figures[name]) for name in FIGURES)))
+        yield text.getvalue()
+        text.seek(text.truncate(0))
+    yield text.getvalue()
+
+
+def _portions(lines: Sequence[Line]) -> Iterator[Sequence[Line]]:
+    for start in range(0, len(lines), LINES_AT_ONCE):
+        yield lines[start : start + LINES_AT_ONCE]
+
+
+def _written(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.9f}".rstrip("0").rstrip(".")
 
 
 def _since(text: str, now: float) -> int:
@@ -77,14 +131,17 @@ def _day(text: str, name: str) -> int:
         raise RequestError(f'{name}: expected {expected}, found "{text}".', code="since", http_status=422) from None
 
 
-def _line(amounts: Amounts, **names: str) -> UsageLine:
-    return UsageLine(
-        **names,
-        gpu_hours=amounts.held / HOUR,
-        own=amounts.own / HOUR,
-        borrowed=amounts.borrowed / HOUR,
-        starting=amounts.starting / HOUR,
-        lost=amounts.lost / HOUR,
-        cost=amounts.cost / MICROS if amounts.cost else None,
-        exact=Micros(**amounts._asdict()),
-    )
+def _line(amounts: Amounts) -> UsageLine:
+    return UsageLine(**_figures(amounts))
+
+
+def _figures(amounts: Amounts) -> dict[str, Any]:
+    return {
+        "gpu_hours": amounts.held / HOUR,
+        "own": amounts.own / HOUR,
+        "borrowed": amounts.borrowed / HOUR,
+        "starting": amounts.starting / HOUR,
+        "lost": amounts.lost / HOUR,
+        "cost": amounts.cost / MICROS if amounts.cost else None,
+        "exact": amounts._asdict(),
+    }

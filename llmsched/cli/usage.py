@@ -42,25 +42,12 @@ def usage(by: str, since: str, until: str | None, as_csv: bool) -> None:
         raise SpecError(f'"{wrong or by}" is nothing to add up by.', where="--by", hint=f"Choose of {', '.join(BY)}.")
     if as_csv and show.wants_json():
         raise SpecError("--csv and --json are two forms of one answer.", code="options", hint="Choose one.")
-    whole = as_csv or show.wants_json()
     with show.connect() as client:
-        view = client.usage(by=names, since=since, until=until, limit=200_000 if whole else SHOWN)
-    if as_csv:
-        _print_csv(view)
-    else:
-        show.answer(view, lambda: _print(view))
-
-
-def _print_csv(view: UsageView) -> None:
-    import csv
-    import io
-
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow((*view.by, *FIGURES))
-    for line in view.lines:
-        rows.writerow((*(getattr(line, name) for name in view.by), *map(_figure, _figures(line))))
-    terminal.echo(text.getvalue(), nl=False)
+        if as_csv:
+            terminal.echo(client.usage_csv(by=names, since=since, until=until), nl=False)
+            return
+        view = client.usage(by=names, since=since, until=until, limit=200_000 if show.wants_json() else SHOWN)
+    show.answer(view, lambda: _print(view))
 
 
 def _print(view: UsageView) -> None:
@@ -83,7 +70,3 @@ def _print(view: UsageView) -> None:
 
 def _figures(line: UsageLine) -> list[float | None]:
     return [getattr(line, name) for name in FIGURES]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.9f}".rstrip("0").rstrip(".")

@@ -363,6 +363,9 @@ class Client:
     ) -> UsageView:
         return self._loop.call(self._core.usage(by=by, since=since, until=until, limit=limit))
 
+    def usage_csv(self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None) -> str:
+        return self._loop.call(self._core.usage_csv(by=by, since=since, until=until))
+
     def reservations(self) -> list[http_models.ReservationView]:
         return self._loop.call(self._core.reservations())
 

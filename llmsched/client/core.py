@@ -265,6 +265,17 @@ class AsyncClient:
         params: dict[str, Any] = {"by": list(by), "since": since, "limit": limit} | ({"until": until} if until else {})
         return await self._http.ask(UsageView, "GET", "/api/v1/usage", params=params)
 
+    async def usage_csv(
+        self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None
+    ) -> str:
+        """All lines of `usage` as CSV with a header: the names of `by`, then hours of GPUs and cost."""
+        from urllib.parse import urlencode
+
+        params: dict[str, Any] = {"by": list(by), "since": since, "limit": 200_000, "format": "csv"}
+        params |= {"until": until} if until else {}
+        path = f"/api/v1/usage?{urlencode(params, doseq=True)}"
+        return b"".join([piece async for piece in self._http.pieces(path)]).decode()
+
     async def reservations(self) -> list[http_models.ReservationView]:
         """In the order of their windows, [opens, closes) in seconds since 1970; those that are over last."""
         return (await self._http.ask(http_models.ReservationList, "GET", "/api/v1/reservations")).reservations

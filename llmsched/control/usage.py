@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ async def add_up(
         sums.add([row for row in page if row.workload not in counted] if counted else page)
         query = query._replace(after=page[-1][:4])
         await breathe()
-    return sums.found()
+    return await asyncio.to_thread(sums.found)
 
 
 def _open(state: State, now: float) -> Iterator[UsageRow]:
@@ -81,15 +82,18 @@ class _Sums:
                 sums[4] += cost
 
     def found(self) -> dict[tuple[str, ...], Amounts]:
-        by = self._question.by
-        answer: dict[tuple[str, ...], Amounts] = {}
+        """By names as people have them: all runs of a workload together."""
+        many, shown = len(self._question.by) > 1, [_SHOWN.get(name, str) for name in self._question.by]
+        merged: dict[tuple[str, ...], list[int]] = {}
         for key, sums in self._found.items():
-            names = tuple(_shown(name, value) for name, value in zip(by, key if len(by) > 1 else (key,), strict=True))
-            answer[names] = answer.get(names, Amounts()).plus(Amounts(*sums))
-        return answer
+            names = tuple(show(value) for show, value in zip(shown, key if many else (key,), strict=True))
+            there = merged.get(names)
+            merged[names] = sums if there is None else [one + more for one, more in zip(there, sums, strict=True)]
+        return {names: Amounts._make(sums) for names, sums in merged.items()}
 
 
-def _shown(name: str, value: Any) -> str:
-    if name == "workload":
-        return str(value).partition("@")[0]  # all runs together
-    return day_of(value) if name == "day" else str(value)
+def _name_of_run(run: str) -> str:
+    return run.partition("@")[0]
+
+
+_SHOWN: dict[str, Callable[[Any], str]] = {"workload": _name_of_run, "day": cache(day_of)}

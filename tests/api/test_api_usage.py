@@ -14,6 +14,7 @@ import httpx
 import pytest
 from live import Live, command_line
 
+from llmsched.api import usage
 from llmsched.client.core import AsyncClient
 from llmsched.control.archive import StoreArchive, VerifiedArchive
 from llmsched.control.recovery import fold_all
@@ -23,6 +24,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
+from llmsched.core.usage import Amounts
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import Script
 from llmsched.policies.registry import load
@@ -68,6 +70,23 @@ def test_each_sees_their_own_and_an_operator_all(llmsched: Any, fresh: Live) -> 
 
 def metrics(fresh: Live, token: str) -> str:
     return httpx.get(f"{fresh.url}/api/v1/metrics", headers={"authorization": f"Bearer {token}"}).text
+
+
+def test_a_hundred_thousand_lines_are_written_in_portions_and_all_of_them_read_back() -> None:
+    found = {(f"u{n % 7}", f"w{n}", f"2030-01-{n % 28 + 1:02}"): Amounts(n, 1, 2, 3, n % 2) for n in range(1_200)}
+    names: list[Any] = ["user", "workload", "day"]
+    lines = usage._largest(names, found, 1_100)
+    assert [key[2] for key, _ in lines] == sorted(key[2] for key, _ in lines)
+    assert min(amounts.held for _, amounts in lines) == 101
+    around = {"by": names, "since": "a", "until": "b", "total": {}, "left_out": 100}
+    pieces = [*usage._json(around, names, lines)]
+    assert len(pieces) > 3  # the loop answers others between two
+    view = UsageView.model_validate_json("".join(pieces))
+    assert [(line.user, line.workload, line.day) for line in view.lines] == [key for key, _ in lines]
+    assert [Amounts(**line.exact.model_dump()) for line in view.lines] == [amounts for _, amounts in lines]
+    assert usage._total(found).own == sum(range(1_200)) and usage._total({}) == Amounts()
+    rows = list(csv.DictReader(StringIO("".join(usage._csv(names, lines)))))
+    assert [row["workload"] for row in rows] == [key[1] for key, _ in lines]
 
 
 def test_what_is_wrong_with_the_question_is_said(llmsched: Any, fresh: Live) -> None:
