@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
@@ -67,12 +67,13 @@ def of_work(state: State, permissions: Permissions, now: float) -> str:
     sums: dict[tuple[str, str], Amounts] = {}
     for (user, queue), amounts in meter.put_aside.items():
         sums[queue, user] = sums.get((queue, user), Amounts()).plus(amounts)
+    held: dict[str, int] = {}
     for name, book in meter.until(now).items():
-        user = state.workloads[name].workload.user
+        user, held[name] = state.workloads[name].workload.user, sum(amounts.held for amounts in book.values())
         for (_, queue, _), amounts in book.items():
             sums[queue, user] = sums.get((queue, user), Amounts()).plus(amounts)
     seen = {key: amounts for key, amounts in sums.items() if permissions.sees_work_of(key[1], key[0])}
-    return "\n".join([*_of_users(seen), *_of_workloads(state, permissions)]) + "\n"
+    return "\n".join([*_of_users(seen), *_of_workloads(state, permissions, held)]) + "\n"
 
 
 def _of_users(sums: dict[tuple[str, str], Amounts]) -> Iterator[str]:
@@ -90,18 +91,24 @@ def _of_users(sums: dict[tuple[str, str], Amounts]) -> Iterator[str]:
         yield f"llmsched_cost_total{_labels(queue=queue, user=user)} {amounts.cost / MICROS:.6f}"
 
 
-def _of_workloads(state: State, permissions: Permissions) -> Iterator[str]:
+def _of_workloads(state: State, permissions: Permissions, held: Mapping[str, int]) -> Iterator[str]:
+    """Of endpoints and of what holds GPUs now; `held`: GPU-microseconds of each since its beginning."""
     gpus: Counter[str] = Counter(dict.fromkeys(state.serving, 0))
     for gang in state.holding:
         gpus[state.gangs[gang].workload_id] += state.gangs[gang].gpus_milli()
     ordered = sorted(gpus, key=lambda name: (-gpus[name], name))
     shown = [state.workloads[name] for name in ordered if permissions.sees(state.workloads[name].workload)]
     named, rest = shown[:NAMED_AT_MOST], shown[NAMED_AT_MOST:]
+    labels = {
+        it.id: _labels(workload=it.id, kind=it.kind, queue=it.queue, user=it.user)
+        for it in (record.workload for record in named)
+    }
+    yield "# TYPE llmsched_workload_gpu_seconds_total counter"
+    for name, written in labels.items():
+        yield f"llmsched_workload_gpu_seconds_total{written} {held.get(name, 0) / MICROS:.6f}"
     yield "# TYPE llmsched_workload_gpus gauge"
-    for record in named:
-        it = record.workload
-        labels = _labels(workload=it.id, kind=it.kind, queue=it.queue, user=it.user)
-        yield f"llmsched_workload_gpus{labels} {gpus[it.id] / MILLI:g}"
+    for name, written in labels.items():
+        yield f"llmsched_workload_gpus{written} {gpus[name] / MILLI:g}"
     if rest:
         total = sum(gpus[record.workload.id] for record in rest) / MILLI
         yield f"llmsched_workload_gpus{_labels(workload=OTHERS, kind='', queue='', user='')} {total:g}"

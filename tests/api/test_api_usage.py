@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from live import Live, command_line
+from waiting import wait_until
 
 from llmsched.api import usage
 from llmsched.client.core import AsyncClient
@@ -65,6 +66,11 @@ def test_each_sees_their_own_and_an_operator_all(llmsched: Any, fresh: Live) -> 
     assert json.loads(llmsched("usage", "--json").output)["by"] == ["user", "queue"]
     text = metrics(fresh, fresh.token)
     assert 'llmsched_gpu_seconds_total{queue="default",user="bob",share="own"}' in text
+    fresh.executor.cluster.script = lambda order: Script(runs_for_s=None)
+    bob.apply(task("his-own"))
+    wait_until(lambda: bob.status("his-own").phase == "running")
+    series = 'llmsched_workload_gpu_seconds_total{workload="his-own",kind="task",queue="default",user="bob"}'
+    assert series in metrics(fresh, fresh.token)
     assert "bob" not in metrics(fresh, fresh.token_of("ann", "submitter"))
 
 
