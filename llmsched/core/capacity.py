@@ -11,6 +11,7 @@ from copy import copy
 
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.suitable import Wish
 
 
 class NodeState:
@@ -160,7 +161,8 @@ class Capacity:
         self.kinds: dict[tuple[str | None, Resources], int] = {}  # (flavor, what a node has in all) -> nodes
         self.version = 0  # of which nodes there are, and what they are
         self._domains: dict[str, dict[str, int]] = {}
-        self._labelled: dict[tuple[tuple[str, str], ...], int] = {}
+        self._suiting: dict[Wish, int] = {}
+        self._kinds_suiting: dict[Wish, dict[Resources, int]] = {}
 
     def twin(self) -> Capacity:
         """The same nodes with ledgers of their own; none may come or go while the twin is in use."""
@@ -228,7 +230,8 @@ class Capacity:
     def _forget(self) -> None:
         self.version += 1
         self._domains.clear()
-        self._labelled.clear()
+        self._suiting.clear()
+        self._kinds_suiting.clear()
 
     # --- taking and giving back (often) ---
 
@@ -251,15 +254,25 @@ class Capacity:
 
     # --- looking ---
 
-    def with_labels(self, labels: tuple[tuple[str, str], ...]) -> int:
-        mask = self._labelled.get(labels)
+    def suiting(self, wish: Wish) -> int:
+        """Nodes that may ever hold such a bundle, those that take no new work included."""
+        mask = self._suiting.get(wish)
         if mask is None:
             mask = 0
             for state in self.by_id.values():
-                if all(state.node.label(key) == value for key, value in labels):
+                if wish.suits(state.node):
                     mask |= 1 << state.slot
-            self._labelled[labels] = mask
+            self._suiting[wish] = mask
         return mask
+
+    def kinds_suiting(self, wish: Wish) -> dict[Resources, int]:
+        """What such nodes have in all -> how many have that."""
+        kinds = self._kinds_suiting.get(wish)
+        if kinds is None:
+            kinds = self._kinds_suiting[wish] = {}
+            for state in self.nodes(self.suiting(wish)):
+                kinds[state.node.total] = kinds.get(state.node.total, 0) + 1
+        return kinds
 
     def domains(self, level: str) -> dict[str, int]:
         """Domain name -> mask of its nodes, by name."""

@@ -228,6 +228,10 @@ CATALOG: dict[str, Entry] = {
         "Ask for one of these, or leave resources.accelerators out.",
     ),
     "impossible.labels": Entry("{who}: no node is labelled {wish}", "See: llmsched nodes"),
+    "impossible.no_spot": Entry("{who}: it asks for spot capacity; no node that it may use is", "See: llmsched nodes"),
+    "impossible.only_spot": Entry(
+        "{who}: it asks for no spot capacity; every node that it may use is", "See: llmsched nodes"
+    ),
     "impossible.one_worker": Entry(
         "{who}: one worker asks for {need}; the largest node has {largest}",
         "Ask for less per worker and for more workers.",

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import options_of
 from llmsched.core.capacity import room_when_empty
+from llmsched.core.configuration import NodeType
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
-from llmsched.core.node_types import accelerator_of, resources_of
+from llmsched.core.node_types import node_of, resources_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import State
+from llmsched.core.suitable import Wish, wish_of
 from llmsched.core.workload import Option, Workload
 
 
@@ -42,9 +44,9 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         flavor, need, _ = group.option(option)
         count = spec.min_size if number == 0 else group.count
         need_milli += count * need.gpus_milli
-        of_flavor = [node for node in state.nodes.values() if flavor is None or node.node.flavor == flavor]
-        to_come = [t for t in types if t.max and (flavor is None or accelerator_of(state.configuration, t) == flavor)]
-        if not of_flavor and not to_come:
+        wish = wish_of(spec, option, number)
+        suited, to_come = _that_suit(state, wish)
+        if not any(_that_suit(state, Wish(flavor))):
             flavors = [*dict.fromkeys(str(o.flavor) for g in spec.groups for o in g.options)]
             wanted = tuple(Ref(FLAVOR, name) for name in flavors)
             there = _inventory(state)
@@ -52,14 +54,15 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
             if there:
                 message = say("impossible.accelerator", who=who, wanted=wanted, there=there)
             return Never("impossible", message)
-        labelled = [n for n in of_flavor if all(n.node.label(k) == v for k, v in spec.node_labels)]
-        if of_flavor and not labelled and not to_come:
-            wish = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
-            return Never("impossible", say("impossible.labels", who=who, wish=wish))
-        rooms = [room_when_empty(node.node.total, need, count) for node in labelled]
+        if not suited and not to_come:
+            labels = tuple(Ref(LABEL, f"{key}={value}") for key, value in spec.node_labels)
+            if not any(_that_suit(state, wish._replace(use_spot=None))):
+                return Never("impossible", say("impossible.labels", who=who, wish=labels))
+            return Never("impossible", say("impossible.no_spot" if spec.use_spot else "impossible.only_spot", who=who))
+        rooms = [room_when_empty(total, need, count) * nodes for total, nodes in suited.items()]
         coming = [room_when_empty(resources_of(t), need, count) * t.max for t in to_come]
         if not any(rooms) and not any(coming):
-            largest = max((n.node.total for n in labelled), default=Resources())
+            largest = max(suited, default=Resources())
             sentence = "impossible.one_replica" if spec.kind == "serve" else "impossible.one_worker"
             message = say(sentence, who=who, need=need, largest=largest)
             if flavor:
@@ -76,13 +79,20 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
     return _quota_fits(state, spec, first_flavor, need_milli)
 
 
+def _that_suit(state: State, wish: Wish) -> tuple[dict[Resources, int], list[NodeType]]:
+    """(what nodes that are there have in all -> how many, types of which nodes may come)."""
+    configuration = state.configuration
+    to_come = [t for t in configuration.node_types if t.max and wish.suits(node_of(configuration, t))]
+    return state.capacity.kinds_suiting(wish), to_come
+
+
 def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
     level = spec.topology.required or ""
-    flavor, need, _ = spec.groups[0].option(option)
+    need = spec.groups[0].option(option).resources
     rooms: dict[str, int] = {}
-    for node in state.nodes.values():
+    for node in state.capacity.nodes(state.capacity.suiting(wish_of(spec, option))):
         domain = node.node.domain(level)
-        if domain is not None and (flavor is None or node.node.flavor == flavor):
+        if domain is not None:
             rooms[domain] = rooms.get(domain, 0) + room_when_empty(node.node.total, need, spec.min_size)
     who, named = Quote(spec.id), Ref(LEVEL, level)
     if not rooms:

@@ -7,7 +7,6 @@ the remainder where it fits best. Returns the placement, or why not (`Refused`),
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from llmsched.core.amounts import need_milli, options_of
@@ -16,6 +15,7 @@ from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.records import GangState, amount_of, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.suitable import wish_of
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Placement, Workload
 
@@ -79,19 +79,10 @@ def _rank(refused: Refused) -> int:
     return ("impossible", "over_limit", "quota", "nodes", "topology", "fragmentation").index(refused.code)
 
 
-def eligible(trial: Trial, spec: Workload, option: int) -> int:
-    """Nodes that may ever hold this gang's first group with this option: flavor, labels, spot; not draining."""
+def eligible(trial: Trial, spec: Workload, option: int, group: int = 0) -> int:
+    """Nodes that may hold this group of a gang with this option, and take new work."""
     capacity = trial.state.capacity
-    mask = capacity.open
-    flavor = spec.groups[0].option(option).flavor
-    if flavor is not None:
-        mask &= capacity.by_flavor.get(flavor, 0)
-    if spec.node_labels:
-        mask &= capacity.with_labels(spec.node_labels)
-    if spec.use_spot is not None:
-        spot = capacity.with_labels((("llmsched.io/spot", "true"),))
-        mask &= spot if spec.use_spot else ~spot
-    return mask
+    return capacity.open & capacity.suiting(wish_of(spec, option, group))
 
 
 def eligible_by_any(trial: Trial, spec: Workload) -> int:
@@ -260,11 +251,7 @@ class Search:
         """One group of several, in the domain that it asks for."""
         capacity, group = self.capacity, self.spec.groups[number]
         count, part = (group.count, self.only) if number else (self.size, mask)
-        flavor = group.option(self.option).flavor
-        if number:
-            part &= eligible(self.trial, _only_group(self.spec, group), self.option)
-        elif flavor is not None:
-            part &= capacity.by_flavor.get(flavor, 0)
+        part &= eligible(self.trial, self.spec, self.option, number)
         wish = group.topology
         if wish is not None and (wish.required or wish.preferred):
             domains = capacity.domains(wish.required or wish.preferred or "node")
@@ -373,7 +360,7 @@ class Search:
         if other:
             counts.append(("other flavor", other))
         if not trial.state.configuration.node_types:
-            never = _never_fits(trial, spec, wish, size)
+            never = _never_fits(trial, spec, self.option, wish, size)
             if never is not None:
                 return Refused("impossible", never, tuple(counts))
         fitting, rooms = _rooms(trial, mask, wish.resources, size)
@@ -405,10 +392,6 @@ class Search:
         return Refused("nodes", message, tuple(counts))
 
 
-def _only_group(spec: Workload, group: Group) -> Workload:
-    return replace(spec, groups=(group,))
-
-
 def _placed(group: Group, option: int, chosen: list[tuple[NodeState, int]]) -> Placement:
     index = min(option, len(group.options) - 1)
     resources = group.options[index].resources
@@ -428,15 +411,14 @@ def _placed(group: Group, option: int, chosen: list[tuple[NodeState, int]]) -> P
     return tuple(placed_share for placed_share, _, _ in shares)
 
 
-def _never_fits(trial: Trial, spec: Workload, wish: Option, size: int) -> Message | None:
+def _never_fits(trial: Trial, spec: Workload, option: int, wish: Option, size: int) -> Message | None:
     """Why not even the empty cluster could hold it; None when it could, as far as totals and single bundles tell."""
-    capacity = trial.state.capacity
-    kinds = [(total, count) for (flavor, total), count in capacity.kinds.items() if wish.flavor in (None, flavor)]
-    if not kinds or (spec.node_labels and not capacity.with_labels(spec.node_labels)):
+    kinds = trial.state.capacity.kinds_suiting(wish_of(spec, option))
+    if not kinds:
         return say("impossible.no_node", size=size, each=wish)
-    if not any(room_when_empty(total, wish.resources, 1) for total, _ in kinds):
+    if not any(room_when_empty(total, wish.resources, 1) for total in kinds):
         return say("impossible.too_large", size=size, each=wish)
-    have = sum(total.gpus_milli // MILLI * MILLI * count for total, count in kinds)
+    have = sum(total.gpus_milli // MILLI * MILLI * count for total, count in kinds.items())
     if size * wish.resources.gpus_milli > have:
         return say("impossible.too_few", size=size, each=wish, have=have)
     return None

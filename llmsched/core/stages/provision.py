@@ -28,6 +28,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
 from llmsched.core.stages.place import eligible, quota_refusal
 from llmsched.core.state import State
+from llmsched.core.suitable import wish_of
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload
 
@@ -149,7 +150,7 @@ class Demand:
 
     def _bundles(self, spec: Workload, number: int, option: int, undo: list[tuple[NodeState, Resources, int]]) -> bool:
         group = spec.groups[number]
-        flavor, need, _ = group.option(option)
+        need, wish = group.option(option).resources, wish_of(spec, option, number)
         left = spec.min_size if number == 0 else group.count
         together = spec.topology.required == "node"  # all of it on one node
         for node in self._rooms(spec, number, option, need, left if together else 1):
@@ -160,7 +161,7 @@ class Demand:
             if not left:
                 return True
         for node_type in self.types:
-            if not self._may_hold(node_type, spec, flavor):
+            if not wish.suits(node_of(self.configuration, node_type)):
                 continue
             while left:
                 node = NodeState(node_of(self.configuration, node_type), 0)
@@ -179,20 +180,14 @@ class Demand:
         node to come will be is not known, so who must be in one gets new ones."""
         capacity = self.trial.state.capacity
         if spec.topology.required in (None, "node"):
-            group = spec.groups[number]
-            flavor = group.option(option).flavor
-            mask = eligible(self.trial, spec, option)
-            if number:
-                mask = capacity.open if flavor is None else capacity.open & capacity.by_flavor.get(flavor, 0)
+            mask = eligible(self.trial, spec, option, number)
             whole = need.gpus_milli // MILLI
             for node in capacity.nodes(mask & capacity.with_free(whole) if whole else mask):
                 if node.room(need, least) >= least:
                     yield node
-        by_name = {t.name: t for t in self.types}
+        wish = wish_of(spec, option, number)
         for node in self.new:
-            node_type = by_name[node.node.node_type or ""]
-            flavor = spec.groups[number].option(option).flavor
-            if self._may_hold(node_type, spec, flavor) and node.room(need, least) >= least:
+            if wish.suits(node.node) and node.room(need, least) >= least:
                 yield node
 
     def _take(self, node: NodeState, need: Resources, undo: list[tuple[NodeState, Resources, int]]) -> None:
@@ -203,15 +198,6 @@ class Demand:
         else:
             node.change(need, device, 1)
         undo.append((node, need, device))
-
-    def _may_hold(self, node_type: NodeType, spec: Workload, flavor: str | None) -> bool:
-        node = node_of(self.configuration, node_type)
-        is_spot = node.label("llmsched.io/spot") == "true"
-        return (
-            (flavor is None or node.flavor == flavor)
-            and all(node.label(key) == value for key, value in spec.node_labels)
-            and spec.use_spot in (None, is_spot)
-        )
 
     def _may_grow(self, node_type: NodeType) -> bool:
         """Whether one node more keeps to the type's maximum and to the price ceiling."""
