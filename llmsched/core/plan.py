@@ -27,7 +27,7 @@ class Plan:
     gather: Callable[[], dict[str, Reason]] = dict
     troubles: tuple[Trouble, ...] = ()  # wrong answers of policies
     is_cut: bool = False  # a stage has decided a portion, and the next pass goes on from there at once
-    asks_again: bool = False  # somebody was promised places that are free: the next pass, at once, lets it start
+    asks_again: bool = False  # the next pass, at once, goes on: somebody was promised places that are free, say
     _reasons: dict[str, Reason] | None = None
 
     @property

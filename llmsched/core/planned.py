@@ -273,7 +273,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
     if ends_at <= promise.start:
         return True
     if promise.pool:
-        return _in_pool(trial, promise, placement, spec) <= promise.spare_milli
+        return in_pool(trial, promise, placement, spec) <= promise.spare_milli
     shared = dict.fromkeys(placed.node for placed in promise.placement)
     if not any(placed.node in shared for placed in placement):
         return True
@@ -306,9 +306,10 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
 def use_spare(trial: Trial, promise: Promise, placement: Placement, spec: Workload, ends_at: float) -> None:
     """Work that was let in beside a promise takes from what it had to spare."""
     if promise.pool and ends_at > promise.start:
-        promise.spare_milli -= _in_pool(trial, promise, placement, spec)
+        promise.spare_milli -= in_pool(trial, promise, placement, spec)
 
 
-def _in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload) -> int:
+def in_pool(trial: Trial, promise: Promise, placement: Placement, spec: Workload) -> int:
+    """Thousandths of GPUs of a placement on the nodes that the planned start may use."""
     nodes = trial.state.nodes
     return gpus_of(spec, tuple(placed for placed in placement if promise.pool >> nodes[placed.node].slot & 1))

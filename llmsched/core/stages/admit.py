@@ -340,7 +340,7 @@ class Admission:
             return True
         if self.by_rank:
             return False  # rank.py has decided who is evicted
-        made = preempt.run(self.this, gang, only)
+        made = preempt.run(self.this, gang, only, lambda there, goes: self.calendar.leaves_enough(gang, there, goes))
         if isinstance(made, tuple):
             self._launch(gang, made)
         if made:

@@ -17,10 +17,10 @@ from math import inf
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
-from llmsched.core.planned import Promise, earliest, gives_way, least, leaves_room, use_spare
+from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
-from llmsched.core.run_times import runtime_s
+from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.windows import Row, Windows, closed, kept
@@ -53,7 +53,10 @@ class Calendar:
         return any(promise.gang is gang for promise in self.promises)
 
     def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
-        """Whether a planned start that does not bind the gang cannot be kept when it starts there."""
+        """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where that
+        has kept somebody out, or one that does not bind it and cannot be kept."""
+        if self.keeps_out and self.is_planned(gang):
+            return True
         free = [promise for promise in self.promises if promise.gang is not gang and not self._binds(promise, gang)]
         if not free:
             return False
@@ -218,6 +221,24 @@ class Calendar:
             branch = quota.branch(spec.queue, flavor)
             short = short or (branch.bottleneck(need) if branch is not None else None)
         return True, short
+
+    def leaves_enough(self, gang: GangState, placement: Placement, goes: list[tuple[GangState, Placement]]) -> bool:
+        """Whether those that have waited long, and need no more than a number of GPUs, still have as many when the gang
+        starts there and others let those places go for it."""
+        for promise in self.promises:
+            if promise.hold != NODES or not promise.pool or promise.gang is gang or not self._binds(promise, gang):
+                continue
+            stays = [row for row in goes if self._presumed_end(*row) > promise.start]
+            freed = sum(in_pool(self.trial, promise, places, victim.spec) for victim, places in stays)
+            if in_pool(self.trial, promise, placement, gang.spec) - freed > promise.spare_milli:
+                self.keeps_out = True
+                return False
+        return True
+
+    def _presumed_end(self, gang: GangState, placement: Placement) -> float:
+        state, now = self.trial.state, self.trial.now
+        begins = gang.id in self.trial.begun
+        return now + presumed_s(state, gang, placement) if begins else presumed_end(state, gang)
 
     def settled(self, gang: GangState) -> None:
         """It starts, or makes room for itself: nothing has to be kept for it any more."""

@@ -11,7 +11,8 @@ victims are not picked all over the cluster. Shrinking (shrink.py) comes before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llmsched.core.amounts import need_milli, options_of
@@ -67,9 +68,13 @@ class Choice:
         return sum(cost[victim.id] for victim in self.victims)
 
 
-def run(this: Pass, gang: GangState, only: int) -> Placement | bool:
+Goes = list[tuple[GangState, Placement]]  # who lets go of what
+
+
+def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes], bool]) -> Placement | bool:
     """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot. When
-    it is enough that others do not start whom this pass would have started, the places are free: they are returned."""
+    it is enough that others do not start whom this pass would have started, the places are free: they are returned.
+    `may`: whether the gang may go there when those let go."""
     trial, plan, state = this.trial, this.plan, this.state
     later = this.later()
     choice: Choice | None = None
@@ -95,6 +100,11 @@ def run(this: Pass, gang: GangState, only: int) -> Placement | bool:
             smaller = search.take_up(choice, offered)
         later.trial.rollback(mark)
     if choice is None:
+        return False
+    goes: Goes = [(victim, trial.places(victim)) for victim in choice.victims]
+    for name, kept in smaller.items():
+        goes.append((state.gangs[name], tuple((Counter(state.gangs[name].held) - Counter(kept)).elements())))
+    if not may(choice.placement, goes):
         return False
     for name, placement in smaller.items():
         shrink.resize(this, state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))

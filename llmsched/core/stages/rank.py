@@ -49,7 +49,7 @@ def is_on(state: State) -> bool:
 
 def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Returns the waiting gangs about which nothing is left to decide: launched, nominated, or to hold nothing now."""
-    state, plan = this.state, this.plan
+    state, trial, plan = this.state, this.trial, this.plan
     settled: dict[str, None] = {}
     if not is_on(state):
         return settled
@@ -74,6 +74,8 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
             settled |= _carry_out(this, calendar, starters, victims)
         if plan.is_cut:
             break
+    if trial.leaving and state.waiting.elastic:
+        plan.asks_again = True  # what those leave, elastic ones have not been given a share of
     if quantum > 0:
         state.memo["ranking"] = number if plan.is_cut else None
     return settled
