@@ -10,6 +10,7 @@ from llmsched.core import render
 from llmsched.core.answers import Trouble
 from llmsched.core.decisions import Decision, Nominate
 from llmsched.core.explain import Reason
+from llmsched.core.message import Message
 
 PORTION = 100  # decisions of one stage in one pass: whatever comes at once, a pass takes a bounded time
 
@@ -21,7 +22,9 @@ class Plan:
     at: float
     decisions: list[Decision] = field(default_factory=list)
     wake_at: float | None = None
-    by_clock: bool = False  # it might decide otherwise a moment later, although nothing happens and no time is named
+    wake_basis: Message | None = None  # what that moment is to somebody who waits
+    moment: tuple[float, Message] | None = None  # when time alone may end the wait of anybody, the soonest
+    by_clock: bool = False  # it might decide otherwise a moment before, as it goes by what moves all the time
     sizes: dict[str, int] = field(default_factory=dict)  # what elasticity wants each elastic gang to hold
     nominations: dict[str, Nominate] = field(default_factory=dict)  # those that stand after this pass
     gather: Callable[[], dict[str, Reason]] = dict
@@ -36,10 +39,16 @@ class Plan:
             self._reasons = self.gather()
         return self._reasons
 
-    def wake(self, at: float | None) -> None:
-        """Ask again at `at`, or earlier."""
+    def wake(self, at: float | None, basis: Message | None = None) -> None:
+        """Ask again at `at`, or earlier. `basis`: what has changed by then for who is looked at now."""
         if at is not None and self.at < at < inf and (self.wake_at is None or at < self.wake_at):
-            self.wake_at = at
+            self.wake_at, self.wake_basis = at, basis
+
+    def look_again(self, at: float, basis: Message) -> None:
+        """Ask again at `at`, or earlier, and tell so whoever waits and has nothing sooner to hope for."""
+        self.wake(at)
+        if self.moment is None or at < self.moment[0]:
+            self.moment = at, basis
 
     def cut(self, since: int = 0) -> bool:
         """Whether a stage that began after `since` decisions has made its portion. Asked before it looks at the next

@@ -12,6 +12,7 @@ from math import inf
 from llmsched.core.amounts import bundle_milli, need_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
+from llmsched.core.message import say
 from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.resources import ZERO, Resources
@@ -112,12 +113,12 @@ class Rules:
         if code != IN_QUEUE:
             shield = max(shield, self.scheduling.reclaim_min_runtime_s)
         if ran < shield:
-            self.plan.wake(self.view.now - ran + shield)
+            self.plan.wake(self.view.now - ran + shield, say("eta.shield"))
             return False
         if len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
             recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
             if len(recent) >= EVICTIONS_AN_HOUR:
-                self.plan.wake(recent[0] + 3600.0)
+                self.plan.wake(recent[0] + 3600.0, say("eta.evictions"))
                 return False
         return True
 

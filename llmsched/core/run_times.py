@@ -3,8 +3,8 @@
 What is known: a declared limit, or what is left of the estimated run time, whichever comes first (`known_end`). Without
 either a gang may run for ever, as far as somebody is concerned who would start beside a planned start. A planned start
 itself needs an end of everybody who holds something, so there it is presumed (`presumed_end`): as long as the longest
-of the last runs took, counted from its start; one that has run longer, as long again as it has. Who starts later is
-presumed to end later, so nobody that starts after a plan was made moves it.
+of the last runs took, counted from its start; one that has run longer, twice that, and so on. So it moves only when it
+has passed. Who starts later is presumed to end later, so nobody that starts after a plan was made moves it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def presumed_end(state: State, gang: GangState) -> float:
     end = expected_end(gang)
     if end < inf or gang.spec.kind == "serve" or gang.launched_at is None:
         return max(end, state.now + 1.0)
-    longest = longest_s(state)
-    ran = state.now - gang.launched_at
-    return max(gang.launched_at + longest, state.now + 1.0) if ran < longest else state.now + max(ran, 1.0)
+    lasts, ran = longest_s(state), state.now - gang.launched_at
+    while lasts <= ran:
+        lasts *= 2
+    return max(gang.launched_at + lasts, state.now + 1.0)
 
 
 def presumed_s(state: State, gang: GangState, placement: Placement) -> float:

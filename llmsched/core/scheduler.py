@@ -65,6 +65,7 @@ def decide(state: State, policies: Policies) -> Plan:
     plan.troubles = policies.troubles()
     decided_nothing = not plan.decisions and not plan.by_clock
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if decided_nothing else None
+    state.memo["moment"] = plan.moment
     return plan
 
 
@@ -101,7 +102,8 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
 
 
 def plan_starts(state: State, policies: Policies) -> None:
-    """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile."""
+    """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile; and
+    beside the others, when time alone may let them."""
     heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
     if state.ends.soonest and heads:
         with Trial(state) as trial:
@@ -113,3 +115,10 @@ def plan_starts(state: State, policies: Policies) -> None:
                 start = earliest(this, first, first.spec.min_size, windows, [])
                 if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
+    if (moment := state.memo.get("moment")) is not None:
+        for shape in state.waiting.live.values():
+            reason = shape.reason
+            if reason is None or reason.code in ("impossible", "over_limit"):
+                continue
+            if reason.eta is None or reason.eta <= state.now:
+                shape.reason = reason._replace(eta=moment[0], eta_basis=moment[1])

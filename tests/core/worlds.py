@@ -10,14 +10,13 @@ plays that many, in so many processes, and prints how long it took. After every 
     reasons    whoever waits knows why
     loops      once nothing happens from outside any more, nobody is evicted or resized again and again
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
-               says that the clock alone may change its mind, at the same moment
+               says that the clock alone may change its mind, at the same moment, and it names the next one
     vain       nobody was evicted for somebody who then did not get the place
     promises   whoever was promised places starts when those are free, whoever else is still leaving
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 
-Counted only: worlds in which a pass that has started or stopped somebody leaves more to decide (mostly somebody who has
-a right to the place of one who was just started, by the order of the line or for a promise). That is decided at the
-news of what the pass did, which always comes, and not at once.
+Counted only: worlds in which a pass that has started or stopped somebody leaves elastic gangs that could grow by then.
+They do so at the news of what the pass did, which always comes: nobody waits for it, and sizes are chosen once a pass.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Play:
         self.resized: Counter[str] = Counter()
         self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
         self.plan = Plan(0.0)  # of the last pass
-        self.left_over = 0  # passes that started or stopped somebody, and left more to decide until that is news
+        self.left_over = 0  # passes that started or stopped somebody, and left some who could grow until that is news
         self.configure(world.configuration)
 
     def configure(self, configuration: Configuration) -> None:
@@ -215,6 +214,8 @@ class Play:
             tells = tells or (gang.reason is not None if told is None else gang.id in told)
             if not tells and not plan.is_cut:
                 raise BrokenPromise(f"reasons: {gang.id} waits at {self.now} and does not know why")
+        if plan.by_clock and plan.wake_at is None:
+            raise BrokenPromise(f"silence: at {self.now} time alone may change the plan, and it names no moment")
         self.passes += bool(plan.decisions)
         if self.passes > PASSES:
             raise BrokenPromise(f"progress: {self.passes} passes with a decision, and no end at {self.now}")
@@ -322,10 +323,16 @@ class Play:
         if not self.plan.by_clock:
             again.apply(facts.Tick(self.now + (until - self.now) * 0.6))
         found = decide(again, self.policies).decisions
-        if found and any(isinstance(decision, BRINGS_NEWS) for decision in self.plan.decisions):
+        brings_news = any(isinstance(decision, BRINGS_NEWS) for decision in self.plan.decisions)
+        if found and brings_news and all(self.grows(decision) for decision in found):
             self.left_over += 1
         elif found:
             raise BrokenPromise(f"silence: at {again.now}, before {until}, there is something to decide: {found}")
+
+    def grows(self, decision: Any) -> bool:
+        if not isinstance(decision, decisions.Resize):
+            return False
+        return len(decision.placement) > len(self.state.gangs[decision.gang].held)
 
     def hold_the_priorities(self, plan: Plan) -> None:
         scheduling = self.configuration.scheduling
@@ -377,19 +384,19 @@ def _asks_for_no_more(one: Workload, other: Workload) -> bool:
     return mine[0].resources == theirs[0].resources and {o.flavor for o in mine} >= {o.flavor for o in theirs}
 
 
-def play(seed: int, told: bool = False) -> int:
-    """How many passes left more to decide (see above). Raises BrokenPromise, or whatever the core raises."""
-    played = Play(Maker(seed).world(), told)
+def play(seed: int, told: bool = False, folds: int = FOLDS) -> int:
+    """How many passes left some who could grow (see above). Raises BrokenPromise, or whatever the core raises."""
+    played = Play(Maker(seed).world(), told, folds)
     played.run()
     return played.left_over
 
 
-def broken(first: int, count: int) -> tuple[list[str], int]:
-    """What went wrong in so many worlds, and in how many a pass left more to decide."""
+def broken(first: int, count: int, folds: int = FOLDS) -> tuple[list[str], int]:
+    """What went wrong in so many worlds, and in how many a pass left some who could grow."""
     found, left_over = [], 0
     for seed in range(first, first + count):
         try:
-            left_over += play(seed) > 0
+            left_over += play(seed, folds=folds) > 0
         except Exception as error:
             found.append(f"{seed}: {type(error).__name__}: {str(error)[:400]}")
     return found, left_over
@@ -400,24 +407,24 @@ def main() -> int:
     parser.add_argument("worlds", type=int, nargs="?", default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--folds", type=int, default=FOLDS, help="passes from one that is looked into to the next")
     parser.add_argument("--show", type=int, help="play this one and print its journal")
     given = parser.parse_args()
     if given.show is not None:
-        play(given.show, told=True)
+        play(given.show, told=True, folds=given.folds)
         return 0
     began, wrong, left_over, last = time.monotonic(), 0, 0, given.first + given.worlds
     firsts = range(given.first, last, AT_ONCE)
+    counts = [min(AT_ONCE, last - first) for first in firsts]
     with ProcessPoolExecutor(given.jobs) as pool:
-        for number, (found, left) in enumerate(
-            pool.map(broken, firsts, (min(AT_ONCE, last - first) for first in firsts)), 1
-        ):
+        for number, (found, left) in enumerate(pool.map(broken, firsts, counts, [given.folds] * len(counts)), 1):
             wrong, left_over = wrong + len(found), left_over + left
             for line in found:
                 print(line, flush=True)
             if number % 20 == 0:
                 print(f"... {number * AT_ONCE} worlds, {time.monotonic() - began:.0f} s", flush=True)
     print(f"{given.worlds} worlds from {given.first} on, {wrong} broken, {time.monotonic() - began:.0f} s")
-    print(f"in {left_over} a pass that started or stopped somebody left more to decide until that was news")
+    print(f"in {left_over} a pass that started or stopped somebody left some who could grow until that was news")
     return 1 if wrong else 0
 
 

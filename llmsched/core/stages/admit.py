@@ -29,6 +29,8 @@ from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.nominate import nominate, stand
 from llmsched.core.workload import Placement
 
+LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
+
 
 def run(this: Pass, calendar: Calendar, settled: dict[str, None]) -> None:
     """`settled`: gangs that rank.py has launched, promised capacity or refused already."""
@@ -57,7 +59,8 @@ class Admission:
         self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
         self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
         self.is_moved = False  # whether planned starts have moved since somebody was asked who may stand behind them
-        self.refused: place.Refused | None = None  # why the gang in hand found no place
+        self.refused: place.Refused | None = None  # why the gang in hand found no place,
+        self.clock: tuple[float | None, Message | None] = (None, None)  # and when time alone may give it one
 
     def run(self) -> None:
         state, plan = self.state, self.plan
@@ -85,10 +88,7 @@ class Admission:
                 plan.wake(state.gangs[name].not_before)
         grow.run(self.this, self.calendar)  # leftovers last
         moves.rest()
-        if state.waiting.count:
-            plan.wake(self.recount)  # until then time alone moves no share
-        forbids = self.takes and self.this.policies.preemption.forbids
-        plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids or line.moves
+        self._name_moments(line)
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
@@ -155,6 +155,20 @@ class Admission:
         self.calendar.begin_again()
         self.this.let_go_of_quota()
 
+    def _name_moments(self, line: Line) -> None:
+        """When time alone may change what was refused: nobody waits for the clock without knowing until when."""
+        plan = self.plan
+        if self.recount is not None and self.state.waiting.count:
+            plan.look_again(self.recount, say("eta.count"))  # until then time alone moves no share
+        if self.calendar.keeps_out:
+            plan.wake(self.calendar.looks_again())
+        if self.takes and self.this.policies.preemption.forbids:
+            plan.look_again(plan.at + LOOK_AGAIN_S, say("eta.policy"))
+        if line.moves:
+            plan.look_again(plan.at + LOOK_AGAIN_S, say("eta.line"))
+        forbids = self.takes and self.this.policies.preemption.forbids
+        plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids or line.moves
+
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
         stamp = self._stamp()
@@ -183,12 +197,14 @@ class Admission:
         if stamp is not None and self._is_answered(shape, stamp):
             line.refuse()
             return False
-        outer, self.plan.wake_at = self.plan.wake_at, None
+        outer = self.plan.wake_at, self.plan.wake_basis
+        self.plan.wake_at = self.plan.wake_basis = None
         done = self._place(gang) or self._make_room(gang)
         kept = not self._is_personal() and not self.this.policies.preemption.forbids
         if not done and stamp is not None and kept:
             shape.examined, shape.wake_at = stamp, self.plan.wake_at
-        self.plan.wake(outer)
+        self.clock = self.plan.wake_at, self.plan.wake_basis
+        self.plan.wake(*outer)
         return done
 
     def _is_answered(self, shape: Shape, stamp: Stamp) -> bool:
@@ -364,11 +380,26 @@ class Admission:
         if self.refused is not None and reason is not None:
             if promise is not None and promise.basis is not None:
                 reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
+            at, basis = self._ended_by_clock(gang)
+            if at is not None and basis is not None and (reason.eta is None or at < reason.eta):
+                reason = reason._replace(eta=at, eta_basis=basis)
             if personal:
                 gang.own_reason = reason
             else:
                 gang.own_reason = None
                 shape.reason = reason
+
+    def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:
+        """When time alone may end the wait of the gang in hand, and what has changed by then."""
+        if self.refused is not None and self.refused.code == "reservation":
+            closes = [row.closes for row in self.calendar.reserved(gang, gang.spec.min_size)]
+            return min(closes, default=None), say("eta.window")
+        if self.refused is not None and self.refused.code == "order":
+            return self.calendar.looks_again(), say("eta.planned")
+        period = self.this.policies.elasticity.period_s
+        if self.clock[1] is None and gang.spec.is_elastic() and gang.id in self.plan.sizes and period:
+            return self.plan.at + period, say("eta.sizes")
+        return self.clock
 
     def _is_kept_out(self, gang: GangState, shape: Shape) -> Promise | None:
         """The planned start that rules this gang out although its class has room: the common case behind a head."""

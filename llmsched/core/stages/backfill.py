@@ -12,6 +12,7 @@ from whoever borrows below the branch that lacks the quota.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from math import inf
 
 from llmsched.core.amounts import least_milli, need_milli, options_of
@@ -29,6 +30,7 @@ from llmsched.core.workload import Placement
 NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
+LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
 HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
 
 
@@ -44,6 +46,7 @@ class Calendar:
         self.keeps_out = False  # somebody is kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
         self._heads: dict[str | None, int] = {}
+        self._looks_again: float | None = None
 
     def begin_again(self) -> None:
         """Forget the planned starts: somebody starts whom they did not know of."""
@@ -53,8 +56,8 @@ class Calendar:
         return any(promise.gang is gang for promise in self.promises)
 
     def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
-        """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where that
-        has kept somebody out, or one that does not bind it and cannot be kept."""
+        """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where
+        that has kept somebody out, or one that does not bind it and cannot be kept."""
         if self.keeps_out and self.is_planned(gang):
             return True
         free = [promise for promise in self.promises if promise.gang is not gang and not self._binds(promise, gang)]
@@ -156,12 +159,23 @@ class Calendar:
                     return promise
         return None
 
+    def looks_again(self) -> float:
+        """When planned starts may move though nothing happens: when somebody was to have ended who has not."""
+        if self._looks_again is None:
+            now, state = self.trial.now, self.trial.state
+            at = bisect_right(state.ends.soonest, (now, "~"))
+            known = [state.ends.soonest[at][0]] if at < len(state.ends.soonest) else []
+            guessed = [presumed_end(state, state.gangs[name]) for name in state.endless()]
+            self._looks_again = min((*known, *guessed), default=now + LOOK_AGAIN_S)
+        return self._looks_again
+
     def would_delay(self, promise: Promise) -> Reason:
         """One reason for all whom a planned start keeps out; the same record for the whole pass."""
         self.keeps_out = True
         name = promise.gang.workload_id
         if name not in self._reasons:
-            self._reasons[name] = Reason("order", say("order.would_delay", who=workload(name)))
+            told = say("order.would_delay", who=workload(name))
+            self._reasons[name] = Reason("order", told, (), self.looks_again(), say("eta.planned"))
         return self._reasons[name]
 
     def avoid(self, gang: GangState | None = None) -> int:

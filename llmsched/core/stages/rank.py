@@ -62,7 +62,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         return settled
     if quantum > 0:
         number = int(plan.at // quantum)
-        plan.wake((number + 1) * quantum)
+        plan.look_again((number + 1) * quantum, say("eta.ranking"))
         goes_on = state.memo.get("ranking") == number  # it was cut
         if state.ranked_at and int(state.ranked_at // quantum) == number and not goes_on:
             return settled

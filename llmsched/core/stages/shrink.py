@@ -122,7 +122,7 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
             if view.held_for_s(giver) >= quantum:
                 floor = min(giver.size, plan.sizes.get(name, giver.size) or giver.spec.min_size)
             else:
-                plan.wake(view.now - view.held_for_s(giver) + quantum)
+                plan.wake(view.now - view.held_for_s(giver) + quantum, say("eta.quantum"))
         if floor < giver.size:
             key = (rules.is_reluctant(giver), giver.spec.priority, floor - giver.size, giver.submitted_at, giver.id)
             rows.append((key, giver, floor, by))
