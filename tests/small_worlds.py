@@ -25,12 +25,62 @@ ONE = "queues: [{name: default}]"
 TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
 
 
+NODES = "1x4:A100,2x2:T4"  # every one of WORLDS fits there
+
+
 @dataclass(frozen=True)
 class World:
     nodes: str
     jobs: str  # of HEAD's columns, as many as matter; the flavor is A100 unless another is named
     config: str = ONE
     evictions: int = 0  # at least: a world in which nobody has to leave shows less
+
+
+WORLDS = {
+    "no file at all": World("1x4:A100", "a,0,2,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\ne,60,1,10\nf,61,3,25\n"),
+    "strict fifo": World(
+        "1x4:A100",
+        "a,0,3,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\n",
+        f"{ONE}\nscheduling: {{order: strict_fifo}}",
+    ),
+    "easy backfill": World(
+        "2x2:T4",
+        "a,0,3,100,,,T4\nb,1,4,50,,,T4\nc,2,1,40,,,T4\nd,3,1,400,,,T4\n",
+        f"{ONE}\nscheduling: {{order: strict_fifo, backfill: easy}}\npolicies: {{ordering: fifo}}",
+    ),
+    "conservative backfill": World(
+        "2x2:T4",
+        "a,0,3,200,,,T4\nb,5,4,50,,,T4\nc,6,1,100,,,T4\nd,7,1,300,,,T4\n",
+        f"{ONE}\nscheduling: {{backfill: conservative}}\npolicies: {{ordering: fifo}}",
+    ),
+    "a higher priority evicts": World(
+        "1x4:A100",
+        "a,0,4,300,10\nb,50,2,60,80\nc,60,2,60,20\nd,200,4,40,90\n",
+        f"{ONE}\nscheduling: {{preemption: {{within_queue: lower_priority}}}}",
+        evictions=1,
+    ),
+    "an owner takes back what it lent": World(
+        "1x4:A100",
+        "a,0,1,400,,a\nb,1,1,400,,a\nc,2,2,400,,a\nd,100,2,50,,b\ne,120,1,50,,b\n",
+        f"cohorts: [{{name: all}}]\n{TWO}\nscheduling: {{preemption: {{reclaim: any}}}}",
+        evictions=1,
+    ),
+    "fair shares": World(
+        "1x4:A100",
+        "a,0,2,200,,a\nb,0.5,2,240,,a\nc,1,2,200,,a\nd,10,2,100,,b\ne,11,2,100,,b\n",
+        "queues: [{name: a, weight: 1}, {name: b, weight: 2}]\nscheduling: {fair_share: drf_total}",
+    ),
+    "a short one before long ones": World(
+        "1x4:A100",
+        "a,0,4,100\nb,1,4,300\nc,2,4,40\nd,3,4,120\n",
+        f"{ONE}\nscheduling: {{order: best_effort}}\npolicies: {{ordering: shortest_remaining}}",
+    ),
+    "two flavors": World("1x4:A100,2x2:T4", "a,0,4,100\nb,1,2,80\nc,2,2,50,,,T4\nd,3,4,60,,,T4\ne,4,1,20\n"),
+    "gangs over several nodes": World(
+        "2x2:T4",
+        "a,0,3,100,,,T4\nb,1,2,50,,,T4\nc,2,1,70,,,T4\nd,3,4,30,,,T4\ne,110,2,40,,,T4\n",
+    ),
+}
 
 
 def jobs_of(world: World) -> list[Job]:

@@ -94,9 +94,10 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
     """Replay TRACE (.csv or .csv.gz).
 
     Columns by name: job_id, submit_s, num_gpus, duration_s; optional queue (or vc), priority, min_gpus, max_gpus,
-    user, model (or job_type), steps (or total_steps), flavor, estimated_s; start_s and leave_s, what each of its starts
-    and leaving take. Columns runtime_N_s are run times on N GPUs and make a job elastic; columns runtime_N_s:FLAVOR are
-    the same on that kind of GPU, and the job runs on no other.
+    user, model (or job_type), steps (or total_steps), flavor, estimated_s; start_s and leave_s, what its starts and its
+    leaving take: one number, or "20 7.5" where the first takes 20 s and all that follow 7.5 s. Columns runtime_N_s are
+    run times on N GPUs and make a job elastic; columns runtime_N_s:FLAVOR are the same on that kind of GPU, and the job
+    runs on no other.
     """
     from llmsched.errors import SpecError
     from llmsched.sim import faults, fleet, folder, provider, report, runtimes, setting, simulator

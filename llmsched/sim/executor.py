@@ -38,6 +38,8 @@ class SimExecutor:
         self.gone: list[str] = []  # gangs that let go of everything since somebody last looked
         self.finished: list[str] = []  # those of them that are done
         self._epoch: dict[str, int] = {}  # raised whenever a gang's pending events become void
+        self._starts: dict[str, int] = {}  # how many starts and changes of size each gang has had,
+        self._leaves: dict[str, int] = {}  # and how often it was told to leave
         self._number = 0
 
     def at(self, when: float, fact: Fact, gang: str = "") -> None:
@@ -79,17 +81,15 @@ class SimExecutor:
     def _void(self, gang: str) -> None:
         self._epoch[gang] = self._epoch.get(gang, 0) + 1
 
-    def start_s(self, gang: str) -> float:
-        own = self.runtimes[gang].job.start_s
-        return self.restart_cost_s if own is None else own
+    def _starts_in(self, gang: str) -> float:
+        return _next(self.runtimes[gang].job.start_s, self._starts, gang, self.restart_cost_s)
 
     def _leaves_in(self, gang: str) -> float:
-        own = self.runtimes[gang].job.leave_s
-        return self.leave_s if own is None else own
+        return _next(self.runtimes[gang].job.leave_s, self._leaves, gang, self.leave_s)
 
     def _launch(self, decision: decisions.Launch, now: float) -> None:
         self._void(decision.gang)
-        bound = now + self.start_s(decision.gang)
+        bound = now + self._starts_in(decision.gang)
         self._run(decision, now, bound)
         self.at(bound, facts.Bound(bound, decision.gang, decision.attempt), decision.gang)
 
@@ -104,7 +104,7 @@ class SimExecutor:
     def _resize(self, decision: decisions.Resize, now: float) -> None:
         gang = decision.gang
         self._void(gang)
-        left_at, start_s = now + self._leaves_in(gang), self.start_s(gang)
+        left_at, start_s = now + self._leaves_in(gang), self._starts_in(gang)
         self._run(decision, now, left_at + start_s)
         self.at(left_at, facts.Resized(left_at, gang, decision.attempt, len(decision.placement)), gang)
         runtime = self.runtimes[gang]
@@ -139,6 +139,12 @@ class SimExecutor:
             self.gone.append(name)
             self._void(name)
             self.at(now, facts.Lost(now, name, gang.attempt, f"node {node} was lost"), name)
+
+
+def _next(known: tuple[float, ...], counts: dict[str, int], gang: str, otherwise: float) -> float:
+    """The figure of this time, or the last that is known."""
+    number = counts[gang] = counts.get(gang, 0) + 1
+    return known[min(number, len(known)) - 1] if known else otherwise
 
 
 _ACTS: dict[type, Any] = {

@@ -90,7 +90,7 @@ def figures(run: Run) -> dict[str, Any]:
 def _paid(run: Run) -> str:
     options = run.options
     said = f"{options.restart_cost_s:g} s at every start and change of size, {options.leave_s:g} s to leave"
-    own = sum(each.job.start_s is not None or each.job.leave_s is not None for each in run.outcomes)
+    own = sum(bool(each.job.start_s or each.job.leave_s) for each in run.outcomes)
     return f"{said}; {own:,} jobs have figures of their own in the trace" if own else said
 
 

@@ -227,8 +227,8 @@ class _Replay:
             job = self.jobs[self.next_job]
             self.next_job += 1
             factor = options.estimates.factor(options.seed, job.id)
-            leave_s = options.leave_s if job.leave_s is None else job.leave_s
-            workload = workload_of(job, options.estimates, factor, leave_s, self.flavors)
+            grace_s = max(job.leave_s, default=options.leave_s)
+            workload = workload_of(job, options.estimates, factor, grace_s, self.flavors)
             told = None if workload.estimated_runtime_s is None else factor
             self.runtimes[gang_id(job.id, 0)] = Runtime(job, at=now, told_factor=told)
             found.append(facts.Submitted(job.submit_s, workload))

@@ -24,12 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_worlds import ONE, TWO, Told, World, differences, jobs_of, simulated  # noqa: E402
+from small_worlds import NODES, WORLDS, Told, World, differences, jobs_of, simulated  # noqa: E402
 
 from llmsched.client import Client  # noqa: E402
 from llmsched.sim.traces.job import Job  # noqa: E402
 
-NODES = "1x4:A100,2x2:T4"
 SECOND = 0.15
 ROUNDING_S = 0.5  # of a completion time, beside a tenth: the controller's rounds
 WORK = """
@@ -37,8 +36,6 @@ import os, signal, sys, time
 began = time.time()
 file, seconds = sys.argv[1] + os.environ.get("LLMSCHED_RANK", os.environ.get("RANK", "")), float(sys.argv[2])
 done = float(open(file).read()) if os.path.exists(file) else 0.0
-with open(file + ".began", "a") as out:
-    print(began, file=out)
 def leave(*_):
     with open(file, "w") as out:
         out.write(str(done + time.time() - began))
@@ -47,62 +44,25 @@ signal.signal(signal.SIGTERM, leave)
 time.sleep(max(0.0, seconds - done))
 """
 
-WORLDS = {
-    "no file at all": World("1x4:A100", "a,0,2,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\ne,60,1,10\nf,61,3,25\n"),
-    "strict fifo": World(
-        "1x4:A100",
-        "a,0,3,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\n",
-        f"{ONE}\nscheduling: {{order: strict_fifo}}",
-    ),
-    "easy backfill": World(
-        "2x2:T4",
-        "a,0,3,100,,,T4\nb,1,4,50,,,T4\nc,2,1,40,,,T4\nd,3,1,400,,,T4\n",
-        f"{ONE}\nscheduling: {{order: strict_fifo, backfill: easy}}\npolicies: {{ordering: fifo}}",
-    ),
-    "conservative backfill": World(
-        "2x2:T4",
-        "a,0,3,200,,,T4\nb,5,4,50,,,T4\nc,6,1,100,,,T4\nd,7,1,300,,,T4\n",
-        f"{ONE}\nscheduling: {{backfill: conservative}}\npolicies: {{ordering: fifo}}",
-    ),
-    "a higher priority evicts": World(
-        "1x4:A100",
-        "a,0,4,300,10\nb,50,2,60,80\nc,60,2,60,20\nd,200,4,40,90\n",
-        f"{ONE}\nscheduling: {{preemption: {{within_queue: lower_priority}}}}",
-        evictions=1,
-    ),
-    "an owner takes back what it lent": World(
-        "1x4:A100",
-        "a,0,1,400,,a\nb,1,1,400,,a\nc,2,2,400,,a\nd,100,2,50,,b\ne,120,1,50,,b\n",
-        f"cohorts: [{{name: all}}]\n{TWO}\nscheduling: {{preemption: {{reclaim: any}}}}",
-        evictions=1,
-    ),
-    "fair shares": World(
-        "1x4:A100",
-        "a,0,2,200,,a\nb,0.5,2,240,,a\nc,1,2,200,,a\nd,10,2,100,,b\ne,11,2,100,,b\n",
-        "queues: [{name: a, weight: 1}, {name: b, weight: 2}]\nscheduling: {fair_share: drf_total}",
-    ),
-    "a short one before long ones": World(
-        "1x4:A100",
-        "a,0,4,100\nb,1,4,300\nc,2,4,40\nd,3,4,120\n",
-        f"{ONE}\nscheduling: {{order: best_effort}}\npolicies: {{ordering: shortest_remaining}}",
-    ),
-    "two flavors": World("1x4:A100,2x2:T4", "a,0,4,100\nb,1,2,80\nc,2,2,50,,,T4\nd,3,4,60,,,T4\ne,4,1,20\n"),
-    "gangs over several nodes": World(
-        "2x2:T4",
-        "a,0,3,100,,,T4\nb,1,2,50,,,T4\nc,2,1,70,,,T4\nd,3,4,30,,,T4\ne,110,2,40,,,T4\n",
-    ),
-}
-
 
 @dataclass
 class Attempt:
-    """One start of a job: when it was decided, when its last rank began to work, when it was told to leave, if it was,
-    and when it had let go."""
+    """One start of a job: when it was decided, when it ran, when it was told to leave, if it was, and when it had let
+    go. One that was told to leave before it ran has done nothing."""
 
     launched: float
-    began: float = 0.0
+    bound: float | None = None
     told: float | None = None
     over: float = 0.0
+
+    def stopped(self) -> float:
+        return self.over if self.told is None else self.told
+
+    def start_s(self) -> float:
+        return (self.stopped() if self.bound is None else self.bound) - self.launched
+
+    def worked_s(self) -> float:
+        return 0.0 if self.bound is None else max(0.0, self.stopped() - self.bound)
 
 
 @dataclass
@@ -113,19 +73,15 @@ class Seen:
     attempts: list[Attempt]
 
     def as_job(self, job: Job, second: float) -> Job:
-        """What the wind tunnel is told of it: when it came, what its starts took, how long it held its places and
-        worked, and how long it took to leave. Who decides is told the run time that its user gave."""
-        mine = self.attempts
-        ends = [each.over if each.told is None else each.told for each in mine]
-        worked = sum(max(0.0, end - each.began) for end, each in zip(ends, mine, strict=True))
-        leaves = [each.over - each.told for each in mine if each.told is not None]
+        """What the wind tunnel is told of it: when it came, what each start took, how long it worked, and how long it
+        took to leave. Who decides is told the run time that its user gave."""
         return replace(
             job,
             submit_s=self.submitted,
-            runtimes=((job.gpus, worked),),
+            runtimes=((job.gpus, sum(each.worked_s() for each in self.attempts)),),
             estimated_s=job.duration_s * second,
-            start_s=sum(each.began - each.launched for each in mine) / len(mine),
-            leave_s=sum(leaves) / len(leaves) if leaves else None,
+            start_s=tuple(each.start_s() for each in self.attempts),
+            leave_s=tuple(each.over - each.told for each in self.attempts if each.told is not None),
         )
 
 
@@ -177,17 +133,13 @@ class Cluster:
             elif event.kind == "Launch":
                 starts.append((job_id, at))
                 attempts.append(Attempt(at))
+            elif event.kind == "Bound":
+                attempts[-1].bound = at
             elif event.kind == "Preempt":
                 attempts[-1].told = at
                 evictions += 1
             elif event.kind in ("Released", "Finished"):
                 attempts[-1].over = at
-        for job_id, each in seen.items():
-            files = self.folder.glob(f"{tag}-{job_id}*.began")
-            began = [float(line) - zero for file in files for line in file.read_text().split()]
-            for attempt in each.attempts:  # one that was told to leave before its work began has done none
-                its = [at for at in began if attempt.launched <= at <= attempt.over]
-                attempt.began = max(its, default=attempt.over if attempt.told is None else attempt.told)
         starts.sort(key=lambda start: (start[1], start[0]))  # of one pass by name, as the wind tunnel has them
         return Told(
             starts, {name: one.attempts[-1].over - one.submitted for name, one in seen.items()}, evictions
@@ -203,7 +155,11 @@ def compared(live: Told, seen: dict[str, Seen], world: World, second: float) -> 
         return [f"not compared, as a try of {' and of '.join(failed)} failed"], 0.0
     jobs = sorted((seen[job.id].as_job(job, second) for job in jobs_of(world)), key=lambda job: job.submit_s)
     told = simulated(world, 0.0, 0.0, jobs)
-    return differences(live, told, ROUNDING_S), max(abs(live.jct[job] / jct - 1) for job, jct in told.jct.items())
+    found = differences(live, told, ROUNDING_S)
+    if found:
+        sides = (("live", live), ("simulated", told))
+        found += [f"{side} {', '.join(f'{name} at {at:.2f}' for name, at in its.starts)}" for side, its in sides]
+    return found, max(abs(live.jct[job] / jct - 1) for job, jct in told.jct.items())
 
 
 @contextmanager
@@ -237,7 +193,7 @@ def main() -> int:
             live, seen = ray.play(world, f"w{number}", given.second)
             found, apart = compared(live, seen, world, given.second)
             wrong += bool(found)
-            starts = [attempt.began - attempt.launched for each in seen.values() for attempt in each.attempts]
+            starts = [attempt.start_s() for each in seen.values() for attempt in each.attempts]
             print(f"{name}: {'; '.join(found) or 'the same'} (JCT apart at most {100 * apart:.0f} %; ", end="")
             print(f"starts took {min(starts):.1f} to {max(starts):.1f} s)", flush=True)
     print(f"{wrong} worlds differ")

@@ -11,8 +11,9 @@ class Job:
 
     `by_flavor` are the same for each kind of GPU on which they are known, if that makes a difference: it runs on no
     other, and `runtimes` are those of the flavor on which its smallest size is fastest. `gpus` is what its user asked
-    for. `start_s` is what each of its starts takes, and `leave_s` how long it holds its GPUs after it was told to
-    leave, where that is known of it; else the simulation's own figures hold. `row` is the line of the file, for errors.
+    for. `start_s` is what its starts and changes of size take, in their order, and `leave_s` how long it holds its GPUs
+    after each time that it was told to leave; the last of them holds for all that follow, and where there is none the
+    simulation's own figure. `row` is the line of the file, for errors.
     """
 
     id: str
@@ -27,8 +28,8 @@ class Job:
     flavor: str | None = None
     estimated_s: float | None = None
     by_flavor: tuple[tuple[str, tuple[tuple[int, float], ...]], ...] = ()
-    start_s: float | None = None
-    leave_s: float | None = None
+    start_s: tuple[float, ...] = ()
+    leave_s: tuple[float, ...] = ()
     row: int = 0
 
     def flavors(self) -> tuple[str | None, ...]:

@@ -91,8 +91,9 @@ def write(jobs: list[Job], path: Path) -> None:
             of = {(flavor, size): seconds for flavor, known in job.by_flavor for size, seconds in known}
             took = [f"{of[key]:.10g}" if key in of else "" for key in curves] or [f"{job.duration_s:.10g}"]
             estimate = "" if job.estimated_s is None else f"{job.estimated_s:g}"
-            known = ["" if number is None else f"{number:.10g}" for number in (job.steps, job.start_s, job.leave_s)]
-            about = (job.queue, job.user, job.priority, job.flavor or "", estimate, job.model, *known)
+            steps = "" if job.steps is None else f"{job.steps:.10g}"
+            each = (" ".join(f"{seconds:.10g}" for seconds in known) for known in (job.start_s, job.leave_s))
+            about = (job.queue, job.user, job.priority, job.flavor or "", estimate, job.model, steps, *each)
             out.writerow((job.id, f"{job.submit_s:.10g}", job.gpus, *took, *about))
 
 
@@ -116,7 +117,13 @@ class _Row:
         return next((value.strip() for column in columns if (value := self.values.get(column))), "")
 
     def number_of(self, column: str, *, least: float = 0.0, above: bool = False) -> float:
-        text = self.text(column)
+        return self._number(column, self.text(column), least, above)
+
+    def numbers_of(self, column: str) -> tuple[float, ...]:
+        """Any number of them, with spaces between."""
+        return tuple(self._number(column, text) for text in self.text(column).split())
+
+    def _number(self, column: str, text: str, least: float = 0.0, above: bool = False) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -191,8 +198,8 @@ class _Row:
             steps=self._steps(),
             flavor=self.text("flavor") or None,
             estimated_s=self.number_of("estimated_s", above=True) if self.text("estimated_s") else None,
-            start_s=self.number_of("start_s") if self.text("start_s") else None,
-            leave_s=self.number_of("leave_s") if self.text("leave_s") else None,
+            start_s=self.numbers_of("start_s"),
+            leave_s=self.numbers_of("leave_s"),
             by_flavor=by_flavor,
             row=self.number,
         )
