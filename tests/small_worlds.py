@@ -23,62 +23,54 @@ HEAD = "job_id,submit_s,num_gpus,duration_s,priority,queue,flavor\n"
 WITHIN = 0.1  # of a completion time may both sides differ
 ONE = "queues: [{name: default}]"
 TWO = "queues: [{name: a, cohort: all, quota: {'*': {nominal: 2}}}, {name: b, cohort: all, quota: {'*': {nominal: 2}}}]"
-
-
-NODES = "1x4:A100,2x2:T4"  # every one of WORLDS fits there
+FIFO = "policies: {ordering: fifo}"  # the default one learns from what ran before, in another world on the same cluster
+NODES = "1x4:A100,2x2:T4"
 
 
 @dataclass(frozen=True)
 class World:
-    nodes: str
     jobs: str  # of HEAD's columns, as many as matter; the flavor is A100 unless another is named
     config: str = ONE
     evictions: int = 0  # at least: a world in which nobody has to leave shows less
+    nodes: str = NODES  # all of them, on both sides: some orders look at the size of the whole cluster
 
 
 WORLDS = {
-    "no file at all": World("1x4:A100", "a,0,2,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\ne,60,1,10\nf,61,3,25\n"),
+    "no file at all": World("a,0,2,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\ne,60,1,10\nf,61,3,25\n"),
     "strict fifo": World(
-        "1x4:A100",
         "a,0,3,100\nb,1,4,50\nc,2,1,30\nd,3,2,40\n",
-        f"{ONE}\nscheduling: {{order: strict_fifo}}",
+        f"{ONE}\nscheduling: {{order: strict_fifo}}\n{FIFO}",
     ),
     "easy backfill": World(
-        "2x2:T4",
         "a,0,3,100,,,T4\nb,1,4,50,,,T4\nc,2,1,40,,,T4\nd,3,1,400,,,T4\n",
-        f"{ONE}\nscheduling: {{order: strict_fifo, backfill: easy}}\npolicies: {{ordering: fifo}}",
+        f"{ONE}\nscheduling: {{order: strict_fifo, backfill: easy}}\n{FIFO}",
     ),
     "conservative backfill": World(
-        "2x2:T4",
         "a,0,3,200,,,T4\nb,5,4,50,,,T4\nc,6,1,100,,,T4\nd,7,1,300,,,T4\n",
-        f"{ONE}\nscheduling: {{backfill: conservative}}\npolicies: {{ordering: fifo}}",
+        f"{ONE}\nscheduling: {{backfill: conservative}}\n{FIFO}",
     ),
     "a higher priority evicts": World(
-        "1x4:A100",
         "a,0,4,300,10\nb,50,2,60,80\nc,60,2,60,20\nd,200,4,40,90\n",
-        f"{ONE}\nscheduling: {{preemption: {{within_queue: lower_priority}}}}",
+        f"{ONE}\nscheduling: {{preemption: {{within_queue: lower_priority}}}}\n{FIFO}",
         evictions=1,
     ),
     "an owner takes back what it lent": World(
-        "1x4:A100",
         "a,0,1,400,,a\nb,1,1,400,,a\nc,2,2,400,,a\nd,100,2,50,,b\ne,120,1,50,,b\n",
-        f"cohorts: [{{name: all}}]\n{TWO}\nscheduling: {{preemption: {{reclaim: any}}}}",
+        f"cohorts: [{{name: all}}]\n{TWO}\nscheduling: {{preemption: {{reclaim: any}}}}\n{FIFO}",
         evictions=1,
     ),
     "fair shares": World(
-        "1x4:A100",
         "a,0,2,200,,a\nb,0.5,2,240,,a\nc,1,2,200,,a\nd,10,2,100,,b\ne,11,2,100,,b\n",
-        "queues: [{name: a, weight: 1}, {name: b, weight: 2}]\nscheduling: {fair_share: drf_total}",
+        f"queues: [{{name: a, weight: 1}}, {{name: b, weight: 2}}]\nscheduling: {{fair_share: drf_total}}\n{FIFO}",
     ),
     "a short one before long ones": World(
-        "1x4:A100",
         "a,0,4,100\nb,1,4,300\nc,2,4,40\nd,3,4,120\n",
         f"{ONE}\nscheduling: {{order: best_effort}}\npolicies: {{ordering: shortest_remaining}}",
     ),
-    "two flavors": World("1x4:A100,2x2:T4", "a,0,4,100\nb,1,2,80\nc,2,2,50,,,T4\nd,3,4,60,,,T4\ne,4,1,20\n"),
+    "two flavors": World("a,0,4,100\nb,1,2,80\nc,2,2,50,,,T4\nd,3,4,60,,,T4\ne,4,1,20\n", f"{ONE}\n{FIFO}"),
     "gangs over several nodes": World(
-        "2x2:T4",
         "a,0,3,100,,,T4\nb,1,2,50,,,T4\nc,2,1,70,,,T4\nd,3,4,30,,,T4\ne,110,2,40,,,T4\n",
+        f"{ONE}\n{FIFO}",
     ),
 }
 

@@ -28,23 +28,25 @@ START = 960_000.0  # as far from the next quantum as 0 is
 
 LARGER = {
     "conservative backfill on two nodes": World(
-        "2x4:A100",
         "a,0,6,200\nb,5,8,50\nc,6,2,100\nd,7,2,300\ne,8,1,60\n",
         f"{ONE}\nscheduling: {{backfill: conservative}}\npolicies: {{ordering: fifo}}",
+        nodes="2x4:A100",
     ),
     "fair shares of six": World(
-        "1x6:A100",
         "a,0,2,200,,a\nb,0,2,200,,a\nc,0,2,200,,a\nd,10,2,100,,b\ne,11,2,100,,b\nf,12,2,100,,b\n",
         "queues: [{name: a, weight: 1}, {name: b, weight: 2}]\nscheduling: {fair_share: drf_total}",
+        nodes="1x6:A100",
     ),
     "by rank, once a quantum": World(
-        "1x4:A100",
         "long,0,4,900\na,10,4,60\nb,20,2,60\nc,30,2,90\n",
         f"{ONE}\nscheduling: {{order: best_effort, quantum: 60s, preemption: {{within_queue: by_rank}}}}\n"
         "policies: {ordering: shortest_remaining}",
         evictions=1,
+        nodes="1x4:A100",
     ),
-    "gangs over four nodes": World("4x2:A100", "a,0,6,100\nb,1,4,50\nc,2,2,70\nd,3,8,30\ne,110,3,20\nf,111,2,20\n"),
+    "gangs over four nodes": World(
+        "a,0,6,100\nb,1,4,50\nc,2,2,70\nd,3,8,30\ne,110,3,20\nf,111,2,20\n", nodes="4x2:A100"
+    ),
 }
 
 
