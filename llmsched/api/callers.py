@@ -111,6 +111,7 @@ def caller(request: HTTPConnection, need: str) -> Caller:
 
 
 Name = Annotated[str, Path(max_length=200, description="newest run, or name@N", examples=["qwen", "qwen@2"])]
+NodeName = Annotated[str, Path(max_length=300, description="name or id of a node", examples=["gpu-7"])]
 Given = Annotated[Services, Depends(given_services)]
 Looker = Annotated[Caller, Depends(allow("look"))]
 Submitter = Annotated[Caller, Depends(allow("submit"))]

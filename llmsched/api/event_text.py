@@ -18,6 +18,7 @@ from llmsched.core.message import (
     NODE,
     NODE_TYPE,
     QUEUE,
+    USER,
     Arg,
     Message,
     Quote,
@@ -122,6 +123,11 @@ def _fact(entry: Any) -> Message | None:
             return say("event.node_lost", node=Ref(NODE, lost))
         case facts.NodeDraining(node=leaving):
             return say("event.node_draining", node=Ref(NODE, leaving))
+        case facts.DrainBegun(at=at, node=drained, deadline=deadline, by=by):
+            within = say("event.drain_within", seconds=deadline - at) if deadline is not None else ()
+            return say("event.drain_begun", by=Ref(USER, by), node=Ref(NODE, drained), within=within)
+        case facts.DrainEnded(node=drained, by=by):
+            return say("event.drain_ended", by=Ref(USER, by), node=Ref(NODE, drained))
         case facts.ForeignUse(node=where, used=used):
             return say("event.foreign_use", used=used, node=Ref(NODE, where))
         case facts.ExcessUse(used=taken):

@@ -16,7 +16,19 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from llmsched.api import archive, diagnosis, lists, logs, page, query, results, specs, streams, views, workdirs
 from llmsched.api.auth import require
-from llmsched.api.callers import Caller, Changed, Found, Given, Looker, Name, Operator, Seen, Services, Submitter
+from llmsched.api.callers import (
+    Caller,
+    Changed,
+    Found,
+    Given,
+    Looker,
+    Name,
+    NodeName,
+    Operator,
+    Seen,
+    Services,
+    Submitter,
+)
 from llmsched.control import execution, planning, registry
 from llmsched.control.vault import SHARED
 from llmsched.spec import http_models, http_requests, spec_requests
@@ -241,7 +253,27 @@ async def execute(body: http_requests.ExecRequest, given: Given, found: Changed)
 async def nodes(given: Given, who: Looker) -> http_models.NodeList:
     """Nodes, what is free on them, and who holds what."""
     state = given.controller.state
-    return http_models.NodeList(nodes=views.nodes(state, who.permissions), types=views.node_types(state))
+    return http_models.NodeList(
+        nodes=views.nodes(state, who.permissions),
+        types=views.node_types(state),
+        drained_away=views.drained_away(state),
+    )
+
+
+@router.post("/nodes/{name}/drain")
+async def drain_node(
+    name: NodeName, body: http_requests.DrainRequest, given: Given, who: Operator
+) -> http_models.NodeList:
+    """Nothing new goes there, and what runs there leaves with its grace."""
+    await given.controller.drain_node(name, who.user, within_s=body.within, until=body.until)
+    return await nodes(given, who)
+
+
+@router.delete("/nodes/{name}/drain")
+async def undrain_node(name: NodeName, given: Given, who: Operator) -> http_models.NodeList:
+    """Work goes there again; also to a node that is not here now, once it joins."""
+    await given.controller.undrain_node(name, who.user)
+    return await nodes(given, who)
 
 
 @router.get("/queues")

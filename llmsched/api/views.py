@@ -10,9 +10,9 @@ from typing import Any
 from llmsched.api import event_text, logs
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
-from llmsched.core import decisions, facts
+from llmsched.core import decisions, draining, facts
 from llmsched.core.capacity import NodeState
-from llmsched.core.message import GANG, Message, Quote, Ref, say
+from llmsched.core.message import GANG, NODE, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, price_of
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
@@ -198,6 +198,11 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
         elif one.is_holding():
             said = say("why.runs", where=event_text.where(one.held), why=launched.get(gang_id, ()))
             said = _with_excess(state, one, said)
+            node = draining.leaving_node(one, state.nodes)
+            if one.status is Status.VACATING and one.message is not None:
+                said = say("why.leaves", runs=said, why=one.message)
+            elif node is not None and draining.is_moving(one, state.nodes):
+                said = say("why.moves", runs=said, node=Ref(NODE, node.node.shown))
             if one.stalled:
                 said = say("why.stalled", runs=said, message=Quote(one.stalled))
         gangs.append(
@@ -298,11 +303,21 @@ def nodes(state: State, permissions: Permissions) -> list[http_models.NodeView]:
         for node_id, used in state.gangs[name].excess:
             excess.setdefault(node_id, []).append((refer([Ref(GANG, name)], names), used))
     ordered = sorted(state.nodes.items(), key=lambda item: (item[1].node.name, item[0]))
-    return [node(found, gangs.get(node_id, []), excess.get(node_id, ())) for node_id, found in ordered]
+    return [node(found, permissions, gangs.get(node_id, []), excess.get(node_id, ())) for node_id, found in ordered]
 
 
-def node(found: NodeState, gangs: Sequence[str], excess: Sequence[tuple[str, Resources]] = ()) -> http_models.NodeView:
-    it = found.node
+def drained_away(state: State) -> list[str]:
+    here = {name for found in state.nodes.values() for name in (found.node.id, found.node.shown)}
+    return sorted(state.drains.keys() - here)
+
+
+def node(
+    found: NodeState,
+    permissions: Permissions,
+    gangs: Sequence[str],
+    excess: Sequence[tuple[str, Resources]] = (),
+) -> http_models.NodeView:
+    it, by = found.node, found.drained.by if found.drained is not None else ""
     beyond = found.foreign.minus(total_of(tuple(excess)))  # the two are not looked at in one moment
     others = Resources(max(0, beyond.gpus_milli), max(0, beyond.cpus_milli), max(0, beyond.memory_bytes))
     return http_models.NodeView(
@@ -317,6 +332,8 @@ def node(found: NodeState, gangs: Sequence[str], excess: Sequence[tuple[str, Res
         excess=[http_models.ExcessView(gang=who, amounts=reasons.amounts(used)) for who, used in excess],
         free=reasons.amounts(found.free),
         draining=found.draining,
+        leaves_at=found.deadline,
+        drained_by=by if permissions.knows_user(by) else "",
         gangs=sorted(gangs),
     )
 

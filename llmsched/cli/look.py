@@ -1,11 +1,10 @@
-"""status, why, story, logs, events, queues, nodes: what is going on, in columns and sentences."""
+"""status, why, story, logs, events, queues: what is going on, in columns and sentences."""
 
 from __future__ import annotations
 
 import sys
 import textwrap
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -327,46 +326,3 @@ def _print_queues(listed: http_models.QueueList) -> None:
             quota or "the whole cluster",
         )
     table.show()
-
-
-@click.command()
-@show.json_option
-def nodes() -> None:
-    """Nodes, and who holds what."""
-    with show.connect() as client:
-        listed = client.nodes()
-    show.answer(listed, lambda: _print_nodes(listed))
-
-
-def _print_nodes(listed: http_models.NodeList) -> None:
-    if not listed.nodes:
-        terminal.echo("No node has joined yet.")
-        _print_node_types(listed)
-        return
-    table = Columns("NODE", "FLAVOR", ">GPUS FREE", ">CPUS FREE", ">MEMORY FREE", "HELD BY")
-    for node in listed.nodes:
-        holders = Counter(gang.rpartition("/")[0] or gang for gang in node.gangs)  # others' have no id
-        words = {name: f"{name} x{n}" if n > 1 else name for name, n in holders.items()}
-        for one in node.excess:
-            name = one.gang.rpartition("/")[0] or one.gang
-            words[name] = f"{words.get(name, name)} (+{show.amounts(one.amounts)} beyond its gang)"
-        held = ", ".join(words.values())
-        held += f" (others use {node.foreign.gpus:g} GPUs)" if node.foreign.gpus else ""
-        table.add_row(
-            node.name if len(node.name) < 20 else f"{node.name[:8]}...",
-            node.flavor or "-",
-            f"{node.free.gpus:g}/{node.total.gpus:g}" if node.total.gpus else "-",
-            f"{node.free.cpus:g}/{node.total.cpus:g}",
-            f"{node.free.memory_bytes / 1e9:.0f}/{node.total.memory_bytes / 1e9:.0f} GB",
-            ("draining " if node.draining else "") + held or "-",
-        )
-    table.show()
-    _print_node_types(listed)
-
-
-def _print_node_types(listed: http_models.NodeList) -> None:
-    for one in listed.types:
-        price = f", {one.price_per_hour:g} an hour each" if one.price_per_hour else ""
-        coming = f", {one.asked - one.here} asked for" if one.asked > one.here else ""
-        kind = f"{one.gpus} {one.flavor or 'GPUs'}"
-        terminal.echo(f"{one.name} ({kind}{price}): {one.here} of at most {one.max} here{coming}")

@@ -355,6 +355,14 @@ class Client:
     def nodes(self) -> http_models.NodeList:
         return self._loop.call(self._core.nodes())
 
+    def drain_node(
+        self, node: str, *, within: str | float | None = None, until: str | float | None = None
+    ) -> http_models.NodeList:
+        return self._loop.call(self._core.drain_node(node, within=within, until=until))
+
+    def undrain_node(self, node: str) -> http_models.NodeList:
+        return self._loop.call(self._core.undrain_node(node))
+
     def queues(self) -> http_models.QueueList:
         return self._loop.call(self._core.queues())
 

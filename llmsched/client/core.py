@@ -250,6 +250,19 @@ class AsyncClient:
         """Nodes, what is free on them (GPUs, CPUs, bytes), whose work holds the rest, and types of nodes to come."""
         return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")
 
+    async def drain_node(
+        self, node: str, *, within: str | float | None = None, until: str | float | None = None
+    ) -> http_models.NodeList:
+        """Have a node (its name or id) emptied: `within` seconds or "30m" from now, `until` a time in seconds since
+        1970 or "2030-01-31T08:00Z", or with its work's whole grace. Raises RequestError for one that is unknown or
+        drained like that already, and for a time that has passed, SpecError for no time at all, NotAllowed."""
+        body = _drain_request(within, until)
+        return await self._http.ask(http_models.NodeList, "POST", f"/api/v1/nodes/{_quoted(node)}/drain", body=body)
+
+    async def undrain_node(self, node: str) -> http_models.NodeList:
+        """Let work go there again. Raises RequestError for one that is not drained, NotAllowed."""
+        return await self._http.ask(http_models.NodeList, "DELETE", f"/api/v1/nodes/{_quoted(node)}/drain")
+
     async def queues(self) -> http_models.QueueList:
         """Every queue with its quota and use (GPUs) and how many workloads wait and run."""
         return await self._http.ask(http_models.QueueList, "GET", "/api/v1/queues")
@@ -477,6 +490,17 @@ def dashboard_path(name: str | None) -> str:
 
 def _path(name: str, part: str = "") -> str:
     return f"/api/v1/workloads/{_quoted(name)}" + (f"/{part}" if part else "")
+
+
+def _drain_request(within: str | float | None, until: str | float | None) -> http_requests.DrainRequest:
+    from pydantic import ValidationError
+
+    try:
+        return http_requests.DrainRequest.model_validate({"within": within, "until": until})
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpecError(first["msg"].removeprefix("Value error, "), where=where, code="invalid_request") from None
 
 
 def _quoted(name: str) -> str:

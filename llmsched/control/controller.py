@@ -139,6 +139,15 @@ class Controller:
     async def end_reservation(self, name: str, by: str) -> None:
         await self._ask(requests.EndReservation(name, by))
 
+    async def drain_node(
+        self, node: str, by: str, *, within_s: float | None = None, until: float | None = None
+    ) -> None:
+        """`node`: its name or id. Raises RequestError for one that is unknown, or drained like that already."""
+        await self._ask(requests.NodeDrain(node, by, within_s, until))
+
+    async def undrain_node(self, node: str, by: str) -> None:
+        await self._ask(requests.NodeUndrain(node, by))
+
     async def plan(self, specs: Sequence[WorkloadSpec], user: str, role: str = SUBMITTER) -> list[http_models.Planned]:
         """What would happen now, also for who may only look. Changes nothing."""
         person, reader = Person(user, OPERATOR if role == OPERATOR else SUBMITTER), Person(user, role)

@@ -312,9 +312,7 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
     """What an observation means; nothing when the state knows it already, or when it is Connected or no fact at all."""
     match seen:
         case port.NodeSeen():
-            node = node_of(seen)
-            known = state.nodes.get(node.id)
-            return [] if known is not None and known.node == node else [facts.NodeJoined(at, node)]
+            return _node_seen(state, seen, at)
         case port.NodeGone():
             return [facts.NodeLost(at, seen.node)] if seen.node in state.nodes else []
         case port.ForeignSeen():
@@ -356,6 +354,20 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             return [facts.LoadObserved(at, seen.workload, seen.ongoing, seen.queued)]
         case _:
             return []
+
+
+def _node_seen(state: State, seen: port.NodeSeen, at: float) -> list[facts.Fact]:
+    node = node_of(seen)
+    known = state.nodes.get(node.id)
+    found: list[facts.Fact] = []
+    if known is None or known.node != node:
+        found, known = [facts.NodeJoined(at, node)], None
+    elif known.leaving and not seen.leaving and node.id not in state.fleet.releasing:
+        return [facts.NodeJoined(at, node)]
+    told = (known.leaving, known.leaves_at) if known is not None else (False, None)
+    if seen.leaving and told != (True, seen.leaves_at):
+        found.append(facts.NodeDraining(at, node.id, seen.leaves_at))
+    return found
 
 
 def _amounts_of(seen: port.ForeignSeen) -> Resources:

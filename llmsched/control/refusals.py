@@ -8,7 +8,9 @@ from llmsched.core.render import Names, advice, text
 from llmsched.core.state import State
 from llmsched.errors import LlmschedError, RequestError, SpecError
 
-STATUS_OF_CODE = {"unknown_workload": 404, "unknown_reservation": 404, "queue_full": 429, "too_many": 429}
+STATUS_OF_CODE = {
+    "unknown_workload": 404, "unknown_reservation": 404, "unknown_node": 404, "queue_full": 429, "too_many": 429,
+}  # fmt: skip
 _WHERE_CYCLES: dict[type, str] = {commands.Submit: "after", commands.Configure: "cohorts"}
 
 

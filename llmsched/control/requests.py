@@ -116,8 +116,33 @@ class Unlisting:
     by: str
 
 
+@dataclass(frozen=True, slots=True)
+class NodeDrain:
+    """`within_s` from now, or `until`, a stamp; neither: without a deadline."""
+
+    node: str
+    by: str
+    within_s: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUndrain:
+    node: str
+    by: str
+
+
 UserRequest = (
-    Submission | Cancellation | Rescale | Reconfiguration | NewReservation | EndReservation | CommandNote | Unlisting
+    Submission
+    | Cancellation
+    | Rescale
+    | Reconfiguration
+    | NewReservation
+    | EndReservation
+    | NodeDrain
+    | NodeUndrain
+    | CommandNote
+    | Unlisting
 )
 
 
@@ -141,6 +166,14 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             return None, _applied(state, reserve, _all_names(state, request.by))
         case EndReservation():
             return None, _applied(state, commands.Unreserve(at, request.name), _all_names(state, request.by))
+        case NodeDrain():
+            deadline = request.until if request.within_s is None else at + request.within_s
+            drain = commands.DrainNode(at, request.node, deadline, request.by)
+            return None, _applied(state, drain, _all_names(state, request.by))
+        case NodeUndrain():
+            return None, _applied(
+                state, commands.UndrainNode(at, request.node, request.by), _all_names(state, request.by)
+            )
         case CommandNote():
             begun = CommandBegun(at, request.gang, request.attempt, request.rank, request.by, request.words)
             state.apply(begun)

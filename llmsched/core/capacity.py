@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 
+from llmsched.core.draining import OperatorDrain
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.suitable import Wish
@@ -18,8 +19,8 @@ class NodeState:
     """One node and what is taken on it. Whole GPUs are counted; shares of a GPU are kept per device."""
 
     __slots__ = (
-        "cpus", "custom", "deadline", "draining", "foreign", "foreign_gpus", "free_whole", "gpus", "idle_since",
-        "memory", "node", "promised", "room_key", "shares", "slot", "total_gpus", "whole",
+        "cpus", "custom", "drained", "foreign", "foreign_gpus", "free_whole", "gpus", "idle_since", "leaves_at",
+        "leaving", "memory", "node", "promised", "room_key", "shares", "slot", "total_gpus", "whole",
     )  # fmt: skip
 
     def __init__(self, node: Node, slot: int) -> None:
@@ -35,11 +36,23 @@ class NodeState:
         self.promised = 0  # of `gpus`, thousandths that nominations hold
         self.foreign = Resources()
         self.foreign_gpus = 0  # whole devices other people use, rounded up
-        self.draining = False
-        self.deadline: float | None = None
+        self.leaving = False  # as the cluster says,
+        self.leaves_at: float | None = None  # and when
+        self.drained: OperatorDrain | None = None
         self.free_whole = self.total_gpus
         self.idle_since = 0.0
         self.room_key: tuple[object, ...] | None = None  # see `likeness`; None after a change
+
+    @property
+    def draining(self) -> bool:
+        """Nothing new goes there, and what is there leaves by the deadline."""
+        return self.leaving or self.drained is not None
+
+    @property
+    def deadline(self) -> float | None:
+        """The earliest, of the cluster and of an operator."""
+        given = (self.leaves_at, self.drained.deadline if self.drained is not None else None)
+        return min((at for at in given if at is not None), default=None)
 
     @property
     def used(self) -> Resources:

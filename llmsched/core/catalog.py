@@ -130,6 +130,7 @@ CATALOG: dict[str, Entry] = {
     "preempt.reservation": Entry("its GPUs are reserved for {reserved}"),
     "preempt.superseded": Entry("its spec changed"),
     "preempt.node_leaves": Entry("node {node} is about to leave"),
+    "preempt.node_drain": Entry("node {node} is drained"),
     "resize.asked": Entry("asked to have {size}"),
     "resize.beyond_share": Entry("gives back what is beyond its share"),
     "resize.grows": Entry("grows from {before} to {size}"),
@@ -298,6 +299,15 @@ CATALOG: dict[str, Entry] = {
         "llmsched nodes shows what there is.",
     ),
     "unknown_reservation": Entry('no reservation is called "{name}"', "See: llmsched reservations"),
+    "unknown_node": Entry('no node is called "{name}"', "See: llmsched node list"),
+    "unknown_node.near": Entry('no node is called "{name}"', 'Did you mean "{near}"? See: llmsched node list'),
+    "ambiguous_node": Entry('several nodes are called "{name}"', "Give the id of one of them: {ids:| or }"),
+    "conflict.drained": Entry(
+        "node {node} is drained already, by {by}", "Give another --by, or: llmsched node undrain {node}"
+    ),
+    "conflict.undrained": Entry("node {node} is not drained", "See: llmsched node list"),
+    "conflict.leaves": Entry("nobody drains node {node}: the cluster says that it takes it away", "Wait for another."),
+    "impossible.past": Entry("node {node} would have been empty {ago:.0f} s ago", "Give a time to come, as --by 30m."),
     "conflict.in_file": Entry(
         'reservation "{reserved}" stands in the cluster file', "Take it out there: llmsched config FILE"
     ),
@@ -324,6 +334,11 @@ CATALOG: dict[str, Entry] = {
     "event.node_joined": Entry("node {node} joined: {has:| or }"),
     "event.node_lost": Entry("node {node} is lost"),
     "event.node_draining": Entry("node {node} will leave: nothing new goes there"),
+    "event.drain_begun": Entry(
+        "{by} drains node {node}: nothing new goes there, and what runs there leaves{within:> }"
+    ),
+    "event.drain_within": Entry("within {seconds:.0f} s"),
+    "event.drain_ended": Entry("{by} ends the drain of node {node}"),
     "event.foreign_use": Entry("{used} are in use on node {node} beyond what gangs were given"),
     "event.excess": Entry("takes {excess} beyond its gang, through Ray, on {nodes}"),
     "event.excess_over": Entry("is within its gang again"),
@@ -367,6 +382,8 @@ CATALOG: dict[str, Entry] = {
     "on_node": Entry("{node} ({bundles})"),
     # What `why` tells of work that does not wait.
     "why.runs": Entry("on {where}{why:>: }"),
+    "why.leaves": Entry("{runs}; it leaves: {why}"),
+    "why.moves": Entry("{runs}; node {node} is to be empty: another replica is made first"),
     "why.stalled": Entry("{runs}; it does not move: {message}"),
     "why.excess": Entry("{runs}; through Ray it takes {excess} beyond its gang{ends:>, }"),
     "why.excess_ends": Entry("and is ended in {seconds:.0f} s if it goes on"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmsched.core import cron
 from llmsched.core.configuration import Configuration, Reservation
-from llmsched.core.facts import Cancelled, Configured, Fact, Scaled, Submitted
+from llmsched.core.facts import Cancelled, Configured, DrainBegun, DrainEnded, Fact, Scaled, Submitted
 from llmsched.core.message import (
     ACTOR,
     COHORT,
@@ -18,6 +18,7 @@ from llmsched.core.message import (
     NODE,
     QUEUE,
     RESERVATION,
+    USER,
     Arg,
     Message,
     Quote,
@@ -84,7 +85,24 @@ class Unreserve:
     name: str
 
 
-Command = Submit | Cancel | ScaleTo | Configure | Reserve | Unreserve
+@dataclass(frozen=True, slots=True)
+class DrainNode:
+    """`node`: its name or id. Again with another `deadline` (a stamp): that one holds."""
+
+    at: float
+    node: str
+    deadline: float | None
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class UndrainNode:
+    at: float
+    node: str
+    by: str
+
+
+Command = Submit | Cancel | ScaleTo | Configure | Reserve | Unreserve | DrainNode | UndrainNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +132,10 @@ def check(state: State, command: Command) -> Fact | Refusal:
         return _reserve(state, command)
     if isinstance(command, Unreserve):
         return _unreserve(state, command)
+    if isinstance(command, DrainNode):
+        return _drain(state, command)
+    if isinstance(command, UndrainNode):
+        return _undrain(state, command)
     return _configure(state, command)
 
 
@@ -342,6 +364,50 @@ def _unreserve(state: State, command: Unreserve) -> Fact | Refusal:
     left = tuple(one for one in configuration.reservations if one is not found)
     changed = replace(configuration, version=configuration.version + 1, reservations=left)
     return Configured(command.at, changed)
+
+
+def _drain(state: State, command: DrainNode) -> Fact | Refusal:
+    name = _node_named(state, command.node)
+    if isinstance(name, Refusal):
+        return name
+    known, node = state.drains.get(name), Ref(NODE, name)
+    if known is not None and command.deadline in (None, known.deadline):
+        return Refusal("conflict", say("conflict.drained", node=node, by=Ref(USER, known.by)))
+    if command.deadline is not None and command.deadline < command.at:
+        return Refusal("impossible", say("impossible.past", node=node, ago=command.at - command.deadline))
+    return DrainBegun(command.at, name, command.deadline, command.by)
+
+
+def _undrain(state: State, command: UndrainNode) -> Fact | Refusal:
+    if command.node in state.drains:  # it may be away
+        return DrainEnded(command.at, command.node, command.by)
+    name = _node_named(state, command.node)
+    if isinstance(name, Refusal):
+        return name
+    if name in state.drains:
+        return DrainEnded(command.at, name, command.by)
+    leaves = any(node.leaving for node in state.nodes.values() if name in (node.node.shown, node.node.id))
+    code = "conflict.leaves" if leaves else "conflict.undrained"
+    return Refusal("conflict", say(code, node=Ref(NODE, name)))
+
+
+def _node_named(state: State, wish: str) -> str | Refusal:
+    """What a drain of it goes by: its name, or its id where several have that name."""
+    found = [node.node for node in state.nodes.values() if wish in (node.node.id, node.node.shown)]
+    if not found:
+        names = [node.node.shown for node in state.nodes.values()]
+        near = get_close_matches(wish, names, 1)
+        if near:
+            return Refusal("unknown_node", say("unknown_node.near", name=Quote(wish), near=Ref(NODE, near[0])))
+        return Refusal("unknown_node", say("unknown_node", name=Quote(wish)))
+    one = found[0]
+    same = [node.node for node in state.nodes.values() if node.node.shown == one.shown]
+    if len(same) == 1:
+        return one.shown
+    if wish == one.id:
+        return one.id
+    ids = tuple(Quote(each.id) for each in same)
+    return Refusal("ambiguous_node", say("ambiguous_node", name=Quote(wish), ids=ids))
 
 
 def _gpus_milli(state: State, flavor: str | None) -> int:

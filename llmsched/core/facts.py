@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmsched.core.configuration import Configuration
-from llmsched.core.message import ArtifactUri, GangName, WorkloadName
+from llmsched.core.message import ArtifactUri, GangName, UserName, WorkloadName
 from llmsched.core.nodes import Node
 from llmsched.core.resources import ByNode, Resources
 from llmsched.core.workload import Workload
@@ -67,11 +67,30 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class NodeDraining:
-    """The node will leave (spot notice, operator): nothing new goes there, what runs moves before `deadline`."""
+    """The cluster will take the node away: nothing new goes there, what runs moves before `deadline`. Ends with the
+    node, or when it joins again."""
 
     at: float
     node: str
     deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBegun:
+    """An operator wants every node of this name (or the one with this id) empty, by `deadline`. In place of what was
+    said before; a node that leaves and joins again is still drained."""
+
+    at: float
+    node: str
+    deadline: float | None = None
+    by: UserName = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    at: float
+    node: str  # as DrainBegun had it
+    by: UserName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +285,8 @@ Fact = (
     | NodeJoined
     | NodeLost
     | NodeDraining
+    | DrainBegun
+    | DrainEnded
     | ForeignUse
     | ExcessUse
     | Bound

@@ -76,7 +76,7 @@ def release_node(world: World, decision: decisions.ReleaseNode) -> None:
     node = world.nodes.get(decision.node)
     if node is not None:
         world.fleet.releasing[decision.node] = world.now
-        node.draining = True
+        node.leaving = True
         world.capacity.reindex(node)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from llmsched.core import authorization, facts, lifecycle, lives, submissions
 from llmsched.core.archive import is_gone
+from llmsched.core.capacity import NodeState
+from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.message import ACTOR, NODE, Ref, quoted, say
 from llmsched.core.records import WorkloadState, allowed_sizes
 from llmsched.core.status import Status
@@ -84,13 +86,16 @@ def node_joined(world: World, fact: facts.NodeJoined) -> None:
     known = world.nodes.get(fact.node.id)
     if known is not None:
         if known.node == fact.node:
-            if known.draining:
-                known.draining, known.deadline = False, None
-                world.capacity.reindex(known)
+            if known.leaving:
+                known.leaving, known.leaves_at = False, None
+                _drains_otherwise(world, known)
             return
         node_lost(world, facts.NodeLost(fact.at, fact.node.id))  # it came back as something else
     node = world.capacity.add(fact.node)
     node.idle_since = world.now
+    node.drained = drain_of(fact.node, world.drains)
+    if node.drained is not None:
+        world.capacity.reindex(node)
     world.fleet.releasing.pop(fact.node.id, None)
     world.fleet.overdue_since.pop(fact.node.node_type or "", None)
     lives.count_nodes(world)
@@ -125,7 +130,9 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
             gang.home = tuple(dict.fromkeys(placed.node for placed in left))
             world.troubled[name] = None
     world.capacity.remove(fact.node)
-    world.fleet.releasing.pop(fact.node, None)
+    if world.fleet.releasing.pop(fact.node, None) is not None:
+        world.drains.pop(node.node.shown, None)  # who gives a node back does not expect it again
+        world.drains.pop(fact.node, None)
     lives.count_nodes(world)
     lives.count_quota(world)
 
@@ -135,16 +142,44 @@ def node_draining(world: World, fact: facts.NodeDraining) -> None:
     if node is None:
         world.note(fact, f"node {fact.node} is unknown")
         return
-    node.draining, node.deadline = True, fact.deadline
+    if (node.leaving, node.leaves_at) != (True, fact.deadline):
+        node.leaving, node.leaves_at = True, fact.deadline
+        _drains_otherwise(world, node)
+
+
+def drain_begun(world: World, fact: facts.DrainBegun) -> None:
+    world.drains[fact.node] = OperatorDrain(fact.node, fact.at, fact.deadline, fact.by)
+    _look_at_drains(world)
+
+
+def drain_ended(world: World, fact: facts.DrainEnded) -> None:
+    if world.drains.pop(fact.node, None) is None:
+        world.note(fact, f"node {fact.node} is not drained")
+    _look_at_drains(world)
+
+
+def _look_at_drains(world: World) -> None:
+    for node in world.nodes.values():
+        drained = drain_of(node.node, world.drains)
+        if drained != node.drained:
+            node.drained = drained
+            _drains_otherwise(world, node)
+
+
+def _drains_otherwise(world: World, node: NodeState) -> None:
+    """It is to be empty now, or by another time, or not any more: whom that concerns is looked at."""
     world.capacity.reindex(node)
-    for name in [*world.nominated]:
-        gang = world.gangs[name]
-        if gang.nomination and any(placed.node == fact.node for placed in gang.nomination.placement):
-            lives.unpromise(world, gang)
-    for name in world.holding:
-        gang = world.gangs[name]
-        if gang.is_active() and any(placed.node == fact.node for placed in gang.held):
-            world.troubled[name] = None
+    holding = (world.gangs[name] for name in world.holding)
+    here = [gang for gang in holding if any(placed.node == node.node.id for placed in gang.held)]
+    if node.draining:
+        for name in [*world.nominated]:
+            gang = world.gangs[name]
+            if gang.nomination and any(placed.node == node.node.id for placed in gang.nomination.placement):
+                lives.unpromise(world, gang)
+        world.troubled.update((gang.id, None) for gang in here if gang.is_active())
+    for name in dict.fromkeys(gang.workload_id for gang in here if gang.spec.kind == "serve"):
+        world.troubled[name] = None
+        lifecycle.fill(world, world.workloads[name])
 
 
 def foreign_use(world: World, fact: facts.ForeignUse) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from llmsched.core import lives, rollout
 from llmsched.core.decisions import Drain, Launch, Preempt, Resize, Stop
+from llmsched.core.draining import is_moving
 from llmsched.core.facts import Finished, Resized
 from llmsched.core.message import Message, quoted, say
 from llmsched.core.records import GangState, Version, WorkloadState, size_of
@@ -290,7 +291,9 @@ def fill(world: World, record: WorkloadState) -> None:
     """Make the replicas that are missing; those that are too many and never ran go."""
     if record.cancelled or record.outcome:
         return
-    live = [gang for gang in world.gangs_of(record) if rollout.counts(gang, record)]
+    live = [
+        gang for gang in world.gangs_of(record) if rollout.counts(gang, record) and not is_moving(gang, world.nodes)
+    ]
     newest, proven = rollout.missing(record, live)
     for _ in range(newest):
         lives.new_gang(world, record, record.version)

@@ -63,6 +63,7 @@ class Named(NamedTuple):
 
 GangName = Annotated[str, Named(GANG)]
 WorkloadName = Annotated[str, Named(WORKLOAD)]
+UserName = Annotated[str, Named(USER)]  # who did something to no work
 ArtifactUri = Annotated[str, Named(ARTIFACT)]  # where the result of other work lies: its path has that work's name
 Arg = int | float | Ref | Quote | Message | About | Option | Resources | tuple["Arg", ...]
 

@@ -22,6 +22,11 @@ class Node:
     name: str = ""  # what people read; empty: the id
     node_type: str | None = None  # of the configuration, when the provisioner made it
 
+    @property
+    def shown(self) -> str:
+        """What people read and write."""
+        return self.name or self.id
+
     def label(self, key: str) -> str | None:
         for name, value in self.labels:
             if name == key:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
+from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.facts import Published
 from llmsched.core.lives import count_quota, park
 from llmsched.core.nodes import Node
@@ -60,8 +61,8 @@ class FrozenNode(NamedTuple):
     node: Node
     slot: int
     foreign: Resources
-    draining: bool
-    deadline: float | None
+    leaving: bool
+    leaves_at: float | None
     idle_since: float
 
 
@@ -92,6 +93,7 @@ class Snapshot:
     workloads: tuple[Values, ...]
     gangs: tuple[Values, ...]
     publications: tuple[tuple[str, Published], ...]  # with its user
+    drains: tuple[OperatorDrain, ...]
     requested: tuple[tuple[str, int], ...]
     overdue_since: tuple[tuple[str, float], ...]
     shunned_until: tuple[tuple[str, float], ...]
@@ -136,12 +138,13 @@ def freeze(state: State) -> Snapshot:
         now=state.now,
         configuration=state.configuration,
         nodes=tuple(
-            FrozenNode(node.node, node.slot, node.foreign, node.draining, node.deadline, node.idle_since)
+            FrozenNode(node.node, node.slot, node.foreign, node.leaving, node.leaves_at, node.idle_since)
             for node in state.nodes.values()
         ),
         workloads=tuple(map(_WORKLOAD.values, state.workloads.values())),
         gangs=tuple(map(_GANG.values, state.gangs.values())),
         publications=tuple((user, one) for named in state.publications.values() for (user, _), one in named.items()),
+        drains=tuple(state.drains.values()),
         requested=state.fleet.requested,
         overdue_since=tuple(state.fleet.overdue_since.items()),
         shunned_until=tuple(state.fleet.shunned_until.items()),
@@ -184,9 +187,11 @@ def thaw(snapshot: Snapshot, archive: Archive | None = None) -> State:
     state = State(archive=archive)
     state.now = snapshot.now
     state.configuration = snapshot.configuration
+    state.drains.update((drain.name, drain) for drain in snapshot.drains)
     for frozen in snapshot.nodes:
         node = state.capacity.add(frozen.node, frozen.slot)
-        node.foreign, node.draining, node.deadline = frozen.foreign, frozen.draining, frozen.deadline
+        node.foreign, node.leaving, node.leaves_at = frozen.foreign, frozen.leaving, frozen.leaves_at
+        node.drained = drain_of(frozen.node, state.drains)
         state.capacity.reindex(node)
     for values in snapshot.workloads:
         record = workload_of(values, state.gangs)

@@ -62,8 +62,8 @@ class State(World):
             self.now,
             configuration,
             [
-                (n.node, n.gpus, n.cpus, n.memory, n.whole, n.promised, sorted(n.shares.items()), n.foreign, n.draining)
-                + (n.deadline, sorted((k, v) for k, v in n.custom.items() if v))
+                (n.node, n.gpus, n.cpus, n.memory, n.whole, n.promised, sorted(n.shares.items()), n.foreign, n.leaving)
+                + (n.leaves_at, n.drained, sorted((k, v) for k, v in n.custom.items() if v))
                 for _, n in sorted(self.nodes.items())
             ],
             [
@@ -78,6 +78,7 @@ class State(World):
                 for _, w in sorted(self.workloads.items())
             ],
             [(t, sorted(p.items())) for t, p in sorted(self.publications.items())],
+            sorted(self.drains.items()),
             self.fleet.requested,
             self.ranked_at,
             sorted(self.archived.items()),
@@ -147,6 +148,8 @@ _FOLDS: dict[type, Callable[[World, Any], None]] = {
     facts.NodeJoined: fold_facts.node_joined,
     facts.NodeLost: fold_facts.node_lost,
     facts.NodeDraining: fold_facts.node_draining,
+    facts.DrainBegun: fold_facts.drain_begun,
+    facts.DrainEnded: fold_facts.drain_ended,
     facts.ForeignUse: fold_facts.foreign_use,
     facts.ExcessUse: fold_facts.excess_use,
     facts.Bound: fold_facts.bound,

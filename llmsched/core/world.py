@@ -11,6 +11,7 @@ from typing import Any, Self
 from llmsched.core.archive import Archive, MemoryArchive
 from llmsched.core.capacity import Capacity, NodeState
 from llmsched.core.configuration import Configuration
+from llmsched.core.draining import OperatorDrain
 from llmsched.core.ends import Ends
 from llmsched.core.estimate import History
 from llmsched.core.facts import Published
@@ -41,6 +42,7 @@ class World:
         self.archived: Counter[tuple[str, str, str]] = Counter()  # of those: (user, queue, outcome) -> how many
         self.publications: dict[str, dict[tuple[str, str], Published]] = {}  # target -> (user, name) -> the last
         self.fleet = Fleet()  # nodes that are to come, or to go
+        self.drains: dict[str, OperatorDrain] = {}  # by name, also of nodes that are away
         self.ranked_at = 0.0  # stamp of the last pass that may have ranked everybody, see stages/rank.py
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.

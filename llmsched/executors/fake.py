@@ -137,6 +137,16 @@ class FakeCluster:
         self.say(self.nodes[name])
         return name
 
+    def take_away(self, node: str, at: float | None = None) -> None:
+        """The cluster says that it will, at that time; it does so when `lose_node` says."""
+        self.nodes[node] = replace(self.nodes[node], leaving=True, leaves_at=at)
+        self.say(self.nodes[node])
+
+    def keep(self, node: str) -> None:
+        """It will not take it away after all."""
+        self.nodes[node] = replace(self.nodes[node], leaving=False, leaves_at=None)
+        self.say(self.nodes[node])
+
     def lose_node(self, node: str) -> None:
         """The node and whatever touches it are gone at once."""
         del self.nodes[node]

@@ -168,7 +168,8 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class NodeSeen:
-    """An alive node; sent for every node at connect and when one joins. Amounts are the node's totals."""
+    """An alive node; sent for every node at connect, when one joins and when it is another. Amounts are its totals.
+    `leaving`: the cluster will take it away, at `leaves_at` where that is known (a stamp in seconds)."""
 
     node: str
     gpus: float
@@ -177,6 +178,8 @@ class NodeSeen:
     labels: dict[str, str] = field(default_factory=dict)
     custom: dict[str, float] = field(default_factory=dict)
     name: str = ""
+    leaving: bool = False
+    leaves_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,7 +313,9 @@ class NodeView(Reply):
     foreign: Amounts  # work on the same Ray cluster that is nobody's here
     excess: list[ExcessView] = []
     free: Amounts
-    draining: bool = False
+    draining: bool = False  # nothing new goes there, and what is there leaves
+    leaves_at: float | None = None  # by when, where that is known
+    drained_by: str = ""  # the operator who said so; "": the cluster did, or one that the reader may not know
     gangs: list[str] = []
 
 
@@ -331,8 +333,11 @@ class NodeTypeView(Reply):
 
 
 class NodeList(Reply):
+    """`drained_away`: names that an operator drains and no node has now; who joins under such a name is drained."""
+
     nodes: list[NodeView]
     types: list[NodeTypeView] = []
+    drained_away: list[str] = []
 
 
 class QuotaView(Reply):

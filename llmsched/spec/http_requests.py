@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmsched import sanitize
 from llmsched.errors import SpecError
+from llmsched.spec.quantities import Duration, Stamp
 
 INVALID_HINT = "Write it as plain text, without what is no character."
 
@@ -45,6 +46,19 @@ class ShutdownRequest(Request):
     """`stop_everything`: first take down all that runs, else it is left alone and adopted by the next controller."""
 
     stop_everything: bool = False
+
+
+class DrainRequest(Request):
+    """By when the node is to be empty: `within` so long from now, or `until` then. Neither: all has its whole grace."""
+
+    within: Duration | None = None
+    until: Stamp | None = None
+
+    @model_validator(mode="after")
+    def _is_one_time(self) -> DrainRequest:
+        if self.within is not None and self.until is not None:
+            raise ValueError('expected at most one of "within" and "until"')
+        return self
 
 
 class SecretRequest(Request):

@@ -29,6 +29,8 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/health"): {},
     ("GET", "/metrics"): {},
     ("GET", "/nodes"): {},
+    ("POST", "/nodes/{name}/drain"): {"json": {"within": "1h"}},
+    ("DELETE", "/nodes/{name}/drain"): {},
     ("GET", "/queues"): {},
     ("GET", "/usage"): {},
     ("GET", "/reservations"): {},

@@ -41,6 +41,11 @@ STORY: list[tuple[Any, str]] = [
     (f.NodeJoined(1.0, Node("n1", Resources(8000), "A100", name="node-a")), "node node-a joined: 8 A100"),
     (f.NodeLost(1.0, "n1"), "node node-a is lost"),
     (f.NodeDraining(1.0, "n1"), "node node-a will leave: nothing new goes there"),
+    (
+        f.DrainBegun(1.0, "node-a", 61.0, "root"),
+        "root drains node node-a: nothing new goes there, and what runs there leaves within 60 s",
+    ),
+    (f.DrainEnded(1.0, "node-a", "root"), "root ends the drain of node node-a"),
     (f.ForeignUse(1.0, "n1", Resources(2000)), "2 GPUs are in use on node node-a beyond what gangs were given"),
     (
         f.ExcessUse(1.0, GANG, 1, (("n1", Resources(2000)), ("n2", Resources(1000)))),

@@ -8,14 +8,12 @@ import asyncio
 import inspect
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from breakage_scenarios import SCENARIOS, Broken, new_world
 from control_harness import ANN, controlling, fake_cluster, task, until
 
-import llmsched
 from llmsched.control import dispatch, housekeeping, lease, metrics, progress, reasons, requests, routes
 from llmsched.control.controller import Controller
 from llmsched.control.intake import Intake
@@ -49,9 +47,7 @@ def holds(cls):
     return lambda *arguments: any(type(each) is cls for each in arguments)
 
 
-MADE_BY_NOBODY = (facts.NodeDraining,)  # no executor tells of it yet
-KINDS_OF_FACTS = [cls for cls in get_args(facts.Fact) if cls not in MADE_BY_NOBODY]
-FACTS = [(State, "apply", holds(cls), cls.__name__) for cls in KINDS_OF_FACTS]
+FACTS = [(State, "apply", holds(cls), cls.__name__) for cls in get_args(facts.Fact)]
 DECISIONS = [
     (owner, name, holds(cls), cls.__name__)
     for cls in get_args(decisions.Decision)
@@ -78,7 +74,7 @@ FUNCTIONS = [
 ]
 COMMITS = [
     (MemoryStore, "commit", lambda _, batch, cls=cls: any(type(each) is cls for each in batch.entries), cls.__name__)
-    for cls in (*KINDS_OF_FACTS, *get_args(decisions.Decision))
+    for cls in (*get_args(facts.Fact), *get_args(decisions.Decision))
 ]
 CONTROL = [module for key, module in sorted(sys.modules.items()) if key.startswith("llmsched.control.")]
 EVERY = [*FACTS, *DECISIONS, *REQUESTS, *OBSERVATIONS, *ORDERS, *PARTS, *FUNCTIONS, *COMMITS]
@@ -184,13 +180,6 @@ async def _throws(breakage, scenario):
     finally:
         breakage.armed = False
         await world.end()
-
-
-def test_a_fact_that_is_left_out_here_is_made_by_nobody():
-    source = "".join(path.read_text() for path in Path(llmsched.__file__).parent.rglob("*.py"))
-    assert [
-        cls for cls in MADE_BY_NOBODY if f"facts.{cls.__name__}(at" in source or f" {cls.__name__}(at" in source
-    ] == []
 
 
 def test_an_entry_that_the_state_cannot_take_in_does_not_stop_a_start(monkeypatch):

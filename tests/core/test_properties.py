@@ -131,13 +131,15 @@ class World(RuleBasedStateMachine):
         labels = (("rack", f"r{number % 2}"),)
         self.apply(facts.NodeJoined(self.now, Node(f"n{number}", Resources(4000, 8000, 1 << 30), "A100", labels)))
 
-    @rule(number=st.integers(0, 3), how=st.sampled_from(["lost", "draining", "foreign", "clean"]))
+    @rule(number=st.integers(0, 3), how=st.sampled_from(["lost", "draining", "drained", "open", "foreign", "clean"]))
     def trouble(self, number: int, how: str) -> None:
         name = f"n{number}"
         self.apply(
             {
                 "lost": facts.NodeLost(self.now, name),
                 "draining": facts.NodeDraining(self.now, name, self.now + 60),
+                "drained": facts.DrainBegun(self.now, name, by="root"),
+                "open": facts.DrainEnded(self.now, name, by="root"),
                 "foreign": facts.ForeignUse(self.now, name, Resources(1000)),
                 "clean": facts.ForeignUse(self.now, name, Resources()),
             }[how]

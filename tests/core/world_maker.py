@@ -32,6 +32,9 @@ class World:
     takes: dict[str, float] = field(default_factory=dict)  # seconds of each workload at its smallest size
 
 
+DRAINED = 0.25  # of all worlds
+
+
 class Maker:
     """Makes a world from a number."""
 
@@ -72,7 +75,22 @@ class Maker:
                 made.events.append((now, what, (name, number)))
             else:
                 made.events.append((now, what, (node, self.pick(0, 1))))
+        self.drains(made)
         return made
+
+    def drains(self, made: World) -> None:
+        """In one world of four an operator drains nodes, and opens some of them again. Drawn apart, so that the rest of
+        a world is as it was before there were drains."""
+        draw = random.Random(f"{self.seed} rest")
+        if draw.random() >= DRAINED:
+            return
+        latest = max(at for at, _, _ in made.events)
+        for _ in range(draw.randint(1, 3)):
+            node, at = draw.choice(self.nodes), draw.uniform(0.0, latest)
+            made.events.append((at, "close", (node, draw.randint(0, 1))))
+            if draw.random() < 0.5:
+                made.events.append((at + draw.choice((1.0, 40.0, 300.0)), "open", (node, 0)))
+        made.events.sort(key=lambda event: event[0])
 
     def node(self, number: int) -> Node:
         labels = (("rack", f"r{number % 2}"), ("zone", f"z{number % 3 // 2}"))

@@ -166,6 +166,13 @@ class Play:
     def _drain(self, node: Node, _: int) -> Iterator[Any]:
         yield facts.NodeDraining(self.now, node.id, self.now + 50.0)
 
+    def _close(self, node: Node, by: int) -> Iterator[Any]:
+        """An operator drains it; every other time with a deadline."""
+        yield facts.DrainBegun(self.now, node.shown, self.now + 60.0 if by % 2 else None, "root")
+
+    def _open(self, node: Node, _: int) -> Iterator[Any]:
+        yield facts.DrainEnded(self.now, node.shown, "root")
+
     def _foreign(self, node: Node, gpus: int) -> Iterator[Any]:
         yield facts.ForeignUse(self.now, node.id, Resources(gpus * MILLI))
 
@@ -173,6 +180,7 @@ class Play:
         self.is_calm = True
         for node in self.world.nodes:
             yield facts.NodeJoined(self.now, node)
+            yield facts.DrainEnded(self.now, node.shown, "root")
             yield facts.ForeignUse(self.now, node.id, Resources())
 
     def works(self, gang: GangState) -> None:

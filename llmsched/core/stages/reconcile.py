@@ -6,9 +6,10 @@ Nothing here frees capacity within the pass: an attempt holds what it holds unti
 
 from __future__ import annotations
 
-from llmsched.core import authorization, rollout
+from llmsched.core import authorization, draining, rollout
+from llmsched.core.capacity import NodeState
 from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, Stop
-from llmsched.core.message import NODE, Ref, say, workload
+from llmsched.core.message import NODE, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, WorkloadState
 from llmsched.core.scheduling_pass import Pass
@@ -59,12 +60,10 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
             plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", gang.message))
     elif gang.revision != record.revision and record.workload.kind != "serve":
         plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", say("preempt.superseded")))
-    elif drained := next((p.node for p in gang.held if p.node in state.nodes and state.nodes[p.node].draining), None):
-        node = state.nodes[drained]
-        if node.deadline is not None:
-            grace = max(0.0, min(grace, node.deadline - state.now))
-        why = say("preempt.node_leaves", node=Ref(NODE, node.node.name or drained))
-        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "spot_notice", "", why))
+    elif gang.spec.kind != "serve" and (node := draining.leaving_node(gang, state.nodes)) is not None:
+        grace = draining.grace_of(gang, node, state.now)
+        reason = "spot_notice" if node.leaving else "node_drain"
+        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", _why_it_leaves(node)))
     else:
         del leaving[gang.id]
 
@@ -74,16 +73,49 @@ def _endpoint(state: State, plan: Plan, record: WorkloadState, leaving: dict[str
     name, before = record.workload.id, len(plan.decisions)
     if state.touched.is_settled(name) and not any(state.gangs[one].workload_id == name for one in leaving):
         return
+    moves_at = _moving(state, plan, record, leaving)
     _serve(state, plan, record, leaving)
-    if len(plan.decisions) == before and not plan.is_cut:
+    plan.wake(moves_at)
+    if len(plan.decisions) == before and not plan.is_cut and moves_at is None:
         state.touched.settle(name)
+
+
+def _moving(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> float | None:
+    """Drain replicas on nodes that are to be empty once others answer in their place, or their node is about to leave.
+    Says when to look again, where that is known."""
+    if record.outcome or record.cancelled:
+        return None
+    active = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
+    moving = [(gang, node) for gang in active if (node := draining.leaving_node(gang, state.nodes)) is not None]
+    if not moving:
+        return None
+    answer = sum(gang.status is Status.RUNNING and not draining.is_moving(gang, state.nodes) for gang in active)
+    going, look_at = draining.gone_by_now(moving, record.wanted_replicas - answer, state.now)
+    for gang, node in going:
+        if plan.cut():
+            return look_at
+        leaving[gang.id] = None
+        grace = draining.grace_of(gang, node, state.now)
+        plan.decisions.append(Drain(gang.id, gang.attempt, grace, _why_it_leaves(node)))
+    return look_at
+
+
+def _why_it_leaves(node: NodeState) -> Message:
+    it = Ref(NODE, node.node.shown)
+    if node.leaving or node.drained is None:
+        return say("preempt.node_leaves", node=it)
+    return say("preempt.node_drain", node=it)
 
 
 def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:
     """Drain replicas that are not wanted any more, roll out a new revision one by one, load published adapters."""
     if record.outcome or record.cancelled:
         return
-    live = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
+    live = [
+        gang
+        for name in record.gangs
+        if (gang := state.gangs[name]).is_active() and name not in leaving and not draining.is_moving(gang, state.nodes)
+    ]
     going, why = rollout.leaving(record, live, (state.gangs[name] for name in record.gangs))
     for gang in going:
         if plan.cut():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import ray
 
 from llmsched.executors.bridge.ownership import Ownership
-from llmsched.executors.bridge.ray_internals import available_resources_per_node
+from llmsched.executors.bridge.ray_internals import available_resources_per_node, draining_nodes
 from llmsched.executors.port import Deliver, ExcessSeen, ForeignSeen, Member, NodeGone, NodeSeen
 
 LASTING_LOOKS = 3
@@ -67,7 +67,8 @@ class Nodes:
 
     def look(self) -> None:
         """Compare with the last look. Raises what Ray raises when it cannot be reached."""
-        alive = {one["NodeID"]: _seen(one) for one in ray.nodes() if one["Alive"]}
+        leaving = draining_nodes()
+        alive = {one["NodeID"]: _seen(one, leaving) for one in ray.nodes() if one["Alive"]}
         for node, seen in alive.items():
             if "node:__internal_head__" in seen.custom or not self.head:
                 self.head = node
@@ -160,7 +161,7 @@ def _rest(amount: float) -> float:
     return round(amount, 3) if amount > _NOTHING else 0.0
 
 
-def _seen(node: dict[str, Any]) -> NodeSeen:
+def _seen(node: dict[str, Any], leaving: Mapping[str, float | None]) -> NodeSeen:
     total, labels = node["Resources"], {str(key): str(value) for key, value in (node.get("Labels") or {}).items()}
     is_detail = ("node:", "accelerator_type:")
     return NodeSeen(
@@ -175,4 +176,6 @@ def _seen(node: dict[str, Any]) -> NodeSeen:
             if name not in _PLAIN and (not name.startswith(is_detail) or name == "node:__internal_head__")
         },
         name=labels.get("llmsched.io/name") or str(node.get("NodeManagerHostname") or ""),
+        leaving=node["NodeID"] in leaving,
+        leaves_at=leaving.get(node["NodeID"]),
     )

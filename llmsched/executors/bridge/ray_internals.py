@@ -14,7 +14,10 @@ import ray
 from ray._private.state import available_resources_per_node, state
 from ray.core.generated import gcs_pb2
 
-__all__ = ["Actor", "Group", "Job", "autoscaling_coordinator", "available_resources_per_node", "cluster_id", "tables"]
+__all__ = [
+    "Actor", "Group", "Job", "autoscaling_coordinator", "available_resources_per_node", "cluster_id", "draining_nodes",
+    "tables",
+]  # fmt: skip
 
 TASKS_AT_MOST = 10_000
 
@@ -161,6 +164,13 @@ def _group(row: Any, maker: Any) -> Group:
         bundles=tuple((one.node_id.hex(), dict(one.unit_resources)) for one in row.bundles),
         envs=_envs_of(maker.serialized_runtime_env) if maker is not None else {},
     )
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """The nodes that Ray will take away, by `ray drain-node`, its autoscaler or a notice of preemption, and when: a
+    stamp in seconds, None where nobody said. The public state API has them as any other that is alive."""
+    found: dict[str, int] = state.get_draining_nodes()
+    return {node: milliseconds / 1000 if milliseconds else None for node, milliseconds in found.items()}
 
 
 def cluster_id() -> str:
