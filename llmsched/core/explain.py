@@ -36,6 +36,7 @@ TAKEN = (  # the `reason` of a Preempt or of a Resize
     "superseded",
     "node_lost",
     "spot_notice",
+    "node_drain",
     "stale_gang",
 )
 

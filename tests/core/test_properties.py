@@ -190,6 +190,7 @@ class World(RuleBasedStateMachine):
                 assert self.state.gangs[decision.gang].spec.preemptible or decision.reason in (
                     "node_lost",
                     "spot_notice",
+                    "node_drain",
                 )
                 if decision.beneficiary:
                     assert decision.beneficiary in plan.nominations, "evicted for somebody who does not fit then"

@@ -46,6 +46,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "GET /api/v1/secrets": (),
     "PUT /api/v1/secrets/{name}": ("TOKEN", "--from-file", "value"),
     "DELETE /api/v1/secrets/{name}": ("TOKEN",),
+    "POST /api/v1/nodes/{name}/drain": ("node-2", "--by", "2h"),
+    "DELETE /api/v1/nodes/{name}/drain": ("node-2",),
     "GET /api/v1/reservations": (),
     "POST /api/v1/reservations": ("r", "A100:1", "--from", "2099-01-31T08:00Z", "--for", "1h", "--queue", "default"),
     "DELETE /api/v1/reservations/{name}": ("r", "--cancel"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="worlds whose name contains this")
     parser.add_argument("--second", type=float, default=SECOND)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is up goes down
     wrong = 0
     with cluster() as ray:
         for number, (name, world) in enumerate(WORLDS.items()):
