@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one 
 
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
+    from llmsched.spec.http_requests import DrainRequest
     from llmsched.spec.usage_models import UsageView
     from llmsched.spec.workload import WorkloadSpec
 
@@ -492,11 +493,13 @@ def _path(name: str, part: str = "") -> str:
     return f"/api/v1/workloads/{_quoted(name)}" + (f"/{part}" if part else "")
 
 
-def _drain_request(within: str | float | None, until: str | float | None) -> http_requests.DrainRequest:
+def _drain_request(within: str | float | None, until: str | float | None) -> DrainRequest:
     from pydantic import ValidationError
 
+    from llmsched.spec.http_requests import DrainRequest
+
     try:
-        return http_requests.DrainRequest.model_validate({"within": within, "until": until})
+        return DrainRequest.model_validate({"within": within, "until": until})
     except ValidationError as wrong:
         first = wrong.errors()[0]
         where = ".".join(map(str, first["loc"]))

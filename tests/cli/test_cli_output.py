@@ -391,7 +391,7 @@ def test_a_client_that_sends_no_spec_loads_no_kind_of_spec() -> None:
     assert loaded.isdisjoint({"rich", "pygments", "httpx._main"}), "what only httpx's own command line needs"
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("token", "secret", "cluster", "models")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("token", "secret", "cluster", "models", "node")])
 def test_every_command_exists_explains_itself_and_has_json(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0

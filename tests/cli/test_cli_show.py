@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmsched.cli import look, show
+from llmsched.cli import node as node_commands
+from llmsched.cli import show
 from llmsched.spec import http_models
 
 
@@ -29,7 +30,9 @@ def test_a_node_names_who_takes_more_there_than_was_given(
         http_models.ExcessView(gang="another's workload", amounts=amounts(gpus=1.0)),
     ]
     some = {"total": amounts(gpus=4.0), "used": amounts(gpus=1.0), "free": amounts(), "foreign": amounts()}
-    look._print_nodes(http_models.NodeList(nodes=[node(id="n", name="n1", gangs=["hog/0"], excess=beyond, **some)]))
+    node_commands._print_nodes(
+        http_models.NodeList(nodes=[node(id="n", name="n1", gangs=["hog/0"], excess=beyond, **some)])
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "hog (+2 GPUs, 1 CPU beyond its gang), another's workload (+1 GPU beyond its gang)" in said
     assert "others" not in said
