@@ -118,6 +118,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "MemoryStore": "tests: the store without a disk",
     "advance": "tests: of ManualClock",
     "lose_node": "tests: of the fake cluster",
+    "take_away": "tests: of the fake cluster",
     "start_anew": "tests: of the fake cluster",
 }
 

@@ -31,7 +31,7 @@ from llmsched.api.callers import (
 )
 from llmsched.control import execution, planning, registry
 from llmsched.control.vault import SHARED
-from llmsched.spec import http_models, http_requests, spec_requests
+from llmsched.spec import http_models, http_requests, node_models, spec_requests
 from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
@@ -250,10 +250,10 @@ async def execute(body: http_requests.ExecRequest, given: Given, found: Changed)
 
 
 @router.get("/nodes")
-async def nodes(given: Given, who: Looker) -> http_models.NodeList:
+async def nodes(given: Given, who: Looker) -> node_models.NodeList:
     """Nodes, what is free on them, and who holds what."""
     state = given.controller.state
-    return http_models.NodeList(
+    return node_models.NodeList(
         nodes=views.nodes(state, who.permissions),
         types=views.node_types(state),
         drained_away=views.drained_away(state),
@@ -263,14 +263,14 @@ async def nodes(given: Given, who: Looker) -> http_models.NodeList:
 @router.post("/nodes/{name}/drain")
 async def drain_node(
     name: NodeName, body: http_requests.DrainRequest, given: Given, who: Operator
-) -> http_models.NodeList:
+) -> node_models.NodeList:
     """Nothing new goes there, and what runs there leaves with its grace."""
     await given.controller.drain_node(name, who.user, within_s=body.within, until=body.until)
     return await nodes(given, who)
 
 
 @router.delete("/nodes/{name}/drain")
-async def undrain_node(name: NodeName, given: Given, who: Operator) -> http_models.NodeList:
+async def undrain_node(name: NodeName, given: Given, who: Operator) -> node_models.NodeList:
     """Work goes there again; also to a node that is not here now, once it joins."""
     await given.controller.undrain_node(name, who.user)
     return await nodes(given, who)

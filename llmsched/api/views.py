@@ -22,7 +22,7 @@ from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, nodes_of_row, window
 from llmsched.core.workload import Placement, Workload
-from llmsched.spec import http_models
+from llmsched.spec import http_models, node_models
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
@@ -291,7 +291,7 @@ def keeps_time_only(entry: Any) -> bool:
 # --- the cluster ------------------------------------------------------------------------------------------------
 
 
-def nodes(state: State, permissions: Permissions) -> list[http_models.NodeView]:
+def nodes(state: State, permissions: Permissions) -> list[node_models.NodeView]:
     """Others see how much is held, and by how many gangs."""
     names = KnownNames(state, permissions)
     gangs: dict[str, list[str]] = {}
@@ -316,11 +316,11 @@ def node(
     permissions: Permissions,
     gangs: Sequence[str],
     excess: Sequence[tuple[str, Resources]] = (),
-) -> http_models.NodeView:
+) -> node_models.NodeView:
     it, by = found.node, found.drained.by if found.drained is not None else ""
     beyond = found.foreign.minus(total_of(tuple(excess)))  # the two are not looked at in one moment
     others = Resources(max(0, beyond.gpus_milli), max(0, beyond.cpus_milli), max(0, beyond.memory_bytes))
-    return http_models.NodeView(
+    return node_models.NodeView(
         id=it.id,
         name=it.name or it.id,
         flavor=it.flavor,
@@ -329,7 +329,7 @@ def node(
         total=reasons.amounts(it.total),
         used=reasons.amounts(found.used),
         foreign=reasons.amounts(others),
-        excess=[http_models.ExcessView(gang=who, amounts=reasons.amounts(used)) for who, used in excess],
+        excess=[node_models.ExcessView(gang=who, amounts=reasons.amounts(used)) for who, used in excess],
         free=reasons.amounts(found.free),
         draining=found.draining,
         leaves_at=found.deadline,
@@ -338,12 +338,12 @@ def node(
     )
 
 
-def node_types(state: State) -> list[http_models.NodeTypeView]:
+def node_types(state: State) -> list[node_models.NodeTypeView]:
     asked = dict(state.fleet.requested)
     here = Counter(found.node.node_type for found in state.nodes.values())
     configuration = state.configuration
     return [
-        http_models.NodeTypeView(
+        node_models.NodeTypeView(
             name=one.name,
             flavor=accelerator_of(configuration, one),
             gpus=one.gpus,

@@ -11,7 +11,7 @@ from llmsched.cli import show, terminal
 from llmsched.cli.columns import Columns
 
 if TYPE_CHECKING:
-    from llmsched.spec import http_models
+    from llmsched.spec import node_models
 
 
 @click.group()
@@ -85,7 +85,7 @@ def _time(by: str) -> dict[str, float]:
     raise SpecError(f'"{by}" is no time.', where="--by", hint="As in --by 30m, or --by 2030-01-31T08:00Z.")
 
 
-def _print_drain(listed: http_models.NodeList, name: str) -> None:
+def _print_drain(listed: node_models.NodeList, name: str) -> None:
     for one in listed.nodes:
         if name in (one.name, one.id):
             held = (
@@ -95,7 +95,7 @@ def _print_drain(listed: http_models.NodeList, name: str) -> None:
             terminal.echo(f"{one.name} is drained{by}{held}. See: llmsched node list")
 
 
-def _print_nodes(listed: http_models.NodeList) -> None:
+def _print_nodes(listed: node_models.NodeList) -> None:
     if not listed.nodes:
         terminal.echo("No node has joined yet.")
         _print_others(listed)
@@ -121,7 +121,7 @@ def _print_nodes(listed: http_models.NodeList) -> None:
     _print_others(listed)
 
 
-def _drained(one: http_models.NodeView) -> str:
+def _drained(one: node_models.NodeView) -> str:
     if not one.draining:
         return ""
     who = f" by {one.drained_by}" if one.drained_by else ""
@@ -129,7 +129,7 @@ def _drained(one: http_models.NodeView) -> str:
     return f"draining{who}{when}"
 
 
-def _print_others(listed: http_models.NodeList) -> None:
+def _print_others(listed: node_models.NodeList) -> None:
     for away in listed.drained_away:
         terminal.echo(f"{away} is drained and not here.")
     for one in listed.types:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llmsched.client import Client
-    from llmsched.spec import http_models
+    from llmsched.spec import http_models, node_models
 
 COLOURS = ("blue", "yellow", "green", "magenta", "red", "cyan", "bright_blue", "bright_yellow", "bright_green")
 LETTERS = string.ascii_lowercase + string.ascii_uppercase
@@ -41,7 +41,7 @@ class Frame:
     """What was seen at one moment. `letters` keep their workload from frame to frame."""
 
     workloads: list[http_models.WorkloadView]
-    nodes: list[http_models.NodeView]
+    nodes: list[node_models.NodeView]
     queues: list[http_models.QueueView]
     health: http_models.Health
     events: list[http_models.EventView]
@@ -252,7 +252,7 @@ def _grid(frame: Frame, width: int) -> list[Text]:
     return lines or [Text("No node has joined yet.", style="dim")]
 
 
-def _cells(frame: Frame, node: http_models.NodeView, holders: list[tuple[str, float]]) -> Text:
+def _cells(frame: Frame, node: node_models.NodeView, holders: list[tuple[str, float]]) -> Text:
     """One letter a GPU. A shared GPU shows who has the most of it."""
     from rich.text import Text
 

@@ -23,7 +23,7 @@ from weakref import WeakSet
 from llmsched.client.chat import AsyncChat, Messages
 from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
 from llmsched.errors import ClusterError
-from llmsched.spec import http_models
+from llmsched.spec import http_models, node_models
 
 if TYPE_CHECKING:
     import httpx
@@ -352,15 +352,15 @@ class Client:
     def pull(self, name: str, folder: str | Path) -> http_models.Pulled:
         return self._loop.call(self._core.pull(name, folder))
 
-    def nodes(self) -> http_models.NodeList:
+    def nodes(self) -> node_models.NodeList:
         return self._loop.call(self._core.nodes())
 
     def drain_node(
         self, node: str, *, within: str | float | None = None, until: str | float | None = None
-    ) -> http_models.NodeList:
+    ) -> node_models.NodeList:
         return self._loop.call(self._core.drain_node(node, within=within, until=until))
 
-    def undrain_node(self, node: str) -> http_models.NodeList:
+    def undrain_node(self, node: str) -> node_models.NodeList:
         return self._loop.call(self._core.undrain_node(node))
 
     def queues(self) -> http_models.QueueList:

@@ -16,14 +16,13 @@ from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.core.workload import split_run
 from llmsched.errors import ClusterError, RequestError, SpecError
-from llmsched.spec import http_models
+from llmsched.spec import http_models, node_models
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
     import httpx
 
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
-    from llmsched.spec.http_requests import DrainRequest
     from llmsched.spec.usage_models import UsageView
     from llmsched.spec.workload import WorkloadSpec
 
@@ -247,22 +246,24 @@ class AsyncClient:
             size_bytes=sum(file.stat().st_size for file in files),
         )
 
-    async def nodes(self) -> http_models.NodeList:
+    async def nodes(self) -> node_models.NodeList:
         """Nodes, what is free on them (GPUs, CPUs, bytes), whose work holds the rest, and types of nodes to come."""
-        return await self._http.ask(http_models.NodeList, "GET", "/api/v1/nodes")
+        return await self._http.ask(node_models.NodeList, "GET", "/api/v1/nodes")
 
     async def drain_node(
         self, node: str, *, within: str | float | None = None, until: str | float | None = None
-    ) -> http_models.NodeList:
+    ) -> node_models.NodeList:
         """Have a node (its name or id) emptied: `within` seconds or "30m" from now, `until` a time in seconds since
         1970 or "2030-01-31T08:00Z", or with its work's whole grace. Raises RequestError for one that is unknown or
         drained like that already, and for a time that has passed, SpecError for no time at all, NotAllowed."""
-        body = _drain_request(within, until)
-        return await self._http.ask(http_models.NodeList, "POST", f"/api/v1/nodes/{_quoted(node)}/drain", body=body)
+        from llmsched.spec.http_requests import drain_request
 
-    async def undrain_node(self, node: str) -> http_models.NodeList:
+        body = drain_request(within, until)
+        return await self._http.ask(node_models.NodeList, "POST", f"/api/v1/nodes/{_quoted(node)}/drain", body=body)
+
+    async def undrain_node(self, node: str) -> node_models.NodeList:
         """Let work go there again. Raises RequestError for one that is not drained, NotAllowed."""
-        return await self._http.ask(http_models.NodeList, "DELETE", f"/api/v1/nodes/{_quoted(node)}/drain")
+        return await self._http.ask(node_models.NodeList, "DELETE", f"/api/v1/nodes/{_quoted(node)}/drain")
 
     async def queues(self) -> http_models.QueueList:
         """Every queue with its quota and use (GPUs) and how many workloads wait and run."""
@@ -491,19 +492,6 @@ def dashboard_path(name: str | None) -> str:
 
 def _path(name: str, part: str = "") -> str:
     return f"/api/v1/workloads/{_quoted(name)}" + (f"/{part}" if part else "")
-
-
-def _drain_request(within: str | float | None, until: str | float | None) -> DrainRequest:
-    from pydantic import ValidationError
-
-    from llmsched.spec.http_requests import DrainRequest
-
-    try:
-        return DrainRequest.model_validate({"within": within, "until": until})
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SpecError(first["msg"].removeprefix("Value error, "), where=where, code="invalid_request") from None
 
 
 def _quoted(name: str) -> str:

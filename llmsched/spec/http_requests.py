@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmsched import sanitize
 from llmsched.errors import SpecError
@@ -59,6 +59,16 @@ class DrainRequest(Request):
         if self.within is not None and self.until is not None:
             raise ValueError('expected at most one of "within" and "until"')
         return self
+
+
+def drain_request(within: str | float | None, until: str | float | None) -> DrainRequest:
+    """Raises SpecError for what is no time."""
+    try:
+        return DrainRequest.model_validate({"within": within, "until": until})
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpecError(first["msg"].removeprefix("Value error, "), where=where, code="invalid_request") from None
 
 
 class SecretRequest(Request):

@@ -18,7 +18,7 @@ from live import Live
 
 from llmsched.cli.main import cli
 from llmsched.executors.fake import Script
-from llmsched.spec import http_models
+from llmsched.spec import http_models, node_models
 
 Run = Callable[..., Result]
 Watch = Callable[[bytes, "subprocess.Popen[bytes]"], None]
@@ -129,7 +129,7 @@ def test_top_once_draws_queue_gpus_and_events_in_eighty_columns(busy: Live) -> N
 
 def test_top_with_json_prints_the_apis_models(busy: Live) -> None:
     said = json.loads(CliRunner().invoke(cli, ["top", "--json"], env=environment(busy)).stdout)
-    assert [http_models.NodeView.model_validate(node).total.gpus for node in said["nodes"]] == [4, 4]
+    assert [node_models.NodeView.model_validate(node).total.gpus for node in said["nodes"]] == [4, 4]
     assert {http_models.WorkloadView.model_validate(view).name for view in said["workloads"]} == {
         "first",
         "shared",

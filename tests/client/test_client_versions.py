@@ -13,7 +13,7 @@ from live import Live
 from llmsched import versions
 from llmsched.client import AsyncClient
 from llmsched.errors import ClusterError
-from llmsched.spec import http_models
+from llmsched.spec import http_models, node_models
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_who_does_not_say_a_version_is_served_and_told_ours(controller: Live) ->
 def answering(version: str) -> Callable[[httpx.Request], httpx.Response]:
     def answer(request: httpx.Request) -> httpx.Response:
         bodies = {"/api/v1/health": http_models.Health(version=version), "/api/v1/shutdown": http_models.Alive()}
-        body = bodies.get(request.url.path, http_models.NodeList(nodes=[]))
+        body = bodies.get(request.url.path, node_models.NodeList(nodes=[]))
         return httpx.Response(200, headers={versions.HEADER: version}, content=body.model_dump_json())
 
     return answer

@@ -16,7 +16,7 @@ from test_contract_sdk import command_of, how_it_goes
 from waiting import wait_until
 
 from llmsched.cli.main import ALL, cli
-from llmsched.spec import http_models, usage_models
+from llmsched.spec import http_models, node_models, usage_models
 
 SPEC = """\
 name: {name}
@@ -54,6 +54,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "GET /api/v1/config": (),
     "PUT /api/v1/config": ("-f", "cluster.yaml"),
 }
+MODELS = (http_models, node_models, usage_models)
 # These are made of what several routes answer, or of files of the home.
 OF_THEIR_OWN = {"GET /api/v1/workloads/{name}/dashboard/{part}", "GET /api/v1/dashboard/{part}"}  # until Ctrl-C
 OF_THEIR_OWN |= {"WEBSOCKET /api/v1/workloads/{name}/by-hand"}
@@ -104,7 +105,8 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
         command_of(" ".join(words))
         done = run(*words, *WORDS[name], "--json") if "--" not in WORDS[name] else run(*words, "--json", *WORDS[name])
         assert done.exit_code == 0, (name, done.output)
-        model: Any = getattr(usage_models if answer == "UsageView" else http_models, answer.partition(",")[0])
+        answered = answer.partition(",")[0]
+        model: Any = next(getattr(each, answered) for each in MODELS if hasattr(each, answered))
         texts = [done.stdout] if "," not in answer else done.stdout.splitlines()
         assert texts, name
         for text in texts:
