@@ -104,14 +104,10 @@ class Ordering(Checked):
     def index(self) -> Index:
         return Index(self)
 
-    @property
-    def has_not_begun(self) -> bool:
-        """Whether nothing was asked in this pass yet."""
-        return self._view is not None
-
     def answers_of_index(self, wrong: tuple[str, str] | None) -> None:
         """Its index is asked: what is wrong with that is told as of the policy."""
-        self._first()
+        if self._view is not None:
+            self._first()
         if wrong is not None:
             self._tell(*wrong)
 
@@ -166,8 +162,7 @@ class Index:
         which is below everything."""
         if self._index is None or not hasattr(self._index, "bound"):
             return ()
-        if self._ordering.has_not_begun:
-            self._ordering.answers_of_index(None)
+        self._ordering.answers_of_index(None)
         try:
             found = self._index.bound(now)
         except Exception as error:

@@ -119,8 +119,8 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
         return None
     branch = quota.branch(spec.queue, flavor)
     kept = trial.held_quota.get((spec.queue, quota.row_of(spec.queue, flavor)), 0)
-    if branch is None or need > branch.available() + kept:
-        free = max(0, branch.available() + kept) if branch else 0
+    free = max(0, branch.available() + kept) if branch is not None else 0
+    if branch is None or need > free:
         used, own = (branch.used - kept, branch.subtree) if branch else (0, 0)
         most = branch.most() if branch else 0
         if need > most:

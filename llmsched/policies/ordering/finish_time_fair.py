@@ -26,7 +26,7 @@ from typing import Any
 
 from llmsched.core.estimate import Outlook
 from llmsched.core.policy import GangView, Knobs, View
-from llmsched.policies.ordering.finish_time_index import FinishTimeIndex, Limits, gpus_of
+from llmsched.policies.ordering.finish_time_index import FinishTimeIndex, Limits, gpus_of, limits_of
 
 GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
 GUARD_BLIND = 1.0  # the same when the run time is only guessed
@@ -57,18 +57,18 @@ class FinishTimeFair:
         self._bound = 0.0
         self._contention = 1.0
         self._declared = Outlook(1.0, 1.0, 1.0)  # of a declared second
-        self._limits: dict[str, Limits] = {}  # by queue, in this pass
+        self._limits: dict[int, tuple[Any, Limits]] = {}  # by the identity of the options, in this pass
 
     def index(self) -> FinishTimeIndex:
         return FinishTimeIndex(self._limits_of)
 
     def _limits_of(self, queue: str) -> Limits:
-        limits = self._limits.get(queue)
-        if limits is None:
-            knobs = self._options.of(queue)
-            limits = Limits(knobs.guard, self._contention, knobs.pole * self._bound, *self._declared)
-            self._limits[queue] = limits
-        return limits
+        knobs = self._options.of(queue)
+        known = self._limits.get(id(knobs))
+        if known is None:
+            limits = limits_of(knobs.guard, self._contention, knobs.pole * self._bound, self._declared)
+            known = self._limits[id(knobs)] = knobs, limits
+        return known[1]
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)

@@ -22,7 +22,7 @@ from math import exp, floor, inf, log
 from typing import Any, NamedTuple, TypeVar
 
 from llmsched.core.amounts import bundle_milli
-from llmsched.core.estimate import BEYOND
+from llmsched.core.estimate import BEYOND, Outlook
 from llmsched.core.policy import GangView, Key
 from llmsched.core.resources import MILLI
 
@@ -46,11 +46,13 @@ class Limits(NamedTuple):
     least: float  # of real / declared run time: what unfairness goes by,
     mean: float  # what most go by,
     most: float  # and the largest there was
+    late: float  # seconds waited / seconds declared from which on somebody may be in the first tier
 
-    @property
-    def late(self) -> float:
-        """Of seconds waited / seconds declared: from there on somebody may be in the first tier."""
-        return self.least * (self.guard * self.contention - 1.0) - CLOSE
+
+def limits_of(guard: float, contention: float, pole_s: float, declared: Outlook) -> Limits:
+    """`declared`: what a second that somebody declares comes to: at least, on average, at most."""
+    late = declared.least_s * (guard * contention - 1.0) - CLOSE
+    return Limits(guard, contention, pole_s, *declared, late)
 
 
 class FinishTimeIndex:
