@@ -78,6 +78,9 @@ def sim() -> None:
 )
 @click.option("--join", multiple=True, metavar="S=NODES", help="Nodes that join later, such as 3600=1x8:V100.")
 @click.option(
+    "--drain", multiple=True, metavar="NODE=FROM..TO", help="An operator drains n0, n1, ... and gives it back."
+)
+@click.option(
     "--startup-delay",
     type=SECONDS,
     metavar="S",
@@ -130,6 +133,7 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
         until_s=given["until"],
         faults=faults.parse(given["faults"], given["seed"]) if given["faults"] else faults.Faults(),
         joining=fleet.parse_joining(given["join"], len(machines)),
+        drains=fleet.parse_drains(given["drain"], machines),
         startup_s=provider.STARTUP_S if given["startup_delay"] is None else given["startup_delay"],
         shortages=provider.parse_shortages(given["shortage"], configuration),
         trace=str(trace),

@@ -18,7 +18,7 @@ from llmsched.control import endpoint_names
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets
-from llmsched.core import authorization, decisions, facts
+from llmsched.core import authorization, decisions, draining, facts
 from llmsched.core.node_types import accelerator_of
 from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
@@ -158,13 +158,15 @@ def stop_now(gang: GangState, attempt: int, site: Site) -> Send:
     return Send("stop", port.StopOrder(gang.id, attempt, site.epoch, gang.spec.kind, "stop", 0.0), gang.id, attempt)
 
 
-def stop_again(gang: GangState, site: Site) -> Send:
+def stop_again(state: State, gang: GangState, site: Site) -> Send:
     """The order under which a gang that is leaving was told to leave, for an executor that may have missed it."""
     if gang.leaving == "released":
         mode = "preempt"
     else:
         mode = "drain" if gang.spec.kind == "serve" else "stop"
-    order = port.StopOrder(gang.id, gang.attempt, site.epoch, gang.spec.kind, mode, gang.spec.grace_s)
+    node = draining.leaving_node(gang, state.nodes)
+    grace = gang.spec.grace_s if node is None else draining.grace_of(gang, node, state.now)
+    order = port.StopOrder(gang.id, gang.attempt, site.epoch, gang.spec.kind, mode, grace)
     return Send("stop", order, gang.id, gang.attempt)
 
 
@@ -198,7 +200,7 @@ async def resync(state: State, site: Site) -> tuple[list[Send], list[Refused]]:
             continue
         live.append((order, gang.status is not Status.LAUNCHING))
         if gang.status is Status.VACATING:
-            after.append(stop_again(gang, site))
+            after.append(stop_again(state, gang, site))
         elif gang.status is Status.RESIZING:
             after.append(Send("resize", order, gang.id, gang.attempt))
     if state.fleet.requested:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from math import inf
 
+from llmsched.core.facts import DrainBegun, DrainEnded
 from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI, Resources
 from llmsched.errors import SpecError
@@ -73,3 +75,25 @@ def parse_joining(texts: tuple[str, ...], first: int) -> tuple[tuple[float, Node
             kind = each.total.gpus_milli // MILLI
             joining.append((at, node(first + len(joining), kind, each.flavor)))
     return tuple(joining)
+
+
+def parse_drains(texts: tuple[str, ...], nodes: Iterable[Node]) -> tuple[DrainBegun | DrainEnded, ...]:
+    """`n3=3600..7200`: an operator drains that node then, and gives it back. Raises SpecError."""
+    known = [node.id for node in nodes]
+    found: list[DrainBegun | DrainEnded] = []
+    for text in texts:
+        name, _, span = text.partition("=")
+        first, dots, last = span.partition("..")
+        try:
+            start, end = float(first), float(last)
+        except ValueError:
+            start, end = 0.0, 0.0
+        if not dots or not 0 <= start < end < inf:
+            raise SpecError(
+                f'"{text}" is not NODE=FROM..TO in seconds.', where="--drain", hint="For example n3=0..3600."
+            )
+        if name not in known:
+            ends = f"{known[0]} to {known[-1]}" if known else "none of its own"
+            raise SpecError(f'no node is called "{name}".', where="--drain", hint=f"There are {ends}.")
+        found += [DrainBegun(start, name), DrainEnded(end, name)]
+    return tuple(found)

@@ -46,6 +46,7 @@ class Options:
     until_s: float | None = None
     faults: Faults = Faults()
     joining: tuple[tuple[float, Node], ...] = ()  # (when, node): nodes that come whether asked for or not
+    drains: tuple[facts.DrainBegun | facts.DrainEnded, ...] = ()
     startup_s: float = STARTUP_S  # from asking for a node of a type until it joins
     shortages: tuple[Shortage, ...] = ()
     trace: str = ""  # where the jobs come from, for complaints
@@ -145,6 +146,8 @@ class _Replay:
             self.provider.joined(node, 0.0)
         for when, node in options.joining:
             self.executor.at(when, facts.NodeJoined(when, node))
+        for drain in options.drains:
+            self.executor.at(drain.at, drain)
         for node in options.nodes:
             self._next_failure(node.id)
         wake: float | None = None

@@ -4,6 +4,7 @@ moves, and an endpoint answers all the while.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from llmsched.core.facts import (
     Submitted,
     Tick,
 )
+from llmsched.core.invariants import violations
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State, Status
 
@@ -181,6 +183,44 @@ def test_scaling_down_takes_the_moving_one_first() -> None:
     decided(state, Bound(3.0, "chat/1", 1))
     decided(state, DrainBegun(5.0, "n0"))
     assert [gang for gang, *_ in leaves(state, Scaled(6.0, "chat", 1))] == ["chat/0"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_drained_and_given_back_an_endpoint_with_room_elsewhere_never_answers_with_fewer(seed: int) -> None:
+    draw, state = random.Random(seed), State()
+    replicas, names = draw.randint(1, 3), [f"n{number}" for number in range(8)]
+    answering(state, gpus=replicas, replicas=replicas)
+    decided(state, *(node(name, draw.choice((1, 2))) for name in names[1:]))
+
+    def executor(now: float) -> None:
+        """Each start and each leave is reported, now or later."""
+        for gang in [*state.gangs.values()]:
+            if gang.status is Status.LAUNCHING and draw.random() < 0.5:
+                decided(state, Bound(now, gang.id, gang.attempt))
+            elif gang.status is Status.VACATING and draw.random() < 0.5:
+                decided(state, Released(now, gang.id, gang.attempt))
+            assert answer() >= replicas and violations(state) == []
+
+    def answer() -> int:
+        return sum(gang.status is Status.RUNNING for gang in state.gangs.values())
+
+    now = 10.0
+    for _ in range(60):
+        now += 1.0
+        closed = [name for name in names if state.nodes[name].draining]
+        if len(closed) < 4 and draw.random() < 0.4:
+            name = draw.choice(names)
+            decided(state, draw.choice((DrainBegun(now, name), NodeDraining(now, name, now + 10_000.0))))
+        elif closed and draw.random() < 0.4:
+            name = draw.choice(closed)
+            decided(state, DrainEnded(now, name), replace(node(name, state.nodes[name].total_gpus), at=now))
+        executor(now)
+    for _ in range(40):
+        now += 1.0
+        decided(state, Tick(now))
+        executor(now)
+    assert answer() == len(state.holding) == replicas
+    assert not any(state.nodes[placed.node].draining for name in state.holding for placed in state.gangs[name].held)
 
 
 # Commands.

@@ -131,6 +131,8 @@ def test_the_command_line_rents_a_whole_cluster_and_says_what_it_cost(tmp_path):
         ([], "--nodes: is missing"),
         (["--nodes", "1x8", "--shortage", "p4d"], "is not TYPE=FROM..TO"),
         (["--nodes", "1x8", "--shortage", "p4d=0..9"], 'no node type is called "p4d"'),
+        (["--nodes", "2x8", "--drain", "n1=9"], "is not NODE=FROM..TO"),
+        (["--nodes", "2x8", "--drain", "n2=0..9"], 'no node is called "n2". There are n0 to n1.'),
     ],
 )
 def test_words_that_make_no_cluster_are_refused(tmp_path, words, said):

@@ -26,7 +26,7 @@ def run(
 ):
     jobs = table.parse(text, "t.csv", elastic=elastic)
     machines = fleet.parse(nodes)
-    extra = {name: given.pop(name) for name in ("seed", "until_s", "faults", "joining") if name in given}
+    extra = {name: given.pop(name) for name in ("seed", "until_s", "faults", "joining", "drains") if name in given}
     configuration = setting.configuration(jobs, restart_cost_s=restart_cost_s, **given)
     options = simulator.Options(
         machines,
@@ -62,6 +62,15 @@ def test_a_job_takes_its_own_time_to_start_and_to_leave_where_the_trace_has_it(t
     table.write([outcome.job for outcome in found.outcomes], tmp_path / "again.csv")
     again = table.read(tmp_path / "again.csv")
     assert [(job.start_s, job.leave_s) for job in again] == [((20.0, 11.0), (7.0,)), ((), ()), ((5.0,), ())]
+
+
+def test_a_node_that_is_drained_gives_its_work_to_others_and_takes_some_again_when_it_is_given_back():
+    drains = fleet.parse_drains(("n0=30..60",), fleet.parse("2x1"))
+    found = run(HEAD + "a,0,1,100\nb,0,1,50\n", "2x1", ordering="fifo", restart_cost_s=2.0, drains=drains)
+    # a works from 2 to 30 on n0 and leaves until 31; b has n1 until 52, where a goes on after its restart
+    assert finished(found) == {"b": 2 + 50, "a": 52 + 2 + 72}
+    later = run(HEAD + "a,0,1,100\nb,0,1,90\n", "2x1", ordering="fifo", restart_cost_s=2.0, drains=drains)
+    assert finished(later) == {"b": 2 + 90, "a": 60 + 2 + 72}  # n0 is given back first
 
 
 UNLIKE = "job_id,submit_s,num_gpus,runtime_1_s:A100,runtime_1_s:T4\n"
