@@ -35,6 +35,8 @@ NOTE = "endpoint-proxy.json"  # in the home: {"pid", "port"}, locked for as long
 GATEWAY = "gateway.json"  # in the home: [host, port]
 BEAT_EVERY_S = 2.0  # between touches of the note
 HEAD_BYTES = 64 << 10
+BACK_WITHIN_S = 5.0  # a gateway that was killed is; requests wait so long for it
+TRY_EVERY_S = 0.1
 ASKS_WITHIN_S = 10.0  # where no gateway bounds it
 READS_WITHIN_S = 30.0  # a caller the last words that were sent to it
 BACKLOG = 2048
@@ -138,11 +140,17 @@ class Caller(asyncio.Protocol):
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            host, port = json.loads((self._home / GATEWAY).read_text())
-            await loop.create_connection(lambda: Gateway(self), host, port)
-        except (OSError, ValueError):
-            self._is_away = True
+        until = loop.time() + BACK_WITHIN_S
+        while self._gateway is None and not self._is_away:
+            try:
+                host, port = json.loads((self._home / GATEWAY).read_text())
+                await loop.create_connection(lambda: Gateway(self), host, port)
+            except (FileNotFoundError, ValueError):
+                self._is_away = True
+            except OSError:  # it may just be made anew, perhaps on another port
+                self._is_away = loop.time() > until
+                await asyncio.sleep(0 if self._is_away else TRY_EVERY_S)
+        if self._is_away:
             loop.call_later(ASKS_WITHIN_S, self._transport.abort)
         early, self._early = self._early, b""
         self.data_received(early)

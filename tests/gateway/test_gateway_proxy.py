@@ -268,11 +268,40 @@ def test_without_a_gateway_everybody_is_told_to_ask_again_and_a_new_one_is_found
     asyncio.run(main())
 
 
+def test_a_request_waits_for_a_gateway_that_is_just_made_anew(tmp_path, monkeypatch):
+    """Before, each of them failed until it was there."""
+
+    async def main():
+        async with (
+            served(house("a")) as place,
+            in_front(tmp_path, ("127.0.0.1", 1)) as there,
+            client_of(there) as client,
+        ):
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json={"model": "qwen"}))
+            await until(lambda: not asked.done() and refused)
+            (tmp_path / proxy.GATEWAY).write_text(json.dumps(place))
+            assert (await asked).status_code == 200
+
+    refused = []
+    connects = asyncio.BaseEventLoop.create_connection
+
+    async def seen(self, *arguments, **more):
+        try:
+            return await connects(self, *arguments, **more)
+        except ConnectionRefusedError:
+            refused.append(arguments)
+            raise
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", seen)
+    asyncio.run(main())
+
+
 def test_silent_connections_end_when_the_gateway_ends_them(tmp_path, monkeypatch):
     from llmsched import connections
 
     monkeypatch.setattr(connections, "WAIT_AT_MOST_S", 0.05)
     monkeypatch.setattr(proxy, "ASKS_WITHIN_S", 0.05)
+    monkeypatch.setattr(proxy, "BACK_WITHIN_S", 0.05)
 
     async def main():
         async with served(house("a")) as place:
