@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmsched.errors import ClusterError
-from llmsched.executors.port import Connected, Deliver, Observation
+from llmsched.executors.port import Connected, Deliver, EndpointSeen, Observation
 from llmsched.executors.ports import free_ports
 from llmsched.gateway import proxy
 
@@ -36,7 +36,7 @@ ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
 WATCH_EVERY_S = 2.0
 HANGS_AFTER_S = 15.0  # without a touch of its note, several of which are due
-PAUSE_S = 1.0  # before another start
+PAUSE_S = (0.5, 30.0)  # before another start: at first, and at most
 
 
 class Proxy(NamedTuple):
@@ -94,6 +94,8 @@ class EndpointProxy:
         self.port = int(self._held.getsockname()[1])
         self._child: subprocess.Popen[bytes] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._deliver: Deliver = lambda _: None
+        self._own_trouble = self._gateway_trouble = ""
 
     @property
     def url(self) -> str:
@@ -115,9 +117,14 @@ class EndpointProxy:
         self._held.close()
 
     def in_front_of(self, deliver: Deliver) -> Deliver:
-        """What is told of the gateway's address is for the proxy alone: everybody else hears of the proxy's."""
+        """What is told of the gateway's address is for the proxy alone: everybody else hears of the proxy's. What is
+        told of trouble holds that of either."""
+        self._deliver = deliver
 
         def told(observation: Observation) -> None:
+            if isinstance(observation, EndpointSeen):
+                self._gateway_trouble = observation.trouble
+                observation = EndpointSeen(self._own_trouble or observation.trouble)
             if isinstance(observation, Connected) and (gateway := observation.urls.get("endpoint")):
                 self._lead_to(gateway)
                 observation = replace(observation, urls={**observation.urls, "endpoint": self.url})
@@ -131,9 +138,15 @@ class EndpointProxy:
         draft.write_text(json.dumps([host, int(port)]))
         draft.replace(self._home / proxy.GATEWAY)
 
+    def _say(self, trouble: str) -> None:
+        if trouble != self._own_trouble:
+            self._own_trouble = trouble
+            self._deliver(EndpointSeen(trouble or self._gateway_trouble))
+
     # --- one process after the other --------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
+        pause = PAUSE_S[0]
         while True:
             try:
                 found = running(self._home) or await self._started()
@@ -142,24 +155,31 @@ class EndpointProxy:
                     await asyncio.to_thread(end, self._home)
                     continue
                 log.info("endpoints answer at %s (pid %d)", self.url, found.pid)
+                pause = PAUSE_S[0]
+                self._say("")
                 log.warning("the proxy of endpoints %s: it is started again", await self._trouble(found))
             except (ClusterError, OSError) as error:
                 log.error("%s", error)
-            await asyncio.sleep(PAUSE_S)
+                pause = min(2 * pause, PAUSE_S[1])
+                self._say("the proxy before the gateway does not start: requests to endpoints fail until it does")
+            await asyncio.sleep(pause)
 
     async def _started(self) -> Proxy:
         """Raises ClusterError and OSError."""
         file = self._home / "logs" / LOG
         self._child = child = self._spawned(file)
         deadline = time.monotonic() + STARTS_WITHIN_S
-        while (found := running(self._home)) is None or found.pid != child.pid:
-            if child.poll() is not None:
-                words = file.read_text(errors="replace").strip().rpartition("\n")[2]
-                raise ClusterError(f"the proxy of endpoints did not start: {words or 'it said nothing'}.")
-            if time.monotonic() > deadline:
-                child.kill()
-                raise ClusterError(f"the proxy of endpoints did not start within {STARTS_WITHIN_S:g} s.")
-            await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            while (found := running(self._home)) is None or found.pid != child.pid:
+                if child.poll() is not None:
+                    words = file.read_text(errors="replace").strip().rpartition("\n")[2]
+                    raise ClusterError(f"the proxy of endpoints did not start: {words or 'it said nothing'}.")
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"the proxy of endpoints did not start within {STARTS_WITHIN_S:g} s.")
+                await asyncio.sleep(LOOK_EVERY_S)
+        except BaseException:
+            child.kill()  # nobody could find one that has not begun yet
+            raise
         return found
 
     def _spawned(self, file: Path) -> subprocess.Popen[bytes]:

@@ -362,8 +362,8 @@ async def main(home: Path, port: int) -> None:
     connections.make_room(DESCRIPTORS)
     note = (home / NOTE).open("a+")
     fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one at a time; free again when this process is gone
+    note.truncate(0)  # of whoever had it before
     listener = listening_socket(port)
-    note.truncate(0)
     note.write(json.dumps({"pid": os.getpid(), "port": port}))
     note.flush()
     stop = asyncio.Event()

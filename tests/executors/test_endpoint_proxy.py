@@ -16,7 +16,7 @@ from waiting import has_ended, wait_until
 from llmsched.errors import ClusterError
 from llmsched.executors import endpoint_proxy
 from llmsched.executors.endpoint_proxy import EndpointProxy
-from llmsched.executors.port import Connected
+from llmsched.executors.port import Connected, EndpointSeen
 from llmsched.executors.ports import is_free
 from llmsched.gateway import proxy
 
@@ -66,7 +66,7 @@ def test_it_outlives_its_controller_is_taken_on_by_the_next_and_ends_when_told(h
 def test_another_takes_the_place_of_one_that_is_gone_or_hangs(home, monkeypatch, how):
     monkeypatch.setattr(endpoint_proxy, "HANGS_AFTER_S", 0.2 if how == signal.SIGSTOP else 60)
     monkeypatch.setattr(endpoint_proxy, "WATCH_EVERY_S", 0.05)
-    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", 0.05)
+    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", (0.05, 0.05))
 
     async def main():
         async with kept(home):
@@ -79,7 +79,7 @@ def test_another_takes_the_place_of_one_that_is_gone_or_hangs(home, monkeypatch,
 
 
 def test_one_on_another_port_than_the_one_asked_for_is_replaced(home, monkeypatch):
-    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", 0.05)
+    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", (0.05, 0.05))
 
     async def main():
         async with kept(home):
@@ -148,3 +148,27 @@ def test_only_the_proxy_hears_where_the_gateway_is(home):
     assert heard[0].urls == {**urls, "endpoint": keeper.url}
     assert json.loads((home / proxy.GATEWAY).read_text()) == ["127.0.0.1", 23456]
     keeper._held.close()
+
+
+def test_a_proxy_that_does_not_start_is_told_beside_what_is_told_of_the_gateway(home, monkeypatch):
+    monkeypatch.setattr(endpoint_proxy, "COMMAND", ("sh", "-c", "echo the disk is full; exit 1"))
+    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", (0.01, 0.01))
+    heard = []
+
+    async def main():
+        keeper = EndpointProxy(home)
+        told = keeper.in_front_of(lambda seen: heard.append(seen.trouble))
+        keeper.start()
+        async with asyncio.timeout(30):
+            while not heard:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            told(EndpointSeen("the gateway does not answer"))
+            monkeypatch.undo()
+            while heard[-1] != "the gateway does not answer":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            told(EndpointSeen(""))
+        await keeper.close(stop=True)
+
+    asyncio.run(main())
+    mine = "the proxy before the gateway does not start: requests to endpoints fail until it does"
+    assert heard == [mine, mine, "the gateway does not answer", ""]
