@@ -39,6 +39,7 @@ JSON_TYPE = (b"content-type", b"application/json")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
+TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
 USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
 
@@ -59,6 +60,7 @@ class Gateway:
         self._clock = clock
         self._observe = observe
         self._table = Table()
+        self._has_table = asyncio.Event()
         self._pools: dict[str, Pool] = {}
         self._routed_at = 0
         self.signals = Signals(clock)
@@ -78,6 +80,7 @@ class Gateway:
             pools[route.workload] = pool
         self._pools = {workload: pool for workload, pool in pools.items() if pool is not None}
         self._table, self._routed_at = fresh, int(time.time())
+        self._has_table.set()
         self._open.check(fresh)
 
     @property
@@ -121,7 +124,7 @@ class Gateway:
         if path == "/healthz":
             await _reply(send, 200, {"status": "ok", "version": self.version})
             return
-        headers, key = self._admitted(scope)
+        headers, key = await self._admitted(scope)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _only(method, "GET", path)
             await _reply(send, 200, self._models(path[len("/v1/models/") :], key))
@@ -155,9 +158,12 @@ class Gateway:
                     await _send_event(send, encode(refused.body()))
                     await _send_end(send)
 
-    def _admitted(self, scope: Mapping[str, Any]) -> tuple[dict[bytes, bytes], Key]:
+    async def _admitted(self, scope: Mapping[str, Any]) -> tuple[dict[bytes, bytes], Key]:
         """The headers of a request and the key that it shows. Raises Refused."""
-        if self.version == 0:  # made anew: a 401 would tell clients that their key is wrong
+        if self.version == 0:  # made anew: its table comes within seconds
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_table.wait(), TABLE_WITHIN_S)
+        if self.version == 0:  # a 401 would tell clients that their key is wrong
             raise Refused(503, "The gateway has just started: ask again.", code="starting", retry_after_s=1.0)
         headers = {name.lower(): value for name, value in scope["headers"]}
         key = self._table.keys.check(headers.get(b"authorization", b"").decode("latin-1"))
@@ -194,7 +200,7 @@ class Gateway:
 
     async def _websocket(self, scope: Mapping[str, Any], receive: Receive, socket: apps.Socket) -> None:
         await receive()  # "websocket.connect"
-        _, key = self._admitted(scope)
+        _, key = await self._admitted(scope)
         if not scope["path"].startswith(apps.APPS):
             raise Refused(404, f"There is no websocket at {scope['path']}.", code="unknown_url")
         name = apps.name_in(scope["path"])

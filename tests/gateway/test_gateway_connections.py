@@ -11,7 +11,7 @@ import pytest
 from gateway_house import AUTH, KEY, House, events, until
 
 from llmsched import connections, sanitize
-from llmsched.gateway import server
+from llmsched.gateway import front, server
 from llmsched.gateway.front import Gateway
 
 
@@ -162,16 +162,21 @@ def test_a_model_that_leaves_the_table_is_answered_to_the_end():
     asyncio.run(main())
 
 
-def test_a_gateway_that_has_just_been_made_anew_calls_no_key_wrong():
+def test_a_gateway_that_has_just_been_made_anew_waits_for_its_table_and_calls_no_key_wrong(monkeypatch):
     async def main():
         house = House("a")
+        house.gateway = Gateway(house.replicas.__getitem__)
+        asked = asyncio.create_task(house.chat())
+        assert (await house.ask("GET", "/healthz")).status_code == 200
+        assert not asked.done()
+        house.gateway.route(house.table)
+        assert (await asked).status_code == 200
+
+        monkeypatch.setattr(front, "TABLE_WITHIN_S", 0.01)
         house.gateway = Gateway(house.replicas.__getitem__)
         answer = await house.chat()
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
         assert answer.headers["retry-after"] == "1"
-        assert (await house.ask("GET", "/healthz")).status_code == 200
-        house.gateway.route(house.table)
-        assert (await house.chat()).status_code == 200
 
     asyncio.run(main())
 
