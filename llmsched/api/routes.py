@@ -349,7 +349,7 @@ def _owner_of_secret(who: Caller, shared: bool) -> str:
 
 @router.get("/config")
 async def config(given: Given, who: Looker) -> http_models.ConfigView:
-    """The configuration in force, as the core sees it."""
+    """The configuration in force, as a cluster file."""
     return views.configuration(given.state, who.permissions)
 
 

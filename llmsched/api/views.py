@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isinf
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, nodes_of_row, window
 from llmsched.core.workload import Placement, Workload
 from llmsched.spec import http_models, node_models
+from llmsched.spec.decompile import cluster_file_of
 
 Progress = Mapping[str, Mapping[str, Any]]
 Entries = Iterable[tuple[int, float, Any]]
@@ -428,15 +430,17 @@ def secrets(known: Iterable[http_models.SecretView], permissions: Permissions) -
 
 
 def configuration(state: State, permissions: Permissions) -> http_models.ConfigView:
-    """Who has which role in a queue is for its admins, and for those who see everything."""
-    plain = event_text.plain(state.configuration, KnownNames(state, permissions))
-    for queue in plain["queues"]:
-        if not permissions.leads(queue["name"]):
-            queue.update(viewers=[], submitters=[], admins=[])
+    """As a cluster file. Who has which role in a queue is for its admins, and for those who see everything."""
+    known = state.configuration
+    queues = tuple(
+        queue if permissions.leads(queue.name) else replace(queue, viewers=(), submitters=(), admins=())
+        for queue in known.queues
+    )
+    reservations = known.reservations
     if not permissions.sees_all:
-        for reservation in plain["reservations"]:
-            reservation.update(users=_users(reservation["users"], permissions), by="")
-    return http_models.ConfigView(version=state.configuration.version, configuration=plain)
+        reservations = tuple(replace(one, users=tuple(_users(one.users, permissions))) for one in reservations)
+    file = cluster_file_of(replace(known, queues=queues, reservations=reservations))
+    return http_models.ConfigView(version=known.version, configuration=file.dump())
 
 
 def _users(users: Iterable[str], permissions: Permissions) -> list[str]:

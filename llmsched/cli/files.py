@@ -51,18 +51,29 @@ def schema(kind: str | None) -> None:
 @click.option("-f", "--file", type=click.Path(), help="A cluster file (llmsched.yaml) to put in force.")
 @show.json_option
 def config(file: str | None) -> None:
-    """Show the configuration in force as it was read, or put a new version in force and show what it changes."""
+    """Show the configuration in force as a cluster file, or put a new version in force and show what it changes.
+
+    \b
+      llmsched config > llmsched.yaml     # what is not in it has its default
+      llmsched config -f llmsched.yaml
+    """
+    import yaml
+
+    from llmsched.spec.cluster import load_json
     from llmsched.spec.diff import diff_data
+    from llmsched.spec.section import WRITTEN
 
     with show.connect() as client:
         before = client.config()
         view = client.configure(file) if file else before
 
     def for_people() -> None:
+        now = load_json(view.configuration)
         if not file:
-            terminal.echo(json.dumps(view.configuration, indent=2))
+            written = now.model_dump(mode="json", context=WRITTEN, exclude_defaults=True)
+            terminal.echo(yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100), nl=False)
             return
-        changed = diff_data({**before.configuration, "version": 0}, {**view.configuration, "version": 0})
+        changed = diff_data(load_json(before.configuration).written(), now.written())
         for line in changed or ["nothing has changed but the version."]:
             terminal.echo(f"  {line}")
         terminal.echo(f"Configuration version {view.version} is in force.")

@@ -386,7 +386,7 @@ class Client:
     def config(self) -> http_models.ConfigView:
         return self._loop.call(self._core.config())
 
-    def configure(self, file: str | Path) -> http_models.ConfigView:
+    def configure(self, file: str | Path | Mapping[str, Any]) -> http_models.ConfigView:
         return self._loop.call(self._core.configure(file))
 
     def health(self) -> http_models.Health:

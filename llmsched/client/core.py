@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import quote, urlencode
 
 from llmsched.client import pull, workdir
 from llmsched.client.chat import AsyncChat
@@ -284,8 +285,6 @@ class AsyncClient:
         self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None
     ) -> str:
         """All lines of `usage` as CSV with a header: the names of `by`, then hours of GPUs and cost."""
-        from urllib.parse import urlencode
-
         params: dict[str, Any] = {"by": list(by), "since": since, "limit": 200_000, "format": "csv"}
         params |= {"until": until} if until else {}
         path = f"/api/v1/usage?{urlencode(params, doseq=True)}"
@@ -314,12 +313,15 @@ class AsyncClient:
         """The configuration in force and its version."""
         return await self._http.ask(http_models.ConfigView, "GET", "/api/v1/config")
 
-    async def configure(self, file: str | Path) -> http_models.ConfigView:
-        """Put a cluster file in force. Raises SpecError with every problem of the file."""
+    async def configure(self, file: str | Path | Mapping[str, Any]) -> http_models.ConfigView:
+        """Put a cluster file in force: its path, or its data. Raises SpecError with every problem of the file."""
         from llmsched.spec import cluster
         from llmsched.spec.spec_requests import ConfigRequest
 
-        body = ConfigRequest(config=cluster.load(read_file(Path(file)), str(file)))
+        if isinstance(file, Mapping):
+            body = ConfigRequest(config=cluster.load_json(file))
+        else:
+            body = ConfigRequest(config=cluster.load(read_file(Path(file)), str(file)))
         return await self._http.ask(http_models.ConfigView, "PUT", "/api/v1/config", body=body)
 
     async def health(self) -> http_models.Health:
@@ -495,6 +497,4 @@ def _path(name: str, part: str = "") -> str:
 
 
 def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
     return quote(name, safe="@", errors="surrogatepass")  # what is no text is nobody's name: the server says so

@@ -338,7 +338,8 @@ class ReservationList(Reply):
 
 
 class ConfigView(Reply):
-    """The configuration in force, as core sees it."""
+    """The configuration in force: a cluster file as JSON, which `configure` takes again. Reservations made by command
+    are not in it."""
 
     version: int
     configuration: dict[str, Any]

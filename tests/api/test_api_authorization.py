@@ -226,8 +226,8 @@ def test_a_queue_takes_work_of_whom_it_names(asking, who: str) -> None:
 def test_who_has_which_role_is_told_to_those_who_lead(asking, who: str) -> None:
     queues = {one["name"]: one for one in asking(who, "GET", "/config").json()["configuration"]["queues"]}
     sees_all = WHO[who].role in ("auditor", "operator")
-    assert (queues["lab"]["submitters"] != []) is (sees_all or WHO[who].in_lab == "admin")
-    assert (queues["far"]["submitters"] != []) is sees_all
+    assert (queues["lab"]["roles"]["submitter"] != []) is (sees_all or WHO[who].in_lab == "admin")
+    assert (queues["far"]["roles"]["submitter"] != []) is sees_all
 
 
 def beside_the_loop() -> None: ...
