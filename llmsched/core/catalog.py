@@ -55,8 +55,9 @@ CATALOG: dict[str, Entry] = {
     ),
     "nodes.none": Entry("the cluster has no nodes yet", "a node joins"),
     "nodes.busy": Entry(
-        "needs {size} x {each}; {fitting} fit now on {nodes:#node}", "room for {missing} more is released"
+        "needs {size} x {each}; {fitting} fit now on {nodes:#node}{drained:>, }", "room for {missing} more is released"
     ),
+    "nodes.drained": Entry("{count} of them drained"),
     "nodes.unfit": Entry("not enough room", "something is released"),
     "nodes.unfit_group": Entry('not enough room for group "{group}"', "something is released"),
     "topology.unfit": Entry("no domain has room", "something is released"),

@@ -87,6 +87,15 @@ def test_nothing_new_goes_there_until_it_is_undrained() -> None:
     assert starts(state, DrainEnded(60.0, "n0")) == [("a/0", "n0")]
 
 
+def test_who_waits_is_told_that_nodes_are_to_be_empty() -> None:
+    state = State()
+    plan = turn(state, [node("n0", 1), node("n1", 1), DrainBegun(1.0, "n0"), Submitted(1.0, work("a"))], POLICIES)
+    assert [type(each).__name__ for each in plan.decisions] == ["Launch"]
+    plan = turn(state, [Submitted(2.0, work("b"))], POLICIES)
+    assert plan.why("b") == "needs 1 x 1 A100; 0 fit now on 2 nodes, 1 of them drained"
+    assert dict(plan.reasons["b/0"].counts) == {"nodes": 2, "busy": 1, "with room": 0, "drained": 1}
+
+
 def test_a_promise_on_it_is_taken_back() -> None:
     rules = Scheduling(preemption=PreemptionRules(within_queue="lower_priority"))
     state = State(Configuration(scheduling=rules))

@@ -368,7 +368,10 @@ class Search:
         if busy:
             counts.append(("busy", busy))
         counts.append(("with room", fitting))
-        closed = everything - other - mask.bit_count()
+        drained = (capacity.suiting(wish_of(spec, self.option, 0)) & ~capacity.open).bit_count()
+        if drained:
+            counts.append(("drained", drained))
+        closed = everything - other - mask.bit_count() - drained
         if closed > 0:
             counts.append(("not allowed", closed))
         if found.code == "topology":
@@ -388,7 +391,11 @@ class Search:
         if need and free >= need and rooms < size:
             message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
             return Refused("fragmentation", message, tuple(counts))
-        message = say("nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, missing=max(size - rooms, 1))
+        empty = say("nodes.drained", count=drained) if drained else ()
+        message = say(
+            "nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, drained=empty,
+            missing=max(size - rooms, 1),
+        )  # fmt: skip
         return Refused("nodes", message, tuple(counts))
 
 
