@@ -8,7 +8,7 @@ restarts, or comes back as another one, is still drained. What the cluster said 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmsched.core.capacity import NodeState
     from llmsched.core.nodes import Node
     from llmsched.core.records import GangState
+    from llmsched.core.world import World
 
 LAST_S = 10.0  # before the deadline: then a replica goes without another that answers, to end what it has begun
 
@@ -47,21 +48,30 @@ def is_moving(gang: GangState, nodes: Mapping[str, NodeState]) -> bool:
     return gang.spec.kind == "serve" and gang.is_active() and leaving_node(gang, nodes) is not None
 
 
+def moving(gangs: Iterable[GangState], world: World) -> dict[str, NodeState]:
+    """Of some replicas those that are, with the node for which they are."""
+    if world.capacity.open == world.capacity.all:
+        return {}
+    return {gang.id: node for gang in gangs if (node := leaving_node(gang, world.nodes)) is not None}
+
+
 def grace_of(gang: GangState, node: NodeState, now: float) -> float:
     """How long it may take to leave the node."""
     return max(0.0, min(gang.spec.grace_s, _deadline_of(node) - now))
 
 
 def gone_by_now(
-    moving: Sequence[tuple[GangState, NodeState]], missing: int, now: float
-) -> tuple[list[tuple[GangState, NodeState]], float | None]:
-    """Who of an endpoint's moving replicas goes, and when to look again at the others. `missing`: so many more than
-    those that stay and answer are wanted; the ones whose node stays longest stand in for them."""
-    ready = [one for one in moving if one[0].status is Status.RUNNING]
-    ready.sort(key=lambda one: (-_deadline_of(one[1]), one[0].index))
-    kept = {gang.id: _deadline_of(node) - min(gang.spec.grace_s, LAST_S) for gang, node in ready[: max(missing, 0)]}
-    going = [one for one in moving if kept.get(one[0].id, 0.0) <= now]
-    return going, min((at for at in kept.values() if now < at < inf), default=None)
+    gangs: Sequence[GangState], moving: Mapping[str, NodeState], missing: int, now: float
+) -> tuple[list[GangState], float | None]:
+    """Who of an endpoint's moving replicas, `gangs`, goes, and when to look again at the others. `missing`: so many
+    more than those that stay and answer are wanted; the ones whose node stays longest stand in for them."""
+    ready = [gang for gang in gangs if gang.status is Status.RUNNING]
+    ready.sort(key=lambda gang: (-_deadline_of(moving[gang.id]), gang.index))
+    goes_at = {
+        gang.id: _deadline_of(moving[gang.id]) - min(gang.spec.grace_s, LAST_S) for gang in ready[: max(missing, 0)]
+    }
+    going = [gang for gang in gangs if goes_at.get(gang.id, 0.0) <= now]
+    return going, min((at for at in goes_at.values() if now < at < inf), default=None)
 
 
 def _deadline_of(node: NodeState) -> float:

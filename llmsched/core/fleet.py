@@ -21,7 +21,7 @@ class Fleet:
         asked = dict(self.requested)
         for node in nodes:
             name = node.node.node_type
-            if name in asked and not node.draining:
+            if name in asked and not node.leaving:
                 asked[name] -= 1
         for name, since in [*self.overdue_since.items()]:
             if asked.get(name, 0) <= 0:

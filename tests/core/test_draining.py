@@ -14,7 +14,7 @@ from test_walk import POLICIES, node, turn, work
 
 from llmsched.core import commands, decisions, render
 from llmsched.core.commands import DrainNode, Refusal, UndrainNode, check
-from llmsched.core.configuration import Configuration, PreemptionRules, Scheduling
+from llmsched.core.configuration import Configuration, NodeType, PreemptionRules, Scheduling
 from llmsched.core.facts import (
     Bound,
     DrainBegun,
@@ -270,3 +270,17 @@ def test_a_node_of_several_with_one_name_is_drained_by_its_id_alone() -> None:
     assert isinstance(fact, DrainBegun)
     state.apply(fact)
     assert [found.draining for found in state.nodes.values()] == [False, True]
+
+
+# Nodes that are rented.
+
+
+def test_another_node_is_rented_for_one_that_is_drained_and_the_drained_one_is_not_given_back() -> None:
+    types = (NodeType("a", flavor="A100", gpus=1, max=2, idle_timeout_s=60.0),)
+    state = State(Configuration(node_types=types, flavors=()))
+    rented = replace(node("n0", 1).node, node_type="a")
+    decided(state, NodeJoined(0.0, rented), DrainBegun(1.0, "n0"))
+    asked = decided(state, Submitted(2.0, work("a")))
+    assert [each.counts for each in asked if isinstance(each, decisions.RequestCapacity)] == [(("a", 2),)]
+    later = decided(state, Tick(5000.0))
+    assert not any(isinstance(each, decisions.ReleaseNode) for each in later)

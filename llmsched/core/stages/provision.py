@@ -76,7 +76,7 @@ class Demand:
         self.types = _in_order(state, plan.at)
         self.present = dict.fromkeys((t.name for t in state.configuration.node_types), 0)
         for node in state.nodes.values():
-            if node.node.node_type in self.present and not node.draining:
+            if node.node.node_type in self.present and not node.leaving:  # one that is drained is paid for
                 self.present[node.node.node_type] += 1
         self.wanted = {t.name: max(self.present[t.name], t.min) for t in state.configuration.node_types}
         self.new = [NodeState(node_of(self.configuration, t), 0) for t in self.types for _ in range(self._to_come(t))]

@@ -73,61 +73,42 @@ def _endpoint(state: State, plan: Plan, record: WorkloadState, leaving: dict[str
     name, before = record.workload.id, len(plan.decisions)
     if state.touched.is_settled(name) and not any(state.gangs[one].workload_id == name for one in leaving):
         return
-    moves_at = _moving(state, plan, record, leaving)
-    _serve(state, plan, record, leaving)
+    moves_at = _serve(state, plan, record, leaving)
     plan.wake(moves_at)
     if len(plan.decisions) == before and not plan.is_cut and moves_at is None:
         state.touched.settle(name)
 
 
-def _moving(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> float | None:
-    """Drain replicas on nodes that are to be empty once others answer in their place, or their node is about to leave.
-    Says when to look again, where that is known."""
+def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> float | None:
+    """Drain replicas that are not wanted any more or have to move, roll out a new revision one by one, load published
+    adapters. Says when to look again at those that have to move, where that is known."""
     if record.outcome or record.cancelled:
         return None
     active = [gang for name in record.gangs if (gang := state.gangs[name]).is_active() and name not in leaving]
-    moving = [(gang, node) for gang in active if (node := draining.leaving_node(gang, state.nodes)) is not None]
-    if not moving:
-        return None
-    answer = sum(gang.status is Status.RUNNING and not draining.is_moving(gang, state.nodes) for gang in active)
-    going, look_at = draining.gone_by_now(moving, record.wanted_replicas - answer, state.now)
-    for gang, node in going:
+    moving = draining.moving(active, state)
+    live = [gang for gang in active if gang.id not in moving]
+    missing = record.wanted_replicas - sum(gang.status is Status.RUNNING for gang in live)
+    gone, moves_at = draining.gone_by_now([gang for gang in active if gang.id in moving], moving, missing, state.now)
+    surplus, why = rollout.leaving(record, live, (state.gangs[name] for name in record.gangs))
+    for gang in (*gone, *surplus):
         if plan.cut():
-            return look_at
+            return moves_at
         leaving[gang.id] = None
-        grace = draining.grace_of(gang, node, state.now)
-        plan.decisions.append(Drain(gang.id, gang.attempt, grace, _why_it_leaves(node)))
-    return look_at
-
-
-def _why_it_leaves(node: NodeState) -> Message:
-    it = Ref(NODE, node.node.shown)
-    if node.leaving or node.drained is None:
-        return say("preempt.node_leaves", node=it)
-    return say("preempt.node_drain", node=it)
-
-
-def _serve(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:
-    """Drain replicas that are not wanted any more, roll out a new revision one by one, load published adapters."""
-    if record.outcome or record.cancelled:
-        return
-    live = [
-        gang
-        for name in record.gangs
-        if (gang := state.gangs[name]).is_active() and name not in leaving and not draining.is_moving(gang, state.nodes)
-    ]
-    going, why = rollout.leaving(record, live, (state.gangs[name] for name in record.gangs))
-    for gang in going:
-        if plan.cut():
-            return
-        leaving[gang.id] = None
-        plan.decisions.append(Drain(gang.id, gang.attempt, gang.spec.grace_s, why))
+        node = moving.get(gang.id)
+        grace = gang.spec.grace_s if node is None else draining.grace_of(gang, node, state.now)
+        plan.decisions.append(Drain(gang.id, gang.attempt, grace, why if node is None else _why_it_leaves(node)))
     for published in authorization.published_to(state, record.workload).values():
         if published.kind != "adapter":
             continue
-        for gang in live:
+        for gang in active:
             if plan.cut():
-                return
+                return moves_at
             stays = gang.status is Status.RUNNING and gang.id not in leaving
             if stays and gang.adapters.get(published.name) != published.uri:
                 plan.decisions.append(LoadAdapter(gang.id, gang.attempt, published.name, published.uri))
+    return moves_at
+
+
+def _why_it_leaves(node: NodeState) -> Message:
+    code = "preempt.node_leaves" if node.leaving or node.drained is None else "preempt.node_drain"
+    return say(code, node=Ref(NODE, node.node.shown))
