@@ -47,26 +47,37 @@ def decide(state: State, policies: Policies) -> Plan:
     plan = Plan(state.now, gather=lambda: _reasons(state, policies))
     with Trial(state) as trial:
         this = Pass(trial, policies, plan)
-        for what_must_end in (reconcile, limits, schedule):
-            what_must_end.run(this)
-            if plan.is_cut:
-                return plan  # who is left of them must not be looked at as if it stayed
-        clear.run(this)  # who is on reserved GPUs
-        autoscale.run(this)  # load becomes wanted replicas
-        if plan.is_cut:
-            return plan
-        size.run(this)  # what each elastic gang should hold
-        calendar = Calendar(this)
-        settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
-        if plan.is_cut:
-            return plan  # who is left of the better ones goes before whoever only finds room
-        admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
-        provision.run(this)
+        try:
+            goes_on = _decide(this)
+        finally:
+            this.write_reasons()
+    if not goes_on:
+        return plan
     plan.troubles = policies.troubles()
     decided_nothing = not plan.decisions and not plan.by_clock
     state.memo["quiet"] = (state.version, policies, plan.wake_at) if decided_nothing else None
     state.memo["moment"] = plan.moment
     return plan
+
+
+def _decide(this: Pass) -> bool:
+    """The stages, in order. False: the pass was cut before those who wait were looked at."""
+    for what_must_end in (reconcile, limits, schedule):
+        what_must_end.run(this)
+        if this.plan.is_cut:
+            return False  # who is left of them must not be looked at as if it stayed
+    clear.run(this)  # who is on reserved GPUs
+    autoscale.run(this)  # load becomes wanted replicas
+    if this.plan.is_cut:
+        return False
+    size.run(this)  # what each elastic gang should hold
+    calendar = Calendar(this)
+    settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
+    if this.plan.is_cut:
+        return False  # who is left of the better ones goes before whoever only finds room
+    admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
+    provision.run(this)
+    return True
 
 
 def rests(state: State, policies: Policies) -> bool:

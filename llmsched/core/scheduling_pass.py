@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.explain import Reason
 from llmsched.core.fair import Shares, mode_of
 from llmsched.core.message import Message, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
 from llmsched.core.records import GangState
-from llmsched.core.shapes import Key
+from llmsched.core.shapes import Key, Shape
 from llmsched.core.trial import Afterwards, Trial
 from llmsched.core.views import View
 from llmsched.core.workload import Placement
@@ -31,6 +32,7 @@ class Pass:
         self.plan = Plan(trial.now) if plan is None else plan
         self.view = View(trial.state)
         self.keys: dict[str, Key] = {}  # of gangs by which somebody was put in order
+        self.told: dict[Shape, Reason | None] = {}  # why classes wait, as this pass has found so far
         self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
         self._begin()
         self._later: Later | None = None
@@ -39,6 +41,18 @@ class Pass:
     def _begin(self) -> None:
         """Policies prepare for this pass, when they are first asked."""
         self.policies.begin(self.view)
+
+    def reason_of(self, shape: Shape) -> Reason | None:
+        return self.told.get(shape, shape.reason)
+
+    def tell(self, shape: Shape, reason: Reason | None) -> None:
+        """Why all of a class wait; None: what was told of it is not so any more."""
+        self.told[shape] = reason
+
+    def write_reasons(self) -> None:
+        """The only place where a pass changes what people read: at its end."""
+        for shape, reason in self.told.items():
+            shape.reason = reason
 
     def launch(self, gang: GangState, placement: Placement, why: Message) -> None:
         _ = self.shares  # as they stand before anybody starts

@@ -238,3 +238,29 @@ def test_where_nobody_overtakes_and_time_changes_who_is_first_no_pass_is_left_ou
     story.submit("small", gpus=2, estimated_runtime_s=5.0)
     story.now()
     assert decide(story.state, story.policies).by_clock is moves
+
+
+def test_what_people_read_changes_at_the_end_of_a_pass_alone() -> None:
+    """Whoever looks meanwhile, and a pass that breaks off, find what the last whole pass has told."""
+    story = Story(cluster("1 node x 4").policies(ordering="fifo"))
+    seen: list[dict[str, Any]] = []
+
+    def reasons() -> dict[str, Any]:
+        return {shape.entries[0][1]: shape.reason for shape in story.state.waiting.live.values()}
+
+    class Looks:
+        def score(self, bundle: Any, node: Any, view: Any) -> int:
+            seen.append(reasons())
+            return 0
+
+    story.run("runs", gpus=4)
+    for name, gpus in (("wide", 3), ("middle", 2), ("small", 1)):
+        story.submit(name, gpus=gpus)
+    before = reasons()
+    assert all(before.values()) and len(before) == 3
+    story.policies = replace(story.policies, placement=Looks())
+    story.state.apply(facts.Finished(story.at, "runs/0", 1, "succeeded"))
+    decided = turn(story.state, [facts.Tick(story.at + 1.0)], story.policies).decisions
+    assert kinds(decided) == [("Launch", "wide/0"), ("Launch", "small/0")]
+    assert len(seen) == 2 and seen[0] == seen[1] == before
+    assert [*reasons()] == ["middle/0"] and reasons()["middle/0"]

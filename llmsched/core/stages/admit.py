@@ -117,7 +117,8 @@ class Admission:
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
                 self._note_success(gang)
-                shape.reason = shape.examined = None  # what was refused to the class is so no more
+                shape.examined = None  # what was refused to the class is so no more
+                self.this.tell(shape, None)
                 self.calendar.settled(gang)
                 if self.takes:
                     line.rejoin()
@@ -173,21 +174,26 @@ class Admission:
         state = self.state
         stamp = self._stamp()
         left_out = [*line.left_out, *line.put_aside()]
-        for shape in [shape for shape in left_out if shape.reason is None] if self.by_rank else left_out:
-            if shape.reason is None or (not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))):
+        reason_of, tell = self.this.reason_of, self.this.tell
+        for shape in [shape for shape in left_out if reason_of(shape) is None] if self.by_rank else left_out:
+            if reason_of(shape) is None or (
+                not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))
+            ):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
                 found = place.find(self.this, first, first.spec.min_size)
                 if isinstance(found, place.Refused):
-                    shape.reason, shape.examined = Reason(*found), stamp
+                    shape.examined = stamp
+                    tell(shape, Reason(*found))
         for shape in state.waiting.live.values() if line.blocks else ():
             by = line.blocker(shape)
             if not by:
                 continue
-            behind = shape.entries[0][1] != by and shape.reason is not None and shape.reason.code == "order"
+            reason = reason_of(shape)
+            behind = shape.entries[0][1] != by and reason is not None and reason.code == "order"
             unasked = shape.serial not in self.asked and not self._is_still_refused(shape)
-            if shape.reason is None or behind or unasked:
-                shape.reason = Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id)))
+            if reason is None or behind or unasked:
+                tell(shape, Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id))))
 
     # One gang: place it, or make room, or say why not.
 
@@ -374,10 +380,10 @@ class Admission:
             line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
         elif personal:
             self._count_look(gang, shape, line)
-        reason = Reason(*self.refused) if self.refused is not None else gang.reason
+        reason = Reason(*self.refused) if self.refused is not None else None
         self._keep_guarantee(gang, shape)
         promise = self.calendar.hold_for(gang)
-        if self.refused is not None and reason is not None:
+        if reason is not None:
             if promise is not None and promise.basis is not None:
                 reason = reason._replace(eta=promise.start, eta_basis=promise.basis)
             at, basis = self._ended_by_clock(gang)
@@ -387,7 +393,7 @@ class Admission:
                 gang.own_reason = reason
             else:
                 gang.own_reason = None
-                shape.reason = reason
+                self.this.tell(shape, reason)
 
     def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:
         """When time alone may end the wait of the gang in hand, and what has changed by then."""

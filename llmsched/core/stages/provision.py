@@ -42,10 +42,10 @@ def run(this: Pass) -> None:
     if not state.configuration.node_types:
         return
     for shape in state.waiting.live.values():
-        _forget(shape)
+        _forget(this, shape)
     if plan.is_cut:
         return
-    demand = Demand(trial, plan)
+    demand = Demand(this)
     demand.count_waiting()
     _release(trial, plan, demand)
     counts = tuple((name, count) for name, count in demand.wanted.items() if count)
@@ -58,19 +58,21 @@ def run(this: Pass) -> None:
         plan.wake(until)
 
 
-def _forget(shape: Shape) -> None:
+def _forget(this: Pass, shape: Shape) -> None:
     """What the last pass told of nodes to come: this one says itself whether they still are."""
-    if shape.reason is not None and shape.reason.code == COMING:
-        wants = shape.reason.message.inner("wants")
-        shape.reason = Reason(wants.code.partition(".")[0], wants, shape.reason.counts)
+    reason = this.reason_of(shape)
+    if reason is not None and reason.code == COMING:
+        wants = reason.message.inner("wants")
+        this.tell(shape, Reason(wants.code.partition(".")[0], wants, reason.counts))
 
 
 class Demand:
     """The nodes of each type that there should be. `wanted` counts those that are there; `used` are the nodes on whose
     free room somebody who waits was packed."""
 
-    def __init__(self, trial: Trial, plan: Plan) -> None:
-        self.trial, self.plan = trial, plan
+    def __init__(self, this: Pass) -> None:
+        self.this, self.trial, self.plan = this, this.trial, this.plan
+        trial, plan = this.trial, this.plan
         state = trial.state
         self.configuration = state.configuration
         self.types = _in_order(state, plan.at)
@@ -93,7 +95,8 @@ class Demand:
         charged: list[tuple[str, str | None, int]] = []
         undo: list[tuple[NodeState, Resources, int]] = []
         for shape in sorted(state.waiting.live.values(), key=lambda shape: shape.entries[0][0]):
-            if shape.reason is None or shape.reason.code not in WAITS_FOR_NODES:
+            reason = self.this.reason_of(shape)
+            if reason is None or reason.code not in WAITS_FOR_NODES:
                 continue
             for name in _who_waits(trial, self.plan, shape):
                 counted += 1
@@ -111,13 +114,14 @@ class Demand:
             state.quota.release(queue, flavor, milli)
 
     def _tell(self, shape: Shape) -> None:
-        _forget(shape)
-        assert shape.reason is not None
+        _forget(self.this, shape)
+        reason = self.this.reason_of(shape)
+        assert reason is not None
         coming = tuple(
             say("nodes_of", count=n, type=Ref(NODE_TYPE, t.name)) for t in self.types if (n := self._to_come(t))
         )
-        told = say("capacity_coming.asked", wants=shape.reason.message, coming=coming)
-        shape.reason = Reason(COMING, told, shape.reason.counts)
+        told = say("capacity_coming.asked", wants=reason.message, coming=coming)
+        self.this.tell(shape, Reason(COMING, told, reason.counts))
 
     def _pack(
         self, gang: GangState, undo: list[tuple[NodeState, Resources, int]], charged: list[tuple[str, str | None, int]]
