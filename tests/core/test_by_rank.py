@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ledger import Given, cluster
+from ledger import Given, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
@@ -82,3 +83,10 @@ def test_who_is_due_less_than_its_least_starts_where_nobody_else_takes_the_gpus(
     given.pending("pair", 2, elastic=(2, 4), queue="a").pending("b", 64, queue="b").pending("c", 64, queue="c")
     submitted(given)
     assert given.phase("pair") == "running", "a third of the cluster is one GPU, but the other two can never start"
+
+
+def test_what_somebody_leaves_in_a_pass_is_shared_out_in_it() -> None:
+    given = ranked("1 node x 4").running("old", gpus=4, elastic=(1, 4)).pending("next", gpus=2, elastic=(2, 4))
+    old = given.state.workloads["old"].workload
+    given.state.apply(facts.Submitted(given.now, replace(old, groups=work("old", 4000).groups), replaces=True))
+    assert given.turn().decisions == [Preempt("old", "superseded"), Nominate("next", 2)]

@@ -106,6 +106,23 @@ def test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody() -> None:
     assert cluster.evicted == {}
 
 
+def test_nobody_is_let_in_beside_a_part_of_a_device_of_the_holder() -> None:
+    """What is left of it is reserved as well: who was let in there had to leave at once, and so again and again."""
+
+    def part(name: str, queue: str) -> Workload:
+        group = Group("workers", 1, (Option(None, Resources(MILLI // 4)),))
+        return replace(work(name, 1, queue=queue), groups=(group,))
+
+    cluster = Cluster(4)
+    cluster.book(booked(3))
+    cluster.until(OPENS)
+    for workload in (part("theirs", "prod"), work("rest", 1), part("guest", "dev"), part("more", "prod")):
+        cluster.say(facts.Submitted(cluster.now, workload))
+    cluster.until(OPENS + LASTS / 2)
+    assert [cluster.holds(name) for name in ("theirs", "rest", "guest", "more")] == [1, 1, 0, 1]
+    assert cluster.evicted == {}
+
+
 def test_a_reservation_prefers_whole_nodes_for_a_gang_that_needs_one() -> None:
     cluster = Cluster(2, 8, 2)
     cluster.say(facts.Submitted(0.0, work("guest", 1)))

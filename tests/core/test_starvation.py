@@ -6,7 +6,7 @@ import heapq
 from typing import Any
 
 import pytest
-from ledger import Given, Launch, cluster
+from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.scheduler import turn
@@ -176,3 +176,16 @@ def test_nothing_is_held_for_what_can_never_start() -> None:
 def test_a_bound_that_rests_on_a_presumed_end_is_told_nobody_as_a_time() -> None:
     given = cluster("1 node x 2").running("runs", 2).pending("waits", 2).after(HOLD_S)
     assert given.turn().plan.reasons["waits/0"].eta is None
+
+
+@pytest.mark.parametrize(("gpus", "starts"), [(2, True), (3, False)])
+def test_nobody_makes_room_on_gpus_that_are_held(gpus: int, starts: bool) -> None:
+    """Whoever evicts others may take what those had, and not the one that is kept for who has waited long."""
+    given = cluster("1 node x 4").queue("a", gpus=4).queue("b", gpus=4).rules("lower_priority")
+    given.scheduling(hold_after_s=60.0)
+    given.running("y", gpus=2, queue="a", priority=10).running("x", gpus=1, queue="b", preemptible=False)
+    given.pending("held", gpus=2, elastic=(2, 2), queue="b").after(100.0)
+    given.pending("later", gpus=gpus, queue="a")
+    decided = given.turn().decisions
+    assert (decided == [Preempt("y", "in_queue_priority"), Nominate("later", gpus)]) == starts
+    assert starts or decided == []
