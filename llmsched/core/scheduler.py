@@ -126,7 +126,7 @@ def plan_starts(state: State, policies: Policies) -> None:
                 start = earliest(this, first, first.spec.min_size, windows, [])
                 if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
-    if (moment := state.memo.get("moment")) is not None:
+    if (moment := state.memo.get("moment")) is not None and moment[0] > state.now:
         for shape in state.waiting.live.values():
             reason = shape.reason
             if reason is None or reason.code in ("impossible", "over_limit"):

@@ -116,7 +116,7 @@ class Admission:
                 gang.own_reason = self.calendar.would_delay(head)
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
-                self._note_success(gang)
+                self._note_success(gang, bool(self.refused_to or line.still_refused))
                 shape.examined = None  # what was refused to the class is so no more
                 self.this.tell(shape, None)
                 self.calendar.settled(gang)
@@ -128,14 +128,14 @@ class Admission:
         self.refused_to.update((shape.serial, shape) for shape in line.still_refused)
         return line
 
-    def _note_success(self, gang: GangState) -> None:
+    def _note_success(self, gang: GangState, after_others: bool) -> None:
         """Those who were refused before it have not seen what it changes: what it holds may be taken from it, those who
         make room for it may leave more than it needs, and planned starts may be later or none any more."""
         gives = len(self.trial.leaving) + len(self.trial.shrinking)
-        self.is_late = self.is_late or self.takes or gives > self.gave
+        self.is_late = self.is_late or (after_others and (self.takes or gives > self.gave))
         self.gave = gives
-        moves = gang.id not in self.trial.begun or self.calendar.is_planned(gang)
-        self.is_moved = self.is_moved or (moves and self.calendar.keeps_out)
+        is_promised = gang.id not in self.trial.begun
+        self.is_moved = self.is_moved or (is_promised and self.calendar.keeps_out)
 
     def _may_differ(self) -> bool:
         """Whether somebody may be answered otherwise now than in this round. Each round starts somebody, makes room for
@@ -159,15 +159,15 @@ class Admission:
     def _name_moments(self, line: Line) -> None:
         """When time alone may change what was refused: nobody waits for the clock without knowing until when."""
         plan = self.plan
+        forbids = self.takes and self.this.policies.preemption.forbids
         if self.recount is not None and self.state.waiting.count:
             plan.look_again(self.recount, say("eta.count"))  # until then time alone moves no share
         if self.calendar.keeps_out:
             plan.wake(self.calendar.looks_again())
-        if self.takes and self.this.policies.preemption.forbids:
+        if forbids:
             plan.look_again(plan.at + LOOK_AGAIN_S, say("eta.policy"))
         if line.moves:
             plan.look_again(plan.at + LOOK_AGAIN_S, say("eta.line"))
-        forbids = self.takes and self.this.policies.preemption.forbids
         plan.by_clock = plan.by_clock or self.calendar.keeps_out or forbids or line.moves
 
     def _tell_who_was_not_asked(self, line: Line) -> None:
