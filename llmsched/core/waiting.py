@@ -74,8 +74,8 @@ class Waiting:
                 shape.index = self._index() if self._index is not None else None
             gang.shape = shape
         sort_key = self._sort_key(gang)
-        insort(shape.entries, (sort_key, gang.id))
-        insort(shape.since, (gang.queued_since, gang.id))
+        _put(shape.entries, (sort_key, gang.id))
+        _put(shape.since, (gang.queued_since, gang.id))
         if shape.index is not None:
             shape.index.put(gang)
         if shape.serial not in self.live:
@@ -121,3 +121,11 @@ class Waiting:
 
     def __contains__(self, gang_id: str) -> bool:
         return gang_id in self._keys
+
+
+def _put(rows: list[tuple[Key, str]], row: tuple[Key, str]) -> None:
+    """At its place in order, which for who came last mostly is the end: thousands of replicas come at once."""
+    if rows and row < rows[-1]:
+        insort(rows, row)
+    else:
+        rows.append(row)
