@@ -5,10 +5,13 @@ Queues are the leaves of the tree of cohorts, so a role is of one queue and of n
 
 from __future__ import annotations
 
-from llmsched.core.configuration import Queue
-from llmsched.core.facts import Published
-from llmsched.core.workload import Workload
-from llmsched.core.world import World
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line reads EVERYONE
+    from llmsched.core.configuration import Queue
+    from llmsched.core.facts import Published
+    from llmsched.core.workload import Workload
+    from llmsched.core.world import World
 
 EVERYONE = "*"
 

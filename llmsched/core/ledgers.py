@@ -103,20 +103,43 @@ class Ledgers:
 
     def exceed(self, gang: GangState, used: ByNode, now: float) -> None:
         """Charge the gang's queue with exactly `used` beyond what the gang holds. Its nodes count it as foreign use."""
-        queue = gang.spec.queue
-        self.account(queue, now)
-        use = self.use[queue]
-        for amounts, sign in ((gang.excess, -1), (used, 1)):
-            for name, amount in amounts:
-                flavor = self.nodes[name].node.flavor
-                if sign > 0:
-                    self.quota.charge(queue, flavor, amount.gpus_milli)
-                else:
-                    self.quota.release(queue, flavor, amount.gpus_milli)
-                use.gpus_milli += sign * amount.gpus_milli
-                use.cpus_milli += sign * amount.cpus_milli
-                use.memory_bytes += sign * amount.memory_bytes
+        self.account(gang.spec.queue, now)
+        self._charge_excess(gang, -1)
         gang.excess = used
+        self._charge_excess(gang, 1)
+
+    def _charge_excess(self, gang: GangState, sign: int) -> None:
+        queue, use = gang.spec.queue, self.use[gang.spec.queue]
+        for name, amount in gang.excess:
+            flavor = self.nodes[name].node.flavor
+            if sign > 0:
+                self.quota.charge(queue, flavor, amount.gpus_milli)
+            else:
+                self.quota.release(queue, flavor, amount.gpus_milli)
+            use.gpus_milli += sign * amount.gpus_milli
+            use.cpus_milli += sign * amount.cpus_milli
+            use.memory_bytes += sign * amount.memory_bytes
+
+    def return_excess(self, gang: GangState) -> ByNode:
+        """As if it had ended: its queue and its nodes have it back. What each node has, for `take_excess`: no more than
+        is known to be in use there."""
+        self._charge_excess(gang, -1)
+        returned = []
+        for name, amount in gang.excess:
+            node = self.nodes[name]
+            found = amount.at_most(node.foreign)
+            node.foreign = node.foreign.minus(found)
+            self.capacity.reindex(node)
+            returned.append((name, found))
+        return tuple(returned)
+
+    def take_excess(self, gang: GangState, returned: ByNode) -> None:
+        """Undoes `return_excess`."""
+        self._charge_excess(gang, 1)
+        for name, amount in returned:
+            node = self.nodes[name]
+            node.foreign = node.foreign.plus(amount)
+            self.capacity.reindex(node)
 
     def account(self, queue: str, now: float) -> None:
         """Bring a queue's decayed past use up to now, before what it holds changes."""

@@ -244,13 +244,16 @@ def _enough_ends(trial: Trial, mask: int, lacking: int) -> bool:
 
 
 def _gpus_on(trial: Trial, gang: GangState, mask: int) -> int:
-    """Thousandths of GPUs that a gang holds on the nodes of a mask."""
+    """Thousandths of GPUs that a gang has on the nodes of a mask, what it takes beyond its own among them."""
     held = trial.held(gang)
-    if mask == trial.state.capacity.all:
-        return gpus_of(gang.spec, held)
     nodes = trial.state.nodes
+    beyond = 0
+    if gang.excess and held:
+        beyond = sum(used.gpus_milli for node, used in gang.excess if mask >> nodes[node].slot & 1)
+    if mask == trial.state.capacity.all:
+        return gpus_of(gang.spec, held) + beyond
     inside = tuple(placed for placed in held if mask >> nodes[placed.node].slot & 1)
-    return gpus_of(gang.spec, inside)
+    return gpus_of(gang.spec, inside) + beyond
 
 
 def _rounded(trial: Trial, moment: float) -> float:

@@ -35,6 +35,14 @@ class Resources(NamedTuple):
             _custom_sum(self.custom, other.custom, -1) if self.custom or other.custom else (),
         )
 
+    def at_most(self, other: Resources) -> Resources:
+        """Of each the smaller amount, and nothing of custom resources."""
+        return Resources(
+            min(self.gpus_milli, other.gpus_milli),
+            min(self.cpus_milli, other.cpus_milli),
+            min(self.memory_bytes, other.memory_bytes),
+        )
+
     def times(self, count: int) -> Resources:
         return Resources(
             self.gpus_milli * count,

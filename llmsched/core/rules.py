@@ -14,7 +14,7 @@ from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.message import say
 from llmsched.core.quota import Branch, fork
-from llmsched.core.records import GangState, gpus_of, size_of
+from llmsched.core.records import GangState, gpus_of, size_of, total_of
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
@@ -311,12 +311,14 @@ class Rules:
         return node.node.flavor if node is not None else None
 
     def gpus_of(self, victim: GangState) -> int:
-        """Thousandths of GPUs that it lets go when it is taken."""
-        return gpus_of(victim.spec, self.trial.places(victim))
+        """Thousandths of GPUs that it lets go when it is taken, what it takes beyond its own among them."""
+        beyond = total_of(victim.excess).gpus_milli if victim.excess else 0
+        return gpus_of(victim.spec, self.trial.places(victim)) + beyond
 
     def _all_of(self, victim: GangState) -> Resources:
         begun = self.trial.begun.get(victim.id)
-        return need_of(victim.spec, size_of(victim.spec, begun) if begun else victim.size).times(-1)
+        own = need_of(victim.spec, size_of(victim.spec, begun) if begun else victim.size)
+        return own.plus(total_of(victim.excess)).times(-1)
 
     def each_strategy(self) -> Iterator[str]:
         """The strategies one after another, each set while it is looked at; the first one is set again at the end."""

@@ -11,8 +11,11 @@ from itertools import islice
 from types import TracebackType
 
 from llmsched.core.records import GangState
+from llmsched.core.resources import ByNode
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
+
+EXCESS = 3  # in the log, beside +-1 for what is held and +-2 for promises
 
 
 class Trial:
@@ -30,6 +33,7 @@ class Trial:
         self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []
+        self._returned: dict[str, ByNode] = {}  # of gangs that let go: their excess, as their nodes have it back
 
     def __enter__(self) -> Trial:
         return self
@@ -57,6 +61,9 @@ class Trial:
         if placement:
             self.state.ledgers.charge(gang, placement, 1)
             self._log.append((gang, placement, -1, self.placements.get(gang.id)))
+        if gang.excess and bool(before) != bool(placement):
+            self._log.append((gang, (), EXCESS, self.placements.get(gang.id)))
+            self._exceed(gang, bool(placement))
         self.placements[gang.id] = placement
 
     def unpromise(self, gang: GangState) -> None:
@@ -94,6 +101,13 @@ class Trial:
         self._afterwards.catch_up()
         return self._afterwards
 
+    def _exceed(self, gang: GangState, does: bool) -> None:
+        """What its attempt takes beyond the gang ends with it, and is there again when it stays after all."""
+        if does:
+            self.state.ledgers.take_excess(gang, self._returned.pop(gang.id, ()))
+        else:
+            self._returned[gang.id] = self.state.ledgers.return_excess(gang)
+
     def mark(self) -> int:
         return len(self._log)
 
@@ -101,6 +115,9 @@ class Trial:
         """Undo everything since `mark`, newest first."""
         while len(self._log) > mark:
             gang, placement, sign, before = self._log.pop()
+            if sign == EXCESS:
+                self._exceed(gang, gang.id in self._returned)
+                continue
             self.state.ledgers.charge(gang, placement, 1 if sign > 0 else -1, promise=sign in (2, -2))
             if sign not in (2, -2):
                 if before is None:
@@ -138,6 +155,8 @@ class Afterwards(Trial):
         trial, gangs = self._trial, self.state.gangs
         logged, quotas, leaving, shrinking = self._seen
         for gang, placement, sign, _ in islice(trial._log, logged, None):
+            if sign == EXCESS:
+                continue  # it follows what is held
             if sign == 2:
                 self.unpromise(gang)
             elif sign == -2:

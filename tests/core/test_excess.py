@@ -12,6 +12,7 @@ from llmsched.core.invariants import violations
 from llmsched.core.render import text
 from llmsched.core.resources import Resources
 from llmsched.core.snapshot import freeze, thaw
+from llmsched.core.trial import Trial
 
 THREE = Resources(3000)
 
@@ -92,10 +93,10 @@ def test_a_word_about_nobody_s_attempt_changes_nothing(gang: str, attempt: int) 
 # --- whose quota it is ------------------------------------------------------------------------------------------------
 
 
-def two_queues() -> Given:
+def two_queues(**rules: str) -> Given:
     """The gang of "hogs" was given 1 of the queue's 2 GPUs, and has taken 3 more of its node's 8 through Ray."""
     given = cluster("2 nodes x 8").queue("hogs", 2, borrow=0).queue("others", 14).scheduling(usage_half_life_s=3600.0)
-    given.running("hog", gpus=1, queue="hogs")
+    given.rules(**rules).running("hog", gpus=1, queue="hogs")
     node = given.state.gangs["hog/0"].held[0].node
     given.after(0.0, ForeignUse(given.now, node, THREE), ExcessUse(given.now, "hog/0", 1, ((node, THREE),)))
     return given
@@ -145,3 +146,58 @@ def test_it_stays_charged_over_a_snapshot_and_another_configuration() -> None:
         assert state.use["hogs"].gpus_milli == 4000 and state.quota.available("hogs", None) == -2000
         assert violations(state) == []
     assert back.digest() == given.state.digest()
+
+
+# --- what is there again when it is evicted ---------------------------------------------------------------------------
+
+
+def evicting(**more: object) -> Given:
+    """A gang of one GPU on a node of four, of which it takes three more, for as long as the operator only warns."""
+    given = cluster("1 node x 4").rules(within_queue="lower_priority")
+    given.after(0.0, Configured(given.now, replace(given.state.configuration, version=1, excess="warn")))
+    given.running("hog", gpus=1, priority=10, **more)
+    node = next(iter(given.state.nodes))
+    given.after(0.0, ForeignUse(given.now, node, THREE), ExcessUse(given.now, "hog/0", 1, ((node, THREE),)))
+    return given
+
+
+def test_who_is_evicted_gives_back_what_it_took_beyond_its_gang() -> None:
+    given = evicting().pending("boss", gpus=4, priority=90)
+    before = given.state.digest()
+    assert [type(one).__name__ for one in given.decide().decisions] == ["Preempt", "Nominate"]
+    assert given.state.digest() == before, "a look ahead leaves the ledgers as they were"
+    given.turn()
+    assert given.turn().decisions == [], "not before it has gone"
+    node = next(iter(given.state.nodes))
+    given.after(1.0, Released(given.now + 1.0, "hog/0", 1), ForeignUse(given.now + 1.0, node, Resources()))
+    assert [one.name for one in given.turn().decisions] == ["boss"]
+    assert violations(given.state) == []
+
+
+def test_what_somebody_else_takes_there_is_not_given_back() -> None:
+    given = evicting()
+    node = next(iter(given.state.nodes))
+    given.after(0.0, ExcessUse(given.now, "hog/0", 1, ((node, Resources(2000)),)))  # of the three, one is foreign
+    given.pending("boss", gpus=4, priority=90)
+    assert given.decide().decisions == []
+    given.pending("less", gpus=3, priority=90)
+    assert [one.name for one in given.decide().decisions if type(one).__name__ == "Nominate"] == ["less"]
+
+
+def test_its_queue_has_its_quota_again_in_the_world_afterwards() -> None:
+    given = two_queues(within_queue="lower_priority").pending("boss", gpus=2, queue="hogs", priority=90)
+    hog = given.state.gangs["hog/0"]
+    with Trial(given.state) as trial:
+        trial.leaving["hog/0"] = None
+        later = trial.afterwards().state
+        assert later.use["hogs"].gpus_milli == 0 and later.nodes[hog.held[0].node].foreign == Resources()
+        assert given.state.use["hogs"].gpus_milli == 4000
+        mark = trial.mark()
+        trial.hold(hog, ())
+        assert given.state.use["hogs"].gpus_milli == 0
+        trial.hold(hog, hog.held)
+        assert given.state.use["hogs"].gpus_milli == 4000
+        trial.rollback(mark)
+        assert given.state.use["hogs"].gpus_milli == 4000
+    assert violations(given.state) == []
+    assert [type(one).__name__ for one in given.decide().decisions] == ["Preempt", "Nominate"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from llmsched.core.amounts import least_milli
 from llmsched.core.fair import GUARANTEE
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, total_of
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.rules import IN_QUEUE, WHILE_BORROWING, Rules
 from llmsched.core.scheduling_pass import Later
@@ -57,6 +57,7 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
     alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
     most = state.capacity.free_gpus(state.capacity.open) * MILLI + sum(map(rules.gpus_of, _all_begun(later)))
+    most += sum(total_of(state.gangs[name].excess).gpus_milli for name in state.exceeding)
     for (queue, priority, preemptible), group in state.groups.items():
         code = rules.group(queue, priority) if group.gangs and preemptible else ""
         if not code:
