@@ -14,6 +14,7 @@ import json
 import math
 import re
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -88,6 +89,24 @@ def loads(written: str | bytes) -> Any:
         return _unicode_of(found) if _SURROGATE[type(written)] in written else found  # type: ignore[operator]
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+class RepeatedKey(ValueError):
+    """Which, in words."""
+
+
+def asked(written: str | bytes) -> Any:
+    """JSON that somebody asks with, as it is. Raises ValueError, RepeatedKey for a key that stands twice in one object:
+    one of the two would have no effect."""
+    return json.loads(written, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+    raise RepeatedKey(f'the key "{line(twice, 60)}" is here twice')
 
 
 _SURROGATE: dict[type, str | bytes] = {str: "\\u", bytes: b"\\u"}  # only spelled out can one get into JSON

@@ -18,7 +18,19 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from llmsched import sanitize, versions
-from llmsched.api import by_hand, callers, dashboards, examples, metrics, ray_jobs, results, routes, usage, workdirs
+from llmsched.api import (
+    bodies,
+    by_hand,
+    callers,
+    dashboards,
+    examples,
+    metrics,
+    ray_jobs,
+    results,
+    routes,
+    usage,
+    workdirs,
+)
 from llmsched.api.auth import OPEN_PATHS, Guard, Tokens, error_body, error_headers
 from llmsched.api.dashboard_place import DashboardPlace
 from llmsched.api.home import refuse_in_home
@@ -108,6 +120,8 @@ def need_of(route: Any) -> str | None:
     """What a route needs, a key of auth.MAY; None: nothing, it is open. Raises Bug when it does not say."""
     if not isinstance(route, APIRoute | APIWebSocketRoute):
         raise Bug(f"route {route} is not one that can be guarded.")
+    if isinstance(route, APIRoute) and not isinstance(route, bodies.Route):
+        raise Bug(f"route {route.path} would read a body in which a key stands twice.")
     for part in route.dependant.dependencies:
         if not inspect.iscoroutinefunction(part.call):
             raise Bug(f"route {route.path} would have {part.call} run in a thread, while the loop changes the state.")

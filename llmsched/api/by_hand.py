@@ -10,11 +10,13 @@ import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from json import JSONDecodeError
 
 from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
+from llmsched.api import bodies
 from llmsched.api.auth import error_body
 from llmsched.api.callers import Changed, Given
 from llmsched.channels import FRAME_AT_MOST
@@ -25,7 +27,7 @@ from llmsched.spec.by_hand import ByHandRequest, ByHandWord
 
 ASKS_WITHIN_S = 30.0
 
-router = APIRouter(prefix="/api/v1")
+router = APIRouter(prefix="/api/v1", route_class=bodies.Route)
 
 
 @router.websocket("/workloads/{name}/by-hand")
@@ -52,13 +54,14 @@ async def by_hand(websocket: WebSocket, given: Given, found: Changed) -> None:
 async def _asked(websocket: WebSocket) -> ByHandRequest:
     """Raises SpecError."""
     try:
-        return ByHandRequest.model_validate_json(await asyncio.wait_for(websocket.receive_text(), ASKS_WITHIN_S))
+        text = await asyncio.wait_for(websocket.receive_text(), ASKS_WITHIN_S)
+        return ByHandRequest.model_validate(bodies.read(text))
     except ValidationError as error:
         one = error.errors()[0]
         where = ".".join(str(part) for part in one["loc"])
         raise SpecError(f"{one['msg']}.", where=where, code="invalid_request") from None
-    except (TimeoutError, KeyError):
-        raise SpecError("the first message must say what is asked, as text.", code="invalid_request") from None
+    except (TimeoutError, KeyError, JSONDecodeError):
+        raise SpecError("the first message must say what is asked, as JSON text.", code="invalid_request") from None
 
 
 async def _passed_on(websocket: WebSocket, begun: execution.Begun) -> ByHandWord:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import StreamingResponse
 
+from llmsched.api import bodies
 from llmsched.api.auth import Tokens
 from llmsched.api.callers import Caller, Changed, Given, Services, allow
 from llmsched.api.routes import REFUSALS
@@ -28,7 +29,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
-router = APIRouter(prefix="/api/v1", responses=REFUSALS)
+router = APIRouter(prefix="/api/v1", responses=REFUSALS, route_class=bodies.Route)
 
 Auditor = Annotated[Caller, Depends(allow("audit"))]
 Part = Annotated[str, Path(max_length=LONGEST_PATH, description="of the dashboard; its query goes with it")]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 
-from llmsched.api import query, views
+from llmsched.api import bodies, query, views
 from llmsched.api.callers import Given, Looker
 from llmsched.api.routes import REFUSALS
 from llmsched.control.authorization import Permissions
@@ -22,7 +22,9 @@ from llmsched.spec import http_models
 NAMED_AT_MOST = 200  # users of queues, and workloads, that have figures of their own; the rest is counted together
 OTHERS = "others"
 
-router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
+router = APIRouter(
+    prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)], route_class=bodies.Route
+)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

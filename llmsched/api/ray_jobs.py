@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Path, Request, WebSocket
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
-from llmsched.api import logs, views
+from llmsched.api import bodies, logs, views
 from llmsched.api.callers import Caller, Found, Given, Looker, Services, Submitter, caller, services
 from llmsched.api.routes import REFUSALS, ZIP
 from llmsched.control import authorization
@@ -31,7 +31,7 @@ from llmsched.spec.ray import RaySpec, name_of_job
 LOGS_AT_MOST = 16 << 20  # characters of one answer; the tail has no such bound
 FORGOTTEN = "[llmsched] what was before is left out: see llmsched logs\n"
 
-router = APIRouter(prefix="/api", responses=REFUSALS)
+router = APIRouter(prefix="/api", responses=REFUSALS, route_class=bodies.Route)
 
 SubmissionId = Annotated[
     str, Path(max_length=200, description="as it was submitted, or the name of a kind: ray workload")

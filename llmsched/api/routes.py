@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from llmsched.api import archive, diagnosis, lists, logs, page, query, results, specs, streams, views, workdirs
+from llmsched.api import archive, bodies, diagnosis, lists, logs, page, query, results, specs, streams, views, workdirs
 from llmsched.api.auth import require
 from llmsched.api.callers import (
     Caller,
@@ -45,8 +45,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": http_models.ErrorBody, "description": "refused: the request is wrong, or not as things stand now"},
     "5XX": {"model": http_models.ErrorBody, "description": "the cluster, the store or the controller failed"},
 }
-router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
-open_router = APIRouter()
+router = APIRouter(
+    prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)], route_class=bodies.Route
+)
+open_router = APIRouter(route_class=bodies.Route)
 
 
 @open_router.get("/healthz")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
-from llmsched.api import query
+from llmsched.api import bodies, query
 from llmsched.api.callers import Given, Looker
 from llmsched.api.routes import REFUSALS
 from llmsched.control.usage import Question
@@ -32,7 +32,9 @@ LINES_AT_MOST = 200_000
 LINES_AT_ONCE = 500  # written without letting others of the process in
 FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "cost")
 
-router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)])
+router = APIRouter(
+    prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)], route_class=bodies.Route
+)
 
 
 @router.get("/usage", response_model=UsageView)

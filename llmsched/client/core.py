@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, urlencode
 
+from llmsched import sanitize
 from llmsched.client import pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
@@ -470,7 +471,7 @@ def _checked(spec: Any) -> Any:
     if isinstance(spec, WorkloadSpec):
         return spec
     try:
-        data = json.loads(json.dumps(spec))
+        data = sanitize.asked(json.dumps(spec))
     except (TypeError, ValueError) as error:
         raise SpecError(
             f"a spec is JSON data: {error}.", hint="Write a file, a dict, or a model of llmsched.spec."

@@ -7,7 +7,6 @@ last route table it was given for as long as it lives: the controller may be awa
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -15,6 +14,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import unquote
 
+from llmsched import sanitize
 from llmsched.connections import ADMIT
 from llmsched.gateway import apps
 from llmsched.gateway.keys import Key
@@ -138,7 +138,9 @@ class Gateway:
         _only(method, "POST", path)
         raw = await read_body(headers, receive)
         try:
-            body = json.loads(raw)
+            body = sanitize.asked(raw)
+        except sanitize.RepeatedKey as error:
+            raise Refused(400, f"In the body, {error}.", code="repeated_key") from None
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
         if not isinstance(body, dict):

@@ -155,6 +155,7 @@ def test_a_name_means_what_the_key_reaches_whoever_else_uses_it():
     [
         ({"content": b"{"}, 400, "invalid_json"),
         ({"content": b"[" * 100_000}, 400, "invalid_json"),
+        ({"content": b'{"model": "qwen", "model": "other"}'}, 400, "repeated_key"),
         ({"json": [1]}, 400, "invalid_json"),
         ({"json": {}}, 400, "missing_model"),
         ({"json": {"model": 7}}, 400, "missing_model"),
