@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llmsched.cli import show, terminal
+from llmsched.cli import given, show, terminal
 
 
 @click.command()
@@ -33,7 +33,7 @@ def chat(
     }
     said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     if message is None and not sys.stdin.isatty():
-        message = sys.stdin.read().strip()
+        message = given.text().strip()
     with show.connect() as client:
         model = client.chat(name)
         if message is not None:
@@ -78,8 +78,9 @@ TEXTS = click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @show.json_option
 def classify(name: str, texts: tuple[str, ...]) -> None:
     """The label that endpoint NAME gives each TEXT, and how sure it is; without TEXT, of each line of the input."""
+    asked = _texts(texts)
     with show.connect() as client:
-        found = client.chat(name).classify(_given(texts))
+        found = client.chat(name).classify(asked)
     if show.wants_json():
         terminal.echo(json.dumps(found, indent=2))
         return
@@ -93,8 +94,9 @@ def classify(name: str, texts: tuple[str, ...]) -> None:
 @show.json_option
 def embed(name: str, texts: tuple[str, ...]) -> None:
     """The vector that endpoint NAME makes of each TEXT, one a line; without TEXT, of each line of the input."""
+    asked = _texts(texts)
     with show.connect() as client:
-        found = client.chat(name).embed(_given(texts))
+        found = client.chat(name).embed(asked)
     if show.wants_json():
         terminal.echo(json.dumps(found))
         return
@@ -102,11 +104,11 @@ def embed(name: str, texts: tuple[str, ...]) -> None:
         terminal.echo(" ".join(f"{number:.6g}" for number in vector))
 
 
-def _given(texts: tuple[str, ...]) -> list[str]:
+def _texts(texts: tuple[str, ...]) -> list[str]:
     """Raises SpecError for none."""
     from llmsched.errors import SpecError
 
-    given = [*texts] or ([] if sys.stdin.isatty() else [line for line in sys.stdin.read().splitlines() if line])
-    if not given:
+    chosen = [*texts] or ([] if sys.stdin.isatty() else [line for line in given.text().splitlines() if line])
+    if not chosen:
         raise SpecError("there is no text.", code="options", hint="Write it after the name, in quotes.")
-    return given
+    return chosen

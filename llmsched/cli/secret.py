@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llmsched.cli import show, terminal
+from llmsched.cli import given, show, terminal
 from llmsched.cli.columns import Columns
 
 SHARED = click.option("--shared", is_flag=True, help="For everyone's workloads, not only for yours (operators).")
@@ -44,20 +44,9 @@ def set_(name: str, file: Path | None, shared: bool) -> None:
 
 
 def _value(name: str, file: Path | None) -> str:
-    from llmsched.errors import SpecError
-
     if file is None and sys.stdin.isatty():
         return str(click.prompt(f"Value of {name}", hide_input=True, err=True))
-    try:
-        data = file.read_bytes() if file is not None else sys.stdin.buffer.read()
-        text = data.decode()
-    except OSError as error:
-        raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
-    except UnicodeDecodeError:
-        raise SpecError(
-            "the value is not UTF-8 text.", code="secret_value", hint="Encode it, as base64 for one."
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
+    return given.text(file).removesuffix("\n").removesuffix("\r")
 
 
 @secret.command("list")

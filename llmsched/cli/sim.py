@@ -271,13 +271,11 @@ def import_(source: str, file: Path, output: Path | None, profiles: Path | None)
 
 def _text(file: Path) -> str:
     """Bytes that are no UTF-8 (names of people and accounts, in old records) are kept as `\\xe9`: still told apart."""
-    import gzip
-
     from llmsched.errors import SpecError
+    from llmsched.sim.traces import table
 
     try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig", "backslashreplace")
+        text = table.content(file).decode("utf-8-sig", "backslashreplace")
     except (OSError, EOFError) as error:
         raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
     if "\0" in text:

@@ -90,7 +90,8 @@ def read(path: Path) -> RayFile:
     import yaml
 
     try:
-        text = path.read_text()
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.", code="no_file") from None
     if len(text) > LARGEST:

@@ -82,6 +82,7 @@ WORDS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 STEP = ("at_s", "submit", "run_cycles", "add_node", "remove_node", "expect")
+LARGEST = 4 << 20  # characters
 PROSE = ("why", "note", "origin", "tier")
 ROW = (
     "id", "policy", "nodes", "queues", "running", "pending", "reservations", "history", "expect", "steps", "then",
@@ -93,9 +94,13 @@ VARIANT = (*ROW, *STEP, "if_running_preemptible")
 def read(path: str | Path) -> list[Any]:
     """The rows of a scenario file; SpecError when it is none."""
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        with Path(path).open(encoding="utf-8") as stream:
+            text = stream.read(LARGEST + 1)
+        document = yaml.safe_load(text) if len(text) <= LARGEST else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as wrong:
         raise SpecError(f"cannot read scenarios: {wrong}", where=str(path)) from wrong
+    if document is None and len(text) > LARGEST:
+        raise SpecError(f"is larger than {LARGEST >> 20} MiB.", where=str(path), code="too_large")
     if not isinstance(document, dict) or not isinstance(document.get("scenarios"), list):
         raise SpecError('a scenario file has a list called "scenarios"', where=str(path))
     rows: list[Any] = document["scenarios"]

@@ -16,6 +16,7 @@ from llmsched.sim.simulator import with_queues
 from llmsched.sim.traces.job import Job
 from llmsched.spec.cluster import load
 from llmsched.spec.compile import compile_configuration
+from llmsched.spec.document import MAX_BYTES
 
 QUANTUM_S = 120.0  # between two rankings of who runs, when nothing else is said
 IN_ORDER = ("fifo", "priority")  # orderings that start work in turn and, unless told so, evict nobody
@@ -68,7 +69,8 @@ def _in_turn(scheduling: Scheduling, ordering: str) -> Scheduling:
 
 def _of_file(file: Path) -> Configuration:
     try:
-        text = file.read_bytes()
+        with file.open("rb") as stream:
+            text = stream.read(MAX_BYTES + 1)  # a longer one is refused by whoever reads it
     except OSError as error:
         raise SpecError(f"cannot be read: {error.strerror}.", where=str(file)) from None
     return compile_configuration(load(text, str(file)), 1)

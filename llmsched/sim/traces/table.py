@@ -18,6 +18,7 @@ from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 
 Flavored = tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+LARGEST = 1 << 30  # bytes of a trace, unpacked
 REQUIRED = ("job_id", "submit_s", "num_gpus")
 _CURVE = re.compile(r"runtime_(\d+)_s$")
 _CURVE_OF = re.compile(r"runtime_(\d+)_s:(\S+)$")  # on one kind of GPU
@@ -27,7 +28,7 @@ def read(path: Path, *, duration_column: str = "duration_s", elastic: tuple[int,
     """All jobs by (submit_s, order in the file). `elastic` cuts every job to that range of sizes and, where a trace has
     no run-time curve, assumes linear speed-up inside it. Raises SpecError with file, row and column."""
     try:
-        text = _text(path)
+        text = content(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise SpecError("no such trace.", where=str(path), hint="Give the path of a CSV file with a header.") from None
     except (OSError, UnicodeDecodeError, EOFError) as error:
@@ -97,9 +98,15 @@ def write(jobs: list[Job], path: Path) -> None:
             out.writerow((job.id, f"{job.submit_s:.10g}", job.gpus, *took, *about))
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+def content(path: Path) -> bytes:
+    """Of a file that may be packed by gzip. Raises OSError, EOFError, and SpecError for more than LARGEST bytes."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if is_packed else path.open("rb") as stream:
+        data = stream.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise SpecError(f"is larger than {LARGEST >> 20} MiB.", where=str(path), code="too_large")
+    return data
 
 
 class _Row:
