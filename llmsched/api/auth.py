@@ -22,7 +22,7 @@ from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
 from llmsched.connections import ADMIT
-from llmsched.control.authorization import AUDITOR, CALLER, OPERATOR, ROLES, SUBMITTER
+from llmsched.control.roles import AUDITOR, CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
 from llmsched.spec.endpoint_keys import key_of_digest

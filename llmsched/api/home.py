@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from llmsched import sanitize
-from llmsched.control.authorization import CALLER, OPERATOR, ROLES, SUBMITTER
+from llmsched.control.roles import CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
 

@@ -248,7 +248,7 @@ def _executor(
 
 def command(arguments: list[str] | None = None) -> int:
     """What `llmsched up` runs, and what a service manager may run. Says on stderr why it ended."""
-    parser = argparse.ArgumentParser(prog="python -m llmsched.api.server")
+    parser = argparse.ArgumentParser(prog="python -m llmsched.api")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--address")
     parser.add_argument("--fake-nodes")
@@ -270,7 +270,3 @@ def command(arguments: list[str] | None = None) -> int:
         print(f"llmsched: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command())

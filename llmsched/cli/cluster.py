@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ CONNECT_WITHIN_S = 5.0
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.1
+READ_EVERY_S = 0.02  # a file of our own
 
 
 @click.command()
@@ -116,9 +118,9 @@ def bring_up(
     Raises LlmschedError; what this call had started is stopped again then.
     """
     from llmsched.api import home
-    from llmsched.client import Client
     from llmsched.executors import local_ray
 
+    asks = False
     for text in (nodes, fake_nodes):
         if text is not None:
             local_ray.parse_nodes(text)
@@ -134,11 +136,18 @@ def bring_up(
     else:
         ray = local_ray.read(folder)
         is_gone = address is None and (ray is None or not ray.is_alive())  # else it may run, and is taken on
-        ids = unfinished.of_home(folder) if is_gone else []
-        more = [] if unfinished.goes_on(ids, resume) else ["--fresh"]
+        asks = is_gone and resume is None
+        if asks and show.is_asked():
+            resume, asks = unfinished.ask(folder), False
+        more = ["--fresh"] if resume is False else []
         more += ["--endpoint-port", str(endpoint_port)] if endpoint_port else []
         url = _start(folder, nodes, address, fake_nodes, port, storage, ray_user, env, more)
-    return Client(url, home.own_token(folder))
+    from llmsched.client import Client
+
+    client = Client(url, home.own_token(folder))
+    if asks:
+        unfinished.tell(client)
+    return client
 
 
 def _refuse_in_vain(folder: Path, ray_user: str | None, env: Sequence[str]) -> None:
@@ -283,14 +292,13 @@ def _checked_address(address: str) -> str:
 def start_controller(folder: Path, options: list[str], environment: dict[str, str]) -> str:
     """The url of a controller, started as a process of its own, once its cluster is there. Raises ClusterError."""
     from llmsched.api import home
-    from llmsched.client import Client
 
     log = folder / "logs" / "controller.log"
     home.remember_start(folder, options)
     with log.open("ab") as stream:
         begin = stream.tell()
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "llmsched.api.server", *options],
+            [sys.executable, "-P", "-m", "llmsched.api", *options],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -298,9 +306,12 @@ def start_controller(folder: Path, options: list[str], environment: dict[str, st
             start_new_session=True,
         )
     try:
+        from llmsched.client import Client  # while the controller starts
+
         with _waiting("starting the controller") as say:
             deadline = time.monotonic() + READY_WITHIN_S
-            url = _wait_for(lambda: _announced_by(folder, process.pid), process, log, begin, deadline, "did not answer")
+            announced = partial(_announced_by, folder, process.pid)
+            url = _wait_for(announced, process, log, begin, deadline, "did not answer", READ_EVERY_S)
             with Client(url, home.own_token(folder)) as client:
                 say("waiting for the cluster")
                 _wait_for(lambda: _is_ready(client, say), process, log, begin, deadline, "is not ready")
@@ -330,7 +341,13 @@ def _is_ready(client: Any, say: Callable[[str], None]) -> bool:
 
 
 def _wait_for(
-    done: Callable[[], Any], process: subprocess.Popen[bytes], log: Path, begin: int, deadline: float, otherwise: str
+    done: Callable[[], Any],
+    process: subprocess.Popen[bytes],
+    log: Path,
+    begin: int,
+    deadline: float,
+    otherwise: str,
+    every_s: float = LOOK_EVERY_S,
 ) -> Any:
     from llmsched.errors import ClusterError
 
@@ -341,7 +358,7 @@ def _wait_for(
             raise ClusterError(
                 f"the controller {otherwise} within {READY_WITHIN_S:g} s:\n{_said(log, begin)}\n", hint=f"See {log}."
             )
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(every_s)
     return result
 
 

@@ -9,8 +9,7 @@ import click
 
 from llmsched.cli import show, terminal
 from llmsched.cli.columns import Columns
-
-ROLES = ("viewer", "submitter", "auditor", "operator", "caller")
+from llmsched.control.roles import CALLER, ROLES
 
 
 @click.group()
@@ -20,7 +19,7 @@ def token() -> None:
 
 @token.command()
 @click.argument("user")
-@click.option("--role", type=click.Choice(ROLES), default="submitter", show_default=True)
+@click.option("--role", type=click.Choice((*ROLES, CALLER)), default="submitter", show_default=True)
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="An endpoint that a caller asks; repeatable.")
 @click.option("--trusting", is_flag=True, help="In single-user mode, where tokens are labels: make it all the same.")
@@ -41,15 +40,15 @@ def create(user: str, role: str, days: float, models: tuple[str, ...], trusting:
 
     folder = home.prepare(default_home())
     text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models)
-    if role == "caller":
+    if role == CALLER:
         text = key_of(text)
     if show.wants_json():
-        kind = "key" if role == "caller" else "token"
+        kind = "key" if role == CALLER else "token"
         terminal.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, kind: text}))
         return
     terminal.echo(text)
     until = show.clock(record.expires or 0)
-    noun = "Key" if role == "caller" else "Token"
+    noun = "Key" if role == CALLER else "Token"
     terminal.echo(f"{noun} {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
     if home.single_user(folder):
         terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)

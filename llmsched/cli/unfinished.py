@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llmsched.cli import show, terminal
+
+if TYPE_CHECKING:
+    from llmsched.client import Client
 
 NAMED = 10
 
@@ -33,17 +37,30 @@ def of_home(folder: Path) -> list[str]:
 
 
 def named(ids: Sequence[str]) -> str:
+    return _listed(ids[:NAMED], len(ids))
+
+
+def _listed(ids: Sequence[str], count: int) -> str:
     """`a, b and 3 more`"""
-    shown = ", ".join(ids[:NAMED])
-    return f"{shown} and {len(ids) - NAMED} more" if len(ids) > NAMED else shown
+    left = count - len(ids)
+    return ", ".join(ids) + (f" and {left} more" if left > 0 else "")
 
 
-def goes_on(ids: Sequence[str], resume: bool | None) -> bool:
-    """Whether they are to go on: as was said, as somebody answers, or, where nobody is there to ask, yes."""
-    if not ids or resume is not None:
-        return resume is not False
-    terminal.echo(f"Not ended yet: {named(ids)}.", err=True)
-    if not show.is_asked():
-        terminal.echo("They go on. To begin without them: llmsched up --fresh.", err=True)
+def ask(folder: Path) -> bool:
+    """Whether they are to go on, as somebody answers. Yes where there are none."""
+    ids = of_home(folder)
+    if not ids:
         return True
+    terminal.echo(f"Not ended yet: {named(ids)}.", err=True)
     return click.confirm("Are they to go on? No cancels them", default=True, err=True)
+
+
+def tell(client: Client) -> None:
+    """That they go on, where nobody was there to ask. The controller says which: it has read the store already."""
+    live = client.workloads(active=NAMED, waiting=NAMED, ended=0)
+    views = sorted(live.workloads, key=lambda view: (view.submitted_at, view.id))
+    ids = [view.id for view in views if not view.ended][:NAMED]
+    count = sum(number for phase, number in live.counts.items() if phase in show.LIVE)
+    if ids:
+        terminal.echo(f"Not ended yet: {_listed(ids, count)}.", err=True)
+        terminal.echo("They go on. To begin without them: llmsched up --fresh.", err=True)

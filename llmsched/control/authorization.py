@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llmsched.control.lookup import newest_run
+from llmsched.control.roles import AUDITOR, OPERATOR, SUBMITTER
 from llmsched.core import authorization as core
 from llmsched.core.commands import NAMES_COMPARED
 from llmsched.core.configuration import Configuration
@@ -27,8 +28,6 @@ from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
 from llmsched.errors import NotAllowed, RequestError
 
-VIEWER, SUBMITTER, AUDITOR, OPERATOR = ROLES = ("viewer", "submitter", "auditor", "operator")
-CALLER = "caller"  # of a key for endpoints alone: no route of the API lets it in
 _SUBMITS = (SUBMITTER, OPERATOR)
 _SEES_ALL = (AUDITOR, OPERATOR)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmsched import versions
 from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage
-from llmsched.control.authorization import OPERATOR, SUBMITTER, Permissions, Person
+from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
 from llmsched.control.housekeeping import Housekeeping
@@ -24,6 +24,7 @@ from llmsched.control.intake import Intake, broken, is_the_stores, refuse
 from llmsched.control.live_state import LiveState
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
+from llmsched.control.roles import OPERATOR, SUBMITTER
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets, Vault
 from llmsched.core import archive

@@ -18,7 +18,6 @@ from typing import Any
 from llmsched.control import model_files
 from llmsched.control.gpu_memory import Verdict, source_of
 from llmsched.core.workload import Workload
-from llmsched.data.look import is_of_a_hub, place_of
 from llmsched.errors import RequestError
 
 LONGEST_S = 20.0
@@ -38,6 +37,8 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
     """`verdict` with what the files say. For who may not submit this nothing is read: `spec` is {"kind": ""} then."""
     if verdict.refusal is not None or not spec.get("kind"):
         return verdict
+    from llmsched.data.look import is_of_a_hub, place_of  # knows every kind of file, and a start needs none
+
     train = spec.get("train") or {}
     paths = [dataset["path"] for dataset in train.get("datasets") or ()] if spec["kind"] == "train" else []
     if not spec.get("workdir"):

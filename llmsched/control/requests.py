@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmsched.control import endpoint_names, vault
-from llmsched.control.authorization import OPERATOR, KnownNames, Permissions, Person
+from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.drafts import (
     Draft,
     check_change,
@@ -27,6 +27,7 @@ from llmsched.control.drafts import (
 )
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
+from llmsched.control.roles import OPERATOR
 from llmsched.control.turns import breathe
 from llmsched.core import authorization, commands
 from llmsched.core.facts import CommandBegun, Fact, Published, Unlisted

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmsched.control.authorization import CALLER, Permissions, Person
+from llmsched.control.authorization import Permissions, Person
 from llmsched.control.dispatch import adapters_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
+from llmsched.control.roles import CALLER
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Workload, attempt_name
 from llmsched.errors import RequestError

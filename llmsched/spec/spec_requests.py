@@ -9,9 +9,11 @@ from http_models.py, which every command of the command line imports: the kinds 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, TypeAdapter
+from pydantic_core import CoreSchema, core_schema
 
 from llmsched.errors import SpecError
 from llmsched.spec import cluster
@@ -30,10 +32,23 @@ def _listed(value: Any) -> list[object]:
     return value
 
 
-def _or_itself(model: type[Section], read: Callable[[Any, str], Section], where: str) -> PlainValidator:
-    return PlainValidator(
-        lambda value: value if isinstance(value, model) else read(value, where), json_schema_input_type=model
-    )
+@dataclass(frozen=True)
+class _Read:
+    """Takes a value with `read`; a JSON Schema of it is that of `described`, which is made when somebody asks for it:
+    the models of all kinds take long, and a start needs none."""
+
+    read: Callable[[Any], Any]
+    described: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(TypeAdapter(self.described).core_schema)
+
+
+def _or_itself(model: type[Section], read: Callable[[Any, str], Section], where: str) -> _Read:
+    return _Read(lambda value: value if isinstance(value, model) else read(value, where), model)
 
 
 def _dump_all(specs: list[object]) -> list[object]:
@@ -42,7 +57,7 @@ def _dump_all(specs: list[object]) -> list[object]:
 
 _AS_JSON = Annotated[list[ANY_KIND], Field(min_length=1, max_length=MOST_SPECS)]
 Specs = Annotated[
-    list[object], PlainValidator(_listed, json_schema_input_type=_AS_JSON), PlainSerializer(_dump_all)
+    list[object], _Read(_listed, _AS_JSON), PlainSerializer(_dump_all)
 ]  # of type object, so that nobody takes them for workloads that were read
 Dumped = PlainSerializer(Section.dump)
 Cluster = Annotated[cluster.ClusterSpec, _or_itself(cluster.ClusterSpec, cluster.load_json, "config"), Dumped]

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from llmsched.api import lists
 from llmsched.api.app import ROUTERS
 from llmsched.control import housekeeping
-from llmsched.control.authorization import AUDITOR, Permissions, Person
+from llmsched.control.authorization import Permissions, Person
 from llmsched.control.controller import Controller
+from llmsched.control.roles import AUDITOR
 from llmsched.core import archive
 from llmsched.errors import RequestError
 from llmsched.executors.fake import FakeExecutor, NodeKind, Script

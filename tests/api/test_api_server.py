@@ -104,7 +104,7 @@ def test_work_of_yesterday_goes_on_only_if_it_is_to_and_purge_removes_all_but_as
 
 
 def serve(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llmsched.api.server", "--home", str(folder), "--fake-nodes", "1x1", *options]
+    command = [sys.executable, "-m", "llmsched.api", "--home", str(folder), "--fake-nodes", "1x1", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -177,3 +177,14 @@ def test_answers_are_not_held_back_to_be_sent_together() -> None:
             return value
 
     assert asyncio.run(nodelay()) != 0
+
+
+def test_a_start_builds_no_kind_of_spec_and_reads_no_data_files() -> None:
+    """Both take long, and the first request that wants them may wait for that; a controller that is killed may not."""
+    code = (
+        "import sys, llmsched.api.__main__; from llmsched.spec.load import KINDS; "
+        "print(*(name for name, kind in KINDS.items() if kind.__pydantic_complete__), "
+        "*{'llmsched.data.look', 'pyarrow', 'rich', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

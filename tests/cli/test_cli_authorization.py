@@ -13,9 +13,8 @@ from live import Live
 
 from llmsched.api.auth import MAY, Tokens
 from llmsched.api.home import digest
-from llmsched.cli import token
 from llmsched.cli.main import cli
-from llmsched.control import authorization
+from llmsched.control.roles import CALLER
 from llmsched.control.routes import keys_of
 from llmsched.executors.fake import Script
 
@@ -65,10 +64,6 @@ def test_each_is_shown_and_may_do_what_the_queue_says(run: Run) -> None:
     assert run("cleo", "cancel", "deep").exit_code == 0
 
 
-def test_the_command_line_offers_the_roles_there_are() -> None:
-    assert (*authorization.ROLES, authorization.CALLER) == token.ROLES
-
-
 def test_a_callers_key_reaches_the_endpoints_it_names_and_nothing_of_the_controller(run: Run, fresh: Live) -> None:
     for name in ("qwen", "llama"):
         Path(f"{name}.yaml").write_text(f"name: {name}\nkind: serve\nserve: {{app: 'my.app:App'}}\n")
@@ -90,7 +85,7 @@ def test_a_callers_key_reaches_the_endpoints_it_names_and_nothing_of_the_control
 
 
 def test_a_callers_token_itself_is_let_in_by_no_route() -> None:
-    assert all(authorization.CALLER not in roles for roles in MAY.values())
+    assert all(CALLER not in roles for roles in MAY.values())
 
 
 def test_all_tokens_of_somebody_who_leaves_are_revoked_at_once(run: Run, fresh: Live) -> None:

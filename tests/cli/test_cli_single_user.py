@@ -115,7 +115,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     def begin(*options: str) -> Client:
         folder = home.prepare(tmp_path / "home")
         words = ["--home", str(folder), "--address", "127.0.0.1:1", "--storage", str(tmp_path / "storage"), *options]
-        started.append(subprocess.Popen([sys.executable, "-P", "-m", "llmsched.api.server", *words]))
+        started.append(subprocess.Popen([sys.executable, "-P", "-m", "llmsched.api", *words]))
         wait_until(lambda: home.announced(folder) is not None)
         return Client(home=folder)
 
