@@ -195,7 +195,7 @@ def _print_up(url: str, health: Any, listed: Any) -> None:
 
 
 def _storage_of(config: str) -> str | None:
-    from llmsched.client.core import read_file
+    from llmsched.client.given import read_file
     from llmsched.spec import cluster
 
     return cluster.load(read_file(Path(config)), config).storage or None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, urlencode
 
-from llmsched import sanitize
-from llmsched.client import pull, workdir
+from llmsched.client import given, pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.core.workload import split_run
-from llmsched.errors import ClusterError, RequestError, SpecError
+from llmsched.errors import ClusterError, RequestError
 from llmsched.spec import http_models, node_models
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
@@ -322,7 +320,7 @@ class AsyncClient:
         if isinstance(file, Mapping):
             body = ConfigRequest(config=cluster.load_json(file))
         else:
-            body = ConfigRequest(config=cluster.load(read_file(Path(file)), str(file)))
+            body = ConfigRequest(config=cluster.load(given.read_file(Path(file)), str(file)))
         return await self._http.ask(http_models.ConfigView, "PUT", "/api/v1/config", body=body)
 
     async def health(self) -> http_models.Health:
@@ -413,11 +411,11 @@ class AsyncClient:
 
     async def _load(self, specs: Specs, *, upload: bool) -> list[Any]:
         """The typed specs, each folder `workdir` replaced by the name of its packed content."""
-        given = [specs] if isinstance(specs, str | Path | Mapping) or not isinstance(specs, Sequence) else specs
+        wanted = [specs] if isinstance(specs, str | Path | Mapping) or not isinstance(specs, Sequence) else specs
         ready: list[Any] = []
-        for each in given:
+        for each in wanted:
             file = Path(each) if isinstance(each, str | Path) else None
-            loaded = [_checked(each)] if file is None else load_file(file)
+            loaded = [given.checked(each)] if file is None else given.load_file(file)
             base = Path() if file is None else file.parent
             ready += [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
         return ready
@@ -443,40 +441,6 @@ class AsyncClient:
                 raise
             headers = {"content-type": "application/zip"}
             await self._http.ask(http_models.WorkdirStored, "PUT", path, content=packed.content, headers=headers)
-
-
-def load_file(file: Path) -> list[Any]:
-    """The workload specs of a YAML file. Raises SpecError, also when it cannot be read."""
-    from llmsched.spec import load
-
-    return load.load(read_file(file), str(file))
-
-
-def read_file(file: Path) -> bytes:
-    """What stands in a spec or cluster file, and of one that is too large, or without end, so much that whoever reads
-    it sees that. Raises SpecError when there is none."""
-    from llmsched.spec.document import MAX_BYTES
-
-    try:
-        with file.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise SpecError(f"cannot read {file}: {error.strerror}.", code="no_file") from None
-
-
-def _checked(spec: Any) -> Any:
-    from llmsched.spec import load
-    from llmsched.spec.workload import WorkloadSpec
-
-    if isinstance(spec, WorkloadSpec):
-        return spec
-    try:
-        data = sanitize.asked(json.dumps(spec))
-    except (TypeError, ValueError) as error:
-        raise SpecError(
-            f"a spec is JSON data: {error}.", hint="Write a file, a dict, or a model of llmsched.spec."
-        ) from None
-    return load.load_json(data)
 
 
 def is_settled(view: http_models.WorkloadView) -> bool:

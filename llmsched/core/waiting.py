@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from llmsched.core.shapes import Key, Shape, shape_key
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llmsched.core.answers import Index
     from llmsched.core.outstanding import Outstanding
     from llmsched.core.records import GangState
+
+Row = TypeVar("Row", tuple[Key, str], tuple[float, str])
 
 
 class Waiting:
@@ -123,7 +125,7 @@ class Waiting:
         return gang_id in self._keys
 
 
-def _put(rows: list[tuple[Key, str]], row: tuple[Key, str]) -> None:
+def _put(rows: list[Row], row: Row) -> None:
     """At its place in order, which for who came last mostly is the end: thousands of replicas come at once."""
     if rows and row < rows[-1]:
         insort(rows, row)
