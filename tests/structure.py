@@ -89,7 +89,6 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "to_object_ref_async": "Ray Serve",
     "to_object_ref_gen": "Ray Serve",
     "capture_signals": "uvicorn",
-    "core_schema": "pydantic",
     "ray_version": "Ray's client of its Jobs API",
     "start_time": "Ray's client of its Jobs API",
     "end_time": "Ray's client of its Jobs API",
