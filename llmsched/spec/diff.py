@@ -21,10 +21,11 @@ def diff(old: Section, new: Section) -> list[str]:
 def diff_parcels(before: str, after: str) -> list[str]:
     """The same of two parcels, under today's model. Of one that it refuses the plain values are compared."""
     old, new = read(before), read(after)
-    if old.spec is None or new.spec is None:
+    specs = old.spec, new.spec
+    if specs[0] is None or specs[1] is None:
         changes = _changes(old.data, new.data, ())
     else:
-        changes = _changes(old.spec.written(), new.spec.written(), ())
+        changes = _changes(specs[0].written(), specs[1].written(), ())
     return [f"{dotted(path)}: {was} -> {now}" for path, was, now in changes]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from threading import Lock
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -18,19 +19,48 @@ from llmsched.spec.document import from_json
 from llmsched.spec.load import KINDS
 from llmsched.spec.workload import WorkloadSpec
 
-MOST_KEPT = 1024  # readings kept: a kilobyte or ten each
+MOST_KEPT = 1024  # readings,
+KEPT_CHARACTERS = 1 << 19  # and of parcels of no more in all: their data take some ten bytes each
 
 
 class Stored(NamedTuple):
     """What a parcel says today. `data` is read only: it is shared."""
 
     data: dict[str, Any]
-    spec: WorkloadSpec | None
+    model: type[WorkloadSpec] | None  # of its kind, today's; None: it has none
     text: str  # the parcel that today's model would make of it
-    problem: str = ""  # why today's model refuses it, and then `spec` is None
+    problem: str = ""  # why today's model refuses it
+
+    @property
+    def spec(self) -> WorkloadSpec | None:
+        """Typed, made anew: few ask, and a thousand that are kept weigh more than all their data."""
+        return None if self.model is None or self.problem else self.model.model_validate(self.data)
 
 
-_readings: dict[str, Stored] = {}  # by parcel, the oldest first
+class _Readings:
+    """Of parcels, the oldest first: so many and no more are kept, however long they are. In any thread."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Stored] = {}
+        self._characters = 0
+        self._lock = Lock()
+
+    def get(self, parcel: str) -> Stored | None:
+        return self._kept.get(parcel)
+
+    def put(self, parcel: str, reading: Stored) -> Stored:
+        with self._lock:
+            if self._kept.pop(parcel, None) is None:
+                self._characters += len(parcel)
+            self._kept[parcel] = reading
+            while len(self._kept) > MOST_KEPT or self._characters > KEPT_CHARACTERS:
+                oldest = next(iter(self._kept))
+                del self._kept[oldest]
+                self._characters -= len(oldest)
+        return reading
+
+
+_readings = _Readings()
 _NOTHING = Stored({}, None, "")
 
 
@@ -38,7 +68,7 @@ def parcel_of(spec: WorkloadSpec) -> str:
     """Canonical JSON: specs that mean the same are the same text, however they were written."""
     data = spec.dump()
     text = canonical(data)
-    _keep(text, Stored(data, spec, text))
+    _readings.put(text, Stored(data, type(spec), text))
     return text
 
 
@@ -49,9 +79,9 @@ def canonical(data: Any) -> str:
 def read(parcel: str) -> Stored:
     """Under today's model. Never raises for what an older version wrote: see `problem`. Empty text is no spec."""
     known = _readings.get(parcel)
-    if known is not None and (known.spec is None or type(known.spec) is KINDS.get(known.spec.kind)):
+    if known is not None and known.model is KINDS.get(known.data.get("kind", "")):
         return known
-    return _keep(parcel, parse(parcel)) if parcel else _NOTHING
+    return _readings.put(parcel, parse(parcel)) if parcel else _NOTHING
 
 
 def parse(parcel: str) -> Stored:
@@ -63,9 +93,9 @@ def parse(parcel: str) -> Stored:
         spec = KINDS[kind].model_validate(data)
     except ValidationError as error:
         explained = validation.explain(error, KINDS[kind], f"a {kind} workload", from_json(data, "")[0])
-        return Stored(data, None, parcel, "; ".join(each.message for each in explained))
+        return Stored(data, KINDS[kind], parcel, "; ".join(each.message for each in explained))
     today = spec.dump()
-    return Stored(today, spec, canonical(today))
+    return Stored(today, KINDS[kind], canonical(today))
 
 
 def is_same(one: str, other: str) -> bool:
@@ -78,11 +108,3 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     for key in {**before, **after}:
         if canonical(before.get(key)) != canonical(after.get(key)):
             yield key
-
-
-def _keep(parcel: str, reading: Stored) -> Stored:
-    _readings.pop(parcel, None)
-    while len(_readings) >= MOST_KEPT:
-        _readings.pop(next(iter(_readings)), None)
-    _readings[parcel] = reading
-    return reading

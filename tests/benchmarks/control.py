@@ -40,6 +40,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
         os.environ["LLMSCHED_HOME"] = folder
+        # An installation has its bytecode; a checkout may be told to write none, and would compile all at each start.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
         llmsched(*UP)
         try:
             result: dict[str, Any] = median_of("help", lambda: llmsched("--help"))
