@@ -52,6 +52,7 @@ log = logging.getLogger("llmsched.bridge")
 MODULE = "llmsched.executors.bridge.main"
 COMMAND = (sys.executable, "-P", "-m", MODULE)
 PAUSE_S = (0.5, 30.0)  # before a new start: at first, and at most
+PROBE_EVERY_S, PROBE_WITHIN_S = 0.5, 1.0  # whether Ray listens again
 STEADY_S = 60.0  # who lived this long is started again without a longer pause
 CONNECT_WITHIN_S = 120.0  # twice what the child gives Ray itself
 CLOSE_WITHIN_S = 10.0
@@ -197,8 +198,30 @@ class BridgeClient:
             self._deliver(Disconnected(said, self._is_insecure))
             if time.monotonic() - began >= STEADY_S:
                 pause = self._pause_s[0]
-            await asyncio.sleep(pause)
+            await self._rest(pause)
             pause = min(2 * pause, self._pause_s[1])
+
+    async def _rest(self, seconds: float) -> None:
+        """Before another start: so long, but no longer than until a Ray that was gone listens again."""
+        ends_at, refused = time.monotonic() + seconds, await self._is_refused()
+        while (left := ends_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, PROBE_EVERY_S))
+            before, refused = refused, await self._is_refused()
+            if before and not refused:
+                return
+
+    async def _is_refused(self) -> bool:
+        """Whether nobody listens at the address of Ray. What does not answer at all is not known to be so."""
+        host, _, port = self._address.rpartition(":")
+        try:
+            async with asyncio.timeout(PROBE_WITHIN_S):
+                _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return True
+        except (OSError, ValueError):  # TimeoutError is one
+            return False
+        writer.close()
+        return False
 
     async def _live_once(self) -> str:
         """From the start of a child to its end; why it ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,13 +29,13 @@ def world(tmp_path):
     return folder
 
 
-def client(world, **more):
-    return BridgeClient(
-        "127.0.0.1:6000",
+def client(world, kind=BridgeClient, address="127.0.0.1:6000", pause_s=(0.01, 0.05), **more):
+    return kind(
+        address,
         storage="/storage",
         home=world.parent,
         command=(sys.executable, str(BRIDGE), str(world)),
-        pause_s=(0.01, 0.05),
+        pause_s=pause_s,
         **more,
     )
 
@@ -136,6 +137,34 @@ def test_a_cluster_that_is_not_there_is_tried_again_and_said(world):
         assert len(starts(world)) >= 2
         await controller.stop()
         await running
+
+    asyncio.run(story())
+
+
+def test_a_ray_that_was_gone_is_joined_as_soon_as_it_listens_again(world):
+    """However long the pause has grown meanwhile: here it never ends."""
+
+    probed = []
+
+    class Probing(BridgeClient):
+        async def _is_refused(self):
+            probed.append(await super()._is_refused())
+            return probed[-1]
+
+    async def story():
+        (world / "refuse").touch()
+        with socket.socket() as head:
+            head.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{head.getsockname()[1]}"
+            bridge = client(world, kind=Probing, address=address, pause_s=(3600.0, 3600.0))
+            controller = Controller(MemoryStore(), bridge, storage="/storage")
+            running = asyncio.create_task(controller.run())
+            await until(lambda: True in probed, 20)
+            (world / "refuse").unlink()
+            head.listen()
+            await until(lambda: controller.health.status == "ready", 20)
+            await controller.stop()
+            await running
 
     asyncio.run(story())
 
