@@ -154,7 +154,7 @@ class Caller(asyncio.Protocol):
             loop.call_later(ASKS_WITHIN_S, self._transport.abort)
         early, self._early = self._early, b""
         self.data_received(early)
-        _resume(self._transport)
+        self.go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         assert self._connecting is not None

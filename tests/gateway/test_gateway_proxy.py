@@ -1,4 +1,7 @@
-"""The proxy in front of the gateway: a token works at endpoints, and nobody behind the proxy ever sees it."""
+"""The proxy in front of the gateway: a token works at endpoints, and nobody behind the proxy ever sees it.
+
+On the loop that it has in its process, which holds back what it reads in other moments than asyncio's own.
+"""
 
 import asyncio
 import hashlib
@@ -7,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
+import uvloop
 from gateway_house import House, until
 from test_gateway_connections import served
 from websockets.asyncio.client import connect
@@ -87,7 +91,7 @@ def sent(home, *pieces, recorder=None):
             writer.close()
             return answered
 
-    return asyncio.run(main()), recorder.heard
+    return uvloop.run(main()), recorder.heard
 
 
 @pytest.mark.parametrize("shown", [TOKEN, key_of(TOKEN)], ids=["token", "key"])
@@ -101,7 +105,7 @@ def test_a_token_asks_as_its_key_does(tmp_path, shown):
             models = await client.get("/v1/models")
             assert [one["id"] for one in models.json()["data"]] == ["qwen", "qwen:sql"]
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("shown", ["Bearer llms_other_1", "Bearer something else", "Basic YTpi", "Bearer", ""])
@@ -111,7 +115,7 @@ def test_who_shows_neither_is_refused_by_the_gateway(tmp_path, shown):
             answer = await client.get("/v1/models", headers={"Authorization": shown})
             assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_pieces_of_a_stream_come_as_they_are_made_and_whoever_leaves_ends_it(tmp
                 assert json.loads((await anext(answer.aiter_lines()))[6:])["piece"] == "a"
             await until(lambda: there["a"].cancelled == 1)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_large_body_arrives_whole_however_it_is_sent(tmp_path):
@@ -200,7 +204,7 @@ def test_a_large_body_arrives_whole_however_it_is_sent(tmp_path):
                 answer = await client.put("/v1/apps/desk/file", content=content)
                 assert answer.json()["body"].encode() == body
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_caller_who_does_not_read_holds_up_the_app_and_not_the_memory_of_the_proxy(tmp_path, monkeypatch):
@@ -228,7 +232,7 @@ def test_a_caller_who_does_not_read_holds_up_the_app_and_not_the_memory_of_the_p
                 got += len(await reader.read(1 << 20))
             writer.close()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_websocket_goes_both_ways(tmp_path):
@@ -250,7 +254,7 @@ def test_a_websocket_goes_both_ways(tmp_path):
             with pytest.raises(InvalidStatus, match="401"):
                 await connect(f"ws://{host}:{port}/v1/apps/desk")
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_without_a_gateway_everybody_is_told_to_ask_again_and_a_new_one_is_found(tmp_path):
@@ -265,7 +269,7 @@ def test_without_a_gateway_everybody_is_told_to_ask_again_and_a_new_one_is_found
                 answer = await client.post("/v1/chat/completions", json={"model": "qwen"})
                 assert answer.status_code == 200
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_request_waits_for_a_gateway_that_is_just_made_anew(tmp_path, monkeypatch):
@@ -293,7 +297,7 @@ def test_a_request_waits_for_a_gateway_that_is_just_made_anew(tmp_path, monkeypa
             raise
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", seen)
-    asyncio.run(main())
+    asyncio.run(main())  # uvloop's cannot be looked into
 
 
 def test_silent_connections_end_when_the_gateway_ends_them(tmp_path, monkeypatch):
@@ -313,4 +317,4 @@ def test_silent_connections_end_when_the_gateway_ends_them(tmp_path, monkeypatch
                         assert await reader.read() == b""
                     writer.close()
 
-    asyncio.run(main())
+    uvloop.run(main())
