@@ -73,6 +73,7 @@ class Cluster:
             case port.Disconnected():
                 changed = {"connected": False, "insecure": seen.is_insecure, "message": seen.message}
                 self.health = self.health.model_copy(update=changed)
+                self.endpoint_trouble = ""  # whoever said so is gone, and the next one says it again
                 log.warning("disconnected: %s", seen.message)
             case port.EndpointSeen():
                 self.endpoint_trouble = seen.trouble

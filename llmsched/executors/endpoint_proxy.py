@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmsched.errors import ClusterError
-from llmsched.executors.port import Connected, Deliver, EndpointSeen, Observation
+from llmsched.executors.port import Connected, Deliver, Disconnected, EndpointSeen, Observation
 from llmsched.executors.ports import free_ports
 from llmsched.gateway import proxy
 
@@ -125,10 +125,14 @@ class EndpointProxy:
             if isinstance(observation, EndpointSeen):
                 self._gateway_trouble = observation.trouble
                 observation = EndpointSeen(self._own_trouble or observation.trouble)
+            if isinstance(observation, Disconnected):
+                self._gateway_trouble = ""
             if isinstance(observation, Connected) and (gateway := observation.urls.get("endpoint")):
                 self._lead_to(gateway)
                 observation = replace(observation, urls={**observation.urls, "endpoint": self.url})
             deliver(observation)
+            if isinstance(observation, Disconnected) and self._own_trouble:  # which outlives the bridge
+                deliver(EndpointSeen(self._own_trouble))
 
         return told
 
@@ -178,7 +182,9 @@ class EndpointProxy:
                     raise ClusterError(f"the proxy of endpoints did not start within {STARTS_WITHIN_S:g} s.")
                 await asyncio.sleep(LOOK_EVERY_S)
         except BaseException:
-            child.kill()  # nobody could find one that has not begun yet
+            found = running(self._home)
+            if found is None or found.pid != child.pid:
+                child.kill()  # nobody could find one that has not begun yet
             raise
         return found
 

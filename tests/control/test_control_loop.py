@@ -276,6 +276,11 @@ def test_an_endpoint_whose_gateway_does_not_answer_is_no_secret():
             assert controller.health.status == "ready"  # of everything else
             cluster.say(EndpointSeen(""))
             await until(lambda: controller.health.message == "")
+            cluster.say(EndpointSeen("the gateway does not answer"))
+            await until(lambda: controller.health.message == "the gateway does not answer")
+            cluster.lose_contact("the bridge ended")
+            cluster.regain_contact()
+            await until(lambda: controller.health.status == "ready" and controller.health.message == "")
 
     asyncio.run(story())
 

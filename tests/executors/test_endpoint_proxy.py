@@ -16,7 +16,7 @@ from waiting import has_ended, wait_until
 from llmsched.errors import ClusterError
 from llmsched.executors import endpoint_proxy
 from llmsched.executors.endpoint_proxy import EndpointProxy
-from llmsched.executors.port import Connected, EndpointSeen
+from llmsched.executors.port import Connected, Disconnected, EndpointSeen
 from llmsched.executors.ports import is_free
 from llmsched.gateway import proxy
 
@@ -157,11 +157,13 @@ def test_a_proxy_that_does_not_start_is_told_beside_what_is_told_of_the_gateway(
 
     async def main():
         keeper = EndpointProxy(home)
-        told = keeper.in_front_of(lambda seen: heard.append(seen.trouble))
+        told = keeper.in_front_of(lambda seen: heard.append(seen.trouble) if isinstance(seen, EndpointSeen) else None)
         keeper.start()
         async with asyncio.timeout(30):
             while not heard:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+            told(EndpointSeen("the gateway was not well"))
+            told(Disconnected("the bridge is gone, and what it said of the gateway with it"))
             told(EndpointSeen("the gateway does not answer"))
             monkeypatch.undo()
             while heard[-1] != "the gateway does not answer":  # noqa: ASYNC110
@@ -171,4 +173,4 @@ def test_a_proxy_that_does_not_start_is_told_beside_what_is_told_of_the_gateway(
 
     asyncio.run(main())
     mine = "the proxy before the gateway does not start: requests to endpoints fail until it does"
-    assert heard == [mine, mine, "the gateway does not answer", ""]
+    assert heard == [mine, mine, mine, mine, "the gateway does not answer", ""]
