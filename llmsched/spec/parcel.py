@@ -20,7 +20,7 @@ from llmsched.spec.load import KINDS
 from llmsched.spec.workload import WorkloadSpec
 
 MOST_KEPT = 1024  # readings,
-KEPT_CHARACTERS = 1 << 19  # and of parcels of no more in all: their data take some ten bytes each
+KEPT_CHARACTERS = 2 << 20  # and of no more text, which one request may bring; data take some ten bytes each
 
 
 class Stored(NamedTuple):

@@ -24,7 +24,7 @@ def test_a_reading_is_kept_as_data_and_typed_anew_when_somebody_asks() -> None:
 
 @pytest.mark.parametrize("words", [1, 900], ids=["many", "long"])
 def test_readings_are_bounded_by_number_and_by_length(words: int) -> None:
-    for number in range(parcel.MOST_KEPT // (1 if words == 1 else 8) + 100):
+    for number in range(parcel.MOST_KEPT // (1 if words == 1 else 3) + 100):
         text(f"b{number}", words)
     kept = parcel._readings
     assert len(kept._kept) <= parcel.MOST_KEPT
