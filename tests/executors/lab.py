@@ -112,6 +112,13 @@ class Lab:
         command = [sys.executable, "-c", code, self.cluster.address, *words]
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=env)
 
+    def drain(self, node, reason, within_s):
+        """As a provider's notice reaches Ray."""
+        words = ["--node-id", node, "--reason", f"DRAIN_NODE_REASON_{reason}", "--reason-message", "a notice"]
+        words += ["--address", self.cluster.address, "--deadline-remaining-seconds", str(within_s)]
+        env = {**os.environ, **local_ray.environment(self.home)}
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], env=env, check=True)
+
     def groups(self):
         """What answers each line on its stdin with the placement groups that Ray has now, as `id state`s."""
         code = """if True:

@@ -420,14 +420,27 @@ def test_an_attempt_that_is_not_there_any_more_has_vanished_and_one_that_ended_s
     assert lab.until(Ended, "hello/0").outcome == "succeeded"
 
 
+def test_a_node_that_ray_takes_away_is_told_with_its_time_and_what_runs_there_still_leaves_as_asked(lab):
+    leaves = "trap 'echo saved; exit 0' TERM; echo here; while :; do sleep 0.1; done"
+    lab.launch(lab.task("moves/0", ["sh", "-c", leaves], lab.nodes[1:]))
+    wait_until(lambda: "here" in lab.read("moves/0/1/logs/0.log"), 60, "its first line")
+    lab.drain(lab.nodes[1], "PREEMPTION", 30)
+    leaves_at = lab.bridge.until(NodeSeen, node=lab.nodes[1], leaving=True).leaves_at
+    assert 0 < leaves_at - time.time() <= 30
+    lab.stop("moves/0", "task", "preempt", 20.0)
+    assert lab.until(Ended, "moves/0").outcome == "released"
+    assert "saved" in lab.read("moves/0/1/logs/0.log")
+    lab.bridge.until(NodeGone, node=lab.nodes[1])  # an empty one Ray lets go of at once
+
+
 def test_a_lost_node_is_noticed_and_its_gang_ends_as_interrupted(lab):
-    lab.launch(lab.task("there/0", ["sleep", "600"], lab.nodes[1:]))
+    lab.launch(lab.task("there/0", ["sleep", "600"], lab.nodes[:1]))
     lab.until(Started, "there/0")
-    for process in psutil.Process(lab.cluster.processes[2].pid).children():
+    for process in psutil.Process(lab.cluster.processes[1].pid).children():
         if "raylet" in process.name():
             process.kill()
     at = time.monotonic()
-    lab.bridge.until(NodeGone, node=lab.nodes[1])
+    lab.bridge.until(NodeGone, node=lab.nodes[0])
     assert lab.bridge.at - at < 15
     ended = lab.until(Ended, "there/0")
     assert (ended.outcome, ended.event) == ("failed", "interruption")

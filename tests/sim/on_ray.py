@@ -196,7 +196,7 @@ def main() -> int:
             found, apart = compared(live, seen, world, given.second)
             wrong += bool(found)
             starts = [attempt.start_s() for each in seen.values() for attempt in each.attempts]
-            print(f"{name}: {'; '.join(found) or 'the same'} (JCT apart at most {100 * apart:.0f} %; ", end="")
+            print(f"{name}: {'; '.join(found) or 'the same'} (JCT apart at most {100 * apart:.1f} %; ", end="")
             print(f"starts took {min(starts):.1f} to {max(starts):.1f} s)", flush=True)
     print(f"{wrong} worlds differ")
     return 1 if wrong else 0
