@@ -10,7 +10,7 @@ from llmsched.executors.bridge import nodes as module
 from llmsched.executors.bridge.nodes import LASTING_LOOKS, Nodes
 from llmsched.executors.bridge.ownership import Ownership, attempt_name
 from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables, Task
-from llmsched.executors.port import ExcessSeen, ForeignSeen, Member
+from llmsched.executors.port import ExcessSeen, ForeignSeen, Member, NodeSeen
 from llmsched.runtime.containment import BRIDGE, METADATA, OWNER, driver_envs, owner_mark
 
 HERE = "cluster-of-ours-and-no-other"
@@ -179,6 +179,8 @@ class Look:
         self.made, self.functions, self.strangers, self.asked = 0, 0, 0.0, 0
         monkeypatch.setattr(module.ray, "nodes", lambda: [self.node()])
         monkeypatch.setattr(module, "available_resources_per_node", lambda: {"n1": {"GPU": self.free()}})
+        self.leaving: dict[str, float | None] = {}
+        monkeypatch.setattr(module, "draining_nodes", lambda: self.leaving)
         given = {HOG: (Member(0, "n1", gpus=1.0),)}
         self.nodes = Nodes(self.said.append, lambda: given, self.look_at_owners)
         assert self.after(LASTING_LOOKS + 1) == [ExcessSeen("hog/0", 1, ())]  # whatever a bridge before this one said
@@ -241,6 +243,16 @@ def test_what_strangers_take_is_nobody_s_excess(monkeypatch: pytest.MonkeyPatch)
         ForeignSeen("n1", 3.0, 0.0, 0),
         ExcessSeen("hog/0", 1, (ForeignSeen("n1", 1.0, 0.0, 0),)),
     ]
+
+
+def test_a_node_is_told_again_when_ray_will_take_it_away_and_when_it_will_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Look(monkeypatch)
+    told = []
+    for leaving in ({}, {"n1": None}, {"n1": 50.0}, {"n1": 50.0}, {"gone": 9.0}):
+        look.leaving = leaving
+        look.after(1)
+        told += [(one.leaving, one.leaves_at) for one in look.said if isinstance(one, NodeSeen)]
+    assert told == [(True, None), (True, 50.0), (False, None)]
 
 
 def test_what_is_there_for_a_look_or_two_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
