@@ -19,7 +19,7 @@ from llmsched.api import home, page
 from llmsched.cli import placement
 from llmsched.client import Client
 from llmsched.errors import NotAllowed, RequestError, SpecError
-from llmsched.executors import ray_user
+from llmsched.executors import endpoint_proxy, ray_user
 from llmsched.spec import http_models
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -123,6 +123,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     for one in started:
         one.terminate()
         one.wait(30)
+    endpoint_proxy.end(tmp_path / "home")  # which outlives a controller
 
 
 def test_a_controller_in_single_user_mode_says_so_and_why_to_whoever_asks(
