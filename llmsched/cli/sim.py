@@ -270,7 +270,8 @@ def import_(source: str, file: Path, output: Path | None, profiles: Path | None)
 
 
 def _text(file: Path) -> str:
-    """Bytes that are no UTF-8 (names of people and accounts, in old records) are kept as `\\xe9`: still told apart."""
+    """Bytes that are no UTF-8 (names of people and accounts, in old records) are kept as `\\xe9`: still told apart. So
+    are odd zeros; those of UTF-16 stand in the first line already."""
     from llmsched.errors import SpecError
     from llmsched.sim.traces import table
 
@@ -278,9 +279,9 @@ def _text(file: Path) -> str:
         text = table.content(file).decode("utf-8-sig", "backslashreplace")
     except (OSError, EOFError) as error:
         raise SpecError(f"cannot be read: {error}.", where=str(file)) from None
-    if "\0" in text:
+    if "\0" in text.partition("\n")[0]:
         raise SpecError("is not text, or not in UTF-8.", where=str(file), hint="Convert it: iconv -f UTF-16 -t UTF-8.")
-    return text
+    return text.replace("\0", "\\x00")
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

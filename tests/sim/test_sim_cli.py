@@ -98,14 +98,15 @@ def test_the_command_that_an_import_ends_with_works_whatever_the_jobs_and_the_na
         b"JobID|User|Submit|Start|End|AllocTRES|Account\n"
         + f"7|jos\u00e9|{times}|gres/gpu:a100=200|lab\n".encode("latin-1")
         + f"8|ann|{times}|gres/gpu=3|lab\n".encode()
+        + f"9|a\0b|{times}|gres/gpu:a100:1=4|lab\n".encode()  # a zero in a name, a colon in a type
     )
     done = call("import", "slurm", source)
     assert done.exit_code == 0, done.output
     command = shlex.split(done.output.splitlines()[-1].removeprefix("Next: "))
-    assert command[:3] == ["llmsched", "sim", "run"] and command[-1] == "1x8,25x8:A100"
+    assert command[:3] == ["llmsched", "sim", "run"] and command[-1] == "1x8,25x8:A100,1x8:A100-1"
     assert json.loads(call(*command[2:], "--json").output)["makespan_s"] == 3600.0
     users = [job.user for job in table.read(source.with_suffix(".csv"))]
-    assert users == ["jos\\xe9", "ann"]  # told apart, though the bytes are no UTF-8
+    assert users == ["jos\\xe9", "ann", "a\\x00b"]  # told apart, though the bytes are no UTF-8
 
 
 def test_an_import_of_what_is_no_text_is_refused_in_words(tmp_path):

@@ -180,6 +180,15 @@ def test_slurm_rows_that_contradict_themselves_or_are_cut_off_are_counted_out_an
     assert found.left_out == {"its times contradict each other": 2, "has more or fewer values than the header": 2}
 
 
+def test_a_slurm_row_that_ran_for_less_than_no_time_is_counted_out():
+    """Clocks that were set back while a job ran leave such rows."""
+    row = "{}|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|{}|gres/gpu=2"
+    text = "\n".join(["JobID|Submit|Start|End|ElapsedRaw|AllocTRES", row.format(1, "3600"), row.format(2, "-5"), ""])
+    found = slurm.parse(text, "s")
+    assert [job.id for job in found.jobs] == ["1"]
+    assert found.left_out == {"its times contradict each other": 1}
+
+
 def test_a_slurm_job_on_two_types_of_gpu_keeps_their_sum_and_is_counted():
     row = "7|2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T11:05:00|{}"
     head = "JobID|Submit|Start|End|AllocTRES"

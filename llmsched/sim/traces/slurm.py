@@ -26,6 +26,7 @@ COMMAND = (  # without -S, sacct prints the jobs of today
     "-o JobID,User,Account,Partition,Submit,Start,End,ElapsedRaw,TimelimitRaw,AllocTRES"
 )
 _GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
+_NO_FLAVOR = re.compile(r"[^\w.+-]+")  # what `--nodes` takes for the end of a name
 _CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][hours:]minutes:seconds
 
 
@@ -106,7 +107,7 @@ def _gpus(tres: str) -> tuple[int, list[str]]:
     plain, types = 0, Counter[str]()
     for name, count in _GPUS.findall(tres):
         if name:
-            types[name.upper()] += int(count)
+            types[_NO_FLAVOR.sub("-", name).upper()] += int(count)
         else:
             plain = int(count)
     return max(plain, types.total()), [name for name, count in types.items() if count]
@@ -128,7 +129,7 @@ def _elapsed(row: dict[str, str], where: str, else_s: float) -> float:
     for column in ("ElapsedRaw", "Elapsed"):
         text = row.get(column)
         if text:
-            found = float(text) if text.isdigit() else _clock_s(text)
+            found = float(text) if text.removeprefix("-").isdigit() else _clock_s(text)
             if found is None:
                 raise SpecError(
                     f'column {column}: "{text}" is not a length such as 1-02:03:04.', where=where, code="bad_trace"
