@@ -34,6 +34,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (5316, "somebody makes room when the turn of a queue that was put aside has gone by"),
         (6114, "what is left of devices of which others hold parts is no whole GPU for whoever was promised some"),
         (7683, "somebody is first in line whom the next one may evict at once"),
+        (8067, "two take turns by rank, once a quantum, for as long as their work lasts"),
         (8218, "a planned start has moved when others are kept out for it"),
         (8448, "others were kept out for the planned start of one that has started"),
         (9839, "what is left of a device of which the holder of a reservation has a part"),

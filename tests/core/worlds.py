@@ -8,7 +8,8 @@ plays that many, in so many processes, and prints how long it took. After every 
     purity     deciding leaves the state as it was, and the journal folded again decides the same
     priority   nobody starts before somebody of its queue who asks for the same, and has the better right
     reasons    whoever waits knows why
-    loops      once nothing happens from outside any more, nobody is evicted or resized again and again
+    loops      once nothing happens from outside any more, nobody is evicted or resized again and again, and by rank
+               nobody is evicted twice in a quantum
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment, and it names the next one
     vain       nobody was evicted for somebody who then did not get the place
@@ -53,7 +54,6 @@ from llmsched.policies.registry import load  # noqa: E402
 
 EVICTIONS = 8  # of one gang after the last event from outside
 RESIZES = 40  # the same
-EVICTIONS_BY_RANK = 60  # rotation is what was asked for, at most once a quantum
 FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
 AT_ONCE = 25  # worlds that a process takes
 CALM_S = 100.0  # after the last event from outside every node is back
@@ -77,6 +77,7 @@ class Play:
         self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
         self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
         self.evicted: Counter[str] = Counter()
+        self.rotated: dict[str, int] = {}  # who was evicted by rank since the calm, and in which quantum
         self.resized: Counter[str] = Counter()
         self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
         self.plan = Plan(0.0)  # of the last pass
@@ -316,9 +317,14 @@ class Play:
                 raise BrokenPromise(f"promises: at {self.now} {gang.id} waits, and {dict(needs)} is free")
 
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
-        by_rank = self.configuration.scheduling.preemption.within_queue == "by_rank"
-        self.evicted[decision.gang] += 1
-        if self.evicted[decision.gang] > (EVICTIONS_BY_RANK if by_rank else EVICTIONS):
+        if decision.reason == "in_queue_rank":  # rotation is what was asked for: it lasts as long as the work does
+            turn = int(self.now // self.configuration.scheduling.quantum_s)
+            if self.rotated.get(decision.gang) == turn:
+                raise BrokenPromise(f"loops: {decision.gang} was evicted twice in quantum {turn}: {decision}")
+            self.rotated[decision.gang] = turn
+        else:
+            self.evicted[decision.gang] += 1
+        if self.evicted[decision.gang] > EVICTIONS:
             raise BrokenPromise(f"loops: {decision.gang} was evicted {self.evicted[decision.gang]} times: {decision}")
         if decision.beneficiary and self.now > 2 * CALM_S + self.world.events[-1][0]:
             self.owed[decision.beneficiary] = decision.gang
