@@ -218,20 +218,26 @@ class Caller(asyncio.Protocol):
     # --- what httptools reads ---------------------------------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
+        while data and not self._is_over:
+            data = self._to_read_again(data)
+
+    def _to_read_again(self, data: bytes) -> bytes:
+        """What is left of it when a request has asked for another protocol."""
         try:
             self._size += len(data)
             self._parser.feed_data(data)
-            if not self._in_body and self._size > HEAD_BYTES:
+            if self._size > HEAD_BYTES:
                 raise Refused(431, f"The head of a request is larger than {HEAD_BYTES >> 10} KiB.", code="head")
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
+            return self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             refused = error.__context__ if isinstance(error.__context__, Refused) else None
             self._refuse(refused or Refused(400, "This is no HTTP/1.1.", code="bad_request"))
         except Refused as refused:
             self._refuse(refused)
+        return b""
 
-    def _upgrade(self, rest: bytes) -> None:
+    def _upgrade(self, rest: bytes) -> bytes:
         head = self._head
         self._renew()
         if head.method == b"CONNECT":
@@ -239,7 +245,7 @@ class Caller(asyncio.Protocol):
         elif head.method == b"GET" and head.has(b"upgrade", b"websocket"):
             if self._gateway is None:
                 self._refuse(_away())
-                return
+                return b""
             # What follows is the caller's own only once the gateway has agreed: until then it could be a request.
             self._gateway.is_asked_to_upgrade = True
             _pause(self._transport)
@@ -247,7 +253,8 @@ class Caller(asyncio.Protocol):
             self._ready.append(shown_to_gateway(head).to_bytes())
             self._after_upgrade = rest
         else:
-            self._read(without_upgrade(head).to_bytes() + rest)
+            return without_upgrade(head).to_bytes() + rest
+        return b""
 
     def on_message_begin(self) -> None:
         self._head = Head(b"", b"", "", [])
@@ -271,6 +278,7 @@ class Caller(asyncio.Protocol):
         self._ready.append(shown_to_gateway(self._head).to_bytes())
 
     def on_body(self, body: bytes) -> None:
+        self._size = 0  # else nobody here keeps it: what httptools keeps is heads, trailers of any length among them
         self._ready += [b"%x\r\n" % len(body), body, b"\r\n"] if self._is_chunked else [body]
 
     def on_message_complete(self) -> None:

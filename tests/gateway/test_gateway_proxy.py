@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -318,3 +319,26 @@ def test_silent_connections_end_when_the_gateway_ends_them(tmp_path, monkeypatch
                     writer.close()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("part", [b"0\r\nX: ", b"2;"], ids=["trailer", "extension"])
+def test_a_body_is_followed_by_no_more_than_a_head_may_be(tmp_path, part):
+    """Of a trailer httptools keeps all until it ends, so one without end would fill the memory."""
+    caller = proxy.Caller(tmp_path)
+    caller._is_away, caller._transport, caller._has_asked = False, None, True
+    caller._gateway = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: True))
+    caller.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + part)
+    for _ in range(proxy.HEAD_BYTES // 1024):
+        assert not caller._is_over
+        caller.data_received(b"x" * 1024)
+    caller.data_received(b"x")
+    assert caller._is_over
+
+
+def test_any_number_of_requests_at_once_may_ask_for_a_protocol_that_nobody_here_speaks(tmp_path):
+    count = 3000
+    one = b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    caller, heard = proxy.Caller(tmp_path), []
+    caller._gateway = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False, writelines=heard.extend))
+    caller.data_received(one * count)
+    assert heard == [b"GET / HTTP/1.1\r\n\r\n"] * count
