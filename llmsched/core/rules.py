@@ -12,7 +12,7 @@ from math import inf
 from llmsched.core.amounts import bundle_milli, need_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
-from llmsched.core.message import say
+from llmsched.core.message import Message, say
 from llmsched.core.quota import Branch, fork
 from llmsched.core.records import GangState, gpus_of, size_of, total_of
 from llmsched.core.resources import ZERO, Resources
@@ -52,6 +52,7 @@ class Rules:
         state = this.state
         self.trial, self.state, self.plan, self.gang = this.trial, state, this.plan, gang
         self.shares, self.view, self.exchanged = this.shares, this.view, this.exchanged
+        self.shielded: list[tuple[float, Message]] = []  # until when some could not be victims, and why
         self.scheduling = state.configuration.scheduling
         self.queues = state.quota.queues
         self.rules = rules_of(state, gang.spec.queue)
@@ -113,14 +114,17 @@ class Rules:
         if code != IN_QUEUE:
             shield = max(shield, self.scheduling.reclaim_min_runtime_s)
         if ran < shield:
-            self.plan.wake(self.view.now - ran + shield, say("eta.shield"))
-            return False
+            return self._not_before(self.view.now - ran + shield, say("eta.shield"))
         if len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
             recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
             if len(recent) >= EVICTIONS_AN_HOUR:
-                self.plan.wake(recent[0] + 3600.0, say("eta.evictions"))
-                return False
+                return self._not_before(recent[0] + 3600.0, say("eta.evictions"))
         return True
+
+    def _not_before(self, at: float, basis: Message) -> bool:
+        self.shielded.append((at, basis))
+        self.plan.wake(at, basis)
+        return False
 
     def launched_at(self, victim: GangState) -> float:
         now = self.view.now

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import islice
 from types import TracebackType
 
+from llmsched.core.message import Message
 from llmsched.core.records import GangState
 from llmsched.core.resources import ByNode
 from llmsched.core.state import State
@@ -29,7 +30,8 @@ class Trial:
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
-        self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int]]] = {}  # by class, for this pass
+        # who might be a victim of a class in this pass, what each costs, and until when others are shielded
+        self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
         self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []

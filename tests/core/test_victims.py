@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from ledger import cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Scheduling
@@ -16,6 +17,7 @@ from llmsched.core.resources import Resources
 from llmsched.core.rules import Rules
 from llmsched.core.scheduler import decide
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import victims
 from llmsched.core.stages.place import Refused, find
 from llmsched.core.stages.preempt import Choice
 from llmsched.core.state import State
@@ -93,3 +95,17 @@ def test_no_set_of_victims_loses_less_than_the_one_that_leaves(first: int) -> No
                     names = [[each.id for each in some] for some in (victims, taken)]
                     assert isinstance(found, Refused), f"world {seed}: {names[0]} would do, {names[1]} leave"
     assert compared
+
+
+def test_a_class_that_is_asked_twice_in_a_pass_hears_twice_when_shields_end() -> None:
+    """Its victims are kept for the pass. Without the moment of those who are shielded, who was asked again was not
+    asked when a shield ended, although one who has the journal alone would ask then."""
+    given = cluster("1 node x 2").rules("lower_priority").running("low", gpus=2, priority=10, min_runtime_s=500.0)
+    given.pending("high", gpus=2, priority=50)
+    gang = given.state.gangs["high/0"]
+    later, heard = Pass(Trial(given.state), load(given.names)).later(), []
+    for _ in range(2):
+        later.plan.wake_at = None
+        assert victims.eligible(later, gang, Rules(later, gang))[0] == []
+        heard.append(later.plan.wake_at)
+    assert heard[0] is not None and heard[0] == heard[1]

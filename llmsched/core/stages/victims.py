@@ -49,9 +49,11 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     serial = gang.shape.serial if gang.shape is not None else 0
     known = trial.victims.get(serial) if shared else None
     if known is not None:
-        rows, cost_of = known
+        rows, cost_of, shielded = known
+        for at, basis in shielded:
+            later.plan.wake(at, basis)
         rows = [row for row in rows if row[0].id not in trial.leaving and trial.held(row[0])]
-        trial.victims[serial] = (rows, cost_of)
+        trial.victims[serial] = (rows, cost_of, shielded)
         return rows, cost_of
     groups = []
     # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
@@ -81,7 +83,7 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
                 rows.append((victim, code))
     rows = _cheapest_first(rows, rules, cost_of)
     if shared:
-        trial.victims[serial] = (rows, cost_of)
+        trial.victims[serial] = (rows, cost_of, [*rules.shielded])
     return rows, cost_of
 
 
