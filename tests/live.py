@@ -157,4 +157,5 @@ def command_line(live: Live, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     """`llmsched WORD ...` against it, in this process."""
     monkeypatch.setenv("LLMSCHED_ADDRESS", live.url)
     monkeypatch.setenv("LLMSCHED_TOKEN", live.token)
+    monkeypatch.delenv("COLUMNS", raising=False)  # tests side by side have one; lines are whole, as in a file
     return lambda *words: CliRunner().invoke(cli, words)

@@ -27,6 +27,7 @@ OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
 CHUNK = 64 * 1024
 _LAST_WORDS_WITHIN_S = 2.0  # children that outlive the command may hold its output open
 _LOOK_EVERY_S = 0.2
+_GROUP_ENDS_WITHIN_S = 1.0  # after SIGKILL
 
 # What a member's process has that a command beside it must have too: who it is, its GPUs, its Python.
 _WHO = rendezvous.NAMES
@@ -105,7 +106,21 @@ def end(process: subprocess.Popen[bytes], mark: str) -> list[str]:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return guardian.end_all(f"{guardian.COMMAND}={mark}", set(), polite_s=0.0)[0] if sys.platform == "linux" else []
+    if sys.platform != "linux":
+        return []
+    bears = f"{guardian.COMMAND}={mark}"
+    until = time.monotonic() + _GROUP_ENDS_WITHIN_S
+    while time.monotonic() < until and any(
+        _group_of(one.pid) == process.pid for one in guardian.owned_by(bears, set())
+    ):
+        time.sleep(0.01)  # killed, and not gone yet: no word about these
+    return guardian.end_all(bears, set(), polite_s=0.0)[0]
+
+
+def _is_of(pid: int, leader: subprocess.Popen[bytes]) -> bool:
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid) == leader.pid
+    return False
 
 
 def _listen(process: subprocess.Popen[bytes], timeout_s: float, stop: threading.Event) -> Iterator[Said]:
