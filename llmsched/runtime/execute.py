@@ -110,9 +110,7 @@ def end(process: subprocess.Popen[bytes], mark: str) -> list[str]:
         return []
     bears = f"{guardian.COMMAND}={mark}"
     until = time.monotonic() + _GROUP_ENDS_WITHIN_S
-    while time.monotonic() < until and any(
-        _group_of(one.pid) == process.pid for one in guardian.owned_by(bears, set())
-    ):
+    while time.monotonic() < until and any(_is_of(one.pid, process) for one in guardian.owned_by(bears, set())):
         time.sleep(0.01)  # killed, and not gone yet: no word about these
     return guardian.end_all(bears, set(), polite_s=0.0)[0]
 
