@@ -39,6 +39,7 @@ BACK_WITHIN_S = 5.0  # a gateway that was killed is; requests wait so long for i
 TRY_EVERY_S = 0.1
 ASKS_WITHIN_S = 10.0  # where no gateway bounds it
 READS_WITHIN_S = 30.0  # a caller the last words that were sent to it
+STALLS_AT_MOST_S = 120.0  # a caller who reads nothing of what waits for it
 BACKLOG = 2048
 DESCRIPTORS = 2 * connections.DESCRIPTORS
 UPGRADED = b"HTTP/1.1 101"
@@ -124,6 +125,7 @@ class Caller(asyncio.Protocol):
         self._is_raw = False  # another protocol has begun
         self._after_upgrade = b""  # what came before it had
         self._ready: list[bytes] = []  # for the gateway, from one read
+        self._stalls: asyncio.TimerHandle | None = None
         self._renew()
 
     def _renew(self) -> None:
@@ -160,16 +162,33 @@ class Caller(asyncio.Protocol):
         assert self._connecting is not None
         self._is_over = True
         self._connecting.cancel()
+        if self._stalls is not None:
+            self._stalls.cancel()
         if self._gateway is not None:
             self._gateway.transport.abort()
 
     def pause_writing(self) -> None:
         if self._gateway is not None:
             _pause(self._gateway.transport)
+        self._see_it_read()
 
     def resume_writing(self) -> None:
+        if self._stalls is not None:
+            self._stalls.cancel()
         if self._gateway is not None:
             _resume(self._gateway.transport)
+
+    def _see_it_read(self) -> None:
+        """While the gateway is not read, its hanging up is not seen either: who reads nothing would stay for ever."""
+        unread = self._transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self._transport.get_write_buffer_size() < unread:
+                self._see_it_read()
+            else:
+                self._transport.abort()
+
+        self._stalls = asyncio.get_running_loop().call_later(STALLS_AT_MOST_S, look)
 
     def data_received(self, data: bytes) -> None:
         if self._is_over or not data:

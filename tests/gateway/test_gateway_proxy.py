@@ -342,3 +342,28 @@ def test_any_number_of_requests_at_once_may_ask_for_a_protocol_that_nobody_here_
     caller._gateway = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False, writelines=heard.extend))
     caller.data_received(one * count)
     assert heard == [b"GET / HTTP/1.1\r\n\r\n"] * count
+
+
+def test_a_caller_who_reads_nothing_does_not_stay(tmp_path, monkeypatch):
+    """The proxy does not read the gateway meanwhile, and so would not see that this has hung up long ago."""
+    monkeypatch.setattr(proxy, "STALLS_AT_MOST_S", 0.2)
+    ended = asyncio.Event()
+
+    async def pour(reader, writer):
+        await reader.read(1 << 16)
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * (1 << 16))
+                await writer.drain()
+        ended.set()
+
+    async def main():
+        async with await asyncio.start_server(pour, "127.0.0.1", 0) as server:
+            place = list(server.sockets[0].getsockname())
+            async with in_front(tmp_path, place) as (host, port):
+                _, writer = await asyncio.open_connection(host, port)
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                await asyncio.wait_for(ended.wait(), 20)
+                writer.close()
+
+    uvloop.run(main())
