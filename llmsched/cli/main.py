@@ -51,7 +51,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "usage": ("llmsched.cli.usage:usage", "GPU-hours by user, queue, workload and day, and what they cost."),
         "reservations": ("llmsched.cli.reserve:reservations", "Which GPUs are promised, when, and to whom."),
         "models": ("llmsched.cli.models:models", "What trainings made: versions, metrics, and what of."),
-        "nodes": ("llmsched.cli.node:nodes", "Nodes, and who holds what."),
+        "nodes": ("llmsched.cli.node:nodes", "Nodes, who holds what, and which are to be empty."),
         "top": ("llmsched.cli.top:top", "Queue, GPUs and events, live."),
         "web": ("llmsched.cli.web:web", "The address of the same in a browser."),
         "dashboard": ("llmsched.cli.dashboard:dashboard", "Ray's dashboard: of a Ray program, or of the cluster."),

@@ -32,19 +32,13 @@ def node() -> None:
 @click.command()
 @show.json_option
 def nodes() -> None:
-    """Nodes, and who holds what."""
+    """Nodes, who holds what, and which are to be empty."""
     with show.connect() as client:
         listed = client.nodes()
     show.answer(listed, lambda: _print_nodes(listed))
 
 
-@node.command("list")
-@show.json_option
-def list_() -> None:
-    """Nodes, who holds what, and which are to be empty; the same as llmsched nodes."""
-    with show.connect() as client:
-        listed = client.nodes()
-    show.answer(listed, lambda: _print_nodes(listed))
+node.add_command(nodes, "list")
 
 
 @node.command()
