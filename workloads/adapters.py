@@ -72,9 +72,9 @@ def write_note(folder: Path, base_model: str, id2label: Mapping[int, str] | None
 
 def _base_of(folder: Path, uri: str) -> str:
     """The base as a source: from our own note, else as PEFT names it."""
-    if base := _json(folder / NOTE).get("base_model"):
+    if base := json_in(folder / NOTE).get("base_model"):
         return str(base)
-    config = _json(folder / "adapter_config.json")
+    config = json_in(folder / "adapter_config.json")
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name:
         raise BadInput(f"model {uri}: adapter_config.json in {folder} names no base model")
@@ -88,7 +88,7 @@ def _merge(folder: Path, base: Path, target: Path) -> None:
     import torch
     import transformers
 
-    kind = _json(folder / "adapter_config.json").get("task_type")
+    kind = json_in(folder / "adapter_config.json").get("task_type")
     settings: dict[str, Any] = {}
     loader: Any = transformers.AutoModel
     if kind == "CAUSAL_LM":
@@ -106,7 +106,7 @@ def _merge(folder: Path, base: Path, target: Path) -> None:
 
 def _labels(folder: Path) -> dict[str, Any]:
     """The names of labels from our note; else as many as the adapter's last layer has."""
-    if names := _json(folder / NOTE).get("id2label"):
+    if names := json_in(folder / NOTE).get("id2label"):
         id2label = {int(number): str(name) for number, name in names.items()}
         return {"num_labels": len(id2label), "id2label": id2label, "label2id": {v: k for k, v in id2label.items()}}
     from safetensors import safe_open
@@ -123,7 +123,7 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _json(file: Path) -> dict[str, Any]:
+def json_in(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):

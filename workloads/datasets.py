@@ -7,43 +7,41 @@ not named is looked up under its own name and a few usual ones. `hf://ORG/NAME` 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmsched.data import files, formats, reading
+from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
 from llmsched.data.tables import without_fillers
 from workloads.sources import BadInput, resolve_path
 
-__all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "load", "raw", "roles"]
-
-
-def load(
-    path: str,
-    required: Sequence[str],
-    optional: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
-    inputs: Mapping[str, str] | None = None,
-) -> Rows:
-    """Rows as {role: value}, in file order; a folder gives its files in name order, a pattern those that match.
-
-    Raises BadInput: no such file, unreadable (with the row), empty, or a column missing (with those that are there).
-    """
-    return roles({"path": path, "columns": columns}, required, optional, inputs)
+__all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
 
 
 def roles(
-    dataset: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], inputs: Mapping[str, str] | None
-) -> Rows:
-    """The same of a data set as the spec has it: path, and columns, split, subset, encoding, on_bad_row where given."""
+    dataset: Mapping[str, Any],
+    required: Sequence[str],
+    optional: Sequence[str],
+    inputs: Mapping[str, str] | None,
+    check: Callable[[Row, Rows], Row] = lambda row, rows: row,
+) -> tuple[Rows, BadRows]:
+    """Rows as {role: value}, as `check` (which may raise Unusable) gives them, in file order; and the bad ones of this
+    data set, to which a task may add. Raises BadInput: no such file, unreadable (with the row), empty, a column missing
+    (with those that are there)."""
     bad = BadRows(dataset["path"], dataset.get("on_bad_row") or "refuse")
+    good = Rows()
     try:
         rows = raw(dataset, inputs, bad)
         chosen = formats.roles(rows, required, optional, dataset.get("columns") or {}, dataset["path"], bad)
-        chosen.notes[-1] = f"{dataset['path']}: {chosen.notes[-1]}"
-        chosen.notes += bad.settle(len(chosen))
-        return chosen
+        for row, place in zip(chosen, chosen.places, strict=True):
+            try:
+                good.add(check(row, chosen), place)
+            except Unusable as error:
+                bad.add(place, str(error))
+        good.notes = [*chosen.notes[:-1], f"{dataset['path']}: {chosen.notes[-1]}", *bad.settle(len(good))]
+        return good, bad
     except DataError as error:
         raise BadInput(str(error)) from error
 

@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from llmsched.data import files, formats, reading
 from llmsched.data.rows import BadRows, DataError
+from llmsched.data.tasks import KINDS
 
 FIRST_ROWS = 200
-ROLES = {"sequence-classification": (("text", "label"), ("text_pair",))}
 _OF_A_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -75,8 +75,8 @@ def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Pat
     task = train.get("task", "causal-lm")
     if task == "causal-lm":
         rows = formats.converted(rows, dataset.get("format") or "auto", columns, path, bad)
-    elif task in ROLES:
-        rows = formats.roles(rows, *ROLES[task], columns, path, bad)
+    else:
+        rows = formats.roles(rows, *KINDS[task].roles(), columns, path, bad)
     return [*rows.notes, *bad.settle(len(rows))]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ROLES = {
@@ -99,6 +99,37 @@ def tools_of(value: Any) -> list[Any] | None:
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise Unusable("tools must be a list of objects, or that as JSON")
     return [each if "function" in each else {"type": "function", "function": each} for each in found] or None
+
+
+def shows_python(text: str, call: Mapping[str, Any]) -> bool:
+    """The arguments stand in the text as Python writes an object, not as JSON."""
+    arguments = call["function"]["arguments"]
+    return (
+        isinstance(arguments, dict)
+        and bool(arguments)
+        and repr(arguments) in text
+        and json.dumps(arguments) not in text
+    )
+
+
+def with_json_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """For a template that joins texts."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def with_written_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """For a template that shows no calls."""
+    if "tool_calls" not in message:
+        return message
+    written = [f"<tool_call>\n{json.dumps(call['function'])}\n</tool_call>" for call in message["tool_calls"]]
+    plain = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**plain, "content": "\n".join([*([message["content"]] if message["content"] else []), *written])}
 
 
 def _message(message: dict[str, Any], turn: int) -> dict[str, Any]:

@@ -167,10 +167,12 @@ def test_pairs_and_whole_number_labels_work(made: Path, tmp_path: Path) -> None:
 def encoded(rank: int, size: int, folder: str, row: dict[str, Any], max_length: int) -> list[Any]:
     from transformers import AutoTokenizer
 
-    from workloads.finetune.causal_lm import IGNORED, CausalLM
+    from workloads.tasks.learns.next_token import Learns
+    from workloads.tasks.reads import Text
+    from workloads.tasks.task import IGNORED
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = CausalLM(tokenizer, max_length).encode(row)
+    [found] = Learns("causal-lm", Text(tokenizer, max_length)).encoded(row)
     return [
         tokenizer.convert_ids_to_tokens(found["input_ids"]),
         tokenizer.convert_ids_to_tokens([label for label in found["labels"] if label != IGNORED]),
@@ -194,10 +196,11 @@ def test_only_the_target_counts_after_a_prompt(made: Path) -> None:
 def text_pieces(rank: int, size: int, model: str, file: str) -> list[int]:
     from transformers import AutoTokenizer
 
-    from workloads.finetune.causal_lm import CausalLM
+    from workloads.tasks.learns.next_token import Learns
+    from workloads.tasks.reads import Text
 
-    task = CausalLM(AutoTokenizer.from_pretrained(model), 8)
-    return [len(task.encode(piece)["labels"]) for piece in task.samples([{"path": file, "format": "text"}], {})]
+    task = Learns("causal-lm", Text(AutoTokenizer.from_pretrained(model), 8))
+    return [len(piece["labels"]) for piece in task.samples([{"path": file, "format": "text"}], {})]
 
 
 def test_a_long_text_becomes_several_samples_and_nothing_is_lost(made: Path, tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def runs_out_of_memory(rank: int, size: int, folder: str, spec: dict[str, Any]) 
     """The loop on a machine where more than two samples at once do not fit."""
     import torch
 
-    from workloads.finetune.classification import Classification
+    from workloads.tasks.learns.one_label import Learns as Classification
 
     fits = Classification.collate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,20 @@ DROPPING += "<{{ m.role }}>{{ m.content }}</s>{% endif %}{% endfor %}"
 def learnt(rank: int, size: int, template: str, messages: list[Any], tools: list[Any] | None = None) -> list[Any]:
     import tiny_models
 
-    from workloads.finetune.causal_lm import IGNORED, CausalLM
+    from workloads.tasks.dialogues import Dialogues
+    from workloads.tasks.task import IGNORED
 
     tokenizer = tiny_models.byte_tokenizer()
     tokenizer.chat_template = template
-    task = CausalLM(tokenizer, 10_000)
-    ids, labels = task._chat(messages, tools)
+    seen: Counter[str] = Counter()
+    ids, labels = Dialogues(tokenizer, seen).chat(messages, tools)
     parts: list[list[int]] = [[]]
     for token, label in zip(ids, labels, strict=True):
         if label != IGNORED:
             parts[-1].append(token)
         elif parts[-1]:
             parts.append([])
-    return [[tokenizer.decode(part) for part in parts if part], dict(task._seen)]
+    return [[tokenizer.decode(part) for part in parts if part], dict(seen)]
 
 
 def turns(*texts: str) -> list[dict[str, Any]]:
@@ -98,8 +100,10 @@ def samples(rank: int, size: int, model: str, dataset: dict[str, Any], max_lengt
     from tokenizers import processors
     from transformers import AutoTokenizer
 
-    from workloads.finetune.causal_lm import IGNORED, CausalLM
     from workloads.sources import BadInput
+    from workloads.tasks.learns.next_token import Learns
+    from workloads.tasks.reads import Text
+    from workloads.tasks.task import IGNORED
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     if "bos" in changes:
@@ -109,7 +113,7 @@ def samples(rank: int, size: int, model: str, dataset: dict[str, Any], max_lengt
         )
     if "template" in changes:
         tokenizer.chat_template = changes["template"]
-    task = CausalLM(tokenizer, max_length, changes.get("vocab_size"))
+    task = Learns("causal-lm", Text(tokenizer, max_length, changes.get("vocab_size")))
     try:
         found = task.samples([dataset], {})
     except BadInput as error:
@@ -170,15 +174,16 @@ def test_an_instruction_trains_a_base_without_a_chat_template_as_a_prompt(made: 
 def classes(rank: int, size: int, model: str, file: str, known: dict[str, int] | None) -> Any:
     from transformers import AutoTokenizer
 
-    from workloads.finetune.classification import Classification
     from workloads.sources import BadInput
+    from workloads.tasks.learns.one_label import Learns
+    from workloads.tasks.reads import Text
 
-    task = Classification(AutoTokenizer.from_pretrained(model), 8, known)
+    task = Learns("sequence-classification", Text(AutoTokenizer.from_pretrained(model), 8), known)
     try:
         found = task.samples([{"path": file}], {})
     except BadInput as error:
         return str(error)
-    return [task.labels, [each["labels"][0] for each in found], task.new_head, task.notes]
+    return [task.labels.numbers, [each["labels"] for each in found], task.new_head, task.notes]
 
 
 @pytest.mark.parametrize(

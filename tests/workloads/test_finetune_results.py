@@ -174,8 +174,9 @@ def new_head(rank: int, size: int, folder: str, data: str) -> list[bool]:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from workloads.finetune.classification import Classification
     from workloads.finetune.models import load_model
+    from workloads.tasks.learns.one_label import Learns
+    from workloads.tasks.reads import Text
 
     torch.manual_seed(0)
     config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
@@ -184,7 +185,8 @@ def new_head(rank: int, size: int, folder: str, data: str) -> list[bool]:
     before.save_pretrained(folder)
     found = []
     for known in ({"yes": 0, "no": 1, "open": 2}, {"Neg": 0, "Pos": 1, "So": 2}):
-        task = Classification(AutoTokenizer.from_pretrained(Path(data).parent / "bert"), 16, known)
+        reader = Text(AutoTokenizer.from_pretrained(Path(data).parent / "bert"), 16)
+        task = Learns("sequence-classification", reader, known)
         task.samples([{"path": data}], {})
         after = load_model(task, {"base_model": folder}, Path(folder), None, torch.float32)
         found.append(bool(torch.equal(after.classifier.weight, before.classifier.weight)))

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from llmsched.runtime import progress
 from workloads.finetune.settings import Settings
-from workloads.finetune.task import Task
+from workloads.tasks.reads import Batch, Encoded
+from workloads.tasks.task import Task
 
 _BUCKET = 8 << 20  # numbers summed over workers in one message: 32 MB of float32
 _TOKENS_AT_ONCE = {"samples": 8192, "tokens": 4096}  # a language model's logits are as wide as its vocabulary
@@ -63,15 +64,15 @@ class Stepper:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.half) if self.half else contextlib.nullcontext()
 
-    def step(self, samples: Sequence[Any], rate: float) -> tuple[float, float]:
+    def step(self, samples: Sequence[Encoded], rate: float) -> tuple[float, float]:
         """One optimizer step at learning rate `rate` on this rank's samples (none is fine).
 
         Returns (mean loss, weight) of the whole step over all ranks.
         """
         begin = time.monotonic()
-        encoded = [self.task.encode(sample) for sample in samples]
+        prepared = [self.task.prepared(sample) for sample in samples]
         ready = time.monotonic()
-        sums = self._backward(encoded)
+        sums = self._backward(prepared)
         self.data_s += ready - begin
         self.compute_s += time.monotonic() - ready  # before others are waited for; the loss is on the host by then
         loss, weight = sum_over_ranks(sums, self.device)
@@ -89,7 +90,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return loss / max(weight, 1.0), weight
 
-    def _backward(self, encoded: Sequence[dict[str, list[int]]]) -> tuple[float, float]:
+    def _backward(self, encoded: Sequence[Encoded]) -> tuple[float, float]:
         """(loss, weight) summed over `encoded`, gradients added up; with half the micro-batch when memory runs out."""
         while True:
             try:
@@ -111,13 +112,13 @@ class Stepper:
                 torch.cuda.empty_cache()
             progress.report(note=f"out of memory: micro-batches of {self.most} from now on")
 
-    def batches(self, encoded: Sequence[dict[str, list[int]]]) -> list[dict[str, torch.Tensor]]:
+    def batches(self, encoded: Sequence[Encoded]) -> list[Batch]:
         """`encoded` cut into micro-batches on the device."""
         if not encoded:
             return []
         size = self.most
         if self.settings.micro_batch_size is None:
-            longest = max(len(row["input_ids"]) for row in encoded)
+            longest = max(map(self.task.reader.size, encoded))
             size = max(1, min(size, _TOKENS_AT_ONCE[self.task.unit] // longest))
         return [
             {name: tensor.to(self.device) for name, tensor in self.task.collate(encoded[at : at + size]).items()}

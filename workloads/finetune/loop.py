@@ -20,19 +20,15 @@ import torch
 
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
-from workloads import context_length
 from workloads.adapters import whole_model
-from workloads.finetune.causal_lm import CausalLM
-from workloads.finetune.classification import Classification
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
 from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model, write_result
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
-from workloads.finetune.task import Task
 from workloads.finetune.trackers import Trackers
 from workloads.sources import BadInput
+from workloads.tasks.table import task_of
 
-_LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
 _AT_ONCE_IN_EVALUATION = 64
 _SPLIT_OF_TRAINING = "train"
 
@@ -66,9 +62,9 @@ class FineTune:
         config = load_config(base, self.train["base_model"])
         self.saved_as: torch.dtype = config.dtype or torch.float32  # the precision of the base
         self.tokenizer = load_tokenizer(base, self.train["base_model"])
-        self.task = _task(self.train, self.tokenizer, config, self.settings)
+        self.task = task_of(self.train.get("task", "causal-lm"), self.tokenizer, config, self.settings.max_length)
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
-        self._check_metrics()
+        self.metric_names = self._metric_names()
         self.rows = self._samples(_SPLIT_OF_TRAINING)
         self.held_out = self._samples(self.evaluation["on"]) if self.evaluation else []
         for note in self.task.notes:
@@ -176,21 +172,20 @@ class FineTune:
         self.model.eval()
         world, rank = self.where.world_size, self.where.rank
         mine = self.held_out[rank::world]
-        sums = [0.0, 0.0, 0.0, 0.0]
+        sums = [0.0] * (2 + self.task.counts)
         rounds = -(-data.shares(len(self.held_out), world)[0] // _AT_ONCE_IN_EVALUATION)  # alike on every rank
         for turn in range(rounds):
             self._leave_if_asked()
             part = mine[turn * _AT_ONCE_IN_EVALUATION : (turn + 1) * _AT_ONCE_IN_EVALUATION]
-            encoded = sorted((self.task.encode(each) for each in part), key=lambda row: len(row["input_ids"]))
+            prepared = sorted(map(self.task.prepared, part), key=self.task.reader.size)
             with torch.inference_mode(), self.stepper.autocast():
-                for batch in self.stepper.batches(encoded):
+                for batch in self.stepper.batches(prepared):
                     score = self.task.score(self.model, batch)
-                    numbers = (float(score.loss), score.weight, score.correct, score.samples)
+                    numbers = (float(score.loss), score.weight, *score.counts)
                     sums = [total + number for total, number in zip(sums, numbers, strict=True)]
-        loss, weight, correct, samples = sum_over_ranks(sums, self.device)
-        mean = loss / max(weight, 1.0)
-        found = {"loss": mean, "accuracy": correct / max(samples, 1.0), "perplexity": math.exp(min(mean, 100.0))}
-        return {name: round(found[name], 6) for name in self.task.metrics}
+        loss, weight, *counts = sum_over_ranks(sums, self.device)
+        found = self.task.measure(loss / max(weight, 1.0), counts)
+        return {name: round(found[name], 6) for name in self.metric_names}
 
     def _keep(self, numbers: Mapping[str, float], suffix: str = "") -> None:
         """Into the receipt as eval.NAME, and shown."""
@@ -247,31 +242,15 @@ class FineTune:
             raise BadInput(f'datasets: none has "split: {split}"')
         return self.task.samples(chosen, self.where.inputs)
 
-    def _check_metrics(self) -> None:
-        for name in self.evaluation.get("metrics") or ():
-            if name not in self.task.metrics:
+    def _metric_names(self) -> list[str]:
+        """The first two of the task, and those that are asked for. Raises BadInput."""
+        known, asked = self.task.kind.metrics, self.evaluation.get("metrics") or ()
+        for name in asked:
+            if name not in known:
                 raise BadInput(
-                    f"evaluation.metrics: {name!r} is not computed for {self.train.get('task')}; "
-                    f"expected {', '.join(self.task.metrics)}"
+                    f"evaluation.metrics: {name!r} is not computed for {self.task.name}; expected {', '.join(known)}"
                 )
-
-
-def _task(train: Mapping[str, Any], tokenizer: Any, config: Any, settings: Settings) -> Task:
-    fits = context_length.longest(config, tokenizer) or _LONGEST_BY_DEFAULT
-    max_length = min(settings.max_length or fits, fits)
-    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    match train.get("task", "causal-lm"):
-        case "sequence-classification":
-            return Classification(tokenizer, max_length, config.label2id if _has_head(config) else None, vocab_size)
-        case "causal-lm":
-            return CausalLM(tokenizer, max_length, vocab_size)
-        case other:
-            raise BadInput(f"task {other!r} cannot be fine-tuned yet; expected causal-lm or sequence-classification")
-
-
-def _has_head(config: Any) -> bool:
-    """The base is a classifier already, so its numbering of labels means something."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        return [name for index, name in enumerate(known) if index < 2 or name in asked]
 
 
 def _device() -> torch.device:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from workloads import adapters
-from workloads.finetune.task import Task
 from workloads.sources import BadInput
+from workloads.tasks.table import model_class
+from workloads.tasks.task import Task
 
 _METHODS = ("full", "lora")
 
@@ -100,7 +101,7 @@ def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
     config = copy.deepcopy(model.config)
     config.num_labels += 1
     with torch.device("meta"):
-        other = {name: each.shape for name, each in task.model_class().from_config(config).named_parameters()}
+        other = {name: each.shape for name, each in model_class(task.name).from_config(config).named_parameters()}
     for name, param in model.named_parameters():
         if param.shape != other[name]:  # it grows with the number of labels: it is the last layer
             std = getattr(config, "initializer_range", 0.02)
@@ -110,13 +111,13 @@ def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
 
 def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
     try:
-        model, info = task.model_class().from_pretrained(
+        model, info = model_class(task.name).from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=task.head_is_new,
             output_loading_info=True,
-            **task.model_settings(),
+            **task.settings(),
         )
     except Exception as error:
         raise BadInput(f"model {uri}: the weights in {folder} cannot be loaded: {_short(error)}") from error

@@ -1,4 +1,5 @@
-"""The servers of a replica: a request of a route in, an OpenAI answer or its chunks out. One class for each task.
+"""The servers of a replica: a request of a route in, an OpenAI answer or its chunks out. The class for language
+models; `forward.py` has the one for all others.
 
 Errors leave as RequestError; `replica.py` makes answers of them.
 """
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workloads.inference import openai
-from workloads.inference.encoder import Encoder
 from workloads.inference.engine import Engine, Piece
 from workloads.inference.openai import RequestError, Sampling, TextRequest, Usage
 
@@ -148,28 +148,3 @@ class TextServer:
 def _seeded(sampling: Sampling, index: int) -> Sampling:
     """Choices of one request differ, and repeat with its seed."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
-
-class EncoderServer:
-    """Embeddings, or labels with scores."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self.routes = ("embeddings",) if encoder.task == "feature-extraction" else ("classify",)
-        self.check = encoder.check
-
-    async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any]:
-        model = str(body.get("model", ""))
-        if route == "embeddings":
-            inputs, as_base64 = openai.embedding_inputs(body)
-            vectors, tokens = await self._encoder.run(inputs)
-            return openai.embeddings_answer(model, vectors, tokens, as_base64)
-        scores, tokens = await self._encoder.run(openai.classify_inputs(body))
-        return openai.classify_answer(model, scores, tokens)
-
-    async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
-        raise RequestError(f"/v1/{route} does not stream.", param="stream")
-        yield  # pragma: no cover  makes it a generator, as the others are
-
-    async def load_adapter(self, name: str, folder: Path) -> None:
-        raise RequestError("Adapters go on a causal-lm model only.", code="no_adapters")

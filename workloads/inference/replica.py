@@ -174,7 +174,7 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
     from transformers.utils import logging as transformers_logging
 
     from workloads.adapters import merged
-    from workloads.inference.answers import EncoderServer, TextServer
+    from workloads.inference.answers import TextServer
     from workloads.inference.engine import Settings, TransformersEngine, device_for, use_threads
 
     use_threads(threads)
@@ -193,9 +193,9 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
         settings = Settings.of(kwargs)
         if task == "causal-lm":
             return TextServer(TransformersEngine(folder, settings, device))
-        from workloads.inference.encoder import Encoder
+        from workloads.inference.forward import Forward, ForwardServer
 
-        return EncoderServer(Encoder(folder, task, settings, device))
+        return ForwardServer(Forward(folder, task, settings, device))
     except Exception as error:  # a folder that is not what it says makes the libraries fail in many ways
         raise BadInput(f"model {serve['model']['source']} cannot be served as {task}: {error}") from error
 

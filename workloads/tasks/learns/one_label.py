@@ -1,0 +1,57 @@
+"""One label of what is read: classification."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.nn import functional
+
+from workloads import datasets as reading
+from workloads.tasks.labels import SHOWN, Labels, name_of
+from workloads.tasks.reads import Batch, Encoded
+from workloads.tasks.task import Read, Score, Task
+
+
+class Learns(Task):
+    head_is_new = True
+    counts = 2
+
+    def __init__(self, *known: Any) -> None:
+        super().__init__(*known)
+        self.labels = Labels(self.known_labels)
+
+    def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
+        return {**super().checked(row, rows), "label": name_of(row["label"], rows.class_names.get("label"))}
+
+    def look(self, read: Sequence[Read]) -> None:
+        counts = Counter(row["label"] for _, rows, _ in read for row in rows)
+        path = read[0][0]["path"]
+        if not self.labels.numbers:
+            self.notes += self.labels.of_training(counts, path)
+            self.new_head = self.labels.is_new
+        self.labels.check(counts, path)
+        many = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
+        self.notes.append(f"{path}: {len(counts)} labels: {shown}{many}")
+
+    def encoded(self, row: reading.Row) -> Iterator[Encoded]:
+        yield {**self.input_of(row), "labels": self.labels[row["label"]]}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            **self.labels.settings(),
+            "problem_type": "single_label_classification",
+            "pad_token_id": self.reader.filler(),
+        }
+
+    def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
+        labels = batch["labels"]
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.float()
+        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return Score(loss, len(labels), (int((logits.argmax(-1) == labels).sum()), len(labels)))
+
+    def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
+        correct, samples = counts
+        return {"loss": loss, "accuracy": correct / max(samples, 1.0)}

@@ -1,0 +1,120 @@
+"""What the training loop asks of a task: samples to tensors, tensors to a loss that can be summed over workers.
+
+A task never averages. It gives sums and the weight they stand for (samples, or tokens that count), and the loop divides
+once, by the weight of the whole step: that is why the number of workers does not show in the result. Metrics are
+functions of summed counts for the same reason.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from llmsched.data.messages import Unusable
+from llmsched.data.rows import DataError
+from llmsched.data.tasks import KINDS
+from workloads import datasets as reading
+from workloads.sources import BadInput
+from workloads.tasks.reads import Batch, Encoded, Text, padded
+
+IGNORED = -100  # label of what does not count
+Read = tuple[Mapping[str, Any], reading.Rows, reading.BadRows]  # a data set, its rows, and those that are bad
+
+
+class Score(NamedTuple):
+    """Sums over the samples of one batch. `loss` carries the gradient; `counts` are what `measure` reads."""
+
+    loss: torch.Tensor
+    weight: int  # what `loss` is divided by in the end
+    counts: Sequence[float] = ()
+
+
+class Task(ABC):
+    """One kind of fine-tuning. `known_labels` are the base model's own; None: it has no last layer for this task."""
+
+    unit = "samples"  # what `weight` counts, for people: "samples" | "tokens"
+    head_is_new = False  # the base model may lack the last layer
+    counts = 0  # numbers in `Score.counts`
+    new_head = False  # known once samples are read: the base's last layer means something else
+
+    def __init__(self, name: str, reader: Text, known_labels: Mapping[str, int] | None = None) -> None:
+        self.name, self.reader = name, reader
+        self.kind = KINDS[name]
+        self.roles = [role.removesuffix("?") for role in self.kind.reads]
+        self.known_labels = {str(label): number for label, number in (known_labels or {}).items()}
+        self.notes: list[str] = []  # what was noticed in the data, for people
+        self.seen: Counter[str] = Counter()  # the same of the data set at hand: how many of what
+        self.rows = 0  # in the data set at hand
+
+    def samples(self, datasets: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]) -> list[Encoded]:
+        """Read, check and encode the data sets of one split. Raises BadInput."""
+        read = [(dataset, *self.read(dataset, inputs)) for dataset in datasets]
+        self.notes += [note for _, rows, _ in read for note in rows.notes]
+        self.look(read)
+        found: list[Encoded] = []
+        for dataset, rows, bad in read:
+            self.seen, self.rows, before = Counter(), len(rows), len(found)
+            for row, place in zip(rows, rows.places, strict=True):
+                try:
+                    found += list(self.encoded(row))  # all of a row, or nothing
+                except Unusable as error:
+                    bad.add(place, str(error))
+            try:
+                self.notes += bad.settle(len(rows) - bad.count)
+            except DataError as error:
+                raise BadInput(str(error)) from error
+            if len(found) == before:
+                raise BadInput(
+                    f"data set {dataset['path']}: no token to learn within max_length {self.reader.max_length}; "
+                    "make it larger"
+                )
+            self.notes += [f"{dataset['path']}: {count:,} {what}" for what, count in self.seen.items()]
+        return found
+
+    def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
+        """The rows of a data set as {role: value}, each checked, and those that are bad. Raises BadInput."""
+        return reading.roles(dataset, *self.kind.roles(), inputs, self.checked)
+
+    def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
+        """A row as it is learnt: plain values. Raises Unusable."""
+        return self.reader.check(row, self.roles)
+
+    def look(self, read: Sequence[Read]) -> None:  # noqa: B027  most tasks have nothing to see
+        """At all rows of a split together, before any is encoded. Raises BadInput."""
+
+    @abstractmethod
+    def encoded(self, row: reading.Row) -> Iterator[Encoded]:
+        """The samples of a row: what goes into the model, and labels. Raises Unusable."""
+
+    def input_of(self, row: reading.Row) -> Encoded:
+        """What the model reads of a row; counts those that are cut. Raises Unusable."""
+        texts = [row[role] for role in self.roles if role in row]
+        made = self.reader.encode(*texts)
+        if self.reader.is_cut(made, *texts):
+            self.seen[f"of {self.rows:,} texts are cut off at max_length {self.reader.max_length}"] += 1
+        return made
+
+    def prepared(self, sample: Encoded) -> Encoded:
+        """A sample as a step takes it: what need not lie in memory meanwhile is read here."""
+        return sample
+
+    def settings(self) -> dict[str, Any]:
+        """What goes into the model's config."""
+        return {}
+
+    def collate(self, encoded: Sequence[Encoded]) -> Batch:
+        """One padded batch, on the CPU."""
+        labels = [row["labels"] for row in encoded]
+        is_one = isinstance(labels[0], int)
+        return {**self.reader.collate(encoded), "labels": torch.tensor(labels) if is_one else padded(labels, IGNORED)}
+
+    @abstractmethod
+    def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score: ...
+
+    def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
+        """Every metric of this task, of the mean loss and the sum of the counts of all samples."""
+        return {"loss": loss}
