@@ -162,6 +162,9 @@ def _indices(state: State) -> list[str]:
             broken.append(f"index: {gang.id} is {gang.status.value}, in holding: {gang.id in state.holding}")
         if (gang.id in state.vacating) != (gang.status is Status.VACATING):
             broken.append(f"index: {gang.id} is {gang.status.value}, in vacating: {gang.id in state.vacating}")
+        is_moved = gang.vacate_reason == "consolidation" and gang.status in (Status.VACATING, Status.QUEUED)
+        if (gang.id in state.moved) != is_moved:
+            broken.append(f"index: {gang.id} was moved: {is_moved}, in moved: {gang.id in state.moved}")
         waits = gang.id in state.waiting or gang.id in state.parked
         if waits != (gang.status is Status.QUEUED):
             broken.append(f"index: {gang.id} is {gang.status.value}, among the waiting: {waits}")

@@ -166,6 +166,8 @@ def _preempted(world: World, gang: GangState, decision: Preempt) -> None:
     _vacates(world, gang, "released", decision.reason)
     gang.beneficiary = decision.beneficiary
     gang.message = decision.why
+    if decision.reason == "consolidation":
+        world.moved[gang.id] = None
     if decision.reason == "in_queue_rank":
         world.ranked_at = world.now
     if decision.reason not in ("node_lost", "superseded"):

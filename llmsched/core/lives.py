@@ -137,6 +137,7 @@ def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None
     """It does not wait any more, and nothing is promised to it. `placement`: where it goes instead."""
     unpromise(world, gang, placement)
     world.waiting.discard(gang)
+    world.moved.pop(gang.id, None)
     _drop_parked(world, gang)
     gang.own_reason = None
 

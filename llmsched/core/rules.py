@@ -80,8 +80,8 @@ class Rules:
         for (queue, priority, preemptible), group in state.groups.items():
             if queue == spec.queue and preemptible and group.gangs and self.group(queue, priority):
                 return True
-        for name in self.trial.begun:
-            begun = state.gangs[name].spec
+        for new in self.trial.new():
+            begun = new.spec
             if begun.queue == spec.queue and begun.preemptible and self.group(begun.queue, begun.priority):
                 return True
         if self.rules.reclaim == "never" or not state.quota.enforced:
@@ -101,7 +101,7 @@ class Rules:
     def could(self, victim: GangState, code: str) -> bool:
         """Whether this gang of such a group might be a victim: not leaving, not shielded, evicted seldom enough."""
         spec, gang = victim.spec, self.gang
-        begins = victim.id in self.trial.begun  # in this pass
+        begins = self.trial.is_new(victim)
         if begins and (gang.id, victim.id) in self.exchanged:
             return False
         if not (begins or victim.status in ACTIVE) or victim.workload_id == gang.workload_id or victim.lost_members:
@@ -128,7 +128,7 @@ class Rules:
 
     def launched_at(self, victim: GangState) -> float:
         now = self.view.now
-        return now if victim.id in self.trial.begun or victim.launched_at is None else victim.launched_at
+        return now if self.trial.is_new(victim) or victim.launched_at is None else victim.launched_at
 
     def is_reluctant(self, victim: GangState) -> bool:
         """Whether its queue would rather not be evicted: it goes after everybody else."""
@@ -194,20 +194,19 @@ class Rules:
         if code == IN_QUEUE:
             return code
         shares, flavor, theirs = self.shares, self._flavor(victim), victim.spec.queue
-        if shares is not None and shares.mode != BORROWED:
-            found = self._by_share(shares, victim, flavor, released)
-            if found or shares.mode == GUARANTEE:
-                return found
-        if not self.state.quota.enforced and (shares is None or shares.mode != BORROWED):
-            return self._by_priority(victim, flavor)  # nobody owns anything
+        if shares is not None and shares.mode == GUARANTEE:
+            return self._by_share(shares, victim, flavor, released)
+        owns_nothing = not self.state.quota.enforced and (shares is None or shares.mode != BORROWED)
         branch = self.state.quota.branch(theirs, flavor)
         own = self.state.quota.branch(self.gang.spec.queue, flavor)
         spare = self._spare(victim) if released is None else 0
-        if branch is None or own is None or branch.used - spare <= branch.subtree:
-            return ""  # only borrowers give back
+        if not owns_nothing and (branch is None or own is None or not _borrows(branch, own, spare)):
+            return ""  # only borrowers give back: who takes what others own has to give it back at once
+        if shares is not None and shares.mode == TOTAL and self._by_share(shares, victim, flavor, released):
+            return FAIR
+        if owns_nothing or branch is None or own is None:
+            return self._by_priority(victim, flavor)
         mine, other = fork(own, branch)
-        if other is not branch and any(above.used - spare <= above.subtree for above in branch.up_to(other)):
-            return ""  # nor a borrower whose cohort does not borrow
         if shares is not None and shares.mode == BORROWED:
             if not self._reclaims(victim.spec.priority):
                 return ""
@@ -320,8 +319,8 @@ class Rules:
         return gpus_of(victim.spec, self.trial.places(victim)) + beyond
 
     def _all_of(self, victim: GangState) -> Resources:
-        begun = self.trial.begun.get(victim.id)
-        own = need_of(victim.spec, size_of(victim.spec, begun) if begun else victim.size)
+        size = size_of(victim.spec, self.trial.places(victim)) if self.trial.is_new(victim) else victim.size
+        own = need_of(victim.spec, size)
         return own.plus(total_of(victim.excess)).times(-1)
 
     def each_strategy(self) -> Iterator[str]:
@@ -351,6 +350,14 @@ class Rules:
         if own.used >= own.subtree or own.used + self._need().gpus_milli <= own.subtree:
             return ("borrowing",)  # it has all it owns, or ends inside in any case
         return ("inside", "borrowing") if self.rules.while_borrowing == "never" else ("borrowing", "inside")
+
+
+def _borrows(branch: Branch, own: Branch, spare: int) -> bool:
+    """Whether a queue, and each cohort above it that the other one is not in, has more than it owns."""
+    if branch.used - spare <= branch.subtree:
+        return False
+    _, other = fork(own, branch)
+    return other is branch or all(above.used - spare > above.subtree for above in branch.up_to(other))
 
 
 def rules_of(state: State, queue: str) -> PreemptionRules:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsched.core.decisions import Launch, Withdraw
+from llmsched.core.decisions import Launch
 from llmsched.core.explain import Reason
 from llmsched.core.fair import Shares, mode_of
-from llmsched.core.message import Message, say, workload
+from llmsched.core.message import Message
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
 from llmsched.core.records import GangState
@@ -59,17 +59,6 @@ class Pass:
         self.trial.hold(gang, placement)
         self.trial.begun[gang.id] = placement
         self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, why))
-
-    def take_back(self, gang: GangState, by: GangState) -> None:
-        """It does not start after all: the other one, asked later, would have had the right to evict it."""
-        del self.trial.begun[gang.id]
-        self.trial.hold(gang, ())
-        decided = self.plan.decisions
-        at = next(at for at, each in enumerate(decided) if isinstance(each, Launch) and each.gang == gang.id)
-        del decided[at]
-        if gang.nomination is not None:
-            decided.insert(at, Withdraw(gang.id, say("withdraw.outranked", who=workload(by.workload_id))))
-        self.exchanged[by.id, gang.id] = None
 
     def let_go_of_quota(self) -> None:
         """Idle quota is not kept for its owners any more: they are asked again."""

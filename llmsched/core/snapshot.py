@@ -111,6 +111,7 @@ class Snapshot:
     vacating: tuple[str, ...]
     elastic: tuple[str, ...]
     movable: tuple[str, ...]
+    moved: tuple[str, ...]
     serving: tuple[str, ...]
     timed: tuple[str, ...]
     scheduled: tuple[str, ...]
@@ -162,6 +163,7 @@ def freeze(state: State) -> Snapshot:
         vacating=tuple(state.vacating),
         elastic=tuple(state.elastic),
         movable=tuple(state.movable),
+        moved=tuple(state.moved),
         serving=tuple(state.serving),
         timed=tuple(state.timed),
         scheduled=tuple(state.scheduled),
@@ -250,6 +252,7 @@ def _index(state: State, snapshot: Snapshot) -> None:
     state.vacating = dict.fromkeys(snapshot.vacating)
     state.elastic = dict.fromkeys(snapshot.elastic)
     state.movable = dict.fromkeys(snapshot.movable)
+    state.moved = dict.fromkeys(snapshot.moved)
     state.serving = dict.fromkeys(snapshot.serving)
     state.timed = dict.fromkeys(snapshot.timed)
     state.scheduled = dict.fromkeys(snapshot.scheduled)

@@ -16,7 +16,8 @@ from llmsched.core.resources import ByNode
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
-EXCESS = 3  # in the log, beside +-1 for what is held and +-2 for promises
+EXCESS = 3  # in the log, beside +-1 for what is held, +-2 for promises and +-4 for those that this pass makes first
+PROMISES = (2, -2, 4, -4)
 
 
 class Trial:
@@ -27,6 +28,7 @@ class Trial:
         self.now = state.now
         self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
         self.begun: dict[str, Placement] = {}  # gangs this pass has told to start, and where
+        self.promised: dict[str, Placement] = {}  # gangs this pass has promised places to for the first time
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
@@ -52,7 +54,14 @@ class Trial:
 
     def places(self, gang: GangState) -> Placement:
         """What it holds, or will when what this pass has decided is done."""
-        return self.begun.get(gang.id) or gang.held
+        return self.begun.get(gang.id) or self.promised.get(gang.id) or gang.held
+
+    def is_new(self, gang: GangState) -> bool:
+        """Whether this pass has told it to start, or promised it places: neither is done yet."""
+        return gang.id in self.begun or gang.id in self.promised
+
+    def new(self) -> list[GangState]:
+        return [self.state.gangs[name] for name in (*self.begun, *self.promised)]
 
     def hold(self, gang: GangState, placement: Placement) -> None:
         """Make the gang hold exactly `placement` for the rest of the trial (() lets go of everything)."""
@@ -78,6 +87,27 @@ class Trial:
         """Put a nomination into the ledgers for the rest of the trial."""
         self.state.ledgers.charge(gang, placement, 1, promise=True)
         self._log.append((gang, placement, -2, self.placements.get(gang.id)))
+
+    def promise_first(self, gang: GangState, placement: Placement) -> None:
+        """The same for somebody who was promised nothing before: in the world afterwards it has begun."""
+        self.promised[gang.id] = placement
+        self.state.ledgers.charge(gang, placement, 1, promise=True)
+        self._log.append((gang, placement, -4, self.placements.get(gang.id)))
+
+    def break_promise(self, gang: GangState) -> None:
+        """Undo `promise_first`."""
+        placement = self.promised.pop(gang.id)
+        self.state.ledgers.charge(gang, placement, -1, promise=True)
+        self._log.append((gang, placement, 4, self.placements.get(gang.id)))
+
+    def stay(self, gang: GangState) -> None:
+        """It does not let go of anything after all. Never inside a mark."""
+        if self._afterwards is not None:
+            self._afterwards.catch_up()
+            self._afterwards.stays(gang)
+        self.leaving.pop(gang.id, None)
+        self.shrinking.pop(gang.id, None)
+        self.victims.clear()
 
     def hold_quota(self, queue: str, flavor: str | None, amount: int) -> None:
         """Keep idle quota for its owner until the trial closes."""
@@ -120,8 +150,8 @@ class Trial:
             if sign == EXCESS:
                 self._exceed(gang, gang.id in self._returned)
                 continue
-            self.state.ledgers.charge(gang, placement, 1 if sign > 0 else -1, promise=sign in (2, -2))
-            if sign not in (2, -2):
+            self.state.ledgers.charge(gang, placement, 1 if sign > 0 else -1, promise=sign in PROMISES)
+            if sign not in PROMISES:
                 if before is None:
                     self.placements.pop(gang.id, None)
                 else:
@@ -135,12 +165,8 @@ class Afterwards(Trial):
         super().__init__(trial.state.twin())
         self.placements = trial.placements.copy()
         self.held_quota = trial.held_quota.copy()
-        self.begun, self.leaving, self.shrinking, self.victims = (
-            trial.begun,
-            trial.leaving,
-            trial.shrinking,
-            trial.victims,
-        )
+        self.begun, self.promised = trial.begun, trial.promised
+        self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
         self.gone: dict[str, int] = {}  # who leaves, in that order
         self._gone_from: dict[str, list[str]] = {}  # the same by node
         self._trial = trial
@@ -152,6 +178,9 @@ class Afterwards(Trial):
             gang = state.gangs[name]
             if name not in self.placements and gang.placement is not None and len(gang.held) > len(gang.placement):
                 self.hold(gang, gang.placement)
+        for name, placement in trial.promised.items():
+            self.state.ledgers.charge(state.gangs[name], placement, -1, promise=True)
+            self.hold(state.gangs[name], placement)  # here it has begun
 
     def catch_up(self) -> None:
         trial, gangs = self._trial, self.state.gangs
@@ -163,6 +192,8 @@ class Afterwards(Trial):
                 self.unpromise(gang)
             elif sign == -2:
                 self.promise(gang, placement)
+            elif sign in PROMISES:
+                self.hold(gang, placement if sign < 0 else ())
             elif gang.id not in self.gone:
                 self.hold(gang, trial.held(gang))
         for queue, flavor, amount in islice(trial._quota_log, quotas, None):
@@ -179,11 +210,20 @@ class Afterwards(Trial):
         names = dict.fromkeys(name for node in nodes for name in self._gone_from.get(node, ()))
         return sorted(names, key=self.gone.__getitem__)
 
+    def stays(self, gang: GangState) -> None:
+        """See `Trial.stay`, which asks for it before it forgets that the gang was to let go."""
+        logged, quotas, leaving, shrinking = self._seen
+        self._seen = (logged, quotas, leaving - (gang.id in self.leaving), shrinking - (gang.id in self.shrinking))
+        if self.gone.pop(gang.id, None) is not None:
+            for node in dict.fromkeys(placed.node for placed in gang.held):
+                self._gone_from[node].remove(gang.id)
+        self.hold(gang, gang.held)
+
     def _let_go(self, name: str) -> None:
         gang = self.state.gangs[name]
         if name in self.gone or not self.held(gang):
             return
-        self.gone[name] = len(self.gone)
+        self.gone[name] = next(reversed(self.gone.values()), -1) + 1
         for node in dict.fromkeys(placed.node for placed in gang.held):
             self._gone_from.setdefault(node, []).append(name)
         self.hold(gang, ())

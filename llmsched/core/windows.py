@@ -13,8 +13,9 @@ from typing import NamedTuple
 from llmsched.core import cron
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation
-from llmsched.core.records import GangState, amount_of, expected_end
+from llmsched.core.records import GangState, amount_of, expected_end, size_of
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.run_times import runtime_s
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload
 
@@ -56,6 +57,13 @@ class Row(NamedTuple):
     reservation: Reservation
 
 
+def _ends_at(trial: Trial, gang: GangState) -> float:
+    placement = trial.begun.get(gang.id)
+    if placement is None:
+        return expected_end(gang)
+    return trial.now + runtime_s(trial.state, gang, size_of(gang.spec, placement), placement)
+
+
 class Windows:
     """The reservations that matter in this pass."""
 
@@ -86,10 +94,10 @@ class Windows:
         fixed: dict[str, int] = {}  # thousandths that stay on a node,
         guests: dict[str, int] = {}  # and that would have to leave it
         theirs: dict[str, None] = {}
-        for name in trial.state.holding:
+        for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
             gang = trial.state.gangs[name]
             holds = is_holder(reservation, gang.spec)
-            if not holds and expected_end(gang) <= opens:
+            if not holds and _ends_at(trial, gang) <= opens:
                 continue
             stays = is_immovable(reservation, gang, opens)
             for placed in trial.held(gang):

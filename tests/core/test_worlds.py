@@ -40,6 +40,11 @@ def test_no_promise_is_broken(first: int) -> None:
         (9839, "what is left of a device of which the holder of a reservation has a part"),
         (9022, "a gang comes back to a node that was lost while it changed size, and is others' now"),
         (10013, "time alone changes who stands first in a line in which nobody overtakes"),
+        (1047, "the shorter one is asked first, for whose room somebody leaves, and a higher priority takes it"),
+        (4448, "shares count who was moved together as gone, though it begins again at once"),
+        (7102, "others take the place to which somebody is moved, who then may evict whom it made room for"),
+        (1765, "somebody starts before others whom elasticity has counted, and leaves some for those that rest"),
+        (4039, "the holder of a reservation starts, and others may start where it was to be"),
         (4968, "a faster flavor is free, but reserved"),
     ],
 )

@@ -10,8 +10,6 @@ from __future__ import annotations
 from math import inf
 
 from llmsched.core.amounts import need_milli, options_of
-from llmsched.core.decisions import Withdraw
-from llmsched.core.exact_fit import fits, free_at_last, is_kept
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
@@ -23,10 +21,11 @@ from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
-from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, shrink, size
+from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
-from llmsched.core.stages.nominate import nominate, stand
+from llmsched.core.status import Status
+from llmsched.core.windows import Windows
 from llmsched.core.workload import Placement
 
 LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
@@ -66,14 +65,14 @@ class Admission:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         self.gave = len(self.trial.leaving) + len(self.trial.shrinking)  # who was told to, at the last success
-        ready = free_at_last(self.trial, self._closed) if state.nominated else {}
-        for name in state.nominated:  # a promise is kept before anybody else is looked at
-            if plan.cut(since):
-                return
+        goes_on = redeem.run(self.this, self.calendar, self._launch)
+        for name in state.nominated:
             gang = state.gangs[name]
-            self._redeem(gang, name in ready)
             gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+        if not goes_on:
+            return
         migrate.keep_places(self.this)
+        self._move_together()
         moves = migrate.Moves(self.this, self.calendar)
         while True:
             line = self._ask_all(moves, since)
@@ -92,6 +91,33 @@ class Admission:
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
+        plan.asks_again = plan.asks_again or self._has_changed_what_it_began_with()
+
+    def _has_changed_what_it_began_with(self) -> bool:
+        """Whether somebody starts after whom a reservation is to be on other nodes, or there is more for those to whom
+        elasticity has given nothing."""
+        if not self.trial.begun:
+            return False
+        if self.by_rank and self._rests_somebody():
+            return True
+        rows = self.calendar.windows.rows
+        return bool(rows) and Windows(self.trial).rows != rows
+
+    def _rests_somebody(self) -> bool:
+        elastic = self.state.waiting.elastic.values()
+        return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
+
+    def _move_together(self) -> None:
+        """Whom consolidation moves goes to its new place before anybody else is asked; until then it is kept."""
+        for name in self.state.moved:
+            gang = self.state.gangs[name]
+            if gang.status is Status.VACATING:
+                consolidate.keep_place(self.this, gang)
+                continue
+            waits = name in self.state.waiting and name not in self.settled and gang.nomination is None
+            if waits and gang.shape is not None and self._place(gang):
+                gang.shape.examined = None
+                self.this.tell(gang.shape, None)
 
     def _ask_all(self, moves: migrate.Moves, since: int) -> Line | None:
         """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
@@ -286,7 +312,7 @@ class Admission:
         state, trial = self.state, self.trial
         if self.calendar.windows.rows or state.elastic:
             return None
-        victims = (state.victims + len(trial.begun),) if self.takes else ()
+        victims = (state.victims + len(trial.begun) + len(trial.promised),) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
         told = (len(trial.leaving), len(trial.shrinking), len(self.this.exchanged))
         return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
@@ -320,36 +346,6 @@ class Admission:
 
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
-
-    def _closed(self, gang: GangState) -> int:
-        """Nodes on which a nominated gang may not start."""
-        placement = gang.nomination.placement if gang.nomination is not None else ()
-        return self.calendar.closed(gang, size_of(gang.spec, placement))
-
-    def _redeem(self, gang: GangState, is_ready: bool) -> None:
-        """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
-        free, else take it back. `is_ready`: the places promised to it are free."""
-        nomination = gang.nomination
-        assert nomination is not None
-        trial = self.trial
-        size = size_of(gang.spec, nomination.placement)
-        if place.may_fit(trial, gang, size):
-            trial.unpromise(gang)
-            found = place.find(self.this, gang, size, ~self._closed(gang), explain=False)
-            if not isinstance(found, place.Refused):
-                self._launch(gang, found)
-                return
-        elif not is_ready and is_kept(trial.afterwards(), gang):
-            stand(self.this, gang, nomination)
-            return
-        else:
-            trial.unpromise(gang)
-        if is_ready:
-            self._launch(gang, nomination.placement)
-        elif fits(trial.afterwards(), gang.spec, nomination.placement):
-            nominate(self.this, gang, nomination.placement, list(nomination.victims))
-        else:
-            self.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
 
     def _make_room(self, gang: GangState) -> bool:
         state = self.state

@@ -251,7 +251,7 @@ class Calendar:
 
     def _presumed_end(self, gang: GangState, placement: Placement) -> float:
         state, now = self.trial.state, self.trial.now
-        begins = gang.id in self.trial.begun
+        begins = self.trial.is_new(gang)
         return now + presumed_s(state, gang, placement) if begins else presumed_end(state, gang)
 
     def settled(self, gang: GangState) -> None:

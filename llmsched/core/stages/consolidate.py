@@ -1,7 +1,9 @@
 """Move preemptible work together so that a gang fits that only fragmentation keeps out.
 
 Only when every gang that is moved can be placed again at once, on what is then left; as few as possible. Off unless
-`scheduling.consolidation`.
+`scheduling.consolidation`. While they leave their new places are kept (`keep_place`), and they begin there before
+anybody else is asked (`Admission`): else others would take the places, and those that were moved might have the right
+to evict whom they made room for.
 """
 
 from __future__ import annotations
@@ -13,9 +15,24 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.status import Status
+from llmsched.core.workload import Placement
 
+REASON = "consolidation"
 NODES_TRIED = 16
 MOVED_AT_MOST = 8
+
+
+def keep_place(this: Pass, gang: GangState) -> None:
+    """For somebody who is leaving in order to be moved."""
+    trial = this.trial
+    mark = trial.mark()
+    trial.hold(gang, ())
+    found = place.find(this, gang, gang.size, explain=False)
+    trial.rollback(mark)
+    if isinstance(found, place.Refused):  # perhaps only beside others who leave
+        found = place.find(this.later(), gang, gang.size, explain=False)
+    if not isinstance(found, place.Refused):
+        trial.promise(gang, found)
 
 
 def run(this: Pass, gang: GangState, only: int) -> bool:
@@ -37,6 +54,7 @@ def run(this: Pass, gang: GangState, only: int) -> bool:
     )
     mark = trial.mark()
     moved: list[GangState] = []
+    goes: list[tuple[GangState, Placement]] = []
     found = None
     try:
         for name in order[:NODES_TRIED]:  # clear one node after another until the gang fits
@@ -59,11 +77,14 @@ def run(this: Pass, gang: GangState, only: int) -> bool:
             if isinstance(again, place.Refused):
                 return False
             trial.hold(other, again)
+            goes.append((other, again))
     finally:
         trial.rollback(mark)
     for other in moved:
         why = say("preempt.consolidation", who=workload(gang.workload_id))
-        this.plan.decisions.append(Preempt(other.id, other.attempt, other.spec.grace_s, "consolidation", gang.id, why))
+        this.plan.decisions.append(Preempt(other.id, other.attempt, other.spec.grace_s, REASON, gang.id, why))
         trial.leaving[other.id] = None
+    for other, placement in goes:
+        trial.promise(other, placement)
     nominate(this, gang, found, [other.id for other in moved])
     return True

@@ -5,7 +5,8 @@ Called by every stage that makes room (shrink, preempt, consolidate, rank); know
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 from llmsched.core.decisions import Nominate
 from llmsched.core.exact_fit import may_be_free
@@ -23,7 +24,10 @@ def nominate(
     why: Message | None = None,
 ) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
-    this.trial.promise(gang, placement)
+    if gang.nomination is None:
+        this.trial.promise_first(gang, placement)
+    else:
+        this.trial.promise(gang, placement)
     decision = _decision(this, gang, placement, leaving, why)
     if gang.nomination is None or gang.nomination.placement != placement:
         this.plan.decisions.append(decision)
@@ -36,12 +40,25 @@ def stand(this: Pass, gang: GangState, nomination: Nomination) -> None:
     _decision(this, gang, nomination.placement, nomination.victims)
 
 
+def without(this: Pass, name: str, spared: Container[str]) -> None:
+    """Those do not leave for it after all."""
+    plan = this.plan
+    before = plan.nominations[name]
+    victims = tuple(victim for victim in before.victims if victim not in spared)
+    after = plan.nominations[name] = replace(before, victims=victims, why=_waits_for(this, victims))
+    plan.decisions[:] = [after if each is before else each for each in plan.decisions]
+
+
+def _waits_for(this: Pass, victims: Sequence[str]) -> Message:
+    who = workloads(this.state.gangs[name].workload_id for name in victims)
+    return say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
+
+
 def _decision(
     this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str], why: Message | None = None
 ) -> Nominate:
     gangs, nodes = this.state.gangs, dict.fromkeys(placed.node for placed in placement)
     victims = [name for name in leaving if any(placed.node in nodes for placed in gangs[name].held)]
-    who = workloads(gangs[name].workload_id for name in victims)
-    waits = say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
-    decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), why or waits)
+    waits = why or _waits_for(this, victims)
+    decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), waits)
     return decision

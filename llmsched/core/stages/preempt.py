@@ -23,7 +23,7 @@ from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
-from llmsched.core.stages import place, shrink, victims
+from llmsched.core.stages import outrank, place, shrink, victims
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.victims import Row
 from llmsched.core.trial import Trial
@@ -106,20 +106,27 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
         goes.append((state.gangs[name], tuple((Counter(state.gangs[name].held) - Counter(kept)).elements())))
     if not may(choice.placement, goes):
         return False
+    return _carry_out(this, gang, choice, smaller)
+
+
+def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, Placement]) -> Placement | bool:
+    trial, plan = this.trial, this.plan
     for name, placement in smaller.items():
-        shrink.resize(this, state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))
+        shrink.resize(this, this.state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))
+    new = [victim for victim in choice.victims if trial.is_new(victim)]
     for victim in choice.victims:
-        if victim.id in trial.begun:
-            this.take_back(victim, gang)
+        if victim in new:
             continue
         code = choice.why[victim.id]
         why = say(f"taken.{code}", who=workload(gang.workload_id))
         plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
         trial.leaving[victim.id] = None
+    if new:
+        outrank.run(this, gang, choice.placement, new)
     going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]
     if not going and fits(trial, gang.spec, choice.placement):
         return choice.placement
-    nominate(this, gang, choice.placement, [*going, *later.trial.gone_from(choice.placement)])
+    nominate(this, gang, choice.placement, [*going, *this.later().trial.gone_from(choice.placement)])
     return True
 
 

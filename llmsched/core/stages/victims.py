@@ -1,4 +1,5 @@
-"""Who might be a victim of one gang, and in which order: who holds something, and who would start in this pass.
+"""Who might be a victim of one gang, and in which order: who holds something, and who would start, or was promised
+places, in this pass.
 
 Asks the rules (core/rules.py) about each, and knows no places: which of them leave is for preempt.py to choose.
 """
@@ -23,18 +24,18 @@ Row = tuple[GangState, str]  # who might be a victim, and the reason code
 def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
     """Who might be a victim, cheapest first, with the costs: who holds something, and who was to start in this pass."""
     rows, cost_of = _holding(later, gang, rules)
-    begun = _begun(later, gang, rules)
-    if not begun:
+    new = _new(later, gang, rules)
+    if not new:
         return rows, cost_of
-    cost_of = {**cost_of, **{victim.id: 0 for victim, _ in begun}}  # of these nothing is lost
-    return _cheapest_first([*rows, *begun], rules, cost_of), cost_of
+    cost_of = {**cost_of, **{victim.id: 0 for victim, _ in new}}  # of these nothing is lost
+    return _cheapest_first([*rows, *new], rules, cost_of), cost_of
 
 
-def _begun(later: Later, gang: GangState, rules: Rules) -> list[Row]:
-    """Those whom this pass would start although the gang may evict them at once: as asking it later cannot give them
-    a better right, they do not start."""
+def _new(later: Later, gang: GangState, rules: Rules) -> list[Row]:
+    """Those whom this pass would start, or has promised places, although the gang may evict them at once: as asking it
+    later cannot give them a better right, they do not start, and nobody leaves for them."""
     rows = []
-    for victim in _all_begun(later):
+    for victim in later.trial.new():
         code = rules.group(victim.spec.queue, victim.spec.priority) if victim.spec.preemptible else ""
         may = code and later.trial.held(victim) and rules.could(victim, code)
         if may and later.policies.preemption.cost(victim, gang, later.view) is not None:
@@ -58,7 +59,7 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     groups = []
     # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
     alike = len(state.capacity.by_flavor) <= 1 and (rules.shares is None or rules.shares.mode == GUARANTEE)
-    most = state.capacity.free_gpus(state.capacity.open) * MILLI + sum(map(rules.gpus_of, _all_begun(later)))
+    most = state.capacity.free_gpus(state.capacity.open) * MILLI + sum(map(rules.gpus_of, later.trial.new()))
     most += sum(total_of(state.gangs[name].excess).gpus_milli for name in state.exceeding)
     for (queue, priority, preemptible), group in state.groups.items():
         code = rules.group(queue, priority) if group.gangs and preemptible else ""
@@ -87,16 +88,12 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     return rows, cost_of
 
 
-def _all_begun(later: Later) -> list[GangState]:
-    return [later.state.gangs[name] for name in later.trial.begun]
-
-
 def _cheapest_first(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> list[Row]:
     def order(row: Row) -> tuple[object, ...]:
         victim, code = row
         last, age = rules.is_reluctant(victim), rules.launched_at(victim)
         first = (victim.spec.priority, rules.seniority(victim, code), cost_of[victim.id])
-        oldest = -victim.submitted_at if victim.id in rules.trial.begun else victim.submitted_at  # who begins: newest
+        oldest = -victim.submitted_at if rules.trial.is_new(victim) else victim.submitted_at  # who begins: newest
         return (last, code == IN_QUEUE, *first, -age, oldest, victim.id)
 
     return sorted(rows, key=order)

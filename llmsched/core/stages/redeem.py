@@ -1,0 +1,61 @@
+"""Promises come before anybody else is looked at: who was promised places starts, waits on, or is promised no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmsched.core.decisions import Withdraw
+from llmsched.core.exact_fit import fits, free_at_last, is_kept
+from llmsched.core.message import say
+from llmsched.core.records import GangState, size_of
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import place
+from llmsched.core.stages.backfill import Calendar
+from llmsched.core.stages.nominate import nominate, stand
+from llmsched.core.workload import Placement
+
+
+def run(this: Pass, calendar: Calendar, launch: Callable[[GangState, Placement], None]) -> bool:
+    """False: the portion of this pass is decided, and some are left."""
+    state, since = this.state, len(this.plan.decisions)
+
+    def closed(gang: GangState) -> int:
+        """Nodes on which a nominated gang may not start."""
+        placement = gang.nomination.placement if gang.nomination is not None else ()
+        return calendar.closed(gang, size_of(gang.spec, placement))
+
+    ready = free_at_last(this.trial, closed) if state.nominated else {}
+    for name in state.nominated:
+        if this.plan.cut(since):
+            return False
+        gang = state.gangs[name]
+        _redeem(this, gang, ~closed(gang), name in ready, launch)
+    return True
+
+
+def _redeem(
+    this: Pass, gang: GangState, only: int, is_ready: bool, launch: Callable[[GangState, Placement], None]
+) -> None:
+    """Launch a nominated gang if it fits now, leave its nomination while its places are still on the way to being
+    free, else take it back. `only`: nodes on which it may start; `is_ready`: the places promised to it are free."""
+    nomination = gang.nomination
+    assert nomination is not None
+    trial = this.trial
+    size = size_of(gang.spec, nomination.placement)
+    if place.may_fit(trial, gang, size):
+        trial.unpromise(gang)
+        found = place.find(this, gang, size, only, explain=False)
+        if not isinstance(found, place.Refused):
+            launch(gang, found)
+            return
+    elif not is_ready and is_kept(trial.afterwards(), gang):
+        stand(this, gang, nomination)
+        return
+    else:
+        trial.unpromise(gang)
+    if is_ready:
+        launch(gang, nomination.placement)
+    elif fits(trial.afterwards(), gang.spec, nomination.placement):
+        nominate(this, gang, nomination.placement, list(nomination.victims))
+    else:
+        this.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))

@@ -1,0 +1,124 @@
+"""Nobody is evicted for somebody who then does not get the place: because another one was asked later who might evict
+it, because its own victim comes back with the better right, or because two rules take from one another by turns."""
+
+from __future__ import annotations
+
+from ledger import Given, Launch, Nominate, Preempt, cluster
+
+from llmsched.core import decisions, facts
+from llmsched.core.configuration import Cohort, Configuration, PreemptionRules, Queue, Quota, Reservation, Scheduling
+from llmsched.core.message import workload
+from llmsched.core.scheduler import decide
+from llmsched.policies.registry import load
+
+
+def by_run_time(nodes: str) -> Given:
+    """A line in which the short ones come first, and a priority that may evict a lower one."""
+    return cluster(nodes).rules(within_queue="lower_priority").policies(ordering="shortest_remaining")
+
+
+def test_room_is_made_for_who_may_keep_it_though_the_shorter_one_is_asked_first() -> None:
+    given = by_run_time("1 node x 4").running("low", 4, priority=10, grace_s=60.0)
+    given.pending("short", 4, priority=50, estimated_runtime_s=60.0).pending("high", 3, priority=90)
+    decided = given.turn()
+    assert decided.decisions == [Preempt("low", "in_queue_priority"), Nominate("high", 3)]
+    told = decided.plan.decisions[0]
+    assert isinstance(told, decisions.Preempt) and told.beneficiary == "high/0"
+    assert told.why is not None and dict(told.why.args)["who"] == workload("high")
+    assert decided.code("short") == "nodes"
+    assert given.turn(facts.Released(given.now, "low/0", 1)).decisions == [Launch("high", 3)]
+
+
+def test_whose_room_the_better_one_does_not_need_stays() -> None:
+    given = by_run_time("1 node x 4").running("old", 2, priority=10).running("new", 2, priority=10)
+    given.pending("short", 4, priority=50, estimated_runtime_s=60.0).pending("high", 2, priority=90)
+    decided = given.turn()
+    assert [type(each) for each in decided.decisions] == [Preempt, Nominate]
+    assert decided.decisions[1] == Nominate("high", 2)
+    assert len(given.state.vacating) == 1
+
+
+def test_who_gives_up_a_promise_finds_another_place_in_the_same_pass() -> None:
+    given = by_run_time("2 nodes x 4").running("one", 4, priority=10).running("two", 4, priority=20)
+    given.pending("short", 4, priority=50, estimated_runtime_s=60.0)
+    given.pending("high", 4, priority=90).pending("higher", 4, priority=95)
+    decided = given.turn()
+    assert {each.name for each in decided.decisions if isinstance(each, Nominate)} == {"high", "higher"}
+    assert sum(isinstance(each, Preempt) for each in decided.decisions) == 2
+
+
+def moved_together() -> Given:
+    """`whole` needs a node of which two hold halves; `half` comes later and would fit where the one moved is to go."""
+    given = cluster("2 nodes x 4").scheduling(consolidation=True)
+    given.policies(ordering="priority", placement="spread")
+    given.rules(within_queue="lower_priority")
+    given.running("one", 2, priority=90, grace_s=60.0).running("two", 2, priority=90, grace_s=60.0)
+    return given.pending("whole", 4, priority=50).pending("half", 2, priority=50)
+
+
+def test_the_new_place_of_who_is_moved_is_kept_until_it_begins_there() -> None:
+    given = moved_together()
+    decided = given.turn()
+    [mover] = [each.name for each in decided.decisions if isinstance(each, Preempt)]
+    assert decided.decisions == [Preempt(mover, "consolidation"), Nominate("whole", 4)]
+    assert given.turn(facts.Tick(given.now + 5.0)).decisions == []
+    assert given.turn(facts.Released(given.now + 6.0, f"{mover}/0", 1)).decisions == [
+        Launch("whole", 4),
+        Launch(mover, 2),
+    ]
+    assert not given.state.moved
+
+
+def test_who_was_moved_and_is_cancelled_keeps_nothing() -> None:
+    given = moved_together()
+    given.turn()
+    [gang] = given.state.moved
+    given.turn(facts.Cancelled(given.now, gang.removesuffix("/0"), "ann"))
+    assert Launch("half", 2) in given.turn(facts.Released(given.now, gang, 1)).decisions
+    assert not given.state.moved
+
+
+def levelled(reclaim: str) -> Given:
+    """`owner` holds no more than its cohort owns, `guest` owns nothing, and shares of the whole are levelled."""
+    given = cluster("1 node x 8")
+    given.queue("owner", 1, cohort="house").queue("guest", 0)
+    given.scheduling(fair_share="drf_total", preempt_to_fair_share=True, preemption=PreemptionRules(reclaim=reclaim))
+    state = given.state
+    queues = (
+        Queue("owner", cohort="house", quotas=(("*", Quota(1000)),)),
+        Queue("guest", quotas=(("*", Quota(0)),)),
+    )
+    house = Cohort("house", quotas=(("*", Quota(5000)),))
+    state.apply(facts.Configured(0.0, Configuration(1, queues, (house,), scheduling=given.knobs)))
+    for number in range(3):
+        given.running(f"mine{number}", 2, queue="owner")
+    return given
+
+
+def test_shares_are_not_levelled_with_what_its_owner_would_take_back() -> None:
+    given = levelled("any").pending("theirs", 3, queue="guest")
+    assert given.decide().decisions == []
+    assert given.decide().code("theirs") == "quota"
+
+
+def test_what_is_beyond_the_own_of_queue_and_cohort_is_levelled() -> None:
+    given = levelled("any").running("more", 2, queue="owner").pending("theirs", 2, queue="guest")
+    assert [type(each) for each in given.decide().decisions] == [Preempt, Nominate]
+    given.settle()
+    assert given.phase("theirs") == "running"
+
+
+def test_who_starts_moves_a_reservation_and_the_next_pass_comes_at_once() -> None:
+    """Until `holder` starts, the reservation is to be where nobody runs; then on its node, and the other is open."""
+    given = cluster("1 node x 4, 1 node x 2 B").queue("q", 8).queue("r", 0)
+    state = given.state
+    booked = Reservation("booked", 500.0, 100.0, queue="q", gpus_milli=1000)
+    rules = Scheduling(preemption=PreemptionRules(reclaim="any"))
+    queues = tuple(state.quota.queues.values())
+    state.apply(facts.Configured(0.0, Configuration(1, queues, (), (booked,), scheduling=rules)))
+    given.pending("holder", 4, queue="q").pending("guest", 2, queue="r")
+    plan = decide(state, load(given.names))
+    starts = [each.gang for each in plan.decisions if isinstance(each, decisions.Launch)]
+    assert starts == ["holder/0"] and plan.asks_again
+    given.turn()
+    assert given.turn().decisions == [Launch("guest", 2)]
