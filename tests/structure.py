@@ -73,6 +73,8 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "list_commands": "click",
     "get_command": "click",
     "create_system": "zipfile",
+    "persistent_id": "pickle",
+    "persistent_load": "pickle",
     "compress_type": "zipfile",
     "seekable": "zipfile",
     "should_exit": "uvicorn",

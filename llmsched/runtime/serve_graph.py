@@ -1,8 +1,9 @@
-"""A bound Serve application in this process: each deployment on an event loop of its own, handles between them.
+"""A bound Serve application in a replica: each deployment on an event loop of its own, handles between them.
 
 Serve would make a process of its own for each deployment, beside the gang that was placed for the replica and outside
 of what it was given. Here the whole application is one replica: it has the resources, the variables and the log of its
-gang, and starts, drains and ends with it. Serve's own class runs the user's code (`UserCallableWrapper`), so what a
+gang, and starts, drains and ends with it. All are in this process, but for those that have GPUs which others are not to
+see (`serve_apart.py`). Serve's own class runs the user's code (`UserCallableWrapper`), so what a
 deployment may be and how it is called is Serve's word. What else this file uses of Serve without its promise: how an
 application is built, and what a handle asks. `tests/runtime/test_runtime_serve_graph.py` fails when Serve changes.
 Start reading at `Graph`.
@@ -17,6 +18,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any, cast
 
 from ray import serve
@@ -27,14 +29,16 @@ from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
 from ray.serve._private.constants import RAY_SERVE_RUN_SYNC_IN_THREADPOOL
 from ray.serve._private.http_util import ASGIAppReplicaWrapper
 from ray.serve._private.replica import UserCallableWrapper
-from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.deployment import Application, Deployment
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.responses import Response
 
-from llmsched.runtime.serve_handles import Handed, Result, Stream, Work, copied, resolved
+from llmsched.runtime import serve_handles
+from llmsched.runtime.exceptions import WorkError
+from llmsched.runtime.serve_apart import Apart, Place
+from llmsched.runtime.serve_handles import Put, Work, copied, resolved
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -75,14 +79,26 @@ def options_of(deployment: Deployment) -> dict[str, Any]:
 
 class Graph:
     """The application, made: an ASGI application, of its ingress. `answer` makes responses of what deployments return;
-    `most` requests run at once in a deployment that does not say itself how many."""
+    `most` requests run at once in a deployment that does not say itself how many. `apart`: by name, the places of those
+    that have a process of their own, never the ingress."""
 
-    def __init__(self, application: Application, name: str, most: int, answer: Answer) -> None:
+    def __init__(
+        self,
+        application: Application,
+        name: str,
+        most: int,
+        answer: Answer,
+        apart: Mapping[str, Place] = MappingProxyType({}),
+    ) -> None:
         self.name = name
-        self._made: list[_Deployed] = []
+        self._made: list[Deployed | Apart] = []
 
         def make(deployment: Deployment, app_name: str) -> DeploymentHandle[Any]:
-            made = _Deployed(deployment, app_name, most, answer)
+            made: Deployed | Apart
+            if deployment.name in apart:
+                made = Apart(deployment, app_name, most, apart[deployment.name])
+            else:
+                made = Deployed(deployment, app_name, most, answer)
             self._made.append(made)
             made.begin()
             return made.handle()
@@ -95,14 +111,19 @@ class Graph:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """`receive` and `send` are of the running loop. Ends when the ingress has, also when it is cancelled."""
-        await self._made[-1].serve(scope, receive, send)
+        ingress = self._made[-1]
+        assert isinstance(ingress, Deployed)
+        await ingress.serve(scope, receive, send)
 
     def handle(self) -> DeploymentHandle[Any]:
         """Of the ingress."""
         return self._made[-1].handle()
 
     async def check_health(self) -> None:
-        """What the deployments' own checks say. Raises what they raise."""
+        """What the deployments' own checks say. Raises what they raise, WorkError for one whose process has gone."""
+        for one in self._made:
+            if isinstance(one, Apart) and (why := one.is_gone):
+                raise WorkError(why)
         await asyncio.gather(*(asyncio.wrap_future(one.check()) for one in self._made if one.has_check))
 
     def close(self) -> None:
@@ -153,7 +174,7 @@ class _Wrapper(UserCallableWrapper):  # type: ignore[misc]
         return self.answer(exc)
 
 
-class _Deployed:
+class Deployed:
     """One deployment and the thread that its loop runs in."""
 
     def __init__(self, deployment: Deployment, app_name: str, most: int, answer: Answer) -> None:
@@ -172,9 +193,9 @@ class _Deployed:
 
     def begin(self) -> None:
         """Construct the user's object. Raises what its constructor raises."""
-        self.submit(self._begin()).result()
+        self.submit(self.constructed()).result()
 
-    async def _begin(self) -> None:
+    async def constructed(self) -> None:
         deployment = self._deployment
         self._wrapper = _Wrapper(
             deployment.func_or_class,
@@ -199,15 +220,14 @@ class _Deployed:
         await self._wrapper.call_reconfigure(deployment.user_config, rank=_FIRST)
 
     def handle(self) -> DeploymentHandle[Any]:
-        name, app_name = self.id.name, self.id.app_name
-        return DeploymentHandle(name, app_name, _create_router=lambda *_, **__: Handed(self))
+        return serve_handles.handle_of(self.id, self)
 
     @property
     def has_check(self) -> bool:
         """Whether the user's code says how it is. Without, a busy loop counts as healthy, as in Serve."""
         return self._wrapper._user_health_check is not None
 
-    def check(self) -> concurrent.futures.Future[None]:
+    def check(self) -> Work:
         async def asked() -> None:
             _now.set(self._here)
             word = self._wrapper.call_user_health_check()
@@ -217,9 +237,14 @@ class _Deployed:
         return self.submit(asked())
 
     def close(self) -> None:
-        if hasattr(self, "_here") and self._here.servable_object is not None:
-            self.submit(self._wrapper.call_destructor()).result(CLOSE_WITHIN_S)
+        serve_handles.forget(self.id, self)
+        self.submit(self.destroyed()).result(CLOSE_WITHIN_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def destroyed(self) -> None:
+        """What the user's object has cleaned up, if it was ever made."""
+        if hasattr(self, "_here") and self._here.servable_object is not None:
+            await self._wrapper.call_destructor()
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> Work:
         return Work(work, self._loop)
@@ -256,13 +281,11 @@ class _Deployed:
 
         await self.submit(work()).until_done()
 
-    def asked(self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReplicaResult:
-        """Through a handle, from wherever."""
-        stream = Stream() if metadata.is_streaming else None
+    def run(self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any], put: Put | None) -> Work:
+        """Through a handle, from wherever. `put` takes copies of what it yields."""
 
         async def work() -> Any:
-            given = await asyncio.gather(*map(resolved, args))
-            named = dict(zip(kwargs, await asyncio.gather(*map(resolved, kwargs.values())), strict=True))
+            given, named = await resolved(args, kwargs)
             self._enter(
                 route=metadata.route,
                 request_id=metadata.request_id,
@@ -271,14 +294,13 @@ class _Deployed:
                 session_id=metadata.session_id,
             )
             async with self._slot():
-                if stream is None:
-                    return copied(await self._wrapper.call_user_method(metadata, tuple(given), named))
-                return await self._wrapper._call_user_generator(metadata, tuple(given), named, enqueue=stream.put)
+                if put is None:
+                    return copied(await self._wrapper.call_user_method(metadata, given, named))
+                return await self._wrapper._call_user_generator(
+                    metadata, given, named, enqueue=lambda item: put(copied(item))
+                )
 
-        running = self.submit(work())
-        if stream is not None:
-            running.add_done_callback(lambda _: stream.end(running))
-        return Result(running, stream, metadata.request_id)
+        return self.submit(work())
 
     def _enter(self, **request: Any) -> None:
         """Say where and for which request the code runs that is called from here."""
@@ -322,7 +344,7 @@ class _Here(serve_context.ReplicaContext):  # type: ignore[misc]
     name: str
 
     @classmethod
-    def of(cls, deployed: _Deployed, deployment: Deployment) -> _Here:
+    def of(cls, deployed: Deployed, deployment: Deployment) -> _Here:
         outer = serve_context._get_internal_replica_context()
         id = getattr(outer, "replica_id", None) or ReplicaID("0", deployed.id)
         here = cls(id, None, deployment._deployment_config, _FIRST, 1)

@@ -1,7 +1,8 @@
-"""What `handle.remote()` asks inside of an application of one process: another deployment, on its own thread's loop.
+"""What `handle.remote()` asks inside of an application: another deployment, on its own thread's loop.
 
-As between processes: arguments and results are copies, exceptions arrive, a stream comes piece by piece, and who is
-cancelled cancels what it waits for. `serve_graph.py` makes the deployments; `Handed` is the router of their handles.
+As between Serve's processes: arguments and results are copies, in which a handle leads where it did; exceptions arrive,
+a stream comes piece by piece, and who is cancelled cancels what it waits for. `serve_graph.py` makes the deployments,
+`serve_line.py` asks those in a process of their own; `Handed` is the router of all their handles.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import io
+import pickle
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -17,11 +20,11 @@ from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle
-from ray.serve._private.common import RequestMetadata
+from ray.serve._private.common import DeploymentID, RequestMetadata
 from ray.serve._private.replica_result import ReplicaResult
 from ray.serve._private.router import Router
 from ray.serve.exceptions import RequestCancelledError
-from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from llmsched.runtime import exceptions
 from llmsched.runtime.exceptions import WorkError
@@ -29,14 +32,45 @@ from llmsched.runtime.exceptions import WorkError
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
+Put = Callable[[Any], None]  # takes the next item of a stream
+
+
 class Asked(Protocol):
     """A deployment as its handles know it."""
 
-    def asked(self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReplicaResult: ...
+    def run(
+        self, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any], put: Put | None
+    ) -> Running: ...
 
 
-class Work(concurrent.futures.Future[Any]):
-    """A coroutine on another thread's loop. Done when the coroutine is, also when it was cancelled before."""
+def asked(one: Asked, metadata: RequestMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+    """One request through a handle, from wherever."""
+    stream = Stream() if metadata.is_streaming else None
+    running = one.run(metadata, args, kwargs, stream.put if stream is not None else None)
+    if stream is not None:
+        running.add_done_callback(lambda _: stream.end(running))
+    return Result(running, stream, metadata.request_id)
+
+
+class Running(concurrent.futures.Future[Any]):
+    """Work elsewhere. `cancel` asks for its end, and it is done when it has ended, however long that takes."""
+
+    async def until_done(self) -> Any:
+        """Its result. Cancelled, it asks the work to end, and goes on waiting until it has."""
+        done = asyncio.wrap_future(self)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.cancel()
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+            done.exception()
+            raise
+
+
+class Work(Running):
+    """A coroutine on another thread's loop."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -50,8 +84,6 @@ class Work(concurrent.futures.Future[Any]):
         loop.call_soon_threadsafe(begin, context=contextvars.copy_context())
 
     def cancel(self) -> bool:
-        """Ask for it."""
-
         def ask() -> None:
             assert self._task is not None  # begun before, in the order of calls
             self._task.cancel()
@@ -67,19 +99,6 @@ class Work(concurrent.futures.Future[Any]):
             self.set_exception(error)
         else:
             self.set_result(task.result())
-
-    async def until_done(self) -> Any:
-        """Its result. Cancelled, it asks the work to end, and goes on waiting until it has."""
-        done = asyncio.wrap_future(self)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            self.cancel()
-            while not done.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([done])
-            done.exception()
-            raise
 
 
 async def _no_end_of_the_loop(work: Coroutine[Any, Any, Any]) -> Any:
@@ -105,11 +124,11 @@ class Handed(Router):  # type: ignore[misc]
         self, request_meta: RequestMetadata, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future[ReplicaResult]:
         assigned: concurrent.futures.Future[ReplicaResult] = concurrent.futures.Future()
-        assigned.set_result(self._deployed.asked(request_meta, args, kwargs))
+        assigned.set_result(asked(self._deployed, request_meta, args, kwargs))
         return assigned
 
     async def broadcast(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> list[ReplicaResult]:
-        return [self._deployed.asked(request_meta, args, kwargs)]
+        return [asked(self._deployed, request_meta, args, kwargs)]
 
     @asynccontextmanager
     async def choose_replica(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -128,7 +147,14 @@ class Handed(Router):  # type: ignore[misc]
 _NO_CHOICE = "A deployment has one replica inside its application here: call handle.remote() in the place of choosing."
 
 
-async def resolved(value: Any) -> Any:
+async def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a request is given, once what other deployments are to answer for it is there."""
+    given = await asyncio.gather(*map(_resolved, args))
+    named = await asyncio.gather(*map(_resolved, kwargs.values()))
+    return tuple(given), dict(zip(kwargs, named, strict=True))
+
+
+async def _resolved(value: Any) -> Any:
     if isinstance(value, DeploymentResponse):
         return await value
     if isinstance(value, DeploymentResponseGenerator):
@@ -136,9 +162,65 @@ async def resolved(value: Any) -> Any:
     return copied(value)
 
 
+# --- values between deployments -----------------------------------------------------------------------------------
+
+_behind: dict[DeploymentID, Asked] = {}  # the handles that this process has given out
+
+
+def handle_of(id: DeploymentID, one: Asked) -> DeploymentHandle[Any]:
+    _behind[id] = one
+    return DeploymentHandle(id.name, id.app_name, _create_router=lambda *_, **__: Handed(one))
+
+
+def forget(id: DeploymentID, one: Asked) -> None:
+    if _behind.get(id) is one:
+        del _behind[id]
+
+
+def behind(id: DeploymentID) -> Asked:
+    """Raises LookupError when it has ended."""
+    if id not in _behind:
+        raise LookupError(f"deployment {id.name} of {id.app_name} is not there any more")
+    return _behind[id]
+
+
+def packed(value: Any) -> bytes:
+    """Raises what pickling raises."""
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def unpacked(data: bytes, elsewhere: Callable[[DeploymentID], Asked] = behind) -> Any:
+    """`elsewhere` says what is behind a handle that this process has not given out."""
+    return _Unpickler(io.BytesIO(data), elsewhere).load()
+
+
 def copied(value: Any) -> Any:
     """As if it had gone to another process: whoever changes it changes nobody else's."""
-    return value if isinstance(value, _PLAIN) else cloudpickle.loads(cloudpickle.dumps(value))
+    return value if isinstance(value, _PLAIN) else unpacked(packed(value))
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A handle is no value: pickled as Serve does it, it would look for a deployment that Serve has made."""
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, DeploymentHandle) and value.deployment_id in _behind:
+            return value.deployment_id, value.handle_options
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, elsewhere: Callable[[DeploymentID], Asked]) -> None:
+        super().__init__(file)
+        self._elsewhere = elsewhere
+
+    def persistent_load(self, found: Any) -> DeploymentHandle[Any]:
+        id, options = found
+        one = _behind.get(id) or self._elsewhere(id)
+        handle = handle_of(id, one)
+        handle.handle_options = options
+        return handle
 
 
 class Stream:
@@ -147,15 +229,16 @@ class Stream:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._items: deque[Any] = deque()
-        self._work: Work | None = None
+        self._work: Running | None = None
         self._waiters: list[concurrent.futures.Future[None]] = []
 
     def put(self, item: Any) -> None:
+        """It is the stream's own from now on."""
         with self._lock:
-            self._items.append(copied(item))
+            self._items.append(item)
             self._wake()
 
-    def end(self, work: Work) -> None:
+    def end(self, work: Running) -> None:
         with self._lock:
             self._work = work
             self._wake()
@@ -187,7 +270,7 @@ class _EndOfStream(Exception):
 class Result(ReplicaResult):  # type: ignore[misc]
     """The answer to one request through a handle."""
 
-    def __init__(self, work: Work, stream: Stream | None, request: str) -> None:
+    def __init__(self, work: Running, stream: Stream | None, request: str) -> None:
         self._work, self._stream, self._request = work, stream, request
 
     async def get_rejection_response(self) -> None:

@@ -99,6 +99,9 @@ one_gpu = Upper.options(ray_actor_options=GPUS).bind()
 two_gpus = Desk.options(ray_actor_options=GPUS).bind(Upper.options(ray_actor_options=GPUS).bind())
 HALF = {"num_gpus": 0.5}
 halves = Desk.options(ray_actor_options=HALF).bind(Upper.options(ray_actor_options=HALF).bind())
+part = {"num_gpus": 0.6}
+lower = Upper.options(name="Lower", ray_actor_options=part).bind()
+thirds = Desk.options(ray_actor_options=part).bind(Upper.options(ray_actor_options=part).bind(), lower)
 fpga = Upper.options(ray_actor_options={"resources": {"FPGA": 2}}).bind()
 piped = Upper.options(ray_actor_options={"runtime_env": {"pip": ["a"], "env_vars": {"A": "b"}}}).bind()
 bundled = Upper.options(placement_group_bundles=[{"CPU": 1}, {"GPU": 1}]).bind()
@@ -166,7 +169,8 @@ def test_an_app_is_whatever_serve_run_takes_or_a_class_that_takes_json(name, arg
             {},
             '(Upper 1) and the replica has 0: write resources: {accelerators: "TYPE:1"} in',
         ),
-        ("two_gpus", {}, {"gpus": 2.0}, "several of its deployments ask for GPUs (Upper 1, Desk 1)"),
+        ("two_gpus", {}, {"gpus": 1.0}, "ask for 2 GPUs (Desk 1, Upper 1) and the replica has 1"),
+        ("thirds", {}, {"gpus": 2.0}, "(Desk 0.6, Lower 0.6, Upper 0.6) fill 3 GPUs, since a part is of one GPU"),
         ("fpga", {}, {"custom": [("FPGA", 1.0)]}, "write resources: {custom: {FPGA: 2}} in the spec"),
         ("piped", {}, {}, "Write environment: {pip: [...]} and envs: {...} in the spec"),
         ("bundled", {}, {}, "placement_group_bundles has no effect here"),

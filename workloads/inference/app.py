@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,7 @@ def make(
     with _deploying_nothing(entry):
         found: Any = environment.find_entry(entry, "serve.app")
 
-    def inside(application: serve.Application, inner: str) -> serve_graph.Graph:
-        serve_app.check(entry, application, member, say)
-        say(f"serve.run({inner!r}) runs inside of this replica, on what it has; nothing but this app reaches it")
-        return serve_app.made(application, f"{name}/{inner}", most)
-
-    serve_graph.deploy_inside(inside)
+    serve_graph.deploy_inside(partial(serve_app.inside, name, most, member, say))
     kind = _plain_class(found)
     if kind is not None:
         if "__call__" not in dir(kind):
@@ -98,7 +94,7 @@ def make(
         return AppServer(JsonApp(kind(**args), most))
     application = serve_app.application_of(entry, found, args)
     serve_app.check(entry, application, member, say)
-    return AppServer(serve_app.made(application, name, most))
+    return AppServer(serve_app.made(application, name, most, member))
 
 
 def _plain_class(found: Any) -> type | None:

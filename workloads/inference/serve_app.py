@@ -2,21 +2,26 @@
 
 `serve run` gives a deployment processes and resources of its own. Here the replica's gang has them: its resources are
 the spec's, and so is how many copies of the application there are. An option that asks for more than the gang has, or
-that would change what the code runs in, is refused; one about numbers of processes is told in the log. Start at
-`check`.
+that would change what the code runs in, is refused; one about numbers of processes is told in the log. Deployments that
+ask for GPUs of their own get them, of those that the gang was placed on (`gpu_shares.py`). Start at `check`.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import os
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ray.serve import Application, Deployment
 from starlette.applications import Starlette
 
 from llmsched.runtime import environment, serve_graph
-from workloads.inference import http
+from llmsched.runtime.serve_apart import Place
+from workloads.inference import gpu_shares, http
 
 _TAKEN = 'a bound application ("app = Desk.bind()") or a builder function that takes serve.args and returns one'
 _INSTEAD = {
@@ -91,7 +96,6 @@ def check(
 ) -> None:
     """Raises environment.UserError for what the options of its deployments ask for and do not get. One that is not
     bound runs as a class alone."""
-    gpus: dict[str, float] = {}
     for deployment in serve_graph.deployments_of(application):
         options = serve_graph.options_of(deployment)
         what = f"serve.app {entry}, deployment {deployment.name}"
@@ -105,8 +109,6 @@ def check(
             raise environment.UserError(
                 f"{what}: runtime_env ({', '.join(given)}) has no effect here. {_environment(given)}"
             )
-        if amount := float(actor.get("num_gpus") or 0):
-            gpus[deployment.name] = amount
         has = {str(name): float(amount) for name, amount in dict(member.get("custom") or {}).items()}
         for name, amount in dict(actor.get("resources") or {}).items():
             if float(amount) > has.get(name, 0):
@@ -119,7 +121,7 @@ def check(
             if name == "num_replicas" and options[name] == 1:
                 continue
             say(f"deployment {deployment.name}: {name} has no effect here. {_INSTEAD.get(name, _OURS)}.")
-    _check_gpus(entry, gpus, float(member.get("gpus") or 0))
+    _check_gpus(entry, gpus_of(application), float(member.get("gpus") or 0))
 
 
 _INSTEAD["user_config"] = _INSTEAD["max_ongoing_requests"] = 'Name a bound application ("app = Desk.bind()") for that'
@@ -134,19 +136,53 @@ def _environment(given: Mapping[str, Any]) -> str:
 
 def _check_gpus(entry: str, gpus: Mapping[str, float], has: float) -> None:
     asks = sum(gpus.values())
-    told = ", ".join(f"{name} {amount:g}" for name, amount in gpus.items())
     if asks > has:
         raise environment.UserError(
-            f"serve.app {entry}: its deployments ask for {asks:g} GPUs ({told}) and the replica has {has:g}: write "
-            f'resources: {{accelerators: "TYPE:{asks:g}"}} in the spec.'
+            f"serve.app {entry}: its deployments ask for {asks:g} GPUs ({gpu_shares.told(gpus)}) and the replica has "
+            f'{has:g}: write resources: {{accelerators: "TYPE:{math.ceil(asks)}"}} in the spec.'
         )
-    if len(gpus) > 1 and has > 1:
-        raise environment.UserError(
-            f"serve.app {entry}: several of its deployments ask for GPUs ({told}), and all would use the first that "
-            "the replica has. Let them share one (num_gpus: 0.5 each), let one deployment load them all, or apply each "
-            "as an endpoint of its own."
-        )
+    try:
+        gpu_shares.places(gpus, int(has))
+    except ValueError as error:
+        raise environment.UserError(f"serve.app {entry}: {error}") from None
 
 
-def made(application: Application, name: str, most: int) -> serve_graph.Graph:
-    return serve_graph.Graph(application, name, most, http.answer_of)
+def made(application: Application, name: str, most: int, member: Mapping[str, Any]) -> serve_graph.Graph:
+    """One that `check` has passed. Its ingress sees the first of the replica's GPUs from now on, if others have some
+    of their own."""
+    gpus = gpus_of(application)
+    own, apart = gpu_shares.environments(gpus, int(member.get("gpus") or 0), os.environ)
+    os.environ.update(own)
+    places = {
+        one: Place(envs, partial(inside, name, most, {**member, "gpus": gpus[one]}, told))
+        for one, envs in apart.items()
+    }
+    return serve_graph.Graph(application, name, most, http.answer_of, places)
+
+
+def inside(
+    name: str,
+    most: int,
+    member: Mapping[str, Any],
+    say: Callable[[str], None],
+    application: Application,
+    inner: str,
+) -> serve_graph.Graph:
+    """What code of the app `name` deploys itself (`serve.run`), on what its process sees."""
+    member = {**member, "gpus": gpu_shares.seen(float(member.get("gpus") or 0), os.environ)}
+    check(inner, application, member, say)
+    say(f"serve.run({inner!r}) runs inside of this replica, on what it has; nothing but this app reaches it")
+    return made(application, f"{name}/{inner}", most, member)
+
+
+def told(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def gpus_of(application: Application) -> dict[str, float]:
+    """What each deployment asks for that asks for any, the ingress first."""
+    found = {}
+    for deployment in reversed(serve_graph.deployments_of(application)):
+        if amount := float((deployment.ray_actor_options or {}).get("num_gpus") or 0):
+            found[deployment.name] = amount
+    return found
