@@ -404,6 +404,7 @@ def _view(given: Services, found: Found) -> http_models.WorkloadView:
     now = given.state.find(found.id) or found.workload
     view = views.workload(given.state, now, given.controller.progress_of(now), found.names(given.state))
     view.may_change = found.who.permissions.changes(now.workload)
+    view.notices = given.controller.notices_of(now) if view.may_change else []
     return view
 
 

@@ -160,6 +160,7 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
         rows.append(("waits", view.reason.message))
     if view.message:
         rows.append(("message", view.message))
+    rows += [("notify", _notice(each)) for each in view.notices]
     for name, text in rows:
         out.print(f"  {name:<10} {show.plain(text)}", soft_wrap=True)
     gangs = [one for one in view.gangs if one.placement or len(view.gangs) > 1]
@@ -171,6 +172,13 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
             table.add_row(one.id, one.status, str(one.attempt), show.gpus(one.gpus), where or waits)
         out.print()
         table.show()
+
+
+def _notice(notice: http_models.NoticeView) -> str:
+    told = f"{notice.event}: {notice.outcome} to {notice.to}"
+    if notice.due is not None:
+        told = f"{notice.event}: to be sent to {notice.to} at {show.clock(notice.due)}"
+    return told + (f" (try {notice.tries}: {notice.error})" if notice.error else "")
 
 
 def _size(view: http_models.WorkloadView) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmsched import versions
-from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage
+from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage, webhooks
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
@@ -23,6 +23,7 @@ from llmsched.control.inbox import SEEN_OF_A_ROUND, Asked, Inbox
 from llmsched.control.intake import Intake, broken, is_the_stores, refuse
 from llmsched.control.live_state import LiveState
 from llmsched.control.metrics import Metrics
+from llmsched.control.notices import Notifier, Post, told_of
 from llmsched.control.progress import ProgressBook
 from llmsched.control.roles import OPERATOR, SUBMITTER
 from llmsched.control.turns import breathe
@@ -57,7 +58,7 @@ class Degraded(StoreError):
 
 class Controller:
     """`keys`: the tokens that may ask endpoints (as of `Routes.changed`), asked again and again. `vault`: the secrets.
-    `make_snapshot`: in a thread, unless the store can be read by another process.
+    `make_snapshot`: in a thread, unless the store can be read by another process. `post` sends what `notify` asks for.
 
     `run` holds the lease until `stop`; it raises StoreError when the store cannot be opened or is lost to another.
     """
@@ -73,6 +74,7 @@ class Controller:
         vault: Vault | None = None,
         owner: str | None = None,
         make_snapshot: snapshot_maker.Make | None = None,
+        post: Post = webhooks.post,
     ) -> None:
         self.vault = vault
         self.started = asyncio.Event()
@@ -87,6 +89,7 @@ class Controller:
         self._live = LiveState(store, self._clock, self._metrics)
         self.cluster = Cluster(self._live, executor, self._inbox, self._secrets, keys, storage)
         self._intake = Intake(self._live, self.cluster, store, self._secrets, self._book, self._metrics)
+        self._notifier = Notifier(store, lambda: self.state, self._secrets, self._clock, post)
         self._housekeeping = Housekeeping(store, make_snapshot or snapshot_maker.in_thread(store))
         self._epoch = 0
         self._started_at = 0.0
@@ -235,6 +238,10 @@ class Controller:
         """Workloads that ended a while ago and have left the state."""
         return self._live.archive.select(query)
 
+    def notices_of(self, found: WorkloadState) -> list[http_models.NoticeView]:
+        """What was and is to be told of it to others. Raises StoreError."""
+        return told_of(self._store, found.workload.id)
+
     def progress_of(self, found: WorkloadState) -> Mapping[str, Mapping[str, Any]]:
         """The last numbers of its gangs, also of one that has left the state."""
         if found.workload.id in self.state.workloads:
@@ -251,17 +258,17 @@ class Controller:
 
     async def run(self) -> None:
         """From the lease to `stop`. Running work is left alone at the end, unless `stop` said otherwise."""
-        dispatcher: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             await self._begin()
-            dispatcher = asyncio.create_task(self.cluster.outbox.run())
+            beside = [asyncio.create_task(each.run()) for each in (self.cluster.outbox, self._notifier)]
             while not self._stopping:
                 await self._wait()
                 await self._round()
         finally:
             self._live.end()
-            if dispatcher is not None:
-                dispatcher.cancel()
+            for task in beside:
+                task.cancel()
             self._inbox.refuse(_stopping())
             with _only_noted("housekeeping cannot be ended"):
                 await self._housekeeping.close()
@@ -294,6 +301,8 @@ class Controller:
         with _only_noted("the numbers of what runs are not known"):
             rows = (self._store.row(ProgressRow, name) for name in self.state.gangs)
             self._book.recall(row for row in rows if row is not None)
+        with _only_noted("nobody is told of what happened while no controller ran"):
+            self._notifier.begin()
         self._started_at = self._clock.now()
         self.started.set()
 
@@ -332,12 +341,15 @@ class Controller:
             if facts or self._is_due(at):
                 facts = facts or await self._pass_time(at)
                 plan = self._decide()
-                await self._live.commit(at, plan.decisions, self._book.unwritten())
+                notices = self._notifier.rows((*facts, *plan.decisions), at)
+                await self._live.commit(at, plan.decisions, [*self._book.unwritten(), *notices])
+                self._notifier.written(notices)
                 self.cluster.send_routes()  # first: who is about to leave gets no new requests
                 await self.cluster.carry_out(plan)
             else:
                 self.cluster.send_routes()
             await self._live.renew(at, self._book.unwritten)
+            self._notifier.compare(self._book.latest, at)
             self._housekeeping.after_round(self.state, self._live.seq, at)
         except StaleEpoch as error:
             refuse(asked, error)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmsched import versions
 from llmsched.control import endpoint_names
+from llmsched.control.conditions import is_met
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.turns import breathe
 from llmsched.control.vault import NoSecrets, Secrets
@@ -448,21 +448,3 @@ def publication(
         return None, f"not published: {publish.to} serves no model"
     name = publish.name or workload.name
     return facts.Published(at, target_id, publish.kind, name, artifact, workload.id, is_taken=target is not None), ""
-
-
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-
-
-def is_met(condition: str, metrics: Mapping[str, float]) -> bool:
-    """`eval.loss < 1.2`, as the spec has checked it. A metric that was not reported meets nothing."""
-    sign = next(sign for sign in _COMPARISONS if sign in condition)
-    name, _, number = condition.partition(sign)
-    value = metrics.get(name.strip())
-    return value is not None and _COMPARISONS[sign](value, float(number))

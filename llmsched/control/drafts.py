@@ -6,12 +6,12 @@ how they are written or were stored: see spec/parcel.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
-from llmsched.control import registry, vault
+from llmsched.control import registry, vault, webhooks
 from llmsched.control.authorization import KnownNames, Permissions, check_name, check_queue
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import error_of
@@ -108,10 +108,16 @@ def check_permissions(state: State, workload: Workload, after: Sequence[str], pe
             raise error_of(commands.unknown_dependency(workload, name), KnownNames(state, permissions))
 
 
-def check_secrets(workload: Workload, secrets: vault.Secrets) -> None:
-    """Raises RequestError that names every secret that the workload's owner would have to set."""
-    absent = [name for name in spec_of(workload).get("secrets") or () if not secrets.has(workload.user, name)]
-    if absent:
+def check_outside(workload: Workload, secrets: vault.Secrets, notify_hosts: Collection[str]) -> None:
+    """Raises RequestError that names every secret that the workload's owner would have to set, or for an address to
+    which no message may go."""
+    spec = spec_of(workload)
+    wanted = [*(spec.get("secrets") or ())]
+    for target in spec.get("notify") or ():
+        wanted += [name for name in (target["url_from"], target["sign_with"]) if name is not None]
+        if target["url"] is not None:
+            webhooks.check(target["url"], notify_hosts)
+    if absent := [name for name in dict.fromkeys(wanted) if not secrets.has(workload.user, name)]:
         raise vault.missing(absent)
 
 
@@ -147,7 +153,7 @@ def differences(draft: Draft) -> list[str]:
 # What an attempt computes. A checkpoint of one is no beginning for another.
 _WORK = ("train", "task", "ray", "batch", "tune", "workdir", "environment")
 # What nothing that runs is given.
-_BESIDE = {"labels"}
+_BESIDE = {"labels", "notify"}
 # What no replica is given: how many there are, how they come and go, and what the gateway keeps to.
 _SCALING = {*_BESIDE, "replicas", "autoscaling", "rollout", "request_timeout"}
 

@@ -18,7 +18,7 @@ from llmsched.core.facts import Archived
 from llmsched.core.state import State
 from llmsched.errors import StoreError
 from llmsched.store.journal import Batch, Store
-from llmsched.store.tables import ArchiveRow, IdempotencyRow, SnapshotRow
+from llmsched.store.tables import ArchiveRow, IdempotencyRow, NoticeRow, SnapshotRow
 
 log = logging.getLogger("llmsched.control")
 SNAPSHOT_EVERY = 5_000  # entries: what a start has to fold at most, and a little
@@ -26,6 +26,7 @@ TIDY_EVERY_S = 60.0
 ROWS_AT_ONCE = 500
 ENTRIES_AT_ONCE = 2_000
 SNAPSHOTS_KEPT = 10
+NOTICES_KEPT_S = 30 * 86_400.0
 
 
 class Housekeeping:
@@ -79,7 +80,11 @@ class Housekeeping:
 
     async def _tidy(self, kept: Kept, at: float) -> None:
         try:
-            for cls, seconds in ((IdempotencyRow, kept.idempotency_s), (ArchiveRow, kept.ended_s)):
+            for cls, seconds in (
+                (IdempotencyRow, kept.idempotency_s),
+                (ArchiveRow, kept.ended_s),
+                (NoticeRow, NOTICES_KEPT_S),
+            ):
                 while seconds is not None and (old := self._store.older(cls, at - seconds, ROWS_AT_ONCE)):
                     await asyncio.wrap_future(self._store.remove(cls, old))
             if kept.journal_s is not None:

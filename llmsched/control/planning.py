@@ -13,8 +13,8 @@ from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
     Draft,
     check_change,
+    check_outside,
     check_permissions,
-    check_secrets,
     differences,
     draft,
     is_in_place,
@@ -62,7 +62,7 @@ async def plan(
         try:
             check_permissions(state, workload, others, permissions)
             taken.check(workload, permissions)
-            check_secrets(workload, secrets)
+            check_outside(workload, secrets, state.configuration.notify_hosts)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
         except RequestError as error:

@@ -17,8 +17,8 @@ from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.drafts import (
     Draft,
     check_change,
+    check_outside,
     check_permissions,
-    check_secrets,
     differences,
     draft,
     is_in_place,
@@ -240,7 +240,7 @@ async def _submit(
         others = tuple(name for name in each.workload.after if name not in in_file)
         check_permissions(state, each.workload, others, permissions)
         taken.check(each.workload, permissions)
-        check_secrets(each.workload, secrets)
+        check_outside(each.workload, secrets, state.configuration.notify_hosts)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)
     facts: list[Fact] = []

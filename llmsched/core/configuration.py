@@ -160,5 +160,6 @@ class Configuration:
     excess: str = "end"  # warn | end: what an attempt takes beyond its gang, told at once, ended after
     excess_after_s: float = 30.0
     over_memory: str = "end"  # off | warn | end: an attempt that uses more memory than it asked for
+    notify_hosts: tuple[str, ...] = ()  # on private addresses, to which webhooks may go all the same
     storage: str = ""
     kept: Kept = Kept()

@@ -30,6 +30,7 @@ from llmsched.spec.quantities import (
 from llmsched.spec.section import Section, WrongAt
 
 _CORE = Configuration()
+HostName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.:-]{0,252}$")]
 _Amount = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
@@ -193,6 +194,7 @@ class Limits(Section):
     excess: Literal["warn", "end"] = "end"
     excess_after_s: float = Field(default=_CORE.excess_after_s, ge=0, le=86_400)
     over_memory: Literal["off", "warn", "end"] = "end"
+    notify_hosts: list[HostName] = Field(default=[], max_length=1000)
 
 
 _KEPT = _CORE.kept

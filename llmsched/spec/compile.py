@@ -157,7 +157,7 @@ def compile_configuration(spec: ClusterSpec, version: int) -> core.Configuration
             **spec.policies.model_dump(exclude={"options"}), options=policy_options.compiled(spec)
         ),
         price_ceiling_per_hour=spec.price_ceiling_per_hour,
-        **spec.limits.model_dump(),
+        **{**spec.limits.model_dump(), "notify_hosts": tuple(spec.limits.notify_hosts)},
         storage=spec.storage or "",
         kept=core.Kept(spec.history.journal, spec.history.ended, spec.history.idempotency),
     )

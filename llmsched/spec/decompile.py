@@ -31,7 +31,7 @@ def cluster_file_of(configuration: core.Configuration) -> ClusterSpec:
             "reservations": [_reservation(each) for each in configuration.reservations if not each.by],
             "scheduling": _scheduling(configuration.scheduling),
             "policies": {**policies._asdict(), "options": _options(policies, "")},
-            "limits": plain,
+            "limits": {**plain, "notify_hosts": [*configuration.notify_hosts]},
             "history": {"journal": kept.journal_s, "ended": kept.ended_s, "idempotency": kept.idempotency_s},
         }
     )

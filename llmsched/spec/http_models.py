@@ -107,6 +107,17 @@ class GangView(Reply):
     progress: dict[str, Scalar] = {}
 
 
+class NoticeView(Reply):
+    """A message about a workload, by webhook. `to`: the host, or the secret that holds the address."""
+
+    event: str
+    to: str
+    outcome: str  # to send, sent, given up
+    tries: int = 0
+    error: str = ""  # of the last try
+    due: float | None = None  # of the next try
+
+
 class WorkloadView(Reply):
     id: str  # "name@2" for run 2
     name: str
@@ -133,6 +144,7 @@ class WorkloadView(Reply):
     artifact: str | None = None
     metrics: dict[str, float] = {}
     gangs: list[GangView] = []
+    notices: list[NoticeView] = []  # of one workload that was asked for by name
 
     @property
     def ended(self) -> bool:

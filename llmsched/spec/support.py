@@ -20,7 +20,6 @@ _EVERY_KIND: dict[str, tuple[Any, ...]] = {
     "placement.region": ("any",),
     "placement.near": (None,),
     "environment.image": (None,),
-    "notify": ([],),
 }
 _WHAT_ENDS: dict[str, tuple[Any, ...]] = {
     "groups": ([],),

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from llmsched.core.workload import split_run
+from llmsched.spec.notice import Notice
 from llmsched.spec.quantities import (
     Accelerators,
     Condition,
     Cron,
     Duration,
     EnvName,
-    HttpsUrl,
     Label,
     ModelId,
     Name,
@@ -246,7 +246,7 @@ class WorkloadSpec(Section):
         dict[Label, Label],
         Field(max_length=32, description="Of your own, to find it by: status --label team=nlp, cancel --label ..."),
     ] = {}
-    notify: list[HttpsUrl] = Field(default=[], max_length=16)
+    notify: list[Notice] = Field(default=[], max_length=16)
     envs: Envs = {}
     secrets: Annotated[list[EnvName], AfterValidator(_check_secrets)] = Field(default=[], max_length=256)
     workdir: Workdir | None = None

@@ -2,8 +2,8 @@
 entries that it belongs to.
 
 A row is a NamedTuple whose fields are the columns in order; the first `keys` of them are its key. Rows are replaced
-whole. Tables never decide anything: dropping all but `idempotency` and `secrets` loses no truth while the journal has
-not been compacted.
+whole. Tables never decide anything: dropping all but `idempotency`, `secrets` and `notices` loses no truth while the
+journal has not been compacted.
 """
 
 from __future__ import annotations
@@ -84,8 +84,25 @@ class SecretRow(NamedTuple):
     at: float
 
 
-Row = SnapshotRow | ArchiveRow | UsageRow | ProgressRow | IdempotencyRow | SecretRow
-AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, UsageRow, ProgressRow, IdempotencyRow, SecretRow)
+class NoticeRow(NamedTuple):
+    """A message about a workload that was or is to be sent; see `control.notices`. `what` happened, to whom by the
+    `number` of the entry of its `notify`; `target`: JSON of that entry. `body` "": it is made when it is `due`."""
+
+    workload: str
+    what: str
+    number: int
+    user: str
+    target: str
+    body: str
+    outcome: str  # to send, sent, given up, over
+    due: float  # of the next try
+    tries: int
+    error: str  # of the last try
+    at: float  # of the first
+
+
+Row = SnapshotRow | ArchiveRow | UsageRow | ProgressRow | IdempotencyRow | SecretRow | NoticeRow
+AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, UsageRow, ProgressRow, IdempotencyRow, SecretRow, NoticeRow)
 
 
 class Table(NamedTuple):
@@ -100,6 +117,7 @@ TABLES: dict[type, Table] = {
     ProgressRow: Table("progress", 1),
     IdempotencyRow: Table("idempotency", 2),
     SecretRow: Table("secrets", 2),
+    NoticeRow: Table("notices", 3),
 }
 
 

@@ -82,6 +82,7 @@ limits:
   excess: warn
   excess_after_s: 7
   over_memory: warn
+  notify_hosts: [chat.internal]
 history: {journal: 2h, ended: 3h, idempotency: 4h}
 """
 

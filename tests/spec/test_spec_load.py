@@ -48,7 +48,7 @@ def documents(file: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "refused"),
     [
-        ("sql-lora", ["checkpoint.uri", "notify"]),
+        ("sql-lora", ["checkpoint.uri"]),
         ("qwen", ["slo"]),
         ("support-desk", ["serve.calls"]),
         ("my-loop", []),
@@ -133,7 +133,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         workers: 4..2
         priority: high
         task: {run: python x.py}
-        notify: [https://hooks.example/x]
+        placement: {region: eu}
         ---
         name: b
         kind: trian
@@ -149,7 +149,7 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         'a.yaml:4:11: "priority": expected a whole number, got "high"',
         'a.yaml:5:13: "task.run": expected a list of words, such as ["python", "script.py"]; '
         'for a shell ["bash", "-c", "..."], got "python x.py"',
-        'a.yaml:6:1: "notify" is not supported yet. Leave it out.',
+        'a.yaml:6:21: "placement.region": "eu" is not supported yet. Supported: any.',
         'a.yaml:9:7: "kind": expected one of train, serve, batch, tune, task, ray, got "trian". Did you mean "train"?',
         'a.yaml:13:8: "serve": expected exactly one of "model" (our engine serves it) and "app" (your own class)',
     ]

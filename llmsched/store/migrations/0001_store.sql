@@ -115,3 +115,20 @@ CREATE TABLE secrets (
     checksum TEXT NOT NULL,
     PRIMARY KEY (owner, name)
 ) WITHOUT ROWID;
+-- Messages about workloads, to be sent or sent.
+CREATE TABLE notices (
+    workload TEXT NOT NULL,
+    what     TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    user     TEXT NOT NULL,
+    target   TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    outcome  TEXT NOT NULL,
+    due      REAL NOT NULL,
+    tries    INTEGER NOT NULL,
+    error    TEXT NOT NULL,
+    at       REAL NOT NULL,
+    checksum TEXT NOT NULL,
+    PRIMARY KEY (workload, what, number)
+) WITHOUT ROWID;
+CREATE INDEX notices_by_age ON notices (at);

@@ -1,0 +1,40 @@
+"""Who is told of a workload by webhook, and of what: an entry of `notify`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from llmsched.spec.quantities import Condition, Duration, EnvName, HttpsUrl
+from llmsched.spec.section import Section, WrongAt
+
+Happening = Literal["waiting", "running", "preempted", "failed", "succeeded", "cancelled"]
+
+
+class NoticeSpec(Section):
+    """`on`: what is told; `waiting` once it has waited for `after`. `when`: besides, each time that a number which it
+    reports begins to meet a comparison. `url_from` names a secret that holds the address, for those that let in
+    whoever knows them; `sign_with` one whose value signs what is sent."""
+
+    url: HttpsUrl | None = None
+    url_from: EnvName | None = None
+    on: list[Happening] = Field(default=["failed", "succeeded", "cancelled"], max_length=6)
+    after: Duration = Field(default=600.0, ge=0)
+    when: Condition | None = None
+    sign_with: EnvName | None = None
+
+    @model_validator(mode="after")
+    def _has_one_address(self) -> NoticeSpec:
+        if (self.url is None) == (self.url_from is None):
+            raise WrongAt("wants one address: url, or url_from with the name of a secret that holds it", "url")
+        if not self.on and self.when is None:
+            raise WrongAt("is empty, and there is no `when`: nothing would ever be told", "on")
+        return self
+
+
+def _from_address(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+Notice = Annotated[NoticeSpec, BeforeValidator(_from_address, json_schema_input_type=HttpsUrl | NoticeSpec)]
