@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from llmsched.core import lives, rollout
 from llmsched.core.decisions import Drain, Launch, Preempt, Resize, Stop
 from llmsched.core.draining import is_moving
+from llmsched.core.exchanges import made_way
 from llmsched.core.facts import Finished, Resized
 from llmsched.core.message import Message, quoted, say
 from llmsched.core.records import GangState, Version, WorkloadState, size_of
@@ -170,6 +171,7 @@ def _preempted(world: World, gang: GangState, decision: Preempt) -> None:
         world.moved[gang.id] = None
     if decision.reason == "in_queue_rank":
         world.ranked_at = world.now
+        gang.made_way_for = made_way(gang, decision.beneficiary, world.gangs)
     if decision.reason not in ("node_lost", "superseded"):
         gang.preemptions += 1
         gang.evicted_at = (*(at for at in gang.evicted_at if at > world.now - HOUR_S), world.now)

@@ -65,6 +65,7 @@ class GangState:
     failures: int = 0  # in a row without running: lengthens the back-off
     preemptions: int = 0
     evicted_at: tuple[float, ...] = ()  # of the last hour
+    made_way_for: tuple[str, ...] = ()  # gangs for which it was evicted by rank, see exchanges.py
     queued_since: float = 0.0
     launched_at: float | None = None
     started_at: float | None = None  # first fact that this attempt runs

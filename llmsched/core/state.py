@@ -103,7 +103,8 @@ class State(World):
 _GANG_FIELDS = (
     "id", "spec", "submitted_at", "revision", "model", "status",
     "size", "placement", "held", "attempt", "restarts", "failures",
-    "preemptions", "evicted_at", "queued_since", "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
+    "preemptions", "evicted_at", "made_way_for", "queued_since",
+    "launched_at", "started_at", "resized_at", "not_before", "wanted_size",
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
     "progress_at", "measured", "option", "flavor", "relative_speed", "faster", "worked_s", "served_s",

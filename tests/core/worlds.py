@@ -9,7 +9,7 @@ plays that many, in so many processes, and prints how long it took. After every 
     priority   nobody starts before somebody of its queue who asks for the same, and has the better right
     reasons    whoever waits knows why
     loops      once nothing happens from outside any more, nobody is evicted or resized again and again, and by rank
-               nobody is evicted twice in a quantum
+               two gangs exchange a place once in all
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment, and it names the next one
     vain       nobody was evicted for somebody who then did not get the place
@@ -77,7 +77,7 @@ class Play:
         self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
         self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
         self.evicted: Counter[str] = Counter()
-        self.rotated: dict[str, int] = {}  # who was evicted by rank since the calm, and in which quantum
+        self.exchanged: set[frozenset[str]] = set()  # pairs of which one was evicted by rank for the other
         self.resized: Counter[str] = Counter()
         self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
         self.plan = Plan(0.0)  # of the last pass
@@ -275,7 +275,7 @@ class Play:
         elif isinstance(decision, (decisions.Preempt, decisions.Stop)):
             self.stops(self.state.gangs[decision.gang])
             self.later(min(soon, self.now + decision.grace_s), facts.Released(0.0, decision.gang, decision.attempt))
-            if isinstance(decision, decisions.Preempt) and self.is_calm:
+            if isinstance(decision, decisions.Preempt) and (self.is_calm or decision.reason == "in_queue_rank"):
                 self.hold_the_loops(decision)
         elif isinstance(decision, decisions.Withdraw) and decision.gang in self.owed:
             raise BrokenPromise(f"vain: at {self.now} {decision}, for which {self.owed[decision.gang]} was evicted")
@@ -317,16 +317,16 @@ class Play:
                 raise BrokenPromise(f"promises: at {self.now} {gang.id} waits, and {dict(needs)} is free")
 
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
-        if decision.reason == "in_queue_rank":  # rotation is what was asked for: it lasts as long as the work does
-            turn = int(self.now // self.configuration.scheduling.quantum_s)
-            if self.rotated.get(decision.gang) == turn:
-                raise BrokenPromise(f"loops: {decision.gang} was evicted twice in quantum {turn}: {decision}")
-            self.rotated[decision.gang] = turn
+        if decision.reason == "in_queue_rank":
+            pair = frozenset((decision.gang, decision.beneficiary))
+            if len(pair) < 2 or not decision.beneficiary or pair in self.exchanged:
+                raise BrokenPromise(f"loops: {sorted(pair)} have exchanged a place before: {decision}")
+            self.exchanged.add(pair)
         else:
             self.evicted[decision.gang] += 1
         if self.evicted[decision.gang] > EVICTIONS:
             raise BrokenPromise(f"loops: {decision.gang} was evicted {self.evicted[decision.gang]} times: {decision}")
-        if decision.beneficiary and self.now > 2 * CALM_S + self.world.events[-1][0]:
+        if decision.beneficiary and self.is_calm and self.now > 2 * CALM_S + self.world.events[-1][0]:
             self.owed[decision.beneficiary] = decision.gang
 
     def hold_the_silence(self) -> None:

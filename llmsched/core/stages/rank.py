@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
+from llmsched.core.exchanges import Exchanges
 from llmsched.core.explain import Reason
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes
-from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
+from llmsched.core.stages.count import Count
 from llmsched.core.stages.grow import more
 from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
@@ -35,6 +35,7 @@ from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
+from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement, Workload
 
 REASON = "in_queue_rank"
@@ -69,9 +70,10 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     if not state.is_to_be_ranked():
         return settled
     for running, classes in _lines(this):
-        starters, victims = _pick(this, running, classes)
+        exchanges = Exchanges(gang for _, gang in running)
+        starters, victims = _pick(this, running, classes, exchanges)
         if starters:
-            settled |= _carry_out(this, calendar, starters, victims)
+            settled |= _carry_out(this, calendar, exchanges, starters, victims)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -162,32 +164,36 @@ def _best_first(
                 break
 
 
-def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[GangState], list[GangState]]:
+def _pick(
+    this: Pass, running: list[Row], waiting: list[_Class], exchanges: Exchanges
+) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
     First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
-    of its options that counts out; who runs counts where it is.
+    of its options that counts out, beside those that it has exchanged a place with; who runs counts where it is.
     """
-    count = _Count(this.state)
+    count = Count(this.state)
     classes = [_Class(running), *waiting]
     picked: dict[str, None] = {}
     with count.everybody_gone([gang for _, gang in running]):
 
-        def owns_too_little(gang: GangState) -> bool:
-            for wish in count.wishes(gang):
-                if count.takes_own(gang.spec.queue, *wish):
-                    picked[gang.id] = None
-                    return False
-            return True
-
-        def finds_too_little(gang: GangState) -> bool:
+        def is_refused(gang: GangState, takes: Callable[[str, str | None, int], bool]) -> bool:
             if gang.id in picked:
                 return False
-            for wish in count.wishes(gang) if count.total > 0 else ():
-                if count.takes(gang.spec.queue, *wish):
-                    picked[gang.id] = None
-                    return False
-            return True
+            wishes = count.wishes(gang) if count.total > 0 else []
+            stay = () if gang.is_holding() else [one for one in exchanges.stay_for(gang) if one.id not in picked]
+            with count.kept(stay, gang, wishes):
+                for wish in wishes:
+                    if takes(gang.spec.queue, *wish):
+                        picked[gang.id] = None
+                        return False
+            return not stay  # others of its class may take what those have
+
+        def owns_too_little(gang: GangState) -> bool:
+            return is_refused(gang, count.takes_own)
+
+        def finds_too_little(gang: GangState) -> bool:
+            return is_refused(gang, count.takes)
 
         if count.quota.enforced:
             _best_first(classes, owns_too_little, count.has_no_room)
@@ -196,102 +202,6 @@ def _pick(this: Pass, running: list[Row], waiting: list[_Class]) -> tuple[list[G
     rows = [row for each in waiting for row in each.read if row[1].id in picked]
     starters = [gang for _, gang in sorted(rows, key=lambda row: row[0])]
     return starters, [gang for _, gang in running if gang.id not in picked]
-
-
-class _Count:
-    """GPUs and quota by the number, as if nobody of a line held anything."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.quota = state.quota
-        capacity = state.capacity
-        self.room = {
-            flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()
-        }
-        self.total = sum(self.room.values())
-        self._held: dict[str, tuple[str | None, int]] = {}  # (flavor, thousandths of GPUs) of those that run
-        self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet
-        self._charged: dict[tuple[str, str | None], int] = {}
-
-    def wishes(self, gang: GangState) -> list[tuple[str | None, int]]:
-        """(flavor, thousandths of GPUs) that would do, best first; flavor None: any."""
-        held = self._held.get(gang.id)
-        return self._asked(gang.spec) if held is None else [held]
-
-    def _asked(self, spec: Workload) -> list[tuple[str | None, int]]:
-        found = []
-        for option in options_of(spec):
-            flavor = spec.groups[0].option(option).flavor
-            if flavor is None and len(self.room) == 1:
-                flavor = next(iter(self.room))
-            found.append((flavor, need_milli(spec, spec.min_size, option)))
-        return found
-
-    def has_no_room(self, spec: Workload) -> bool:
-        """Whether none of its wishes would do, whatever quota says. Room only becomes less."""
-        return not any(self._has(*wish) for wish in self._asked(spec))
-
-    @contextmanager
-    def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
-        """While it lasts those who run hold neither room nor quota."""
-        held: dict[tuple[str, str | None], int] = {}
-        for gang in running:
-            node, amount = self.state.nodes.get(gang.held[0].node), gang.gpus_milli()
-            flavor = node.node.flavor if node else None
-            self._held[gang.id] = flavor, amount
-            self.room[flavor] = self.room.get(flavor, 0) + amount
-            self.total += amount
-            key = (gang.spec.queue, flavor)
-            held[key] = held.get(key, 0) + amount
-        if self.quota.enforced:
-            for key, amount in held.items():
-                self.quota.release(*key, amount)
-        try:
-            yield
-        finally:
-            if self.quota.enforced:
-                for key, amount in self._charged.items():
-                    self.quota.release(*key, amount)
-                for key, amount in held.items():
-                    self.quota.charge(*key, amount)
-
-    def takes_own(self, queue: str, flavor: str | None, need: int) -> bool:
-        """Take it out of what the queue owns, if that is left."""
-        key = (queue, flavor)
-        left = self._own.get(key)
-        if left is None:
-            branch = self.quota.branch(queue, flavor)
-            left = self._own[key] = max(0, min(branch.subtree - branch.used, branch.available())) if branch else 0
-        if need > left or not self._has(flavor, need):
-            return False
-        self._own[key] -= need
-        self._take(key, need)
-        return True
-
-    def charge_own(self) -> None:
-        """What was taken so far counts against the quota of all from now on."""
-        for key, amount in self._charged.items():
-            self.quota.charge(*key, amount)
-
-    def takes(self, queue: str, flavor: str | None, need: int) -> bool:
-        """Take it, owned or borrowed."""
-        if not self._has(flavor, need):
-            return False
-        if self.quota.enforced:
-            if need > self.quota.available(queue, flavor):
-                return False
-            self.quota.charge(queue, flavor, need)
-        self._take((queue, flavor), need)
-        return True
-
-    def _has(self, flavor: str | None, need: int) -> bool:
-        return need <= (self.room.get(flavor, 0) if flavor is not None else self.total)
-
-    def _take(self, key: tuple[str, str | None], need: int) -> None:
-        self._charged[key] = self._charged.get(key, 0) + need
-        self.total -= need
-        if key[1] is not None:
-            self.room[key[1]] -= need
 
 
 def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
@@ -337,13 +247,71 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         else:
             victims.append(gang)
     if starters or victims:
-        resting |= _carry_out(this, calendar, starters, victims, growers)
+        resting |= _carry_out(this, calendar, Exchanges(victims), starters, victims, growers)
     return resting
+
+
+@contextmanager
+def _where_they_are(trial: Trial, victims: Sequence[GangState]) -> Iterator[None]:
+    """While it lasts those of the victims are back whose places nobody has taken yet."""
+    back = []
+    for gang in victims:
+        if not trial.held(gang) and fits(trial, gang.spec, gang.held):
+            trial.hold(gang, gang.held)
+            back.append(gang)
+    try:
+        yield
+    finally:
+        for gang in back:
+            trial.hold(gang, ())
+
+
+def _beneficiary(
+    victim: GangState, exchanges: Exchanges, takers: list[GangState], on_node: dict[str, dict[str, None]]
+) -> str:
+    """For whom it leaves: on its nodes, or for the sake of quota. Never who has exchanged a place with it: that one
+    was placed while it was there, so it is not why it does not fit."""
+    by_name = {gang.id: gang for gang in takers}
+    beside = (name for placed in victim.held for name in on_node.get(placed.node, ()))
+    names = dict.fromkeys((*beside, *by_name))
+    free = (name for name in names if victim not in exchanges.stay_for(by_name[name]))
+    return next(free, "")
+
+
+def _find(
+    this: Pass, calendar: Calendar, exchanges: Exchanges, starters: list[GangState]
+) -> list[tuple[GangState, Placement]]:
+    """Nodes for a portion of the starters, which hold them from now on in the trial."""
+    trial, plan = this.trial, this.plan
+    found: list[tuple[GangState, Placement]] = []
+    refused: set[int] = set()  # shapes that did not fit: their like will not either
+    for gang in starters:
+        shape = gang.shape.serial if gang.shape is not None else -1
+        if shape in refused:
+            continue
+        if len(found) >= PORTION:
+            plan.is_cut = True
+            break
+        stay = exchanges.stay_for(gang)
+        fitting = None
+        with _where_they_are(trial, stay):
+            for bundles, option in choices(plan, gang):
+                placed = place_within(this, gang, bundles, calendar, option)
+                if not isinstance(placed, place.Refused):
+                    fitting = placed
+                    break
+        if fitting is not None:
+            trial.hold(gang, fitting)
+            found.append((gang, fitting))
+        elif not stay:
+            refused.add(shape)
+    return found
 
 
 def _carry_out(
     this: Pass,
     calendar: Calendar,
+    exchanges: Exchanges,
     starters: list[GangState],
     victims: list[GangState],
     growers: Sequence[tuple[GangState, int]] = (),
@@ -358,43 +326,32 @@ def _carry_out(
         trial.hold(state.gangs[name], placement)
     for name in (*state.vacating, *trial.leaving):
         trial.hold(state.gangs[name], ())
-    found: list[tuple[GangState, Placement]] = []
-    refused: set[int] = set()  # shapes that did not fit: their like will not either
-    for gang in starters:
-        shape = gang.shape.serial if gang.shape is not None else -1
-        if shape in refused:
-            continue
-        if len(found) >= PORTION:
-            plan.is_cut = True
-            break
-        for bundles, option in choices(plan, gang):
-            fitting = place_within(this, gang, bundles, calendar, option)
-            if not isinstance(fitting, place.Refused):
-                trial.hold(gang, fitting)
-                found.append((gang, fitting))
-                break
-        else:
-            refused.add(shape)
+    found = _find(this, calendar, exchanges, starters)
+    takers = [gang for gang, _ in found]  # and who grows
     leaving: list[GangState] = []
     for gang, target in growers if victims else ():
-        for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
-            extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
-            if extra is not None:
-                trial.hold(gang, (*trial.held(gang), *extra))
-                break
+        with _where_they_are(trial, exchanges.stay_for(gang)):
+            extra = None
+            for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
+                extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
+                if extra is not None:
+                    break
+        if extra is not None:
+            trial.hold(gang, (*trial.held(gang), *extra))
+            takers.append(gang)
     for gang in victims:  # best first
         if fits(trial, gang.spec, gang.held):
             trial.hold(gang, gang.held)
         else:
             leaving.append(gang)
+    on_node: dict[str, dict[str, None]] = {}
+    for gang in takers:
+        for placed in trial.held(gang):
+            on_node.setdefault(placed.node, {})[gang.id] = None
     trial.rollback(mark)
     before = [*trial.shrinking, *state.vacating, *trial.leaving]
-    on_node: dict[str, str] = {}
-    for gang, placement in found:
-        for placed in placement:
-            on_node.setdefault(placed.node, gang.id)
     for gang in leaving:
-        beneficiary = next((on_node[p.node] for p in gang.held if p.node in on_node), found[0][0].id if found else "")
+        beneficiary = _beneficiary(gang, exchanges, takers, on_node)
         why = say("preempt.in_queue_rank")
         if beneficiary:
             why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))

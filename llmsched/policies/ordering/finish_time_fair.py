@@ -3,8 +3,8 @@
 1. Gangs about to be treated unfairly, worst first. A gang's projected finish-time fairness is the time it will have
    taken if it runs from now on, over its fair time: its run time alone x the jobs per GPU seen so far (Shockwave,
    NSDI 2023). Above GUARD it must not wait any longer.
-2. Long poles, longest first: what may need at least POLE of the time in which all known work could end. Started late,
-   it would run alone at the end, on a cluster that is otherwise idle.
+2. Long poles, longest first (of those about as long, who runs stays): what may need at least POLE of the time in which
+   all known work could end. Started late, it would run alone at the end, on a cluster that is otherwise idle.
 3. The rest by seconds left x the root of its GPUs, least first: between the shortest time and the smallest area.
 
 Run times are beliefs (core/estimate.py): the best source's guess x the ratios real / guessed of the runs that ended, of
@@ -21,7 +21,7 @@ constants were chosen on the development traces; `tests/benchmarks/quality.py` h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import fsum
+from math import exp, floor, fsum, log
 from typing import Any
 
 from llmsched.core.estimate import Outlook
@@ -33,6 +33,7 @@ GUARD_BLIND = 1.0  # the same when the run time is only guessed
 LEAST = 0.1
 MOST = 0.8
 POLE = 0.8
+SIMILAR = log(1.05)  # long poles that differ by less stay as they are: two gangs exchange a place only once
 PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
@@ -89,7 +90,7 @@ class FinishTimeFair:
         if unfairness >= knobs.guard:
             return (urgency, 0, -round(unfairness, 6))
         if outlook.most_left_s >= knobs.pole * self._bound:
-            return (urgency, 1, -round(outlook.most_left_s, 3))
+            return (urgency, 1, -_floor(outlook.most_left_s), not holds)
         return (urgency, 2, round(outlook.left_s * gpus**0.5, 3))
 
     def prepare(self, view: View) -> None:
@@ -106,6 +107,11 @@ class FinishTimeFair:
         self._contention = max(1.0, view.jobs() / gpus)
         self._declared = view.of_declared(LEAST, 1.0)
         self._limits.clear()
+
+
+def _floor(seconds: float) -> float:
+    """The shortest of those that are taken for as long: whoever has only a little more to do evicts nobody for it."""
+    return exp(floor(log(max(seconds, 1.0)) / SIMILAR) * SIMILAR) * (1 - 1e-9)
 
 
 def _level(gpu_s: float) -> int:
