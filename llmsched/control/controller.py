@@ -157,7 +157,7 @@ class Controller:
         person, reader = Person(user, OPERATOR if role == OPERATOR else SUBMITTER), Person(user, role)
         compiled = await _compiled(specs)
         verdicts = await planning.memory_of(self.state, compiled, person)
-        planned = await planning.plan(self.state, compiled, person, reader, self._secrets)
+        planned = await planning.plan(self.state, compiled, person, reader, self._secrets, self.now)
         return [planning.tell_memory(*each) for each in zip(planned, verdicts, strict=True)]
 
     async def execute(self, command: execution.Command) -> execution.Begun:

@@ -42,10 +42,10 @@ from llmsched.spec.compile import Compiled
 
 
 async def plan(
-    state: State, specs: Sequence[Compiled], person: Person, reader: Person, secrets: Secrets
+    state: State, specs: Sequence[Compiled], person: Person, reader: Person, secrets: Secrets, now: float
 ) -> list[http_models.Planned]:
-    """One of each spec, in order, as if `person` submitted it; told to `reader`. What would be refused says so; the
-    others are planned as if it were not there."""
+    """One of each spec, in order, as if `person` submitted it at `now`; told to `reader`. What would be refused says
+    so; the others are planned as if it were not there."""
     permissions = Permissions(person, state.configuration)
     names = KnownNames(state, Permissions(reader, state.configuration))
     drafts = await draft(state, specs, permissions)
@@ -76,7 +76,7 @@ async def plan(
     if ready:  # in a thread, on a copy: thinking ahead takes its time, and nobody else is to wait for it
         policies = registry.load(state.configuration.policies)
         world, is_quiet = freeze(state), rests(state, policies)
-        ahead = await asyncio.to_thread(forecast_from, world, state.archive, ready, policies, in_place, is_quiet)
+        ahead = await asyncio.to_thread(forecast_from, world, state.archive, ready, policies, in_place, is_quiet, now)
     for gang in ahead:
         forecasts[gang.gang.rpartition("/")[0]].append(gang)
     planned = []

@@ -12,7 +12,7 @@ from llmsched.core.archive import Archive
 from llmsched.core.commands import met
 from llmsched.core.decisions import Drain, Launch, Nominate, Preempt, Resize
 from llmsched.core.explain import Reason
-from llmsched.core.facts import Fact, Submitted
+from llmsched.core.facts import Fact, Submitted, Tick
 from llmsched.core.message import GANG, Message, Ref, say
 from llmsched.core.policy import Policies
 from llmsched.core.records import size_of
@@ -55,13 +55,16 @@ def forecast_from(
     policies: Policies,
     in_place: Collection[str] = (),
     is_quiet: bool = False,
+    now: float = 0.0,
 ) -> list[Forecast]:
     """The same from a snapshot: in any thread, while the state goes on. `is_quiet`: as `scheduler.rests` says of that
-    state; then it need not be asked what would happen anyway."""
-    without = Plan(snapshot.now) if is_quiet else _at_once(thaw(snapshot, archive), [], policies)
+    state; then it need not be asked what would happen anyway. `now`: a state that rests is as old as its last entry,
+    and planned starts count from the moment of the question."""
+    now = max(now, snapshot.now)
+    without = Plan(now) if is_quiet else _at_once(thaw(snapshot, archive), [Tick(now)], policies)
     world = thaw(snapshot, archive)
     sizes = {gang.id: gang.size for gang in world.gangs.values() if gang.is_holding()}
-    facts = [Submitted(world.now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
+    facts = [Submitted(now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
     plan = _at_once(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
     promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}
