@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from heapq import nsmallest
 
 from llmsched.core.decisions import RunAgain, Scale
 from llmsched.core.explain import Reason
@@ -14,7 +16,8 @@ from llmsched.core.plan import Plan
 from llmsched.core.planned import earliest
 from llmsched.core.policy import Policies
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages import admit, autoscale, clear, limits, provision, rank, reconcile, schedule, size
+from llmsched.core.shapes import Shape
+from llmsched.core.stages import admit, autoscale, clear, limits, place, provision, rank, reconcile, schedule, size
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -50,7 +53,7 @@ def decide(state: State, policies: Policies) -> Plan:
         try:
             goes_on = _decide(this)
         finally:
-            this.write_reasons()
+            this.write_reasons(partial(why, state, policies))
     if not goes_on:
         return plan
     plan.troubles = policies.troubles()
@@ -115,21 +118,36 @@ def _reasons(state: State, policies: Policies) -> dict[str, Reason]:
 def plan_starts(state: State, policies: Policies) -> None:
     """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile; and
     beside the others, when time alone may let them."""
-    heads = sorted((s for s in state.waiting.live.values() if s.reason is not None), key=lambda s: s.entries[0][0])
+    heads = nsmallest(STARTS_TOLD, state.waiting.live.values(), key=lambda shape: shape.entries[0][0])
     if state.ends.soonest and heads:
         with Trial(state) as trial:
             this, windows = Pass(trial, policies), Windows(trial)
-            for shape in heads[:STARTS_TOLD]:
+            for shape in heads:
                 if shape.reason is None or shape.reason.eta is not None or shape.reason.code == "order":
                     continue
                 first = state.gangs[shape.entries[0][1]]
                 start = earliest(this, first, first.spec.min_size, windows, [])
                 if start is not None and start.basis is not None:
                     shape.reason = shape.reason._replace(eta=start.start, eta_basis=start.basis)
-    if (moment := state.memo.get("moment")) is not None and moment[0] > state.now:
+    if state.memo.get("moment") is not None:
         for shape in state.waiting.live.values():
-            reason = shape.reason
-            if reason is None or reason.code in ("impossible", "over_limit"):
-                continue
-            if reason.eta is None or reason.eta <= state.now:
-                shape.reason = reason._replace(eta=moment[0], eta_basis=moment[1])
+            if not shape.is_unread and shape.reason is not None:
+                shape.reason = _with_moment(state, shape.reason)
+
+
+def why(state: State, policies: Policies, shape: Shape) -> Reason:
+    """Why a class waits that a pass has left out, as it needs more than is free; with the numbers of this moment."""
+    first = state.gangs[shape.entries[0][1]]
+    with Trial(state) as trial:
+        found = place.find(Pass(trial, policies), first, first.spec.min_size)
+    return _with_moment(state, Reason(*(found if isinstance(found, place.Refused) else place.NO_ROOM)))
+
+
+def _with_moment(state: State, reason: Reason) -> Reason:
+    """Until when it waits at least, if time alone may end it and nothing sooner is known."""
+    moment = state.memo.get("moment")
+    if moment is None or moment[0] <= state.now or reason.code in ("impossible", "over_limit"):
+        return reason
+    if reason.eta is not None and reason.eta > state.now:
+        return reason
+    return reason._replace(eta=moment[0], eta_basis=moment[1])

@@ -5,12 +5,13 @@ Knows no stage and no rule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from llmsched.core.decisions import Launch
 from llmsched.core.explain import Reason
 from llmsched.core.fair import Shares, mode_of
-from llmsched.core.message import Message
+from llmsched.core.message import Message, say
 from llmsched.core.plan import Plan
 from llmsched.core.policy import Policies
 from llmsched.core.records import GangState
@@ -20,6 +21,7 @@ from llmsched.core.views import View
 from llmsched.core.workload import Placement
 
 _UNKNOWN = object()
+UNREAD = Reason("nodes", say("nodes.unfit"))
 
 
 class Pass:
@@ -32,7 +34,9 @@ class Pass:
         self.plan = Plan(trial.now) if plan is None else plan
         self.view = View(trial.state)
         self.keys: dict[str, Key] = {}  # of gangs by which somebody was put in order
-        self.told: dict[Shape, Reason | None] = {}  # why classes wait, as this pass has found so far
+        self.told: dict[Shape, Reason | None] = {}  # why classes wait, as this pass has found so far;
+        self.unread: dict[Shape, None] = {}  # of these it is worked out when somebody reads it
+        self.told_alone: dict[str, Reason | None] = {}  # why a gang waits for a reason of its own
         self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
         self._begin()
         self._later: Later | None = None
@@ -43,16 +47,33 @@ class Pass:
         self.policies.begin(self.view)
 
     def reason_of(self, shape: Shape) -> Reason | None:
-        return self.told.get(shape, shape.reason)
+        """Of whom no more is known than that it finds no room: UNREAD."""
+        if shape in self.told:
+            return self.told[shape]
+        return UNREAD if shape.is_unread or shape in self.unread else shape.reason
 
     def tell(self, shape: Shape, reason: Reason | None) -> None:
         """Why all of a class wait; None: what was told of it is not so any more."""
         self.told[shape] = reason
+        self.unread.pop(shape, None)
 
-    def write_reasons(self) -> None:
+    def tell_alone(self, gang: GangState, reason: Reason | None) -> None:
+        """Why a gang waits, whatever is told of its class; None: for what its class waits for."""
+        self.told_alone[gang.id] = reason
+
+    def tell_who_asks(self, shape: Shape) -> None:
+        """All of a class wait for room; how much of it there is may be counted when somebody reads it."""
+        self.unread[shape] = None
+        self.told.pop(shape, None)
+
+    def write_reasons(self, ask: Callable[[Shape], Reason]) -> None:
         """The only place where a pass changes what people read: at its end."""
         for shape, reason in self.told.items():
             shape.reason = reason
+        for shape in self.unread:
+            shape.answer_with(ask)
+        for name, reason in self.told_alone.items():
+            self.state.gangs[name].own_reason = reason
 
     def launch(self, gang: GangState, placement: Placement, why: Message) -> None:
         _ = self.shares  # as they stand before anybody starts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
@@ -26,6 +28,8 @@ class Shape:
     """One class of waiting gangs. `entries` are (key, gang id), sorted."""
 
     __slots__ = (
+        "_ask",
+        "_reason",
         "entries",
         "examined",
         "flavors",
@@ -33,9 +37,9 @@ class Shape:
         "least_gpus",
         "least_total",
         "needs_free",
+        "gpus",
         "possible",
         "queue",
-        "reason",
         "sample",
         "serial",
         "since",
@@ -49,17 +53,46 @@ class Shape:
         self.entries: list[tuple[Key, str]] = []
         self.since: list[tuple[float, str]] = []  # (since when it waits, gang), longest first
         self.index: Index | None = None  # its order, where keys move and the policy keeps one
-        self.reason: Reason | None = None
+        self._reason: Reason | None = None
+        self._ask: Callable[[Shape], Reason] | None = None
         self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
         self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of stages/admit.py
         options = sample.groups[0].options
+        # What quota and rules see of it: classes that differ in nothing of this may take from the same others.
+        needs = (need_milli(sample, sample.min_size, option) for option in options_of(sample))
+        self.gpus = (
+            sample.queue,
+            sample.priority,
+            *needs,
+            *(o.flavor for group in sample.groups for o in group.options),
+        )
         self.flavors = tuple(dict.fromkeys(option.flavor for option in options))
         self.least_gpus = min(option.resources.gpus_milli for option in options)  # one bundle of the first group
         self.least_total = self.least_gpus * sample.min_size
         self.needs_free = (
             0 if self.least_gpus % MILLI else self.least_total
         )  # a part of a GPU may be free beside others
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why all of it wait, as the last pass found it, or else as it is when this is first read."""
+        if self._ask is not None:
+            ask, self._ask = self._ask, None
+            self._reason = ask(self)
+        return self._reason
+
+    @reason.setter
+    def reason(self, reason: Reason | None) -> None:
+        self._reason, self._ask = reason, None
+
+    def answer_with(self, ask: Callable[[Shape], Reason]) -> None:
+        """Whoever reads why it waits asks that first. Most reasons are read by nobody before the next pass."""
+        self._ask = ask
+
+    @property
+    def is_unread(self) -> bool:
+        return self._ask is not None
 
 
 def shape_key(workload: Workload, wanted: int | None) -> Key:

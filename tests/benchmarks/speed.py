@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,13 @@ def gang(name: str, gpus: int, *, bundle: int = 1, queue: str = "default", **mor
 class Clocked:
     """A state, its policies, and the seconds of every turn."""
 
-    def __init__(self, configuration: Configuration, nodes: str) -> None:
+    def __init__(self, configuration: Configuration, nodes: str, memory_bytes: int = 0) -> None:
+        """`memory_bytes`: of each node."""
         self.state = State()
         self.policies: Policies = registry.load(configuration.policies)
         self.seconds: list[float] = []
-        self.turn([facts.Configured(0.0, configuration), *(facts.NodeJoined(0.0, node) for node in fleet.parse(nodes))])
+        joined = [replace(node, total=node.total._replace(memory_bytes=memory_bytes)) for node in fleet.parse(nodes)]
+        self.turn([facts.Configured(0.0, configuration), *(facts.NodeJoined(0.0, node) for node in joined)])
         self.seconds.clear()
 
     def turn(self, found: Sequence[facts.Fact]) -> Plan:
@@ -299,34 +302,46 @@ def waiting(count: int, rules: str) -> Callable[[], dict[str, Any]]:
     """512 GPUs are taken and so many wait, each with a run time of its own: CPU milliseconds of all passes after a
     submission and after an end."""
 
-    def shape() -> dict[str, Any]:
-        scheduling, many = WAITING[rules]
-        names = [f"q{number}" for number in range(many)] if many > 1 else ["default"]
-        quota = (("*", Quota(512 * MILLI // many)),)
-        queues = tuple(Queue(name, "all", quota) if many > 1 else Queue(name) for name in names)
-        cohorts = (Cohort("all"),) if many > 1 else ()
-        limits = {"max_pending_per_queue": 10**6}
-        world = Clocked(Configuration(queues=queues, cohorts=cohorts, scheduling=scheduling, **limits), "64x8")
-        draw, now = random.Random(5), 1000.0
-        for number in range(count + 512):
-            seconds = round(draw.lognormvariate(8, 1.6), 3)
-            work = gang(
-                f"j{number}", draw.choice((1, 1, 2, 4, 8)), queue=names[number % many], estimated_runtime_s=seconds
-            )
-            world.state.apply(facts.Submitted(number / 1000, work))
-        world.rest(world.turn([facts.Tick(now)]))
-        gc.freeze()
-        spent: dict[str, list[float]] = {"submission": [], "end": []}
-        for number in range(15):
-            now += 1.0
-            work = gang(f"n{number}", 2, queue=names[number % many], estimated_runtime_s=500.0)
-            spent["submission"].append(world.spent([facts.Submitted(now, work)]))
-            first = world.state.gangs[next(iter(world.state.holding))]
-            spent["end"].append(world.spent([facts.Finished(now, first.id, first.attempt, "succeeded")]))
-        figures = {f"{what}_p50_ms": _ms(sorted(each)[len(each) // 2]) for what, each in spent.items()}
-        return {"waiting": world.state.waiting.count, **figures, "end_max_ms": _ms(max(spent["end"]))}
+    return lambda: _events(count, rules, lambda number, work: work)
 
-    return shape
+
+def _events(count: int, rules: str, asks: Callable[[int, Workload], Workload]) -> dict[str, Any]:
+    """`asks`: the request of that number, made from one like others."""
+    scheduling, many = WAITING[rules]
+    names = [f"q{number}" for number in range(many)] if many > 1 else ["default"]
+    quota = (("*", Quota(512 * MILLI // many)),)
+    queues = tuple(Queue(name, "all", quota) if many > 1 else Queue(name) for name in names)
+    cohorts = (Cohort("all"),) if many > 1 else ()
+    limits = {"max_pending_per_queue": 10**6}
+    world = Clocked(Configuration(queues=queues, cohorts=cohorts, scheduling=scheduling, **limits), "64x8", 1 << 40)
+    draw, now = random.Random(5), 1000.0
+    for number in range(count + 512):
+        seconds = round(draw.lognormvariate(8, 1.6), 3)
+        work = gang(f"j{number}", draw.choice((1, 1, 2, 4, 8)), queue=names[number % many], estimated_runtime_s=seconds)
+        world.state.apply(facts.Submitted(number / 1000, asks(number, work)))
+    world.rest(world.turn([facts.Tick(now)]))
+    gc.freeze()
+    spent: dict[str, list[float]] = {"submission": [], "end": []}
+    for number in range(15):
+        now += 1.0
+        work = gang(f"n{number}", 2, queue=names[number % many], estimated_runtime_s=500.0)
+        spent["submission"].append(world.spent([facts.Submitted(now, asks(count + 512 + number, work))]))
+        first = world.state.gangs[next(iter(world.state.holding))]
+        spent["end"].append(world.spent([facts.Finished(now, first.id, first.attempt, "succeeded")]))
+    figures = {f"{what}_p50_ms": _ms(sorted(each)[len(each) // 2]) for what, each in spent.items()}
+    return {"waiting": world.state.waiting.count, **figures, "end_max_ms": _ms(max(spent["end"]))}
+
+
+def different(count: int, rules: str) -> Callable[[], dict[str, Any]]:
+    """The same where each asks for memory of its own, so that no two are of one class."""
+
+    return lambda: _events(count, rules, lambda number, work: _with_memory(work, number + 1))
+
+
+def _with_memory(work: Workload, memory_bytes: int) -> Workload:
+    [group] = work.groups
+    own = Resources(gpus_milli=MILLI, memory_bytes=memory_bytes)
+    return replace(work, groups=(replace(group, options=(Option(None, own),)),))
 
 
 def empty() -> dict[str, Any]:
@@ -360,6 +375,7 @@ SHAPES: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {
         for rules in WAITING
         for count in (1_000, 10_000, 100_000)
     },
+    **{f"2,000 different requests, {rules}": (different(2_000, rules), "-", "< 5 ms an event") for rules in WAITING},
 }
 
 

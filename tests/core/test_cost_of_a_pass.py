@@ -9,9 +9,14 @@ import pytest
 from ledger import Given, cluster
 
 from llmsched.core import facts
+from llmsched.core.configuration import PreemptionRules
+from llmsched.core.nodes import Node
 from llmsched.core.policy import View
 from llmsched.core.records import GangState
+from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
+from llmsched.core.stages import place
+from llmsched.core.workload import Group, Option, Workload
 from llmsched.policies.registry import load
 
 WAITING = 200
@@ -129,3 +134,45 @@ def test_a_promise_that_is_kept_where_it_was_made_gives_nobody_a_reason_to_ask()
     given.after(1.0, facts.Bound(given.now, "first/0", 1))
     assert not turn(given.state, [], policies).decisions
     assert ordering.asked == 0
+
+
+@pytest.mark.parametrize("knobs", [{}, {"preemption": PreemptionRules("lower_priority", "any")}])
+def test_requests_that_all_differ_are_counted_where_somebody_reads_of_them(
+    knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a memory of its own, so each is a class: whoever cannot start is left out by the GPUs that it needs."""
+    given = cluster("1 node x 4").scheduling(**knobs)
+    for number in range(4):
+        given.running(f"r{number}", 1)
+    for number in range(WAITING):
+        group = Group("workers", 1, (Option(None, Resources(2000, 0, number + 1)),))
+        given.state.apply(facts.Submitted(given.now, Workload(f"w{number}", f"w{number}", "train", (group,))))
+    told = 0
+    explain = place.Search.explain
+
+    def counted(search: place.Search, found: place.Refused) -> place.Refused:
+        nonlocal told
+        told += 1
+        return explain(search, found)
+
+    monkeypatch.setattr(place.Search, "explain", counted)
+    given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    told = 0
+    given.after(1.0)
+    turn(given.state, [facts.Finished(given.now, "r1/0", 1, "succeeded")], load(given.names))
+    assert told <= 2
+    before = told
+    reason = given.state.gangs["w199/0"].reason
+    assert reason is not None and reason.code == "nodes" and told == before + 1
+    assert given.state.gangs["w199/0"].reason is reason and told == before + 1
+
+
+def test_a_reason_that_is_read_late_has_the_numbers_of_that_moment() -> None:
+    given = cluster("2 nodes x 2")
+    for number in range(4):
+        given.running(f"r{number}", 1)
+    given.pending("large", 2).pending("small", 1)
+    given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    given.after(1.0, facts.NodeJoined(given.now, Node("more", Resources(1000))))
+    assert given.state.gangs["large/0"].reason is not None
+    assert ("nodes", 3) in given.state.gangs["large/0"].reason.counts

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from ledger import Preempt as Evicted
 from ledger import cluster
 
 from llmsched.core import decisions, facts
@@ -95,6 +96,17 @@ def test_no_set_of_victims_loses_less_than_the_one_that_leaves(first: int) -> No
                     names = [[each.id for each in some] for some in (victims, taken)]
                     assert isinstance(found, Refused), f"world {seed}: {names[0]} would do, {names[1]} leave"
     assert compared
+
+
+def test_a_lower_priority_leaves_before_a_higher_one_however_much_it_loses() -> None:
+    """Its users have said what they would rather lose. Of equals the one that has done least since its checkpoint."""
+    given = cluster("3 nodes x 8").rules("lower_priority")
+    given.running("long", 8, priority=1).after(25 * 3600.0)
+    given.running("fresh0", 8, priority=5).running("fresh1", 8, priority=5)
+    assert given.pending("in", 8, priority=50).decide().decisions[0] == Evicted("long", "in_queue_priority")
+    given = cluster("2 nodes x 8").rules("lower_priority")
+    given.running("long", 8, priority=5).after(25 * 3600.0).running("fresh", 8, priority=5)
+    assert given.pending("in", 8, priority=50).decide().decisions[0] == Evicted("fresh", "in_queue_priority")
 
 
 def test_a_class_that_is_asked_twice_in_a_pass_hears_twice_when_shields_end() -> None:

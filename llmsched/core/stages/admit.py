@@ -53,7 +53,8 @@ class Admission:
         self.recount = next_count(state.now, half_life) if self.shares and self.shares.depends_on_past_use() else None
         self.asked: dict[int, None] = {}  # classes of which somebody was looked at
         self.looks: dict[str, int] = {}
-        self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts
+        self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts,
+        self.may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
         self.exchanged = 0  # how many pairs had exchanged a place when this round began
         self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
         self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
@@ -67,8 +68,7 @@ class Admission:
         self.gave = len(self.trial.leaving) + len(self.trial.shrinking)  # who was told to, at the last success
         goes_on = redeem.run(self.this, self.calendar, self._launch)
         for name in state.nominated:
-            gang = state.gangs[name]
-            gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+            self._tell_promised(state.gangs[name])
         if not goes_on:
             return
         migrate.keep_places(self.this)
@@ -139,7 +139,7 @@ class Admission:
             if self.by_rank:
                 moves.before(gang)
             if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
-                gang.own_reason = self.calendar.would_delay(head)
+                self.this.tell_alone(gang, self.calendar.would_delay(head))
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
                 self._note_success(gang, bool(self.refused_to or line.still_refused))
@@ -148,7 +148,7 @@ class Admission:
                 self.calendar.settled(gang)
                 if self.takes:
                     line.rejoin()
-                gang.own_reason = self._waits_for_victims(gang) or gang.own_reason
+                self._tell_promised(gang)
             else:
                 self._stand_back(gang, shape, line)
         self.refused_to.update((shape.serial, shape) for shape in line.still_refused)
@@ -160,6 +160,7 @@ class Admission:
         gives = len(self.trial.leaving) + len(self.trial.shrinking)
         self.is_late = self.is_late or (after_others and (self.takes or gives > self.gave))
         self.gave = gives
+        self._forget_room()
         is_promised = gang.id not in self.trial.begun
         self.is_moved = self.is_moved or (is_promised and self.calendar.keeps_out)
 
@@ -178,7 +179,7 @@ class Admission:
         self.asked, self.looks, self.refused_to = {}, {}, {}
         self.is_late = self.is_moved = False
         self.exchanged = len(self.this.exchanged)
-        self.room.clear()
+        self._forget_room()
         self.calendar.begin_again()
         self.this.let_go_of_quota()
 
@@ -199,9 +200,19 @@ class Admission:
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
         stamp = self._stamp()
-        left_out = [*line.left_out, *line.put_aside()]
         reason_of, tell = self.this.reason_of, self.this.tell
-        for shape in [shape for shape in left_out if reason_of(shape) is None] if self.by_rank else left_out:
+        is_counted = not state.configuration.node_types  # nobody rents nodes by what is told
+        needs_more = [*line.left_out, *line.put_aside()]
+        left_out = line.passed_over if is_counted else [*needs_more, *line.passed_over]
+        if self.by_rank:
+            left_out = [shape for shape in left_out if reason_of(shape) is None]
+        for shape in needs_more if is_counted else ():
+            if reason_of(shape) is None or not (
+                self.by_rank or (stamp is not None and self._is_answered(shape, stamp))
+            ):
+                shape.examined, shape.wake_at = stamp, None
+                self.this.tell_who_asks(shape)
+        for shape in left_out:
             if reason_of(shape) is None or (
                 not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))
             ):
@@ -252,8 +263,7 @@ class Admission:
             return False
         if shape.examined.victims == stamp.victims:
             return True
-        first = self.state.gangs[shape.entries[0][1]]
-        if self.scheduling.consolidation or Rules(self.this, first).may_take():
+        if self.scheduling.consolidation or self._may_take(shape):
             return False
         shape.examined = stamp  # so that it is asked about those victims once
         return True
@@ -298,7 +308,14 @@ class Admission:
             return False
         if shape.needs_free <= self._room(shape):
             return False
-        return not (self.evicts and Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take())
+        return not (self.evicts and self._may_take(shape))
+
+    def _may_take(self, shape: Shape) -> bool:
+        """Whether there is anybody whom one of the class might evict."""
+        may = self.may.get(shape.gpus)
+        if may is None:
+            may = self.may[shape.gpus] = Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take()
+        return may
 
     def _is_hindered(self, shape: Shape) -> bool:
         """Whether a planned start keeps all of a class out that do not end in time, although there is room."""
@@ -330,19 +347,25 @@ class Admission:
             self.refused = found
         return False
 
-    def _waits_for_victims(self, gang: GangState) -> Reason | None:
+    def _tell_promised(self, gang: GangState) -> None:
+        """For whom it waits, if it is promised places."""
         nomination = self.plan.nominations.get(gang.id)
-        if nomination is None:
-            return None
-        counts = (("victims", len(nomination.victims)),)
-        return Reason("victims_leaving", nomination.why or say("victims_leaving.unnamed"), counts)
+        if nomination is not None:
+            counts = (("victims", len(nomination.victims)),)
+            waits = nomination.why or say("victims_leaving.unnamed")
+            self.this.tell_alone(gang, Reason("victims_leaving", waits, counts))
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
         self.is_moved = self.is_moved or self.calendar.is_moved_by(gang, placement)
         self.this.launch(gang, placement, _why_now(gang, placement))
         if self.calendar.promises:
             self.calendar.started(gang, placement)
+        self._forget_room()
+
+    def _forget_room(self) -> None:
+        """Somebody starts, or leaves."""
         self.room.clear()
+        self.may.clear()
 
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
@@ -362,7 +385,7 @@ class Admission:
         if isinstance(made, tuple):
             self._launch(gang, made)
         if made:
-            self.room.clear()
+            self._forget_room()
             return True
         return consolidate.run(self.this, gang, only)
 
@@ -386,9 +409,9 @@ class Admission:
             if at is not None and basis is not None and (reason.eta is None or at < reason.eta):
                 reason = reason._replace(eta=at, eta_basis=basis)
             if personal:
-                gang.own_reason = reason
+                self.this.tell_alone(gang, reason)
             else:
-                gang.own_reason = None
+                self.this.tell_alone(gang, None)
                 self.this.tell(shape, reason)
 
     def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:

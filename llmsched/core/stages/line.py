@@ -134,7 +134,7 @@ class Line:
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
         self._aside: list[tuple[str, list[Head]]] = []
-        self._passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
+        self.passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
         self._most_of = most_of
         self._without = without
         self._without_of = Counter(id(state.gangs[name].shape) for name in without)
@@ -216,7 +216,7 @@ class Line:
             while heap and now is not None and self._rank(heap[0]) < now:
                 gone = heappop(heap)
                 if is_unasked:
-                    self._passed_over.append(gone.shape)
+                    self.passed_over.append(gone.shape)
                 self._look_for_first(heap)
             if queue in self._heaps:  # the one in hand
                 self._heaps[queue] += heap
@@ -238,7 +238,6 @@ class Line:
     def put_aside(self) -> Iterator[Shape]:
         """The classes of which somebody was not asked for it."""
         yield from (head.shape for _, heap in self._aside for head in heap)
-        yield from self._passed_over
 
     def _rank(self, head: Head) -> Rank:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""

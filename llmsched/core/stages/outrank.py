@@ -49,6 +49,7 @@ def _take_back(this: Pass, other: GangState, gang: GangState) -> None:
     if other.id in trial.promised:
         trial.break_promise(other)
         decided.remove(plan.nominations.pop(other.id))
+        this.tell_alone(other, None)
         return
     del trial.begun[other.id]
     trial.hold(other, ())

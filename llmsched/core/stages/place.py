@@ -438,5 +438,6 @@ def _rooms(trial: Trial, mask: int, need: Resources, enough: int) -> tuple[int, 
         whole = need.gpus_milli // MILLI
         counts = [(k // whole, (found & mask).bit_count()) for k, found in enumerate(capacity.by_free) if k >= whole]
         return sum(count for _, count in counts), sum(min(room, enough) * count for room, count in counts)
+    mask &= capacity.with_free(need.gpus_milli // MILLI) if need.gpus_milli >= MILLI else -1
     rooms = [node.room(need, enough) for node in capacity.nodes(mask)]
     return sum(room > 0 for room in rooms), sum(rooms)

@@ -220,7 +220,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         if gang.status is Status.QUEUED:
             if not target:
                 resting[name] = None
-                gang.own_reason = Reason("order", say("order.outranked"))
+                this.tell_alone(gang, Reason("order", say("order.outranked")))
             elif gang.nomination is None:
                 starters.append(gang)
                 wanted += target * per_bundle
@@ -369,5 +369,5 @@ def _carry_out(
             beside = {name: at for placed in placement for name, at in there.get(placed.node, {}).items()}
             nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))
             waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
-            gang.own_reason = Reason("victims_leaving", waits, (("victims", len(leaving)),))
+            this.tell_alone(gang, Reason("victims_leaving", waits, (("victims", len(leaving)),)))
     return dict.fromkeys(gang.id for gang, _ in found)

@@ -209,7 +209,10 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         rigid = (use.gpus_milli if use else 0) - elastic_now
         flavor = members[0].spec.groups[0].options[0].flavor
         most[name] = min(demand[name], elastic_now + max(0, state.quota.available(name, flavor)))
-        share[name] = min(demand[name], max(0, promised.get(name, 0) - rigid))
+        due = min(demand[name], max(0, promised.get(name, 0) - rigid))
+        share[name] = (
+            due - due % MILLI
+        )  # what is left of a GPU beside a part that somebody holds is nobody's to grow by
     left = capacity - sum(share.values())
     while left < 0:  # rigid work waits or holds a part of it: the largest share gives first
         largest = max(share, key=lambda name: (share[name], name))

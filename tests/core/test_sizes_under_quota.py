@@ -1,0 +1,19 @@
+"""Elastic gangs beside work that holds parts of GPUs have all whole ones that are left to their queue."""
+
+from __future__ import annotations
+
+from ledger import Resize, cluster
+
+
+def test_beside_a_part_of_a_gpu_it_grows_by_every_whole_one() -> None:
+    given = cluster("1 node x 4").queue("q", 4)
+    given.running("half", 0.5, queue="q").running("grows", 1, elastic=(1, 4), queue="q")
+    assert given.after(3600.0).decide().decisions == [Resize("grows", 3)]
+
+
+def test_what_two_queues_hold_in_parts_of_one_gpu_leaves_no_other_idle() -> None:
+    given = cluster("1 node x 6").queue("q", 3, cohort="c").queue("r", 3, cohort="c")
+    given.running("half", 0.5, queue="q").running("other", 0.5, queue="r")
+    given.running("grows", 1, elastic=(1, 6), queue="q").running("too", 1, elastic=(1, 6), queue="r")
+    given.after(3600.0).settle()
+    assert sorted(given.state.gangs[f"{name}/0"].size for name in ("grows", "too")) == [2, 3]
