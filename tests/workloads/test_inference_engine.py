@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Settings, TransformersEngine
-from workloads.inference.openai import RequestError, Sampling
+from workloads.inference.parameters import RequestError, Sampling
 
 CPU = torch.device("cpu")
 PROMPTS = ["hello", "a much longer prompt that goes on for quite a while, really", "x", "Grüße aus Köln", "12345 67"]

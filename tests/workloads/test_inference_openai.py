@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from workloads.inference import openai
-from workloads.inference.openai import RequestError
+from workloads.inference.openai import Choice
+from workloads.inference.parameters import RequestError
 from workloads.inference.sampling import Sampler, next_tokens
 
+TOOL = {"type": "function", "function": {"name": "clock"}}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -82,8 +84,24 @@ def test_text_parts_are_joined_and_a_developer_is_the_system():
         ({"messages": HELLO, "stop": ["a"] * 5}, "stop"),
         ({"messages": HELLO, "stop": [""]}, "stop"),
         ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": HELLO, "logprobs": True}, "logprobs"),
-        ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": HELLO, "tools": [TOOL], "tool_choice": "must"}, "tool_choice"),
+        ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": HELLO, "tools": [TOOL, TOOL]}, "tools"),
+        ({"messages": HELLO, "logprobs": 3}, "logprobs"),
+        ({"messages": HELLO, "top_logprobs": 3}, "top_logprobs"),
+        ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
+        ({"messages": HELLO, "response_format": {"type": "xml"}}, "response_format"),
+        ({"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias"),
+        ({"messages": HELLO, "frequency_penalty": 3}, "frequency_penalty"),
+        ({"messages": HELLO, "min_p": 1.5}, "min_p"),
+        ({"messages": HELLO, "stop_token_ids": ["a"]}, "stop_token_ids"),
+        ({"messages": HELLO, "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"messages": HELLO, "stream_options": {"include_usge": True}}, "stream_options"),
+        ({"messages": HELLO, "guided_json": {}}, "guided_json"),
+        ({"messages": HELLO, "audio": {"voice": "x"}}, "audio"),
+        ({"messages": HELLO, "prompt": "x"}, "prompt"),
     ],
 )
 def test_a_chat_request_that_cannot_be_answered_names_its_parameter(body, param):
@@ -92,6 +110,26 @@ def test_a_chat_request_that_cannot_be_answered_names_its_parameter(body, param)
     answer = caught.value.answer()
     assert (answer["status"], answer["error"]["param"]) == (400, param)
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("temprature", "temperature"), ("max_token", "max_tokens"), ("top_logprob", "top_logprobs"), ("strem", "stream")],
+)
+def test_a_name_that_is_almost_one_is_refused_with_the_one_that_is_meant(name, near):
+    with pytest.raises(RequestError, match=f'no parameter "{name}" here. Did you mean "{near}"') as caught:
+        openai.chat_request({"messages": HELLO, name: 1})
+    assert caught.value.code == "unknown_parameter"
+
+
+def test_what_one_route_takes_another_may_not():
+    for ask, body, name in (
+        (openai.completion_request, {"prompt": "a"}, "messages"),
+        (openai.completion_request, {"prompt": "a"}, "response_format"),
+        (openai.embedding_inputs, {"input": "a"}, "temperature"),
+    ):
+        with pytest.raises(RequestError, match=f'no parameter "{name}"'):
+            ask({**body, name: 1})
 
 
 def test_parameters_that_are_switched_off_are_no_reason_to_refuse():
@@ -129,7 +167,7 @@ def test_a_vector_can_travel_as_base64():
 
 def test_chunks_share_an_id_and_name_the_role_once():
     answer = openai.Answer(openai.chat_request({"model": "m", "messages": HELLO}))
-    chunks = [answer.chunk(0, "he", None), answer.chunk(0, "y", None), answer.chunk(0, "", "stop")]
+    chunks = [answer.chunk(0, Choice("he")), answer.chunk(0, Choice("y")), answer.chunk(0, Choice("", "stop"))]
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
         {"role": "assistant", "content": "he"},

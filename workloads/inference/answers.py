@@ -7,15 +7,18 @@ Errors leave as RequestError; `replica.py` makes answers of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from workloads.inference import openai
+from workloads.inference import logprobs, openai
 from workloads.inference.engine import Engine, Piece
-from workloads.inference.openai import RequestError, Sampling, TextRequest, Usage
+from workloads.inference.openai import Choice, TextRequest, Usage
+from workloads.inference.parameters import RequestError, Sampling
+from workloads.inference.sampling import Said
+from workloads.inference.tools import ToolReader
 
 
 class Server(Protocol):
@@ -46,30 +49,23 @@ class TextServer:
 
     async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any]:
         request, prompts = self._parse(route, body)
-        texts, reasons = [""] * len(prompts) * request.n, [""] * len(prompts) * request.n
-        counts: dict[int, int] = {}
+        made = [_Made(request, self._engine.tokenizer) for _ in range(len(prompts) * request.n)]
         async with aclosing(self._pieces(request, prompts, adapter)) as pieces:
             async for index, piece in pieces:
-                texts[index] += piece.text
-                counts[index] = piece.completion_tokens
-                reasons[index] = piece.finish_reason or ""
-        usage = Usage(sum(map(len, prompts)), sum(counts.values()))
-        return openai.Answer(request).whole(list(zip(texts, reasons, strict=True)), usage)
+                made[index].add(piece)
+        usage = Usage(sum(map(len, prompts)), sum(one.count for one in made))
+        return openai.Answer(request).whole([one.whole() for one in made], usage)
 
     async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
         request, prompts = self._parse(route, body)
         answer = openai.Answer(request)
-        counts: dict[int, int] = {}
+        made = [_Made(request, self._engine.tokenizer) for _ in range(len(prompts) * request.n)]
         async with aclosing(self._pieces(request, prompts, adapter)) as pieces:
             async for index, piece in pieces:
-                counts[index] = piece.completion_tokens
-                yield answer.chunk(
-                    index, piece.text, None if piece.finish_reason and piece.text else piece.finish_reason
-                )
-                if piece.finish_reason and piece.text:
-                    yield answer.chunk(index, "", piece.finish_reason)
+                for part in made[index].parts(piece):
+                    yield answer.chunk(index, part)
         if request.include_usage:
-            yield answer.usage_chunk(Usage(sum(map(len, prompts)), sum(counts.values())))
+            yield answer.usage_chunk(Usage(sum(map(len, prompts)), sum(one.count for one in made)))
 
     def _parse(self, route: str, body: Mapping[str, Any]) -> tuple[TextRequest, list[list[int]]]:
         if route == "completions":
@@ -78,7 +74,7 @@ class TextServer:
             prompts = [self._tokens(prompt) for prompt in request.prompts]
         else:
             request = openai.chat_request(body, self._engine.usual)
-            prompts = [self._chat_tokens(request.messages)]
+            prompts = [self._chat_tokens(request)]
         if not all(prompts):
             raise RequestError("The prompt has no token.", param="messages" if request.messages else "prompt")
         longest = max(map(len, prompts))
@@ -89,6 +85,9 @@ class TextServer:
                 code="context_length_exceeded",
                 param="messages" if request.messages else "prompt",
             )
+        known = len(self._engine.tokenizer)
+        if any(token >= known for token, _ in request.sampling.logit_bias):
+            raise RequestError(f"This model has {known} tokens.", param="logit_bias")
         limit = min(request.sampling.max_tokens, room)
         return replace(request, sampling=replace(request.sampling, max_tokens=limit)), prompts
 
@@ -99,12 +98,18 @@ class TextServer:
             raise RequestError("A token number is beyond this model's vocabulary.", param="prompt")
         return tokens
 
-    def _chat_tokens(self, messages: Any) -> list[int]:
+    def _chat_tokens(self, request: TextRequest) -> list[int]:
         tokenizer = self._engine.tokenizer
-        if not tokenizer.chat_template:
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        if not template:
             raise RequestError("This model has no chat template: it completes texts. Use /v1/completions.")
+        if request.tools is not None and "tools" not in template:
+            raise RequestError("This model's chat template shows it no tools: it would not know them.", param="tools")
+        offered = [*request.tools.offered] if request.tools is not None else None
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                request.messages, tools=offered, tokenize=False, add_generation_prompt=True, **request.template
+            )
         except Exception as error:  # a template refuses in its own words, an order of roles for example
             raise RequestError(f"The model's chat template refuses this: {error}", param="messages") from None
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -143,6 +148,56 @@ class TextServer:
             raise group.exceptions[0] from None
         finally:
             task.cancel()
+
+
+@dataclass(slots=True)
+class _Made:
+    """One answer as it grows."""
+
+    request: TextRequest
+    tokenizer: Any
+    count: int = 0
+    _texts: list[str] = field(default_factory=list)
+    _said: list[Said] = field(default_factory=list)
+    _reason: str | None = None
+    _reader: ToolReader | None = None
+    _length: int = 0  # of the text before, in characters
+
+    def __post_init__(self) -> None:
+        if self.request.tools is not None:
+            self._reader = ToolReader(self.request.tools)
+
+    def add(self, piece: Piece) -> str:
+        """What of its text is certainly no call of a tool."""
+        self.count, self._reason = piece.completion_tokens, piece.finish_reason
+        self._said += piece.said
+        text = piece.text if self._reader is None else self._reader.push(piece.text)
+        self._texts.append(text)
+        return text
+
+    def whole(self) -> Choice:
+        rest, calls = ("", []) if self._reader is None else self._reader.finish()
+        told = self._told(self._said)
+        return Choice("".join(self._texts) + rest, "tool_calls" if calls else self._reason or "", calls, told)
+
+    def parts(self, piece: Piece) -> list[Choice]:
+        """Of a stream: the text, and then how it ended."""
+        text, told = self.add(piece), self._told(piece.said)
+        if piece.finish_reason is None:
+            self._length += len(text)
+            return [Choice(text, logprobs=told)] if text or piece.said or self._reader is None else []
+        rest, calls = ("", []) if self._reader is None else self._reader.finish()
+        last = Choice("", "tool_calls" if calls else piece.finish_reason, calls)
+        if text or rest:
+            return [Choice(text + rest, logprobs=told), last]
+        return [last._replace(logprobs=told)]
+
+    def _told(self, said: Sequence[Said]) -> dict[str, Any] | None:
+        if self.request.sampling.logprobs is None:
+            return None
+        if self.request.messages is not None:
+            return logprobs.for_chat(said, self.tokenizer)
+        return logprobs.for_completions(said, self.tokenizer, self._length)
 
 
 def _seeded(sampling: Sampling, index: int) -> Sampling:

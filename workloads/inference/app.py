@@ -25,7 +25,7 @@ from ray import serve
 from llmsched.runtime import environment, nested, serve_graph
 from workloads.inference import http, serve_app
 from workloads.inference.json_app import JsonApp
-from workloads.inference.openai import RequestError
+from workloads.inference.parameters import RequestError
 
 _EXPECTED = (
     'a bound application ("app = Desk.bind()"), a builder function that returns one, a deployment, a FastAPI or '

@@ -23,9 +23,10 @@ import torch
 
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder
-from workloads.inference.openai import RequestError, Sampling, Usual
+from workloads.inference.grammar import Grammars, SchemaGrammar
 from workloads.inference.packed import pack
-from workloads.inference.sampling import Sampler, next_tokens
+from workloads.inference.parameters import RequestError, Sampling, Usual
+from workloads.inference.sampling import Said, Sampler, next_tokens
 from workloads.inference.text import TextStream
 
 PREFILL_TOKENS = 512  # of a prompt in one go, between two steps of those that decode
@@ -38,6 +39,7 @@ class Piece(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None = None
+    said: tuple[Said, ...] = ()  # its tokens, where their probabilities were asked for
 
 
 class Engine(Protocol):
@@ -95,9 +97,10 @@ class _Request:
         adapter: str | None,
         tokenizer: Any,
         deliver: Callable[[Any], None],
+        grammar: SchemaGrammar | None,
     ) -> None:
         self.prompt, self.sampling, self.adapter = prompt, sampling, adapter
-        self.sampler = Sampler(sampling)
+        self.sampler = Sampler(sampling, prompt, grammar)
         self.text = TextStream(tokenizer, sampling.stop)
         self.deliver = deliver
         self.is_cancelled = False
@@ -110,7 +113,7 @@ class _Request:
         """Add `token`, deliver what it makes certain; whether the answer is complete."""
         self.last_token = token
         self.made += 1
-        if token in ends:
+        if token in ends or token in self.sampling.stop_token_ids:
             return self._finish(self.text.finish(), "stop")
         text = self.text.push(token)
         if self.text.stopped:
@@ -119,12 +122,16 @@ class _Request:
             text += self.text.finish()
             return self._finish(text, "stop" if self.text.stopped else "length")
         if text:
-            self.deliver(Piece(text, len(self.prompt), self.made))
+            self.deliver(Piece(text, len(self.prompt), self.made, None, self._said()))
         return False
 
     def _finish(self, text: str, reason: str) -> bool:
-        self.deliver(Piece(text, len(self.prompt), self.made, reason))
+        self.deliver(Piece(text, len(self.prompt), self.made, reason, self._said()))
         return True
+
+    def _said(self) -> tuple[Said, ...]:
+        said, self.sampler.said = tuple(self.sampler.said), []
+        return said
 
 
 class TransformersEngine:
@@ -143,6 +150,7 @@ class TransformersEngine:
         self.max_model_len = _context(model.config, settings.max_model_len)
         self.usual = Usual.of(model.generation_config)
         self._ends = _end_tokens(model, self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, model.config.get_text_config().vocab_size, self._ends)
         self._decoder = Decoder(model, device)
         self._adapters = Adapters(model)
         self._settings = settings
@@ -171,6 +179,9 @@ class TransformersEngine:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, item)
 
+        grammar = None
+        if sampling.schema is not None:
+            grammar = await asyncio.to_thread(self._grammars.begin, sampling.schema)
         with self._wake:
             self.check()
             if adapter is not None and adapter not in self._names:
@@ -180,7 +191,7 @@ class TransformersEngine:
                     f"{len(self._waiting)} requests are waiting already. Try again shortly.", code="full", status=429
                 )
             inner = self._names[adapter] if adapter is not None else None
-            request = _Request(prompt, sampling, inner, self.tokenizer, deliver)
+            request = _Request(prompt, sampling, inner, self.tokenizer, deliver, grammar)
             self._waiting.append(request)
             self._wake.notify()
         try:

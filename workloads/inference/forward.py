@@ -20,8 +20,8 @@ from llmsched.data.tasks import KINDS
 from workloads import context_length
 from workloads.inference import openai
 from workloads.inference.engine import Settings
-from workloads.inference.openai import RequestError
 from workloads.inference.packed import pack
+from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
 from workloads.tasks.reads import Encoded, Text
 from workloads.tasks.table import model_class

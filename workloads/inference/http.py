@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from llmsched import sanitize
 from llmsched.runtime import exceptions, redaction
-from workloads.inference.openai import RequestError
+from workloads.inference.parameters import RequestError
 from workloads.inference.values import Unsayable, encoded
 
 Message = MutableMapping[str, Any]

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from llmsched.runtime import exceptions
 from llmsched.runtime.serve_internals import of_model
 from workloads.inference.http import Message, Receive, Send, json_answer_of, refusal
-from workloads.inference.openai import RequestError
+from workloads.inference.parameters import RequestError
 from workloads.inference.values import encoded
 
 _END = object()

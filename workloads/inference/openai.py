@@ -11,76 +11,28 @@ import struct
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-MAX_CHOICES = 16
+from workloads.inference import parameters
+from workloads.inference.parameters import (
+    CHAT_TOKENS,
+    COMPLETION_TOKENS,
+    GREEDY,
+    MAX_CHOICES,
+    RequestError,
+    Sampling,
+    Usual,
+)
+from workloads.inference.tools import Tools, earlier_calls, tools_of
+
 MAX_INPUTS = 2048
-MAX_STOPS = 4
-COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-CHAT_TOKENS = 1024  # ours for chat: a model that never ends must not hold a slot for its whole context
-
-# Parameters that are understood elsewhere but not here, with the values that mean "off".
-_NOT_HERE: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "logprobs": (None, False, 0),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "tools": (None, []),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "audio": (None,),
-}
-
-
-class RequestError(Exception):
-    """The request cannot be answered. `answer()` is what goes back; `status` is the HTTP status it deserves."""
-
-    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_request", status: int = 400):
-        super().__init__(message)
-        self.message, self.param, self.code, self.status = message, param, code, status
-
-    def answer(self) -> dict[str, Any]:
-        kinds = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error, "status": self.status}
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to go on from a prompt. `temperature` 0 is greedy; `top_k` 0 is no bound; `seed` makes a draw repeatable."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    top_k: int = 0
-
-
-class Usual(NamedTuple):
-    """How a model is meant to be drawn from: of its generation_config.json, what a request leaves out."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-    @classmethod
-    def of(cls, generation_config: Any) -> Usual:
-        """As transformers' `generate` reads it: a model that does not say that it is drawn from is greedy."""
-        if not getattr(generation_config, "do_sample", None):
-            return cls()
-        temperature, top_p, top_k = (getattr(generation_config, name, None) for name in cls._fields)
-        return cls(
-            1.0 if temperature is None else float(temperature),
-            1.0 if top_p is None else float(top_p),
-            0 if top_k is None else int(top_k),
-        )
+# Of the call of a chat template, what is ours to say.
+_TEMPLATE_WORDS = {
+    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask",
+}  # fmt: skip
 
 
 class Usage(NamedTuple):
@@ -95,9 +47,6 @@ class Usage(NamedTuple):
         }
 
 
-GREEDY = Usual()
-
-
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """A chat (`messages`) or completions (`prompts`) request. Each prompt is answered `n` times."""
@@ -108,6 +57,8 @@ class TextRequest:
     prompts: list[str | list[int]] | None = None
     n: int = 1
     include_usage: bool = False  # in a stream
+    tools: Tools | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)  # for the chat template
 
 
 # --- requests ---------------------------------------------------------------------------------------------------
@@ -115,33 +66,49 @@ class TextRequest:
 
 def chat_request(body: Mapping[str, Any], usual: Usual = GREEDY) -> TextRequest:
     """Raises RequestError."""
-    _refuse_what_is_not_here(body)
+    parameters.refuse_what_is_not_here(body, parameters.CHAT)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError('"messages" must be a list of at least one {"role", "content"}.', param="messages")
+    tools, sampling = tools_of(body), parameters.sampling(body, usual, CHAT_TOKENS, is_chat=True)
+    if tools is not None and tools.schema is not None:
+        if sampling.schema is not None:
+            raise RequestError('A demanded call leaves no room for "response_format".', param="response_format")
+        sampling = replace(sampling, schema=tools.schema)
     return TextRequest(
         model=str(body.get("model", "")),
         messages=[_message(message, f"messages[{n}]") for n, message in enumerate(messages)],
-        sampling=_sampling(body, usual, CHAT_TOKENS),
-        n=_whole(body, "n", 1, least=1, most=MAX_CHOICES),
-        include_usage=_include_usage(body),
+        sampling=sampling,
+        n=parameters.whole(body, "n", 1, least=1, most=MAX_CHOICES),
+        include_usage=parameters.include_usage(body),
+        tools=tools,
+        template=_template(body),
     )
 
 
 def completion_request(body: Mapping[str, Any], usual: Usual = GREEDY) -> TextRequest:
     """Raises RequestError."""
-    _refuse_what_is_not_here(body)
+    parameters.refuse_what_is_not_here(body, parameters.COMPLETIONS)
     return TextRequest(
         model=str(body.get("model", "")),
         prompts=_inputs(body, "prompt"),
-        sampling=_sampling(body, usual, COMPLETION_TOKENS),
-        n=_whole(body, "n", 1, least=1, most=MAX_CHOICES),
-        include_usage=_include_usage(body),
+        sampling=parameters.sampling(body, usual, COMPLETION_TOKENS, is_chat=False),
+        n=parameters.whole(body, "n", 1, least=1, most=MAX_CHOICES),
+        include_usage=parameters.include_usage(body),
     )
+
+
+def _template(body: Mapping[str, Any]) -> dict[str, Any]:
+    given = body.get("chat_template_kwargs") or {}
+    if not isinstance(given, dict) or (ours := sorted(_TEMPLATE_WORDS & set(given))):
+        words = f"may not say {', '.join(ours)}" if isinstance(given, dict) else "must be an object"
+        raise RequestError(f'"chat_template_kwargs" {words}.', param="chat_template_kwargs")
+    return given
 
 
 def embedding_inputs(body: Mapping[str, Any]) -> tuple[list[str | list[int]], bool]:
     """The texts (or token lists) to embed, and whether vectors go back as base64. Raises RequestError."""
+    parameters.refuse_what_is_not_here(body, parameters.EMBEDDINGS)
     if body.get("dimensions") is not None:
         raise RequestError("This model's vectors have one size; leave out dimensions.", param="dimensions")
     form = body.get("encoding_format", "float")
@@ -178,14 +145,21 @@ def _message(message: Any, param: str) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise RequestError(f'{param} must be an object with "role" and "content".', param=param)
     role, content = message["role"], message.get("content")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise RequestError(f'{param}: role "{role}" is not one of system, developer, user, assistant.', param=param)
+    if role not in ("system", "developer", "user", "assistant", "tool"):
+        raise RequestError(
+            f'{param}: role "{role}" is not one of system, developer, user, assistant, tool.', param=param
+        )
+    if role == "assistant" and message.get("tool_calls") is not None:
+        calls = earlier_calls(message["tool_calls"], param)
+        return {"role": role, "content": content if isinstance(content, str) else "", "tool_calls": calls}
     if isinstance(content, list):
         if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content):
             raise RequestError(f"{param}: only text parts are understood.", param=param)
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise RequestError(f"{param}: content must be a text or a list of text parts.", param=param)
+    if role == "tool":
+        return {"role": role, "content": content, "tool_call_id": str(message.get("tool_call_id", ""))}
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
@@ -207,54 +181,13 @@ def _is_input(one: Any) -> bool:
     return (isinstance(one, str) or is_tokens) and bool(one)
 
 
-def _sampling(body: Mapping[str, Any], usual: Usual, usual_tokens: int) -> Sampling:
-    stop = body.get("stop")
-    stops = [stop] if isinstance(stop, str) else (stop or [])
-    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise RequestError(f'"stop" must be a text or a list of at most {MAX_STOPS}, none empty.', param="stop")
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    seed = body.get("seed")
-    if seed is not None and type(seed) is not int:
-        raise RequestError('"seed" must be a whole number.', param="seed")
-    is_draw = any(body.get(word) is not None for word in ("top_p", "seed")) or body.get("n") not in (None, 1)
-    temperature = 1.0 if is_draw and not usual.temperature else usual.temperature
-    return Sampling(
-        max_tokens=_whole(body, name, usual_tokens, least=1, most=1 << 20),
-        temperature=_number(body, "temperature", temperature, least=0.0, most=2.0),
-        top_p=_number(body, "top_p", usual.top_p, least=0.0, most=1.0),
-        top_k=usual.top_k,
-        stop=tuple(stops),
-        seed=seed,
-    )
+class Choice(NamedTuple):
+    """One answer, or a chunk of it: `reason` is on the last one."""
 
-
-def _number(body: Mapping[str, Any], name: str, default: float, *, least: float, most: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) not in (int, float) or not least <= value <= most:  # a NaN compares false
-        raise RequestError(f'"{name}" must be a number from {least:g} to {most:g}.', param=name)
-    return float(value)
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int, *, least: int, most: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or not least <= value <= most:
-        raise RequestError(f'"{name}" must be a whole number from {least} to {most}.', param=name)
-    return value
-
-
-def _include_usage(body: Mapping[str, Any]) -> bool:
-    options = body.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
-
-
-def _refuse_what_is_not_here(body: Mapping[str, Any]) -> None:
-    for name, off in _NOT_HERE.items():
-        if name in body and body[name] not in off:
-            raise RequestError(f'"{name}" is not supported here.', param=name, code="unsupported_parameter")
+    text: str
+    reason: str | None = None
+    calls: Sequence[dict[str, Any]] = ()
+    logprobs: dict[str, Any] | None = None
 
 
 # --- answers ----------------------------------------------------------------------------------------------------
@@ -269,25 +202,31 @@ class Answer:
         word = "chatcmpl" if self._is_chat else "cmpl"
         self._id, self._model, self._created = f"{word}-{uuid.uuid4().hex}", request.model, int(time.time())
 
-    def whole(self, choices: Sequence[tuple[str, str]], usage: Usage) -> dict[str, Any]:
-        """`choices`: (text, finish reason) in order."""
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """In order."""
         made: list[dict[str, Any]] = []
-        for index, (text, reason) in enumerate(choices):
-            said: dict[str, Any] = (
-                {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
-            )
-            made.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
+        for index, one in enumerate(choices):
+            said: dict[str, Any] = {"text": one.text}
+            if self._is_chat:
+                said = {"message": {"role": "assistant", "content": one.text}}
+            if one.calls:
+                said["message"] |= {"content": one.text or None, "tool_calls": one.calls}
+            made.append({"index": index, **said, "logprobs": one.logprobs, "finish_reason": one.reason})
         return {**self._envelope(""), "choices": made, "usage": usage.data()}
 
-    def chunk(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        said: dict[str, Any] = {"text": text}
+    def chunk(self, index: int, one: Choice) -> dict[str, Any]:
+        said: dict[str, Any] = {"text": one.text}
         if self._is_chat:
-            delta: dict[str, str] = {} if index in self._began else {"role": "assistant"}
-            if text or not reason:
-                delta["content"] = text
+            delta: dict[str, Any] = {} if index in self._began else {"role": "assistant"}
+            if one.text or not (one.reason or one.calls):
+                delta["content"] = one.text
+            if one.calls:
+                delta["tool_calls"] = [{"index": place, **call} for place, call in enumerate(one.calls)]
             self._began.add(index)
             said = {"delta": delta}
-        return {**self._envelope(".chunk"), "choices": [{"index": index, **said, "finish_reason": reason}]}
+        if one.logprobs is not None:
+            said["logprobs"] = one.logprobs
+        return {**self._envelope(".chunk"), "choices": [{"index": index, **said, "finish_reason": one.reason}]}
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._envelope(".chunk"), "choices": [], "usage": usage.data()}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from llmsched.runtime import environment, exceptions
 from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.inference.http import of_error
-from workloads.inference.openai import RequestError
+from workloads.inference.parameters import RequestError
 from workloads.sources import BadInput, resolve_model
 
 if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do without: seconds and 100 MB a replica

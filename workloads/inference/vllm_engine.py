@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.inference.engine import Piece
-from workloads.inference.openai import RequestError, Sampling, Usual
+from workloads.inference.parameters import RequestError, Sampling, Usual
+from workloads.inference.sampling import Said
 
 # What llmsched sets itself, or never allows: code that comes with a model, weights that are not safetensors.
 _OURS = {"model", "tokenizer", "tensor_parallel_size", "pipeline_parallel_size", "enable_lora"}
@@ -56,7 +57,7 @@ class VllmEngine:
         self, prompt: Sequence[int], sampling: Sampling, adapter: str | None
     ) -> AsyncGenerator[Piece, None]:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         if adapter is not None and adapter not in self._loras:
             raise RequestError(f'The adapter "{adapter}" is not loaded here.', code="model_not_found", status=404)
@@ -65,8 +66,16 @@ class VllmEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p or 1e-6,  # vLLM refuses 0, which means the likeliest token
             top_k=sampling.top_k or -1,
+            min_p=sampling.min_p,
             stop=list(sampling.stop) or None,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
             seed=sampling.seed,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
+            logprobs=sampling.logprobs,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
             output_kind=RequestOutputKind.DELTA,
         )
         id, made = f"r{next(self._numbers)}", 0
@@ -84,7 +93,7 @@ class VllmEngine:
                 is_over = output.finished
                 if piece.text or is_over:
                     reason = ("length" if piece.finish_reason == "length" else "stop") if is_over else None
-                    yield Piece(piece.text, len(prompt), made, reason)
+                    yield Piece(piece.text, len(prompt), made, reason, _said(piece, sampling.logprobs))
         finally:
             if not is_over:
                 await self._engine.abort(id)
@@ -111,3 +120,14 @@ class VllmEngine:
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+def _said(piece: Any, count: int | None) -> tuple[Said, ...]:
+    """vLLM tells {token: its logprob} at each place, the one that was drawn among them."""
+    if count is None or piece.logprobs is None:
+        return ()
+    said = []
+    for token, at in zip(piece.token_ids, piece.logprobs, strict=True):
+        best = sorted(((other, told.logprob) for other, told in at.items()), key=lambda row: -row[1])
+        said.append(Said(token, at[token].logprob, tuple(best[:count])))
+    return tuple(said)

@@ -1,0 +1,184 @@
+"""OpenAI's own Python client, as it is, against our endpoint: gateway, replica and engine, on a tiny model."""
+
+import asyncio
+import hashlib
+import json
+
+import httpx
+import openai
+import pytest
+import tiny_models
+import torch
+
+from llmsched.gateway.front import Gateway
+from workloads.inference.replica import Replica
+
+KEY = "test-key"
+TEMPLATE = (
+    "{% if tools %}<tools>{% for t in tools %}{{ t.function.name }} {% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}{{ c.function.arguments.city }}{% endfor %}</s>{% endfor %}"
+    "{% if loud %}!{% endif %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rom", "Köln"]}}, "required": ["city"],
+        "additionalProperties": False}  # fmt: skip
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+class InProcess:
+    """A replica without Ray between it and the gateway."""
+
+    def __init__(self, replica):
+        self.call, self._replica = replica.call, replica
+
+    async def stream(self, route, body, adapter, incoming=None):
+        async for chunk in self._replica.stream(route, body, adapter):
+            yield chunk
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    before = torch.get_num_threads()
+    folder = tiny_models.llama(tmp_path_factory.mktemp("llama"))
+    tokenizer = tiny_models.byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    encoder = tiny_models.bert(tmp_path_factory.mktemp("bert"))
+    replicas = {
+        "chat": InProcess(Replica(order("causal-lm", folder))),
+        "embed": InProcess(Replica(order("feature-extraction", encoder))),
+    }
+    gateway = Gateway(replicas.__getitem__)
+    models = {name: {"workload": name, "kind": "model", "replicas": [{"app": name}]} for name in replicas}
+    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": list(models)}]
+    gateway.route({"version": 1, "models": models, "keys": keys})
+    yield gateway
+    torch.set_num_threads(before)
+
+
+def order(task, folder):
+    serve = {"task": task, "engine": "auto", "model": {"id": task, "source": str(folder)}}
+    spec = {"name": task, "kind": "serve", "serve": serve}
+    return {"gang": f"{task}/0", "attempt": 1, "members": [{"rank": 0, "cpus": 1.0, "gpus": 1.0}], "spec": spec}
+
+
+def using(endpoint, story, key=KEY):
+    async def run():
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=endpoint))
+        async with openai.AsyncOpenAI(base_url="http://g/v1", api_key=key, http_client=http, max_retries=0) as client:
+            return await story(client)
+
+    return asyncio.run(run())
+
+
+def chat(client, **more):
+    return client.chat.completions.create(**{"model": "chat", "messages": HELLO, "max_tokens": 8, **more})
+
+
+def test_chat_and_its_stream_say_the_same(endpoint):
+    async def story(client):
+        whole = await chat(client, n=2, seed=7, presence_penalty=0.5)
+        stream = await chat(
+            client, n=2, seed=7, presence_penalty=0.5, stream=True, stream_options={"include_usage": True}
+        )
+        texts, usage = ["", ""], None
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        assert texts == [choice.message.content for choice in whole.choices]
+        assert usage == whole.usage
+
+    using(endpoint, story)
+
+
+def test_an_answer_keeps_to_a_schema(endpoint):
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+
+    async def story(client):
+        for temperature in (0.0, 1.5):
+            answer = await chat(client, response_format=form, temperature=temperature, seed=3, max_tokens=40)
+            assert json.loads(answer.choices[0].message.content)["city"] in ("Rom", "Köln")
+            assert answer.choices[0].finish_reason == "stop"
+        loose = await chat(client, response_format={"type": "json_object"}, max_tokens=1)
+        assert loose.choices[0].message.content == "{"
+        for schema, words in (({"type": "objct"}, "objct"), ({"$ref": "#/nowhere"}, "schema cannot be used")):
+            broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+            with pytest.raises(openai.BadRequestError, match=words):
+                await chat(client, response_format=broken)
+
+    using(endpoint, story)
+
+
+def test_a_demanded_call_comes_back_as_one_and_its_result_goes_in_again(endpoint):
+    async def story(client):
+        answer = await chat(client, tools=[WEATHER], tool_choice="required", max_tokens=80)
+        (call,) = answer.choices[0].message.tool_calls
+        assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
+        assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Rom", "Köln")
+        said = [*HELLO, answer.choices[0].message.model_dump(exclude_none=True)]
+        said.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
+        after = await chat(client, messages=said, tools=[WEATHER], tool_choice="none")
+        assert after.choices[0].finish_reason == "length" and not after.choices[0].message.tool_calls
+
+        stream = await chat(client, tools=[WEATHER], tool_choice="required", max_tokens=80, stream=True)
+        chunks = [chunk.choices[0] async for chunk in stream]
+        streamed = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+        assert [one.function.arguments for one in streamed] == [call.function.arguments]
+        assert chunks[-1].finish_reason == "tool_calls" and not any(chunk.delta.content for chunk in chunks)
+
+    using(endpoint, story)
+
+
+def test_probabilities_in_both_forms_add_up_over_a_stream(endpoint):
+    async def story(client):
+        whole = (await chat(client, logprobs=True, top_logprobs=2)).choices[0].logprobs.content
+        assert len(whole) == 8 and all(len(one.top_logprobs) == 2 for one in whole)
+        assert all(one.logprob <= 0 and one.logprob == one.top_logprobs[0].logprob for one in whole)  # greedy
+        stream = await chat(client, logprobs=True, top_logprobs=2, stream=True)
+        parts = [one async for chunk in stream if (told := chunk.choices[0].logprobs) for one in told.content]
+        assert [one.token for one in parts] == [one.token for one in whole]
+        text = await client.completions.create(model="chat", prompt="ab", logprobs=1, max_tokens=4)
+        told = text.choices[0].logprobs
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == 4
+
+    using(endpoint, story)
+
+
+def test_vectors_come_in_the_clients_own_form(endpoint):
+    async def story(client):
+        usual = await client.embeddings.create(model="embed", input=["a", "b"])  # base64, which the client unpacks
+        plain = await client.embeddings.create(model="embed", input=["a", "b"], encoding_format="float")
+        for one, other in zip(usual.data, plain.data, strict=True):
+            assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+
+    using(endpoint, story)
+
+
+def test_errors_are_the_clients_own_kinds_and_a_wrong_name_is_told(endpoint):
+    async def story(client):
+        with pytest.raises(openai.BadRequestError, match='Did you mean "temperature"') as wrong:
+            await chat(client, extra_body={"temprature": 1})
+        assert (wrong.value.code, wrong.value.param) == ("unknown_parameter", "temprature")
+        with pytest.raises(openai.NotFoundError, match='no model "chatt"'):
+            await chat(client, model="chatt")
+        with pytest.raises(openai.BadRequestError, match='no parameter "temperature"'):
+            await client.embeddings.create(model="embed", input="a", extra_body={"temperature": 0})
+
+    using(endpoint, story)
+
+    async def refused(client):
+        with pytest.raises(openai.AuthenticationError):
+            await chat(client)
+
+    using(endpoint, refused, key="other")
+
+
+def test_a_template_takes_what_it_is_told(endpoint):
+    async def story(client):
+        quiet = await chat(client, seed=1)
+        loud = await chat(client, seed=1, extra_body={"chat_template_kwargs": {"loud": True}})
+        assert loud.usage.prompt_tokens == quiet.usage.prompt_tokens + 1
+
+    using(endpoint, story)
