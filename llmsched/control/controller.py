@@ -312,7 +312,7 @@ class Controller:
         self.cluster.begin(self._epoch)
         self._live.fold()
         with _only_noted("when the next snapshot is due is not known"):
-            self._housekeeping.begin()
+            await self._housekeeping.begin(self.state, self._live.archive, self._live.seq, self._live.now)
         log.info("epoch %d: %d entries, %d workloads", self._epoch, self._live.seq, len(self.state.workloads))
         await self._executor.start(self._inbox.deliver, self._epoch)
 

@@ -1,8 +1,9 @@
 """What keeps the store and the state from growing with history: put aside, take snapshots, let go of what is too old.
 
-Snapshots are of what is committed, and made elsewhere (snapshot_maker.py) while the loop goes on. How long the journal,
-ended workloads and idempotency keys are kept, the cluster file says (`history`). Each step is small and done between
-rounds.
+Snapshots are of what is committed, and made elsewhere (snapshot_maker.py) while the loop goes on. A start makes one
+itself where that was not done in time: a controller that is killed again and again takes each of its makers with it,
+and would have more to fold each time. How long the journal, ended workloads and idempotency keys are kept, the cluster
+file says (`history`). Each step is small and done between rounds.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import logging
 from math import inf
 
-from llmsched.control.snapshot_maker import Make
+from llmsched.control.snapshot_maker import Make, spelled
 from llmsched.core import archive
+from llmsched.core.archive import Archive
 from llmsched.core.configuration import Kept
 from llmsched.core.facts import Archived
 from llmsched.core.state import State
@@ -21,7 +23,10 @@ from llmsched.store.journal import Batch, Store
 from llmsched.store.tables import ArchiveRow, IdempotencyRow, NoticeRow, SnapshotRow
 
 log = logging.getLogger("llmsched.control")
-SNAPSHOT_EVERY = 5_000  # entries: what a start has to fold at most, and a little
+SNAPSHOT_EVERY = 5_000  # entries
+OVERDUE = (
+    2  # times as many without one: a start has no more to fold than these, and what one life of a controller writes
+)
 TIDY_EVERY_S = 60.0
 ROWS_AT_ONCE = 500
 ENTRIES_AT_ONCE = 2_000
@@ -40,9 +45,17 @@ class Housekeeping:
         self._tidied_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
+    async def begin(self, state: State, kept: Archive, seq: int, at: float) -> None:
+        """`state` was just folded up to entry `seq`, and nothing else goes on yet."""
         found = self._store.older(SnapshotRow, inf)
         self._snapshot_at = found[-1][0] if found else 0
+        if seq - self._snapshot_at >= OVERDUE * SNAPSHOT_EVERY:
+
+            async def at_once(seq: int, at: float) -> SnapshotRow:
+                return spelled(state, kept, seq, at)
+
+            log.info("entry %d: no snapshot since entry %d, so one is made first", seq, self._snapshot_at)
+            await self._keep_snapshot(at_once, seq, at)
 
     def due(self, state: State, at: float) -> Archived | None:
         workloads, replicas = archive.due(state, at) if self.puts_aside else ((), ())
@@ -53,7 +66,7 @@ class Housekeeping:
         if self._task is not None and not self._task.done():
             return
         if seq - self._snapshot_at >= SNAPSHOT_EVERY:
-            self._task = asyncio.create_task(self._keep_snapshot(seq, at))
+            self._task = asyncio.create_task(self._keep_snapshot(self._make_snapshot, seq, at))
         elif at - self._tidied_at >= TIDY_EVERY_S:
             self._tidied_at = at
             self._task = asyncio.create_task(self._tidy(state.configuration.kept, at))
@@ -63,9 +76,9 @@ class Housekeeping:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _keep_snapshot(self, seq: int, at: float) -> None:
+    async def _keep_snapshot(self, make: Make, seq: int, at: float) -> None:
         try:
-            row = await self._make_snapshot(seq, at)
+            row = await make(seq, at)
             await asyncio.wrap_future(self._store.commit(Batch(at, (), [row])))
             await self._thin()
         except StoreError as error:  # the loop will meet it too, and say so

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, kinds, phase, serve, task, train, until
 
-from llmsched.control import lease, live_state
+from llmsched.control import housekeeping, lease, live_state, recovery
 from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.errors import StoreError
@@ -259,6 +260,41 @@ def test_a_store_that_cannot_be_written_refuses_what_is_new_shows_what_is_known_
 
 
 # --- the lease --------------------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_never_lives_to_see_a_snapshot_has_no_more_to_fold_each_time(monkeypatch, caplog):
+    """Each maker ends with its controller, so that of a crash loop none got ready: a start folded ever more."""
+    monkeypatch.setattr(housekeeping, "SNAPSHOT_EVERY", 10)
+    store, folded, restarts = MemoryStore(), [], 30
+    fold = recovery.unfold
+
+    async def never(seq, at):
+        await asyncio.Event().wait()
+
+    def seen(store, state, seq, stop=None, but=recovery.NOTHING):
+        began = seq
+        state, seq = fold(store, state, seq, stop, but)
+        folded.append(seq - began)
+        return state, seq
+
+    async def story():
+        cluster = fake_cluster()
+        for number in range(restarts):
+            with monkeypatch.context() as patch:
+                patch.setattr(recovery, "unfold", seen)
+                async with controlling(cluster, store, make_snapshot=never) as controller:
+                    patch.undo()
+                    name = f"w{number}"
+                    await controller.submit([task(name)], user=ANN)
+                    await until(lambda name=name: name in controller.state.workloads)
+                    assert len(controller.state.workloads) == number + 1
+        return controller.state.now
+
+    asyncio.run(story())
+    assert len(folded) == restarts
+    in_a_life = max(later - sooner for sooner, later in pairwise(folded))
+    assert max(folded) <= 2 * 10 + in_a_life, folded
+    assert caplog.text.count("no snapshot of entry") == 0
 
 
 def test_a_second_controller_is_refused_while_the_first_lives():
