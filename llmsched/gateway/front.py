@@ -20,7 +20,7 @@ from llmsched.gateway import apps
 from llmsched.gateway.keys import Key
 from llmsched.gateway.limits import Disconnected, Receive, Send, read_body
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
-from llmsched.gateway.refusals import Refused, encode, error_body
+from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Relay
 from llmsched.gateway.replicas import Pool, Replica, ReplicaGone
 from llmsched.gateway.signals import Signals
@@ -124,6 +124,8 @@ class Gateway:
         if path == "/healthz":
             await _reply(send, 200, {"status": "ok", "version": self.version})
             return
+        if path.startswith(UNREADABLE) and (code := path[len(UNREADABLE) :]) in OF_CONNECTIONS:
+            raise of_connection(code)
         headers, key = await self._admitted(scope)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             _only(method, "GET", path)

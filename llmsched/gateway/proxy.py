@@ -7,7 +7,8 @@ The gateway runs as all work does, so work could keep what it is shown. It gets 
 say. So this process needs to know no token, and nothing else about a request. Each connection has one of its own to the
 gateway, and lives as long: bounds and time limits are the gateway's. What comes back is passed on as it comes.
 
-A process of its own, so that streams outlive the controller. `executors/endpoint_proxy.py` starts and watches it.
+A process of its own, so that streams outlive the controller. `executors/endpoint_proxy.py` starts and watches it. Where
+controller and Ray are both gone for long, it ends by itself: nobody may be left to end it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import httptools
 import uvloop
 
 from llmsched import connections
-from llmsched.gateway.refusals import Refused, encode
+from llmsched.gateway.refusals import HEAD_BYTES, UNREADABLE, Refused, encode, of_connection
 from llmsched.spec.endpoint_keys import PREFIX, key_of
 
 NOTE = "endpoint-proxy.json"  # in the home: {"pid", "port"}, locked for as long as that process lives
 GATEWAY = "gateway.json"  # in the home: [host, port]
+LED = "controller.lock"  # in the home: locked for as long as there is a controller
+LEFT_S = 600.0  # without a controller and a gateway: then nobody comes back soon
 BEAT_EVERY_S = 2.0  # between touches of the note
-HEAD_BYTES = 64 << 10
 BACK_WITHIN_S = 5.0  # a gateway that was killed is; requests wait so long for it
 TRY_EVERY_S = 0.1
 ASKS_WITHIN_S = 10.0  # where no gateway bounds it
@@ -120,6 +122,7 @@ class Caller(asyncio.Protocol):
         self._is_away = False  # the gateway
         self._early = b""  # what came before either is known
         self._has_asked = False
+        self._is_answered = False  # the gateway has said something
         self._is_over = False  # nothing more is read
         self._is_refused = False
         self._is_raw = False  # another protocol has begun
@@ -214,6 +217,7 @@ class Caller(asyncio.Protocol):
             self._gateway = gateway
 
     def answered(self, data: bytes) -> None:
+        self._is_answered = True
         if not (self._is_refused or self._transport.is_closing()):
             self._transport.write(data)
 
@@ -246,12 +250,12 @@ class Caller(asyncio.Protocol):
             self._size += len(data)
             self._parser.feed_data(data)
             if self._size > HEAD_BYTES:
-                raise Refused(431, f"The head of a request is larger than {HEAD_BYTES >> 10} KiB.", code="head")
+                raise of_connection("head")
         except httptools.HttpParserUpgrade as upgrade:
             return self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             refused = error.__context__ if isinstance(error.__context__, Refused) else None
-            self._refuse(refused or Refused(400, "This is no HTTP/1.1.", code="bad_request"))
+            self._refuse(refused or of_connection("bad_request"))
         except Refused as refused:
             self._refuse(refused)
         return b""
@@ -260,7 +264,7 @@ class Caller(asyncio.Protocol):
         head = self._head
         self._renew()
         if head.method == b"CONNECT":
-            self._refuse(Refused(405, "There is nothing to CONNECT to.", code="method_not_allowed"))
+            self._refuse(of_connection("method_not_allowed"))
         elif head.method == b"GET" and head.has(b"upgrade", b"websocket"):
             if self._gateway is None:
                 self._refuse(_away())
@@ -306,10 +310,20 @@ class Caller(asyncio.Protocol):
         self._in_body, self._size = False, 0
 
     def _refuse(self, refused: Refused) -> None:
-        """Nothing more is read; the caller is told why, unless it waits for an answer to what it asked before."""
+        """Nothing more is read. The caller is told why, after the answers to what it asked before."""
         self._is_over = True
-        if self._has_asked:
-            return
+        if self._gateway is None or not self._has_asked:
+            self._tell(refused)
+        elif not self._in_body:
+            says = Head(b"GET", f"{UNREADABLE}{refused.code}".encode(), "1.1", [(b"connection", b"close")])
+            self._ready.append(says.to_bytes())
+        elif self._is_answered:  # in the middle of an answer, perhaps
+            self._end()
+        else:
+            self._tell(refused)
+            self._gateway.transport.abort()  # where the rest of that body would be waited for
+
+    def _tell(self, refused: Refused) -> None:
         self._is_refused = True
         body = encode(refused.body())
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *refused.headers()]
@@ -372,17 +386,44 @@ def _resume(transport: Any) -> None:
 
 
 async def serve(home: Path, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Until `stop` is set, or the home is gone."""
+    """Until `stop` is set, the home is gone, or nobody is left before whom and for whom to stand."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Caller(home), sock=listener, backlog=BACKLOG)
+    left_at = loop.time()
     try:
         while not stop.is_set() and home.exists():
             with contextlib.suppress(OSError):
                 os.utime(home / NOTE)
+            if _is_led(home) or await _answers(home):
+                left_at = loop.time()
+            elif loop.time() - left_at >= LEFT_S:
+                break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), BEAT_EVERY_S)
     finally:
         server.close()
+
+
+def _is_led(home: Path) -> bool:
+    try:
+        with (home / LED).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+async def _answers(home: Path) -> bool:
+    """Whether somebody listens where the gateway is."""
+    try:
+        host, port = json.loads((home / GATEWAY).read_text())
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, host, port)
+    except (OSError, ValueError):
+        return False
+    transport.abort()
+    return True
 
 
 async def main(home: Path, port: int) -> None:

@@ -43,6 +43,22 @@ class Refused(Exception):
         return [(b"retry-after", str(max(1, round(self.retry_after_s))).encode())]
 
 
+HEAD_BYTES = 64 << 10
+# What the proxy before the gateway refuses on a connection, by code. Where something on it may still be to be answered,
+# the proxy asks the gateway for these words, which then come in turn.
+OF_CONNECTIONS = {
+    "bad_request": (400, "This is no HTTP/1.1."),
+    "method_not_allowed": (405, "There is nothing to CONNECT to."),
+    "head": (431, f"The head of a request is larger than {HEAD_BYTES >> 10} KiB."),
+}
+UNREADABLE = "/-/unreadable/"  # and a code
+
+
+def of_connection(code: str) -> Refused:
+    status, message = OF_CONNECTIONS[code]
+    return Refused(status, message, code=code)
+
+
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> dict[str, Any]:
     """`message` may say what was asked for: in characters that any terminal may be shown."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")

@@ -1,6 +1,7 @@
 """The proxy of endpoints as a process: one at a time, found again, started again, on a port that is nobody else's."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -101,6 +102,36 @@ def test_it_ends_with_its_home(home):
     home.rename(elsewhere)
     wait_until(lambda: has_ended(pid), what="it ends")
     elsewhere.rename(home)
+
+
+def test_it_ends_when_controller_and_gateway_are_gone_for_long_and_not_before(home, monkeypatch):
+    """Both killed with -9, and nobody says `down`: it stayed for ever."""
+    monkeypatch.setattr(proxy, "LEFT_S", 0.2)
+    monkeypatch.setattr(proxy, "BEAT_EVERY_S", 0.01)
+    looks = []
+    is_led = proxy._is_led
+    monkeypatch.setattr(proxy, "_is_led", lambda home: looks.append(None) or is_led(home))
+
+    async def main():
+        serving = asyncio.create_task(proxy.serve(home, proxy.listening_socket(0), asyncio.Event()))
+
+        async def stays(seconds=1.0):
+            looks.clear()
+            until = asyncio.get_running_loop().time() + seconds
+            while asyncio.get_running_loop().time() < until or not looks:
+                assert not serving.done()
+                await asyncio.sleep(0.01)
+
+        with (home / proxy.LED).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            await stays()
+            async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as gateway:
+                (home / proxy.GATEWAY).write_text(json.dumps(gateway.sockets[0].getsockname()))
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                await stays()
+        await asyncio.wait_for(serving, 30)
+
+    asyncio.run(main())
 
 
 BIND = """

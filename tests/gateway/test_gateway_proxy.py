@@ -179,6 +179,53 @@ def test_what_is_no_request_gets_no_further(tmp_path, request_, status):
     assert json.loads(answered.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("second", "status", "waits"),
+    [
+        (b"this is nothing\r\n\r\n", 400, True),
+        (b"this is nothing\r\n\r\n", 400, False),
+        (b"CONNECT endpoint:80 HTTP/1.1\r\n" + HOST + b"\r\n", 405, False),
+        (b"GET / HTTP/1.1\r\nA: " + b"b" * (proxy.HEAD_BYTES + 1), 431, True),
+    ],
+    ids=["later", "in one piece", "CONNECT", "too long"],
+)
+def test_what_is_no_second_request_is_refused_after_the_answer_to_the_first(tmp_path, second, status, waits):
+    """Before, nothing was said, and the connection stayed until the gateway's time was over."""
+    first = b"GET /v1/models HTTP/1.1\r\n" + HOST + SHOWN + b"\r\n"
+
+    async def main():
+        async with served(house("a")) as place, in_front(tmp_path, place) as (host, port):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(first if waits else first + second)
+            answered = await reader.readuntil(b"]}") if waits else b""
+            if waits:
+                writer.write(second)
+            answered += await reader.read()  # until it is closed
+            writer.close()
+        ok, _, refused = answered.partition(b"HTTP/1.1 %d " % status)
+        assert ok.startswith(b"HTTP/1.1 200 ") and ok.endswith(b"]}")
+        assert b"connection: close" in refused
+        assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+    uvloop.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_body_that_cannot_be_read_on_is_refused_unless_an_answer_has_begun(tmp_path):
+    async def main():
+        bad = b"POST /v1/apps/desk HTTP/1.1\r\n" + HOST + SHOWN + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"
+        async with served(house("a")) as place, in_front(tmp_path, place) as (host, port):
+            for first, status in ((b"", b"400"), (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200")):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(first)
+                answered = await reader.readuntil(b"}") if first else b""
+                writer.write(bad)
+                answered += await reader.read()
+                writer.close()
+                assert answered.startswith(b"HTTP/1.1 " + status) and answered.count(b"HTTP/1.1 ") == 1
+
+    uvloop.run(asyncio.wait_for(main(), 60))
+
+
 def test_pieces_of_a_stream_come_as_they_are_made_and_whoever_leaves_ends_it(tmp_path):
     async def main():
         there = house("a")
@@ -325,7 +372,8 @@ def test_silent_connections_end_when_the_gateway_ends_them(tmp_path, monkeypatch
 def test_a_body_is_followed_by_no_more_than_a_head_may_be(tmp_path, part):
     """Of a trailer httptools keeps all until it ends, so one without end would fill the memory."""
     caller = proxy.Caller(tmp_path)
-    caller._is_away, caller._transport, caller._has_asked = False, None, True
+    caller._is_away, caller._has_asked, caller._is_answered = False, True, True
+    caller._transport = SimpleNamespace(get_write_buffer_size=lambda: 0, close=lambda: None)
     caller._gateway = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: True))
     caller.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + part)
     for _ in range(proxy.HEAD_BYTES // 1024):
