@@ -98,6 +98,9 @@ class Ordering(Checked):
     def __init__(self, policy: Any) -> None:
         super().__init__(policy)
         self.static: bool = self._attribute("static", False, lambda value: isinstance(value, bool), "true or false")
+        self.by_priority: bool = self._attribute(
+            "by_priority", False, lambda value: isinstance(value, bool), "true or false"
+        )
         self.across: str | None = getattr(policy, "across", None)
         self.has_index = not self.static and callable(getattr(policy, "index", None))
 

@@ -15,10 +15,12 @@ from llmsched.core.world import World
 
 
 def launch(world: World, decision: decisions.Launch) -> None:
+    world.starts += 1
     lifecycle.step(world, world.gangs[decision.gang], "launch", decision)
 
 
 def nominate(world: World, decision: decisions.Nominate) -> None:
+    world.starts += 1
     gang = world.gangs[decision.gang]
     lives.unpromise(world, gang, decision.placement)
     gang.nomination = Nomination(decision.placement, decision.victims, world.now)

@@ -109,6 +109,7 @@ def queue(world: World, gang: GangState) -> None:
 
 
 def park(world: World, gang: GangState, why: str) -> None:
+    world.clocks.drop(gang, world.now, world.ledgers)
     gang.blocked_by = why
     world.parked[gang.id] = None
     if why == "backoff":
@@ -131,6 +132,7 @@ def enqueue(world: World, gang: GangState) -> None:
     _drop_parked(world, gang)
     gang.own_reason = None
     world.waiting.add(gang)
+    world.clocks.put(gang, world.now, world.ledgers, waits=True)
 
 
 def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None:

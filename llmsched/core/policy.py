@@ -45,7 +45,8 @@ class Ordering(Protocol):
 
     `static`: the key of a waiting gang does not change while it waits, so that a pass need not ask again. Where keys
     move a policy may have `index()`, which makes an `Index` for each class of gangs: a pass need not ask for all then.
-    Small keys go first. Ties are broken by (submitted_at, workload id).
+    `by_priority` (False where it is left out): its keys begin with -priority, so that nobody is ever ranked before a
+    higher priority for having waited long. Small keys go first. Ties are broken by (submitted_at, workload id).
     """
 
     static: bool

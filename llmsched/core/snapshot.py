@@ -17,11 +17,13 @@ from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
 from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.facts import Published
+from llmsched.core.fair_clock import FrozenPool
 from llmsched.core.lives import count_quota, park
 from llmsched.core.nodes import Node
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
 from llmsched.core.resources import Resources
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.usage import FrozenMeter, thawed
 from llmsched.core.world import NOTES_KEPT
 
@@ -125,6 +127,9 @@ class Snapshot:
     end_of: tuple[tuple[str, float], ...]
     timers: tuple[tuple[float, str], ...]
     ranked_at: float
+    starts: int
+    starts_before: int
+    clocks: tuple[FrozenPool, ...]
     notes: tuple[str, ...]
     version: int
     causes: int
@@ -177,6 +182,9 @@ def freeze(state: State) -> Snapshot:
         end_of=tuple(state.ends.of.items()),
         timers=tuple(state.timers),
         ranked_at=state.ranked_at,
+        starts=state.starts,
+        starts_before=state.starts_before,
+        clocks=state.clocks.parts(),
         notes=tuple(state.notes),
         version=state.version,
         causes=state.causes,
@@ -231,6 +239,8 @@ def values_of(record: WorkloadState) -> tuple[Values, tuple[Values, ...]]:
 def _remember(state: State, snapshot: Snapshot) -> None:
     state.fleet.requested = snapshot.requested
     state.ranked_at = snapshot.ranked_at
+    state.starts, state.starts_before = snapshot.starts, snapshot.starts_before
+    state.clocks.set(snapshot.clocks)
     state.fleet.overdue_since = dict(snapshot.overdue_since)
     state.fleet.shunned_until = dict(snapshot.shunned_until)
     state.fleet.releasing = dict(snapshot.releasing)
@@ -287,6 +297,9 @@ def _charge(state: State, snapshot: Snapshot) -> None:
 
 
 def _wait(state: State, snapshot: Snapshot) -> None:
+    for gang in state.gangs.values():
+        if gang.stake is not None:
+            state.clocks.restore(gang, waits=gang.status is Status.QUEUED)
     for name in snapshot.waiting:
         state.waiting.add(state.gangs[name])
     shapes = [state.gangs[name].shape for name in snapshot.lines]

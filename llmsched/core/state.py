@@ -43,6 +43,7 @@ class State(World):
         if self.is_to_be_ranked():
             self.ranked_at = self.now  # by rank: the last pass has ranked them, or one before it in this quantum had
         self.now = at
+        self.starts, self.starts_before = 0, self.starts
         while self.timers and self.timers[0][0] <= at:
             _, gang_id_ = heapq.heappop(self.timers)
             gang = self.gangs.get(gang_id_)
@@ -81,6 +82,8 @@ class State(World):
             sorted(self.drains.items()),
             self.fleet.requested,
             self.ranked_at,
+            (self.starts, self.starts_before),
+            self.clocks.parts(),
             sorted(self.archived.items()),
             self.history.parts(),
             self.ledgers.meter.frozen(),
@@ -101,7 +104,7 @@ class State(World):
 
 
 _GANG_FIELDS = (
-    "id", "spec", "submitted_at", "revision", "model", "status",
+    "id", "spec", "submitted_at", "stake", "fair_s", "is_owed", "revision", "model", "status",
     "size", "placement", "held", "attempt", "restarts", "failures",
     "preemptions", "evicted_at", "made_way_for", "queued_since",
     "launched_at", "started_at", "resized_at", "not_before", "wanted_size",

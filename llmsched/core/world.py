@@ -15,10 +15,12 @@ from llmsched.core.draining import OperatorDrain
 from llmsched.core.ends import Ends
 from llmsched.core.estimate import History
 from llmsched.core.facts import Published
+from llmsched.core.fair_clock import FairClocks
 from llmsched.core.fleet import Fleet
 from llmsched.core.ledgers import Ledgers
 from llmsched.core.open_work import OpenWork
 from llmsched.core.outstanding import Outstanding
+from llmsched.core.plan import PORTION
 from llmsched.core.quota import QuotaTree
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
 from llmsched.core.resources import Resources
@@ -44,6 +46,8 @@ class World:
         self.fleet = Fleet()  # nodes that are to come, or to go
         self.drains: dict[str, OperatorDrain] = {}  # by name, also of nodes that are away
         self.ranked_at = 0.0  # stamp of the last pass that may have ranked everybody, see stages/rank.py
+        self.starts = self.starts_before = 0  # decided at this moment, and at the last one before that had a fact
+        self.clocks = FairClocks()  # by which is told who has waited long
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run
@@ -133,6 +137,11 @@ class World:
             return True
         began = self.now // quantum * quantum
         return any(shape.since[0][0] < began for shape in self.waiting.live.values())
+
+    def may_have_been_cut(self) -> bool:
+        """Whether so much was decided at this moment, or the one before, that the ranking may not have got to its end:
+        then it goes on in the same quantum. Told by the journal alone, so once more rather than once too little."""
+        return max(self.starts, self.starts_before) >= PORTION
 
     def twin(self) -> Self:
         """The same world with ledgers of its own; all else is shared and must not change."""

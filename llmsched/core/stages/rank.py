@@ -5,12 +5,16 @@ order. Inside its own quota a queue comes before those that would borrow. Queues
 have no quota or `reclaim` is `any`; otherwise each ranks its own. A running gang that was not among the best keeps its
 GPUs all the same when, in the end, nobody better fits on them: nobody is evicted in vain.
 
+Nobody starves, whatever the policy: who has run, in all, for less than half of what it would have if all had shared the
+GPUs, by more than `hold_after_s` (fair_clock.py), comes before everybody else of its priority, the one that is due
+first before the others, and stays so while it runs until it has caught up.
+
 Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -19,6 +23,7 @@ from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.exchanges import Exchanges
 from llmsched.core.explain import Reason
+from llmsched.core.fair_clock import SHARE, due
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes
@@ -64,8 +69,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     if quantum > 0:
         number = int(plan.at // quantum)
         plan.look_again((number + 1) * quantum, say("eta.ranking"))
-        goes_on = state.memo.get("ranking") == number  # it was cut
-        if state.ranked_at and int(state.ranked_at // quantum) == number and not goes_on:
+        if state.ranked_at and int(state.ranked_at // quantum) == number and not state.may_have_been_cut():
             return settled
     if not state.is_to_be_ranked():
         return settled
@@ -78,8 +82,6 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
             break
     if trial.leaving and state.waiting.elastic:
         plan.asks_again = True  # what those leave, elastic ones have not been given a share of
-    if quantum > 0:
-        state.memo["ranking"] = number if plan.is_cut else None
     return settled
 
 
@@ -98,13 +100,46 @@ class _Class:
         return self.read[place] if place < len(self.read) else None
 
 
-def _waiting(this: Pass, shape: Shape) -> Iterator[Row]:
-    if shape.sample.is_elastic() and this.state.configuration.scheduling.elastic:
+def _waiting(this: Pass, shape: Shape, without: Collection[str]) -> Iterator[Row]:
+    if not _is_ranked(this, shape.sample):
         return  # it has a size, or could not start
     for key, name in in_order(this, shape):
         gang = this.state.gangs[name]
-        if gang.nomination is None and name not in this.plan.sizes:
+        if gang.nomination is None and name not in this.plan.sizes and name not in without:
             yield key, gang
+
+
+def _is_ranked(this: Pass, spec: Workload) -> bool:
+    return not (spec.is_elastic() and this.state.configuration.scheduling.elastic)
+
+
+def _have_waited_long(this: Pass) -> dict[str, Row]:
+    """Those that wait and come before all others of their priority, who has had least of what it is due first."""
+    state = this.state
+    patience = state.configuration.scheduling.hold_after_s
+    found = {}
+    for due_at, name, _ in state.clocks.longest_waiting(state.now, patience, PORTION):
+        gang = state.gangs[name]
+        if gang.nomination is None and name not in this.plan.sizes and _is_ranked(this, gang.spec):
+            found[name] = _by_due(this, gang, due_at), gang
+    return found
+
+
+def _of_running(this: Pass, gang: GangState) -> Key:
+    """Who had waited long when it began goes on to come first until it has had its part. Nobody of those gives way to
+    another one who is due no sooner than it was, nor to one who is before it has run for `hold_after_s`."""
+    state = this.state
+    if gang.is_owed and gang.launched_at is not None:
+        ran = state.now - gang.launched_at
+        if state.clocks.lags(gang, state.now, ran):
+            beyond = max(0.0, ran - state.configuration.scheduling.hold_after_s)
+            return _by_due(this, gang, due(gang) + beyond / SHARE)
+    return key_with_age(this, gang)
+
+
+def _by_due(this: Pass, gang: GangState, due_at: float) -> Key:
+    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
+    return (first, -inf, due_at, gang.id)
 
 
 def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
@@ -126,12 +161,20 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
         if not (stays or name in plan.sizes or name in trial.leaving):
-            rows.append((key_with_age(this, gang), gang))
+            rows.append((_of_running(this, gang), gang))
     rows.sort(key=lambda row: row[0])
     for row in rows:
         line(row[1].spec.queue)[0].append(row)
+    long = _have_waited_long(this)
+    first: dict[int, list[Row]] = {}
+    for row in sorted(long.values(), key=lambda row: row[0]):
+        classes = line(row[1].spec.queue)[1]
+        if id(classes) not in first:
+            first[id(classes)] = []
+            classes.append(_Class(first[id(classes)]))
+        first[id(classes)].append(row)
     for shape in state.waiting.live.values():
-        line(shape.queue)[1].append(_Class(_waiting(this, shape), shape.sample, bound_of(this, shape)))
+        line(shape.queue)[1].append(_Class(_waiting(this, shape, long), shape.sample, bound_of(this, shape)))
     return [*lines.values()] if len(lines) <= 1 else sorted(lines.values(), key=_best)  # whose best ranks first
 
 

@@ -13,6 +13,7 @@ from llmsched.core.policy import GangView, View
 
 class FairShare:
     static = True
+    by_priority = True
     across = TOTAL
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:

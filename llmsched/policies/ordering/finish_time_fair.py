@@ -41,6 +41,7 @@ LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 class FinishTimeFair:
     static = False
+    by_priority = True
 
     @dataclass(frozen=True)
     class Options:

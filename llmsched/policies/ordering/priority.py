@@ -9,6 +9,7 @@ from llmsched.core.policy import GangView, View
 
 class Priority:
     static = True
+    by_priority = True
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         return (-gang.spec.priority,)
