@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from llmsched.runtime import progress
+from workloads.finetune.dropout import RowChance
 from workloads.finetune.settings import Settings
 from workloads.tasks.reads import Batch, Encoded
 from workloads.tasks.task import Task
@@ -44,6 +45,7 @@ class Stepper:
     def __init__(self, model: Any, task: Task, settings: Settings, device: torch.device) -> None:
         self.model, self.task, self.settings, self.device = model, task, settings, device
         self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        self.chance = RowChance(torch.zeros(1, dtype=torch.int64, device=device), 0)  # of the batch at hand
         self.most = settings.micro_batch_size or settings.global_batch_size
         half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
         self.data_s = self.compute_s = 0.0  # seconds of this rank, since whoever reads them set them to 0
@@ -64,15 +66,17 @@ class Stepper:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.half) if self.half else contextlib.nullcontext()
 
-    def step(self, samples: Sequence[Encoded], rate: float) -> tuple[float, float]:
+    def step(self, samples: Sequence[Encoded], keys: Sequence[int], shared: int, rate: float) -> tuple[float, float]:
         """One optimizer step at learning rate `rate` on this rank's samples (none is fine).
+
+        All chance comes from `keys`, one a sample, and from `shared` for what belongs to none (dropout.key_of).
 
         Returns (mean loss, weight) of the whole step over all ranks.
         """
         begin = time.monotonic()
-        prepared = [self.task.prepared(sample) for sample in samples]
+        prepared = [self.task.prepared(sample, key) for sample, key in zip(samples, keys, strict=True)]
         ready = time.monotonic()
-        sums = self._backward(prepared)
+        sums = self._backward(prepared, keys, shared)
         self.data_s += ready - begin
         self.compute_s += time.monotonic() - ready  # before others are waited for; the loss is on the host by then
         loss, weight = sum_over_ranks(sums, self.device)
@@ -90,13 +94,16 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return loss / max(weight, 1.0), weight
 
-    def _backward(self, encoded: Sequence[Encoded]) -> tuple[float, float]:
+    def _backward(self, encoded: Sequence[Encoded], keys: Sequence[int], shared: int) -> tuple[float, float]:
         """(loss, weight) summed over `encoded`, gradients added up; with half the micro-batch when memory runs out."""
         while True:
             try:
-                sums = [0.0, 0.0]
-                for batch in self.batches(encoded):
-                    with self.autocast():
+                sums, done = [0.0, 0.0], 0
+                for batch, size in self.batches(encoded):
+                    mine = torch.tensor(keys[done : done + size], dtype=torch.int64, device=self.device)
+                    done += size
+                    self.chance = RowChance(mine, shared)
+                    with self.autocast(), self.chance:
                         score = self.task.score(self.model, batch, self.settings.label_smoothing_factor)
                     # A constant divisor keeps half-precision gradients in range; `step` puts the true weight in.
                     self.scaler.scale(score.loss / self.settings.global_batch_size).backward()
@@ -112,18 +119,17 @@ class Stepper:
                 torch.cuda.empty_cache()
             progress.report(note=f"out of memory: micro-batches of {self.most} from now on")
 
-    def batches(self, encoded: Sequence[Encoded]) -> list[Batch]:
-        """`encoded` cut into micro-batches on the device."""
+    def batches(self, encoded: Sequence[Encoded]) -> Iterator[tuple[Batch, int]]:
+        """`encoded` cut into micro-batches on the device, each with the number of its samples."""
         if not encoded:
-            return []
+            return
         size = self.most
         if self.settings.micro_batch_size is None:
             longest = max(map(self.task.reader.size, encoded))
             size = max(1, min(size, _TOKENS_AT_ONCE[self.task.unit] // longest))
-        return [
-            {name: tensor.to(self.device) for name, tensor in self.task.collate(encoded[at : at + size]).items()}
-            for at in range(0, len(encoded), size)
-        ]
+        for at in range(0, len(encoded), size):
+            part = encoded[at : at + size]
+            yield {name: tensor.to(self.device) for name, tensor in self.task.collate(part).items()}, len(part)
 
     def _sum_gradients(self) -> None:
         if not is_distributed():

@@ -21,6 +21,7 @@ import torch
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
+from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
 from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model, write_result
 from workloads.finetune.settings import Settings
@@ -101,9 +102,10 @@ class FineTune:
         lora_in_half = self.settings.bf16 and self.device.type == "cuda" and self.train.get("method") == "lora"
         dtype = torch.bfloat16 if lora_in_half else torch.float32
         self.model = load_model(self.task, self.train, base, folder, dtype).to(self.device)
+        self.stepper = stepper = Stepper(self.model, self.task, self.settings, self.device)
         if self.settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.stepper = Stepper(self.model, self.task, self.settings, self.device)
+            kwargs = {"use_reentrant": False, "context_fn": lambda: stepper.chance.again()}
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
         if folder and found:
             facts = read_state(self.stepper, folder)
             self.step, self.metrics = int(facts["step"]), dict(facts["metrics"])
@@ -122,9 +124,10 @@ class FineTune:
             seed=self.settings.seed,
         )
         for step, _, mine in steps:
-            torch.manual_seed(self._seed_of(step))
-            rate = self.settings.rate(step, self.total)
-            loss, weight = self.stepper.step([self.rows[row] for row in mine], rate)
+            seed, rate = self.settings.seed, self.settings.rate(step, self.total)
+            torch.manual_seed(shared := key_of(seed, step, -1))
+            keys = [key_of(seed, step, row) for row in mine]
+            loss, weight = self.stepper.step([self.rows[row] for row in mine], keys, shared, rate)
             if not math.isfinite(loss) and not self.stepper.scaler.is_enabled():
                 raise BadInput(f"the loss became {loss} at step {step}; lower the learning_rate ({rate:g} here)")
             self.step = step
@@ -171,15 +174,16 @@ class FineTune:
         self._report(phase="evaluating")
         self.model.eval()
         world, rank = self.where.world_size, self.where.rank
-        mine = self.held_out[rank::world]
+        mine = range(len(self.held_out))[rank::world]
         sums = [0.0] * (2 + self.task.counts)
         rounds = -(-data.shares(len(self.held_out), world)[0] // _AT_ONCE_IN_EVALUATION)  # alike on every rank
         for turn in range(rounds):
             self._leave_if_asked()
             part = mine[turn * _AT_ONCE_IN_EVALUATION : (turn + 1) * _AT_ONCE_IN_EVALUATION]
-            prepared = sorted(map(self.task.prepared, part), key=self.task.reader.size)
+            prepared = [self.task.prepared(self.held_out[row], key_of(self.settings.seed, 0, row)) for row in part]
+            prepared.sort(key=self.task.reader.size)
             with torch.inference_mode(), self.stepper.autocast():
-                for batch in self.stepper.batches(prepared):
+                for batch, _ in self.stepper.batches(prepared):
                     score = self.task.score(self.model, batch)
                     numbers = (float(score.loss), score.weight, *score.counts)
                     sums = [total + number for total, number in zip(sums, numbers, strict=True)]
@@ -232,9 +236,6 @@ class FineTune:
 
     def _every_s(self) -> float:
         return float((self.where.spec.get("checkpoint") or {}).get("every") or 600.0)
-
-    def _seed_of(self, step: int) -> int:
-        return (self.settings.seed * 1_000_003 + step * 4_099 + self.where.rank) % 2**63
 
     def _samples(self, split: str) -> list[Any]:
         chosen = [each for each in self.train.get("datasets") or () if each.get("split", "train") == split]

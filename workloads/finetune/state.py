@@ -1,6 +1,6 @@
 """What a checkpoint holds besides the weights: optimizer moments in safetensors, position and metrics in JSON.
 
-No random state: each step seeds itself from (seed, step, rank). No schedule: it is a function of the step.
+No random state: all chance of a step comes from (seed, step, row). No schedule: it is a function of the step.
 """
 
 from __future__ import annotations

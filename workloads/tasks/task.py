@@ -98,8 +98,8 @@ class Task(ABC):
             self.seen[f"of {self.rows:,} texts are cut off at max_length {self.reader.max_length}"] += 1
         return made
 
-    def prepared(self, sample: Encoded) -> Encoded:
-        """A sample as a step takes it: what need not lie in memory meanwhile is read here."""
+    def prepared(self, sample: Encoded, key: int) -> Encoded:
+        """A sample as a step takes it: what need not lie in memory meanwhile is read here; `key` decides all chance."""
         return sample
 
     def settings(self) -> dict[str, Any]:
