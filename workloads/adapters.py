@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmsched.data.tasks import KINDS
 from workloads.sources import BadInput, cache_folder, locked, resolve_model
 
 NOTE = "llmsched.json"
+WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT keeps the last layer in the adapter
 _HEADS = (".score.weight", ".classifier.weight", ".classifier.out_proj.weight")
 
 
@@ -89,13 +91,11 @@ def _merge(folder: Path, base: Path, target: Path) -> None:
     import transformers
 
     kind = json_in(folder / "adapter_config.json").get("task_type")
+    auto = next((each.auto for each in KINDS.values() if each.lora == kind), "AutoModel")
+    loader: Any = getattr(transformers, auto)
     settings: dict[str, Any] = {}
-    loader: Any = transformers.AutoModel
-    if kind == "CAUSAL_LM":
-        loader = transformers.AutoModelForCausalLM
-    elif kind == "SEQ_CLS":
-        loader = transformers.AutoModelForSequenceClassification
-        settings = {**_labels(folder), "ignore_mismatched_sizes": True}
+    if kind in WITH_HEAD:
+        settings = {**(_labels(folder) if kind != "QUESTION_ANS" else {}), "ignore_mismatched_sizes": True}
     dtype = transformers.AutoConfig.from_pretrained(base).dtype or torch.float32
     model = loader.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **settings)
     whole = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

@@ -7,7 +7,7 @@ not named is looked up under its own name and a few usual ones. `hf://ORG/NAME` 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from llmsched.data import files, formats, reading
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
 from llmsched.data.tables import without_fillers
+from llmsched.data.tasks import Kind
 from workloads.sources import BadInput, resolve_path
 
 __all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
@@ -22,19 +23,18 @@ __all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
 
 def roles(
     dataset: Mapping[str, Any],
-    required: Sequence[str],
-    optional: Sequence[str],
+    kind: Kind,
     inputs: Mapping[str, str] | None,
     check: Callable[[Row, Rows], Row] = lambda row, rows: row,
 ) -> tuple[Rows, BadRows]:
-    """Rows as {role: value}, as `check` (which may raise Unusable) gives them, in file order; and the bad ones of this
-    data set, to which a task may add. Raises BadInput: no such file, unreadable (with the row), empty, a column missing
-    (with those that are there)."""
+    """Rows of a task as {role: value}, as `check` (which may raise Unusable) gives them, in file order; and the bad
+    ones, to which a task may add. Raises BadInput: no such file, unreadable (with the row), empty, a column missing."""
     bad = BadRows(dataset["path"], dataset.get("on_bad_row") or "refuse")
     good = Rows()
     try:
         rows = raw(dataset, inputs, bad)
-        chosen = formats.roles(rows, required, optional, dataset.get("columns") or {}, dataset["path"], bad)
+        columns = dataset.get("columns") or {}
+        chosen = formats.roles(rows, kind.required, kind.optional, columns, dataset["path"], bad, kind.names)
         for row, place in zip(chosen, chosen.places, strict=True):
             try:
                 good.add(check(row, chosen), place)

@@ -84,10 +84,13 @@ def is_missing(value: Any) -> bool:
 _NO_TEXT = ("nan", "NaN", "<NA>", "#N/A")
 
 
-def field_of(role: str, columns: Mapping[str, str], there: Mapping[str, Any]) -> str | None:
-    """The column that plays `role`: the one named, which need not be there, else the first usual one that is."""
-    named = columns.get(role)
-    return named or next((name for name in USUAL_NAMES.get(role, (role,)) if name in there), None)
+def field_of(
+    role: str, columns: Mapping[str, str], there: Mapping[str, Any], names: Mapping[str, Sequence[str]] = {}
+) -> str | None:
+    """The column that plays `role`: the one named, which need not be there, else the first usual one that is, or one of
+    `names`."""
+    usual = (*USUAL_NAMES.get(role, (role,)), *names.get(role, ()))
+    return columns.get(role) or next((name for name in usual if name in there), None)
 
 
 def recognise(found: Columns, columns: Mapping[str, str], path: str) -> str:
@@ -129,10 +132,16 @@ def missing_column(role: str, named: str | None, there: Mapping[str, Any], path:
 
 
 def roles(
-    rows: Rows, required: Sequence[str], optional: Sequence[str], columns: Mapping[str, str], path: str, bad: BadRows
+    rows: Rows,
+    required: Sequence[str],
+    optional: Sequence[str],
+    columns: Mapping[str, str],
+    path: str,
+    bad: BadRows,
+    names: Mapping[str, Sequence[str]] = {},
 ) -> Rows:
     """Rows as {role: value}, of the columns of all rows. A row that lacks a required one is bad; one that lacks an
-    optional one has None there."""
+    optional one has None there. `names`: more columns that are taken for a role."""
     found = columns_of(rows)
     strange = next((role for role in columns if role not in (*required, *optional)), None)
     if strange is not None:
@@ -142,7 +151,7 @@ def roles(
         )
     fields: dict[str, str] = {}
     for role in (*required, *optional):
-        field = field_of(role, columns, found.kinds)
+        field = field_of(role, columns, found.kinds, names)
         if field in found.kinds:
             fields[role] = str(field)
         elif role in required or role in columns:
@@ -151,7 +160,7 @@ def roles(
     chosen.notes = list(rows.notes)
     lacking: Counter[str] = Counter()
     for row, place in zip(rows, rows.places, strict=True):
-        made = {role: None if is_missing(row.get(field)) else row[field] for role, field in fields.items()}
+        made = {role: None if _is_absent(role, row.get(field)) else row[field] for role, field in fields.items()}
         if absent := next((role for role in required if made[role] is None), None):
             lacking[absent] += 1
             bad.add(
@@ -169,6 +178,11 @@ def roles(
     text = ", ".join(parts) + (f"; {', '.join(renamed)}" if renamed else "")
     chosen.notes.append(text + (f"; not used: {', '.join(unused[:20])}" if unused else ""))
     return chosen
+
+
+def _is_absent(role: str, value: Any) -> bool:
+    """A list of labels may be empty: a text without an entity."""
+    return is_missing(value) and not (role == "label" and isinstance(value, list))
 
 
 def _one_name_a_number(rows: Rows) -> None:

@@ -76,7 +76,8 @@ def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Pat
     if task == "causal-lm":
         rows = formats.converted(rows, dataset.get("format") or "auto", columns, path, bad)
     else:
-        rows = formats.roles(rows, *KINDS[task].roles(), columns, path, bad)
+        kind = KINDS[task]
+        rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
     return [*rows.notes, *bad.settle(len(rows))]
 
 

@@ -6,46 +6,103 @@ A row is enough to train, evaluate and serve: the spec allows what stands here, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Kind(NamedTuple):
     """`auto`: the class of transformers. `reads`: the roles that make the input, in order; "?": may be absent.
-    `learns`: a module of workloads/tasks/learns/. `metrics`: the first two are always reported. `answers`: routes."""
+    `target`: the role that is learnt; None: it lies in what is read. `learns`: by objective, the usual one first, a
+    module of workloads/tasks/learns/. `answers`: routes. `names`: more columns that are taken for a role here.
+    `lora`: PEFT's word for it."""
 
     auto: str
     reads: tuple[str, ...]
-    target: str | None  # the role that is learnt; None: it lies in what is read
-    learns: str | None  # None: for serving only
-    metrics: tuple[str, ...]
+    target: str | None
+    learns: Mapping[str, str]
     answers: tuple[str, ...]
+    names: Mapping[str, tuple[str, ...]] = {}
+    lora: str | None = None
 
-    def roles(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Those that every row has, and those that may be absent."""
-        needed = tuple(role for role in self.reads if not role.endswith("?"))
-        return (*needed, *filter(None, [self.target])), tuple(
-            role.removesuffix("?") for role in self.reads if role.endswith("?")
-        )
+    @property
+    def roles(self) -> list[str]:
+        return [role.removesuffix("?") for role in self.reads]
+
+    @property
+    def required(self) -> list[str]:
+        return [*(role for role in self.reads if not role.endswith("?")), *filter(None, [self.target])]
+
+    @property
+    def optional(self) -> list[str]:
+        return [role.removesuffix("?") for role in self.reads if role.endswith("?")]
 
 
+# What each module measures. The first two are always reported.
+_OF_LABELS = ("loss", "accuracy", "precision", "recall", "f1")
+MEASURES: dict[str, tuple[str, ...]] = {
+    "next_token": ("loss", "perplexity"),
+    "target_text": ("loss", "perplexity"),
+    "hidden": ("loss", "perplexity", "accuracy"),
+    "one_label": _OF_LABELS,
+    "label_each": ("loss", "f1", "precision", "recall", "accuracy"),
+    "one_number": ("loss", "mse", "mae", "r2"),
+    "span": ("loss", "exact_match", "f1"),
+}
+
+_CLASSIFY = {"classify": "one_label", "regress": "one_number"}
 KINDS: dict[str, Kind] = {
     "causal-lm": Kind(
         auto="AutoModelForCausalLM",
         reads=("text",),
         target=None,
-        learns="next_token",
-        metrics=("loss", "perplexity"),
+        learns={"sft": "next_token"},
         answers=("chat/completions", "completions"),
+        lora="CAUSAL_LM",
+    ),
+    "seq2seq-lm": Kind(
+        auto="AutoModelForSeq2SeqLM",
+        reads=("text",),
+        target="target",
+        learns={"sft": "target_text"},
+        answers=("chat/completions", "completions"),
+        names={"text": ("source", "document", "article"), "target": ("translation", "summary", "highlights", "answer")},
+        lora="SEQ_2_SEQ_LM",
     ),
     "sequence-classification": Kind(
         auto="AutoModelForSequenceClassification",
         reads=("text", "text_pair?"),
         target="label",
-        learns="one_label",
-        metrics=("loss", "accuracy"),
+        learns=_CLASSIFY,
         answers=("classify",),
+        names={"label": ("score",)},
+        lora="SEQ_CLS",
     ),
+    "token-classification": Kind(
+        auto="AutoModelForTokenClassification",
+        reads=("text",),
+        target="label",
+        learns={"classify": "label_each"},
+        answers=("classify",),
+        names={"text": ("tokens", "words"), "label": ("ner_tags", "tags", "entities")},
+        lora="TOKEN_CLS",
+    ),
+    "question-answering": Kind(
+        auto="AutoModelForQuestionAnswering",
+        reads=("text", "text_pair"),
+        target="label",
+        learns={"classify": "span"},
+        answers=("classify",),
+        names={"text": ("question",), "text_pair": ("context", "passage"), "label": ("answers", "answer")},
+        lora="QUESTION_ANS",
+    ),
+    "masked-lm": Kind(auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=()),
     "feature-extraction": Kind(
-        auto="AutoModel", reads=("text",), target=None, learns=None, metrics=(), answers=("embeddings",)
+        auto="AutoModel", reads=("text",), target=None, learns={}, answers=("embeddings",), lora="FEATURE_EXTRACTION"
     ),
 }
+
+
+def metrics_of(task: str, objective: str | None) -> tuple[str, ...]:
+    """What is measured of a task; () for one that cannot be trained."""
+    learns = KINDS[task].learns if task in KINDS else {}
+    return MEASURES[learns[objective]] if objective and objective in learns else ()

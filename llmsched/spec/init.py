@@ -18,7 +18,7 @@ checkpoint: {every: 10m, keep: 3}
 workdir: .                       # this folder is packed and shipped to the workers; paths below are inside it
 train:
   base_model: hf://Qwen/Qwen2.5-0.5B-Instruct   # or s3://, run://, model://NAME@2, package:NAME/PATH, a path
-  task: causal-lm                # or sequence-classification
+  task: causal-lm                # or sequence-classification, seq2seq-lm ...
   method: lora                   # or full
   lora: {r: 16, lora_alpha: 32, lora_dropout: 0.05, target_modules: all-linear}
   datasets:
@@ -44,7 +44,7 @@ request_timeout: 10m             # a request that takes longer altogether is ans
 serve:
   # Also run://my-fine-tune, which waits for that run, or model://my-fine-tune@2, which is there (llmsched models).
   model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}
-  task: causal-lm                # or sequence-classification
+  task: causal-lm                # or sequence-classification, seq2seq-lm ...
   # adapters: [{name: sql, source: run://sql-lora}]
 drain_timeout: 5m                # how long running requests may take to finish
 rollout: {max_surge: 1}          # a new replica comes before an old one leaves; 0: after, which needs no room

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from llmsched.data.tasks import KINDS as KINDS_OF_TASK
 from llmsched.errors import Problem
 from llmsched.spec.document import Document, Path, dotted
 
@@ -35,18 +36,17 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         **_WHAT_ENDS,
         "train.teacher": (None,),
-        "train.task": ("causal-lm", "sequence-classification"),
-        "train.objective": (None, "sft", "classify"),
+        "train.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.learns),
+        "train.objective": (None, "sft", "classify", "regress", "mlm"),
         "train.method": ("full", "lora"),
         "train.strategy": ("auto", "ddp"),
         "train.datasets.*.weight": (1, 1.0),
-        "train.evaluation.metrics.*": ("loss", "accuracy", "perplexity"),
     },
     "serve": {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
         "slo": (None,),
-        "serve.task": ("causal-lm", "sequence-classification", "feature-extraction"),
+        "serve.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.answers),
         "serve.engine": ("auto", "transformers"),
         "serve.parallelism.tensor": (1,),
         "serve.parallelism.pipeline": (1,),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from llmsched.core.workload import named_run
+from llmsched.data import tasks
 from llmsched.spec import library_names
 from llmsched.spec.quantities import EntryPoint, Label, Source, Text, parse_run_source
 from llmsched.spec.section import Section, WrongAt
@@ -29,26 +30,27 @@ Task = Literal[
     "automatic-speech-recognition",
     "feature-extraction",
 ]
-Objective = Literal["sft", "classify", "mlm", "ctc", "distill", "dpo"]
+Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "distill", "dpo"]
+Metric = Literal[
+    "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer"
+]  # fmt: skip
 
-# The objectives that make sense for a task; the first is the default.
-OBJECTIVES: dict[str, tuple[str, ...]] = {
-    "causal-lm": ("sft", "distill", "dpo"),
-    "seq2seq-lm": ("sft", "distill"),
-    "sequence-classification": ("classify", "distill"),
-    "token-classification": ("classify", "distill"),
+# What is written already and not trained yet: beside what the table of tasks has.
+_LATER: dict[str, tuple[str, ...]] = {
+    "causal-lm": ("distill", "dpo"),
+    "seq2seq-lm": ("distill",),
+    "sequence-classification": ("distill",),
+    "token-classification": ("distill",),
     "image-classification": ("classify", "distill"),
     "audio-classification": ("classify", "distill"),
-    "question-answering": ("classify",),
-    "masked-lm": ("mlm", "distill"),
+    "masked-lm": ("distill",),
     "automatic-speech-recognition": ("ctc",),
 }
 
-# What our loop can measure; a task that is not here may name any.
-METRICS: dict[str, tuple[str, ...]] = {
-    "causal-lm": ("loss", "perplexity"),
-    "sequence-classification": ("loss", "accuracy", "f1"),
-}
+
+def _objectives(task: str) -> tuple[str, ...]:
+    """Those that make sense for a task; the first is the default."""
+    return (*(tasks.KINDS[task].learns if task in tasks.KINDS else ()), *_LATER.get(task, ()))
 
 
 class PassThrough(Section):
@@ -171,7 +173,7 @@ class Evaluation(Section):
     """`every` is in steps; without it once at the end. `on` is a `split` of `datasets`."""
 
     on: Label = "test"
-    metrics: list[Literal["loss", "accuracy", "f1", "perplexity", "wer"]] = Field(default=["loss"], min_length=1)
+    metrics: list[Metric] = Field(default=["loss"], min_length=1)
     every: int | None = Field(default=None, ge=1)
 
 
@@ -216,8 +218,8 @@ class TrainSection(Section):
         elif filled.get("method") in ("lora", "qlora") and filled.get("lora") is None:
             filled["lora"] = {}
         task = filled.get("task", "causal-lm")
-        if filled.get("objective") is None and isinstance(task, str) and task in OBJECTIVES:
-            filled["objective"] = OBJECTIVES[task][0]
+        if filled.get("objective") is None and isinstance(task, str) and _objectives(task):
+            filled["objective"] = _objectives(task)[0]
         return filled
 
     @model_validator(mode="after")
@@ -230,11 +232,13 @@ class TrainSection(Section):
             return self
         if self.config:
             raise WrongAt('goes with "loop"; our own loop takes "training_args"', "config")
-        if self.objective not in OBJECTIVES.get(self.task, ()):
-            fitting = ", ".join(OBJECTIVES.get(self.task, ())) or "none: this task is for serving"
+        if self.objective not in _objectives(self.task):
+            fitting = ", ".join(_objectives(self.task)) or "none: this task is for serving"
             raise WrongAt(f'"{self.objective}" does not fit task "{self.task}"; fitting: {fitting}', "objective")
         if (self.lora is not None) != (self.method in ("lora", "qlora")):
             raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
+        if self.lora is not None and self.task in tasks.KINDS and tasks.KINDS[self.task].lora is None:
+            raise WrongAt(f'"{self.task}" is trained whole: use "method: full"', "method")
         if self.merge and self.lora is None:
             raise WrongAt('goes with "method: lora"; method "full" makes a whole model anyway', "merge")
         if (self.teacher is not None) != (self.objective == "distill"):
@@ -247,13 +251,13 @@ class TrainSection(Section):
             raise WrongAt('expected at least one data set with "split: train"', "datasets")
         if self.evaluation and self.evaluation.on not in splits:
             raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
-        measured = METRICS.get(self.task)
+        measured = tasks.metrics_of(self.task, self.objective)
         for index, metric in enumerate(self.evaluation.metrics if self.evaluation else ()):
             if measured and metric not in measured:
                 message = f'"{metric}" says nothing of {self.task}; fitting: {", ".join(measured)}'
                 raise WrongAt(message, "evaluation", "metrics", index)
         for index, each in enumerate(self.datasets):
-            if each.format != "auto" and self.objective == "classify":
+            if each.format != "auto" and self.objective not in ("sft", "distill", "dpo"):
                 raise WrongAt(f'"{each.format}" is for language models; leave it out', "datasets", index, "format")
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")

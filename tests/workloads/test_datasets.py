@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llmsched.data.tasks import KINDS
 from workloads import datasets
 from workloads.sources import BadInput
 
@@ -16,7 +17,8 @@ ROWS = [{"text": "good, very", "label": "pos"}, {"text": "bad", "label": "neg"}]
 
 
 def load(path: str, required: Sequence[str], optional: Sequence[str] = (), columns: Any = None) -> datasets.Rows:
-    return datasets.roles({"path": path, "columns": columns}, required, optional, None)[0]
+    kind = KINDS["masked-lm"]._replace(reads=(*required, *(f"{role}?" for role in optional)))
+    return datasets.roles({"path": path, "columns": columns}, kind, None)[0]
 
 
 def write(folder: Path, suffix: str) -> Path:

@@ -99,9 +99,9 @@ class Stepper:
         while True:
             try:
                 sums, done = [0.0, 0.0], 0
-                for batch, size in self.batches(encoded):
-                    mine = torch.tensor(keys[done : done + size], dtype=torch.int64, device=self.device)
-                    done += size
+                for batch, rows in self.batches(encoded):
+                    mine = torch.tensor(keys[done : done + len(rows)], dtype=torch.int64, device=self.device)
+                    done += len(rows)
                     self.chance = RowChance(mine, shared)
                     with self.autocast(), self.chance:
                         score = self.task.score(self.model, batch, self.settings.label_smoothing_factor)
@@ -119,17 +119,17 @@ class Stepper:
                 torch.cuda.empty_cache()
             progress.report(note=f"out of memory: micro-batches of {self.most} from now on")
 
-    def batches(self, encoded: Sequence[Encoded]) -> Iterator[tuple[Batch, int]]:
-        """`encoded` cut into micro-batches on the device, each with the number of its samples."""
+    def batches(self, encoded: Sequence[Encoded]) -> Iterator[tuple[Batch, Sequence[Encoded]]]:
+        """`encoded` cut into micro-batches on the device, each with its samples."""
         if not encoded:
             return
-        size = self.most
+        size = self.most if self.task.reader.batches else 1
         if self.settings.micro_batch_size is None:
             longest = max(map(self.task.reader.size, encoded))
             size = max(1, min(size, _TOKENS_AT_ONCE[self.task.unit] // longest))
         for at in range(0, len(encoded), size):
             part = encoded[at : at + size]
-            yield {name: tensor.to(self.device) for name, tensor in self.task.collate(part).items()}, len(part)
+            yield {name: tensor.to(self.device) for name, tensor in self.task.collate(part).items()}, part
 
     def _sum_gradients(self) -> None:
         if not is_distributed():

@@ -18,17 +18,18 @@ from typing import Any
 
 import torch
 
+from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
-from workloads.finetune.models import load_config, load_model, load_tokenizer, write_model, write_result
+from workloads.finetune.models import load_config, load_model, write_model, write_result
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.trackers import Trackers
 from workloads.sources import BadInput
-from workloads.tasks.table import task_of
+from workloads.tasks.table import reader_of, task_of
 
 _AT_ONCE_IN_EVALUATION = 64
 _SPLIT_OF_TRAINING = "train"
@@ -62,8 +63,9 @@ class FineTune:
         self.base = base = whole_model(self.train["base_model"], where.inputs)
         config = load_config(base, self.train["base_model"])
         self.saved_as: torch.dtype = config.dtype or torch.float32  # the precision of the base
-        self.tokenizer = load_tokenizer(base, self.train["base_model"])
-        self.task = task_of(self.train.get("task", "causal-lm"), self.tokenizer, config, self.settings.max_length)
+        name = self.train.get("task", "causal-lm")
+        reader = reader_of(name, base, self.train["base_model"], config, self.settings.max_length)
+        self.task = task_of(name, self.train.get("objective"), reader, config)
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self.metric_names = self._metric_names()
         self.rows = self._samples(_SPLIT_OF_TRAINING)
@@ -175,7 +177,7 @@ class FineTune:
         self.model.eval()
         world, rank = self.where.world_size, self.where.rank
         mine = range(len(self.held_out))[rank::world]
-        sums = [0.0] * (2 + self.task.counts)
+        sums = [0.0, 0.0, *self.task.count(self.model, None, {}, ())]
         rounds = -(-data.shares(len(self.held_out), world)[0] // _AT_ONCE_IN_EVALUATION)  # alike on every rank
         for turn in range(rounds):
             self._leave_if_asked()
@@ -183,9 +185,10 @@ class FineTune:
             prepared = [self.task.prepared(self.held_out[row], key_of(self.settings.seed, 0, row)) for row in part]
             prepared.sort(key=self.task.reader.size)
             with torch.inference_mode(), self.stepper.autocast():
-                for batch, _ in self.stepper.batches(prepared):
+                for batch, rows in self.stepper.batches(prepared):
                     score = self.task.score(self.model, batch)
-                    numbers = (float(score.loss), score.weight, *score.counts)
+                    counts = self.task.count(self.model, score.out, batch, rows)
+                    numbers = (float(score.loss), score.weight, *counts)
                     sums = [total + number for total, number in zip(sums, numbers, strict=True)]
         loss, weight, *counts = sum_over_ranks(sums, self.device)
         found = self.task.measure(loss / max(weight, 1.0), counts)
@@ -223,7 +226,7 @@ class FineTune:
 
     def _write_result(self, folder: Path) -> None:
         write_result(self.model, self.train, folder, self.base, self.where.inputs, self.saved_as)
-        self.tokenizer.save_pretrained(folder)
+        self.task.reader.processor.save_pretrained(folder)
 
     def _frame(self) -> dict[str, int]:
         """What gives a step number its meaning."""
@@ -245,7 +248,8 @@ class FineTune:
 
     def _metric_names(self) -> list[str]:
         """The first two of the task, and those that are asked for. Raises BadInput."""
-        known, asked = self.task.kind.metrics, self.evaluation.get("metrics") or ()
+        known = metrics_of(self.task.name, self.train.get("objective") or next(iter(self.task.kind.learns)))
+        asked = self.evaluation.get("metrics") or ()
         for name in asked:
             if name not in known:
                 raise BadInput(

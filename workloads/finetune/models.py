@@ -20,18 +20,6 @@ from workloads.tasks.task import Task
 _METHODS = ("full", "lora")
 
 
-def load_tokenizer(folder: Path, uri: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a broken file breaks in many ways
-        raise BadInput(f"model {uri}: no usable tokenizer in {folder}: {_short(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def load_config(folder: Path, uri: str) -> Any:
     from transformers import AutoConfig
 
@@ -54,9 +42,8 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
     if resumed:
         return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
     lora = dict(train.get("lora") or {})
-    kind = "SEQ_CLS" if task.head_is_new else "CAUSAL_LM"
     try:
-        return peft.get_peft_model(model, peft.LoraConfig(task_type=kind, **lora))
+        return peft.get_peft_model(model, peft.LoraConfig(task_type=task.kind.lora, **lora))
     except ValueError as error:  # such as target_modules that do not exist
         raise BadInput(f"lora: {_short(error)}") from error
 
@@ -77,7 +64,7 @@ def write_model(
     config.base_model_name_or_path, config.revision = adapters.name_of_base(uri, base)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    labels = model.config.id2label if config.task_type == "SEQ_CLS" else None
+    labels = model.config.id2label if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
     adapters.write_note(folder, (inputs or {}).get(uri, uri if ":" in uri else str(Path(uri).absolute())), labels)
 
 

@@ -17,17 +17,30 @@ import torch
 
 from llmsched.data.messages import Unusable
 from llmsched.data.tasks import KINDS
-from workloads import context_length
 from workloads.inference import openai
 from workloads.inference.engine import Settings
 from workloads.inference.packed import pack
 from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
-from workloads.tasks.reads import Encoded, Text
-from workloads.tasks.table import model_class
+from workloads.tasks.reads import Encoded
+from workloads.tasks.table import model_class, reader_of
 
 Input = str | list[int]
 BATCH_TOKENS = 16_384  # padding included
+
+
+class _Form(NamedTuple):
+    """An input that is not just read: by which method of the reader, of how many texts, and that in words."""
+
+    reads: str
+    parts: int
+    words: str
+
+
+_FORMS = {
+    "token-classification": _Form("worded", 1, "one text"),
+    "question-answering": _Form("passage", 2, "a question and the passage that may answer it"),
+}
 
 
 class _Job(NamedTuple):
@@ -39,10 +52,7 @@ class Forward:
     """A model that makes one answer per input in one pass."""
 
     def __init__(self, folder: Path, task: str, settings: Settings, device: torch.device) -> None:
-        from transformers import AutoTokenizer
-
         self.routes = KINDS[task].answers
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         dtype: Any = torch.float32 if settings.dtype == "auto" and device.type == "cpu" else settings.dtype
         self._model = model_class(task).from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
@@ -51,10 +61,11 @@ class Forward:
         pack(self._model)
         self._device = device
         self._settings = settings
-        self._says = answers_of(self.routes[0], self._model, folder)
+        self._says = answers_of(task, self._model, folder)
         config = self._model.config
-        longest = settings.max_model_len or context_length.longest(config, tokenizer) or 1 << 20
-        self._reader = Text(tokenizer, longest, config.vocab_size)
+        self._reader: Any = reader_of(task, folder, str(folder), config, settings.max_model_len or 1 << 20)
+        self._form = _FORMS.get(task)
+        self._encode = getattr(self._reader, self._form.reads if self._form else "encode")
         self._wake = threading.Condition()
         self._jobs: deque[_Job] = deque()
         self._is_closing = False
@@ -91,7 +102,12 @@ class Forward:
     def _read(self, one: Input | tuple[str, str | None]) -> Encoded:
         try:
             if not isinstance(one, list):
-                return self._reader.encode(*([one] if isinstance(one, str) else filter(None, one)))
+                parts = [one] if isinstance(one, str) else list(filter(None, one))
+                if self._form and len(parts) != self._form.parts:
+                    raise RequestError(f"An input of this model is {self._form.words}.", param="input")
+                return dict(self._encode(*parts))
+            if self._form:
+                raise RequestError("This model reads texts, not token numbers.", param="input")
             self._reader.know(one)
             return {"input_ids": one[: self._reader.max_length]}
         except Unusable as error:
@@ -136,7 +152,7 @@ class Forward:
     def _forward(self, rows: list[Encoded]) -> list[Any]:
         batch = {name: tensor.to(self._device) for name, tensor in self._reader.collate(rows).items()}
         with torch.inference_mode():
-            return self._says(self._model(**batch), batch)
+            return self._says(self._model(**batch), batch, rows)
 
 
 class ForwardServer:
@@ -153,8 +169,8 @@ class ForwardServer:
             inputs, as_base64 = openai.embedding_inputs(body)
             vectors, tokens = await self._model.run(inputs)
             return openai.embeddings_answer(model, vectors, tokens, as_base64)
-        scores, tokens = await self._model.run(openai.classify_inputs(body))
-        return openai.classify_answer(model, scores, tokens)
+        answers, tokens = await self._model.run(openai.classify_inputs(body))
+        return openai.classify_answer(model, answers, tokens)
 
     async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
         raise RequestError(f"/v1/{route} does not stream.", param="stream")

@@ -244,12 +244,9 @@ def embeddings_answer(model: str, vectors: Sequence[Sequence[float]], tokens: in
     return {"object": "list", "data": data, "model": model, "usage": _input_usage(tokens)}
 
 
-def classify_answer(model: str, scores: Sequence[Mapping[str, float]], tokens: int) -> dict[str, Any]:
-    """`scores`: for each input {label: probability}."""
-    data = []
-    for index, each in enumerate(scores):
-        label = max(each, key=lambda name: each[name])
-        data.append({"index": index, "label": label, "score": each[label], "scores": dict(each)})
+def classify_answer(model: str, answers: Sequence[Sequence[Mapping[str, Any]]], tokens: int) -> dict[str, Any]:
+    """`answers`: of each input what was found: {"label", "score", ...}; one may have several, or none."""
+    data = [{"index": index, **each} for index, found in enumerate(answers) for each in found]
     return {"object": "list", "data": data, "model": model, "usage": _input_usage(tokens)}
 
 

@@ -193,6 +193,10 @@ def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -
         settings = Settings.of(kwargs)
         if task == "causal-lm":
             return TextServer(TransformersEngine(folder, settings, device))
+        if task == "seq2seq-lm":
+            from workloads.inference.seq2seq import Seq2SeqEngine
+
+            return TextServer(Seq2SeqEngine(folder, settings, device))
         from workloads.inference.forward import Forward, ForwardServer
 
         return ForwardServer(Forward(folder, task, settings, device))

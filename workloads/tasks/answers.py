@@ -2,42 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmsched.data.tasks import KINDS
 from workloads.adapters import json_in
-from workloads.tasks.reads import Batch
+from workloads.tasks.metrics import chunks
+from workloads.tasks.reads import Batch, Encoded
 
-Says = Callable[[Any, Batch], list[Any]]  # (output, what was read) -> an answer for each row
+_LONGEST_SPAN = 64  # tokens of an answer in a passage
+
+Says = Callable[[Any, Batch, Sequence[Encoded]], list[Any]]  # (output, what was read, its rows) -> an answer for each
+Answer = dict[str, Any]  # {"label", "score", "scores"?, "text"?, "at"?: {"start", "end"}}, as /v1/classify has it
 
 
-def answers_of(route: str, model: Any, folder: Path) -> Says:
-    """How `model`, loaded from `folder`, answers on a route."""
-    if route == "classify":
-        names = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-        return lambda out, batch: labels(out.logits, names)
+def answers_of(task: str, model: Any, folder: Path) -> Says:
+    """How `model`, loaded from `folder`, answers: for each row a vector, or a list of Answer."""
+    config = model.config
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    if task == "question-answering":
+        return spans
+    if task == "token-classification":
+        return lambda out, batch, rows: entities(out.logits, names, rows)
+    if KINDS[task].answers == ("classify",):
+        if len(names) == 1:  # a number is learnt
+            return lambda out, batch, rows: [[{"label": names[0], "score": each}] for each in out.logits[:, 0].tolist()]
+        return lambda out, batch, rows: labels(out.logits, names)
     note = json_in(folder / "1_Pooling" / "config.json")  # sentence-transformers' note on pooling
     return first_token if note.get("pooling_mode_cls_token") else mean_of_tokens
 
 
-def labels(logits: torch.Tensor, names: list[str]) -> list[dict[str, float]]:
-    """{label: probability} of each row."""
-    return [dict(zip(names, row, strict=True)) for row in torch.softmax(logits.float(), dim=-1).tolist()]
+def labels(logits: torch.Tensor, names: list[str]) -> list[list[Answer]]:
+    """One label of each row, and the probability of all."""
+    found = []
+    for row in torch.softmax(logits.float(), dim=-1).tolist():
+        scores = dict(zip(names, row, strict=True))
+        best = max(scores, key=lambda name: scores[name])
+        found.append([{"label": best, "score": scores[best], "scores": scores}])
+    return found
 
 
-def mean_of_tokens(out: Any, batch: Batch) -> list[Any]:
+def entities(logits: torch.Tensor, names: list[str], rows: Sequence[Encoded]) -> list[list[Answer]]:
+    """What is named in each text, with its characters. A word has the label of its first token; the score of an entity
+    is the mean of its words'."""
+    chances, best = torch.softmax(logits.float(), dim=-1).max(-1)
+    found: list[list[Answer]] = []
+    for row, numbers, scores in zip(rows, best.tolist(), chances.tolist(), strict=True):
+        named = list(enumerate(row["words"]))
+        words = [n for n, word in named if word is not None and (n == 0 or word != row["words"][n - 1])]
+        ends = {row["words"][n]: place[1] for n, place in enumerate(row["places"])}
+        said: list[Answer] = []
+        for kind, first, last in sorted(chunks([names[numbers[n]] for n in words]), key=lambda each: each[1]):
+            start, end = row["places"][words[first]][0], ends[row["words"][words[last]]]
+            score = sum(scores[n] for n in words[first : last + 1]) / (last - first + 1)
+            at = {"start": start, "end": end}
+            said.append({"label": kind, "score": score, "text": row["text"][start:end], "at": at})
+        found.append(said)
+    return found
+
+
+def spans(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[list[Answer]]:
+    """The answer in each passage; none where the model says that it does not stand there."""
+    found: list[list[Answer]] = []
+    for number, row in enumerate(rows):
+        text, score, start = best_span(out.start_logits[number], out.end_logits[number], row)
+        at = {"start": start, "end": start + len(text)}
+        found.append([{"label": text, "score": score, "text": text, "at": at}] if text else [])
+    return found
+
+
+def best_span(starts: torch.Tensor, ends: torch.Tensor, row: Encoded) -> tuple[str, float, int]:
+    """(text, probability, first character) of the likeliest span of a passage; "" where none is likelier."""
+    places = row["places"]
+    size = len(places)
+    first, last = torch.softmax(starts[:size].float(), -1), torch.softmax(ends[:size].float(), -1)
+    both = (first[:, None] * last[None, :]).triu().tril(_LONGEST_SPAN - 1)
+    inside = torch.tensor([place is not None for place in places], device=both.device)
+    both = both * inside[:, None] * inside[None, :]
+    score, flat = both.flatten().max(0)
+    start, end = divmod(int(flat), size)
+    if float(score) <= float(first[0] * last[0]):
+        return "", float(first[0] * last[0]), 0
+    at, to = places[start][0], places[end][1]
+    return row["passage"][at:to], float(score), at
+
+
+def mean_of_tokens(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[Any]:
     """A vector of length 1 for each row, as is the next."""
+    return mean(out, batch).tolist()  # type: ignore[no-any-return]
+
+
+def first_token(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[Any]:
+    return _unit(out.last_hidden_state[:, 0]).tolist()  # type: ignore[no-any-return]
+
+
+def mean(out: Any, batch: Batch) -> torch.Tensor:
     weights = batch["attention_mask"][..., None].to(out.last_hidden_state.dtype)
     return _unit((out.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1))
 
 
-def first_token(out: Any, batch: Batch) -> list[Any]:
-    return _unit(out.last_hidden_state[:, 0])
-
-
-def _unit(vectors: torch.Tensor) -> list[Any]:
-    unit: list[Any] = torch.nn.functional.normalize(vectors.float(), dim=-1).tolist()
-    return unit
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)

@@ -2,42 +2,108 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmsched.data.messages import Unusable, plain_text
+from workloads import context_length
+from workloads.sources import BadInput
 
 Encoded = dict[str, Any]  # by name; what a row of a batch is before it is padded
 Batch = dict[str, torch.Tensor]
+_LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
 
 
-class Text:
+class Reader(ABC):
+    """What the parts of the input become. `processor` is transformers', saved beside a trained model."""
+
+    processor: Any
+    max_length: int  # tokens
+    batches = True  # rows of different sizes may stand in one batch without a change of what comes out
+
+    @abstractmethod
+    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+        """The parts of a row, by role. Raises Unusable."""
+
+    @abstractmethod
+    def encode(self, *parts: Any) -> Encoded:
+        """Not padded yet. Raises Unusable."""
+
+    def is_cut(self, encoded: Encoded, *parts: Any) -> bool:
+        """Whether something of the parts is not in `encoded`."""
+        return False
+
+    def load(self, encoded: Encoded) -> Encoded:
+        """What need not lie in memory between steps is read here."""
+        return encoded
+
+    @abstractmethod
+    def size(self, row: Encoded) -> int:
+        """In tokens or what takes as long, by which batches are cut."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """One padded batch, on the CPU."""
+
+    def settings(self) -> dict[str, Any]:
+        """What goes into the model's config."""
+        return {}
+
+
+class Text(Reader):
     """A text, or a pair of texts, by the tokenizer of the model; cut to `max_length` tokens.
 
     `vocab_size`: rows of the model's embedding; None: not known."""
 
     def __init__(self, tokenizer: Any, max_length: int, vocab_size: int | None = None) -> None:
-        self.tokenizer, self.max_length, self.vocab_size = tokenizer, max_length, vocab_size
+        self.processor = self.tokenizer = tokenizer
+        self.max_length, self.vocab_size = max_length, vocab_size
 
-    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, str]:
-        """The texts of a row, by role. Raises Unusable."""
+    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
         return {role: plain_text(row[role], role) for role in roles if row.get(role) is not None}
 
-    def encode(self, *texts: str) -> Encoded:
-        """Without what a tokenizer says of padding: nothing is padded yet. Raises Unusable."""
+    def encode(self, *parts: Any) -> Encoded:
+        """Without what a tokenizer says of padding: nothing is padded yet."""
+        made = dict(self.tokenized(*parts, truncation=True, max_length=self.max_length))
+        return {name: array("i", numbers) for name, numbers in made.items() if name in ("input_ids", "token_type_ids")}
+
+    def passage(self, question: str, passage: str) -> Encoded:
+        """Both, the passage cut. `places`: of each token its characters in the passage; None: it is not of it."""
+        most = {"truncation": "only_second", "max_length": self.max_length}
+        made = self.tokenized(question, passage, return_offsets_mapping=True, **most)
+        named = zip(made["offset_mapping"], made.sequence_ids(), strict=True)
+        places = [place if side == 1 else None for place, side in named]
+        kept = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        return {**kept, "places": places, "passage": passage}
+
+    def worded(self, text: str) -> Encoded:
+        """A text, cut, with the word of each token (None: of none) and its characters."""
+        most = {"truncation": True, "max_length": self.max_length}
+        made = self.tokenized(text, return_offsets_mapping=True, **most)
+        return {
+            "input_ids": made["input_ids"],
+            "words": made.word_ids(),
+            "places": made["offset_mapping"],
+            "text": text,
+        }
+
+    def tokenized(self, *texts: Any, **settings: Any) -> Any:
+        """What the tokenizer says. Raises Unusable."""
         try:
-            made = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+            made = self.tokenizer(*texts, **settings)
         except Exception as error:  # a tokenizer fails in many ways
             raise Unusable(f"is refused by the tokenizer of the model: {first_line(error)}") from error
         self.know(made["input_ids"])
-        return {name: array("i", numbers) for name, numbers in made.items() if name in ("input_ids", "token_type_ids")}
+        return made
 
-    def is_cut(self, encoded: Encoded, *texts: str) -> bool:
+    def is_cut(self, encoded: Encoded, *parts: Any) -> bool:
         return len(encoded["input_ids"]) >= self.max_length and self.max_length < len(
-            self.tokenizer(*texts)["input_ids"]
+            self.tokenizer(*parts)["input_ids"]
         )
 
     def know(self, ids: Sequence[int]) -> None:
@@ -47,8 +113,10 @@ class Text:
                 f"has the token {max(ids)}, and the model knows {self.vocab_size}: its tokenizer is of another model"
             )
 
+    def size(self, row: Encoded) -> int:
+        return len(row["input_ids"])
+
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """One padded batch, on the CPU: each [rows, longest]."""
         made = {
             "input_ids": padded([row["input_ids"] for row in rows], self.filler()),
             "attention_mask": padded([[1] * self.size(row) for row in rows], 0),
@@ -57,16 +125,31 @@ class Text:
             made["token_type_ids"] = padded([row["token_type_ids"] for row in rows], 0)
         return made
 
-    def size(self, row: Encoded) -> int:
-        """Tokens, by which batches are cut."""
-        return len(row["input_ids"])
-
     def filler(self) -> int:
         """The token that pads: the tokenizer's own, unless the model has no place for it (masked, any other does)."""
         for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if token is not None and (self.vocab_size is None or token < self.vocab_size):
                 return int(token)
         return 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"pad_token_id": self.filler()}
+
+
+def text_reader(folder: Path, uri: str, config: Any, max_length: int | None) -> Text:
+    """Of the model in `folder`. Raises BadInput."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a broken file breaks in many ways
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise BadInput(f"model {uri}: no usable tokenizer in {folder}: {why}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    fits = context_length.longest(config, tokenizer) or max_length or _LONGEST_BY_DEFAULT
+    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
+    return Text(tokenizer, min(max_length or fits, fits), vocab_size)
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmsched.data.tasks import KINDS
-from workloads import context_length
 from workloads.sources import BadInput
-from workloads.tasks.reads import Text
+from workloads.tasks.reads import Reader, Text, text_reader
 
 if TYPE_CHECKING:  # an endpoint needs nothing of what reads data sets
     from workloads.tasks.task import Task
-
-_LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
 
 
 def model_class(name: str) -> Any:
@@ -23,16 +21,22 @@ def model_class(name: str) -> Any:
     return getattr(transformers, KINDS[name].auto)
 
 
-def task_of(name: str, tokenizer: Any, config: Any, max_length: int | None) -> Task:
+def reader_of(name: str, folder: Path, uri: str, config: Any, max_length: int | None) -> Text:
+    """What turns the input of task `name` into tensors for the model in `folder`. Raises BadInput."""
+    return text_reader(folder, uri, config, max_length)
+
+
+def task_of(name: str, objective: str | None, reader: Reader, config: Any) -> Task:
     """What a fine-tuning of task `name` learns with a model of this config. Raises BadInput."""
     kind = KINDS.get(name)
-    if kind is None or kind.learns is None:
-        trained = " or ".join(each for each, row in KINDS.items() if row.learns)
-        raise BadInput(f"task {name!r} cannot be fine-tuned yet; expected {trained}")
-    fits = context_length.longest(config, tokenizer) or _LONGEST_BY_DEFAULT
-    reader = Text(tokenizer, min(max_length or fits, fits), getattr(config.get_text_config(), "vocab_size", None))
+    if kind is None or not kind.learns:
+        trained = ", ".join(each for each, row in KINDS.items() if row.learns)
+        raise BadInput(f"task {name!r} cannot be fine-tuned yet; expected one of {trained}")
+    objective = objective or next(iter(kind.learns))
+    if objective not in kind.learns:
+        raise BadInput(f"objective {objective!r} does not fit task {name}; expected {', '.join(kind.learns)}")
     head = kind.auto.removeprefix("AutoModel")
     has_head = any(each.endswith(head) for each in config.architectures or ())
-    learns = importlib.import_module(f"workloads.tasks.learns.{kind.learns}")
+    learns = importlib.import_module(f"workloads.tasks.learns.{kind.learns[objective]}")
     made: Task = learns.Learns(name, reader, config.label2id if has_head else None)
     return made

@@ -7,30 +7,32 @@ functions of summed counts for the same reason.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import DataError
 from llmsched.data.tasks import KINDS
 from workloads import datasets as reading
 from workloads.sources import BadInput
-from workloads.tasks.reads import Batch, Encoded, Text, padded
+from workloads.tasks.reads import Batch, Encoded, Reader, padded
 
 IGNORED = -100  # label of what does not count
 Read = tuple[Mapping[str, Any], reading.Rows, reading.BadRows]  # a data set, its rows, and those that are bad
 
 
 class Score(NamedTuple):
-    """Sums over the samples of one batch. `loss` carries the gradient; `counts` are what `measure` reads."""
+    """Sums over the samples of one batch. `loss` carries the gradient; `out` is what the model says of each."""
 
     loss: torch.Tensor
     weight: int  # what `loss` is divided by in the end
-    counts: Sequence[float] = ()
+    out: Any
 
 
 class Task(ABC):
@@ -38,13 +40,11 @@ class Task(ABC):
 
     unit = "samples"  # what `weight` counts, for people: "samples" | "tokens"
     head_is_new = False  # the base model may lack the last layer
-    counts = 0  # numbers in `Score.counts`
     new_head = False  # known once samples are read: the base's last layer means something else
 
-    def __init__(self, name: str, reader: Text, known_labels: Mapping[str, int] | None = None) -> None:
+    def __init__(self, name: str, reader: Reader, known_labels: Mapping[str, int] | None = None) -> None:
         self.name, self.reader = name, reader
         self.kind = KINDS[name]
-        self.roles = [role.removesuffix("?") for role in self.kind.reads]
         self.known_labels = {str(label): number for label, number in (known_labels or {}).items()}
         self.notes: list[str] = []  # what was noticed in the data, for people
         self.seen: Counter[str] = Counter()  # the same of the data set at hand: how many of what
@@ -77,11 +77,11 @@ class Task(ABC):
 
     def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
         """The rows of a data set as {role: value}, each checked, and those that are bad. Raises BadInput."""
-        return reading.roles(dataset, *self.kind.roles(), inputs, self.checked)
+        return reading.roles(dataset, self.kind, inputs, self.checked)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
         """A row as it is learnt: plain values. Raises Unusable."""
-        return self.reader.check(row, self.roles)
+        return self.reader.check(row, self.kind.roles)
 
     def look(self, read: Sequence[Read]) -> None:  # noqa: B027  most tasks have nothing to see
         """At all rows of a split together, before any is encoded. Raises BadInput."""
@@ -92,7 +92,7 @@ class Task(ABC):
 
     def input_of(self, row: reading.Row) -> Encoded:
         """What the model reads of a row; counts those that are cut. Raises Unusable."""
-        texts = [row[role] for role in self.roles if role in row]
+        texts = [row[role] for role in self.kind.roles if role in row]
         made = self.reader.encode(*texts)
         if self.reader.is_cut(made, *texts):
             self.seen[f"of {self.rows:,} texts are cut off at max_length {self.reader.max_length}"] += 1
@@ -100,21 +100,42 @@ class Task(ABC):
 
     def prepared(self, sample: Encoded, key: int) -> Encoded:
         """A sample as a step takes it: what need not lie in memory meanwhile is read here; `key` decides all chance."""
-        return sample
+        return self.reader.load(sample)
 
     def settings(self) -> dict[str, Any]:
         """What goes into the model's config."""
-        return {}
+        return self.reader.settings()
 
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
         """One padded batch, on the CPU."""
         labels = [row["labels"] for row in encoded]
-        is_one = isinstance(labels[0], int)
+        is_one = isinstance(labels[0], (int, float))
         return {**self.reader.collate(encoded), "labels": torch.tensor(labels) if is_one else padded(labels, IGNORED)}
 
     @abstractmethod
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score: ...
 
+    def count(self, model: Any, out: Any, batch: Batch, rows: Sequence[Encoded]) -> Sequence[float]:
+        """What `measure` needs of these rows; as many numbers whatever the rows, and for none."""
+        return ()
+
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         """Every metric of this task, of the mean loss and the sum of the counts of all samples."""
         return {"loss": loss}
+
+
+def output_of(model: Any, batch: Batch, **settings: Any) -> Any:
+    return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, **settings)
+
+
+def perplexity(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": math.exp(min(loss, 100.0))}
+
+
+def score_of_tokens(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> Score:
+    """`logits` [..., classes], `labels` [...]. Those that count are gathered first: a vocabulary is wide, and most
+    tokens of a prompt do not count."""
+    counts = labels != IGNORED
+    chosen = logits[counts].float()
+    loss = functional.cross_entropy(chosen, labels[counts], reduction="sum", label_smoothing=smoothing)
+    return Score(loss, int(counts.sum()), logits.detach())

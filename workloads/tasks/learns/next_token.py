@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.nn import functional
-
 from workloads import datasets as reading
 from workloads.tasks.dialogues import Dialogues
-from workloads.tasks.reads import Batch, Encoded
-from workloads.tasks.task import IGNORED, Score, Task
+from workloads.tasks.reads import Batch, Encoded, Text
+from workloads.tasks.task import IGNORED, Score, Task, output_of, perplexity, score_of_tokens
 
 
 class Learns(Task):
+    reader: Text
     unit = "tokens"
 
     def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
@@ -34,14 +32,8 @@ class Learns(Task):
             yield {"input_ids": array("i", ids[:most]), "labels": array("i", cut)}
 
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        labels = batch["labels"][:, 1:]
-        counts = labels != IGNORED  # gather first: the vocabulary is wide and most prompt tokens do not count
-        loss = functional.cross_entropy(
-            logits[counts].float(), labels[counts], reduction="sum", label_smoothing=smoothing
-        )
-        return Score(loss, int(counts.sum()))
+        logits = output_of(model, batch, use_cache=False).logits[:, :-1]
+        return score_of_tokens(logits, batch["labels"][:, 1:], smoothing)
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
-        return {"loss": loss, "perplexity": math.exp(min(loss, 100.0))}
+        return perplexity(loss)

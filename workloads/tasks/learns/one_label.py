@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.nn import functional
-
 from workloads import datasets as reading
 from workloads.tasks.labels import SHOWN, Labels, name_of
+from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded
-from workloads.tasks.task import Read, Score, Task
+from workloads.tasks.task import Read, Score, Task, output_of, score_of_tokens
 
 
 class Learns(Task):
     head_is_new = True
-    counts = 2
 
     def __init__(self, *known: Any) -> None:
         super().__init__(*known)
@@ -41,17 +39,16 @@ class Learns(Task):
 
     def settings(self) -> dict[str, Any]:
         return {
+            **super().settings(),
             **self.labels.settings(),
             "problem_type": "single_label_classification",
-            "pad_token_id": self.reader.filler(),
         }
 
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
-        labels = batch["labels"]
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.float()
-        loss = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        return Score(loss, len(labels), (int((logits.argmax(-1) == labels).sum()), len(labels)))
+        return score_of_tokens(output_of(model, batch).logits, batch["labels"], smoothing)
+
+    def count(self, model: Any, out: Any, batch: Batch, rows: Sequence[Encoded]) -> Sequence[float]:
+        return tally(out.argmax(-1) if rows else [], batch["labels"] if rows else [], len(self.labels.numbers))
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
-        correct, samples = counts
-        return {"loss": loss, "accuracy": correct / max(samples, 1.0)}
+        return {"loss": loss, **of_labels(counts)}
