@@ -85,7 +85,15 @@ def classify(name: str, texts: tuple[str, ...]) -> None:
         terminal.echo(json.dumps(found, indent=2))
         return
     for each in found:
-        terminal.echo(f"{each['label']}  {max(each['scores'].values()):.1%}")
+        terminal.echo(_shown(each))
+
+
+def _shown(found: dict[str, Any]) -> str:
+    """A label and how sure it is, with the text that it is said of where that is a part; or a number."""
+    score = found["score"] if "score" in found else max(found["scores"].values())
+    part = "" if found.get("text") in (None, found["label"]) else f"  {found['text']}"
+    is_number = found["label"] == "value" and "scores" not in found
+    return f"{found['label']}  {score:.6g}" if is_number else f"{found['label']}  {score:.1%}{part}"
 
 
 @click.command()

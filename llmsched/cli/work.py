@@ -150,7 +150,7 @@ def _after_apply(applied: list[http_models.Applied]) -> None:
 
 def _ask_it(served: http_models.Applied) -> tuple[str, str]:
     match served.serves:
-        case "sequence-classification":
+        case "sequence-classification" | "token-classification":
             return f'llmsched classify {served.name} "some text"', "its label"
         case "feature-extraction":
             return f'llmsched embed {served.name} "some text"', "its numbers"

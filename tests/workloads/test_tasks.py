@@ -68,12 +68,7 @@ def asked(rank: int, size: int, folder: str, task: str, inputs: list[Any]) -> An
 
     os.environ["LLMSCHED_CACHE"] = str(Path(folder).parent / "cache")
     server = _server({"model": {"source": folder}, "task": task}, Path(folder), 1, 0)
-    route = server.routes[0]
-    if route == "chat/completions":
-        body = {"model": "x", "messages": [{"role": "user", "content": inputs[0]}], "max_tokens": 4}
-    else:
-        body = {"model": "x", "input": inputs}
-    return json.loads(json.dumps(asyncio.run(server.call(route, body, None))))
+    return json.loads(json.dumps(asyncio.run(server.call(server.routes[0], {"model": "x", "input": inputs}, None))))
 
 
 def learnt(made: Path, name: str, folder: Path, steps: int, **changes: Any) -> Path:
@@ -120,8 +115,26 @@ def test_a_number_is_answered_as_a_score(made: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_decoder_says_the_target_over_chat_and_completions(made: Path, tmp_path: Path) -> None:
-    model = learnt(made, "seq2seq-lm", tmp_path, 120)
-    answer = tiny.in_worker(asked, str(model), "seq2seq-lm", ["good film is the plot"])
-    (choice,) = answer["choices"]
-    assert choice["finish_reason"] in ("stop", "length") and choice["message"]["role"] == "assistant"
-    assert answer["usage"]["completion_tokens"] <= 4
+    model = learnt(made, "seq2seq-lm", tmp_path, 80)
+    said, refused = tiny.in_worker(said_by, str(model))
+    (choice,) = said["choices"]
+    assert choice["finish_reason"] == "stop", choice
+    assert choice["message"]["role"] == "assistant"
+    assert choice["message"]["content"] == "nice film" and said["usage"]["completion_tokens"] == 3
+    assert refused.startswith('"logprobs" is not supported')
+
+
+def said_by(rank: int, size: int, folder: str) -> Any:
+    import asyncio
+
+    from workloads.inference.parameters import RequestError
+    from workloads.inference.replica import _server
+
+    server = _server({"model": {"source": folder}, "task": "seq2seq-lm"}, Path(folder), 1, 0)
+    body = {"model": "x", "messages": [{"role": "user", "content": "good good good plot"}], "max_tokens": 8}
+    said = json.loads(json.dumps(asyncio.run(server.call("chat/completions", body, None))))
+    try:
+        asyncio.run(server.call("chat/completions", {**body, "logprobs": True}, None))
+    except RequestError as error:
+        return said, str(error)
+    return said, "answered"

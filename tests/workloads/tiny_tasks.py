@@ -68,8 +68,8 @@ def seq2seq(folder: Path) -> list[dict[str, Any]]:
     )  # fmt: skip
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "model")
     chance = random.Random(1)
-    texts = [_sentence(chance) for _ in range(20)]
-    return [{"source": " ".join(text), "target": " ".join(text[:2])} for text in texts]
+    texts = [[("good", "bad")[number % 2]] * 3 + _sentence(chance) for number in range(20)]
+    return [{"source": " ".join(text), "target": "nice film" if text[0] == "good" else "grim plot"} for text in texts]
 
 
 def tokens(folder: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ class RowChance(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         given = dict(kwargs or {})
         if func in (functional.dropout, torch.dropout):
-            return self._dropout(*args, **given)
+            given.pop("inplace", None)
+            return self._dropout(*args[:3], **given)
         if func is functional.scaled_dot_product_attention and _dropout_of_attention(*args, **given):
             return self._attention(*args, **given)
         if func is torch.rand:
@@ -50,7 +51,7 @@ class RowChance(TorchFunctionMode):  # type: ignore[misc]
         """For a part of the model that is computed again on the way back: what it is computed in first, and then."""
         return contextlib.nullcontext(), RowChance(self.keys, self.shared, self.site)
 
-    def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True) -> Any:
         if not training or p <= 0.0:
             return input
         stays = self._draw(tuple(input.shape), input.device) >= int(p * (_MASK + 1))
