@@ -125,7 +125,6 @@ CATALOG: dict[str, Entry] = {
     "taken.quota_reclaim": Entry("gives back quota that belongs to {who}"),
     "taken.reclaim_while_borrowing": Entry("makes room for the borrowing {who}"),
     "taken.fair_share": Entry("gives its surplus to {who}"),
-    "preempt.in_queue_rank": Entry("makes room for higher-ranked work"),
     "preempt.consolidation": Entry("moves together with others so that {who} fits"),
     "preempt.faster_flavor": Entry("moves to {flavor}, where it is faster"),
     "preempt.reservation": Entry("its GPUs are reserved for {reserved}"),

@@ -90,3 +90,12 @@ def test_what_somebody_leaves_in_a_pass_is_shared_out_in_it() -> None:
     old = given.state.workloads["old"].workload
     given.state.apply(facts.Submitted(given.now, replace(old, groups=work("old", 4000).groups), replaces=True))
     assert given.turn().decisions == [Preempt("old", "superseded"), Nominate("next", 2)]
+
+
+def test_nobody_is_evicted_by_rank_because_others_than_ours_take_gpus() -> None:
+    """By the number `high` would have its three GPUs, so it ranks before those that run; no node has them."""
+    given = ranked("2 nodes x 2").running("one", 2, priority=10).running("two", 2, priority=10)
+    submitted(given)
+    given.after(60.0, facts.ForeignUse(given.now, "n-0", Resources(1000)))
+    assert submitted(given, work("high", 3000, priority=90)) == []
+    assert given.phase("one") == given.phase("two") == "running"

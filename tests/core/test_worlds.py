@@ -45,6 +45,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (7102, "others take the place to which somebody is moved, who then may evict whom it made room for"),
         (1765, "somebody starts before others whom elasticity has counted, and leaves some for those that rest"),
         (4039, "the holder of a reservation starts, and others may start where it was to be"),
+        (951, "somebody is to rest who fits once another one has become smaller"),
         (4968, "a faster flavor is free, but reserved"),
     ],
 )

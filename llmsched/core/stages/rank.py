@@ -351,6 +351,16 @@ def _find(
     return found
 
 
+def _become_smaller(state: State) -> dict[str, Placement]:
+    """Those that were told to in an earlier pass, and to what: until they say so they hold all that they had."""
+    elastic = (state.gangs[name] for name in state.elastic)
+    return {
+        gang.id: gang.placement
+        for gang in elastic
+        if gang.status is Status.RESIZING and gang.placement is not None and len(gang.held) > len(gang.placement)
+    }
+
+
 def _carry_out(
     this: Pass,
     calendar: Calendar,
@@ -365,7 +375,8 @@ def _carry_out(
     mark = trial.mark()
     for gang in victims:
         trial.hold(gang, ())
-    for name, placement in trial.shrinking.items():
+    shrinking = {**_become_smaller(state), **trial.shrinking}
+    for name, placement in shrinking.items():
         trial.hold(state.gangs[name], placement)
     for name in (*state.vacating, *trial.leaving):
         trial.hold(state.gangs[name], ())
@@ -392,12 +403,12 @@ def _carry_out(
         for placed in trial.held(gang):
             on_node.setdefault(placed.node, {})[gang.id] = None
     trial.rollback(mark)
-    before = [*trial.shrinking, *state.vacating, *trial.leaving]
-    for gang in leaving:
-        beneficiary = _beneficiary(gang, exchanges, takers, on_node)
-        why = say("preempt.in_queue_rank")
-        if beneficiary:
-            why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
+    before = [*shrinking, *state.vacating, *trial.leaving]
+    for gang, beneficiary in [(gang, _beneficiary(gang, exchanges, takers, on_node)) for gang in leaving]:
+        if not beneficiary:  # it is not others of ours for whom there is too little: a node was lost, say
+            leaving.remove(gang)
+            continue
+        why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *before]
