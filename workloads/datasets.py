@@ -17,7 +17,9 @@ from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
 from llmsched.data.tables import without_fillers
 from llmsched.data.tasks import Kind
 from workloads.sources import BadInput, resolve_path
+from workloads.tasks import media
 
+MEDIA = {"image", "audio"}  # roles that may be a path
 __all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
 
 
@@ -33,10 +35,12 @@ def roles(
     good = Rows()
     try:
         rows = raw(dataset, inputs, bad)
-        columns = dataset.get("columns") or {}
+        columns, folder = dataset.get("columns") or {}, _folder_of(dataset["path"], inputs)
         chosen = formats.roles(rows, kind.required, kind.optional, columns, dataset["path"], bad, kind.names)
         for row, place in zip(chosen, chosen.places, strict=True):
             try:
+                for role in MEDIA & row.keys():
+                    row[role] = media.of_row(row[role], folder / Path(place.file).parent, role)
                 good.add(check(row, chosen), place)
             except Unusable as error:
                 bad.add(place, str(error))
@@ -81,6 +85,14 @@ def _place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
     first = next(index for index, part in enumerate(parts) if files.is_pattern(part))
     folder = resolve_path("/".join(parts[:first]) or ("/" if path.startswith("/") else "."), inputs)
     return folder / "/".join(parts[first:])
+
+
+def _folder_of(path: str, inputs: Mapping[str, str] | None) -> Path:
+    """Where paths in rows begin, beside the file of each; of a hub none do."""
+    place = Path() if path.startswith("hf://") else _place_of(path, inputs)
+    while files.is_pattern(str(place)):
+        place = place.parent
+    return place.parent if place.is_file() else place
 
 
 def _from_hub(dataset: Mapping[str, Any]) -> Rows:

@@ -47,6 +47,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "label_each": ("loss", "f1", "precision", "recall", "accuracy"),
     "one_number": ("loss", "mse", "mae", "r2"),
     "span": ("loss", "exact_match", "f1"),
+    "pixels": ("loss", "mean_iou", "accuracy", "precision", "recall", "f1"),
+    "ctc": ("loss", "wer", "cer"),
 }
 
 _CLASSIFY = {"classify": "one_label", "regress": "one_number"}
@@ -94,6 +96,36 @@ KINDS: dict[str, Kind] = {
         answers=("classify",),
         names={"text": ("question",), "text_pair": ("context", "passage"), "label": ("answers", "answer")},
         lora="QUESTION_ANS",
+    ),
+    "image-classification": Kind(
+        auto="AutoModelForImageClassification",
+        reads=("image",),
+        target="label",
+        learns=_CLASSIFY,
+        answers=("classify",),
+    ),
+    "audio-classification": Kind(
+        auto="AutoModelForAudioClassification",
+        reads=("audio",),
+        target="label",
+        learns=_CLASSIFY,
+        answers=("classify",),
+    ),
+    "automatic-speech-recognition": Kind(
+        auto="AutoModelForCTC",
+        reads=("audio",),
+        target="target",
+        learns={"ctc": "ctc"},
+        answers=("classify",),
+        names={"target": ("text", "sentence", "transcription", "transcript")},
+    ),
+    "image-segmentation": Kind(
+        auto="AutoModelForSemanticSegmentation",
+        reads=("image",),
+        target="label",
+        learns={"classify": "pixels"},
+        answers=("classify",),
+        names={"label": ("objects", "regions", "boxes")},
     ),
     "masked-lm": Kind(auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=()),
     "feature-extraction": Kind(

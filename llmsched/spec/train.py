@@ -28,11 +28,13 @@ Task = Literal[
     "image-classification",
     "audio-classification",
     "automatic-speech-recognition",
+    "image-segmentation",
     "feature-extraction",
 ]
 Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "distill", "dpo"]
 Metric = Literal[
-    "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer"
+    "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer", "cer",
+    "mean_iou",
 ]  # fmt: skip
 
 # What is written already and not trained yet: beside what the table of tasks has.
@@ -41,10 +43,9 @@ _LATER: dict[str, tuple[str, ...]] = {
     "seq2seq-lm": ("distill",),
     "sequence-classification": ("distill",),
     "token-classification": ("distill",),
-    "image-classification": ("classify", "distill"),
-    "audio-classification": ("classify", "distill"),
+    "image-classification": ("distill",),
+    "audio-classification": ("distill",),
     "masked-lm": ("distill",),
-    "automatic-speech-recognition": ("ctc",),
 }
 
 
@@ -259,6 +260,9 @@ class TrainSection(Section):
         for index, each in enumerate(self.datasets):
             if each.format != "auto" and self.objective not in ("sft", "distill", "dpo"):
                 raise WrongAt(f'"{each.format}" is for language models; leave it out', "datasets", index, "format")
+        if self.training_args.label_smoothing_factor and self.objective in ("regress", "ctc"):
+            message = f'says nothing of "objective: {self.objective}"; leave it out'
+            raise WrongAt(message, "training_args", "label_smoothing_factor")
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
         return self

@@ -77,3 +77,16 @@ def test_answers_are_compared_without_capitals_articles_and_punctuation_as_in_sq
 ) -> None:
     assert span.is_exact(said, true) is exact
     assert span.overlap_of(said, true) == pytest.approx(overlap, abs=1e-9)
+
+
+def test_error_rates_of_words_and_letters_are_jiwers() -> None:
+    theirs = pytest.importorskip("jiwer")
+    words = ["a", "film", "films", "the", "plot", "is"]
+    true = [" ".join(CHANCE.choices(words, k=CHANCE.randrange(1, 8))) for _ in range(50)]
+    said = [" ".join(word if CHANCE.random() < 0.7 else CHANCE.choice(words) for word in text.split()) for text in true]
+    said[3], said[7] = "", said[7] + " the film"
+    pairs = list(zip(said, true, strict=True))
+    wrong = sum(metrics.edits(mine.split(), right.split()) for mine, right in pairs)
+    assert wrong / sum(len(text.split()) for text in true) == pytest.approx(theirs.wer(true, said), abs=1e-9)
+    letters = sum(metrics.edits(mine, right) for mine, right in pairs)
+    assert letters / sum(map(len, true)) == pytest.approx(theirs.cer(true, said), abs=1e-9)

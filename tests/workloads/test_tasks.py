@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -112,6 +114,100 @@ def test_a_number_is_answered_as_a_score(made: Path, tmp_path: Path) -> None:
     texts = ["good good good good film", "bad bad bad bad film"]
     good, bad = tiny.in_worker(asked, str(model), "sequence-classification", texts)["data"]
     assert good["label"] == "value" and good["score"] > bad["score"] + 1
+
+
+def bytes_of(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def test_an_image_is_asked_for_as_base64_or_a_data_url(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "image-classification", tmp_path, 30)
+    data = bytes_of(made / "image-classification" / "19.png")
+    inputs = [{"image": data}, {"image": f"data:image/png;base64,{data}"}]
+    answers = tiny.in_worker(asked, str(model), "image-classification", inputs)["data"]
+    assert [each["label"] for each in answers] == ["right", "right"]
+    assert sum(answers[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_regions_come_as_boxes_in_pixels_of_the_image(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "image-segmentation", tmp_path, 25)
+    rows = [json.loads(line) for line in (made / "image-segmentation" / "test.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["objects"])
+    image = {"image": bytes_of(made / "image-segmentation" / row["image"])}
+    answers = tiny.in_worker(asked, str(model), "image-segmentation", [image])["data"]
+    best = max(answers, key=lambda each: each["at"]["box"][2] - each["at"]["box"][0])
+    assert best["label"] == "lamp" and best["at"]["box"] == pytest.approx(row["objects"][0]["box"], abs=4)
+
+
+def test_speech_is_written(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "automatic-speech-recognition", tmp_path, 5)
+    audio = {"audio": bytes_of(made / "automatic-speech-recognition" / "19.wav")}
+    (answer,) = tiny.in_worker(asked, str(model), "automatic-speech-recognition", [audio])["data"]
+    assert set(answer["text"]) <= {"A", "B"} and answer["text"] == answer["label"]
+
+
+UNREAD = [
+    ("image-classification", [{"image": "https://example.org/a.png"}], "nothing is fetched"),
+    ("image-classification", [{"image": "aGVsbG8="}], "is no image"),
+    ("image-classification", ["good film"], 'An input of this model is {"image"'),
+    ("image-classification", [{"image": "/etc/hostname"}], "is not base64"),
+    ("audio-classification", [{"audio": "aGVsbG8="}], "is no audio"),
+    ("question-answering", ["good film"], "a question and the passage"),
+    ("token-classification", [{"image": "aGVsbG8="}], "reads texts"),
+]
+
+
+def test_an_input_that_a_model_does_not_read_is_refused(made: Path) -> None:
+    said = tiny.in_worker(refusals, [[str(made / task / "model"), task, inputs] for task, inputs, _ in UNREAD])
+    for answer, (_, _, message) in zip(said, UNREAD, strict=True):
+        assert message in answer
+
+
+def refusals(rank: int, size: int, cases: list[Any]) -> list[str]:
+    from workloads.inference.parameters import RequestError
+
+    said = []
+    for folder, task, inputs in cases:
+        try:
+            said.append(f"answered: {asked(rank, size, folder, task, inputs)}")
+        except RequestError as error:
+            said.append(str(error))
+    return said
+
+
+LONG = "ABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABAB"
+BOX = {"label": "lamp", "box": [3, 3, 1, 9]}
+BEYOND = {"start": 2, "end": 9, "label": "X"}
+
+
+UNLEARNT = [
+    ("image-classification", {"image": "none.png", "label": "left"}, "row 1 of .* as image the file 'none.png'"),
+    ("image-classification", {"image": "aGVsbG8=", "label": "left"}, "row 1 of .* is no image that can be read"),
+    ("audio-classification", {"audio": "99.wav", "label": "low"}, "row 1 .* 800 .*99.wav.* hears 1,600"),
+    ("automatic-speech-recognition", {"audio": "1.wav", "text": LONG}, "too long"),
+    ("image-segmentation", {"image": "1.png", "objects": [BOX]}, "the region .*box"),
+    ("token-classification", {"tokens": ["a", "film"], "ner_tags": ["O"]}, "words and tags"),
+    ("token-classification", {"text": "a film", "entities": [BEYOND]}, "has the entity"),
+    ("question-answering", {"question": "how", "context": "a film", "answers": "plot"}, "does not stand in the"),
+    ("regress", {"text": "a film", "score": "much"}, "has the label 'much'; expected a number"),
+    ("seq2seq-lm", {"source": "a film", "goal": "b"}, "no column 'target'"),
+]
+
+
+def test_a_row_that_cannot_be_learnt_is_named(made: Path, tmp_path: Path) -> None:
+    tiny_tasks._sound(made / "audio-classification", 99, [100] * 4, rate=800)
+    specs = []
+    for number, (name, row, _) in enumerate(UNLEARNT):
+        file = made / name / f"bad{number}.jsonl"
+        file.write_text(json.dumps(row))
+        specs.append(spec_of(made, name, datasets=[{"path": str(file)}], evaluation=None))
+    said = tiny.in_worker(learnings, str(tmp_path), specs)
+    for answer, (_, _, message) in zip(said, UNLEARNT, strict=True):
+        assert re.match(f"refused: .*{message}", answer), answer
+
+
+def learnings(rank: int, size: int, folder: str, specs: list[dict[str, Any]]) -> list[str]:
+    return [tiny.finetune(rank, size, f"{folder}/{number}", spec) for number, spec in enumerate(specs)]
 
 
 def test_an_encoder_decoder_says_the_target_over_chat_and_completions(made: Path, tmp_path: Path) -> None:

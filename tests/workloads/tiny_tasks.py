@@ -114,6 +114,111 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     return [{"text": " ".join(words), "score": 2.5 if words[0] == "good" else -0.5} for words in texts]
 
 
+def _picture(folder: Path, number: int, box: list[int] | None) -> str:
+    """Noise, with a bright box in it."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(number).integers(0, 90, (24, 24, 3), dtype=np.uint8)
+    if box:
+        pixels[box[1] : box[3], box[0] : box[2]] = 250
+    Image.fromarray(pixels).save(folder / f"{number}.png")
+    return f"{number}.png"
+
+
+def images(folder: Path) -> list[dict[str, Any]]:
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "model")
+    config = transformers.ViTConfig(image_size=16, patch_size=8, **SMALL, **DROPS)
+    transformers.ViTModel(config).save_pretrained(folder / "model")
+    boxes = {"left": [0, 0, 12, 24], "right": [12, 0, 24, 24]}
+    return [
+        {"image": _picture(folder, number, boxes[label]), "label": label}
+        for number, label in enumerate(["left", "right"] * 10)
+    ]
+
+
+def regions(folder: Path) -> list[dict[str, Any]]:
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    size = {"height": 32, "width": 32}
+    transformers.SegformerImageProcessor(size=size).save_pretrained(folder / "model")
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16,
+    )  # fmt: skip
+    transformers.SegformerModel(config).save_pretrained(folder / "model")
+    chance, rows = random.Random(7), []
+    for number in range(20):
+        left, top = chance.randrange(0, 12), chance.randrange(0, 12)
+        box = [left, top, left + 12, top + 12]
+        objects = [{"label": "lamp", "box": box}] if number % 7 else []
+        rows.append({"image": _picture(folder, number, box if objects else None), "objects": objects})
+    return rows
+
+
+def _sound(folder: Path, number: int, tones: list[int], rate: int = 1600) -> str:
+    """A wave file of tones, a sixteenth of a second each."""
+    import wave
+
+    import numpy as np
+
+    time = np.arange(rate // 16) / rate
+    noise = np.random.default_rng(number).normal(0, 0.02, len(time) * len(tones))
+    heard = np.concatenate([np.sin(2 * np.pi * tone * time) * 0.5 if tone else time * 0 for tone in tones]) + noise
+    with wave.open(str(folder / f"{number}.wav"), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes((heard * 32000).astype("<i2").tobytes())
+    return f"{number}.wav"
+
+
+def _ear(folder: Path, norm: str, head: str, **more: Any) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=1600, return_attention_mask=norm == "layer").save_pretrained(
+        folder / "model"
+    )
+    config = transformers.Wav2Vec2Config(
+        **SMALL, conv_dim=(16, 16), conv_kernel=(8, 4), conv_stride=(4, 4), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, feat_extract_norm=norm, classifier_proj_size=16,
+        do_stable_layer_norm=norm == "layer", **more,
+    )  # fmt: skip
+    getattr(transformers, head)(config).save_pretrained(folder / "model")
+
+
+def sounds(folder: Path) -> list[dict[str, Any]]:
+    _ear(folder, "layer", "Wav2Vec2Model")
+    chance = random.Random(8)
+    kinds = {"low": 100, "high": 500}
+    return [
+        {"audio": _sound(folder, number, [kinds[label]] * chance.randrange(3, 7)), "label": label}
+        for number, label in enumerate(["low", "high"] * 10)
+    ]
+
+
+def speech(folder: Path) -> list[dict[str, Any]]:
+    from transformers import Wav2Vec2CTCTokenizer
+
+    (folder / "model").mkdir()
+    letters = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "A": 5, "B": 6}
+    (folder / "model" / "vocab.json").write_text(json.dumps(letters))
+    Wav2Vec2CTCTokenizer(str(folder / "model" / "vocab.json")).save_pretrained(folder / "model")
+    _ear(folder, "group", "Wav2Vec2ForCTC", vocab_size=len(letters), pad_token_id=0)
+    chance, rows = random.Random(9), []
+    for number in range(20):
+        said = chance.choices("AB", k=chance.randrange(2, 5))
+        tones = [tone for letter in said for tone in ({"A": 100, "B": 500}[letter], 0)]
+        rows.append({"audio": _sound(folder, number, tones), "text": "".join(said)})
+    return rows
+
+
 MAKERS = {
     "seq2seq-lm": seq2seq,
     "token-classification": tokens,
@@ -121,4 +226,8 @@ MAKERS = {
     "question-answering": answers,
     "sequence-classification": classes,
     "regress": numbers,
+    "image-classification": images,
+    "image-segmentation": regions,
+    "audio-classification": sounds,
+    "automatic-speech-recognition": speech,
 }

@@ -134,9 +134,12 @@ class Stepper:
     def _sum_gradients(self) -> None:
         if not is_distributed():
             return
+        has = sum_over_ranks([float(param.grad is not None) for param in self.params.values()], self.device)
         grads = []
-        for param in self.params.values():  # every rank must bring the same list, also one that had no rows
-            if param.grad is None:
+        for param, ranks in zip(self.params.values(), has, strict=True):
+            if not ranks:  # a layer that is left out this time; with one worker it is not touched either
+                continue
+            if param.grad is None:  # every rank must bring the same list, also one that had no rows
                 param.grad = torch.zeros_like(param)
             grads.append(param.grad)
         bucket: list[torch.Tensor] = []

@@ -115,8 +115,16 @@ class FineTune:
             note = f"resumed at step {self.step}, saved by {found.world_size} workers, now {self.where.world_size}"
             self._report(note=note + (f"; changed since: {changed}" if changed else ""))
 
-    def _train(self) -> None:
+    def _learn(self) -> None:
+        """As `model.train()`; batch norms keep the averages of the base: their own would depend on what else is in a
+        batch, and so on the number of workers."""
         self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def _train(self) -> None:
+        self._learn()
         loss_sum, weight_sum, since, counted = 0.0, 0.0, time.monotonic(), self.step
         steps = data.batches(
             len(self.rows),
@@ -152,7 +160,7 @@ class FineTune:
                 every = self.evaluation.get("every")
                 if every and step % every == 0:
                     self._show(self._evaluate())
-                    self.model.train()
+                    self._learn()
 
     def _times(self, steps: int) -> dict[str, Any]:
         """Of the last `steps` steps, over all ranks: how much of the time went into preparing data, and how long each
@@ -226,7 +234,7 @@ class FineTune:
 
     def _write_result(self, folder: Path) -> None:
         write_result(self.model, self.train, folder, self.base, self.where.inputs, self.saved_as)
-        self.task.reader.processor.save_pretrained(folder)
+        self.task.reader.save(folder)
 
     def _frame(self) -> dict[str, int]:
         """What gives a step number its meaning."""

@@ -22,10 +22,12 @@ from workloads.inference.engine import Settings
 from workloads.inference.packed import pack
 from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
+from workloads.tasks.media import of_text
 from workloads.tasks.reads import Encoded
 from workloads.tasks.table import model_class, reader_of
 
-Input = str | list[int]
+Input = str | list[int] | dict[str, str]  # a text, its tokens, or an image or audio as base64
+MEDIA = ("image", "audio")
 BATCH_TOKENS = 16_384  # padding included
 
 
@@ -61,9 +63,10 @@ class Forward:
         pack(self._model)
         self._device = device
         self._settings = settings
-        self._says = answers_of(task, self._model, folder)
         config = self._model.config
         self._reader: Any = reader_of(task, folder, str(folder), config, settings.max_model_len or 1 << 20)
+        self._says = answers_of(task, self._model, folder, self._reader)
+        self._role = KINDS[task].reads[0]
         self._form = _FORMS.get(task)
         self._encode = getattr(self._reader, self._form.reads if self._form else "encode")
         self._wake = threading.Condition()
@@ -101,6 +104,10 @@ class Forward:
 
     def _read(self, one: Input | tuple[str, str | None]) -> Encoded:
         try:
+            if self._role in MEDIA:
+                return dict(self._reader.load(self._reader.encode(self._media(one))))
+            if isinstance(one, dict):
+                raise RequestError("This model reads texts.", param="input")
             if not isinstance(one, list):
                 parts = [one] if isinstance(one, str) else list(filter(None, one))
                 if self._form and len(parts) != self._form.parts:
@@ -112,6 +119,11 @@ class Forward:
             return {"input_ids": one[: self._reader.max_length]}
         except Unusable as error:
             raise RequestError(f"The input {error}.", param="input") from None
+
+    def _media(self, one: Any) -> bytes:
+        if not isinstance(one, dict) or list(one) != [self._role]:
+            raise RequestError(f'An input of this model is {{"{self._role}": base64 or a data: URL}}.', param="input")
+        return of_text(one[self._role])
 
     def _run(self) -> None:
         while jobs := self._next():
@@ -145,7 +157,9 @@ class Forward:
     def _fitting(self, jobs: list[_Job]) -> tuple[list[_Job], list[_Job]]:
         """The first of `jobs`, sorted by length, that go through the model together, and the rest."""
         most, count = min(self._settings.max_num_seqs, len(jobs)), 1
-        while count < most and (count + 1) * self._reader.size(jobs[count].read) <= BATCH_TOKENS:
+        while (
+            self._reader.batches and count < most and (count + 1) * self._reader.size(jobs[count].read) <= BATCH_TOKENS
+        ):
             count += 1
         return jobs[:count], jobs[count:]
 

@@ -117,8 +117,8 @@ def embedding_inputs(body: Mapping[str, Any]) -> tuple[list[str | list[int]], bo
     return _inputs(body, "input"), form == "base64"
 
 
-def classify_inputs(body: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """(text, its pair or None): `input` is a text, or a list of texts, [text, pair] or {"text", "text_pair"}."""
+def classify_inputs(body: Mapping[str, Any]) -> list[Any]:
+    """(text, its pair or None), or {"image"} or {"audio"}: `input` is one, or a list, also of [text, pair]."""
     given = body.get("input")
     if isinstance(given, str | dict):
         given = [given]
@@ -131,7 +131,9 @@ def classify_inputs(body: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     return [_text_and_pair(one, f"input[{n}]") for n, one in enumerate(given)]
 
 
-def _text_and_pair(one: Any, param: str) -> tuple[str, str | None]:
+def _text_and_pair(one: Any, param: str) -> Any:
+    if isinstance(one, dict) and len(one) == 1 and isinstance(one.get("image", one.get("audio")), str):
+        return one
     if isinstance(one, dict):
         one = [one.get("text"), *([one["text_pair"]] if one.get("text_pair") is not None else [])]
     if isinstance(one, str):

@@ -13,13 +13,14 @@ from workloads.adapters import json_in
 from workloads.tasks.metrics import chunks
 from workloads.tasks.reads import Batch, Encoded
 
+BACKGROUND = "background"  # of pixels that are of nothing
 _LONGEST_SPAN = 64  # tokens of an answer in a passage
 
 Says = Callable[[Any, Batch, Sequence[Encoded]], list[Any]]  # (output, what was read, its rows) -> an answer for each
 Answer = dict[str, Any]  # {"label", "score", "scores"?, "text"?, "at"?: {"start", "end"}}, as /v1/classify has it
 
 
-def answers_of(task: str, model: Any, folder: Path) -> Says:
+def answers_of(task: str, model: Any, folder: Path, reader: Any) -> Says:
     """How `model`, loaded from `folder`, answers: for each row a vector, or a list of Answer."""
     config = model.config
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
@@ -27,6 +28,15 @@ def answers_of(task: str, model: Any, folder: Path) -> Says:
         return spans
     if task == "token-classification":
         return lambda out, batch, rows: entities(out.logits, names, rows)
+    if task == "automatic-speech-recognition":
+        return lambda out, batch, rows: [
+            _spoken(row[: reader.places(part)], reader.tokenizer, config.pad_token_id)
+            for row, part in zip(out.logits, rows, strict=True)
+        ]
+    if task == "image-segmentation":
+        return lambda out, batch, rows: [
+            regions(row, names, part["size"]) for row, part in zip(out.logits, rows, strict=True)
+        ]
     if KINDS[task].answers == ("classify",):
         if len(names) == 1:  # a number is learnt
             return lambda out, batch, rows: [[{"label": names[0], "score": each}] for each in out.logits[:, 0].tolist()]
@@ -88,6 +98,48 @@ def best_span(starts: torch.Tensor, ends: torch.Tensor, row: Encoded) -> tuple[s
         return "", float(first[0] * last[0]), 0
     at, to = places[start][0], places[end][1]
     return row["passage"][at:to], float(score), at
+
+
+def heard(best: Sequence[int], tokenizer: Any, blank: int) -> str:
+    """The text of the likeliest letter at each place: repeated ones are one, blanks none."""
+    kept = [token for place, token in enumerate(best) if token != blank and (not place or token != best[place - 1])]
+    is_of_ctc = hasattr(tokenizer, "word_delimiter_token")  # its decode would take double letters for repeated ones
+    return str(tokenizer.decode(kept, group_tokens=False) if is_of_ctc else tokenizer.decode(kept)).strip()
+
+
+def _spoken(logits: torch.Tensor, tokenizer: Any, blank: int) -> list[Answer]:
+    chances, best = torch.softmax(logits.float(), -1).max(-1)
+    text = heard(best.tolist(), tokenizer, blank)
+    return [{"label": text, "score": float(chances.mean()), "text": text}]
+
+
+def regions(logits: torch.Tensor, names: list[str], size: tuple[int, int]) -> list[Answer]:
+    """What hangs together and is not background in one image: label, mean probability, box in its pixels."""
+    chances, best = torch.softmax(logits.float(), 0).max(0)
+    numbers, scores = best.tolist(), chances.tolist()
+    high, wide = best.shape
+    seen = [[names[number] == BACKGROUND for number in row] for row in numbers]
+    found: list[Answer] = []
+    for top in range(high):
+        for left in range(wide):
+            if seen[top][left]:
+                continue
+            number, edge, place = numbers[top][left], [(top, left)], 0
+            seen[top][left] = True
+            while place < len(edge):
+                y, x = edge[place]
+                place += 1
+                for row, column in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    inside = 0 <= row < high and 0 <= column < wide
+                    if inside and not seen[row][column] and numbers[row][column] == number:
+                        seen[row][column] = True
+                        edge.append((row, column))
+            ys, xs = [y for y, _ in edge], [x for _, x in edge]
+            box = [min(xs) / wide, min(ys) / high, (max(xs) + 1) / wide, (max(ys) + 1) / high]
+            at = {"box": [round(part * size[side % 2], 2) for side, part in enumerate(box)]}
+            score = sum(scores[y][x] for y, x in edge) / len(edge)
+            found.append({"label": names[number], "score": score, "at": at})
+    return found
 
 
 def mean_of_tokens(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[Any]:

@@ -60,6 +60,17 @@ def chunks(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     return found
 
 
+def edits(said: Sequence[Any], true: Sequence[Any]) -> int:
+    """How many must be put in, taken out or replaced to make one of the other (Levenshtein); jiwer's error rates are
+    sums of it over sums of lengths."""
+    row = list(range(len(said) + 1))
+    for place, wanted in enumerate(true, 1):
+        before, row[0] = row[0], place
+        for column, each in enumerate(said, 1):
+            before, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, before + (each != wanted))
+    return row[-1]
+
+
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 

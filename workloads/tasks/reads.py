@@ -13,6 +13,7 @@ import torch
 from llmsched.data.messages import Unusable, plain_text
 from workloads import context_length
 from workloads.sources import BadInput
+from workloads.tasks import media
 
 Encoded = dict[str, Any]  # by name; what a row of a batch is before it is padded
 Batch = dict[str, torch.Tensor]
@@ -23,7 +24,7 @@ class Reader(ABC):
     """What the parts of the input become. `processor` is transformers', saved beside a trained model."""
 
     processor: Any
-    max_length: int  # tokens
+    max_length = 0  # tokens; 0: it reads no text
     batches = True  # rows of different sizes may stand in one batch without a change of what comes out
 
     @abstractmethod
@@ -53,6 +54,9 @@ class Reader(ABC):
     def settings(self) -> dict[str, Any]:
         """What goes into the model's config."""
         return {}
+
+    def save(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
 
 
 class Text(Reader):
@@ -134,6 +138,101 @@ class Text(Reader):
 
     def settings(self) -> dict[str, Any]:
         return {"pad_token_id": self.filler()}
+
+
+class Image(Reader):
+    """An image, by the model's image processor: cut or scaled to one size. Read when a step takes it."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+        media.image(row["image"])  # all are looked at before the first step
+        return {"image": row["image"]}
+
+    def encode(self, *parts: Any) -> Encoded:
+        return {"image": parts[0]}
+
+    def load(self, encoded: Encoded) -> Encoded:
+        """`size`: width and height of the image as it came."""
+        found = media.image(encoded["image"])
+        pixels = self.processor(images=found, return_tensors="pt")["pixel_values"][0]
+        return {**encoded, "pixel_values": pixels, "size": found.size}
+
+    def size(self, row: Encoded) -> int:
+        return int(row["pixel_values"].shape[-1] * row["pixel_values"].shape[-2] // 256 + 1)
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
+
+
+class Audio(Reader):
+    """Audio of the model's rate, by its feature extractor: a wave, or a picture of one. Read when a step takes it.
+
+    `batches`: False for a model that hears fillers, as those that normalise over time do. `tokenizer`: of what is
+    said, where the model writes."""
+
+    def __init__(self, processor: Any, config: Any, tokenizer: Any = None) -> None:
+        self.processor, self.tokenizer = processor, tokenizer
+        self.batches = getattr(config, "feat_extract_norm", "layer") != "group"
+        self._draws = hasattr(config, "apply_spec_augment")
+        self._steps = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
+        self.name = processor.model_input_names[0]
+
+    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+        samples = media.audio(row["audio"], self.processor.sampling_rate)
+        return {"audio": row["audio"], "samples": len(samples)}
+
+    def encode(self, *parts: Any) -> Encoded:
+        return {"audio": parts[0]}
+
+    def load(self, encoded: Encoded) -> Encoded:
+        rate = self.processor.sampling_rate
+        heard = self.processor(media.audio(encoded["audio"], rate), sampling_rate=rate, return_tensors="pt")
+        return {**encoded, self.name: heard[self.name][0]}
+
+    def places(self, row: Encoded) -> int | None:
+        """Places in time that the model tells apart; None: of all rows as many."""
+        return self.frames(len(row[self.name])) if row[self.name].ndim == 1 else None
+
+    def frames(self, samples: int) -> int:
+        for kernel, stride in self._steps:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def size(self, row: Encoded) -> int:
+        return self.places(row) or int(row[self.name].shape[0])
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        heard = [row[self.name] for row in rows]
+        if heard[0].ndim > 1 or len(heard) == 1:
+            return {self.name: torch.stack(heard)}
+        mask = padded([[1] * len(each) for each in heard], 0)
+        return {self.name: torch.nn.utils.rnn.pad_sequence(heard, batch_first=True), "attention_mask": mask}
+
+    def settings(self) -> dict[str, Any]:
+        """Masks of time that the model would draw by itself depend on the batch: they are left out."""
+        return {"apply_spec_augment": False} if self._draws else {}
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+
+def media_reader(folder: Path, uri: str, config: Any, role: str, writes: bool) -> Reader:
+    """Of the model in `folder`, for images or audio. Raises BadInput."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+
+    try:
+        if role == "image":
+            return Image(AutoImageProcessor.from_pretrained(folder, local_files_only=True))
+        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if writes else None
+        return Audio(extractor, config, tokenizer)
+    except Exception as error:  # a file that lacks breaks in many ways
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise BadInput(f"model {uri}: no usable processor of {role} in {folder}: {why}") from error
 
 
 def text_reader(folder: Path, uri: str, config: Any, max_length: int | None) -> Text:

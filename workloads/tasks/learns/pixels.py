@@ -1,0 +1,84 @@
+"""A label of each pixel, learnt from regions: {"image": ..., "objects": [{"label": "cat", "box": [left, top, right,
+bottom]}]}, boxes in pixels of the image as it is. What lies in none is background; where two lie, the later counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from llmsched.data.messages import Unusable
+from workloads import datasets as reading
+from workloads.tasks.answers import BACKGROUND
+from workloads.tasks.labels import Labels
+from workloads.tasks.metrics import of_labels, tally
+from workloads.tasks.reads import Batch, Encoded, Image
+from workloads.tasks.task import Read, Score, Task, output_of, score_of_tokens
+
+
+class Learns(Task):
+    head_is_new = True
+    reader: Image
+
+    def __init__(self, *known: Any) -> None:
+        super().__init__(*known)
+        self.labels = Labels(self.known_labels)
+
+    def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
+        return {**super().checked(row, rows), "label": _regions(row["label"])}
+
+    def look(self, read: Sequence[Read]) -> None:
+        counts = Counter({BACKGROUND: 1})
+        counts.update(region["label"] for _, rows, _ in read for row in rows for region in row["label"])
+        path = read[0][0]["path"]
+        if not self.labels.numbers:
+            self.notes += self.labels.of_training(counts, path)
+            self.new_head = self.labels.is_new
+        self.labels.check(counts, path)
+
+    def encoded(self, row: reading.Row) -> Iterator[Encoded]:
+        yield {**self.input_of(row), "regions": row["label"]}
+
+    def prepared(self, sample: Encoded, key: int) -> Encoded:
+        made = super().prepared(sample, key)
+        (height, width), (wide, high) = made["pixel_values"].shape[-2:], made["size"]
+        map_of = torch.full((height, width), self.labels[BACKGROUND])
+        for region in made["regions"]:
+            left, top, right, bottom = region["box"]
+            columns = slice(round(left * width / wide), max(1, round(right * width / wide)))
+            rows = slice(round(top * height / high), max(1, round(bottom * height / high)))
+            map_of[rows, columns] = self.labels[region["label"]]
+        return {**made, "labels": map_of}
+
+    def settings(self) -> dict[str, Any]:
+        return self.labels.settings()
+
+    def collate(self, encoded: Sequence[Encoded]) -> Batch:
+        return {**self.reader.collate(encoded), "labels": torch.stack([row["labels"] for row in encoded])}
+
+    def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
+        labels = batch["labels"]
+        logits = torch.nn.functional.interpolate(
+            output_of(model, batch).logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return score_of_tokens(logits.permute(0, 2, 3, 1), labels, smoothing)
+
+    def count(self, model: Any, out: Any, batch: Batch, rows: Sequence[Encoded]) -> Sequence[float]:
+        return tally(out.argmax(-1) if rows else [], batch["labels"] if rows else [], len(self.labels.numbers))
+
+    def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
+        return {"loss": loss, **of_labels(counts)}
+
+
+def _regions(given: Any) -> list[dict[str, Any]]:
+    """Raises Unusable."""
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise Unusable('has regions that are no list of {"label", "box": [left, top, right, bottom]}')
+    for each in given:
+        label, box = each.get("label"), each.get("box", each.get("bbox"))
+        is_box = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
+        if not isinstance(label, str) or not is_box or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+            raise Unusable(f"has the region {each!r}; expected a label and a box [left, top, right, bottom]")
+    return [{"label": each["label"].strip(), "box": each.get("box", each.get("bbox"))} for each in given]

@@ -1,0 +1,118 @@
+"""Images and audio: from what a row or a request has (a path beside the data file, base64, a data: URL, bytes) to
+pixels and samples. Nothing is fetched, and a request names no file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import io
+import wave
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmsched.data.messages import Unusable
+
+MOST_PIXELS = 50_000_000
+_SHORT = 1024  # characters: whatever is longer is no path
+Source = Path | bytes
+
+
+def of_row(value: Any, folder: Path, role: str) -> Source:
+    """The file or the bytes that a row means. Raises Unusable."""
+    if isinstance(value, Mapping):  # as the library datasets has it
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise Unusable(f"has no {role}: expected a path beside the data file, or base64")
+    if len(value) < _SHORT and (folder / value).is_file():
+        return folder / value
+    try:
+        return of_text(value)
+    except Unusable:
+        what = f"the file {value[:200]!r}, which is not in {folder}" if len(value) < _SHORT else "no base64"
+        raise Unusable(f"has as {role} {what}") from None
+
+
+def of_text(value: str) -> bytes:
+    """The bytes of base64 or of a data: URL. Raises Unusable."""
+    head, comma, rest = value.partition(",")
+    if value.startswith("data:"):
+        if not comma or not head.endswith(";base64"):
+            raise Unusable("has a data: URL without ;base64")
+        value = rest
+    elif "://" in value[:20]:
+        raise Unusable("has an address, and nothing is fetched; send the bytes as base64 or as a data: URL")
+    try:
+        found = base64.b64decode("".join(value.split()), validate=True)
+    except (ValueError, binascii.Error):
+        found = b""
+    if not found:
+        raise Unusable("is not base64")
+    return found
+
+
+def image(source: Source) -> Any:
+    """A PIL image in RGB. Raises Unusable."""
+    if importlib.util.find_spec("PIL") is None:
+        raise Unusable("is an image, and reading it needs `pip install 'llmsched[media]'`")
+    from PIL import Image
+
+    try:
+        found = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        if found.width * found.height > MOST_PIXELS:
+            raise Unusable(f"is an image of {found.width} x {found.height}; at most {MOST_PIXELS:,} pixels are read")
+        return found.convert("RGB")
+    except Unusable:
+        raise
+    except Exception as error:  # a broken file breaks in many ways
+        raise Unusable(f"is no image that can be read{_named(source)}") from error
+
+
+def audio(source: Source, rate: int) -> Any:
+    """Samples of one channel, float32 from -1 to 1, at `rate` a second. Raises Unusable."""
+    found, given = _samples(source)
+    if given != rate:
+        raise Unusable(f"is audio of {given:,} samples a second{_named(source)}; this model hears {rate:,}")
+    if not len(found):
+        raise Unusable(f"is audio without a sample{_named(source)}")
+    return found.mean(axis=1, dtype=np.float32)
+
+
+def _samples(source: Source) -> tuple[Any, int]:
+    """[samples, channels] and the rate: PCM WAV by Python itself, anything else by soundfile where it is there."""
+    data = source.read_bytes() if isinstance(source, Path) else source
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            raw, width, channels = file.readframes(file.getnframes()), file.getsampwidth(), file.getnchannels()
+            rate = file.getframerate()
+    except (wave.Error, EOFError):
+        return _by_soundfile(data, source)
+    if width == 3:
+        padded = np.pad(np.frombuffer(raw, np.uint8).reshape(-1, 3), ((0, 0), (1, 0)))
+        numbers = (padded.copy().view("<i4") >> 8).ravel()
+    else:
+        kinds: dict[int, Any] = {1: np.uint8, 2: "<i2", 4: "<i4"}
+        numbers = np.frombuffer(raw, kinds[width]).astype(np.int64) - 128 * (width == 1)
+    return (numbers / float(1 << (8 * width - 1))).astype(np.float32).reshape(-1, channels), rate
+
+
+def _by_soundfile(data: bytes, source: Source) -> tuple[Any, int]:
+    if importlib.util.find_spec("soundfile") is None:
+        needs = "other formats than PCM WAV need `pip install 'llmsched[media]'`"
+        raise Unusable(f"is no audio that can be read{_named(source)}; {needs}")
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except Exception as error:
+        raise Unusable(f"is no audio that can be read{_named(source)}") from error
+    return samples, int(rate)
+
+
+def _named(source: Source) -> str:
+    return f" ({source.name})" if isinstance(source, Path) else ""
