@@ -76,7 +76,8 @@ def _largest(names: Sequence[By], found: Mapping[tuple[str, ...], Amounts], limi
     lines = nlargest(limit, found.items(), key=lambda line: line[1].held) if limit < len(found) else [*found.items()]
     lines.sort(key=lambda line: (-line[1].held, line[0]))
     if "day" in names:
-        lines.sort(key=lambda line: line[0][names.index("day")])
+        day = names.index("day")
+        lines.sort(key=lambda line: line[0][day])
     return lines
 
 
@@ -100,9 +101,7 @@ def _csv(names: Sequence[By], lines: Sequence[Line]) -> Iterator[str]:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow((*names, *FIGURES))
     for some in _portions(lines):
-        for key, amounts in some:
-            figures = _figures(amounts)
-            rows.writerow((*key, *(_written(figures[name]) for name in FIGURES)))
+        rows.writerows([(*key, *map(_written, _hours(amounts))) for key, amounts in some])
         yield text.getvalue()
         text.seek(text.truncate(0))
     yield text.getvalue()
@@ -114,7 +113,9 @@ def _portions(lines: Sequence[Line]) -> Iterator[Sequence[Line]]:
 
 
 def _written(hours: float | None) -> str:
-    return "" if hours is None else f"{hours:.9f}".rstrip("0").rstrip(".")
+    if not hours:
+        return "" if hours is None else "0"
+    return f"{hours:.9f}".rstrip("0").rstrip(".")
 
 
 def _since(text: str, now: float) -> int:
@@ -138,12 +139,11 @@ def _line(amounts: Amounts) -> UsageLine:
 
 
 def _figures(amounts: Amounts) -> dict[str, Any]:
-    return {
-        "gpu_hours": amounts.held / HOUR,
-        "own": amounts.own / HOUR,
-        "borrowed": amounts.borrowed / HOUR,
-        "starting": amounts.starting / HOUR,
-        "lost": amounts.lost / HOUR,
-        "cost": amounts.cost / MICROS if amounts.cost else None,
-        "exact": amounts._asdict(),
-    }
+    return {**dict(zip(FIGURES, _hours(amounts), strict=True)), "exact": amounts._asdict()}
+
+
+def _hours(amounts: Amounts) -> tuple[float | None, ...]:
+    """As FIGURES names them."""
+    own, borrowed, starting, lost, cost = amounts
+    held = (own + borrowed) / HOUR
+    return held, own / HOUR, borrowed / HOUR, starting / HOUR, lost / HOUR, cost / MICROS if cost else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from operator import itemgetter
+from operator import add, itemgetter
 from typing import Any, NamedTuple
 
 from llmsched.control.archive import StoreArchive
@@ -56,7 +56,7 @@ class _Sums:
 
     def __init__(self, question: Question, permissions: Permissions) -> None:
         self._question, self._permissions = question, permissions
-        self._found: dict[Any, list[int]] = {}
+        self._found: dict[Any, tuple[int, ...]] = {}  # plain tuples: the garbage collector lets them be
         self._key: Callable[[UsageRow], Any] = itemgetter(*map(UsageRow._fields.index, question.by))
         self._sees: dict[tuple[str, str], bool] = {}
 
@@ -69,27 +69,20 @@ class _Sums:
                 seen = sees[user, queue] = self._permissions.sees_work_of(user, queue)
             if not seen or day < since or day > until:
                 continue
-            own, borrowed, starting, lost, cost = map(int, amounts.split())
-            key = key_of(row)
+            key, more = key_of(row), (*map(int, amounts.split()),)
             sums = found.get(key)
-            if sums is None:
-                found[key] = [own, borrowed, starting, lost, cost]
-            else:
-                sums[0] += own
-                sums[1] += borrowed
-                sums[2] += starting
-                sums[3] += lost
-                sums[4] += cost
+            found[key] = more if sums is None else (*map(add, sums, more),)
 
     def found(self) -> dict[tuple[str, ...], Amounts]:
         """By names as people have them: all runs of a workload together."""
-        many, shown = len(self._question.by) > 1, [_SHOWN.get(name, str) for name in self._question.by]
-        merged: dict[tuple[str, ...], list[int]] = {}
-        for key, sums in self._found.items():
-            names = tuple(show(value) for show, value in zip(shown, key if many else (key,), strict=True))
-            there = merged.get(names)
-            merged[names] = sums if there is None else [one + more for one, more in zip(there, sums, strict=True)]
-        return {names: Amounts._make(sums) for names, sums in merged.items()}
+        keys: Iterable[Any] = self._found if len(self._question.by) > 1 else zip(self._found, strict=True)
+        columns = zip(self._question.by, zip(*keys, strict=True), strict=False)  # one after the other: it is fast
+        shown = [map(_SHOWN[name], values) if name in _SHOWN else values for name, values in columns]
+        merged: dict[tuple[str, ...], Amounts] = {}
+        for names, sums in zip(zip(*shown, strict=True), self._found.values(), strict=True):
+            amounts, there = Amounts._make(sums), merged.get(names)
+            merged[names] = amounts if there is None else there.plus(amounts)
+        return merged
 
 
 def _name_of_run(run: str) -> str:

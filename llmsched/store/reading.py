@@ -313,9 +313,8 @@ def _columns(cls: type) -> str:
 
 
 def _verified(cls: type[AnyRow], line: tuple[Any, ...], key: Seal | None, path: Path) -> AnyRow:
-    *columns, mark = line
-    table = TABLES[cls]
-    if key is not None and mark != key.mark(table.name, columns):
+    columns, table = line[:-1], TABLES[cls]
+    if key is not None and line[-1] != key.mark(table.name, columns):
         raise _damaged(f"a row of {table.name} in {path} was changed: {', '.join(map(str, columns[: table.keys]))}")
     return cls(*columns)
 

@@ -34,6 +34,7 @@ class Seal:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        self._begun: dict[str, blake2b] = {}  # by what it is about: of many rows each step counts
 
     def link(self, before: str, columns: Iterable[Any]) -> str:
         """`columns` of an entry: seq, epoch, at, kind, workload, body."""
@@ -43,18 +44,24 @@ class Seal:
         return self._digest(table, columns)
 
     def _digest(self, about: str, columns: Iterable[Any]) -> str:
-        spelled = b"".join([b"%d:%b" % (len(part), part) for part in map(_spelled, (about, *columns))])
-        return blake2b(spelled, key=self._key, digest_size=_DIGEST_BYTES).hexdigest()
+        begun = self._begun.get(about)
+        if begun is None:
+            first = _spelled(about)
+            begun = blake2b(b"%d:%b" % (len(first), first), key=self._key, digest_size=_DIGEST_BYTES)
+            self._begun[about] = begun
+        digest = begun.copy()
+        digest.update(b"".join([b"%d:%b" % (len(part), part) for part in map(_spelled, columns)]))
+        return digest.hexdigest()
 
 
 def _spelled(value: Any) -> bytes:
     """The same before it is written and after it is read: SQLite gives 1 back as 1.0 where a column is REAL."""
+    if isinstance(value, str):
+        return b"s" + value.encode()
     if value is None:
         return b"-"
     if isinstance(value, bytes):
         return b"b" + value
-    if isinstance(value, str):
-        return b"s" + value.encode()
     return b"n" + repr(float(value)).encode()
 
 

@@ -84,6 +84,7 @@ def main() -> None:
             result["restart_after_kill_cpu_s"] = cpu(home)
             result["rss_after_start_mib"] = rss(home)
             result |= asyncio.run(ask(home, options.ended))
+            result |= usage(home, options.ended)
             result["rss_at_the_end_mib"] = rss(home)
         finally:
             llmsched("down")
@@ -99,7 +100,12 @@ def write(path: Path, count: int) -> int:
     state, policies, seq, snapshot_at = State(archive=shelf), load(PolicyNames()), 0, 0
     now = time.time() - 86_400.0
     step = 80_000.0 / count
-    spec = {"kind": "task", "resources": {"cpus": 1}, "task": {"run": ["python", "train.py"]}, "envs": {"A": "x" * 400}}
+    spec = {
+        "kind": "task",
+        "resources": {"accelerators": "A100:1", "cpus": 1},
+        "task": {"run": ["python", "train.py"]},
+        "envs": {"A": "x" * 400},
+    }
     first: list[Any] = [NodeJoined(now, Node("n0", Resources(8000, 2_000_000, 1 << 40), "A100"))]
     for fact in first:
         state.apply(fact)
@@ -154,6 +160,17 @@ async def ask(home: Path, count: int) -> dict[str, Any]:
         return found
 
 
+def usage(home: Path, count: int) -> dict[str, float]:
+    """Seconds of the whole command line, by two keys and line by line; `cpu` is the controller's."""
+    found: dict[str, float] = {}
+    for name, by, lines in (("usage", "user,queue", 1), ("usage_by_four_keys", "user,queue,workload,day", count)):
+        before, began = cpu(home), time.perf_counter()
+        said = llmsched("usage", "--by", by, "--csv")
+        found |= {f"{name}_s": round(time.perf_counter() - began, 3), f"{name}_cpu_s": round(cpu(home) - before, 3)}
+        assert len(said.splitlines()) > lines, said[:200]
+    return found
+
+
 async def _refused(request: Any) -> None:
     try:
         await request
@@ -179,9 +196,9 @@ async def probed(home: Path, url: str, act: Any, runs: int = 5) -> tuple[float, 
     return round(slowest, 4), round(used, 4), round(float(said[0]) * 1000, 1)
 
 
-def llmsched(*words: str) -> None:
+def llmsched(*words: str) -> str:
     command = [sys.executable, "-m", "llmsched.cli.main", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
 def timed(act: Any) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from llmsched.executors.ports import free_ports
 
 WITHIN_S = 180.0
 PROGRAM = "import ray, sys, time; ray.init(log_to_driver=False); open(sys.argv[1], 'w').write(repr(time.time()))"
@@ -98,9 +101,9 @@ def by_hand(work: Path, number: int, workers: int) -> float:
             time.sleep(0.02)
 
     def begin() -> None:
-        start("--head", "--port=0", "--dashboard-port=0", "--ray-client-server-port=0")
-        (port,) = Path(sessions).glob("0/session_latest/gcs_server_port_*")
-        address = f"{node_ip(Path(sessions) / '0')}:{port.read_text()}"
+        dashboard, client = free_ports(2)
+        start("--head", "--port=0", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}")
+        address = address_in(Path(sessions) / "0.log")
         for _ in range(workers - 1):
             start(f"--address={address}")
         subprocess.run([sys.executable, "-c", PROGRAM, str(file)], env={**env, "RAY_ADDRESS": address}, check=True)
@@ -115,9 +118,11 @@ def by_hand(work: Path, number: int, workers: int) -> float:
         subprocess.run(["rm", "-rf", sessions], check=True)
 
 
-def node_ip(folder: Path) -> str:
-    found: str = json.loads((folder / "session_latest" / "node_ip_address.json").read_text())["node_ip_address"]
-    return found
+def address_in(log: Path) -> str:
+    """As `ray start` tells those who are to join."""
+    found = re.search(r"--address='([0-9.:]+)'", log.read_text())
+    assert found is not None, log.read_text()
+    return found[1]
 
 
 if __name__ == "__main__":
