@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def rows() -> TensorDataset:
-    torch.manual_seed(0)
-    points = torch.randn(256, 8)
+    points = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     return TensorDataset(points, points.sum(1, keepdim=True))
 
 
 def train_func(config: dict) -> None:
-    model = prepare_model(torch.nn.Linear(8, 1))
-    loader = prepare_data_loader(DataLoader(rows(), batch_size=32, shuffle=True))
+    torch.manual_seed(0)
+    model, order, everything = prepare_model(torch.nn.Linear(8, 1)), torch.Generator(), rows()
+    loader = prepare_data_loader(DataLoader(everything, batch_size=32, shuffle=True, generator=order))
     optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"])
     begin = 0
     if checkpoint := ray.train.get_checkpoint():
@@ -30,6 +30,7 @@ def train_func(config: dict) -> None:
         begin = state.pop("epoch") + 1
         getattr(model, "module", model).load_state_dict(state)
     for epoch in range(begin, config["epochs"]):
+        order.manual_seed(epoch)
         if ray.train.get_context().get_world_size() > 1:
             loader.sampler.set_epoch(epoch)
         for inputs, wanted in loader:
@@ -37,6 +38,8 @@ def train_func(config: dict) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        with torch.no_grad():
+            loss = torch.nn.functional.mse_loss(model(everything.tensors[0]), everything.tensors[1])
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if ray.train.get_context().get_world_rank() == 0:

@@ -6,15 +6,13 @@ test_ray_internals.py` fails when it is not as it was.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
+
+from llmsched.runtime.after_import import after_import
 
 _CLIENT = "ray.serve._private.client"
 
@@ -33,10 +31,7 @@ def mark_deployments(envs: Mapping[str, str]) -> None:
 
         client.get_deploy_args = marked  # type: ignore[attr-defined]
 
-    if _CLIENT in sys.modules:
-        wrap(sys.modules[_CLIENT])
-    else:
-        sys.meta_path.insert(0, _AfterImport(_CLIENT, wrap))
+    after_import(_CLIENT, wrap)
 
 
 @contextmanager
@@ -54,27 +49,3 @@ def of_model(model: str) -> Iterator[None]:
         yield
     finally:
         context._serve_request_context.reset(token)
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `act` with a module once somebody has imported it."""
-
-    def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
-        self._name, self._act = name, act
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                self._act(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec

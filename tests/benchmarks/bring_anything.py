@@ -1,12 +1,12 @@
 """Other people's programs: whole on one worker, whole on two, and preempted. Prints a table.
 
-    python tests/benchmarks/bring_anything.py [sft accelerated lit classify] --out table.json
+    python tests/benchmarks/bring_anything.py [PROGRAM ...] [--json]
 
-The programs of `examples/11_bring_anything` that say two lines to llmsched are preempted twice, with a resize at each:
-one worker, then two, then one. Each attempt is torchrun or plain python beside a desk as the worker of a task has it,
-without Ray; the last loss is compared with that of one worker. Two workers from the beginning may have another global
-batch, and so another loss.
-`sft` wants trl and datasets, `lit` wants lightning.
+Those around Ray, and a loop of one's own, run on real Ray: `bring_to_ray.py`. The programs of
+`examples/11_bring_anything` that say two lines to llmsched are preempted twice, with a resize at each: one worker, then
+two, then one. Each attempt is torchrun or plain python beside a desk as the worker of a task has it, without Ray; the
+last loss is compared with that of one worker. Two workers from the beginning may have another global batch, and so
+another loss. `sft` wants trl and datasets, `lit` wants lightning.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def row(name: str, program: list[str], folder: Path, leave_at: tuple[int, int]) 
     known = losses(folder / "cut", 3)
     ways["preempted"] = known[max(known)]
     away = abs(ways["preempted"] - ways["whole on 1"]) / ways["whole on 1"]
-    verdict = "the same" if away <= TOLERANCE else f"{away:.1%} away"
+    verdict = (
+        "the same" if away < 1e-6 else f"{away:.1%} away" + (f", at most {TOLERANCE:.0%}" if away <= TOLERANCE else "")
+    )
     return {"program": name, "lines": LINES[name], **ways, "left at": [first, second], "away": away, "verdict": verdict}
 
 
@@ -155,22 +158,39 @@ def with_two_lines(name: str) -> dict[str, Any]:
         return row(name, [str(EXAMPLE / f"{name}.py"), *words], Path(made) / "runs", AT.get(name, (15, 35)))
 
 
+COLUMNS = ["program", "lines", "whole on 1", "whole on 2", "preempted", "verdict"]
+
+
 def main() -> None:
+    import bring_to_ray
+
+    known = [*LINES, *bring_to_ray.PROGRAMS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("programs", nargs="*", default=list(LINES))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("programs", nargs="*", default=known, metavar="PROGRAM", help=f"of {', '.join(known)}")
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON array instead")
     given = parser.parse_args()
-    if unknown := set(given.programs) - set(LINES):
-        parser.error(f"no program {', '.join(sorted(unknown))}: there are {', '.join(LINES)}")
-    columns = ["program", "lines", "whole on 1", "whole on 2", "preempted", "verdict"]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
+    if unknown := set(given.programs) - set(known):
+        parser.error(f"no program {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    if not given.json:
+        print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     rows = []
-    for found in map(with_two_lines, given.programs):
+    for found in rows_of(given.programs):
         rows.append(found)
-        shown = [f"{value:.4f}" if isinstance(value := found[name], float) else str(value) for name in columns]
-        print("| " + " | ".join(shown) + " |", flush=True)
-        if given.out:
-            given.out.write_text(json.dumps(rows, indent=1))
+        shown = [f"{value:.4f}" if isinstance(value := found[name], float) else str(value) for name in COLUMNS]
+        if not given.json:
+            print("| " + " | ".join(shown) + " |", flush=True)
+    if given.json:
+        print(json.dumps(rows, indent=1))
+
+
+def rows_of(programs: list[str]) -> Iterator[dict[str, Any]]:
+    import bring_to_ray  # beside this file, when it is run
+
+    yield from (with_two_lines(name) for name in programs if name in LINES)
+    on_ray = [name for name in programs if name in bring_to_ray.PROGRAMS]
+    if on_ray:
+        with bring_to_ray.house() as client:
+            yield from (bring_to_ray.row(client, name) for name in on_ray)
 
 
 if __name__ == "__main__":
