@@ -21,10 +21,12 @@ ANSWERS = ("content-type", "etag", "last-modified", "cache-control", "content-ra
 Said = tuple[str, str] | tuple[str, str, int | None]  # ("head", JSON), ("body", base64) ..., ("end", message, 0 | None)
 
 
-def ask(url: str, token: str, path: str, headers: Mapping[str, str]) -> Iterator[Said]:
+def ask(
+    url: str, token: str, path: str, headers: Mapping[str, str], silence_s: float = SILENCE_AT_MOST_S
+) -> Iterator[Said]:
     """`path` with its query. `url` is http://HOST:PORT. The head is {"status", "headers"}."""
     place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=SILENCE_AT_MOST_S)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=silence_s)
     asked = {name: text for name, text in headers.items() if name.lower() in ASKS}
     try:
         connection.request("GET", path, headers={**asked, **({"Authorization": f"Bearer {token}"} if token else {})})

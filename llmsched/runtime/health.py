@@ -11,6 +11,7 @@ step may take hours, and shows it by a thread that computes, or by one that is s
     a node does not say how a silent process is                                                          NODE_*
     a rank waits where the ranks meet, another never came      by the connections of its processes       MEET_*
     nobody reports any more, and no process has CPU time       much longer than between reports before   QUIET_*
+    something waits in the gang's own Ray for more than it has by what Ray says; never ended                WANTS_SAID_S
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ NODE_SAID_S, NODE_ENDED_S = 30.0, 120.0
 MEET_SAID_S, MEET_ENDED_S = 60.0, 1800.0  # it may prepare something first: as long as torch itself would wait
 MEET_DONE_SAID_S, MEET_DONE_ENDED_S = 20.0, 600.0  # it has ended, and will never come
 QUIET_SAID_S, QUIET_ENDED_S, QUIET_TIMES = 600.0, 1800.0, 20.0  # and so many times the longest pause before
+WANTS_SAID_S = 12.0  # nodes of a Ray that comes up join one after the other
 
 
 class Pulse(NamedTuple):
@@ -43,6 +45,7 @@ class Pulse(NamedTuple):
     cpu_s: float = 0.0  # of its process and of what that started, so far
     is_stopped: bool = False  # what it watches is stopped by a signal
     has_met: bool | None = None  # of a command: it has come to where the ranks meet (MASTER_PORT); None: no such place
+    wants: str = ""  # of a command: what waits in its own Ray in vain: "4 GPUs; its gang has 2"
 
 
 class Look(NamedTuple):
@@ -69,6 +72,7 @@ class _Rank:
     looked_at: float | None = None  # since it was heard: the first look
     look: Look | None = None
     cpu_first: float | None = None  # its CPU time at the first look
+    wants_since: float = 0.0
 
     def is_asleep(self, now: float) -> bool:
         return self.pulse.cpu_s - self.cpu_then <= ASLEEP * max(now - self.same_since, 1.0)
@@ -90,7 +94,8 @@ class Health:
         stopped_since = None
         if pulse.is_stopped:
             stopped_since = now if known is None or known.stopped_since is None else known.stopped_since
-        self.ranks[rank] = _Rank(now, pulse, same_since, cpu_then, stopped_since)
+        wants_since = known.wants_since if known is not None and known.pulse.wants == pulse.wants else now
+        self.ranks[rank] = _Rank(now, pulse, same_since, cpu_then, stopped_since, wants_since=wants_since)
 
     def reported(self, now: float) -> None:
         if self._reported_at is not None:
@@ -125,7 +130,7 @@ class Health:
             if found is not None:
                 return found
         found = self._of_gang(alive, sorted(finished), now) or self._of_meeting(alive, sorted(finished), now)
-        return found or self._of_reports(alive, now)
+        return found or self._of_own_ray(alive, now) or self._of_reports(alive, now)
 
     def _of_process(self, rank: int, one: _Rank, now: float) -> Verdict | None:
         who = f"rank {rank}'s process"
@@ -180,6 +185,13 @@ class Health:
         found = _judge(f"{text}: every rank must call init_process_group", lasts, said, ended, "error")
         is_idle = all(each.is_asleep(now) for each in alive.values())
         return found and (found if is_idle else found._replace(event=""))
+
+    def _of_own_ray(self, alive: dict[int, _Rank], now: float) -> Verdict | None:
+        """It may compute all the while, and is never ended for it: with `max_runtime` it ends."""
+        for one in alive.values():
+            if one.pulse.wants and now - one.wants_since >= WANTS_SAID_S:
+                return Verdict(f"something waits in its own Ray for {one.pulse.wants}")
+        return None
 
     def _of_reports(self, alive: dict[int, _Rank], now: float) -> Verdict | None:
         if self._reported_at is None or self._reports < 3:

@@ -85,7 +85,7 @@ class RayNode:
     """`start` once, then `wait` until it ends, or `stop`."""
 
     def __init__(self, token: str, share: Share, envs: Mapping[str, str], program: Sequence[str] = _PROGRAM) -> None:
-        self._share, self._program = share, program
+        self._share, self._program, self.token = share, program, token
         self.folder = _folder()
         self._log = self.folder / "start.log"
         token_file = self.folder / "token"

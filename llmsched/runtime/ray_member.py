@@ -127,7 +127,9 @@ class RayMember(TaskWorker):
 
     def _pulse(self, meter: pulse.CommandMeter) -> Pulse:
         """Of the program; a member without one has only its node to speak for."""
-        return meter.read(self._processes.pids) if self._processes is not None else Pulse()
+        if self._processes is None:
+            return Pulse()
+        return meter.read(self._processes.pids)._replace(wants=self._wants())
 
     def _shared_folder(self) -> Path:
         """Of all members: a program's modules lie at the same path on every machine, as its Ray expects."""

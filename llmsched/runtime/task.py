@@ -30,6 +30,7 @@ from llmsched.runtime import (
     packages,
     private_ray,
     pulse,
+    ray_demand,
     redaction,
 )
 from llmsched.runtime.attempt import NAMESPACE
@@ -69,6 +70,8 @@ class TaskWorker:
         self._over_memory = ""
         self._door: gang_ray.Door | None = None  # at worker 0
         self._node: private_ray.RayNode | None = None
+        self._demand: ray_demand.Watch | None = None  # at its head
+        self._wanted = ""
         self._log = environment.LogFile(
             self._order["storage"], f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
         )
@@ -211,7 +214,20 @@ class TaskWorker:
         """None: there is nothing to speak of."""
         pids = self._processes.pids if self._processes is not None else []
         beside = [self._node.pid] if self._node is not None else []  # it computes through its Ray too
-        return meter.read([*pids, *beside]) if pids else None
+        return meter.read([*pids, *beside])._replace(wants=self._wants()) if pids else None
+
+    def _wants(self) -> str:
+        """What waits in vain in the Ray whose head is here; told in the log when it changes."""
+        node = self._node
+        if node is None or not node.dashboard:
+            return ""
+        if self._demand is None:
+            self._demand = ray_demand.Watch(node.dashboard, node.token, self._order["members"])
+        wants = self._demand.read()
+        if wants and wants != self._wanted:
+            self._say(f"[llmsched] something waits in its own Ray for {wants}\n")
+        self._wanted = wants
+        return wants
 
     def _tell(self, name: str, said: Pulse) -> None:
         ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, said)

@@ -182,3 +182,10 @@ def test_waiting_in_torch_distributed_is_told_by_the_frame_and_by_the_line_that_
     frame = space["all_reduce"]()
     at, waits = pulse.where(frame)
     assert waits and at.startswith("all_reduce, called in test_runtime_health.py:")
+
+
+def test_what_waits_in_its_own_ray_in_vain_is_said_while_it_does_and_never_ended_for_it() -> None:
+    (told,) = lasting(7200, lambda now: Pulse(cpu_s=now, wants="4 GPUs; its gang has 2"))
+    assert told == Verdict("something waits in its own Ray for 4 GPUs; its gang has 2")
+    assert lasting(9, lambda now: Pulse(wants="4 GPUs; its gang has 2")) == [], "its other nodes may be on their way"
+    assert lasting(60, lambda now: Pulse(wants="2 CPUs; its gang has 1" if now < 9 else "")) == []
