@@ -85,7 +85,7 @@ def _of_users(sums: dict[tuple[str, str], Amounts]) -> Iterator[str]:
         shown[queue, OTHERS] = shown.get((queue, OTHERS), Amounts()).plus(amounts)
     yield "# TYPE llmsched_gpu_seconds_total counter"
     for (queue, user), amounts in sorted(shown.items()):
-        for share in ("own", "borrowed", "starting", "lost"):
+        for share in ("own", "borrowed", "starting", "lost", "excess"):
             value = getattr(amounts, share) / MICROS
             yield f"llmsched_gpu_seconds_total{_labels(queue=queue, user=user, share=share)} {value:.6f}"
     yield "# TYPE llmsched_cost_total counter"

@@ -30,7 +30,7 @@ HOUR = HOUR_MS * 1000  # in GPU-microseconds
 DAY_S = 86_400
 LINES_AT_MOST = 200_000
 LINES_AT_ONCE = 500  # written without letting others of the process in
-FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "cost")
+FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "excess", "cost")
 
 router = APIRouter(
     prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(query.only_known)], route_class=bodies.Route
@@ -48,7 +48,8 @@ async def usage(
     form: Annotated[Literal["json", "csv"], Query(alias="format", description="csv: the lines alone")] = "json",
 ) -> StreamingResponse:
     """GPU-hours of the work that one may see, from the journal: own, borrowed, and of both what went to starting and to
-    work that had to be done again; with what it cost where flavors have a price. Days are UTC."""
+    work that had to be done again; what was taken beyond a gang; with what it cost where flavors have a price. Days are
+    UTC."""
     today = int(given.controller.now // DAY_S)
     names: list[By] = list(dict.fromkeys(by or ("user", "queue")))
     question = Question(
@@ -144,6 +145,6 @@ def _figures(amounts: Amounts) -> dict[str, Any]:
 
 def _hours(amounts: Amounts) -> tuple[float | None, ...]:
     """As FIGURES names them."""
-    own, borrowed, starting, lost, cost = amounts
-    held = (own + borrowed) / HOUR
-    return held, own / HOUR, borrowed / HOUR, starting / HOUR, lost / HOUR, cost / MICROS if cost else None
+    own, borrowed, starting, lost, cost, excess = amounts
+    hours = ((own + borrowed) / HOUR, own / HOUR, borrowed / HOUR, starting / HOUR, lost / HOUR, excess / HOUR)
+    return *hours, cost / MICROS if cost else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmsched.spec.usage_models import UsageLine, UsageView
 
 BY = ("user", "queue", "workload", "day", "flavor")
-FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "cost")
+FIGURES = ("gpu_hours", "own", "borrowed", "starting", "lost", "excess", "cost")
 SHOWN = 100  # lines for people
 
 
@@ -27,8 +27,9 @@ def usage(by: str, since: str, until: str | None, as_csv: bool) -> None:
     """GPU-hours that were held, and by whom.
 
     OWN is what a queue's quota covers, BORROWED what it held beyond it. Of both, STARTING went by before attempts ran,
-    and LOST is work since the last checkpoint that had to be done again. COST is at the prices of flavors in the
-    cluster file, as they were then. You see the work that you may see: your own, all as an auditor or operator.
+    and LOST is work since the last checkpoint that had to be done again. EXCESS was taken through Ray beyond what gangs
+    were given, and is in no other figure but COST. COST is at the prices of flavors in the cluster file, as they were
+    then. You see the work that you may see: your own, all as an auditor or operator.
 
     \b
       llmsched usage --by queue --since 7d

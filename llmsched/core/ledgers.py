@@ -88,8 +88,10 @@ class Ledgers:
     def price(self, configuration: Configuration, gangs: Iterable[GangState], now: float) -> None:
         """Whose quota it is that these gangs hold, and what it costs, as it was configured now."""
         self.configuration = configuration
+        gangs = [*gangs]
         held = {gang.id: self._priced(gang, gang.held, self._by_flavor(gang, gang.held)) for gang in gangs}
-        self.meter.configure(held, self.quota, now)
+        excess = {gang.id: self._priced_excess(gang) for gang in gangs if gang.excess}
+        self.meter.configure(held, excess, self.quota, now)
 
     def _priced(self, gang: GangState, placement: Placement, amounts: Mapping[str | None, int]) -> dict[str, Held]:
         rates: dict[str | None, int] = {}
@@ -107,6 +109,16 @@ class Ledgers:
         self._charge_excess(gang, -1)
         gang.excess = used
         self._charge_excess(gang, 1)
+        self.meter.exceed(gang.id, gang.workload_id, gang.spec.queue, self._priced_excess(gang), now)
+
+    def _priced_excess(self, gang: GangState) -> dict[str, Held]:
+        taken: dict[str, Held] = {}
+        for name, amount in gang.excess:
+            node, gpus = self.nodes[name].node, amount.gpus_milli
+            before = taken.get(node.flavor or "", Held(0))
+            rate = gpus * round(price_per_gpu_hour(self.configuration, node) * MICROS)
+            taken[node.flavor or ""] = Held(before.gpus_milli + gpus, before.rate + rate)
+        return {flavor: held for flavor, held in taken.items() if held.gpus_milli}
 
     def _charge_excess(self, gang: GangState, sign: int) -> None:
         queue, use = gang.spec.queue, self.use[gang.spec.queue]

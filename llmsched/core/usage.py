@@ -23,13 +23,14 @@ DAY_MS = 86_400_000
 
 class Amounts(NamedTuple):
     """In GPU-microseconds, but for `cost`. `own` and `borrowed` are all that was held; `starting` and `lost`
-    are parts of it."""
+    are parts of it, `excess` comes on top."""
 
     own: int = 0
     borrowed: int = 0
     starting: int = 0  # before an attempt ran
     lost: int = 0  # since the last checkpoint (or the start) of attempts that had to begin again, on the day they ended
-    cost: int = 0  # of all that was held, at the prices of then, in millionths of whatever those are in
+    cost: int = 0  # of all that was held or taken, at the prices of then, in millionths of whatever those are in
+    excess: int = 0  # taken beyond what the gang was given
 
     @property
     def held(self) -> int:
@@ -42,6 +43,7 @@ class Amounts(NamedTuple):
             self.starting + other.starting,
             self.lost + other.lost,
             self.cost + other.cost,
+            self.excess + other.excess,
         )
 
 
@@ -87,6 +89,7 @@ class FrozenAttempt(NamedTuple):
     runs: bool
     unsaved: int
     flavor: str
+    excess: tuple[tuple[str, Held], ...] = ()
 
 
 class FrozenMeter(NamedTuple):
@@ -117,6 +120,7 @@ class Attempt:
     unsaved: int = 0  # GPU-microseconds of work since the last checkpoint
     flavor: str = ""  # that it held last
     pieces: dict[str, Piece] = field(default_factory=dict)  # by flavor
+    excess: dict[str, Held] = field(default_factory=dict)
 
 
 Key = tuple[int, str, str]  # day, queue, flavor
@@ -159,6 +163,16 @@ class Meter:
         for flavor, piece in attempt.pieces.items():
             piece.rate = held[flavor].rate
 
+    def exceed(self, gang: str, workload: str, queue: str, excess: Mapping[str, Held], now: float) -> None:
+        """From now on its attempt takes that beyond what the gang holds, by flavor."""
+        attempt = self.attempts.get(gang)
+        if attempt is None:
+            if not excess:
+                return
+            attempt = self.attempts[gang] = Attempt(workload, queue, _ms(now))
+        self._read(attempt, _ms(now))
+        attempt.excess = dict(excess)
+
     def began(self, gang: str, now: float) -> None:
         """Its attempt runs."""
         attempt = self.attempts.get(gang)
@@ -180,9 +194,19 @@ class Meter:
             key = _ms(now) // DAY_MS, attempt.queue, attempt.flavor
             self._write(attempt.workload, key, Amounts(lost=attempt.unsaved))
 
-    def configure(self, rates: Mapping[str, Mapping[str, Held]], quota: QuotaTree, now: float) -> None:
-        """Whose quota it is that is held, and what it costs, from now on. `rates`: what each gang holds."""
+    def configure(
+        self,
+        rates: Mapping[str, Mapping[str, Held]],
+        excess: Mapping[str, Mapping[str, Held]],
+        quota: QuotaTree,
+        now: float,
+    ) -> None:
+        """Whose quota it is that is held, and what it costs, from now on. `rates`: what each gang holds, and `excess`
+        what it takes beyond that."""
         at = _ms(now)
+        for gang, taken in excess.items():
+            self._read(self.attempts[gang], at)
+            self.attempts[gang].excess = dict(taken)
         held, rows = dict[Line, int](), dict[At, str]()
         for (gang, flavor), piece in self._pieces.items():
             queue = self.attempts[gang].queue
@@ -292,7 +316,16 @@ class Meter:
     def frozen(self) -> FrozenMeter:
         return FrozenMeter(
             tuple(
-                FrozenAttempt(gang, one.workload, one.queue, one.since_ms, one.runs, one.unsaved, one.flavor)
+                FrozenAttempt(
+                    gang,
+                    one.workload,
+                    one.queue,
+                    one.since_ms,
+                    one.runs,
+                    one.unsaved,
+                    one.flavor,
+                    tuple(one.excess.items()),
+                )
                 for gang, one in self.attempts.items()
             ),
             tuple(
@@ -308,6 +341,7 @@ def thawed(frozen: FrozenMeter) -> Meter:
     meter = Meter()
     for one in frozen.attempts:
         attempt = Attempt(one.workload, one.queue, one.since_ms, one.runs, one.unsaved, one.flavor)
+        attempt.excess = dict(one.excess)
         meter.attempts[one.gang] = attempt
     for piece in frozen.pieces:
         made = Piece(piece.row, piece.gpus_milli, piece.borrowed_milli, piece.rate)
@@ -326,7 +360,7 @@ def rows_of(book: Mapping[Key, Amounts]) -> tuple[Used, ...]:
 
 
 def _since(attempt: Attempt, until: int) -> Iterator[tuple[Key, Amounts]]:
-    """What it held since it was read last, by day and flavor."""
+    """What it held and took since it was read last, by day and flavor."""
     at = attempt.since_ms
     while at < until:
         day = at // DAY_MS
@@ -336,6 +370,9 @@ def _since(attempt: Attempt, until: int) -> Iterator[tuple[Key, Amounts]]:
             starting = 0 if attempt.runs else own + borrowed
             cost = piece.rate * (end - at) // (HOUR_MS * 1000)
             yield (day, attempt.queue, flavor), Amounts(own, borrowed, starting, 0, cost)
+        for flavor, (gpus_milli, rate) in attempt.excess.items():
+            cost = rate * (end - at) // (HOUR_MS * 1000)
+            yield (day, attempt.queue, flavor), Amounts(cost=cost, excess=gpus_milli * (end - at))
         at = end
 
 

@@ -17,11 +17,13 @@ class Micros(Reply):
     starting: int = 0
     lost: int = 0
     cost: int = 0
+    excess: int = 0
 
 
 class UsageLine(Reply):
     """Hours of GPUs. `own` and `borrowed` are all that was held, `starting` and `lost` parts of it: before attempts
-    ran, and work that had to be done again. What was not asked for in `by` is null."""
+    ran, and work that had to be done again. `excess` was taken beyond what gangs were given. What was not asked for in
+    `by` is null."""
 
     day: str | None = None  # 2030-01-31, UTC
     user: str | None = None
@@ -33,6 +35,7 @@ class UsageLine(Reply):
     borrowed: float = 0.0
     starting: float = 0.0
     lost: float = 0.0
+    excess: float = 0.0
     cost: float | None = None  # at the prices of then; null where nothing had one
     exact: Micros = Micros()
 

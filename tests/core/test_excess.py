@@ -7,18 +7,20 @@ from dataclasses import replace
 import pytest
 from ledger import Given, Other, cluster
 
+from llmsched.core.configuration import Flavor
 from llmsched.core.facts import Configured, ExcessUse, Finished, ForeignUse, NodeLost, Released
 from llmsched.core.invariants import violations
 from llmsched.core.render import text
 from llmsched.core.resources import Resources
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.trial import Trial
+from llmsched.core.usage import MICROS, Amounts
 
 THREE = Resources(3000)
 
 
 def hogging(**limits: object) -> Given:
-    given = cluster("1 node x 4")
+    given = cluster("1 node x 4 A100")
     given.after(0.0, Configured(given.now, replace(given.state.configuration, version=1, **limits)))
     given.running("hog", gpus=1)
     node = next(iter(given.state.nodes))
@@ -201,3 +203,31 @@ def test_its_queue_has_its_quota_again_in_the_world_afterwards() -> None:
         assert given.state.use["hogs"].gpus_milli == 4000
     assert violations(given.state) == []
     assert [type(one).__name__ for one in given.decide().decisions] == ["Preempt", "Nominate"]
+
+
+def test_it_is_in_the_books_beside_what_the_gang_held_and_costs_as_much() -> None:
+    given = hogging(excess="warn", flavors=(Flavor("A100", (), 3.6),))
+    given.after(10.0)
+    assert thaw(freeze(given.state)).digest() == given.state.digest()
+    dearer = replace(given.state.configuration, version=2, flavors=(Flavor("A100", (), 36.0),))
+    given.after(0.0, Configured(given.now, dearer))
+    (node, _), *_ = given.state.gangs["hog/0"].excess
+    given.after(10.0, ExcessUse(given.now + 10.0, "hog/0", 1, ((node, Resources(1000)),)))
+    given.after(5.0, Finished(given.now + 5.0, "hog/0", 1, "succeeded"))
+    given.after(100.0)
+    (amounts,) = given.state.ledgers.meter.until(given.now)["hog"].values()
+    held_s = amounts.held / MICROS
+    assert amounts.excess == (3 * 20 + 1 * 5) * MICROS
+    assert held_s >= 25
+    with_excess_s = held_s - 15 + 3 * 10, 15 + 3 * 10 + 1 * 5  # at the price before, and after
+    assert amounts.cost == pytest.approx((with_excess_s[0] * 3.6 + with_excess_s[1] * 36.0) / 3600 * MICROS)
+
+
+def test_one_that_was_given_no_gpu_has_a_book_of_what_it_took() -> None:
+    given = cluster("1 node x 4")
+    given.running("hog", gpus=0)
+    node = next(iter(given.state.nodes))
+    given.after(0.0, ForeignUse(given.now, node, THREE), ExcessUse(given.now, "hog/0", 1, ((node, THREE),)))
+    given.after(10.0, Finished(given.now + 10.0, "hog/0", 1, "succeeded"))
+    (amounts,) = given.state.ledgers.meter.until(given.now)["hog"].values()
+    assert amounts == Amounts(excess=30 * MICROS) and not given.state.ledgers.meter.attempts
