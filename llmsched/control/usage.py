@@ -8,6 +8,7 @@ from functools import cache
 from operator import add, itemgetter
 from typing import Any, NamedTuple
 
+from llmsched.control import garbage
 from llmsched.control.archive import StoreArchive
 from llmsched.control.authorization import Permissions
 from llmsched.control.turns import breathe
@@ -30,7 +31,13 @@ async def add_up(
     state: State, archive: StoreArchive, permissions: Permissions, question: Question, now: float
 ) -> dict[tuple[str, ...], Amounts]:
     """By the values of `by`, as of `now`, of all work that the reader may see. Raises StoreError."""
-    sums = _Sums(question, permissions)
+    with garbage.paused():
+        return await _added_up(state, archive, _Sums(question, permissions), question, now)
+
+
+async def _added_up(
+    state: State, archive: StoreArchive, sums: _Sums, question: Question, now: float
+) -> dict[tuple[str, ...], Amounts]:
     rows = [*_open(state, now), *archive.unwritten_books()]
     counted = {row.workload for row in rows}  # one that leaves the state meanwhile is not counted twice
     for start in range(0, len(rows), AT_ONCE):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -34,7 +34,7 @@ class Seal:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._begun: dict[str, blake2b] = {}  # by what it is about: of many rows each step counts
+        self._begun: dict[str, blake2b] = {}  # by what it is about
 
     def link(self, before: str, columns: Iterable[Any]) -> str:
         """`columns` of an entry: seq, epoch, at, kind, workload, body."""
@@ -43,15 +43,31 @@ class Seal:
     def mark(self, table: str, columns: Iterable[Any]) -> str:
         return self._digest(table, columns)
 
+    def marks(self, table: str, rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+        """Of many rows, each as `mark` has it: each step counts."""
+        begun = self._begin(table)
+        for columns in rows:
+            parts = []
+            for value in columns:
+                part = b"s" + value.encode() if value.__class__ is str else _spelled(value)
+                parts.append(b"%d:%b" % (len(part), part))
+            digest = begun.copy()
+            digest.update(b"".join(parts))
+            yield digest.hexdigest()
+
     def _digest(self, about: str, columns: Iterable[Any]) -> str:
+        digest = self._begin(about).copy()
+        digest.update(b"".join([b"%d:%b" % (len(part), part) for part in map(_spelled, columns)]))
+        return digest.hexdigest()
+
+    def _begin(self, about: str) -> blake2b:
+        """The part that all of them have in common."""
         begun = self._begun.get(about)
         if begun is None:
             first = _spelled(about)
             begun = blake2b(b"%d:%b" % (len(first), first), key=self._key, digest_size=_DIGEST_BYTES)
             self._begun[about] = begun
-        digest = begun.copy()
-        digest.update(b"".join([b"%d:%b" % (len(part), part) for part in map(_spelled, columns)]))
-        return digest.hexdigest()
+        return begun
 
 
 def _spelled(value: Any) -> bytes:

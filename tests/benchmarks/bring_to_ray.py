@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,14 +54,16 @@ class Program(NamedTuple):
 def applied(kind: str, section: dict[str, Any], folder: Path = HERE) -> Callable[[Client, str, int], None]:
     def submit(client: Client, name: str, workers: int) -> None:
         spec = {"name": name, "kind": kind, "priority": 20, "workers": workers, "resources": ONE, kind: section}
-        client.apply([spec | {"workdir": str(folder)}])
+        with chdir(folder):
+            client.apply([spec | {"workdir": "."}])
 
     return submit
 
 
 def endpoint(client: Client, name: str, workers: int) -> None:
     spec = {"name": name, "kind": "serve", "priority": 20, "replicas": workers, "resources": ONE}
-    client.apply([spec | {"workdir": str(EXAMPLES / "09_a_serve_app"), "serve": {"app": "desk:app"}}])
+    with chdir(EXAMPLES / "09_a_serve_app"):
+        client.apply([spec | {"workdir": ".", "serve": {"app": "desk:app"}}])
 
 
 def job(client: Client, name: str, workers: int) -> None:
