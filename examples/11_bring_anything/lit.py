@@ -19,7 +19,7 @@ class Regression(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05)
+        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 torch.manual_seed(0)
