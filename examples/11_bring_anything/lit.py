@@ -1,5 +1,7 @@
 """A Lightning module. Two lines are llmsched's: the callback, and where to go on."""
 
+import os
+
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +28,15 @@ torch.manual_seed(0)
 points = torch.randn(256, 8)
 loader = DataLoader(TensorDataset(points, points.sum(1, keepdim=True)), batch_size=32)
 elastic = Elastic()
+here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun has started them; Lightning wants to be told
+nodes = int(os.environ.get("WORLD_SIZE", 1)) // here
 trainer = L.Trainer(
-    max_epochs=8, callbacks=[elastic], logger=False, enable_checkpointing=False, enable_progress_bar=False
+    devices=here,
+    num_nodes=nodes,
+    max_epochs=8,
+    callbacks=[elastic],
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
 )
 trainer.fit(Regression(), loader, ckpt_path=elastic.checkpoint)
