@@ -49,7 +49,7 @@ class Seal:
         for columns in rows:
             parts = []
             for value in columns:
-                part = b"s" + value.encode() if value.__class__ is str else _spelled(value)
+                part = b"s" + value.encode() if type(value) is str else _spelled(value)
                 parts.append(b"%d:%b" % (len(part), part))
             digest = begun.copy()
             digest.update(b"".join(parts))
