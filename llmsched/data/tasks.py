@@ -47,6 +47,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "label_each": ("loss", "f1", "precision", "recall", "accuracy"),
     "one_number": ("loss", "mse", "mae", "r2"),
     "span": ("loss", "exact_match", "f1"),
+    "contrast": ("loss", "recall_at_1"),
     "pixels": ("loss", "mean_iou", "accuracy", "precision", "recall", "f1"),
     "ctc": ("loss", "wer", "cer"),
 }
@@ -129,7 +130,13 @@ KINDS: dict[str, Kind] = {
     ),
     "masked-lm": Kind(auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=()),
     "feature-extraction": Kind(
-        auto="AutoModel", reads=("text",), target=None, learns={}, answers=("embeddings",), lora="FEATURE_EXTRACTION"
+        auto="AutoModel",
+        reads=("text", "text_pair"),
+        target=None,
+        learns={"contrast": "contrast"},
+        answers=("embeddings",),
+        names={"text": ("anchor", "query", "question"), "text_pair": ("positive", "answer", "passage")},
+        lora="FEATURE_EXTRACTION",
     ),
 }
 

@@ -37,10 +37,9 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_WHAT_ENDS,
         "train.teacher": (None,),
         "train.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.learns),
-        "train.objective": (None, "sft", "classify", "regress", "mlm", "ctc"),
+        "train.objective": (None, "sft", "classify", "regress", "mlm", "ctc", "contrast"),
         "train.method": ("full", "lora"),
         "train.strategy": ("auto", "ddp"),
-        "train.datasets.*.weight": (1, 1.0),
     },
     "serve": {
         **_EVERY_KIND,

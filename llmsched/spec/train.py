@@ -31,10 +31,10 @@ Task = Literal[
     "image-segmentation",
     "feature-extraction",
 ]
-Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "distill", "dpo"]
+Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "contrast", "distill", "dpo"]
 Metric = Literal[
     "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer", "cer",
-    "mean_iou",
+    "mean_iou", "recall_at_1",
 ]  # fmt: skip
 
 # What is written already and not trained yet: beside what the table of tasks has.
@@ -150,7 +150,7 @@ class Dataset(Section):
     """A file, a folder, a pattern, or `hf://ORG/NAME` with its `subset`. `columns` maps roles to fields of the file;
     without it a field named like its role is taken. `format` says what the columns mean, where `auto` would not see it.
     `encoding` is of texts; None: UTF-8, or what the file shows. A row that cannot be used ends the run, or is left out
-    and counted (`on_bad_row`)."""
+    and counted (`on_bad_row`). `weight`: how often its rows come in an epoch; 0.5: half of them, always the same."""
 
     path: Source
     split: Label = "train"
@@ -159,7 +159,7 @@ class Dataset(Section):
     encoding: Encoding | None = None
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     columns: dict[Role, Text] = {}
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1000)
 
     @model_validator(mode="after")
     def _fits_its_path(self) -> Dataset:
@@ -171,9 +171,14 @@ class Dataset(Section):
 
 
 class Evaluation(Section):
-    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets`."""
+    """`every` is in steps; without it once at the end. `on` is a `split` of `datasets`; `fraction` holds out that part
+    of the training rows instead. `best`: the result is the model of the evaluation that was best by this metric, not
+    the last one; `patience`: the training ends after so many evaluations in a row that brought nothing better."""
 
     on: Label = "test"
+    fraction: float | None = Field(default=None, gt=0, lt=1)
+    best: Metric | None = None
+    patience: int | None = Field(default=None, ge=1)
     metrics: list[Metric] = Field(default=["loss"], min_length=1)
     every: int | None = Field(default=None, ge=1)
 
@@ -192,6 +197,7 @@ class TrainSection(Section):
     """Exactly one of `base_model` and `loop`. `max_length`, in tokens, cuts longer examples; None: the model's own."""
 
     base_model: Source | None = None
+    init: Literal["pretrained", "random"] = "pretrained"  # random: config and processor of the base, weights of chance
     task: Task = "causal-lm"
     objective: Objective | None = None  # None: the task's usual one, filled in
     teacher: Source | None = None
@@ -240,6 +246,8 @@ class TrainSection(Section):
             raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
         if self.lora is not None and self.task in tasks.KINDS and tasks.KINDS[self.task].lora is None:
             raise WrongAt(f'"{self.task}" is trained whole: use "method: full"', "method")
+        if self.lora is not None and self.init == "random":
+            raise WrongAt('an adapter of random weights is of no use: use "method: full"', "init")
         if self.merge and self.lora is None:
             raise WrongAt('goes with "method: lora"; method "full" makes a whole model anyway', "merge")
         if (self.teacher is not None) != (self.objective == "distill"):
@@ -250,7 +258,9 @@ class TrainSection(Section):
         splits = {each.split for each in self.datasets}
         if "train" not in splits:
             raise WrongAt('expected at least one data set with "split: train"', "datasets")
-        if self.evaluation and self.evaluation.on not in splits:
+        if self.evaluation:
+            self._evaluation_fits(self.evaluation)
+        if self.evaluation and self.evaluation.fraction is None and self.evaluation.on not in splits:
             raise WrongAt(f'no data set has "split: {self.evaluation.on}"', "evaluation", "on")
         measured = tasks.metrics_of(self.task, self.objective)
         for index, metric in enumerate(self.evaluation.metrics if self.evaluation else ()):
@@ -266,6 +276,18 @@ class TrainSection(Section):
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
         return self
+
+    def _evaluation_fits(self, evaluation: Evaluation) -> None:
+        measured = tasks.metrics_of(self.task, self.objective)
+        if evaluation.best is not None and measured and evaluation.best not in measured:
+            message = f'"{evaluation.best}" says nothing of {self.task}; fitting: {", ".join(measured)}'
+            raise WrongAt(message, "evaluation", "best")
+        if evaluation.patience is not None and evaluation.best is None:
+            raise WrongAt('needs "best": by which metric', "evaluation", "patience")
+        if (evaluation.patience is not None or evaluation.best is not None) and evaluation.every is None:
+            raise WrongAt('needs "every": how many steps lie between two evaluations', "evaluation")
+        if evaluation.fraction is not None and "on" in evaluation.model_fields_set:
+            raise WrongAt('"on" names a split and "fraction" makes one; leave one out', "evaluation", "fraction")
 
     def model_fields_set_off_default(self) -> set[str]:
         """Names of the fields that differ from their default."""

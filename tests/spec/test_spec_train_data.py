@@ -21,6 +21,9 @@ def test_how_data_is_read_and_what_a_result_is_can_be_said() -> None:
     assert (plain.format, plain.on_bad_row, plain.encoding) == ("auto", "refuse", "latin-1")
 
 
+SMOOTHED = "  task: image-classification\n  objective: regress\n  training_args:\n    label_smoothing_factor: 0.1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -34,6 +37,17 @@ def test_how_data_is_read_and_what_a_result_is_can_be_said() -> None:
             spec(rest="  method: lora\n", after="publish: {to: b, as: model}\n"),
             8,
             'a model needs "train.merge: true" or "full"',
+        ),
+        (spec(rest="  evaluation: {fraction: 0.1, best: f1, every: 5}\n"), 7, '"f1" says nothing of causal-lm'),
+        (spec(rest="  evaluation: {fraction: 0.1, patience: 2, every: 5}\n"), 7, 'needs "best"'),
+        (spec(rest="  evaluation: {fraction: 0.1, best: loss}\n"), 7, 'needs "every"'),
+        (spec(rest="  evaluation: {on: train, fraction: 0.1}\n"), 7, '"on" names a split and "fraction" makes one'),
+        (spec(rest="  init: random\n  method: lora\n"), 7, "an adapter of random weights"),
+        (spec(rest="  task: masked-lm\n  method: lora\n"), 8, '"masked-lm" is trained whole'),
+        (
+            spec(rest=SMOOTHED),
+            10,
+            'says nothing of "objective: regress"',
         ),
         (spec("{path: d, format: csv}"), 6, "'auto', 'chat', 'sharegpt', 'alpaca', 'prompt', 'preference', 'text'"),
         (spec("{path: d, encoding: utf-9}"), 6, "expected an encoding that Python knows"),

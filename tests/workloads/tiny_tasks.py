@@ -219,6 +219,13 @@ def speech(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def pairs(folder: Path) -> list[dict[str, Any]]:
+    _bert(folder)
+    chance = random.Random(10)
+    texts = [_sentence(chance) for _ in range(26)]
+    return [{"query": " ".join(words), "passage": " ".join([*words[::-1], *words[:2]])} for words in texts]
+
+
 MAKERS = {
     "seq2seq-lm": seq2seq,
     "token-classification": tokens,
@@ -226,6 +233,7 @@ MAKERS = {
     "question-answering": answers,
     "sequence-classification": classes,
     "regress": numbers,
+    "feature-extraction": pairs,
     "image-classification": images,
     "image-segmentation": regions,
     "audio-classification": sounds,

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from llmsched.runtime import progress
-from workloads.finetune.dropout import RowChance
+from workloads.finetune.dropout import RowChance, key_of
 from workloads.finetune.settings import Settings
 from workloads.tasks.reads import Batch, Encoded
 from workloads.tasks.task import Task
@@ -100,9 +100,13 @@ class Stepper:
             try:
                 sums, done = [0.0, 0.0], 0
                 for batch, rows in self.batches(encoded):
-                    mine = torch.tensor(keys[done : done + len(rows)], dtype=torch.int64, device=self.device)
+                    mine = [
+                        key_of(key, part, -1) if part else key
+                        for key, row in zip(keys[done : done + len(rows)], rows, strict=True)
+                        for part in range(self.task.rows_of(row))
+                    ]
                     done += len(rows)
-                    self.chance = RowChance(mine, shared)
+                    self.chance = RowChance(torch.tensor(mine, device=self.device), shared)
                     with self.autocast(), self.chance:
                         score = self.task.score(self.model, batch, self.settings.label_smoothing_factor)
                     # A constant divisor keeps half-precision gradients in range; `step` puts the true weight in.
@@ -125,7 +129,7 @@ class Stepper:
             return
         size = self.most if self.task.reader.batches else 1
         if self.settings.micro_batch_size is None:
-            longest = max(map(self.task.reader.size, encoded))
+            longest = max(self.task.reader.size(row) * self.task.rows_of(row) for row in encoded)
             size = max(1, min(size, _TOKENS_AT_ONCE[self.task.unit] // longest))
         for at in range(0, len(encoded), size):
             part = encoded[at : at + size]

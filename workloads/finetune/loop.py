@@ -22,9 +22,10 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
+from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
-from workloads.finetune.models import load_config, load_model, write_model, write_result
+from workloads.finetune.models import config_of, load_config, load_model, write_model, write_result
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.trackers import Trackers
@@ -60,7 +61,8 @@ class FineTune:
         self._report(phase="loading")
         if self.device.type == "cpu" and (self.settings.bf16 or self.settings.fp16):
             self._report(note="no GPU here: bf16 and fp16 are left out, float32 is used")
-        self.base = base = whole_model(self.train["base_model"], where.inputs)
+        is_new = self.train.get("init") == "random"  # then its weights are of no use
+        self.base = base = (config_of if is_new else whole_model)(self.train["base_model"], where.inputs)
         config = load_config(base, self.train["base_model"])
         self.saved_as: torch.dtype = config.dtype or torch.float32  # the precision of the base
         name = self.train.get("task", "causal-lm")
@@ -68,8 +70,10 @@ class FineTune:
         self.task = task_of(name, self.train.get("objective"), reader, config)
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self.metric_names = self._metric_names()
+        self.best = Best(self.evaluation.get("best"), self.evaluation.get("patience"))
+        self.evaluated = 0  # the step of the last evaluation on the way
         self.rows = self._samples(_SPLIT_OF_TRAINING)
-        self.held_out = self._samples(self.evaluation["on"]) if self.evaluation else []
+        self.held_out = self._held_out() if self.evaluation else []
         for note in self.task.notes:
             self._report(note=note)
         self.per_epoch = data.steps_per_epoch(len(self.rows), self.settings.global_batch_size)
@@ -90,7 +94,7 @@ class FineTune:
             self._keep(self._evaluate(), suffix="_before")
         self._train()
         if self.evaluation:
-            self._keep(self._evaluate())
+            self._keep(self._last_evaluation())
         self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)
@@ -114,6 +118,8 @@ class FineTune:
             changed = [name for name, value in self._frame().items() if facts.get(name) != value]
             note = f"resumed at step {self.step}, saved by {found.world_size} workers, now {self.where.world_size}"
             self._report(note=note + (f"; changed since: {changed}" if changed else ""))
+            self.evaluated = int(facts.get("evaluated", self.step))
+            self.best.read(facts, folder)
 
     def _learn(self) -> None:
         """As `model.train()`; batch norms keep the averages of the base: their own would depend on what else is in a
@@ -124,6 +130,7 @@ class FineTune:
                 module.eval()
 
     def _train(self) -> None:
+        self._look_on_the_way()  # a stop may have come between a step and its evaluation
         self._learn()
         loss_sum, weight_sum, since, counted = 0.0, 0.0, time.monotonic(), self.step
         steps = data.batches(
@@ -134,6 +141,10 @@ class FineTune:
             seed=self.settings.seed,
         )
         for step, _, mine in steps:
+            if self.best.is_enough:
+                vain = f"{self.best.in_vain} evaluations brought no better {self.best.metric}"
+                self._report(note=f"ended: {vain} than {self.best.value:g}, at step {self.best.step}")
+                return
             seed, rate = self.settings.seed, self.settings.rate(step, self.total)
             torch.manual_seed(shared := key_of(seed, step, -1))
             keys = [key_of(seed, step, row) for row in mine]
@@ -157,10 +168,29 @@ class FineTune:
                 self._leave_if_asked()
                 if time.monotonic() - self.saved_at >= self._every_s():
                     self._save()
-                every = self.evaluation.get("every")
-                if every and step % every == 0:
-                    self._show(self._evaluate())
+                if self._look_on_the_way():
                     self._learn()
+
+    def _look_on_the_way(self) -> bool:
+        """Evaluate when it is time; whether it was."""
+        every = self.evaluation.get("every")
+        if not every or not self.step or self.step % every or self.evaluated == self.step or self.step >= self.total:
+            return False
+        numbers = self._evaluate()
+        self.evaluated = self.step
+        self.best.consider(self.step, numbers, self.stepper.params)
+        self._show(numbers)
+        return True
+
+    def _last_evaluation(self) -> dict[str, float]:
+        """Of the weights that are the result: the last ones, or the best."""
+        numbers = self._evaluate()
+        self.best.consider(self.step, numbers, self.stepper.params)
+        if self.best.step in (None, self.step):
+            return numbers
+        self._report(note=f"the result is the model of step {self.best.step}, the best by {self.best.metric}")
+        self.best.put_back(self.stepper.params)
+        return self._evaluate()
 
     def _times(self, steps: int) -> dict[str, Any]:
         """Of the last `steps` steps, over all ranks: how much of the time went into preparing data, and how long each
@@ -230,7 +260,8 @@ class FineTune:
 
     def _write_checkpoint(self, folder: Path) -> None:
         write_model(self.model, self.train, folder, self.base, self.where.inputs)
-        write_state(self.stepper, {"step": self.step, "metrics": self.metrics, **self._frame()}, folder)
+        kept = {"evaluated": self.evaluated, **self.best.save(folder)}
+        write_state(self.stepper, {"step": self.step, "metrics": self.metrics, **kept, **self._frame()}, folder)
 
     def _write_result(self, folder: Path) -> None:
         write_result(self.model, self.train, folder, self.base, self.where.inputs, self.saved_as)
@@ -253,6 +284,20 @@ class FineTune:
         if not chosen:
             raise BadInput(f'datasets: none has "split: {split}"')
         return self.task.samples(chosen, self.where.inputs)
+
+    def _held_out(self) -> list[Any]:
+        """The rows that are evaluated: a split of their own, or a part of those to learn from, by the seed."""
+        share = self.evaluation.get("fraction")
+        if share is None:
+            return self._samples(self.evaluation["on"])
+        order = data.epoch_order(len(self.rows), -1, self.settings.seed)
+        chosen = set(order[: round(share * len(self.rows))])
+        if not chosen or len(chosen) == len(self.rows):
+            raise BadInput(f"evaluation.fraction {share:g} of {len(self.rows):,} samples leaves none on one side")
+        held_out = [self.rows[number] for number in sorted(chosen)]
+        self.rows = [row for number, row in enumerate(self.rows) if number not in chosen]
+        self._report(note=f"{len(held_out):,} of the samples are held out, {len(self.rows):,} are learnt from")
+        return held_out
 
     def _metric_names(self) -> list[str]:
         """The first two of the task, and those that are asked for. Raises BadInput."""

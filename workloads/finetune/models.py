@@ -13,11 +13,19 @@ from typing import Any
 import torch
 
 from workloads import adapters
-from workloads.sources import BadInput
+from workloads.sources import BadInput, resolve_path
 from workloads.tasks.table import model_class
 from workloads.tasks.task import Task
 
 _METHODS = ("full", "lora")
+
+
+def config_of(uri: str, inputs: Mapping[str, str]) -> Path:
+    """A folder with a config and what reads the input; weights need not be there. Raises BadInput."""
+    folder = resolve_path(uri, inputs)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model {uri}: no config.json in {folder}")
+    return folder
 
 
 def load_config(folder: Path, uri: str) -> Any:
@@ -35,7 +43,9 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
     if method not in _METHODS:
         raise BadInput(f"method {method}: needs 4-bit kernels that exist for CUDA only; use lora or full")
     if method == "full":
-        return _load(task, resumed, uri, dtype) if resumed else _new(task, base, uri, dtype)
+        if resumed:
+            return _load(task, resumed, uri, dtype)
+        return _random(task, base, uri, dtype) if train.get("init") == "random" else _new(task, base, uri, dtype)
     import peft
 
     model = _new(task, base, uri, dtype)
@@ -93,6 +103,18 @@ def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
         if param.shape != other[name]:  # it grows with the number of labels: it is the last layer
             std = getattr(config, "initializer_range", 0.02)
             torch.nn.init.normal_(param.data, std=std) if param.ndim > 1 else torch.nn.init.zeros_(param.data)
+    return model
+
+
+def _random(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
+    """With the config of the base and weights of chance, which the caller has seeded."""
+    config = load_config(base, uri)
+    for name, value in task.settings().items():
+        setattr(config, name, value)
+    model = model_class(task.name).from_config(config, dtype=dtype)
+    for name, param in model.named_parameters():
+        if "position_embedding" in name and not param.any():  # some begin at 0, and would all move alike
+            torch.nn.init.normal_(param.data, std=getattr(config, "initializer_range", None) or 0.02)
     return model
 
 

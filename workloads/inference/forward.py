@@ -65,7 +65,7 @@ class Forward:
         self._settings = settings
         config = self._model.config
         self._reader: Any = reader_of(task, folder, str(folder), config, settings.max_model_len or 1 << 20)
-        self._says = answers_of(task, self._model, folder, self._reader)
+        self._says = answers_of(task, self._model, self._reader)
         self._role = KINDS[task].reads[0]
         self._form = _FORMS.get(task)
         self._encode = getattr(self._reader, self._form.reads if self._form else "encode")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmsched.data.tasks import KINDS
-from workloads.adapters import json_in
 from workloads.tasks.metrics import chunks
 from workloads.tasks.reads import Batch, Encoded
 
@@ -20,8 +18,8 @@ Says = Callable[[Any, Batch, Sequence[Encoded]], list[Any]]  # (output, what was
 Answer = dict[str, Any]  # {"label", "score", "scores"?, "text"?, "at"?: {"start", "end"}}, as /v1/classify has it
 
 
-def answers_of(task: str, model: Any, folder: Path, reader: Any) -> Says:
-    """How `model`, loaded from `folder`, answers: for each row a vector, or a list of Answer."""
+def answers_of(task: str, model: Any, reader: Any) -> Says:
+    """How `model` answers: for each row a vector, or a list of Answer."""
     config = model.config
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
     if task == "question-answering":
@@ -41,8 +39,7 @@ def answers_of(task: str, model: Any, folder: Path, reader: Any) -> Says:
         if len(names) == 1:  # a number is learnt
             return lambda out, batch, rows: [[{"label": names[0], "score": each}] for each in out.logits[:, 0].tolist()]
         return lambda out, batch, rows: labels(out.logits, names)
-    note = json_in(folder / "1_Pooling" / "config.json")  # sentence-transformers' note on pooling
-    return first_token if note.get("pooling_mode_cls_token") else mean_of_tokens
+    return lambda out, batch, rows: vectors(out, batch, reader.takes_first).tolist()
 
 
 def labels(logits: torch.Tensor, names: list[str]) -> list[list[Answer]]:
@@ -142,19 +139,11 @@ def regions(logits: torch.Tensor, names: list[str], size: tuple[int, int]) -> li
     return found
 
 
-def mean_of_tokens(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[Any]:
-    """A vector of length 1 for each row, as is the next."""
-    return mean(out, batch).tolist()  # type: ignore[no-any-return]
-
-
-def first_token(out: Any, batch: Batch, rows: Sequence[Encoded]) -> list[Any]:
-    return _unit(out.last_hidden_state[:, 0]).tolist()  # type: ignore[no-any-return]
-
-
-def mean(out: Any, batch: Batch) -> torch.Tensor:
-    weights = batch["attention_mask"][..., None].to(out.last_hidden_state.dtype)
-    return _unit((out.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1))
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+def vectors(out: Any, batch: Batch, takes_first: bool) -> torch.Tensor:
+    """A vector of length 1 for each row: of its first token, or the mean of all."""
+    states, weights = out.last_hidden_state, batch["attention_mask"][..., None]
+    if takes_first:
+        made = states[:, 0]
+    else:
+        made = (states * weights.to(states.dtype)).sum(dim=1) / weights.sum(dim=1)
+    return torch.nn.functional.normalize(made.float(), dim=-1)

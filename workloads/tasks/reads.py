@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,13 @@ import torch
 
 from llmsched.data.messages import Unusable, plain_text
 from workloads import context_length
+from workloads.adapters import json_in
 from workloads.sources import BadInput
 from workloads.tasks import media
 
 Encoded = dict[str, Any]  # by name; what a row of a batch is before it is padded
 Batch = dict[str, torch.Tensor]
+_POOLING, _OF_FIRST = "1_Pooling/config.json", "pooling_mode_cls_token"  # sentence-transformers' note
 _LONGEST_BY_DEFAULT = 1024  # tokens, where neither the spec nor the model sets a limit
 
 
@@ -63,6 +66,8 @@ class Text(Reader):
     """A text, or a pair of texts, by the tokenizer of the model; cut to `max_length` tokens.
 
     `vocab_size`: rows of the model's embedding; None: not known."""
+
+    takes_first = False  # a vector of a text is that of its first token, not the mean of all
 
     def __init__(self, tokenizer: Any, max_length: int, vocab_size: int | None = None) -> None:
         self.processor = self.tokenizer = tokenizer
@@ -138,6 +143,12 @@ class Text(Reader):
 
     def settings(self) -> dict[str, Any]:
         return {"pad_token_id": self.filler()}
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        if self.takes_first:
+            (folder / _POOLING).parent.mkdir(exist_ok=True)
+            (folder / _POOLING).write_text(json.dumps({_OF_FIRST: True}))
 
 
 class Image(Reader):
@@ -248,7 +259,9 @@ def text_reader(folder: Path, uri: str, config: Any, max_length: int | None) -> 
         tokenizer.pad_token = tokenizer.eos_token
     fits = context_length.longest(config, tokenizer) or max_length or _LONGEST_BY_DEFAULT
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    return Text(tokenizer, min(max_length or fits, fits), vocab_size)
+    made = Text(tokenizer, min(max_length or fits, fits), vocab_size)
+    made.takes_first = bool(json_in(folder / _POOLING).get(_OF_FIRST))
+    return made
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ functions of summed counts for the same reason.
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,7 @@ class Task(ABC):
                     "make it larger"
                 )
             self.notes += [f"{dataset['path']}: {count:,} {what}" for what, count in self.seen.items()]
+            found[before:] = _weighted(found[before:], float(dataset.get("weight") or 1.0))
         return found
 
     def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
@@ -102,6 +104,10 @@ class Task(ABC):
         """A sample as a step takes it: what need not lie in memory meanwhile is read here; `key` decides all chance."""
         return self.reader.load(sample)
 
+    def rows_of(self, sample: Encoded) -> int:
+        """Rows of a batch that a sample becomes."""
+        return 1
+
     def settings(self) -> dict[str, Any]:
         """What goes into the model's config."""
         return self.reader.settings()
@@ -122,6 +128,13 @@ class Task(ABC):
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         """Every metric of this task, of the mean loss and the sum of the counts of all samples."""
         return {"loss": loss}
+
+
+def _weighted(samples: list[Encoded], weight: float) -> list[Encoded]:
+    """Each as often as its data set weighs; of the fraction that is left, some, always the same."""
+    whole, part = divmod(weight, 1)
+    order = random.Random(len(samples)).sample(range(len(samples)), round(part * len(samples)))
+    return samples * int(whole) + [samples[number] for number in sorted(order)]
 
 
 def output_of(model: Any, batch: Batch, **settings: Any) -> Any:
