@@ -20,7 +20,7 @@ from llmsched import sanitize
 from llmsched.runtime import deaths, ray_internals, train
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
 from llmsched.runtime.ranks import Failure
-from llmsched.runtime.ray_internals import DataParallelTrainer, Made, TrainingFailedError, Watch, is_no_capacity
+from llmsched.runtime.ray_internals import Made, Trainer, TrainingFailedError, Watch, is_no_capacity
 
 # Ray Train reads these where `fit` is called and hands them to its processes.
 SETTINGS = {
@@ -48,7 +48,7 @@ class TrainAttempt:
         amounts = {json.dumps([resources_of(one)], sort_keys=True) for one in members}
         if len(amounts) != 1:
             raise Outcome("failed", "a train gang's workers must ask for the same resources", "input")
-        trainer = DataParallelTrainer(
+        trainer = Trainer(
             train.work,
             train_loop_config={"attempt": life.name, "namespace": NAMESPACE},
             backend_config=train.TorchGroup(),

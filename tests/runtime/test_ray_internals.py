@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.train import RunConfig
 
 import llmsched
 
@@ -41,6 +42,18 @@ def test_ray_train_calls_back_when_a_run_has_its_controller() -> None:
     assert list(started) == ["self", "train_run_context"]
     assert Watch.after_controller_start is not callback.ControllerCallback.after_controller_start
     assert TORCH.value == "torch"
+
+
+def test_ray_train_starts_no_process_for_what_an_attempt_has_no_use_for() -> None:
+    from llmsched.runtime.ray_internals import DataParallelTrainer, Trainer, Watch
+
+    def callbacks_of(trainer: type[DataParallelTrainer]) -> list[type]:
+        made = trainer(lambda: None, run_config=RunConfig(name="x", callbacks=[Watch("name", "namespace")]))
+        return [type(one) for one in made._create_default_callbacks()]
+
+    theirs, ours = callbacks_of(DataParallelTrainer), callbacks_of(Trainer)
+    assert set(theirs) - set(ours) == set(Trainer.WITHOUT)
+    assert Watch in ours
 
 
 @pytest.mark.parametrize("name", ["WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"])
