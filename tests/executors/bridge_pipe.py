@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from waiting import SLACK
+
 from llmsched.executors import wire
 from llmsched.executors.local_ray import environment
 from llmsched.executors.port import LaunchOrder, Member
@@ -39,6 +41,7 @@ class BridgePipe:
 
     def until(self, kind, timeout=60, since=0, **fields):
         """The first observation of this kind with these fields, among those seen (`since` that many) and to come."""
+        timeout *= SLACK
         deadline = time.monotonic() + timeout
 
         def fits(one):

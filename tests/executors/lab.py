@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 from bridge_pipe import BridgePipe, order
 from wheels import write_wheel
 
@@ -119,6 +121,14 @@ class Lab:
         env = {**os.environ, **local_ray.environment(self.home)}
         subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words], env=env, check=True)
 
+    def actors(self, name):
+        """Processes of the Ray actors of that class; Ray adds the method that one is in to its title."""
+        found = []
+        for each in self.cluster.processes:
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(each.pid).children(recursive=True)
+        return [one for one in found if title_of(one).partition(".")[0] == f"ray::{name}"]
+
     def groups(self):
         """What answers each line on its stdin with the placement groups that Ray has now, as `id state`s."""
         code = """if True:
@@ -141,3 +151,10 @@ class Lab:
     def read(self, name):
         file = self.storage / name
         return file.read_text() if file.exists() else ""
+
+
+def title_of(process):
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):  # gone, or only its parent has not heard of it
+        return ""

@@ -1,31 +1,12 @@
 """What an attempt of a train gang leaves behind when it is cut short, and what is said of one that does not move."""
 
-import psutil
 import pytest
-from lab import Lab
-from waiting import has_ended, wait_until
+from waiting import wait_until
 
-from llmsched.executors import local_ray
 from llmsched.executors.port import Ended, Stalled, Vanished
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
-PATIENCE_S = 150  # where others use the machine, too
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
-    try:
-        lab = Lab(home)
-        yield lab
-        assert lab.bridge.close(stop_everything=True) == 0
-    finally:
-        local_ray.stop(home)
-    assert all(has_ended(process.pid) for process in lab.cluster.processes)
-
-
-def supervisors():
-    return [one for one in psutil.process_iter(["cmdline"]) if "ray::Supervisor" in " ".join(one.info["cmdline"] or ())]
+PATIENCE_S = 60
 
 
 def test_what_an_attempt_took_while_it_started_is_freed_however_it_ends(lab):
@@ -36,7 +17,7 @@ def test_what_an_attempt_took_while_it_started_is_freed_however_it_ends(lab):
             asked.stdin.flush()
             return asked.stdout.readline().split()
 
-        others = {one.pid for one in supervisors()}
+        others = {one.pid for one in lab.actors("Supervisor")}
         lab.launch(lab.train("cut/0", steps=5000, pause=0.1))
         wait_until(held, PATIENCE_S, "its placement group, which nobody has told of yet")
         lab.stop("cut/0", "train", "stop", 30.0)
@@ -45,7 +26,7 @@ def test_what_an_attempt_took_while_it_started_is_freed_however_it_ends(lab):
 
         lab.launch(lab.train("killed/0", steps=5000, pause=0.1))
         wait_until(held, PATIENCE_S, "the next group")
-        for one in supervisors():
+        for one in lab.actors("Supervisor"):
             if one.pid not in others:
                 one.kill()
         lab.bridge.until(Vanished, PATIENCE_S, gang="killed/0")

@@ -1,4 +1,7 @@
-"""The bridge on a real local Ray of two pretend nodes with two GPUs each: one cluster, one test after the other."""
+"""The bridge on a real local Ray of two pretend nodes with two GPUs each: one cluster, one test after the other.
+
+The last ones take a node away.
+"""
 
 import hashlib
 import json
@@ -13,10 +16,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from lab import Lab
 from waiting import has_ended, wait_until
 
-from llmsched.executors import local_ray, wire
+from llmsched.executors import wire
 from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
@@ -39,18 +41,6 @@ from llmsched.executors.port import (
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 KEY = "key of the test"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    home = tmp_path_factory.mktemp("lab")
-    try:
-        lab = Lab(home)
-        yield lab
-        assert lab.bridge.close(stop_everything=True) == 0
-    finally:
-        local_ray.stop(home)
-    assert all(has_ended(process.pid) for process in lab.cluster.processes)
 
 
 def test_every_node_is_seen_with_what_it_has(lab):
