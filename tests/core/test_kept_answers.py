@@ -264,3 +264,22 @@ def test_what_people_read_changes_at_the_end_of_a_pass_alone() -> None:
     assert kinds(decided) == [("Launch", "wide/0"), ("Launch", "small/0")]
     assert len(seen) == 2 and seen[0] == seen[1] == before
     assert [*reasons()] == ["middle/0"] and reasons()["middle/0"]
+
+
+def test_what_was_refused_beside_who_does_not_begin_after_all_is_not_remembered() -> None:
+    """`short` was to begin, and `other` found too little beside it; then `high` takes the place and leaves more. What
+    keeps `other` out from then on is a planned start, which moves with time."""
+    given = cluster("1 node x 4").rules("lower_priority").policies(ordering="shortest_remaining")
+    story = Story(given.scheduling(backfill="easy"))
+    group = Group("workers", 1, (Option(None, Resources(1000)),))
+
+    def work(name: str, size: int, **more: Any) -> facts.Submitted:
+        return facts.Submitted(1.0, Workload(name, name, "train", (group,), min_size=size, max_size=size, **more))
+
+    short = work("short", 3, priority=50, estimated_runtime_s=60.0)
+    other = work("other", 2, priority=40, estimated_runtime_s=1000.0)
+    decided = story.now(short, other, work("high", 2, priority=90, estimated_runtime_s=5000.0, max_runtime_s=900.0))
+    assert kinds(decided) == [("Launch", "high/0")]
+    shape = story.state.gangs["other/0"].shape
+    assert shape is not None and shape.examined is None
+    assert story.state.gangs["other/0"].reason.code == "order"  # type: ignore[union-attr]

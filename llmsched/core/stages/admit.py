@@ -77,6 +77,7 @@ class Admission:
         while True:
             line = self._ask_all(moves, since)
             if line is None:
+                self._forget_who_did_not_begin()
                 return
             if not self._may_differ():
                 break
@@ -176,12 +177,19 @@ class Admission:
 
     def _begin_again(self) -> None:
         """What was refused before somebody else was answered may not be so any more."""
+        self._forget_who_did_not_begin()
         self.asked, self.looks, self.refused_to = {}, {}, {}
         self.is_late = self.is_moved = False
         self.exchanged = len(self.this.exchanged)
         self._forget_room()
         self.calendar.begin_again()
         self.this.let_go_of_quota()
+
+    def _forget_who_did_not_begin(self) -> None:
+        """What was refused while they were to begin may have been theirs, and is there again."""
+        if len(self.this.exchanged) > self.exchanged:
+            for shape in self.refused_to.values():
+                shape.examined = None
 
     def _name_moments(self, line: Line) -> None:
         """When time alone may change what was refused: nobody waits for the clock without knowing until when."""

@@ -126,7 +126,8 @@ def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, P
     going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]
     if not going and fits(trial, gang.spec, choice.placement):
         return choice.placement
-    nominate(this, gang, choice.placement, [*going, *this.later().trial.gone_from(choice.placement)])
+    others = (name for name in this.later().trial.gone_from(choice.placement) if name not in going)
+    nominate(this, gang, choice.placement, [*going, *others])
     return True
 
 
