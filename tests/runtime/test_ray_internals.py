@@ -19,6 +19,8 @@ ALLOWED = {
     "runtime/serve_internals.py",
     "runtime/serve_graph.py",
     "runtime/serve_handles.py",
+    "runtime/serve_apart.py",
+    "runtime/serve_line.py",
     "executors/bridge/ray_internals.py",
     "gateway/serve_internals.py",
 }
