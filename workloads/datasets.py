@@ -11,15 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmsched.data import files, formats, reading
+from llmsched.data import files, formats, media, reading
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Place, Row, Rows
 from llmsched.data.tables import without_fillers
 from llmsched.data.tasks import Kind
 from workloads.sources import BadInput, resolve_path
-from workloads.tasks import media
 
-MEDIA = {"image", "audio"}  # roles that may be a path
 __all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
 
 
@@ -35,11 +33,11 @@ def roles(
     good = Rows()
     try:
         rows = raw(dataset, inputs, bad)
-        columns, folder = dataset.get("columns") or {}, _folder_of(dataset["path"], inputs)
+        columns, folder = dataset.get("columns") or {}, media.folder_of(_root(dataset["path"], inputs))
         chosen = formats.roles(rows, kind.required, kind.optional, columns, dataset["path"], bad, kind.names)
         for row, place in zip(chosen, chosen.places, strict=True):
             try:
-                for role in MEDIA & row.keys():
+                for role in media.ROLES & row.keys():
                     row[role] = media.of_row(row[role], folder / Path(place.file).parent, role)
                 good.add(check(row, chosen), place)
             except Unusable as error:
@@ -87,12 +85,8 @@ def _place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
     return folder / "/".join(parts[first:])
 
 
-def _folder_of(path: str, inputs: Mapping[str, str] | None) -> Path:
-    """Where paths in rows begin, beside the file of each; of a hub none do."""
-    place = Path() if path.startswith("hf://") else _place_of(path, inputs)
-    while files.is_pattern(str(place)):
-        place = place.parent
-    return place.parent if place.is_file() else place
+def _root(path: str, inputs: Mapping[str, str] | None) -> Path:
+    return Path() if path.startswith("hf://") else _place_of(path, inputs)
 
 
 def _from_hub(dataset: Mapping[str, Any]) -> Rows:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llmsched.data import files, formats, reading
-from llmsched.data.rows import BadRows, DataError
+from llmsched.data import files, formats, media, reading
+from llmsched.data.messages import Unusable
+from llmsched.data.rows import BadRows, DataError, Rows
 from llmsched.data.tasks import KINDS
 
 FIRST_ROWS = 200
@@ -78,7 +79,17 @@ def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Pat
     else:
         kind = KINDS[task]
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
+        _media_is_there(rows, media.folder_of(place), bad)
     return [*rows.notes, *bad.settle(len(rows))]
+
+
+def _media_is_there(rows: Rows, folder: Path, bad: BadRows) -> None:
+    for row, where in zip(rows, rows.places, strict=True):
+        for role in media.ROLES & row.keys():
+            try:
+                media.of_row(row[role], folder / Path(where.file).parent, role)
+            except Unusable as error:
+                bad.add(where, str(error))
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 _OF_LABELS = ("loss", "accuracy", "precision", "recall", "f1")
 MEASURES: dict[str, tuple[str, ...]] = {
     "next_token": ("loss", "perplexity"),
-    "target_text": ("loss", "perplexity"),
+    "target_text": ("loss", "perplexity", "bleu", "chrf"),
     "hidden": ("loss", "perplexity", "accuracy"),
     "one_label": _OF_LABELS,
     "label_each": ("loss", "f1", "precision", "recall", "accuracy"),

@@ -34,7 +34,7 @@ Task = Literal[
 Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "contrast", "distill", "dpo"]
 Metric = Literal[
     "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer", "cer",
-    "mean_iou", "recall_at_1",
+    "mean_iou", "recall_at_1", "bleu", "chrf",
 ]  # fmt: skip
 
 # What is written already and not trained yet: beside what the table of tasks has.
@@ -206,6 +206,7 @@ class TrainSection(Section):
     merge: bool = False  # the result is a whole model, with the adapter in it
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     datasets: list[Dataset] = Field(default=[], max_length=256)
+    packing: bool = False  # short samples of a language model share a row, up to max_length; none sees another
     max_length: int | None = Field(default=None, ge=1, le=10_000_000)
     global_batch_size: int = Field(default=16, ge=1, le=10_000_000)
     micro_batch_size: MicroBatchSize = "auto"
@@ -246,6 +247,8 @@ class TrainSection(Section):
             raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
         if self.lora is not None and self.task in tasks.KINDS and tasks.KINDS[self.task].lora is None:
             raise WrongAt(f'"{self.task}" is trained whole: use "method: full"', "method")
+        if self.packing and self.task != "causal-lm":
+            raise WrongAt('is for "task: causal-lm"', "packing")
         if self.lora is not None and self.init == "random":
             raise WrongAt('an adapter of random weights is of no use: use "method: full"', "init")
         if self.merge and self.lora is None:

@@ -109,6 +109,19 @@ def test_the_log_tells_how_the_training_goes(made: Path, tmp_path: Path) -> None
     assert said.index("eval.loss_before") < said.index("phase training") < said.index("phase saving")
 
 
+def test_packed_samples_train_as_those_that_stand_alone(made: Path, tmp_path: Path) -> None:
+    changes = {"method": "full", "lora": None, "max_length": 48, "evaluation": {"on": "train", "metrics": ["loss"]}}
+    alone, packed = (
+        chat(made, global_batch_size=14, **changes),
+        chat(made, global_batch_size=14, packing=True, **changes),
+    )
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "alone"), alone) == "done"
+    assert tiny.gang(2, tiny.finetune, str(tmp_path / "packed"), packed) == ["done"] * 2
+    assert "14 samples are packed into" in (tmp_path / "packed/by-hand/0/1/progress.jsonl").read_text()
+    assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "alone"), abs=2e-5)
+    assert_close(result_of(tmp_path / "alone"), result_of(tmp_path / "packed"))
+
+
 @pytest.mark.parametrize("spec", [classify, chat])
 def test_a_stop_and_a_resize_do_not_show_in_the_result(spec: Any, made: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

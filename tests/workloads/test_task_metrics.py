@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workloads.tasks import metrics
+from workloads.tasks import metrics, translation
 from workloads.tasks.learns import span
 
 CHANCE = random.Random(1)
@@ -90,3 +90,33 @@ def test_error_rates_of_words_and_letters_are_jiwers() -> None:
     assert wrong / sum(len(text.split()) for text in true) == pytest.approx(theirs.wer(true, said), abs=1e-9)
     letters = sum(metrics.edits(mine, right) for mine, right in pairs)
     assert letters / sum(map(len, true)) == pytest.approx(theirs.cer(true, said), abs=1e-9)
+
+
+def test_bleu_and_chrf_are_sacrebleus() -> None:
+    theirs = pytest.importorskip("sacrebleu")
+    words = [
+        "Ein",
+        "Film",
+        "film.",
+        "3.5",
+        "1,000",
+        "(gut)",
+        "it's",
+        "x-y",
+        "2-3",
+        "...",
+        "a&amp;b",
+        "und",
+        "sehr",
+        "\u00e9t\u00e9",
+    ]
+    true = [" ".join(CHANCE.choices(words, k=CHANCE.randrange(1, 14))) for _ in range(60)]
+    for share in (0.9, 0.5, 0.1, 0.0):
+        said = [" ".join(w if CHANCE.random() < share else CHANCE.choice(words) for w in text.split()) for text in true]
+        said[3], said[9] = "", f"{said[9]} und noch mehr"
+        for part in (slice(None), slice(0, 4), slice(5, 6)):
+            pairs = list(zip(said[part], true[part], strict=True))
+            mine = translation.measure(summed([translation.counts_of(*pair) for pair in pairs]))
+            wanted = theirs.corpus_bleu(said[part], [true[part]]).score
+            assert mine["bleu"] == pytest.approx(wanted, abs=1e-9)
+            assert mine["chrf"] == pytest.approx(theirs.corpus_chrf(said[part], [true[part]]).score, abs=1e-9)

@@ -68,8 +68,13 @@ class FineTune:
         name = self.train.get("task", "causal-lm")
         reader = reader_of(name, base, self.train["base_model"], config, self.settings.max_length)
         self.task = task_of(name, self.train.get("objective"), reader, config)
+        self.task.packs = bool(self.train.get("packing"))
+        window = getattr(config, "sliding_window", None)
+        if self.task.packs and window and window < reader.max_length:
+            raise BadInput(f"packing: this model looks back {window} tokens; set max_length to at most that")
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self.metric_names = self._metric_names()
+        self.task.asked = {*self.metric_names}
         self.best = Best(self.evaluation.get("best"), self.evaluation.get("patience"))
         self.evaluated = 0  # the step of the last evaluation on the way
         self.rows = self._samples(_SPLIT_OF_TRAINING)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llmsched.data.media import ROLES, of_text
 from llmsched.data.messages import Unusable
 from llmsched.data.tasks import KINDS
 from workloads.inference import openai
@@ -22,12 +23,10 @@ from workloads.inference.engine import Settings
 from workloads.inference.packed import pack
 from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
-from workloads.tasks.media import of_text
 from workloads.tasks.reads import Encoded
 from workloads.tasks.table import model_class, reader_of
 
 Input = str | list[int] | dict[str, str]  # a text, its tokens, or an image or audio as base64
-MEDIA = ("image", "audio")
 BATCH_TOKENS = 16_384  # padding included
 
 
@@ -104,7 +103,7 @@ class Forward:
 
     def _read(self, one: Input | tuple[str, str | None]) -> Encoded:
         try:
-            if self._role in MEDIA:
+            if self._role in ROLES:
                 return dict(self._reader.load(self._reader.encode(self._media(one))))
             if isinstance(one, dict):
                 raise RequestError("This model reads texts.", param="input")

@@ -1,59 +1,19 @@
-"""Images and audio: from what a row or a request has (a path beside the data file, base64, a data: URL, bytes) to
-pixels and samples. Nothing is fetched, and a request names no file."""
+"""What is in an image or a piece of audio: pixels and samples."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import importlib.util
 import io
 import wave
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmsched.data.media import Source
 from llmsched.data.messages import Unusable
 
 MOST_PIXELS = 50_000_000
-_SHORT = 1024  # characters: whatever is longer is no path
-Source = Path | bytes
-
-
-def of_row(value: Any, folder: Path, role: str) -> Source:
-    """The file or the bytes that a row means. Raises Unusable."""
-    if isinstance(value, Mapping):  # as the library datasets has it
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str) or not value:
-        raise Unusable(f"has no {role}: expected a path beside the data file, or base64")
-    if len(value) < _SHORT and (folder / value).is_file():
-        return folder / value
-    try:
-        return of_text(value)
-    except Unusable:
-        what = f"the file {value[:200]!r}, which is not in {folder}" if len(value) < _SHORT else "no base64"
-        raise Unusable(f"has as {role} {what}") from None
-
-
-def of_text(value: str) -> bytes:
-    """The bytes of base64 or of a data: URL. Raises Unusable."""
-    head, comma, rest = value.partition(",")
-    if value.startswith("data:"):
-        if not comma or not head.endswith(";base64"):
-            raise Unusable("has a data: URL without ;base64")
-        value = rest
-    elif "://" in value[:20]:
-        raise Unusable("has an address, and nothing is fetched; send the bytes as base64 or as a data: URL")
-    try:
-        found = base64.b64decode("".join(value.split()), validate=True)
-    except (ValueError, binascii.Error):
-        found = b""
-    if not found:
-        raise Unusable("is not base64")
-    return found
 
 
 def image(source: Source) -> Any:

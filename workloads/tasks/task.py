@@ -41,12 +41,14 @@ class Task(ABC):
 
     unit = "samples"  # what `weight` counts, for people: "samples" | "tokens"
     head_is_new = False  # the base model may lack the last layer
+    packs = False  # several short samples in the place of one
     new_head = False  # known once samples are read: the base's last layer means something else
 
     def __init__(self, name: str, reader: Reader, known_labels: Mapping[str, int] | None = None) -> None:
         self.name, self.reader = name, reader
         self.kind = KINDS[name]
         self.known_labels = {str(label): number for label, number in (known_labels or {}).items()}
+        self.asked: set[str] = set()  # metrics; what costs much is counted for these alone
         self.notes: list[str] = []  # what was noticed in the data, for people
         self.seen: Counter[str] = Counter()  # the same of the data set at hand: how many of what
         self.rows = 0  # in the data set at hand

@@ -6,10 +6,14 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from workloads import datasets as reading
 from workloads.tasks.dialogues import Dialogues
 from workloads.tasks.reads import Batch, Encoded, Text
 from workloads.tasks.task import IGNORED, Score, Task, output_of, perplexity, score_of_tokens
+
+_OPEN = 64  # packs that may still take a text
 
 
 class Learns(Task):
@@ -18,6 +22,14 @@ class Learns(Task):
 
     def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
         return reading.conversations(dataset, inputs)
+
+    def samples(self, datasets: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]) -> list[Encoded]:
+        found = super().samples(datasets, inputs)
+        if not self.packs:
+            return found
+        packed = [_together(part) for part in _fitting(found, self.reader.max_length)]
+        self.notes.append(f"{len(found):,} samples are packed into {len(packed):,}")
+        return packed
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         dialogues, most = Dialogues(self.reader.tokenizer, self.seen), self.reader.max_length
@@ -31,9 +43,51 @@ class Learns(Task):
                 self.seen[f"with an answer that is cut off at max_length {most}"] += 1
             yield {"input_ids": array("i", ids[:most]), "labels": array("i", cut)}
 
+    def collate(self, encoded: Sequence[Encoded]) -> Batch:
+        made = super().collate(encoded)
+        return {**made, **_apart(made.pop("attention_mask"), encoded)} if "parts" in encoded[0] else made
+
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
         logits = output_of(model, batch, use_cache=False).logits[:, :-1]
         return score_of_tokens(logits, batch["labels"][:, 1:], smoothing)
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return perplexity(loss)
+
+
+def _fitting(samples: Sequence[Encoded], most: int) -> list[list[Encoded]]:
+    """Samples that stand together in at most `most` tokens: each goes where the first place is left, in order."""
+    parts: list[list[Encoded]] = []
+    room: list[int] = []
+    for sample in samples:
+        size = len(sample["input_ids"])
+        place = next((n for n, left in enumerate(room[-_OPEN:], max(0, len(room) - _OPEN)) if left >= size), None)
+        if place is None:
+            place = len(room)
+            parts.append([])
+            room.append(most)
+        parts[place].append(sample)
+        room[place] -= size
+    return parts
+
+
+def _together(samples: Sequence[Encoded]) -> Encoded:
+    ids, labels = array("i"), array("i")
+    for sample in samples:
+        ids += sample["input_ids"]
+        labels += array("i", [IGNORED]) + sample["labels"][1:]  # nobody says the first token of another text
+    return {"input_ids": ids, "labels": labels, "parts": [len(sample["input_ids"]) for sample in samples]}
+
+
+def _apart(there: torch.Tensor, encoded: Sequence[Encoded]) -> Batch:
+    """Positions that begin anew with each text, and who sees whom: each token its own text up to itself."""
+    rows, width = there.shape
+    positions, texts = torch.zeros(rows, width, dtype=torch.int64), torch.full((rows, width), -1)
+    for number, row in enumerate(encoded):
+        at = 0
+        for text, size in enumerate(row["parts"]):
+            positions[number, at : at + size], texts[number, at : at + size] = torch.arange(size), text
+            at += size
+    sees = (texts[:, :, None] == texts[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
+    hidden = torch.zeros(rows, 1, width, width).masked_fill(~sees[:, None], torch.finfo(torch.float32).min)
+    return {"attention_mask": hidden, "position_ids": positions}

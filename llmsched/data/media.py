@@ -1,0 +1,59 @@
+"""Images and audio in rows and requests: a path beside the data file, base64, a data: URL, bytes. Nothing is fetched,
+and a request names no file. What is in them is for whoever can read it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmsched.data import files
+from llmsched.data.messages import Unusable
+
+ROLES = {"image", "audio"}
+_SHORT = 1024  # characters: whatever is longer is no path
+Source = Path | bytes
+
+
+def folder_of(place: Path) -> Path:
+    """Where paths begin in the rows of a file, a folder or a pattern."""
+    while files.is_pattern(str(place)):
+        place = place.parent
+    return place.parent if place.is_file() else place
+
+
+def of_row(value: Any, folder: Path, role: str) -> Source:
+    """The file or the bytes that a row means. Raises Unusable."""
+    if isinstance(value, Mapping):  # as the library datasets has it
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise Unusable(f"has no {role}: expected a path beside the data file, or base64")
+    if len(value) < _SHORT and (folder / value).is_file():
+        return folder / value
+    try:
+        return of_text(value)
+    except Unusable:
+        what = f"the file {value[:200]!r}, which is not in {folder}" if len(value) < _SHORT else "no base64"
+        raise Unusable(f"has as {role} {what}") from None
+
+
+def of_text(value: str) -> bytes:
+    """The bytes of base64 or of a data: URL. Raises Unusable."""
+    head, comma, rest = value.partition(",")
+    if value.startswith("data:"):
+        if not comma or not head.endswith(";base64"):
+            raise Unusable("has a data: URL without ;base64")
+        value = rest
+    elif "://" in value[:20]:
+        raise Unusable("has an address, and nothing is fetched; send the bytes as base64 or as a data: URL")
+    try:
+        found = base64.b64decode("".join(value.split()), validate=True)
+    except (ValueError, binascii.Error):
+        found = b""
+    if not found:
+        raise Unusable("is not base64")
+    return found
