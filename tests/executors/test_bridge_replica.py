@@ -7,11 +7,13 @@ from llmsched.executors.bridge.replica import (
     DEPLOYED_WITHIN_S,
     HEALTH_EVERY_S,
     HEALTH_WITHIN_S,
+    LAST_S,
     Abandoned,
     Answers,
     Application,
     Failed,
     Gone,
+    Idle,
     Left,
     Watched,
     World,
@@ -160,12 +162,40 @@ def test_one_that_never_comes_up_fails_with_serves_words(desk):
 
 
 def test_who_was_told_to_leave_has_left_when_nothing_of_it_is_there(answering):
-    answering.watched.leave_by = 10.0
+    answering.watched.leave(300.0)
+    answering.watched.is_deleted = True
     assert answering.look(applications={NAME: Application("DELETING")}) is None
     assert answering.look(applications={}) is None
     assert answering.look(processes={}) == Left()
-    answering.watched.leave_by = 10.0
     assert answering.look(applications=None, processes={}, is_serve_there=False) == Left()
+
+
+def test_who_leaves_ends_what_it_has_in_hand_before_serve_may_take_it(answering):
+    answering.answers["health"] = HEALTHY | {"in_hand": 2}
+    answering.watched.leave(300.0)
+    assert [answering.look(float(now)) for now in range(250)] == [None] * 250
+    answering.answers["health"] = HEALTHY
+    assert [answering.look(260.0), answering.look(261.0)] == [None, Idle()]
+    answering.watched.is_deleted = True
+    assert answering.look(262.0) is None, "once is enough"
+
+
+@pytest.mark.parametrize("health", [None, HEALTHY | {"in_hand": 1}, RuntimeError("it is stuck")])
+def test_serve_takes_it_in_time_for_the_end_whatever_it_says(answering, health):
+    answering.answers["health"] = health
+    answering.watched.leave(300.0)
+    assert answering.look(299.0 - LAST_S) is None
+    assert answering.look(300.0 - LAST_S) == Idle()
+
+
+def test_serve_takes_one_at_once_that_has_never_answered(desk):
+    desk.watched.leave(300.0)
+    assert desk.look() == Idle()
+
+
+def test_serve_takes_one_at_once_whose_process_has_ended(answering):
+    answering.watched.leave(300.0)
+    assert answering.look(processes={}) == Idle()
 
 
 def test_one_that_is_adopted_again_answers_again_and_another_process_in_its_place_is_not_it(answering):

@@ -18,6 +18,9 @@ from llmsched.executors.port import LaunchOrder
 DEPLOYED_WITHIN_S = 15.0  # after Serve took an application it lists it
 BROKEN_FOR_S = 60.0  # a replica that starts has this long to answer once Serve says that it runs
 READY_AGAIN_S = 60.0  # Serve may wait for ever for a process that is gone
+# What Serve gives a replica to end what it has in hand, once it is deleted. So long before the deadline Serve takes it
+# off a node that Ray drains: until then it answers, while another one comes up.
+LAST_S = 10.0
 HEALTH_EVERY_S = 5.0
 HEALTH_WITHIN_S = 30.0  # a replica that does not answer for so long does not work either
 _BROKEN = "UNHEALTHY", "DEPLOY_FAILED"
@@ -74,13 +77,17 @@ class Left(NamedTuple):
     """It was told to leave and has."""
 
 
+class Idle(NamedTuple):
+    """It was told to leave and has nothing in hand any more, or no time left: Serve may take it."""
+
+
 class Abandoned(NamedTuple):
     """So many of the requests that it has in hand were given up by their clients and do not end."""
 
     requests: int
 
 
-Seen = Answers | Failed | Gone | Left | Abandoned
+Seen = Answers | Failed | Gone | Left | Idle | Abandoned
 
 
 @dataclass
@@ -90,6 +97,8 @@ class Watched:
     deployed_at: float | None = None  # since when Serve has the application; None: on its way
     process: str = ""  # of the replica that answered: the name of its actor
     leave_by: float | None = None
+    is_deleted: bool = False  # Serve was asked to take it
+    has_answered: bool = False  # ever
     abandoned: int = 0
     _is_told: bool = False  # that it answers
     _was_listed: bool = False
@@ -110,7 +119,9 @@ class Watched:
         application = None if world.applications is None else world.applications.get(self.order.name)
         if self.is_leaving:
             is_known = world.applications is not None or not world.is_serve_there
-            return Left() if is_known and application is None and not mine else None
+            if is_known and application is None and not mine:
+                return Left()
+            return Idle() if not self.is_deleted and self._is_idle(mine, now) else None
         if self.deployed_at is None:
             return None
         if not all(member.node in world.nodes for member in self.order.members):
@@ -127,6 +138,28 @@ class Watched:
         if application.says == "RUNNING":
             return self._readiness(mine, now)
         return Failed(application.message) if application.says in _BROKEN else None
+
+    def leave(self, by: float) -> None:
+        """At the latest then; what comes first holds."""
+        self.leave_by = by if self.leave_by is None else min(self.leave_by, by)
+        self._asked = None
+
+    def _is_idle(self, mine: set[str], now: float) -> bool:
+        """The gateway leads nothing new to it."""
+        assert self.leave_by is not None
+        if not mine or not self.has_answered or now >= self.leave_by - LAST_S:
+            return True
+        if self._asked is None:
+            self._asked = self._ask("health")
+            return False
+        try:
+            facts = self._asked.result(timeout_s=0.01)
+        except TimeoutError:
+            return False
+        except Exception:  # as in `_health`
+            facts = {}
+        self._asked = None
+        return bool(facts.get("in_hand") == 0)
 
     def _taken_away(self, world: World, application: Application | None, now: float) -> Gone | None:
         """By somebody else, for it is not leaving."""
@@ -160,7 +193,7 @@ class Watched:
         if len(mine) != 1:
             return None  # Serve has just made another: which one answered is not known
         (self.process,) = mine
-        self._is_told = True
+        self._is_told = self.has_answered = True
         return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()})
 
     def _ask(self, what: str) -> Pending | None:

@@ -116,14 +116,15 @@ class Replicas:
                 return
         if order.name in self.applications():
             with self._lock:
-                self._live[order.name] = _watched(order, time.monotonic())
+                self._live[order.name] = _watched(order, time.monotonic(), has_answered=was_running)
         elif was_running:
             self._deliver(Vanished(order.gang, order.attempt, "its Serve application is gone", by_others=True))
         else:
             self.launch(order)
 
     def stop(self, order: StopOrder) -> None:
-        """Drain: Serve routes nothing new to it and lets what it serves finish, at most `grace_s` seconds."""
+        """Drain: the gateway leads nothing new to it, and what it has in hand may finish, within `grace_s` seconds;
+        then Serve takes it, as `look` sees."""
         by = time.monotonic() + order.grace_s
         is_there = order.name in self.applications()
         with self._lock:
@@ -131,13 +132,13 @@ class Replicas:
             if one is None and is_there:
                 workload = order.gang.rpartition("/")[0]
                 told = LaunchOrder(workload, order.gang, order.attempt, order.epoch, "serve", (), {}, "")
-                one = self._live[order.name] = _watched(told)
+                one = self._live[order.name] = _watched(told, has_answered=True)  # as far as anybody knows
             if one is not None:
-                one.leave_by = by if one.leave_by is None else min(one.leave_by, by)
+                one.leave(by)
         if one is None:
             self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
-        else:
-            self.delete(order.name)
+        elif not one.has_answered:
+            self._take(one)
 
     def load_adapter(self, order: AdapterOrder) -> None:
         try:
@@ -146,6 +147,10 @@ class Replicas:
         except Exception as error:
             message = _words(sanitize.words(error)) or type(error).__name__
         self._deliver(AdapterAnswer(order.gang, order.attempt, order.name, order.uri, message))
+
+    def _take(self, one: Watched) -> None:
+        self.delete(one.order.name)
+        one.is_deleted = True
 
     def delete(self, name: str) -> None:
         """Ask Serve to. What it is slow with, or not there for, is ended by whoever looks for what nobody owns."""
@@ -244,6 +249,8 @@ class Replicas:
                 most = one.order.spec.get("max_ongoing_requests") or DEFAULT_MAX_ONGOING
                 words = f"{seen.requests} of {most} requests in hand were given up by their clients and do not end"
                 self._deliver(Stalled(gang, attempt, words if seen.requests else ""))
+            case replica.Idle():
+                self._take(one)
             case replica.Left():
                 self._forget(one.order.name)
                 self._deliver(Ended(gang, attempt, "released"))
@@ -268,8 +275,8 @@ class Replicas:
             self._live.pop(name, None)
 
 
-def _watched(order: LaunchOrder, deployed_at: float | None = None) -> Watched:
-    return Watched(order, lambda: _Calls(order.name), deployed_at)
+def _watched(order: LaunchOrder, deployed_at: float | None = None, *, has_answered: bool = False) -> Watched:
+    return Watched(order, lambda: _Calls(order.name), deployed_at, has_answered=has_answered)
 
 
 # --- Serve --------------------------------------------------------------------------------------------------------

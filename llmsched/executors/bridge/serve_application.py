@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import serve
 
+from llmsched.executors.bridge.replica import LAST_S
 from llmsched.executors.port import LaunchOrder, Member
 from llmsched.gateway.app import DEPLOYMENT
 from llmsched.runtime.containment import envs_of
@@ -31,7 +32,7 @@ def application_of(order: LaunchOrder, mark: str) -> serve.Application:
         num_replicas=1,
         # The gateway keeps to the spec's number; the rest is for our own calls.
         max_ongoing_requests=int(order.spec.get("max_ongoing_requests") or 32) + ROOM_FOR_OUR_CALLS,
-        graceful_shutdown_timeout_s=float(order.spec.get("drain_timeout") or order.grace_s),
+        graceful_shutdown_timeout_s=min(float(order.spec.get("drain_timeout") or order.grace_s), LAST_S),
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=1,  # trying again is the scheduler's
         health_check_period_s=5,
