@@ -24,12 +24,13 @@ class Regression(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-torch.manual_seed(0)
-points = torch.randn(256, 8)
-loader = DataLoader(TensorDataset(points, points.sum(1, keepdim=True)), batch_size=32)
-elastic = Elastic()
 here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun has started them; Lightning wants to be told
 nodes = int(os.environ.get("WORLD_SIZE", 1)) // here
+torch.manual_seed(0)
+points = torch.randn(256, 8)
+rows = TensorDataset(points, points.sum(1, keepdim=True))
+loader = DataLoader(rows, batch_size=32 // (here * nodes))  # 32 rows a step on any number of processes
+elastic = Elastic()
 trainer = L.Trainer(
     devices=here,
     num_nodes=nodes,

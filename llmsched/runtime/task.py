@@ -40,6 +40,8 @@ from llmsched.runtime.processes import Exit, Processes
 from llmsched.runtime.rendezvous import HeldPort, Rendezvous
 from llmsched.spec import launchers
 
+_RAY_TELLS_WITHIN_S = 3.0  # a command whose Ray has gone may end before `ray start` has noticed
+
 
 class Ending(NamedTuple):
     """How a command ended. `message`: what went wrong, for people; empty when it exited with 0. `event` as in
@@ -147,7 +149,14 @@ class TaskWorker:
             node.clean()
             return ""
         self._node = node
+        threading.Thread(target=self._watch_ray, args=(node,), daemon=True, name="its Ray").start()
         return node.address
+
+    def _watch_ray(self, node: private_ray.RayNode) -> None:
+        """Whoever asks a Ray that is gone waits long for an answer, or fails with many words."""
+        node.wait()
+        if not node.was_stopped:
+            self._say(f"[llmsched] {_ray_ended(node)}\n")
 
     def hold_port(self) -> int:
         """Where the ranks are to meet; held from now on, so that no other program gets it."""
@@ -179,6 +188,13 @@ class TaskWorker:
         who = f"rank {each[place].get('RANK', self._rank)}"
         ending = self._ending(f"{who}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
+
+    def lost_ray(self) -> str:
+        """Why a command of the gang may have failed that used its Ray: the node here has ended by itself."""
+        node = self._node
+        if node is None or self._stopping.is_set() or not node.wait(_RAY_TELLS_WITHIN_S) or node.was_stopped:
+            return ""
+        return _ray_ended(node)
 
     def _answers(self) -> command_link.Answers:
         """To the command, which may use `llmsched.runtime` as a loop does."""
@@ -316,6 +332,10 @@ class TaskWorker:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
             lines = log.read().decode(errors="replace").strip().splitlines()
         return f"; last line: {lines[-1][:300]}" if lines else ""
+
+
+def _ray_ended(node: private_ray.RayNode) -> str:
+    return f"a node of its own Ray ended by itself{node.last_words()}"
 
 
 def _how(code: int) -> str:

@@ -49,7 +49,8 @@ class TaskAttempt:
         first = list(reversed(heads.values()))  # of each node, worker 0 before all others
         has_succeeded = False
         try:
-            self._check(self._answers(runs, list(range(len(runs))), is_work=True), has_begun=True)
+            said = self._answers(runs, list(range(len(runs))), is_work=True)
+            self._check([self._with_its_ray(one) for one in said], has_begun=True)
             has_succeeded = True
         finally:
             self._end_ray()
@@ -123,6 +124,12 @@ class TaskAttempt:
             return ray.get(asked)
         except ray.exceptions.RayError as error:
             raise Outcome("failed", *self._life.of_death(0, error)) from error
+
+    def _with_its_ray(self, ending: Ending) -> Ending:
+        """A rank that failed for want of the gang's own Ray, whose head is beside worker 0: it is tried again."""
+        if ending.message and (lost := self._of_worker_0(self._workers[0].lost_ray.remote())):
+            return ending._replace(message=lost, event="interruption")
+        return ending
 
     def _end_ray(self) -> None:
         """Of worker 0 last: it is the head's."""

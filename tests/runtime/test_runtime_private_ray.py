@@ -18,7 +18,8 @@ from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.ray_attempt import _changes, _Node
 from llmsched.runtime.ray_member import Joined, RayMember
-from llmsched.runtime.task import Ending
+from llmsched.runtime.task import Ending, TaskWorker
+from llmsched.runtime.task_attempt import TaskAttempt
 
 MEMBER = {"rank": 0, "node": "n", "cpus": 4.0, "gpus": 2.0, "memory_bytes": 10_000_000_000, "custom": {"FPGA": 1.0}}
 LABELS = {"ray.io/node-id": "ff", "ray.io/accelerator-type": "A100", "zone": "a"}
@@ -209,3 +210,33 @@ def test_a_node_that_ends_by_itself_is_told_and_tried_again_and_one_that_is_stop
     member = Member(tmp_path, stopped, [])
     member.close()
     assert member.watch() == Ending(code=0)
+
+
+def test_a_task_s_worker_knows_its_own_ray_that_ended_by_itself(made: Callable[..., RayNode], tmp_path: Path) -> None:
+    order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "spec": {"task": {"run": ["true"]}}}
+    for how, said in (("ends", "a node of its own Ray ended by itself: gcs_server [exit code=-9]"), ("lasts", "")):
+        worker = TaskWorker(json.dumps(order), 0)
+        assert worker.lost_ray() == ""
+        worker._node = made(how)
+        worker._node.start("127.0.0.2", tmp_path)
+        assert worker.lost_ray() == said
+
+
+class Said:
+    """What an actor answers."""
+
+    def __init__(self, text: str) -> None:
+        self.lost_ray = self
+        self.remote = lambda: text
+
+
+@pytest.mark.parametrize("lost", ["a node of its own Ray ended by itself", ""])
+def test_a_rank_that_failed_because_the_gang_s_ray_was_gone_is_tried_again(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = TaskAttempt.__new__(TaskAttempt)
+    attempt._workers = [Said(lost)]
+    monkeypatch.setattr(attempt, "_of_worker_0", lambda asked: asked)
+    failed = Ending("rank 1: 'python' exited with code 1", "error", 1)
+    assert attempt._with_its_ray(failed) == (failed._replace(message=lost, event="interruption") if lost else failed)
+    assert attempt._with_its_ray(Ending(code=0)) == Ending(code=0)
