@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from llmsched.channels import PIECE
-from llmsched.runtime import pretended_gpus
+from llmsched.runtime import own_ray_worker
 from llmsched.runtime.packages import Packages
 from llmsched.runtime.private_ray import COMES_UP_WITHIN_S, RayNode, Share
 
@@ -46,8 +46,7 @@ def node(
     """Of the size of a member (as JSON data) of a LaunchOrder, on this machine; not started yet."""
     python = sys.executable if packages is None else str(packages.bin / "python")
     program = [python, "-P", "-m", "ray.scripts.scripts"]  # of this Python, or the same seen from the packages
-    share = Share.of(member, _labels(), store)
-    return RayNode(token, share, {**pretended_gpus.envs(share.gpus), **envs}, program)
+    return RayNode(token, Share.of(member, _labels(), store), {**envs, **own_ray_worker.ENVS}, program)
 
 
 def address_here() -> str:

@@ -1,8 +1,8 @@
 """Ray programs on machines whose GPUs are only pretended: Ray Train computes on CPUs, and its workers meet by gloo.
 
 Ray believes in the GPUs, so `ScalingConfig(use_gpu=True)` would ask for NCCL and CUDA there, and fail. Who names a
-backend has it. The nodes of a private Ray begin with `envs`; Ray then calls `enter` first in each of its workers. What
-it changes of Ray Train is not promised: `tests/runtime/test_ray_internals.py` fails when it is not as it was.
+backend has it. What this changes of Ray Train is not promised: `tests/runtime/test_ray_internals.py` fails when it is
+not as it was.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from llmsched.runtime import environment
 from llmsched.runtime.after_import import after_import
-from llmsched.runtime.containment import FIRST
 
 _TRAIN, _DEVICES = "ray.train.torch.config", "ray.air._internal.device_manager"
 
 
-def envs(gpus: int) -> dict[str, str]:
-    """The variables for a node that is told to have so many, on this machine."""
-    return {FIRST: f"{__name__}.enter"} if gpus and not environment.has_accelerator() else {}
-
-
-def enter() -> None:
+def apply() -> None:
     """In a worker of such a node. Imports nothing: most workers never train."""
     after_import(_TRAIN, _meet_by_gloo)
     after_import(_DEVICES, _compute_on_cpus)

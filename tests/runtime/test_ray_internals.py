@@ -148,7 +148,7 @@ def test_ray_train_on_pretended_gpus_meets_by_gloo_and_computes_on_cpus_unless_i
 import sys
 from types import SimpleNamespace
 from llmsched.runtime import pretended_gpus
-pretended_gpus.enter()
+pretended_gpus.apply()
 assert "torch" not in sys.modules, "most workers never train"
 from ray.train.torch import TorchConfig, config
 from ray.air._internal.device_manager import get_torch_device_manager_by_context as devices

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+import ray
 
+from llmsched.runtime import containment, environment, gang_ray, own_ray_worker
 from llmsched.runtime.gang_ray import Door, envs_of, own
 
 HERE = "127.0.0.1"
@@ -99,3 +103,24 @@ def test_a_command_finds_its_own_ray_and_nothing_of_the_shared_one() -> None:
     assert around == {"PATH": "/bin"}
     given = envs_of("10.0.0.1:7", "b")
     assert (given["RAY_ADDRESS"], given["RAY_AUTH_TOKEN"], given["RAY_AUTH_MODE"]) == ("10.0.0.1:7", "b", "token")
+
+
+def test_its_workers_begin_with_what_finds_their_own_ray_whoever_started_the_one_that_starts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gang_ray, "_labels", dict)
+    beside = containment.envs_of("llms/a/0/1@c")  # of the worker in the shared Ray
+    made = gang_ray.node({"cpus": 1.0}, "secret", {**beside, "MODE": "mine"}, None)
+    try:
+        assert made.envs[containment.FIRST] == "llmsched.runtime.own_ray_worker.enter"
+        assert (made.envs[containment.OWNER], made.envs["MODE"]) == (beside[containment.OWNER], "mine")
+    finally:
+        made.clean()
+
+
+def test_a_worker_finds_the_ray_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "another:1")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:7"))
+    monkeypatch.setattr(environment, "has_accelerator", lambda: True)
+    own_ray_worker.enter()
+    assert os.environ["RAY_ADDRESS"] == "10.0.0.1:7"
