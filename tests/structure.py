@@ -51,6 +51,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "on_train_end": "transformers, of a callback",
     "should_save": "transformers, of a callback",
     "should_evaluate": "transformers, of a callback",
+    "async_openai": "code of users, in a workload",
     "pause_writing": "asyncio, of a protocol",
     "resume_writing": "asyncio, of a protocol",
     "on_message_begin": "httptools",

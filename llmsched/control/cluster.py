@@ -16,6 +16,7 @@ from llmsched.control.live_state import LiveState
 from llmsched.control.outbox import Outbox
 from llmsched.control.routes import Routes
 from llmsched.control.vault import Secrets
+from llmsched.core.decisions import Decision
 from llmsched.core.facts import Fact, NodeLost
 from llmsched.core.records import GangState
 from llmsched.core.scheduler import Plan
@@ -49,12 +50,12 @@ class Cluster:
         self._keys = keys
         self._storage = storage
         self._epoch = 0
-        self._routes = Routes(0)
+        self._routes = Routes(0, secrets)
 
     def begin(self, epoch: int) -> None:
         """Under this epoch from now on."""
         self._epoch = epoch
-        self._routes = Routes(epoch)
+        self._routes = Routes(epoch, self._secrets)
 
     @property
     def is_there(self) -> bool:
@@ -109,12 +110,12 @@ class Cluster:
             self._put(*sends_of(self._live.state, some, self._site()))
             await asyncio.sleep(0)
 
-    def send_routes(self) -> None:
+    def send_routes(self, decisions: Sequence[Decision] = ()) -> None:
         """The gateway keeps its last table: one that cannot be made holds up nothing else."""
         if not self.is_there:
             return
         try:
-            table = self._routes.changed(self._live.state, self._keys())
+            table = self._routes.changed(self._live.state, self._keys(), decisions)
         except Exception:
             log.exception("the table of routes cannot be made")
             return

@@ -344,7 +344,7 @@ class Controller:
                 notices = self._notifier.rows((*facts, *plan.decisions), at)
                 await self._live.commit(at, plan.decisions, [*self._book.unwritten(), *notices])
                 self._notifier.written(notices)
-                self.cluster.send_routes()  # first: who is about to leave gets no new requests
+                self.cluster.send_routes(plan.decisions)  # first: who is about to leave gets no new requests
                 await self.cluster.carry_out(plan)
             else:
                 self.cluster.send_routes()

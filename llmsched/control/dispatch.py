@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmsched import versions
-from llmsched.control import endpoint_names
+from llmsched.control import calls, endpoint_names
 from llmsched.control.conditions import is_met
 from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.turns import breathe
@@ -285,6 +285,8 @@ def _envs(workload: Workload, spec: Mapping[str, Any], secrets: Secrets, *, all_
     for name in spec.get("secrets") or ():
         if all_needed or secrets.has(workload.user, name):
             envs[name] = secrets.value(workload.user, name)
+    if spec.get("calls"):
+        envs = calls.envs_of(workload, secrets) | envs
     return envs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import data_files, endpoint_names, reasons
+from llmsched.control import calls, data_files, endpoint_names, reasons
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
@@ -52,7 +52,8 @@ async def plan(
     in_file = {workload.id for workload, _ in drafts}
     refusals: dict[str, RequestError] = {}
     accepted: list[Draft] = []
-    taken = endpoint_names.Taken(state, [each.workload for each in drafts])
+    file = [each.workload for each in drafts]
+    taken = endpoint_names.Taken(state, file)
     for each in drafts:
         await breathe()
         workload = each.workload
@@ -63,6 +64,7 @@ async def plan(
             check_permissions(state, workload, others, permissions)
             taken.check(workload, permissions)
             check_outside(workload, secrets, state.configuration.notify_hosts)
+            calls.check(state, workload, file, permissions)
             check_change(state, each)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
         except RequestError as error:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsched.control import endpoint_names, vault
+from llmsched.control import calls, endpoint_names, vault
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.drafts import (
     Draft,
@@ -234,13 +234,15 @@ async def _submit(
             f'there is a workload "{taken_by[0]}" already.', code="name_taken", hint="Choose another name, or none."
         )
     changed = [each for each in drafts if not is_same(each)]
-    taken = endpoint_names.Taken(state, [each.workload for each in drafts])
+    file = [each.workload for each in drafts]
+    taken = endpoint_names.Taken(state, file)
     for each in changed:  # all of them first, so that a file is refused before any of it is applied
         await breathe()
         others = tuple(name for name in each.workload.after if name not in in_file)
         check_permissions(state, each.workload, others, permissions)
         taken.check(each.workload, permissions)
         check_outside(each.workload, secrets, state.configuration.notify_hosts)
+        calls.check(state, each.workload, file, permissions)
         check_change(state, each)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)
     facts: list[Fact] = []

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmsched.control.authorization import Permissions, Person
+from llmsched.control.calls import Callers
 from llmsched.control.dispatch import adapters_of, is_result
 from llmsched.control.endpoint_names import model_id
 from llmsched.control.lookup import spec_of
 from llmsched.control.roles import CALLER
+from llmsched.control.vault import NoSecrets, Secrets
+from llmsched.core.decisions import Decision
 from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Workload, attempt_name
 from llmsched.errors import RequestError
@@ -35,25 +38,35 @@ class Endpoint(NamedTuple):
 class Routes:
     """Remembers what was sent, and works out again what has changed. Versions grow over restarts: the epoch does."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, secrets: Secrets | None = None) -> None:
         self._version = epoch * 1_000_000
+        self._secrets = secrets or NoSecrets()
         self._sent: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
         self._looked_at: tuple[State, int, list[dict[str, Any]]] | None = None
         self._known: dict[str, Endpoint] = {}  # by workload
         self._of_state: State | None = None  # of which they are
         self._keys: tuple[Any, list[dict[str, Any]]] = None, []
+        self._callers = Callers()
 
     def forget(self) -> None:
         """The gateway may have lost its table: the next one is sent in any case."""
         self._sent = self._looked_at = None
 
-    def changed(self, state: State, tokens: Sequence[dict[str, Any]]) -> RouteTable | None:
-        """`tokens`: {"id", "sha256", "user", "role", "expires", "models"} of everybody who may ask at all."""
+    def changed(
+        self, state: State, tokens: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
+    ) -> RouteTable | None:
+        """`tokens`: {"id", "sha256", "user", "role", "expires", "models"} of everybody who may ask at all; besides,
+        work that has begun may ask what its `calls` name. `decisions`: those of this round."""
         seen, self._looked_at = self._looked_at, (state, state.version, list(tokens))
         if seen is not None and seen[0] is state and seen[1:] == self._looked_at[1:]:
             return None
         endpoints = self._endpoints(state)
-        wanted = {name: found.row for name, found in endpoints.items()}, self._keys_of(state, endpoints, tokens)
+        workloads = {name: found.workload for name, found in endpoints.items()}
+        keys = [
+            *self._keys_of(state, endpoints, tokens),
+            *self._callers.keys(state, workloads, self._secrets, decisions),
+        ]
+        wanted = {name: found.row for name, found in endpoints.items()}, keys
         if wanted == self._sent:
             return None
         self._sent = wanted
@@ -119,7 +132,6 @@ def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
         "routing": serve.get("routing") or "power-of-two",
         "max_ongoing": spec.get("max_ongoing_requests") or 32,
         "timeout_s": spec.get("request_timeout") or 600.0,
-        "calls": list(serve.get("calls") or ()),
         "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
         "adapters": _adapters(state, workload.id, spec, replicas),
     }

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -39,13 +41,24 @@ class Secrets(Protocol):
     def value(self, user: str, name: str) -> str:
         """Raises RequestError when there is none, StoreError when it cannot be opened."""
 
+    def derived(self, purpose: str) -> str:
+        """A key for that alone, the same each time. Raises StoreError."""
+
 
 class NoSecrets:
+    """Of a controller without a vault: what it derives lasts as long as it does."""
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+
     def has(self, user: str, name: str) -> bool:
         return False
 
     def value(self, user: str, name: str) -> str:
         raise missing([name])
+
+    def derived(self, purpose: str) -> str:
+        return _derived(self._key, purpose)
 
 
 class Vault:
@@ -64,6 +77,9 @@ class Vault:
         if row is None:
             raise missing([name])
         return opened(row, self._file)
+
+    def derived(self, purpose: str) -> str:
+        return _derived(self._key(), purpose)
 
     async def put(self, owner: str, name: str, value: str, by: str) -> http_models.SecretView:
         """On disk when it returns; the next attempt that is launched gets it. Raises SpecError, StoreError."""
@@ -132,6 +148,10 @@ class Vault:
                 hint="Put it back. To begin anew, remove every secret first: llmsched secret rm NAME",
             )
         return keyfile.make(self._file, "secret_key")
+
+
+def _derived(key: bytes, purpose: str) -> str:
+    return hmac.new(key, purpose.encode(), hashlib.sha256).hexdigest()
 
 
 def opened(row: SecretRow, key_file: Path) -> str:

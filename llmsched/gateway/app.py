@@ -13,7 +13,7 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -26,12 +26,14 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from llmsched import sanitize
 from llmsched.gateway import serve_internals
+from llmsched.gateway.asked import Asked
 from llmsched.gateway.front import Gateway, internal_error
 from llmsched.gateway.replicas import ReplicaGone
 from llmsched.gateway.server import web_server
+from llmsched.runtime import attempt, calls_door
 
-NAME = "llms-gateway"
-NAMESPACE = "llmsched"
+NAME, NAMESPACE = calls_door.GATEWAY, attempt.NAMESPACE
+CALLS_AT_ONCE = 128  # requests that come through Ray, from work on other machines: each has a thread
 DEPLOYMENT = "replica"  # of the Serve application of every replica
 PROCESS = f"{os.getpid()}-{os.urandom(4).hex()}"  # in the names of requests
 LOOP_ANSWERS_WITHIN_S = 4.0
@@ -194,6 +196,7 @@ class GatewayActor:
         )
         self._ongoing = Gauge("llmsched_ongoing_requests", "Requests in flight", tag_keys=("workload",))
         self._gateway = Gateway(ServeReplica, seed=os.getpid(), observe=self._observe)
+        self._asked: dict[str, Asked] = {}
         self._socket = socket.create_server((host, port), backlog=2048, reuse_port=False)
         self._address = (host, int(self._socket.getsockname()[1]))
         self._loop: asyncio.AbstractEventLoop
@@ -242,6 +245,24 @@ class GatewayActor:
     def pid(self) -> int:
         return os.getpid()
 
+    def place(self) -> dict[str, str]:
+        """Where it answers over HTTP, and on which loopback."""
+        return {"url": f"http://{self._address[0]}:{self._address[1]}", "loopback": calls_door.loopback()}
+
+    @ray.method(concurrency_group="calls")  # type: ignore[untyped-decorator]
+    def ask(self, name: str, scope: dict[str, Any], body: bytes) -> Iterator[list[dict[str, Any]]]:
+        """One request, under a name by which its caller can hang up, of ASGI's scope; lists of ASGI's messages."""
+        asked = self._asked[name] = Asked(self._gateway, self._loop, scope, body)
+        try:
+            yield from asked.pieces()
+        finally:
+            self._asked.pop(name, None)
+
+    def hang_up(self, name: str) -> None:
+        """Whoever asked under that name has gone, or has it all."""
+        if (asked := self._asked.get(name)) is not None:
+            asked.hang_up()
+
     def _in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LOOP_ANSWERS_WITHIN_S)
 
@@ -253,7 +274,7 @@ class GatewayActor:
 
 def start(host: str, port: int, **options: Any) -> Any:
     """The gateway's actor, made if there is none. `options` are Ray's, for placing it. It outlives whoever made it."""
-    actor = ray.remote(GatewayActor).options(
+    actor = ray.remote(concurrency_groups={"calls": CALLS_AT_ONCE})(GatewayActor).options(
         name=NAME,
         namespace=NAMESPACE,
         get_if_exists=True,

@@ -11,6 +11,7 @@ import threading
 from typing import IO, Any
 
 HIDDEN = "***"
+KEYS = ("LLMSCHED_CALLS_KEY",)  # that every attempt may have
 _SHORTEST_LINE = 8  # characters of a line of a longer value: what is shorter stands in every second text
 _HELD_AT_MOST = 1 << 16  # bytes without a line end
 
@@ -20,7 +21,8 @@ _values: tuple[str, ...] = ()
 def hide(order: dict[str, Any]) -> None:
     """From now on `clean` hides the secrets of this LaunchOrder (as JSON data): whole, and line by line."""
     global _values
-    whole = [order["envs"][name] for name in order["spec"].get("secrets") or () if order["envs"].get(name)]
+    names = [*(order["spec"].get("secrets") or ()), *KEYS]
+    whole = [order["envs"][name] for name in names if order["envs"].get(name)]
     lines = [line.strip() for value in whole for line in value.splitlines()]
     wanted = {*whole, *(line for line in lines if len(line) >= _SHORTEST_LINE)}
     _values = tuple(sorted(wanted, key=lambda value: (-len(value), value)))

@@ -20,7 +20,17 @@ from typing import Any
 
 import ray
 
-from llmsched.runtime import containment, environment, exceptions, execute, in_hand, nested, packages, redaction
+from llmsched.runtime import (
+    calls_door,
+    containment,
+    environment,
+    exceptions,
+    execute,
+    in_hand,
+    nested,
+    packages,
+    redaction,
+)
 from llmsched.runtime.by_hand import ByHand
 from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.storage import Storage
@@ -64,7 +74,7 @@ class ReplicaHost:
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
-        os.environ.update(given["envs"])
+        os.environ.update(calls_door.envs_of(given) | given["envs"])
         try:
             contain(given)
             environment.check_version(given)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ray
 
 from llmsched.runtime import (
+    calls_door,
     command_link,
     containment,
     context,
@@ -64,6 +65,7 @@ class TaskWorker:
         self._rank = rank
         self._processes: Processes | None = None
         self._held: HeldPort | None = None
+        self._calls: dict[str, str] | None = None
         self._stopping = threading.Event()
         self._folder = Path()
         self._packages: packages.Packages | None = None
@@ -297,7 +299,8 @@ class TaskWorker:
         around = {**around, "PATH": path}
         if self._packages is not None:
             around = self._packages.surround(around)
-        return {**around, "PYTHONUNBUFFERED": "1", **envs, **self._order["envs"]}
+        self._calls = calls_door.envs_of(self._order) if self._calls is None else self._calls
+        return {**around, "PYTHONUNBUFFERED": "1", **self._calls, **envs, **self._order["envs"]}
 
     def _surroundings(self) -> dict[str, str]:
         """The owner's mark stays, by which processes are known."""

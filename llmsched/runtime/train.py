@@ -21,6 +21,7 @@ import ray
 from ray.train.backend import Backend, BackendConfig
 
 from llmsched.runtime import (
+    calls_door,
     containment,
     context,
     elastic,
@@ -139,7 +140,7 @@ def work(config: dict[str, str]) -> None:
     here = ray.train.get_context()
     rank = here.get_world_rank()
     redaction.hide(order)
-    os.environ.update(order["envs"])
+    os.environ.update(calls_door.envs_of(order) | order["envs"])
     folder = environment.scratch(config["attempt"])
     code: Path | None = None
     log = environment.LogFile(order["storage"], f"{order['gang']}/{order['attempt']}/logs/{rank}.log")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from llmsched.spec import library_names
-from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Name, Range, Source
+from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Range, Source
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough, Task
 from llmsched.spec.workload import WorkloadSpec
@@ -59,7 +59,6 @@ class ServeSection(Section):
     routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin"] = "power-of-two"
     app: EntryPoint | None = None
     args: dict[str, JsonValue] = {}
-    calls: list[Name] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> ServeSection:
@@ -67,8 +66,8 @@ class ServeSection(Section):
             raise ValueError('expected exactly one of "model" (our engine serves it) and "app" (your own class)')
         if self.app is not None and (self.adapters or self.engine_kwargs != EngineKwargs()):
             raise WrongAt('goes with "model"', "adapters" if self.adapters else "engine_kwargs")
-        if self.model is not None and (self.args or self.calls):
-            raise WrongAt('goes with "app"', "args" if self.args else "calls")
+        if self.model is not None and self.args:
+            raise WrongAt('goes with "app"', "args")
         names = [each.name for each in self.adapters]
         if len(set(names)) < len(names):
             raise WrongAt("two adapters have the same name", "adapters")

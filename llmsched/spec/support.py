@@ -49,7 +49,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         "serve.engine": ("auto", "transformers"),
         "serve.parallelism.tensor": (1,),
         "serve.parallelism.pipeline": (1,),
-        "serve.calls": ([],),
     },
     "batch": {},
     "tune": {},

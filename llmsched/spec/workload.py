@@ -247,6 +247,10 @@ class WorkloadSpec(Section):
         Field(max_length=32, description="Of your own, to find it by: status --label team=nlp, cancel --label ..."),
     ] = {}
     notify: list[Notice] = Field(default=[], max_length=16)
+    calls: Annotated[
+        list[Name],
+        Field(max_length=64, description="Endpoints that it may ask, by the names of their workloads."),
+    ] = []
     envs: Envs = {}
     secrets: Annotated[list[EnvName], AfterValidator(_check_secrets)] = Field(default=[], max_length=256)
     workdir: Workdir | None = None

@@ -19,7 +19,7 @@ from ray import serve
 
 from llmsched.executors.ports import free_ports
 from llmsched.gateway import app as gateway_app
-from llmsched.runtime import in_hand
+from llmsched.runtime import calls_door, in_hand
 
 KEY = "key-of-the-test"
 AUTH = {"Authorization": f"Bearer {KEY}"}
@@ -200,6 +200,11 @@ async def run(url, handle):
         scenario.it_outlives_serve,
     ):
         seen |= await step()
+        if step == scenario.latency:  # while both replicas are well: the same through Ray, as from another machine
+            far = Scenario(calls_door.open_here(), handle)
+            seen |= {f"far_{name}": what for name, what in (await far.streams_in_order()).items()}
+            seen |= {f"far_{name}": what for name, what in (await far.latency()).items()}
+            seen |= {f"far_{name}": what for name, what in (await far.leaving_frees()).items()}
     return seen
 
 

@@ -38,6 +38,7 @@ def test_on_serve_it_streams_in_order_frees_slots_and_survives_a_replicas_and_it
     assert seen["unknown_key"] == 401
     assert seen["in_order"]
     assert seen["leaving_frees"]
+    assert seen["far_in_order"] and seen["far_leaving_frees"]  # from another machine, through Ray
     assert seen["moved_to"] == ["1", "1"]  # the held request was asked again elsewhere
     assert seen["after_kill"] == [200] * 20
     assert (seen["without_table"], seen["with_table"]) == (503, 200)

@@ -50,7 +50,7 @@ def documents(file: str) -> dict[str, str]:
     [
         ("sql-lora", ["checkpoint.uri"]),
         ("qwen", ["slo"]),
-        ("support-desk", ["serve.calls"]),
+        ("support-desk", []),
         ("my-loop", []),
         ("score-archive", ["batch"]),
         ("find-lr", ["tune"]),

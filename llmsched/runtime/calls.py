@@ -1,0 +1,68 @@
+"""Asking other endpoints from a workload's own code: those that its spec names in `calls`.
+
+Any OpenAI client finds them without a word: `OPENAI_BASE_URL` and `OPENAI_API_KEY` are set. This is for apps, and for
+those who would rather not read the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+from llmsched.errors import ClusterError, RequestError
+
+_URL, _KEY = "LLMSCHED_CALLS_URL", "LLMSCHED_CALLS_KEY"
+
+
+def openai(**more: Any) -> Any:
+    """The stock client; `more` are its own arguments. Raises RequestError where the spec names no `calls`."""
+    import openai as package
+
+    return package.OpenAI(base_url=f"{_place()}/v1", api_key=os.environ[_KEY], **more)
+
+
+def async_openai(**more: Any) -> Any:
+    """The same for asyncio."""
+    import openai as package
+
+    return package.AsyncOpenAI(base_url=f"{_place()}/v1", api_key=os.environ[_KEY], **more)
+
+
+def post(app: str, body: Any, path: str = "", *, timeout_s: float = 600.0) -> Any:
+    """Ask an app (`/v1/apps/APP`, and below it `path`) with JSON; its JSON. Raises RequestError for an answer of 4xx,
+    ClusterError for any other failure."""
+    url = f"{_place()}/v1/apps/{app}" + (f"/{path.lstrip('/')}" if path else "")
+    headers = {"Authorization": f"Bearer {os.environ[_KEY]}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310  # ours
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as answer:
+            return json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        words = f"{app} answered HTTP {error.code}: {_words(error.read())}"
+        if error.code < 500:
+            raise RequestError(words, http_status=error.code) from None
+        raise ClusterError(words) from None
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{app} could not be asked: {error}") from None
+
+
+def _place() -> str:
+    url = os.environ.get(_URL)
+    if not url:
+        raise RequestError(
+            "this work may call no endpoint.",
+            hint="Name them in its spec, calls: [NAME]; the code runs inside a workload.",
+        )
+    return url
+
+
+def _words(said: bytes) -> str:
+    try:
+        told = json.loads(said)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        told = said.decode(errors="replace")
+    return str(told)[:500]
