@@ -10,19 +10,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import uvicorn
 
+from llmsched.api import dashboard_jobs
 from llmsched.connections import Quiet
+from llmsched.control.controller import Controller
 from llmsched.control.dashboard import Answer
 from llmsched.own_origin import LOOPBACK, Opened, OwnOrigin
 
 
 class DashboardPlace:
-    """`controller` is control.controller.Controller."""
-
-    def __init__(self, controller: Any) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._origin: OwnOrigin | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -47,7 +46,7 @@ class DashboardPlace:
 
     @asynccontextmanager
     async def _opened(self, path: str, headers: dict[str, str]) -> AsyncIterator[Opened]:
-        answer: Answer = await self._controller.ask_dashboard(None, path, headers)
+        answer = await dashboard_jobs.ask(self._controller, path, headers)
         try:
             yield Opened(answer.status, answer.headers, _pieces(answer))
         finally:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import StreamingResponse
 
-from llmsched.api import bodies
+from llmsched.api import bodies, dashboard_jobs
 from llmsched.api.auth import Tokens
 from llmsched.api.callers import Caller, Changed, Given, Services, allow
 from llmsched.api.routes import REFUSALS
@@ -70,7 +70,10 @@ async def _answer(given: Services, found: WorkloadState | None, part: str, reque
     if len(whole) > LONGEST_PATH or not whole.isascii() or not whole.isprintable():
         raise RequestError("that is no path of a dashboard.", code="path", http_status=404)
     asked = {name: text for name, text in request.headers.items() if name in ASKS}
-    answer = await given.controller.ask_dashboard(found, whole, asked)
+    if found is None:
+        answer = await dashboard_jobs.ask(given.controller, whole, asked)
+    else:
+        answer = await given.controller.ask_dashboard(found, whole, asked)
     return StreamingResponse(_pieces(answer.body), status_code=answer.status, headers={**answer.headers, **HEADERS})
 
 

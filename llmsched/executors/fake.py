@@ -306,13 +306,16 @@ class FakeCluster:
             self.commands.pop(order.id, None)
 
     def ask_dashboard(self, order: DashboardOrder, hear: Hear) -> None:
-        """Says whose it is and what it was asked; below /none there is nothing, and /broken breaks off."""
+        """Says whose it is and what it was asked; below /none there is nothing, /broken breaks off, and of jobs it has
+        one."""
         if order.gang and order.name not in self.running():
             hear(CommandEnded(order.id, None, "its dashboard does not answer"))
             return
         head = {"status": 404 if order.path.startswith("/none") else 200, "headers": {"content-type": "text/plain"}}
         hear(CommandSaid(order.id, "head", json.dumps(head)))
         said = f"{order.gang or 'the cluster'}: {order.path} {dict(order.headers)}\n"
+        if order.path.startswith("/api/jobs/"):
+            said = json.dumps([{"type": "DRIVER", "job_id": "01000000", "submission_id": None, "status": "RUNNING"}])
         hear(CommandSaid(order.id, "body", base64.b64encode(said.encode()).decode()))
         is_broken = order.path.startswith("/broken")
         hear(CommandEnded(order.id, None if is_broken else 0, "it broke" if is_broken else ""))

@@ -54,6 +54,18 @@ def test_neither_tokens_nor_cookies_are_passed_on_and_a_browser_may_do_nothing_w
     assert answer.headers["content-security-policy"] == "sandbox"
 
 
+def test_the_jobs_page_of_the_cluster_lists_our_workloads_beside_the_jobs_of_ray(running: Live) -> None:
+    *ours, rays = ask(running, "/dashboard/api/jobs/").json()
+    assert rays["job_id"] == "01000000"
+    told = {one["submission_id"]: one for one in ours}
+    assert {"own", "plain", "waits"} <= told.keys()
+    assert (told["own"]["status"], told["own"]["entrypoint"]) == ("RUNNING", "llmsched ray own")
+    assert told["own"]["metadata"]["queue"] == "default"
+    assert (told["waits"]["status"], told["waits"]["message"]) == ("PENDING", "waits for own to succeed")
+    assert ask(running, "/dashboard/api/jobs/own").json() == told["own"]
+    assert running.client().dashboard("own", "/api/jobs/").startswith(b"[{")  # its own Ray lists its own
+
+
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
