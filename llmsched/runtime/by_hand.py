@@ -17,7 +17,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
@@ -31,7 +30,7 @@ from typing import IO, Any
 from llmsched import copying
 from llmsched.channels import PIECE, Broken, Channel, Channels, Misuse, splice
 from llmsched.runtime import execute, redaction
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.process import prepare_child
 
 STDERR = 1  # the channel of a program without a terminal; the other end begins even ones
 CONNECTS_WITHIN_S = 10.0
@@ -261,8 +260,7 @@ def _resize(terminal: IO[bytes], rows: int, columns: int) -> None:
 
 def _at_this_terminal() -> None:
     """In the child, before exec: Ctrl-C and the like reach whoever is in front there."""
-    if sys.platform == "linux":
-        die_with_parent()
+    prepare_child()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from llmsched.runtime import containment, guardian, redaction, rendezvous
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.process import prepare_child
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
 CHUNK = 64 * 1024
@@ -79,7 +79,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """In a session of its own, known by `mark`, and gone with the thread that calls this. `options` as Popen's. Raises
     NotRun."""
-    usual = {"stdin": subprocess.DEVNULL, "preexec_fn": die_with_parent if sys.platform == "linux" else None}
+    usual = {"stdin": subprocess.DEVNULL, "preexec_fn": prepare_child}
     try:
         return subprocess.Popen(
             list(argv),

@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 from llmsched.runtime import redaction
 from llmsched.runtime.environment import UserError, drop, scratch, unpack
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.process import prepare_child
 
 BUILD_WITHIN_S = 600.0  # for all packages of a list together, and for whoever waits until another member has done it
 KEPT = 8  # environments on a node that nobody uses now; the one that was used longest ago goes first
@@ -245,7 +245,7 @@ def _call(argv: list[str], parts: list[str], envs: Mapping[str, str], until: flo
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=prepare_child,
         )
         try:
             code: int | None = process.wait(timeout=max(0.1, until - time.monotonic()))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from llmsched.runtime import environment
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.process import prepare_child
 from llmsched.runtime.rendezvous import HeldPort
 
 COMES_UP_WITHIN_S = 120.0  # on a machine that is busy; some 5 s on one that is not
@@ -116,7 +116,7 @@ class RayNode:
             env=self.envs,
             cwd=folder,
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=prepare_child,
         )
         until = time.monotonic() + COMES_UP_WITHIN_S
         while _RUNNING not in self._said():

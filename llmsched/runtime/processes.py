@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmsched.runtime import failures, redaction
-from llmsched.runtime.process import die_with_parent
+from llmsched.runtime.process import prepare_child
 
 OTHERS_WITHIN_S = 10.0  # between SIGTERM and SIGKILL, for those whose neighbour has failed
 _LAST_WORDS_WITHIN_S = 2.0
@@ -106,7 +105,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=prepare_child,
             )
 
     def _wait(self, process: subprocess.Popen[bytes], index: int, ended: queue.Queue[Exit]) -> None:

@@ -1,6 +1,7 @@
 """A command beside a member: real processes, and every way in which one ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -38,6 +39,16 @@ def test_what_cannot_be_run_ends_as_in_a_shell(tmp_path):
     assert run("no-such-program")[1:] == ("cannot run 'no-such-program': No such file or directory\n", "", 127)
     assert run(str(script))[3] == 126
     assert python("import os; os.kill(os.getpid(), 15)")[3] == 128 + 15
+
+
+def test_it_hears_of_ctrl_c_though_ray_blocks_that_in_all_that_it_starts():
+    told = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('goes on')"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        out, err, _, code = python(told)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert (out, err.splitlines()[-1], code) == ("", "KeyboardInterrupt", 128 + signal.SIGINT)
 
 
 def test_one_that_takes_too_long_is_ended_with_its_children():
