@@ -378,11 +378,11 @@ class Supervisor:
             ray.cancel(one, force=True)
         return found
 
-    def _beside_worker_0(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _beside_worker_0(self, function: Callable[..., Any], *arguments: Any, within_s: float = _ASKED_WITHIN_S) -> Any:
         """Call it where the work runs, with what the work may reach. Raises what it and Ray raise."""
         place = {"ray.io/node-id": self.order["members"][0]["node"]}
         called = ray.remote(function).options(num_cpus=0, max_retries=0, label_selector=place).remote(*arguments)
-        return ray.get(called, timeout=_ASKED_WITHIN_S)
+        return ray.get(called, timeout=within_s)
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""

@@ -2,9 +2,9 @@
 
 The supervisor hands out variables that the tools read by themselves: W&B's run id with `allow` to go on, MLflow's run
 id, and TensorBoard's folder. W&B takes the id that it is given. MLflow gives its own, so the first attempt has one made
-by the tracking server (http or https; a user's own MLFLOW_RUN_ID stands) and tells it at each end how it ended: a tool
-knows only that its process left, not that the work goes on. What the spec's `envs` set wins. A tracker that does not
-answer costs nothing but its run.
+by the tracking server or in the store (`mlflow_store.py`; a user's own MLFLOW_RUN_ID stands) and tells it at each end
+how it ended: a tool knows only that its process left, not that the work goes on. What the spec's `envs` set wins. A
+tracker that does not answer costs nothing but its run.
 
     <gang>/tracking.json    {"id", "mlflow"}: the same for all attempts
 """
@@ -22,11 +22,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmsched import sanitize
-from llmsched.runtime.storage import Storage
+from llmsched.runtime import mlflow_store
+from llmsched.runtime.mlflow_store import EXPERIMENT
+from llmsched.runtime.packages import BUILD_WITHIN_S
+from llmsched.runtime.storage import LocalStorage, Storage
 
 _ANSWERS_WITHIN_S = 10.0
 _MLFLOW_ID = "MLFLOW_RUN_ID"
-_EXPERIMENT = "Default"  # MLflow's own
+_STORE = "MLFLOW_TRACKING_URI"
+_ITS_OWN = ("MLFLOW_", "DATABRICKS_")
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED"}
 _GOES_ON = ("preempt", "resize")  # ways to be asked to leave after which it comes back
 
@@ -38,7 +42,7 @@ class Tracking:
     def __init__(self, order: Mapping[str, Any], storage: Storage, there: Callable[..., Any]) -> None:
         self._order, self._storage, self._there = order, storage, there
         self._key = f"{order['gang']}/tracking.json"
-        self._mlflow = ""
+        self._mlflow = self._store = ""
 
     def begin(self) -> dict[str, str]:
         """The variables of this attempt that its spec does not set itself. Raises StorageError."""
@@ -50,7 +54,11 @@ class Tracking:
             "WANDB_NAME": self._name,
             "TENSORBOARD_LOGGING_DIR": folder.removeprefix("file://"),
         }
-        if _serves_mlflow(envs) and _MLFLOW_ID not in envs:
+        if self._wants_mlflow and _STORE not in envs and isinstance(self._storage, LocalStorage):
+            mine = self._storage.path(f"{self._order['gang']}/mlflow.db")
+            found[_STORE] = f"sqlite:///{mine.absolute()}"
+        self._store = envs.get(_STORE) or found.get(_STORE, "")
+        if self._store and _MLFLOW_ID not in envs:
             self._mlflow = self._tell(known.get("mlflow", ""), "RUNNING")
             if self._mlflow:
                 found[_MLFLOW_ID] = self._mlflow
@@ -62,6 +70,11 @@ class Tracking:
         if self._mlflow:
             goes_on = "SCHEDULED" if asked in _GOES_ON else "KILLED"
             self._tell(self._mlflow, _STATUS.get(outcome, goes_on), end_time=int(time.time() * 1000))
+
+    @property
+    def _wants_mlflow(self) -> bool:
+        arguments = (self._order["spec"].get("train") or {}).get("training_args") or {}
+        return "mlflow" in (arguments.get("report_to") or ())
 
     @property
     def _name(self) -> str:
@@ -81,9 +94,14 @@ class Tracking:
 
     def _tell(self, run: str, status: str, **more: Any) -> str:
         """The run's id; "" when the server does not answer."""
-        envs = {name: text for name, text in self._order["envs"].items() if name.startswith("MLFLOW_")}
+        given = {name: text for name, text in self._order["envs"].items() if name.startswith(_ITS_OWN)}
+        envs, about = {**given, _STORE: self._store}, {"status": status, **more}
         try:
-            return str(self._there(tell_mlflow, envs, run, self._name, {"status": status, **more}))
+            if self._store.startswith(("http://", "https://")):
+                return str(self._there(tell_mlflow, envs, run, self._name, about))
+            spec = {name: self._order["spec"].get(name) for name in ("environment", "secrets")}
+            order = {"spec": spec, "workdir": self._order.get("workdir"), "envs": envs}
+            return str(self._there(mlflow_store.tell, order, run, self._name, about, within_s=BUILD_WITHIN_S))
         except Exception as error:  # whatever Ray says of it, too: a tracker is not worth the work
             print(f"{self._order['gang']}: MLflow: {sanitize.first_line(error)}", flush=True)
             return ""
@@ -95,7 +113,7 @@ def tell_mlflow(envs: Mapping[str, str], run: str, name: str, about: Mapping[str
     server = _Mlflow(envs)
     if not run:
         experiment = envs.get("MLFLOW_EXPERIMENT_ID") or server.experiment(
-            envs.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
+            envs.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         )
         wanted = {"experiment_id": experiment, "run_name": name, "start_time": int(time.time() * 1000)}
         run = str(server.post("runs/create", wanted)["run"]["info"]["run_id"])
@@ -132,7 +150,3 @@ class _Mlflow:
         asked = urllib.request.Request(self._url + what, data=body, headers=self._headers)
         with urllib.request.urlopen(asked, timeout=_ANSWERS_WITHIN_S) as answer:
             return sanitize.loads(answer.read())
-
-
-def _serves_mlflow(envs: Mapping[str, str]) -> bool:
-    return envs.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://"))

@@ -74,9 +74,11 @@ def server() -> Iterator[Server]:
     server.server_close()
 
 
-def attempt(folder: Path, envs: dict[str, str] | None = None, gang: str = "tune/0", there: Any = None) -> Tracking:
-    order = {"gang": gang, "workload": gang[:-2], "spec": {"name": "tune"}, "envs": envs or {}}
-    return Tracking(order, Storage.at(folder), there or (lambda function, *words: function(*words)))
+def attempt(
+    folder: Path, envs: dict[str, str] | None = None, gang: str = "tune/0", there: Any = None, spec: Any = None
+) -> Tracking:
+    order = {"gang": gang, "workload": gang[:-2], "spec": {"name": "tune", **(spec or {})}, "envs": envs or {}}
+    return Tracking(order, Storage.at(folder), there or (lambda function, *words, **_: function(*words)))
 
 
 def test_all_attempts_of_a_run_get_the_same_ids_and_another_run_gets_others(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_all_attempts_of_a_run_get_the_same_ids_and_another_run_gets_others(tmp_
     assert first == again and first["WANDB_RUN_ID"] != other["WANDB_RUN_ID"]
     assert first["WANDB_RESUME"] == "allow"
     assert first["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "tune/0/tensorboard")
-    assert "MLFLOW_RUN_ID" not in first  # there is no server
+    assert "MLFLOW_RUN_ID" not in first  # nobody asks for it
 
 
 def test_what_the_spec_sets_wins(tmp_path: Path, server: Server) -> None:
@@ -103,6 +105,57 @@ def test_mlflow_has_one_run_whose_status_is_that_of_the_work(tmp_path: Path, ser
     assert server.statuses[::2] == ["RUNNING"] * 4
     assert server.runs["run-0"]["run_name"] == "tune" and server.runs["run-0"]["experiment_id"] == "7"
     assert server.authorizations == {"Bearer secret"}
+
+
+MLFLOW = """
+import json
+import os
+
+
+class MlflowClient:
+    def __init__(self):
+        self.file = os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
+        self.runs = json.load(open(self.file)) if os.path.exists(self.file) else []
+
+    def get_experiment_by_name(self, name):
+        return None
+
+    def create_experiment(self, name):
+        return name
+
+    def create_run(self, experiment, run_name):
+        self.runs.append([experiment, run_name])
+        self.write()
+        info = type("Info", (), {"run_id": f"run-{len(self.runs) - 1}"})
+        return type("Run", (), {"info": info})
+
+    def update_run(self, run, status):
+        self.runs[int(run[4:])].append(status)
+        self.write()
+
+    def set_terminated(self, run, status, end_time):
+        self.update_run(run, status)
+
+    def write(self):
+        json.dump(self.runs, open(self.file, "w"))
+"""
+
+
+def test_a_store_without_a_server_is_told_by_mlflow_s_own_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is a stand-in with its public names; a run with the real one is as it is here."""
+    (tmp_path / "mlflow.py").write_text(MLFLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    train = {"train": {"training_args": {"report_to": ["mlflow"]}}}
+    for outcome, asked in (("released", "preempt"), ("succeeded", "")):
+        one = attempt(tmp_path, spec=train)
+        found = one.begin()
+        assert found["MLFLOW_RUN_ID"] == "run-0"
+        one.end(outcome, asked)
+    file = found["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")  # beside its other results, where none is named
+    assert file == str(tmp_path / "tune/0/mlflow.db")
+    assert json.loads(Path(file).read_text()) == [["Default", "tune", "RUNNING", "SCHEDULED", "RUNNING", "FINISHED"]]
 
 
 def test_a_tracker_that_does_not_answer_costs_the_work_nothing(tmp_path: Path, capsys: Any) -> None:
