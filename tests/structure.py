@@ -52,6 +52,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "should_save": "transformers, of a callback",
     "should_evaluate": "transformers, of a callback",
     "async_openai": "code of users, in a workload",
+    "Retriever": "a spec, by serve.app",
     "pause_writing": "asyncio, of a protocol",
     "resume_writing": "asyncio, of a protocol",
     "on_message_begin": "httptools",

@@ -34,7 +34,17 @@ def async_openai(**more: Any) -> Any:
 def post(app: str, body: Any, path: str = "", *, timeout_s: float = 600.0) -> Any:
     """Ask an app (`/v1/apps/APP`, and below it `path`) with JSON; its JSON. Raises RequestError for an answer of 4xx,
     ClusterError for any other failure."""
-    url = f"{_place()}/v1/apps/{app}" + (f"/{path.lstrip('/')}" if path else "")
+    return _ask(app, f"apps/{app}" + (f"/{path.lstrip('/')}" if path else ""), body, timeout_s)
+
+
+def embeddings(model: str, texts: list[str], *, timeout_s: float = 600.0) -> list[list[float]]:
+    """A vector for each text, of a `feature-extraction` endpoint. Raises as `post`."""
+    answer = _ask(model, "embeddings", {"model": model, "input": texts}, timeout_s)
+    return [row["embedding"] for row in sorted(answer["data"], key=lambda row: row["index"])]
+
+
+def _ask(name: str, route: str, body: Any, timeout_s: float) -> Any:
+    url = f"{_place()}/v1/{route}"
     headers = {"Authorization": f"Bearer {os.environ[_KEY]}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310  # ours
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -42,12 +52,12 @@ def post(app: str, body: Any, path: str = "", *, timeout_s: float = 600.0) -> An
         with opener.open(request, timeout=timeout_s) as answer:
             return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
-        words = f"{app} answered HTTP {error.code}: {_words(error.read())}"
+        words = f"{name} answered HTTP {error.code}: {_words(error.read())}"
         if error.code < 500:
             raise RequestError(words, http_status=error.code) from None
         raise ClusterError(words) from None
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{app} could not be asked: {error}") from None
+        raise ClusterError(f"{name} could not be asked: {error}") from None
 
 
 def _place() -> str:

@@ -1,0 +1,140 @@
+"""Passages by meaning: exact, by the files as they are now, and by vectors that a batch has made."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from starlette.exceptions import HTTPException
+
+from llmsched.errors import ClusterError, RequestError
+from workloads.apps import retriever
+from workloads.apps.retriever import Index, Retriever
+
+WORDS = ["king", "queen", "car", "road", "rain"]
+TEXTS = ["the king and the queen", "a car on the road", "rain on the road", "king king king"]
+
+
+def vector_of(text):
+    return [float(text.count(word)) + 0.01 for word in WORDS]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many texts each request for vectors had."""
+    sizes = []
+
+    def embeddings(model, texts, **_):
+        assert model == "minilm"
+        sizes.append(len(texts))
+        return [vector_of(text) for text in texts]
+
+    monkeypatch.setattr(retriever.calls, "embeddings", embeddings)
+    return sizes
+
+
+def write(path, texts, **more):
+    path.write_text("".join(json.dumps({"text": text, **more}) + "\n" for text in texts))
+
+
+def ask(app, query, k=2, **more):
+    return asyncio.run(app({"query": query, "k": k, **more}))
+
+
+def made(place, **more):
+    return Retriever(str(place), "minilm", follow=3600.0, **more)
+
+
+def test_the_likest_come_first_with_where_they_stand(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS, year=1900)
+    answer = ask(made(tmp_path), "queen")
+    assert answer["of"] == 4
+    first, second = answer["passages"]
+    assert first["text"] == TEXTS[0] and first["year"] == 1900 and first["source"] == "row 1 of a.jsonl"
+    assert first["score"] > second["score"]
+    vectors, asked_for = np.array([vector_of(text) for text in TEXTS]), np.array(vector_of("queen"))
+    cosine = vectors @ asked_for / np.linalg.norm(vectors, axis=1) / np.linalg.norm(asked_for)
+    assert [first["score"], second["score"]] == pytest.approx(sorted(cosine)[-2:][::-1], abs=1e-5)
+
+
+def test_a_file_that_comes_or_changes_is_found_and_no_other_is_read_again(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app = made(tmp_path)
+    write(tmp_path / "b.jsonl", ["the queen of rain"])
+    app._take_in()
+    assert ask(app, "queen rain", 1)["passages"][0]["text"] == "the queen of rain" and asked[:2] == [4, 1]
+    write(tmp_path / "b.jsonl", ["a car, a car", "nothing"])
+    app._take_in()
+    assert ask(app, "queen", 100)["of"] == 6 and ask(app, "car", 1)["passages"][0]["text"] == "a car, a car"
+
+
+def test_vectors_of_a_batch_are_taken_as_they_are(tmp_path, asked):
+    rows = [{"text": text, "vector": vector_of(text)} for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    app = made(tmp_path)
+    assert asked == []
+    (found,) = ask(app, "rain", 1)["passages"]
+    assert found["text"] == "rain on the road" and "vector" not in found
+
+
+def test_many_texts_are_asked_for_in_portions(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS * 40)
+    made(tmp_path)
+    assert asked == [64, 64, 32]
+
+
+@pytest.mark.parametrize("body", [{}, {"query": ""}, {"query": 3}, {"query": "a", "k": 0}, {"query": "a", "top": 3}])
+def test_a_question_that_is_none_is_refused_with_what_one_is(tmp_path, asked, body):
+    write(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(made(tmp_path)(body))
+    assert refused.value.status_code == 422
+
+
+def test_documents_without_the_column_and_vectors_of_two_lengths_are_told(tmp_path, asked):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match=r"no column 'text'; it has body"):
+        made(tmp_path)
+    index = Index()
+    index.replace("a", [{"text": "x"}], np.ones((1, 3), np.float32))
+    with pytest.raises(RequestError, match="b: vectors of 4 numbers, those of a 3"):
+        index.replace("b", [{"text": "y"}], np.ones((1, 4), np.float32))
+
+
+def test_what_cannot_be_read_while_it_runs_shows_in_its_health_until_it_can(tmp_path, asked, monkeypatch):
+    write(tmp_path / "a.jsonl", TEXTS)
+    app = made(tmp_path)
+    app.check_health()
+
+    def away(*_):
+        raise ClusterError("minilm could not be asked")
+
+    app._closing = Twice()
+    monkeypatch.setattr(app, "_take_in", away)
+    app._follow(0.0)
+    with pytest.raises(RuntimeError, match="minilm could not be asked"):
+        app.check_health()
+    assert ask(app, "queen", 1)["passages"]
+
+
+class Twice:
+    """An event that is not set the first time it is waited for."""
+
+    def __init__(self):
+        self.waits = iter([False, True])
+
+    def wait(self, _):
+        return next(self.waits)
+
+    def set(self):
+        pass
+
+
+def test_beyond_what_numpy_does_well_faiss_finds_the_same(tmp_path, asked, monkeypatch):
+    pytest.importorskip("faiss")
+    write(tmp_path / "a.jsonl", TEXTS)
+    plain = ask(made(tmp_path), "queen", 4)
+    monkeypatch.setattr(retriever, "NUMPY_AT_MOST", 1)
+    assert [one["text"] for one in ask(made(tmp_path), "queen", 4)["passages"]] == [
+        one["text"] for one in plain["passages"]
+    ]

@@ -1,0 +1,1 @@
+"""Ready-made applications for `serve.app`: each asks models through the endpoints that its spec names in `calls`."""
