@@ -69,12 +69,10 @@ def raw(dataset: Mapping[str, Any], inputs: Mapping[str, str] | None, bad: BadRo
     path = dataset["path"]
     if path.startswith("hf://"):
         return _from_hub(dataset)
-    return reading.read(
-        _place_of(path, inputs), path, bad, encoding=dataset.get("encoding"), split=dataset.get("split")
-    )
+    return reading.read(place_of(path, inputs), path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"))
 
 
-def _place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
+def place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
     """A local file, folder or pattern. Of a pattern, the folder before its first wildcard is what is fetched."""
     plain = path.removeprefix("file://")
     if not files.is_pattern(plain):
@@ -86,7 +84,7 @@ def _place_of(path: str, inputs: Mapping[str, str] | None) -> Path:
 
 
 def _root(path: str, inputs: Mapping[str, str] | None) -> Path:
-    return Path() if path.startswith("hf://") else _place_of(path, inputs)
+    return Path() if path.startswith("hf://") else place_of(path, inputs)
 
 
 def _from_hub(dataset: Mapping[str, Any]) -> Rows:

@@ -34,7 +34,7 @@ def models() -> None:
 @show.json_option
 def pull_(name: str, folder: Path) -> None:
     """Put a model, NAME (the newest version) or NAME@VERSION, into the new folder DIR, as transformers and PEFT load
-    it."""
+    it; or what a run of another kind left, such as the rows of a batch."""
     with show.connect() as client:
         made = client.pull(name, folder)
     said = f"{made.source} is in {made.folder}: {len(made.files)} files, {made.size_bytes / 1e6:.1f} MB"

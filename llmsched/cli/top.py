@@ -196,6 +196,7 @@ def _queue(frame: Frame, rows: int | None) -> list[RenderableType]:
 
 
 ENDS = ("succeeded", "failed", "cancelled")
+_IN_TOP = ("loss", "rows_per_s", "bad_rows")  # numbers beside a bar
 
 
 def _what(view: http_models.WorkloadView, has_bar: bool) -> str:
@@ -211,7 +212,9 @@ def _what(view: http_models.WorkloadView, has_bar: bool) -> str:
     if has_bar:
         values = {name: value for name, value in values.items() if name not in ("step", "total_steps", "phase")}
         done = f"{view.progress['step']:g}/{view.progress['total_steps']:g}"
-        return ", ".join(filter(None, [done, show.numbers({k: v for k, v in values.items() if k == "loss"})]))
+        if isinstance(unit := view.progress.get("unit"), str):
+            done = f"{view.progress['step']:,.10g}/{view.progress['total_steps']:,.10g} {unit}"
+        return ", ".join(filter(None, [done, show.numbers({k: v for k, v in values.items() if k in _IN_TOP})]))
     return show.progress(values) or view.message
 
 

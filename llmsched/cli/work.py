@@ -50,7 +50,7 @@ def _print_plan(planned: list[http_models.Planned]) -> None:
     out = show.out()
     table.show()
     for one in planned:
-        notes = [*one.diff, *(other.text for other in one.others), *one.warnings]
+        notes = [*one.diff, *(other.text for other in one.others), *one.reads, *one.warnings]
         if one.memory_needed_bytes:
             notes.append(f"each needs about {one.memory_needed_bytes / 1e9:.1f} GB of GPU memory")
         if one.reason is not None:

@@ -68,8 +68,12 @@ class AsyncClient:
         """What would happen now. Changes nothing. Raises SpecError with every problem of the file."""
         from llmsched.spec.spec_requests import PlanRequest
 
-        body = PlanRequest(specs=await self._load(specs, upload=False))
-        return (await self._http.ask(http_models.PlannedList, "POST", "/api/v1/plan", body=body)).planned
+        reads: dict[str, list[str]] = {}
+        body = PlanRequest(specs=await self._load(specs, upload=False, reads=reads))
+        planned = (await self._http.ask(http_models.PlannedList, "POST", "/api/v1/plan", body=body)).planned
+        for one in planned:  # what lies in the workdir is seen from here
+            one.reads = one.reads or reads.get(one.name, [])
+        return planned
 
     async def apply(
         self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
@@ -228,23 +232,39 @@ class AsyncClient:
             params["cursor"] = page.next
 
     async def pull(self, name: str, folder: str | Path) -> http_models.Pulled:
-        """Put a model (NAME, its newest version, or NAME@VERSION) into `folder`, which is not there yet.
-        Raises RequestError for a name without any, SpecError, ClusterError for what came broken."""
+        """Put a model (NAME, its newest version, or NAME@VERSION), or what another run left, into `folder`, which is
+        not there yet. Raises RequestError for a name without any, SpecError, ClusterError for what came broken."""
         target = pull.free(Path(folder))
-        plain, version = split_run(name)
-        versions = await self.models(plain)
-        chosen = next((each for each in versions if version in ("", str(each.version))), None)
-        if chosen is None:
-            there = ", ".join(str(each.version) for each in versions[:10])
-            raise RequestError(f'model "{plain}" has no version {version}; it has: {there}.', code="unknown_model")
-        async with aclosing(self._http.pieces(_path(chosen.workload, "result"))) as pieces:
+        source, workload = await self._result_of(name)
+        async with aclosing(self._http.pieces(_path(workload, "result"))) as pieces:
             files = await pull.unpack(pieces, target)
         return http_models.Pulled(
-            source=chosen.source,
+            source=source,
             folder=str(target),
             files=[file.relative_to(target).as_posix() for file in files],
             size_bytes=sum(file.stat().st_size for file in files),
         )
+
+    async def _result_of(self, name: str) -> tuple[str, str]:
+        """As specs name it, and the workload that it is of. Raises RequestError."""
+        plain, version = split_run(name)
+        try:
+            versions = await self.models(plain)
+        except RequestError as error:
+            if error.code != "unknown_model":
+                raise
+            try:
+                view = await self.status(name)
+            except RequestError:
+                raise error from None
+            if view.artifact is None:
+                raise
+            return f"run://{name}", view.id
+        chosen = next((each for each in versions if version in ("", str(each.version))), None)
+        if chosen is None:
+            there = ", ".join(str(each.version) for each in versions[:10])
+            raise RequestError(f'model "{plain}" has no version {version}; it has: {there}.', code="unknown_model")
+        return chosen.source, chosen.workload
 
     async def nodes(self) -> node_models.NodeList:
         """Nodes, what is free on them (GPUs, CPUs, bytes), whose work holds the rest, and types of nodes to come."""
@@ -409,25 +429,27 @@ class AsyncClient:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    async def _load(self, specs: Specs, *, upload: bool) -> list[Any]:
-        """The typed specs, each folder `workdir` replaced by the name of its packed content."""
+    async def _load(self, specs: Specs, *, upload: bool, reads: dict[str, list[str]] | None = None) -> list[Any]:
+        """The typed specs, each folder `workdir` replaced by the name of its packed content. `reads` is filled with
+        what each reads of it, by name."""
         wanted = [specs] if isinstance(specs, str | Path | Mapping) or not isinstance(specs, Sequence) else specs
         ready: list[Any] = []
         for each in wanted:
             file = Path(each) if isinstance(each, str | Path) else None
             loaded = [given.checked(each)] if file is None else given.load_file(file)
             base = Path() if file is None else file.parent
-            ready += [await self._with_workdir(spec, base, upload=upload) for spec in loaded]
+            said = {} if reads is None else reads
+            ready += [await self._with_workdir(spec, base, upload=upload, reads=said) for spec in loaded]
         return ready
 
-    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool) -> Any:
+    async def _with_workdir(self, spec: Any, base: Path, *, upload: bool, reads: dict[str, list[str]]) -> Any:
         folder = spec.workdir
         if folder is None or folder.startswith(http_models.WORKDIR_PREFIX):
             return spec
         from llmsched.client import sources
 
         packed = await asyncio.to_thread(workdir.pack, base / folder)
-        await asyncio.to_thread(sources.check, spec, base / folder)
+        reads[spec.name] = await asyncio.to_thread(sources.check, spec, base / folder)
         if upload:
             await self._upload(packed)
         return spec.model_copy(update={"workdir": http_models.WORKDIR_PREFIX + packed.sha256})

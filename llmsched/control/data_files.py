@@ -1,4 +1,4 @@
-"""Whether a training's data and models are there and readable, as far as this machine can reach them.
+"""Whether a training's or a batch's data and models are there and readable, as far as this machine can reach them.
 
 The files are a user's: they are read in a process of its own, as whom the work runs as, for a bounded time. A file that
 is not on the controller's machine may be on the workers', so that is a warning; one that is and cannot be used is
@@ -39,8 +39,7 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         return verdict
     from llmsched.data.look import is_of_a_hub, place_of  # knows every kind of file, and a start needs none
 
-    train = spec.get("train") or {}
-    paths = [dataset["path"] for dataset in train.get("datasets") or ()] if spec["kind"] == "train" else []
+    paths = _paths(spec)
     if not spec.get("workdir"):
         for source in filter(None, (source_of(spec), *paths)):
             if is_of_a_hub(source):
@@ -52,8 +51,9 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
         if place is not None:
             (here if model_files.is_there(place) else missing).append(path)
     warnings = [f"{path} is not on the controller's machine; the workers need it on theirs" for path in missing]
-    chosen = [each for each in train.get("datasets") or () if each["path"] in here]
-    errors = await _looked_at({**train, "datasets": chosen}) if chosen else []
+    errors, notes = await _looked_at(_part(spec, here)) if here else ([], [])
+    if spec["kind"] == "batch":
+        verdict = replace(verdict, notes=tuple(notes))
     if errors and not workload.after:
         hint = "Mend the file or the data set's columns, format, encoding or on_bad_row."
         refusal = RequestError(f"{workload.id}: {'; '.join(errors)}", code="unusable_data", hint=hint)
@@ -61,14 +61,28 @@ async def look(verdict: Verdict, workload: Workload, spec: Mapping[str, Any]) ->
     return replace(verdict, warnings=(*verdict.warnings, *warnings, *errors))
 
 
+def _paths(spec: Mapping[str, Any]) -> list[str]:
+    if spec["kind"] == "batch":
+        return [spec["batch"]["input"]["path"]]
+    return [each["path"] for each in (spec.get("train") or {}).get("datasets") or ()] if spec["kind"] == "train" else []
+
+
+def _part(spec: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """What is asked of `llmsched.data.look`: the section, with these of its data sets."""
+    if spec["kind"] == "batch":
+        return {"batch": spec["batch"]}
+    chosen = [each for each in spec["train"].get("datasets") or () if each["path"] in paths]
+    return {"train": {**spec["train"], "datasets": chosen}}
+
+
 def _nowhere(workload: Workload, source: str) -> RequestError:
     message = f"{workload.id}: {source} is a path, and it leads nowhere: there is no workdir that holds it."
     return RequestError(message, code="no_such_source", hint=f"Of the Hugging Face hub it is hf://{source}")
 
 
-async def _looked_at(train: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the data; [] also where nobody could say."""
-    asked = json.dumps({"train": train, "folder": None, "is_complete": False}).encode()
+async def _looked_at(part: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What is wrong with the data, and what was noticed; nothing also where nobody could say."""
+    asked = json.dumps({**part, "folder": None, "is_complete": False}).encode()
     async with _turns:
         process = await asyncio.create_subprocess_exec(
             *_command,
@@ -79,9 +93,10 @@ async def _looked_at(train: Mapping[str, Any]) -> list[str]:
         )
         try:
             answer, _ = await asyncio.wait_for(process.communicate(asked), LONGEST_S)
-            return [str(error)[:1000] for error in json.loads(answer)["errors"]]
+            said = json.loads(answer)
+            return [str(error)[:1000] for error in said["errors"]], [str(note)[:1000] for note in said["notes"]]
         except (TimeoutError, ValueError, KeyError, TypeError):
-            return []
+            return [], []
         finally:
             if process.returncode is None:
                 process.kill()

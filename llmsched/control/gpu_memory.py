@@ -65,6 +65,7 @@ class Verdict:
     needed: int | None = None
     warnings: tuple[str, ...] = ()
     refusal: RequestError | None = None
+    notes: tuple[str, ...] = ()  # what it reads, as far as it is known
 
 
 def source_of(spec: Mapping[str, Any]) -> str | None:
@@ -73,6 +74,8 @@ def source_of(spec: Mapping[str, Any]) -> str | None:
         return (spec.get("train") or {}).get("base_model")
     if spec["kind"] == "serve":
         return ((spec.get("serve") or {}).get("model") or {}).get("source")
+    if spec["kind"] == "batch":
+        return (spec.get("batch") or {}).get("model")
     return None
 
 
@@ -114,7 +117,7 @@ def _files(where: str) -> ModelFiles:
 
 
 def _need(spec: Mapping[str, Any], files: ModelFiles) -> Need:
-    return _training(spec["train"], files) if spec["kind"] == "train" else _serving(spec["serve"], files)
+    return _training(spec["train"], files) if spec["kind"] == "train" else _serving(spec[spec["kind"]], files)
 
 
 # --- how much -----------------------------------------------------------------------------------------------------
@@ -267,7 +270,8 @@ def _changes(spec: Mapping[str, Any], files: ModelFiles, room: float) -> str:
 
 def _fewer_sequences(spec: Mapping[str, Any], files: ModelFiles, room: float) -> str:
     """As many sequences at once as their key-value cache has room for; "" when the weights alone have none."""
-    serve, kwargs = spec["serve"], spec["serve"].get("engine_kwargs") or {}
+    serve = spec[spec["kind"]]
+    kwargs = serve.get("engine_kwargs") or {}
     one = _serving({**serve, "engine_kwargs": {**kwargs, "max_num_seqs": 1}}, files)
     if one.most == one.certain or one.most > room:
         return ""
@@ -277,7 +281,7 @@ def _fewer_sequences(spec: Mapping[str, Any], files: ModelFiles, room: float) ->
 
 
 def _holder(spec: Mapping[str, Any]) -> str:
-    return "each worker" if spec["kind"] == "train" else "each replica"
+    return "each replica" if spec["kind"] == "serve" else "each worker"
 
 
 def _names(options: Sequence[Option]) -> str:

@@ -142,6 +142,7 @@ def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.P
     """With what the memory says; a refusal for another reason stays."""
     planned.memory_needed_bytes = verdict.needed
     planned.warnings += verdict.warnings
+    planned.reads = [*verdict.notes]
     if verdict.refusal is not None and planned.outcome not in ("refused", "unchanged"):
         planned.outcome, planned.reason = "refused", _refused(verdict.refusal)
         planned.starts_now, planned.size, planned.placement, planned.others = False, 0, [], []

@@ -1,4 +1,5 @@
 """A look at the data of a training before anything is taken for it: is the file there, has it the columns, is it read.
+At that of a batch: `look_batch.py`.
 
 Only the first rows of each file are read. A controller does that in a process of its own, with this module as its
 program, so that no file of a user harms it. Of what lies elsewhere (s3://, hf://, another node) nothing is said.
@@ -93,10 +94,16 @@ def _media_is_there(rows: Rows, folder: Path, bad: BadRows) -> None:
 
 
 def main() -> None:
-    """{"train", "folder", "is_complete"} on standard input, the answer on standard output."""
+    """{"train" or "batch", "folder", "is_complete"} on standard input, the answer on standard output."""
+    from llmsched.data.look_batch import look_at_batch
+
     asked = json.load(sys.stdin)
     folder = None if asked["folder"] is None else Path(asked["folder"])
-    print(json.dumps(look(asked["train"], folder, is_complete=asked["is_complete"])))
+    if "batch" in asked:
+        answer = look_at_batch(asked["batch"], folder, is_complete=asked["is_complete"])
+    else:
+        answer = look(asked["train"], folder, is_complete=asked["is_complete"])
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -196,6 +196,9 @@ class LogFile:
                 return
 
 
+_RAYS_OWN = (":actor_name:", ":task_name:")  # what Ray writes for whoever reads its streams
+
+
 class _Tee:
     """Writes lines to a log and passes everything on to the stream it stands for, both without secret values."""
 
@@ -203,6 +206,8 @@ class _Tee:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
+        if text.startswith(_RAYS_OWN):
+            return self._stream.write(text)
         text = sanitize.unicode(redaction.clean(text))  # a stream that cannot write a character must not end the work
         self._log.write(text)
         return self._stream.write(text)

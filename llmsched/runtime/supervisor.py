@@ -47,6 +47,7 @@ _KINDS = {
     "train": ("llmsched.runtime.train_attempt", "TrainAttempt"),
     "task": ("llmsched.runtime.task_attempt", "TaskAttempt"),
     "ray": ("llmsched.runtime.ray_attempt", "RayAttempt"),
+    "batch": ("llmsched.runtime.batch_attempt", "BatchAttempt"),
 }
 
 

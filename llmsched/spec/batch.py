@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
 
-from llmsched.spec.quantities import EntryPoint, Source, Storage, Text
-from llmsched.spec.section import Section
-from llmsched.spec.train import Role, Task
+from llmsched.spec.quantities import EntryPoint, Label, Source, Storage, Text
+from llmsched.spec.section import Section, WrongAt
+from llmsched.spec.serve import EngineKwargs
+from llmsched.spec.train import Encoding, Role, Task
 from llmsched.spec.workload import FiniteSpec
 
 
 class BatchInput(Section):
+    """A file, a folder or a pattern. `columns` maps what the model reads to fields of the file. A row that cannot be
+    used is set aside and named, or ends the run (`on_bad_row: refuse`)."""
+
     path: Source
+    split: Label | None = None  # None: all files
+    encoding: Encoding | None = None
     columns: dict[Role, Text] = {}
+    on_bad_row: Literal["refuse", "skip"] = "skip"
+
+
+def _parse_format(value: Any) -> Any:
+    return "jsonl" if value in ("json", "ndjson", "jsonlines") else value
+
+
+Format = Annotated[
+    Literal["parquet", "jsonl"],
+    BeforeValidator(_parse_format),
+    WithJsonSchema({"enum": ["parquet", "jsonl"]}),
+]
 
 
 class BatchSection(Section):
-    """Exactly one of `model` and `map`."""
+    """Exactly one of `model` and `map`. `map` is called with a list of rows, as objects, and answers with as many."""
 
     input: BatchInput
     model: Source | None = None
     task: Task = "causal-lm"
+    engine_kwargs: EngineKwargs = Field(default_factory=EngineKwargs)
     map: EntryPoint | None = None
-    args: dict[str, JsonValue] = {}
-    output: Storage
+    args: Annotated[
+        dict[str, JsonValue],
+        Field(description="Of `map`: its keyword arguments. Of a language model: max_tokens, temperature, stop ..."),
+    ] = {}
+    output: Annotated[
+        Storage | None, Field(description="Where the answers go, as part-*.FORMAT. Without it they are the result.")
+    ] = None
+    format: Format = "parquet"
+    keep: Annotated[
+        list[Text] | None, Field(description="The columns of the input that go along into the output; all without it.")
+    ] = None
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> BatchSection:
         if (self.model is None) == (self.map is None):
             raise ValueError('expected exactly one of "model" and "map" (your own function)')
+        if self.map is not None and self.input.columns:
+            raise WrongAt('goes with "model"; a function gets every row as it stands', "input", "columns")
+        if self.map is not None and self.task != "causal-lm":
+            raise WrongAt('goes with "model"; leave it out', "task")
+        if self.map is not None and self.engine_kwargs != EngineKwargs():
+            raise WrongAt('goes with "model"; leave it out', "engine_kwargs")
+        if self.model is not None and self.args and self.task not in ("causal-lm", "seq2seq-lm"):
+            raise WrongAt(f'a {self.task} model takes none; args go with "map" or a language model', "args")
+        return self
+
+    @model_validator(mode="after")
+    def _writes_where_all_workers_can(self) -> BatchSection:
+        if self.output is not None and not self.output.startswith(("/", "s3://", "file:///")):
+            message = "expected an absolute folder or s3://BUCKET/PREFIX: the workdir is gone when the run has ended"
+            raise WrongAt(message, "output")
         return self
 
 

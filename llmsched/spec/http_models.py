@@ -201,6 +201,7 @@ class Planned(Reply):
     reason: ReasonView | None = None  # why it would wait, or why it is refused
     others: list[Sentence] = []  # whose work would shrink or wait
     memory_needed_bytes: int | None = None  # a worker's model, as far as it is known
+    reads: list[str] = []  # of a batch: how much, and what was noticed in its first rows
     warnings: list[str] = []
 
 

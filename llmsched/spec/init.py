@@ -89,18 +89,21 @@ ray:
 """
 
 BATCH = """\
-# NOT SUPPORTED YET: batch workloads are specified, but do not run; `llmsched plan` will say so.
-# Puts every row of a data set through a model.
+# Puts every row of a data set through a model. Check it: llmsched plan -f FILE     Run it: llmsched apply -f FILE
 name: my-batch
 kind: batch
-resources: {accelerators: L4:1, cpus: 2, memory: 8GB}
-workers: 1..8
+resources: {accelerators: L4:1, cpus: 2, memory: 8GB}    # what ONE worker gets
+workers: 1..4                    # each loads the model; they come and go while it runs, and no row is lost or doubled
 batch:
-  input: {path: s3://my-bucket/texts.parquet, columns: {text: text}}
-  model: run://my-fine-tune      # or a function of your own: map: "mypkg.etl:clean"
-  task: sequence-classification
-  output: s3://my-bucket/scored
-  batch_size: 64
+  input:                         # a file, folder or pattern, as for train: JSON Lines, CSV, Parquet, text, also .gz
+    path: s3://my-bucket/texts.parquet
+    columns: {text: body}        # which field the model reads, where it is not named so
+    on_bad_row: skip             # set aside and named in _bad_rows.jsonl; or refuse
+  model: run://my-fine-tune      # or a function of your own, in the workdir: map: "mypkg.clean:rows"
+  task: sequence-classification  # or feature-extraction: vectors; or causal-lm: answers, with args: {max_tokens: 64}
+  output: s3://my-bucket/scored  # a folder of its own for each run; without it the rows are the result
+  # format: jsonl                # instead of parquet
+  batch_size: 64                 # rows that a worker takes at once
 """
 
 TUNE = """\

@@ -13,7 +13,7 @@ from llmsched.data.tasks import KINDS as KINDS_OF_TASK
 from llmsched.errors import Problem
 from llmsched.spec.document import Document, Path, dotted
 
-KINDS = ("batch", "tune")  # well-formed, but no such workload runs yet
+KINDS = ("tune",)  # well-formed, but no such workload runs yet
 
 _EVERY_KIND: dict[str, tuple[Any, ...]] = {
     "resources.use_spot": (False,),
@@ -27,7 +27,7 @@ _WHAT_ENDS: dict[str, tuple[Any, ...]] = {
     "checkpoint.uri": (None,),
 }
 _SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
-    "checkpoint.every": (600, 600.0, "10m"),  # a command saves when it likes
+    "checkpoint.every": (600, 600.0, "10m"),  # a command saves when it likes, a batch after every part
     "checkpoint.keep": (3,),
     "checkpoint.resume": ("auto",),
 }
@@ -50,7 +50,12 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         "serve.parallelism.tensor": (1,),
         "serve.parallelism.pipeline": (1,),
     },
-    "batch": {},
+    "batch": {
+        **_EVERY_KIND,
+        **_WHAT_ENDS,
+        **_SAVES_BY_ITSELF,
+        "batch.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.answers),
+    },
     "tune": {},
     "task": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
     "ray": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
@@ -63,6 +68,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "train.datasets.*.path": ("path", "package", "file", "hf", "s3"),
     "serve.model.source": _MODELS,
     "serve.adapters.*.source": _MODELS,
+    "batch.model": _MODELS,
+    "batch.input.path": ("path", "package", "file", "s3", "run"),
 }
 
 
@@ -86,8 +93,9 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 
 
 CODE = "not_supported_yet"
-_INSTEAD = "Supported kinds: train, serve, task, ray."
+_INSTEAD = "Supported kinds: train, serve, batch, task, ray."
 _SOURCE_WORDS = {
+    "hf": "a data set of a hub (hf://)",
     "model": "a registered model (model://) as data",
     "best": "the best checkpoint of a run (/best)",
     "run": "the result of a run (run://)",

@@ -57,6 +57,22 @@ def test_a_model_is_fetched_by_name_and_version_and_checked(controller: Live, tm
     assert "is not in the storage any more" in run("pulled", str(tmp_path / "gone")).output
 
 
+def test_the_rows_of_a_batch_are_fetched_by_its_name(controller: Live, tmp_path: Path) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
+    client = controller.client()
+    client.apply([{"name": "rows", "kind": "batch", "batch": {"input": {"path": "/data/a.jsonl"}, "map": "mine:f"}}])
+    wait_until(lambda: client.status("rows").phase == "succeeded")
+    where = Path(str(client.status("rows").artifact))
+    where.mkdir(parents=True, exist_ok=True)
+    (where / "part-000000.jsonl").write_text("{}\n")
+    env = {"LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
+    done = CliRunner().invoke(cli, ["models", "pull", "rows", str(tmp_path / "rows")], env=env)
+    assert done.exit_code == 0 and "run://rows is in" in done.output
+    assert (tmp_path / "rows" / "part-000000.jsonl").read_text() == "{}\n"
+    none = CliRunner().invoke(cli, ["models", "pull", "nobody", str(tmp_path / "x")], env=env)
+    assert none.exit_code == 3 and 'there is no model "nobody"' in none.output
+
+
 def test_a_result_that_lies_elsewhere_is_not_handed_out(tmp_path: Path) -> None:
     from llmsched.api.archive import within
     from llmsched.errors import RequestError

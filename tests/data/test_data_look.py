@@ -74,3 +74,40 @@ def test_a_command_says_what_is_wrong_in_a_workdir_before_it_travels(
     assert said.exit_code == 2 and "row 2 of a.jsonl is not JSON" in said.output
     Path("a.jsonl").write_text('{"text": "x"}\n')
     assert CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env).exit_code == 0
+
+
+def batch(workdir: str | None = None, **section: Any) -> dict[str, Any]:
+    given = {"input": {"path": "a.jsonl", **section.pop("input", {})}, "model": "package:models/tiny", **section}
+    return {"name": "b", "kind": "batch", "batch": given, **({"workdir": workdir} if workdir else {})}
+
+
+def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
+    controller: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"body": "x"}\n{"body": ""}\n{"body": \n')
+    here = {"path": str(file), "columns": {"text": "body"}}
+    loaded = load_json(batch(input=here))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    assert verdict.refusal is None and verdict.notes[0] == "reads 1 file, 3 rows, 37 B"
+    assert verdict.notes[1].endswith(
+        "1 of 3 rows left out: row 3 of a.jsonl is not JSON (Expecting value: line 1 column 10 (char 9))"
+    )
+    assert verdict.notes[2].endswith("a.jsonl: 1 of 2 rows left out: row 2 of a.jsonl has no 'body' (the text)")
+    for wrong, words in (
+        ({"path": str(file)}, "no column 'text' for the role 'text'; found: body"),
+        ({**here, "on_bad_row": "refuse"}, "row 3 of a.jsonl is not JSON"),
+        ({"path": str(tmp_path / "*.csv")}, "no file matches"),
+    ):
+        loaded = load_json(batch(input=wrong))
+        refusal = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump())).refusal
+        assert refusal is not None and words in refusal.message
+
+    monkeypatch.chdir(tmp_path)
+    env = {"LLMSCHED_ADDRESS": controller.url, "LLMSCHED_TOKEN": controller.token}
+    Path("spec.yaml").write_text(json.dumps(batch(".", input={"columns": {"text": "body"}})))
+    said = CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env)
+    assert said.exit_code == 0 and "b: reads 1 file, 3 rows, 37 B" in said.output
+    Path("spec.yaml").write_text(json.dumps(batch(".", input={"path": "b.jsonl"})))
+    said = CliRunner().invoke(cli, ["plan", "-f", "spec.yaml"], env=env)
+    assert said.exit_code == 2 and "batch.input.path: no such file or folder: b.jsonl" in said.output

@@ -84,3 +84,15 @@ def uneven(config):
         return
     progress.report(step=1)
     dist.all_reduce(torch.zeros(1))
+
+
+class Upper:
+    """Of a batch: rows in capitals, all but one."""
+
+    def __init__(self, pause_s):
+        self.pause_s = pause_s
+
+    def __call__(self, rows):
+        time.sleep(self.pause_s * len(rows))
+        assert not any(row["text"] == "word 7" for row in rows), "seven is refused"
+        return [{"upper": row["text"].upper()} for row in rows]

@@ -1,5 +1,7 @@
 """What an attempt of a train gang leaves behind when it is cut short, and what is said of one that does not move."""
 
+import json
+
 import pytest
 from waiting import wait_until
 
@@ -52,3 +54,35 @@ def test_a_rank_that_left_and_one_that_is_done_while_another_waits_are_told_as_w
     )
     lab.stop("early/0", "train", "stop", 0.0)
     assert lab.bridge.until(Ended, PATIENCE_S, gang="early/0").outcome == "released"
+
+
+def test_a_batch_whose_driver_is_killed_in_the_middle_goes_on_and_answers_every_row_once(lab, tmp_path):
+    file, output = tmp_path / "words.txt", tmp_path / "out"
+    file.write_text("".join(f"word {n}\n" for n in range(400)))
+    section = {"input": {"path": str(file), "on_bad_row": "skip"}, "map": "loops:Upper", "args": {"pause_s": 0.02}}
+    section |= {"output": str(output), "format": "jsonl", "batch_size": 10}
+    spec = {"workers": {"min": 1, "max": 4}, "batch": section}
+
+    def attempt(number, nodes):
+        return lab.order("words/0", "batch", spec, nodes, attempt=number, workdir=lab.workdir)
+
+    def parts():
+        return {one.name: one.stat().st_ino for one in output.glob("part-*.jsonl")}
+
+    lab.launch(attempt(1, lab.nodes))
+    wait_until(lambda: len(parts()) > 2, PATIENCE_S, "some parts to be done")
+    for one in lab.actors("Driver"):
+        one.kill()
+    ended = lab.bridge.until(Ended, PATIENCE_S, gang="words/0")
+    assert (ended.outcome, ended.event) == ("failed", "interruption") and "killed" in ended.message
+    before = parts()
+    assert len(before) < 40
+
+    lab.launch(attempt(2, lab.nodes[:1]))
+    ended = lab.bridge.until(Ended, PATIENCE_S, gang="words/0", attempt=2)
+    assert ended.outcome == "succeeded", ended.message
+    assert ended.metrics["rows"] == 399 and ended.metrics["bad_rows"] == 1
+    rows = [json.loads(line) for one in sorted(output.glob("part-*")) for line in one.read_text().splitlines()]
+    assert [row["_row"] for row in rows] == [f"words.txt#{n + 1}" for n in range(400) if n != 7]
+    assert parts().items() >= before.items(), "what was done is not done again"
+    assert json.loads((output / "_bad_rows.jsonl").read_text())["row"] == 8

@@ -52,7 +52,7 @@ def documents(file: str) -> dict[str, str]:
         ("qwen", ["slo"]),
         ("support-desk", []),
         ("my-loop", []),
-        ("score-archive", ["batch"]),
+        ("score-archive", []),
         ("find-lr", ["tune"]),
         ("anything", []),
     ],

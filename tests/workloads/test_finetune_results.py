@@ -103,10 +103,10 @@ def served(rank: int, size: int, folder: str, cache: str) -> dict[str, Any]:
     import asyncio
     import os
 
-    from workloads.inference.replica import _server
+    from workloads.inference.replica import server_for
 
     os.environ["LLMSCHED_CACHE"] = cache
-    server = _server({"model": {"source": "run://lora"}, "task": "sequence-classification"}, Path(folder), 1, 0)
+    server = server_for({"model": {"source": "run://lora"}, "task": "sequence-classification"}, Path(folder), 1, 0)
     return dict(asyncio.run(server.call("classify", {"model": "x", "input": "good film"}, None)))
 
 

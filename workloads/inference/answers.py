@@ -47,6 +47,10 @@ class TextServer:
         self.load_adapter = engine.load_adapter
         self.check = engine.check
 
+    @property
+    def can_chat(self) -> bool:
+        return bool(self._engine.tokenizer.chat_template)
+
     async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any]:
         request, prompts = self._parse(route, body)
         made = [_Made(request, self._engine.tokenizer) for _ in range(len(prompts) * request.n)]

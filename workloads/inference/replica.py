@@ -79,7 +79,7 @@ class Replica:
         source = serve["model"]["source"]
         folder = resolve_model(source, self._inputs)
         self._what = f"model {source} ({serve['task']}) is loaded with {threads} threads"
-        server = _server(serve, folder, threads, float(member.get("gpus") or 0))
+        server = server_for(serve, folder, threads, float(member.get("gpus") or 0))
         given = {adapter["name"]: adapter["source"] for adapter in serve.get("adapters") or ()}
         given.update(dict(order.get("adapters") or ()))
         self._first_adapters = given
@@ -169,7 +169,7 @@ class Replica:
         print(f"{time.strftime('%H:%M:%S')} {self._name}: {text}", file=sys.stderr, flush=True)
 
 
-def _server(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -> Server:
+def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -> Server:
     """The server for the spec's task, on the engine it names."""
     from transformers.utils import logging as transformers_logging
 

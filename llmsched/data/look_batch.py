@@ -1,0 +1,67 @@
+"""A look at the input of a batch before anything is taken for it: is it there, has it the columns, how much is it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmsched.data import files, look, parts, questions, reading, tables
+from llmsched.data.messages import Unusable
+from llmsched.data.rows import BadRows, DataError
+
+COUNTED_BYTES = 64 << 20  # of texts, whose rows are counted by reading them; a table says how many it has
+
+
+def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete: bool) -> dict[str, list[str]]:
+    """{"errors", "notes"} of a `batch` section, as `look.look` has it. The first note says how much is read."""
+    path = batch["input"]["path"]
+    place = look.place_of(path, folder)
+    if place is None:
+        return {"errors": [], "notes": []}
+    if not files.is_pattern(str(place)) and not place.exists():
+        wrong = [f"batch.input.path: {look.missing(path, place)}"] if is_complete or look.is_of_a_hub(path) else []
+        return {"errors": wrong, "notes": []}
+    try:
+        return {"errors": [], "notes": _looked(batch, place)}
+    except DataError as error:
+        return {"errors": [f"batch.input: {error}"], "notes": []}
+
+
+def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
+    """Raises DataError for what the run would be refused for, as far as the first rows show it."""
+    given = batch["input"]
+    path, encoding, split = given["path"], given.get("encoding"), given.get("split")
+    bad = BadRows(path, given.get("on_bad_row") or "skip")
+    first = reading.read(place, path, bad, encoding=encoding, split=split, limit=look.FIRST_ROWS)
+    kept = len(first)
+    if not batch.get("map"):
+        there = dict.fromkeys(name for row in first for name in row)
+        task = batch.get("task") or "causal-lm"
+        columns = questions.columns_of(task, there, given.get("columns") or {}, path)
+        for row, where in zip(first, first.places, strict=True):
+            try:
+                questions.question(row, columns, task)
+            except Unusable as error:
+                bad.add(where, str(error))
+                kept -= 1
+    noticed = [f"in the first rows of {note}" for note in (*first.notes, *bad.settle(kept)) if "left out" in note]
+    return [_how_much(place, path, encoding, split), *noticed]
+
+
+def _how_much(place: Path, path: str, encoding: str | None, split: str | None) -> str:
+    found = files.find(place, split)
+    size = sum(file.path.stat().st_size for file in found)
+    words = f"reads {len(found):,} file{'s' if len(found) > 1 else ''}"
+    texts = sum(file.path.stat().st_size for file in found if not tables.tells_its_rows(file))
+    if texts <= COUNTED_BYTES:
+        counted = parts.count(place, path, encoding=encoding, split=split)
+        words += f", {sum(file.rows for file in counted):,} rows"
+    return f"{words}, {_size(size)}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

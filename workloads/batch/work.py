@@ -1,0 +1,163 @@
+"""A batch run, as who works on it sees it: a `Run` knows what is left to do, a `Worker` does a part of it.
+
+The driver of an attempt has the Run, each member a Worker. Both are given the LaunchOrder as JSON data and stand in the
+workload's own code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llmsched.data import questions, reading
+from llmsched.data.media import folder_of
+from llmsched.data.parts import Part, Reader, count
+from llmsched.data.rows import Bad, BadRows, DataError, Row
+from llmsched.runtime import artifact
+from llmsched.runtime.storage import Storage
+from workloads.batch.answers import Answers, answers_of, blaming
+from workloads.batch.ledger import BadRow, Done, Ledger, Plan
+from workloads.batch.output import Output, joined
+from workloads.datasets import place_of
+from workloads.sources import BadInput
+
+MOST_ROWS = 1000  # of a part, unless a batch is larger: what a crash undoes, and what appears at once
+PARTS_A_WORKER = 8  # at least, so that workers end together
+_ASKED_AT_ONCE = 2048  # of the questions that a server takes in one request
+_LOOKED_AT = 200  # first rows, for the names of the columns
+NONE_ANSWERED = 100  # rows that failed, and not one that did not: the run is wrong, not the rows
+
+
+class Run:
+    """What the driver of an attempt knows: what is left to do, and how far it is. Raises BadInput."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self._order, self._ledger = order, ledger_of(order)
+        plan = self._ledger.plan()
+        if plan is None:
+            output_of(order).begin()
+            plan = self._ledger.begin(_plan(order))
+        else:
+            plan.check(_place(order), order["spec"]["batch"]["input"]["path"])
+        done = self._ledger.done()
+        self.todo = [part for part in plan.parts() if part.number not in done]
+        self.total, self.rows = plan.rows, sum(one.rows for one in done.values())
+        self._bad = [row for one in done.values() for row in one.bad]
+        self._before, self._began = self.rows, time.monotonic()
+
+    def took(self, done: Done) -> None:
+        """A part is done. Raises BadInput once so many rows have no answer, and not one has, that the run is wrong."""
+        self.rows += done.rows
+        self._bad += done.bad
+        if not self.rows and len(self._bad) >= NONE_ANSWERED:
+            raise BadInput(self._none_answered())
+
+    def numbers(self) -> dict[str, Any]:
+        """As progress shows them: rows are its steps."""
+        handled = self.rows + len(self._bad)
+        per_s = (self.rows - self._before) / max(time.monotonic() - self._began, 1e-9)
+        said = {"step": handled, "total_steps": self.total, "unit": "rows", "rows_per_s": round(per_s, 2)}
+        return {**said, "bad_rows": len(self._bad)} if self._bad else said
+
+    def end(self) -> None:
+        """Every part is done: the answers are the result. Raises BadInput when no row has one."""
+        done = self._ledger.done()
+        self._bad = [row for number in sorted(done) for row in done[number].bad]
+        output = output_of(self._order)
+        output.finish(self._bad)
+        if not self.rows:
+            raise BadInput(self._none_answered())
+        seconds = sum(one.seconds for one in done.values())
+        artifact.write_result(artifact=output.uri)
+        artifact.metrics(
+            rows=self.rows, bad_rows=len(self._bad), rows_per_worker_s=round(self.rows / max(seconds, 1e-9), 2)
+        )
+
+    def _none_answered(self) -> str:
+        first = self._bad[0]
+        return f"not one of {len(self._bad):,} rows has an answer: row {first.row:,} of {first.file} {first.why}"
+
+
+def ledger_of(order: Mapping[str, Any]) -> Ledger:
+    return Ledger(order["storage"], order["gang"])
+
+
+def output_of(order: Mapping[str, Any]) -> Output:
+    batch = order["spec"]["batch"]
+    uri = batch.get("output") or Storage.at(order["storage"]).uri_of(f"{order['gang']}/artifact/rows")
+    return Output(uri, batch["format"])
+
+
+class Worker:
+    """Of one member: loads what answers once, then does part after part of the plan. Raises BadInput, UserError."""
+
+    def __init__(self, order: Mapping[str, Any], member: Mapping[str, Any]) -> None:
+        self._batch, self._ledger, self._output = order["spec"]["batch"], ledger_of(order), output_of(order)
+        plan = self._ledger.plan()
+        assert plan is not None, "the run has begun"
+        self._plan = plan
+        self._reader = Reader(_place(order), plan.files, self._batch["input"].get("encoding"))
+        folder = folder_of(_place(order))
+        self._answers: Answers = blaming(answers_of(self._batch, plan.columns, member, order["inputs"], folder))
+
+    def do(self, part: Part) -> Done:
+        """Answer its rows, write them, and note it: in this order, so what is noted is there. Raises BadInput for a row
+        without an answer, where the spec refuses those."""
+        began, file = time.monotonic(), self._plan.files[part.file].name
+        answered: list[Row] = []
+        bad: list[BadRow] = []
+        size = min(int(self._batch["batch_size"]), _ASKED_AT_ONCE)
+        rows = self._reader.read(part)
+        while some := list(islice(rows, size)):
+            for (number, row), answer in zip(some, self._answers_to([row for _, row in some]), strict=True):
+                if isinstance(answer, Bad):
+                    bad.append(BadRow(file, number, answer.why))
+                else:
+                    answered.append(joined(f"{file}#{number}", row, answer, self._batch.get("keep")))
+            if bad and self._batch["input"]["on_bad_row"] == "refuse":
+                raise BadInput(
+                    f"data set {self._batch['input']['path']}: row {bad[0].row:,} of {file} {bad[0].why} "
+                    "(on_bad_row: skip sets such rows aside)"
+                )
+        self._output.write(part.number, answered)
+        done = Done(len(answered), bad, round(time.monotonic() - began, 3))
+        self._ledger.note(part, done)
+        return done
+
+    def _answers_to(self, rows: list[Any]) -> list[Row | Bad]:
+        """Rows that cannot be read are not asked about."""
+        asked = [row for row in rows if isinstance(row, dict)]
+        found = iter(self._answers(asked) if asked else [])
+        return [next(found) if isinstance(row, dict) else _unread(row) for row in rows]
+
+
+def _unread(row: Any) -> Bad:
+    return row if isinstance(row, Bad) else Bad("is not an object with named fields")
+
+
+def _plan(order: Mapping[str, Any]) -> Plan:
+    """Made from the files as they are now. Raises BadInput."""
+    batch, place = order["spec"]["batch"], _place(order)
+    given = batch["input"]
+    path, encoding, split = given["path"], given.get("encoding"), given.get("split")
+    workers = order["spec"].get("workers") or {"max": 1}
+    try:
+        files = count(place, path, encoding=encoding, split=split)
+        columns: dict[str, str] = {}
+        if not batch.get("map"):
+            first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=_LOOKED_AT)
+            there = dict.fromkeys(name for row in first for name in row)
+            columns = questions.columns_of(batch["task"], there, given.get("columns") or {}, path)
+    except DataError as error:
+        raise BadInput(str(error)) from error
+    most = max(int(batch["batch_size"]), MOST_ROWS)
+    share = -(-sum(file.rows for file in files) // (PARTS_A_WORKER * int(workers["max"])))
+    size = min(most, max(share, int(batch["batch_size"])))
+    return Plan(files, size, columns)
+
+
+def _place(order: Mapping[str, Any]) -> Path:
+    return place_of(order["spec"]["batch"]["input"]["path"], order["inputs"])
