@@ -7,7 +7,7 @@ not named is looked up under its own name and a few usual ones. `hf://ORG/NAME` 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,21 @@ from llmsched.data.tables import without_fillers
 from llmsched.data.tasks import Kind
 from workloads.sources import BadInput, resolve_path
 
-__all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "raw", "roles"]
+__all__ = ["BadRows", "Place", "Row", "Rows", "conversations", "load", "raw", "roles"]
+
+
+def load(
+    path: str,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Rows:
+    """Rows as {role: value}, in file order; a folder gives its files in name order, a pattern those that match.
+
+    Raises BadInput: no such file, unreadable (with the row), empty, or a column missing (with those that are there)."""
+    kind = Kind("", (*required, *(f"{role}?" for role in optional)), None, {}, ())
+    return roles({"path": path, "columns": columns}, kind, inputs)[0]
 
 
 def roles(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,10 +77,22 @@ TEXTS = click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.command()
 @click.argument("name")
 @TEXTS
+@click.option("--pair", help="The second text of each pair; of a question, the passage that may answer it.")
+@click.option("--image", "images", multiple=True, type=click.Path(exists=True, dir_okay=False), help="An image file.")
+@click.option("--audio", "sounds", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A WAV file.")
 @show.json_option
-def classify(name: str, texts: tuple[str, ...]) -> None:
-    """The label that endpoint NAME gives each TEXT, and how sure it is; without TEXT, of each line of the input."""
-    asked = _texts(texts)
+def classify(
+    name: str, texts: tuple[str, ...], pair: str | None, images: tuple[str, ...], sounds: tuple[str, ...]
+) -> None:
+    """What endpoint NAME finds in each TEXT, image or audio: label and score, entities, regions, an answer.
+
+    Without any, in each line of the input.
+    """
+    asked: list[Any] = [
+        {role: _base64(file)} for role, files in (("image", images), ("audio", sounds)) for file in files
+    ]
+    if texts or not asked:
+        asked += [[text, pair] if pair else text for text in _texts(texts)]
     with show.connect() as client:
         found = client.chat(name).classify(asked)
     if show.wants_json():
@@ -92,6 +106,8 @@ def _shown(found: dict[str, Any]) -> str:
     """A label and how sure it is, with the text that it is said of where that is a part; or a number."""
     score = found["score"] if "score" in found else max(found["scores"].values())
     part = "" if found.get("text") in (None, found["label"]) else f"  {found['text']}"
+    if "box" in found.get("at", {}):
+        part = "  " + " ".join(f"{edge:g}" for edge in found["at"]["box"])
     is_number = found["label"] == "value" and "scores" not in found
     return f"{found['label']}  {score:.6g}" if is_number else f"{found['label']}  {score:.1%}{part}"
 
@@ -110,6 +126,10 @@ def embed(name: str, texts: tuple[str, ...]) -> None:
         return
     for vector in found:
         terminal.echo(" ".join(f"{number:.6g}" for number in vector))
+
+
+def _base64(file: str) -> str:
+    return base64.b64encode(Path(file).read_bytes()).decode()
 
 
 def _texts(texts: tuple[str, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from live import Live, Parrot
@@ -19,10 +19,16 @@ from llmsched.spec.http_models import Applied
 class Reader(Parrot):
     """Calls what is long "long", and counts its characters."""
 
+    asked: ClassVar[list[Any]] = []
+
     async def call(self, route: str, body: dict[str, Any], adapter: dict[str, Any] | None) -> dict[str, Any]:
         self.bodies.append(body)
         texts = body["input"]
+        self.asked.append(texts)
         if route == "classify":
+            if isinstance(texts[0], dict):
+                at = {"box": [1.0, 2.0, 3.5, 4.0]}
+                return {"data": [{"index": n, "label": "lamp", "score": 0.5, "at": at} for n, _ in enumerate(texts)]}
             labels = ["long" if len(text) > 5 else "short" for text in texts]
             return {"data": [{"label": label, "scores": {label: 0.75, "other": 0.25}} for label in labels]}
         return {"data": [{"embedding": [len(text), 0.5]} for text in texts]}
@@ -40,6 +46,16 @@ def test_each_text_gets_its_label_and_each_its_vector(run: Run) -> None:
     assert run("embed", "qwen", "hi", "hello there").stdout == "2 0.5\n11 0.5\n"
     assert [one["label"] for one in json.loads(run("classify", "qwen", "hi", "--json").stdout)] == ["short"]
     assert json.loads(run("embed", "qwen", "hi", "--json").stdout) == [[2, 0.5]]
+
+
+def test_files_and_pairs_are_asked_about(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "lamp.png").write_bytes(b"pixels")
+    (tmp_path / "hum.wav").write_bytes(b"waves")
+    files = ("--image", str(tmp_path / "lamp.png"), "--audio", str(tmp_path / "hum.wav"))
+    assert run("classify", "qwen", *files).stdout == "lamp  50.0%  1 2 3.5 4\n" * 2
+    assert Reader.asked[-1] == [{"image": "cGl4ZWxz"}, {"audio": "d2F2ZXM="}]
+    assert run("classify", "qwen", "who", "--pair", "a passage").exit_code == 0
+    assert Reader.asked[-1] == [["who", "a passage"]]
 
 
 def test_texts_come_from_a_pipe_a_line_each_and_none_is_refused(run: Run) -> None:

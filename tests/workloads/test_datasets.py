@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llmsched.data.tasks import KINDS
 from workloads import datasets
 from workloads.sources import BadInput
 
 ROWS = [{"text": "good, very", "label": "pos"}, {"text": "bad", "label": "neg"}]
-
-
-def load(path: str, required: Sequence[str], optional: Sequence[str] = (), columns: Any = None) -> datasets.Rows:
-    kind = KINDS["masked-lm"]._replace(reads=(*required, *(f"{role}?" for role in optional)))
-    return datasets.roles({"path": path, "columns": columns}, kind, None)[0]
 
 
 def write(folder: Path, suffix: str) -> Path:
@@ -42,21 +34,21 @@ def write(folder: Path, suffix: str) -> Path:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
-    assert load(str(write(tmp_path, suffix)), ["text", "label"], ["text_pair"]) == ROWS
+    assert datasets.load(str(write(tmp_path, suffix)), ["text", "label"], ["text_pair"]) == ROWS
 
 
 def test_a_text_file_gives_a_row_a_line_and_a_folder_its_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("three\n")
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "README.md").write_text("not data")
-    assert [row["text"] for row in load(str(tmp_path), ["text"])] == ["one", "two", "three"]
+    assert [row["text"] for row in datasets.load(str(tmp_path), ["text"])] == ["one", "two", "three"]
 
 
 def test_columns_say_which_field_plays_which_role(tmp_path: Path) -> None:
     file = tmp_path / "nli.jsonl"
     file.write_text('{"premise": "p", "hypothesis": "h", "gold": 2}')
     roles = {"text": "premise", "text_pair": "hypothesis", "label": "gold"}
-    rows = load(str(file), ["text", "label"], ["text_pair"], roles)
+    rows = datasets.load(str(file), ["text", "label"], ["text_pair"], roles)
     assert rows == [{"text": "p", "text_pair": "h", "label": 2}]
 
 
@@ -64,9 +56,9 @@ def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"review": "x", "stars": 3}')
     with pytest.raises(BadInput, match=r"no column 'text' for the role 'text'; found: review, stars.*columns: \{text"):
-        load(str(file), ["text", "label"])
+        datasets.load(str(file), ["text", "label"])
     with pytest.raises(BadInput, match=r"no column 'reviews' for the role 'text'"):
-        load(str(file), ["text"], columns={"text": "reviews"})
+        datasets.load(str(file), ["text"], columns={"text": "reviews"})
 
 
 @pytest.mark.parametrize(
@@ -84,9 +76,9 @@ def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named_with_its_place(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=message):
-        load(str(tmp_path / name), ["text"])
+        datasets.load(str(tmp_path / name), ["text"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file or folder .*nowhere.jsonl"):
-        load(str(tmp_path / "nowhere.jsonl"), ["text"])
+        datasets.load(str(tmp_path / "nowhere.jsonl"), ["text"])

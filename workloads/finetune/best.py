@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ class Best:
         self.step: int | None = None
         self.value = 0.0
         self.in_vain = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="llmsched-best-")
 
     def consider(self, step: int, numbers: Mapping[str, float], params: Mapping[str, Any]) -> None:
         """The weights of this step, as they were evaluated. The same step twice counts once."""
@@ -62,6 +62,10 @@ class Best:
         if self.metric is not None and (kept := facts.get("best")) and (folder / _FILE).is_file():
             self.step, self.value, self.in_vain = kept["step"], kept["value"], kept["in_vain"]
             shutil.copyfile(folder / _FILE, self._file)
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="llmsched-best-")
 
     @property
     def _file(self) -> Path:

@@ -90,6 +90,12 @@ class Text(Reader):
         kept = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
         return {**kept, "places": places, "passage": passage}
 
+    def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """A whole text in parts of at most `max_length` tokens: ids, and 1 for each mark that frames them."""
+        most = {"truncation": True, "max_length": self.max_length, "return_overflowing_tokens": True}
+        made = self.tokenized([text], return_special_tokens_mask=True, **most)
+        return list(zip(made["input_ids"], made["special_tokens_mask"], strict=True))
+
     def worded(self, text: str) -> Encoded:
         """A text, cut, with the word of each token (None: of none) and its characters."""
         most = {"truncation": True, "max_length": self.max_length}
@@ -107,7 +113,8 @@ class Text(Reader):
             made = self.tokenizer(*texts, **settings)
         except Exception as error:  # a tokenizer fails in many ways
             raise Unusable(f"is refused by the tokenizer of the model: {first_line(error)}") from error
-        self.know(made["input_ids"])
+        ids = made["input_ids"]
+        self.know([token for part in ids for token in part] if ids and isinstance(ids[0], list) else ids)
         return made
 
     def is_cut(self, encoded: Encoded, *parts: Any) -> bool:

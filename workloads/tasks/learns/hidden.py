@@ -22,6 +22,8 @@ class Learns(Task):
     head_is_new = True
 
     def look(self, read: Sequence[Read]) -> None:
+        if not self.reader.tokenizer.is_fast:
+            raise BadInput("masked-lm: this base model has no fast tokenizer, which cuts a long text into parts")
         if self.reader.tokenizer.mask_token_id is None:
             raise BadInput(
                 "masked-lm: the tokenizer of this base model has no mask token; take a base of the BERT kind"
@@ -29,15 +31,9 @@ class Learns(Task):
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         """A long text in parts, each as the tokenizer frames a text."""
-        tokenizer, most = self.reader.tokenizer, self.reader.max_length
-        ids = list(self.reader.tokenized(row["text"], add_special_tokens=False)["input_ids"])
-        room = most - tokenizer.num_special_tokens_to_add()
-        for at in range(0, len(ids), max(1, room)):
-            part = ids[at : at + room]
-            framed = self.reader.tokenized(tokenizer.decode(part), truncation=True, max_length=most)["input_ids"]
-            special = tokenizer.get_special_tokens_mask(framed, already_has_special_tokens=True)
+        for ids, special in self.reader.windows(row["text"]):
             if not all(special):
-                yield {"input_ids": array("i", framed), "special": bytes(special)}
+                yield {"input_ids": array("i", ids), "special": bytes(special)}
 
     def prepared(self, sample: Encoded, key: int) -> Encoded:
         chance, ids = random.Random(key), list(sample["input_ids"])

@@ -60,15 +60,11 @@ class Learns(Task):
         self.labels.check(counts, path)
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
-        text, labels, most = row["text"], row["label"], self.reader.max_length
-        if isinstance(text, str):
-            coded = self.reader.tokenized(text, return_offsets_mapping=True)
-            tags = list(_tags_of(coded["offset_mapping"], labels))
-        else:
-            coded = self.reader.tokenized(text, is_split_into_words=True)
-            words = coded.word_ids()
-            firsts = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
-            tags = [labels[word] if first else None for word, first in zip(words, firsts, strict=True)]
+        text, most = row["text"], self.reader.max_length
+        words = [] if isinstance(text, str) else list(_places(text))
+        coded = self.reader.tokenized(text if isinstance(text, str) else " ".join(text), return_offsets_mapping=True)
+        places = coded["offset_mapping"]
+        tags = _of_words(places, words, row["label"]) if words else _of_spans(places, row["label"])
         numbers = [IGNORED if tag is None else self.labels[tag] for tag in tags]
         if len(numbers) > most:
             self.seen[f"of {self.rows:,} texts are cut off at max_length {most}"] += 1
@@ -111,7 +107,26 @@ def _spans(given: Any, text: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: each["start"])
 
 
-def _tags_of(places: Sequence[tuple[int, int]], spans: Sequence[dict[str, Any]]) -> Iterator[str | None]:
+def _places(words: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where each word stands once they are joined by spaces."""
+    at = 0
+    for word in words:
+        yield at, at + len(word)
+        at += len(word) + 1
+
+
+def _of_words(
+    places: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]], tags: Sequence[str]
+) -> Iterator[str | None]:
+    """The tag of each token: that of a word for the first token that touches it, None for the others."""
+    begun = -1
+    for start, end in places:
+        at = next((n for n, word in enumerate(words) if n > begun and word[0] < end and start < word[1]), None)
+        yield None if at is None else tags[at]
+        begun = begun if at is None else at
+
+
+def _of_spans(places: Sequence[tuple[int, int]], spans: Sequence[dict[str, Any]]) -> Iterator[str | None]:
     """The tag of each token; None: one that stands for no text. The first that touches an entity begins it."""
     begun = -1
     for start, end in places:
