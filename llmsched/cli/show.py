@@ -89,7 +89,7 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     with_options: Callable[..., Any] = chosen
     for option in (
         click.option(
-            "--label", multiple=True, metavar="KEY=VALUE", help="Only with this label of the spec; repeatable."
+            "-l", "--label", multiple=True, metavar="KEY=VALUE", help="Only with this label of the spec; repeatable."
         ),
         click.option(
             "--phase", multiple=True, type=click.Choice([*PHASE_COLOURS]), help="Only in this phase; repeatable."

@@ -34,7 +34,12 @@ Watch = Callable[[http_models.WorkloadView], None]
 
 
 class AsyncClient:
-    """`address` and `token` default to LLMSCHED_ADDRESS and LLMSCHED_TOKEN, else to the controller of the home."""
+    """`address` and `token` default to LLMSCHED_ADDRESS and LLMSCHED_TOKEN, else to the controller of the home.
+
+    Every call raises ClusterError when no controller answers, and NotAllowed when the token may not; one about a
+    workload, RequestError ("unknown_workload") when there is none of that name. What else one raises it says. GPUs are
+    counted (0.5 is half a GPU), memory is in bytes, moments in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -78,7 +83,12 @@ class AsyncClient:
     async def apply(
         self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
     ) -> list[http_models.Applied]:
-        """Submit or update. Returns when it is committed. Safe to repeat: unchanged is unchanged."""
+        """Submit or update: a path, a mapping or a spec, or a list of them. Returns when it is committed, one answer
+        each, in their order. Safe to repeat: unchanged is unchanged; `again` runs once more what has ended.
+
+        Raises SpecError with every problem of the file, and RequestError for the first that is refused: then none is
+        submitted.
+        """
         from llmsched.spec.spec_requests import ApplyRequest
 
         body = ApplyRequest(specs=await self._load(specs, upload=True), again=again)
@@ -108,7 +118,8 @@ class AsyncClient:
     ) -> http_models.WorkloadView:
         """Until it has ended; a serve workload: until it answers, or ended. `watch` sees it at every look.
 
-        Raises RequestError (code "timeout") when it takes longer than `timeout_s`.
+        Raises RequestError (code "timeout") that says how it stands when it takes longer than `timeout_s`. One that
+        failed is returned as it is: its `message` says why (`Run.wait` raises that).
         """
         return (await self.wait_all([name], timeout_s=timeout_s, watch=watch, poll_s=poll_s))[0]
 
@@ -131,7 +142,8 @@ class AsyncClient:
             if late is None:
                 return views
             if until is not None and time.monotonic() >= until:
-                raise RequestError(f"{late.id} is {late.phase} after {timeout_s:g} s.", code="timeout")
+                why = f": {late.reason.message}" if late.reason is not None else ""
+                raise RequestError(f"{late.id} is {late.phase} after {timeout_s:g} s{why}.", code="timeout")
             await asyncio.sleep(poll_s)
 
     async def secrets(self) -> list[http_models.SecretView]:
@@ -139,7 +151,7 @@ class AsyncClient:
         return (await self._http.ask(http_models.SecretList, "GET", "/api/v1/secrets")).secrets
 
     async def set_secret(self, name: str, value: str, *, shared: bool = False) -> http_models.SecretView:
-        """Kept encrypted, and given to workloads that name it, as an environment variable."""
+        """Kept encrypted, given to workloads that name it as an environment variable. Raises RequestError."""
         from llmsched.spec.http_requests import SecretRequest
 
         body = SecretRequest(value=value, shared=shared)
@@ -303,7 +315,8 @@ class AsyncClient:
     async def usage_csv(
         self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None
     ) -> str:
-        """All lines of `usage` as CSV with a header: the names of `by`, then hours of GPUs and cost."""
+        """All lines of `usage` as CSV with a header: the names of `by`, then hours of GPUs and cost. Raises
+        RequestError."""
         params: dict[str, Any] = {"by": list(by), "since": since, "limit": 200_000, "format": "csv"}
         params |= {"until": until} if until else {}
         path = f"/api/v1/usage?{urlencode(params, doseq=True)}"

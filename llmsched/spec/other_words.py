@@ -37,6 +37,7 @@ OURS: dict[str, Ours] = {
     "env": Ours("envs"),
     "env_vars": Ours("envs"),
     "working_dir": Ours("workdir"),
+    "runtime_env": Ours("environment", "That takes pip; env_vars are envs:, working_dir is workdir:. No container."),
     "file_mounts": Ours("workdir", "That folder is packed and goes along; data may also be s3:// or hf://."),
     "depends_on": Ours("after"),
     "time_limit": Ours("max_runtime"),

@@ -48,7 +48,7 @@ def names(result: object) -> list[str]:
 def test_workloads_are_chosen_by_user_queue_phase_and_label(run: Run) -> None:
     assert names(run("status", "--user", "ann")) == ["hers"]
     assert names(run("status", "--phase", "succeeded")) == ["done"]
-    assert names(run("status", "--phase", "succeeded", "--phase", "running", "--label", "team=nlp")) == [
+    assert names(run("status", "--phase", "succeeded", "--phase", "running", "-l", "team=nlp")) == [
         "a",
         "done",
         "hers",

@@ -123,6 +123,9 @@ def test_waiting_no_longer_than_asked(controller: Live) -> None:
         client.apply([{"name": "endless", "kind": "task", "task": {"run": ["true"]}}])
         with pytest.raises(RequestError, match=r"endless is \w+ after 0.1 s") as caught:
             client.wait("endless", timeout_s=0.1)
+        client.apply([{"name": "later", "kind": "task", "after": ["endless"], "task": {"run": ["true"]}}])
+        with pytest.raises(RequestError, match="later is waiting after 0.1 s: waits for endless to succeed"):
+            client.wait("later", timeout_s=0.1)
         assert caught.value.code == "timeout"
         client.cancel("endless")
 

@@ -14,6 +14,7 @@ from test_spec_load import TASK, TRAIN, refusal
             'Did you mean "accelerators"? Write its kind and number: accelerators: "A100:1"',
         ),
         (TASK + "resources: {cloud: aws}", "work runs on the nodes of this cluster"),
+        (TASK + "runtime_env: {container: {image: a}}", 'Did you mean "environment"? That takes pip; env_vars are'),
         (TASK + "output_dir: out", "llmsched models pull NAME DIR"),
         (TRAIN[:-2] + ", training_args: {per_device_train_batch_size: 4}}", 'Did you mean "train.micro_batch_size"?'),
         (TRAIN[:-2] + ", training_args: {save_steps: 500}}", 'Did you mean "checkpoint.every"? A time, such as "10m"'),
