@@ -160,6 +160,8 @@ class Stream:
         elif isinstance(decision, decisions.Preempt):
             self.left[decision.gang] -= at - self.began[decision.gang]
             self._later(at + 1.0, facts.Released(at + 1.0, decision.gang, decision.attempt))
+        elif isinstance(decision, decisions.Resize):
+            self._later(at, facts.Resized(at, decision.gang, decision.attempt, len(decision.placement)))
 
     def _later(self, at: float, fact: Any) -> None:
         self.serial += 1
@@ -259,3 +261,16 @@ def test_a_ranking_that_was_cut_goes_on_in_a_state_that_was_folded_again() -> No
         cuts += plan.is_cut
     assert cuts and sum(gang.is_holding() for gang in state.gangs.values()) == 160
     assert sum(isinstance(entry, decisions.Preempt) for entry in journal) == 150
+
+
+@pytest.mark.parametrize("streams", ["singles", "elastic"])
+def test_elastic_work_is_not_starved_either(streams: str) -> None:
+    """By goodput it rests: small ones that come without a pause do more with the GPUs, or fixed ones take them all."""
+    most = 2 if streams == "elastic" else 1
+    small = [replace(work(f"s{number}"), max_size=most) for number in range(400 // most)]
+    jobs = [(20.0 * most * number, each, 75.0) for number, each in enumerate(small)]
+    jobs.append((305.0, replace(work("large", 4), max_size=8), 300.0))
+    given = ranked("1 node x 4").scheduling(elastic=True)
+    stream = Stream(given, jobs)
+    assert stream.until("large/0", 7900.0) is not None
+    assert given.state.gangs["large/0"].fair_s <= (300.0 + HOLD_S + 2 * QUANTUM_S) / SHARE

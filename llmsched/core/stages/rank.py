@@ -120,7 +120,7 @@ def _have_waited_long(this: Pass) -> dict[str, Row]:
     found = {}
     for due_at, name, _ in state.clocks.longest_waiting(state.now, patience, PORTION):
         gang = state.gangs[name]
-        if gang.nomination is None and name not in this.plan.sizes and _is_ranked(this, gang.spec):
+        if gang.nomination is None and name not in this.trial.begun and name not in this.plan.nominations:
             found[name] = _by_due(this, gang, due_at), gang
     return found
 
@@ -257,6 +257,10 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     givers: list[tuple[int, float, str, GangState]] = []
     growers: list[tuple[GangState, int]] = []
     wanted = 0.0
+    patience = state.configuration.scheduling.hold_after_s
+    waits = (state.gangs[name] for name in plan.sizes if name in state.waiting)
+    if any(state.clocks.has_waited_long(gang, state.now, patience) for gang in waits):
+        quantum = 0.0  # for its sake nobody is spared for having changed a moment ago
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
         per_bundle = view.gpus_per_bundle(gang)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
-from llmsched.core.plan import Plan
+from llmsched.core.plan import PORTION, Plan
 from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
@@ -32,6 +32,8 @@ def run(this: Pass) -> None:
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
     demand = _Demand(this, running, by_rank)
     waiting = [state.gangs[name] for shape in shapes if demand.could_start(shape) for _, name in shape.entries]
+    owed = _owed(this, running) if by_rank else {}
+    plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
     for flavors, sharing in _pools(state, gangs):
         free = sum(state.capacity.free_gpus(state.capacity.by_flavor.get(f, 0) & state.capacity.open) for f in flavors)
@@ -42,24 +44,46 @@ def run(this: Pass) -> None:
             if not gang.is_active() and gang.nomination is not None
         )
         capacity = max(0, free * MILLI + held - sum(demand.rigid.get(flavor, 0) for flavor in flavors))
-        by_queue: dict[str, list[GangState]] = {}
-        for gang in sharing:
-            by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
-        for queue, amount in _entitled(trial, by_queue, capacity).items():
-            members = by_queue[queue]
-            left = amount
-            for tier, lower in _tiers(members):
-                kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
-                for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
-                    gang = state.gangs[name]
-                    plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
-                left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
-            _cut(plan, members, amount)
-        if by_rank and state.quota.enforced:
-            _fill(plan, sharing, capacity)
+        _share_out(this, sharing, capacity, by_rank)
+        resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
+        if resting:
+            others = [gang for gang in sharing if gang not in resting]
+            _share_out(this, others, max(0, capacity - sum(map(_least_milli, resting))), by_rank)
+            plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in resting)
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
+
+
+def _share_out(this: Pass, sharing: list[GangState], capacity: int, by_rank: bool) -> None:
+    state, plan, policy = this.state, this.plan, this.policies.elasticity
+    by_queue: dict[str, list[GangState]] = {}
+    for gang in sharing:
+        by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
+    for queue, amount in _entitled(this.trial, by_queue, capacity).items():
+        members = by_queue[queue]
+        left = amount
+        for tier, lower in _tiers(members):
+            kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
+            for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
+                gang = state.gangs[name]
+                plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+            left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
+        _cut(plan, members, amount)
+    if by_rank and state.quota.enforced:
+        _fill(plan, sharing, capacity)
+
+
+def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
+    """By rank: those that have waited long, and until they have had their part. They hold their least in any case."""
+    state = this.state
+    clocks, patience = state.clocks, state.configuration.scheduling.hold_after_s
+    long = (state.gangs[name] for _, name, _ in clocks.longest_waiting(state.now, patience, PORTION))
+    found = {gang.id: gang for gang in long if gang.spec.is_elastic() and gang.nomination is None}
+    for gang in running:
+        if gang.is_owed and clocks.lags(gang, state.now, state.now - (gang.launched_at or state.now)):
+            found[gang.id] = gang
+    return found
 
 
 def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None], list[GangState]]]:
