@@ -52,7 +52,7 @@ class Pool:
     def __init__(self, at: float) -> None:
         self.reading, self.at = 0.0, at
         self.capacity = 0  # when a gang came or went last
-        self.fixed = 0
+        self.fixed = self.members = 0
         self.needs: dict[int, int] = {}
         self.waiting: dict[int, list[Row]] = {}  # by priority
 
@@ -71,13 +71,15 @@ class Pool:
 
     def change(self, stake: Stake, sign: int, at: float, capacity: int) -> None:
         self.reading, self.at, self.capacity = self.now(at), at, capacity
+        self.members += sign
         if stake.is_fixed:
             self.fixed += sign * stake.milli
             return
         left = self.needs.get(stake.milli, 0) + sign * stake.milli
-        self.needs[stake.milli] = left
-        if not left:
-            del self.needs[stake.milli]
+        if left:
+            self.needs[stake.milli] = left
+        else:
+            self.needs.pop(stake.milli, None)
 
 
 class FairClocks:
@@ -117,7 +119,7 @@ class FairClocks:
         gang.fair_s += pool.now(at) - stake.since
         gang.stake = None
         pool.change(stake, -1, at, self._capacity(stake.pool, ledgers))
-        if not pool.needs and not pool.fixed:
+        if not pool.members:
             del self.pools[stake.pool]
 
     def restore(self, gang: GangState, waits: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, cluster
+from ledger import Given, Launch, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules, Queue, Quota
@@ -96,6 +96,16 @@ def test_what_a_gang_is_due_goes_with_it_from_pool_to_pool_and_stands_still_whil
         "it failed: until it may try again it waits for nobody"
     )
     assert state.clocks.pools == {}, "a pool that nobody is in is forgotten"
+
+
+def test_work_without_gpus_is_in_a_pool_as_well() -> None:
+    given = ranked("1 node x 1")
+    none = (Group("workers", 1, (Option(None, Resources(0, 1000)),)),)
+    for name in ("a", "b"):
+        given.state.apply(facts.Submitted(0.0, replace(work(name), groups=none)))
+    given.state.apply(facts.Cancelled(1.0, "a"))
+    assert given.turn().decisions == [Launch("b", 0.0)]
+    assert given.state.clocks.pools["", None].members == 1
 
 
 def test_clocks_are_of_the_state() -> None:
