@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import finetune_tiny as tiny
 import pytest
 
+from llmsched.runtime import Context, enter
 from llmsched.spec.load import load
 from workloads.finetune import trackers
 from workloads.finetune.trackers import Tracker, Trackers
@@ -83,6 +86,23 @@ def test_a_step_that_is_there_already_is_not_written_again(monkeypatch: pytest.M
     for step in range(3, 7):
         some.log(step, {"loss": 1, "eval.f1": 0.5, "phase": "training"})
     assert written == [(step, {"train/loss": 1.0, "eval/f1": 0.5}) for step in (5, 6)]
+
+
+def test_w_and_b_offline_gets_no_step_again_though_it_remembers_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    run = SimpleNamespace(
+        offline=True, step=0, log=lambda numbers, step: written.append(step), finish=lambda: written.append(0)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda: run))
+    for done, until in ((0, 5), (3, 8)):  # the first is lost at 5, with its last checkpoint at 3
+        with enter(Context.alone(tmp_path)):
+            some = Trackers(["wandb"], done)
+            for step in range(done + 1, until + 1):
+                some.log(step, {"loss": 1.0})
+            some.close()
+    assert written == [1, 2, 3, 4, 5, 0, 6, 7, 8, 0]
 
 
 @pytest.mark.parametrize(("given", "known"), [("tensorboard", ["tensorboard"]), ("none", []), ("[mlflow]", ["mlflow"])])

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from llmsched.runtime.context import current
+from llmsched.runtime.storage import Storage
 from workloads.sources import BadInput
 
 
@@ -70,7 +72,31 @@ def _mlflow(done: int) -> Tracker:
 def _wandb(done: int) -> Tracker:
     wandb = _library("wandb", "wandb")
     run = wandb.init()
-    return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish, max(0, run.step - 1))
+    if not run.offline:
+        return Tracker(lambda numbers, step: run.log(numbers, step=step), run.finish, max(0, run.step - 1))
+    noted = _Noted(f"{current().gang}/wandb-step")  # offline it knows nothing of what other attempts have left
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        run.log(numbers, step=step)
+        noted.write(step)
+
+    return Tracker(log, run.finish, noted.read())
+
+
+class _Noted:
+    """The newest step that any attempt has written."""
+
+    def __init__(self, key: str) -> None:
+        self._storage, self._key = Storage.at(current().storage), key
+
+    def read(self) -> int:
+        try:
+            return int(self._storage.read_note(self._key))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def write(self, step: int) -> None:
+        self._storage.write(self._key, str(step).encode())
 
 
 _OPEN: dict[str, Callable[[int], Tracker]] = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
