@@ -52,13 +52,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real Ray first: it takes longest."""
+    """Real Ray first: it takes longest, and its tests have ten minutes each."""
     for item in items:
         if item.get_closest_marker("ray"):
             if item.path.name not in ON_REAL_RAY:
                 raise pytest.UsageError(f"{item.path.name} has tests on real Ray: it needs a line in ON_REAL_RAY")
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(600))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: ON_REAL_RAY.get(item.path.name, 3))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from waiting import wait_until
+from waiting import SLACK, wait_until
 
 from llmsched.client import Client
 from llmsched.executors.local_ray import MARKER
@@ -36,7 +36,7 @@ class Home:
             input=given,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=SLACK * 120,
         )
         assert done.returncode == expect, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr

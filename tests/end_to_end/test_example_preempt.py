@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from ray_home import Home
+from waiting import SLACK
 
 from llmsched.client import Client
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "04_preempt_and_resume"
 
 
@@ -40,7 +41,7 @@ def test_urgent_work_takes_the_place_of_a_fine_tune_which_goes_on_at_the_step_it
         client.apply(EXAMPLE / "urgent.yaml")
         next(event for event in client.events() if event.kind == "Bound" and event.workload == "urgent")
         why = home.llmsched("why", "sine")
-        urgent, sine = client.wait("urgent", timeout_s=60), client.wait("sine", timeout_s=120)
+        urgent, sine = client.wait("urgent", timeout_s=SLACK * 60), client.wait("sine", timeout_s=SLACK * 120)
 
     assert "sine/0 is preempted" in str(planned)
     assert "when urgent ends" in why and "Code: quota" in why

@@ -24,7 +24,7 @@ import httpx
 import psutil
 import pytest
 from ray_home import Home, assert_ray_and_ledger_agree
-from waiting import has_ended, wait_until
+from waiting import SLACK, has_ended, wait_until
 
 from llmsched.client import Client
 from llmsched.errors import LlmschedError
@@ -50,7 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         home.llmsched("up", "--nodes", "1x2:A100", "--ray-user", getpass.getuser())
         home.llmsched("apply", "-f", str(spec))
         with home.client() as client:
-            client.wait("echo", timeout_s=120)
+            client.wait("echo", timeout_s=SLACK * 120)
             wait_until(lambda: step_of(client) > 2, 120, "the first steps")
         yield home
     finally:
@@ -85,7 +85,7 @@ def greet(home: Home, client: Client, name: str) -> dict[str, Any]:
 
 def test_a_controller_killed_with_minus_9_loses_nothing_and_adopts_what_runs(home: Home) -> None:
     with home.client() as client:
-        client.wait("echo", timeout_s=120)
+        client.wait("echo", timeout_s=SLACK * 120)
         before = step_of(client)
         started_at = client.status("counting").gangs[0].started_at
     os.kill(home.controller_pid(), signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_a_bridge_that_is_gone_is_replaced_and_nothing_that_runs_notices(home: H
         wait_until(is_replaced, 90, "another bridge")
         wait_until(lambda: has_ended(old), 20, "the end of the old bridge")
         for asked, pid in commands:
-            _, said = asked.communicate(timeout=60)
+            _, said = asked.communicate(timeout=SLACK * 60)
             assert (asked.returncode, "the connection to the cluster was lost" in said) == (4, True), said
             wait_until(lambda pid=pid: has_ended(pid), 30, "the end of a command that nobody hears")
         stepping(home, client, before + 2)
@@ -357,7 +357,7 @@ def test_bad_requests_are_refused_in_words_with_their_exit_code(home: Home, tmp_
 def test_the_fine_tune_ends_well_and_its_story_tells_what_happened(home: Home) -> None:
     (home.folder / "enough").touch()
     with home.client() as client:
-        view = client.wait("counting", timeout_s=120)
+        view = client.wait("counting", timeout_s=SLACK * 120)
     assert view.phase == "succeeded", view.message
     story = home.llmsched("story", "counting")
     assert "succeeded" in story and story.index("submitted") < story.index("succeeded")

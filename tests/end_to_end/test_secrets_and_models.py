@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 import ray_home
+from waiting import SLACK
 
 from llmsched.client import Client
 from llmsched.executors import local_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 CANARY = "canary-41d9-real-ray"
 LOOP = """\
 import os
@@ -121,7 +122,7 @@ def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home
     with Client(home=home.folder) as client:
         url = f"{client.health().urls['endpoint']}/v1/classify"
         headers = home.bearer()
-        until = time.monotonic() + 90
+        until = time.monotonic() + SLACK * 90
         while [one.id for one in client.status("tones").gangs] != ["tones/1"] or client.status("tones").size != 1:
             answer = httpx.post(url, json={"model": "tones", "input": "a joy"}, headers=headers, timeout=30)
             assert answer.status_code == 200, answer.text

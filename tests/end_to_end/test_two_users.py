@@ -19,7 +19,6 @@ from llmsched.executors import endpoint_proxy, ray_user
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(240),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run Ray as a user of its own"),
 ]
 WORK = Path(__file__).parent / "two_users"

@@ -7,7 +7,7 @@ from waiting import wait_until
 
 from llmsched.executors.port import Ended, Stalled, Vanished
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 PATIENCE_S = 60
 
 

@@ -39,7 +39,7 @@ from llmsched.executors.port import (
     Vanished,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 KEY = "key of the test"
 
 

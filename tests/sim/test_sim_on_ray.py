@@ -9,7 +9,7 @@ import on_ray
 import pytest
 from small_worlds import FIFO, ONE, World
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 EVICTS = World(
     "a,0,2,60,10\nb,35,2,10,80\n",
