@@ -50,6 +50,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "contrast": ("loss", "recall_at_1"),
     "pixels": ("loss", "mean_iou", "accuracy", "precision", "recall", "f1"),
     "ctc": ("loss", "wer", "cer"),
+    "own_loss": ("loss", "f1", "precision", "recall"),
 }
 
 _CLASSIFY = {"classify": "one_label", "regress": "one_number"}
@@ -127,6 +128,22 @@ KINDS: dict[str, Kind] = {
         learns={"classify": "pixels"},
         answers=("classify",),
         names={"label": ("objects", "regions", "boxes")},
+    ),
+    "object-detection": Kind(
+        auto="AutoModelForObjectDetection",
+        reads=("image",),
+        target="label",
+        learns={"classify": "own_loss"},
+        answers=("classify",),
+        names={"label": ("objects", "regions", "boxes")},
+    ),
+    "visual-question-answering": Kind(
+        auto="AutoModelForVisualQuestionAnswering",
+        reads=("text", "image"),
+        target="label",
+        learns={"classify": "one_label"},
+        answers=("classify",),
+        names={"text": ("question",), "label": ("answer",)},
     ),
     "masked-lm": Kind(auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=()),
     "feature-extraction": Kind(

@@ -29,6 +29,8 @@ Task = Literal[
     "audio-classification",
     "automatic-speech-recognition",
     "image-segmentation",
+    "object-detection",
+    "visual-question-answering",
     "feature-extraction",
 ]
 Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "contrast", "distill", "dpo"]
@@ -273,8 +275,10 @@ class TrainSection(Section):
         for index, each in enumerate(self.datasets):
             if each.format != "auto" and self.objective not in ("sft", "distill", "dpo"):
                 raise WrongAt(f'"{each.format}" is for language models; leave it out', "datasets", index, "format")
-        if self.training_args.label_smoothing_factor and self.objective in ("regress", "ctc"):
-            message = f'says nothing of "objective: {self.objective}"; leave it out'
+        if self.training_args.label_smoothing_factor and (
+            self.objective in ("regress", "ctc") or self.task == "object-detection"
+        ):
+            message = f'says nothing of {self.task} with "objective: {self.objective}"; leave it out'
             raise WrongAt(message, "training_args", "label_smoothing_factor")
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")

@@ -47,7 +47,7 @@ SMOOTHED = "  task: image-classification\n  objective: regress\n  training_args:
         (
             spec(rest=SMOOTHED),
             10,
-            'says nothing of "objective: regress"',
+            'says nothing of image-classification with "objective: regress"',
         ),
         (spec("{path: d, format: csv}"), 6, "'auto', 'chat', 'sharegpt', 'alpaca', 'prompt', 'preference', 'text'"),
         (spec("{path: d, encoding: utf-9}"), 6, "expected an encoding that Python knows"),

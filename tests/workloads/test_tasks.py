@@ -66,10 +66,10 @@ def test_the_spec_names_the_tasks_and_metrics_of_the_table() -> None:
 def asked(rank: int, size: int, folder: str, task: str, inputs: list[Any]) -> Any:
     import asyncio
 
-    from workloads.inference.replica import _server
+    from workloads.inference.replica import server_for
 
     os.environ["LLMSCHED_CACHE"] = str(Path(folder).parent / "cache")
-    server = _server({"model": {"source": folder}, "task": task}, Path(folder), 1, 0)
+    server = server_for({"model": {"source": folder}, "task": task}, Path(folder), 1, 0)
     return json.loads(json.dumps(asyncio.run(server.call(server.routes[0], {"model": "x", "input": inputs}, None))))
 
 
@@ -139,6 +139,21 @@ def test_regions_come_as_boxes_in_pixels_of_the_image(made: Path, tmp_path: Path
     assert best["label"] == "lamp" and best["at"]["box"] == pytest.approx(row["objects"][0]["box"], abs=4)
 
 
+def test_a_question_about_an_image_is_answered_by_a_label(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "visual-question-answering", tmp_path, 30)
+    image = bytes_of(made / "visual-question-answering" / "19.png")
+    inputs = [{"text": "how is the film", "image": image}]
+    (answer,) = tiny.in_worker(asked, str(model), "visual-question-answering", inputs)["data"]
+    assert set(answer["scores"]) == {"left", "right"} and answer["label"] in answer["scores"]
+
+
+def test_objects_come_with_their_boxes(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "object-detection", tmp_path, 2)
+    image = {"image": bytes_of(made / "object-detection" / "19.png")}
+    answers = tiny.in_worker(asked, str(model), "object-detection", [image])["data"]
+    assert all(each["label"] == "lamp" and len(each["at"]["box"]) == 4 for each in answers)
+
+
 def test_speech_is_written(made: Path, tmp_path: Path) -> None:
     model = learnt(made, "automatic-speech-recognition", tmp_path, 5)
     audio = {"audio": bytes_of(made / "automatic-speech-recognition" / "19.wav")}
@@ -153,6 +168,8 @@ UNREAD = [
     ("image-classification", [{"image": "/etc/hostname"}], "is not base64"),
     ("audio-classification", [{"audio": "aGVsbG8="}], "is no audio"),
     ("question-answering", ["good film"], "a question and the passage"),
+    ("visual-question-answering", [{"image": "aGVsbG8="}], 'is {"text", "image": base64'),
+    ("sequence-classification", [{"text": "a film", "pair": "b"}], 'has "pair"'),
     ("token-classification", [{"image": "aGVsbG8="}], "reads texts"),
 ]
 
@@ -224,9 +241,9 @@ def said_by(rank: int, size: int, folder: str) -> Any:
     import asyncio
 
     from workloads.inference.parameters import RequestError
-    from workloads.inference.replica import _server
+    from workloads.inference.replica import server_for
 
-    server = _server({"model": {"source": folder}, "task": "seq2seq-lm"}, Path(folder), 1, 0)
+    server = server_for({"model": {"source": folder}, "task": "seq2seq-lm"}, Path(folder), 1, 0)
     body = {"model": "x", "messages": [{"role": "user", "content": "good good good plot"}], "max_tokens": 8}
     said = json.loads(json.dumps(asyncio.run(server.call("chat/completions", body, None))))
     try:

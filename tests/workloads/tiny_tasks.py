@@ -163,6 +163,35 @@ def regions(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def objects(folder: Path) -> list[dict[str, Any]]:
+    import shutil
+
+    import torch
+    import transformers
+
+    rows = regions(folder)
+    shutil.rmtree(folder / "model")
+    torch.manual_seed(1)
+    transformers.YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "model")
+    config = transformers.YolosConfig(image_size=[32, 32], patch_size=8, num_detection_tokens=4, **SMALL, **DROPS)
+    transformers.YolosModel(config).save_pretrained(folder / "model")
+    return rows
+
+
+def questions(folder: Path) -> list[dict[str, Any]]:
+    import torch
+    import transformers
+
+    rows = images(folder)
+    words = _tokenizer(folder / "model")
+    torch.manual_seed(1)
+    config = transformers.ViltConfig(
+        vocab_size=words, max_position_embeddings=32, image_size=16, patch_size=8, **SMALL, **DROPS
+    )
+    transformers.ViltModel(config).save_pretrained(folder / "model")
+    return [{"question": "how is the film", "image": row["image"], "answer": row["label"]} for row in rows]
+
+
 def _sound(folder: Path, number: int, tones: list[int], rate: int = 1600) -> str:
     """A wave file of tones, a sixteenth of a second each."""
     import wave
@@ -237,6 +266,8 @@ MAKERS = {
     "feature-extraction": pairs,
     "image-classification": images,
     "image-segmentation": regions,
+    "object-detection": objects,
+    "visual-question-answering": questions,
     "audio-classification": sounds,
     "automatic-speech-recognition": speech,
 }

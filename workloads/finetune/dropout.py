@@ -45,6 +45,10 @@ class RowChance(TorchFunctionMode):  # type: ignore[misc]
         if func is torch.rand:
             shape = args[0] if args and not isinstance(args[0], int) else args or given.pop("size", ())
             return self._draw(tuple(shape), given.get("device")).to(given.get("dtype") or torch.float32) / (_MASK + 1)
+        if func is torch.multinomial:  # patches of an image, chosen row by row: alike in all, so that no count shows
+            chosen = args[0].cpu()
+            given["generator"] = torch.Generator().manual_seed(self.shared)
+            return func(chosen, *args[1:], **given).to(args[0].device)
         return func(*args, **given)
 
     def again(self) -> tuple[contextlib.AbstractContextManager[None], RowChance]:

@@ -65,7 +65,7 @@ class Forward:
         config = self._model.config
         self._reader: Any = reader_of(task, folder, str(folder), config, settings.max_model_len or 1 << 20)
         self._says = answers_of(task, self._model, self._reader)
-        self._role = KINDS[task].reads[0]
+        self._roles = KINDS[task].roles
         self._form = _FORMS.get(task)
         self._encode = getattr(self._reader, self._form.reads if self._form else "encode")
         self._wake = threading.Condition()
@@ -103,8 +103,8 @@ class Forward:
 
     def _read(self, one: Input | tuple[str, str | None]) -> Encoded:
         try:
-            if self._role in ROLES:
-                return dict(self._reader.load(self._reader.encode(self._media(one))))
+            if ROLES & {*self._roles}:
+                return dict(self._reader.load(self._reader.encode(*self._parts(one))))
             if isinstance(one, dict):
                 raise RequestError("This model reads texts.", param="input")
             if not isinstance(one, list):
@@ -119,10 +119,11 @@ class Forward:
         except Unusable as error:
             raise RequestError(f"The input {error}.", param="input") from None
 
-    def _media(self, one: Any) -> bytes:
-        if not isinstance(one, dict) or list(one) != [self._role]:
-            raise RequestError(f'An input of this model is {{"{self._role}": base64 or a data: URL}}.', param="input")
-        return of_text(one[self._role])
+    def _parts(self, one: Any) -> list[Any]:
+        if not isinstance(one, dict) or set(one) != {*self._roles}:
+            parts = ", ".join(f'"{role}": base64 or a data: URL' if role in ROLES else '"text"' for role in self._roles)
+            raise RequestError(f"An input of this model is {{{parts}}}.", param="input")
+        return [of_text(one[role]) if role in ROLES else one[role] for role in self._roles]
 
     def _run(self) -> None:
         while jobs := self._next():

@@ -132,9 +132,13 @@ def classify_inputs(body: Mapping[str, Any]) -> list[Any]:
 
 
 def _text_and_pair(one: Any, param: str) -> Any:
-    if isinstance(one, dict) and len(one) == 1 and isinstance(one.get("image", one.get("audio")), str):
-        return one
     if isinstance(one, dict):
+        if strange := sorted(set(one) - {"text", "text_pair", "image", "audio"}):
+            raise RequestError(f'{param} has "{strange[0]}"; expected text, text_pair, image, audio.', param=param)
+        if "image" in one or "audio" in one:
+            if all(isinstance(part, str) for part in one.values()):
+                return one
+            raise RequestError(f"{param}: an image or audio is base64 or a data: URL.", param=param)
         one = [one.get("text"), *([one["text_pair"]] if one.get("text_pair") is not None else [])]
     if isinstance(one, str):
         return one, None

@@ -35,6 +35,8 @@ def answers_of(task: str, model: Any, reader: Any) -> Says:
         return lambda out, batch, rows: [
             regions(row, names, part["size"]) for row, part in zip(out.logits, rows, strict=True)
         ]
+    if task == "object-detection":
+        return lambda out, batch, rows: objects(out, rows, reader.processor, config.id2label)
     if KINDS[task].answers == ("classify",):
         if len(names) == 1:  # a number is learnt
             return lambda out, batch, rows: [[{"label": names[0], "score": each}] for each in out.logits[:, 0].tolist()]
@@ -137,6 +139,19 @@ def regions(logits: torch.Tensor, names: list[str], size: tuple[int, int]) -> li
             score = sum(scores[y][x] for y, x in edge) / len(edge)
             found.append({"label": names[number], "score": score, "at": at})
     return found
+
+
+def objects(out: Any, rows: Sequence[Encoded], processor: Any, names: Any) -> list[list[Answer]]:
+    """What the model is more sure to see than not, with its box in pixels of the image."""
+    sizes = torch.tensor([part["size"][::-1] for part in rows])
+    found = processor.post_process_object_detection(out, threshold=0.5, target_sizes=sizes)
+    return [
+        [
+            {"label": str(names[number]), "score": score, "at": {"box": [round(edge, 2) for edge in box]}}
+            for number, score, box in zip(*(row[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+        ]
+        for row in found
+    ]
 
 
 def vectors(out: Any, batch: Batch, takes_first: bool) -> torch.Tensor:

@@ -184,6 +184,39 @@ class Image(Reader):
         return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
 
 
+class TextAndImage(Reader):
+    """A text about an image, each by its own part of the model's processor."""
+
+    def __init__(self, text: Text, image: Image) -> None:
+        self.text, self.image, self.max_length = text, image, text.max_length
+        self.processor = image.processor
+
+    def check(self, row: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+        return {**self.text.check(row, ("text",)), **self.image.check(row, ("image",))}
+
+    def encode(self, *parts: Any) -> Encoded:
+        return {**self.text.encode(parts[0]), **self.image.encode(parts[1])}
+
+    def is_cut(self, encoded: Encoded, *parts: Any) -> bool:
+        return self.text.is_cut(encoded, parts[0])
+
+    def load(self, encoded: Encoded) -> Encoded:
+        return self.image.load(encoded)
+
+    def size(self, row: Encoded) -> int:
+        return self.text.size(row) + self.image.size(row)
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        return {**self.text.collate(rows), **self.image.collate(rows)}
+
+    def settings(self) -> dict[str, Any]:
+        return self.text.settings()
+
+    def save(self, folder: Path) -> None:
+        self.text.save(folder)
+        self.image.save(folder)
+
+
 class Audio(Reader):
     """Audio of the model's rate, by its feature extractor: a wave, or a picture of one. Read when a step takes it.
 

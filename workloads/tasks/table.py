@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmsched.data.tasks import KINDS
 from workloads.sources import BadInput
-from workloads.tasks.reads import Reader, media_reader, text_reader
+from workloads.tasks.reads import Reader, TextAndImage, media_reader, text_reader
 
 if TYPE_CHECKING:  # an endpoint needs nothing of what reads data sets
     from workloads.tasks.task import Task
@@ -23,6 +23,9 @@ def model_class(name: str) -> Any:
 
 def reader_of(name: str, folder: Path, uri: str, config: Any, max_length: int | None) -> Any:
     """What turns the input of task `name` into tensors for the model in `folder`: a reads.Reader. Raises BadInput."""
+    if KINDS[name].reads == ("text", "image"):
+        image: Any = media_reader(folder, uri, config, "image", writes=False)
+        return TextAndImage(text_reader(folder, uri, config, max_length), image)
     if (role := KINDS[name].reads[0]) in ("image", "audio"):
         return media_reader(folder, uri, config, role, writes=KINDS[name].target == "target")
     return text_reader(folder, uri, config, max_length)

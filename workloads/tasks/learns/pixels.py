@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from llmsched.data.messages import Unusable
 from workloads import datasets as reading
 from workloads.tasks.answers import BACKGROUND
 from workloads.tasks.labels import Labels
 from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded, Image
+from workloads.tasks.regions import counted, regions_of
 from workloads.tasks.task import Read, Score, Task, output_of, score_of_tokens
 
 
@@ -27,11 +27,11 @@ class Learns(Task):
         self.labels = Labels(self.known_labels)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        return {**super().checked(row, rows), "label": _regions(row["label"])}
+        return {**super().checked(row, rows), "label": regions_of(row["label"])}
 
     def look(self, read: Sequence[Read]) -> None:
         counts = Counter({BACKGROUND: 1})
-        counts.update(region["label"] for _, rows, _ in read for row in rows for region in row["label"])
+        counts.update(counted(read))
         path = read[0][0]["path"]
         if not self.labels.numbers:
             self.notes += self.labels.of_training(counts, path)
@@ -70,15 +70,3 @@ class Learns(Task):
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return {"loss": loss, **of_labels(counts)}
-
-
-def _regions(given: Any) -> list[dict[str, Any]]:
-    """Raises Unusable."""
-    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        raise Unusable('has regions that are no list of {"label", "box": [left, top, right, bottom]}')
-    for each in given:
-        label, box = each.get("label"), each.get("box", each.get("bbox"))
-        is_box = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
-        if not isinstance(label, str) or not is_box or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
-            raise Unusable(f"has the region {each!r}; expected a label and a box [left, top, right, bottom]")
-    return [{"label": each["label"].strip(), "box": each.get("box", each.get("bbox"))} for each in given]
