@@ -58,8 +58,8 @@ def _print_plan(planned: list[http_models.Planned]) -> None:
             if one.reason.next_change:
                 sooner = "" if one.outcome == "refused" else "start sooner: "
                 notes.insert(1, f"{sooner}{one.reason.next_change}")
-        for note in notes:
-            out.print(f"  {show.plain(one.id)}: {show.plain(note)}", soft_wrap=True)
+        for note in notes:  # some name it themselves, as apply says them alone
+            out.print(f"  {show.plain(one.id)}: {show.plain(note.removeprefix(f'{one.id}: '))}", soft_wrap=True)
 
 
 def _now(one: http_models.Planned) -> str:
@@ -79,7 +79,8 @@ def _goes_on(one: http_models.Planned) -> str:
 
 
 def _total(amounts: http_models.Amounts) -> str:
-    return f"{amounts.gpus:g} GPU" if amounts.gpus else f"{amounts.cpus:g} CPU"
+    amount, what = (amounts.gpus, "GPU") if amounts.gpus else (amounts.cpus, "CPU")
+    return f"{amount:g} {what}{'s' * (amount > 1)}"
 
 
 @click.command()
