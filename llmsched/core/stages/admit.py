@@ -337,9 +337,9 @@ class Admission:
         state, trial = self.state, self.trial
         if self.calendar.windows.rows or state.elastic:
             return None
-        victims = (state.victims + len(trial.begun) + len(trial.promised),) if self.takes else ()
+        victims = (state.victims + len(trial.begun),) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        told = (len(trial.leaving), len(trial.shrinking), len(self.this.exchanged))
+        told = (len(trial.leaving), len(trial.shrinking), len(trial.promised), len(self.this.exchanged))
         return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
 
     def _is_personal(self) -> bool:
