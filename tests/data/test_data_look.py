@@ -41,6 +41,15 @@ def test_the_first_rows_show_a_missing_file_a_wrong_column_and_a_format_that_is_
     assert wrong(tmp_path, datasets=[{"path": "hf://tatsu-lab/alpaca"}, {"path": "s3://bucket/x.jsonl"}]) == ""
 
 
+def test_an_image_that_is_not_there_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image": "cat.png", "label": "cat"}\n{"image": "aGVsbG8=", "label": "cat"}\n')
+    images = {"task": "image-classification"}
+    assert f"row 1 of a.jsonl has as image the file 'cat.png', which is not in {tmp_path}" in wrong(tmp_path, **images)
+    (tmp_path / "cat.png").write_bytes(b"pixels")
+    assert wrong(tmp_path, **images) == ""
+    assert "no column 'audio' for the role 'audio'" in wrong(tmp_path, task="automatic-speech-recognition")
+
+
 def judged(tmp_path: Path, **train: Any) -> Verdict:
     loaded = load_json(spec(**train))
     return asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))

@@ -218,7 +218,10 @@ def test_a_row_that_cannot_be_learnt_is_named(made: Path, tmp_path: Path) -> Non
         file = made / name / f"bad{number}.jsonl"
         file.write_text(json.dumps(row))
         specs.append(spec_of(made, name, datasets=[{"path": str(file)}], evaluation=None))
+    text_model = str(made / "masked-lm" / "model")
+    specs.append(spec_of(made, "image-classification", base_model=text_model))
     said = tiny.in_worker(learnings, str(tmp_path), specs)
+    assert "no usable processor of image in" in said.pop()
     for answer, (_, _, message) in zip(said, UNLEARNT, strict=True):
         assert re.match(f"refused: .*{message}", answer), answer
 
