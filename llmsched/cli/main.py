@@ -70,6 +70,18 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 ALL = {name: command for section in COMMANDS.values() for name, command in section.items()}
+# What other tools call it, which may be spelt as something else of ours is. Nothing leads to what ends work of others.
+MEANT = {
+    **dict.fromkeys(("stop", "kill", "delete", "rm", "scancel"), "cancel"),
+    **dict.fromkeys(("ls", "ps", "get", "list", "squeue", "queue"), "status"),
+    **dict.fromkeys(("run", "submit", "create", "launch", "sbatch", "deploy"), "apply"),
+    **dict.fromkeys(("describe", "explain"), "why"),
+    **dict.fromkeys(("ssh", "shell", "attach"), "exec"),
+    "sinfo": "nodes",
+    "history": "story",
+    "scp": "cp",
+    "start": "up",
+}
 NEVER_GUESSED = {"down"}  # nobody stops a cluster by following a hint
 EPILOG = (
     "LLMSCHED_HOME, LLMSCHED_ADDRESS and LLMSCHED_TOKEN say which controller. Every command has --json. Client and "
@@ -95,8 +107,9 @@ class LazyGroup(click.Group):
         if args and args[0] not in ALL and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], ALL.keys() - NEVER_GUESSED, n=1)
-            ctx.fail(f'there is no command "{args[0]}".' + (f' Did you mean "{near[0]}"?' if near else ""))
+            word = args[0]
+            near = [MEANT[word]] if word in MEANT else get_close_matches(word, ALL.keys() - NEVER_GUESSED, n=1)
+            ctx.fail(f'there is no command "{word}".' + (f' Did you mean "{near[0]}"?' if near else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

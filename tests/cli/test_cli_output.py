@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from live import Live, Parrot
 
-from llmsched.cli.main import ALL, cli
+from llmsched.cli.main import ALL, MEANT, cli
 from llmsched.executors.fake import Script
 from llmsched.spec import http_models
 
@@ -100,6 +100,14 @@ def test_no_hint_leads_from_an_unknown_word_to_the_end_of_the_cluster(word: str)
     refused = CliRunner().invoke(cli, [word])
     assert refused.exit_code == 2 and f'there is no command "{word}"' in refused.stderr
     assert '"down"' not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("kill", "cancel"), ("stop", "cancel"), ("ls", "status"), ("sbatch", "apply"), ("ssh", "exec")]
+)
+def test_a_word_of_other_tools_leads_to_what_is_meant_whatever_it_is_spelt_like(word: str, meant: str) -> None:
+    assert f'Did you mean "{meant}"?' in CliRunner().invoke(cli, [word]).stderr
+    assert set(MEANT.values()) <= set(ALL) and not MEANT.keys() & ALL.keys()
 
 
 def test_an_unknown_name_ends_with_3_and_the_nearest(run: Run) -> None:
