@@ -36,7 +36,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         **_WHAT_ENDS,
         "train.teacher": (None,),
-        "train.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.learns),
         "train.objective": (None, "sft", "classify", "regress", "mlm", "ctc", "contrast"),
         "train.method": ("full", "lora"),
         "train.strategy": ("auto", "ddp"),

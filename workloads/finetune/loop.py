@@ -295,12 +295,13 @@ class FineTune:
         share = self.evaluation.get("fraction")
         if share is None:
             return self._samples(self.evaluation["on"])
-        order = data.epoch_order(len(self.rows), -1, self.settings.seed)
-        chosen = set(order[: round(share * len(self.rows))])
-        if not chosen or len(chosen) == len(self.rows):
-            raise BadInput(f"evaluation.fraction {share:g} of {len(self.rows):,} samples leaves none on one side")
-        held_out = [self.rows[number] for number in sorted(chosen)]
-        self.rows = [row for number, row in enumerate(self.rows) if number not in chosen]
+        each = list({id(row): row for row in self.rows}.values())  # one of a heavy data set is there several times
+        order = data.epoch_order(len(each), -1, self.settings.seed)
+        held_out = [each[number] for number in sorted(order[: round(share * len(each))])]
+        if not held_out or len(held_out) == len(each):
+            raise BadInput(f"evaluation.fraction {share:g} of {len(each):,} samples leaves none on one side")
+        chosen = set(map(id, held_out))
+        self.rows = [row for row in self.rows if id(row) not in chosen]
         self._report(note=f"{len(held_out):,} of the samples are held out, {len(self.rows):,} are learnt from")
         return held_out
 

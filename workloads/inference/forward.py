@@ -114,7 +114,8 @@ class Forward:
                 return dict(self._encode(*parts))
             if self._form:
                 raise RequestError("This model reads texts, not token numbers.", param="input")
-            self._reader.know(one)
+            if any(token >= (self._reader.vocab_size or token + 1) for token in one):
+                raise RequestError("A token number is beyond this model's vocabulary.", param="input")
             return {"input_ids": one[: self._reader.max_length]}
         except Unusable as error:
             raise RequestError(f"The input {error}.", param="input") from None

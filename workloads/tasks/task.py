@@ -135,7 +135,8 @@ class Task(ABC):
 def _weighted(samples: list[Encoded], weight: float) -> list[Encoded]:
     """Each as often as its data set weighs; of the fraction that is left, some, always the same."""
     whole, part = divmod(weight, 1)
-    order = random.Random(len(samples)).sample(range(len(samples)), round(part * len(samples)))
+    some = max(round(part * len(samples)), 0 if whole else 1)
+    order = random.Random(len(samples)).sample(range(len(samples)), some)
     return samples * int(whole) + [samples[number] for number in sorted(order)]
 
 
