@@ -26,8 +26,8 @@ STARTS_LONG_S = 180.0
 WAITED_LONG, LOST_MUCH = 0.5, 0.2  # of its life
 MIN_LIFE_S = 30.0  # shares of less say nothing
 LITTLE_MEMORY = 0.35  # of what the GPUs have
-SHOWN = ("step", "total_steps", "loss", "samples_per_s", "tokens_per_s", "data_wait", "rank_step_s", "slowest_rank",
-         "slowest_rank_step_s")  # fmt: skip
+SHOWN = ("step", "total_steps", "loss", "samples_per_s", "tokens_per_s", "rows_per_s", "data_wait", "rank_step_s",
+         "slowest_rank", "slowest_rank_step_s")  # fmt: skip
 
 
 @dataclass
@@ -155,7 +155,7 @@ def _waiting(live: list[GangState], names: Names, find: Find) -> None:
 
 
 def _history(times: Times, kind: str, find: Find) -> None:
-    saves = kind == "train"
+    saves = kind in ("train", "batch")
     if times.all < MIN_LIFE_S:
         return
     if times.waited > WAITED_LONG * times.all and times.ran:
@@ -198,7 +198,10 @@ def _starting(holding: list[GangState], now: float, find: Find) -> None:
 
 def _request(found: WorkloadState, holding: list[GangState], memory: Verdict, find: Find) -> None:
     workload, spec = found.workload, spec_of(found.workload)
-    loads_model = bool((spec.get("train") or {}).get("base_model") or (spec.get("serve") or {}).get("model"))
+    section = spec.get(workload.kind) or {}
+    loads_model = workload.kind in ("train", "serve", "batch") and bool(
+        section.get("base_model") or section.get("model")
+    )
     option = next((option for option in workload.groups[0].options if option.resources.gpus_milli), None)
     if option is None:
         return

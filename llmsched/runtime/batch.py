@@ -134,13 +134,13 @@ class Member:
     """What Ray Data makes of each member: called with the name of a part, it says what became of it."""
 
     def __init__(self, attempt: str, driver: str) -> None:
+        self._stack = ExitStack()  # until it has nothing to do any more
         order = json.loads(ray.get(ray.get_actor(attempt, namespace=NAMESPACE).launch_order.remote()))
         redaction.hide(order)
         self._rank: int = ray.get(ray.get_actor(driver, namespace=NAMESPACE).enlist.remote())
         self._rank %= len(order["members"])
         self._link = ActorLink(_supervisor(order))
         self._wrong: tuple[str, str] | None = None  # why it can do nothing, as (message, event)
-        self._stack = ExitStack()  # for as long as the process lives
         try:
             self._worker = self._made(order)
             self._part_of = environment.load_entry("llmsched.data.parts:Part", "kind: batch")
@@ -155,6 +155,7 @@ class Member:
         nothing = {"rank": self._rank, "done": "", "message": "", "event": ""}
         if self._wrong is None:
             if self._link.should_stop():
+                self._stack.close()
                 return nothing
             try:
                 return {**nothing, "done": self._worker.do(self._part_of(*part)).dump()}
@@ -170,7 +171,8 @@ class Member:
         log = environment.LogFile(order["storage"], f"{order['gang']}/{order['attempt']}/logs/{rank}.log")
         self._stack.enter_context(environment.crashes_to(log))
         self._stack.enter_context(environment.output_to(log))
-        self._guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
+        guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
+        self._stack.callback(guard.close)
         containment.join_owner(ray.get_runtime_context().gcs_address)
         code = _enter(self._stack, order, rank)
         node = ray.get_runtime_context().get_node_id()
@@ -183,7 +185,12 @@ class Member:
             print(error, file=sys.stderr, flush=True)
         else:
             exceptions.show(error)
+        self._stack.close()
         return f"rank {self._rank}: {exceptions.words(error)}", failures.event_of(error)
+
+    def __del__(self) -> None:
+        """Ray Data lets go of it: its log is whole then."""
+        self._stack.close()
 
 
 def _enter(stack: ExitStack, order: dict[str, Any], rank: int) -> Path:

@@ -15,6 +15,12 @@ def test_counts_are_in_the_units_that_people_ask_in() -> None:
     )
 
 
+def test_progress_of_a_batch_counts_rows_and_that_of_a_training_steps() -> None:
+    rows = {"step": 4000, "total_steps": 20000, "unit": "rows", "rows_per_s": 310.24, "bad_rows": 2}
+    assert show.progress(rows) == "rows 4,000/20,000, rows_per_s 310.2, bad_rows 2"
+    assert show.progress({"step": 4000, "total_steps": 20000, "loss": 0.5}) == "step 4000/20000, loss 0.5"
+
+
 def test_an_entry_point_is_not_taken_for_the_name_of_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     show.out().print(show.plain("mine:loop:"))
     assert "mine:loop:\n" in capsys.readouterr().out

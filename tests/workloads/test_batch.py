@@ -21,7 +21,7 @@ from llmsched.spec.load import load_json
 from workloads.batch.answers import blaming
 from workloads.batch.ledger import Ledger
 from workloads.batch.output import Output
-from workloads.batch.work import Run, Worker
+from workloads.batch.work import Run, Worker, _part_rows
 from workloads.sources import BadInput
 
 FUNCTIONS = """
@@ -190,6 +190,16 @@ def test_a_run_in_which_nothing_is_answered_ends_early(order: Any, tmp_path: Pat
     assert len(run.todo) > 10
     with pytest.raises(BadInput, match="not one of 313 rows has an answer"):
         run.took(worker.do(run.todo[0]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "workers", "size"),
+    [(20, 3, 2, 3), (20_000, 64, 4, 625), (10**6, 64, 4, 1000), (10**6, 1, 4, 50), (100, 5000, 1, 5000)],
+)
+def test_a_part_is_small_enough_to_do_again_and_there_are_not_too_many(
+    rows: int, batch_size: int, workers: int, size: int
+) -> None:
+    assert _part_rows(rows, batch_size, workers) == size
 
 
 def test_an_output_that_is_not_empty_and_an_input_that_has_changed_are_refused(order: Any, tmp_path: Path) -> None:

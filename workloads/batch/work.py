@@ -24,8 +24,9 @@ from workloads.batch.output import Output, joined
 from workloads.datasets import place_of
 from workloads.sources import BadInput
 
-MOST_ROWS = 1000  # of a part, unless a batch is larger: what a crash undoes, and what appears at once
+MOST_ROWS, MOST_BATCHES = 1000, 16  # of a part, which is what a crash undoes, and what appears at once
 PARTS_A_WORKER = 8  # at least, so that workers end together
+MOST_PARTS = 20_000
 _ASKED_AT_ONCE = 2048  # of the questions that a server takes in one request
 _LOOKED_AT = 200  # first rows, for the names of the columns
 NONE_ANSWERED = 100  # rows that failed, and not one that did not: the run is wrong, not the rows
@@ -153,10 +154,14 @@ def _plan(order: Mapping[str, Any]) -> Plan:
             columns = questions.columns_of(batch["task"], there, given.get("columns") or {}, path)
     except DataError as error:
         raise BadInput(str(error)) from error
-    most = max(int(batch["batch_size"]), MOST_ROWS)
-    share = -(-sum(file.rows for file in files) // (PARTS_A_WORKER * int(workers["max"])))
-    size = min(most, max(share, int(batch["batch_size"])))
-    return Plan(files, size, columns)
+    return Plan(
+        files, _part_rows(sum(file.rows for file in files), int(batch["batch_size"]), int(workers["max"])), columns
+    )
+
+
+def _part_rows(rows: int, batch_size: int, workers: int) -> int:
+    share = -(-rows // (PARTS_A_WORKER * workers))
+    return max(batch_size, -(-rows // MOST_PARTS), min(share, MOST_ROWS, MOST_BATCHES * batch_size))
 
 
 def _place(order: Mapping[str, Any]) -> Path:
