@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete:
         wrong = [f"batch.input.path: {look.missing(path, place)}"] if is_complete or look.is_of_a_hub(path) else []
         return {"errors": wrong, "notes": []}
     try:
-        return {"errors": [], "notes": _looked(batch, place)}
+        return {"errors": [], "notes": [*_looked(batch, place), *_output(batch)]}
     except DataError as error:
         return {"errors": [f"batch.input: {error}"], "notes": []}
 
@@ -47,6 +48,17 @@ def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
                 kept -= 1
     noticed = [f"in the first rows of {note}" for note in (*first.notes, *bad.settle(kept)) if "left out" in note]
     return [_how_much(place, path, encoding, split), *noticed]
+
+
+def _output(batch: Mapping[str, Any]) -> list[str]:
+    """Nothing where nobody here may look."""
+    place = look.place_of(batch.get("output") or "s3://", None)
+    there = None
+    with suppress(OSError):
+        there = place and next((each for each in place.iterdir() if not each.name.startswith(".")), None)
+    if there is None:
+        return []
+    return [f"{place} is not empty: a run that has not begun there yet is refused. Name a folder of its own for each"]
 
 
 def _how_much(place: Path, path: str, encoding: str | None, split: str | None) -> str:

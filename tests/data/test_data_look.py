@@ -103,6 +103,11 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
         "1 of 3 rows left out: row 3 of a.jsonl is not JSON (Expecting value: line 1 column 10 (char 9))"
     )
     assert verdict.notes[2].endswith("a.jsonl: 1 of 2 rows left out: row 2 of a.jsonl has no 'body' (the text)")
+    loaded = load_json(batch(input=here, output=str(tmp_path)))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    assert verdict.refusal is None and verdict.notes[-1].startswith(
+        f"{tmp_path} is not empty: a run that has not begun"
+    )
     for wrong, words in (
         ({"path": str(file)}, "no column 'text' for the role 'text'; found: body"),
         ({**here, "on_bad_row": "refuse"}, "row 3 of a.jsonl is not JSON"),
