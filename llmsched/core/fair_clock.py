@@ -5,10 +5,11 @@ are for it, and never faster than time. So its advance while a gang is there is 
 all been served at once, each a part of the time (generalized processor sharing; the virtual time of fair queueing).
 Where quota counts a pool is what one queue owns of a flavor, else all of that flavor.
 
-A gang has waited long when it has run, in all, less than a part SHARE of that, by more than `hold_after_s`. `due` is
-the reading of the clock from which on it would have, if `hold_after_s` were 0; while a gang waits it stands still, so
-those of a pool are kept in that order, and the first one, once it is first, stays so. What must be known of the past is
-two numbers for each gang and two for each pool: nothing is added up over gangs or over time.
+A gang has waited long when the clock has advanced by more than what it has run, in all, / SHARE + PATIENCE x
+`hold_after_s`. `due` is what the clock shows when the first of the two is used up; while a gang waits it stands still,
+so those of a pool are kept in that order, and the first one, once it is first, stays so. What must be known of the past
+is two numbers for each gang and two for each pool: nothing is added up over gangs or over time. A larger SHARE bounds
+waiting more tightly; under a load that lasts it takes as large a part of the GPUs from those that the policy prefers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from llmsched.core.ledgers import Ledgers
     from llmsched.core.records import GangState
 
-SHARE = 0.5  # of its fair time that a gang has for sure; the rest is the ordering policy's to give
+SHARE = 0.125  # of its fair time that a gang has for sure; the rest is the ordering policy's to give
+PATIENCE = 2.0  # fair time that it waits beyond that, in units of `hold_after_s`
 Row = tuple[float, str, int]  # (due, gang, thousandths of GPUs) of one that waits
 PoolKey = tuple[str, str | None]  # (queue, "" for all; flavor)
 
@@ -147,7 +149,7 @@ class FairClocks:
         if stake is None or not patience_s:
             return False
         pool = self.pools[stake.pool]
-        return stake.milli <= pool.there and pool.now(at) >= due(gang) + patience_s / SHARE
+        return stake.milli <= pool.there and pool.now(at) >= due(gang) + PATIENCE * patience_s
 
     def lags(self, gang: GangState, at: float, ran_s: float) -> bool:
         """Whether a gang whose attempt has run for so long has still run less than its part."""
@@ -158,7 +160,7 @@ class FairClocks:
         """Of those that wait and have waited long, pool by pool and priority by priority: the first so many
         of each."""
         for pool in self.pools.values() if patience_s else ():
-            latest = pool.now(at) - patience_s / SHARE
+            latest = pool.now(at) - PATIENCE * patience_s
             for rows in pool.waiting.values():
                 for row in islice(rows, most):
                     if row[0] > latest:

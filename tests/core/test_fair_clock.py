@@ -12,7 +12,7 @@ from ledger import Given, Launch, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules, Queue, Quota
-from llmsched.core.fair_clock import SHARE, due
+from llmsched.core.fair_clock import PATIENCE, SHARE, due
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
@@ -189,10 +189,10 @@ def test_by_rank_a_large_gang_is_not_starved_by_single_gpus_that_stream_by(order
     runs_s, every_s = 75.0, 20.0
     known = {"estimated_runtime_s": runs_s} if told else {}
     jobs = [(every_s * number, work(f"s{number}", **known), runs_s) for number in range(390)]
-    jobs.append((305.0, work("large", 4, **({"estimated_runtime_s": 600.0} if told else {})), 600.0))
+    jobs.append((305.0, work("large", 4, **({"estimated_runtime_s": 150.0} if told else {})), 150.0))
     given = ranked("1 node x 4", ordering)
     assert Stream(given, jobs).until("large/0", 8000.0) is not None
-    assert given.state.gangs["large/0"].fair_s <= (600.0 + HOLD_S + 2 * QUANTUM_S) / SHARE
+    assert given.state.gangs["large/0"].fair_s <= 150.0 / SHARE + PATIENCE * HOLD_S + 4 * QUANTUM_S
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -215,8 +215,8 @@ def test_by_rank_everybody_ends_within_the_bound(seed: int) -> None:
         stream.until("none", latest)
         for name in given.state.waiting._keys:
             gang = given.state.gangs[name]
-            behind = given.state.clocks.pools[("", None)].now(given.state.now) - due(gang) - HOLD_S / SHARE
-            assert behind <= 2 * HOLD_S / SHARE, f"{name} at {given.state.now}"
+            behind = given.state.clocks.pools[("", None)].now(given.state.now) - due(gang) - PATIENCE * HOLD_S
+            assert behind <= 2 * PATIENCE * HOLD_S, f"{name} at {given.state.now}"
         stream._later(latest + QUANTUM_S, None)
         assert latest < 100_000.0
 
@@ -279,8 +279,8 @@ def test_elastic_work_is_not_starved_either(streams: str) -> None:
     most = 2 if streams == "elastic" else 1
     small = [replace(work(f"s{number}"), max_size=most) for number in range(400 // most)]
     jobs = [(20.0 * most * number, each, 75.0) for number, each in enumerate(small)]
-    jobs.append((305.0, replace(work("large", 4), max_size=8), 300.0))
+    jobs.append((305.0, replace(work("large", 4), max_size=8), 100.0))
     given = ranked("1 node x 4").scheduling(elastic=True)
     stream = Stream(given, jobs)
     assert stream.until("large/0", 7900.0) is not None
-    assert given.state.gangs["large/0"].fair_s <= (300.0 + HOLD_S + 2 * QUANTUM_S) / SHARE
+    assert given.state.gangs["large/0"].fair_s <= 100.0 / SHARE + PATIENCE * HOLD_S + 4 * QUANTUM_S

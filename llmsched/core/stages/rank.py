@@ -5,8 +5,8 @@ order. Inside its own quota a queue comes before those that would borrow. Queues
 have no quota or `reclaim` is `any`; otherwise each ranks its own. A running gang that was not among the best keeps its
 GPUs all the same when, in the end, nobody better fits on them: nobody is evicted in vain.
 
-Nobody starves, whatever the policy: who has run, in all, for less than half of what it would have if all had shared the
-GPUs, by more than `hold_after_s` (fair_clock.py), comes before everybody else of its priority, the one that is due
+Nobody starves, whatever the policy: who has run, in all, for much less than its part of what it would have if all had
+shared the GPUs (fair_clock.py says when) comes before everybody else of its priority, the one that is due
 first before the others, and stays so while it runs until it has caught up.
 
 Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now.
