@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmsched.core.ledgers import Ledgers
     from llmsched.core.records import GangState
 
-SHARE = 0.125  # of its fair time that a gang has for sure; the rest is the ordering policy's to give
+SHARE = 0.15  # of its fair time that a gang has for sure; the rest is the ordering policy's to give
 PATIENCE = 2.0  # fair time that it waits beyond that, in units of `hold_after_s`
 Row = tuple[float, str, int]  # (due, gang, thousandths of GPUs) of one that waits
 PoolKey = tuple[str, str | None]  # (queue, "" for all; flavor)
