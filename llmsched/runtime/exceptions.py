@@ -25,7 +25,10 @@ class WorkError(RuntimeError):
 
 
 def words(error: BaseException, folder: Path | None = None) -> str:
-    """One line: type, message, and where (in `folder`, if anything of it is there)."""
+    """One line: type, message, and where (in `folder`, if anything of it is there). Of a WorkError what it says: that
+    was put into words where it was raised."""
+    if isinstance(error, WorkError):
+        return sanitize.text(redaction.clean(str(error)))
     return sanitize.text(redaction.clean(environment.explain(error, folder)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ray.serve.deployment import Deployment
 from starlette.responses import Response
 
-from llmsched.runtime import serve_graph, serve_handles
+from llmsched.runtime import exceptions, serve_graph, serve_handles
 from llmsched.runtime.serve_handles import Put, Running
 from llmsched.runtime.serve_line import REQUEST, Line
 
@@ -40,7 +40,8 @@ class Child:
         serve_handles.handle_of(deployed.id, deployed)
 
         async def begun() -> bool:
-            await deployed.constructed()
+            with exceptions.in_words():  # with the place where it was raised, which does not travel
+                await deployed.constructed()
             return deployed.has_check
 
         return deployed.submit(begun())

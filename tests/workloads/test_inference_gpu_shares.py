@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import sys
 
+import psutil
 import pytest
 from app_requests import ask
 
+from llmsched.runtime.exceptions import WorkError
 from workloads.inference.gpu_shares import environments, places
 from workloads.inference.replica import Replica
 
@@ -40,7 +42,9 @@ class Free:
 @serve.deployment(ray_actor_options=ONE, user_config={"plus": 10})
 class Large:
     def __init__(self, free):
-        self.free, self.ended = free, False
+        self.free = free
+        if os.environ.get("LARGE_FAILS"):
+            raise ValueError("no weights")
 
     def reconfigure(self, config):
         self.plus = config["plus"]
@@ -103,18 +107,23 @@ class Desk:
 free = Free.bind()
 app = Desk.bind(Large.bind(free), free)
 """
+SPEC = {"serve": {"app": "app_with_gpus:app"}, "max_ongoing_requests": 8}
+ORDER = {"gang": "x/0", "attempt": 1, "members": [{"cpus": 1, "gpus": 2.0}], "spec": SPEC}
 
 
 @pytest.fixture
-def replica(tmp_path, monkeypatch):
+def module(tmp_path, monkeypatch):
     (tmp_path / "app_with_gpus.py").write_text(APP)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    spec = {"serve": {"app": "app_with_gpus:app"}, "max_ongoing_requests": 8}
-    order = {"gang": "x/0", "attempt": 1, "members": [{"cpus": 1, "gpus": 2.0}], "spec": spec}
-    with contextlib.closing(Replica(order)) as made:
-        yield made
+    yield
     del sys.modules["app_with_gpus"]
+
+
+@pytest.fixture
+def replica(module):
+    with contextlib.closing(Replica(ORDER)) as made:
+        yield made
 
 
 def test_each_deployment_sees_its_own_gpu_and_handles_lead_through_all_of_them(replica):
@@ -138,6 +147,14 @@ def test_each_deployment_sees_its_own_gpu_and_handles_lead_through_all_of_them(r
             await replica.check_health()
 
     asyncio.run(story())
+
+
+def test_a_constructor_that_fails_in_a_process_of_its_own_says_where_and_leaves_nothing(module, monkeypatch):
+    monkeypatch.setenv("LARGE_FAILS", "1")
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(WorkError, match=r"^ValueError: no weights \(app_with_gpus.py:\d+, in __init__\)$"):
+        Replica(ORDER)
+    assert psutil.Process().children(recursive=True) == before
 
 
 @pytest.mark.parametrize(
