@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from llmsched.client import Client
+from llmsched.errors import LlmschedError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HERE = EXAMPLES / "11_bring_anything"
@@ -37,6 +38,7 @@ URGENT = {
 ONE = {"accelerators": "A100:1", "cpus": 1, "memory": "1GB"}
 
 Figure = float | str
+WAYS = {"whole on 1": 1, "whole on 2": 2, "preempted": 1}  # workers
 
 
 class Program(NamedTuple):
@@ -76,7 +78,8 @@ def job(client: Client, name: str, workers: int) -> None:
     words += ["--entrypoint-num-gpus", "1", "--entrypoint-num-cpus", "1", "--metadata-json", json.dumps(told)]
     ray = str(Path(sys.executable).with_name("ray"))
     done = subprocess.run([ray, *words, "--", "python", "pi.py"], env=env, capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stdout + done.stderr
+    if done.returncode:
+        raise Went(done.stdout + done.stderr)
 
 
 def log(client: Client, name: str) -> str:
@@ -98,7 +101,8 @@ def runs(client: Client, name: str) -> bool:
 def said(pattern: str) -> Callable[[Client, str], Figure]:
     def figure(client: Client, name: str) -> Figure:
         found = re.findall(pattern, log(client, name))
-        assert found, f"{name} never said {pattern}"
+        if not found:
+            raise Went(f"{name} never said {pattern}")
         return _figure(found[-1])
 
     return figure
@@ -200,9 +204,29 @@ def llmsched(*words: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+class Went(Exception):
+    """Otherwise than it should; the message says how."""
+
+
 def row(client: Client, name: str) -> dict[str, Any]:
-    program, found, restarts = PROGRAMS[name], dict[str, Figure](), 0
-    for label, workers in (("whole on 1", 1), ("whole on 2", 2), ("preempted", 1)):
+    """One that fails is a row too, and the others follow."""
+    found: dict[str, Figure] = {}
+    try:
+        said = _tried(client, name, found)
+    except (Went, LlmschedError, httpx.HTTPError) as error:
+        said = f"failed: {str(error).splitlines()[0]}"
+        print(f"{name}: {error}", file=sys.stderr)
+        for one in client.workloads().workloads:
+            if not one.ended:
+                client.cancel(one.name)
+        until(lambda: all(one.ended for one in client.workloads().workloads))
+    figures = {label: found.get(label, "-") for label in WAYS}
+    return {"program": name, "lines": PROGRAMS[name].lines, **figures, "verdict": said}
+
+
+def _tried(client: Client, name: str, found: dict[str, Figure]) -> str:
+    program, restarts = PROGRAMS[name], 0
+    for label, workers in WAYS.items():
         run = f"{name}-{label.split()[-1]}"
         program.submit(client, run, workers)
         if label == "preempted":
@@ -211,14 +235,14 @@ def row(client: Client, name: str) -> dict[str, Any]:
         until(lambda run=run: ended(client, run))
         found[label] = program.figure(client, run)
         restarts = client.status(run).restarts
-    return {"program": name, "lines": program.lines, **found, "verdict": verdict(program, found, restarts)}
+    return verdict(program, found, restarts)
 
 
 def ended(client: Client, name: str) -> bool:
     """Well, or runs as an endpoint does."""
     view = client.status(name)
     if view.phase in ("failed", "cancelled"):
-        raise SystemExit(f"{name}: {view.phase}: {view.message}\n{log(client, name)[-3000:]}")
+        raise Went(f"{name}: {view.phase}: {view.message}\n{log(client, name)[-3000:]}")
     return view.phase == "succeeded" or (view.kind == "serve" and view.phase == "running")
 
 
@@ -240,5 +264,5 @@ def until(is_so: Callable[[], bool]) -> None:
     end = time.monotonic() + WITHIN_S
     while not is_so():
         if time.monotonic() > end:
-            raise SystemExit(f"not so after {WITHIN_S:.0f} s")
+            raise Went(f"not so after {WITHIN_S:.0f} s")
         time.sleep(0.2)

@@ -143,27 +143,36 @@ def test_ray_calls_what_a_variable_names_first_in_each_worker() -> None:
     assert "load_and_execute_setup_hook(worker_process_setup_hook_key)" in Path(default_worker.__file__).read_text()
 
 
-def test_ray_train_on_pretended_gpus_meets_by_gloo_and_computes_on_cpus_unless_it_is_told_another_backend() -> None:
-    program = """
-import sys
-from types import SimpleNamespace
-from llmsched.runtime import pretended_gpus
-pretended_gpus.apply()
-assert "torch" not in sys.modules, "most workers never train"
-from ray.train.torch import TorchConfig, config
-from ray.air._internal.device_manager import get_torch_device_manager_by_context as devices
-config.get_address_and_port = lambda: None
-met = []
-class Workers:
-    def get_resources_per_worker(self): return {"GPU": 1}
-    def execute_single(self, rank, function): return "127.0.0.1", 1
-    def execute(self, function, **given): pass
-    def execute_single_async(self, rank, function, backend, **given): met.append(backend)
-    def __len__(self): return 1
-config.ray = SimpleNamespace(get=lambda futures: None)
-for given in (TorchConfig(), TorchConfig(backend="mpi")):
-    given.backend_cls().on_start(Workers(), given)
-print(met, type(devices()).__name__)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "['gloo', 'mpi'] CPUTorchDeviceManager\n", done.stderr
+def test_ray_train_on_pretended_gpus_meets_by_gloo_and_computes_on_cpus_unless_it_is_told_another_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.air._internal import device_manager
+    from ray.train.torch import TorchConfig, config
+
+    from llmsched.runtime import pretended_gpus
+
+    met: list[str] = []
+
+    class Workers:
+        def get_resources_per_worker(self) -> dict[str, float]:
+            return {"GPU": 1}
+
+        def execute_single(self, rank: int, function: object) -> tuple[str, int]:
+            return "127.0.0.1", 1
+
+        def execute(self, function: object, **given: object) -> None: ...
+
+        def execute_single_async(self, rank: int, function: object, backend: str, **given: object) -> None:
+            met.append(backend)
+
+        def __len__(self) -> int:
+            return 1
+
+    monkeypatch.setattr(config._TorchBackend, "on_start", config._TorchBackend.on_start)  # put back in the end
+    monkeypatch.setattr(device_manager, "_torch_device_manager", None)
+    monkeypatch.setattr(config.ray, "get", lambda futures: None)
+    pretended_gpus.apply()
+    for given in (TorchConfig(), TorchConfig(backend="mpi")):
+        given.backend_cls().on_start(Workers(), given)
+    assert met == ["gloo", "mpi"]
+    assert type(device_manager.get_torch_device_manager_by_context()).__name__ == "CPUTorchDeviceManager"

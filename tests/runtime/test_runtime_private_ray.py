@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from llmsched.runtime import private_ray
+from llmsched.runtime import private_ray, task
 from llmsched.runtime.health import Health, Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
 from llmsched.runtime.ranks import Ranks
@@ -212,11 +212,14 @@ def test_a_node_that_ends_by_itself_is_told_and_tried_again_and_one_that_is_stop
     assert member.watch() == Ending(code=0)
 
 
-def test_a_task_s_worker_knows_its_own_ray_that_ended_by_itself(made: Callable[..., RayNode], tmp_path: Path) -> None:
+def test_a_task_s_worker_knows_its_own_ray_that_ended_by_itself(
+    made: Callable[..., RayNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "spec": {"task": {"run": ["true"]}}}
     for how, said in (("ends", "a node of its own Ray ended by itself: gcs_server [exit code=-9]"), ("lasts", "")):
         worker = TaskWorker(json.dumps(order), 0)
         assert worker.lost_ray() == ""
+        monkeypatch.setattr(task, "_RAY_TELLS_WITHIN_S", 60.0 if said else 0.0)
         worker._node = made(how)
         worker._node.start("127.0.0.2", tmp_path)
         assert worker.lost_ray() == said
