@@ -1,7 +1,7 @@
 """Programs around Ray, and a loop of one's own, on real Ray: whole on one worker, whole on two, preempted once on one.
 
-Rows of `bring_anything.py`, which prints them. Each is submitted to a controller of its own on a local Ray of two nodes
-with a pretend GPU each. To preempt one, urgent work that wants both GPUs is submitted while it is in the middle.
+Rows of `bring_anything.py`, which prints them. Each is submitted to a controller of its own on a local Ray of three
+nodes with a pretend GPU each. To preempt one, urgent work that wants all GPUs is submitted while it is in the middle.
 Those of the installed Ray run from there; `figure` reads from the run what is compared.
 """
 
@@ -28,11 +28,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HERE = EXAMPLES / "11_bring_anything"
 WITHIN_S = 420.0  # machines may be busy
 CLUSTER = {
-    "queues": [{"name": "default", "quota": {"A100": {"nominal": 2}}}],
+    "queues": [{"name": "default", "quota": {"A100": {"nominal": 3}}}],
     "scheduling": {"preemption": {"within_queue": "lower_priority"}},
 }
 URGENT = {
-    "name": "urgent", "kind": "task", "priority": 90, "workers": 2, "resources": {"accelerators": "A100:1", "cpus": 0},
+    "name": "urgent", "kind": "task", "priority": 90, "workers": 3, "resources": {"accelerators": "A100:1", "cpus": 0},
     "task": {"run": ["true"]},
 }  # fmt: skip
 ONE = {"accelerators": "A100:1", "cpus": 1, "memory": "1GB"}
@@ -191,7 +191,7 @@ def house() -> Iterator[Client]:
         Path(folder).chmod(0o711)
         cluster = Path(folder) / "cluster.yaml"
         cluster.write_text(json.dumps(CLUSTER))
-        llmsched("up", "--nodes", "2x1:A100", "--config", str(cluster))
+        llmsched("up", "--nodes", "3x1:A100", "--config", str(cluster))
         try:
             with Client() as client:
                 yield client
@@ -225,17 +225,19 @@ def row(client: Client, name: str) -> dict[str, Any]:
 
 
 def _tried(client: Client, name: str, found: dict[str, Figure]) -> str:
-    program, restarts = PROGRAMS[name], 0
-    for label, workers in WAYS.items():
-        run = f"{name}-{label.split()[-1]}"
-        program.submit(client, run, workers)
-        if label == "preempted":
-            until(lambda run=run: program.is_amid(client, run) or ended(client, run))
-            client.apply([URGENT], again=True).wait(WITHIN_S)
+    program, cut = PROGRAMS[name], f"{name}-preempted"
+    undisturbed = {label: f"{name}-{workers}" for label, workers in WAYS.items() if label != "preempted"}
+    for label, run in undisturbed.items():  # side by side
+        program.submit(client, run, WAYS[label])
+    for label, run in undisturbed.items():
         until(lambda run=run: ended(client, run))
         found[label] = program.figure(client, run)
-        restarts = client.status(run).restarts
-    return verdict(program, found, restarts)
+    program.submit(client, cut, WAYS["preempted"])
+    until(lambda: program.is_amid(client, cut) or ended(client, cut))
+    client.apply([URGENT], again=True).wait(WITHIN_S)
+    until(lambda: ended(client, cut))
+    found["preempted"] = program.figure(client, cut)
+    return verdict(program, found, client.status(cut).restarts)
 
 
 def ended(client: Client, name: str) -> bool:
