@@ -62,7 +62,7 @@ def _details(controller: Controller, record: WorkloadState) -> ray_jobs.JobDetai
     return ray_jobs.JobDetails(
         submission_id=it.id,
         status=ray_jobs.STATUS[view.phase],
-        entrypoint=f"llmsched {it.kind} {it.name}",
+        entrypoint=f"{it.kind} workload {it.name}",
         message=waits or view.message or f"{it.name} is {view.phase}: llmsched story {it.id}",
         start_time=round(record.submitted_at * 1000),
         end_time=None if record.finished_at is None else round(record.finished_at * 1000),

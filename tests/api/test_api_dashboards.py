@@ -59,7 +59,7 @@ def test_the_jobs_page_of_the_cluster_lists_our_workloads_beside_the_jobs_of_ray
     assert rays["job_id"] == "01000000"
     told = {one["submission_id"]: one for one in ours}
     assert {"own", "plain", "waits"} <= told.keys()
-    assert (told["own"]["status"], told["own"]["entrypoint"]) == ("RUNNING", "llmsched ray own")
+    assert (told["own"]["status"], told["own"]["entrypoint"]) == ("RUNNING", "ray workload own")
     assert told["own"]["metadata"]["queue"] == "default"
     assert (told["waits"]["status"], told["waits"]["message"]) == ("PENDING", "waits for own to succeed")
     assert ask(running, "/dashboard/api/jobs/own").json() == told["own"]
