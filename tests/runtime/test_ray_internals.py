@@ -16,6 +16,7 @@ import llmsched
 ALLOWED = {
     "runtime/ray_internals.py",
     "runtime/pretended_gpus.py",
+    "runtime/data_internals.py",
     "runtime/serve_internals.py",
     "runtime/serve_graph.py",
     "runtime/serve_handles.py",

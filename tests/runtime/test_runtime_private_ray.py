@@ -215,7 +215,7 @@ def test_a_node_that_ends_by_itself_is_told_and_tried_again_and_one_that_is_stop
 def test_a_task_s_worker_knows_its_own_ray_that_ended_by_itself(
     made: Callable[..., RayNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "spec": {"task": {"run": ["true"]}}}
+    order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "envs": {}, "spec": {"task": {"run": ["true"]}}}
     for how, said in (("ends", "a node of its own Ray ended by itself: gcs_server [exit code=-9]"), ("lasts", "")):
         worker = TaskWorker(json.dumps(order), 0)
         assert worker.lost_ray() == ""
