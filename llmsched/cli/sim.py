@@ -47,7 +47,12 @@ def sim() -> None:
 @click.option(
     "--backfill", type=click.Choice(("off", "easy", "conservative")), help="Start later work beside a blocked head."
 )
-@click.option("--preempt", type=click.Choice(("on", "off")), help="Whether a better-ranked job may evict another.")
+@click.option(
+    "--preempt",
+    type=click.Choice(("on", "off")),
+    help="Whether a better-ranked job may evict another. Left out: as the file has it; without a file on, which the "
+    "orderings were measured with, while a controller without a cluster file evicts nobody (off).",
+)
 @click.option("--quantum", type=SECONDS, metavar="S", help="Seconds between two rankings of who runs.")
 @click.option(
     "--duration-column", default="duration_s", metavar="NAME", show_default=True, help="Column with the run time."

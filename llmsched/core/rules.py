@@ -109,12 +109,12 @@ class Rules:
         older = (victim.submitted_at, victim.workload_id) <= (gang.submitted_at, gang.workload_id)
         if code == IN_QUEUE and spec.priority == gang.spec.priority and older:
             return False
-        ran = self.view.now - self.launched_at(victim)
         shield = spec.min_runtime_s
         if code != IN_QUEUE:
             shield = max(shield, self.scheduling.reclaim_min_runtime_s)
-        if ran < shield:
-            return self._not_before(self.view.now - ran + shield, say("eta.shield"))
+        until = self.launched_at(victim) + shield  # one sum: what is asked and when it is asked again are the same
+        if self.view.now < until:
+            return self._not_before(until, say("eta.shield"))
         if len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
             recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
             if len(recent) >= EVICTIONS_AN_HOUR:

@@ -121,3 +121,14 @@ def test_a_class_that_is_asked_twice_in_a_pass_hears_twice_when_shields_end() ->
         assert victims.eligible(later, gang, Rules(later, gang))[0] == []
         heard.append(later.plan.wake_at)
     assert heard[0] is not None and heard[0] == heard[1]
+
+
+def test_when_a_shield_ends_is_one_moment_whatever_floats_round_it_to() -> None:
+    """At 161.1666... s and 100 s the run so far, as a difference, is a hair less than the shield at the very moment
+    for which the pass asked to be called again: it was refused then, and named the same moment for ever."""
+    given = cluster("1 node x 1").rules("lower_priority").after(161.16666666666666)
+    given.running("low", 1, priority=10, min_runtime_s=100.0).after(20.0).pending("high", 1, priority=90)
+    decide(given.state, POLICIES)
+    woken = decide(given.state, POLICIES).wake_at
+    assert woken is not None and given.state.now < woken
+    assert given.after(woken - given.state.now).decide().decisions[0] == Evicted("low", "in_queue_priority")

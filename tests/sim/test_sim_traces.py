@@ -203,7 +203,7 @@ def test_a_slurm_job_on_two_types_of_gpu_keeps_their_sum_and_is_counted():
     ("text", "message"),
     [
         ("JobID|Submit\n", "s:1: column Start, End is missing"),
-        (SACCT.replace("2026-11-01T10:00:00", "yesterday"), 's:2: column Submit: "yesterday" is not a time'),
+        (SACCT.replace("2026-11-01T1", "in 1"), 's:2: column Submit: "in 10:00:00" is not a time'),
         (SACCT.splitlines()[0] + "\n", "s: no job in it ran on a GPU"),
         (
             SACCT.replace("TimelimitRaw", "Elapsed").replace("|120", "|long"),
@@ -215,6 +215,28 @@ def test_wrong_slurm_accounting_is_refused_with_its_place(text, message):
     with pytest.raises(SpecError) as caught:
         slurm.parse(text, "s")
     assert str(caught.value).startswith(message)
+
+
+def test_a_row_that_cannot_be_is_counted_out_and_the_others_stay():
+    head = "JobID|Submit|Start|End|ElapsedRaw|AllocTRES"
+    times = "2026-11-01T10:00:00|2026-11-01T10:05:00|2026-11-01T10:06:00"
+    found = slurm.parse(
+        f"""{head}
+1|{times}|60|gres/gpu=1
+2|9999-99-01T10:00:00|{times[20:]}|60|gres/gpu=1
+3|{times}|99999|gres/gpu=1
+4|{times}|60|gres/gpu=99999999999999999999
+5|{times}|3660|gres/gpu=1
+6|{times}|long|gres/gpu=1
+""",
+        "s",
+    )
+    assert [job.id for job in found.jobs] == ["1", "5"]  # the clocks went back while 5 ran
+    assert found.left_out == {
+        "has a time that cannot be read": 2,
+        "its times contradict each other": 1,
+        "has more than 100,000 GPUs": 1,
+    }
 
 
 def test_kueue_workloads_become_a_trace():

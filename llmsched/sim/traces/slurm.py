@@ -25,6 +25,8 @@ COMMAND = (  # without -S, sacct prints the jobs of today
     "sacct -a -X -S now-30days --parsable2 "
     "-o JobID,User,Account,Partition,Submit,Start,End,ElapsedRaw,TimelimitRaw,AllocTRES"
 )
+MOST_GPUS = 100_000  # of one job
+CLOCKS_CHANGE_S = 3600.0  # in autumn End less Start is an hour less than what went by
 _GPUS = re.compile(r"(?:^|,)gres/gpu(?::([^=,]+))?=(\d+)")
 _NO_FLAVOR = re.compile(r"[^\w.+-]+")  # what `--nodes` takes for the end of a name
 _CLOCK = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?$")  # [days-][hours:]minutes:seconds
@@ -53,6 +55,7 @@ def parse(text: str, name: str) -> Imported:
         )
     found: list[tuple[float, float, dict[str, str], int, str | None, int]] = []
     left_out, changed, runs = Counter[str](), Counter[str](), Counter[str]()
+    unreadable: SpecError | None = None
     for row in reader:
         where = f"{name}:{reader.line_num}"
         if None in row or None in row.values():
@@ -61,15 +64,23 @@ def parse(text: str, name: str) -> Imported:
         if "." in row["JobID"]:
             continue  # a step of a job, not a job
         gpus, flavors = _gpus(row.get("AllocTRES") or row.get("ReqTRES") or "")
-        submit, start, end = (_stamp(row[column], column, where) for column in ("Submit", "Start", "End"))
+        try:
+            submit, start, end = (_stamp(row[column], column, where) for column in ("Submit", "Start", "End"))
+            elapsed = _elapsed(row, where)
+        except SpecError as error:  # of one row; where it is all of them, the first is told
+            unreadable = unreadable or error
+            left_out["has a time that cannot be read"] += 1
+            continue
         why = "" if gpus else "no GPU"
+        if gpus > MOST_GPUS:
+            why = f"has more than {MOST_GPUS:,} GPUs"
         if submit is None or start is None:
             why = "never started"
         elif end is None:
             why = "still running"
         else:
-            seconds = _elapsed(row, where, end - start)
-            if submit > start or seconds < 0:
+            seconds = end - start if elapsed is None else elapsed
+            if submit > start or seconds < 0 or seconds > end - start + CLOCKS_CHANGE_S:
                 why = why or "its times contradict each other"
             why = why or ("" if seconds > 0 else "ran for no time")
         if why:
@@ -82,6 +93,8 @@ def parse(text: str, name: str) -> Imported:
             changed["ran on two types of GPU: their sum, of any flavor"] += 1
         flavor = flavors[0] if len(flavors) == 1 else None
         found.append((submit, seconds, row, gpus, flavor, reader.line_num))
+    if not found and unreadable is not None:
+        raise unreadable
     if not found:
         raise SpecError("no job in it ran on a GPU.", where=name, code="bad_trace", hint=f"Print it with: {COMMAND}")
     first = min(submit for submit, *_ in found)
@@ -125,7 +138,8 @@ def _stamp(text: str, column: str, where: str) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-def _elapsed(row: dict[str, str], where: str, else_s: float) -> float:
+def _elapsed(row: dict[str, str], where: str) -> float | None:
+    """None where it is not printed."""
     for column in ("ElapsedRaw", "Elapsed"):
         text = row.get(column)
         if text:
@@ -135,7 +149,7 @@ def _elapsed(row: dict[str, str], where: str, else_s: float) -> float:
                     f'column {column}: "{text}" is not a length such as 1-02:03:04.', where=where, code="bad_trace"
                 )
             return found
-    return else_s
+    return None
 
 
 def _clock_s(text: str) -> float | None:
