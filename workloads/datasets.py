@@ -56,6 +56,7 @@ def roles(
                 good.add(check(row, chosen), place)
             except Unusable as error:
                 bad.add(place, str(error))
+        good.class_names = chosen.class_names
         good.notes = [*chosen.notes[:-1], f"{dataset['path']}: {chosen.notes[-1]}", *bad.settle(len(good))]
         return good, bad
     except DataError as error:

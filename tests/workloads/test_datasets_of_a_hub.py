@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmsched.data.tasks import KINDS
 from workloads.datasets import roles
 from workloads.sources import BadInput
 
@@ -34,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_data_set_of_the_hub_is_read_with_the_names_of_its_labels(hub: Path) -> None:
-    rows = roles({"path": "hf://org/films", "split": "train"}, ("text", "label"), (), {})
+    rows, _ = roles({"path": "hf://org/films", "split": "train"}, KINDS["sequence-classification"], {})
     assert list(rows) == [{"text": "x", "label": 1}, {"text": "y", "label": 0}]
     assert rows.class_names == {"label": ["bad", "good"]}
     assert str(rows.places[1]) == "row 2 of org/films (train)"
@@ -42,4 +43,4 @@ def test_a_data_set_of_the_hub_is_read_with_the_names_of_its_labels(hub: Path) -
 
 def test_one_that_cannot_be_had_says_so(hub: Path) -> None:
     with pytest.raises(BadInput, match="data set hf://org/nothing: "):
-        roles({"path": "hf://org/nothing"}, ("text",), (), {})
+        roles({"path": "hf://org/nothing"}, KINDS["sequence-classification"], {})
