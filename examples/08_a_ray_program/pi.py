@@ -1,6 +1,7 @@
 """Guesses pi on every node of whatever Ray it finds: `python pi.py` by hand does the same."""
 
 import random
+import sys
 
 import ray
 
@@ -15,7 +16,7 @@ def main() -> None:
     ray.init()
     nodes = [one for one in ray.nodes() if one["Alive"]]
     print(f"{len(nodes)} nodes, {ray.cluster_resources().get('GPU', 0):g} GPUs", flush=True)
-    samples, pieces = 200_000, 12
+    samples, pieces = 200_000, int(sys.argv[1]) if len(sys.argv) > 1 else 12
     found = ray.get([inside.remote(samples, seed) for seed in range(pieces)])
     print(f"pi is about {4 * sum(found) / samples / pieces:.3f}", flush=True)
 

@@ -4,7 +4,7 @@ import time
 
 import ray
 
-BATCHES = 20
+BATCHES = 120
 
 
 def squares(batch: dict) -> dict:

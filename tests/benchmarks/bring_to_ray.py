@@ -77,7 +77,9 @@ def job(client: Client, name: str, workers: int) -> None:
     words = ["job", "submit", "--no-wait", "--submission-id", name, "--working-dir", str(EXAMPLES / "08_a_ray_program")]
     words += ["--entrypoint-num-gpus", "1", "--entrypoint-num-cpus", "1", "--metadata-json", json.dumps(told)]
     ray = str(Path(sys.executable).with_name("ray"))
-    done = subprocess.run([ray, *words, "--", "python", "pi.py"], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ray, *words, "--", "python", "pi.py", "600"], env=env, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise Went(done.stdout + done.stderr)
 
@@ -142,7 +144,7 @@ PROGRAMS: dict[str, Program] = {
         5,
         applied(
             "train",
-            {"loop": "spirals:loop", "config": {"steps": 900, "lr": 0.003, "global_batch_size": 64}},
+            {"loop": "spirals:loop", "config": {"steps": 6000, "lr": 0.003, "global_batch_size": 64}},
             EXAMPLES / "02_bring_your_own_loop",
         ),
         has_reported(200),
@@ -158,7 +160,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "ray-train-loop": Program(
         0,
-        applied("train", {"loop": "ray_train:trainer", "config": {"epochs": 60, "lr": 0.002}}),
+        applied("train", {"loop": "ray_train:trainer", "config": {"epochs": 600, "lr": 0.002}}),
         has_reported(15),
         loss,
         within=0.02,
@@ -179,7 +181,7 @@ PROGRAMS: dict[str, Program] = {
         resumes=False,
     ),
     "ray-serve": Program(0, endpoint, runs, answer),
-    "ray-job-submit": Program(0, job, runs, said(r"pi is about ([\d.]+)"), within=0.02, resumes=False),
+    "ray-job-submit": Program(0, job, has_said("nodes,"), said(r"pi is about ([\d.]+)"), within=0.02, resumes=False),
 }
 
 

@@ -173,7 +173,7 @@ def test_ray_train_on_pretended_gpus_meets_by_gloo_and_computes_on_cpus_unless_i
     monkeypatch.setattr(device_manager, "_torch_device_manager", None)
     monkeypatch.setattr(config.ray, "get", lambda futures: None)
     pretended_gpus.apply()
-    for given in (TorchConfig(), TorchConfig(backend="mpi")):
+    for given in (TorchConfig(), TorchConfig(backend="nccl"), TorchConfig(backend="mpi")):
         given.backend_cls().on_start(Workers(), given)
-    assert met == ["gloo", "mpi"]
+    assert met == ["gloo", "gloo", "mpi"]
     assert type(device_manager.get_torch_device_manager_by_context()).__name__ == "CPUTorchDeviceManager"
