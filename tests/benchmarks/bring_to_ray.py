@@ -239,7 +239,7 @@ def _tried(client: Client, name: str, found: dict[str, Figure]) -> str:
     client.apply([URGENT], again=True).wait(WITHIN_S)
     until(lambda: ended(client, cut))
     found["preempted"] = program.figure(client, cut)
-    return verdict(program, found, client.status(cut).restarts)
+    return verdict(program, found, max(one.attempt for one in client.status(cut).gangs))
 
 
 def ended(client: Client, name: str) -> bool:
@@ -250,8 +250,8 @@ def ended(client: Client, name: str) -> bool:
     return view.phase == "succeeded" or (view.kind == "serve" and view.phase == "running")
 
 
-def verdict(program: Program, found: dict[str, Figure], restarts: int) -> str:
-    if not restarts:
+def verdict(program: Program, found: dict[str, Figure], attempts: int) -> str:
+    if attempts == 1:
         return "was never preempted: it had ended"
     whole, cut = found["whole on 1"], found["preempted"]
     if isinstance(whole, float) and isinstance(cut, float):
