@@ -41,10 +41,12 @@ def loop(config: dict) -> None:
         state = torch.load(checkpoint.fetch(found) / "state.pt", weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        loss = state["loss"]
         print(f"going on after step {found.step}, which {found.world_size} worker(s) saved")
 
     def write(folder: Path) -> None:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "state.pt")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loss": loss}
+        torch.save(state, folder / "state.pt")
 
     # 2. this worker's share of every step: the same rows in the same steps, whatever the number of workers
     for step, _, rows in data.batches(ROWS, batch, start=found.step if found else 0, steps=steps, seed=7):

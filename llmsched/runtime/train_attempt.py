@@ -70,10 +70,18 @@ class TrainAttempt:
         try:
             trainer.fit()
         except (TrainingFailedError, ray.exceptions.RayError) as error:
-            raise self._failure(error) from error
+            if not self._is_complete(len(members)):
+                raise self._failure(error) from error
+            print(f"[llmsched] all ranks are done; Ray Train ended with {sanitize.first_line(error)}", flush=True)
         if life.ranks.did_stop:
             raise Outcome("released", "left as asked", step=life.ranks.stopped_step)
         self._check_all_finished(len(members))
+
+    def _is_complete(self, size: int) -> bool:
+        """Whether every rank has said that it is done: what becomes of Ray Train's own processes afterwards, on a busy
+        machine for example, takes nothing of that back."""
+        ranks = self._life.ranks
+        return not ranks.own_failures() and set(range(size)) <= ranks.finished_ranks
 
     def _check_all_finished(self, size: int) -> None:
         """Success is what every rank has said, not the absence of an error: one may not survive its own telling."""

@@ -160,7 +160,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "ray-train-loop": Program(
         0,
-        applied("train", {"loop": "ray_train:trainer", "config": {"epochs": 600, "lr": 0.002}}),
+        applied("train", {"loop": "ray_train:trainer", "config": {"epochs": 200, "lr": 0.002}}),
         has_reported(15),
         loss,
         within=0.02,
