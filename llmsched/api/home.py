@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from llmsched import sanitize
+from llmsched import file_lock, sanitize
 from llmsched.control.roles import CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
@@ -311,11 +311,4 @@ def _take(lock: IO[str]) -> bool:
 
 
 def is_running(home: Path) -> bool:
-    try:
-        with (home / "controller.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return file_lock.is_held(home / "controller.lock")

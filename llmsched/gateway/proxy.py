@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import httptools
 import uvloop
 
-from llmsched import connections
+from llmsched import connections, file_lock
 from llmsched.gateway.refusals import HEAD_BYTES, UNREADABLE, Refused, encode, of_connection
 from llmsched.spec.endpoint_keys import PREFIX, key_of
 
@@ -394,7 +394,7 @@ async def serve(home: Path, listener: socket.socket, stop: asyncio.Event) -> Non
         while not stop.is_set() and home.exists():
             with contextlib.suppress(OSError):
                 os.utime(home / NOTE)
-            if _is_led(home) or await _answers(home):
+            if file_lock.is_held(home / LED) or await _answers(home):
                 left_at = loop.time()
             elif loop.time() - left_at >= LEFT_S:
                 break
@@ -402,17 +402,6 @@ async def serve(home: Path, listener: socket.socket, stop: asyncio.Event) -> Non
                 await asyncio.wait_for(stop.wait(), BEAT_EVERY_S)
     finally:
         server.close()
-
-
-def _is_led(home: Path) -> bool:
-    try:
-        with (home / LED).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 async def _answers(home: Path) -> bool:

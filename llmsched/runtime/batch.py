@@ -33,8 +33,8 @@ from llmsched.runtime import (
     exceptions,
     execute,
     failures,
-    guardian,
     nested,
+    over_memory,
     packages,
     progress,
     pulse,
@@ -171,7 +171,7 @@ class Member:
         log = environment.LogFile(order["storage"], f"{order['gang']}/{order['attempt']}/logs/{rank}.log")
         self._stack.enter_context(environment.crashes_to(log))
         self._stack.enter_context(environment.output_to(log))
-        guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
+        guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(over_memory.tell, supervisor, rank))
         self._stack.callback(guard.close)
         containment.join_owner(ray.get_runtime_context().gcs_address)
         code = _enter(self._stack, order, rank)
@@ -224,16 +224,6 @@ def _enter(stack: ExitStack, order: dict[str, Any], rank: int) -> Path:
     )
     stack.enter_context(context.enter(where))
     return code
-
-
-def _on_memory(supervisor: Any, rank: int, word: containment.OverMemory) -> None:
-    """Called beside the work, which may be too busy to ever hear of it."""
-    print(f"[llmsched] {word}", flush=True)
-    if not word.is_over:
-        supervisor.report.remote({"memory": str(word)})
-        return
-    ray.get(supervisor.failed.remote(rank, f"rank {rank}: {word}", "input"), timeout=guardian.REPORT_WITHIN_S)
-    os._exit(1)
 
 
 def _name(order: dict[str, Any]) -> str:

@@ -29,9 +29,9 @@ from llmsched.runtime import (
     exceptions,
     execute,
     failures,
-    guardian,
     nested,
     outputs,
+    over_memory,
     packages,
     progress,
     pulse,
@@ -158,7 +158,7 @@ def work(config: dict[str, str]) -> None:
         inputs=order["inputs"],
         supervisor=ActorLink(supervisor),
     )
-    guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(_on_memory, supervisor, rank))
+    guard = containment.guard_of(order, rank, is_here=True, on_memory=partial(over_memory.tell, supervisor, rank))
     containment.join_owner(ray.get_runtime_context().gcs_address)
     try:
         with environment.crashes_to(log), environment.output_to(log), context.enter(who):
@@ -206,16 +206,6 @@ def work(config: dict[str, str]) -> None:
     finally:
         environment.drop(folder)
         nested.drop()
-
-
-def _on_memory(supervisor: Any, rank: int, word: containment.OverMemory) -> None:
-    """Called beside the loop, which may be too busy to ever hear of it."""
-    print(f"[llmsched] {word}", flush=True)
-    if not word.is_over:
-        supervisor.report.remote({"memory": str(word)})
-        return
-    ray.get(supervisor.failed.remote(rank, f"rank {rank}: {word}", "input"), timeout=guardian.REPORT_WITHIN_S)
-    os._exit(1)
 
 
 def _tell_of_exit(supervisor: Any, rank: int) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from waiting import has_ended, wait_until
 
+from llmsched import file_lock
 from llmsched.errors import ClusterError
 from llmsched.executors import endpoint_proxy
 from llmsched.executors.endpoint_proxy import EndpointProxy
@@ -109,8 +110,8 @@ def test_it_ends_when_controller_and_gateway_are_gone_for_long_and_not_before(ho
     monkeypatch.setattr(proxy, "LEFT_S", 0.2)
     monkeypatch.setattr(proxy, "BEAT_EVERY_S", 0.01)
     looks = []
-    is_led = proxy._is_led
-    monkeypatch.setattr(proxy, "_is_led", lambda home: looks.append(None) or is_led(home))
+    is_held = file_lock.is_held
+    monkeypatch.setattr(proxy.file_lock, "is_held", lambda file: looks.append(None) or is_held(file))
 
     async def main():
         serving = asyncio.create_task(proxy.serve(home, proxy.listening_socket(0), asyncio.Event()))

@@ -56,6 +56,12 @@ class Labels:
             )
         return notes
 
+    def take_in(self, counts: Mapping[str, int], path: str) -> list[str]:
+        """The first are those of training, later ones must be among them. Notes for people. Raises BadInput."""
+        notes = [] if self.numbers else self.of_training(counts, path)
+        self.check(counts, path)
+        return notes
+
     def check(self, counts: Mapping[str, int], path: str) -> None:
         """Of later rows. Raises BadInput for a label that training does not know."""
         if strange := sorted(set(counts) - set(self.names)):

@@ -54,10 +54,8 @@ class Learns(Task):
                 else:
                     counts.update(row["label"])
         path = read[0][0]["path"]
-        if not self.labels.numbers:
-            self.notes += self.labels.of_training(counts, path)
-            self.new_head = self.labels.is_new
-        self.labels.check(counts, path)
+        self.notes += self.labels.take_in(counts, path)
+        self.new_head = self.labels.is_new
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         text, most = row["text"], self.reader.max_length

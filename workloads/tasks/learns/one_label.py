@@ -26,10 +26,8 @@ class Learns(Task):
     def look(self, read: Sequence[Read]) -> None:
         counts = Counter(row["label"] for _, rows, _ in read for row in rows)
         path = read[0][0]["path"]
-        if not self.labels.numbers:
-            self.notes += self.labels.of_training(counts, path)
-            self.new_head = self.labels.is_new
-        self.labels.check(counts, path)
+        self.notes += self.labels.take_in(counts, path)
+        self.new_head = self.labels.is_new
         many = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
         shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
         self.notes.append(f"{path}: {len(counts)} labels: {shown}{many}")

@@ -33,10 +33,8 @@ class Learns(Task):
         counts = Counter({BACKGROUND: 1})
         counts.update(counted(read))
         path = read[0][0]["path"]
-        if not self.labels.numbers:
-            self.notes += self.labels.of_training(counts, path)
-            self.new_head = self.labels.is_new
-        self.labels.check(counts, path)
+        self.notes += self.labels.take_in(counts, path)
+        self.new_head = self.labels.is_new
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         yield {**self.input_of(row), "regions": row["label"]}
