@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from llmsched.data.rows import DataError
+from llmsched.data.rows import DataError, NothingThere
 
 KINDS: dict[str, tuple[str, ...]] = {
     "json": (".jsonl", ".json", ".ndjson", ".jsonlines", ".jl"),
@@ -69,14 +69,14 @@ def find(path: Path, split: str | None = None) -> list[DataFile]:
         matched = sorted(map(Path, names))
         files = [each for each in matched if each.is_file()]
         if not files:
-            raise DataError(f"no file matches {path}")
+            raise NothingThere(f"no file matches {path}")
         return [_kind_of(each) for each in files]
     if not path.is_dir():
         return [_kind_of(path)]
     known = [each for each in sorted(path.rglob("*")) if each.is_file() and _is_data(each.relative_to(path))]
     if not known:
         expected = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
-        raise DataError(
+        raise NothingThere(
             f"no data file in the folder {path}; expected names that end in {expected}, or these with .gz or .zst"
         )
     return [_kind_of(each) for each in _of_split(path, known, split)]
@@ -129,7 +129,7 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
     wanted = _SPLITS.get(split.lower(), split)
     chosen = [each for each in files if named[each] == wanted]
     if not chosen:
-        raise DataError(
+        raise NothingThere(
             f"the folder {folder} has files of the splits {', '.join(sorted(there))}, and none of {split!r}"
         )
     return chosen

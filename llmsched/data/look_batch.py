@@ -9,7 +9,7 @@ from typing import Any
 
 from llmsched.data import files, look, parts, questions, reading, tables
 from llmsched.data.messages import Unusable
-from llmsched.data.rows import BadRows, DataError
+from llmsched.data.rows import BadRows, DataError, NothingThere
 
 COUNTED_BYTES = 64 << 20  # of texts, whose rows are counted by reading them; a table says how many it has
 
@@ -25,6 +25,10 @@ def look_at_batch(batch: Mapping[str, Any], folder: Path | None, *, is_complete:
         return {"errors": wrong, "notes": []}
     try:
         return {"errors": [], "notes": [*_looked(batch, place), *_output(batch)]}
+    except NothingThere as error:
+        if batch.get("follow"):
+            return {"errors": [], "notes": [f"{error}; it begins with what comes, and goes on for ever"]}
+        return {"errors": [f"batch.input: {error}"], "notes": []}
     except DataError as error:
         return {"errors": [f"batch.input: {error}"], "notes": []}
 
@@ -47,7 +51,8 @@ def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
                 bad.add(where, str(error))
                 kept -= 1
     noticed = [f"in the first rows of {note}" for note in (*first.notes, *bad.settle(kept)) if "left out" in note]
-    return [_how_much(place, path, encoding, split), *noticed]
+    follows = ["it goes on for ever with what is added: llmsched cancel ends it"] if batch.get("follow") else []
+    return [_how_much(place, path, encoding, split), *follows, *noticed]
 
 
 def _output(batch: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """A data set in parts: so many rows of one file each, which are read, and answered, one by one.
 
 `count` reads every file once to know how many rows it has; of a table it asks the file. A part is named by its file and
-by the rows before it, so it means the same rows for as long as its file stays as it is.
+by the rows before it, so it means the same rows for as long as its file stays as it is. Of a data set that grows
+(`growth.py`) a file may be a stretch of lines.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ from llmsched.data.tables import Numbered
 
 
 class File(NamedTuple):
-    """`name` is below the data set's folder. `rows` counts those that cannot be read too."""
+    """`name` is below the data set's folder. `rows` counts those that cannot be read too. A stretch of lines begins at
+    byte `offset`, after `lines` lines, has `new_lines`, and ends at byte `size`; a whole file has None for `lines`.
+    `since` is when its rows may have come at the earliest (Unix time), where somebody looks for new ones; `why` it
+    cannot be read, if so."""
 
     name: str
     rows: int
     size: int
+    lines: int | None = None
+    offset: int = 0
+    since: float = 0.0
+    why: str = ""
+    new_lines: int = 0
 
 
 class Part(NamedTuple):
@@ -41,7 +50,7 @@ def count(place: Path, path: str, *, encoding: str | None = None, split: str | N
     try:
         for file in find(place, split):
             name = str(file.path.relative_to(folder))
-            counted.append(File(name, _rows(file, encoding), file.path.stat().st_size))
+            counted.append(File(name, rows_of(file, encoding), file.path.stat().st_size))
     except DataError as error:
         raise DataError(f"data set {path}: {error}") from error
     if not any(file.rows for file in counted):
@@ -49,11 +58,13 @@ def count(place: Path, path: str, *, encoding: str | None = None, split: str | N
     return counted
 
 
-def cut(files: Sequence[File], rows: int) -> list[Part]:
-    """Parts of at most `rows` rows, in the order of the rows. None reaches into a second file."""
-    places = [(index, start) for index, file in enumerate(files) for start in range(0, file.rows, rows)]
+def cut(files: Sequence[File], rows: int, first: int = 0, number: int = 0) -> list[Part]:
+    """Parts of at most `rows` rows, in the order of the rows. None reaches into a second file. Those of the files from
+    `first` on get the numbers from `number` on."""
+    places = [(index, start) for index in range(first, len(files)) for start in range(0, files[index].rows, rows)]
     return [
-        Part(number, index, start, min(rows, files[index].rows - start)) for number, (index, start) in enumerate(places)
+        Part(each, index, start, min(rows, files[index].rows - start))
+        for each, (index, start) in enumerate(places, number)
     ]
 
 
@@ -61,15 +72,14 @@ class Reader:
     """Reads parts in any order. Cheapest in their own: a file is gone on with where its last part ended."""
 
     def __init__(self, place: Path, files: Sequence[File], encoding: str | None = None) -> None:
-        self._folder, self._files, self._encoding = folder_of(place), files, encoding
+        self._folder, self.files, self._encoding = folder_of(place), files, encoding
         self._file, self._at = -1, 0
         self._rows: Iterator[Numbered] = iter(())
 
     def read(self, part: Part) -> Iterator[Numbered]:
         """(number in the file, row or Bad) of each row of the part. Raises DataError; also when there are fewer."""
         if part.file != self._file or part.start < self._at:
-            file = find(self._folder / self._files[part.file].name)[0]
-            self._rows = tables.read(file, self._encoding or tables.encoding_of(file))
+            self._rows = self._begun(self.files[part.file])
             self._file, self._at = part.file, 0
         for _ in islice(self._rows, part.start - self._at):
             pass
@@ -78,10 +88,18 @@ class Reader:
             self._at += 1
             yield numbered
         if self._at < part.start + part.rows:
-            raise DataError(f"{self._files[part.file].name} has {self._at:,} rows, and had more before")
+            raise DataError(f"{self.files[part.file].name} has {self._at:,} rows, and had more before")
+
+    def _begun(self, file: File) -> Iterator[Numbered]:
+        found = find(self._folder / file.name)[0]
+        encoding = self._encoding or tables.encoding_of(found)
+        if file.lines is None:
+            return tables.read(found, encoding)
+        return tables.between(found, file.offset, file.size, file.lines, encoding)
 
 
-def _rows(file: DataFile, encoding: str | None) -> int:
+def rows_of(file: DataFile, encoding: str | None) -> int:
+    """Raises DataError."""
     if tables.tells_its_rows(file):
         return tables.rows_of_parquet(file)
     return sum(1 for _ in tables.read(file, encoding or tables.encoding_of(file)))

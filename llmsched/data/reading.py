@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmsched.data import tables
 from llmsched.data.files import find
-from llmsched.data.rows import Bad, BadRows, DataError, Place, Rows
+from llmsched.data.rows import Bad, BadRows, DataError, NothingThere, Place, Rows
 
 
 def read(
@@ -38,12 +38,12 @@ def read(
                 else:
                     rows.add(row, Place(name, number))
     except DataError as error:
-        raise DataError(f"data set {path}: {error}") from error
+        raise type(error)(f"data set {path}: {error}") from error
     if len(files) > 1:
         rows.notes.append(f"{path}: {len(files)} files, {files[0].name} to {files[-1].name}")
     rows.notes += bad.settle(len(rows))
     if not rows:
-        raise DataError(f"data set {path}: no rows")
+        raise NothingThere(f"data set {path}: no rows")
     return rows
 
 

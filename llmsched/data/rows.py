@@ -14,6 +14,10 @@ class DataError(ValueError):
     """A data set that cannot be used. The message is for whoever wrote it or named it."""
 
 
+class NothingThere(DataError):
+    """No file yet that is meant."""
+
+
 class Bad(NamedTuple):
     """In the place of a row that cannot be read."""
 

@@ -34,6 +34,26 @@ def read(file: DataFile, encoding: str, class_names: dict[str, list[str]] | None
             yield from _READERS[file.kind](file, stream, encoding)
 
 
+def has_lines(file: DataFile) -> bool:
+    """Whether each line of it is a row by itself, so that lines may be added."""
+    return file.compression is None and (
+        file.kind == "txt" or (file.kind == "json" and file.path.suffix.lower() != ".json")
+    )
+
+
+def between(file: DataFile, start: int, end: int, lines: int, encoding: str) -> Iterator[Numbered]:
+    """The rows between two bytes of a file that has lines, of which `lines` come before. Raises DataError."""
+    with _named(file), file.path.open("rb") as stream:
+        stream.seek(start)
+        data = stream.read(end - start)
+    if len(data) < end - start:
+        raise DataError(f"{file.name} has been cut: it had {end:,} bytes, and has {start + len(data):,}")
+    some = io.BytesIO(data)
+    rows = _txt(file, some, encoding) if file.kind == "txt" else _json_lines([], _lines(some, encoding))
+    for number, row in rows:
+        yield lines + number, row
+
+
 def tells_its_rows(file: DataFile) -> bool:
     """Whether it says how many it has, and need not be read for that."""
     return file.kind == "parquet" and file.compression is None

@@ -4,6 +4,9 @@ What is done with a part is `workloads.batch.work`'s. Ray Data keeps one actor a
 when it is free; what travels through Ray is which part, and what became of it: rows are read and answers written where
 the model is. So nothing of a batch runs beside its members. A member tells what went wrong in its answer, since Ray
 Data would try what it raises again. Start reading at `Driver.run`.
+
+A batch that follows its input has no end, which a run of Ray Data has: there the driver gives the parts to the same
+members itself, as they come (`_follow`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import itertools
 import json
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -44,6 +49,8 @@ from llmsched.runtime.attempt import NAMESPACE, resources_of
 from llmsched.runtime.link import ActorLink
 
 WORK = "workloads.batch.work"
+STREAM = "workloads.batch.stream"
+_ASK_EVERY_S = 0.5  # whether to leave, and for news, where nothing is under way
 IN_LINE = 2  # parts given to a member: the one it is at, and the next
 
 
@@ -82,6 +89,8 @@ class Driver:
                 return Over(exceptions.words(error), failures.event_of(error))
 
     def _run(self) -> Over:
+        if self._order["spec"]["batch"].get("follow"):
+            return self._follow()
         supervisor = _supervisor(self._order)
         run = environment.load_entry(f"{WORK}:Run", "kind: batch")(self._order)
         done_of = environment.load_entry("workloads.batch.ledger:Done", "kind: batch").of
@@ -103,6 +112,57 @@ class Driver:
             return Over(left=True, rows=run.rows)
         run.end()
         return Over(rows=run.rows)
+
+    def _follow(self) -> Over:
+        """Look, give what is new to whoever is free, and take what is done; until it is asked to leave."""
+        run = environment.load_entry(f"{STREAM}:Stream", "kind: batch")(self._order)
+        done_of = environment.load_entry("workloads.batch.ledger:Done", "kind: batch").of
+        supervisor, link = _supervisor(self._order), ActorLink(_supervisor(self._order))
+        members = [self._member() for _ in self._order["members"]]
+        busy: dict[Any, tuple[Any, Any]] = {member.begin.remote(): (member, None) for member in members}
+        free, waiting = deque[Any](), deque(run.todo)
+        look_at = 0.0
+        while True:
+            is_leaving = link.should_stop()
+            if is_leaving and not busy:
+                break
+            if not is_leaving and (now := time.monotonic()) >= look_at:
+                waiting += run.look()
+                look_at = now + run.look_every_s
+            while waiting and free and not is_leaving:
+                member, part = free.popleft(), waiting.popleft()
+                busy[member.do.remote(json.dumps(part))] = member, part
+            for ref in self._done(list(busy)):
+                member, part = busy.pop(ref)
+                said = ray.get(ref)
+                if said["message"]:
+                    return Over(said["message"], said["event"])
+                if part is not None and said["done"]:
+                    run.answered(part, done_of(said["done"]))
+                    supervisor.checkpointed.remote(run.rows + run.bad_rows)
+                free.append(member)
+            progress.report(**run.numbers())
+        ray.wait([member.leave.remote() for member in members], num_returns=len(members), timeout=_ASK_EVERY_S)
+        return Over(left=True, rows=run.rows)
+
+    def _done(self, busy: list[Any]) -> list[Any]:
+        """Waits for one of them, for as long as nothing else can be asked for."""
+        if not busy:
+            time.sleep(_ASK_EVERY_S)  # a folder tells nobody that something has come, a supervisor none that it asks
+            return []
+        done, _ = ray.wait(busy, num_returns=1, timeout=_ASK_EVERY_S)
+        return list(done)
+
+    def _member(self) -> Any:
+        need = resources_of(self._order["members"][0])
+        wanted = ray.remote(max_restarts=0)(Member).options(
+            num_gpus=need.pop("GPU", 0),
+            num_cpus=need.pop("CPU", 0),
+            memory=need.pop("memory", None),
+            resources=need or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group),
+        )
+        return wanted.remote(_name(self._order), self._name)
 
     def _said(self, todo: list[Any]) -> Iterator[dict[str, Any]]:
         """What the members say of each part, as it comes."""
@@ -131,7 +191,8 @@ class Driver:
 
 
 class Member:
-    """What Ray Data makes of each member: called with the name of a part, it says what became of it."""
+    """What Ray Data makes of each member: called with the name of a part, it says what became of it. `begin` and `do`
+    are the same for a driver that asks it without Ray Data."""
 
     def __init__(self, attempt: str, driver: str) -> None:
         self._stack = ExitStack()  # until it has nothing to do any more
@@ -151,17 +212,33 @@ class Member:
         said = [self._say(json.loads(str(part))) for part in batch["part"]]
         return {name: [one[name] for one in said] for name in ("rank", "done", "message", "event")}
 
+    def begin(self) -> dict[str, Any]:
+        """Says what went wrong before any part."""
+        return self._nothing() if self._wrong is None else self._ended()
+
+    def do(self, part: str) -> dict[str, Any]:
+        return self._say(json.loads(part))
+
+    def leave(self) -> None:
+        self._stack.close()
+
+    def _nothing(self) -> dict[str, Any]:
+        return {"rank": self._rank, "done": "", "message": "", "event": ""}
+
+    def _ended(self) -> dict[str, Any]:
+        assert self._wrong is not None
+        return {**self._nothing(), "message": self._wrong[0], "event": self._wrong[1]}
+
     def _say(self, part: list[int]) -> dict[str, Any]:
-        nothing = {"rank": self._rank, "done": "", "message": "", "event": ""}
         if self._wrong is None:
             if self._link.should_stop():
                 self._stack.close()
-                return nothing
+                return self._nothing()
             try:
-                return {**nothing, "done": self._worker.do(self._part_of(*part)).dump()}
+                return {**self._nothing(), "done": self._worker.do(self._part_of(*part)).dump()}
             except BaseException as error:
                 self._wrong = self._told(error)
-        return {**nothing, "message": self._wrong[0], "event": self._wrong[1]}
+        return self._ended()
 
     def _made(self, order: dict[str, Any]) -> Any:
         rank, supervisor = self._rank, _supervisor(order)

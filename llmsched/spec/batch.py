@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
 
-from llmsched.spec.quantities import EntryPoint, Label, Source, Storage, Text
+from llmsched.spec.quantities import Duration, EntryPoint, Label, Source, Storage, Text
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.serve import EngineKwargs
 from llmsched.spec.train import Encoding, Role, Task
 from llmsched.spec.workload import FiniteSpec
+
+MIN_FOLLOW_S = 1.0
 
 
 class BatchInput(Section):
@@ -55,6 +57,13 @@ class BatchSection(Section):
         list[Text] | None, Field(description="The columns of the input that go along into the output; all without it.")
     ] = None
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
+    follow: Annotated[
+        Duration | None,
+        Field(
+            ge=MIN_FOLLOW_S,
+            description="Go on for ever with the files and lines that are added, answered within about this time.",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> BatchSection:
@@ -71,6 +80,19 @@ class BatchSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _follows_what_can_grow(self) -> BatchSection:
+        if self.follow is None:
+            return self
+        if not self.input.path.startswith(("/", "file:///")):
+            raise WrongAt(
+                "needs an absolute input.path, on a disk that all machines share: there is looked for what is new",
+                "follow",
+            )
+        if self.output is None:
+            raise WrongAt("needs an output: a batch that follows its input does not end, so it has no result", "follow")
+        return self
+
+    @model_validator(mode="after")
     def _writes_where_all_workers_can(self) -> BatchSection:
         if self.output is not None and not self.output.startswith(("/", "s3://", "file:///")):
             message = "expected an absolute folder or s3://BUCKET/PREFIX: the workdir is gone when the run has ended"
@@ -81,6 +103,14 @@ class BatchSection(Section):
 class BatchSpec(FiniteSpec):
     kind: Literal["batch"]
     batch: BatchSection
+
+    @model_validator(mode="after")
+    def _ends(self) -> BatchSpec:
+        if self.batch.follow is not None and self.schedule is not None:
+            raise WrongAt(
+                "a batch that follows its input does not end, so nothing begins it again; leave it out", "schedule"
+            )
+        return self
 
     def sources(self) -> list[str]:
         return [each for each in (self.batch.model, self.batch.input.path) if each]

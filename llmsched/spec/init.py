@@ -104,6 +104,7 @@ batch:
   output: s3://my-bucket/scored  # a folder of its own for each run; without it the rows are the result
   # format: jsonl                # instead of parquet
   batch_size: 64                 # rows that a worker takes at once
+# With follow (10s, say), an absolute path and an output it never ends: it answers the files and lines that are added.
 """
 
 TUNE = """\

@@ -2,6 +2,7 @@
 
     <gang>/batch/plan.json            the files with their rows and sizes, the size of a part, the columns that are read
     <gang>/batch/done/<part>.json     how many rows have an answer; which have none, and why
+    <gang>/batch/more/<look>.json     of a batch that follows its input: the files that a look found, and the columns
 
 The plan is kept for the whole run, so that a part means the same rows in every attempt. A file that has changed since
 is refused: its parts would mean other rows.
@@ -10,7 +11,7 @@ is refused: its parts would mean other rows.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,13 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """`columns` are those that a model reads, by role. `part_rows` is what the parts were cut at."""
+    """`columns` are those that a model reads, by role. `part_rows` is what the parts were cut at. `looks`: so many were
+    added to what it began with; parts keep their numbers then."""
 
     files: list[File]
     part_rows: int
     columns: dict[str, str] = field(default_factory=dict)
+    looks: int = 0
 
     @property
     def rows(self) -> int:
@@ -40,6 +43,9 @@ class Plan:
 
     def parts(self) -> list[Part]:
         return cut(self.files, self.part_rows)
+
+    def with_more(self, files: list[File], columns: dict[str, str]) -> Plan:
+        return replace(self, files=[*self.files, *files], columns=columns, looks=self.looks + 1)
 
     def check(self, place: Path, path: str) -> None:
         """Raises BadInput when a file is no longer the one that was planned with."""
@@ -85,7 +91,25 @@ class Ledger:
             found = json.loads(self._storage.read(f"{self._key}/plan.json"))
         except FileNotFoundError:
             return None
-        return Plan(**{**found, "files": [File(*one) for one in found["files"]]})
+        return self.newest(Plan(**{**found, "files": [File(*one) for one in found["files"]]}))
+
+    def newest(self, plan: Plan) -> Plan:
+        """`plan` with what has been found since."""
+        while True:
+            try:
+                found = json.loads(self._storage.read(self._look(plan)))
+            except FileNotFoundError:
+                return plan
+            plan = plan.with_more([File(*one) for one in found["files"]], found["columns"])
+
+    def add(self, plan: Plan, files: list[File], columns: dict[str, str]) -> Plan:
+        """`plan`, which is the newest, with what a look found. Only the driver looks."""
+        added = json.dumps({"files": files, "columns": columns}).encode()
+        self._storage.write_if_absent(self._look(plan), added)
+        return self.newest(plan)
+
+    def _look(self, plan: Plan) -> str:
+        return f"{self._key}/more/{plan.looks:06d}.json"
 
     def begin(self, plan: Plan) -> Plan:
         """Keep `plan`, or give the one that is kept already."""

@@ -1,7 +1,8 @@
 """Answers as files: one for each part, there all at once or not at all, and a list of the rows that have no answer.
 
     part-000000.parquet ...      _row, the columns of the input, and those of the answer
-    _bad_rows.jsonl              {"file", "row", "why"}; only where there are any
+    _bad_rows.jsonl              {"file", "row", "why"}; only where there are any. Of a batch that does not end there is
+                                 one for each part that has some
 
 The names begin with no underscore where there are answers, so the folder as it is can be read as a data set.
 """
@@ -52,6 +53,11 @@ class Output:
         data = _parquet(rows) if self._form == "parquet" else _jsonl(rows)
         if rows:
             self._storage.write(f"part-{number:06d}.{self._form}", data)
+
+    def name_bad(self, name: str, bad: Iterable[BadRow]) -> None:
+        """The rows without an answer, where nothing ends after which they could be told together."""
+        if named := [one._asdict() for one in bad]:
+            self._storage.write(BAD_ROWS.replace(".", f"-{name}."), _jsonl(named))
 
     def finish(self, bad: Iterable[BadRow]) -> None:
         named = [one._asdict() for one in bad]

@@ -28,7 +28,7 @@ MOST_ROWS, MOST_BATCHES = 1000, 16  # of a part, which is what a crash undoes, a
 PARTS_A_WORKER = 8  # at least, so that workers end together
 MOST_PARTS = 20_000
 _ASKED_AT_ONCE = 2048  # of the questions that a server takes in one request
-_LOOKED_AT = 200  # first rows, for the names of the columns
+LOOKED_AT = 200  # first rows, for the names of the columns
 NONE_ANSWERED = 100  # rows that failed, and not one that did not: the run is wrong, not the rows
 
 
@@ -40,46 +40,58 @@ class Run:
         plan = self._ledger.plan()
         if plan is None:
             output_of(order).begin()
-            plan = self._ledger.begin(_plan(order))
-        else:
-            plan.check(_place(order), order["spec"]["batch"]["input"]["path"])
+            plan = self._ledger.begin(self._planned())
+        self.plan = plan
+        self._check()
         done = self._ledger.done()
         self.todo = [part for part in plan.parts() if part.number not in done]
-        self.total, self.rows = plan.rows, sum(one.rows for one in done.values())
-        self._bad = [row for one in done.values() for row in one.bad]
+        self.rows = self.bad_rows = 0
+        self._first_bad: BadRow | None = None
+        for number in sorted(done):
+            self._count(done[number])
         self._before, self._began = self.rows, time.monotonic()
 
     def took(self, done: Done) -> None:
         """A part is done. Raises BadInput once so many rows have no answer, and not one has, that the run is wrong."""
-        self.rows += done.rows
-        self._bad += done.bad
-        if not self.rows and len(self._bad) >= NONE_ANSWERED:
+        self._count(done)
+        if not self.rows and self.bad_rows >= NONE_ANSWERED:
             raise BadInput(self._none_answered())
 
     def numbers(self) -> dict[str, Any]:
         """As progress shows them: rows are its steps."""
-        handled = self.rows + len(self._bad)
         per_s = (self.rows - self._before) / max(time.monotonic() - self._began, 1e-9)
-        said = {"step": handled, "total_steps": self.total, "unit": "rows", "rows_per_s": round(per_s, 2)}
-        return {**said, "bad_rows": len(self._bad)} if self._bad else said
+        step = self.rows + self.bad_rows
+        said = {"step": step, "total_steps": self.plan.rows, "unit": "rows", "rows_per_s": round(per_s, 2)}
+        return {**said, "bad_rows": self.bad_rows} if self.bad_rows else said
 
     def end(self) -> None:
         """Every part is done: the answers are the result. Raises BadInput when no row has one."""
         done = self._ledger.done()
-        self._bad = [row for number in sorted(done) for row in done[number].bad]
         output = output_of(self._order)
-        output.finish(self._bad)
+        output.finish([row for number in sorted(done) for row in done[number].bad])
         if not self.rows:
             raise BadInput(self._none_answered())
         seconds = sum(one.seconds for one in done.values())
         artifact.write_result(artifact=output.uri)
         artifact.metrics(
-            rows=self.rows, bad_rows=len(self._bad), rows_per_worker_s=round(self.rows / max(seconds, 1e-9), 2)
+            rows=self.rows, bad_rows=self.bad_rows, rows_per_worker_s=round(self.rows / max(seconds, 1e-9), 2)
         )
 
+    def _planned(self) -> Plan:
+        return _plan(self._order)
+
+    def _check(self) -> None:
+        self.plan.check(place_of_input(self._order), self._order["spec"]["batch"]["input"]["path"])
+
+    def _count(self, done: Done) -> None:
+        self.rows += done.rows
+        self.bad_rows += len(done.bad)
+        self._first_bad = self._first_bad or next(iter(done.bad), None)
+
     def _none_answered(self) -> str:
-        first = self._bad[0]
-        return f"not one of {len(self._bad):,} rows has an answer: row {first.row:,} of {first.file} {first.why}"
+        first = self._first_bad
+        assert first is not None
+        return f"not one of {self.bad_rows:,} rows has an answer: row {first.row:,} of {first.file} {first.why}"
 
 
 def ledger_of(order: Mapping[str, Any]) -> Ledger:
@@ -100,13 +112,20 @@ class Worker:
         plan = self._ledger.plan()
         assert plan is not None, "the run has begun"
         self._plan = plan
-        self._reader = Reader(_place(order), plan.files, self._batch["input"].get("encoding"))
-        folder = folder_of(_place(order))
-        self._answers: Answers = blaming(answers_of(self._batch, plan.columns, member, order["inputs"], folder))
+        place = place_of_input(order)
+        self._reader = Reader(place, plan.files, self._batch["input"].get("encoding"))
+        # One of a batch that follows its input may be there before its rows are.
+        columns = dict(plan.columns)
+        self._columns = columns
+        self._answers: Answers = blaming(answers_of(self._batch, columns, member, order["inputs"], folder_of(place)))
 
     def do(self, part: Part) -> Done:
         """Answer its rows, write them, and note it: in this order, so what is noted is there. Raises BadInput for a row
         without an answer, where the spec refuses those."""
+        if part.file >= len(self._plan.files):
+            self._plan = self._ledger.newest(self._plan)
+            self._reader.files = self._plan.files
+            self._columns.update(self._plan.columns)
         began, file = time.monotonic(), self._plan.files[part.file].name
         answered: list[Row] = []
         bad: list[BadRow] = []
@@ -124,6 +143,8 @@ class Worker:
                     "(on_bad_row: skip sets such rows aside)"
                 )
         self._output.write(part.number, answered)
+        if self._batch.get("follow"):
+            self._output.name_bad(f"{part.number:06d}", bad)
         done = Done(len(answered), bad, round(time.monotonic() - began, 3))
         self._ledger.note(part, done)
         return done
@@ -141,7 +162,7 @@ def _unread(row: Any) -> Bad:
 
 def _plan(order: Mapping[str, Any]) -> Plan:
     """Made from the files as they are now. Raises BadInput."""
-    batch, place = order["spec"]["batch"], _place(order)
+    batch, place = order["spec"]["batch"], place_of_input(order)
     given = batch["input"]
     path, encoding, split = given["path"], given.get("encoding"), given.get("split")
     workers = order["spec"].get("workers") or {"max": 1}
@@ -149,7 +170,7 @@ def _plan(order: Mapping[str, Any]) -> Plan:
         files = count(place, path, encoding=encoding, split=split)
         columns: dict[str, str] = {}
         if not batch.get("map"):
-            first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=_LOOKED_AT)
+            first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=LOOKED_AT)
             there = dict.fromkeys(name for row in first for name in row)
             columns = questions.columns_of(batch["task"], there, given.get("columns") or {}, path)
     except DataError as error:
@@ -164,5 +185,5 @@ def _part_rows(rows: int, batch_size: int, workers: int) -> int:
     return max(batch_size, -(-rows // MOST_PARTS), min(share, MOST_ROWS, MOST_BATCHES * batch_size))
 
 
-def _place(order: Mapping[str, Any]) -> Path:
+def place_of_input(order: Mapping[str, Any]) -> Path:
     return place_of(order["spec"]["batch"]["input"]["path"], order["inputs"])

@@ -1,0 +1,110 @@
+"""A data set that grows: each row is taken once, when it is whole, whoever looks and however often."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llmsched.data.growth import Growth
+from llmsched.data.parts import File, Reader, cut
+from llmsched.data.rows import Bad, DataError
+
+
+def texts(folder: Path, files: list[File]) -> list[str]:
+    reader = Reader(folder, files)
+    return [
+        row.why if isinstance(row, Bad) else str(row["text"]) for part in cut(files, 3) for _, row in reader.read(part)
+    ]
+
+
+def test_lines_are_taken_when_their_end_is_there_and_keep_their_numbers(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"text": "one"}\n\n{"text": "tw')
+    growth = Growth(tmp_path, "data", [])
+    (first,) = growth.look(1.0)
+    assert (first.rows, first.lines, first.new_lines, first.since) == (1, 0, 2, 1.0)
+    with log.open("a") as file:
+        file.write('o"}\n{"text": "three"}\n')
+    (second,) = growth.look(3.0)
+    assert (second.rows, second.lines, second.since) == (2, 2, 1.0), "since the look before it, at the earliest"
+    assert growth.look(5.0) == []
+    found = [first, second]
+    assert [number for part in cut(found, 9) for number, _ in Reader(tmp_path, found).read(part)] == [1, 3, 4]
+    assert texts(tmp_path, found) == ["one", "two", "three"]
+
+
+def test_a_last_line_without_an_end_is_taken_once_nobody_goes_on_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    growth = Growth(tmp_path, "data", [])
+    assert [file.rows for file in growth.look(1.0)] == [1]
+    (last,) = growth.look(2.0)
+    assert (last.rows, last.lines, last.new_lines) == (1, 1, 1)
+
+
+def test_another_file_is_taken_whole_once_it_rests_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    growth = Growth(tmp_path, "data", [])
+    assert growth.look(0.0) == [], "an empty folder is no mistake"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and then nothing")
+    assert growth.look(5.0) == []
+    whole, broken = growth.look(10.0)
+    assert (whole.rows, whole.lines, whole.since) == (2, None, 0.0)
+    assert broken.rows == 0 and "b.parquet cannot be read" in broken.why
+    assert growth.look(15.0) == []
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"data: a.parquet has changed since .* only lines of .jsonl and .txt can be"):
+        growth.look(20.0)
+
+
+def test_a_file_that_has_been_cut_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"text": "one"}\n{"text": "two"}\n')
+    growth = Growth(log, "log.jsonl", [])
+    files = growth.look(1.0)
+    log.write_text('{"text": "new"}\n')
+    with pytest.raises(DataError, match=r"log.jsonl has changed .*it had 32 bytes, and has 16"):
+        growth.look(2.0)
+    with pytest.raises(DataError, match=r"has been cut: it had 32 bytes"):
+        texts(tmp_path, files)
+
+
+def test_a_line_that_is_too_long_ends_it_and_many_lines_come_in_stretches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmsched.data.growth.STRETCH", 64)
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"row {n}\n" for n in range(40)))
+    files = Growth(log, "log.txt", []).look(1.0)
+    assert len(files) > 4 and texts(tmp_path, files) == [f"row {n}" for n in range(40)]
+    log.write_text("x" * 200)
+    with pytest.raises(DataError, match=r"log.txt: line 1 is longer than"):
+        Growth(log, "log.txt", []).look(1.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_writes_and_however_often_somebody_else_takes_over_each_row_is_taken_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmsched.data.growth.STRETCH", 100)
+    rng, files, written = random.Random(seed), [], []
+    growth = Growth(tmp_path, "data", [])
+    for now in range(40):
+        name = rng.choice(["a.jsonl", "b.txt", f"{now}.csv"])
+        rows = [f"{name} {now} {n}" for n in range(rng.randrange(6))]
+        with (tmp_path / name).open("a") as file:
+            if name.endswith(".csv"):
+                file.write("text\n")
+            for row in rows:
+                file.write(f"{json.dumps({'text': row})}\n" if name == "a.jsonl" else f"{row}\n")
+        written += rows
+        if rng.random() < 0.2:
+            growth = Growth(tmp_path, "data", files)
+        files += growth.look(float(now))
+    for _ in range(2):
+        files += growth.look(50.0)
+    assert sorted(texts(tmp_path, files)) == sorted(written)
