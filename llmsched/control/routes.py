@@ -132,6 +132,7 @@ def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
         "routing": serve.get("routing") or "power-of-two",
         "max_ongoing": spec.get("max_ongoing_requests") or 32,
         "timeout_s": spec.get("request_timeout") or 600.0,
+        "hold_s": spec.get("hold_timeout", 120.0),
         "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
         "adapters": _adapters(state, workload.id, spec, replicas),
     }

@@ -134,7 +134,7 @@ class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
     models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "timeout_s",
-             "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
+             "hold_s", "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
     keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None}]
     """
 

@@ -17,12 +17,13 @@ from urllib.parse import unquote
 from llmsched import sanitize
 from llmsched.connections import ADMIT
 from llmsched.gateway import apps
+from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import Key
-from llmsched.gateway.limits import Disconnected, Receive, Send, read_body
+from llmsched.gateway.limits import HEARTBEAT_S, Disconnected, Receive, Send, read_body
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Relay
-from llmsched.gateway.replicas import Pool, Replica, ReplicaGone
+from llmsched.gateway.replicas import Pool, Replica, ReplicaGone, Slot
 from llmsched.gateway.signals import Signals
 from llmsched.gateway.table import Table, Target
 
@@ -40,6 +41,7 @@ STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cac
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
 TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
+HELD_COMMENT = b": waiting for a replica\n\n"
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
 USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
 
@@ -64,7 +66,8 @@ class Gateway:
         self._pools: dict[str, Pool] = {}
         self._routed_at = 0
         self.signals = Signals(clock)
-        self._relay = Relay(self.signals)
+        self._holds = Holds(self.signals)
+        self._relay = Relay(self.signals, self._holds.wake)
         self._open = OpenRequests()
 
     def route(self, table: Mapping[str, Any]) -> None:
@@ -82,6 +85,9 @@ class Gateway:
         self._table, self._routed_at = fresh, int(time.time())
         self._has_table.set()
         self._open.check(fresh)
+        self._holds.keep_only(self._pools)
+        for workload in self._pools:
+            self._holds.wake(workload)
 
     @property
     def version(self) -> int:
@@ -150,8 +156,9 @@ class Gateway:
 
         target = self._table.model(body.get("model"), key)
         streams = body.get("stream") is True
-        request = self._open.begin(key, target.route.id, target.route.timeout_s)
-        work = self._stream(request, target, route, body, send) if streams else self._call(target, route, body, send)
+        request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
+        answer = self._stream if streams else self._call
+        work = answer(request, target, route, body, send)
         try:
             await request.answer(receive, self._measured(target, route, work))
         except Refused as refused:
@@ -180,11 +187,12 @@ class Gateway:
         """One request to an app, whatever its method and path."""
         name = apps.name_in(scope["path"])
         target = self._table.app(name, key)
-        body = apps.asked(scope, name, await read_body(headers, receive, apps.APP_BODY_BYTES))
-        request, answer = self._open.begin(key, target.route.id, target.route.timeout_s), apps.Answer(send)
+        raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
+        body, answer = apps.asked(scope, name, raw), apps.Answer(send)
+        request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
 
         async def work() -> int:
-            await apps.carry(self.stream(target, APP_ROUTE, body), answer)
+            await apps.carry(self.stream(request, target, APP_ROUTE, body), answer)
             return answer.status
 
         async def left() -> Mapping[str, Any]:
@@ -210,10 +218,10 @@ class Gateway:
         name = apps.name_in(scope["path"])
         target = self._table.app(name, key)
         body = apps.asked(scope, name, b"")
-        request = self._open.begin(key, target.route.id, target.route.timeout_s)
+        request = self._open.begin(key, target.route.id, target.route.timeout_s, 0)
 
         async def work() -> int:
-            await apps.carry(self.stream(target, APP_ROUTE, body, socket.incoming()), socket)
+            await apps.carry(self.stream(request, target, APP_ROUTE, body, socket.incoming()), socket)
             await socket.end()
             return 101 if socket.is_open else 403
 
@@ -233,20 +241,19 @@ class Gateway:
             if self._observe is not None:
                 self._observe(workload, route, status, self._clock() - began)
 
-    async def _call(self, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
-        answer = await self.call(target, route, body)
+    async def _call(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
+        answer = await self.call(request, target, route, body)
         status = _status(answer)
         await _reply(send, status or 200, _error(answer) if status else answer, _retry(answer) if status else ())
         return status or 200
 
     async def _stream(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any], send: Send) -> int:
-        async with aclosing(self.stream(target, route, body)) as chunks:
-            first = await anext(chunks, END)
-            if status := _status(first):  # failed before the first word: an ordinary error with its own status
+        async with aclosing(self.stream(request, target, route, body)) as chunks:
+            first = await self._first(request, chunks, send)
+            if (status := _status(first)) and not request.has_begun:  # an ordinary error, with its own status
                 await _reply(send, status, _error(first), _retry(first))
                 return status
-            request.has_begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            await self._begin_stream(request, send)
             try:
                 chunk, status = first, 200
                 while chunk is not END:
@@ -266,13 +273,32 @@ class Gateway:
             await _send_end(send)
             return status
 
+    async def _begin_stream(self, request: OpenRequest, send: Send) -> None:
+        if not request.has_begun:
+            request.has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+
+    async def _first(self, request: OpenRequest, chunks: AsyncGenerator[Any, None], send: Send) -> Any:
+        """The first chunk. The client of a request that is held for long is told so, by comments in the stream."""
+        first = asyncio.ensure_future(anext(chunks, END))
+        try:
+            while not (await asyncio.wait({first}, timeout=HEARTBEAT_S))[0]:
+                if request.is_held:
+                    await self._begin_stream(request, send)
+                    await send({"type": "http.response.body", "body": HELD_COMMENT, "more_body": True})
+            return first.result()
+        finally:
+            if not first.done():  # the generator can be closed only when it rests
+                first.cancel()
+                await asyncio.wait({first})
+
     # --- replicas -----------------------------------------------------------------------------------------------
 
-    async def call(self, target: Target, route: str, body: dict[str, Any]) -> Any:
+    async def call(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any]) -> Any:
         """The answer of one replica; another one is asked when the chosen one is gone. Raises Refused."""
         pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
         while True:
-            slot = pool.choose(body, gone)
+            slot = await self._slot(request, target, pool, body, gone)
             work = slot.replica.call(route, body, target.adapter)
             try:
                 answer = await self._relay.call(pool, slot, tokens, work, target.route.timeout_s)
@@ -283,13 +309,18 @@ class Gateway:
                 gone.add(slot.name)
 
     async def stream(
-        self, target: Target, route: str, body: dict[str, Any], incoming: AsyncIterator[Any] | None = None
+        self,
+        request: OpenRequest,
+        target: Target,
+        route: str,
+        body: dict[str, Any],
+        incoming: AsyncIterator[Any] | None = None,
     ) -> AsyncGenerator[Any, None]:
         """The chunks of one replica, which gets what comes in after the request. Another one is asked only while
         nothing has come yet. Raises Refused."""
         pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
         while True:
-            slot = pool.choose(body, gone, str(body.get("multiplexed", "")))
+            slot = await self._slot(request, target, pool, body, gone)
             more = () if incoming is None else (incoming,)
             work = slot.replica.stream(route, body, target.adapter, *more)
             said = False
@@ -307,6 +338,28 @@ class Gateway:
                     raise Refused(
                         503, "The replica was lost while it answered; ask again.", code="replica_lost"
                     ) from None
+
+    async def _slot(
+        self, request: OpenRequest, target: Target, pool: Pool, body: dict[str, Any], gone: set[str]
+    ) -> Slot:
+        """A replica for this request, which waits where none answers, or others wait already. Raises Refused."""
+        model, hold_s = str(body.get("multiplexed", "")), min(target.route.hold_s, target.route.timeout_s)
+        if not self._holds.anyone(pool.workload):
+            try:
+                return pool.choose(body, gone, model)
+            except Refused as refused:
+                if refused.code != "no_replica" or not hold_s:
+                    raise
+        elif not hold_s:
+            return pool.choose(body, gone, model)
+        request.is_held = True
+        try:
+            gone.clear()  # who was gone may be back
+            return await self._holds.slot(
+                pool, request.key.id, request.size, hold_s, lambda: pool.choose(body, gone, model)
+            )
+        finally:
+            request.is_held = False
 
     def _models(self, name: str, key: Key) -> dict[str, Any]:
         listed = [

@@ -11,6 +11,7 @@ from llmsched.gateway.refusals import Refused
 BODY_BYTES = 1 << 20
 BODY_TIMEOUT_S = 30.0  # a client that dribbles its body may not hold a connection for ever
 RETRY_FULL_S = 1.0
+HEARTBEAT_S = 10.0  # to the client of a stream that waits for a replica: proxies on the way end what is silent
 RETRY_NO_REPLICA_S = 5.0
 DEFAULT_MAX_ONGOING = 128
 DEFAULT_TIMEOUT_S = 600.0

@@ -21,11 +21,12 @@ READ_WITHIN_S = 2.0  # after the end of its time: the relay says that it is over
 
 
 class OpenRequest:
-    """Of the task that makes it. `has_begun`: the client has got the first words of a stream."""
+    """Of the task that makes it. `has_begun`: the client has got the first words of a stream; `is_held`: it waits for a
+    replica; `size`: of its body, in bytes."""
 
-    def __init__(self, key: Key, model: str, limit_s: float, over: Callable[[OpenRequest], None]) -> None:
-        self.key, self.model, self._limit_s = key, model, limit_s
-        self.has_begun = False
+    def __init__(self, key: Key, model: str, limit_s: float, size: int, over: Callable[[OpenRequest], None]) -> None:
+        self.key, self.model, self.size, self._limit_s = key, model, size, limit_s
+        self.has_begun = self.is_held = False
         self._task = asyncio.current_task()
         self._why: Disconnected | Refused | None = None
         self._over = over
@@ -67,9 +68,9 @@ class OpenRequests:
     def __init__(self) -> None:
         self._open: set[OpenRequest] = set()
 
-    def begin(self, key: Key, model: str, limit_s: float) -> OpenRequest:
+    def begin(self, key: Key, model: str, limit_s: float, size: int) -> OpenRequest:
         """A request of the current task, for the model of that id, which may take `limit_s` seconds."""
-        one = OpenRequest(key, model, limit_s, self._open.discard)
+        one = OpenRequest(key, model, limit_s, size, self._open.discard)
         self._open.add(one)
         return one
 

@@ -8,7 +8,7 @@ of it. One task a request does the carrying; whoever answers the client only wai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ class _Failed(NamedTuple):
 
 
 class Relay:
-    def __init__(self, signals: Signals) -> None:
-        self._signals = signals
+    def __init__(self, signals: Signals, freed: Callable[[str], None] = lambda workload: None) -> None:
+        """`freed` hears of each workload of which a replica has a slot again."""
+        self._signals, self._freed = signals, freed
         self._carrying: set[asyncio.Task[Any]] = set()
 
     async def call(self, pool: Pool, slot: Slot, tokens: int, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
@@ -73,6 +74,7 @@ class Relay:
             slot.ongoing -= 1
             slot.tokens -= tokens
             self._signals.end(pool.workload)
+            self._freed(pool.workload)
             if not task.cancelled():
                 task.exception()  # it has been told, or nobody is left to hear it
 

@@ -97,6 +97,11 @@ class Pool:
             retry_after_s=max(back, 1.0) if back else RETRY_NO_REPLICA_S,
         )
 
+    def room(self) -> int:
+        """How many more requests those take that work."""
+        now = self._clock()
+        return sum(max(0, self.max_ongoing - s.ongoing) for s in self._slots.values() if s.avoid_until <= now)
+
     def avoid(self, slot: Slot) -> None:
         slot.strikes += 1
         slot.avoid_until = self._clock() + min(AVOID_S * 2 ** (slot.strikes - 1), AVOID_MAX_S)

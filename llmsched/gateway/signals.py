@@ -1,7 +1,7 @@
 """What the gateway counts as it serves: requests in flight, the work they stand for, who was turned away.
 
-`load()` is the autoscaler's only source. A request that was refused for want of replicas counts as queued for a while,
-because its client will come back: that is what wakes a workload that has none.
+`load()` is the autoscaler's only source. A request that is held counts as queued; one that was refused for want of
+replicas too, for a while, because its client will come back. That is what wakes a workload that has none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Signals:
         self._clock = clock
         self._ongoing: dict[str, int] = {}
         self._refused: dict[str, deque[float]] = {}
+        self._held: dict[str, int] = {}
 
     def begin(self, workload: str) -> None:
         self._ongoing[workload] = self._ongoing.get(workload, 0) + 1
@@ -28,6 +29,12 @@ class Signals:
 
     def refused(self, workload: str) -> None:
         self._refused.setdefault(workload, deque(maxlen=REFUSED_KEPT)).append(self._clock())
+
+    def hold(self, workload: str) -> None:
+        self._held[workload] = self._held.get(workload, 0) + 1
+
+    def let_go(self, workload: str) -> None:
+        self._held[workload] -= 1
 
     def ongoing(self, workload: str) -> int:
         return self._ongoing.get(workload, 0)
@@ -40,5 +47,5 @@ class Signals:
             waiting = self._refused.get(workload, deque())
             while waiting and waiting[0] < oldest:
                 waiting.popleft()
-            report[workload] = {"ongoing": self.ongoing(workload), "queued": len(waiting)}
+            report[workload] = {"ongoing": self.ongoing(workload), "queued": len(waiting) + self._held.get(workload, 0)}
         return report

@@ -29,6 +29,7 @@ class Route(NamedTuple):
     routing: str
     max_ongoing: int  # requests in hand at one replica
     timeout_s: float  # the most a request may take
+    hold_s: float  # the most of it that it may wait for a replica
     replicas: tuple[str, ...]  # names of Serve applications
     adapters: dict[str, str]
 
@@ -119,6 +120,7 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
         routing=routing,
         max_ongoing=int(entry.get("max_ongoing") or DEFAULT_MAX_ONGOING),
         timeout_s=float(entry.get("timeout_s") or DEFAULT_TIMEOUT_S),
+        hold_s=float(entry.get("hold_s") or 0.0),
         replicas=tuple(str(replica["app"]) for replica in entry.get("replicas", ())),
         adapters={str(name): str(uri) for name, uri in dict(entry.get("adapters") or {}).items()},
     )

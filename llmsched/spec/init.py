@@ -41,6 +41,7 @@ replicas: 1..2                   # 0..2 lets it go down to nothing when nobody a
 autoscaling: {target_ongoing_requests: 8, upscale_delay_s: 15, downscale_delay_s: 300}
 max_ongoing_requests: 32         # per replica; what comes above it is answered 429
 request_timeout: 10m             # a request that takes longer altogether is answered 504
+hold_timeout: 2m                 # while no replica answers, requests wait for one for so long
 serve:
   # Also run://my-fine-tune, which waits for that run, or model://my-fine-tune@2, which is there (llmsched models).
   model: {id: my-model, source: hf://Qwen/Qwen2.5-0.5B-Instruct}

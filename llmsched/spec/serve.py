@@ -111,13 +111,15 @@ class Rollout(Section):
 
 class ServeSpec(WorkloadSpec):
     """`max_ongoing_requests` is per replica; what comes above it is answered 429. A request that takes longer than
-    `request_timeout` altogether is answered 504 and cancelled."""
+    `request_timeout` altogether is answered 504 and cancelled. While no replica answers, a request waits for one for
+    `hold_timeout`; 0 answers it 503 at once."""
 
     kind: Literal["serve"]
     replicas: Range = Field(default_factory=lambda: Range(min=1, max=1))
     autoscaling: Autoscaling = Field(default_factory=Autoscaling)
     max_ongoing_requests: int = Field(default=32, ge=1, le=100_000)
     request_timeout: Annotated[Duration, Field(gt=0, le=86_400)] = 600.0
+    hold_timeout: Annotated[Duration, Field(ge=0, le=86_400)] = 120.0
     slo: Slo | None = None
     serve: ServeSection
     rollout: Rollout = Field(default_factory=Rollout)
