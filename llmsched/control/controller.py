@@ -15,6 +15,7 @@ from typing import Any
 
 from llmsched import versions
 from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage, webhooks
+from llmsched.control.asks import Asks
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
 from llmsched.control.cluster import Cluster
@@ -90,6 +91,7 @@ class Controller:
         self.cluster = Cluster(self._live, executor, self._inbox, self._secrets, keys, storage)
         self._intake = Intake(self._live, self.cluster, store, self._secrets, self._book, self._metrics)
         self._notifier = Notifier(store, lambda: self.state, self._secrets, self._clock, post)
+        self._asks = Asks(lambda: self.state, self._ask, self.progress_of, executor, lambda: self._epoch)
         self._housekeeping = Housekeeping(store, make_snapshot or snapshot_maker.in_thread(store))
         self._epoch = 0
         self._started_at = 0.0
@@ -261,7 +263,7 @@ class Controller:
         beside: list[asyncio.Task[None]] = []
         try:
             await self._begin()
-            beside = [asyncio.create_task(each.run()) for each in (self.cluster.outbox, self._notifier)]
+            beside = [asyncio.create_task(each.run()) for each in (self.cluster.outbox, self._notifier, self._asks)]
             while not self._stopping:
                 await self._wait()
                 await self._round()
@@ -314,7 +316,7 @@ class Controller:
         with _only_noted("when the next snapshot is due is not known"):
             await self._housekeeping.begin(self.state, self._live.archive, self._live.seq, self._live.now)
         log.info("epoch %d: %d entries, %d workloads", self._epoch, self._live.seq, len(self.state.workloads))
-        await self._executor.start(self._inbox.deliver, self._epoch)
+        await self._executor.start(self._asks.in_front_of(self._inbox.deliver), self._epoch)
 
     async def _wait(self) -> None:
         """Until somebody wants something, the plan asked to be woken, or the lease is to be renewed."""

@@ -41,20 +41,23 @@ async def draft(
     changes another's work, or runs it again, leaves it the other's."""
     runs: dict[str, int] = {}
     owners: dict[str, str] = {}
-    for spec, _ in specs:
+    for _, compiled in specs:
         await breathe()
-        if spec.name in runs:
-            raise RequestError(f'the file has two workloads named "{spec.name}"', code="conflict")
-        newest = newest_run(state, spec.name)
+        name = compiled.name
+        if name in runs:
+            raise RequestError(f'the file has two workloads named "{name}"', code="conflict")
+        newest = newest_run(state, name)
         if newest is not None and not permissions.changes(newest.workload):
             newest = None
-        owners[spec.name] = permissions.person.user if newest is None else newest.workload.user
-        runs[spec.name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
+        owners[name] = permissions.person.user if newest is None else newest.workload.user
+        runs[name] = 1 if newest is None else newest.workload.run + (again and not _serves(newest))
+        if compiled.parent:
+            runs[name] = int(split_run(compiled.parent)[1] or 1)  # a run's children are of the same number
     drafts = []
     for spec, compiled in specs:
         await breathe()
-        run = runs[spec.name]
-        known = state.find(run_id(spec.name, run))
+        name, run = compiled.name, runs[compiled.name]
+        known = state.find(run_id(name, run))
         if known is not None and not permissions.changes(known.workload):
             known = None
         after = [_meant(state, name, runs, compiled.kind, permissions) for name in compiled.after]
@@ -62,9 +65,9 @@ async def draft(
             after += registry.read_by(state, sources, permissions.sees)
         workload = replace(
             compiled,
-            id=run_id(spec.name, run),
+            id=run_id(name, run),
             run=run,
-            user=owners[spec.name],
+            user=owners[name],
             after=tuple(dict.fromkeys(after)),
         )
         drafts.append(Draft(workload, known))
@@ -101,7 +104,8 @@ def check_permissions(state: State, workload: Workload, after: Sequence[str], pe
     """Raises RequestError when the name is another's, the queue does not let one in, or what it comes after (and so may
     read) is not to be seen: in the words for what does not exist."""
     check_name(state, workload, permissions)
-    check_queue(workload, permissions)
+    if not workload.parent:  # which was let into the queue, and with it what it asks for
+        check_queue(workload, permissions)
     for name in after:
         record = state.find(name)
         if record is None or not permissions.sees(record.workload):
@@ -175,6 +179,12 @@ def check_change(state: State, draft: Draft) -> None:
     """Raises RequestError when work that has begun would become other work. Where, when and at what size it goes on may
     change at any time: it saves, leaves, and goes on from there."""
     workload, known = draft
+    if known is not None and workload.parent:
+        raise RequestError(
+            f"{workload.id} was asked for before, with another spec: {'; '.join(differences(draft)[:3])}.",
+            code="conflict",
+            hint="Ask for it under another name.",
+        )
     if known is None or workload.kind == "serve" or known.outcome or known.cancelled:
         return
     if all(state.gangs[gang].attempt == 0 for gang in known.gangs):

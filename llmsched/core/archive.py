@@ -77,9 +77,11 @@ def _workloads(state: State, at: float) -> Iterator[str]:
 
 
 def is_needed(state: State, workload: str) -> bool:
-    """It runs again by its schedule, or somebody waits for what became of it."""
+    """It runs again by its schedule, somebody waits for what became of it, or what it asked for is still there."""
     waiting = (state.workloads[name] for name in state.dependents.get(workload, ()))
-    return workload in state.scheduled or any(not record.outcome for record in waiting)
+    if workload in state.scheduled or workload in state.children:
+        return True
+    return any(not record.outcome for record in waiting)
 
 
 def _age(state: State, workload: str | None, at: float) -> float:

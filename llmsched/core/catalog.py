@@ -150,6 +150,7 @@ CATALOG: dict[str, Entry] = {
     "give_up.cancelled": Entry("gave up: {who}, which it comes after, was cancelled"),
     # What became of a workload or a gang.
     "cancelled": Entry("cancelled"),
+    "ended_with": Entry("ended with {who}, which had asked for it"),
     "cancelled_by": Entry("cancelled by {by}"),
     "rollout_held": Entry(
         "the rollout is held, replicas of the version before go on: the new one failed{message:>: }"
@@ -176,6 +177,7 @@ CATALOG: dict[str, Entry] = {
     ),
     "ended.succeeded": Entry("{who} has succeeded already"),
     "ended.failed": Entry("{who} has failed already"),
+    "parent_over": Entry("{who}: {parent} has ended or is to end, and so asks for nothing more"),
     "ended.cancelled": Entry("{who} has been cancelled already"),
     "ended.change_succeeded": Entry(
         "{who} has succeeded; what has ended cannot change", "To run the changed spec: llmsched apply --again"
@@ -226,6 +228,14 @@ CATALOG: dict[str, Entry] = {
     "too_many.bytes": Entry(
         "with {who} the specs of its owner's work that has not ended would have {count} bytes; a user may have {limit}",
         "Wait, cancel some, keep data out of specs, or have limits.max_spec_bytes_per_user raised.",
+    ),
+    "too_many.children": Entry(
+        "{who}: {parent} has {limit} workloads that it asked for and that have not ended, which is the limit",
+        "Wait until one of them has ended, or end one.",
+    ),
+    "too_deep": Entry(
+        "{who}: {parent} was itself asked for by a workload, and such work may ask for nothing",
+        "Ask for it in the workload above.",
     ),
     "queue_full": Entry(
         'queue "{queue}" has {limit} gangs waiting, which is its limit', "Wait, or raise limits.max_pending_per_queue."

@@ -37,6 +37,7 @@ from llmsched.core.workload import Workload
 if TYPE_CHECKING:
     from llmsched.core.state import State
 
+CHILDREN_AT_ONCE = 64  # that one workload has asked for and that have not ended
 NAMES_COMPARED = 500  # the newest: so many are looked through for the one that was meant
 
 
@@ -171,6 +172,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
     return (
         _sizes(spec)
         or _bounds(state, spec)
+        or (None if known else _family(state, spec))
         or _dependencies(state, spec)
         or _schedules(spec)
         or (None if known else _crowded(state, spec))
@@ -202,6 +204,22 @@ def _sizes(spec: Workload) -> Refusal | None:
     if not 0 <= spec.min_replicas <= spec.max_replicas:
         return Refusal(
             "impossible", say("impossible.replicas", who=who, least=spec.min_replicas, most=spec.max_replicas)
+        )
+    return None
+
+
+def _family(state: State, spec: Workload) -> Refusal | None:
+    """Whether its parent, if it has one, may have it."""
+    if not spec.parent:
+        return None
+    parent, who = state.workloads.get(spec.parent), _named(spec)
+    if parent is None or parent.outcome or parent.cancelled:
+        return Refusal("ended", say("parent_over", who=who, parent=workload(spec.parent)))
+    if parent.workload.parent:
+        return Refusal("too_deep", say("too_deep", who=who, parent=workload(spec.parent)))
+    if len(state.children.get(spec.parent, ())) >= CHILDREN_AT_ONCE:
+        return Refusal(
+            "too_many", say("too_many.children", who=who, parent=workload(spec.parent), limit=CHILDREN_AT_ONCE)
         )
     return None
 

@@ -46,16 +46,8 @@ def cancelled(world: World, fact: facts.Cancelled) -> None:
         if not had_schedule:
             world.note(fact, f"{fact.workload} is unknown or has ended")
         return
-    record.cancelled = True
-    record.message = say("cancelled_by", by=Ref(ACTOR, fact.by)) if fact.by else say("cancelled")
-    for gang in world.gangs_of(record):
-        if gang.status is Status.QUEUED:
-            lifecycle.step(world, gang, "cancel")
-        elif gang.is_active():
-            world.troubled[gang.id] = None
-        elif gang.status is Status.VACATING and gang.leaving == "released":
-            gang.leaving = "ended"
-    lives.close(world, record)
+    why = say("cancelled_by", by=Ref(ACTOR, fact.by)) if fact.by else say("cancelled")
+    lifecycle.cancel(world, record, why)
 
 
 def scaled(world: World, fact: facts.Scaled) -> None:

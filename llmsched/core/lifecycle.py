@@ -17,7 +17,7 @@ from llmsched.core.decisions import Drain, Launch, Preempt, Resize, Stop
 from llmsched.core.draining import is_moving
 from llmsched.core.exchanges import made_way
 from llmsched.core.facts import Finished, Resized
-from llmsched.core.message import Message, quoted, say
+from llmsched.core.message import Message, quoted, say, workload
 from llmsched.core.records import GangState, Version, WorkloadState, size_of
 from llmsched.core.status import Status
 from llmsched.core.world import World
@@ -95,6 +95,28 @@ def again_or_not(
     if gang.attempt > 1:
         gang.message = say("failed_after", message=gang.message, attempts=gang.attempt)
     step(world, gang, "failed", entry)
+
+
+def cancel(world: World, record: WorkloadState, why: Message) -> None:
+    """It is to end, and what it asked for with it."""
+    record.cancelled = True
+    record.message = why
+    for gang in world.gangs_of(record):
+        if gang.status is Status.QUEUED:
+            step(world, gang, "cancel")
+        elif gang.is_active():
+            world.troubled[gang.id] = None
+        elif gang.status is Status.VACATING and gang.leaving == "released":
+            gang.leaving = "ended"
+    lives.close(world, record)
+    end_children(world, record)
+
+
+def end_children(world: World, parent: WorkloadState) -> None:
+    for name in [*world.children.get(parent.workload.id, ())]:
+        child = world.workloads[name]
+        if not child.cancelled:
+            cancel(world, child, say("ended_with", who=workload(parent.workload.id)))
 
 
 # The actions: what is done once the status is written.
@@ -190,6 +212,7 @@ def _drained(world: World, gang: GangState, _: Drain) -> None:
 def _stopped(world: World, gang: GangState, decision: Stop) -> None:
     _vacates(world, gang, "ended" if decision.reason == "cancelled" else "stopped", decision.reason)
     gang.message = decision.why
+    end_children(world, world.workloads[gang.workload_id])
 
 
 def _vacates(world: World, gang: GangState, leaving: str, reason: str) -> None:
@@ -251,6 +274,8 @@ def _over(world: World, gang: GangState, _: object) -> None:
             record.message = say("rollout_held", message=gang.message or ())
             fill(world, record)
     lives.close(world, record)
+    if record.outcome:
+        end_children(world, record)
 
 
 def _passed_over(world: World, gang: GangState, _: object) -> None:

@@ -265,12 +265,26 @@ def close(world: World, record: WorkloadState) -> None:
     world.serving.pop(name, None)
     world.open_work.drop(name)
     world.troubled.pop(name, None)
+    leave_parent(world, record)
     if outcome == "cancelled":
         drop_schedule(world, record)
     for dependent in world.dependents.get(name, ()):
         for gang in world.gangs_of(world.workloads[dependent]):
             if gang.status is Status.QUEUED and gang.blocked_by == "dependency":
                 queue(world, gang)
+
+
+def leave_parent(world: World, child: WorkloadState) -> None:
+    """What it took goes on to count in its parent's budget."""
+    parent = child.workload.parent
+    if not parent:
+        return
+    siblings = world.children[parent]
+    del siblings[child.workload.id]
+    if not siblings:
+        del world.children[parent]
+    if (record := world.workloads.get(parent)) is not None:
+        record.children_gpu_s += sum(gang.served_gpu_s for gang in world.gangs_of(child))
 
 
 def put_aside(world: World, record: WorkloadState) -> None:

@@ -157,6 +157,7 @@ class WorkloadState:
     unlisted: bool = False  # by Ray's Jobs API
     usage: tuple[Used, ...] = ()  # once it is put aside: before, its book is the meter's
     met: tuple[str, ...] = ()  # of `after`: what had succeeded, and left the state, before this was submitted
+    children_gpu_s: float = 0.0  # GPU-seconds of what it asked for and has ended
 
     @property
     def version(self) -> Version:

@@ -208,6 +208,8 @@ def thaw(snapshot: Snapshot, archive: Archive | None = None) -> State:
         state.workloads[record.workload.id] = record
         if not record.outcome:
             state.open_work.put(record.workload)
+            if record.workload.parent:
+                state.children.setdefault(record.workload.parent, {})[record.workload.id] = None
     for values in snapshot.gangs:
         gang = gang_of(values)
         state.gangs[gang.id] = gang

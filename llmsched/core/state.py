@@ -118,7 +118,7 @@ _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
-    "unlisted", "usage",
+    "unlisted", "usage", "children_gpu_s",
 )  # fmt: skip
 
 # What cannot make anything possible for a waiting gang: it tells, or it takes. All else makes every refusal doubtful:

@@ -18,6 +18,8 @@ def begin(world: World, record: WorkloadState) -> None:
     lives.hand_schedule_to(world, record)
     for name in workload.after:
         world.dependents.setdefault(name, []).append(workload.id)
+    if workload.parent:
+        world.children.setdefault(workload.parent, {})[workload.id] = None
     if workload.kind == "serve":
         world.serving[workload.id] = None
         record.wanted_replicas = workload.min_replicas

@@ -117,6 +117,7 @@ class Workload:
     retry: Retry = Retry()
     budget_gpu_s: float | None = None
     publish: Publish | None = None
+    parent: str = ""  # the run that asked for it, with which it ends
     parcel: str = field(default="", repr=False)  # the user's spec, canonical JSON; opaque to the core
 
     def is_elastic(self) -> bool:

@@ -69,6 +69,7 @@ class World:
         self.exceeding: dict[str, None] = {}  # gangs whose attempt has taken more than they were given
         self.parked: dict[str, None] = {}
         self.dependents: dict[str, list[str]] = {}
+        self.children: dict[str, dict[str, None]] = {}  # run -> what it asked for and has not ended
         self.timers: list[tuple[float, str]] = []  # heap of (when it may start, gang) of those that were set back
         self.touched = Touched()
         self.version = 0  # raised by everything but the passing of time

@@ -29,6 +29,7 @@ from llmsched.executors import local_ray, ray_environment, ray_user, wire
 from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.port import (
     AdapterOrder,
+    AskAnswer,
     CommandAnswer,
     CommandEnded,
     CommandInput,
@@ -138,6 +139,9 @@ class BridgeClient:
 
     async def load_adapter(self, order: AdapterOrder) -> None:
         await self._order("load_adapter", order)
+
+    async def answer(self, answer: AskAnswer) -> None:
+        await self._order("answer", answer)
 
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
         await self._ask("execute", order, hear)

@@ -21,6 +21,8 @@ from llmsched.errors import ClusterError
 from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
+    AskAnswer,
+    AskSeen,
     CheckpointSeen,
     CommandEnded,
     CommandInput,
@@ -115,6 +117,8 @@ class FakeCluster:
         self.refused: list[str] = []
         self.stopped: list[StopOrder] = []
         self.adapters: list[AdapterOrder] = []
+        self.asks: dict[tuple[str, str], AskSeen] = {}  # without an answer yet, by attempt and id
+        self.answers: dict[tuple[str, str], str] = {}
         self.commands: dict[str, CommandOrder] = {}  # that run: `sleep` does until it is ended
         self.folder = "."  # where what is done by hand is done
         self._by_hand: dict[str, tuple[Any, threading.Event]] = {}
@@ -254,6 +258,16 @@ class FakeCluster:
         self.adapters.append(order)
         self.say(AdapterAnswer(order.gang, order.attempt, order.name, order.uri))
 
+    def ask(self, name: str, id: str, body: str) -> None:
+        """The work of an attempt does: told until it is answered, as a supervisor does."""
+        order = self.attempts[name].order
+        self.asks[name, id] = AskSeen(order.gang, order.attempt, id, body)
+        self.say(self.asks[name, id])
+
+    def answer(self, answer: AskAnswer) -> None:
+        if self.asks.pop((answer.name, answer.id), None) is not None:
+            self.answers[answer.name, answer.id] = answer.body
+
     def execute(self, order: CommandOrder, hear: Hear) -> None:
         """Three programs are known: `echo WORDS`, `exit CODE`, and `sleep`, which runs until it is ended."""
         program, *words = order.argv
@@ -325,6 +339,9 @@ class FakeCluster:
             self.say(attempt.ended)
         elif attempt.running:
             self.say(Started(attempt.order.gang, attempt.order.attempt))
+            for (name, _), seen in self.asks.items():
+                if name == attempt.order.name:
+                    self.say(seen)
 
     def _fits(self, order: LaunchOrder) -> bool:
         wanted: dict[str, float] = {}
@@ -432,6 +449,10 @@ class FakeExecutor:
     async def load_adapter(self, order: AdapterOrder) -> None:
         if not self._is_refused(order.epoch):
             self.cluster.load_adapter(order)
+
+    async def answer(self, answer: AskAnswer) -> None:
+        if not self._is_refused(answer.epoch):
+            self.cluster.answer(answer)
 
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
         if not self._is_refused(order.epoch):

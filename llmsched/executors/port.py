@@ -130,6 +130,22 @@ class DashboardOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAnswer:
+    """The answer (JSON) to what the work of an attempt asked for as `id`: see AskSeen."""
+
+    gang: str
+    attempt: int
+    epoch: int
+    id: str
+    body: Output
+
+    @property
+    def name(self) -> str:
+        """Of the attempt."""
+        return f"llms/{self.gang}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
 class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
@@ -212,6 +228,17 @@ class LaunchAsked:
     gang: str
     attempt: int
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskSeen:
+    """The work of an attempt asks for something (JSON; `runtime/ask.py` says what there is). Told until it is answered
+    by AskAnswer, once by each bridge."""
+
+    gang: str
+    attempt: int
+    id: str
+    body: Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +378,7 @@ Observation = (
     | ForeignSeen
     | ExcessSeen
     | LaunchAsked
+    | AskSeen
     | Started
     | NotStarted
     | Progress
@@ -389,6 +417,9 @@ class Executor(Protocol):
     async def stop(self, order: StopOrder) -> None: ...
 
     async def load_adapter(self, order: AdapterOrder) -> None: ...
+
+    async def answer(self, answer: AskAnswer) -> None:
+        """To the work that asked. One that is gone hears nothing."""
 
     async def execute(self, order: CommandOrder, hear: Hear) -> None:
         """Run it; `hear` is called with what it says, and last, exactly once, with CommandEnded."""

@@ -6,6 +6,7 @@ To the bridge (stdin), in this order of a life:
   launch, resize    LaunchOrder
   stop              StopOrder
   load_adapter      AdapterOrder
+  answer            AskAnswer                        to an AskSeen
   execute           CommandOrder                     answered by CommandSaid, and last by one CommandEnded
   tell_command      CommandInput                     answered by CommandTook
   end_command       CommandOrder
@@ -36,6 +37,7 @@ from llmsched import sanitize
 from llmsched.errors import ClusterError
 from llmsched.executors.port import (
     AdapterOrder,
+    AskAnswer,
     CommandAnswer,
     CommandInput,
     CommandOrder,
@@ -47,7 +49,7 @@ from llmsched.executors.port import (
 )
 from llmsched.store import codec
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_LINE_BYTES = 32 * 1024 * 1024  # also the limit of the stream readers
 ADOPTED_AT_ONCE = 50
 PING_EVERY_S = 1.0
@@ -125,6 +127,7 @@ Order = (
     | LaunchOrder
     | StopOrder
     | AdapterOrder
+    | AskAnswer
     | CommandOrder
     | CommandInput
     | DashboardOrder
@@ -142,6 +145,7 @@ ORDERS: dict[str, type] = {
     "resize": LaunchOrder,
     "stop": StopOrder,
     "load_adapter": AdapterOrder,
+    "answer": AskAnswer,
     "execute": CommandOrder,
     "tell_command": CommandInput,
     "end_command": CommandOrder,

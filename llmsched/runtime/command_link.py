@@ -24,7 +24,7 @@ from llmsched import sanitize
 from llmsched.runtime import environment, redaction
 
 NAME = "LLMSCHED_LINK"
-_LINE_AT_MOST = 1 << 20
+_LINE_AT_MOST = 4 << 20  # a question of ask_desk's size, as JSON in JSON
 _PATIENCE_S = 10.0
 _LONGEST_FOLDER = 60  # characters: the name of a socket ends at 107 bytes
 
@@ -36,6 +36,7 @@ class Answers(NamedTuple):
     report: Callable[[dict[str, Any]], object]
     checkpointed: Callable[[int, float | None], object]
     should_stop: Callable[[], bool]
+    ask: Callable[[str, str], str | None]
 
 
 class Desk:
@@ -87,6 +88,8 @@ def _answer(answers: Answers, asked: dict[str, Any]) -> Any:
             answers.report(dict(asked["values"]))
         case "checkpointed":
             answers.checkpointed(int(asked["step"]), asked.get("fraction"))
+        case "ask":
+            return answers.ask(str(asked["id"]), str(asked["body"]))
         case other:
             raise ValueError(f"nobody answers {other!r}")
     return None
@@ -115,6 +118,13 @@ class CommandLink:
             except OSError:
                 self._heard = not Path(self._path).exists()  # its worker is gone, and with it the attempt
         return self._heard
+
+    def ask(self, id: str, body: str) -> str | None:
+        try:
+            answer: str | None = self._ask("ask", id=id, body=body)
+        except OSError:
+            return None
+        return answer
 
     def who(self) -> dict[str, Any]:
         """Raises OSError when nobody answers."""

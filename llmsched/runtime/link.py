@@ -23,6 +23,10 @@ class Link(Protocol):
     def should_stop(self) -> bool:
         """Whether the work is asked to leave."""
 
+    def ask(self, id: str, body: str) -> str | None:
+        """The answer (JSON) to what is asked as `id` (see ask.py), once there is one. Raises ValueError for more than
+        is taken."""
+
 
 class ActorLink:
     def __init__(self, supervisor: Any) -> None:
@@ -43,3 +47,14 @@ class ActorLink:
             return True  # without its supervisor the attempt is lost: leave, with a checkpoint
         except ray.exceptions.GetTimeoutError:
             return False  # busy or cut off: go on, ask again
+
+    def ask(self, id: str, body: str) -> str | None:
+        import ray
+
+        try:
+            answer: str | None = ray.get(self._supervisor.ask.remote(id, body), timeout=_PATIENCE_S)
+        except ray.exceptions.RayTaskError as error:
+            raise ValueError(str(error.cause)) from None
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return None
+        return answer

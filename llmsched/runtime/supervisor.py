@@ -24,6 +24,7 @@ from ray.util.metrics import Gauge
 
 from llmsched import sanitize
 from llmsched.runtime import deaths, execute, pulse, receipt, redaction
+from llmsched.runtime.ask_desk import AskDesk
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, Attempt, Outcome
 from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.commands import Commands
@@ -65,6 +66,7 @@ class Supervisor:
         self._checkpoint: list[Any] | None = None
         self._gauges: dict[str, Gauge] = {}
         self._commands = Commands()
+        self._asks = AskDesk()
         self._receipt: receipt.Receipt | None = None
         self._next_members: list[dict[str, Any]] | None = None
         self._changing = threading.Lock()
@@ -105,6 +107,7 @@ class Supervisor:
                 "progress": dict(self._progress),
                 "checkpoint": self._checkpoint,
                 "stalled": self._stalled,
+                "asks": self._asks.waiting(),
                 "receipt": None if self._receipt is None else asdict(self._receipt),
             }
 
@@ -189,6 +192,10 @@ class Supervisor:
         """End those that nobody listens to any more: all but these."""
         self._commands.end_all_but(but)
 
+    def answered(self, id: str, body: str) -> None:
+        """What its work asked for as `id`."""
+        self._asks.answered(id, body)
+
     # -- told by the workers -------------------------------------------------------------------------------------
 
     def launch_order(self) -> str:
@@ -229,6 +236,9 @@ class Supervisor:
 
     def should_stop(self) -> bool:
         return self.is_leaving
+
+    def ask(self, id: str, body: str) -> str | None:
+        return self._asks.ask(id, body)
 
     def stopped(self, step: int | None) -> None:
         """A rank left because it was asked to, after saving step `step`."""

@@ -36,6 +36,7 @@ from llmsched.runtime import (
 )
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.health import Pulse
+from llmsched.runtime.link import ActorLink
 from llmsched.runtime.outputs import Outputs
 from llmsched.runtime.processes import Exit, Processes
 from llmsched.runtime.rendezvous import HeldPort, Rendezvous
@@ -205,6 +206,7 @@ class TaskWorker:
             lambda values: self._supervisor().report.remote(values),
             lambda step, fraction: self._supervisor().checkpointed.remote(step, fraction),
             self._stopping.is_set,
+            self._ask,
         )
 
     def _who(self) -> dict[str, Any]:
@@ -215,6 +217,9 @@ class TaskWorker:
             "rank": self._rank,
             "world_size": len(order["members"]),
         }
+
+    def _ask(self, id: str, body: str) -> str | None:
+        return ActorLink(self._supervisor()).ask(id, body)
 
     def _supervisor(self) -> Any:
         return ray.get_actor(f"llms/{self._order['gang']}/{self._order['attempt']}", namespace=NAMESPACE)

@@ -280,7 +280,7 @@ Accelerators = Annotated[
 # --- names and places ---------------------------------------------------------------------------------------------
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
-RUN_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,5})?$"
+RUN_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}([.][a-z0-9][a-z0-9-]{0,62})?(@[1-9][0-9]{0,5})?$"
 MODEL_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 ENV_PATTERN = "^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LABEL_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
@@ -313,7 +313,8 @@ FlavorName = Annotated[str, Field(pattern=FLAVOR_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 SCHEMES = ("hf", "s3", "file", "run", "model")
-_RUN_SOURCE = re.compile(r"run://([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,5}))?(/best)?", re.ASCII)
+_A_NAME = "[a-z0-9][a-z0-9-]{0,62}"
+_RUN_SOURCE = re.compile(rf"run://({_A_NAME}(?:[.]{_A_NAME})?)(?:@([1-9][0-9]{{0,5}}))?(/best)?", re.ASCII)
 _MODEL_SOURCE = re.compile(r"model://([a-z0-9][a-z0-9-]{0,62})(?:@([1-9][0-9]{0,5}))?", re.ASCII)
 _PACKAGE_SOURCE = re.compile(r"package:[A-Za-z_][A-Za-z0-9_.-]*/.+", re.ASCII)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):", re.ASCII)

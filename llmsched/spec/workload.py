@@ -290,6 +290,9 @@ class FiniteSpec(WorkloadSpec):
     estimated_runtime: Annotated[Duration, Field(gt=0)] | None = None
     deadline: Stamp | None = None
     schedule: Schedule | None = None
+    asks: Annotated[
+        bool, Field(description="Its code may ask for workloads of its own (llmsched.runtime.ask), which end with it.")
+    ] = False
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
 
 

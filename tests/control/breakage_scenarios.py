@@ -142,6 +142,7 @@ async def crowd(world):
     for gang in list(controller.state.gangs.values()):
         for seen in (
             port.LaunchAsked(gang.id, gang.attempt, 1.0),
+            port.AskSeen(gang.id, gang.attempt, "1", '{"ask": "watch", "names": ["a"]}'),
             port.Progress(gang.id, gang.attempt, {"step": 1, "total_steps": 9}),
             port.CheckpointSeen(gang.id, gang.attempt, 1),
             port.AdapterAnswer(gang.id, gang.attempt, "a", "s3://a"),

@@ -15,6 +15,7 @@ from breakage_scenarios import SCENARIOS, Broken, new_world
 from control_harness import ANN, controlling, fake_cluster, task, until
 
 from llmsched.control import dispatch, housekeeping, lease, metrics, progress, reasons, requests, routes
+from llmsched.control.asks import Asks
 from llmsched.control.controller import Controller
 from llmsched.control.intake import Intake
 from llmsched.core import decisions, facts
@@ -54,7 +55,12 @@ DECISIONS = [
     for owner, name in ((dispatch, "send_of"), (State, "apply"))
 ]
 REQUESTS = [(requests, "accept", holds(cls), cls.__name__) for cls in get_args(requests.UserRequest)]
-OBSERVATIONS = [(Intake, "_facts_of", holds(cls), cls.__name__) for cls in get_args(port.Observation)]
+OBSERVATIONS = [
+    (Asks, "_answer", holds(cls), cls.__name__)
+    if cls is port.AskSeen
+    else (Intake, "_facts_of", holds(cls), cls.__name__)
+    for cls in get_args(port.Observation)
+]
 ORDERS = [
     (FakeExecutor, name, lambda *_: True, name)
     for name, _ in inspect.getmembers(port.Executor, inspect.isfunction)

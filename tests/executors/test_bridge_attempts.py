@@ -9,7 +9,17 @@ import pytest
 
 from llmsched.executors.bridge import train
 from llmsched.executors.bridge.train import Attempts, _Attempt
-from llmsched.executors.port import Ended, LaunchOrder, Member, Observation, ResizeDone, Stalled, Started, Vanished
+from llmsched.executors.port import (
+    AskSeen,
+    Ended,
+    LaunchOrder,
+    Member,
+    Observation,
+    ResizeDone,
+    Stalled,
+    Started,
+    Vanished,
+)
 from llmsched.runtime import receipt
 from llmsched.runtime.storage import LocalStorage
 
@@ -31,7 +41,7 @@ def order(nodes: str) -> LaunchOrder:
 
 def status(**said: Any) -> dict[str, Any]:
     usual = {"started": True, "size": 2, "is_clear": False, "stopping": "", "progress": {}, "checkpoint": None}
-    return {**usual, "stalled": "", "receipt": None, **said}
+    return {**usual, "stalled": "", "asks": [], "receipt": None, **said}
 
 
 @pytest.mark.parametrize(
@@ -91,3 +101,20 @@ def test_a_supervisor_that_goes_while_the_storage_is_away_is_told_when_that_is_b
 
 def vars_of(storage: str) -> dict[str, Any]:
     return {"storage": storage, "gang": "tune/0", "attempt": 1, "epoch": 1}
+
+
+def test_what_work_asks_for_is_told_once_again_where_no_answer_comes_and_to_the_next_controller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[Observation] = []
+    attempts = Attempts(heard.append, "/nowhere", str)
+    one = attempts._live["llms/tune/0/1"] = _Attempt(order("a"), Says(), is_started=True)
+    times = iter([0.0, 1.0, train.ASKED_AGAIN_S + 1, train.ASKED_AGAIN_S + 2])
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(times))
+    asked = status(size=1, asks=[("1", "{}")])
+    for _ in range(3):
+        attempts._tell(one, asked)
+    assert heard == [AskSeen("tune/0", 1, "1", "{}")] * 2
+    attempts.adopt(one.order, True)
+    attempts._tell(one, asked)
+    assert [type(each) for each in heard] == [AskSeen, AskSeen, Started, AskSeen]

@@ -41,6 +41,7 @@ class Worker:
         self.reported: list[dict[str, Any]] = []
         self.checkpoints: list[Any] = []
         self.is_leaving = False
+        self.has_answer = False
         self.attempt = 1
         self.storage = storage
 
@@ -52,7 +53,11 @@ class Worker:
 
     def answers(self) -> Answers:
         return Answers(
-            self.who, self.reported.append, lambda *one: self.checkpoints.append(list(one)), lambda: self.is_leaving
+            self.who,
+            self.reported.append,
+            lambda *one: self.checkpoints.append(list(one)),
+            lambda: self.is_leaving,
+            lambda id, body: body if self.has_answer else None,
         )
 
 
@@ -113,3 +118,11 @@ def test_a_program_whose_worker_is_gone_is_to_leave_and_one_that_no_task_started
     for envs in ({}, {NAME: str(tmp_path / "gone")}):
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **envs}, capture_output=True, text=True)
         assert done.stdout == "None\n"
+
+
+def test_a_program_asks_through_its_worker(desk: Desk, worker: Worker, tmp_path: Path) -> None:
+    link = CommandLink(desk.path)
+    assert link.ask("1", '{"ask": "watch"}') is None
+    worker.has_answer = True
+    assert link.ask("1", "x" * 1_000_000) == "x" * 1_000_000
+    assert CommandLink(str(tmp_path / "gone")).ask("1", "") is None

@@ -23,13 +23,13 @@ def run(this: Pass) -> None:
         if plan.cut():
             return
         if name not in leaving:
-            _time_and_budget(plan, state.gangs[name], this.view, leaving)
+            _time_and_budget(plan, state, state.gangs[name], this.view, leaving)
     for name in state.exceeding:
         if name not in leaving:
             _excess(plan, state, state.gangs[name], leaving)
 
 
-def _time_and_budget(plan: Plan, gang: GangState, view: View, leaving: dict[str, None]) -> None:
+def _time_and_budget(plan: Plan, state: State, gang: GangState, view: View, leaving: dict[str, None]) -> None:
     """Stop what has run too long, past its deadline or over its budget."""
     spec = gang.spec
     if not gang.is_active():
@@ -40,8 +40,8 @@ def _time_and_budget(plan: Plan, gang: GangState, view: View, leaving: dict[str,
     if spec.deadline is not None:
         ends.append((spec.deadline, "deadline", say("stop.deadline")))
     if spec.budget_gpu_s is not None and gang.started_at is not None:
-        rate = max(gang.gpus_milli(), 1) / MILLI
-        left = (spec.budget_gpu_s - view.attained_gpu_s(gang)) / rate
+        spent, held = _family(state, gang, view)
+        left = (spec.budget_gpu_s - spent) / (max(held, 1) / MILLI)
         ends.append((plan.at + left, "budget", say("stop.budget", hours=spec.budget_gpu_s / 3600)))
     for at, reason, why in sorted(ends):
         if at <= plan.at:
@@ -49,6 +49,15 @@ def _time_and_budget(plan: Plan, gang: GangState, view: View, leaving: dict[str,
             plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
             return
         plan.wake(at)
+
+
+def _family(state: State, gang: GangState, view: View) -> tuple[float, int]:
+    """The GPU-seconds of a gang and of all that its workload asked for, and the thousandths of GPUs they hold now."""
+    record = state.workloads[gang.workload_id]
+    open_ones = (state.workloads[name] for name in state.children.get(gang.workload_id, ()))
+    gangs = [gang, *(one for child in open_ones for one in state.gangs_of(child))]
+    spent = record.children_gpu_s + sum(view.attained_gpu_s(one) for one in gangs)
+    return spent, sum(one.gpus_milli() for one in gangs)
 
 
 def _excess(plan: Plan, state: State, gang: GangState, leaving: dict[str, None]) -> None:

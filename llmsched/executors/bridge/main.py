@@ -23,6 +23,7 @@ from llmsched.executors.bridge.orders import ONCE, Order, Orders
 from llmsched.executors.port import (
     AdapterAnswer,
     AdapterOrder,
+    AskAnswer,
     CommandInput,
     CommandOrder,
     Connected,
@@ -181,6 +182,8 @@ class Bridge:
         elif isinstance(body, AdapterOrder):
             load = partial(self._replicas.load_adapter, body)
             self._orders.put(Order(f"llms/{body.gang}/{body.attempt}", load, partial(self._adapter_unanswered, body)))
+        elif isinstance(body, AskAnswer):
+            self._attempts.answer(body)
         elif isinstance(body, CommandOrder):
             self._commands.run(body) if op == "execute" else self._commands.end(body)
         elif isinstance(body, CommandInput):

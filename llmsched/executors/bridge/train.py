@@ -19,6 +19,8 @@ import ray
 
 from llmsched import sanitize
 from llmsched.executors.port import (
+    AskAnswer,
+    AskSeen,
     CheckpointSeen,
     Deliver,
     Ended,
@@ -34,11 +36,13 @@ from llmsched.executors.port import (
     Vanished,
 )
 from llmsched.runtime import receipt as receipts
+from llmsched.runtime.ask_desk import ASKS_AT_ONCE
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.containment import envs_of
 from llmsched.runtime.storage import Storage, StorageError
 from llmsched.runtime.supervisor import Supervisor
 
+ASKED_AGAIN_S = 30.0  # what is not answered by then
 SILENT_SAID_S, SILENT_ENDED_S = 10.0, 60.0  # without an answer of a supervisor that had answered before
 
 
@@ -52,6 +56,7 @@ class _Attempt:
     progress: dict[str, Any] = field(default_factory=dict)
     checkpoint: list[Any] | None = None
     stalled: str = ""
+    asks: dict[str, float] = field(default_factory=dict)  # what its work asked for, and when that was told: monotonic
     answered_at: float | None = None  # monotonic; None: it has not come up yet
     asked: Any = None  # the status call that is under way
 
@@ -105,6 +110,7 @@ class Attempts:
             if order.name in self._live:
                 self._live[order.name].is_started = False  # to be told again
                 self._live[order.name].progress = {}
+                self._live[order.name].asks = {}
                 return
         if self._tell_receipt(order.gang, order.attempt):
             return
@@ -145,6 +151,12 @@ class Attempts:
                     self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
                 return
         actor.stop.remote(order.mode, order.grace_s)
+
+    def answer(self, answer: AskAnswer) -> None:
+        with self._lock:
+            one = self._live.get(answer.name)
+        if one is not None:
+            one.actor.answered.remote(answer.id, answer.body)
 
     def held(self) -> dict[str, tuple[Member, ...]]:
         """What each attempt was ordered to hold, by its name; one that changes its size holds both for a while."""
@@ -223,10 +235,21 @@ class Attempts:
             one.checkpoint = status["checkpoint"]
             step, fraction = status["checkpoint"]
             self._deliver(CheckpointSeen(order.gang, order.attempt, int(step), fraction))
+        self._tell_asks(one, status["asks"][:ASKS_AT_ONCE])
         if receipt is not None:
             self._forget(one)
             one.actor.dismiss.remote()
             self._deliver(_ended(order.gang, order.attempt, receipts.of(receipt)))
+
+    def _tell_asks(self, one: _Attempt, asks: list[tuple[str, str]]) -> None:
+        """Once, and again where no answer comes: what is asked twice is done once."""
+        now = time.monotonic()
+        told = {id: one.asks[id] for id, _ in asks if id in one.asks and now - one.asks[id] < ASKED_AGAIN_S}
+        for id, body in asks:
+            if id not in told:
+                told[id] = now
+                self._deliver(AskSeen(one.order.gang, one.order.attempt, id, body))
+        one.asks = told
 
     def _gone(self, one: _Attempt, message: str) -> None:
         """By its receipt, or as vanished. While the storage is away nobody knows which: it is looked at again."""
