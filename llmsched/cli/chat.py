@@ -80,9 +80,10 @@ TEXTS = click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--pair", help="The second text of each pair; of a question, the passage that may answer it.")
 @click.option("--image", "images", multiple=True, type=click.Path(exists=True, dir_okay=False), help="An image file.")
 @click.option("--audio", "sounds", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A WAV file.")
+@click.option("--explain", is_flag=True, help="Tell what each word adds to its label.")
 @show.json_option
 def classify(
-    name: str, texts: tuple[str, ...], pair: str | None, images: tuple[str, ...], sounds: tuple[str, ...]
+    name: str, texts: tuple[str, ...], pair: str | None, images: tuple[str, ...], sounds: tuple[str, ...], explain: bool
 ) -> None:
     """What endpoint NAME finds in each TEXT, image or audio: label and score, entities, regions, an answer.
 
@@ -94,12 +95,14 @@ def classify(
     if texts or not asked:
         asked += [[text, pair] if pair else text for text in _texts(texts)]
     with show.connect() as client:
-        found = client.chat(name).classify(asked)
+        found = client.chat(name).classify(asked, explain=explain)
     if show.wants_json():
         terminal.echo(json.dumps(found, indent=2))
         return
     for each in found:
         terminal.echo(_shown(each))
+        for word in sorted(each.get("why", ()), key=lambda word: -abs(word["weight"])):
+            terminal.echo(f"  {word['weight']:+.3f}  {word['text']}")
 
 
 def _shown(found: dict[str, Any]) -> str:

@@ -57,9 +57,11 @@ class AsyncChat:
             except httpx.HTTPError as error:
                 raise self._unreachable() from error
 
-    async def classify(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
-        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}. Raises LlmschedError."""
-        answer = await self._ask("/v1/classify", {"model": self.model, "input": texts})
+    async def classify(self, texts: str | Sequence[Any], *, explain: bool = False) -> list[dict[str, Any]]:
+        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}; to `explain` also "why": of each word
+        {"text", "weight", "at": {"start", "end"}}. Raises LlmschedError."""
+        body = {"model": self.model, "input": texts, **({"explain": True} if explain else {})}
+        answer = await self._ask("/v1/classify", body)
         return list(answer["data"])
 
     async def embed(self, texts: str | Sequence[str]) -> list[list[float]]:

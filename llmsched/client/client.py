@@ -113,9 +113,10 @@ class Chat:
         """The whole OpenAI response object, usage included."""
         return self._loop.call(self._chat.respond(messages, **parameters))
 
-    def classify(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
-        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}. Raises LlmschedError."""
-        return self._loop.call(self._chat.classify(texts))
+    def classify(self, texts: str | Sequence[Any], *, explain: bool = False) -> list[dict[str, Any]]:
+        """Of each text (or [text, text_pair]) {"label", "scores": {label: 0..1}}; to `explain` also "why": of each word
+        {"text", "weight", "at": {"start", "end"}}. Raises LlmschedError."""
+        return self._loop.call(self._chat.classify(texts, explain=explain))
 
     def embed(self, texts: str | Sequence[str]) -> list[list[float]]:
         """Of each text its vector. Raises LlmschedError."""

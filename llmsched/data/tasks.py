@@ -14,7 +14,7 @@ class Kind(NamedTuple):
     """`auto`: the class of transformers. `reads`: the roles that make the input, in order; "?": may be absent.
     `target`: the role that is learnt; None: it lies in what is read. `learns`: by objective, the usual one first, a
     module of workloads/tasks/learns/. `answers`: routes. `names`: more columns that are taken for a role here.
-    `lora`: PEFT's word for it."""
+    `lora`: PEFT's word for it. `explains`: an answer can be told word by word (`"explain": true`)."""
 
     auto: str
     reads: tuple[str, ...]
@@ -23,6 +23,7 @@ class Kind(NamedTuple):
     answers: tuple[str, ...]
     names: Mapping[str, tuple[str, ...]] = {}
     lora: str | None = None
+    explains: bool = False
 
     @property
     def roles(self) -> list[str]:
@@ -80,6 +81,7 @@ KINDS: dict[str, Kind] = {
         answers=("classify",),
         names={"label": ("score",)},
         lora="SEQ_CLS",
+        explains=True,
     ),
     "token-classification": Kind(
         auto="AutoModelForTokenClassification",

@@ -30,6 +30,9 @@ class Reader(Parrot):
                 at = {"box": [1.0, 2.0, 3.5, 4.0]}
                 return {"data": [{"index": n, "label": "lamp", "score": 0.5, "at": at} for n, _ in enumerate(texts)]}
             labels = ["long" if len(text) > 5 else "short" for text in texts]
+            if body.get("explain"):
+                why = [{"text": "hello", "weight": 0.125}, {"text": "there", "weight": -0.5}]
+                return {"data": [{"label": label, "scores": {label: 0.75}, "why": why} for label in labels]}
             return {"data": [{"label": label, "scores": {label: 0.75, "other": 0.25}} for label in labels]}
         return {"data": [{"embedding": [len(text), 0.5]} for text in texts]}
 
@@ -46,6 +49,11 @@ def test_each_text_gets_its_label_and_each_its_vector(run: Run) -> None:
     assert run("embed", "qwen", "hi", "hello there").stdout == "2 0.5\n11 0.5\n"
     assert [one["label"] for one in json.loads(run("classify", "qwen", "hi", "--json").stdout)] == ["short"]
     assert json.loads(run("embed", "qwen", "hi", "--json").stdout) == [[2, 0.5]]
+
+
+def test_what_each_word_adds_is_told_the_strongest_first(run: Run) -> None:
+    told = run("classify", "qwen", "hello there", "--explain").stdout
+    assert told == "long  75.0%\n  -0.500  there\n  +0.125  hello\n"
 
 
 def test_files_and_pairs_are_asked_about(run: Run, tmp_path: Path) -> None:

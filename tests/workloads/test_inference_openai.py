@@ -152,8 +152,8 @@ def test_other_forms_of_a_prompt_are_refused(prompt):
 def test_texts_and_pairs_to_classify_come_in_any_mixture():
     given = ["a", ["b"], ["c", "d"], {"text": "e"}, {"text": "f", "text_pair": "g"}]
     read = [("a", None), ("b", None), ("c", "d"), ("e", None), ("f", "g")]
-    assert openai.classify_inputs({"input": given}) == read
-    assert openai.classify_inputs({"input": "a"}) == [("a", None)]
+    assert openai.classify_inputs({"input": given}) == (read, False)
+    assert openai.classify_inputs({"input": "a", "explain": True}) == ([("a", None)], True)
     for wrong in (None, [], [1], [["a", "b", "c"]], [{"text": 1}], [{"text_pair": "a"}]):
         with pytest.raises(RequestError, match="input"):
             openai.classify_inputs({"input": wrong})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 DROPS = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
-def make(rank: int, size: int, folder: str) -> None:
-    """folder/TASK/{model, train.jsonl, test.jsonl} for every task."""
+def make(rank: int, size: int, folder: str, tasks: Sequence[str] = ()) -> None:
+    """folder/TASK/{model, train.jsonl, test.jsonl} for every task, or those that are named."""
     for task, made in MAKERS.items():
+        if tasks and task not in tasks:
+            continue
         place = Path(folder, task)
         place.mkdir()
         rows = made(place)

@@ -117,8 +117,13 @@ def embedding_inputs(body: Mapping[str, Any]) -> tuple[list[str | list[int]], bo
     return _inputs(body, "input"), form == "base64"
 
 
-def classify_inputs(body: Mapping[str, Any]) -> list[Any]:
-    """(text, its pair or None), or {"image"} or {"audio"}: `input` is one, or a list, also of [text, pair]."""
+def classify_inputs(body: Mapping[str, Any]) -> tuple[list[Any], bool]:
+    """Each (text, its pair or None), or {"image"} or {"audio"}: `input` is one, or a list, also of [text, pair]. And
+    whether the answers are to be explained. Raises RequestError."""
+    parameters.refuse_what_is_not_here(body, parameters.CLASSIFY)
+    explain = body.get("explain") or False
+    if explain is not True and explain is not False:
+        raise RequestError('"explain" is true or false.', param="explain")
     given = body.get("input")
     if isinstance(given, str | dict):
         given = [given]
@@ -128,7 +133,7 @@ def classify_inputs(body: Mapping[str, Any]) -> list[Any]:
             '{"text", "text_pair"} objects.',
             param="input",
         )
-    return [_text_and_pair(one, f"input[{n}]") for n, one in enumerate(given)]
+    return [_text_and_pair(one, f"input[{n}]") for n, one in enumerate(given)], explain
 
 
 def _text_and_pair(one: Any, param: str) -> Any:

@@ -32,6 +32,7 @@ CHAT = _TEXT | {
 }  # fmt: skip
 COMPLETIONS = _TEXT | {"prompt"}
 EMBEDDINGS = {"model", "input", "encoding_format", "dimensions", "user"}
+CLASSIFY = {"model", "input", "explain", "user"}
 
 # Understood elsewhere but not here, with the values that ask for nothing.
 _NOT_HERE: dict[str, tuple[Any, ...]] = {

@@ -107,6 +107,20 @@ class Text(Reader):
             "text": text,
         }
 
+    def placed(self, *texts: str) -> Encoded:
+        """As `encode`, with the text (0, or 1 of a pair; None: of none), the word and the characters of each token."""
+        made = self.tokenized(*texts, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        kept = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        placed = {"sides": made.sequence_ids(), "words": made.word_ids(), "places": made["offset_mapping"]}
+        return {**kept, **placed, "texts": texts}
+
+    def nothing(self, encoded: Encoded) -> list[int]:
+        """The ids of a text that says nothing, as long as what `placed` made and framed like it."""
+        mask = self.tokenizer.mask_token_id
+        filler = self.filler() if mask is None else int(mask)
+        named = zip(encoded["input_ids"], encoded["sides"], strict=True)
+        return [token if side is None else filler for token, side in named]
+
     def tokenized(self, *texts: Any, **settings: Any) -> Any:
         """What the tokenizer says. Raises Unusable."""
         try:
