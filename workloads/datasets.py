@@ -63,16 +63,23 @@ def roles(
         raise BadInput(str(error)) from error
 
 
-def conversations(dataset: Mapping[str, Any], inputs: Mapping[str, str] | None) -> tuple[Rows, BadRows]:
-    """What a language model learns from each row: {"messages", "tools"?}, {"text", "target"} or {"text"}; and the bad
-    rows of this data set, to which a tokenizer may add. Raises BadInput."""
+def conversations(
+    dataset: Mapping[str, Any], inputs: Mapping[str, str] | None, pairs: bool = False
+) -> tuple[Rows, BadRows]:
+    """What a language model learns from each row: {"messages", "tools"?}, {"text", "target"} or {"text"}, or `pairs` of
+    such: {"chosen", "rejected"}; and the bad rows of this data set, to which a tokenizer may add. Raises BadInput."""
     given = dataset.get("format") or "auto"
     bad = BadRows(dataset["path"], dataset.get("on_bad_row") or "refuse")
     if given != "auto" and given not in formats.FORMATS:
         raise BadInput(f"data set {dataset['path']}: format {given!r}; expected auto, {', '.join(formats.FORMATS)}")
     try:
         rows = raw(dataset, inputs, bad)
-        made = formats.converted(rows, given, dataset.get("columns") or {}, dataset["path"], bad)
+        columns, path = dataset.get("columns") or {}, dataset["path"]
+        made = (
+            formats.preferences(rows, columns, path, bad)
+            if pairs
+            else formats.converted(rows, given, columns, path, bad)
+        )
         made.notes += bad.settle(len(made))
         return made, bad
     except DataError as error:

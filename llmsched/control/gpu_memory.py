@@ -136,6 +136,10 @@ def _training(train: Mapping[str, Any], files: ModelFiles) -> Need:
     if "quantization_config" in files.config:
         weights = files.size_bytes
     certain = weights + trained * 3 * FLOAT32
+    if train.get("objective") == "dpo" and trained == files.numbers:
+        certain, names = certain + weights, f"{names}, the reference"
+    if train.get("teacher"):
+        names += ", without the teacher's own"
     working = _activations(train, files.config, half, bool(arguments.get("gradient_checkpointing")))
     return Need(certain, certain + working, f"{names} {_gb(certain)}, about {_gb(working)} to compute with")
 

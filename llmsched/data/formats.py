@@ -4,11 +4,11 @@
     sharegpt    conversations [{from, value}]     ShareGPT, LLaMA-Factory, axolotl
     alpaca      instruction, input, output        also response, system, history
     prompt      prompt and completion             as texts, or as two lists of messages (TRL)
-    preference  chosen and rejected               pairs for `objective: dpo`; named by `format`, the chosen is learnt
+    preference  chosen and rejected               pairs for `objective: dpo`; sft learns the chosen, if named
     text        text
 
 `recognise` looks at the columns of all rows; `converted` makes of each row what a language model learns from: messages,
-text and target, or text.
+text and target, or text. `preferences` makes two of each: an answer that was chosen, and one that was not.
 """
 
 from __future__ import annotations
@@ -218,6 +218,25 @@ def converted(rows: Rows, given: str, columns: Mapping[str, str], path: str, bad
         made.add(one, place)
     if name == "preference":
         made.notes.append(f"{path}: the chosen answers are learnt, the rejected ones are left out")
+    return made
+
+
+def preferences(rows: Rows, columns: Mapping[str, str], path: str, bad: BadRows) -> Rows:
+    """{"chosen", "rejected"} of each row, each as `converted` gives it."""
+    form = FORMATS["preference"]
+    required, optional = (*form.required, "rejected"), tuple(role for role in form.optional if role != "rejected")
+    with_roles = roles(rows, required, optional, columns, path, bad)
+    made = Rows()
+    made.notes = [*with_roles.notes[:-1], f"{path}: preference: {with_roles.notes[-1]}"]
+    for row, place in zip(with_roles, with_roles.places, strict=True):
+        try:
+            pair = {name: _preference({**row, "chosen": row[name]}) for name in ("chosen", "rejected")}
+            if pair["chosen"] == pair["rejected"]:
+                raise Unusable("has the same answer as chosen and rejected")
+        except Unusable as error:
+            bad.add(place, str(error))
+            continue
+        made.add(pair, place)
     return made
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from llmsched.data import files, formats, media, reading
 from llmsched.data.messages import Unusable
 from llmsched.data.rows import BadRows, DataError, Rows
-from llmsched.data.tasks import KINDS
+from llmsched.data.tasks import DISTILL, KINDS
 
 FIRST_ROWS = 200
 _OF_A_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -75,10 +75,15 @@ def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Pat
         place, path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"), limit=FIRST_ROWS
     )
     task = train.get("task", "causal-lm")
-    if task == "causal-lm":
+    objective = train.get("objective")
+    if objective == "dpo":
+        rows = formats.preferences(rows, columns, path, bad)
+    elif task == "causal-lm":
         rows = formats.converted(rows, dataset.get("format") or "auto", columns, path, bad)
     else:
         kind = KINDS[task]
+        if objective == DISTILL and dataset.get("split", "train") == "train":
+            kind = kind.unlabelled
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
         _media_is_there(rows, media.folder_of(place), bad)
     return [*rows.notes, *bad.settle(len(rows))]

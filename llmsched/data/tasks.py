@@ -37,11 +37,17 @@ class Kind(NamedTuple):
     def optional(self) -> list[str]:
         return [role.removesuffix("?") for role in self.reads if role.endswith("?")]
 
+    @property
+    def unlabelled(self) -> Kind:
+        """The same, of rows that need not have what is learnt: a teacher says it."""
+        return self._replace(reads=(*self.reads, f"{self.target}?"), target=None) if self.target else self
+
 
 # What each module measures. The first two are always reported.
 _OF_LABELS = ("loss", "accuracy", "precision", "recall", "f1")
 MEASURES: dict[str, tuple[str, ...]] = {
     "next_token": ("loss", "perplexity"),
+    "preference": ("loss", "accuracy", "margin"),
     "target_text": ("loss", "perplexity", "bleu", "chrf"),
     "hidden": ("loss", "perplexity", "accuracy"),
     "one_label": _OF_LABELS,
@@ -55,12 +61,13 @@ MEASURES: dict[str, tuple[str, ...]] = {
 }
 
 _CLASSIFY = {"classify": "one_label", "regress": "one_number"}
+DISTILL = "distill"  # the objective that learns from a teacher, beside or without what is in the rows
 KINDS: dict[str, Kind] = {
     "causal-lm": Kind(
         auto="AutoModelForCausalLM",
         reads=("text",),
         target=None,
-        learns={"sft": "next_token"},
+        learns={"sft": "next_token", "dpo": "preference", DISTILL: "next_token"},
         answers=("chat/completions", "completions"),
         lora="CAUSAL_LM",
     ),
@@ -77,7 +84,7 @@ KINDS: dict[str, Kind] = {
         auto="AutoModelForSequenceClassification",
         reads=("text", "text_pair?"),
         target="label",
-        learns=_CLASSIFY,
+        learns={**_CLASSIFY, DISTILL: "one_label"},
         answers=("classify",),
         names={"label": ("score",)},
         lora="SEQ_CLS",

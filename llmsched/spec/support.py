@@ -35,8 +35,8 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "train": {
         **_EVERY_KIND,
         **_WHAT_ENDS,
-        "train.teacher": (None,),
-        "train.objective": (None, "sft", "classify", "regress", "mlm", "ctc", "contrast"),
+        "train.prune": (None,),
+        "train.quantize": (None,),
         "train.method": ("full", "lora"),
         "train.strategy": ("auto", "ddp"),
     },
@@ -64,6 +64,7 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
 _MODELS = ("path", "package", "file", "hf", "s3", "run", "model")
 SOURCES: dict[str, tuple[str, ...]] = {
     "train.base_model": _MODELS,
+    "train.teacher": _MODELS,
     "train.datasets.*.path": ("path", "package", "file", "hf", "s3"),
     "serve.model.source": _MODELS,
     "serve.adapters.*.source": _MODELS,

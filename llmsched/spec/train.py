@@ -36,24 +36,13 @@ Task = Literal[
 Objective = Literal["sft", "classify", "regress", "mlm", "ctc", "contrast", "distill", "dpo"]
 Metric = Literal[
     "loss", "perplexity", "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "exact_match", "wer", "cer",
-    "mean_iou", "recall_at_1", "bleu", "chrf",
+    "mean_iou", "recall_at_1", "bleu", "chrf", "margin",
 ]  # fmt: skip
-
-# What is written already and not trained yet: beside what the table of tasks has.
-_LATER: dict[str, tuple[str, ...]] = {
-    "causal-lm": ("distill", "dpo"),
-    "seq2seq-lm": ("distill",),
-    "sequence-classification": ("distill",),
-    "token-classification": ("distill",),
-    "image-classification": ("distill",),
-    "audio-classification": ("distill",),
-    "masked-lm": ("distill",),
-}
 
 
 def _objectives(task: str) -> tuple[str, ...]:
     """Those that make sense for a task; the first is the default."""
-    return (*(tasks.KINDS[task].learns if task in tasks.KINDS else ()), *_LATER.get(task, ()))
+    return tuple(tasks.KINDS[task].learns) if task in tasks.KINDS else ()
 
 
 class PassThrough(Section):
@@ -73,6 +62,33 @@ class Lora(PassThrough):
     target_modules: str | Annotated[list[Text], Field(min_length=1)] = "all-linear"
 
 
+class Dpo(Section):
+    """Direct preference optimization (Rafailov et al. 2023). `beta`: how dear it is to leave the reference, which is
+    the base model."""
+
+    beta: float = Field(default=0.1, gt=0, le=100)
+
+
+class Distill(Section):
+    """`alpha`: the teacher's share of the loss, what the rows say has the rest. `temperature`: by which both are made
+    softer before they are compared."""
+
+    temperature: float = Field(default=2.0, gt=0, le=100)
+    alpha: float = Field(default=0.5, gt=0, le=1)
+
+
+class Prune(Section):
+    """`amount`: the part of the weights of each linear layer, the smallest ones, that become zero and stay so."""
+
+    amount: float = Field(gt=0, lt=1)
+
+
+class Quantize(Section):
+    """Of the result: weights of linear layers as whole numbers of so many bits, with a scale for each row."""
+
+    bits: Literal[8] = 8
+
+
 def _parse_trackers(value: Any) -> Any:
     """transformers takes one name, too, and "none"."""
     named = [value] if isinstance(value, str) else value
@@ -85,7 +101,8 @@ Trackers = Annotated[list[Tracker], BeforeValidator(_parse_trackers)]
 
 class TrainingArgs(PassThrough):
     """Learning-rate schedules by transformers' names. `max_steps` above 0 wins over `num_train_epochs`, `warmup_steps`
-    over `warmup_ratio`. Logged every 10 steps, not every 500 as there: progress is looked at."""
+    over `warmup_ratio`; `max_steps: 0` trains nothing, for whoever compresses a model as it is. Logged every 10 steps,
+    not every 500 as there: progress is looked at."""
 
     library: ClassVar[str] = "transformers.TrainingArguments"
     known: ClassVar[frozenset[str]] = library_names.TRAINING_ARGUMENTS
@@ -203,9 +220,13 @@ class TrainSection(Section):
     task: Task = "causal-lm"
     objective: Objective | None = None  # None: the task's usual one, filled in
     teacher: Source | None = None
+    distill: Distill | None = None  # with "objective: distill"
+    dpo: Dpo | None = None  # with "objective: dpo"
     method: Literal["full", "lora", "qlora"] = "full"  # lora when there is a `lora` section
     lora: Lora | None = None
     merge: bool = False  # the result is a whole model, with the adapter in it
+    prune: Prune | None = None
+    quantize: Quantize | None = None
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     datasets: list[Dataset] = Field(default=[], max_length=256)
     packing: bool = False  # short samples of a language model share a row, up to max_length; none sees another
@@ -230,6 +251,8 @@ class TrainSection(Section):
         task = filled.get("task", "causal-lm")
         if filled.get("objective") is None and isinstance(task, str) and _objectives(task):
             filled["objective"] = _objectives(task)[0]
+        if filled.get("objective") in (tasks.DISTILL, "dpo") and filled.get(filled["objective"]) is None:
+            filled[filled["objective"]] = {}
         return filled
 
     @model_validator(mode="after")
@@ -255,13 +278,33 @@ class TrainSection(Section):
             raise WrongAt('an adapter of random weights is of no use: use "method: full"', "init")
         if self.merge and self.lora is None:
             raise WrongAt('goes with "method: lora"; method "full" makes a whole model anyway', "merge")
-        if (self.teacher is not None) != (self.objective == "distill"):
+        return self._changes_fit()._data_fits()
+
+    def _changes_fit(self) -> TrainSection:
+        """How weights change beside the usual steps."""
+        if (self.teacher is not None) != (self.objective == tasks.DISTILL):
             raise WrongAt('"objective: distill" and a "teacher" need each other', "teacher")
-        return self._data_fits()
+        for name in (tasks.DISTILL, "dpo"):
+            if getattr(self, name) is not None and self.objective != name:
+                raise WrongAt(f'goes with "objective: {name}"', name)
+        if self.objective == "dpo" and self.packing:
+            raise WrongAt("pairs of answers are not packed; leave it out", "packing")
+        if self.init == "random" and self.objective == "dpo":
+            raise WrongAt("random weights have no preferences to begin from", "init")
+        if self.prune is not None and self.lora is not None:
+            raise WrongAt('an adapter fills the zeros again: use "method: full"', "prune")
+        if self.quantize is not None and self.lora is not None and not self.merge:
+            raise WrongAt('an adapter is not quantized; "merge: true" makes a whole model', "quantize")
+        if self.training_args.max_steps == 0 and self.prune is None and self.quantize is None:
+            message = '0 trains nothing: it goes with "prune" or "quantize"'
+            raise WrongAt(message, "training_args", "max_steps")
+        if self.training_args.max_steps == 0 and (self.lora is not None or self.init == "random"):
+            raise WrongAt('0 compresses a model as it is: use "method: full"', "training_args", "max_steps")
+        return self
 
     def _data_fits(self) -> TrainSection:
         splits = {each.split for each in self.datasets}
-        if "train" not in splits:
+        if "train" not in splits and self.training_args.max_steps != 0:
             raise WrongAt('expected at least one data set with "split: train"', "datasets")
         if self.evaluation:
             self._evaluation_fits(self.evaluation)
@@ -273,10 +316,13 @@ class TrainSection(Section):
                 message = f'"{metric}" says nothing of {self.task}; fitting: {", ".join(measured)}'
                 raise WrongAt(message, "evaluation", "metrics", index)
         for index, each in enumerate(self.datasets):
-            if each.format != "auto" and self.objective not in ("sft", "distill", "dpo"):
+            if each.format != "auto" and self.task != "causal-lm":
                 raise WrongAt(f'"{each.format}" is for language models; leave it out', "datasets", index, "format")
+            if each.format not in ("auto", "preference") and self.objective == "dpo":
+                message = f'"{each.format}" has no pairs of answers; "objective: dpo" learns from "preference"'
+                raise WrongAt(message, "datasets", index, "format")
         if self.training_args.label_smoothing_factor and (
-            self.objective in ("regress", "ctc") or self.task == "object-detection"
+            self.objective in ("regress", "ctc", "dpo") or self.task == "object-detection"
         ):
             message = f'says nothing of {self.task} with "objective: {self.objective}"; leave it out'
             raise WrongAt(message, "training_args", "label_smoothing_factor")
@@ -295,6 +341,8 @@ class TrainSection(Section):
             raise WrongAt('needs "every": how many steps lie between two evaluations', "evaluation")
         if evaluation.fraction is not None and "on" in evaluation.model_fields_set:
             raise WrongAt('"on" names a split and "fraction" makes one; leave one out', "evaluation", "fraction")
+        if evaluation.fraction is not None and self.training_args.max_steps == 0:
+            raise WrongAt('"max_steps: 0" learns from no rows: name a split by "on"', "evaluation", "fraction")
 
     def model_fields_set_off_default(self) -> set[str]:
         """Names of the fields that differ from their default."""

@@ -102,6 +102,13 @@ def test_a_full_fine_tune_needs_sixteen_bytes_a_number_and_is_refused_where_no_g
     assert "B200" in verdict.refusal.hint
 
 
+def test_what_stands_beside_a_model_that_is_trained_whole_counts_too(seven_billion: str) -> None:
+    pairs = judged(train(seven_billion, "A100:1", objective="dpo"))  # a reference in float32
+    assert pairs.refusal is not None and "at least 152 GB" in pairs.refusal.message
+    taught = judged(train(seven_billion, "A100:1", objective="distill", teacher="run://large"))
+    assert taught.refusal is not None and "without the teacher's own" in taught.refusal.message
+
+
 def test_lora_counts_the_adapter_only_for_gradients_and_moments(seven_billion: str) -> None:
     arguments = {"bf16": True, "gradient_checkpointing": True}
     data = train(seven_billion, lora={"r": 16}, max_length=512, training_args=arguments)

@@ -25,6 +25,9 @@ def spec(**train: Any) -> dict[str, Any]:
     return {"name": "sft", "kind": "train", "train": section, **({"workdir": workdir} if workdir else {})}
 
 
+CHOSEN = {"path": "a.jsonl", "format": "preference"}
+
+
 def wrong(folder: Path, **train: Any) -> str:
     return "; ".join(look(spec(**train)["train"], folder, is_complete=True)["errors"])
 
@@ -35,6 +38,11 @@ def test_the_first_rows_show_a_missing_file_a_wrong_column_and_a_format_that_is_
     assert "no column 'text' for the role 'text'; found: review" in wrong(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\n')
     assert "preference pairs" in wrong(tmp_path)
+    assert wrong(tmp_path, objective="dpo") == "" and wrong(tmp_path, datasets=[CHOSEN]) == ""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "chosen": "a"}\n')
+    assert "no column 'rejected' for the role 'rejected'; found: prompt, chosen" in wrong(tmp_path, objective="dpo")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    assert wrong(tmp_path, task="sequence-classification", objective="distill") == ""  # the teacher says it
     (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n')
     assert wrong(tmp_path) == "" and wrong(tmp_path, task="sequence-classification") == ""
     assert "of the hub it is hf://tatsu-lab/alpaca" in wrong(tmp_path, datasets=[{"path": "tatsu-lab/alpaca"}])

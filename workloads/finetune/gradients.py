@@ -22,7 +22,6 @@ from workloads.tasks.reads import Batch, Encoded
 from workloads.tasks.task import Task
 
 _BUCKET = 8 << 20  # numbers summed over workers in one message: 32 MB of float32
-_TOKENS_AT_ONCE = {"samples": 8192, "tokens": 4096}  # a language model's logits are as wide as its vocabulary
 
 
 def is_distributed() -> bool:
@@ -130,7 +129,7 @@ class Stepper:
         size = self.most if self.task.reader.batches else 1
         if self.settings.micro_batch_size is None:
             longest = max(self.task.reader.size(row) * self.task.rows_of(row) for row in encoded)
-            size = max(1, min(size, _TOKENS_AT_ONCE[self.task.unit] // longest))
+            size = max(1, min(size, self.task.at_once // longest))
         for at in range(0, len(encoded), size):
             part = encoded[at : at + size]
             yield {name: tensor.to(self.device) for name, tensor in self.task.collate(part).items()}, part

@@ -22,6 +22,7 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
+from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
@@ -69,6 +70,7 @@ class FineTune:
         reader = reader_of(name, base, self.train["base_model"], config, self.settings.max_length)
         self.task = task_of(name, self.train.get("objective"), reader, config)
         self.task.packs = bool(self.train.get("packing"))
+        stand_beside(self.task, self.train, base, where.inputs, self.device)
         window = getattr(config, "sliding_window", None)
         if self.task.packs and window and window < reader.max_length:
             raise BadInput(f"packing: this model looks back {window} tokens; set max_length to at most that")

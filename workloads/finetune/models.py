@@ -34,7 +34,7 @@ def load_config(folder: Path, uri: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:
-        raise BadInput(f"model {uri}: config.json in {folder} cannot be used: {_short(error)}") from error
+        raise BadInput(f"model {uri}: config.json in {folder} cannot be used: {first_line(error)}") from error
 
 
 def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path | None, dtype: torch.dtype) -> Any:
@@ -55,7 +55,7 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
     try:
         return peft.get_peft_model(model, peft.LoraConfig(task_type=task.kind.lora, **lora))
     except ValueError as error:  # such as target_modules that do not exist
-        raise BadInput(f"lora: {_short(error)}") from error
+        raise BadInput(f"lora: {first_line(error)}") from error
 
 
 def write_model(
@@ -129,7 +129,7 @@ def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
             **task.settings(),
         )
     except Exception as error:
-        raise BadInput(f"model {uri}: the weights in {folder} cannot be loaded: {_short(error)}") from error
+        raise BadInput(f"model {uri}: the weights in {folder} cannot be loaded: {first_line(error)}") from error
     missing, total = len(info["missing_keys"]), sum(1 for _ in model.parameters())
     if missing and (not task.head_is_new or missing > total // 2):
         raise BadInput(
@@ -138,5 +138,5 @@ def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _short(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"

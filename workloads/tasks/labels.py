@@ -56,6 +56,20 @@ class Labels:
             )
         return notes
 
+    def of_teacher(self, taught: Mapping[str, int], counts: Mapping[str, int], path: str) -> list[str]:
+        """Its labels with its numbers; those of the rows are among them. Notes of it. Raises BadInput."""
+        base, self.known, self.least = dict(self.known), taught, 0
+        notes = self.of_training(counts, path)
+        if self.is_new:
+            raise BadInput(
+                f"data set {path}: its labels ({', '.join(sorted(counts)[:SHOWN])}) are not those that the teacher "
+                f"tells apart ({', '.join(list(taught)[:SHOWN])})"
+            )
+        self.is_new = bool(base) and base != taught
+        notes = [note.replace("of the base model", "of the teacher") for note in notes]
+        new = f"{path}: the base model's labels are others than the teacher's: its last layer is made anew"
+        return [*notes, new] if self.is_new else notes
+
     def take_in(self, counts: Mapping[str, int], path: str) -> list[str]:
         """The first are those of training, later ones must be among them. Notes for people. Raises BadInput."""
         notes = [] if self.numbers else self.of_training(counts, path)

@@ -12,7 +12,7 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -23,6 +23,9 @@ from llmsched.data.tasks import KINDS
 from workloads import datasets as reading
 from workloads.sources import BadInput
 from workloads.tasks.reads import Batch, Encoded, Reader, padded
+
+if TYPE_CHECKING:
+    from workloads.tasks.teacher import Teacher
 
 IGNORED = -100  # label of what does not count
 Read = tuple[Mapping[str, Any], reading.Rows, reading.BadRows]  # a data set, its rows, and those that are bad
@@ -42,6 +45,7 @@ class Task(ABC):
     unit = "samples"  # what `weight` counts, for people: "samples" | "tokens"
     head_is_new = False  # the base model may lack the last layer
     packs = False  # several short samples in the place of one
+    teacher: Teacher | None = None  # whose answers are learnt too
     new_head = False  # known once samples are read: the base's last layer means something else
 
     def __init__(self, name: str, reader: Reader, known_labels: Mapping[str, int] | None = None) -> None:
@@ -52,6 +56,11 @@ class Task(ABC):
         self.notes: list[str] = []  # what was noticed in the data, for people
         self.seen: Counter[str] = Counter()  # the same of the data set at hand: how many of what
         self.rows = 0  # in the data set at hand
+
+    @property
+    def at_once(self) -> int:
+        """Tokens of a micro-batch whose size nobody sets; a language model's logits are as wide as its vocabulary."""
+        return 4096 if self.unit == "tokens" else 8192
 
     def samples(self, datasets: Sequence[Mapping[str, Any]], inputs: Mapping[str, str]) -> list[Encoded]:
         """Read, check and encode the data sets of one split. Raises BadInput."""
@@ -81,7 +90,9 @@ class Task(ABC):
 
     def read(self, dataset: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[reading.Rows, reading.BadRows]:
         """The rows of a data set as {role: value}, each checked, and those that are bad. Raises BadInput."""
-        return reading.roles(dataset, self.kind, inputs, self.checked)
+        learns = dataset.get("split", "train") == "train"
+        kind = self.kind.unlabelled if self.teacher and learns else self.kind
+        return reading.roles(dataset, kind, inputs, self.checked)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
         """A row as it is learnt: plain values. Raises Unusable."""
@@ -118,7 +129,9 @@ class Task(ABC):
         """One padded batch, on the CPU."""
         labels = [row["labels"] for row in encoded]
         is_one = isinstance(labels[0], (int, float))
-        return {**self.reader.collate(encoded), "labels": torch.tensor(labels) if is_one else padded(labels, IGNORED)}
+        beside = self.teacher.collate(encoded) if self.teacher else {}
+        labelled = {"labels": torch.tensor(labels) if is_one else padded(labels, IGNORED)}
+        return {**self.reader.collate(encoded), **labelled, **beside}
 
     @abstractmethod
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score: ...
@@ -141,7 +154,8 @@ def _weighted(samples: list[Encoded], weight: float) -> list[Encoded]:
 
 
 def output_of(model: Any, batch: Batch, **settings: Any) -> Any:
-    return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, **settings)
+    """Of what `model` reads; a teacher's part has a dot in its name."""
+    return model(**{name: each for name, each in batch.items() if name != "labels" and "." not in name}, **settings)
 
 
 def perplexity(loss: float) -> dict[str, float]:

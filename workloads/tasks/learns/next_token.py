@@ -48,8 +48,12 @@ class Learns(Task):
         return {**made, **_apart(made.pop("attention_mask"), encoded)} if "parts" in encoded[0] else made
 
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
-        logits = output_of(model, batch, use_cache=False).logits[:, :-1]
-        return score_of_tokens(logits, batch["labels"][:, 1:], smoothing)
+        logits, labels = output_of(model, batch, use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
+        score = score_of_tokens(logits, labels, smoothing)
+        if self.teacher is None or not model.training:
+            return score
+        learnt = labels != IGNORED
+        return self.teacher.mixed(score, logits[learnt], batch, score.weight, lambda known: known[:, :-1][learnt])
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return perplexity(loss)

@@ -10,7 +10,7 @@ from workloads import datasets as reading
 from workloads.tasks.labels import SHOWN, Labels, name_of
 from workloads.tasks.metrics import of_labels, tally
 from workloads.tasks.reads import Batch, Encoded
-from workloads.tasks.task import Read, Score, Task, output_of, score_of_tokens
+from workloads.tasks.task import IGNORED, Read, Score, Task, output_of, score_of_tokens
 
 
 class Learns(Task):
@@ -21,19 +21,27 @@ class Learns(Task):
         self.labels = Labels(self.known_labels)
 
     def checked(self, row: reading.Row, rows: reading.Rows) -> reading.Row:
-        return {**super().checked(row, rows), "label": name_of(row["label"], rows.class_names.get("label"))}
+        """A row that a teacher alone labels has none."""
+        made = super().checked(row, rows)
+        if row.get("label") is None:
+            return made
+        return {**made, "label": name_of(row["label"], rows.class_names.get("label"))}
 
     def look(self, read: Sequence[Read]) -> None:
-        counts = Counter(row["label"] for _, rows, _ in read for row in rows)
+        counts = Counter(row["label"] for _, rows, _ in read for row in rows if "label" in row)
         path = read[0][0]["path"]
+        if self.teacher and not self.labels.numbers:
+            self.notes += self.labels.of_teacher(self.teacher.labels, counts, path)
         self.notes += self.labels.take_in(counts, path)
         self.new_head = self.labels.is_new
         many = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
         shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))
-        self.notes.append(f"{path}: {len(counts)} labels: {shown}{many}")
+        self.notes.append(f"{path}: {len(counts)} labels: {shown or 'none'}{many}")
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
-        yield {**self.input_of(row), "labels": self.labels[row["label"]]}
+        labels = self.labels[row["label"]] if "label" in row else IGNORED
+        beside = self.teacher.reads(*(row[role] for role in self.kind.roles if role in row)) if self.teacher else {}
+        yield {**self.input_of(row), "labels": labels, **beside}
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -43,10 +51,17 @@ class Learns(Task):
         }
 
     def score(self, model: Any, batch: Batch, smoothing: float = 0.0) -> Score:
-        return score_of_tokens(output_of(model, batch).logits, batch["labels"], smoothing)
+        logits = output_of(model, batch).logits
+        score = score_of_tokens(logits, batch["labels"], smoothing)
+        if self.teacher is None or not model.training:
+            return score
+        return self.teacher.mixed(score, logits, batch, len(logits), lambda known: known)
 
     def count(self, model: Any, out: Any, batch: Batch, rows: Sequence[Encoded]) -> Sequence[float]:
-        return tally(out.argmax(-1) if rows else [], batch["labels"] if rows else [], len(self.labels.numbers))
+        if not rows:
+            return tally([], [], len(self.labels.numbers))
+        there = batch["labels"] != IGNORED
+        return tally(out.argmax(-1)[there], batch["labels"][there], len(self.labels.numbers))
 
     def measure(self, loss: float, counts: Sequence[float]) -> dict[str, float]:
         return {"loss": loss, **of_labels(counts)}

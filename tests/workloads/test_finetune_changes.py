@@ -1,0 +1,176 @@
+"""How weights change beside the usual steps: preferences, a teacher, and the same on any number of workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import finetune_tiny as tiny
+import pytest
+from test_finetune import STEADY, assert_close, chat, classify, losses, made, result_of  # noqa: F401  a fixture
+
+ARGS = {**STEADY, "learning_rate": 0.02, "max_steps": 5, "logging_steps": 1, "lr_scheduler_type": "constant"}
+SPLITS = ("train", "test")
+
+
+def pairs(made: Path, folder: Path, method: str, **changes: Any) -> dict[str, Any]:  # noqa: F811
+    """Answers with "good" are better."""
+    chance = random.Random(5)
+    rows = []
+    for _ in range(18):
+        said = [" ".join([word, *chance.choices(["film", "plot", "very"], k=chance.randrange(1, 4))]) for word in TWO]
+        rows.append({"prompt": chance.choice(["how is", "do you"]), "chosen": said[0], "rejected": said[1]})
+    for name, part in zip(SPLITS, (rows[:12], rows[12:]), strict=True):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    data = [{"path": str(folder / f"{name}.jsonl"), "split": name} for name in SPLITS]
+    evaluation = {"on": "test", "metrics": ["accuracy", "margin"]}
+    dpo = {"objective": "dpo", "dpo": {"beta": 0.5}, "datasets": data, "evaluation": evaluation, "training_args": ARGS}
+    spec = chat(made, **{**dpo, "method": method, "global_batch_size": 4, **changes})
+    if method == "full":
+        spec["train"].pop("lora")
+    return spec
+
+
+TWO = ("good", "bad")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_preferences_are_learnt_alike_on_any_number_of_workers(method: str, made: Path, tmp_path: Path) -> None:  # noqa: F811
+    one, two, spec = tmp_path / "one", tmp_path / "two", pairs(made, tmp_path, method)
+    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
+    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
+    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
+    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
+    left = result_of(one)
+    assert_close(left, result_of(two, attempt=2))
+    assert losses(one)[1] == pytest.approx(math.log(2), abs=1e-5)  # it begins as its reference
+    assert left["metrics"]["eval.accuracy"] > 0.8 and left["metrics"]["eval.accuracy_before"] == 0
+    told = tiny.in_worker(by_hand, str(made / "llama"), left["artifact"], str(tmp_path / "test.jsonl"), 0.5)
+    assert [left["metrics"][f"eval.{name}"] for name in ("loss", "margin")] == pytest.approx(told, abs=1e-4)
+
+
+def by_hand(rank: int, size: int, base: str, trained: str, file: str, beta: float) -> list[float]:
+    """The loss and the margin as the paper has them, a pair at a time and by transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def chance_of(model: Any, prompt: str, answer: str) -> Any:
+        before = tokenizer(prompt)["input_ids"]
+        after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            said = torch.log_softmax(model(torch.tensor([before + after])).logits[0], -1)
+        return sum(said[len(before) - 1 + place, token] for place, token in enumerate(after))
+
+    models = [AutoModelForCausalLM.from_pretrained(each).eval() for each in (trained, base)]  # PEFT's adapters as well
+    margins = []
+    for row in map(json.loads, Path(file).read_text().splitlines()):
+        gains = [
+            chance_of(models[0], row["prompt"], row[name]) - chance_of(models[1], row["prompt"], row[name])
+            for name in ("chosen", "rejected")
+        ]
+        margins.append(beta * (gains[0] - gains[1]))
+    found = torch.stack(margins)
+    return [float(-torch.log(torch.sigmoid(found)).mean()), float(found.mean())]
+
+
+@pytest.fixture(scope="module")
+def teacher(made: Path, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: F811
+    folder = tmp_path_factory.mktemp("teacher")
+    assert tiny.in_worker(tiny.finetune, str(folder), classify(made, evaluation=None)) == "done"
+    return str(result_of(folder)["artifact"])
+
+
+def taught(made: Path, teacher: str, folder: Path, **changes: Any) -> dict[str, Any]:  # noqa: F811
+    """Two of three rows have no label."""
+    rows = list(map(json.loads, (made / "train.jsonl").read_text().splitlines()))
+    few = [row if number % 3 == 0 else {"text": row["text"]} for number, row in enumerate(rows)]
+    (folder / "few.jsonl").write_text("\n".join(map(json.dumps, few)))
+    data = [{"path": str(folder / "few.jsonl")}, {"path": str(made / "test.jsonl"), "split": "test"}]
+    asked = {"temperature": 3.0, "alpha": 0.7}
+    spec = {"objective": "distill", "teacher": teacher, "distill": asked, "datasets": data, "training_args": ARGS}
+    return classify(made, **{**spec, "global_batch_size": 22, **changes})
+
+
+def test_a_teacher_is_learnt_from_alike_on_any_number_of_workers(made: Path, teacher: str, tmp_path: Path) -> None:  # noqa: F811
+    one, two, spec = tmp_path / "one", tmp_path / "two", taught(made, teacher, tmp_path)
+    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
+    stopped = tiny.gang(2, tiny.finetune, str(two), {**spec, "micro_batch_size": 3}, 1, 4)
+    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
+    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
+    left = result_of(one)
+    assert_close(left, result_of(two, attempt=2))
+    assert left["metrics"]["eval.accuracy"] > left["metrics"]["eval.accuracy_before"]
+    told = tiny.in_worker(softened, str(made / "bert"), teacher, str(tmp_path / "few.jsonl"))
+    assert losses(one)[1] == pytest.approx(told, abs=1e-4)
+
+
+def softened(rank: int, size: int, base: str, teacher: str, file: str) -> float:
+    """The loss before the first step, as Hinton's paper has it and by transformers alone."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(42)
+    student = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2).eval()
+    known = AutoModelForSequenceClassification.from_pretrained(teacher).eval()
+    rows, total = list(map(json.loads, Path(file).read_text().splitlines())), 0.0
+    for row in rows:
+        with torch.no_grad():
+            said, true = (model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for model in (student, known))
+        soft, hoped = torch.softmax(said / 3, -1), torch.softmax(true / 3, -1)
+        total += 0.7 * 9 * float((hoped * (hoped.log() - soft.log())).sum())
+        if "label" in row:
+            total -= 0.3 * float(torch.log_softmax(said, -1)[known.config.label2id[row["label"]]])
+    return total / len(rows)
+
+
+def test_a_language_model_learns_the_tokens_of_its_teacher(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    other = chat(made, evaluation=None, method="full", training_args={**ARGS, "max_steps": 20})
+    other["train"].pop("lora")
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "teacher"), other) == "done"
+    teacher = result_of(tmp_path / "teacher")["artifact"]
+    alike = {"objective": "distill", "teacher": teacher, "distill": {"temperature": 1.0, "alpha": 1.0}}
+    spec = chat(made, **alike, method="full", training_args={**ARGS, "max_steps": 20}, evaluation=None)
+    spec["train"].pop("lora")
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
+    found = losses(tmp_path / "one")
+    assert found[20] < 0.3 * found[1]  # how far it is from the teacher, and nothing else
+    assert_close(result_of(tmp_path / "one"), gang_of_two(tmp_path / "two", spec))
+
+
+def gang_of_two(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    assert tiny.gang(2, tiny.finetune, str(folder), spec) == ["done"] * 2
+    return result_of(folder)
+
+
+def refused(folder: Path, spec: dict[str, Any]) -> str:
+    answer: str = tiny.in_worker(tiny.finetune, str(folder), spec)
+    assert answer.startswith("refused: ")
+    return answer
+
+
+def test_a_teacher_that_cannot_teach_is_refused_with_why(made: Path, teacher: str, tmp_path: Path) -> None:  # noqa: F811
+    spec = taught(made, teacher, tmp_path)
+    (tmp_path / "few.jsonl").write_text(json.dumps({"text": "good film", "label": "fine"}))
+    assert "are not those that the teacher tells apart (neg, pos)" in refused(tmp_path, spec)
+    assert "not trained for sequence-classification" in refused(tmp_path, taught(made, str(made / "bert"), tmp_path))
+    spec = chat(made, objective="distill", teacher=str(made / "stranger"))
+    tiny.in_worker(strange, str(made / "llama"), str(made / "stranger"))
+    assert "its tokenizer is not that of the base model" in refused(tmp_path, spec)
+    same = [{"prompt": "how is", "chosen": "good", "rejected": "good"}]
+    spec = pairs(made, tmp_path, "lora")
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, same)))
+    assert "row 1 of train.jsonl has the same answer as chosen and rejected" in refused(tmp_path, spec)
+
+
+def strange(rank: int, size: int, folder: str, target: str) -> None:
+    import shutil
+
+    shutil.copytree(folder, target)
+    file = Path(target, "tokenizer.json")
+    file.write_text(file.read_text().replace('"grim"', '"gloomy"'))
