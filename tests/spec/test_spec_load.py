@@ -16,7 +16,6 @@ from llmsched.spec.validation import keys_of
 HERE = Path(__file__).parent
 TASK = "name: a\nkind: task\ntask: {run: [x]}\n"
 TRAIN = "name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]}\n"
-BASE = TRAIN[:-2]
 SERVE = "name: a\nkind: serve\nserve: {model: {source: m}}\n"
 
 
@@ -283,15 +282,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
             "3:55",
             '"train.method": "qlora" is not supported yet. Supported: full, lora.',
         ),
-        (BASE + ", objective: distill}", "3:8", '"objective: distill" and a "teacher" need each other'),
-        (BASE + ", teacher: t}", "3:56", '"objective: distill" and a "teacher" need each other'),
-        (BASE + ", dpo: {beta: 0.2}}", "3:52", '"train.dpo": goes with "objective: dpo"'),
-        (BASE + ", objective: dpo, packing: true}", "3:72", "pairs of answers are not packed"),
-        (BASE + ", method: lora, prune: {amount: 0.3}}", "3:68", "an adapter fills the zeros again"),
-        (BASE + ", method: lora, quantize: {bits: 8}}", "3:71", '"merge: true" makes a whole model'),
-        (BASE + ", quantize: {bits: 4}}", "3:64", "expected 8"),
-        (BASE + ", prune: {amount: 1}}", "3:63", "less than 1"),
-        (BASE + ", training_args: {max_steps: 0}}", "3:74", '0 trains nothing: it goes with "prune" or "quantize"'),
         (TRAIN + "publish: {to: b}", "4:10", 'an adapter needs "train.method: lora"'),
         (TRAIN + "publish: {to: b, when: loss is low}", "4:24", "expected a comparison of a metric with a number"),
         (section("serve", "{}"), "3:8", 'expected exactly one of "model"'),
