@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ledger import Resize, cluster
 
+from llmsched.core.configuration import Queue, Quota
+
 
 def test_beside_a_part_of_a_gpu_it_grows_by_every_whole_one() -> None:
     given = cluster("1 node x 4").queue("q", 4)
@@ -17,3 +19,12 @@ def test_what_two_queues_hold_in_parts_of_one_gpu_leaves_no_other_idle() -> None
     given.running("grows", 1, elastic=(1, 6), queue="q").running("too", 1, elastic=(1, 6), queue="r")
     given.after(3600.0).settle()
     assert sorted(given.state.gangs[f"{name}/0"].size for name in ("grows", "too")) == [2, 3]
+
+
+def test_one_that_names_no_flavor_grows_by_what_its_queue_may_have_of_any() -> None:
+    given = cluster("1 node x 4 A100, 1 node x 4 V100")
+    quotas = (("A100", Quota(1000)), ("V100", Quota(2000)))
+    given.queues.append(Queue("q", cohort="c", quotas=quotas))
+    given.queues.append(Queue("r", cohort="c", quotas=(("A100", Quota(3000)), ("V100", Quota(2000)))))
+    given.running("grows", 1, elastic=(1, 8), queue="q")
+    assert given.after(3600.0).decide().decisions == [Resize("grows", 4)], "r lends what it does not use"

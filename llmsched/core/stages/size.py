@@ -231,8 +231,8 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
         elastic_now = sum(gang.gpus_milli() for gang in members if gang.is_active())
         use = state.use.get(name)
         rigid = (use.gpus_milli if use else 0) - elastic_now
-        flavor = members[0].spec.groups[0].options[0].flavor
-        most[name] = min(demand[name], elastic_now + max(0, state.quota.available(name, flavor)))
+        more = sum(max(0, state.quota.available(name, flavor)) for flavor in _flavors(state, members))
+        most[name] = min(demand[name], elastic_now + more)
         due = min(demand[name], max(0, promised.get(name, 0) - rigid))
         share[name] = (
             due - due % MILLI
@@ -256,6 +256,12 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
                 share[name] += MILLI
                 left -= MILLI
     return share
+
+
+def _flavors(state: State, members: list[GangState]) -> list[str | None]:
+    """Those that any of them can use; a gang that names none can use all."""
+    named = dict.fromkeys(option.flavor for gang in members for option in gang.spec.groups[0].options)
+    return [*state.capacity.by_flavor] if None in named else [*named]
 
 
 def nearest(gang: GangState, size: int) -> int:
