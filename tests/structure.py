@@ -74,6 +74,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "_torch_device_manager": "ray.train",
     "__getattr__": "Python",
     "__dir__": "Python",
+    "momentum": "torch, of a batch norm",
     "__class__": "torch: a packed weight says that it is a parameter",
     "format_commands": "click",
     "list_commands": "click",

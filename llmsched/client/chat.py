@@ -69,6 +69,11 @@ class AsyncChat:
         answer = await self._ask("/v1/embeddings", {"model": self.model, "input": texts})
         return [list(each["embedding"]) for each in answer["data"]]
 
+    async def transcribe(self, audio: bytes) -> str:
+        """What is said in an audio file, of the rate that the model hears. Raises LlmschedError."""
+        form: dict[str, Any] = {"data": {"model": self.model}, "files": {"file": ("audio", audio)}}
+        return str((await self._ask("/v1/audio/transcriptions", **form))["text"])
+
     async def models(self) -> list[str]:
         """Ids of the models that the key reaches, adapters as MODEL:ADAPTER. Raises LlmschedError."""
         async with self._http() as http:
@@ -80,10 +85,10 @@ class AsyncChat:
             raise _error_of(answer, self.model)
         return [one["id"] for one in answer.json()["data"]]
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, path: str, body: dict[str, Any] | None = None, **form: Any) -> dict[str, Any]:
         async with self._http() as http:
             try:
-                answer = await http.post(f"{self.endpoint}{path}", json=body)
+                answer = await http.post(f"{self.endpoint}{path}", json=body, **form)
             except httpx.HTTPError as error:
                 raise self._unreachable() from error
         if not answer.is_success:

@@ -122,6 +122,10 @@ class Chat:
         """Of each text its vector. Raises LlmschedError."""
         return self._loop.call(self._chat.embed(texts))
 
+    def transcribe(self, audio: bytes) -> str:
+        """What is said in an audio file, of the rate that the model hears. Raises LlmschedError."""
+        return self._loop.call(self._chat.transcribe(audio))
+
     def models(self) -> list[str]:
         return self._loop.call(self._chat.models())
 

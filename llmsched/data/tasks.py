@@ -127,7 +127,7 @@ KINDS: dict[str, Kind] = {
         reads=("audio",),
         target="target",
         learns={"ctc": "ctc"},
-        answers=("classify",),
+        answers=("classify", "audio/transcriptions"),
         names={"target": ("text", "sentence", "transcription", "transcript")},
     ),
     "image-segmentation": Kind(

@@ -11,15 +11,24 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from llmsched import sanitize
 from llmsched.connections import ADMIT
-from llmsched.gateway import apps
+from llmsched.gateway import apps, forms
 from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import Key
-from llmsched.gateway.limits import HEARTBEAT_S, Disconnected, Receive, Send, read_body
+from llmsched.gateway.limits import (
+    AUDIO_BYTES,
+    BODY_BYTES,
+    HEARTBEAT_S,
+    MEDIA_BYTES,
+    Disconnected,
+    Receive,
+    Send,
+    read_body,
+)
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Relay
@@ -29,14 +38,25 @@ from llmsched.gateway.table import Table, Target
 
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
+
+class ModelRoute(NamedTuple):
+    """`name`: the replica's. `most`: bytes of a request. `is_form`: its body is one, not JSON."""
+
+    name: str
+    most: int
+    is_form: bool = False
+
+
 MODEL_ROUTES = {
-    "/v1/chat/completions": "chat/completions",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/classify": "classify",
+    "/v1/chat/completions": ModelRoute("chat/completions", MEDIA_BYTES),
+    "/v1/completions": ModelRoute("completions", BODY_BYTES),
+    "/v1/embeddings": ModelRoute("embeddings", BODY_BYTES),
+    "/v1/classify": ModelRoute("classify", MEDIA_BYTES),
+    "/v1/audio/transcriptions": ModelRoute("audio/transcriptions", AUDIO_BYTES, is_form=True),
 }
 APP_ROUTE = "http"  # of the replica of an app
 JSON_TYPE = (b"content-type", b"application/json")
+TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 END: Any = object()  # of a stream; an app may well say None
 _OUR_FAULT = "The gateway failed; its log says why."
@@ -144,23 +164,18 @@ class Gateway:
         if route is None:
             raise Refused(404, f"There is nothing at {path}.", code="unknown_url")
         _only(method, "POST", path)
-        raw = await read_body(headers, receive)
-        try:
-            body = sanitize.asked(raw)
-        except sanitize.RepeatedKey as error:
-            raise Refused(400, f"In the body, {error}.", code="repeated_key") from None
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
-        if not isinstance(body, dict):
-            raise Refused(400, "The body must be a JSON object.", code="invalid_json")
-
+        raw = await read_body(headers, receive, route.most)
+        if route.is_form:
+            body = forms.fields(headers.get(b"content-type", b"").decode("latin-1"), raw)
+        else:
+            body = _json_in(raw)
         target = self._table.model(body.get("model"), key)
         streams = body.get("stream") is True
         request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
         answer = self._stream if streams else self._call
-        work = answer(request, target, route, body, send)
+        work = answer(request, target, route.name, body, send)
         try:
-            await request.answer(receive, self._measured(target, route, work))
+            await request.answer(receive, self._measured(target, route.name, work))
         except Refused as refused:
             if not request.has_begun:
                 raise
@@ -373,6 +388,19 @@ class Gateway:
         return next(model for model in listed if model["id"] == full)
 
 
+def _json_in(raw: bytes) -> dict[str, Any]:
+    """Raises Refused."""
+    try:
+        body = sanitize.asked(raw)
+    except sanitize.RepeatedKey as error:
+        raise Refused(400, f"In the body, {error}.", code="repeated_key") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "The body must be a JSON object.", code="invalid_json")
+    return body
+
+
 def _tokens(body: Mapping[str, Any]) -> int:
     """About how much work a request is."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -401,9 +429,10 @@ def _retry(answer: dict[str, Any]) -> list[tuple[bytes, bytes]]:
 
 
 async def _reply(send: Send, status: int, value: Any, headers: Any = ()) -> None:
-    body = encode(value)
+    """A text as it is, anything else as JSON."""
+    kind, body = (TEXT_TYPE, value.encode("utf-8", "replace")) if isinstance(value, str) else (JSON_TYPE, encode(value))
     length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [JSON_TYPE, length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [kind, length, *headers]})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from llmsched.gateway.refusals import Refused
 
-BODY_BYTES = 1 << 20
+BODY_BYTES = 1 << 20  # of texts
+MEDIA_BYTES = 16 << 20  # where images and sounds may stand in JSON
+AUDIO_BYTES = 25 << 20  # of a form, as OpenAI has it
 BODY_TIMEOUT_S = 30.0  # a client that dribbles its body may not hold a connection for ever
 RETRY_FULL_S = 1.0
 HEARTBEAT_S = 10.0  # to the client of a stream that waits for a replica: proxies on the way end what is silent

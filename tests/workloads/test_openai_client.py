@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 import tiny_models
+import tiny_tasks
 import torch
 
 from llmsched.gateway.front import Gateway
@@ -45,7 +46,10 @@ def endpoint(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     encoder = tiny_models.bert(tmp_path_factory.mktemp("bert"))
+    ear = tmp_path_factory.mktemp("ear")
+    rows = tiny_tasks.speech(ear)
     replicas = {
+        "speech": InProcess(Replica(order("automatic-speech-recognition", ear / "model"))),
         "chat": InProcess(Replica(order("causal-lm", folder))),
         "embed": InProcess(Replica(order("feature-extraction", encoder))),
     }
@@ -53,6 +57,7 @@ def endpoint(tmp_path_factory):
     models = {name: {"workload": name, "kind": "model", "replicas": [{"app": name}]} for name in replicas}
     keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": list(models)}]
     gateway.route({"version": 1, "models": models, "keys": keys})
+    gateway.heard = ear / rows[0]["audio"]
     yield gateway
     torch.set_num_threads(before)
 
@@ -180,5 +185,31 @@ def test_a_template_takes_what_it_is_told(endpoint):
         quiet = await chat(client, seed=1)
         loud = await chat(client, seed=1, extra_body={"chat_template_kwargs": {"loud": True}})
         assert loud.usage.prompt_tokens == quiet.usage.prompt_tokens + 1
+
+    using(endpoint, story)
+
+
+def test_audio_becomes_text_as_of_openai_and_what_is_no_audio_of_this_model_is_refused(endpoint):
+    async def story(client):
+        file = endpoint.heard.read_bytes()
+        said = await client.audio.transcriptions.create(model="speech", file=("a.wav", file))
+        assert isinstance(said.text, str)
+        assert await client.audio.transcriptions.create(model="speech", file=file, response_format="text") == said.text
+        for wrong, message in (
+            ({"file": b"no audio"}, "is no audio that can be read"),
+            (
+                {
+                    "file": tiny_tasks._sound(endpoint.heard.parent, 99, [100] * 4, rate=800)
+                    and (endpoint.heard.parent / "99.wav").read_bytes()
+                },
+                "is audio of 800 samples a second; this model hears 1,600",
+            ),
+            ({"response_format": "srt"}, '"response_format" is "json" or "text" here'),
+            ({"language": "de"}, '"language" is not supported here'),
+            ({"extra_body": {"langage": "de"}}, 'There is no parameter "langage" here'),
+            ({"model": "chat"}, "does not answer /v1/audio/transcriptions, only"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=message):
+                await client.audio.transcriptions.create(**{"model": "speech", "file": file, **wrong})
 
     using(endpoint, story)

@@ -230,6 +230,17 @@ def learnings(rank: int, size: int, folder: str, specs: list[dict[str, Any]]) ->
     return [tiny.finetune(rank, size, f"{folder}/{number}", spec) for number, spec in enumerate(specs)]
 
 
+def test_batch_norms_of_a_model_of_chance_have_the_averages_of_its_first_rows(made: Path, tmp_path: Path) -> None:
+    """Those it is made with are of nothing, and what is deep then learns nothing."""
+    spec = spec_of(made, "image-segmentation", init="random", evaluation=None)
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
+    assert tiny.gang(2, tiny.finetune, str(tmp_path / "two"), spec) == ["done"] * 2
+    one, two = result_of(tmp_path / "one"), result_of(tmp_path / "two")
+    assert_close(one, two)
+    spread = one["weights"]["model.safetensors:decode_head.batch_norm.running_var"]
+    assert min(abs(each - 1.0) for each in spread) > 0.01
+
+
 def test_an_encoder_decoder_says_the_target_over_chat_and_completions(made: Path, tmp_path: Path) -> None:
     model = learnt(made, "seq2seq-lm", tmp_path, 80)
     said, refused = tiny.in_worker(said_by, str(model))

@@ -22,6 +22,7 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
+from workloads.finetune import norms
 from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
@@ -119,6 +120,8 @@ class FineTune:
         if self.settings.gradient_checkpointing:
             kwargs = {"use_reentrant": False, "context_fn": lambda: stepper.chance.again()}
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        if not folder and self.train.get("init") == "random":
+            self._take_averages()
         if folder and found:
             facts = read_state(self.stepper, folder)
             self.step, self.metrics = int(facts["step"]), dict(facts["metrics"])
@@ -128,17 +131,20 @@ class FineTune:
             self.evaluated = int(facts.get("evaluated", self.step))
             self.best.read(facts, folder)
 
-    def _learn(self) -> None:
-        """As `model.train()`; batch norms keep the averages of the base: their own would depend on what else is in a
-        batch, and so on the number of workers."""
-        self.model.train()
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    def _take_averages(self) -> None:
+        """Of the first rows, for the batch norms of a model of chance."""
+        seed = self.settings.seed
+        first = [self.task.prepared(row, key_of(seed, 0, at)) for at, row in enumerate(self.rows[: norms.ROWS])]
+
+        def forward() -> None:
+            for batch, _ in self.stepper.batches(first):
+                self.task.score(self.model, batch)
+
+        norms.take_averages(self.model, forward)
 
     def _train(self) -> None:
         self._look_on_the_way()  # a stop may have come between a step and its evaluation
-        self._learn()
+        norms.learn(self.model)
         loss_sum, weight_sum, since, counted = 0.0, 0.0, time.monotonic(), self.step
         steps = data.batches(
             len(self.rows),
@@ -176,7 +182,7 @@ class FineTune:
                 if time.monotonic() - self.saved_at >= self._every_s():
                     self._save()
                 if self._look_on_the_way():
-                    self._learn()
+                    norms.learn(self.model)
 
     def _look_on_the_way(self) -> bool:
         """Evaluate when it is time; whether it was."""

@@ -27,7 +27,7 @@ from workloads.tasks.answers import answers_of
 from workloads.tasks.reads import Batch, Encoded
 from workloads.tasks.table import model_class, reader_of
 
-Input = str | list[int] | dict[str, str]  # a text, its tokens, or an image or audio as base64
+Input = str | list[int] | Mapping[str, str | bytes]  # a text, its tokens, or an image or audio, as base64 too
 BATCH_TOKENS = 16_384  # padding included
 MOST_EXPLAINED = 64  # inputs of a request: each takes as long as some fifty answers
 
@@ -159,7 +159,9 @@ class Forward:
         if not isinstance(one, dict) or set(one) != {*self._roles}:
             parts = ", ".join(f'"{role}": base64 or a data: URL' if role in ROLES else '"text"' for role in self._roles)
             raise RequestError(f"An input of this model is {{{parts}}}.", param="input")
-        return [of_text(one[role]) if role in ROLES else one[role] for role in self._roles]
+        return [
+            of_text(one[role]) if role in ROLES and isinstance(one[role], str) else one[role] for role in self._roles
+        ]
 
     def _run(self) -> None:
         while (jobs := self._next()) is not None:
@@ -248,8 +250,12 @@ class ForwardServer:
         self.routes = model.routes
         self.check = model.check
 
-    async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any]:
+    async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any] | str:
         model = str(body.get("model", ""))
+        if route == "audio/transcriptions":
+            file, is_bare = openai.transcription(body)
+            ((said,), *_), _ = await self._model.run([{"audio": file}])
+            return said["text"] if is_bare else {"text": said["text"]}
         if route == "embeddings":
             inputs, as_base64 = openai.embedding_inputs(body)
             vectors, tokens = await self._model.run(inputs)

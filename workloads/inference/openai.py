@@ -136,6 +136,19 @@ def classify_inputs(body: Mapping[str, Any]) -> tuple[list[Any], bool]:
     return [_text_and_pair(one, f"input[{n}]") for n, one in enumerate(given)], explain
 
 
+def transcription(body: Mapping[str, Any]) -> tuple[bytes, bool]:
+    """The file, and whether the bare text goes back. Raises RequestError."""
+    parameters.refuse_what_is_not_here(body, parameters.TRANSCRIPTIONS)
+    file, form = body.get("file"), body.get("response_format", "json")
+    if not isinstance(file, bytes) or not file:
+        raise RequestError('"file" must be an audio file, sent as a form does.', param="file")
+    if form not in ("json", "text"):
+        raise RequestError(
+            '"response_format" is "json" or "text" here: nothing is known of times.', param="response_format"
+        )
+    return file, form == "text"
+
+
 def _text_and_pair(one: Any, param: str) -> Any:
     if isinstance(one, dict):
         if strange := sorted(set(one) - {"text", "text_pair", "image", "audio"}):

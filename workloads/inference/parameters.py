@@ -33,6 +33,7 @@ CHAT = _TEXT | {
 COMPLETIONS = _TEXT | {"prompt"}
 EMBEDDINGS = {"model", "input", "encoding_format", "dimensions", "user"}
 CLASSIFY = {"model", "input", "explain", "user"}
+TRANSCRIPTIONS = {"model", "file", "response_format", "user"}
 
 # Understood elsewhere but not here, with the values that ask for nothing.
 _NOT_HERE: dict[str, tuple[Any, ...]] = {
@@ -50,6 +51,12 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
+    "stream": (None, False, "false"),
+    "language": (None,),
+    "prompt": (None, ""),
+    "timestamp_granularities": (None,),
+    "include": (None,),
+    "chunking_strategy": (None,),
 }
 
 
