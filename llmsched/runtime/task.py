@@ -158,7 +158,7 @@ class TaskWorker:
     def _watch_ray(self, node: private_ray.RayNode) -> None:
         """Whoever asks a Ray that is gone waits long for an answer, or fails with many words."""
         node.wait()
-        if not node.was_stopped:
+        if not node.was_stopped and not self._over_memory:
             self._say(f"[llmsched] {_ray_ended(node)}\n")
 
     def hold_port(self) -> int:
@@ -192,12 +192,15 @@ class TaskWorker:
         ending = self._ending(f"{who}: {command[0]!r}", code)
         return ending._replace(says_done=done.exists())
 
-    def lost_ray(self) -> str:
-        """Why a command of the gang may have failed that used its Ray: the node here has ended by itself."""
+    def lost_ray(self) -> Ending | None:
+        """Why a command of the gang may have failed that used its Ray: the node here has ended by itself, or was ended
+        because what the command makes through it uses too much memory."""
         node = self._node
         if node is None or self._stopping.is_set() or not node.wait(_RAY_TELLS_WITHIN_S) or node.was_stopped:
-            return ""
-        return _ray_ended(node)
+            return None
+        if self._over_memory:
+            return Ending(f"rank {self._rank}: {self._over_memory}", "input")
+        return Ending(_ray_ended(node), "interruption")
 
     def _answers(self) -> command_link.Answers:
         """To the command, which may use `llmsched.runtime` as a loop does."""

@@ -126,9 +126,9 @@ class TaskAttempt:
             raise Outcome("failed", *self._life.of_death(0, error)) from error
 
     def _with_its_ray(self, ending: Ending) -> Ending:
-        """A rank that failed for want of the gang's own Ray, whose head is beside worker 0: it is tried again."""
+        """A rank that failed for want of the gang's own Ray, whose head is beside worker 0: what ended that is why."""
         if ending.message and (lost := self._of_worker_0(self._workers[0].lost_ray.remote())):
-            return ending._replace(message=lost, event="interruption")
+            return ending._replace(message=lost.message, event=lost.event)
         return ending
 
     def _end_ray(self) -> None:

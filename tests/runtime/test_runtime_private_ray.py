@@ -13,6 +13,7 @@ import pytest
 from waiting import wait_until
 
 from llmsched.runtime import private_ray, task
+from llmsched.runtime.containment import OverMemory
 from llmsched.runtime.health import Health, Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
 from llmsched.runtime.ranks import Ranks
@@ -216,30 +217,52 @@ def test_a_task_s_worker_knows_its_own_ray_that_ended_by_itself(
     made: Callable[..., RayNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "envs": {}, "spec": {"task": {"run": ["true"]}}}
-    for how, said in (("ends", "a node of its own Ray ended by itself: gcs_server [exit code=-9]"), ("lasts", "")):
+    ended = Ending("a node of its own Ray ended by itself: gcs_server [exit code=-9]", "interruption")
+    for how, said in (("ends", ended), ("lasts", None)):
         worker = TaskWorker(json.dumps(order), 0)
-        assert worker.lost_ray() == ""
+        assert worker.lost_ray() is None
         monkeypatch.setattr(task, "_RAY_TELLS_WITHIN_S", 60.0 if said else 0.0)
         worker._node = made(how)
         worker._node.start("127.0.0.2", tmp_path)
         assert worker.lost_ray() == said
 
 
+def test_a_ray_that_was_ended_because_the_program_took_too_much_memory_is_not_said_to_have_ended_by_itself(
+    made: Callable[..., RayNode], tmp_path: Path
+) -> None:
+    order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "envs": {}, "spec": {"task": {"run": ["true"]}}}
+    worker = TaskWorker(json.dumps(order), 0)
+    worker._node = made("ends")
+    worker._node.start("127.0.0.2", tmp_path)
+    over = OverMemory(2_000_000_000, 1_000_000_000, is_over=True)
+    worker._on_memory(over)
+    assert worker.lost_ray() == Ending(f"rank 0: {over}", "input")  # not tried again
+    worker._watch_ray(worker._node)
+    assert worker._log.path.read_text() == f"[llmsched] {over}\n"
+
+
 class Said:
     """What an actor answers."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, lost: Ending | None) -> None:
         self.lost_ray = self
-        self.remote = lambda: text
+        self.remote = lambda: lost
 
 
-@pytest.mark.parametrize("lost", ["a node of its own Ray ended by itself", ""])
-def test_a_rank_that_failed_because_the_gang_s_ray_was_gone_is_tried_again(
-    lost: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "lost",
+    [
+        Ending("a node of its own Ray ended by itself", "interruption"),
+        Ending("rank 0: used 2 GB of the 1 GB of memory it asked for, on a", "input"),
+        None,
+    ],
+)
+def test_a_rank_that_failed_because_the_gang_s_ray_was_gone_fails_for_what_ended_that(
+    lost: Ending | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = TaskAttempt.__new__(TaskAttempt)
     attempt._workers = [Said(lost)]
     monkeypatch.setattr(attempt, "_of_worker_0", lambda asked: asked)
     failed = Ending("rank 1: 'python' exited with code 1", "error", 1)
-    assert attempt._with_its_ray(failed) == (failed._replace(message=lost, event="interruption") if lost else failed)
+    assert attempt._with_its_ray(failed) == (lost._replace(code=1) if lost else failed)
     assert attempt._with_its_ray(Ending(code=0)) == Ending(code=0)
