@@ -175,6 +175,10 @@ class Isolation(NamedTuple):
     storage: str = ""
 
 
+def store_file(home: Path) -> Path:
+    return home / "state.sqlite"
+
+
 def proofs_of_use(home: Path) -> list[Path]:
     """What is made in a home only once a store is in it, beside the store's own files."""
     return [home / "isolation.json"]

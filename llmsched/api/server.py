@@ -20,7 +20,7 @@ from typing import Any
 
 import uvicorn
 
-from llmsched.api import app, auth, home
+from llmsched.api import app, auth, home, results, storage_claim
 from llmsched.connections import Quiet, Waiting, connections_of, make_room
 from llmsched.control import data_files, garbage, model_files, snapshot_maker
 from llmsched.control.clock import RealClock
@@ -31,8 +31,12 @@ from llmsched.executors import endpoint_proxy
 from llmsched.executors import ray_user as users
 from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.ports import free_ports
+from llmsched.runtime.storage import StorageError
 from llmsched.spec import http_models
+from llmsched.store import keyfile
+from llmsched.store.reading import Places
 from llmsched.store.sqlite import SqliteStore
+from llmsched.store.tables import ArchiveQuery
 
 log = logging.getLogger("llmsched.api")
 WEBSOCKET_MESSAGE_LIMIT = 1 << 20
@@ -47,10 +51,11 @@ async def serve(
     folder: Path,
     isolation: home.Isolation,
     *,
+    user: users.RayUser | None = None,
     fresh: bool = False,
 ) -> None:
-    """Run the controller behind `application` until it is told to stop, or fails (then its error is raised). `fresh`:
-    before it answers anything, it cancels what had not ended."""
+    """Run the controller behind `application` until it is told to stop, or fails (then its error is raised). `user` is
+    whose the results are. `fresh`: before it answers anything, it cancels what had not ended."""
     server = web_server(application)
     stop = application.state.stop
     loop = asyncio.get_running_loop()
@@ -65,6 +70,7 @@ async def serve(
         # Nothing is answered from a state that is not folded yet.
         await asyncio.wait({control, told, begun}, return_when=asyncio.FIRST_COMPLETED)
         if begun.done():
+            _claim_storage(controller, folder, user)
             if fresh:
                 await _cancel_all(controller)
             listener.listen(BACKLOG)  # before it is announced: the server's first step may come later
@@ -86,6 +92,18 @@ async def serve(
             server.should_exit = True
             await web
         await control
+
+
+def _claim_storage(controller: Any, folder: Path, user: users.RayUser | None) -> None:
+    """Raises RequestError where another llmsched has it. One that is away is claimed at the next start."""
+    key = keyfile.read(Places.of(home.store_file(folder)).key, "store_key")
+    if key is None:
+        return  # it has gone from under us: the next start says so
+    is_new = not controller.state.workloads and not controller.archived(ArchiveQuery(1))
+    try:
+        storage_claim.claim(results.open_storage(controller.storage, user), storage_claim.identity(key), is_new=is_new)
+    except (OSError, StorageError) as error:
+        log.warning("the storage %s cannot be used now: %s", controller.storage, error)
 
 
 async def _cancel_all(controller: Any) -> None:
@@ -200,7 +218,7 @@ async def main(
         place = storage or (str(folder / "storage") if address is None else home.default_storage(folder))
         if address is not None:
             home.refuse_in_home(folder, place)
-        store = SqliteStore(folder / "state.sqlite", proofs=home.proofs_of_use(folder))
+        store = SqliteStore(home.store_file(folder), proofs=home.proofs_of_use(folder))
         executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint, proxy)
         isolation = _isolation(address, user, single_user)
         tokens = auth.Tokens(folder, at_endpoints=isolation.mode == "single-user")  # all work could read them
@@ -212,7 +230,7 @@ async def main(
         )
         application = app.build(controller, tokens, isolation=isolation, ray_user=user, home=folder)
         noted = home.Isolation(**isolation.model_dump(), storage=place)
-        await serve(controller, application, listener, folder, noted, fresh=fresh)
+        await serve(controller, application, listener, folder, noted, user=user, fresh=fresh)
 
 
 def _isolation(address: str | None, user: users.RayUser | None, why: str) -> http_models.IsolationView:

@@ -6,21 +6,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from llmsched.api import home
+from llmsched.api import home, storage_claim
 from llmsched.errors import ClusterError, RequestError
 from llmsched.executors import local_ray, ray_environment, ray_user
 from llmsched.executors.ray_user import Choice, RayUser
 
 
 class Placement(NamedTuple):
-    """`user` is whom Ray runs as; None: the controller's own, for the reason `why`. `storage` is where results lie."""
+    """`user` is whom Ray runs as; None: the controller's own, for the reason `why`. `storage` is where results lie, and
+    `aside` where those lie now that a home left there which is gone."""
 
     user: RayUser | None
     why: str
     storage: str
+    aside: str = ""
 
 
 def choose(folder: Path, asked: str | None, *, address: str | None, storage: str | None) -> Placement:
@@ -32,18 +35,35 @@ def choose(folder: Path, asked: str | None, *, address: str | None, storage: str
     if place:
         home.refuse_in_home(folder, place)
     if found.user is None:
-        return Placement(None, found.why, place or _made(home.default_storage(folder)))
-    place = place or str(ray_user.folder_of(found.user, folder) / "storage")
+        if place:
+            return Placement(None, found.why, place)
+        aside = _set_aside(folder, Path(home.default_storage(folder)))
+        return Placement(None, found.why, _made(home.default_storage(folder)), aside)
+    aside = ""
+    if not place:
+        place = str(ray_user.folder_of(found.user, folder) / "storage")
+        with ray_user.acting_as(found.user):
+            aside = _set_aside(folder, Path(place))
     trouble = _trouble_with(found.user, place)
     if not trouble:
-        return Placement(found.user, "", place)
+        return Placement(found.user, "", place, aside)
     if asked is not None or local_ray.read(folder) is not None:
         raise RequestError(
             f"{trouble}.",
             code="ray_user",
             hint=f"Give it a folder of its own with --storage, or let one user run both: --ray-user {ray_user.own()}.",
         )
-    return Placement(None, f"{trouble}. Give --storage a folder that {found.user.name} may write to", place)
+    return Placement(None, f"{trouble}. Give --storage a folder that {found.user.name} may write to", place, aside)
+
+
+def _set_aside(folder: Path, storage: Path) -> str:
+    """Move away what a home of this name has left that is gone: its results would be taken for those of new work of the
+    same name. Where to; "" where there is nothing."""
+    if home.store_file(folder).exists() or not (storage / storage_claim.NOTE).exists():
+        return ""
+    aside = next(place for number in count(1) if not (place := Path(f"{storage}-before-{number}")).exists())
+    storage.rename(aside)
+    return str(aside)
 
 
 def _made(storage: str) -> str:
@@ -105,6 +125,8 @@ def forget(folder: Path) -> None:
 def notes(folder: Path, place: Placement, env: Sequence[str]) -> Iterator[str]:
     """What an operator should know before anything starts. Raises SpecError for `env` that cannot be handed on."""
     left_out = ray_environment.build(os.environ, place.user, env).left_out
+    if place.aside:
+        yield f"This home is new. What one of its name left before lies in {place.aside} now."
     if place.user is None:
         yield f"Single-user mode: {place.why.rstrip('.')}."
         others = sorted({one.user for one in home.made_records(folder)} - {home.user_name()})

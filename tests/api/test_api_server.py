@@ -18,7 +18,9 @@ import pytest
 from waiting import has_ended, wait_until
 
 from llmsched.api import home, server
+from llmsched.api.storage_claim import NOTE
 from llmsched.client import Client
+from llmsched.runtime.storage import LocalStorage
 
 Llmsched = Callable[..., subprocess.CompletedProcess[str]]
 SPEC = 'name: kept\nkind: task\nresources: {accelerators: "A100:1"}\ntask: {run: ["true"]}\n'
@@ -128,6 +130,14 @@ def test_a_second_controller_on_the_same_home_is_refused_and_the_first_ends_on_s
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_new_controller_is_refused_where_the_work_of_another_left_its_results(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "results")
+    storage.write(NOTE, b"another journal")
+    said = serve(tmp_path / "home", "--storage", str(storage.root)).communicate(timeout=60)[1]
+    assert f"{storage.root} has what the work of another llmsched left" in said
+    assert home.announced(tmp_path / "home") is None
 
 
 def test_a_port_in_use_and_a_foreign_host_are_refused(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import pytest
 from live import live
 from waiting import wait_until
 
-from llmsched.api import home, page
+from llmsched.api import home, page, storage_claim
 from llmsched.cli import placement
 from llmsched.client import Client
 from llmsched.errors import NotAllowed, RequestError, SpecError
 from llmsched.executors import endpoint_proxy, ray_user
+from llmsched.runtime.storage import LocalStorage
 from llmsched.spec import http_models
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,6 +78,22 @@ def test_results_lie_beside_the_home_and_never_in_it(folder: Path) -> None:
         assert "--storage" in refused.value.hint and refused.value.exit_code == 3
     for outside in (f"{folder}-2/storage", "s3://bucket/x"):
         assert placement.choose(folder, ray_user.own(), address=None, storage=outside).storage == outside
+
+
+def test_a_home_that_is_new_does_not_begin_with_the_results_that_one_of_its_name_left(folder: Path) -> None:
+    def place() -> placement.Placement:
+        return placement.choose(folder, ray_user.own(), address=None, storage=None)
+
+    storage = LocalStorage(Path(place().storage))
+    for number in (1, 2):
+        storage_claim.claim(storage, storage_claim.identity(b"of a home that was removed"), is_new=True)
+        found = place()
+        assert found.aside == f"{storage.root}-before-{number}" and (Path(found.aside) / storage_claim.NOTE).is_file()
+        assert list(storage.root.iterdir()) == []
+        assert f"lies in {found.aside} now" in "\n".join(placement.notes(folder, found, ()))
+    storage_claim.claim(storage, storage_claim.identity(b"ours"), is_new=True)
+    home.store_file(folder).touch()
+    assert place().aside == "" and storage.exists(storage_claim.NOTE)
 
 
 def test_a_home_whose_work_was_pretended_gets_a_place_of_its_own_for_real_work(folder: Path) -> None:
