@@ -24,6 +24,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.records import amount_of
 from llmsched.core.resources import MILLI, Resources, parse_gpus_milli
 from llmsched.core.state import GangState, State, Status, WorkloadState
+from llmsched.core.status import ACTIVE
 from llmsched.core.workload import Placement, Workload, named_run, split_run
 from llmsched.errors import ClusterError, RequestError, SpecError
 from llmsched.executors import port
@@ -397,6 +398,8 @@ def _ended(state: State, seen: port.Ended, at: float) -> list[facts.Fact]:
     record = current(state, seen.gang, seen.attempt)
     # Whoever cancelled it wants nothing of it: neither is it told as a success, nor does anything come after it.
     if seen.outcome == "released" or (seen.outcome == "succeeded" and record is not None and record.cancelled):
+        if seen.outcome == "released" and record is not None and state.gangs[seen.gang].status in ACTIVE:
+            return [facts.Lost(at, seen.gang, seen.attempt, "it left, and nobody had told it to")]
         return [facts.Released(at, seen.gang, seen.attempt)]
     metrics = {name: float(value) for name, value in seen.metrics.items() if math.isfinite(value)}
     published = None
