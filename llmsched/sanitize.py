@@ -32,6 +32,7 @@ CHECKED_AT_MOST = 1_000_000  # values of one request
 # Unicode, and those that turn the direction of what follows them.
 _NOT_UNICODE = re.compile("[\ud800-\udfff]")
 _UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")  # of a terminal: how words look, and nothing that it would obey
 _REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -60,9 +61,11 @@ def line(value: Any, limit: int = TEXT_AT_MOST) -> str:
 
 
 def shown(said: str, *, in_json: bool = False) -> str:
-    """Readable as a whole, however long: what a terminal would obey or cannot show is spelled out."""
+    """Readable as a whole, however long: what a terminal would obey or cannot show is spelled out, and colours go."""
     if not _UNREADABLE.search(said):
         return said
+    if not in_json:
+        said = _COLOURS.sub("", said)
     return _UNREADABLE.sub(_spelled_in_json if in_json else _spelled, said.replace("\r\n", "\n"))
 
 
