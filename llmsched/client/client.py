@@ -142,6 +142,9 @@ class Run:
         """Of its workloads: `NAME`, or `NAME@N` of a later run."""
         return [one.id for one in self.applied]
 
+    def __repr__(self) -> str:
+        return f"<Run of {', '.join(self.ids)}>"
+
     def __getitem__(self, name: str) -> Run:
         chosen = [one for one in self.applied if name in (one.name, one.id)]
         if not chosen:

@@ -120,7 +120,9 @@ def recognise(found: Columns, columns: Mapping[str, str], path: str) -> str:
                 "which column has them with columns: {target: ...}, or name format: text to learn the prompts"
             )
         return "text"
-    raise missing_column("text", None, found.kinds, path, "messages, conversations, instruction and output, or text")
+    instead = "messages, conversations, instruction and output, prompt and completion, or text"
+    error = missing_column("text", None, found.kinds, path, instead)
+    raise DataError(f"{error}, and what is to be learnt of it with {{target: ...}}, if not all")
 
 
 def missing_column(role: str, named: str | None, there: Mapping[str, Any], path: str, instead: str = "") -> DataError:

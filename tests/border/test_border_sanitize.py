@@ -30,7 +30,9 @@ def test_any_value_becomes_valid_data_and_text(value):
 def test_what_is_no_character_is_spelled_out_so_that_two_names_stay_two():
     assert sanitize.text("caf\udce9.txt") == "caf\\udce9.txt"
     assert sanitize.text("\x1b[2J\x9b") == "\\x1b[2J\\x9b"
-    assert sanitize.text("\x1b[36m(RayTrainWorker pid=7)\x1b[0m loss \x1b[1;31m2\x1b[m") == "(RayTrainWorker pid=7) loss 2"
+    assert (
+        sanitize.text("\x1b[36m(RayTrainWorker pid=7)\x1b[0m loss \x1b[1;31m2\x1b[m") == "(RayTrainWorker pid=7) loss 2"
+    )
     assert sanitize.text("\x1b[\x1b[0m2J") == "\\x1b[2J"  # what is left of it once a colour has gone
     assert len({sanitize.text(f"caf{one}") for one in ("\udce9", "\udcea", "\x1b")}) == 3
     assert sanitize.text("two\r\nlines\tand a tab, ünïcode, 日本, 👍🏽") == "two\nlines\tand a tab, ünïcode, 日本, 👍🏽"

@@ -52,7 +52,7 @@ def test_a_file_is_applied_waited_for_and_read_as_one_run(controller: Live, tmp_
     seen: list[str] = []
     with controller.client() as client:
         run = client.apply(tmp_path / "spec.yaml")
-        assert run.ids == ["first", "second"]
+        assert run.ids == ["first", "second"] and repr(run) == "<Run of first, second>"
         assert run.wait(10, watch=lambda view: seen.append(view.name)) is run
         assert (run.phase, run.metrics["eval.loss"]) == ("succeeded", 0.25)
         assert run["second"].ids == ["second"]

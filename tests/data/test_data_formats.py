@@ -154,6 +154,7 @@ def test_prompts_without_answers_do_not_train_unless_that_is_said() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "type 'image_url'"),
         ({"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "not JSON"),
         ({"review": "x", "stars": 3}, "no column 'text' for the role 'text'; found: review, stars"),
+        ({"question": "q", "answer": "a"}, "columns: {text: ...}, and what is to be learnt of it with {target: ...}"),
     ],
 )  # fmt: skip
 def test_what_would_be_learnt_as_nobody_meant_it_is_refused(row: Row, message: str) -> None:

@@ -96,6 +96,15 @@ def test_turns_that_a_template_leaves_out_are_counted() -> None:
     assert said == {"turns of the assistant that the chat template does not show: nothing is learnt of them": 1}
 
 
+def test_what_a_message_has_beside_its_content_is_counted_where_a_template_leaves_it_out() -> None:
+    thought = {"role": "assistant", "reasoning_content": "six times seven", "content": "42"}
+    assert tiny.in_worker(learnt, IGNORING, [*turns("q"), thought])[1] == {
+        "messages whose 'reasoning_content' the chat template does not show": 1
+    }
+    showing = IGNORING.replace("{{ m.content }}", "{{ m.reasoning_content }}{{ m.content }}")
+    assert tiny.in_worker(learnt, showing, [*turns("q"), thought])[1] == {}
+
+
 def samples(rank: int, size: int, model: str, dataset: dict[str, Any], max_length: int, changes: dict[str, Any]) -> Any:
     from tokenizers import processors
     from transformers import AutoTokenizer

@@ -20,6 +20,7 @@ from workloads.tasks import chat_mask
 from workloads.tasks.reads import first_line
 from workloads.tasks.task import IGNORED
 
+_SHOWN_OTHERWISE = ("role", "content", "tool_calls", "tool_call_id", "id")
 _ALPACA = "### Instruction:\n{}\n\n### Response:\n"  # for a base model without a chat template
 
 
@@ -59,6 +60,7 @@ class Dialogues:
         if any("tool_calls" in message for message in plain):
             plain = self._with_calls(render, plain)
         text, turns = chat_mask.turns(render, plain)
+        self._count_unshown(text, plain)
         turns = [turn for turn in turns if messages[turn.message].get("learn", True)]
         learnt = [turn for turn in turns if self._is_shown(text, turn, plain[turn.message])]
         if not learnt:
@@ -75,6 +77,13 @@ class Dialogues:
         elif content not in shown:
             self.seen["turns of the assistant that the chat template writes otherwise than the data set has them"] += 1
         return bool(shown)
+
+    def _count_unshown(self, text: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        """What a message has beside its content and the template leaves out, such as thoughts: nobody would miss it."""
+        for message in messages:
+            for key, value in message.items():
+                if key not in _SHOWN_OTHERWISE and isinstance(value, str) and value.strip() not in text:
+                    self.seen[f"messages whose {key!r} the chat template does not show"] += 1
 
     def _with_calls(self, render: chat_mask.Render, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The messages so that the template shows their tool calls, as it likes the arguments: an object, or JSON."""
