@@ -334,22 +334,6 @@ def test_a_source_without_a_result_fails_the_launch_and_says_so():
     asyncio.run(story())
 
 
-def test_what_says_that_it_left_although_nobody_told_it_to_is_tried_again():
-    """A receipt lies where work may write: what it says must not keep a place that nobody holds."""
-
-    async def story():
-        cluster = fake_cluster()
-        async with controlling(cluster) as controller:
-            await controller.submit([task("leaves")], user=ANN)
-            await until(lambda: phase(controller, "leaves") == "running")
-            cluster.attempts["llms/leaves/0/1"].ended = Ended("leaves/0", 1, "released")
-            cluster.say(Ended("leaves/0", 1, "released"))
-            await until(lambda: "llms/leaves/0/2" in cluster.launched)
-            assert kinds(controller, "leaves").count("Lost") == 1
-
-    asyncio.run(story())
-
-
 def test_what_ends_well_while_it_is_cancelled_is_told_as_cancelled_and_nothing_comes_after_it():
     async def story():
         cluster = fake_cluster()

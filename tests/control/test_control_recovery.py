@@ -155,6 +155,22 @@ def test_nothing_is_decided_while_the_cluster_is_away_and_nothing_is_lost():
     asyncio.run(story())
 
 
+def test_what_says_that_it_left_although_nobody_told_it_to_is_tried_again():
+    """A receipt lies where work may write: what it says must not keep a place that nobody holds."""
+
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            await controller.submit([task("leaves")], user=ANN)
+            await until(lambda: phase(controller, "leaves") == "running")
+            cluster.attempts["llms/leaves/0/1"].ended = Ended("leaves/0", 1, "released")
+            cluster.say(Ended("leaves/0", 1, "released"))
+            await until(lambda: "llms/leaves/0/2" in cluster.launched)
+            assert kinds(controller, "leaves").count("Lost") == 1
+
+    asyncio.run(story())
+
+
 def test_reports_that_come_twice_or_late_change_nothing():
     async def story():
         cluster = fake_cluster(quick=Script(runs_for_s=0.01, steps=1))
