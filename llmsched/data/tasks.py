@@ -49,6 +49,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "next_token": ("loss", "perplexity"),
     "preference": ("loss", "accuracy", "margin"),
     "target_text": ("loss", "perplexity", "bleu", "chrf"),
+    "about_image": ("loss", "perplexity"),
     "hidden": ("loss", "perplexity", "accuracy"),
     "one_label": _OF_LABELS,
     "label_each": ("loss", "f1", "precision", "recall", "accuracy"),
@@ -79,6 +80,14 @@ KINDS: dict[str, Kind] = {
         answers=("chat/completions", "completions"),
         names={"text": ("source", "document", "article"), "target": ("translation", "summary", "highlights", "answer")},
         lora="SEQ_2_SEQ_LM",
+    ),
+    "image-text-to-text": Kind(
+        auto="AutoModelForImageTextToText",
+        reads=("text", "image"),
+        target="target",
+        learns={"sft": "about_image"},
+        answers=("chat/completions",),
+        names={"text": ("question", "prompt"), "target": ("answer", "caption")},
     ),
     "sequence-classification": Kind(
         auto="AutoModelForSequenceClassification",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
 
+from llmsched.data.tasks import KINDS
 from llmsched.spec.quantities import Duration, EntryPoint, Label, Source, Storage, Text
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.serve import EngineKwargs
@@ -75,7 +76,7 @@ class BatchSection(Section):
             raise WrongAt('goes with "model"; leave it out', "task")
         if self.map is not None and self.engine_kwargs != EngineKwargs():
             raise WrongAt('goes with "model"; leave it out', "engine_kwargs")
-        if self.model is not None and self.args and self.task not in ("causal-lm", "seq2seq-lm"):
+        if self.model is not None and self.args and "chat/completions" not in KINDS[self.task].answers:
             raise WrongAt(f'a {self.task} model takes none; args go with "map" or a language model', "args")
         return self
 

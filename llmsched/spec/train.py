@@ -22,6 +22,7 @@ Task = Literal[
     "causal-lm",
     "sequence-classification",
     "seq2seq-lm",
+    "image-text-to-text",
     "token-classification",
     "masked-lm",
     "question-answering",

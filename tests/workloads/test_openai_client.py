@@ -1,6 +1,7 @@
 """OpenAI's own Python client, as it is, against our endpoint: gateway, replica and engine, on a tiny model."""
 
 import asyncio
+import base64
 import hashlib
 import json
 
@@ -48,8 +49,11 @@ def endpoint(tmp_path_factory):
     encoder = tiny_models.bert(tmp_path_factory.mktemp("bert"))
     ear = tmp_path_factory.mktemp("ear")
     rows = tiny_tasks.speech(ear)
+    eye = tmp_path_factory.mktemp("eye")
+    tiny_tasks.captions(eye)
     replicas = {
         "speech": InProcess(Replica(order("automatic-speech-recognition", ear / "model"))),
+        "eye": InProcess(Replica(order("image-text-to-text", eye / "model"))),
         "chat": InProcess(Replica(order("causal-lm", folder))),
         "embed": InProcess(Replica(order("feature-extraction", encoder))),
     }
@@ -57,6 +61,7 @@ def endpoint(tmp_path_factory):
     models = {name: {"workload": name, "kind": "model", "replicas": [{"app": name}]} for name in replicas}
     keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": list(models)}]
     gateway.route({"version": 1, "models": models, "keys": keys})
+    gateway.seen = eye / "0.png"
     gateway.heard = ear / rows[0]["audio"]
     yield gateway
     torch.set_num_threads(before)
@@ -211,5 +216,35 @@ def test_audio_becomes_text_as_of_openai_and_what_is_no_audio_of_this_model_is_r
         ):
             with pytest.raises(openai.BadRequestError, match=message):
                 await client.audio.transcriptions.create(**{"model": "speech", "file": file, **wrong})
+
+    using(endpoint, story)
+
+
+def test_an_image_stands_in_a_chat_and_what_is_none_or_would_have_to_be_fetched_is_refused(endpoint):
+    def about(url, **more):
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url, **more}},
+                                             {"type": "text", "text": "how is"}]}]  # fmt: skip
+
+    async def story(client):
+        image = "data:image/png;base64," + base64.b64encode(endpoint.seen.read_bytes()).decode()
+        answer = await chat(client, model="eye", messages=about(image))
+        assert answer.usage.prompt_tokens > 4 and answer.choices[0].message.role == "assistant"  # 4 of the image
+        again = await chat(client, model="eye", messages=about(image), stream=True)
+        said = [part.choices[0].delta.content or "" async for part in again]
+        assert "".join(said) == answer.choices[0].message.content
+        assert (await chat(client, model="eye")).usage.prompt_tokens < 4
+        for model, messages, why in (
+            ("eye", about("https://there.example/a.png"), "nothing is fetched; send the image as a data: URL"),
+            ("eye", about("data:image/png;base64,aGVsbG8="), "A message is no image that can be read"),
+            ("eye", about("data:image/png;base64,?"), "the image is not base64"),
+            ("eye", about(image, detail="low"), '"detail" is not supported'),
+            ("eye", [{**about(image)[0], "role": "system"}], 'an image is shown by the role "user"'),
+            ("eye", [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "audio goes to"),
+            ("chat", about(image), "This model reads texts; images are for"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=why):
+                await chat(client, model=model, messages=messages)
+        with pytest.raises(openai.BadRequestError, match="Tools are for models of texts"):
+            await chat(client, model="eye", messages=about(image), tools=[WEATHER])
 
     using(endpoint, story)

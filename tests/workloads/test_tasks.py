@@ -251,6 +251,21 @@ def test_an_encoder_decoder_says_the_target_over_chat_and_completions(made: Path
     assert refused.startswith('"logprobs" is not supported')
 
 
+def test_a_model_that_sees_says_of_each_image_what_it_learnt(made: Path, tmp_path: Path) -> None:
+    model = learnt(made, "image-text-to-text", tmp_path, 40, evaluation=None)
+    files = [made / "image-text-to-text" / f"{number}.png" for number in (18, 19)]
+    assert tiny.in_worker(seen_by, str(model), [file.read_bytes() for file in files]) == ["good film", "bad plot"]
+
+
+def seen_by(rank: int, size: int, folder: str, images: list[bytes]) -> list[str]:
+    from workloads.batch.answers import answers_of
+
+    batch = {"model": folder, "task": "image-text-to-text", "engine_kwargs": {}, "args": {"max_tokens": 6}}
+    columns = {"text": "question", "image": "image"}
+    answers = answers_of(batch, columns, {"cpus": 1}, {}, Path(folder))
+    return [str(one["answer"]) for one in answers([{"question": "how is", "image": image} for image in images])]
+
+
 def said_by(rank: int, size: int, folder: str) -> Any:
     import asyncio
 

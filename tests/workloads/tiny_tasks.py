@@ -195,6 +195,35 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     return [{"question": "how is the film", "image": row["image"], "answer": row["label"]} for row in rows]
 
 
+def captions(folder: Path) -> list[dict[str, Any]]:
+    import torch
+    import transformers
+    from tokenizers import AddedToken
+
+    rows = images(folder)
+    words = _tokenizer(folder / "model", framed=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
+    torch.manual_seed(1)
+    size = {"height": 16, "width": 16}
+    transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size=size, crop_size=size), tokenizer, patch_size=8,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<image> {% else %}"
+        "{{ p.text }} {% endif %}{% endfor %}{% endfor %}",
+    ).save_pretrained(folder / "model")  # fmt: skip
+    eye = transformers.CLIPVisionConfig(image_size=16, patch_size=8, **SMALL)
+    text = transformers.LlamaConfig(
+        vocab_size=words + 1, max_position_embeddings=64, pad_token_id=0, eos_token_id=3, bos_token_id=2, **SMALL
+    )
+    config = transformers.LlavaConfig(
+        vision_config=eye, text_config=text, image_token_id=words, vision_feature_layer=-1, image_seq_length=4
+    )
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder / "model")
+    says = {"left": "good film", "right": "bad plot"}
+    return [{"question": "how is", "image": row["image"], "answer": says[row["label"]]} for row in rows]
+
+
 def _sound(folder: Path, number: int, tones: list[int], rate: int = 1600) -> str:
     """A wave file of tones, a sixteenth of a second each."""
     import wave
@@ -271,6 +300,7 @@ MAKERS = {
     "image-segmentation": regions,
     "object-detection": objects,
     "visual-question-answering": questions,
+    "image-text-to-text": captions,
     "audio-classification": sounds,
     "automatic-speech-recognition": speech,
 }

@@ -183,7 +183,11 @@ async def _generate(server: Any, questions: list[Row], batch: Mapping[str, Any])
                 said = await server.call("completions", {**args, "prompt": asked["text"]}, None)
                 choice = said["choices"][0]
                 return {"answer": choice["text"], "finish_reason": choice["finish_reason"]}
-            messages = asked.get("messages") or [{"role": "user", "content": asked["text"]}]
+            content: Any = asked.get("text")
+            if "image" in asked:
+                shown = {"type": "image_url", "image_url": {"url": f"data:image;base64,{asked['image']}"}}
+                content = [shown, {"type": "text", "text": asked["text"]}]
+            messages = asked.get("messages") or [{"role": "user", "content": content}]
             said = await server.call("chat/completions", {**args, "messages": messages}, None)
             choice = said["choices"][0]
             return {"answer": choice["message"]["content"], "finish_reason": choice["finish_reason"]}

@@ -40,7 +40,7 @@ class Server(Protocol):
 class TextServer:
     """Chat and completions."""
 
-    routes = ("chat/completions", "completions")
+    routes: tuple[str, ...] = ("chat/completions", "completions")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -52,7 +52,7 @@ class TextServer:
         return bool(self._engine.tokenizer.chat_template)
 
     async def call(self, route: str, body: Mapping[str, Any], adapter: str | None) -> dict[str, Any]:
-        request, prompts = self._parse(route, body)
+        request, prompts = await self._parse(route, body)
         made = [_Made(request, self._engine.tokenizer) for _ in range(len(prompts) * request.n)]
         async with aclosing(self._pieces(request, prompts, adapter)) as pieces:
             async for index, piece in pieces:
@@ -61,7 +61,7 @@ class TextServer:
         return openai.Answer(request).whole([one.whole() for one in made], usage)
 
     async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
-        request, prompts = self._parse(route, body)
+        request, prompts = await self._parse(route, body)
         answer = openai.Answer(request)
         made = [_Made(request, self._engine.tokenizer) for _ in range(len(prompts) * request.n)]
         async with aclosing(self._pieces(request, prompts, adapter)) as pieces:
@@ -71,14 +71,14 @@ class TextServer:
         if request.include_usage:
             yield answer.usage_chunk(Usage(sum(map(len, prompts)), sum(one.count for one in made)))
 
-    def _parse(self, route: str, body: Mapping[str, Any]) -> tuple[TextRequest, list[list[int]]]:
+    async def _parse(self, route: str, body: Mapping[str, Any]) -> tuple[TextRequest, list[list[int]]]:
         if route == "completions":
             request = openai.completion_request(body, self._engine.usual)
             assert request.prompts is not None
             prompts = [self._tokens(prompt) for prompt in request.prompts]
         else:
             request = openai.chat_request(body, self._engine.usual)
-            prompts = [self._chat_tokens(request)]
+            prompts = [await self._chat_tokens(request)]
         if not all(prompts):
             raise RequestError("The prompt has no token.", param="messages" if request.messages else "prompt")
         longest = max(map(len, prompts))
@@ -102,7 +102,11 @@ class TextServer:
             raise RequestError("A token number is beyond this model's vocabulary.", param="prompt")
         return tokens
 
-    def _chat_tokens(self, request: TextRequest) -> list[int]:
+    async def _chat_tokens(self, request: TextRequest) -> list[int]:
+        if any(isinstance(message["content"], list) for message in request.messages or ()):
+            raise RequestError(
+                'This model reads texts; images are for one of "task: image-text-to-text".', param="messages"
+            )
         tokenizer = self._engine.tokenizer
         template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         if not template:

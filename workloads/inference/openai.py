@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from llmsched.data.media import of_text
+from llmsched.data.messages import Unusable
 from workloads.inference import parameters
 from workloads.inference.parameters import (
     CHAT_TOKENS,
@@ -177,14 +179,37 @@ def _message(message: Any, param: str) -> dict[str, Any]:
         calls = earlier_calls(message["tool_calls"], param)
         return {"role": role, "content": content if isinstance(content, str) else "", "tool_calls": calls}
     if isinstance(content, list):
-        if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content):
-            raise RequestError(f"{param}: only text parts are understood.", param=param)
-        content = "".join(part["text"] for part in content)
+        parts = [_part(part, f"{param}.content[{n}]", param) for n, part in enumerate(content)]
+        if role == "user" and any(part["type"] == "image" for part in parts):
+            return {"role": role, "content": parts}
+        if any(part["type"] == "image" for part in parts):
+            raise RequestError(f'{param}: an image is shown by the role "user".', param=param)
+        content = "".join(part["text"] for part in parts)
     if not isinstance(content, str):
         raise RequestError(f"{param}: content must be a text or a list of text parts.", param=param)
     if role == "tool":
         return {"role": role, "content": content, "tool_call_id": str(message.get("tool_call_id", ""))}
     return {"role": "system" if role == "developer" else role, "content": content}
+
+
+def _part(part: Any, place: str, param: str) -> dict[str, Any]:
+    """{"type": "text", "text"} or {"type": "image", "image": its bytes}. Raises RequestError."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "input_audio":
+        raise RequestError(f"{place}: audio goes to /v1/audio/transcriptions, not into a chat.", param=param)
+    given = part.get("image_url") if kind == "image_url" else None
+    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+        raise RequestError(f"{place}: only text and image_url parts are understood.", param=param)
+    if given.get("detail", "auto") != "auto":
+        raise RequestError(f'{place}: "detail" is not supported here.', param=param)
+    if not given["url"].startswith("data:"):
+        raise RequestError(f"{place}: nothing is fetched; send the image as a data: URL.", param=param)
+    try:
+        return {"type": "image", "image": of_text(given["url"])}
+    except Unusable as error:
+        raise RequestError(f"{place}: the image {error}.", param=param) from None
 
 
 def _inputs(body: Mapping[str, Any], name: str) -> list[str | list[int]]:

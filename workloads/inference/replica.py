@@ -197,6 +197,10 @@ def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float
             from workloads.inference.seq2seq import Seq2SeqEngine
 
             return TextServer(Seq2SeqEngine(folder, settings, device))
+        if task == "image-text-to-text":
+            from workloads.inference.seeing import SeeingEngine, SeeingServer
+
+            return SeeingServer(SeeingEngine(folder, settings, device))
         from workloads.inference.forward import Forward, ForwardServer
 
         return ForwardServer(Forward(folder, task, settings, device))

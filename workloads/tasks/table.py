@@ -23,6 +23,10 @@ def model_class(name: str) -> Any:
 
 def reader_of(name: str, folder: Path, uri: str, config: Any, max_length: int | None) -> Any:
     """What turns the input of task `name` into tensors for the model in `folder`: a reads.Reader. Raises BadInput."""
+    if name == "image-text-to-text":
+        from workloads.tasks.seeing import seeing_reader
+
+        return seeing_reader(folder, uri, config, max_length)
     if KINDS[name].reads == ("text", "image"):
         image: Any = media_reader(folder, uri, config, "image", writes=False)
         return TextAndImage(text_reader(folder, uri, config, max_length), image)
