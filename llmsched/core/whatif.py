@@ -21,6 +21,8 @@ from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 
+_APART_S = 1e-6  # who is written first stands first in line, as when each is submitted after the other
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -64,7 +66,10 @@ def forecast_from(
     without = Plan(now) if is_quiet else _at_once(thaw(snapshot, archive), [Tick(now)], policies)
     world = thaw(snapshot, archive)
     sizes = {gang.id: gang.size for gang in world.gangs.values() if gang.is_holding()}
-    facts = [Submitted(now, w, w.id in world.workloads, w.id in in_place, met(world, w)) for w in workloads]
+    facts = [
+        Submitted(now + place * _APART_S, w, w.id in world.workloads, w.id in in_place, met(world, w))
+        for place, w in enumerate(workloads)
+    ]
     plan = _at_once(world, facts, policies)
     launches = {d.gang: d.placement for d in plan.decisions if isinstance(d, Launch)}
     promised = {d.gang: d.placement for d in plan.decisions if isinstance(d, Nominate)}

@@ -31,6 +31,12 @@ def test_a_forecast_says_who_starts_and_who_waits_and_leaves_the_state_alone() -
     assert state.digest() == before and "b" not in state.workloads
 
 
+def test_whoever_is_written_first_stands_first_in_line_whatever_its_name() -> None:
+    state = State()
+    turn(state, [NodeJoined(0.0, Node("n0", Resources(1000), "A100"))], POLICIES)
+    assert [one.starts_now for one in forecast(state, [work("z"), work("a")], POLICIES)] == [True, False]
+
+
 def test_a_forecast_says_who_else_would_wait() -> None:
     state = State()
     turn(state, [NodeJoined(0.0, Node("n0", Resources(1000), "A100"))], POLICIES)
