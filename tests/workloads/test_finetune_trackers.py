@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from llmsched.runtime import Context, enter
 from llmsched.spec.load import load
 from workloads.finetune import trackers
 from workloads.finetune.trackers import Tracker, Trackers
+from workloads.sources import BadInput
 
 
 def steps_of(folder: Path, name: str) -> list[int]:
@@ -103,6 +105,15 @@ def test_w_and_b_offline_gets_no_step_again_though_it_remembers_none(
                 some.log(step, {"loss": 1.0})
             some.close()
     assert written == [1, 2, 3, 4, 5, 0, 6, 7, 8, 0]
+
+
+def test_mlflow_s_own_database_cannot_lie_in_a_bucket_and_that_is_said_and_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    away = replace(Context.alone(tmp_path), storage="s3://bucket/results")
+    with enter(away), pytest.raises(BadInput, match=r"with the results in s3://bucket/results; name .*MLFLOW_TRACKING"):
+        Trackers(["mlflow"], 0)
 
 
 @pytest.mark.parametrize(("given", "known"), [("tensorboard", ["tensorboard"]), ("none", []), ("[mlflow]", ["mlflow"])])

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from llmsched.runtime.context import current
-from llmsched.runtime.storage import Storage
+from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.sources import BadInput
 
 
@@ -62,6 +62,12 @@ def _tensorboard(done: int) -> Tracker:
 
 
 def _mlflow(done: int) -> Tracker:
+    place = current().storage
+    if "MLFLOW_TRACKING_URI" not in os.environ and not isinstance(Storage.at(place), LocalStorage):
+        raise BadInput(
+            f"report_to: mlflow: it keeps its runs in a database, which cannot lie with the results in {place}; name a "
+            "server or another store with envs: {MLFLOW_TRACKING_URI: ...}"
+        )
     mlflow = _library("mlflow", "mlflow")
     run = mlflow.start_run(run_id=os.environ.get("MLFLOW_RUN_ID"))
     known = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
