@@ -31,19 +31,21 @@ def choose(folder: Path, asked: str | None, *, address: str | None, storage: str
     runs as that is joined, or when results would lie in the home."""
     found = _chosen(folder, asked, address)
     known = home.isolation(folder)
+    is_new = not home.store_file(folder).exists()
     place = storage or (known.storage if known and known.mode else "")  # pretended work left nothing to go on from
     if place:
         home.refuse_in_home(folder, place)
     if found.user is None:
         if place:
             return Placement(None, found.why, place)
-        aside = _set_aside(folder, Path(home.default_storage(folder)))
+        aside = _set_aside(Path(home.default_storage(folder))) if is_new else ""
         return Placement(None, found.why, _made(home.default_storage(folder)), aside)
     aside = ""
     if not place:
         place = str(ray_user.folder_of(found.user, folder) / "storage")
-        with ray_user.acting_as(found.user):
-            aside = _set_aside(folder, Path(place))
+        if is_new:
+            with ray_user.acting_as(found.user):
+                aside = _set_aside(Path(place))
     trouble = _trouble_with(found.user, place)
     if not trouble:
         return Placement(found.user, "", place, aside)
@@ -56,10 +58,10 @@ def choose(folder: Path, asked: str | None, *, address: str | None, storage: str
     return Placement(None, f"{trouble}. Give --storage a folder that {found.user.name} may write to", place, aside)
 
 
-def _set_aside(folder: Path, storage: Path) -> str:
+def _set_aside(storage: Path) -> str:
     """Move away what a home of this name has left that is gone: its results would be taken for those of new work of the
     same name. Where to; "" where there is nothing."""
-    if home.store_file(folder).exists() or not (storage / storage_claim.NOTE).exists():
+    if not (storage / storage_claim.NOTE).exists():
         return ""
     aside = next(place for number in count(1) if not (place := Path(f"{storage}-before-{number}")).exists())
     storage.rename(aside)

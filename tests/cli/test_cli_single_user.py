@@ -174,6 +174,23 @@ def test_a_controller_beside_a_ray_of_another_user_says_whom_work_runs_as_and_st
     home.create_token(tmp_path / "home", "bob", "submitter", 90, trusting=False)
 
 
+@as_root
+def test_what_a_home_that_is_gone_left_is_put_aside_also_where_results_are_another_user_s(folder: Path) -> None:
+    def place() -> placement.Placement:
+        return placement.choose(folder, ray_user.DEFAULT, address=None, storage=None)
+
+    found = place()
+    assert found.user is not None
+    try:
+        with ray_user.acting_as(found.user):
+            (Path(found.storage) / storage_claim.NOTE).touch()
+        assert place().aside == f"{found.storage}-before-1"
+        home.store_file(folder).touch()
+        assert place().aside == ""
+    finally:
+        shutil.rmtree(ray_user.folder_of(found.user, folder))
+
+
 def test_what_up_cannot_put_into_effect_beside_a_controller_that_runs_is_refused(
     serve: Callable[..., Client], tmp_path: Path
 ) -> None:
