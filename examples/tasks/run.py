@@ -5,13 +5,16 @@
 
 A row is a folder. prepare.py writes its data; a cluster comes up in a home of its own; spec.yaml is applied and waited
 for; measure.py asks what it made, and prints {"number", "baseline"}. Then all of it is taken down again.
-expect.yaml says what counts as good:
+Ctrl-C or a TERM takes the cluster down before it ends. expect.yaml says what counts as good:
 
     metric: accuracy on images that were held out     # what `number` is; more is better
     at_least: 0.93
     baseline: logistic regression on the pixels       # what `baseline` is, beside it
     minutes: 3                                        # from the first file to the last answer, on two cores
     up: --nodes 1x2:A100                              # what `llmsched up` is told, when it is not that
+
+A row of several numbers has `parts: {NAME: {metric, at_least, baseline}}` in their place, and its measure.py prints a
+line for each: {"part", "number", "baseline"}.
 
 Exit code 1: a row came out below, took longer, or failed.
 """
@@ -22,6 +25,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 LLMSCHED = Path(sys.executable).with_name("llmsched")
 UP = "--nodes 1x2:A100"
 LONGEST_S = 1800
-_KEYS = {"metric", "at_least", "baseline", "minutes"}
+_KEYS = {"metric", "at_least", "baseline"}
 
 
 class Failed(Exception):
@@ -46,8 +50,8 @@ def names() -> list[str]:
     return sorted(file.parent.name for file in HERE.glob("*/expect.yaml"))
 
 
-def run(name: str, say: Any) -> dict[str, Any]:
-    """A row from its data to its number. Raises Failed; nothing is left running either way."""
+def run(name: str, say: Any) -> list[dict[str, Any]]:
+    """A row from its data to its numbers. Raises Failed; nothing is left running either way."""
     folder, expect = HERE / name, expected(name)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="llmsched-task-") as place:  # a short path: sockets lie below it
@@ -64,33 +68,40 @@ def run(name: str, say: Any) -> dict[str, Any]:
 
         step(sys.executable, "prepare.py")
         try:
-            step(str(LLMSCHED), "up", "--fresh", *shlex.split(expect.get("up", UP)))
+            step(str(LLMSCHED), "up", "--fresh", *shlex.split(expect["up"]))
             step(str(LLMSCHED), "apply", "-f", "spec.yaml", "--wait")
-            found = json.loads(step(sys.executable, "measure.py").strip().splitlines()[-1])
+            printed = step(sys.executable, "measure.py").splitlines()
         except Failed:
             say(step(str(LLMSCHED), "status", must=False))
             raise
         finally:
             step(str(LLMSCHED), "down", "--purge", "--yes", must=False)
     minutes = round((time.monotonic() - began) / 60, 1)
-    number = float(found["number"])
-    return {
-        "row": name,
-        "metric": expect["metric"],
-        "number": round(number, 4),
-        "at_least": expect["at_least"],
-        "baseline": round(float(found["baseline"]), 4),
-        "baseline_is": expect["baseline"],
-        "minutes": minutes,
-        "passed": number >= expect["at_least"] and minutes <= expect["minutes"],
-    }
+    found = {one.get("part", ""): one for one in map(json.loads, (line for line in printed if line[:1] == "{"))}
+    if missing := expect["parts"].keys() - found.keys():
+        raise Failed(f"measure.py: it printed nothing of {', '.join(sorted(missing)) or name}")
+    return [
+        {
+            "row": f"{name}/{part}" if part else name,
+            "metric": wanted["metric"],
+            "number": round(float(found[part]["number"]), 4),
+            "at_least": wanted["at_least"],
+            "baseline": round(float(found[part]["baseline"]), 4),
+            "baseline_is": wanted["baseline"],
+            "minutes": minutes,
+            "passed": found[part]["number"] >= wanted["at_least"] and minutes <= expect["minutes"],
+        }
+        for part, wanted in expect["parts"].items()
+    ]
 
 
 def expected(name: str) -> dict[str, Any]:
+    """{"minutes", "up", "parts": {part, "" where there is one: {"metric", "at_least", "baseline"}}}"""
     found: dict[str, Any] = yaml.safe_load((HERE / name / "expect.yaml").read_text())
-    if missing := _KEYS - found.keys():
+    parts = found.get("parts") or {"": {key: found[key] for key in _KEYS & found.keys()}}
+    if missing := {key for part in parts.values() for key in _KEYS - part.keys()} | {"minutes"} - found.keys():
         raise SystemExit(f"{name}/expect.yaml lacks {', '.join(sorted(missing))}")
-    return found
+    return {"up": found.get("up", UP), "minutes": found["minutes"], "parts": parts}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -108,6 +119,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(" | ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def _end(*_: object) -> None:
+    raise SystemExit(143)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run rows of examples/tasks and print what came out.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names())}, or all")
@@ -123,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for name in chosen:
         try:
-            rows.append(run(name, lambda text: print(text, file=sys.stderr, flush=True)))
+            rows.extend(run(name, lambda text: print(text, file=sys.stderr, flush=True)))
         except (Failed, subprocess.TimeoutExpired) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             rows.append({"row": name, "failed": str(error), "passed": False})
@@ -132,4 +147,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

@@ -37,7 +37,7 @@ def test_every_row_is_whole_and_its_page_names_it(runner: Any) -> None:
     for name in rows:
         expect = runner.expected(name)
         assert f"`{name}`" in page
-        assert expect["at_least"] > 0 and 0 < expect["minutes"] <= 5
+        assert all(part["at_least"] > 0 for part in expect["parts"].values()) and 0 < expect["minutes"] <= 5
         assert {file.name for file in (FOLDER / name).iterdir()} >= {"prepare.py", "measure.py"}
         for spec in load((FOLDER / name / "spec.yaml").read_text(), f"{name}/spec.yaml"):
             assert spec.name.split("-")[0] == name.replace("_", "-").split("-")[0]
@@ -52,13 +52,14 @@ task: {run: ["true"]}
 MEASURE = """\
 import json
 from llmsched import Client
-print(json.dumps({"number": float(Client().status("tiny").phase == "succeeded"), "baseline": 0.5}))
+print(json.dumps({"part": "ends", "number": float(Client().status("tiny").phase == "succeeded"), "baseline": 0.5}))
 """
 
 
 def row(folder: Path, name: str, prepare: str = "") -> None:
     (folder / name).mkdir()
-    expect = {"metric": "ends", "at_least": 0.9, "baseline": "a coin", "minutes": 5, "up": "--fake-nodes 1x1:A100"}
+    parts = {"ends": {"metric": "it ends", "at_least": 0.9, "baseline": "a coin"}}
+    expect = {"parts": parts, "minutes": 5, "up": "--fake-nodes 1x1:A100"}
     files = {"spec.yaml": SPEC, "measure.py": MEASURE, "prepare.py": prepare, "expect.yaml": json.dumps(expect)}
     for file, text in files.items():
         (folder / name / file).write_text(text)
@@ -76,7 +77,7 @@ def test_rows_that_miss_or_fail_end_with_1_and_the_others_are_run_all_the_same(
     assert (broken["passed"], broken["failed"]) == (False, "prepare.py: no such luck")
     assert (good["number"], good["baseline"], good["baseline_is"], good["passed"]) == (1.0, 0.5, "a coin", True)
     lines = runner.table([broken, good, {**good, "row": "bad", "at_least": 1.5, "passed": False}]).splitlines()
-    assert [line.split("|")[0].strip() for line in lines] == ["row", "broken", "good", "bad"]
+    assert [line.split("|")[0].strip() for line in lines] == ["row", "broken", "good/ends", "bad"]
     assert "1 (expected 1.5)" in lines[3] and "0.5: a coin" in lines[2]
     with pytest.raises(SystemExit):
         runner.main(["gud"])
@@ -136,4 +137,4 @@ def test_the_row_of_images_is_as_good_as_it_says(
     capsys.readouterr()
     runpy.run_path(str(place / "measure.py"), run_name="__main__")
     found = json.loads(capsys.readouterr().out)
-    assert found["number"] >= runner.expected("see")["at_least"] > found["baseline"]
+    assert found["number"] >= runner.expected("see")["parts"][""]["at_least"] > found["baseline"]

@@ -1,0 +1,132 @@
+"""A label or a number from the columns of a table: linear, or with hidden layers.
+
+Columns of numbers are brought to one scale, others are one-hot; what a row lacks counts as the mean. What is left is
+model.safetensors and columns.json, which says how a row becomes its input.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from llmsched.data.rows import Row
+from llmsched.runtime import artifact
+from workloads.loops.learning import layers, learn, numbers_in, rows_of, settings
+from workloads.sources import BadInput
+
+KNOWN = {"test": str, "target": str, "hidden": [], "predicts": "label"}
+_MOST_VALUES = 100  # of a column that is one-hot
+_REST = "\x00"  # a value that training does not know
+
+
+def loop(config: dict[str, Any]) -> None:
+    chosen = settings(config, KNOWN)
+    if chosen.predicts not in ("label", "number"):
+        raise BadInput(f'config.predicts: expected "label" or "number", got {chosen.predicts!r}')
+    learnt, tested = rows_of(chosen.data, chosen.target), rows_of(chosen.test, chosen.target)
+    columns = Columns(learnt, chosen.target)
+    inputs, held_out = columns.tensor(learnt), columns.tensor(tested)
+    is_label = chosen.predicts == "label"
+    labels = sorted({str(row[chosen.target]) for row in learnt}) if is_label else []
+    if is_label:
+        true, wanted = (_numbered(rows, chosen.target, labels) for rows in (learnt, tested))
+        if len(labels) < 2:
+            raise BadInput(f"data set {chosen.data}: every {chosen.target!r} is the same")
+    else:
+        true, wanted = (
+            torch.tensor(numbers_in(rows, chosen.target, path))
+            for rows, path in ((learnt, chosen.data), (tested, chosen.test))
+        )
+    middle, spread = (0.0, 1.0) if is_label else (float(true.mean()), float(true.std()) or 1.0)
+    torch.manual_seed(chosen.seed)
+    model = layers(inputs.shape[1], chosen.hidden, len(labels) or 1)
+
+    def loss_of(rows: torch.Tensor, chance: torch.Generator, at: int) -> torch.Tensor:
+        said = model(inputs[rows])
+        if is_label:
+            return functional.cross_entropy(said, true[rows], reduction="sum")
+        return functional.mse_loss(said[:, 0], (true[rows] - middle) / spread, reduction="sum")
+
+    learn(model, len(learnt), loss_of, chosen)
+    with torch.no_grad():
+        said = model(held_out)
+
+    def write(folder: Path) -> None:
+        save_file(model.state_dict(), folder / "model.safetensors")
+        about = {"columns": columns.about, "target": chosen.target, "labels": labels, "mean": middle, "std": spread}
+        (folder / "columns.json").write_text(json.dumps({**about, "hidden": chosen.hidden}, indent=1))
+
+    artifact.save(write)
+    found = of_labels(said, wanted) if is_label else of_numbers(said[:, 0] * spread + middle, wanted)
+    artifact.metrics(**{f"eval.{name}": round(value, 5) for name, value in found.items()})
+
+
+class Columns:
+    """How a row becomes numbers. `about`: {column: {"mean", "std"} or {"values"}}."""
+
+    def __init__(self, rows: list[Row], target: str) -> None:
+        self.about: dict[str, dict[str, Any]] = {}
+        for name in (each for each in rows[0] if each != target):
+            given = [row[name] for row in rows if row.get(name) is not None]
+            try:
+                numbers = torch.tensor([float(value) for value in given], dtype=torch.float64)
+                spread = float(numbers.std()) if len(given) > 1 else 0.0
+                self.about[name] = {"mean": float(numbers.mean()), "std": spread or 1.0}
+            except (TypeError, ValueError):
+                values = sorted({str(value) for value in given})
+                if len(values) <= _MOST_VALUES:  # else it names a row rather than tells of it
+                    self.about[name] = {"values": values}
+        if not self.about:
+            raise BadInput(f"the table has no column to learn from beside {target!r}")
+
+    def tensor(self, rows: list[Row]) -> torch.Tensor:
+        """[rows, inputs]. Raises BadInput."""
+        parts = []
+        for name, about in self.about.items():
+            if "values" in about:
+                given = [str(row.get(name, _REST)) for row in rows]
+                parts += [torch.tensor([float(value == each) for each in given]) for value in about["values"]]
+                continue
+            try:
+                numbers = [about["mean"] if row.get(name) is None else float(row[name]) for row in rows]
+            except (TypeError, ValueError) as error:
+                raise BadInput(
+                    f"the column {name!r} was of numbers where the model learnt, and now: {error}"
+                ) from error
+            parts.append((torch.tensor(numbers) - about["mean"]) / about["std"])
+        return torch.stack(parts, 1)
+
+
+def _numbered(rows: list[Row], target: str, labels: list[str]) -> torch.Tensor:
+    known = {label: number for number, label in enumerate(labels)}
+    if strange := next((row for row in rows if str(row[target]) not in known), None):
+        raise BadInput(f"{target!r} {strange[target]!r} does not occur in the rows to learn from")
+    return torch.tensor([known[str(row[target])] for row in rows])
+
+
+def of_labels(said: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
+    """`said` [rows, labels] before the softmax. Of two labels also the area under the ROC curve."""
+    found = {"accuracy": float((said.argmax(1) == true).double().mean())}
+    found["loss"] = float(functional.cross_entropy(said, true))
+    return {**found, "auc": auc(said[:, 1] - said[:, 0], true)} if said.shape[1] == 2 else found
+
+
+def auc(scores: torch.Tensor, true: torch.Tensor) -> float:
+    """How often a true one scores above one that is not; equal ones count half."""
+    yes, no = scores[true == 1].double(), scores[true == 0].double().sort().values
+    if not len(yes) or not len(no):
+        return 0.5
+    below = torch.searchsorted(no, yes, side="left") + torch.searchsorted(no, yes, side="right")
+    return float(below.double().mean() / (2 * len(no)))
+
+
+def of_numbers(said: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
+    off = (said - true).double()
+    spread = float(((true - true.mean()).double() ** 2).mean())
+    mse = float((off**2).mean())
+    return {"mse": mse, "mae": float(off.abs().mean()), "r2": 1 - mse / spread if spread else 0.0}
