@@ -19,6 +19,7 @@ from llmsched.data.tasks import KINDS
 from workloads.sources import BadInput, cache_folder, locked, resolve_model
 
 NOTE = "llmsched.json"
+BASE = "base"  # the folder in an adapter's where its base lies, where that would be gone with the workdir
 WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT keeps the last layer in the adapter
 _HEADS = (".score.weight", ".classifier.weight", ".classifier.out_proj.weight")
 
@@ -64,18 +65,30 @@ def name_of_base(uri: str, folder: Path | None) -> tuple[str, str | None]:
     return str(folder if folder is not None else Path(uri.removeprefix("file://")).absolute()), None
 
 
+def goes_with_the_workdir(uri: str) -> bool:
+    """A path of the workdir, which nobody finds when the run has ended."""
+    return ":" not in uri and not Path(uri).expanduser().is_absolute()
+
+
 def write_note(folder: Path, base_model: str, id2label: Mapping[int, str] | None = None) -> None:
-    """`base_model` is a source that any node can resolve: a path, hf://, package:, s3://, where a run's result lies."""
+    """`base_model` is a source that any node can resolve: a path, hf://, package:, s3://, where a run's result lies; or
+    BASE."""
     note: dict[str, Any] = {"base_model": base_model}
     if id2label is not None:
         note["id2label"] = {str(number): name for number, name in sorted(id2label.items())}
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 
+def lead_to(folder: Path, base: str) -> None:
+    """Its base is in BASE of the adapter's `folder`, which others will find at `base`."""
+    for file, name, place in ((NOTE, "base_model", BASE), ("adapter_config.json", "base_model_name_or_path", base)):
+        (folder / file).write_text(json.dumps({**json_in(folder / file), name: place}, indent=2))
+
+
 def _base_of(folder: Path, uri: str) -> str:
     """The base as a source: from our own note, else as PEFT names it."""
     if base := json_in(folder / NOTE).get("base_model"):
-        return str(base)
+        return str(folder / BASE if base == BASE else base)
     config = json_in(folder / "adapter_config.json")
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name:

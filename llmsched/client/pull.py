@@ -35,11 +35,20 @@ async def unpack(chunks: AsyncIterator[bytes], folder: Path) -> list[Path]:
         except tarfile.TarError as error:
             raise ClusterError(f"what came is no whole result: {error}.", code="result", hint="Try again.") from error
         _check(made)
+        _lead_to_its_base(made, folder.absolute())
         folder.rmdir() if folder.is_dir() else None
         made.rename(folder.absolute())
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _lead_to_its_base(made: Path, folder: Path) -> None:
+    """An adapter whose base came along names it by where it lies: that will be in `folder`."""
+    file = made / "adapter_config.json"
+    if (made / "base" / "config.json").is_file() and file.is_file():
+        about = {**json.loads(file.read_text()), "base_model_name_or_path": str(folder / "base")}
+        file.write_text(json.dumps(about, indent=2))
 
 
 def _check(folder: Path) -> None:

@@ -161,6 +161,8 @@ def _base_of(folder: Path) -> str | None:
     """The base of an adapter as a source: from our note beside it (`workloads/adapters.py`), else as PEFT names it."""
     about = _json_of(folder / "adapter_config.json")
     base = _json_of(folder / "llmsched.json").get("base_model") or about.get("base_model_name_or_path")
+    if base == "base":
+        return str(folder / base)  # it came from a workdir, and lies beside it
     if not isinstance(base, str) or "/" not in base or base.startswith("/") or ":" in base:
         return base if isinstance(base, str) else None
     revision = about.get("revision")

@@ -29,13 +29,22 @@ def save(write: Callable[[Path], None]) -> str:
     Rank 0 writes, the others return at once. Saving again replaces.
     """
     where = context.current()
-    store = Storage.at(where.storage)
-    key = f"{where.gang}/artifact/{where.attempt}-{where.epoch}"
+    store, key = Storage.at(where.storage), _key(where)
     if where.rank == 0:
         files = store.put_folder(key, write)
         store.write(f"{key}/manifest.json", json.dumps({"files": files}, indent=1).encode())
         write_result(artifact=store.uri_of(key))
     return store.uri_of(key)
+
+
+def place() -> str:
+    """The uri under which `save` stores the result."""
+    where = context.current()
+    return Storage.at(where.storage).uri_of(_key(where))
+
+
+def _key(where: context.Context) -> str:
+    return f"{where.gang}/artifact/{where.attempt}-{where.epoch}"
 
 
 def metrics(**numbers: Any) -> None:

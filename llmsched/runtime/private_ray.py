@@ -41,6 +41,7 @@ _LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_Task
 _LONGEST_ROOT = 107 - len(_LONGEST_SOCKET) - len("/llmsched-12345678")
 _STOPS_WITHIN_S = 5.0
 _LOOK_EVERY_S = 0.2
+_CALLED = ("ray::", "ray-dashboard-")
 _ALREADY_OURS = ("ray.io/node-id", "ray.io/node-group")  # labels that Ray gives by itself
 _PROGRAM = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
@@ -81,6 +82,11 @@ class Share(NamedTuple):
         options += [f"--resources={json.dumps(self.custom)}"] if self.custom else []
         written = ",".join(f"{name}={text}" for name, text in sorted(self.labels.items()))
         return [*options, *([f"--labels={written}"] if written else [])]
+
+
+def is_rays(process: str) -> bool:
+    """A process of Ray itself or one of its workers, by how it is called: it ends with its node, a moment later."""
+    return process.startswith(_CALLED) or "/site-packages/ray/" in process or "ray.scripts.scripts" in process
 
 
 class RayNode:

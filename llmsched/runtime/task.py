@@ -281,8 +281,8 @@ class TaskWorker:
         """End what the command has left running, whatever session it is in; return when it is gone."""
         if self._guard is not None:
             ended, left = self._guard.close()
-            if ended or left:
-                self._say(f"[llmsched] ended what it left running: {'; '.join([*ended, *left])}\n")
+            if told := [*(name for name in ended if not (self._node and private_ray.is_rays(name))), *left]:
+                self._say(f"[llmsched] ended what it left running: {'; '.join(told)}\n")
 
     def _on_memory(self, word: containment.OverMemory) -> None:
         self._say(f"[llmsched] {word}\n")

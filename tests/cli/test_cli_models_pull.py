@@ -84,6 +84,28 @@ def test_a_result_that_lies_elsewhere_is_not_handed_out(tmp_path: Path) -> None:
             within(artifact, f"{tmp_path}/storage", "a")
 
 
+def test_an_adapter_whose_base_came_along_names_it_where_it_lies_now(tmp_path: Path) -> None:
+    import asyncio
+
+    stored = {
+        "adapter_config.json": b'{"r": 2, "base_model_name_or_path": "/storage/a/base"}',
+        "base/config.json": b"{}",
+    }
+    data = BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, content in stored.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, BytesIO(content))
+
+    async def chunks():  # type: ignore[no-untyped-def]
+        yield data.getvalue()
+
+    asyncio.run(pull.unpack(chunks(), tmp_path / "model"))
+    about = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
+    assert about == {"r": 2, "base_model_name_or_path": str(tmp_path / "model" / "base")}
+
+
 def test_a_name_that_leads_out_of_the_folder_stays_inside_or_is_refused(tmp_path: Path) -> None:
     import asyncio
 

@@ -13,7 +13,7 @@ import pytest
 from waiting import wait_until
 
 from llmsched.runtime import private_ray, task
-from llmsched.runtime.containment import OverMemory
+from llmsched.runtime.containment import Cleared, OverMemory
 from llmsched.runtime.health import Health, Pulse
 from llmsched.runtime.private_ray import DidNotStart, RayNode, Share
 from llmsched.runtime.ranks import Ranks
@@ -239,6 +239,21 @@ def test_a_ray_that_was_ended_because_the_program_took_too_much_memory_is_not_sa
     assert worker.lost_ray() == Ending(f"rank 0: {over}", "input")  # not tried again
     worker._watch_ray(worker._node)
     assert worker._log.path.read_text() == f"[llmsched] {over}\n"
+
+
+def test_what_ray_itself_leaves_for_a_moment_is_told_nobody_and_what_a_program_left_is(tmp_path: Path) -> None:
+    order = {"storage": str(tmp_path), "gang": "t/0", "attempt": 1, "envs": {}, "spec": {"task": {"run": ["true"]}}}
+    worker = TaskWorker(json.dumps(order), 0)
+
+    class Guard:
+        def close(self) -> Cleared:
+            return Cleared(
+                ["ray::IDLE (7)", "/x/site-packages/ray/core/src/ray/raylet/raylet (8)", "sleep 100 (9)"], []
+            )
+
+    worker._guard, worker._node = Guard(), object()  # type: ignore[assignment]
+    worker._contain()
+    assert worker._log.path.read_text() == "[llmsched] ended what it left running: sleep 100 (9)\n"
 
 
 class Said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,30 @@ def test_a_classifier_with_lora_can_be_served_with_its_labels_and_trained_furthe
     note = json.loads((second / "llmsched.json").read_text())
     assert note["base_model"] == str(first) and note["id2label"] == {"0": "neg", "1": "pos", "2": "so"}
     assert tiny.in_worker(loaded, str(second), str(tmp_path / "cache"))["same"]
+
+
+def tuned_in(rank: int, size: int, workdir: str, store: str, spec: dict[str, Any]) -> Any:
+    import os
+
+    os.chdir(workdir)
+    return tiny.finetune(rank, size, store, spec)
+
+
+def test_an_adapter_of_a_base_in_the_workdir_takes_it_along(made: Path, tmp_path: Path) -> None:
+    """The workdir is gone when the run has ended: whoever looked for the base there would find none."""
+    workdir = shutil.copytree(made, tmp_path / "workdir")
+    settings = {
+        "base_model": "bert", "method": "lora", "datasets": [{"path": "three.jsonl"}], "global_batch_size": 3,
+        "training_args": {"learning_rate": 0.05, "max_steps": 2}, **CLASSIFIER,
+    }  # fmt: skip
+    store = str(tmp_path / "store")
+    assert tiny.in_worker(tuned_in, str(workdir), store, {"train": settings, "checkpoint": {}}) == "done"
+    shutil.rmtree(workdir)
+    folder = Path(artifact.read_result(store, "by-hand/0", 1, 1)["artifact"])
+    found = tiny.in_worker(loaded, str(folder), str(tmp_path / "cache"))
+    assert found["base"] == str(folder / "base") and found["same"] and found["differs"]
+    again = train(made, tmp_path / "again", str(folder), CLASSIFIER)
+    assert json.loads((again / "llmsched.json").read_text())["base_model"] == str(folder)
 
 
 def dtypes(rank: int, size: int, folder: str) -> list[str]:

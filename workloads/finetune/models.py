@@ -1,17 +1,20 @@
 """Load what is trained, from the base model or from a checkpoint; write it as others can read it.
 
-Full: a Hugging Face folder. LoRA: a PEFT adapter folder; the base weights are never written. Only safetensors.
+Full: a Hugging Face folder. LoRA: a PEFT adapter folder; of the base nothing is written, unless it lies in the workdir,
+which goes. Only safetensors.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmsched.runtime import artifact
 from workloads import adapters
 from workloads.sources import BadInput, resolve_path
 from workloads.tasks.table import model_class
@@ -82,9 +85,13 @@ def write_result(
     model: Any, train: Mapping[str, Any], folder: Path, base: Path, inputs: Mapping[str, str], dtype: torch.dtype
 ) -> None:
     """The same for those who use it: a whole model is in the precision of its base (`dtype`), whatever it was trained
-    in; with `merge`, an adapter becomes part of it. `model` is of no further use."""
+    in; with `merge`, an adapter becomes part of it. Beside any other lies its base, where that would be gone with the
+    workdir. `model` is of no further use."""
     if train.get("method") == "lora" and not train.get("merge"):
         write_model(model, train, folder, base, inputs)
+        if adapters.goes_with_the_workdir(train["base_model"]):
+            shutil.copytree(base, folder / adapters.BASE)
+            adapters.lead_to(folder, f"{artifact.place()}/{adapters.BASE}")
         return
     whole = model.merge_and_unload() if train.get("method") == "lora" else model
     whole.to(dtype).save_pretrained(folder)
