@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmsched.data.media import ROLES
 from llmsched.data.tasks import KINDS
 from workloads.sources import BadInput, cache_folder, locked, resolve_model
 
@@ -70,10 +71,12 @@ def goes_with_the_workdir(uri: str) -> bool:
     return ":" not in uri and not Path(uri).expanduser().is_absolute()
 
 
-def write_note(folder: Path, base_model: str, id2label: Mapping[int, str] | None = None) -> None:
+def write_note(
+    folder: Path, base_model: str, id2label: Mapping[int, str] | None = None, task: str | None = None
+) -> None:
     """`base_model` is a source that any node can resolve: a path, hf://, package:, s3://, where a run's result lies; or
-    BASE."""
-    note: dict[str, Any] = {"base_model": base_model}
+    BASE. `task`: one that PEFT has no word for."""
+    note: dict[str, Any] = {"base_model": base_model} | ({} if task is None else {"task": task})
     if id2label is not None:
         note["id2label"] = {str(number): name for number, name in sorted(id2label.items())}
     (folder / NOTE).write_text(json.dumps(note, indent=1))
@@ -103,18 +106,29 @@ def _merge(folder: Path, base: Path, target: Path) -> None:
     import torch
     import transformers
 
-    kind = json_in(folder / "adapter_config.json").get("task_type")
-    auto = next((each.auto for each in KINDS.values() if each.lora == kind), "AutoModel")
+    kind, task = json_in(folder / "adapter_config.json").get("task_type"), json_in(folder / NOTE).get("task")
+    auto = next((row.auto for name, row in KINDS.items() if (name == task if task else row.lora == kind)), "AutoModel")
     loader: Any = getattr(transformers, auto)
     settings: dict[str, Any] = {}
-    if kind in WITH_HEAD:
+    if kind in WITH_HEAD or task and KINDS[task].target == "label":
         settings = {**(_labels(folder) if kind != "QUESTION_ANS" else {}), "ignore_mismatched_sizes": True}
     dtype = transformers.AutoConfig.from_pretrained(base).dtype or torch.float32
     model = loader.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **settings)
     whole = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     whole.to(dtype).save_pretrained(target)
+    if task and KINDS[task].roles[0] in ROLES:
+        _copy_processor(folder, base, target)
+        return
     named = folder if (folder / "tokenizer_config.json").is_file() else base
     transformers.AutoTokenizer.from_pretrained(named).save_pretrained(target)
+
+
+def _copy_processor(folder: Path, base: Path, target: Path) -> None:
+    """What reads images and audio, and what writes: all that is neither weights nor about the model."""
+    for place in (base, folder):
+        for file in place.glob("*.json"):
+            if file.name not in (NOTE, "adapter_config.json", "config.json") and "safetensors" not in file.name:
+                shutil.copy(file, target / file.name)
 
 
 def _labels(folder: Path) -> dict[str, Any]:

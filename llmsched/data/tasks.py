@@ -13,8 +13,9 @@ from typing import NamedTuple
 class Kind(NamedTuple):
     """`auto`: the class of transformers. `reads`: the roles that make the input, in order; "?": may be absent.
     `target`: the role that is learnt; None: it lies in what is read. `learns`: by objective, the usual one first, a
-    module of workloads/tasks/learns/. `answers`: routes. `names`: more columns that are taken for a role here.
-    `lora`: PEFT's word for it. `explains`: an answer can be told word by word (`"explain": true`)."""
+    module of workloads/tasks/learns/. `answers`: routes. `names`: more columns that are taken for a role here. `lora`:
+    PEFT's word for it, "" where it has none; None: no adapters. `explains`: an answer can be told word by word
+    (`"explain": true`)."""
 
     auto: str
     reads: tuple[str, ...]
@@ -123,6 +124,7 @@ KINDS: dict[str, Kind] = {
         target="label",
         learns=_CLASSIFY,
         answers=("classify",),
+        lora="",
     ),
     "audio-classification": Kind(
         auto="AutoModelForAudioClassification",
@@ -130,6 +132,7 @@ KINDS: dict[str, Kind] = {
         target="label",
         learns=_CLASSIFY,
         answers=("classify",),
+        lora="",
     ),
     "automatic-speech-recognition": Kind(
         auto="AutoModelForCTC",
@@ -138,6 +141,7 @@ KINDS: dict[str, Kind] = {
         learns={"ctc": "ctc"},
         answers=("classify", "audio/transcriptions"),
         names={"target": ("text", "sentence", "transcription", "transcript")},
+        lora="",
     ),
     "image-segmentation": Kind(
         auto="AutoModelForSemanticSegmentation",
@@ -146,6 +150,7 @@ KINDS: dict[str, Kind] = {
         learns={"classify": "pixels"},
         answers=("classify",),
         names={"label": ("objects", "regions", "boxes")},
+        lora="",
     ),
     "object-detection": Kind(
         auto="AutoModelForObjectDetection",
@@ -163,7 +168,9 @@ KINDS: dict[str, Kind] = {
         answers=("classify",),
         names={"text": ("question",), "label": ("answer",)},
     ),
-    "masked-lm": Kind(auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=()),
+    "masked-lm": Kind(
+        auto="AutoModelForMaskedLM", reads=("text",), target=None, learns={"mlm": "hidden"}, answers=(), lora=""
+    ),
     "feature-extraction": Kind(
         auto="AutoModel",
         reads=("text", "text_pair"),

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from gateway_house import AUTH, KEY, Echo, House, events
 
+from llmsched.gateway import front
 from llmsched.gateway.front import Gateway
 
 
@@ -45,7 +46,9 @@ def test_refuses_whoever_has_no_good_key(shown):
     assert ("llmsched token key" in response.text) is ("llms_" in shown)  # a token of the API, which has a key
 
 
-def test_health_needs_no_key_and_nothing_is_served_before_a_table_came():
+def test_health_needs_no_key_and_nothing_is_served_before_a_table_came(monkeypatch):
+    monkeypatch.setattr(front, "TABLE_WITHIN_S", 0.01)
+
     async def main():
         gateway = Gateway(Echo)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway), base_url="http://g") as client:

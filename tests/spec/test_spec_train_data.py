@@ -43,7 +43,7 @@ SMOOTHED = "  task: image-classification\n  objective: regress\n  training_args:
         (spec(rest="  evaluation: {fraction: 0.1, best: loss}\n"), 7, 'needs "every"'),
         (spec(rest="  evaluation: {on: train, fraction: 0.1}\n"), 7, '"on" names a split and "fraction" makes one'),
         (spec(rest="  init: random\n  method: lora\n"), 7, "an adapter of random weights"),
-        (spec(rest="  task: masked-lm\n  method: lora\n"), 8, '"masked-lm" is trained whole'),
+        (spec(rest="  task: object-detection\n  method: lora\n"), 8, '"object-detection" is trained whole'),
         (
             spec(rest=SMOOTHED),
             10,

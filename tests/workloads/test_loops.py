@@ -23,7 +23,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label = ("good", "bad")[number % 2]
         age = chance.gauss(3.0 if label == "good" else -3.0, 1.0)
         table.append(
-            {"age": age if number % 7 else None, "kind": WORDS[label][number % 3], "label": label, "size": 2 * age}
+            {
+                "age": age if number % 7 else None if number % 2 else "",
+                "kind": WORDS[label][number % 3],
+                "label": label,
+                "size": 2 * age,
+            }
         )
         text = " ".join(["the", *chance.choices(WORDS[label], k=4), "film"])
         texts.append({"text": text, "label": label})

@@ -101,6 +101,37 @@ def test_an_adapter_of_any_of_them_is_served_as_its_base_with_it(name: str, made
         assert answer["data"][0]["label"] == "value"
 
 
+@pytest.mark.parametrize(
+    "name", ["image-classification", "audio-classification", "automatic-speech-recognition", "image-segmentation"]
+)
+def test_an_adapter_of_images_and_audio_is_served_as_its_base_with_it(name: str, made: Path, tmp_path: Path) -> None:
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    spec = spec_of(made, name, method="lora", lora=lora, global_batch_size=14)
+    assert tiny.in_worker(tiny.finetune, str(tmp_path), spec) == "done"
+    left = result_of(tmp_path)
+    assert any(".lora_A." in weight for weight in left["weights"])
+    heads = [weight for weight in left["weights"] if ".lora_" not in weight]
+    assert bool(heads) is (name != "automatic-speech-recognition")  # a last layer is of these labels, letters stay
+    rows = [json.loads(line) for line in (made / name / "test.jsonl").read_text().splitlines()]
+    role = KINDS[name].roles[0]
+    inputs = [{role: base64.b64encode((made / name / row[role]).read_bytes()).decode()} for row in rows]
+    found = tiny.in_worker(asked, left["artifact"], name, inputs)["data"]
+    if KINDS[name].learns.keys() >= {"regress"}:  # of a label each, what was measured is what is served
+        right = sum(each["label"] == row["label"] for each, row in zip(found, rows, strict=True))
+        assert right / len(rows) == pytest.approx(left["metrics"]["eval.accuracy"], abs=1e-5)
+    elif name == "automatic-speech-recognition":
+        assert len(found) == len(rows)
+
+
+def test_an_adapter_hides_tokens_of_a_base_that_can_and_no_other(made: Path, tmp_path: Path) -> None:
+    spec = spec_of(made, "masked-lm", method="lora", lora={"r": 4, "target_modules": "all-linear"}, evaluation=None)
+    assert "has no last layer for masked-lm" in tiny.in_worker(tiny.finetune, str(tmp_path / "none"), spec)
+    model = learnt(made, "masked-lm", tmp_path / "whole", 2, evaluation=None)
+    spec["train"]["base_model"] = str(model)
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "lora"), spec) == "done"
+    assert all(".lora_" in weight for weight in result_of(tmp_path / "lora")["weights"])
+
+
 def test_an_answer_to_a_question_is_a_part_of_its_passage(made: Path, tmp_path: Path) -> None:
     model = learnt(made, "question-answering", tmp_path, 40)
     pair = ["how is", "the film was very dull"]

@@ -56,9 +56,25 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
         return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
     lora = dict(train.get("lora") or {})
     try:
-        return peft.get_peft_model(model, peft.LoraConfig(task_type=task.kind.lora, **lora))
+        about = {"task_type": task.kind.lora} if task.kind.lora else _about_heads(task, model)
+        return peft.get_peft_model(model, peft.LoraConfig(**about, **lora))
     except ValueError as error:  # such as target_modules that do not exist
         raise BadInput(f"lora: {first_line(error)}") from error
+
+
+def _about_heads(task: Task, model: Any) -> dict[str, Any]:
+    """Of tasks that PEFT has no word for, what it knows of others: last layers get no adapter, and are trained whole
+    where they are of these labels. Raises BadInput."""
+    heads = [
+        name for name, part in model.named_children() if name != model.base_model_prefix and list(part.parameters())
+    ]
+    ours = task.kind.auto.removeprefix("AutoModel")
+    if task.kind.target is None and not any(each.endswith(ours) for each in model.config.architectures or ()):
+        raise BadInput(f"lora: this base model has no last layer for {task.name}; use method full")
+    return {
+        "exclude_modules": rf"({'|'.join(heads)})(\..*)?",
+        "modules_to_save": heads if task.kind.target == "label" else None,
+    }
 
 
 def write_model(
@@ -77,8 +93,10 @@ def write_model(
     config.base_model_name_or_path, config.revision = adapters.name_of_base(uri, base)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    labels = model.config.id2label if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
-    adapters.write_note(folder, (inputs or {}).get(uri, uri if ":" in uri else str(Path(uri).absolute())), labels)
+    source = (inputs or {}).get(uri, uri if ":" in uri else str(Path(uri).absolute()))
+    has_labels = config.task_type in ("SEQ_CLS", "TOKEN_CLS") or config.task_type is None and config.modules_to_save
+    labels = model.config.id2label if has_labels else None
+    adapters.write_note(folder, source, labels, None if config.task_type else train["task"])
 
 
 def write_result(

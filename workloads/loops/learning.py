@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from llmsched.data.formats import is_missing
 from llmsched.data.rows import BadRows, DataError, Row
 from llmsched.runtime import checkpoint, data, elastic, progress
 from llmsched.runtime.context import current
@@ -57,7 +58,7 @@ def rows_of(path: str, *columns: str) -> list[Row]:
         raise BadInput(str(error)) from error
     for row, place in zip(rows, rows.places, strict=True):
         for column in columns:
-            if row.get(column) is None:
+            if is_missing(row.get(column)):
                 raise BadInput(f"data set {path}: {place} has no {column!r}; it has {', '.join(row)}")
     return list(rows)
 

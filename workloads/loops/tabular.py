@@ -1,7 +1,7 @@
 """A label or a number from the columns of a table: linear, or with hidden layers.
 
-Columns of numbers are brought to one scale, others are one-hot; what a row lacks counts as the mean. What is left is
-model.safetensors and columns.json, which says how a row becomes its input.
+Columns of numbers are brought to one scale, others are one-hot; a number that a row lacks counts as the mean. It
+leaves model.safetensors and columns.json, which says how a row becomes its input.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from llmsched.data.formats import is_missing
 from llmsched.data.rows import Row
-from llmsched.runtime import artifact
+from llmsched.runtime import artifact, progress
 from workloads.loops.learning import layers, learn, numbers_in, rows_of, settings
 from workloads.sources import BadInput
 
 KNOWN = {"test": str, "target": str, "hidden": [], "predicts": "label"}
 _MOST_VALUES = 100  # of a column that is one-hot
-_REST = "\x00"  # a value that training does not know
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -72,15 +72,19 @@ class Columns:
     def __init__(self, rows: list[Row], target: str) -> None:
         self.about: dict[str, dict[str, Any]] = {}
         for name in (each for each in rows[0] if each != target):
-            given = [row[name] for row in rows if row.get(name) is not None]
+            given = [row[name] for row in rows if not is_missing(row.get(name))]
             try:
                 numbers = torch.tensor([float(value) for value in given], dtype=torch.float64)
                 spread = float(numbers.std()) if len(given) > 1 else 0.0
                 self.about[name] = {"mean": float(numbers.mean()), "std": spread or 1.0}
             except (TypeError, ValueError):
                 values = sorted({str(value) for value in given})
-                if len(values) <= _MOST_VALUES:  # else it names a row rather than tells of it
+                if len(values) <= _MOST_VALUES:
                     self.about[name] = {"values": values}
+                else:  # it names a row rather than tells of it
+                    progress.report(
+                        note=f"the column {name!r} is left out: it has {len(values):,} values that are no number"
+                    )
         if not self.about:
             raise BadInput(f"the table has no column to learn from beside {target!r}")
 
@@ -89,11 +93,11 @@ class Columns:
         parts = []
         for name, about in self.about.items():
             if "values" in about:
-                given = [str(row.get(name, _REST)) for row in rows]
+                given = [None if is_missing(row.get(name)) else str(row[name]) for row in rows]
                 parts += [torch.tensor([float(value == each) for each in given]) for value in about["values"]]
                 continue
             try:
-                numbers = [about["mean"] if row.get(name) is None else float(row[name]) for row in rows]
+                numbers = [about["mean"] if is_missing(row.get(name)) else float(row[name]) for row in rows]
             except (TypeError, ValueError) as error:
                 raise BadInput(
                     f"the column {name!r} was of numbers where the model learnt, and now: {error}"
