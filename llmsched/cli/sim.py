@@ -94,7 +94,15 @@ def sim() -> None:
 @click.option(
     "--shortage", multiple=True, metavar="TYPE=FROM..TO", help="No node of that type starts in these seconds."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors and faults.")
+@click.option(
+    "--endpoint",
+    multiple=True,
+    metavar="SPEC=RATE.csv,service=6s,...",
+    help="An endpoint beside the jobs: its spec, requests a second over time (columns t_s, rate_rps), how long one "
+    "holds a place in a replica (service), how long a replica takes to start (start=30s), and after which wait a "
+    "request is late (patience=10s).",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors, faults and requests.")
 @click.option("--until", type=SECONDS, metavar="S", help="Stop the clock there.")
 @click.option("--out", type=FILE, metavar="DIR", help="Write report.json, timeline.html and plots there.")
 @show.json_option
@@ -108,12 +116,14 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
     runs on no other.
     """
     from llmsched.errors import SpecError
-    from llmsched.sim import faults, fleet, folder, provider, report, runtimes, setting, simulator
+    from llmsched.sim import endpoints, faults, fleet, folder, provider, report, runtimes, setting, simulator
     from llmsched.sim.recorder import Recorder
     from llmsched.sim.traces import table
 
     machines = fleet.parse(nodes) if nodes is not None else ()
     jobs = table.read(trace, duration_column=given["duration_column"], elastic=_range(given["elastic"]))
+    serving = tuple(endpoints.parse(text) for text in given["endpoint"])
+    endpoints.check(serving, jobs)
     configuration = setting.configuration(
         jobs,
         file=given["config"],
@@ -124,6 +134,7 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
         quantum_s=given["quantum"],
         restart_cost_s=given["restart_cost"],
     )
+    configuration = simulator.with_queues(configuration, [endpoints.replica_of(each, "") for each in serving])
     if nodes is None and not any(kind.max for kind in configuration.node_types):
         raise SpecError(
             "is missing.", where="--nodes", hint="For example --nodes 16x8, or a --config with node_types to rent from."
@@ -142,6 +153,7 @@ def run(trace: Path, nodes: str | None, out: Path | None, **given: Any) -> None:
         startup_s=provider.STARTUP_S if given["startup_delay"] is None else given["startup_delay"],
         shortages=provider.parse_shortages(given["shortage"], configuration),
         trace=str(trace),
+        endpoints=serving,
     )
     if out is not None:
         folder.check(out)  # before the run, which may take minutes

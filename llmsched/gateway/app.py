@@ -231,7 +231,7 @@ class GatewayActor:
         return version
 
     def load(self) -> dict[str, Any]:
-        """{workload: {"ongoing", "queued"}, ...} and "version": that of the table in use, 0 for none."""
+        """{workload: {"ongoing", "recent", "queued"}, ...} and "version": that of the table in use, 0 for none."""
 
         async def count() -> dict[str, Any]:
             return {**self._gateway.load(), "version": self._gateway.version}

@@ -114,8 +114,8 @@ class Gateway:
         """Of the table in use; 0 before the first."""
         return self._table.version
 
-    def load(self) -> dict[str, dict[str, int]]:
-        """{workload: {"ongoing", "queued"}} for every workload of the table."""
+    def load(self) -> dict[str, dict[str, float]]:
+        """{workload: {"ongoing", "recent", "queued"}} for every workload of the table."""
         return self.signals.load([route.workload for route in self._table.routes.values()])
 
     # --- one request --------------------------------------------------------------------------------------------

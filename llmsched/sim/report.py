@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from llmsched.sim import endpoints
 from llmsched.sim.provider import bill
 from llmsched.sim.simulator import Run
 
@@ -31,7 +32,7 @@ def figures(run: Run) -> dict[str, Any]:
     gpus = there.peak_gpus
     contention = max(1.0, len(run.outcomes) / max(gpus, 1))
     ftf = [(o.finished_s - o.job.submit_s) / (o.job.duration_s * contention) for o in done if o.finished_s is not None]
-    held_s = sum(o.gpu_s for o in run.outcomes)
+    held_s = sum(o.gpu_s for o in run.outcomes) + sum(run.replica_gpu_s.values())
     lost_s = sum(o.lost_gpu_s for o in run.outcomes)
     turns = sorted(run.turn_s)
     estimates = options.estimates
@@ -82,6 +83,8 @@ def figures(run: Run) -> dict[str, Any]:
         "backfill": options.configuration.scheduling.backfill,
         "seed": options.seed,
         "queues": _queues(run),
+        "endpoints": _endpoints(run),
+        "used": _used(run, there.gpu_hours * 3600),
         "unfinished": [{"job": o.job.id, "why": o.why} for o in run.outcomes if o.finished_s is None][:20],
         "digest": run.digest,
     }
@@ -92,6 +95,35 @@ def _paid(run: Run) -> str:
     said = f"{options.restart_cost_s:g} s at every start and change of size, {options.leave_s:g} s to leave"
     own = sum(bool(each.job.start_s or each.job.leave_s) for each in run.outcomes)
     return f"{said}; {own:,} jobs have figures of their own in the trace" if own else said
+
+
+def _endpoints(run: Run) -> dict[str, dict[str, float | int | None]]:
+    """What became of the requests to each, and what that took. `late`: waited for longer than their patience;
+    `handover`: from asking for a replica until it answers; `busy_gpu_hours`: what the requests in hand filled."""
+    found: dict[str, dict[str, float | int | None]] = {}
+    for server in run.servers:
+        name, handovers = server.endpoint.workload.id, sorted(server.handovers)
+        found[name] = {
+            "requests": server.requests,
+            "late": server.late,
+            "late_pct": _round(100 * server.late / max(server.requests, 1), 4),
+            "wait_p95_s": endpoints.quantile(server.waits, 0.95),
+            "wait_p99_s": endpoints.quantile(server.waits, 0.99),
+            "gpu_hours": _round(run.replica_gpu_s.get(name, 0.0) / 3600),
+            "busy_gpu_hours": _round(server.busy_s / 3600),
+            "most_replicas": server.most,
+            "new_replicas": len(handovers),
+            "handover_p50_s": quantile(handovers, 0.5),
+            "handover_p95_s": quantile(handovers, 0.95),
+        }
+    return found
+
+
+def _used(run: Run, there_s: float) -> float:
+    """The share of the GPUs' time in which they did something that was asked for: jobs that run, without their
+    restarts, and the share of each replica that its requests filled."""
+    busy_s = sum(o.gpu_s - o.lost_gpu_s for o in run.outcomes) + sum(server.busy_s for server in run.servers)
+    return _round(busy_s / there_s, 4) if there_s > 0 else 0.0
 
 
 def _queues(run: Run) -> dict[str, dict[str, float | int | None]]:
@@ -148,6 +180,19 @@ def table(found: dict[str, Any]) -> str:
             ("nodes", f"at most {found['peak_nodes']:,}; {asked:,} asked for, {given:,} given back"),
             ("cost", f"{found['cost']:,.2f} for {hours:,.1f} node hours; at most {dearest:,.2f} an hour"),
         ]
+    for name, each in found["endpoints"].items():
+        soon, late = duration(each["handover_p50_s"]), duration(each["handover_p95_s"])
+        hours, busy = each["gpu_hours"], each["busy_gpu_hours"]
+        rows += [
+            (
+                f"endpoint {name}",
+                f"{each['requests']:,} requests, {each['late_pct']} % late; p99 waited {each['wait_p99_s']} s",
+            ),
+            ("  its replicas", f"at most {each['most_replicas']}; {hours:,.1f} GPU hours, {busy:,.1f} of them filled"),
+            ("  a new one answers", f"{soon} after it is asked for, p95 {late} ({each['new_replicas']:,})"),
+        ]
+    if found["endpoints"]:
+        rows.append(("used", f"{100 * found['used']:.1f} % of all GPU hours: jobs less restarts, requests in hand"))
     if len(found["queues"]) > 1:
         rows += [
             (

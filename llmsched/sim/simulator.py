@@ -20,10 +20,12 @@ from llmsched.core.nodes import Node
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
+from llmsched.core.status import Status
 from llmsched.core.workload import Placement, gang_id
 from llmsched.errors import Bug, SpecError
 from llmsched.policies import registry
 from llmsched.sim.audit import Audit
+from llmsched.sim.endpoints import LOOK_S, Endpoint, Server, replica_of
 from llmsched.sim.executor import SimExecutor
 from llmsched.sim.faults import Faults
 from llmsched.sim.provider import STARTUP_S, Provider, Shortage, Stay
@@ -50,6 +52,7 @@ class Options:
     startup_s: float = STARTUP_S  # from asking for a node of a type until it joins
     shortages: tuple[Shortage, ...] = ()
     trace: str = ""  # where the jobs come from, for complaints
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 @dataclass(slots=True)
@@ -81,6 +84,8 @@ class Run:
     nodes_asked: int = 0
     nodes_released: int = 0
     stays: list[Stay] = field(default_factory=list)  # every node that was ever there
+    servers: list[Server] = field(default_factory=list)  # of the endpoints, as they ended
+    replica_gpu_s: dict[str, float] = field(default_factory=dict)  # held by the replicas of each endpoint
 
 
 def simulate(jobs: Sequence[Job], options: Options, recorder: Recorder | None = None) -> Run:
@@ -116,10 +121,13 @@ class _Replay:
         self.result = Run(options, [], "", 0.0)
         self.placed: dict[str, dict[str, int]] = {}  # gang -> node -> GPUs it holds there
         self.first_start: dict[str, float] = {}
+        self.owner: dict[str, str] = {}  # replica -> endpoint
+        self.answered: set[str] = set()  # replicas
         self.starts: dict[str, int] = {}
         self.finished: dict[str, float] = {}
         self.next_job = 0
         self.nodes = {node.id: node for node in options.nodes}
+        self.servers = {each.workload.id: Server(each, options.seed) for each in options.endpoints}
         self.executor = SimExecutor(self.runtimes, self.nodes, options.restart_cost_s, options.leave_s)
         self.failures = {name: options.faults.of_node(name) for name in self.nodes}
         largest = _most_gpus(options)
@@ -139,9 +147,10 @@ class _Replay:
     def run(self) -> Run:
         began = time.perf_counter()
         options = self.options
-        self._turn(
-            0.0, [facts.Configured(0.0, options.configuration), *(facts.NodeJoined(0.0, n) for n in options.nodes)]
-        )
+        begins: list[facts.Fact] = [facts.Configured(0.0, options.configuration)]
+        begins += [facts.NodeJoined(0.0, node) for node in options.nodes]
+        begins += [facts.Submitted(0.0, each.workload) for each in options.endpoints]
+        self._turn(0.0, begins)
         for node in options.nodes:
             self.provider.joined(node, 0.0)
         for when, node in options.joining:
@@ -213,10 +222,12 @@ class _Replay:
                 self.executor.at(back, facts.NodeJoined(back, self.nodes[node]))
 
     def _is_over(self) -> bool:
-        return self.next_job == len(self.jobs) and len(self.finished) == len(self.jobs)
+        if self.next_job < len(self.jobs) or len(self.finished) < len(self.jobs):
+            return False
+        return all(server.look_at > server.endpoint.ends_s for server in self.servers.values())
 
     def _next_at(self, wake: float | None) -> float | None:
-        times = [self.executor.next_at(), wake]
+        times = [self.executor.next_at(), wake, *(server.look_at for server in self.servers.values())]
         if self.next_job < len(self.jobs):
             times.append(self.jobs[self.next_job].submit_s)
         known = [t for t in times if t is not None]
@@ -235,7 +246,23 @@ class _Replay:
             told = None if workload.estimated_runtime_s is None else factor
             self.runtimes[gang_id(job.id, 0)] = Runtime(job, at=now, told_factor=told)
             found.append(facts.Submitted(job.submit_s, workload))
+        for name, server in self.servers.items():
+            if server.look_at <= now:
+                server.until(now)
+                server.look_at = now + LOOK_S
+                found.append(facts.LoadObserved(now, name, *server.load()))
         return found
+
+    def _serve(self, now: float) -> None:
+        """Tell each endpoint how many of its replicas answer, and keep the books of those that are new."""
+        for name, server in self.servers.items():
+            gangs = [self.state.gangs[gang] for gang in self.state.workloads[name].gangs]
+            answering = [gang for gang in gangs if gang.status is Status.RUNNING]
+            server.answering(len(answering), now)
+            for gang in answering:
+                if gang.id not in self.answered:
+                    self.answered.add(gang.id)
+                    server.handovers.append(now - gang.submitted_at)
 
     def _let_go(self, now: float) -> None:
         """Keep the books of who has left, or is done."""
@@ -251,16 +278,25 @@ class _Replay:
         plan = turn(self.state, found, self.policies)
         self.result.turn_s.append(time.perf_counter() - began)
         if plan.decisions:
+            self._replicas(plan.decisions, now)
             self.executor.carry_out(plan.decisions, now)
             gave = False
             for decision in plan.decisions:
                 gave |= self._note(decision, now)
             if gave:
                 self.audit.check()
+        self._serve(now)
         if self.recorder is not None:
             self.recorder.explains(now, plan.reasons)
             self.recorder.load.append((now, sum(r.size for r in self.running()), self.state.waiting.count))
         return plan.wake_at
+
+    def _replicas(self, decided: Sequence[Decision], now: float) -> None:
+        """Replicas come to be by a decision, jobs by the trace."""
+        for decision in decided:
+            if isinstance(decision, decisions.Launch) and decision.gang not in self.runtimes:
+                self.owner[decision.gang] = name = self.state.gangs[decision.gang].workload_id
+                self.runtimes[decision.gang] = Runtime(replica_of(self.servers[name].endpoint, decision.gang), at=now)
 
     def running(self) -> list[Runtime]:
         return [self.runtimes[name] for name in self.placed]
@@ -304,6 +340,14 @@ class _Replay:
         result.quota_violations = self.audit.violations
         result.digest = self.hash.hexdigest()
         result.stays = self.provider.stays
+        result.servers = [*self.servers.values()]
+        for server in result.servers:
+            server.until(result.ended_s)
+            server.close()
+        for gang, owner in self.owner.items():
+            runtime = self.runtimes[gang]
+            runtime.settle(max(result.ended_s, runtime.at))
+            result.replica_gpu_s[owner] = result.replica_gpu_s.get(owner, 0.0) + runtime.gpu_s
         for job in self.jobs[: self.next_job]:
             gang = gang_id(job.id, 0)
             runtime = self.runtimes[gang]

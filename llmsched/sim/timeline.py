@@ -26,6 +26,9 @@ def page(run: Run, figures: dict[str, Any], recorder: Recorder) -> str:
 def contents(run: Run, figures: dict[str, Any], recorder: Recorder) -> dict[str, Any]:
     """What the page draws. `bars` are (job, first GPU row, rows, start, end); `waits`, by job, (start, end, reason)."""
     number = {f"{each.job.id}/0": index for index, each in enumerate(run.outcomes)}
+    replicas = sorted({stay.gang for stay in recorder.stays} - number.keys())  # of endpoints
+    number |= {gang: index for index, gang in enumerate(replicas, len(number))}
+    queue_of = {server.endpoint.workload.id: server.endpoint.workload.queue for server in run.servers}
     nodes = [*{stay.node.id: stay.node for stay in run.stays}.values()]
     top: dict[str, int] = {}
     rows: list[tuple[str, int, int]] = []
@@ -45,6 +48,8 @@ def contents(run: Run, figures: dict[str, Any], recorder: Recorder) -> dict[str,
                 bars.append((number[stay.gang], top[node_id] + first, length, round(stay.start, 1), round(stay.end, 1)))
     waits: dict[int, list[tuple[float, float, str]]] = {}
     for wait in recorder.waits:
+        if wait.gang not in number:
+            continue  # a replica that was called off before it began
         waits.setdefault(number[wait.gang], []).append((round(wait.start, 1), round(wait.end, 1), wait.message))
     return {
         "title": f"{figures['finished']:,} of {figures['jobs']:,} jobs on {figures['gpus']:,} GPUs",
@@ -58,7 +63,11 @@ def contents(run: Run, figures: dict[str, Any], recorder: Recorder) -> dict[str,
             ("ordering", figures["policies"]["ordering"]),
         ],
         "jobs": [
-            (each.job.id, each.job.queue, each.job.gpus, each.job.submit_s, each.finished_s) for each in run.outcomes
+            *(
+                (each.job.id, each.job.queue, each.job.gpus, each.job.submit_s, each.finished_s)
+                for each in run.outcomes
+            ),
+            *((gang, queue_of[gang.rpartition("/")[0]], 1, 0.0, None) for gang in replicas),
         ],
         "nodes": rows,
         "bars": bars[:MOST_BARS],

@@ -3,7 +3,8 @@
     python tests/benchmarks/batch.py [--rows 20000] [--workers 1,2,4] > batch.json
 
 Prints one JSON object. Both sides read the same JSON Lines, embed each text with the same encoder code on one thread a
-worker, and write Parquet, on one local Ray with four pretend GPUs. `rows_per_s` begins when every worker has written
+worker, and write Parquet, on a local Ray with four pretend GPUs; plain Ray Data on one of its own, which its `whole_s`
+starts too. `rows_per_s` begins when every worker has written
 its first file, so that loading the model does not count, and ends with the last file; `whole_s` is from submission to
 end. Plain Ray Data is asked for as many blocks as the batch has parts.
 """
@@ -32,7 +33,7 @@ import ray
 import torch
 
 given = json.loads(sys.argv[1])
-ray.init(given["address"], log_to_driver=False)
+ray.init(num_gpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=given["temp"])
 ray.data.DataContext.get_current().enable_progress_bars = False
 
 
@@ -78,7 +79,7 @@ def main() -> None:
         try:
             for workers in map(int, given.workers.split(",")):
                 ours = batch(source, work / f"ours-{workers}", workers)
-                plain = ray_data(folder / "home", source, work / f"plain-{workers}", workers, ours["files"])
+                plain = ray_data(folder, source, work / f"plain-{workers}", workers, ours["files"])
                 ratio = round(ours["rows_per_s"] / plain["rows_per_s"], 3)
                 results[str(workers)] = {"batch": ours, "ray_data": plain, "ratio": ratio}
                 print(workers, results[str(workers)], file=sys.stderr, flush=True)
@@ -114,16 +115,13 @@ def batch(source: Path, output: Path, workers: int) -> dict[str, Any]:
     return measured(output, workers, began)
 
 
-def ray_data(home: Path, source: Path, output: Path, workers: int, blocks: int) -> dict[str, Any]:
-    from llmsched.executors import local_ray
-
+def ray_data(folder: Path, source: Path, output: Path, workers: int, blocks: int) -> dict[str, Any]:
     given = {
-        "address": json.loads((home / "ray.json").read_text())["address"], "model": MODEL, "input": str(source),
+        "temp": str(folder / "ray"), "model": MODEL, "input": str(source),
         "output": str(output), "workers": workers, "blocks": blocks, "cpus": CPUS,
     }  # fmt: skip
     began = time.time()
-    line = [sys.executable, "-c", PLAIN, json.dumps(given)]
-    subprocess.run(line, check=True, env={**os.environ, **local_ray.environment(home)}, stdout=sys.stderr)
+    subprocess.run([sys.executable, "-c", PLAIN, json.dumps(given)], check=True, stdout=sys.stderr)
     return measured(output, workers, began)
 
 

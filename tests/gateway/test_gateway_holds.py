@@ -39,7 +39,7 @@ def test_a_hundred_that_come_to_none_are_all_answered_by_the_first_that_comes():
         await until(lambda: queued(house) == 100)
         wakes(house, "a")
         assert [one.status_code for one in await asyncio.gather(*asked)] == [200] * 100
-        assert house.gateway.load()["qwen"] == {"ongoing": 0, "queued": 0}
+        assert house.gateway.load()["qwen"] == {"ongoing": 0, "recent": 0.0, "queued": 0}
         assert (await house.chat()).status_code == 200 and house["a"].calls == 101
 
     asyncio.run(main())

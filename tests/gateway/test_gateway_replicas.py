@@ -46,9 +46,9 @@ def test_says_come_back_when_no_replica_is_there_and_counts_who_was_turned_away(
         response = await house.chat()
         assert (response.status_code, response.json()["error"]["code"]) == (503, "no_replica")
         assert int(response.headers["retry-after"]) >= 1
-        assert house.gateway.load()["qwen"] == {"ongoing": 0, "queued": 1}
+        assert house.gateway.load()["qwen"] == {"ongoing": 0, "recent": 0.0, "queued": 1}
         now[0] = 11.0
-        assert house.gateway.load()["qwen"] == {"ongoing": 0, "queued": 0}
+        assert house.gateway.load()["qwen"] == {"ongoing": 0, "recent": 0.0, "queued": 0}
 
     asyncio.run(main())
 
@@ -77,7 +77,7 @@ def test_refuses_with_429_beyond_max_ongoing_of_every_replica_and_serves_again_a
         gate.set()
         assert [r.status_code for r in await asyncio.gather(*held)] == [200] * 4
         assert (await house.chat()).status_code == 200
-        assert house.gateway.load()["qwen"] == {"ongoing": 0, "queued": 1}
+        assert house.gateway.load()["qwen"] == {"ongoing": 0, "recent": 0.0, "queued": 1}
 
     asyncio.run(main())
 

@@ -76,7 +76,7 @@ class Endpoint:
         self._silent_since = None
         self._say("")
         for workload, counts in load.items():
-            self._deliver(LoadSeen(str(workload), float(counts["ongoing"]), float(counts["queued"])))
+            self._deliver(LoadSeen(str(workload), float(counts["recent"]), float(counts["queued"])))
 
     def shut_down(self) -> None:
         actor, self._actor = gateway.find(), None
