@@ -92,7 +92,7 @@ class Scheduling:
     fifo_scope: str = "per_queue"  # per_queue | per_flavor
     backfill: str = "off"  # off | easy | conservative
     hold_after_s: float = 1800.0  # who has waited so long is planned for: nobody may delay it any more. 0: off. By
-    # rank: who has run for so much less than a part of its fair time comes first, see fair_clock.py
+    # rank: who has waited twice as long comes first for a part of the GPUs, see lane.py
     quantum_s: float = 0.0
     preemption: PreemptionRules = PreemptionRules()
     preemption_delay_s: float = 0.0

@@ -20,6 +20,7 @@ class Launch:
     attempt: int
     placement: Placement
     why: Message | None = None
+    owed_s: float = 0.0  # for how long nobody of its priority evicts it by rank, as it has waited long: see lane.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Nominate:
     placement: Placement
     victims: tuple[GangName, ...]
     why: Message | None = None
+    owed_s: float = 0.0  # what its launch there will say
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ def nominate(world: World, decision: decisions.Nominate) -> None:
     gang.nomination = Nomination(decision.placement, decision.victims, world.now)
     world.nominated[gang.id] = None
     world.ledgers.charge(gang, decision.placement, 1, promise=True)
+    world.lanes.owe(gang, decision.owed_s, world.now, world.ledgers)
 
 
 def withdraw(world: World, decision: decisions.Withdraw) -> None:

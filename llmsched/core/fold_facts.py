@@ -72,7 +72,7 @@ def scaled(world: World, fact: facts.Scaled) -> None:
             world.waiting.discard(gang)
             gang.shape = None
             world.waiting.add(gang)
-            world.clocks.put(gang, world.now, world.ledgers, waits=True)
+            world.lanes.put(gang, world.now, world.ledgers, waits=True)
 
 
 def node_joined(world: World, fact: facts.NodeJoined) -> None:

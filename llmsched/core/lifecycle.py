@@ -124,9 +124,8 @@ def end_children(world: World, parent: WorkloadState) -> None:
 
 def _launched(world: World, gang: GangState, decision: Launch) -> None:
     lives.leave_line(world, gang, decision.placement)
-    patience = world.configuration.scheduling.hold_after_s
-    gang.is_owed = world.clocks.has_waited_long(gang, world.now, patience)
-    world.clocks.put(gang, world.now, world.ledgers, waits=False)
+    world.lanes.put(gang, world.now, world.ledgers, waits=False)
+    world.lanes.owe(gang, decision.owed_s, world.now, world.ledgers)
     gang.attempt = decision.attempt
     gang.placement = decision.placement
     gang.size = size_of(gang.spec, decision.placement)
@@ -264,7 +263,7 @@ def _ended(world: World, gang: GangState, entry: object) -> None:
 
 def _over(world: World, gang: GangState, _: object) -> None:
     lives.leave_line(world, gang)
-    world.clocks.drop(gang, world.now, world.ledgers)
+    world.lanes.drop(gang, world.now)
     world.troubled.pop(gang.id, None)
     record = world.workloads[gang.workload_id]
     if record.workload.kind == "serve" and not record.cancelled and gang.status is not Status.CANCELLED:

@@ -109,7 +109,7 @@ def queue(world: World, gang: GangState) -> None:
 
 
 def park(world: World, gang: GangState, why: str) -> None:
-    world.clocks.drop(gang, world.now, world.ledgers)
+    world.lanes.drop(gang, world.now)
     gang.blocked_by = why
     world.parked[gang.id] = None
     if why == "backoff":
@@ -132,7 +132,7 @@ def enqueue(world: World, gang: GangState) -> None:
     _drop_parked(world, gang)
     gang.own_reason = None
     world.waiting.add(gang)
-    world.clocks.put(gang, world.now, world.ledgers, waits=True)
+    world.lanes.put(gang, world.now, world.ledgers, waits=True)
 
 
 def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None:
@@ -150,6 +150,7 @@ def unpromise(world: World, gang: GangState, placement: Placement = ()) -> None:
         world.ledgers.charge(gang, gang.nomination.placement, -1, promise=True)
         gang.nomination = None
         del world.nominated[gang.id]
+        world.lanes.give_back(gang, 0.0, world.now, world.ledgers)
 
 
 def _outcome_of(world: World, record: WorkloadState, dependency: str) -> str:
@@ -223,6 +224,8 @@ def exceed(world: World, gang: GangState, used: ByNode) -> None:
 def let_go(world: World, gang: GangState, *, again: bool = False) -> None:
     """The attempt is over: count its service and free everything. `again`: another one is to follow it."""
     settle(world, gang)
+    ran_s = 0.0 if gang.started_at is None else world.now - gang.started_at
+    world.lanes.give_back(gang, ran_s, world.now, world.ledgers)
     if gang.started_at is not None:
         gang.served_s += world.now - gang.started_at
         gang.served_gpu_s += (world.now - gang.started_at) * gang.gpus_milli() / MILLI

@@ -42,6 +42,7 @@ class Promise:
     pool: int = 0  # of a gang for which only the number of GPUs matters: the nodes they may be on,
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
     hold: str = ""  # made because the gang has waited long: for "nodes", or for what its queue may take, "quota"
+    evicts: bool = False  # it was planned as if those had left that may be evicted for it
     short: Branch | None = None  # of "quota": the branch that lacks it
     beside: list[str] | None = None  # cache of leaves_room: who holds something on its nodes
 
@@ -293,6 +294,7 @@ def leaves_room(trial: Trial, promise: Promise, placement: Placement, spec: Work
                 continue
             if other.is_holding():
                 leaves = name in state.vacating or name in trial.leaving
+                leaves = leaves or (promise.evicts and other.spec.preemptible)
                 gone = leaves or presumed_end(state, other) <= promise.start
             else:
                 gone = trial.now + presumed_s(state, other, held) <= promise.start

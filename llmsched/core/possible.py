@@ -11,6 +11,7 @@ from llmsched.core.configuration import NodeType
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
 from llmsched.core.node_types import node_of, resources_of
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.shapes import Shape
 from llmsched.core.state import State
 from llmsched.core.suitable import Wish, wish_of
 from llmsched.core.workload import Option, Workload
@@ -77,6 +78,16 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         if refusal is not None:
             return refusal
     return _quota_fits(state, spec, first_flavor, need_milli)
+
+
+def able_options(state: State, shape: Shape) -> tuple[int, ...]:
+    """The options with which one of a class could start if everybody else left."""
+    stamp = (state.capacity.version, state.quota)
+    if shape.possible is None or shape.possible[:2] != stamp:
+        options = options_of(shape.sample)
+        able = tuple(option for option in options if why_never_with(state, shape.sample, option) is None)
+        shape.possible = (*stamp, able)
+    return shape.possible[2]
 
 
 def _that_suit(state: State, wish: Wish) -> tuple[dict[Resources, int], list[NodeType]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
-from llmsched.core.fair_clock import Stake
+from llmsched.core.lane import Stake
 from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, ByNode, Resources
 from llmsched.core.shapes import Shape
@@ -67,9 +67,9 @@ class GangState:
     preemptions: int = 0
     evicted_at: tuple[float, ...] = ()  # of the last hour
     made_way_for: tuple[str, ...] = ()  # gangs for which it was evicted by rank, see exchanges.py
-    stake: Stake | None = None  # while it waits or holds something, see fair_clock.py
-    fair_s: float = 0.0  # seconds that it would have run, before it had that stake
-    is_owed: bool = False  # it had waited long when its attempt began
+    stake: Stake | None = None  # while it waits or holds something, see lane.py
+    there_s: float = 0.0  # seconds that it waited or held something, before it had that stake
+    owed_s: float = 0.0  # seconds that its attempt was owed when it began
     queued_since: float = 0.0
     launched_at: float | None = None
     started_at: float | None = None  # first fact that this attempt runs

@@ -17,7 +17,7 @@ from llmsched.core.planned import earliest
 from llmsched.core.policy import Policies
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
-from llmsched.core.stages import admit, autoscale, clear, limits, place, provision, rank, reconcile, schedule, size
+from llmsched.core.stages import admit, autoscale, clear, limits, owe, place, provision, rank, reconcile, schedule, size
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -73,8 +73,10 @@ def _decide(this: Pass) -> bool:
     autoscale.run(this)  # load becomes wanted replicas
     if this.plan.is_cut:
         return False
-    size.run(this)  # what each elastic gang should hold
     calendar = Calendar(this)
+    owe.run(this, calendar)  # by rank: who has waited long
+    size.run(this)  # what each elastic gang should hold
+    owe.hold(this, calendar)
     settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
     if this.plan.is_cut:
         return False  # who is left of the better ones goes before whoever only finds room

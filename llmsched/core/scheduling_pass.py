@@ -37,6 +37,7 @@ class Pass:
         self.told: dict[Shape, Reason | None] = {}  # why classes wait, as this pass has found so far;
         self.unread: dict[Shape, None] = {}  # of these it is worked out when somebody reads it
         self.told_alone: dict[str, Reason | None] = {}  # why a gang waits for a reason of its own
+        self.owed: dict[str, float] = {}  # who is owed a start, and for how long it then runs at least: stages/owe.py
         self.exchanged: dict[tuple[str, str], None] = {}  # (who starts, in whose place): a pair does so once
         self._begin()
         self._later: Later | None = None
@@ -79,7 +80,11 @@ class Pass:
         _ = self.shares  # as they stand before anybody starts
         self.trial.hold(gang, placement)
         self.trial.begun[gang.id] = placement
-        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, why))
+        self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, why, self.owed_s(gang)))
+
+    def owed_s(self, gang: GangState) -> float:
+        """For how long it runs at least when it starts, by the lane."""
+        return self.owed.get(gang.id, gang.owed_s)
 
     def let_go_of_quota(self) -> None:
         """Idle quota is not kept for its owners any more: they are asked again."""

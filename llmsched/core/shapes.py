@@ -57,7 +57,7 @@ class Shape:
         self._ask: Callable[[Shape], Reason] | None = None
         self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
-        self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of stages/admit.py
+        self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of possible.py
         options = sample.groups[0].options
         # What quota and rules see of it: classes that differ in nothing of this may take from the same others.
         needs = (need_milli(sample, sample.min_size, option) for option in options_of(sample))

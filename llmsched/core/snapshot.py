@@ -17,7 +17,7 @@ from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
 from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.facts import Published
-from llmsched.core.fair_clock import FrozenPool
+from llmsched.core.lane import FrozenPool
 from llmsched.core.lives import count_quota, park
 from llmsched.core.nodes import Node
 from llmsched.core.records import GangState, HoldingGroup, QueueUse, WorkloadState
@@ -129,7 +129,7 @@ class Snapshot:
     ranked_at: float
     starts: int
     starts_before: int
-    clocks: tuple[FrozenPool, ...]
+    lanes: tuple[FrozenPool, ...]
     notes: tuple[str, ...]
     version: int
     causes: int
@@ -184,7 +184,7 @@ def freeze(state: State) -> Snapshot:
         ranked_at=state.ranked_at,
         starts=state.starts,
         starts_before=state.starts_before,
-        clocks=state.clocks.parts(),
+        lanes=state.lanes.parts(),
         notes=tuple(state.notes),
         version=state.version,
         causes=state.causes,
@@ -242,7 +242,7 @@ def _remember(state: State, snapshot: Snapshot) -> None:
     state.fleet.requested = snapshot.requested
     state.ranked_at = snapshot.ranked_at
     state.starts, state.starts_before = snapshot.starts, snapshot.starts_before
-    state.clocks.set(snapshot.clocks)
+    state.lanes.set(snapshot.lanes)
     state.fleet.overdue_since = dict(snapshot.overdue_since)
     state.fleet.shunned_until = dict(snapshot.shunned_until)
     state.fleet.releasing = dict(snapshot.releasing)
@@ -301,7 +301,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
 def _wait(state: State, snapshot: Snapshot) -> None:
     for gang in state.gangs.values():
         if gang.stake is not None:
-            state.clocks.restore(gang, waits=gang.status is Status.QUEUED)
+            state.lanes.restore(gang, waits=gang.status is Status.QUEUED)
     for name in snapshot.waiting:
         state.waiting.add(state.gangs[name])
     shapes = [state.gangs[name].shape for name in snapshot.lines]

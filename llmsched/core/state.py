@@ -83,7 +83,7 @@ class State(World):
             self.fleet.requested,
             self.ranked_at,
             (self.starts, self.starts_before),
-            self.clocks.parts(),
+            self.lanes.parts(),
             sorted(self.archived.items()),
             self.history.parts(),
             self.ledgers.meter.frozen(),
@@ -104,7 +104,7 @@ class State(World):
 
 
 _GANG_FIELDS = (
-    "id", "spec", "submitted_at", "stake", "fair_s", "is_owed", "revision", "model", "status",
+    "id", "spec", "submitted_at", "stake", "there_s", "owed_s", "revision", "model", "status",
     "size", "placement", "held", "attempt", "restarts", "failures",
     "preemptions", "evicted_at", "made_way_for", "queued_since",
     "launched_at", "started_at", "resized_at", "not_before", "wanted_size",

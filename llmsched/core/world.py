@@ -15,8 +15,8 @@ from llmsched.core.draining import OperatorDrain
 from llmsched.core.ends import Ends
 from llmsched.core.estimate import History
 from llmsched.core.facts import Published
-from llmsched.core.fair_clock import FairClocks
 from llmsched.core.fleet import Fleet
+from llmsched.core.lane import Lanes
 from llmsched.core.ledgers import Ledgers
 from llmsched.core.open_work import OpenWork
 from llmsched.core.outstanding import Outstanding
@@ -47,7 +47,7 @@ class World:
         self.drains: dict[str, OperatorDrain] = {}  # by name, also of nodes that are away
         self.ranked_at = 0.0  # stamp of the last pass that may have ranked everybody, see stages/rank.py
         self.starts = self.starts_before = 0  # decided at this moment, and at the last one before that had a fact
-        self.clocks = FairClocks()  # by which is told who has waited long
+        self.lanes = Lanes()  # of those who have waited long
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from math import inf
 
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import need_milli
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
-from llmsched.core.possible import why_never_with
+from llmsched.core.possible import able_options
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on, rules_of
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
-from llmsched.core.stages import consolidate, grow, migrate, place, preempt, rank, redeem, shrink, size
+from llmsched.core.stages import consolidate, grow, migrate, owe, place, preempt, rank, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
@@ -123,7 +123,10 @@ class Admission:
     def _ask_all(self, moves: migrate.Moves, since: int) -> Line | None:
         """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
         plan = self.plan
-        self.calendar.hold_for_the_longest()
+        if self.by_rank:
+            owe.hold(self.this, self.calendar)
+        else:
+            self.calendar.hold_for_the_longest()
         self.leaves_out = self._may_leave_out()
         line = Line(
             self.this,
@@ -470,7 +473,7 @@ class Admission:
         quota, spec = self.state.quota, gang.spec
         if not self._keeps_guarantees() or rules_of(self.state, spec.queue).reclaim == "any":
             return
-        for option in self._possible(shape):
+        for option in able_options(self.state, shape):
             flavor = spec.groups[0].option(option).flavor
             branch = quota.branch(spec.queue, flavor)
             if branch is None:
@@ -479,16 +482,6 @@ class Admission:
             if idle > 0:
                 self.trial.hold_quota(spec.queue, flavor, idle)
             return
-
-    def _possible(self, shape: Shape) -> tuple[int, ...]:
-        """The options with which one of a class could start if everybody else left."""
-        state = self.state
-        stamp = (state.capacity.version, state.quota)
-        if shape.possible is None or shape.possible[:2] != stamp:
-            options = options_of(shape.sample)
-            able = tuple(option for option in options if why_never_with(state, shape.sample, option) is None)
-            shape.possible = (*stamp, able)
-        return shape.possible[2]
 
 
 def _why_now(gang: GangState, placement: Placement) -> Message:

@@ -107,6 +107,8 @@ class Calendar:
         before, nor, where it borrows, who takes what is its own queue's."""
         if not promise.hold:
             return True
+        if promise.evicts and gang.spec.preemptible:
+            return False
         if _right(gang) < _right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:
@@ -198,8 +200,8 @@ class Calendar:
         plan = self.this.plan
         state, scheduling = self.trial.state, self.trial.state.configuration.scheduling
         patience = scheduling.hold_after_s
-        if not patience or scheduling.preemption.within_queue == "by_rank":
-            return  # by rank nobody is there to stay
+        if not patience:
+            return
         rows = []
         for shape in state.waiting.live.values():
             since, name = next((row for row in shape.since if row[1] not in self.trial.begun), (inf, ""))

@@ -60,5 +60,5 @@ def _decision(
     gangs, nodes = this.state.gangs, dict.fromkeys(placed.node for placed in placement)
     victims = [name for name in leaving if any(placed.node in nodes for placed in gangs[name].held)]
     waits = why or _waits_for(this, victims)
-    decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), waits)
+    decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), waits, this.owed_s(gang))
     return decision

@@ -5,9 +5,8 @@ order. Inside its own quota a queue comes before those that would borrow. Queues
 have no quota or `reclaim` is `any`; otherwise each ranks its own. A running gang that was not among the best keeps its
 GPUs all the same when, in the end, nobody better fits on them: nobody is evicted in vain.
 
-Nobody starves, whatever the policy: who has run, in all, for much less than its part of what it would have if all had
-shared the GPUs (fair_clock.py says when) comes before everybody else of its priority, the one that is due
-first before the others, and stays so while it runs until it has caught up.
+Nobody starves, whatever the policy: who has waited long and is owed a start (lane.py) comes before everybody else of
+its priority, the one that is due first before the others, and stays so until it has run for as long as it is owed.
 
 Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now.
 """
@@ -23,7 +22,7 @@ from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.exchanges import Exchanges
 from llmsched.core.explain import Reason
-from llmsched.core.fair_clock import SHARE, due
+from llmsched.core.lane import due, is_owed
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes
@@ -53,6 +52,14 @@ def is_on(state: State) -> bool:
     return state.configuration.scheduling.preemption.within_queue == "by_rank"
 
 
+def is_due(this: Pass) -> bool:
+    """Whether everybody is ranked in this pass."""
+    state, quantum = this.state, this.state.configuration.scheduling.quantum_s
+    if quantum > 0 and state.ranked_at and int(state.ranked_at // quantum) == int(this.plan.at // quantum):
+        return state.may_have_been_cut() and state.is_to_be_ranked()
+    return state.is_to_be_ranked()
+
+
 def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Returns the waiting gangs about which nothing is left to decide: launched, nominated, or to hold nothing now."""
     state, trial, plan = this.state, this.trial, this.plan
@@ -67,17 +74,14 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     if not state.waiting.count:
         return settled
     if quantum > 0:
-        number = int(plan.at // quantum)
-        plan.look_again((number + 1) * quantum, say("eta.ranking"))
-        if state.ranked_at and int(state.ranked_at // quantum) == number and not state.may_have_been_cut():
-            return settled
-    if not state.is_to_be_ranked():
+        plan.look_again((int(plan.at // quantum) + 1) * quantum, say("eta.ranking"))
+    if not is_due(this):
         return settled
     for running, classes in _lines(this):
         exchanges = Exchanges(gang for _, gang in running)
         starters, victims = _pick(this, running, classes, exchanges)
         if starters:
-            settled |= _carry_out(this, calendar, exchanges, starters, victims)
+            settled |= _carry_out(this, calendar, exchanges, starters, victims, running=running)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -113,33 +117,22 @@ def _is_ranked(this: Pass, spec: Workload) -> bool:
     return not (spec.is_elastic() and this.state.configuration.scheduling.elastic)
 
 
-def _have_waited_long(this: Pass) -> dict[str, Row]:
-    """Those that wait and come before all others of their priority, who has had least of what it is due first."""
-    state = this.state
-    patience = state.configuration.scheduling.hold_after_s
-    found = {}
-    for due_at, name, _ in state.clocks.longest_waiting(state.now, patience, PORTION):
-        gang = state.gangs[name]
-        if gang.nomination is None and name not in this.trial.begun and name not in this.plan.nominations:
-            found[name] = _by_due(this, gang, due_at), gang
-    return found
+def _owed(this: Pass) -> dict[str, Row]:
+    """Those that wait and come before all others of their priority, who is due first before the others."""
+    gangs, plan = this.state.gangs, this.plan
+    waits = [gangs[name] for name in this.owed if name not in this.trial.begun and name not in plan.nominations]
+    return {gang.id: (_by_due(this, gang), gang) for gang in waits}
 
 
 def _of_running(this: Pass, gang: GangState) -> Key:
-    """Who had waited long when it began goes on to come first until it has had its part. Nobody of those gives way to
-    another one who is due no sooner than it was, nor to one who is before it has run for `hold_after_s`."""
-    state = this.state
-    if gang.is_owed and gang.launched_at is not None:
-        ran = state.now - gang.launched_at
-        if state.clocks.lags(gang, state.now, ran):
-            beyond = max(0.0, ran - state.configuration.scheduling.hold_after_s)
-            return _by_due(this, gang, due(gang) + beyond / SHARE)
-    return key_with_age(this, gang)
+    """Who was owed its start goes on to come first until it has had its part: before all of its priority but those that
+    are owed one and were due before it."""
+    return _by_due(this, gang) if is_owed(gang, this.state.now) else key_with_age(this, gang)
 
 
-def _by_due(this: Pass, gang: GangState, due_at: float) -> Key:
+def _by_due(this: Pass, gang: GangState) -> Key:
     first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
-    return (first, -inf, due_at, gang.id)
+    return (first, -inf, due(gang), gang.id)
 
 
 def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
@@ -165,7 +158,7 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
     rows.sort(key=lambda row: row[0])
     for row in rows:
         line(row[1].spec.queue)[0].append(row)
-    long = _have_waited_long(this)
+    long = _owed(this)
     first: dict[int, list[Row]] = {}
     for row in sorted(long.values(), key=lambda row: row[0]):
         classes = line(row[1].spec.queue)[1]
@@ -257,9 +250,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     givers: list[tuple[int, float, str, GangState]] = []
     growers: list[tuple[GangState, int]] = []
     wanted = 0.0
-    patience = state.configuration.scheduling.hold_after_s
-    waits = (state.gangs[name] for name in plan.sizes if name in state.waiting)
-    if any(state.clocks.has_waited_long(gang, state.now, patience) for gang in waits):
+    if any(name in this.owed for name in plan.sizes):
         quantum = 0.0  # for its sake nobody is spared for having changed a moment ago
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
@@ -372,9 +363,12 @@ def _carry_out(
     starters: list[GangState],
     victims: list[GangState],
     growers: Sequence[tuple[GangState, int]] = (),
+    running: Sequence[Row] = (),
 ) -> dict[str, None]:
     """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free and what victims
-    leave; spare the victims that turn out not to matter. The next pass, at once, compares those that are left."""
+    leave; spare the victims that turn out not to matter. Where that is not enough for one that is owed a start, as
+    those that may stay are in its way, all of the `running` that rank after it are victims. The next pass, at once,
+    compares those that are left."""
     trial, state, plan = this.trial, this.state, this.plan
     mark = trial.mark()
     for gang in victims:
@@ -384,7 +378,18 @@ def _carry_out(
         trial.hold(state.gangs[name], placement)
     for name in (*state.vacating, *trial.leaving):
         trial.hold(state.gangs[name], ())
+    empty = trial.mark()
     found = _find(this, calendar, exchanges, starters)
+    there = {gang.id for gang, _ in found}
+    missed = next((gang for gang in starters if gang.id in this.owed and gang.id not in there), None)
+    if missed is not None and running:
+        key = _by_due(this, missed)
+        trial.rollback(empty)
+        victims = [gang for row, gang in running if row > key or gang in victims]
+        for gang in victims:
+            if trial.held(gang):
+                trial.hold(gang, ())
+        found = _find(this, calendar, exchanges, starters)
     takers = [gang for gang, _ in found]  # and who grows
     leaving: list[GangState] = []
     for gang, target in growers if victims else ():
@@ -416,15 +421,15 @@ def _carry_out(
         plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
         trial.leaving[gang.id] = None
     names = [*(gang.id for gang in leaving), *before]
-    there: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
+    on: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
     for at, name in enumerate(names):
         for placed in state.gangs[name].held:
-            there.setdefault(placed.node, {})[name] = at
+            on.setdefault(placed.node, {})[name] = at
     for gang, placement in found:
         if fits(trial, gang.spec, placement):
             this.launch(gang, placement, say("launch.ranked"))
         else:
-            beside = {name: at for placed in placement for name, at in there.get(placed.node, {}).items()}
+            beside = {name: at for placed in placement for name, at in on.get(placed.node, {}).items()}
             nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))
             waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
             this.tell_alone(gang, Reason("victims_leaving", waits, (("victims", len(leaving)),)))

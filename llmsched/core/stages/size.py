@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
-from llmsched.core.plan import PORTION, Plan
+from llmsched.core.lane import is_owed
+from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
@@ -76,14 +77,9 @@ def _share_out(this: Pass, sharing: list[GangState], capacity: int, by_rank: boo
 
 def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
     """By rank: those that have waited long, and until they have had their part. They hold their least in any case."""
-    state = this.state
-    clocks, patience = state.clocks, state.configuration.scheduling.hold_after_s
-    long = (state.gangs[name] for _, name, _ in clocks.longest_waiting(state.now, patience, PORTION))
-    found = {gang.id: gang for gang in long if gang.spec.is_elastic() and gang.nomination is None}
-    for gang in running:
-        if gang.is_owed and clocks.lags(gang, state.now, state.now - (gang.launched_at or state.now)):
-            found[gang.id] = gang
-    return found
+    waits = (this.state.gangs[name] for name in this.owed)
+    found = {gang.id: gang for gang in waits if gang.spec.is_elastic() and gang.nomination is None}
+    return found | {gang.id: gang for gang in running if is_owed(gang, this.state.now)}
 
 
 def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None], list[GangState]]]:

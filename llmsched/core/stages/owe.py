@@ -1,0 +1,162 @@
+"""By rank: who is owed a start, as it has waited long (lane.py), and what is kept for it until it has it.
+
+The lane gives no more than it has: to the first of those that are behind, and to the next ones as long as there is no
+debt but what it will have paid at the next ranking. Who could not start now, whoever of its priority made way, does not
+stand before those that could: it waits for work that may not be evicted, and meanwhile nobody who came later and may
+not be evicted takes its places. Who can never start is owed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+from llmsched.core.amounts import least_milli
+from llmsched.core.exchanges import Exchanges
+from llmsched.core.lane import Pool, PoolKey, part_s
+from llmsched.core.planned import Promise, earliest
+from llmsched.core.possible import able_options
+from llmsched.core.records import GangState
+from llmsched.core.resources import MILLI
+from llmsched.core.rules import rules_of
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import place, rank
+from llmsched.core.stages.backfill import NODES, Calendar
+
+LOOKED_AT = 1024  # gangs of one pool that are behind
+HOLDS_TRIED = 16  # that could not start now: for so many it is worked out when they could
+
+
+def run(this: Pass, calendar: Calendar) -> None:
+    state = this.state
+    scheduling = state.configuration.scheduling
+    if not rank.is_on(state) or not scheduling.hold_after_s:
+        return
+    chances = _Chances(this, calendar)
+    if not (rank.is_due(this) or chances.are_doubtful or state.waiting.elastic):
+        return
+    with chances.worked_out():
+        for key, pool in state.lanes.pools.items():
+            if pool.waiting:
+                _of_pool(this, key, pool, chances)
+
+
+def _of_pool(this: Pass, key: PoolKey, pool: Pool, chances: _Chances) -> None:
+    state, scheduling = this.state, this.state.configuration.scheduling
+    pays = state.lanes.pays(key, state.ledgers)
+    debt, ahead = pool.debt_at(state.now, pays), pays * scheduling.quantum_s
+    patience = scheduling.hold_after_s
+    behind = state.lanes.behind(pool, state.now, patience, this.policies.ordering.by_priority)
+    for _, name, milli in islice(behind, LOOKED_AT):
+        gang = state.gangs[name]
+        if gang.nomination is not None or not chances.has_any(gang):
+            continue
+        if debt > ahead:
+            if pays and not scheduling.quantum_s:
+                this.plan.wake(state.now + (debt - ahead) / pays)
+            return
+        seconds = part_s(gang, patience)
+        if chances.has_now(gang):
+            debt += seconds * milli
+        elif not chances.waits_for_an_end(gang):
+            continue
+        this.owed[name] = seconds
+
+
+def hold(this: Pass, calendar: Calendar) -> None:
+    """Keep the places of those that are owed from whoever may not be evicted and came later."""
+    state = this.state
+    waits = [gang for name in this.owed if (gang := state.gangs[name]).nomination is None]
+    waits = [gang for gang in waits if not this.trial.is_new(gang)]
+    if not waits or all(shape.sample.preemptible for shape in state.waiting.live.values()):
+        return
+    kept: dict[str | None, None] = {}
+    with _Chances(this, calendar).worked_out() as chances:
+        for gang in sorted(waits, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.id))[:HOLDS_TRIED]:
+            flavors = [option.flavor for option in gang.spec.groups[0].options]
+            if all(flavor in kept for flavor in flavors):
+                continue
+            promise = chances.start_of(gang, calendar.promises)
+            if promise is not None:
+                promise.hold, promise.evicts = NODES, True
+                calendar.promises.append(promise)
+                kept.update(dict.fromkeys(flavors))
+
+
+class _Chances:
+    """Whether gangs could start if all that may be evicted for them by rank made way."""
+
+    def __init__(self, this: Pass, calendar: Calendar) -> None:
+        self.this, self.state, self.calendar = this, this.state, calendar
+        self.tried = 0
+        self._exchanges: Exchanges | None = None
+        state = self.state
+        self.is_one_line = not state.quota.enforced or len(state.quota.queues) <= 1
+        self.are_doubtful = not self.is_one_line or any(
+            group.gpus_milli and not preemptible for (_, _, preemptible), group in state.groups.items()
+        )
+        self._most = max((priority for (_, priority, _), group in state.groups.items() if group.gpus_milli), default=0)
+
+    @contextmanager
+    def worked_out(self) -> Iterator[_Chances]:
+        """What it asks of the trial is undone in the end."""
+        mark = self.this.trial.mark()
+        try:
+            yield self
+        finally:
+            self.this.trial.rollback(mark)
+
+    def has_any(self, gang: GangState) -> bool:
+        """In an empty cluster."""
+        shape = gang.shape
+        return shape is not None and bool(able_options(self.state, shape))
+
+    def has_now(self, gang: GangState) -> bool:
+        stay = self._staying(gang)
+        if self.are_doubtful or (self.this.policies.ordering.by_priority and gang.spec.priority < self._most):
+            with self._gone(gang):
+                return not isinstance(place.find(self.this, gang, gang.spec.min_size, explain=False), place.Refused)
+        if not stay:
+            return True
+        held = sum(one.gpus_milli() for one in stay)
+        return least_milli(gang.spec, gang.spec.min_size) <= self.state.capacity.gpus_total * MILLI - held
+
+    def waits_for_an_end(self, gang: GangState) -> bool:
+        self.tried += 1
+        return self.tried <= HOLDS_TRIED and self.start_of(gang, []) is not None
+
+    def start_of(self, gang: GangState, promises: list[Promise]) -> Promise | None:
+        with self._gone(gang):
+            return earliest(self.this, gang, gang.spec.min_size, self.calendar.windows, promises)
+
+    @contextmanager
+    def _gone(self, gang: GangState) -> Iterator[None]:
+        """While it lasts those hold nothing that might be evicted for it, nor those that leave."""
+        trial, state = self.this.trial, self.state
+        stay = self._staying(gang)
+        mark = trial.mark()
+        for name in state.holding:
+            other = state.gangs[name]
+            leaves = name in state.vacating or name in trial.leaving
+            if trial.held(other) and (leaves or (self._makes_way(other, gang) and other not in stay)):
+                trial.hold(other, ())
+        try:
+            yield
+        finally:
+            trial.rollback(mark)
+
+    def _makes_way(self, other: GangState, gang: GangState) -> bool:
+        if not other.spec.preemptible:
+            return False
+        if self.this.policies.ordering.by_priority and other.spec.priority > gang.spec.priority:
+            return False
+        if self.is_one_line or other.spec.queue == gang.spec.queue:
+            return True
+        return all(rules_of(self.state, one.spec.queue).reclaim == "any" for one in (gang, other))
+
+    def _staying(self, gang: GangState) -> list[GangState]:
+        """Those that have exchanged a place with it."""
+        if self._exchanges is None:
+            self._exchanges = Exchanges(self.state.gangs[name] for name in self.state.holding)
+        return self._exchanges.stay_for(gang)
