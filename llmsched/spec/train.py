@@ -84,6 +84,16 @@ class Prune(Section):
     amount: float = Field(gt=0, lt=1)
 
 
+class SpecAugment(Section):
+    """By transformers' names: the share of places in time, and of features, that a model of audio does not hear in a
+    step, in spans of so many."""
+
+    mask_time_prob: float = Field(default=0.05, ge=0, lt=1)
+    mask_time_length: int = Field(default=10, ge=1)
+    mask_feature_prob: float = Field(default=0.0, ge=0, lt=1)
+    mask_feature_length: int = Field(default=10, ge=1)
+
+
 class Quantize(Section):
     """Of the result: weights of linear layers as whole numbers of so many bits, with a scale for each row."""
 
@@ -228,6 +238,7 @@ class TrainSection(Section):
     merge: bool = False  # the result is a whole model, with the adapter in it
     prune: Prune | None = None
     quantize: Quantize | None = None
+    spec_augment: SpecAugment | None = None  # of tasks that hear
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     datasets: list[Dataset] = Field(default=[], max_length=256)
     packing: bool = False  # short samples of a language model share a row, up to max_length; none sees another
@@ -273,6 +284,8 @@ class TrainSection(Section):
             raise WrongAt('goes with "method: lora" or "method: qlora"', "lora")
         if self.lora is not None and self.task in tasks.KINDS and tasks.KINDS[self.task].lora is None:
             raise WrongAt(f'"{self.task}" is trained whole: use "method: full"', "method")
+        if self.spec_augment is not None and "audio" not in tasks.KINDS[self.task].reads:
+            raise WrongAt("is for tasks that read audio", "spec_augment")
         if self.packing and self.task != "causal-lm":
             raise WrongAt('is for "task: causal-lm"', "packing")
         if self.lora is not None and self.init == "random":

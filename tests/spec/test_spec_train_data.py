@@ -44,6 +44,7 @@ SMOOTHED = "  task: image-classification\n  objective: regress\n  training_args:
         (spec(rest="  evaluation: {on: train, fraction: 0.1}\n"), 7, '"on" names a split and "fraction" makes one'),
         (spec(rest="  init: random\n  method: lora\n"), 7, "an adapter of random weights"),
         (spec(rest="  task: object-detection\n  method: lora\n"), 8, '"object-detection" is trained whole'),
+        (spec(rest="  spec_augment: {mask_time_prob: 0.1}\n"), 7, "is for tasks that read audio"),
         (
             spec(rest=SMOOTHED),
             10,

@@ -123,6 +123,19 @@ def test_an_adapter_of_images_and_audio_is_served_as_its_base_with_it(name: str,
         assert len(found) == len(rows)
 
 
+def test_what_a_model_does_not_hear_is_chance_of_the_row_and_not_of_the_batch(made: Path, tmp_path: Path) -> None:
+    masks = {"mask_time_prob": 0.3, "mask_time_length": 3, "mask_feature_prob": 0.2, "mask_feature_length": 2}
+    spec = spec_of(made, "audio-classification", spec_augment=masks)
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
+    assert tiny.gang(2, tiny.finetune, str(tmp_path / "two"), spec) == ["done"] * 2
+    assert_close(result_of(tmp_path / "one"), result_of(tmp_path / "two"))
+    plain = spec_of(made, "audio-classification")
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "plain"), plain) == "done"
+    assert losses(tmp_path / "plain")[1] != pytest.approx(losses(tmp_path / "one")[1], abs=1e-4)
+    deaf = spec_of(made, "image-classification", spec_augment=masks)
+    assert "this base model has no feature_projection" in tiny.in_worker(tiny.finetune, str(tmp_path / "deaf"), deaf)
+
+
 def test_an_adapter_hides_tokens_of_a_base_that_can_and_no_other(made: Path, tmp_path: Path) -> None:
     spec = spec_of(made, "masked-lm", method="lora", lora={"r": 4, "target_modules": "all-linear"}, evaluation=None)
     assert "has no last layer for masked-lm" in tiny.in_worker(tiny.finetune, str(tmp_path / "none"), spec)

@@ -22,7 +22,7 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
-from workloads.finetune import norms
+from workloads.finetune import norms, spec_augment
 from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
@@ -116,6 +116,8 @@ class FineTune:
         lora_in_half = self.settings.bf16 and self.device.type == "cuda" and self.train.get("method") == "lora"
         dtype = torch.bfloat16 if lora_in_half else torch.float32
         self.model = load_model(self.task, self.train, base, folder, dtype).to(self.device)
+        if self.train.get("spec_augment"):
+            spec_augment.put_on(self.model, self.train["spec_augment"])
         self.stepper = stepper = Stepper(self.model, self.task, self.settings, self.device)
         if self.settings.gradient_checkpointing:
             kwargs = {"use_reentrant": False, "context_fn": lambda: stepper.chance.again()}
