@@ -110,6 +110,8 @@ def _fact(entry: Any) -> Message | None:
             if not workload.user:
                 return say(code, queue=queue, wish=wish(workload))
             return say(f"{code}_by", by=Ref(ACTOR, workload.user), queue=queue, wish=wish(workload))
+        case facts.Cancelled(by_parent=True):
+            return say("event.ended_by_parent")
         case facts.Cancelled(by=by):
             return say("cancelled_by", by=Ref(ACTOR, by)) if by else say("cancelled")
         case facts.Scaled(size=size):

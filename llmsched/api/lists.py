@@ -18,7 +18,7 @@ from llmsched.core.render import Names
 from llmsched.core.workload import named_run, split_run
 from llmsched.errors import RequestError
 from llmsched.spec import http_models
-from llmsched.store.tables import ArchiveQuery
+from llmsched.store.tables import ArchiveQuery, parent_of
 
 AT_MOST = 250  # of one group, of one page
 EVERY = "every"  # of all groups together: nobody is passed over who changes the group between two pages
@@ -32,19 +32,27 @@ class Selection(NamedTuple):
     queue: str | None = None
     phases: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    parent: str | None = None  # what work of that name asked for
 
     @classmethod
     def read(
-        cls, user: str | None, queue: str | None, phases: Iterable[str] | None, labels: Iterable[str] | None
+        cls,
+        user: str | None,
+        queue: str | None,
+        phases: Iterable[str] | None,
+        labels: Iterable[str] | None,
+        parent: str | None = None,
     ) -> Selection:
         """A label is KEY=VALUE. Raises RequestError."""
         pairs = [tuple(text.split("=", 1)) for text in labels or ()]
         if wrong := [text for text, pair in zip(labels or (), pairs, strict=True) if len(pair) != 2 or not pair[0]]:
             raise RequestError(f'"{wrong[0]}" is no label.', code="label", hint="Write KEY=VALUE, as in the spec.")
-        return cls(user, queue, tuple(phases or ()), tuple(pairs))  # type: ignore[arg-type]
+        return cls(user, queue, tuple(phases or ()), tuple(pairs), parent)  # type: ignore[arg-type]
 
     def takes(self, found: WorkloadState) -> bool:
         it = found.workload
+        if self.parent is not None and parent_of(it.name) != self.parent:
+            return False
         return self.takes_all_of(it.user, it.queue, found.phase) and set(self.labels) <= set(it.labels)
 
     def takes_all_of(self, user: str, queue: str, phase: str) -> bool:
@@ -83,17 +91,20 @@ def workloads(
     selection: Selection = EVERYTHING,
 ) -> http_models.WorkloadList:
     """The first of each group, so many as `limits` says; or those of one group after the cursor. Newest first. What two
-    groups both show stands there once. What left the state is not counted by label."""
+    groups both show stands there once. What work has asked for and has ended is shown where its `parent` is chosen, and
+    in EVERY. What left the state is not counted by label or parent."""
     at = Cursor.read(cursor) if cursor is not None else None
     here: dict[str, list[WorkloadState]] = {group: [] for group in (*http_models.GROUPS, EVERY)}
     counts: Counter[http_models.Phase] = Counter()
     for found in controller.state.workloads.values():
         if permissions.sees(found.workload) and selection.takes(found):
             counts[views.phase(found)] += 1
-            here[http_models.group_of(views.phase(found))].append(found)
+            group = http_models.group_of(views.phase(found))
+            if group != "ended" or not found.workload.parent or selection.parent is not None:
+                here[group].append(found)
             here[EVERY].append(found)
     for (user, queue, outcome), count in controller.state.archived.items():
-        sees = permissions.sees_work_of(user, queue) and not selection.labels
+        sees = permissions.sees_work_of(user, queue) and not selection.labels and selection.parent is None
         if sees and selection.takes_all_of(user, queue, outcome):
             counts[outcome] += count
     names = KnownNames(controller.state, permissions)
@@ -114,6 +125,7 @@ def workloads(
                 queue=selection.queue,
                 outcomes=ends,
                 labels=selection.labels,
+                parent=selection.parent if selection.parent is not None or group == EVERY else "",
                 after_age=at and (at.submitted_at, at.id),
             )
             gone = [one for one in controller.archived(query) if one.workload.id not in controller.state.workloads]

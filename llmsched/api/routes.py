@@ -29,9 +29,9 @@ from llmsched.api.callers import (
     Services,
     Submitter,
 )
-from llmsched.control import execution, planning, registry
+from llmsched.control import execution, planning, registry, trials
 from llmsched.control.vault import SHARED
-from llmsched.spec import http_models, http_requests, node_models, spec_requests
+from llmsched.spec import http_models, http_requests, node_models, spec_requests, trial_models
 from llmsched.spec.quantities import ENV_PATTERN
 
 KEEP_ALIVE_S = 15.0
@@ -128,6 +128,7 @@ More = Annotated[str | None, Query(max_length=300, description="go on after the 
 
 
 OfUser = Annotated[str | None, Query(max_length=200, description="only that user's")]
+OfParent = Annotated[str | None, Query(max_length=63, description="only what work of that name asked for")]
 OfQueue = Annotated[str | None, Query(max_length=63, description="only that queue's")]
 InPhase = Annotated[list[http_models.Phase] | None, Query(max_length=8, description="only in one of these phases")]
 Labelled = Annotated[list[str] | None, Query(max_length=32, description="only with these labels, KEY=VALUE")]
@@ -146,10 +147,12 @@ async def workloads(
     queue: OfQueue = None,
     phase: InPhase = None,
     label: Labelled = None,
+    parent: OfParent = None,
 ) -> http_models.WorkloadList:
     """Newest first: the first page of each group, or with a cursor the next page of one. `every` pages through all,
-    whatever their group. `user`, `queue`, `phase` and `label` choose among them; with a cursor, the same again."""
-    selection = lists.Selection.read(user, queue, phase, label)
+    whatever their group. `user`, `queue`, `phase`, `label` and `parent` choose among them; with a cursor, the same
+    again. What work has asked for and has ended is listed by its `parent`, and by `every`."""
+    selection = lists.Selection.read(user, queue, phase, label, parent)
     limits = {"active": active, "waiting": waiting, "ended": ended, lists.EVERY: every}
     return lists.workloads(given.controller, who.permissions, limits, cursor, selection)
 
@@ -175,6 +178,12 @@ async def diagnose(given: Given, found: Seen) -> http_models.DiagnosisView:
     entries = controller.entries(0, found.id, last=lists.STORY_AT_MOST)
     progress, names = controller.progress_of(found.workload), found.names(given.state)
     return diagnosis.diagnose(given.state, found.workload, progress, entries, needs, names)
+
+
+@router.get("/workloads/{name}/trials")
+async def trials_of(given: Given, found: Seen) -> trial_models.TrialTable:
+    """Of a search: what was tried, and what came of it."""
+    return trials.table(given.state, found.workload, given.controller.progress_of, found.names(given.state))
 
 
 @router.get("/workloads/{name}/story")

@@ -47,6 +47,7 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         kind=it.kind,
         queue=it.queue,
         user=it.user,
+        parent=it.parent,
         labels=dict(it.labels),
         priority=it.priority,
         phase=phase(found),

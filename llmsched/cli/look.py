@@ -87,10 +87,15 @@ def _print_rows(views: list[http_models.WorkloadView]) -> None:
     where = not narrow or len({view.queue for view in views}) > 1
     beside = [*(["USER"] if whose else []), *(["QUEUE"] if where else [])]
     table = Columns("NAME", "KIND", *beside, "PHASE", ">SIZE", ">GPUS", ">AGE", "WHAT")
-    for view in views:
-        name, kind, *rest = _row(view)
-        table.add_row(name, kind, *([view.user or "-"] if whose else []), *([view.queue] if where else []), *rest)
+    hidden: list[str] = []
+    for view, shown, left in show.families(views):
+        _, kind, *rest = _row(view)
+        if left:
+            hidden.append(f"... and {left} more that {view.parent} asked for; see them with --parent {view.parent}.")
+        table.add_row(shown, kind, *([view.user or "-"] if whose else []), *([view.queue] if where else []), *rest)
     table.show()
+    for line in hidden:
+        terminal.echo(line)
 
 
 def _print_reasons(waiting: list[http_models.WorkloadView]) -> None:
@@ -150,16 +155,16 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
         rows.append(("endpoint", f"{endpoint}/v1  ({show.reach(endpoint)})"))
     if view.progress and not view.ended:
         rows.append(("progress", show.progress(view.progress)))
-    if view.metrics:
-        rows.append(("metrics", show.numbers(view.metrics, 12)))
-    if view.artifact:
-        rows.append(("result", view.artifact))
-    if view.restarts:
-        rows.append(("restarts", str(view.restarts)))
-    if view.reason is not None:
-        rows.append(("waits", view.reason.message))
-    if view.message:
-        rows.append(("message", view.message))
+    more = {
+        "trials": f"llmsched best {view.id}" if view.kind == "tune" else "",
+        "asked by": view.parent,
+        "metrics": show.numbers(view.metrics, 12),
+        "result": view.artifact,
+        "restarts": str(view.restarts or ""),
+        "waits": view.reason.message if view.reason is not None else "",
+        "message": view.message,
+    }
+    rows += [(name, text) for name, text in more.items() if text]
     rows += [("notify", _notice(each)) for each in view.notices]
     for name, text in rows:
         out.print(f"  {name:<10} {show.plain(text)}", soft_wrap=True)

@@ -44,6 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("llmsched.cli.look:status", "All workloads, or one."),
         "why": ("llmsched.cli.look:why", "Why it waits, or runs where it does, and what would change it."),
         "diagnose": ("llmsched.cli.diagnose:diagnose", "What slows it, and what to do."),
+        "best": ("llmsched.cli.best:best", "The trials of a search, the best first."),
         "story": ("llmsched.cli.look:story", "Its whole history, in words."),
         "logs": ("llmsched.cli.look:logs", "What it wrote; also after it, and the cluster, are gone."),
         "events": ("llmsched.cli.look:events", "What the scheduler hears and decides."),

@@ -72,19 +72,26 @@ class Choice(NamedTuple):
     queue: str | None
     phase: tuple[str, ...]
     labels: dict[str, str]
+    parent: str | None
 
     def __bool__(self) -> bool:
         return any(self)
 
 
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--user, --queue, --phase and --label, which the command gets as one `choice`."""
+    """--user, --queue, --phase, --label and --parent, which the command gets as one `choice`."""
 
     @functools.wraps(command)
     def chosen(
-        *words: Any, user: str | None, queue: str | None, phase: tuple[str, ...], label: tuple[str, ...], **more: Any
+        *words: Any,
+        user: str | None,
+        queue: str | None,
+        phase: tuple[str, ...],
+        label: tuple[str, ...],
+        parent: str | None,
+        **more: Any,
     ) -> Any:
-        return command(*words, choice=Choice(user, queue, phase, dict(map(_label, label))), **more)
+        return command(*words, choice=Choice(user, queue, phase, dict(map(_label, label)), parent), **more)
 
     with_options: Callable[..., Any] = chosen
     for option in (
@@ -94,6 +101,7 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--phase", multiple=True, type=click.Choice([*PHASE_COLOURS]), help="Only in this phase; repeatable."
         ),
+        click.option("--parent", metavar="NAME", help="Only what this workload asked for, as a search its trials."),
         click.option("--queue", help="Only of this queue."),
         click.option("--user", help="Only of this user."),
     ):
@@ -162,6 +170,29 @@ def phase(name: str) -> str:
     """For a line that rich reads."""
     colour = PHASE_COLOURS.get(name)
     return f"[{colour}]{name}[/]" if colour else name
+
+
+CHILDREN_SHOWN = 6  # of one workload, below it
+
+
+def families(views: Sequence[http_models.WorkloadView]) -> list[tuple[http_models.WorkloadView, str, int]]:
+    """(workload, its name, how many of its parent's children are left out after it): each below what asked for it, and
+    no more of them than a few."""
+    there = {view.id for view in views}
+    children: dict[str, list[http_models.WorkloadView]] = {}
+    for view in views:
+        if view.parent in there:
+            children.setdefault(view.parent, []).append(view)
+    rows = []
+    for view in views:
+        if view.parent in there:
+            continue
+        rows.append((view, view.id, 0))
+        below = children.get(view.id, [])
+        for place, child in enumerate(below[:CHILDREN_SHOWN], 1):
+            left = len(below) - place if place == CHILDREN_SHOWN else 0
+            rows.append((child, f"  {child.id.removeprefix(view.name)}", left))
+    return rows
 
 
 def phase_cell(name: str) -> Cell:

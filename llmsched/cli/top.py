@@ -182,21 +182,22 @@ def _queue(frame: Frame, rows: int | None) -> list[RenderableType]:
         return [Text("Nothing has been submitted yet.", style="dim")]
     room = rows if rows is not None else 50
     shown = [*active, *waiting, *ended][:room]
-    left = len(frame.workloads) - len(shown)
+    rows_shown = show.families(shown)
+    left = len(frame.workloads) - len(rows_shown)
     table = Columns("", "NAME", "PHASE", ">SIZE", "PROGRESS", "WHAT", widest={1: NAME_WIDTH})
-    for view in shown:
+    for view, name, _ in rows_shown:
         letter, colour = frame.letters.get(view.id, ("", ""))
         size = "" if view.ended else f"{view.size}/{view.wanted if view.wanted is not None else view.max_size}"
         step, total = view.progress.get("step"), view.progress.get("total_steps")
         has_bar = isinstance(step, int | float) and isinstance(total, int | float) and total > 0
         bar = _bar(step, total, BAR_WIDTH) if has_bar and view.phase not in ("waiting", *ENDS) else ""  # type: ignore[arg-type]
         phase, what = show.phase_cell(view.phase), _what(view, bool(bar))
-        table.add_row(Cell(letter, colour), view.id, phase, size, Cell(bar, "green"), what)
+        table.add_row(Cell(letter, colour), name, phase, size, Cell(bar, "green"), what)
     return [table.drawn(), *([Text(f"and {left} more: llmsched status --all", style="dim")] if left else [])]
 
 
 ENDS = ("succeeded", "failed", "cancelled")
-_IN_TOP = ("loss", "rows_per_s", "bad_rows")  # numbers beside a bar
+_IN_TOP = ("loss", "rows_per_s", "bad_rows", "best", "best_trial")  # numbers beside a bar
 
 
 def _what(view: http_models.WorkloadView, has_bar: bool) -> str:

@@ -261,7 +261,9 @@ def _chosen_to_cancel(client: Any, choice: show.Choice, yes: bool) -> list[str]:
     phases = [phase for phase in show.LIVE if not choice.phase or phase in choice.phase]
     if not phases:
         raise SpecError("what has ended cannot be cancelled.", code="options", hint="Leave --phase out.")
-    found = client.all_workloads(user=choice.user, queue=choice.queue, phase=phases, labels=choice.labels or None)
+    found = client.all_workloads(
+        user=choice.user, queue=choice.queue, phase=phases, labels=choice.labels or None, parent=choice.parent
+    )
     ids = [view.id for view in found.workloads if view.may_change]
     if len(ids) < len(found.workloads):
         terminal.echo(f"{len(found.workloads) - len(ids)} of them are not yours to cancel.", err=True)

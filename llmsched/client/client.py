@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from llmsched.client.chat import AsyncChat, Messages
-from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch, is_settled
+from llmsched.client.core import POLL_S, AsyncClient, Specs, Watch
 from llmsched.errors import ClusterError
-from llmsched.spec import http_models, node_models
+from llmsched.spec import http_models, node_models, trial_models
 
 if TYPE_CHECKING:
     import httpx
@@ -176,7 +176,7 @@ class Run:
         for wanted in ("failed", "cancelled"):
             if any(view.phase == wanted for view in views):
                 return wanted
-        on_its_way = next((view.phase for view in views if not is_settled(view)), None)
+        on_its_way = next((view.phase for view in views if not view.is_settled), None)
         ended = next((view.phase for view in views if view.ended), None)
         return on_its_way or ended or views[0].phase
 
@@ -268,9 +268,11 @@ class Client:
         queue: str | None = None,
         phase: str | Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> http_models.WorkloadList:
         """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next` (and the
-        same choice again): more of its group. `user`, `queue`, `phase` (one or several) and `labels` choose."""
+        same choice again): more of its group. `user`, `queue`, `phase` (one or several), `labels` and `parent` choose;
+        what work has asked for and has ended is listed by its `parent`, and by `every`."""
         return self._loop.call(
             self._core.workloads(
                 active=active,
@@ -282,6 +284,7 @@ class Client:
                 queue=queue,
                 phase=phase,
                 labels=labels,
+                parent=parent,
             )
         )
 
@@ -292,15 +295,22 @@ class Client:
         queue: str | None = None,
         phase: str | Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
-        return self._loop.call(self._core.all_workloads(user=user, queue=queue, phase=phase, labels=labels))
+        return self._loop.call(
+            self._core.all_workloads(user=user, queue=queue, phase=phase, labels=labels, parent=parent)
+        )
 
     def why(self, name: str) -> http_models.WhyView:
         return self._loop.call(self._core.why(name))
 
     def diagnose(self, name: str) -> http_models.DiagnosisView:
         return self._loop.call(self._core.diagnose(name))
+
+    def trials(self, name: str) -> trial_models.TrialTable:
+        """Of a search, the best first. Raises RequestError for a workload that is none."""
+        return self._loop.call(self._core.trials(name))
 
     def story(self, name: str, *, before: int | None = None) -> http_models.StoryView:
         """The last of it; `before`: what was before, as `earlier` of an answer says."""

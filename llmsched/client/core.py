@@ -16,7 +16,7 @@ from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
 from llmsched.core.workload import split_run
 from llmsched.errors import ClusterError, RequestError
-from llmsched.spec import http_models, node_models
+from llmsched.spec import http_models, node_models, trial_models
 
 if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one needs them
     import httpx
@@ -138,7 +138,7 @@ class AsyncClient:
             if watch is not None:
                 for view in views:
                     watch(view)
-            late = next((view for view in views if not is_settled(view)), None)
+            late = next((view for view in views if not view.is_settled), None)
             if late is None:
                 return views
             if until is not None and time.monotonic() >= until:
@@ -188,17 +188,14 @@ class AsyncClient:
         queue: str | None = None,
         phase: str | Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> http_models.WorkloadList:
         """One page, newest first: at most so many of each group, or of `every` one. With a cursor of `next` (and the
-        same choice again): more of its group. `user`, `queue`, `phase` (one or several) and `labels` choose."""
-        chosen: dict[str, Any] = {
-            "active": active,
-            "waiting": waiting,
-            "ended": ended,
-            "every": every,
-            "cursor": cursor,
-        }
-        chosen |= {"user": user, "queue": queue, "phase": phase, "label": _labels(labels)}
+        same choice again): more of its group. `user`, `queue`, `phase` (one or several), `labels` and `parent` choose;
+        what work has asked for and has ended is listed by its `parent`, and by `every`."""
+        chosen: dict[str, Any] = {"active": active, "waiting": waiting, "ended": ended, "every": every}
+        chosen |= {"cursor": cursor, "user": user, "queue": queue, "phase": phase, "label": _labels(labels)}
+        chosen["parent"] = parent
         params = {key: value for key, value in chosen.items() if value is not None}
         return await self._http.ask(http_models.WorkloadList, "GET", "/api/v1/workloads", params=params)
 
@@ -209,9 +206,10 @@ class AsyncClient:
         queue: str | None = None,
         phase: str | Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
+        parent: str | None = None,
     ) -> http_models.WorkloadList:
         """Every page, one after the other, as one list. It is as long as history: `workloads` gives the newest."""
-        chosen: dict[str, Any] = {"user": user, "queue": queue, "phase": phase, "labels": labels}
+        chosen: dict[str, Any] = {"user": user, "queue": queue, "phase": phase, "labels": labels, "parent": parent}
         whole = page = await self.workloads(active=0, waiting=0, ended=0, every=PAGE, **chosen)
         while page.next:
             page = await self.workloads(every=PAGE, cursor=page.next[0], **chosen)
@@ -226,6 +224,10 @@ class AsyncClient:
     async def diagnose(self, name: str) -> http_models.DiagnosisView:
         """What slows it, as far as it was measured, and what to do. Raises RequestError."""
         return await self._http.ask(http_models.DiagnosisView, "GET", _path(name, "diagnose"))
+
+    async def trials(self, name: str) -> trial_models.TrialTable:
+        """Of a search, the best first. Raises RequestError for a workload that is none."""
+        return await self._http.ask(trial_models.TrialTable, "GET", _path(name, "trials"))
 
     async def story(self, name: str, *, before: int | None = None) -> http_models.StoryView:
         """The last of it; `before`: what was before, as `earlier` of an answer says."""
@@ -476,11 +478,6 @@ class AsyncClient:
                 raise
             headers = {"content-type": "application/zip"}
             await self._http.ask(http_models.WorkdirStored, "PUT", path, content=packed.content, headers=headers)
-
-
-def is_settled(view: http_models.WorkloadView) -> bool:
-    """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
-    return view.ended or (view.kind == "serve" and view.phase == "running")
 
 
 def _labels(labels: Mapping[str, str] | None) -> list[str] | None:

@@ -18,22 +18,22 @@ from typing import Any
 from llmsched import sanitize
 from llmsched.control import planning, requests
 from llmsched.control.authorization import KnownNames, Permissions, Person
-from llmsched.control.lookup import spec_of
+from llmsched.control.lookup import child_name, child_named, spec_of
 from llmsched.core.commands import CHILDREN_AT_ONCE
 from llmsched.core.records import WorkloadState
 from llmsched.core.render import text
 from llmsched.core.state import State
-from llmsched.core.workload import Workload, run_id
+from llmsched.core.workload import Workload
 from llmsched.errors import ClusterError, LlmschedError, RequestError, SpecError, StoreError
 from llmsched.executors import port
 from llmsched.spec.compile import Compiled, compile_workload
 from llmsched.spec.load import load_json
+from llmsched.spec.tune import trial, values_of
 from llmsched.spec.workload import FiniteSpec
 
 log = logging.getLogger("llmsched.control")
 AT_ONCE = 16  # questions that are looked into
 KINDS = ("train", "task", "batch", "ray")
-SEPARATOR = "."  # between the names of parent and child: no user can write such a name
 
 Request = Callable[[requests.UserRequest], Awaitable[Any]]
 Progress = Callable[[WorkloadState], Mapping[str, Mapping[str, Any]]]
@@ -132,14 +132,14 @@ class Asks:
                 raise RequestError(f"nobody answers {sanitize.line(other, 60)!r}.", code="bad_ask")
 
     async def _end(self, parent: Workload, name: str) -> None:
-        found = find(self._state(), parent, name)
+        found = child_named(self._state(), parent, name)
         if found is None:
             raise RequestError(
                 f'{parent.id} asked for no "{sanitize.line(name, 60)}".', code="unknown_workload", http_status=404
             )
         if not found.outcome and not found.cancelled:
             try:
-                await self._request(requests.Cancellation(found.workload.id, parent.user))
+                await self._request(requests.Cancellation(found.workload.id, parent.user, by_parent=True))
             except RequestError as error:
                 if error.code != "ended":  # by itself, meanwhile
                     raise
@@ -147,12 +147,14 @@ class Asks:
     def _views(self, parent: Workload, names: list[Any]) -> list[dict[str, Any]]:
         state = self._state()
         known = KnownNames(state, Permissions(Person(parent.user), state.configuration), parent.id)
-        found = ((str(name), find(state, parent, str(name))) for name in names)
-        return [self._view(name, record, known) for name, record in found if record is not None]
+        found = ((str(name), child_named(state, parent, str(name))) for name in names)
+        return [self._view(parent, name, record, known) for name, record in found if record is not None]
 
-    def _view(self, name: str, record: WorkloadState, known: KnownNames) -> dict[str, Any]:
+    def _view(self, parent: Workload, name: str, record: WorkloadState, known: KnownNames) -> dict[str, Any]:
         numbers = self._progress(record)
+        values = values_of(spec_of(parent), spec_of(record.workload)) if parent.kind == "tune" else {}
         return {
+            "values": values,
             "name": name,
             "id": record.workload.id,
             "phase": record.phase,
@@ -163,19 +165,12 @@ class Asks:
         }
 
 
-def name_of(parent: Workload, name: str) -> str:
-    return f"{parent.name}{SEPARATOR}{name}"
-
-
-def find(state: State, parent: Workload, name: str) -> WorkloadState | None:
-    """What this run of the parent asked for under that name, also when it has left the state."""
-    return state.find(run_id(name_of(parent, name), parent.run))
-
-
 def child_of(parent: Workload, above: Mapping[str, Any], data: Any, where: str) -> Compiled:
     """`above` is the parent's spec. Raises SpecError, and RequestError for what is more than the parent has."""
     if not isinstance(data, dict):
         raise SpecError("expected a workload's spec, as data.", where=where)
+    if parent.kind == "tune":  # of its spec alone: it asks for its trials, and for nothing else
+        data = _trial(above, data, where)
     filled = {"queue": parent.queue, "priority": parent.priority, "workdir": above.get("workdir"), **data}
     spec = load_json(filled, where)
     if not isinstance(spec, FiniteSpec) or spec.kind not in KINDS:
@@ -201,7 +196,14 @@ def child_of(parent: Workload, above: Mapping[str, Any], data: Any, where: str) 
         raise _narrower(where, "workdir", spec.workdir, "its parent's", "Leave it out.")
     compiled = compile_workload(spec)
     model = compiled.model if compiled.model != spec.name else parent.name  # its siblings take as long as it does
-    return Compiled(spec, replace(compiled, name=name_of(parent, spec.name), parent=parent.id, model=model))
+    return Compiled(spec, replace(compiled, name=child_name(parent, spec.name), parent=parent.id, model=model))
+
+
+def _trial(search: Mapping[str, Any], asked: dict[str, Any], where: str) -> dict[str, Any]:
+    values = asked.get("values")
+    if set(asked) != {"name", "values"} or not isinstance(values, dict) or set(values) != set(search["tune"]["space"]):
+        raise SpecError('expected "name", and "values" with each path of the space.', where=where)
+    return trial(search, asked["name"], values)
 
 
 def _narrower(where: str, key: str, got: str, expected: str, hint: str = "") -> RequestError:

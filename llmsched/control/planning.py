@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llmsched.control import calls, data_files, endpoint_names, reasons
+from llmsched.control import calls, data_files, endpoint_names, reasons, trials
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.dispatch import artifact_of, is_result
 from llmsched.control.drafts import (
@@ -66,6 +66,7 @@ async def plan(
             check_outside(workload, secrets, state.configuration.notify_hosts)
             calls.check(state, workload, file, permissions)
             check_change(state, each)
+            trials.check(state, workload, names)
             checked(state, Submit(state.now, replace(workload, after=others)), names)
         except RequestError as error:
             refusals[workload.id] = error
@@ -100,8 +101,10 @@ async def memory_of(state: State, specs: Sequence[Compiled], person: Person) -> 
     for each in drafts:
         await breathe()
         workload = each.workload
+        if trials.is_search(workload):  # what its trials need, and read
+            workload = replace(trials.stand_in(workload), after=workload.after)
         data = spec_of(workload)
-        if is_same(each) or not _may(state, workload, in_file, permissions):
+        if is_same(each) or not _may(state, each.workload, in_file, permissions):
             data = {"kind": ""}  # it was judged when it came; or it will be refused, and nothing is read for it
         asked.append((workload, data, _place_of(state, workload, source_of(data))))
     if any(where for _, _, where in asked):
@@ -142,7 +145,7 @@ def tell_memory(planned: http_models.Planned, verdict: Verdict) -> http_models.P
     """With what the memory says; a refusal for another reason stays."""
     planned.memory_needed_bytes = verdict.needed
     planned.warnings += verdict.warnings
-    planned.reads = [*verdict.notes]
+    planned.reads += verdict.notes
     if verdict.refusal is not None and planned.outcome not in ("refused", "unchanged"):
         planned.outcome, planned.reason = "refused", _refused(verdict.refusal)
         planned.starts_now, planned.size, planned.placement, planned.others = False, 0, [], []
@@ -175,6 +178,7 @@ def _planned(
         planned.outcome = "refused"
         planned.reason = _refused(refusal)
         return planned
+    planned.reads = trials.totals(workload)
     if known is not None:
         planned.outcome = "unchanged" if is_same(draft) else "changed"
         planned.diff = differences(draft)

@@ -48,7 +48,7 @@ def versions(
     if query.after_run is not None:
         name, run = query.after_run
         here = [record for record in here if _place(record) > (name, -run)]
-    records = sorted([*here, *ended(query._replace(models=True))], key=_place)[: query.limit]
+    records = sorted([*here, *ended(query._replace(models=True, parent=""))], key=_place)[: query.limit]
     published: dict[str, list[Published]] = {}
     for target in state.publications:
         endpoint = state.workloads.get(target)
@@ -98,7 +98,12 @@ def read_by(state: State, sources: Iterable[str], sees: Sees = everybodys) -> li
 
 def _is_version(record: WorkloadState, name: str | None) -> bool:
     workload = record.workload
-    succeeded = workload.kind == "train" and record.outcome == "succeeded" and record.artifact is not None
+    succeeded = (
+        workload.kind == "train"
+        and not workload.parent
+        and record.outcome == "succeeded"
+        and record.artifact is not None
+    )
     return succeeded and name in (None, workload.name)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsched.control import calls, endpoint_names, vault
+from llmsched.control import calls, endpoint_names, trials, vault
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.drafts import (
     Draft,
@@ -71,6 +71,7 @@ class Submission:
 class Cancellation:
     name: str
     by: str
+    by_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,9 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             return await _submit(state, request, at, secrets)
         case Cancellation():
             target = find(state, request.name).workload.id
-            return None, _applied(state, commands.Cancel(at, target, request.by), _names(state, request.by, target))
+            return None, _applied(
+                state, commands.Cancel(at, target, request.by, request.by_parent), _names(state, request.by, target)
+            )
         case Rescale():
             target = find(state, request.name).workload.id
             scale = commands.ScaleTo(at, target, request.size)
@@ -244,6 +247,7 @@ async def _submit(
         check_outside(each.workload, secrets, state.configuration.notify_hosts)
         calls.check(state, each.workload, file, permissions)
         check_change(state, each)
+        trials.check(state, each.workload, names)
         checked(state, commands.Submit(at, replace(each.workload, after=others)), names)
     facts: list[Fact] = []
     answers = {each.workload.id: _answer(each) for each in drafts}  # of before: what changes is not known afterwards

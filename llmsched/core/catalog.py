@@ -150,6 +150,7 @@ CATALOG: dict[str, Entry] = {
     "give_up.cancelled": Entry("gave up: {who}, which it comes after, was cancelled"),
     # What became of a workload or a gang.
     "cancelled": Entry("cancelled"),
+    "ended_by": Entry("ended by {who}, which had asked for it"),
     "ended_with": Entry("ended with {who}, which had asked for it"),
     "cancelled_by": Entry("cancelled by {by}"),
     "rollout_held": Entry(
@@ -339,6 +340,7 @@ CATALOG: dict[str, Entry] = {
     "event.changed_by": Entry('changed by {by} in queue "{queue}": {wish}'),
     "wish": Entry("{size} x ({each:| or })"),
     "wish.range": Entry("{least}..{most} x ({each:| or })"),
+    "event.ended_by_parent": Entry("ended by the work that had asked for it"),
     "event.scaled": Entry("asked to hold {size}"),
     "event.configured": Entry("configuration version {version} is in force"),
     "event.node_joined": Entry("node {node} joined: {has:| or }"),

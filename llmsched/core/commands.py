@@ -57,6 +57,7 @@ class Cancel:
     at: float
     workload: str
     by: str = ""
+    by_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def check(state: State, command: Command) -> Fact | Refusal:
             return Refusal("ended", say(f"ended.{record.outcome}", who=workload(command.workload)))
         if record.cancelled:
             return Refusal("unchanged", say("unchanged.cancel", who=workload(command.workload)))
-        return Cancelled(command.at, command.workload, command.by)
+        return Cancelled(command.at, command.workload, command.by, command.by_parent)
     if isinstance(command, ScaleTo):
         return _scale(state, command)
     if isinstance(command, Reserve):

@@ -39,9 +39,12 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
+    """`by_parent`: by the work that asked for it, not by a person."""
+
     at: float
     workload: str
     by: str = ""
+    by_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from llmsched.core.archive import is_gone
 from llmsched.core.capacity import NodeState
 from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.message import ACTOR, NODE, Ref, quoted, say
+from llmsched.core.message import workload as reference
 from llmsched.core.records import WorkloadState, allowed_sizes
 from llmsched.core.status import Status
 from llmsched.core.world import World
@@ -47,6 +48,8 @@ def cancelled(world: World, fact: facts.Cancelled) -> None:
             world.note(fact, f"{fact.workload} is unknown or has ended")
         return
     why = say("cancelled_by", by=Ref(ACTOR, fact.by)) if fact.by else say("cancelled")
+    if fact.by_parent:
+        why = say("ended_by", who=reference(record.workload.parent))
     lifecycle.cancel(world, record, why)
 
 

@@ -74,6 +74,7 @@ class Script:
     starts_after_s: float = 0.0
     runs_for_s: float | None = 10.0
     steps: int = 10
+    loss: float = 1.0  # after the first step, and a part of it after each later one
     stops_after_s: float = 0.0
     resizes_after_s: float = 0.0
     not_started: str = ""  # an event: the launch fails
@@ -386,7 +387,7 @@ class FakeCluster:
         for step in range(1, script.steps + 1):
             if await self._pause(attempt, script.runs_for_s / script.steps):
                 return
-            self.say(Progress(gang, number, {"step": step, "total_steps": script.steps, "loss": 1.0 / step}))
+            self.say(Progress(gang, number, {"step": step, "total_steps": script.steps, "loss": script.loss / step}))
             self.say(CheckpointSeen(gang, number, step, step / script.steps))
         ok = script.outcome == "succeeded"
         artifact = f"{order.storage}/{gang}/artifact/{number}-{order.epoch}" if ok else None

@@ -32,7 +32,8 @@ _PAUSE_S = 1.0
 @dataclass(frozen=True)
 class Child:
     """One workload that was asked for. `phase`: waiting starting running resizing stopping succeeded failed cancelled.
-    `progress` are the last numbers that it reported, `metrics` those of its end, `artifact` the uri of its result.
+    `progress` are the last numbers that it reported, `metrics` those of its end, `artifact` the uri of its result,
+    `values` of a trial what it has at each path of the space.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Child:
     progress: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     artifact: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_ended(self) -> bool:

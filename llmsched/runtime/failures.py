@@ -15,6 +15,7 @@ import traceback
 from llmsched.runtime.environment import UserError
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as shells have it
+NO_USE = 3  # of a search that found that no more trials would help
 NEVER_BETTER = {
     NOT_EXECUTABLE: "a program that may not be run (126)",
     NOT_FOUND: "a program that is not there (127)",

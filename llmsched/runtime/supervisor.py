@@ -49,6 +49,7 @@ _KINDS = {
     "task": ("llmsched.runtime.task_attempt", "TaskAttempt"),
     "ray": ("llmsched.runtime.ray_attempt", "RayAttempt"),
     "batch": ("llmsched.runtime.batch_attempt", "BatchAttempt"),
+    "tune": ("llmsched.runtime.tune_attempt", "TuneAttempt"),
 }
 
 

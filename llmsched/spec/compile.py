@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmsched.core import configuration as core
 from llmsched.core import workload as nouns
@@ -11,11 +11,14 @@ from llmsched.core.resources import Resources, parse_gpus_milli
 from llmsched.spec import policy_options
 from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, ReservationSpec, Rules
 from llmsched.spec.parcel import parcel_of
-from llmsched.spec.quantities import parse_accelerator
+from llmsched.spec.quantities import Range, parse_accelerator
 from llmsched.spec.serve import ServeSpec
 from llmsched.spec.train import TrainSpec, runs_read
-from llmsched.spec.workload import FiniteSpec, Publish, TopologySpec, WorkloadSpec
+from llmsched.spec.tune import TuneSpec
+from llmsched.spec.workload import FiniteSpec, Placement, Publish, TopologySpec, WorkloadSpec
 from llmsched.spec.workload import Resources as ResourcesSpec
+
+SEARCH_CPUS = 0.1  # of the member that asks for trials: a hundred of them hold up nobody
 
 
 class Compiled(NamedTuple):
@@ -32,6 +35,9 @@ def compile_specs(specs: Iterable[WorkloadSpec]) -> tuple[Compiled, ...]:
 def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
     """Run 1 of a spec, nobody's yet. What it reads with run:// is added to `after`. There "name" still means the newest
     run and "name@1" the first: control, which knows runs and users, makes ids of them."""
+    written = spec
+    if isinstance(spec, TuneSpec):
+        spec = _search(spec)
     serve = spec if isinstance(spec, ServeSpec) else None
     finite = spec if isinstance(spec, FiniteSpec) else None
     groups = [nouns.Group("workers", finite.workers.min if finite else 1, _options(spec.resources))]
@@ -69,8 +75,21 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         retry=nouns.Retry(tuple(spec.retry.on_events), spec.retry.max_restarts),
         budget_gpu_s=spec.budget.gpu_hours * 3600 if spec.budget else None,
         publish=_publish(spec.publish, spec.name) if isinstance(spec, TrainSpec) and spec.publish else None,
-        parcel=parcel_of(spec),
+        parcel=parcel_of(written),
     )
+
+
+def _search(spec: TuneSpec) -> TuneSpec:
+    """With the needs of the one member that asks for the trials: it runs wherever there is a bit of a CPU."""
+    needs: dict[str, Any] = {
+        "resources": ResourcesSpec(cpus=SEARCH_CPUS),
+        "workers": Range(min=1, max=1),
+        "topology": TopologySpec(),
+        "placement": Placement(),
+        "groups": [],
+        "estimated_runtime": None,
+    }
+    return spec.model_copy(update=needs)
 
 
 def _model(spec: WorkloadSpec) -> str:

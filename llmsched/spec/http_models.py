@@ -125,6 +125,7 @@ class WorkloadView(Reply):
     kind: str
     queue: str
     user: str = ""
+    parent: str = ""  # the id of the run that asked for it
     labels: dict[str, str] = {}
     may_change: bool = False  # whoever asks may cancel and scale it
     priority: int = 50
@@ -149,6 +150,11 @@ class WorkloadView(Reply):
     @property
     def ended(self) -> bool:
         return self.phase in ENDED
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
+        return self.ended or (self.kind == "serve" and self.phase == "running")
 
 
 class WorkloadList(Reply):
@@ -201,7 +207,7 @@ class Planned(Reply):
     reason: ReasonView | None = None  # why it would wait, or why it is refused
     others: list[Sentence] = []  # whose work would shrink or wait
     memory_needed_bytes: int | None = None  # a worker's model, as far as it is known
-    reads: list[str] = []  # of a batch: how much, and what was noticed in its first rows
+    reads: list[str] = []  # of a batch and a search: how much it is; what was noticed in the first rows of data
     warnings: list[str] = []
 
 

@@ -109,8 +109,8 @@ batch:
 """
 
 TUNE = """\
-# NOT SUPPORTED YET: searches are specified, but do not run; `llmsched plan` will say so.
-# Tries training arguments; every trial takes `resources` for each of its workers.
+# Tries training arguments; every trial takes `resources` for each of its workers. llmsched best my-search shows them,
+# and run://my-search/best is the best one's result.
 name: my-search
 kind: tune
 resources: {accelerators: A100:1, cpus: 2, memory: 8GB}
@@ -122,9 +122,10 @@ tune:
     datasets:
       - {path: data/train.jsonl, format: chat}
       - {path: data/test.jsonl, split: test, format: chat}
-    evaluation: {on: test, metrics: [loss]}
-  space: {learning_rate: {loguniform: [1.0e-5, 1.0e-3]}}
-  trials: 16
+    evaluation: {on: test, metrics: [loss], every: 50}
+    training_args: {max_steps: 500}
+  space: {learning_rate: {loguniform: [1.0e-5, 1.0e-3]}, lora.r: {choice: [8, 16]}}
+  samples: 16
   concurrent: 4
   metric: eval.loss
   mode: min

@@ -69,6 +69,11 @@ OURS: dict[str, Ours] = {
     "eval_steps": Ours("train.evaluation", 'Such as {on: test, metrics: [loss], every: 100}; "every" is in steps.'),
     "eval_strategy": Ours("train.evaluation", 'Such as {on: test, metrics: [loss], every: 100}; "every" is in steps.'),
     "run_name": Ours("name"),
+    "trials": Ours("samples", "So often each point of the grids is tried."),
+    "num_samples": Ours("samples"),
+    "max_concurrent_trials": Ours("concurrent"),
+    "search_alg": Ours("searcher"),
+    "param_space": Ours("space"),
 }
 
 NOTHING: dict[str, str] = {

@@ -13,8 +13,6 @@ from llmsched.data.tasks import KINDS as KINDS_OF_TASK
 from llmsched.errors import Problem
 from llmsched.spec.document import Document, Path, dotted
 
-KINDS = ("tune",)  # well-formed, but no such workload runs yet
-
 _EVERY_KIND: dict[str, tuple[Any, ...]] = {
     "resources.use_spot": (False,),
     "placement.cluster": ("any",),
@@ -31,14 +29,17 @@ _SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
     "checkpoint.keep": (3,),
     "checkpoint.resume": ("auto",),
 }
+_OF_TRAINING: dict[str, tuple[Any, ...]] = {
+    "train.prune": (None,),
+    "train.quantize": (None,),
+    "train.method": ("full", "lora"),
+    "train.strategy": ("auto", "ddp"),
+}
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "train": {
         **_EVERY_KIND,
         **_WHAT_ENDS,
-        "train.prune": (None,),
-        "train.quantize": (None,),
-        "train.method": ("full", "lora"),
-        "train.strategy": ("auto", "ddp"),
+        **_OF_TRAINING,
     },
     "serve": {
         **_EVERY_KIND,
@@ -55,17 +56,25 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_SAVES_BY_ITSELF,
         "batch.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.answers),
     },
-    "tune": {},
+    "tune": {
+        **_EVERY_KIND,
+        **_WHAT_ENDS,
+        **{f"tune.{path}": allowed for path, allowed in _OF_TRAINING.items()},
+        "tune.scheduler": ("fifo", "asha", "median"),
+    },
     "task": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
     "ray": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
 }
 
-# Kinds of source that work, by the keys that hold one. `run://NAME/best` never does yet.
-_MODELS = ("path", "package", "file", "hf", "s3", "run", "model")
+# Kinds of source that work, by the keys that hold one.
+_MODELS = ("path", "package", "file", "hf", "s3", "run", "best", "model")
 SOURCES: dict[str, tuple[str, ...]] = {
     "train.base_model": _MODELS,
     "train.teacher": _MODELS,
     "train.datasets.*.path": ("path", "package", "file", "hf", "s3"),
+    "tune.train.base_model": _MODELS,
+    "tune.train.teacher": _MODELS,
+    "tune.train.datasets.*.path": ("path", "package", "file", "hf", "s3"),
     "serve.model.source": _MODELS,
     "serve.adapters.*.source": _MODELS,
     "batch.model": _MODELS,
@@ -78,8 +87,6 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 
     `table` is CLUSTER for a cluster file, else the kind's own counts."""
     problems: list[Problem] = []
-    if kind in KINDS:
-        problems.append(Problem(document.where(("kind",)), f'kind "{kind}" is not supported yet', _INSTEAD, CODE))
     for pattern, allowed in (NOT_YET[kind] if table is None else table).items():
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in allowed):
@@ -93,7 +100,6 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 
 
 CODE = "not_supported_yet"
-_INSTEAD = "Supported kinds: train, serve, batch, task, ray."
 _SOURCE_WORDS = {
     "hf": "a data set of a hub (hf://)",
     "model": "a registered model (model://) as data",

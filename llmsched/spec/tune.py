@@ -1,35 +1,56 @@
-"""`kind: tune`: a search over training arguments; every trial is a gang under the same quota."""
+"""`kind: tune`: a search over the fields of a training, or a task once for each point of a grid.
+
+Everything that says what work needs (`resources`, `workers`, `envs`, `retry` ...) is each trial's; `budget`,
+`deadline`, `max_runtime` and `schedule` are the search's as a whole. Trials are workloads of their own, NAME.t1 ...
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from math import prod
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
+from llmsched.spec import validation
+from llmsched.spec.document import from_json
 from llmsched.spec.quantities import Label
-from llmsched.spec.section import Section
-from llmsched.spec.train import TrainSection
-from llmsched.spec.workload import FiniteSpec
+from llmsched.spec.section import Section, WrongAt
+from llmsched.spec.task import TaskSection, TaskSpec
+from llmsched.spec.train import TrainSection, TrainSpec
+from llmsched.spec.workload import FiniteSpec, WorkloadSpec
+
+MOST_TRIALS = 10_000
+MOST_AT_ONCE = 64  # what one workload may have asked for and not ended
+LISTED_AT_MOST = 1_000  # values of all lists of a space
+AT_ONCE = {"random": MOST_AT_ONCE, "optuna": 8}  # where `concurrent` is not said: who learns looks at a few at a time
+_OF_THE_SEARCH = (
+    "kind", "name", "queue", "priority", "after", "budget", "labels", "notify", "max_runtime", "deadline", "schedule",
+    "asks", "tune",
+)  # fmt: skip
+_FIXED = (*_OF_THE_SEARCH, "calls", "secrets", "workdir")  # of all trials alike: no field of a space
+_SHORT = ("", "train.", "train.training_args.", "train.lora.", "train.config.")  # where a path may begin
 
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[int], Field(min_length=2, max_length=2)]
+Listed = Annotated[list[JsonValue], Field(min_length=1, max_length=LISTED_AT_MOST)]
 
 
 class Domain(Section):
-    """Ray Tune's words; exactly one of them."""
+    """Ray Tune's words; exactly one of them. `randint` leaves its upper bound out; of a `grid` every value is tried."""
 
     uniform: Bounds | None = None
     loguniform: Bounds | None = None
     randint: WholeBounds | None = None
-    choice: Annotated[list[JsonValue], Field(min_length=1, max_length=1000)] | None = None
-    grid: Annotated[list[JsonValue], Field(min_length=1, max_length=1000)] | None = None
+    choice: Listed | None = None
+    grid: Listed | None = None
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Domain:
-        if (
-            sum(value is not None for value in (self.uniform, self.loguniform, self.randint, self.choice, self.grid))
-            != 1
-        ):
+        given = (self.uniform, self.loguniform, self.randint, self.choice, self.grid)
+        if sum(value is not None for value in given) != 1:
             raise ValueError("expected exactly one of uniform, loguniform, randint, choice, grid")
         bounds = self.uniform or self.loguniform or self.randint
         if bounds and not bounds[0] < bounds[1]:
@@ -38,21 +59,249 @@ class Domain(Section):
             raise ValueError("loguniform needs bounds above 0")
         return self
 
+    def extremes(self) -> list[Any]:
+        """The values that show whether all are well-formed: every one of a list, of a range its ends."""
+        if self.randint:
+            return [self.randint[0], self.randint[1] - 1]
+        return [*(self.grid or self.choice or self.uniform or self.loguniform or ())]
+
+
+class SchedulerArgs(Section):
+    """Ray Tune's words. `time_attr`: by which reported number trials are compared. `max_t`: where a trial ends, without
+    it the `max_steps` of a training. `perturbation_interval`: of pbt."""
+
+    time_attr: Label = "step"
+    max_t: int | None = Field(default=None, ge=1)
+    grace_period: int | None = Field(default=None, ge=1)
+    reduction_factor: float | None = Field(default=None, gt=1)
+    min_samples_required: int | None = Field(default=None, ge=1)
+    perturbation_interval: int | None = Field(default=None, ge=1)
+    quantile_fraction: float | None = Field(default=None, gt=0, le=0.5)
+
+    OF: ClassVar[dict[str, tuple[str, ...]]] = {
+        "fifo": (),
+        "asha": ("max_t", "grace_period", "reduction_factor"),
+        "median": ("grace_period", "min_samples_required"),
+        "pbt": ("perturbation_interval", "quantile_fraction"),
+    }
+
 
 class TuneSection(Section):
-    train: TrainSection
+    """Exactly one of `train` and `task`. `space`: paths of fields of a trial, such as `train.lora.r` or `envs.SEED`; an
+    argument of `train.training_args` or of one's own `train.config` by its name alone. Each point of the grids is tried
+    `samples` times. Without a `metric` nothing is compared: a task for each point of a grid."""
+
+    train: TrainSection | None = None
+    task: TaskSection | None = None
     space: dict[Label, Domain] = Field(min_length=1, max_length=64)
-    trials: int = Field(ge=1, le=100_000)
-    concurrent: int = Field(default=1, ge=1, le=10_000)
-    metric: Label
+    samples: int = Field(default=1, ge=1, le=MOST_TRIALS)
+    concurrent: int | None = Field(default=None, ge=1, le=MOST_AT_ONCE)
+    metric: Label | None = None
     mode: Literal["min", "max"] = "min"
-    scheduler: Literal["fifo", "asha", "pbt", "median"] = "fifo"
+    searcher: Literal["random", "optuna"] = "random"
+    scheduler: Literal["fifo", "asha", "median", "pbt"] = "fifo"
+    scheduler_args: SchedulerArgs = Field(default_factory=SchedulerArgs)
+    seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> TuneSection:
+        if (self.train is None) == (self.task is None):
+            raise ValueError('expected exactly one of "train" and "task": what a trial does')
+        if self.total > MOST_TRIALS:
+            raise WrongAt(f"these are {self.total} trials; a search has at most {MOST_TRIALS}", "samples")
+        if sum(len(each.grid or each.choice or ()) for each in self.space.values()) > LISTED_AT_MOST:
+            raise WrongAt(f"lists more than {LISTED_AT_MOST} values", "space")
+        if self.metric is None:
+            for key, plain in (("searcher", "random"), ("scheduler", "fifo")):
+                if getattr(self, key) != plain:
+                    raise WrongAt(f'"{getattr(self, key)}" compares trials: by which "metric"?', key)
+        if self.searcher == "optuna" and (grid := next((path for path, one in self.space.items() if one.grid), None)):
+            raise WrongAt('"optuna" chooses itself what to try: use "choice"', "space", grid, "grid")
+        return self._is_scheduled()
+
+    def _is_scheduled(self) -> TuneSection:
+        of, args = SchedulerArgs.OF, self.scheduler_args
+        for key in sorted({key for keys in of.values() for key in keys} - set(of[self.scheduler])):
+            if getattr(args, key) is not None:
+                takers = " or ".join(name for name, keys in of.items() if key in keys)
+                raise WrongAt(f'goes with "scheduler: {takers}"; leave it out', "scheduler_args", key)
+        if self.scheduler == "fifo" and args.time_attr != "step":
+            raise WrongAt("goes with a scheduler that compares trials; leave it out", "scheduler_args", "time_attr")
+        if self.scheduler == "asha" and self.max_t is None:
+            raise WrongAt('"asha" must know where a trial ends: write the number of steps', "scheduler_args", "max_t")
+        if self.scheduler == "pbt" and args.perturbation_interval is None:
+            raise WrongAt('"pbt" needs it: after how many steps trials are compared', "scheduler_args",
+                          "perturbation_interval")  # fmt: skip
+        return self
+
+    @property
+    def max_t(self) -> int | None:
+        steps = self.train.training_args.max_steps if self.train is not None and self.train.base_model else -1
+        return self.scheduler_args.max_t or (steps if steps > 0 else None)
+
+    @property
+    def total(self) -> int:
+        return self.samples * prod(len(each.grid) for each in self.space.values() if each.grid)
+
+    @property
+    def at_once(self) -> int:
+        return min(self.concurrent or AT_ONCE[self.searcher], self.total)
 
 
 class TuneSpec(FiniteSpec):
     kind: Literal["tune"]
     tune: TuneSection
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_fields_in_full(cls, value: Any) -> Any:
+        """`learning_rate` becomes `train.training_args.learning_rate`; what names no field is left for the check."""
+        tune = value.get("tune") if isinstance(value, dict) else None
+        if not isinstance(tune, dict) or not isinstance(tune.get("space"), dict):
+            return value
+        space: dict[Any, Any] = {}
+        for path, domain in tune["space"].items():
+            full = _in_full(path, tune) if isinstance(path, str) else path
+            if full in space:
+                raise WrongAt(f'names "{full}", which has stood there before', "tune", "space", path)
+            space[full] = domain
+        return {**value, "tune": {**tune, "space": space}}
+
+    @model_validator(mode="after")
+    def _every_trial_is_well_formed(self) -> TuneSpec:
+        data, model = self.dump(), _model(self.tune.model_dump(exclude_none=True))
+        for path, domain in self.tune.space.items():
+            where = "tune", "space", path
+            if path.partition(".")[0] in _FIXED:
+                raise WrongAt("is the same for all trials; no field of a space", *where)
+            if not _is_field(path, model):
+                near = _nearest(path, model)
+                raise WrongAt("is no field of a trial" + (f'. Did you mean "{near}"?' if near else ""), *where)
+            for value in domain.extremes():
+                if problem := _problem(trial(data, "t1", {path: value}), model):
+                    raise WrongAt(f"{str(value)[:60]!r} does not fit: {problem}", *where)
+        self._has_its_metric()
+        return self
+
+    def _has_its_metric(self) -> None:
+        train, metric = self.tune.train, self.tune.metric
+        if train is None or train.base_model is None or metric is None:
+            return
+        known = ["loss", *(f"eval.{name}" for name in (train.evaluation.metrics if train.evaluation else ()))]
+        if metric not in known:
+            near = validation.nearest(metric, known)
+            hint = f'did you mean "{near}"?' if near else f"it reports {', '.join(known)}"
+            raise WrongAt(f'no trial would report "{metric}"; {hint}', "tune", "metric")
+        every = train.evaluation.every if train.evaluation else None
+        if metric.startswith("eval.") and self.tune.scheduler != "fifo" and every is None:
+            raise WrongAt(
+                f'"{self.tune.scheduler}" compares trials while they run, and "{metric}" is known at their end alone: '
+                'write train.evaluation.every', "tune", "scheduler",
+            )  # fmt: skip
+
     def sources(self) -> list[str]:
-        read = [self.tune.train.base_model, *(each.path for each in self.tune.train.datasets)]
+        train = self.tune.train
+        read = [train.base_model, train.teacher, *(each.path for each in train.datasets)] if train is not None else []
         return [each for each in read if each]
+
+
+def trial(data: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of one trial; `data` is that of the search, as data. `values`: what is at each path."""
+    kind = "task" if data["tune"].get("task") else "train"
+    made = deepcopy({key: value for key, value in data.items() if key not in _OF_THE_SEARCH})
+    made |= {"name": name, "kind": kind, kind: deepcopy(data["tune"][kind])}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        section = made
+        for key in parents:
+            if not isinstance(section.get(key), dict):
+                section[key] = {}
+            section = section[key]
+        section[last] = _text(value) if parents == ["envs"] else value
+    return made
+
+
+def values_of(search: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial (as data) has at each path of the space."""
+    found: dict[str, Any] = {}
+    for path, domain in search["tune"]["space"].items():
+        value: Any = made
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        found[path] = _meant(value, domain) if path.startswith("envs.") and isinstance(value, str) else value
+    return found
+
+
+def _text(value: Any) -> str:
+    """As an environment variable has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _meant(text: str, domain: Mapping[str, Any]) -> Any:
+    """The value of the domain that became this variable."""
+    listed = domain.get("grid") or domain.get("choice")
+    if listed:
+        return next((value for value in listed if _text(value) == text), text)
+    return int(text) if domain.get("randint") else float(text)
+
+
+def _model(tune: Mapping[str, Any]) -> type[WorkloadSpec]:
+    return TaskSpec if tune.get("task") else TrainSpec
+
+
+def _in_full(path: str, tune: Mapping[str, Any]) -> str:
+    model = _model(tune)
+    for prefix in _SHORT:
+        if prefix == "train.config." and not (isinstance(tune.get("train"), dict) and tune["train"].get("loop")):
+            continue
+        if _is_field(prefix + path, model):
+            return prefix + path
+    return path
+
+
+def _is_field(path: str, model: type[BaseModel]) -> bool:
+    """Whether it leads to a field, or to a key of one that takes any."""
+    annotation: Any = model
+    for key in path.split("."):
+        sections = validation.sections_in(annotation)
+        if sections:
+            keys = validation.keys_of(sections[0])
+            if key not in keys:
+                return False
+            annotation = keys[key]
+        elif "dict[" not in str(annotation):
+            return False
+        else:
+            annotation = Any  # of a mapping
+    return True
+
+
+def _nearest(path: str, model: type[BaseModel]) -> str | None:
+    """As a whole, by its last word, or by its first one where any word may follow."""
+    fields = {*_all_fields(model)}
+    if near := validation.nearest(path, fields):
+        return near
+    if near := validation.nearest(path.rpartition(".")[2], {each.rpartition(".")[2] for each in fields}):
+        return near
+    first, _, rest = path.partition(".")
+    near = validation.nearest(first, {each for each in fields if "." not in each})
+    return f"{near}.{rest}" if near and _is_field(f"{near}.{rest}", model) else None
+
+
+def _all_fields(model: type[BaseModel], before: str = "", levels: int = 3) -> Iterator[str]:
+    for key, annotation in validation.keys_of(model).items():
+        if not before and key in _FIXED:
+            continue
+        yield before + key
+        for section in validation.sections_in(annotation) if levels > 1 else ():
+            yield from _all_fields(section, f"{before}{key}.", levels - 1)
+
+
+def _problem(data: dict[str, Any], model: type[WorkloadSpec]) -> str:
+    """What is wrong with a trial; "" when nothing is."""
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        found = validation.explain(error, model, f"a {data['kind']} workload", from_json(data, "")[0])
+        return found[0].message
+    return ""

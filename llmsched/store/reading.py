@@ -279,6 +279,9 @@ def archived(db: sqlite3.Connection, key: Seal | None, path: Path, query: Archiv
     if query.outcomes:
         terms.append(f"outcome IN ({', '.join('?' * len(query.outcomes))})")
         values += query.outcomes
+    if query.parent is not None:
+        terms.append("substr(name, 1, instr(name, '.')) = ?")
+        values.append(query.parent and f"{query.parent}.")
     for label in query.labels:
         terms.append("instr(labels, ?)")
         values.append(labels_of([label]))

@@ -124,14 +124,19 @@ TABLES: dict[type, Table] = {
 AGE: dict[type, str] = {ArchiveRow: "finished_at"}  # the column that says how old a row is; of the others it is `at`
 
 
+def parent_of(name: str) -> str:
+    """The name of the work that asked for work of this name; "" where nobody did."""
+    return name.partition(".")[0] if "." in name else ""
+
+
 class ArchiveQuery(NamedTuple):
     """Rows of the archive that fulfil all that is given.
 
     `of`: of that user, `queue`: of that queue, `outcomes`: that ended in one of these ways, `labels`: that bear all.
     `user` and `queues`: of that user or in one of those queues, which is all that somebody may see (None and none:
-    everything). `results`: only what left a result; `models`: only trainings that succeeded with one. Order: of one
-    `name`, or of models, by name and from the highest run down, after (`name`, `run`) if given; else from the newest
-    down, after (`submitted_at`, `id`) if given.
+    everything). `parent`: what work of that name asked for ("": only what nobody asked for). `results`: only what left
+    a result; `models`: only trainings that succeeded with one. Order: of one `name`, or of models, by name and from the
+    highest run down, after (`name`, `run`) if given; else from the newest down, after (`submitted_at`, `id`) if given.
     """
 
     limit: int
@@ -144,6 +149,7 @@ class ArchiveQuery(NamedTuple):
     queue: str | None = None
     outcomes: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    parent: str | None = None
     after_run: tuple[str, int] | None = None
     after_age: tuple[float, str] | None = None
 
@@ -163,6 +169,7 @@ class ArchiveQuery(NamedTuple):
             and (self.of is None or row.user == self.of)
             and (self.queue is None or row.queue == self.queue)
             and (not self.outcomes or row.outcome in self.outcomes)
+            and (self.parent is None or parent_of(row.name) == self.parent)
             and all(labels_of([label]) in row.labels for label in self.labels)
             and (is_anybodys or row.user == self.user or row.queue in self.queues)
         )

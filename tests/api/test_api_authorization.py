@@ -51,6 +51,7 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/workloads/{name}/why"): {},
     ("GET", "/workloads/{name}/diagnose"): {},
     ("GET", "/workloads/{name}/story"): {},
+    ("GET", "/workloads/{name}/trials"): {},
     ("GET", "/workloads/{name}/logs"): {},
     ("GET", "/workloads/{name}/result"): {},
     ("POST", "/workloads/{name}/cancel"): {},

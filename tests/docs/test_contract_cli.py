@@ -16,7 +16,7 @@ from test_contract_sdk import command_of, how_it_goes
 from waiting import wait_until
 
 from llmsched.cli.main import ALL, cli
-from llmsched.spec import http_models, node_models, usage_models
+from llmsched.spec import http_models, node_models, trial_models, usage_models
 
 SPEC = """\
 name: {name}
@@ -34,6 +34,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "GET /api/v1/workloads/{name}/why": ("work",),
     "GET /api/v1/workloads/{name}/story": ("work",),
     "GET /api/v1/workloads/{name}/diagnose": ("work",),
+    "GET /api/v1/workloads/{name}/trials": ("search",),
     "GET /api/v1/workloads/{name}/logs": ("work",),
     "POST /api/v1/workloads/{name}/exec": ("work", "--", "echo", "here"),
     "POST /api/v1/workloads/{name}/scale": ("work", "1"),
@@ -54,7 +55,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "GET /api/v1/config": (),
     "PUT /api/v1/config": ("-f", "cluster.yaml"),
 }
-MODELS = (http_models, node_models, usage_models)
+MODELS = (http_models, node_models, trial_models, usage_models)
 # These are made of what several routes answer, or of files of the home.
 OF_THEIR_OWN = {"GET /api/v1/workloads/{name}/dashboard/{part}", "GET /api/v1/dashboard/{part}"}  # until Ctrl-C
 OF_THEIR_OWN |= {"WEBSOCKET /api/v1/workloads/{name}/by-hand"}
@@ -95,7 +96,9 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
     Path("work.yaml").write_text(SPEC.format(name="work"))
     Path("value").write_text("secret")
     Path("cluster.yaml").write_text("queues: [{name: default}, {name: lab}]\n")
-    controller.client().apply([{"name": "other", "kind": "task", "task": {"run": ["true"]}}])
+    task = {"run": ["true"]}
+    search = {"name": "search", "kind": "tune", "tune": {"task": task, "space": {"envs.SEED": {"grid": [1]}}}}
+    controller.client().apply([{"name": "other", "kind": "task", "task": task}, search])
     for route, _, answer, _, command in contract.rows(contract.API, "Routes"):
         name = route.strip("`")
         if command == "-" or name in OF_THEIR_OWN | UPLOADS:

@@ -53,7 +53,7 @@ def documents(file: str) -> dict[str, str]:
         ("support-desk", []),
         ("my-loop", []),
         ("score-archive", []),
-        ("find-lr", ["tune"]),
+        ("find-lr", []),
         ("anything", []),
     ],
 )
@@ -225,7 +225,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (section("serve", "{model: {source: 's3://'}}"), "3:25", "nothing follows"),
         (section("serve", "{model: {source: 'package:x'}}"), "3:25", 'expected "package:NAME/PATH"'),
         (section("serve", "{model: {source: 'model://m@new'}}"), "3:25", "a version being a number"),
-        (section("serve", "{model: {source: 'run://m/best'}}"), "3:25", "(/best) is not supported yet"),
         # a value that would change nothing is not taken
         (TASK + "workdir: /etc", "4:10", "expected a relative path"),
         (TASK + "workdir: a/../../b", "4:10", 'may not go up with ".."'),

@@ -1,0 +1,135 @@
+"""What is known of a search (`kind: tune`): its totals before it runs, its trials as they stand, and the best of them.
+
+All of it is read from the journal and the last numbers of each trial. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from llmsched.control.lookup import child_name, child_named, newest_run, spec_of
+from llmsched.control.refusals import checked
+from llmsched.core.commands import Submit
+from llmsched.core.records import WorkloadState
+from llmsched.core.render import Names, text
+from llmsched.core.resources import MILLI
+from llmsched.core.state import State
+from llmsched.core.workload import Workload, named_run
+from llmsched.errors import RequestError
+from llmsched.spec import parcel, trial_models
+from llmsched.spec.compile import compile_workload
+from llmsched.spec.load import load_json
+from llmsched.spec.quantities import parse_run_source
+from llmsched.spec.tune import TuneSpec, trial, values_of
+
+Numbers = Callable[[WorkloadState], Mapping[str, Mapping[str, Any]]]
+
+
+def is_search(workload: Workload) -> bool:
+    return workload.kind == "tune"
+
+
+def stand_in(search: Workload) -> Workload:
+    """A trial of it, as far as a trial is like all others."""
+    made = compile_workload(load_json(trial(spec_of(search), "t1", {})))
+    name = child_name(search, "t1")
+    return replace(made, id=name, name=name, queue=search.queue, user=search.user, priority=search.priority, after=())
+
+
+def check(state: State, search: Workload, names: Names) -> None:
+    """Raises RequestError where no trial could ever start."""
+    if is_search(search):
+        checked(state, Submit(state.now, stand_in(search)), names)
+
+
+def totals(search: Workload) -> list[str]:
+    """How much it is, for people."""
+    spec = parcel.read(search.parcel).spec
+    if not is_search(search) or not isinstance(spec, TuneSpec):
+        return []
+    one, tune = stand_in(search), spec.tune
+    gpus = [max(size * option.resources.gpus_milli for option in one.groups[0].options) / MILLI
+            for size in (one.min_size, one.max_size)]  # fmt: skip
+    each = "no GPU" if not gpus[1] else f"{gpus[0]:g} GPU" if gpus[0] == gpus[1] else f"{gpus[0]:g} to {gpus[1]:g} GPUs"
+    trials = f"{tune.total} trial{'' if tune.total == 1 else 's'}"
+    lines = [f"{trials}, at most {tune.at_once} at once, each with {each}: at most {gpus[1] * tune.at_once:g} GPUs"]
+    if tune.metric is not None:
+        how = {"fifo": "each to its end", "asha": "poor ones are stopped early (asha)",
+               "median": "those below the median are stopped (median)"}  # fmt: skip
+        lines.append(f"the result is of the one with the {tune.mode}imum {tune.metric}; {how[tune.scheduler]}")
+    return lines
+
+
+def check_best(
+    state: State,
+    workload: Workload,
+    sources: list[str],
+    in_file: Mapping[str, Workload],
+    sees: Callable[[Workload], bool],
+) -> None:
+    """Raises RequestError for `run://NAME/best` of what is no search."""
+    for source in sources:
+        asked = parse_run_source(source)
+        if asked is None or not asked.best:
+            continue
+        record = newest_run(state, asked.name if asked.run is None else named_run(asked.name, asked.run))
+        there = record.workload if record is not None and sees(record.workload) else None
+        known = in_file.get(asked.name) or there
+        if known is not None and not is_search(known):
+            raise RequestError(
+                f"{workload.name} reads {source}, and {asked.name} is no search: it has no trials to choose from.",
+                code="no_trials",
+                hint=f"Its result is run://{asked.name}; train.evaluation.best makes that its best evaluation's.",
+            )
+
+
+def table(state: State, search: WorkloadState, numbers: Numbers, names: Names) -> trial_models.TrialTable:
+    """The best first, then those without a value. Raises RequestError for what is no search."""
+    workload = search.workload
+    if not is_search(workload):
+        raise RequestError(f"{workload.id} is no search, and has no trials.", code="no_trials", http_status=409)
+    spec = spec_of(workload)
+    tune = spec["tune"]
+    read = parcel.read(workload.parcel).spec
+    rows: list[trial_models.TrialView] = []
+    while (found := child_named(state, workload, f"t{len(rows) + 1}")) is not None:
+        rows.append(_row(f"t{len(rows) + 1}", found, spec, numbers(found), names))
+    sign = 1 if tune["mode"] == "min" else -1
+    in_order = sorted(rows, key=lambda one: (one.value is None, sign * (one.value or 0.0)))
+    ended = [one for one in in_order if one.phase == "succeeded" and one.value is not None]
+    return trial_models.TrialTable(
+        id=workload.id,
+        phase=search.phase,  # type: ignore[arg-type]  # the same words
+        metric=tune["metric"],
+        mode=tune["mode"],
+        total=read.tune.total if isinstance(read, TuneSpec) else len(rows),
+        paths=list(tune["space"]),
+        best=ended[0].name if ended else None,
+        trials=in_order if tune["metric"] is not None else rows,
+    )
+
+
+def _row(
+    name: str, found: WorkloadState, search: Mapping[str, Any], numbers: Mapping[str, Mapping[str, Any]], names: Names
+) -> trial_models.TrialView:
+    tune = search["tune"]
+    told = next((numbers[gang] for gang in found.gangs if gang in numbers), {})
+    value = {**told, **found.metrics}.get(tune["metric"])
+    step = told.get(tune["scheduler_args"]["time_attr"])
+    return trial_models.TrialView(
+        name=name,
+        id=found.workload.id,
+        phase=found.phase,  # type: ignore[arg-type]  # the same words
+        values=values_of(search, spec_of(found.workload)),
+        value=float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None,
+        step=float(step) if isinstance(step, (int, float)) and not isinstance(step, bool) else None,
+        gpu_hours=sum(gang.served_gpu_s for gang in found.known.values() if gang.id in found.gangs) / 3600,
+        message="stopped early" if _is_stopped(found) else text(found.message, names),
+    )
+
+
+def _is_stopped(found: WorkloadState) -> bool:
+    """By the search."""
+    return found.outcome == "cancelled" and found.message is not None and found.message.code == "ended_by"

@@ -1,0 +1,158 @@
+"""Searches and arrays: a real controller and the real search, on a fake cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, until
+from search_member import Members
+
+from llmsched.spec.load import load_json
+from llmsched.store.memory import MemoryStore
+
+GRID = [0.5, 0.1, 0.3, 0.2]
+
+
+def search(space=None, *, task=False, **more):
+    resources = {"accelerators": "A100:1"}
+    section = {"task": {"run": ["true"]}} if task else {"train": {"loop": "mine:loop"}, "metric": "loss"}
+    tune = section | {"space": space or {"lr": {"grid": GRID}}} | more.pop("tune", {})
+    return load_json({"name": "sweep", "kind": "tune", "resources": resources, "tune": tune} | more)
+
+
+def by_rate(order):
+    """A trial whose loss is its learning rate in the end."""
+    rate = order.spec["train"]["config"]["lr"]
+    return Script(runs_for_s=0.03, steps=3, loss=3 * rate, metrics={"loss": rate})
+
+
+def trials(controller):
+    return {name: one for name, one in controller.state.workloads.items() if one.workload.parent}
+
+
+async def ended(controller, members, outcome="succeeded"):
+    await until(lambda: controller.state.workloads["sweep"].outcome)
+    await members.over()
+    record = controller.state.workloads["sweep"]
+    assert record.outcome == outcome, record.message
+    return record
+
+
+def test_a_search_tries_every_point_and_its_result_is_the_best_trials(tmp_path, monkeypatch):
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, by_rate, monkeypatch)
+        async with controlling(cluster) as controller:
+            await controller.submit([search()], user=ANN)
+            record = await ended(controller, members)
+            assert record.metrics == {"loss": 0.1} and record.artifact.startswith("/storage/sweep.t2/0/artifact/")
+            assert {name: phase(controller, name) for name in trials(controller)} == {
+                f"sweep.t{number}": "succeeded" for number in (1, 2, 3, 4)
+            }
+            told = controller.progress["sweep/0"]
+            assert (told["step"], told["total_steps"], told["best_trial"]) == (4, 4, "t2")
+
+    asyncio.run(story())
+
+
+def test_an_array_runs_once_a_point_and_names_what_failed(tmp_path, monkeypatch):
+    def by_seed(order):
+        seed = order.spec["envs"]["SEED"]
+        return Script(runs_for_s=0.01, outcome="failed" if seed == "7" else "succeeded", event="input", message="7!")
+
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, by_seed, monkeypatch)
+        async with controlling(cluster) as controller:
+            array = search({"envs.SEED": {"grid": list(range(100))}}, task=True)
+            await controller.submit([array], user=ANN)
+            await ended(controller, members, "failed")
+            assert len(trials(controller)) == 100
+            story = [written.entry for written in controller.entries(0, "sweep")]
+            assert any("1 of 100 trials failed; the first, t8: 7!" in str(entry) for entry in story)
+
+    asyncio.run(story())
+
+
+def test_asha_ends_those_that_are_worse_and_keeps_the_best(tmp_path, monkeypatch):
+    def slowly(order):
+        rate = order.spec["train"]["config"]["lr"]
+        return Script(runs_for_s=0.5, steps=27, loss=27 * rate, metrics={"loss": rate})
+
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, slowly, monkeypatch)
+        async with controlling(cluster) as controller:
+            args = {"max_t": 27, "grace_period": 1, "reduction_factor": 3}
+            asha = {"scheduler": "asha", "scheduler_args": args, "mode": "min"}
+            space = {"lr": {"grid": [0.1, *(0.2 + number / 100 for number in range(11))]}}
+            await controller.submit([search(space, tune=asha)], user=ANN)
+            record = await ended(controller, members)
+            assert record.metrics["loss"] == pytest.approx(0.1)
+            outcomes = [one.outcome for one in trials(controller).values()]
+            assert outcomes.count("cancelled") >= 4, "stopped early"
+
+    asyncio.run(story())
+
+
+BROKEN = [
+    ({"metric": "los"}, by_rate, 'no trial reports "los"; they report: loss, step, total_steps. Did you mean "loss"?'),
+    ({}, lambda _: Script(runs_for_s=0.01, outcome="failed", event="input", message="no data"), "trials failed; t1: "),
+]
+
+
+@pytest.mark.parametrize(("tune", "script", "words"), BROKEN, ids=["metric", "all fail"])
+def test_a_search_that_can_come_to_nothing_ends_soon_and_says_why(tmp_path, monkeypatch, tune, script, words):
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, script, monkeypatch)
+        async with controlling(cluster) as controller:
+            many = {"samples": 50, "concurrent": 2, **tune}
+            await controller.submit([search({"lr": {"uniform": [0.1, 0.9]}}, tune=many)], user=ANN)
+            record = await ended(controller, members, "failed")
+            assert words in str(record.message) and len(trials(controller)) < 12
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_killed_every_trial_is_asked_for_once_and_the_result_is_the_same(tmp_path, monkeypatch, seed):
+    """Trials, the search, the connection and the controller, at random: the table of trials stays one."""
+    chance = random.Random(seed)
+
+    async def kill_something(cluster):
+        await asyncio.sleep(chance.uniform(0.0, 0.1))
+        running = cluster.running()
+        if chance.random() < 0.3:
+            cluster.lose_contact()
+            cluster.regain_contact()
+        elif running:
+            cluster.kill(chance.choice(running))
+
+    async def story():
+        cluster, store = fake_cluster(), MemoryStore()
+        members = Members(cluster, tmp_path, by_rate, monkeypatch)
+        points = {"lr": {"grid": [0.9, 0.8, 0.05]}, "other": {"uniform": [0.0, 1.0]}}
+        retry = {"max_restarts": 1000}
+        spec = search({"lr": points["lr"], "train.config.other": points["other"]}, tune={"samples": 4}, retry=retry)
+        for life in range(4):
+            async with controlling(cluster, store) as controller:
+                if life == 0:
+                    await controller.submit([spec], user=ANN)
+                for _ in range(5):
+                    await kill_something(cluster)
+                if life == 3:
+                    record = await ended(controller, members)
+                    assert record.metrics == {"loss": 0.05}
+                    assert len(trials(controller)) == 12 and not controller.state.children
+                    for name, one in trials(controller).items():
+                        assert kinds(controller, name).count("Submitted") == 1 and one.outcome == "succeeded"
+                    drawn = [str(one.workload.parcel) for one in trials(controller).values()]
+                    assert len(set(drawn)) == 12
+                    held = sum(gang.served_gpu_s for one in trials(controller).values()
+                               for gang in controller.state.gangs_of(one))  # fmt: skip
+                    assert record.children_gpu_s == pytest.approx(held)
+
+    asyncio.run(story())

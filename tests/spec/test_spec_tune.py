@@ -1,0 +1,93 @@
+"""`kind: tune`: which fields a search may vary, what it may compare, and how many trials that makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmsched.errors import SpecError
+from llmsched.spec.compile import compile_workload
+from llmsched.spec.load import load, load_json
+from llmsched.spec.parcel import parcel_of, read
+from llmsched.spec.tune import trial, values_of
+
+TRAIN = """\
+  train:
+    base_model: hf://a/b
+    method: lora
+    datasets: [{path: a.jsonl}, {path: b.jsonl, split: test}]
+    evaluation: {metrics: [loss], every: 10}
+    training_args: {max_steps: 100}
+"""
+LOOP = "  train: {loop: 'a.b:c'}\n"
+TASK = "  task: {run: [python, a.py]}\n"
+
+
+def spec(section: str, *lines: str) -> str:
+    head = "name: sweep\nkind: tune\nresources: {accelerators: A100:1}\nworkers: 2\npriority: 9\ntune:\n"
+    return head + section + "".join(f"  {line}\n" for line in lines)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        load(text)
+    return str(caught.value)
+
+
+def test_a_field_is_named_by_its_path_or_an_argument_by_its_name_alone() -> None:
+    space = "space: {learning_rate: {loguniform: [1.0e-5, 1.0e-3]}, train.lora.r: {grid: [4, 8]}, r: {choice: [1]}}"
+    assert "stood there before" in refusal(spec(TRAIN, space))
+    (made,) = load(spec(TRAIN, space.replace(", r: {choice: [1]}", ""), "samples: 3", "metric: eval.loss"))
+    assert [*made.tune.space] == ["train.training_args.learning_rate", "train.lora.r"]
+    assert (made.tune.total, made.tune.at_once) == (6, 6)
+    (own,) = load(spec(LOOP, "space: {lr: {uniform: [0.1, 1.0]}}", "metric: loss"))
+    assert [*own.tune.space] == ["train.config.lr"]
+    assert read(parcel_of(own)).spec == own, "what is stored means the same"
+
+
+REFUSED = [
+    (TRAIN, ["space: {learnin_rate: {grid: [0.1]}}"], 'no field of a trial. Did you mean "learning_rate"?'),
+    (TASK, ["space: {env.SEED: {grid: [1]}}"], 'Did you mean "envs.SEED"?'),
+    (TRAIN, ["space: {learning_rate: {uniform: [-1.0, 1.0]}}"], "expected more than 0, got -1.0"),
+    (TASK, ["space: {task.run: {grid: [[a], ['']]}}"], "names no program"),
+    (TASK, ["space: {queue: {grid: [a, b]}}"], "the same for all trials"),
+    (TASK, ["space: {secrets: {grid: [[A]]}}"], "the same for all trials"),
+    (TRAIN + TASK, ["space: {envs.A: {grid: [1]}}"], 'exactly one of "train" and "task"'),
+    (TRAIN, ["space: {seed: {grid: [1]}}", "metric: eval.los"], 'no trial would report "eval.los"; did you mean "eval'),
+    (TRAIN, ["space: {seed: {grid: [1]}}", "scheduler: asha"], '"asha" compares trials: by which "metric"?'),
+    (LOOP, ["space: {a: {grid: [1]}}", "metric: loss", "scheduler: asha"], "must know where a trial ends"),
+    (LOOP, ["space: {a: {grid: [1]}}", "metric: a", "scheduler_args: {max_t: 3}"], 'goes with "scheduler: asha"'),
+    (LOOP, ["space: {a: {grid: [1]}}", "metric: a", "searcher: optuna"], 'use "choice"'),
+    (LOOP, ["space: {a: {grid: [1]}}", "samples: 9999", "metric: a", "trials: 3"], 'Did you mean "samples"?'),
+    (TASK, ["space: {envs.A: {grid: [1, 2]}}", "samples: 9999"], "these are 19998 trials"),
+    (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: pbt", "scheduler_args: {}"], "pbt"),
+]
+
+
+@pytest.mark.parametrize(("section", "lines", "words"), REFUSED)
+def test_what_can_come_to_nothing_is_refused_with_what_was_meant(section: str, lines: list[str], words: str) -> None:
+    assert words in refusal(spec(section, *lines))
+
+
+def test_an_evaluation_at_the_end_alone_is_nothing_to_stop_trials_by() -> None:
+    late = TRAIN.replace(", every: 10", "")
+    lines = "space: {seed: {grid: [1]}}", "metric: eval.loss", "scheduler: asha"
+    assert "write train.evaluation.every" in refusal(spec(late, *lines))
+
+
+def test_a_trial_has_what_the_spec_says_of_work_and_the_search_has_a_bit_of_a_cpu() -> None:
+    (made,) = load(spec(TASK, "space: {envs.SEED: {grid: [1, two]}, envs.LR: {uniform: [0.0, 1.0]}}"))
+    data = made.dump()
+    values = {"envs.SEED": 1, "envs.LR": 0.25}
+    one = trial(data, "t1", values)
+    assert one["envs"] == {"SEED": "1", "LR": "0.25"} and values_of(data, one) == values
+    workload = compile_workload(load_json(one))
+    assert (workload.kind, workload.min_size, workload.groups[0].options[0].flavor) == ("task", 2, "A100")
+    search = compile_workload(made)
+    assert (search.kind, search.max_size, search.priority) == ("tune", 1, 9)
+    assert search.groups[0].options[0].resources.gpus_milli == 0
+
+
+def test_the_best_of_a_run_is_a_source_of_models_and_no_other() -> None:
+    serve = "name: s\nkind: serve\nserve: {model: {source: 'run://sweep/best'}}\n"
+    assert load(serve)[0].sources() == ["run://sweep/best"]
+    assert "/best" in refusal("name: b\nkind: batch\nbatch: {model: a, input: {path: 'run://sweep/best'}}\n")

@@ -1,0 +1,120 @@
+"""What a search tries and whom it stops: Ray Tune's own searchers and schedulers, without its executor."""
+
+from __future__ import annotations
+
+import random
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from llmsched.runtime.ask import Child
+from workloads.search import schedulers, space
+from workloads.search.trials import Trial, best
+
+RATE = {"uniform": None, "loguniform": [1e-4, 1.0], "randint": None, "choice": None, "grid": None}
+WIDTH = {"uniform": None, "loguniform": None, "randint": [1, 9], "choice": None, "grid": None}
+KIND = {"uniform": None, "loguniform": None, "randint": None, "choice": ["a", "b"], "grid": None}
+GRID = {"uniform": None, "loguniform": None, "randint": None, "choice": None, "grid": [True, None]}
+ARGS = {"time_attr": "step", "max_t": 27, "grace_period": 1, "reduction_factor": 3.0, "min_samples_required": None}
+
+
+def tune(**more: Any) -> dict[str, Any]:
+    usual = {"searcher": "random", "scheduler": "fifo", "samples": 2, "seed": 7, "metric": "loss", "mode": "min"}
+    return {
+        **usual,
+        "space": {"grid": GRID, "rate": RATE, "width": WIDTH, "kind": KIND},
+        "scheduler_args": ARGS,
+        **more,
+    }
+
+
+def all_of(suggests: space.Suggester, most: int = 99) -> list[Any]:
+    found = []
+    while len(found) < most and (values := suggests.suggest(len(found) + 1)) is not None:
+        found.append(values)
+    return found
+
+
+def test_every_point_of_the_grids_is_drawn_so_often_and_a_restart_draws_the_same() -> None:
+    drawn = all_of(space.suggester(tune()))
+    assert [one["grid"] for one in drawn] == [True, None, True, None]
+    assert len({one["rate"] for one in drawn}) == 4 and all(1e-4 <= one["rate"] <= 1 for one in drawn)
+    assert all(type(one["width"]) is int and one["kind"] in ("a", "b") for one in drawn)
+    assert all_of(space.suggester(tune(seed=8))) != drawn
+    again = space.suggester(tune())
+    for number in (1, 2):
+        again.adopt(Trial(number, drawn[number - 1]))
+    assert all_of(again) == drawn[2:]
+
+
+def tried(suggests: space.Suggester, first: int, count: int) -> list[Trial]:
+    """Trials that are best at a rate of 0.7."""
+    made = []
+    for number in range(first, first + count):
+        values = suggests.suggest(number)
+        assert values is not None
+        made.append(Trial(number, values, "succeeded", value=(values["rate"] - 0.7) ** 2))
+        suggests.over(made[-1])
+    return made
+
+
+def test_optuna_learns_from_trials_of_before_a_restart_too() -> None:
+    section = tune(searcher="optuna", space={"rate": {**RATE, "loguniform": None, "uniform": [0.0, 1.0]}, "kind": KIND})
+    known = tried(space.suggester(section), 1, 30)
+    known.append(Trial(31, known[0].values, "failed"))
+    after = space.suggester(section)
+    for trial in known:
+        after.adopt(trial)
+        after.over(trial)
+    found = mean(one.value for one in tried(after, 32, 12))
+    assert found < mean(one.value for one in tried(space.suggester(section), 1, 12)) / 2
+
+
+def run(section: dict[str, Any], ends: list[float]) -> dict[int, int]:
+    """Trials whose loss after each step is what they end with; how many steps each made."""
+    scheduler = schedulers.scheduler(section)
+    trials = {number: Trial(number, {}) for number in range(1, len(ends) + 1)}
+    made = dict.fromkeys(trials, 0)
+    for trial in trials.values():
+        scheduler.add(trial)
+    for step in range(1, 28):
+        for number, trial in [*trials.items()]:
+            made[number] = step
+            trial.history.append((step, ends[number - 1]))
+            if scheduler.reported(trial, step, ends[number - 1]):
+                trial.phase = "cancelled"
+                scheduler.over(trials.pop(number))
+    for trial in trials.values():
+        trial.phase = "succeeded"
+        scheduler.over(trial)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_poor_trials_are_stopped_and_the_best_comes_to_its_end(kind: str) -> None:
+    args = ARGS if kind == "asha" else {**ARGS, "reduction_factor": None, "grace_period": 3}
+    made = run(tune(scheduler=kind, scheduler_args=args), [0.1, *(0.2 + n / 100 for n in range(17))])
+    assert made[1] == 27
+    assert sum(made.values()) < 0.5 * 27 * 18
+
+
+def test_asha_finds_the_best_of_a_grid_with_a_quarter_of_its_steps() -> None:
+    ends = [0.01 + n / 81 for n in range(81)]
+    random.Random(3).shuffle(ends)
+    made = run(tune(scheduler="asha"), ends)
+    furthest = [ends[number - 1] for number, steps in made.items() if steps == 27]
+    assert min(furthest) == min(ends)
+    assert sum(made.values()) <= 0.25 * 27 * 81
+
+
+def test_a_trial_keeps_what_is_new_and_the_best_is_of_those_that_came_to_their_end() -> None:
+    trial = Trial(1, {})
+    for step, loss, new in ((1, 0.5, (1.0, 0.5)), (1, 0.5, None), (2, 0.4, (2.0, 0.4))):
+        assert trial.see(Child("t1", "a.t1", "running", progress={"step": step, "loss": loss}), "loss", "step") == new
+    trial.see(
+        Child("t1", "a.t1", "succeeded", progress={"step": 2, "loss": 0.4}, metrics={"loss": 0.3}), "loss", "step"
+    )
+    assert (trial.value, trial.phase) == (0.3, "succeeded")
+    others = [Trial(2, {}, "cancelled", value=0.1), Trial(3, {}, "succeeded", value=0.3), Trial(4, {}, "failed")]
+    assert best([*others, trial], "min") is trial and best(others[::2], "min") is None

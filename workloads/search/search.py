@@ -1,0 +1,246 @@
+"""The search: asks for trials as places become free, hears what they report, ends those that are not worth it, and
+names the best. Start reading at `Search.run`.
+
+The journal knows the trials; beside it, what they reported is noted in the storage, for the comparison after a restart:
+a search that begins again finds its trials by their names and goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from llmsched.errors import RequestError
+from llmsched.runtime import artifact, ask, current, elastic, progress
+from llmsched.runtime.storage import Storage, StorageError
+from workloads.search import schedulers, space
+from workloads.search.trials import Trial, best, name_of
+
+LOOK_EVERY_S = 0.5
+WATCHED_AT_ONCE = 64
+FAILED_AT_MOST = 5  # trials, before any has succeeded
+TOLD_AFTER_S = 60.0  # of numbers without the metric
+_LATER = ("too_many", "queue_full", "busy")  # there is no room for more work of this owner just now
+
+
+class SearchFailed(Exception):
+    """Another try would come to the same; says why."""
+
+
+class Door(Protocol):
+    """`llmsched.runtime.ask`, or what a test has in its place."""
+
+    def submit(self, *specs: dict[str, Any]) -> list[ask.Child]: ...
+
+    def watch(self, *names: str) -> dict[str, ask.Child]: ...
+
+    def end(self, *names: str) -> None: ...
+
+
+class Search:
+    """Of a `tune` section, inside its context. `run` returns when every trial has ended."""
+
+    def __init__(self, tune: Mapping[str, Any], door: Door = ask) -> None:
+        self._tune, self._door = tune, door
+        self._metric, self._mode = tune["metric"], tune["mode"]
+        self._time = tune["scheduler_args"]["time_attr"]
+        self._total, self._at_once = _total(tune), _at_once(tune)
+        try:
+            self._suggester = space.suggester(tune)
+        except space.MissingPackage as error:
+            raise SearchFailed(str(error)) from None
+        self._scheduler = schedulers.scheduler(tune)
+        self._asked: dict[str, Trial] = {}
+        self._wanted: list[Trial] = []  # suggested, and not asked for yet
+        self._notes: list[str] = []
+        self._numbers_since: float | None = None
+
+    def run(self) -> None:
+        """Raises SearchFailed; ends the program where the search is asked to leave."""
+        self._recall()
+        while True:
+            self._ask_for_more()
+            self._report()
+            if not self._open() and not self._wanted and len(self._asked) >= self._total:
+                break
+            if elastic.should_stop():
+                elastic.leave()
+            time.sleep(LOOK_EVERY_S)
+            self._look()
+        self._finish()
+        elastic.finished()
+
+    def _recall(self) -> None:
+        """What an earlier attempt of this search asked for, and what came of it."""
+        histories = self._noted()
+        while True:
+            begin = len(self._asked) + 1
+            names = [name_of(number) for number in range(begin, begin + WATCHED_AT_ONCE)]
+            found = self._door.watch(*names)
+            for number, name in enumerate(names, begin):
+                if name not in found:
+                    return
+                trial = self._asked[name] = Trial(number, found[name].values)
+                self._suggester.adopt(trial)
+                self._scheduler.add(trial)
+                for step, value in histories.get(number, ()):
+                    trial.history.append((step, value))
+                    self._scheduler.reported(trial, step, value)
+                trial.see(found[name], self._metric, self._time)
+                if trial.has_ended:
+                    self._over(trial)
+
+    def _ask_for_more(self) -> None:
+        room = self._at_once - len(self._open()) - len(self._wanted)
+        for _ in range(min(room, self._total - len(self._asked) - len(self._wanted))):
+            number = len(self._asked) + len(self._wanted) + 1
+            values = self._suggester.suggest(number)
+            if values is None:
+                break
+            self._wanted.append(Trial(number, values))
+        if not self._wanted:
+            return
+        try:
+            self._door.submit(*({"name": one.name, "values": one.values} for one in self._wanted))
+        except RequestError as error:
+            if error.code not in _LATER:
+                raise
+            print(f"{error} It is asked for again.", file=sys.stderr, flush=True)
+            return
+        for trial in self._wanted:
+            self._asked[trial.name] = trial
+            self._scheduler.add(trial)
+        self._wanted = []
+
+    def _look(self) -> None:
+        ending = []
+        for name, child in self._door.watch(*self._open()).items() if self._open() else ():
+            trial = self._asked[name]
+            reported = trial.see(child, self._metric, self._time)
+            if reported is not None:
+                self._notes.append(json.dumps([trial.number, *reported]))
+                if self._scheduler.reported(trial, *reported) and not trial.has_ended and not trial.is_stopped:
+                    trial.is_stopped = True
+                    ending.append(name)
+            if trial.has_ended:
+                self._over(trial)
+        if ending:
+            self._door.end(*ending)
+        self._note()
+        self._check()
+
+    def _over(self, trial: Trial) -> None:
+        self._scheduler.over(trial)
+        self._suggester.over(trial)
+
+    def _open(self) -> list[str]:
+        return [name for name, trial in self._asked.items() if not trial.has_ended]
+
+    # --- what is noted ----------------------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        notes, self._notes = self._notes, []
+        if notes and self._tune["scheduler"] != "fifo":
+            where = current()
+            Storage.at(where.storage).append(_notes_of(where.gang), "".join(f"{one}\n" for one in notes).encode())
+
+    def _noted(self) -> dict[int, list[tuple[float, float]]]:
+        where = current()
+        found: dict[int, list[tuple[float, float]]] = {}
+        try:
+            lines = Storage.at(where.storage).read(_notes_of(where.gang)).decode().splitlines()
+            for line in lines:
+                number, step, value = json.loads(line)
+                found.setdefault(int(number), []).append((float(step), float(value)))
+        except (FileNotFoundError, StorageError, ValueError) as error:
+            if not isinstance(error, FileNotFoundError):
+                print(f"what trials reported before cannot be read: {error}", file=sys.stderr, flush=True)
+        return found
+
+    # --- what is told -----------------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        trials = self._asked.values()
+        told: dict[str, Any] = {"unit": "trials"}
+        if self._metric is not None and (one := self._best_so_far()) is not None and one.value is not None:
+            told |= {"best": one.value, "best_trial": one.name}
+        told["running"] = sum(one.phase in ("running", "resizing") for one in trials)
+        told["failed"] = sum(one.phase == "failed" for one in trials)
+        if (note := self._without_metric()) and self._numbers_since is not None:
+            told["note"] = note if time.monotonic() - self._numbers_since > TOLD_AFTER_S else ""
+        progress.report(step=sum(one.has_ended for one in trials), total_steps=self._total, **told)
+
+    def _best_so_far(self) -> Trial | None:
+        """Also of those that still run, or were stopped."""
+        if (ended := best(self._asked.values(), self._mode)) is not None:
+            return ended
+        known = [one for one in self._asked.values() if one.value is not None]
+        sign = 1 if self._mode == "min" else -1
+        return min(known, key=lambda one: (sign * (one.value or 0.0), one.number), default=None)
+
+    def _check(self) -> None:
+        """Raises SearchFailed where more trials would come to nothing."""
+        trials = self._asked.values()
+        if self._metric is None:
+            return
+        missing = self._without_metric()
+        if missing and self._numbers_since is None:
+            self._numbers_since = time.monotonic()
+        if missing and (any(one.phase == "succeeded" for one in trials) or self._should_have_come()):
+            raise SearchFailed(missing)
+        failed = [one for one in trials if one.phase == "failed"]
+        if len(failed) >= min(FAILED_AT_MOST, self._total) and not any(one.phase == "succeeded" for one in trials):
+            raise SearchFailed(f"its first {len(failed)} trials failed; {failed[0].name}: {failed[0].message}")
+
+    def _without_metric(self) -> str:
+        """Why nothing can be compared, as far as it can be told; "" where some trial has said its value."""
+        trials = [one for one in self._asked.values() if one.reports or one.phase == "succeeded"]
+        if self._metric is None or not trials or any(one.value is not None for one in self._asked.values()):
+            return ""
+        names = sorted({name for one in trials for name in one.reports})
+        near = difflib.get_close_matches(self._metric, names, 1)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        return f'no trial reports "{self._metric}"; they report: {", ".join(names[:20]) or "nothing"}.{hint}'
+
+    def _should_have_come(self) -> bool:
+        """Whoever is compared on the way reports it on the way: not one has, and one is half through."""
+        max_t = self._tune["scheduler_args"]["max_t"]
+        if self._tune["scheduler"] == "fifo" or not max_t:
+            return False
+        return any(one.furthest >= max_t / 2 for one in self._asked.values())
+
+    def _finish(self) -> None:
+        trials = [*self._asked.values()]
+        failed = [one for one in trials if one.phase == "failed"]
+        if self._metric is None:
+            if failed:
+                first = f"{failed[0].name}: {failed[0].message}"
+                raise SearchFailed(f"{len(failed)} of {len(trials)} trials failed; the first, {first}")
+            return
+        found = best(trials, self._mode)
+        if found is None:
+            why = f"; {failed[0].name}: {failed[0].message}" if failed else ""
+            raise SearchFailed(f'none of its {len(trials)} trials came to its end with a "{self._metric}"{why}')
+        if found.artifact is not None:
+            artifact.write_result(artifact=found.artifact)
+        artifact.metrics(**{self._metric: found.value})
+
+
+def _notes_of(gang: str) -> str:
+    return f"{gang}/search.jsonl"
+
+
+def _total(tune: Mapping[str, Any]) -> int:
+    total = int(tune["samples"])
+    for one in tune["space"].values():
+        total *= len(one.get("grid") or (0,))
+    return total
+
+
+def _at_once(tune: Mapping[str, Any]) -> int:
+    usual = {"random": WATCHED_AT_ONCE, "optuna": 8}[tune["searcher"]]
+    return int(tune["concurrent"] or usual)
