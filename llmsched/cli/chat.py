@@ -1,4 +1,4 @@
-"""chat, classify, embed: ask an endpoint from a terminal, or put one question to it from a script."""
+"""chat, classify, embed, transcribe: ask an endpoint from a terminal, or put one question to it from a script."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from llmsched.cli import given, show, terminal
 @click.command()
 @click.argument("name")
 @click.option("-m", "--message", help="One question; without it, a conversation.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Shown with the question."
+)
 @click.option("--system", help="What the model is told first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="At most so many tokens an answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 is always the same answer.")
@@ -24,6 +27,7 @@ from llmsched.cli import given, show, terminal
 def chat(
     name: str,
     message: str | None,
+    images: tuple[str, ...],
     system: str | None,
     max_tokens: int | None,
     temperature: float | None,
@@ -39,7 +43,7 @@ def chat(
     with show.connect() as client:
         model = client.chat(name)
         if message is not None:
-            said.append({"role": "user", "content": message})
+            said.append({"role": "user", "content": _with_images(message, images)})
             if show.wants_json():
                 terminal.echo(json.dumps(model.respond(said, **parameters), indent=2))
             else:
@@ -47,8 +51,15 @@ def chat(
             return
         terminal.echo(f"Talking to {name}. An empty line or Ctrl-D ends it.", err=True)
         while question := _ask():
-            said.append({"role": "user", "content": question})
+            said.append({"role": "user", "content": _with_images(question, images)})
+            images = ()  # they stand in the conversation now
             said.append({"role": "assistant", "content": _answer(model, said, parameters, no_stream)})
+
+
+def _with_images(text: str, files: tuple[str, ...]) -> Any:
+    """As OpenAI's API has it: parts, where there is more than the text."""
+    shown = [{"type": "image_url", "image_url": {"url": f"data:;base64,{_base64(file)}"}} for file in files]
+    return [*shown, {"type": "text", "text": text}] if shown else text
 
 
 def _ask() -> str:
@@ -129,6 +140,19 @@ def embed(name: str, texts: tuple[str, ...]) -> None:
         return
     for vector in found:
         terminal.echo(" ".join(f"{number:.6g}" for number in vector))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE...")
+@show.json_option
+def transcribe(name: str, files: tuple[str, ...]) -> None:
+    """What endpoint NAME hears in each audio FILE, one a line."""
+    with show.connect() as client:
+        model = client.chat(name)
+        found = [model.transcribe(Path(file).read_bytes()) for file in files]
+    for text in [json.dumps(found)] if show.wants_json() else found:
+        terminal.echo(text)
 
 
 def _base64(file: str) -> str:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "port-forward": ("llmsched.cli.by_hand:port_forward", "Reach a port of a running worker from here."),
         "cp": ("llmsched.cli.by_hand:cp", "Copy files to and from a running worker."),
         "chat": ("llmsched.cli.chat:chat", "Talk to an endpoint."),
+        "transcribe": ("llmsched.cli.chat:transcribe", "Ask an endpoint what is said in an audio file."),
         "classify": ("llmsched.cli.chat:classify", "Ask an endpoint for the label of a text."),
         "embed": ("llmsched.cli.chat:embed", "Ask an endpoint for the numbers of a text."),
     },

@@ -150,15 +150,19 @@ def _after_apply(applied: list[http_models.Applied]) -> None:
 
 
 def _ask_it(served: http_models.Applied) -> tuple[str, str]:
-    match served.serves:
-        case "sequence-classification" | "token-classification":
-            return f'llmsched classify {served.name} "some text"', "its label"
-        case "feature-extraction":
-            return f'llmsched embed {served.name} "some text"', "its numbers"
-        case "app":
-            return f"llmsched status {served.name}", "its address; llmsched token key prints what it wants to see"
-        case _:
-            return f"llmsched chat {served.name}", "talk to it"
+    from llmsched.data.tasks import KINDS
+
+    name, kind = served.name, KINDS.get(served.serves or "")
+    if served.serves == "app":
+        return f"llmsched status {name}", "its address; llmsched token key prints what it wants to see"
+    if kind is None or "chat/completions" in kind.answers:
+        return f"llmsched chat {name}" + (" --image FILE" if kind and "image" in kind.reads else ""), "talk to it"
+    if "audio/transcriptions" in kind.answers:
+        return f"llmsched transcribe {name} FILE", "what is said in an audio file"
+    if "embeddings" in kind.answers:
+        return f'llmsched embed {name} "some text"', "its numbers"
+    words = {"text": '"some text"', "text_pair": '--pair "another"', "image": "--image FILE", "audio": "--audio FILE"}
+    return " ".join(["llmsched classify", name, *(words[role] for role in kind.reads if role in words)]), "its label"
 
 
 class Watch:

@@ -23,6 +23,8 @@ class Reader(Parrot):
 
     async def call(self, route: str, body: dict[str, Any], adapter: dict[str, Any] | None) -> dict[str, Any]:
         self.bodies.append(body)
+        if route == "audio/transcriptions":
+            return {"text": f"{len(body['file'])} bytes"}
         texts = body["input"]
         self.asked.append(texts)
         if route == "classify":
@@ -66,6 +68,23 @@ def test_files_and_pairs_are_asked_about(run: Run, tmp_path: Path) -> None:
     assert Reader.asked[-1] == [["who", "a passage"]]
 
 
+def test_what_is_said_in_files_comes_a_line_each(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "hum.wav").write_bytes(b"waves\r\n--")
+    file = str(tmp_path / "hum.wav")
+    assert run("transcribe", "qwen", file, file).stdout == "9 bytes\n9 bytes\n"
+    assert json.loads(run("transcribe", "qwen", file, "--json").stdout) == ["9 bytes"]
+
+
+def test_images_are_shown_with_a_question(fresh: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lamp.png").write_bytes(b"pixels")
+    run, parrot = runner(fresh, tmp_path, monkeypatch), Parrot()
+    with fresh.endpoint(parrot):
+        assert run("chat", "qwen", "-m", "what is it?", "--image", str(tmp_path / "lamp.png"), "--json").exit_code == 0
+    shown, asked = parrot.bodies[-1]["messages"][0]["content"]
+    assert shown == {"type": "image_url", "image_url": {"url": "data:;base64,cGl4ZWxz"}}
+    assert asked == {"type": "text", "text": "what is it?"}
+
+
 def test_texts_come_from_a_pipe_a_line_each_and_none_is_refused(run: Run) -> None:
     piped = run("classify", "qwen", given="hi\n\nhello there\n")
     assert piped.stdout == "short  75.0%\nlong  75.0%\n"
@@ -77,6 +96,10 @@ def test_texts_come_from_a_pipe_a_line_each_and_none_is_refused(run: Run) -> Non
     ("serves", "command"),
     [
         ("sequence-classification", "classify"),
+        ("question-answering", "classify"),
+        ("image-segmentation", "classify"),
+        ("automatic-speech-recognition", "transcribe"),
+        ("image-text-to-text", "chat"),
         ("feature-extraction", "embed"),
         ("app", "status"),
         ("causal-lm", "chat"),
