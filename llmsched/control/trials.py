@@ -24,6 +24,12 @@ from llmsched.spec.load import load_json
 from llmsched.spec.quantities import parse_run_source
 from llmsched.spec.tune import TuneSpec, trial, values_of
 
+HOW = {
+    "fifo": "each to its end",
+    "asha": "poor ones are stopped early (asha)",
+    "median": "those below the median are stopped (median)",
+    "pbt": "the worst go on from the best (pbt)",
+}
 Numbers = Callable[[WorkloadState], Mapping[str, Mapping[str, Any]]]
 
 
@@ -56,9 +62,7 @@ def totals(search: Workload) -> list[str]:
     trials = f"{tune.total} trial{'' if tune.total == 1 else 's'}"
     lines = [f"{trials}, at most {tune.at_once} at once, each with {each}: at most {gpus[1] * tune.at_once:g} GPUs"]
     if tune.metric is not None:
-        how = {"fifo": "each to its end", "asha": "poor ones are stopped early (asha)",
-               "median": "those below the median are stopped (median)"}  # fmt: skip
-        lines.append(f"the result is of the one with the {tune.mode}imum {tune.metric}; {how[tune.scheduler]}")
+        lines.append(f"the result is of the one with the {tune.mode}imum {tune.metric}; {HOW[tune.scheduler]}")
     return lines
 
 
@@ -104,7 +108,7 @@ def table(state: State, search: WorkloadState, numbers: Numbers, names: Names) -
         phase=search.phase,  # type: ignore[arg-type]  # the same words
         metric=tune["metric"],
         mode=tune["mode"],
-        total=read.tune.total if isinstance(read, TuneSpec) else len(rows),
+        total=max(len(rows), read.tune.total if isinstance(read, TuneSpec) else 0),
         paths=list(tune["space"]),
         best=ended[0].name if ended else None,
         trials=in_order if tune["metric"] is not None else rows,

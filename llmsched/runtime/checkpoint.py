@@ -12,9 +12,10 @@ no more, then takes the newest checkpoint whose every byte is as its manifest sa
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,39 @@ def fetch(checkpoint: Checkpoint) -> Path:
     if fresh_copy and (trouble := _damage(folder, _manifest(store, checkpoint.key))):
         raise StorageError(f"checkpoint {checkpoint.uri}: {trouble}")
     return folder
+
+
+def inherit(gang: str, donor: str) -> int | None:
+    """Let gang `gang`, which has not begun, go on from a copy of the newest checkpoint of `donor`; its step, or None
+    where that has none yet. For whoever asked for both."""
+    where = context.current()
+    store = store_of(where)
+    try:
+        newest = json.loads(store.read(f"{donor}/latest.json"))["published"][0]
+        manifest = _manifest(store, str(newest["key"]))
+        folder = store.fetch_folder(str(newest["key"]), where.local_dir / "checkpoints")
+    except (FileNotFoundError, IndexError, ValueError, KeyError):
+        return None
+    if _damage(folder, manifest):  # the donor has published another one meanwhile
+        return None
+    step = int(manifest["step"])
+    key = f"{gang}/checkpoints/0-0/step-{step}"
+    store.put_folder(key, lambda copy: _copy(folder, copy, manifest["files"]))
+    store.write(f"{key}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+    pointer = {"attempt": 0, "epoch": 0, "published": [{"key": key, "step": step}]}
+    store.write(f"{gang}/latest.json", json.dumps(pointer, indent=1).encode())
+    return step
+
+
+def disinherit(gang: str) -> None:
+    """It begins at the beginning after all."""
+    store_of(context.current()).delete(f"{gang}/latest.json")
+
+
+def _copy(folder: Path, copy: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, copy / name)
 
 
 def _newest_good(where: context.Context, *, claim: bool = True) -> dict[str, Any] | None:

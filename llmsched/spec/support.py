@@ -60,7 +60,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         **_WHAT_ENDS,
         **{f"tune.{path}": allowed for path, allowed in _OF_TRAINING.items()},
-        "tune.scheduler": ("fifo", "asha", "median"),
     },
     "task": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},
     "ray": {**_EVERY_KIND, **_WHAT_ENDS, **_SAVES_BY_ITSELF},

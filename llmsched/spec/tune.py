@@ -129,6 +129,8 @@ class TuneSection(Section):
             raise WrongAt("goes with a scheduler that compares trials; leave it out", "scheduler_args", "time_attr")
         if self.scheduler == "asha" and self.max_t is None:
             raise WrongAt('"asha" must know where a trial ends: write the number of steps', "scheduler_args", "max_t")
+        if self.max_t is not None and (args.grace_period or 0) > self.max_t:
+            raise WrongAt(f"longer than a trial, which ends at {self.max_t}", "scheduler_args", "grace_period")
         if self.scheduler == "pbt" and args.perturbation_interval is None:
             raise WrongAt('"pbt" needs it: after how many steps trials are compared', "scheduler_args",
                           "perturbation_interval")  # fmt: skip

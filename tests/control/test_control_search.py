@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, until
 from search_member import Members
 
+from llmsched.runtime.storage import describe
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
 
@@ -93,6 +95,38 @@ def test_asha_ends_those_that_are_worse_and_keeps_the_best(tmp_path, monkeypatch
             assert record.metrics["loss"] == pytest.approx(0.1)
             outcomes = [one.outcome for one in trials(controller).values()]
             assert outcomes.count("cancelled") >= 4, "stopped early"
+
+    asyncio.run(story())
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best_ones_checkpoint(tmp_path, monkeypatch):
+    begun = {}
+
+    def goes_on(order):
+        """It has a checkpoint from the start, and reports what its rate comes to."""
+        pointer = tmp_path / order.gang / "latest.json"
+        found = json.loads(pointer.read_text())["published"][0]["key"] if pointer.exists() else None
+        begun[order.workload] = found and (tmp_path / found / "of").read_text()
+        key = f"{order.gang}/checkpoints/1-1/step-5"
+        (tmp_path / key).mkdir(parents=True)
+        (tmp_path / key / "of").write_text(order.workload)
+        manifest = {"step": 5, "files": describe(tmp_path / key)}
+        (tmp_path / key / "manifest.json").write_text(json.dumps(manifest))
+        pointer.write_text(json.dumps({"attempt": 1, "epoch": 1, "published": [{"key": key, "step": 5}]}))
+        rate = order.spec["train"]["config"]["lr"]
+        return Script(runs_for_s=0.6, steps=20, loss=20 * rate, metrics={"loss": rate})
+
+    async def story():
+        cluster = fake_cluster()
+        members = Members(cluster, tmp_path, goes_on, monkeypatch)
+        async with controlling(cluster) as controller:
+            pbt = {"scheduler": "pbt", "scheduler_args": {"perturbation_interval": 5, "quantile_fraction": 0.25}}
+            await controller.submit([search(tune=pbt)], user=ANN)
+            await ended(controller, members)
+            heirs = {name: of for name, of in begun.items() if of is not None}
+            assert heirs and set(heirs.values()) <= set(begun) and not {"sweep.t1", "sweep.t2"} & set(heirs)
+            stopped = [name for name in trials(controller) if phase(controller, name) == "cancelled"]
+            assert len(stopped) == len(heirs) == len(trials(controller)) - len(GRID)
 
     asyncio.run(story())
 

@@ -162,3 +162,28 @@ def test_the_result_is_known_once_it_is_whole(tmp_path: Path) -> None:
     assert (Path(uri) / "state.json").read_text() == "result"
     assert artifact.read_result(str(tmp_path), "by-hand/0", 1, 2) == {"artifact": None, "metrics": {}}
     assert artifact.read_result(str(tmp_path), "by-hand/0", 2, 1) == {"artifact": None, "metrics": {}}
+
+
+def test_a_gang_that_was_given_anothers_checkpoint_goes_on_from_a_copy_of_its_own(tmp_path: Path) -> None:
+    def of(gang: str, attempt: int = 1) -> Context:
+        return Context.alone(tmp_path, gang=gang, attempt=attempt)
+
+    with enter(of("search/0")):
+        assert checkpoint.inherit("heir/0", "donor/0") is None, "it has none yet"
+    with enter(of("donor/0")):
+        checkpoint.save(7, writer("seven"))
+    with enter(of("search/0")):
+        assert checkpoint.inherit("heir/0", "donor/0") == 7 == checkpoint.inherit("other/0", "donor/0")
+        checkpoint.disinherit("other/0")
+    with enter(of("donor/0")):
+        for step in (8, 9, 10, 11):
+            checkpoint.save(step, writer("later"))
+    with enter(of("heir/0")):
+        found = checkpoint.latest()
+        assert found is not None and (found.step, content(found)) == (7, "seven")
+        checkpoint.save(8, writer("eight"))
+    with enter(of("heir/0", attempt=2)):
+        found = checkpoint.latest()
+        assert found is not None and content(found) == "eight"
+    with enter(of("other/0")):
+        assert checkpoint.latest() is None

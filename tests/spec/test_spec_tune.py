@@ -57,9 +57,14 @@ REFUSED = [
     (LOOP, ["space: {a: {grid: [1]}}", "metric: loss", "scheduler: asha"], "must know where a trial ends"),
     (LOOP, ["space: {a: {grid: [1]}}", "metric: a", "scheduler_args: {max_t: 3}"], 'goes with "scheduler: asha"'),
     (LOOP, ["space: {a: {grid: [1]}}", "metric: a", "searcher: optuna"], 'use "choice"'),
+    (
+        LOOP,
+        ["space: {a: {grid: [1]}}", "metric: a", "scheduler: asha", "scheduler_args: {max_t: 3, grace_period: 4}"],
+        "longer than a trial, which ends at 3",
+    ),
     (LOOP, ["space: {a: {grid: [1]}}", "samples: 9999", "metric: a", "trials: 3"], 'Did you mean "samples"?'),
     (TASK, ["space: {envs.A: {grid: [1, 2]}}", "samples: 9999"], "these are 19998 trials"),
-    (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: pbt", "scheduler_args: {}"], "pbt"),
+    (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: pbt"], "after how many steps trials are"),
 ]
 
 

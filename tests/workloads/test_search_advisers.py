@@ -82,7 +82,7 @@ def run(section: dict[str, Any], ends: list[float]) -> dict[int, int]:
         for number, trial in [*trials.items()]:
             made[number] = step
             trial.history.append((step, ends[number - 1]))
-            if scheduler.reported(trial, step, ends[number - 1]):
+            if scheduler.reported(trial, step, ends[number - 1]) is not None:
                 trial.phase = "cancelled"
                 scheduler.over(trials.pop(number))
     for trial in trials.values():
@@ -106,6 +106,31 @@ def test_asha_finds_the_best_of_a_grid_with_a_quarter_of_its_steps() -> None:
     furthest = [ends[number - 1] for number, steps in made.items() if steps == 27]
     assert min(furthest) == min(ends)
     assert sum(made.values()) <= 0.25 * 27 * 81
+
+
+def test_the_worst_of_a_population_follow_the_best_with_values_beside_theirs() -> None:
+    args = {**ARGS, "max_t": None, "grace_period": None, "perturbation_interval": 5, "quantile_fraction": 0.25}
+    population = schedulers.scheduler(tune(scheduler="pbt", scheduler_args=args))
+    values = {"grid": True, "rate": 0.9, "width": 8, "kind": "b"}
+    trials = [Trial(number, values) for number in range(1, 9)]
+    for trial in trials:
+        population.add(trial)
+        assert population.reported(trial, 4, 0.0) is None, "it is not time yet"
+    followed = {}
+    for step in range(5, 300, 5):
+        for trial in trials:
+            verdict = population.reported(trial, step, float(trial.number))
+            if verdict is not None:
+                assert trial.number >= 4 and verdict.donor is not None and verdict.donor.number <= 2
+                followed[trial.number] = verdict.values
+    assert {7, 8} <= set(followed)
+    for changed in followed.values():
+        assert changed is not None
+        assert 1e-4 <= changed["rate"] <= 1.0 and 1 <= changed["width"] <= 8 and type(changed["width"]) is int
+        assert changed["kind"] in ("a", "b") and changed["grid"] in (True, None)
+    heir = Trial(9, values, furthest=300.0)
+    population.add(heir)
+    assert population.reported(heir, 304, 99.0) is None and population.reported(heir, 305, 99.0) is not None
 
 
 def test_a_trial_keeps_what_is_new_and_the_best_is_of_those_that_came_to_their_end() -> None:

@@ -7,22 +7,33 @@ is an answer here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from workloads.search.trials import Trial
+
+
+class Verdict(NamedTuple):
+    """A trial is to end. With a `donor`: another one goes on from there in its place, with these values."""
+
+    donor: Trial | None = None
+    values: dict[str, Any] | None = None
 
 
 class Scheduler(Protocol):
     def add(self, trial: Trial) -> None: ...
 
-    def reported(self, trial: Trial, step: float, value: float) -> bool:
-        """Whether it is to end."""
+    def reported(self, trial: Trial, step: float, value: float) -> Verdict | None:
+        """None: it goes on."""
 
     def over(self, trial: Trial) -> None: ...
 
 
 def scheduler(tune: Mapping[str, Any]) -> Scheduler:
     """Of a `tune` section."""
+    if tune["scheduler"] == "pbt":
+        from workloads.search.population import PopulationBased
+
+        return PopulationBased(tune)
     return Nobody() if tune["scheduler"] == "fifo" else EarlyStopping(tune)
 
 
@@ -31,8 +42,8 @@ class Nobody:
 
     def add(self, trial: Trial) -> None: ...
 
-    def reported(self, trial: Trial, step: float, value: float) -> bool:
-        return False
+    def reported(self, trial: Trial, step: float, value: float) -> Verdict | None:
+        return None
 
     def over(self, trial: Trial) -> None: ...
 
@@ -59,14 +70,15 @@ class EarlyStopping:
         stub = self._trials[trial.number] = _Stub(trial)
         self._asked.on_trial_add(_CONTROLLER, stub)
 
-    def reported(self, trial: Trial, step: float, value: float) -> bool:
+    def reported(self, trial: Trial, step: float, value: float) -> Verdict | None:
         from ray.tune.schedulers import TrialScheduler
 
         stub = self._trials.get(trial.number)
         if stub is None or (self._max_t is not None and step >= self._max_t):
-            return False
+            return None
         stub.last_result = self._result(step, value)
-        return bool(self._asked.on_trial_result(_CONTROLLER, stub, stub.last_result) == TrialScheduler.STOP)
+        answer = self._asked.on_trial_result(_CONTROLLER, stub, stub.last_result)
+        return Verdict() if answer == TrialScheduler.STOP else None
 
     def over(self, trial: Trial) -> None:
         stub = self._trials.pop(trial.number, None)

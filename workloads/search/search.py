@@ -8,16 +8,14 @@ a search that begins again finds its trials by their names and goes on with what
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from llmsched.errors import RequestError
-from llmsched.runtime import artifact, ask, current, elastic, progress
-from llmsched.runtime.storage import Storage, StorageError
-from workloads.search import schedulers, space
+from llmsched.runtime import artifact, ask, elastic, progress
+from workloads.search import notes, schedulers, space
 from workloads.search.trials import Trial, best, name_of
 
 LOOK_EVERY_S = 0.5
@@ -56,7 +54,7 @@ class Search:
         self._scheduler = schedulers.scheduler(tune)
         self._asked: dict[str, Trial] = {}
         self._wanted: list[Trial] = []  # suggested, and not asked for yet
-        self._notes: list[str] = []
+        self._notes: list[tuple[int, float, float]] = []
         self._numbers_since: float | None = None
 
     def run(self) -> None:
@@ -76,7 +74,13 @@ class Search:
 
     def _recall(self) -> None:
         """What an earlier attempt of this search asked for, and what came of it."""
-        histories = self._noted()
+        noted = notes.read()
+        self._recall_trials(noted)
+        for number in noted.heirs:
+            if name_of(number) not in self._asked:  # it was to be, and nobody asked for it
+                notes.disown(number)
+
+    def _recall_trials(self, noted: notes.Noted) -> None:
         while True:
             begin = len(self._asked) + 1
             names = [name_of(number) for number in range(begin, begin + WATCHED_AT_ONCE)]
@@ -85,9 +89,13 @@ class Search:
                 if name not in found:
                     return
                 trial = self._asked[name] = Trial(number, found[name].values)
-                self._suggester.adopt(trial)
+                if (heir := noted.heirs.get(number)) is not None:
+                    trial.donor, trial.furthest = heir
+                    self._total += 1
+                else:
+                    self._suggester.adopt(trial)
                 self._scheduler.add(trial)
-                for step, value in histories.get(number, ()):
+                for step, value in noted.histories.get(number, ()):
                     trial.history.append((step, value))
                     self._scheduler.reported(trial, step, value)
                 trial.see(found[name], self._metric, self._time)
@@ -118,20 +126,37 @@ class Search:
 
     def _look(self) -> None:
         ending = []
-        for name, child in self._door.watch(*self._open()).items() if self._open() else ():
+        watched = [self._asked[name] for name in self._open()]
+        for name, child in self._door.watch(*(one.name for one in watched)).items() if watched else ():
             trial = self._asked[name]
             reported = trial.see(child, self._metric, self._time)
             if reported is not None:
-                self._notes.append(json.dumps([trial.number, *reported]))
-                if self._scheduler.reported(trial, *reported) and not trial.has_ended and not trial.is_stopped:
+                self._notes.append((trial.number, *reported))
+                verdict = self._scheduler.reported(trial, *reported)
+                if verdict is None or trial.has_ended or trial.is_stopped:
+                    continue
+                if verdict.donor is None or self._follow(verdict.donor, verdict.values or {}):
                     trial.is_stopped = True
                     ending.append(name)
+        for trial in watched:
             if trial.has_ended:
                 self._over(trial)
+        self._ask_for_more()  # who follows is there before whoever it follows has gone
         if ending:
             self._door.end(*ending)
-        self._note()
+        notes.write(self._notes if self._tune["scheduler"] != "fifo" else [])
+        self._notes = []
         self._check()
+
+    def _follow(self, donor: Trial, values: dict[str, Any]) -> bool:
+        """Another trial is to go on from the donor's newest checkpoint; False: it has none yet."""
+        number = len(self._asked) + len(self._wanted) + 1
+        step = notes.give(donor.number, number)
+        if step is None:
+            return False
+        self._wanted.append(Trial(number, values, furthest=float(step), donor=donor.number))
+        self._total += 1
+        return True
 
     def _over(self, trial: Trial) -> None:
         self._scheduler.over(trial)
@@ -139,27 +164,6 @@ class Search:
 
     def _open(self) -> list[str]:
         return [name for name, trial in self._asked.items() if not trial.has_ended]
-
-    # --- what is noted ----------------------------------------------------------------------------------------------
-
-    def _note(self) -> None:
-        notes, self._notes = self._notes, []
-        if notes and self._tune["scheduler"] != "fifo":
-            where = current()
-            Storage.at(where.storage).append(_notes_of(where.gang), "".join(f"{one}\n" for one in notes).encode())
-
-    def _noted(self) -> dict[int, list[tuple[float, float]]]:
-        where = current()
-        found: dict[int, list[tuple[float, float]]] = {}
-        try:
-            lines = Storage.at(where.storage).read(_notes_of(where.gang)).decode().splitlines()
-            for line in lines:
-                number, step, value = json.loads(line)
-                found.setdefault(int(number), []).append((float(step), float(value)))
-        except (FileNotFoundError, StorageError, ValueError) as error:
-            if not isinstance(error, FileNotFoundError):
-                print(f"what trials reported before cannot be read: {error}", file=sys.stderr, flush=True)
-        return found
 
     # --- what is told -----------------------------------------------------------------------------------------------
 
@@ -228,10 +232,6 @@ class Search:
         if found.artifact is not None:
             artifact.write_result(artifact=found.artifact)
         artifact.metrics(**{self._metric: found.value})
-
-
-def _notes_of(gang: str) -> str:
-    return f"{gang}/search.jsonl"
 
 
 def _total(tune: Mapping[str, Any]) -> int:

@@ -33,11 +33,22 @@ class Suggester(Protocol):
 
 def suggester(tune: Mapping[str, Any]) -> Suggester:
     """Of a `tune` section. Raises MissingPackage."""
-    space = {path: {word: given for word, given in one.items() if given is not None}
-             for path, one in tune["space"].items()}  # fmt: skip
+    space = given(tune["space"])
     if tune["searcher"] == "optuna":
         return Optuna(space, tune["metric"], tune["mode"], tune["seed"])
     return Drawn(space, tune["samples"], tune["seed"])
+
+
+def given(space: Space) -> dict[str, dict[str, Any]]:
+    """With the one word of each domain that is given."""
+    return {path: {word: value for word, value in one.items() if value is not None} for path, one in space.items()}
+
+
+def draw(domain: Mapping[str, Any], seed: int) -> Any:
+    """A value of a domain that is drawn by chance."""
+    import numpy
+
+    return _plain(_domain(domain).sample(random_state=numpy.random.default_rng(seed)))
 
 
 class Drawn:

@@ -30,6 +30,7 @@ class Trial:
     artifact: str | None = None
     furthest: float = 0.0  # step, with or without a value
     is_stopped: bool = False
+    donor: int | None = None  # of population-based training: the trial from whose checkpoint it goes on
 
     @property
     def name(self) -> str:

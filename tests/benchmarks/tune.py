@@ -1,0 +1,187 @@
+"""Searches and arrays on real Ray: how soon a GPU goes on with the next trial, what early stopping saves, what a killed
+controller costs, and ray.tune.Tuner beside it.
+
+    python tests/benchmarks/tune.py [--tasks 40] [--gpus 8] [--seconds 5] [--trials 18] [--only array,asha,tuner]
+
+Starts a Ray of its own with pretend GPUs, twice one after the other, and prints one JSON object. `gap_s`: between the
+end of one task on a GPU and the first moment of the next one there. The controller is killed (-9) in the middle of the
+array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "14_search"
+BIN = Path(sys.executable).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--trials", type=int, default=18)
+    parser.add_argument("--only", default="array,asha,tuner")
+    asked = parser.parse_args()
+    only, found = asked.only.split(","), {"tasks": asked.tasks, "gpus": asked.gpus, "seconds": asked.seconds}
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        os.environ |= {"LLMSCHED_HOME": f"{folder}/h", "TMPDIR": folder}
+        if {"array", "asha"} & {*only}:
+            llmsched("up", "--nodes", f"1x{asked.gpus}:A100")
+            try:
+                found |= {"array": array(asked)} if "array" in only else {}
+                found |= {"asha": asha(asked)} if "asha" in only else {}
+            finally:
+                llmsched("down")
+        found |= {"tuner": tuner(asked)} if "tuner" in only else {}
+    print(json.dumps(found, indent=1))
+
+
+def llmsched(*words: str) -> None:
+    subprocess.run([BIN / "llmsched", *words], check=True, stdout=sys.stderr, stderr=sys.stderr)
+
+
+def client() -> Any:
+    from llmsched.client import Client
+
+    return Client()
+
+
+def array(asked: argparse.Namespace) -> dict[str, Any]:
+    spec = {
+        "name": "array",
+        "kind": "tune",
+        "resources": {"accelerators": "A100:1", "cpus": 0.05},
+        "tune": {
+            "task": {"run": ["sleep", str(asked.seconds)]},
+            "space": {"envs.N": {"grid": list(range(asked.tasks))}},
+        },
+    }
+    began = time.monotonic()
+    with client() as api:
+        api.apply(spec)
+        _until(lambda: sum(one.ended for one in api.trials("array").trials) >= asked.tasks // 3)
+    pid = json.loads((Path(os.environ["LLMSCHED_HOME"]) / "controller.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    llmsched("up")
+    away = time.monotonic() - killed
+    with client() as api:
+        _until(lambda: api.status("array").ended)
+        took = time.monotonic() - began
+        trials = api.trials("array").trials
+        gaps = _gaps(api, asked.gpus)
+    return {
+        "succeeded": sum(one.phase == "succeeded" for one in trials),
+        "asked_for": len(trials),
+        "seconds": round(took, 1),
+        "at_best": round(asked.tasks / asked.gpus * asked.seconds, 1),
+        "controller_away_s": round(away, 1),
+        "gap_s": {"p50": _at(gaps, 0.5), "p95": _at(gaps, 0.95), "most": _at(gaps, 1.0)},
+    }
+
+
+def _gaps(api: Any, gpus: int) -> list[float]:
+    """Between an end and the beginning that takes its place."""
+    free: list[float] = []
+    gaps: list[float] = []
+    begun: dict[str, int] = defaultdict(int)
+    for event in api.events(follow=False):
+        if not (event.workload or "").startswith("array."):
+            continue
+        if event.kind == "Finished":
+            free.append(event.at)
+        elif event.kind == "Bound":
+            begun[event.workload] += 1
+            if len(begun) > gpus and free:
+                gaps.append(event.at - free.pop(0))
+    return sorted(gaps)
+
+
+def _at(values: list[float], part: float) -> float | None:
+    return round(values[min(len(values) - 1, int(part * len(values)))], 2) if values else None
+
+
+def asha(asked: argparse.Namespace) -> dict[str, Any]:
+    """The same points to their ends, and with poor ones stopped."""
+    rates = [round(0.001 * 10 ** (3 * n / (asked.trials - 1)), 5) for n in range(asked.trials)]
+    rates = [rates[(7 * n) % len(rates)] for n in range(len(rates))]
+    found: dict[str, Any] = {}
+    for kind in ("fifo", "asha"):
+        args = {"max_t": 81, "grace_period": 3, "reduction_factor": 3} if kind == "asha" else {}
+        tune = {
+            "task": {"run": ["python", "fit.py"]},
+            "space": {"envs.LR": {"grid": rates}},
+            "metric": "loss",
+            "scheduler": kind,
+            "scheduler_args": args,
+        }
+        work = {"resources": {"accelerators": "A100:1", "cpus": 0.1}, "envs": {"PAUSE": "0.2"}}
+        with client() as api:
+            began = time.monotonic()
+            os.chdir(EXAMPLE)
+            api.apply({"name": kind, "kind": "tune", "tune": tune, **work, "workdir": "."})
+            _until(lambda kind=kind: api.status(kind).ended)  # type: ignore[misc]
+            table = api.trials(kind)
+            steps = sum(one.step or 0 for one in table.trials)
+            best = next(one.value for one in table.trials if one.name == table.best)
+            found[kind] = {"best": best, "steps": steps, "seconds": round(time.monotonic() - began, 1)}
+    found["steps_of_grid"] = round(found["asha"]["steps"] / found["fifo"]["steps"], 3)
+    found["best_beyond_grid"] = round(found["asha"]["best"] / found["fifo"]["best"] - 1, 4)
+    return found
+
+
+def tuner(asked: argparse.Namespace) -> dict[str, Any]:
+    """The same sleeps in plain Ray, each trial with a GPU."""
+    import ray
+    from ray import tune
+
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    storage = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    seconds = asked.seconds
+
+    def trial(config: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        tune.report({"done": 1})
+
+    ray.init(num_gpus=asked.gpus, num_cpus=asked.gpus, include_dashboard=False, log_to_driver=False)
+    try:
+        began = time.monotonic()
+        results = tune.Tuner(
+            tune.with_resources(trial, {"gpu": 1, "cpu": 1}),
+            param_space={"n": tune.grid_search(list(range(asked.tasks)))},
+            run_config=tune.RunConfig(storage_path=storage, verbose=0),
+        ).fit()
+        took = time.monotonic() - began
+    finally:
+        ray.shutdown()
+        shutil.rmtree(storage, ignore_errors=True)
+    ended = [one.metrics for one in results if one.metrics]
+    return {
+        "succeeded": len(ended),
+        "seconds": round(took, 1),
+        "at_best": round(asked.tasks / asked.gpus * seconds, 1),
+        "trial_s": round(statistics.mean(one["time_total_s"] for one in ended), 2),
+    }
+
+
+def _until(there: Any) -> None:
+    while not there():
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()
