@@ -96,14 +96,17 @@ TEXTS = click.argument("texts", nargs=-1, metavar="[TEXT]...")
 def classify(
     name: str, texts: tuple[str, ...], pair: str | None, images: tuple[str, ...], sounds: tuple[str, ...], explain: bool
 ) -> None:
-    """What endpoint NAME finds in each TEXT, image or audio: label and score, entities, regions, an answer.
+    """What endpoint NAME finds in each TEXT, image or audio: label and score, entities, regions, an answer. A TEXT with
+    images is a question about each of them.
 
     Without any, in each line of the input.
     """
     asked: list[Any] = [
         {role: _base64(file)} for role, files in (("image", images), ("audio", sounds)) for file in files
     ]
-    if texts or not asked:
+    if len(texts) == 1 and images:  # a question about each
+        asked = [{"text": texts[0], **one} for one in asked]
+    elif texts or not asked:
         asked += [[text, pair] if pair else text for text in _texts(texts)]
     with show.connect() as client:
         found = client.chat(name).classify(asked, explain=explain)

@@ -64,6 +64,8 @@ def test_files_and_pairs_are_asked_about(run: Run, tmp_path: Path) -> None:
     files = ("--image", str(tmp_path / "lamp.png"), "--audio", str(tmp_path / "hum.wav"))
     assert run("classify", "qwen", *files).stdout == "lamp  50.0%  1 2 3.5 4\n" * 2
     assert Reader.asked[-1] == [{"image": "cGl4ZWxz"}, {"audio": "d2F2ZXM="}]
+    assert run("classify", "qwen", "what is it?", "--image", str(tmp_path / "lamp.png")).exit_code == 0
+    assert Reader.asked[-1] == [{"text": "what is it?", "image": "cGl4ZWxz"}]
     assert run("classify", "qwen", "who", "--pair", "a passage").exit_code == 0
     assert Reader.asked[-1] == [["who", "a passage"]]
 
