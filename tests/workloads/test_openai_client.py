@@ -220,7 +220,7 @@ def test_audio_becomes_text_as_of_openai_and_what_is_no_audio_of_this_model_is_r
     using(endpoint, story)
 
 
-def test_an_image_stands_in_a_chat_and_what_is_none_or_would_have_to_be_fetched_is_refused(endpoint):
+def test_an_image_stands_in_a_chat_and_what_is_none_or_would_have_to_be_fetched_is_refused(endpoint, monkeypatch):
     def about(url, **more):
         return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url, **more}},
                                              {"type": "text", "text": "how is"}]}]  # fmt: skip
@@ -244,6 +244,10 @@ def test_an_image_stands_in_a_chat_and_what_is_none_or_would_have_to_be_fetched_
         ):
             with pytest.raises(openai.BadRequestError, match=why):
                 await chat(client, model=model, messages=messages)
+        monkeypatch.setattr("workloads.tasks.media.MOST_PIXELS", 24 * 24)
+        await chat(client, model="eye", messages=about(image))
+        with pytest.raises(openai.BadRequestError, match="more than 576 pixels in its images together"):
+            await chat(client, model="eye", messages=about(image) * 2)
         with pytest.raises(openai.BadRequestError, match="Tools are for models of texts"):
             await chat(client, model="eye", messages=about(image), tools=[WEATHER])
 

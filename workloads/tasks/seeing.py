@@ -40,7 +40,11 @@ class Seeing(Reader):
     def prompt(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Source], **template: Any) -> Batch:
         """The conversation up to where the model answers, [1, tokens]. Each {"type": "image"} is the next of `images`.
         Raises Unusable."""
-        found = [media.image(image) for image in images]
+        found: list[Any] = []
+        for image in images:
+            found.append(media.image(image))
+            if sum(each.width * each.height for each in found) > media.MOST_PIXELS:
+                raise Unusable(f"shows more than {media.MOST_PIXELS:,} pixels in its images together")
         try:
             text = self.processor.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True, **template
