@@ -39,7 +39,7 @@ def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) ->
                 errors.append(f"train.datasets.{index}.path: {missing(dataset['path'], place)}")
             continue
         try:
-            notes += _first_rows(train, dataset, place)
+            notes += _first_rows(train, dataset, place, folder)
         except DataError as error:
             if not files.is_pattern(str(place)) or is_complete:
                 errors.append(f"train.datasets.{index}: {error}")
@@ -67,7 +67,9 @@ def missing(source: str, place: Path) -> str:
     return f"no such file or folder: {source} (looked for {place}){hub}"
 
 
-def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Path) -> Sequence[str]:
+def _first_rows(
+    train: Mapping[str, Any], dataset: Mapping[str, Any], place: Path, folder: Path | None
+) -> Sequence[str]:
     """Raises DataError for what the run would be refused for, as far as the first rows show it."""
     path, columns = dataset["path"], dataset.get("columns") or {}
     bad = BadRows(path, dataset.get("on_bad_row") or "refuse")
@@ -85,17 +87,29 @@ def _first_rows(train: Mapping[str, Any], dataset: Mapping[str, Any], place: Pat
         if objective == DISTILL and dataset.get("split", "train") == "train":
             kind = kind.unlabelled
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
-        _media_is_there(rows, media.folder_of(place), bad)
+        _look_at_media(rows, media.folder_of(place), bad, _rate(train["base_model"], folder))
     return [*rows.notes, *bad.settle(len(rows))]
 
 
-def _media_is_there(rows: Rows, folder: Path, bad: BadRows) -> None:
+def _look_at_media(rows: Rows, folder: Path, bad: BadRows, rate: int | None) -> None:
     for row, where in zip(rows, rows.places, strict=True):
         for role in media.ROLES & row.keys():
             try:
-                media.of_row(row[role], folder / Path(where.file).parent, role)
+                source = media.of_row(row[role], folder / Path(where.file).parent, role)
+                if wrong := media.flaw(source, role, rate):
+                    raise Unusable(wrong)
             except Unusable as error:
                 bad.add(where, str(error))
+
+
+def _rate(base_model: str, folder: Path | None) -> int | None:
+    """Samples a second that a model on this machine hears."""
+    place = place_of(base_model, folder)
+    try:
+        found = json.loads((place / "preprocessor_config.json").read_text()).get("sampling_rate") if place else None
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if type(found) is int else None
 
 
 def main() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
+import io
+import wave
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,30 @@ def of_row(value: Any, folder: Path, role: str) -> Source:
     except Unusable:
         what = f"the file {value[:200]!r}, which is not in {folder}" if len(value) < _SHORT else "no base64"
         raise Unusable(f"has as {role} {what}") from None
+
+
+def flaw(source: Source, role: str, rate: int | None) -> str:
+    """What its first bytes show to be wrong, as the end of a sentence; "" for nothing, also where nobody here can tell.
+    `rate`: samples a second that are heard."""
+    file = source if isinstance(source, Path) else io.BytesIO(source)
+    named = f" ({source.name})" if isinstance(source, Path) else ""
+    if role == "image":
+        if importlib.util.find_spec("PIL") is None:
+            return ""
+        from PIL import Image
+
+        try:
+            Image.open(file).close()
+        except Exception:  # a broken file breaks in many ways
+            return f"has an image that cannot be read{named}"
+        return ""
+    try:
+        with wave.open(str(file) if isinstance(file, Path) else file) as heard:
+            given = heard.getframerate()
+    except (wave.Error, EOFError, OSError):  # of another format, which a worker may know
+        return ""
+    wrong = rate is not None and given != rate
+    return f"has audio of {given:,} samples a second{named}; this model hears {rate:,}" if wrong else ""
 
 
 def of_text(value: str) -> bytes:

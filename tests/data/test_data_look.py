@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from live import Live
+from PIL import Image
 
 from llmsched.cli.main import cli
 from llmsched.control import data_files
@@ -50,12 +52,31 @@ def test_the_first_rows_show_a_missing_file_a_wrong_column_and_a_format_that_is_
 
 
 def test_an_image_that_is_not_there_is_said_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"image": "cat.png", "label": "cat"}\n{"image": "aGVsbG8=", "label": "cat"}\n')
+    (tmp_path / "a.jsonl").write_text('{"image": "cat.png", "label": "cat"}\n')
     images = {"task": "image-classification"}
     assert f"row 1 of a.jsonl has as image the file 'cat.png', which is not in {tmp_path}" in wrong(tmp_path, **images)
     (tmp_path / "cat.png").write_bytes(b"pixels")
+    assert "row 1 of a.jsonl has an image that cannot be read (cat.png)" in wrong(tmp_path, **images)
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
     assert wrong(tmp_path, **images) == ""
+    (tmp_path / "a.jsonl").write_text('{"image": "aGVsbG8=", "label": "cat"}\n')
+    assert "row 1 of a.jsonl has an image that cannot be read" in wrong(tmp_path, **images)
     assert "no column 'audio' for the role 'audio'" in wrong(tmp_path, task="automatic-speech-recognition")
+
+
+def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"audio": "hum.wav", "label": "hum"}\n')
+    with wave.open(str(tmp_path / "hum.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(800))
+    hears = {"task": "audio-classification", "base_model": "model"}
+    assert wrong(tmp_path, **hears) == ""  # nobody here knows what it hears
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
+    said = "row 1 of a.jsonl has audio of 8,000 samples a second (hum.wav); this model hears 16,000"
+    assert said in wrong(tmp_path, **hears)
+    (tmp_path / "hum.wav").write_bytes(b"ID3 of another format")
+    assert wrong(tmp_path, **hears) == ""
 
 
 def judged(tmp_path: Path, **train: Any) -> Verdict:
