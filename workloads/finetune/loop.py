@@ -135,10 +135,10 @@ class FineTune:
 
     def _take_averages(self) -> None:
         """Of the first rows, for the batch norms of a model of chance."""
-        seed = self.settings.seed
-        first = [self.task.prepared(row, key_of(seed, 0, at)) for at, row in enumerate(self.rows[: norms.ROWS])]
 
         def forward() -> None:
+            seed, rows = self.settings.seed, self.rows[: norms.ROWS]
+            first = [self.task.prepared(row, key_of(seed, 0, at)) for at, row in enumerate(rows)]
             for batch, _ in self.stepper.batches(first):
                 self.task.score(self.model, batch)
 
