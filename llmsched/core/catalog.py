@@ -140,7 +140,10 @@ CATALOG: dict[str, Entry] = {
     "stop.max_runtime": Entry("stopped: over its max_runtime"),
     "stop.deadline": Entry("stopped: past its deadline"),
     "stop.budget": Entry("stopped: over its budget of {hours:g} GPU hours"),
-    "stop.excess": Entry("stopped: through Ray it took {excess} beyond what its gang was given, for {seconds:g} s"),
+    "stop.excess": Entry(
+        "stopped: through Ray it took {excess} beyond what its gang was given, for {seconds:g} s; in a Ray of its own "
+        "(kind: ray) that would wait"
+    ),
     "scale.load": Entry("load asks for {replicas}"),
     "scale.side": Entry("load changed side"),
     "capacity.demand": Entry("{gangs} gangs wait for nodes"),

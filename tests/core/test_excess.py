@@ -37,7 +37,7 @@ def test_it_is_warned_and_then_ended_with_the_figure() -> None:
     given.after(1.0, Released(given.now + 1.0, "hog/0", 1))
     assert given.phase("hog") == "failed"
     said = text(given.state.workloads["hog"].message)
-    assert said == "stopped: through Ray it took 3 GPUs beyond what its gang was given, for 30 s"
+    assert said.startswith("stopped: through Ray it took 3 GPUs beyond what its gang was given, for 30 s; in a Ray of")
     assert not given.state.exceeding
 
 
