@@ -95,6 +95,7 @@ CATALOG: dict[str, Entry] = {
     # When somebody who waits probably starts, and by what that is known.
     "eta.pause": Entry("end of the pause"),
     "eta.schedule": Entry("its schedule"),
+    "eta.between": Entry("when it has waited long enough to begin though it leaves for the next reservation"),
     "eta.window": Entry("when a reservation ends"),
     "eta.delay": Entry("when it may make others leave"),
     "eta.shield": Entry("when others have run for as long as they are left alone"),

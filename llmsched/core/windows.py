@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from llmsched.core import cron
@@ -147,9 +147,15 @@ class Windows:
 
     def against(self, spec: Workload, start: float, end: float) -> list[Row]:
         """The reservations of others that concern work of `spec` between `start` and `end`."""
-        return [
-            row for row in self.rows if start < row.closes and end > row.opens and not is_holder(row.reservation, spec)
-        ]
+        return [row for row in self.rows if end > _opens_for(row, start) and not is_holder(row.reservation, spec)]
+
+
+def _opens_for(row: Row, start: float) -> float:
+    """When it opens first for work that begins at `start`: one that comes again does so after it has closed, too."""
+    if start < row.closes:
+        return row.opens
+    again = window(row.reservation, start) if row.reservation.repeat is not None else None
+    return inf if again is None else again[0]
 
 
 def nodes_of_row(trial: Trial, row: Row) -> list[str]:

@@ -99,3 +99,36 @@ def test_nobody_is_evicted_by_rank_because_others_than_ours_take_gpus() -> None:
     given.after(60.0, facts.ForeignUse(given.now, "n-0", Resources(1000)))
     assert submitted(given, work("high", 3000, priority=90)) == []
     assert given.phase("one") == given.phase("two") == "running"
+
+
+def test_an_elastic_gang_has_its_least_before_work_of_fixed_size_and_a_lower_priority() -> None:
+    given = ranked("1 node x 2", hold_after_s=1e6)
+    submitted(given, work("low0", 1000, priority=10), work("low1", 1000, priority=10), work("low2", 1000, priority=10))
+    equal = replace(work("equal", 1000, size=2, priority=10), max_size=4)
+    assert not [each for each in submitted(given, equal) if isinstance(each, decisions.Preempt)]
+    decided = submitted(given, replace(work("high", 1000, size=2, priority=90), max_size=4))
+    assert [each.gang for each in decided if isinstance(each, decisions.Preempt)] == ["low0/0", "low1/0"]
+    assert given.phase("high") == "running" and given.state.gangs["high/0"].size == 2
+    assert not [each for each in submitted(given) if isinstance(each, decisions.Preempt)], "and keeps it"
+
+
+def test_an_elastic_gang_does_not_start_on_what_fixed_work_of_a_higher_priority_waits_for() -> None:
+    given = ranked("1 node x 1").running("first", 1, priority=90)
+    given.state.apply(facts.Submitted(given.now, work("fixed", 1000, priority=50)))
+    given.state.apply(facts.Submitted(given.now, replace(work("elastic", 1000, priority=10), max_size=4)))
+    given.state.apply(facts.Finished(given.now + 1.0, "first/0", 1, "succeeded"))
+    given.now += 1.0
+    submitted(given)
+    assert (given.phase("fixed"), given.phase("elastic")) == ("running", "waiting")
+
+
+def test_what_those_leave_who_are_cancelled_is_kept_for_who_ranks_first() -> None:
+    given = ranked("1 node x 2").running("a", 1, priority=50).running("b", 1, priority=50)
+    given.state.apply(facts.Submitted(given.now, work("high", 2000, priority=90)))
+    given.after(1.0, facts.Cancelled(given.now, "a"), facts.Cancelled(given.now, "b"))
+    policies = load(given.names)
+    turn(given.state, [facts.Submitted(given.now, work("low", 1000, priority=10))], policies)
+    for name in ("a/0", "b/0"):
+        given.now += 1.0
+        turn(given.state, [facts.Released(given.now, name, 1)], policies)
+    assert (given.phase("high"), given.phase("low")) == ("starting", "waiting")

@@ -288,3 +288,24 @@ def test_one_over_work_that_nobody_can_move_is_refused() -> None:
     assert state.gangs["stays/0"].status is Status.LAUNCHING
     refused = reserving(state)
     assert isinstance(refused, Refusal) and refused.code == "overlap"
+
+
+def test_who_may_be_preempted_begins_between_windows_that_are_too_near_for_it() -> None:
+    """All is reserved for half of every hour, and nobody knows how long it runs."""
+    cluster = Cluster(2)
+    every = Reservation("hourly", 3600.0, 1800.0, queue="prod", gpus_milli=2 * MILLI, repeat="0 * * * *")
+    cluster.say(facts.Configured(0.0, Configuration(2, QUEUES, reservations=(every,))))
+    cluster.say(facts.Submitted(500.0, work("long", 2)))
+    plan = turn(cluster.state, [facts.Submitted(500.0, work("fixed", 1, preemptible=False))], POLICIES)
+    reason = plan.reasons["long/0"]
+    assert reason.code == "reservation" and reason.eta == plan.wake_at == 500.0 + 1800.0
+    assert reason.eta_basis is not None and "leaves for the next reservation" in text(reason.eta_basis)
+    cluster.now = 500.0
+    cluster.until(2310.0)
+    assert cluster.holds("long") == 2 and cluster.evicted == {}
+    cluster.until(3700.0)
+    assert cluster.holds("long") == 0 and cluster.evicted == {"long/0": "reservation"}
+    cluster.until(5420.0)
+    assert cluster.holds("long") == 2, "half an hour is long enough"
+    cluster.until(9000.0)
+    assert cluster.state.gangs["long/0"].preemptions == 2 and cluster.holds("fixed") == 0

@@ -47,6 +47,8 @@ class Admission:
         self.shares = this.shares
         self.calendar = calendar
         self.by_rank = rank.is_on(state)
+        leaving = (name for name in state.vacating if not state.gangs[name].beneficiary)
+        self.awaits = self.by_rank and next(leaving, "") != ""  # somebody leaves for nobody's sake
         self.evicts = is_on(state) and not self.by_rank
         self.takes = self.evicts or self.scheduling.consolidation
         half_life = self.scheduling.usage_half_life_s
@@ -294,7 +296,7 @@ class Admission:
         state = self.state
         if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees() or state.elastic:
             return False
-        return self.by_rank or not (state.vacating or self.trial.leaving or self.takes)
+        return (self.by_rank and not self.awaits) or not (state.vacating or self.trial.leaving or self.takes)
 
     def _is_still_refused(self, shape: Shape) -> bool:
         if self.leaves_out is None or self._is_hindered(shape):
@@ -390,8 +392,8 @@ class Admission:
         sizes = self._sizes(gang)
         if state.elastic and shrink.run(self.this, gang, only, sizes):
             return True
-        if self.by_rank:
-            return False  # rank.py has decided who is evicted
+        if self.by_rank:  # rank.py has decided who is evicted, and for whom
+            return self.awaits and preempt.await_those_who_leave(self.this, gang, only)
         made = preempt.run(self.this, gang, only, lambda there, goes: self.calendar.leaves_enough(gang, there, goes))
         if isinstance(made, tuple):
             self._launch(gang, made)
@@ -428,8 +430,11 @@ class Admission:
     def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:
         """When time alone may end the wait of the gang in hand, and what has changed by then."""
         if self.refused is not None and self.refused.code == "reservation":
-            closes = [row.closes for row in self.calendar.reserved(gang, gang.spec.min_size)]
-            return min(closes, default=None), say("eta.window")
+            closes = min((row.closes for row in self.calendar.reserved(gang, gang.spec.min_size)), default=None)
+            begins = self.calendar.begins_between(gang)
+            if begins is not None and closes is not None and self.state.now < begins < closes:
+                return begins, say("eta.between")
+            return closes, say("eta.window")
         if self.refused is not None and self.refused.code == "order":
             return self.calendar.looks_again(), say("eta.planned")
         period = self.this.policies.elasticity.period_s

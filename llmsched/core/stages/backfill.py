@@ -8,6 +8,9 @@ is protected too, from whoever came later, has no higher priority and no better 
 submission, as everywhere: who was evicted goes on with the age that it has. Then the protected one starts at the latest
 when those that held its places at that moment have ended. One that quota keeps out is protected in its own queue, and
 from whoever borrows below the branch that lacks the quota.
+
+Nor does anybody wait for ever for a gap between reservations: who may be preempted, and has waited for `hold_after_s`,
+starts where no window opens for BETWEEN_WINDOWS_S, and leaves for the window (stages/clear.py).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from llmsched.core.workload import Placement
 NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
+BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
 LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
 HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
 
@@ -71,7 +75,19 @@ class Calendar:
         if not self.windows.rows:
             return []
         now = self.trial.now
-        return self.windows.against(gang.spec, now, now + runtime_s(self.trial.state, gang, size))
+        lasts = runtime_s(self.trial.state, gang, size)
+        if lasts > BETWEEN_WINDOWS_S and (begins := self.begins_between(gang)) is not None:
+            self.this.plan.wake(begins)
+            lasts = BETWEEN_WINDOWS_S if begins <= now else lasts
+        return self.windows.against(gang.spec, now, now + lasts)
+
+    def begins_between(self, gang: GangState) -> float | None:
+        """From when on it begins although it must leave for the next window: it has waited long for a time without
+        reservations that is long enough, or nobody knows how long that must be."""
+        patience = self.trial.state.configuration.scheduling.hold_after_s
+        if not patience or not gang.spec.preemptible:
+            return None
+        return gang.submitted_at + gang.served_s + patience
 
     def closed(self, gang: GangState, size: int) -> int:
         """Nodes on which no room is made for the gang and none is promised to it, because others have reserved them

@@ -77,12 +77,8 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
     `may`: whether the gang may go there when those let go."""
     trial, plan, state = this.trial, this.plan, this.state
     later = this.later()
-    choice: Choice | None = None
+    choice = _on_what_leaves(later, gang, only)
     smaller: dict[str, Placement] = {}
-    if later.trial.gone:  # perhaps those who go anyway are enough
-        found = place.find(later, gang, gang.spec.min_size, only, explain=False)
-        if not isinstance(found, place.Refused):
-            choice = Choice(found, [], {})
     if choice is None:
         if not is_on(state):
             return False
@@ -107,6 +103,18 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
     if not may(choice.placement, goes):
         return False
     return _carry_out(this, gang, choice, smaller)
+
+
+def await_those_who_leave(this: Pass, gang: GangState, only: int) -> bool:
+    """Nominate the gang on what leaves already, if that is enough."""
+    choice = _on_what_leaves(this.later(), gang, only)
+    return choice is not None and bool(_carry_out(this, gang, choice, {}))
+
+
+def _on_what_leaves(later: Later, gang: GangState, only: int) -> Choice | None:
+    """Perhaps those who go anyway are enough."""
+    found = place.find(later, gang, gang.spec.min_size, only, explain=False) if later.trial.gone else place.NO_ROOM
+    return None if isinstance(found, place.Refused) else Choice(found, [], {})
 
 
 def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, Placement]) -> Placement | bool:

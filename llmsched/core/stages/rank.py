@@ -8,7 +8,9 @@ GPUs all the same when, in the end, nobody better fits on them: nobody is evicte
 Nobody starves, whatever the policy: who has waited long and is owed a start (lane.py) comes before everybody else of
 its priority, the one that is due first before the others, and stays so until it has run for as long as it is owed.
 
-Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now.
+Elastic gangs are not ranked: the elasticity policy has said what each should hold, and 0 means nothing for now. Two
+things come before that: who is owed a start, and who has a higher priority than work of fixed size that runs, is ranked
+with its least, after those of fixed size and its own priority.
 """
 
 from __future__ import annotations
@@ -105,16 +107,24 @@ class _Class:
 
 
 def _waiting(this: Pass, shape: Shape, without: Collection[str]) -> Iterator[Row]:
-    if not _is_ranked(this, shape.sample):
+    is_sized = shape.sample.is_elastic() and this.state.configuration.scheduling.elastic
+    if is_sized and not _is_above_somebody(this, shape.sample):
         return  # it has a size, or could not start
     for key, name in in_order(this, shape):
         gang = this.state.gangs[name]
-        if gang.nomination is None and name not in this.plan.sizes and name not in without:
-            yield key, gang
+        is_settled = gang.nomination is not None or name in this.plan.nominations or name in this.trial.begun
+        if not is_settled and name not in without:
+            yield ((-gang.spec.priority, inf), *key[1:]) if is_sized else key, gang
 
 
-def _is_ranked(this: Pass, spec: Workload) -> bool:
-    return not (spec.is_elastic() and this.state.configuration.scheduling.elastic)
+def _is_above_somebody(this: Pass, spec: Workload) -> bool:
+    """Whether somebody of fixed size runs who has a lower priority: he comes after it, whatever share it has."""
+    if not this.policies.ordering.by_priority:
+        return False
+    groups = this.state.groups.items()
+    return any(
+        group.gpus_milli and preemptible and priority < spec.priority for (_, priority, preemptible), group in groups
+    )
 
 
 def _owed(this: Pass) -> dict[str, Row]:

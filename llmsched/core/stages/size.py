@@ -7,6 +7,8 @@ could not start whatever elastic ones gave shares in nothing. Those whose flavor
 
 from __future__ import annotations
 
+from math import inf
+
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.lane import is_owed
@@ -44,19 +46,23 @@ def run(this: Pass) -> None:
             for gang in sharing
             if not gang.is_active() and gang.nomination is not None
         )
-        capacity = max(0, free * MILLI + held - sum(demand.rigid.get(flavor, 0) for flavor in flavors))
-        _share_out(this, sharing, capacity, by_rank)
+        capacity = max(0, free * MILLI + held - demand.rigid_of(flavors))
+        _share_out(this, sharing, capacity, by_rank, demand, flavors)
         resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
         if resting:
             others = [gang for gang in sharing if gang not in resting]
-            _share_out(this, others, max(0, capacity - sum(map(_least_milli, resting))), by_rank)
+            _share_out(this, others, max(0, capacity - sum(map(_least_milli, resting))), by_rank, demand, flavors)
             plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in resting)
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
 
 
-def _share_out(this: Pass, sharing: list[GangState], capacity: int, by_rank: bool) -> None:
+def _share_out(
+    this: Pass, sharing: list[GangState], capacity: int, by_rank: bool, demand: _Demand, flavors: list[str | None]
+) -> None:
+    """By rank a tier also has what those of fixed size and lower priority ask for: they come after it. Nobody of it has
+    what others of fixed size would start on."""
     state, plan, policy = this.state, this.plan, this.policies.elasticity
     by_queue: dict[str, list[GangState]] = {}
     for gang in sharing:
@@ -66,11 +72,15 @@ def _share_out(this: Pass, sharing: list[GangState], capacity: int, by_rank: boo
         left = amount
         for tier, lower in _tiers(members):
             kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
-            for name, size in policy.share(tier, max(0, left - kept) // MILLI, this.view).items():
+            theirs = demand.rigid_of(flavors, tier[0].spec.priority) if by_rank else 0
+            for name, size in policy.share(tier, max(0, left + theirs - kept) // MILLI, this.view).items():
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
+            if by_rank:
+                _cut(plan, tier, max(0, left + theirs), may_rest=demand.rigid_of(flavors) > theirs)
             left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
-        _cut(plan, members, amount)
+        if not by_rank:
+            _cut(plan, members, amount)
     if by_rank and state.quota.enforced:
         _fill(plan, sharing, capacity)
 
@@ -105,9 +115,9 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
     return [([*flavors], sorted(each, key=lambda gang: order[gang.id])) for flavors, each in pools]
 
 
-def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
-    """Whatever the policy said, sizes together stay within the amount (or at their minimum): the lowest
-    priority gives first, then the newest."""
+def _cut(plan: Plan, members: list[GangState], amount: int, may_rest: bool = False) -> None:
+    """Whatever the policy said, sizes together stay within the amount (or at their minimum; 0 where they `may_rest`):
+    the lowest priority gives first, then the newest."""
     bundle = {gang.id: bundle_milli(gang.spec) for gang in members}
     over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
     for gang in sorted(
@@ -117,6 +127,8 @@ def _cut(plan: Plan, members: list[GangState], amount: int) -> None:
         if over <= 0:
             return
         smaller = [s for s in reversed(allowed_sizes(gang.spec)) if s < size]
+        if may_rest and size and (gang.spec.preemptible or not gang.is_active()):
+            smaller.append(0)
         for to in smaller if gang.wanted_size is None else ():
             over -= (plan.sizes[gang.id] - to) * bundle[gang.id]
             plan.sizes[gang.id] = to
@@ -150,7 +162,7 @@ class _Demand:
     which that would not be enough is no reason to stay small."""
 
     def __init__(self, this: Pass, running: list[GangState], by_rank: bool) -> None:
-        self.rigid: dict[str | None, int] = {}  # thousandths of GPUs for those of fixed size, by flavor
+        self._rigid: dict[tuple[str | None, int], int] = {}  # thousandths of GPUs, by flavor and priority
         self._elastic: dict[int, bool] = {}  # class -> whether one of it could start
         self._this, self._tried = this, 0
         state, trial = this.state, this.trial
@@ -190,7 +202,7 @@ class _Demand:
             if gang.nomination is not None:
                 continue  # its places are taken in the ledgers already
             if self._tried >= STARTS_TRIED:
-                self._add(shape.flavors[0], need * (len(shape.entries) - number))
+                self._add(shape.flavors[0], shape.sample.priority, need * (len(shape.entries) - number))
                 return
             self._tried += 1
             found = find(self._this, gang, shape.sample.min_size, explain=False)
@@ -198,10 +210,16 @@ class _Demand:
                 return  # nor would the next of its class
             trial.hold(gang, found)
             for placed in found:
-                self._add(state.nodes[placed.node].node.flavor, amount_of(gang.spec, placed).gpus_milli)
+                flavor = state.nodes[placed.node].node.flavor
+                self._add(flavor, gang.spec.priority, amount_of(gang.spec, placed).gpus_milli)
 
-    def _add(self, flavor: str | None, amount: int) -> None:
-        self.rigid[flavor] = self.rigid.get(flavor, 0) + amount
+    def _add(self, flavor: str | None, priority: int, amount: int) -> None:
+        self._rigid[flavor, priority] = self._rigid.get((flavor, priority), 0) + amount
+
+    def rigid_of(self, flavors: list[str | None], below: float = inf) -> int:
+        """What those of fixed size, and of a priority below that, would start on."""
+        rows = self._rigid.items()
+        return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
 
 
 def _least_milli(gang: GangState) -> int:
