@@ -43,6 +43,7 @@ class Promise:
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
     hold: str = ""  # made because the gang has waited long: for "nodes", or for what its queue may take, "quota"
     evicts: bool = False  # it was planned as if those had left that may be evicted for it
+    is_owed: bool = False  # one that evicts: as the gang has waited long, not for its priority alone
     short: Branch | None = None  # of "quota": the branch that lacks it
     beside: list[str] | None = None  # cache of leaves_room: who holds something on its nodes
 

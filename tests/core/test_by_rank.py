@@ -132,3 +132,38 @@ def test_what_those_leave_who_are_cancelled_is_kept_for_who_ranks_first() -> Non
         given.now += 1.0
         turn(given.state, [facts.Released(given.now, name, 1)], policies)
     assert (given.phase("high"), given.phase("low")) == ("starting", "waiting")
+
+
+def test_who_may_not_be_evicted_does_not_take_what_a_higher_priority_waits_for() -> None:
+    """One GPU of two is free until the next ranking."""
+    given = ranked("1 node x 2").running("a", 1, priority=50).running("b", 1, priority=50)
+    given.state.apply(facts.Submitted(given.now, work("high", 2000, priority=90)))
+    policies = load(given.names)
+    fixed = work("fixed", 1000, priority=10, preemptible=False)
+    equal = work("equal", 1000, priority=90, preemptible=False)
+    turn(given.state, [facts.Finished(given.now, "a/0", 1, "succeeded"), facts.Submitted(given.now, fixed)], policies)
+    assert given.phase("fixed") == "waiting"
+    assert given.decide().why("fixed") == "would delay high, which is planned to start first"
+    turn(given.state, [facts.Submitted(given.now, work("low", 1000, priority=10))], policies)
+    assert given.phase("low") == "starting", "whoever may be evicted uses it meanwhile"
+    given.now += 1.0
+    turn(given.state, [facts.Finished(given.now, "low/0", 1, "succeeded"), facts.Submitted(given.now, equal)], policies)
+    assert given.phase("equal") == "starting", "of equals the hold binds nobody who has not waited long"
+    submitted(given)
+    assert given.phase("fixed") == "waiting" != given.phase("equal")
+
+
+def test_work_that_may_not_be_evicted_and_streams_by_does_not_starve_a_gang() -> None:
+    given = ranked("1 node x 2", hold_after_s=100.0)
+    given.running("a", 1, preemptible=False).running("b", 1, preemptible=False).pending("pair", 2).after(300.0)
+    policies = load(given.names)
+    turn(given.state, [facts.Finished(given.now, "a/0", 1, "succeeded"), *_stream(given, 2)], policies)
+    assert {given.phase("pair"), given.phase("s0"), given.phase("s1")} == {"waiting"}, "a place is kept"
+    given.now += 60.0
+    turn(given.state, [facts.Finished(given.now, "b/0", 1, "succeeded")], policies)
+    turn(given.state, [facts.Tick(given.now + 60.0)], policies)
+    assert given.phase("pair") == "starting" and given.phase("s0") == "waiting"
+
+
+def _stream(given: Given, count: int) -> list[facts.Fact]:
+    return [facts.Submitted(given.now, work(f"s{number}", 1000, preemptible=False)) for number in range(count)]

@@ -125,6 +125,8 @@ class Calendar:
             return True
         if promise.evicts and gang.spec.preemptible:
             return False
+        if promise.evicts and not promise.is_owed and gang.spec.priority >= promise.gang.spec.priority:
+            return False
         if _right(gang) < _right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:

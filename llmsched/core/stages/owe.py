@@ -65,11 +65,22 @@ def _of_pool(this: Pass, key: PoolKey, pool: Pool, chances: _Chances) -> None:
 
 
 def hold(this: Pass, calendar: Calendar) -> None:
-    """Keep the places of those that are owed from whoever may not be evicted and came later."""
+    """By rank: keep the places of those that are owed from whoever may not be evicted and came later, and those that
+    the highest priority waits for from whoever may not be and has a lower one."""
     state = this.state
-    waits = [gang for name in this.owed if (gang := state.gangs[name]).nomination is None]
+    if not rank.is_on(state):
+        return
+    calendar.promises = [promise for promise in calendar.promises if not promise.evicts]
+    fixed = [shape.sample.priority for shape in state.waiting.live.values() if not shape.sample.preemptible]
+    if not fixed:
+        return
+    names = dict.fromkeys(this.owed)
+    if this.policies.ordering.by_priority:
+        first = min(state.waiting.live.values(), key=lambda shape: (-shape.sample.priority, shape.since[0]))
+        names |= {first.since[0][1]: None} if first.sample.priority > min(fixed) else {}
+    waits = [gang for name in names if (gang := state.gangs[name]).nomination is None]
     waits = [gang for gang in waits if not this.trial.is_new(gang)]
-    if not waits or all(shape.sample.preemptible for shape in state.waiting.live.values()):
+    if not waits:
         return
     kept: dict[str | None, None] = {}
     with _Chances(this, calendar).worked_out() as chances:
@@ -79,7 +90,7 @@ def hold(this: Pass, calendar: Calendar) -> None:
                 continue
             promise = chances.start_of(gang, calendar.promises)
             if promise is not None:
-                promise.hold, promise.evicts = NODES, True
+                promise.hold, promise.evicts, promise.is_owed = NODES, True, gang.id in this.owed
                 calendar.promises.append(promise)
                 kept.update(dict.fromkeys(flavors))
 
