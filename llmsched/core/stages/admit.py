@@ -47,8 +47,7 @@ class Admission:
         self.shares = this.shares
         self.calendar = calendar
         self.by_rank = rank.is_on(state)
-        leaving = (name for name in state.vacating if not state.gangs[name].beneficiary)
-        self.awaits = self.by_rank and next(leaving, "") != ""  # somebody leaves for nobody's sake
+        self.awaits = self.by_rank and preempt.somebody_leaves(this)
         self.evicts = is_on(state) and not self.by_rank
         self.takes = self.evicts or self.scheduling.consolidation
         half_life = self.scheduling.usage_half_life_s

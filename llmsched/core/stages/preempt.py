@@ -105,6 +105,15 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
     return _carry_out(this, gang, choice, smaller)
 
 
+def somebody_leaves(this: Pass) -> bool:
+    """Whether somebody does for nobody's sake: cancelled, say, or on a node that is to be empty."""
+    decisions = this.plan.decisions
+    for_others = dict.fromkeys(one.gang for one in decisions if isinstance(one, Preempt) and one.beneficiary)
+    if any(name not in for_others for name in this.trial.leaving):
+        return True
+    return any(not this.state.gangs[name].beneficiary for name in this.state.vacating)
+
+
 def await_those_who_leave(this: Pass, gang: GangState, only: int) -> bool:
     """Nominate the gang on what leaves already, if that is enough."""
     choice = _on_what_leaves(this.later(), gang, only)
