@@ -429,8 +429,9 @@ class Admission:
     def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:
         """When time alone may end the wait of the gang in hand, and what has changed by then."""
         if self.refused is not None and self.refused.code == "reservation":
-            closes = min((row.closes for row in self.calendar.reserved(gang, gang.spec.min_size)), default=None)
-            begins = self.calendar.begins_between(gang)
+            rows = self.calendar.reserved(gang, gang.spec.min_size)
+            closes = min((row.closes for row in rows), default=None)
+            begins = self.calendar.begins_between(gang, rows)
             if begins is not None and closes is not None and self.state.now < begins < closes:
                 return begins, say("eta.between")
             return closes, say("eta.window")

@@ -9,8 +9,8 @@ submission, as everywhere: who was evicted goes on with the age that it has. The
 when those that held its places at that moment have ended. One that quota keeps out is protected in its own queue, and
 from whoever borrows below the branch that lacks the quota.
 
-Nor does anybody wait for ever for a gap between reservations: who may be preempted, and has waited for `hold_after_s`,
-starts where no window opens for BETWEEN_WINDOWS_S, and leaves for the window (stages/clear.py).
+Nor does anybody wait for ever for a gap between reservations that come again: who may be preempted, and has waited for
+`hold_after_s`, starts where no window opens for BETWEEN_WINDOWS_S, and leaves for the window (stages/clear.py).
 """
 
 from __future__ import annotations
@@ -75,17 +75,18 @@ class Calendar:
         if not self.windows.rows:
             return []
         now = self.trial.now
-        lasts = runtime_s(self.trial.state, gang, size)
-        if lasts > BETWEEN_WINDOWS_S and (begins := self.begins_between(gang)) is not None:
+        rows = self.windows.against(gang.spec, now, now + runtime_s(self.trial.state, gang, size))
+        if (begins := self.begins_between(gang, rows)) is not None:
             self.this.plan.wake(begins)
-            lasts = BETWEEN_WINDOWS_S if begins <= now else lasts
-        return self.windows.against(gang.spec, now, now + lasts)
+            soon = now + BETWEEN_WINDOWS_S if begins <= now else inf
+            rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
+        return rows
 
-    def begins_between(self, gang: GangState) -> float | None:
-        """From when on it begins although it must leave for the next window: it has waited long for a time without
-        reservations that is long enough, or nobody knows how long that must be."""
+    def begins_between(self, gang: GangState, rows: list[Row]) -> float | None:
+        """From when on it begins although it must leave for the next window of those that come again: it has waited
+        long for a time between them that is long enough, or nobody knows how long that must be."""
         patience = self.trial.state.configuration.scheduling.hold_after_s
-        if not patience or not gang.spec.preemptible:
+        if not patience or not gang.spec.preemptible or all(row.reservation.repeat is None for row in rows):
             return None
         return gang.submitted_at + gang.served_s + patience
 
