@@ -36,7 +36,7 @@ def port_forward(name: str, port: str, rank: int, gang: int | None) -> None:
     from llmsched.spec.by_hand import ByHandRequest
 
     here, there = _ports(port)
-    listening = by_hand.listener(here)
+    listening = by_hand.listener(here, there)
     with listening, show.connect() as client:
         ask = ByHandRequest(does="forward", port=there, rank=rank, gang=gang)
         with client.by_hand(name, ask) as beside:

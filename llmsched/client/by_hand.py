@@ -136,15 +136,16 @@ def _opened(url: str, token: str, path: str) -> Iterator[ClientConnection]:
 # -- a port ----------------------------------------------------------------------------------------------------------
 
 
-def listener(port: int) -> socket.socket:
-    """On loopback; 0: a free one. Raises RequestError, which names the next free one, when it is taken."""
+def listener(port: int, there: int | None = None) -> socket.socket:
+    """On loopback; 0: a free one. Raises RequestError, which names the next free one, when it is taken; `there` is the
+    port that it is to stand for."""
     try:
         return socket.create_server((LOOPBACK, port))
     except OverflowError:
         raise SpecError(f"{port} is no port: they go up to 65535.", code="port") from None
     except OSError as error:
         free = next((each for each in range(port + 1, min(port + PORTS_TRIED, 65536)) if _is_free(each)), None)
-        hint = "Choose another one." if free is None else f"{free} is free: write {free}:REMOTE."
+        hint = "Choose another one." if free is None else f"{free} is free: write {free}:{there or 'REMOTE'}."
         raise RequestError(
             f"port {port} of this machine cannot be used: {error.strerror}.", code="port", hint=hint
         ) from None

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -190,7 +191,7 @@ def test_a_port_where_nobody_answers_and_one_that_is_taken_are_said(running: Liv
         number = taken.getsockname()[1]
         refused = llmsched("port-forward", "desk", f"{number}:80")
         assert refused.exit_code == 3 and f"port {number} of this machine cannot be used" in refused.stderr
-        assert "is free: write" in refused.stderr
+        assert re.search(r"(\d+) is free: write \1:80\.", refused.stderr)
     with forwarded(running, number, said) as here, socket.create_connection(("127.0.0.1", here)) as one:
         assert one.recv(10) == b""
         wait_until(lambda: said)
