@@ -6,8 +6,8 @@
     s3://bucket/prefix  downloaded once a node
     run://, model://    the result of another workload: looked up in `inputs`
 
-Weights are safetensors, or GGUF, which is converted once into the cache. Pickled weights are refused: loading them runs
-code. Fetching happens here, inside Ray, never in the controller.
+Weights are safetensors, also in 8 bits, or GGUF: what is not plain is converted once into the cache. Pickled weights
+are refused: loading them runs code. Fetching happens here, inside Ray, never in the controller.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 from llmsched.runtime import context
 from llmsched.runtime.environment import UserError
 from llmsched.runtime.storage import LocalStorage, Storage, StorageError
+from workloads.int8 import is_int8, unpack
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -51,7 +52,7 @@ def resolve_model(uri: str, inputs: Mapping[str, str] | None = None) -> Path:
         if any(next(path.glob(pattern), None) for pattern in _PICKLED):
             raise BadInput(f"model {uri}: {path} has pickled weights only, which can run code; convert to safetensors")
         raise BadInput(f"model {uri}: no *.safetensors in {path} (found: {_listing(path)})")
-    return path
+    return _made_whole(path, uri) if is_int8(path) else path
 
 
 def resolve_path(uri: str, inputs: Mapping[str, str] | None = None) -> Path:
@@ -164,6 +165,24 @@ def _converted(gguf: Path, uri: str) -> Path:
                 raise BadInput(
                     f"model {uri}: {gguf} cannot be read as a GGUF causal language model: {error}"
                 ) from error
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+    return target
+
+
+def _made_whole(folder: Path, uri: str) -> Path:
+    """The same model with plain weights, once a cache."""
+    marks = [f"{file}/{file.stat().st_size}/{file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))]
+    target = cache_folder() / f"whole-{hashlib.sha256('|'.join(marks).encode()).hexdigest()[:16]}"
+    with locked(target):
+        if not target.is_dir():
+            print(f"unpacking the 8 bits of {uri} once into {target.parent}", file=sys.stderr, flush=True)
+            staged = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                unpack(folder, staged)
+                staged.rename(target)
+            except Exception as error:  # a broken file breaks in many ways
+                raise BadInput(f"model {uri}: the 8-bit weights in {folder} cannot be read: {error}") from error
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
     return target

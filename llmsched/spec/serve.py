@@ -21,7 +21,8 @@ class Model(Section):
 
 
 class EngineKwargs(PassThrough):
-    """By vLLM's names where it has one; what is absent is up to the engine. `max_waiting` requests wait inside it."""
+    """By vLLM's names where it has one; what is absent is up to the engine. `max_waiting` requests wait inside it.
+    `quantization: int8` is of our own engine: on CPUs, linear layers compute in 8 bits."""
 
     library: ClassVar[str] = "vllm.EngineArgs"
     known: ClassVar[frozenset[str]] = library_names.VLLM_ENGINE_ARGS
@@ -30,6 +31,7 @@ class EngineKwargs(PassThrough):
     max_num_seqs: int | None = Field(default=None, ge=1)
     max_waiting: int | None = Field(default=None, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    quantization: Literal["int8"] | None = None
 
     @model_serializer(mode="wrap")
     def _only_what_is_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

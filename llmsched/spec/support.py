@@ -30,8 +30,6 @@ _SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
     "checkpoint.resume": ("auto",),
 }
 _OF_TRAINING: dict[str, tuple[Any, ...]] = {
-    "train.prune": (None,),
-    "train.quantize": (None,),
     "train.method": ("full", "lora"),
     "train.strategy": ("auto", "ddp"),
 }

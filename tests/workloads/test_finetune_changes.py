@@ -12,6 +12,8 @@ import finetune_tiny as tiny
 import pytest
 from test_finetune import STEADY, assert_close, chat, classify, losses, made, result_of  # noqa: F401  a fixture
 
+from llmsched.runtime import artifact
+
 ARGS = {**STEADY, "learning_rate": 0.02, "max_steps": 5, "logging_steps": 1, "lr_scheduler_type": "constant"}
 SPLITS = ("train", "test")
 
@@ -174,3 +176,78 @@ def strange(rank: int, size: int, folder: str, target: str) -> None:
     shutil.copytree(folder, target)
     file = Path(target, "tokenizer.json")
     file.write_text(file.read_text().replace('"grim"', '"gloomy"'))
+
+
+def zeros_of(weights: dict[str, list[float]]) -> dict[str, float]:
+    """The part of each matrix of a layer that is zero."""
+    layers = {name: numbers for name, numbers in weights.items() if ".layer." in name and len(numbers) > 200}
+    return {name: sum(number == 0 for number in numbers) / len(numbers) for name, numbers in layers.items()}
+
+
+def test_pruned_weights_stay_zero_and_the_others_learn(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    one, two = tmp_path / "one", tmp_path / "two"
+    spec = classify(made, prune={"amount": 0.3}, training_args={**ARGS, "weight_decay": 0.1})
+    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
+    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
+    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
+    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
+    left = result_of(one)
+    assert_close(left, result_of(two, attempt=2))
+    parts = zeros_of(left["weights"])
+    assert len(parts) == 12 and list(parts.values()) == pytest.approx([0.3] * 12, abs=0.002)
+    assert 0.1 < left["metrics"]["sparsity"] < 0.3
+    assert left["metrics"]["eval.loss"] != left["metrics"]["eval.loss_before"]
+
+
+def test_a_model_is_compressed_as_it_is_and_read_again_by_whoever_names_it(
+    made: Path,  # noqa: F811
+    teacher: str,
+    tmp_path: Path,
+) -> None:
+    test = [{"path": str(made / "test.jsonl"), "split": "test"}]
+    change = {"base_model": teacher, "quantize": {"bits": 8}, "datasets": test, "training_args": {"max_steps": 0}}
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "small"), classify(made, **change)) == "done"
+    left = artifact.read_result(str(tmp_path / "small"), "by-hand/0", 1, 1)
+    small = left["artifact"]
+    assert left["metrics"]["eval.loss"] == pytest.approx(left["metrics"]["eval.loss_before"], abs=1e-3)
+    assert left["metrics"]["eval.loss"] != left["metrics"]["eval.loss_before"]
+    apart, kinds = tiny.in_worker(read_again, teacher, small, str(tmp_path / "cache"))
+    assert 0 < apart < 0.01 and kinds == ["torch.float32", "torch.int8"]
+    again = classify(made, **{**change, "base_model": small, "quantize": None, "prune": {"amount": 0.5}})
+    again["train"]["evaluation"] = {"on": "test", "metrics": ["loss"]}
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "again"), again) == "done"
+    pruned = result_of(tmp_path / "again")
+    assert pruned["metrics"]["eval.loss_before"] == left["metrics"]["eval.loss"]  # what was evaluated is what was saved
+    assert min(zeros_of(pruned["weights"]).values()) >= 0.5
+    bare = classify(made, **{**change, "base_model": str(made / "bert")})
+    assert "weights are missing" in refused(tmp_path / "bare", bare)
+
+
+def read_again(rank: int, size: int, whole: str, small: str, cache: str) -> Any:
+    """How far weights are apart, of the largest of their row; and the kinds of tensors in the file."""
+    import os
+
+    from safetensors.torch import load_file
+
+    from workloads.sources import resolve_model
+
+    os.environ["LLMSCHED_CACHE"] = cache
+    before, after = (load_file(resolve_model(each) / "model.safetensors") for each in (whole, small))
+    assert before.keys() == after.keys()
+    apart = [
+        float(((before[name] - after[name]).abs() / before[name].abs().amax(-1, keepdim=True).clamp_min(1e-9)).max())
+        for name in before
+    ]
+    return max(apart), sorted({str(each.dtype) for each in load_file(Path(small, "model.safetensors")).values()})
+
+
+def test_an_adapter_that_is_merged_is_compressed_too(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    spec = chat(made, merge=True, quantize={"bits": 8})
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
+    left = artifact.read_result(str(tmp_path / "one"), "by-hand/0", 1, 1)
+    assert left["metrics"]["eval.loss"] < left["metrics"]["eval.loss_before"]
+    again = chat(made, base_model=left["artifact"], method="full", quantize={"bits": 8}, training_args={"max_steps": 0})
+    again["train"].pop("lora")
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "again"), again) == "done"
+    read = artifact.read_result(str(tmp_path / "again"), "by-hand/0", 1, 1)["metrics"]
+    assert read["eval.loss_before"] == read["eval.loss"] == left["metrics"]["eval.loss"]

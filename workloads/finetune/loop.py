@@ -22,12 +22,12 @@ from llmsched.data.tasks import metrics_of
 from llmsched.runtime import artifact, checkpoint, data, elastic, progress
 from llmsched.runtime.context import Context, current
 from workloads.adapters import whole_model
-from workloads.finetune import norms, spec_augment
+from workloads.finetune import norms, shrink, spec_augment
 from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
-from workloads.finetune.models import config_of, load_config, load_model, write_model, write_result
+from workloads.finetune.models import config_of, finished, load_config, load_model, write_model, write_result
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.trackers import Trackers
@@ -71,6 +71,7 @@ class FineTune:
         reader = reader_of(name, base, self.train["base_model"], config, self.settings.max_length)
         self.task = task_of(name, self.train.get("objective"), reader, config)
         self.task.packs = bool(self.train.get("packing"))
+        self.task.head_is_new = self.task.head_is_new and self.settings.max_steps != 0  # nobody would learn it
         stand_beside(self.task, self.train, base, where.inputs, self.device)
         window = getattr(config, "sliding_window", None)
         if self.task.packs and window and window < reader.max_length:
@@ -80,11 +81,11 @@ class FineTune:
         self.task.asked = {*self.metric_names}
         self.best = Best(self.evaluation.get("best"), self.evaluation.get("patience"))
         self.evaluated = 0  # the step of the last evaluation on the way
-        self.rows = self._samples(_SPLIT_OF_TRAINING)
+        self.rows = self._samples(_SPLIT_OF_TRAINING) if self.settings.max_steps else []
         self.held_out = self._held_out() if self.evaluation else []
         for note in self.task.notes:
             self._report(note=note)
-        self.per_epoch = data.steps_per_epoch(len(self.rows), self.settings.global_batch_size)
+        self.per_epoch = max(1, data.steps_per_epoch(len(self.rows), self.settings.global_batch_size))
         self.total = self.settings.total_steps(self.per_epoch)
         self.metrics: dict[str, float] = {}
         self.saved_at = time.monotonic()
@@ -100,9 +101,13 @@ class FineTune:
     def _run(self) -> None:
         if self.step == 0 and self.evaluation:
             self._keep(self._evaluate(), suffix="_before")
+        self._prune()
         self._train()
         if self.evaluation:
-            self._keep(self._last_evaluation())
+            numbers = self._last_evaluation()
+        self.model = finished(self.model, self.train)
+        if self.evaluation:
+            self._keep(self._evaluate() if self.train.get("quantize") else numbers)
         self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)
@@ -144,7 +149,18 @@ class FineTune:
 
         norms.take_averages(self.model, forward)
 
+    def _prune(self) -> None:
+        """Before the first step; a checkpoint has the zeros already."""
+        if asked := self.train.get("prune"):
+            if self.step == 0:
+                shrink.prune(self.model, float(asked["amount"]))
+            shrink.keep_zeros(self.model)
+            self.metrics["sparsity"] = round(shrink.zeros(self.model), 6)
+            self._report(note=f"{self.metrics['sparsity']:.1%} of all weights are zero, and stay so")
+
     def _train(self) -> None:
+        if not self.total:
+            return
         self._look_on_the_way()  # a stop may have come between a step and its evaluation
         norms.learn(self.model)
         loss_sum, weight_sum, since, counted = 0.0, 0.0, time.monotonic(), self.step
@@ -270,7 +286,7 @@ class FineTune:
             raise elastic.Stopped(self.step)
 
     def _save(self) -> None:
-        checkpoint.save(self.step, self._write_checkpoint, fraction=self.step / self.total)
+        checkpoint.save(self.step, self._write_checkpoint, fraction=self.step / max(1, self.total))
         self.saved_at = time.monotonic()
 
     def _write_checkpoint(self, folder: Path) -> None:

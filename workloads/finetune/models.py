@@ -16,6 +16,7 @@ import torch
 
 from llmsched.runtime import artifact
 from workloads import adapters
+from workloads.finetune import shrink
 from workloads.sources import BadInput, resolve_path
 from workloads.tasks.table import model_class
 from workloads.tasks.task import Task
@@ -103,16 +104,26 @@ def write_result(
     model: Any, train: Mapping[str, Any], folder: Path, base: Path, inputs: Mapping[str, str], dtype: torch.dtype
 ) -> None:
     """The same for those who use it: a whole model is in the precision of its base (`dtype`), whatever it was trained
-    in; with `merge`, an adapter becomes part of it. Beside any other lies its base, where that would be gone with the
-    workdir. `model` is of no further use."""
-    if train.get("method") == "lora" and not train.get("merge"):
+    in. Beside an adapter lies its base, where that would be gone with the workdir. `model` is what `finished` made, and of
+    no further use."""
+    if train.get("quantize"):
+        shrink.save_coarse(model, folder, dtype)
+    elif train.get("method") == "lora" and not train.get("merge"):
         write_model(model, train, folder, base, inputs)
         if adapters.goes_with_the_workdir(train["base_model"]):
             shutil.copytree(base, folder / adapters.BASE)
             adapters.lead_to(folder, f"{artifact.place()}/{adapters.BASE}")
-        return
-    whole = model.merge_and_unload() if train.get("method") == "lora" else model
-    whole.to(dtype).save_pretrained(folder)
+    else:
+        model.to(dtype).save_pretrained(folder)
+
+
+def finished(model: Any, train: Mapping[str, Any]) -> Any:
+    """What is evaluated last and saved: with `merge` the adapter is part of the model, with `quantize` its weights are
+    those that 8 bits can say."""
+    whole = model.merge_and_unload() if train.get("merge") else model
+    if train.get("quantize"):
+        shrink.make_coarse(whole)
+    return whole
 
 
 def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:

@@ -62,8 +62,8 @@ class Settings:
         return settings
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """`max_steps` when it is above 0, else what the epochs take."""
-        return self.max_steps if self.max_steps > 0 else max(1, math.ceil(self.num_train_epochs * steps_per_epoch))
+        """`max_steps` unless that is -1, else what the epochs take."""
+        return self.max_steps if self.max_steps >= 0 else max(1, math.ceil(self.num_train_epochs * steps_per_epoch))
 
     def rate(self, step: int, total_steps: int) -> float:
         """The learning rate of `step` (from 1), exactly as transformers' schedules of these names have it."""

@@ -24,7 +24,7 @@ import torch
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder
 from workloads.inference.grammar import Grammars, SchemaGrammar
-from workloads.inference.packed import pack
+from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.sampling import Said, Sampler, next_tokens
 from workloads.inference.text import TextStream
@@ -69,6 +69,7 @@ class Settings:
     max_num_seqs: int = 32
     max_waiting: int = 256
     dtype: str = "auto"
+    quantization: str | None = None  # "int8": the linear layers compute in 8 bits
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Settings:
@@ -84,6 +85,8 @@ class Settings:
                 raise ValueError(f"engine_kwargs: {name} must be a whole number of at least 1, not {value!r}")
         if kwargs.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("engine_kwargs: dtype must be auto, float32, bfloat16 or float16")
+        if kwargs.get("quantization") not in (None, "int8"):
+            raise ValueError("engine_kwargs: quantization must be int8")
         return cls(**kwargs)
 
 
@@ -146,7 +149,7 @@ class TransformersEngine:
             dtype = torch.float32  # half precision is emulated, hence slower, on most CPUs
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         model.to(device).eval()
-        pack(model)
+        lay_out(model, settings.quantization)
         self.max_model_len = _context(model.config, settings.max_model_len)
         self.usual = Usual.of(model.generation_config)
         self._ends = _end_tokens(model, self.tokenizer)

@@ -21,7 +21,7 @@ from llmsched.data.messages import Unusable
 from llmsched.data.tasks import KINDS
 from workloads.inference import openai, why
 from workloads.inference.engine import Settings
-from workloads.inference.packed import pack
+from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError
 from workloads.tasks.answers import answers_of
 from workloads.tasks.reads import Batch, Encoded
@@ -64,7 +64,7 @@ class Forward:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
         self._model.to(device).eval().requires_grad_(False)
-        pack(self._model)
+        lay_out(self._model, settings.quantization)
         self._device = device
         self._task = task
         self._settings = settings

@@ -14,7 +14,7 @@ import torch
 
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Piece, Settings
-from workloads.inference.packed import pack
+from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.text import TextStream
 from workloads.tasks.table import model_class, reader_of
@@ -32,7 +32,7 @@ class GeneratingEngine(ABC):
         kind = model_class(self.task)
         self._model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
         self._model.to(device).eval()
-        pack(self._model)
+        lay_out(self._model, settings.quantization)
         self.reader = reader_of(self.task, folder, str(folder), self._model.config, settings.max_model_len)
         self.tokenizer = self.reader.tokenizer
         self.usual = Usual.of(self._model.generation_config)

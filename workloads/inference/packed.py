@@ -25,6 +25,16 @@ class _PackedLinear(nn.Linear):  # type: ignore[misc]
         return out
 
 
+def lay_out(model: nn.Module, quantization: str | None) -> None:
+    """A model that is loaded, for inference: in 8 bits where that is asked for, packed where it can be. Raises
+    ValueError."""
+    if quantization is not None:
+        from workloads.inference.int8_linear import make_int8
+
+        make_int8(model)
+    pack(model)
+
+
 def pack(model: nn.Module) -> None:
     """Pack the linear layers of a float32 model on the CPU, for inference; any other model is left as it is."""
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear]

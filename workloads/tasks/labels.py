@@ -85,12 +85,10 @@ class Labels:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What goes into the model's config."""
-        return {
-            "num_labels": len(self.numbers),
-            "label2id": self.numbers,
-            "id2label": {number: name for name, number in self.numbers.items()},
-        }
+        """What goes into the model's config; the base's own where no row was read."""
+        numbers = self.numbers or dict(self.known)
+        names = {number: name for name, number in numbers.items()}
+        return {"num_labels": len(numbers), "label2id": numbers, "id2label": names}
 
 
 def name_of(label: Any, class_names: Sequence[str] | None) -> str:
