@@ -39,6 +39,7 @@ ACCELERATORS: dict[str, tuple[int, int]] = {
 }
 USABLE = 0.92  # of the memory: the rest goes to the driver, kernels and gaps
 FLOAT32, HALF = 4, 2
+IN_4_BITS = 0.52  # bytes, with the scales of each 64
 TOKENS_AT_ONCE = 4096  # the longest sample to count with where nothing is said: rows are mostly shorter
 ACTIVATIONS = (
     34  # bytes a token, layer and hidden unit at 2 bytes a number (Korthikanti et al. 2022, eq. 2, fused attention)
@@ -127,7 +128,11 @@ def _training(train: Mapping[str, Any], files: ModelFiles) -> Need:
     arguments = train.get("training_args") or {}
     half = bool(arguments.get("bf16") or arguments.get("fp16"))
     if train.get("method") in ("lora", "qlora"):
-        weights = files.numbers * (HALF if arguments.get("bf16") else FLOAT32)
+        number = HALF if arguments.get("bf16") else FLOAT32
+        weights = files.numbers * number
+        if train.get("method") == "qlora":
+            coarse = sum(tensor.numbers for tensor in files.tensors if _is_linear(tensor))
+            weights -= int(coarse * (number - IN_4_BITS))
         trained = _adapter_numbers(train.get("lora") or {}, files.tensors)
         names = "weights + adapter"
     else:
@@ -155,9 +160,17 @@ def _adapter_numbers(lora: Mapping[str, Any], tensors: Sequence[Tensor]) -> int:
         if isinstance(targets, list):
             is_target = any(last == target or module.endswith(f".{target}") for target in targets)
         else:
-            is_target = "emb" not in module and last not in ("lm_head", "output", "classifier", "score", "wte", "wpe")
+            is_target = _is_linear(tensor)
         total += sum(tensor.shape) * int(lora.get("r", 8)) if is_target else 0
     return total
+
+
+def _is_linear(tensor: Tensor) -> bool:
+    """Of a layer of the body, not an embedding or the last layer."""
+    module, _, kind = tensor.name.rpartition(".")
+    last = module.rpartition(".")[2]
+    ends = ("lm_head", "output", "classifier", "score", "wte", "wpe")
+    return kind == "weight" and len(tensor.shape) == 2 and "emb" not in module and last not in ends
 
 
 def _activations(train: Mapping[str, Any], config: Mapping[str, Any], half: bool, checkpointing: bool) -> int:

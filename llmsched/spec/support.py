@@ -30,7 +30,6 @@ _SAVES_BY_ITSELF: dict[str, tuple[Any, ...]] = {
     "checkpoint.resume": ("auto",),
 }
 _OF_TRAINING: dict[str, tuple[Any, ...]] = {
-    "train.method": ("full", "lora"),
     "train.strategy": ("auto", "ddp"),
 }
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {

@@ -305,6 +305,8 @@ class TrainSection(Section):
             raise WrongAt("pairs of answers are not packed; leave it out", "packing")
         if self.init == "random" and self.objective == "dpo":
             raise WrongAt("random weights have no preferences to begin from", "init")
+        if self.method == "qlora" and self.task != "causal-lm":
+            raise WrongAt('"qlora" is for "task: causal-lm"; use "method: lora"', "method")
         if self.prune is not None and self.lora is not None:
             raise WrongAt('an adapter fills the zeros again: use "method: full"', "prune")
         if self.quantize is not None and self.lora is not None and not self.merge:

@@ -276,11 +276,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
             "3:62",
             "bf16 and fp16 exclude each other",
         ),
-        (
-            section("train", "{base_model: m, datasets: [{path: d}], method: qlora}"),
-            "3:55",
-            '"train.method": "qlora" is not supported yet. Supported: full, lora.',
-        ),
         (TRAIN + "publish: {to: b}", "4:10", 'an adapter needs "train.method: lora"'),
         (TRAIN + "publish: {to: b, when: loss is low}", "4:24", "expected a comparison of a metric with a number"),
         (section("serve", "{}"), "3:8", 'expected exactly one of "model"'),

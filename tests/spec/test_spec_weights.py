@@ -17,6 +17,7 @@ BASE = "name: a\nkind: train\ntrain: {base_model: m, datasets: [{path: d}]"
         (BASE + ", teacher: t}", "3:56", '"objective: distill" and a "teacher" need each other'),
         (BASE + ", dpo: {beta: 0.2}}", "3:52", '"train.dpo": goes with "objective: dpo"'),
         (BASE + ", objective: dpo, packing: true}", "3:72", "pairs of answers are not packed"),
+        (BASE + ", task: seq2seq-lm, method: qlora}", "3:73", '"qlora" is for "task: causal-lm"'),
         (BASE + ", method: lora, prune: {amount: 0.3}}", "3:68", "an adapter fills the zeros again"),
         (BASE + ", method: lora, quantize: {bits: 8}}", "3:71", '"merge: true" makes a whole model'),
         (BASE + ", quantize: {bits: 4}}", "3:64", "expected 8"),

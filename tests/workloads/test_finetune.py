@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -15,6 +16,9 @@ from llmsched.runtime import artifact
 # AdamW divides a gradient by its own size: one that is zero but for rounding becomes a whole step, in a direction that
 # depends on the processor's kernels. With an epsilon above rounding, equal mathematics gives equal weights anywhere.
 STEADY = {"adam_epsilon": 1e-4}
+
+
+ABSENT = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is here")
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +336,7 @@ def broken(made: Path, tmp_path: Path, what: str) -> dict[str, Any]:
             "test.jsonl: row 1 of test.jsonl has messages .*: turn 1 has no content",
         ),
         ("adapter", "adapter_config.json in .*model names no base model"),
-        ("qlora", "method qlora: needs 4-bit kernels"),
+        pytest.param("qlora", "bitsandbytes is not installed .* pip install 'llmsched.qlora.'", marks=ABSENT),
         ("target-modules", "lora: .*nothing"),
         ("diverges", "the loss became .* lower the learning_rate"),
         ("metric", "'perplexity' is not computed for sequence-classification; expected loss, accuracy"),

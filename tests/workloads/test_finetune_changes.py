@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
@@ -251,3 +252,19 @@ def test_an_adapter_that_is_merged_is_compressed_too(made: Path, tmp_path: Path)
     assert tiny.in_worker(tiny.finetune, str(tmp_path / "again"), again) == "done"
     read = artifact.read_result(str(tmp_path / "again"), "by-hand/0", 1, 1)["metrics"]
     assert read["eval.loss_before"] == read["eval.loss"] == left["metrics"]["eval.loss"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
+def test_an_adapter_learns_on_a_base_in_4_bits(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    one, two, spec = tmp_path / "one", tmp_path / "two", chat(made, method="qlora")
+    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
+    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
+    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
+    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
+    left = result_of(one)
+    assert_close(left, result_of(two, attempt=2))
+    assert left["metrics"]["eval.loss"] < left["metrics"]["eval.loss_before"]
+    assert tiny.in_worker(tiny.finetune, str(tmp_path / "whole"), chat(made, method="qlora", merge=True)) == "done"
+    whole = result_of(tmp_path / "whole")
+    assert whole["metrics"]["eval.loss"] == pytest.approx(left["metrics"]["eval.loss"], rel=0.1)
+    assert not any("absmax" in name or "lora" in name for name in whole["weights"])

@@ -27,7 +27,16 @@ from workloads.finetune.beside import stand_beside
 from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
-from workloads.finetune.models import config_of, finished, load_config, load_model, write_model, write_result
+from workloads.finetune.models import (
+    check_method,
+    config_of,
+    finished,
+    load_config,
+    load_model,
+    trains_adapter,
+    write_model,
+    write_result,
+)
 from workloads.finetune.settings import Settings
 from workloads.finetune.state import read_state, write_state
 from workloads.finetune.trackers import Trackers
@@ -56,6 +65,7 @@ class FineTune:
         self.where = where
         self.train: dict[str, Any] = where.spec["train"]
         self.settings = Settings.of(self.train)
+        check_method(self.train)
         self.device = _device()
         _quieten()
         self.step = self.total = 0
@@ -105,9 +115,10 @@ class FineTune:
         self._train()
         if self.evaluation:
             numbers = self._last_evaluation()
-        self.model = finished(self.model, self.train)
+        trained, self.model = self.model, finished(self.model, self.task, self.train, self.base)
         if self.evaluation:
-            self._keep(self._evaluate() if self.train.get("quantize") else numbers)
+            changed = self.train.get("quantize") or self.train.get("method") == "qlora" and self.model is not trained
+            self._keep(self._evaluate() if changed else numbers)
         self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)
@@ -118,7 +129,7 @@ class FineTune:
         found = checkpoint.latest()
         folder = checkpoint.fetch(found) if found else None
         torch.manual_seed(self.settings.seed)  # a new head or adapter is the same on every rank
-        lora_in_half = self.settings.bf16 and self.device.type == "cuda" and self.train.get("method") == "lora"
+        lora_in_half = self.settings.bf16 and self.device.type == "cuda" and trains_adapter(self.train)
         dtype = torch.bfloat16 if lora_in_half else torch.float32
         self.model = load_model(self.task, self.train, base, folder, dtype).to(self.device)
         if self.train.get("spec_augment"):

@@ -7,7 +7,9 @@ which goes. Only safetensors.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,18 @@ from workloads.sources import BadInput, resolve_path
 from workloads.tasks.table import model_class
 from workloads.tasks.task import Task
 
-_METHODS = ("full", "lora")
+
+def trains_adapter(train: Mapping[str, Any]) -> bool:
+    return train.get("method") in ("lora", "qlora")
+
+
+def check_method(train: Mapping[str, Any]) -> None:
+    """Raises BadInput for a method that this node lacks the package of."""
+    if train.get("method") == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise BadInput(
+            "method qlora: bitsandbytes is not installed on this node: pip install 'llmsched[qlora]' on every node, or "
+            "ask for it in environment.pip"
+        )
 
 
 def config_of(uri: str, inputs: Mapping[str, str]) -> Path:
@@ -44,15 +57,13 @@ def load_config(folder: Path, uri: str) -> Any:
 def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path | None, dtype: torch.dtype) -> Any:
     """The model to train: base (plus a fresh adapter), or as it was in the checkpoint folder `resumed`."""
     method, uri = train.get("method") or "full", train["base_model"]
-    if method not in _METHODS:
-        raise BadInput(f"method {method}: needs 4-bit kernels that exist for CUDA only; use lora or full")
     if method == "full":
         if resumed:
             return _load(task, resumed, uri, dtype)
         return _random(task, base, uri, dtype) if train.get("init") == "random" else _new(task, base, uri, dtype)
     import peft
 
-    model = _new(task, base, uri, dtype)
+    model = _new(task, base, uri, dtype, **(_in_4_bits(dtype) if method == "qlora" else {}))
     if resumed:
         return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
     lora = dict(train.get("lora") or {})
@@ -87,7 +98,7 @@ def write_model(
 ) -> None:
     """`folder` becomes a Hugging Face model, or a PEFT adapter that names its base as other libraries look it up;
     `base` is where that lies here. Weights stay as they are trained: a checkpoint needs every digit."""
-    if train.get("method") != "lora":
+    if not trains_adapter(train):
         model.save_pretrained(folder)
         return
     uri, config = train["base_model"], model.peft_config["default"]
@@ -104,11 +115,11 @@ def write_result(
     model: Any, train: Mapping[str, Any], folder: Path, base: Path, inputs: Mapping[str, str], dtype: torch.dtype
 ) -> None:
     """The same for those who use it: a whole model is in the precision of its base (`dtype`), whatever it was trained
-    in. Beside an adapter lies its base, where that would be gone with the workdir. `model` is what `finished` made, and of
-    no further use."""
+    in. Beside an adapter lies its base, where that would be gone with the workdir. `model` is what `finished` made, and
+    of no further use."""
     if train.get("quantize"):
         shrink.save_coarse(model, folder, dtype)
-    elif train.get("method") == "lora" and not train.get("merge"):
+    elif trains_adapter(train) and not train.get("merge"):
         write_model(model, train, folder, base, inputs)
         if adapters.goes_with_the_workdir(train["base_model"]):
             shutil.copytree(base, folder / adapters.BASE)
@@ -117,18 +128,33 @@ def write_result(
         model.to(dtype).save_pretrained(folder)
 
 
-def finished(model: Any, train: Mapping[str, Any]) -> Any:
-    """What is evaluated last and saved: with `merge` the adapter is part of the model, with `quantize` its weights are
-    those that 8 bits can say."""
+def finished(model: Any, task: Task, train: Mapping[str, Any], base: Path) -> Any:
+    """What is evaluated last and saved: with `merge` the adapter is part of the model, of one in 4 bits of its base as
+    that is; with `quantize` its weights are those that 8 bits can say."""
+    if train.get("merge") and train.get("method") == "qlora":
+        import peft
+
+        with tempfile.TemporaryDirectory(prefix="llmsched-adapter-") as folder:
+            model.save_pretrained(folder, save_embedding_layers=False)
+            plain = _new(task, base, train["base_model"], torch.float32)
+            model = peft.PeftModel.from_pretrained(plain, folder).to(model.device)
     whole = model.merge_and_unload() if train.get("merge") else model
     if train.get("quantize"):
         shrink.make_coarse(whole)
     return whole
 
 
-def _new(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
+def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """QLoRA (Dettmers et al. 2023): NF4 with scales that are in 8 bits themselves, computed with in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four)}
+
+
+def _new(task: Task, base: Path, uri: str, dtype: torch.dtype, **settings: Any) -> Any:
     """From the base; its last layer is made anew where it has another meaning."""
-    model = _load(task, base, uri, dtype)
+    model = _load(task, base, uri, dtype, **settings)
     if not task.new_head:
         return model
     config = copy.deepcopy(model.config)
@@ -154,7 +180,7 @@ def _random(task: Task, base: Path, uri: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
+def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype, **settings: Any) -> Any:
     try:
         model, info = model_class(task.name).from_pretrained(
             folder,
@@ -163,6 +189,7 @@ def _load(task: Task, folder: Path, uri: str, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=task.head_is_new,
             output_loading_info=True,
             **task.settings(),
+            **settings,
         )
     except Exception as error:
         raise BadInput(f"model {uri}: the weights in {folder} cannot be loaded: {first_line(error)}") from error
