@@ -283,8 +283,8 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         (section("serve", "{model: {source: m}, engine_kwargs: {dtype: int8}}"), "3:52", "expected one of 'auto'"),
         (
             section("serve", "{model: {source: m}, engine_kwargs: {quantization: awq}}"),
-            "3:45",
-            '"quantization" of vllm.EngineArgs is not supported',
+            "3:59",
+            "int8",
         ),
         (section("serve", "{model: {source: m}, engine_kwargs: {max_model_length: 9}}"), "3:45", '"max_model_len"?'),
         (section("serve", "{model: {source: m}, args: {a: 1}}"), "3:35", 'goes with "app"'),

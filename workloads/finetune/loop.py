@@ -31,6 +31,7 @@ from workloads.finetune.models import (
     check_method,
     config_of,
     finished,
+    is_another,
     load_config,
     load_model,
     trains_adapter,
@@ -60,6 +61,8 @@ def run() -> None:
 
 class FineTune:
     """One attempt on one worker."""
+
+    model: Any
 
     def __init__(self, where: Context) -> None:
         self.where = where
@@ -115,10 +118,9 @@ class FineTune:
         self._train()
         if self.evaluation:
             numbers = self._last_evaluation()
-        trained, self.model = self.model, finished(self.model, self.task, self.train, self.base)
+        self.model = finished(self.model, self.task, self.train, self.base)
         if self.evaluation:
-            changed = self.train.get("quantize") or self.train.get("method") == "qlora" and self.model is not trained
-            self._keep(self._evaluate() if changed else numbers)
+            self._keep(self._evaluate() if is_another(self.train) else numbers)
         self._report(phase="saving")
         if self.where.rank == 0:
             artifact.save(self._write_result)

@@ -144,6 +144,11 @@ def finished(model: Any, task: Task, train: Mapping[str, Any], base: Path) -> An
     return whole
 
 
+def is_another(train: Mapping[str, Any]) -> bool:
+    """Whether what `finished` makes says something else than what was trained."""
+    return bool(train.get("quantize") or train.get("method") == "qlora" and train.get("merge"))
+
+
 def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
     """QLoRA (Dettmers et al. 2023): NF4 with scales that are in 8 bits themselves, computed with in `dtype`."""
     from transformers import BitsAndBytesConfig

@@ -33,7 +33,7 @@ def keep_zeros(model: Any) -> None:
 def zeros(model: Any) -> float:
     """Their part of all weights of the model."""
     found = sum(int((layer.weight == 0).sum()) for _, layer in int8.linear_layers(model))
-    return found / sum(param.numel() for param in model.parameters())
+    return float(found / sum(param.numel() for param in model.parameters()))
 
 
 def make_coarse(model: Any) -> None:
