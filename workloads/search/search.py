@@ -8,6 +8,7 @@ a search that begins again finds its trials by their names and goes on with what
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -159,6 +160,8 @@ class Search:
         return True
 
     def _over(self, trial: Trial) -> None:
+        reached = "" if trial.value is None else f", {self._metric} {trial.value:.6g}"
+        print(f"{trial.name} {trial.phase}{reached}: {json.dumps(trial.values)}", flush=True)
         self._scheduler.over(trial)
         self._suggester.over(trial)
 
