@@ -90,6 +90,7 @@ def looks(live: Live):
                 "no_result",
                 "unknown_job",
                 "no_dashboard",
+                "no_trials",
             )
             assert answer.status_code == 200 or told, (route.path, answer.text)
 

@@ -38,6 +38,7 @@ def main() -> None:
     asked = parser.parse_args()
     only, found = asked.only.split(","), {"tasks": asked.tasks, "gpus": asked.gpus, "seconds": asked.seconds}
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)  # where Ray runs as a user of its own, it is to get there
         os.environ |= {"LLMSCHED_HOME": f"{folder}/h", "TMPDIR": folder}
         if {"array", "asha"} & {*only}:
             llmsched("up", "--nodes", f"1x{asked.gpus}:A100")
