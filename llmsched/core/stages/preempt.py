@@ -33,6 +33,7 @@ VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
 SET_OF_AT_MOST = 16  # victims among which a better set is sought,
 SETS_TRIED = 64  # how many sets of them are tried on nodes,
 STEPS = 1024  # and how many are looked at in all, where none is tried
+MOVES = "faster_flavor"  # why it leaves, as Preempt says: stages/migrate.py has a place for it
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
 
 
@@ -106,12 +107,13 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
 
 
 def somebody_leaves(this: Pass) -> bool:
-    """Whether somebody does for nobody's sake: cancelled, say, or on a node that is to be empty."""
-    decisions = this.plan.decisions
-    for_others = dict.fromkeys(one.gang for one in decisions if isinstance(one, Preempt) and one.beneficiary)
+    """Whether somebody does for nobody's sake, not its own either: cancelled, say, or on a node that is to be empty."""
+    told = [one for one in this.plan.decisions if isinstance(one, Preempt)]
+    for_others = dict.fromkeys(one.gang for one in told if one.beneficiary or one.reason == MOVES)
     if any(name not in for_others for name in this.trial.leaving):
         return True
-    return any(not this.state.gangs[name].beneficiary for name in this.state.vacating)
+    vacating = (this.state.gangs[name] for name in this.state.vacating)
+    return any(not gang.beneficiary and gang.vacate_reason != MOVES for gang in vacating)
 
 
 def await_those_who_leave(this: Pass, gang: GangState, only: int) -> bool:
