@@ -44,10 +44,10 @@ def settings(model: Any) -> dict[str, Any]:
 
     mine = {name for name, _ in linear_layers(model)}
     others = [name for name, module in model.named_modules() if type(module) is nn.Linear and name not in mine]
-    weights = {
-        "num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False, "group_size": None,
-    }  # fmt: skip
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    weights = {**eight, "strategy": "channel", "dynamic": False}
+    given = {**eight, "strategy": "token", "dynamic": True}  # without it, that library looks for another layout
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": given, "output_activations": None}
     return {
         "quant_method": _METHOD,
         "format": _FORMAT,

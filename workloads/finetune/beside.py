@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from workloads.adapters import whole_model
 from workloads.finetune.models import first_line, load_config
 from workloads.sources import BadInput
-from workloads.tasks.learns import preference
 from workloads.tasks.table import model_class, reader_of
 from workloads.tasks.task import Task
 from workloads.tasks.teacher import Teacher
+
+if TYPE_CHECKING:  # a worker loads the module of its own objective alone
+    from workloads.tasks.learns import preference
 
 
 def stand_beside(
@@ -24,10 +26,11 @@ def stand_beside(
     """Give the task what its objective wants beside the model. Raises BadInput."""
     if train.get("teacher") is not None:
         task.teacher = _teacher_of(task, train, inputs, device)
-    if isinstance(task, preference.Learns):
-        task.beta = float((train.get("dpo") or {}).get("beta", task.beta))
+    if train.get("objective") == "dpo":
+        pairs = cast("preference.Learns", task)
+        pairs.beta = float((train.get("dpo") or {}).get("beta", pairs.beta))
         if (train.get("method") or "full") == "full":  # an adapter is switched off instead
-            task.reference = _at_rest(task.name, base, train["base_model"]).to(device)
+            pairs.reference = _at_rest(task.name, base, train["base_model"]).to(device)
 
 
 def _teacher_of(task: Task, train: Mapping[str, Any], inputs: Mapping[str, str], device: torch.device) -> Teacher:

@@ -64,6 +64,9 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
     import peft
 
     model = _new(task, base, uri, dtype, **(_in_4_bits(dtype) if method == "qlora" else {}))
+    for module in model.modules():  # on a CPU an evaluation would turn 4 bits into another form, of bfloat16, for good
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if resumed:
         return peft.PeftModel.from_pretrained(model, str(resumed), is_trainable=True)
     lora = dict(train.get("lora") or {})
