@@ -109,8 +109,14 @@ def estimate(spec: Mapping[str, Any], where: str) -> Need:
 
 
 def _files(where: str) -> ModelFiles:
-    """An adapter counts with its base."""
+    """An adapter counts with its base. What was saved in 8 bits counts as it is loaded: made whole."""
     files = read(where)
+    kept = files.config.get("quantization_config")
+    if isinstance(kept, Mapping) and kept.get("format") == "int-quantized":
+        number = HALF if files.config.get("dtype") in ("bfloat16", "float16") else FLOAT32
+        plain = [each for each in files.tensors if not each.name.endswith(".weight_scale")]
+        whole = tuple(each._replace(size_bytes=each.numbers * number) for each in plain)
+        files = ModelFiles(whole, {name: files.config[name] for name in files.config if name != "quantization_config"})
     if files.base is None:
         return files
     base = read(files.base)

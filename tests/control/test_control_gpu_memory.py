@@ -206,6 +206,14 @@ def test_an_adapter_is_its_base_and_itself(seven_billion: str, tmp_path: Path) -
     assert need.certain == 2 * NUMBERS + 4 * 16 * HIDDEN
 
 
+def test_a_model_that_was_saved_in_8_bits_counts_as_it_is_loaded(tmp_path: Path) -> None:
+    write_header(tmp_path / "model.safetensors", {"a.weight": (64, 32), "a.weight_scale": (64, 1)}, "I8")
+    config = {"dtype": "bfloat16", "quantization_config": {"format": "int-quantized"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    need = gpu_memory.estimate(load_json(serve(str(tmp_path))).dump(), str(tmp_path))
+    assert need.certain == 2 * 64 * 32
+
+
 def test_without_gpus_or_without_a_model_nothing_is_said(seven_billion: str) -> None:
     on_cpus = train(seven_billion)
     del on_cpus["resources"]

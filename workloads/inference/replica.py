@@ -182,9 +182,10 @@ def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float
     device, task = device_for(gpus), serve["task"]
     folder = merged(folder, serve["model"]["source"])
     engine = serve.get("engine") or "auto"
-    if engine == "auto":
-        engine = "vllm" if task == "causal-lm" and device.type == "cuda" and _has_vllm() else "transformers"
     kwargs = serve.get("engine_kwargs") or {}
+    if engine == "auto":
+        is_for_vllm = task == "causal-lm" and device.type == "cuda" and not kwargs.get("quantization")
+        engine = "vllm" if is_for_vllm and _has_vllm() else "transformers"
     try:
         if engine == "vllm":
             from workloads.inference.vllm_engine import VllmEngine
