@@ -134,7 +134,7 @@ class Search:
             if reported is not None:
                 self._notes.append((trial.number, *reported))
                 verdict = self._scheduler.reported(trial, *reported)
-                if verdict is None or trial.has_ended or trial.is_stopped:
+                if verdict is None or trial.has_ended or trial.is_stopped or trial.is_at_its_end:
                     continue
                 if verdict.donor is None or self._follow(verdict.donor, verdict.values or {}):
                     trial.is_stopped = True

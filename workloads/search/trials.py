@@ -29,6 +29,7 @@ class Trial:
     reports: tuple[str, ...] = ()  # names of the numbers that it reported
     artifact: str | None = None
     furthest: float = 0.0  # step, with or without a value
+    is_at_its_end: bool = False  # as it says itself: nothing is saved by stopping it
     is_stopped: bool = False
     donor: int | None = None  # of population-based training: the trial from whose checkpoint it goes on
 
@@ -47,6 +48,8 @@ class Trial:
         self.reports = tuple(name for name, value in numbers.items() if _is_number(value))
         step = child.progress.get(time_attr)
         self.furthest = max(self.furthest, float(step)) if _is_number(step) else self.furthest
+        total = child.progress.get("total_steps")
+        self.is_at_its_end = _is_number(total) and self.furthest >= total
         if metric is None or not _is_number(numbers.get(metric)):
             return None
         self.value = float(numbers[metric])
