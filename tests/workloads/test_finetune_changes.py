@@ -242,6 +242,21 @@ def read_again(rank: int, size: int, whole: str, small: str, cache: str) -> Any:
     return max(apart), sorted({str(each.dtype) for each in load_file(Path(small, "model.safetensors")).values()})
 
 
+def test_a_model_without_linear_layers_is_not_compressed_in_silence(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    tiny.in_worker(gpt2, str(made / "llama"), str(tmp_path / "gpt2"))
+    spec = chat(made, base_model=str(tmp_path / "gpt2"), method="full", prune={"amount": 0.5}, evaluation=None)
+    spec["train"].pop("lora")
+    assert "of linear layers, and this model has none" in refused(tmp_path / "one", spec)
+
+
+def gpt2(rank: int, size: int, tokenizer: str, folder: str) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
+    words.save_pretrained(folder)
+
+
 def test_an_adapter_that_is_merged_is_compressed_too(made: Path, tmp_path: Path) -> None:  # noqa: F811
     spec = chat(made, merge=True, quantize={"bits": 8})
     assert tiny.in_worker(tiny.finetune, str(tmp_path / "one"), spec) == "done"
