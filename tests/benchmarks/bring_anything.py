@@ -42,7 +42,7 @@ class Worker:
         self.step = 0
 
     def answers(self) -> Answers:
-        return Answers(lambda: self._who, self._hear, lambda step, fraction: None, self._is_leaving)
+        return Answers(lambda: self._who, self._hear, lambda *saved: None, self._is_leaving, lambda *asked: None)
 
     def _hear(self, values: dict[str, Any]) -> None:
         self.step = max(self.step, int(values.get("step", 0)))
