@@ -1,0 +1,73 @@
+"""One pool against the best static split, on a published day: `python compare.py [--at-least POINTS]`.
+
+Replays the day of the endpoint beside the fine-tunes: once on one pool, then on pools that are split between them at
+several places. The best split is the one that is used most among those with no more late requests than `LATE_PCT`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+GPUS, NODES = 64, "16x4:T4"
+SPLITS = (49, 50, 51, 52)  # GPUs of the endpoint
+LATE_PCT = 0.05
+HANDOVER_S = 60.0
+
+
+def replay(endpoint: Path, cluster: Path) -> dict[str, Any]:
+    line = [
+        sys.executable, "-m", "llmsched.cli.main", "sim", "run", str(HERE / "fine_tunes.csv"), "--nodes", NODES,
+        "--config", str(cluster), "--endpoint", f"{endpoint}={HERE / 'day.csv'},service=10s,start=30s,patience=10s",
+        "--restart-cost", "30", "--leave", "3", "--until", "86400", "--json",
+    ]  # fmt: skip
+    found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+    return {**found, **found["endpoints"]["chat"]}
+
+
+def split(gpus: int, folder: Path) -> dict[str, Any]:
+    """The endpoint has so many replicas and GPUs all day, the fine-tunes the others."""
+    lines = (HERE / "chat.yaml").read_text().splitlines()
+    lines = [f"replicas: {gpus}" if line.startswith("replicas") else line for line in lines]
+    endpoint, cluster = folder / f"chat{gpus}.yaml", folder / f"split{gpus}.yaml"
+    endpoint.write_text("\n".join(line for line in lines if not line.startswith("autoscaling")) + "\n")
+    queues = {"serving": gpus, "train": GPUS - gpus}
+    rows = [f"  - {{name: {name}, quota: {{T4: {{nominal: {count}}}}}}}" for name, count in queues.items()]
+    cluster.write_text("queues:\n" + "\n".join(rows) + "\n")
+    return replay(endpoint, cluster)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--at-least", type=float, default=18.0, help="points of use more than the best split")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        shared = pool.submit(replay, HERE / "chat.yaml", HERE / "cluster.yaml")
+        splits = dict(zip(SPLITS, pool.map(lambda gpus: split(gpus, Path(folder)), SPLITS), strict=True))
+        rows = {"one pool": shared.result(), **{f"{n} / {GPUS - n}": found for n, found in splits.items()}}
+    print("GPUs         used     late   p99 wait   hand-over p95   fine-tunes   mean time")
+    for name, one in rows.items():
+        print(
+            f"{name:10} {100 * one['used']:5.1f}% {one['late_pct']:7.3f}% {one['wait_p99_s']:8.1f} s "
+            f"{one['handover_p95_s']:13.1f} s {one['finished']:12,} {one['avg_jct_s']:9,.0f} s"
+        )
+    fair = {n: one for n, one in splits.items() if one["late_pct"] <= LATE_PCT}
+    best = max(fair, key=lambda n: fair[n]["used"])
+    one = rows["one pool"]
+    points = 100 * (one["used"] - fair[best]["used"])
+    is_right = points >= given.at_least and one["late_pct"] <= LATE_PCT and one["handover_p95_s"] <= HANDOVER_S
+    print(
+        f"{'right' if is_right else 'wrong'}: one pool is used by {points:.1f} points more than the best split "
+        f"({best} GPUs for the endpoint); {one['late_pct']} % of {one['requests']:,} requests late; a GPU changes "
+        f"hands within {one['handover_p95_s']:.0f} s (p95 of {one['new_replicas']:,})"
+    )
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
