@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -148,41 +148,48 @@ def _gguf_of(path: Path) -> Path | None:
 
 
 def _converted(gguf: Path, uri: str) -> Path:
-    """A Hugging Face folder (float32) made from a GGUF, once a cache; others wait for the one who converts."""
+    """A Hugging Face folder (float32) made from a GGUF, once a cache."""
     stat = gguf.stat()
-    mark = hashlib.sha256(f"{gguf.name}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = cache_folder() / f"{gguf.stem}-{mark}"
-    with locked(target):
-        if not target.is_dir():
-            print(f"converting {gguf.name} once into {target.parent}", file=sys.stderr, flush=True)
-            staged = Path(tempfile.mkdtemp(dir=target.parent))
-            try:
-                _convert(gguf, staged)
-                staged.rename(target)
-            except ImportError as error:
-                raise BadInput(f"model {uri}: reading GGUF needs `pip install 'llmsched[models]'` ({error})") from error
-            except Exception as error:  # a broken file breaks in many ways
-                raise BadInput(
-                    f"model {uri}: {gguf} cannot be read as a GGUF causal language model: {error}"
-                ) from error
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
-    return target
+    mark = _mark(f"{gguf.name}/{stat.st_size}/{stat.st_mtime_ns}")
+
+    def convert(folder: Path) -> None:
+        try:
+            _convert(gguf, folder)
+        except ImportError as error:
+            raise BadInput(f"model {uri}: reading GGUF needs `pip install 'llmsched[models]'` ({error})") from error
+        except Exception as error:  # a broken file breaks in many ways
+            raise BadInput(f"model {uri}: {gguf} cannot be read as a GGUF causal language model: {error}") from error
+
+    return _once(cache_folder() / f"{gguf.stem}-{mark}", f"converting {gguf.name}", convert)
 
 
 def _made_whole(folder: Path, uri: str) -> Path:
     """The same model with plain weights, once a cache."""
     marks = [f"{file}/{file.stat().st_size}/{file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.safetensors"))]
-    target = cache_folder() / f"whole-{hashlib.sha256('|'.join(marks).encode()).hexdigest()[:16]}"
+
+    def make(whole: Path) -> None:
+        try:
+            unpack(folder, whole)
+        except Exception as error:  # a broken file breaks in many ways
+            raise BadInput(f"model {uri}: the 8-bit weights in {folder} cannot be read: {error}") from error
+
+    return _once(cache_folder() / f"whole-{_mark('|'.join(marks))}", f"unpacking the 8 bits of {uri}", make)
+
+
+def _mark(of: str) -> str:
+    return hashlib.sha256(of.encode()).hexdigest()[:16]
+
+
+def _once(target: Path, doing: str, make: Callable[[Path], None]) -> Path:
+    """The folder `target`, which `make` fills where it is not there yet: there whole or not at all. Others wait for the
+    one who makes it."""
     with locked(target):
         if not target.is_dir():
-            print(f"unpacking the 8 bits of {uri} once into {target.parent}", file=sys.stderr, flush=True)
+            print(f"{doing} once into {target.parent}", file=sys.stderr, flush=True)
             staged = Path(tempfile.mkdtemp(dir=target.parent))
             try:
-                unpack(folder, staged)
+                make(staged)
                 staged.rename(target)
-            except Exception as error:  # a broken file breaks in many ways
-                raise BadInput(f"model {uri}: the 8-bit weights in {folder} cannot be read: {error}") from error
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
     return target

@@ -24,9 +24,9 @@ from llmsched import errors
 from llmsched.runtime import context, elastic
 from llmsched.runtime.link import Link
 
-_FIRST_LOOK_S, _LOOK_EVERY_S = 0.02, 0.2
+_FIRST_LOOK_S, _LOOK_EVERY_S = 0.02, 0.2  # for an answer: a supervisor calls nobody back
 _STOP_EVERY_S = 1.0
-_PAUSE_S = 1.0
+_PAUSE_S = 1.0  # before it is asked again, where the controller says that it could not answer just now
 
 
 @dataclass(frozen=True)

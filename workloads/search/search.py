@@ -19,7 +19,7 @@ from llmsched.runtime import artifact, ask, elastic, progress
 from workloads.search import notes, schedulers, space
 from workloads.search.trials import Trial, best, name_of
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.5  # at the trials: nobody calls back when one has come further
 WATCHED_AT_ONCE = 64
 FAILED_AT_MOST = 5  # trials, before any has succeeded
 TOLD_AFTER_S = 60.0  # of numbers without the metric
