@@ -19,6 +19,17 @@ ARGS = {**STEADY, "learning_rate": 0.02, "max_steps": 5, "logging_steps": 1, "lr
 SPLITS = ("train", "test")
 
 
+def alike(one: Path, two: Path, spec: dict[str, Any], **on_two: Any) -> dict[str, Any]:
+    """What one worker leaves in `one`; two that stop, and one that goes on from there, leave the same in `two`."""
+    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
+    stopped = tiny.gang(2, tiny.finetune, str(two), {**spec, **on_two}, 1, 4)
+    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
+    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
+    left: dict[str, Any] = result_of(one)
+    assert_close(left, result_of(two, attempt=2))
+    return left
+
+
 def pairs(made: Path, folder: Path, method: str, **changes: Any) -> dict[str, Any]:  # noqa: F811
     """Answers with "good" are better."""
     chance = random.Random(5)
@@ -43,12 +54,7 @@ TWO = ("good", "bad")
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_preferences_are_learnt_alike_on_any_number_of_workers(method: str, made: Path, tmp_path: Path) -> None:  # noqa: F811
     one, two, spec = tmp_path / "one", tmp_path / "two", pairs(made, tmp_path, method)
-    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
-    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
-    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
-    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
-    left = result_of(one)
-    assert_close(left, result_of(two, attempt=2))
+    left = alike(one, two, spec)
     assert losses(one)[1] == pytest.approx(math.log(2), abs=1e-5)  # it begins as its reference
     assert left["metrics"]["eval.accuracy"] > 0.8 and left["metrics"]["eval.accuracy_before"] == 0
     told = tiny.in_worker(by_hand, str(made / "llama"), left["artifact"], str(tmp_path / "test.jsonl"), 0.5)
@@ -101,12 +107,7 @@ def taught(made: Path, teacher: str, folder: Path, **changes: Any) -> dict[str, 
 
 def test_a_teacher_is_learnt_from_alike_on_any_number_of_workers(made: Path, teacher: str, tmp_path: Path) -> None:  # noqa: F811
     one, two, spec = tmp_path / "one", tmp_path / "two", taught(made, teacher, tmp_path)
-    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
-    stopped = tiny.gang(2, tiny.finetune, str(two), {**spec, "micro_batch_size": 3}, 1, 4)
-    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
-    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
-    left = result_of(one)
-    assert_close(left, result_of(two, attempt=2))
+    left = alike(one, two, spec, micro_batch_size=3)
     assert left["metrics"]["eval.accuracy"] > left["metrics"]["eval.accuracy_before"]
     told = tiny.in_worker(softened, str(made / "bert"), teacher, str(tmp_path / "few.jsonl"))
     assert losses(one)[1] == pytest.approx(told, abs=1e-4)
@@ -188,12 +189,7 @@ def zeros_of(weights: dict[str, list[float]]) -> dict[str, float]:
 def test_pruned_weights_stay_zero_and_the_others_learn(made: Path, tmp_path: Path) -> None:  # noqa: F811
     one, two = tmp_path / "one", tmp_path / "two"
     spec = classify(made, prune={"amount": 0.3}, training_args={**ARGS, "weight_decay": 0.1})
-    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
-    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
-    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
-    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
-    left = result_of(one)
-    assert_close(left, result_of(two, attempt=2))
+    left = alike(one, two, spec)
     parts = zeros_of(left["weights"])
     assert len(parts) == 12 and list(parts.values()) == pytest.approx([0.3] * 12, abs=0.002)
     assert 0.1 < left["metrics"]["sparsity"] < 0.3
@@ -272,12 +268,7 @@ def test_an_adapter_that_is_merged_is_compressed_too(made: Path, tmp_path: Path)
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
 def test_an_adapter_learns_on_a_base_in_4_bits(made: Path, tmp_path: Path) -> None:  # noqa: F811
     one, two, spec = tmp_path / "one", tmp_path / "two", chat(made, method="qlora")
-    assert tiny.in_worker(tiny.finetune, str(one), spec) == "done"
-    stopped = tiny.gang(2, tiny.finetune, str(two), spec, 1, 4)
-    assert [each.partition(" at ")[0] for each in stopped] == ["stopped"] * 2
-    assert tiny.in_worker(tiny.finetune, str(two), spec, 2) == "done"
-    left = result_of(one)
-    assert_close(left, result_of(two, attempt=2))
+    left = alike(one, two, spec)
     assert left["metrics"]["eval.loss"] < left["metrics"]["eval.loss_before"]
     assert tiny.in_worker(tiny.finetune, str(tmp_path / "whole"), chat(made, method="qlora", merge=True)) == "done"
     whole = result_of(tmp_path / "whole")
