@@ -107,10 +107,11 @@ class BatchSpec(FiniteSpec):
 
     @model_validator(mode="after")
     def _ends(self) -> BatchSpec:
-        if self.batch.follow is not None and self.schedule is not None:
-            raise WrongAt(
-                "a batch that follows its input does not end, so nothing begins it again; leave it out", "schedule"
-            )
+        for name in ("schedule", "deadline", "estimated_runtime") if self.batch.follow is not None else ():
+            if getattr(self, name) is not None:
+                raise WrongAt(
+                    "goes with work that ends, which a batch that follows its input does not; leave it out", name
+                )
         return self
 
     def sources(self) -> list[str]:

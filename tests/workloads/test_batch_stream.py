@@ -153,7 +153,9 @@ def test_no_row_is_lost_or_doubled_however_often_driver_and_workers_die(order: A
         ({"input": {"path": "s3://bucket/texts"}}, {}, "needs an absolute input.path"),
         ({"output": None}, {}, "needs an output: a batch that follows its input does not end"),
         ({"follow": "10ms"}, {}, "greater than or equal to 1|at least 1"),
-        ({}, {"schedule": {"cron": "0 3 * * *"}}, "so nothing begins it again"),
+        ({}, {"schedule": {"cron": "0 3 * * *"}}, '"schedule": goes with work that ends'),
+        ({}, {"deadline": "2030-01-01T00:00Z"}, '"deadline": goes with work that ends'),
+        ({}, {"estimated_runtime": "1h"}, '"estimated_runtime": goes with work that ends'),
     ],
 )
 def test_what_cannot_be_followed_is_refused(batch: Any, more: Any, words: str) -> None:
