@@ -108,6 +108,83 @@ def test_a_prompt_read_in_pieces_says_the_same(folder, engine, monkeypatch):
     assert text_of(asyncio.run(say(engine, PROMPTS[1]))) == by_hand(folder, engine, PROMPTS[1], 24)
 
 
+def test_fifty_prompts_are_answered_as_generate_does_read_anew_and_with_beginnings_that_are_known(folder):
+    words = ["the cat", "sat on", "a mat", "and saw", "two birds"]
+    prompts = [" ".join([words[n % 5], words[n // 5 % 5]] * (1 + n // 25) + [str(n)]) for n in range(50)]
+    engine, model = TransformersEngine(folder, Settings(), CPU), AutoModelForCausalLM.from_pretrained(folder)
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([tokens(engine, prompt)])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        expected.append(engine.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    async def main():
+        return [await asyncio.gather(*(say(engine, prompt, max_tokens=8) for prompt in prompts)) for _ in range(2)]
+
+    try:
+        anew, again = asyncio.run(main())
+    finally:
+        engine.close()
+    assert [text_of(pieces) for pieces in anew] == [text_of(pieces) for pieces in again] == expected
+    assert len(set(expected)) > 30
+    assert all(
+        pieces[0].cached_tokens == len(tokens(engine, prompt)) - 1
+        for pieces, prompt in zip(again, prompts, strict=True)
+    )
+
+
+def test_a_dialogue_goes_on_with_what_was_read_and_said(folder):
+    async def main(engine):
+        prompt = tokens(engine, "hello there")
+        first = await say(engine, prompt, max_tokens=12, logprobs=0)
+        answer = [said.token for piece in first for said in piece.said]
+        return answer, first, await say(engine, [*prompt, *answer, *tokens(engine, " and then?")])
+
+    engine, without = (TransformersEngine(folder, Settings(enable_prefix_caching=each), CPU) for each in (True, False))
+    try:
+        answer, first, second = asyncio.run(main(engine))
+        assert (first[-1].cached_tokens, second[-1].cached_tokens) == (0, len("hello there") + 11)
+        prompt = [*tokens(engine, "hello there"), *answer, *tokens(engine, " and then?")]
+        anew = asyncio.run(say(without, prompt))
+        assert (text_of(anew), anew[-1].cached_tokens) == (text_of(second), 0)
+    finally:
+        engine.close()
+        without.close()
+
+
+def test_three_hundred_clients_that_vanish_cost_no_step_beyond_the_one_under_way(folder):
+    engine = TransformersEngine(folder, Settings(max_num_seqs=32, max_waiting=300), CPU)
+    steps = 0
+
+    def counted(*args, step=engine._decoder.step):
+        nonlocal steps
+        steps += 1
+        return step(*args)
+
+    engine._decoder.step = counted
+
+    async def main():
+        asked = Sampling(max_tokens=200, temperature=0.0, logit_bias=((256, -100.0),))  # none ends by itself
+        streams = [engine.generate(tokens(engine, f"hello {n}"), asked, None) for n in range(300)]
+        reading = [asyncio.create_task(anext(stream)) for stream in streams]
+        while sum(map(asyncio.Task.done, reading)) < 32:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+        before = steps
+        assert (await say(engine, "x", max_tokens=2))[-1].completion_tokens == 2  # it has its place
+        return steps - before
+
+    try:
+        assert asyncio.run(main()) <= 2  # the one under way, and its own
+        assert not engine._waiting and not engine._ready
+    finally:
+        engine.close()
+
+
 def test_a_seed_repeats_a_draw_whoever_shares_the_batch(engine):
     async def main():
         alone = text_of(await say(engine, "once", temperature=1.3, seed=7))
@@ -255,6 +332,37 @@ def test_adapters_are_loaded_while_it_serves_and_each_says_its_own(folder, tmp_p
     assert len({sql, law, plain}) == 3
 
 
+@pytest.mark.parametrize(("more", "batches"), [({}, 1), ({"use_dora": True}, 2)])
+def test_rows_of_adapters_share_a_batch_where_peft_can_mix_them(folder, tmp_path, more, batches):
+    engine = TransformersEngine(folder, Settings(), CPU)
+    plain, other = (
+        tiny_models.lora(tmp_path / "a", folder, seed=1),
+        tiny_models.lora(tmp_path / "b", folder, seed=2, **more),
+    )
+    seen = 0
+
+    def counted(*args, step=engine._decoder.step):
+        nonlocal seen
+        seen = max(seen, len(engine._batches))
+        return step(*args)
+
+    engine._decoder.step = counted
+
+    async def main():
+        await engine.load_adapter("a", plain)
+        await engine.load_adapter("b", other)
+        alone = [text_of(await say(engine, "hello there", adapter=name)) for name in ("a", "b", None)]
+        mixed = await asyncio.gather(*(say(engine, "hello there", adapter=name) for name in ("a", "b", None)))
+        return alone, [text_of(pieces) for pieces in mixed]
+
+    try:
+        alone, mixed = asyncio.run(main())
+    finally:
+        engine.close()
+    assert alone == mixed and len(set(mixed)) == 3
+    assert seen == batches
+
+
 def test_an_adapter_is_replaced_under_its_name(folder, tmp_path):
     engine = TransformersEngine(folder, Settings(), CPU)
     old, new = (tiny_models.lora(tmp_path / str(n), folder, seed=n) for n in (1, 2))
@@ -269,6 +377,7 @@ def test_an_adapter_is_replaced_under_its_name(folder, tmp_path):
         before, after = asyncio.run(main())
         assert before != after == merged_by_hand(folder, new, engine, "hello", 24, tmp_path / "m")
         assert list(engine._adapters._peft.peft_config) == [engine._names["sql"]]  # the old one is gone
+        assert list(engine._prefixes._roots) == [engine._names["sql"]]  # and so is what it has read
     finally:
         engine.close()
 
@@ -328,7 +437,15 @@ def test_an_adapter_of_another_size_is_refused_with_both_sizes(engine, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"max_modl_len": 1}, {"max_model_len": 0}, {"dtype": "int3"}, {"max_num_seqs": "4"}]
+    "kwargs",
+    [
+        {"max_modl_len": 1},
+        {"max_model_len": 0},
+        {"dtype": "int3"},
+        {"max_num_seqs": "4"},
+        {"prefix_cache_mib": 0},
+        {"enable_prefix_caching": 1},
+    ],
 )
 def test_engine_kwargs_that_mean_nothing_are_refused(kwargs):
     with pytest.raises(ValueError, match="engine_kwargs"):

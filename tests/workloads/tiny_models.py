@@ -55,14 +55,14 @@ def llama(folder, *, sliding_window=None, seed=0, hidden=32, chat=True):
     return folder
 
 
-def lora(folder, base, *, seed):
-    """A LoRA adapter that changes what `base` (a folder) says."""
+def lora(folder, base, *, seed, **more):
+    """A LoRA adapter that changes what `base` (a folder) says. `more`: of its config."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
     model = get_peft_model(
         LlamaForCausalLM.from_pretrained(base),
-        LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **more),
     )
     for name, weight in model.named_parameters():
         if "lora_" in name:

@@ -1,4 +1,4 @@
-"""LoRA adapters on one base model, put in and switched while it serves.
+"""LoRA adapters on one base model, put in while it serves; rows of several of them go through it together.
 
 An adapter is looked at before it touches the model: safetensors only, and every matrix must fit the layer it is for.
 Not thread-safe: `check` may run anywhere, the rest belongs to the thread that runs the model.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+_BASE = "__base__"  # PEFT's name for a row without an adapter
 _MATRIX = re.compile(r"^(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
 
 
@@ -23,6 +27,9 @@ class Adapters:
         self._model = model
         self._peft: Any = None
         self._active: str | None = None
+        self._alone: set[str] = set()  # adapters whose rows cannot go with others
+        self._rows: list[str] | None = None  # the adapter of each row that goes through the model, where they differ
+        self._told: set[Any] = set()  # layers that hear of it
 
     def check(self, folder: Path) -> None:
         """Raises AdapterError unless `folder` holds a LoRA adapter in safetensors whose shapes are this model's."""
@@ -84,8 +91,55 @@ class Adapters:
                     layer.enable_adapters(False)
             self._active = None
         self._peft.eval()
+        self._tell_layers()
+        if not self._mixes(name):
+            self._alone.add(name)
 
-    def use(self, name: str | None) -> None:
+    def group(self, name: str | None) -> str | None:
+        """Rows of one group may go through the model together."""
+        return name if name in self._alone else None
+
+    def run(self, names: Sequence[str | None], **inputs: Any) -> Any:
+        """One forward pass; `names`: the adapter of each row, None for the base alone; of one group."""
+        if self._peft is None or len(set(names)) == 1:
+            self._use(names[0])
+            return self._model(**inputs)
+        self._peft.base_model.enable_adapter_layers()
+        self._active = _BASE  # of no single one
+        self._rows = [name or _BASE for name in names]
+        try:
+            return self._model(**inputs)
+        finally:
+            self._rows = None
+
+    def _tell_layers(self) -> None:
+        """Their own argument `adapter_names` is filled in here, and not by PEFT's model: that leaves its hooks in the
+        layers for ever where a pass fails."""
+        from peft.tuners.lora import LoraLayer
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        def with_rows(layer: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "adapter_names": self._rows} if self._rows is not None else kwargs
+
+        for layer in self._model.modules():
+            if isinstance(layer, (LoraLayer, AuxiliaryTrainingWrapper)) and layer not in self._told:
+                layer.register_forward_pre_hook(with_rows, with_kwargs=True)
+                self._told.add(layer)
+
+    def _mixes(self, name: str) -> bool:
+        """Whether a row of it says beside one of the base what it says alone: PEFT cannot mix all that it can load
+        (DoRA, experts in one tensor)."""
+        ids = torch.tensor([[0, 1, 2], [2, 1, 0]], device=self._model.device)
+        try:
+            with torch.inference_mode():
+                mixed = self.run([name, None], input_ids=ids).logits
+                alone = [self.run([one], input_ids=ids[n : n + 1]).logits for n, one in enumerate((name, None))]
+        except (ValueError, TypeError, IndexError, RuntimeError):
+            return False
+        near = 1e-3 if mixed.dtype == torch.float32 else 0.05
+        return all(torch.allclose(mixed[n], one[0], rtol=near, atol=near) for n, one in enumerate(alone))
+
+    def _use(self, name: str | None) -> None:
         """The next forward passes are with this adapter; None: the base alone."""
         if name == self._active or self._peft is None:
             return
@@ -99,8 +153,9 @@ class Adapters:
     def drop(self, name: str) -> None:
         """Free an adapter nobody uses any more."""
         self._peft.delete_adapter(name)
+        self._alone.discard(name)
         self._active = name  # deleting may have switched another one on
-        self.use(None)
+        self._use(None)
 
 
 def _size(layer: Any, side: str) -> int:

@@ -57,8 +57,7 @@ class TextServer:
         async with aclosing(self._pieces(request, prompts, adapter)) as pieces:
             async for index, piece in pieces:
                 made[index].add(piece)
-        usage = Usage(sum(map(len, prompts)), sum(one.count for one in made))
-        return openai.Answer(request).whole([one.whole() for one in made], usage)
+        return openai.Answer(request).whole([one.whole() for one in made], _usage(prompts, made))
 
     async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
         request, prompts = await self._parse(route, body)
@@ -69,7 +68,7 @@ class TextServer:
                 for part in made[index].parts(piece):
                     yield answer.chunk(index, part)
         if request.include_usage:
-            yield answer.usage_chunk(Usage(sum(map(len, prompts)), sum(one.count for one in made)))
+            yield answer.usage_chunk(_usage(prompts, made))
 
     async def _parse(self, route: str, body: Mapping[str, Any]) -> tuple[TextRequest, list[list[int]]]:
         if route == "completions":
@@ -165,6 +164,7 @@ class _Made:
     request: TextRequest
     tokenizer: Any
     count: int = 0
+    cached: int = 0
     _texts: list[str] = field(default_factory=list)
     _said: list[Said] = field(default_factory=list)
     _reason: str | None = None
@@ -177,7 +177,7 @@ class _Made:
 
     def add(self, piece: Piece) -> str:
         """What of its text is certainly no call of a tool."""
-        self.count, self._reason = piece.completion_tokens, piece.finish_reason
+        self.count, self.cached, self._reason = piece.completion_tokens, piece.cached_tokens, piece.finish_reason
         self._said += piece.said
         text = piece.text if self._reader is None else self._reader.push(piece.text)
         self._texts.append(text)
@@ -206,6 +206,12 @@ class _Made:
         if self.request.messages is not None:
             return logprobs.for_chat(said, self.tokenizer)
         return logprobs.for_completions(said, self.tokenizer, self._length)
+
+
+def _usage(prompts: Sequence[Sequence[int]], made: Sequence[_Made]) -> Usage:
+    """`made`: the answers, of each prompt as many as of the others. A prompt counts once."""
+    firsts = made[:: len(made) // len(prompts)]
+    return Usage(sum(map(len, prompts)), sum(one.count for one in made), sum(one.cached for one in firsts))
 
 
 def _seeded(sampling: Sampling, index: int) -> Sampling:

@@ -1,8 +1,9 @@
 """The text engine on transformers: every request that is there decodes together, on one thread.
 
-The loop admits a sequence between two steps and lets one leave when it is done, stopped or its client has gone
-(continuous batching). A long prompt is read in pieces, so that the others go on meanwhile. Rows of different adapters
-take turns: one step each. `Engine` is the port that `vllm_engine.py` fills too.
+The loop admits sequences between two steps and lets one leave when it is done, stopped or its client has gone
+(continuous batching), rows of all adapters in one batch. A long prompt is read in pieces, so that the others go on
+meanwhile; a beginning that an earlier one had too is not read again (`prefix_cache.py`). `Engine` is the port that
+`vllm_engine.py` fills too.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from workloads.inference.adapters import AdapterError, Adapters
-from workloads.inference.batch import Batch, Decoder
+from workloads.inference.batch import Batch, Decoder, Newcomer, layers_of
 from workloads.inference.grammar import Grammars, SchemaGrammar
 from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError, Sampling, Usual
+from workloads.inference.prefix_cache import Layers, PrefixCache
 from workloads.inference.sampling import Said, Sampler, next_tokens
 from workloads.inference.text import TextStream
 
-PREFILL_TOKENS = 512  # of a prompt in one go, between two steps of those that decode
+PREFILL_TOKENS = 512  # of prompts, between two steps of those that decode
+PREFIX_MIB = 128
+LEAST_TOKENS = 64  # a pass over fewer takes about as long: the weights have to be read
 
 
 class Piece(NamedTuple):
@@ -40,6 +44,7 @@ class Piece(NamedTuple):
     completion_tokens: int
     finish_reason: str | None = None
     said: tuple[Said, ...] = ()  # its tokens, where their probabilities were asked for
+    cached_tokens: int = 0  # of the prompt, that were not read again
 
 
 class Engine(Protocol):
@@ -63,13 +68,17 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`engine_kwargs`, by vLLM's names where it has one. `max_waiting`: requests beyond those that decode."""
+    """`engine_kwargs`, by vLLM's names where it has one. `max_waiting`: requests beyond those that decode.
+    `prefix_cache_mib`: of keys and values of earlier prompts; None: what `PREFIX_MIB` says on a CPU, and a twentieth of
+    the memory that is free on a GPU."""
 
     max_model_len: int | None = None
     max_num_seqs: int = 32
     max_waiting: int = 256
     dtype: str = "auto"
     quantization: str | None = None  # "int8": the linear layers compute in 8 bits
+    enable_prefix_caching: bool = True
+    prefix_cache_mib: int | None = None
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Settings:
@@ -79,10 +88,12 @@ class Settings:
             raise ValueError(
                 f"engine_kwargs: {', '.join(unknown)} not known; this engine has {', '.join(sorted(known))}"
             )
-        for name in ("max_model_len", "max_num_seqs", "max_waiting"):
+        for name in ("max_model_len", "max_num_seqs", "max_waiting", "prefix_cache_mib"):
             value = kwargs.get(name, 1)
             if type(value) is not int or value < 1:
                 raise ValueError(f"engine_kwargs: {name} must be a whole number of at least 1, not {value!r}")
+        if type(kwargs.get("enable_prefix_caching", True)) is not bool:
+            raise ValueError("engine_kwargs: enable_prefix_caching must be true or false")
         if kwargs.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError("engine_kwargs: dtype must be auto, float32, bfloat16 or float16")
         if kwargs.get("quantization") not in (None, "int8"):
@@ -108,29 +119,33 @@ class _Request:
         self.deliver = deliver
         self.is_cancelled = False
         self.last_token = -1
-        self.made = 0
+        self.answer: list[int] = []  # tokens
         self.cache: Any = None  # of the prompt, until it joins a batch
         self.read = 0  # prompt tokens in `cache`
+        self.cached = 0  # of them, those of an earlier prompt
 
     def take(self, token: int, ends: frozenset[int]) -> bool:
         """Add `token`, deliver what it makes certain; whether the answer is complete."""
         self.last_token = token
-        self.made += 1
+        self.answer.append(token)
         if token in ends or token in self.sampling.stop_token_ids:
             return self._finish(self.text.finish(), "stop")
         text = self.text.push(token)
         if self.text.stopped:
             return self._finish(text, "stop")
-        if self.made >= self.sampling.max_tokens:
+        if len(self.answer) >= self.sampling.max_tokens:
             text += self.text.finish()
             return self._finish(text, "stop" if self.text.stopped else "length")
         if text:
-            self.deliver(Piece(text, len(self.prompt), self.made, None, self._said()))
+            self._deliver(text, None)
         return False
 
     def _finish(self, text: str, reason: str) -> bool:
-        self.deliver(Piece(text, len(self.prompt), self.made, reason, self._said()))
+        self._deliver(text, reason)
         return True
+
+    def _deliver(self, text: str, reason: str | None) -> None:
+        self.deliver(Piece(text, len(self.prompt), len(self.answer), reason, self._said(), self.cached))
 
     def _said(self) -> tuple[Said, ...]:
         said, self.sampler.said = tuple(self.sampler.said), []
@@ -154,8 +169,11 @@ class TransformersEngine:
         self.usual = Usual.of(model.generation_config)
         self._ends = _end_tokens(model, self.tokenizer)
         self._grammars = Grammars(self.tokenizer, model.config.get_text_config().vocab_size, self._ends)
-        self._decoder = Decoder(model, device)
         self._adapters = Adapters(model)
+        self._decoder = Decoder(model, self._adapters, device)
+        self._prefixes: PrefixCache | None = None
+        if settings.enable_prefix_caching and self._decoder.can_reuse:
+            self._prefixes = PrefixCache(_prefix_bytes(settings, device))
         self._settings = settings
         self._names: dict[str, str] = {}  # adapter as asked for -> as the model knows it (a new one for each version)
         self._retired: list[str] = []  # replaced, perhaps still in use
@@ -166,6 +184,7 @@ class TransformersEngine:
         self._tasks: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._is_closing = False
         self._reading: _Request | None = None  # the one whose prompt is being read
+        self._ready: list[Newcomer[_Request]] = []  # their prompts are read: they join before the next step
         self._batches: list[Batch[_Request]] = []
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -236,14 +255,15 @@ class TransformersEngine:
             while self._await_work():
                 self._do_tasks()
                 self._drop_cancelled()
-                self._guard(self._read_prompt, lambda: self._being_read)
+                self._read_prompts()
+                self._join()
                 for batch in list(self._batches):
                     self._guard(lambda batch=batch: self._step(batch), lambda batch=batch: batch.rows)  # type: ignore[misc]
                 self._batches = [batch for batch in self._batches if batch.rows]
         finally:
             with self._wake:
                 self._is_closing = True
-                left = [*self._waiting, *self._being_read, *(row for batch in self._batches for row in batch.rows)]
+                left = self._all()
             for request in left:
                 request.deliver(RequestError("The replica is stopping.", code="stopping", status=503))
             for _, done in self._tasks:
@@ -265,9 +285,10 @@ class TransformersEngine:
             except Exception as error:
                 done.set_exception(error)
 
-    @property
-    def _being_read(self) -> list[_Request]:
-        return [self._reading] if self._reading else []
+    def _all(self) -> list[_Request]:
+        """That wait, are read, or decode."""
+        read = [one for one in (self._reading, *(ready.row for ready in self._ready)) if one is not None]
+        return [*self._waiting, *read, *(row for batch in self._batches for row in batch.rows)]
 
     def _drop_cancelled(self) -> None:
         with self._wake:
@@ -279,41 +300,79 @@ class TransformersEngine:
             batch.keep([n for n, row in enumerate(batch.rows) if not row.is_cancelled])
         self._batches = [batch for batch in self._batches if batch.rows]
 
-    def _read_prompt(self) -> None:
-        """Read one piece of one prompt; after its last piece the first token is drawn and the sequence joins."""
-        request = self._reading
-        if request is None:
-            if not self._waiting or sum(len(batch.rows) for batch in self._batches) >= self._settings.max_num_seqs:
-                return
+    def _read_prompts(self) -> None:
+        """As much of them as may be read between two steps."""
+        left = PREFILL_TOKENS
+        while left > 0 and (request := self._next_to_read()) is not None:
+            before = request.read
+            self._guard(lambda: self._read_on(request, left), lambda: [request])  # noqa: B023  called at once
+            if request.is_cancelled:
+                self._reading = None
+            left -= max(request.read - before, LEAST_TOKENS)
+
+    def _next_to_read(self) -> _Request | None:
+        if self._reading is None:
+            there = sum(len(batch.rows) for batch in self._batches) + len(self._ready)
             with self._wake:
-                request = self._reading = self._waiting.popleft()
-            request.cache = self._decoder.empty_cache()
-        self._adapters.use(request.adapter)
-        upto = min(request.read + PREFILL_TOKENS, len(request.prompt))
-        logits = self._decoder.prefill(request.prompt[:upto], request.cache, request.read)
+                if self._waiting and there < self._settings.max_num_seqs:
+                    self._reading = self._waiting.popleft()
+        return self._reading
+
+    def _read_on(self, request: _Request, most: int) -> None:
+        """One piece of its prompt; after the last piece its first token is drawn."""
+        prompt = request.prompt
+        if request.cache is None:
+            self._begin(request)
+        upto = min(request.read + most, len(prompt))
+        logits = self._decoder.prefill(prompt[:upto], request.cache, request.read, request.adapter)
         request.read = upto
-        if upto < len(request.prompt):
+        if upto < len(prompt):
             return
         is_over = request.take(next_tokens(logits, [request.sampler])[0], self._ends)
         self._reading, cache, request.cache = None, request.cache, None
+        if self._prefixes is not None:
+            self._prefixes.keep(request.adapter, prompt, layers_of(cache))
         if not is_over:
-            batch = self._batch_for(request.adapter)
-            self._guard(lambda: batch.join(request, cache, upto), lambda: [request, *batch.rows])
+            self._ready.append(Newcomer(request, cache, upto))
 
-    def _batch_for(self, adapter: str | None) -> Batch[_Request]:
+    def _begin(self, request: _Request) -> None:
+        """Its cache, with what is known of its prompt; the last token is read in any case, for what comes after it."""
+        found, pieces = 0, list[Layers]()
+        if self._prefixes is not None:
+            found, pieces = self._prefixes.find(request.adapter, request.prompt[:-1])
+        request.cache = self._decoder.filled_cache(pieces)
+        request.read = request.cached = found
+
+    def _join(self) -> None:
+        while self._ready:
+            batch = self._batch_for(self._ready[0].row)
+            fit = [one for one in self._ready if batch.group == self._adapters.group(one.row.adapter)]
+            together = fit if self._decoder.can_batch else fit[:1]
+            self._ready = [one for one in self._ready if one not in together]
+            self._guard(
+                lambda: batch.join(together),  # noqa: B023  called at once
+                lambda: [*(one.row for one in together), *batch.rows],  # noqa: B023
+            )
+
+    def _batch_for(self, request: _Request) -> Batch[_Request]:
+        group = self._adapters.group(request.adapter)
         if self._decoder.can_batch:
             for batch in self._batches:
-                if batch.adapter == adapter:
+                if batch.group == group:
                     return batch
-        self._batches.append(Batch(adapter))
+        self._batches.append(Batch(group))
         return self._batches[-1]
 
     def _step(self, batch: Batch[_Request]) -> None:
-        self._adapters.use(batch.adapter)
         tokens = next_tokens(batch.step(self._decoder), [row.sampler for row in batch.rows])
         ended = [row.take(token, self._ends) for row, token in zip(batch.rows, tokens, strict=True)]
-        if any(ended):
-            batch.keep([n for n, is_over in enumerate(ended) if not is_over])
+        if not any(ended):
+            return
+        if self._prefixes is not None:  # a dialogue goes on with its answer
+            for index in (n for n, is_over in enumerate(ended) if is_over):
+                row = batch.rows[index]
+                self._prefixes.keep(row.adapter, [*row.prompt, *row.answer[:-1]], batch.columns(index))
+        batch.keep([n for n, is_over in enumerate(ended) if not is_over])
 
     def _guard(self, do: Callable[[], None], concerned: Callable[[], Sequence[_Request]]) -> None:
         """A step that fails (out of memory, say) fails the requests in it; they are dropped, the next ones served."""
@@ -335,9 +394,11 @@ class TransformersEngine:
             if name in self._names:
                 self._retired.append(self._names[name])
             self._names[name] = inner
-            in_use = {r.adapter for r in [*self._waiting, *self._being_read]} | {b.adapter for b in self._batches}
+            in_use = {request.adapter for request in self._all()}
         for old in [old for old in self._retired if old not in in_use]:
             self._adapters.drop(old)
+            if self._prefixes is not None:
+                self._prefixes.forget(old)
             self._retired.remove(old)
 
 
@@ -348,6 +409,12 @@ def _context(config: Any, asked: int | None) -> int:
     if asked is not None and asked > own:
         raise ValueError(f"engine_kwargs: max_model_len is {asked}, but this model's context is {own}")
     return asked or int(own)
+
+
+def _prefix_bytes(settings: Settings, device: torch.device) -> int:
+    if settings.prefix_cache_mib is None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 20
+    return (settings.prefix_cache_mib or PREFIX_MIB) << 20
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -40,12 +40,14 @@ _TEMPLATE_WORDS = {
 class Usage(NamedTuple):
     prompt: int
     completion: int = 0
+    cached: int = 0  # of the prompt, not read again
 
-    def data(self) -> dict[str, int]:
+    def data(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
 
 

@@ -93,7 +93,8 @@ class VllmEngine:
                 is_over = output.finished
                 if piece.text or is_over:
                     reason = ("length" if piece.finish_reason == "length" else "stop") if is_over else None
-                    yield Piece(piece.text, len(prompt), made, reason, _said(piece, sampling.logprobs))
+                    said = _said(piece, sampling.logprobs)
+                    yield Piece(piece.text, len(prompt), made, reason, said, output.num_cached_tokens or 0)
         finally:
             if not is_over:
                 await self._engine.abort(id)
