@@ -32,9 +32,11 @@ from llmsched.gateway.limits import (
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Relay
-from llmsched.gateway.replicas import Pool, Replica, ReplicaGone, Slot
+from llmsched.gateway.replicas import Chosen, Pool, Replica, ReplicaGone
 from llmsched.gateway.signals import Signals
 from llmsched.gateway.table import Table, Target
+from llmsched.policies.routing import Ask
+from llmsched.policies.routing.work import limit_of, prompt_text
 
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
@@ -63,7 +65,9 @@ _OUR_FAULT = "The gateway failed; its log says why."
 TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
 HELD_COMMENT = b": waiting for a replica\n\n"
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
-USUAL_ANSWER_TOKENS = 256  # thought of a request that sets no limit
+WRITES = ("chat/completions", "completions")  # routes whose answers come word by word
+SESSION_HEADER = b"x-session-id"  # as Ray Serve has it
+SESSION_LENGTH = 256
 
 
 class Gateway:
@@ -172,6 +176,7 @@ class Gateway:
         target = self._table.model(body.get("model"), key)
         streams = body.get("stream") is True
         request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
+        request.session = _session(headers, body)
         answer = self._stream if streams else self._call
         work = answer(request, target, route.name, body, send)
         try:
@@ -205,6 +210,7 @@ class Gateway:
         raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
         body, answer = apps.asked(scope, name, raw), apps.Answer(send)
         request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
+        request.session = _session(headers, {})
 
         async def work() -> int:
             await apps.carry(self.stream(request, target, APP_ROUTE, body), answer)
@@ -227,13 +233,14 @@ class Gateway:
 
     async def _websocket(self, scope: Mapping[str, Any], receive: Receive, socket: apps.Socket) -> None:
         await receive()  # "websocket.connect"
-        _, key = await self._admitted(scope)
+        headers, key = await self._admitted(scope)
         if not scope["path"].startswith(apps.APPS):
             raise Refused(404, f"There is no websocket at {scope['path']}.", code="unknown_url")
         name = apps.name_in(scope["path"])
         target = self._table.app(name, key)
         body = apps.asked(scope, name, b"")
         request = self._open.begin(key, target.route.id, target.route.timeout_s, 0)
+        request.session = _session(headers, {})
 
         async def work() -> int:
             await apps.carry(self.stream(request, target, APP_ROUTE, body, socket.incoming()), socket)
@@ -311,13 +318,16 @@ class Gateway:
 
     async def call(self, request: OpenRequest, target: Target, route: str, body: dict[str, Any]) -> Any:
         """The answer of one replica; another one is asked when the chosen one is gone. Raises Refused."""
-        pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
+        pool, gone = self._pools[target.route.workload], set[str]()
         while True:
-            slot = await self._slot(request, target, pool, body, gone)
-            work = slot.replica.call(route, body, target.adapter)
+            chosen = await self._chosen(request, target, pool, body, gone)
+            slot, work = chosen.slot, chosen.slot.replica.call(route, body, target.adapter)
             try:
-                answer = await self._relay.call(pool, slot, tokens, work, target.route.timeout_s)
+                expected = _expected(pool, route, body)
+                answer = await self._relay.call(pool, chosen, expected, work, target.route.timeout_s)
                 pool.forgive(slot)
+                if route in WRITES and (tokens := _said(answer)):
+                    pool.lengths.saw(limit_of(body), tokens)
                 return answer
             except ReplicaGone:
                 pool.avoid(slot)
@@ -333,18 +343,20 @@ class Gateway:
     ) -> AsyncGenerator[Any, None]:
         """The chunks of one replica, which gets what comes in after the request. Another one is asked only while
         nothing has come yet. Raises Refused."""
-        pool, gone, tokens = self._pools[target.route.workload], set[str](), _tokens(body)
+        pool, gone, limit_s = self._pools[target.route.workload], set[str](), target.route.timeout_s
         while True:
-            slot = await self._slot(request, target, pool, body, gone)
+            chosen = await self._chosen(request, target, pool, body, gone)
             more = () if incoming is None else (incoming,)
-            work = slot.replica.stream(route, body, target.adapter, *more)
-            said = False
+            slot, work = chosen.slot, chosen.slot.replica.stream(route, body, target.adapter, *more)
+            expected, said = _expected(pool, route, body), 0
             try:
-                async with aclosing(self._relay.stream(pool, slot, tokens, work, target.route.timeout_s)) as chunks:
+                async with aclosing(self._relay.stream(pool, chosen, expected, work, limit_s)) as chunks:
                     async for chunk in chunks:
-                        said = True
+                        said += 1
                         yield chunk
                 pool.forgive(slot)
+                if route in WRITES:
+                    pool.lengths.saw(limit_of(body), said)
                 return
             except ReplicaGone:
                 pool.avoid(slot)
@@ -354,24 +366,25 @@ class Gateway:
                         503, "The replica was lost while it answered; ask again.", code="replica_lost"
                     ) from None
 
-    async def _slot(
+    async def _chosen(
         self, request: OpenRequest, target: Target, pool: Pool, body: dict[str, Any], gone: set[str]
-    ) -> Slot:
+    ) -> Chosen:
         """A replica for this request, which waits where none answers, or others wait already. Raises Refused."""
         model, hold_s = str(body.get("multiplexed", "")), min(target.route.hold_s, target.route.timeout_s)
+        ask = Ask(body, prompt_text(body), request.session)
         if not self._holds.anyone(pool.workload):
             try:
-                return pool.choose(body, gone, model)
+                return pool.choose(ask, gone, model)
             except Refused as refused:
                 if refused.code != "no_replica" or not hold_s:
                     raise
         elif not hold_s:
-            return pool.choose(body, gone, model)
+            return pool.choose(ask, gone, model)
         request.is_held = True
         try:
             gone.clear()  # who was gone may be back
             return await self._holds.slot(
-                pool, request.key.id, request.size, hold_s, lambda: pool.choose(body, gone, model)
+                pool, request.key.id, request.size, hold_s, lambda: pool.choose(ask, gone, model)
             )
         finally:
             request.is_held = False
@@ -401,10 +414,23 @@ def _json_in(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _tokens(body: Mapping[str, Any]) -> int:
-    """About how much work a request is."""
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    return limit if isinstance(limit, int) else USUAL_ANSWER_TOKENS
+def _session(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> str:
+    """What the client says that this request belongs to: a header, or OpenAI's `user`."""
+    user = body.get("user")
+    session = headers.get(SESSION_HEADER, b"").decode("latin-1") or (user if isinstance(user, str) else "")
+    return session[:SESSION_LENGTH]
+
+
+def _expected(pool: Pool, route: str, body: Mapping[str, Any]) -> int:
+    """Tokens of the answer."""
+    return pool.lengths.expect(limit_of(body)) if route in WRITES else 1
+
+
+def _said(answer: Any) -> int:
+    """Tokens of a whole answer, if it says so."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    said = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return said if type(said) is int and said > 0 else 0
 
 
 def _only(method: str, allowed: str, path: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from llmsched.gateway.limits import RETRY_NO_REPLICA_S
 from llmsched.gateway.refusals import Refused
-from llmsched.gateway.replicas import Pool, Slot
+from llmsched.gateway.replicas import Chosen, Pool
 from llmsched.gateway.signals import Signals
 
 HELD_AT_MOST = 1000  # requests to one endpoint
@@ -41,7 +41,7 @@ class Holds:
     def anyone(self, workload: str) -> bool:
         return workload in self._lines
 
-    async def slot(self, pool: Pool, key: str, size: int, patience_s: float, choose: Callable[[], Slot]) -> Slot:
+    async def slot(self, pool: Pool, key: str, size: int, patience_s: float, choose: Callable[[], Chosen]) -> Chosen:
         """What `choose` gives once it is this request's turn. Raises Refused: 503 when that takes too long, or too many
         wait; and what `choose` raises, unless it is for want of a replica."""
         line = self._lines.get(pool.workload) or self._begin(pool)

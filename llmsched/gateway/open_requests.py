@@ -27,6 +27,7 @@ class OpenRequest:
     def __init__(self, key: Key, model: str, limit_s: float, size: int, over: Callable[[OpenRequest], None]) -> None:
         self.key, self.model, self.size, self._limit_s = key, model, size, limit_s
         self.has_begun = self.is_held = False
+        self.session = ""  # that its client says it belongs to
         self._task = asyncio.current_task()
         self._why: Disconnected | Refused | None = None
         self._over = over

@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
+from llmsched.gateway.claim import Claim
 from llmsched.gateway.refusals import Refused
-from llmsched.gateway.replicas import Pool, Slot
+from llmsched.gateway.replicas import Chosen, Pool
 from llmsched.gateway.signals import Signals
 
 CHUNKS_AHEAD = 64  # of the client, before the replica waits for it
@@ -30,9 +31,12 @@ class Relay:
         self._signals, self._freed = signals, freed
         self._carrying: set[asyncio.Task[Any]] = set()
 
-    async def call(self, pool: Pool, slot: Slot, tokens: int, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
-        """What `work` returns. Raises what it raises, and Refused (504) when it takes longer than `limit_s` seconds."""
-        task = self._carry(pool, slot, tokens, work)
+    async def call(
+        self, pool: Pool, chosen: Chosen, expected: int, work: Coroutine[Any, Any, Any], limit_s: float
+    ) -> Any:
+        """What `work` returns; `expected`: tokens of its answer. Raises what it raises, and Refused (504) when it takes
+        longer than `limit_s` seconds."""
+        task = self._carry(pool, Claim(chosen.slot, chosen.unread, expected), work)
         try:
             await asyncio.wait({task}, timeout=limit_s)
             if not task.done():
@@ -42,11 +46,12 @@ class Relay:
             task.cancel()  # of no effect on what is done
 
     async def stream(
-        self, pool: Pool, slot: Slot, tokens: int, chunks: AsyncGenerator[Any, None], limit_s: float
+        self, pool: Pool, chosen: Chosen, expected: int, chunks: AsyncGenerator[Any, None], limit_s: float
     ) -> AsyncGenerator[Any, None]:
         """The chunks as they come. Raises what they raise, and Refused (504) when they take longer altogether."""
         brought: asyncio.Queue[Any] = asyncio.Queue(CHUNKS_AHEAD)
-        task = self._carry(pool, slot, tokens, _bring(chunks, brought))
+        claim = Claim(chosen.slot, chosen.unread, expected)
+        task = self._carry(pool, claim, _bring(chunks, brought, claim.said))
         ends_at = asyncio.get_running_loop().time() + limit_s
         try:
             while True:
@@ -64,15 +69,12 @@ class Relay:
         finally:
             task.cancel()
 
-    def _carry(self, pool: Pool, slot: Slot, tokens: int, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        slot.ongoing += 1
-        slot.tokens += tokens
+    def _carry(self, pool: Pool, claim: Claim, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         self._signals.begin(pool.workload)
 
         def put_down(task: asyncio.Task[Any]) -> None:
             self._carrying.discard(task)
-            slot.ongoing -= 1
-            slot.tokens -= tokens
+            claim.end()
             self._signals.end(pool.workload)
             self._freed(pool.workload)
             if not task.cancelled():
@@ -84,10 +86,11 @@ class Relay:
         return task
 
 
-async def _bring(chunks: AsyncGenerator[Any, None], brought: asyncio.Queue[Any]) -> None:
+async def _bring(chunks: AsyncGenerator[Any, None], brought: asyncio.Queue[Any], said: Callable[[], None]) -> None:
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
+                said()
                 await brought.put(chunk)
     except Exception as error:
         await brought.put(_Failed(error))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 from llmsched.gateway.limits import RETRY_FULL_S, RETRY_NO_REPLICA_S
 from llmsched.gateway.refusals import Refused
-from llmsched.policies.routing import Routing, named
+from llmsched.policies.routing import Ask, Routing, named
+from llmsched.policies.routing.work import AnswerLengths, tokens_of
 
 AVOID_S = 2.0
 AVOID_MAX_S = 30.0
@@ -51,12 +52,20 @@ class Slot:
         self.strikes = 0
 
 
+class Chosen(NamedTuple):
+    """The replica for a request. `unread`: tokens of the prompt that it will have to read, by what is known here."""
+
+    slot: Slot
+    unread: int
+
+
 class Pool:
     """The replicas of one workload. Counts survive a new route table; a replica that left it only finishes."""
 
     def __init__(self, workload: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.workload = workload
         self.max_ongoing = 1
+        self.lengths = AnswerLengths()
         self._clock = clock
         self._slots: dict[str, Slot] = {}
         self._routing_name = ""
@@ -71,16 +80,17 @@ class Pool:
             self._routing_name, self._routing = routing, named(routing, seed)
         self._slots = {name: self._slots.get(name) or Slot(name, connect(name)) for name in names}
 
-    def choose(self, body: Mapping[str, Any], not_these: set[str], model: str = "") -> Slot:
+    def choose(self, ask: Ask, not_these: set[str], model: str = "") -> Chosen:
         """A replica with room; for a multiplexed model, of those the one that has been asked for it. Raises Refused:
         429 when all that work are full, 503 when none is there."""
         now = self._clock()
         there = [s for s in self._slots.values() if s.name not in not_these and s.avoid_until <= now]
         room = [s for s in there if s.ongoing < self.max_ongoing]
         if room and model:
-            return max(room, key=lambda s: hashlib.blake2b(f"{model}\0{s.name}".encode(), digest_size=8).digest())
+            slot = max(room, key=lambda s: hashlib.blake2b(f"{model}\0{s.name}".encode(), digest_size=8).digest())
+            return Chosen(slot, tokens_of(ask.text))
         if room:
-            return self._routing.choose(room, body)
+            return Chosen(*self._routing.choose(room, ask))
         if there:
             raise Refused(
                 429,

@@ -61,7 +61,7 @@ class ServeSection(Section):
     engine_kwargs: EngineKwargs = Field(default_factory=EngineKwargs)
     parallelism: Parallelism = Field(default_factory=Parallelism)
     adapters: list[Adapter] = Field(default=[], max_length=1000)
-    routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin"] = "power-of-two"
+    routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin", "session-affinity"] = "power-of-two"
     app: EntryPoint | None = None
     args: dict[str, JsonValue] = {}
 

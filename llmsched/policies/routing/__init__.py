@@ -1,13 +1,13 @@
 """Which replica takes a request. A policy ranks candidates; it never counts calls and never refuses one.
 
 Used by the gateway on every request, so a choice is a few comparisons and no allocation worth naming. The spec's names
-(`power-of-two`, `least-tokens`, `prefix-cache`, `round-robin`) are looked up with `named`.
+are looked up with `named`. Of tokens `work.py` says what they weigh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 
 class Candidate(Protocol):
@@ -21,14 +21,23 @@ class Candidate(Protocol):
     def tokens(self) -> int: ...
 
 
-NAMES = ("power-of-two", "least-tokens", "prefix-cache", "round-robin")
+class Ask(NamedTuple):
+    """A request: its `body` as the client sent it, the `text` of its prompt, and the `session` that its client says it
+    belongs to ("" for none)."""
+
+    body: Mapping[str, Any]
+    text: str = ""
+    session: str = ""
+
+
+NAMES = ("power-of-two", "least-tokens", "prefix-cache", "round-robin", "session-affinity")
 
 C = TypeVar("C", bound=Candidate)
 
 
 class Routing(Protocol):
-    def choose(self, candidates: Sequence[C], body: Mapping[str, Any]) -> C:
-        """One of `candidates`, which is never empty. `body` is the request as the client sent it."""
+    def choose(self, candidates: Sequence[C], ask: Ask) -> tuple[C, int]:
+        """One of `candidates`, which is never empty, and how many tokens of the prompt it will have to read."""
 
 
 def named(name: str, seed: int) -> Routing:
@@ -37,11 +46,13 @@ def named(name: str, seed: int) -> Routing:
     from llmsched.policies.routing.power_of_two import PowerOfTwo
     from llmsched.policies.routing.prefix_cache import PrefixCache
     from llmsched.policies.routing.round_robin import RoundRobin
+    from llmsched.policies.routing.session_affinity import SessionAffinity
 
     made: dict[str, Routing] = {
         "power-of-two": PowerOfTwo(seed),
         "least-tokens": LeastTokens(),
         "prefix-cache": PrefixCache(seed),
         "round-robin": RoundRobin(),
+        "session-affinity": SessionAffinity(seed),
     }
     return made[name]

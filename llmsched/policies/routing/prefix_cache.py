@@ -1,63 +1,38 @@
-"""The replica that saw the longest same beginning of the prompt, whose key-value cache may still hold it.
+"""The replica that will have read the prompt first: what waits there, and what of the prompt it has yet to read.
 
-Affinity yields to balance: when that replica is busier than the least busy one by more than `SLACK`, or twice over,
-power of two decides. What is remembered is bounded: the least recently used beginnings are forgotten.
+A replica that saw the same beginning has its keys and values still, perhaps. Work ahead and tokens to read are in one
+unit, so affinity yields to balance by itself: where so many want one beginning that waiting for the replica that knows
+it takes longer than reading it anew, another one reads it, and from then on there are two.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import random
+from collections.abc import Sequence
 
-from llmsched.policies.routing import C
-from llmsched.policies.routing.power_of_two import PowerOfTwo
+from llmsched.policies.routing import Ask, C
+from llmsched.policies.routing.text_tree import TextTree
+from llmsched.policies.routing.work import CHARACTERS, tokens_of
 
-BLOCK = 256  # characters; about 64 tokens
-BLOCKS = 32  # looked at per request
-REMEMBERED = 20_000  # beginnings, of every replica together
-SLACK = 4  # requests
+LEAST_KNOWN = 64  # tokens: to read fewer than that takes no less time
+REMEMBERED = 4 << 20  # characters, of every replica together
 
 
 class PrefixCache:
     def __init__(self, seed: int) -> None:
-        self._balance = PowerOfTwo(seed)
-        self._last: OrderedDict[int, str] = OrderedDict()  # hash of a beginning -> replica that saw it last
+        self._random = random.Random(seed)
+        self._tree = TextTree(REMEMBERED)
 
-    def choose(self, candidates: Sequence[C], body: Mapping[str, Any]) -> C:
-        beginnings = list(_beginnings(prompt_text(body)))
-        chosen = self._warm(candidates, beginnings) or self._balance.choose(candidates, body)
-        for beginning in beginnings:
-            self._last[beginning] = chosen.name
-            self._last.move_to_end(beginning)
-        while len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
-        return chosen
+    def choose(self, candidates: Sequence[C], ask: Ask) -> tuple[C, int]:
+        seen = self._tree.seen(ask.text)
+        begin = int(self._random.random() * len(candidates))  # of equal ones not always the same
 
-    def _warm(self, candidates: Sequence[C], beginnings: list[int]) -> C | None:
-        least = min(replica.ongoing for replica in candidates)
-        by_name = {replica.name: replica for replica in candidates}
-        for beginning in reversed(beginnings):
-            replica = by_name.get(self._last.get(beginning, ""))
-            if replica is not None:
-                return replica if replica.ongoing <= max(least + SLACK, 2 * least) else None
-        return None
+        def cost(place: int) -> tuple[int, int]:
+            replica = candidates[place - begin]
+            known = seen.get(replica.name, 0) // CHARACTERS
+            return replica.tokens - (known if known >= LEAST_KNOWN else 0), replica.ongoing
 
-
-def prompt_text(body: Mapping[str, Any]) -> str:
-    """The words of a completion or chat request in order, as far as they matter for sharing a beginning."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return prompt
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return ""
-    return "\n".join(f"{m.get('role')}:{m.get('content')}" for m in messages if isinstance(m, dict))
-
-
-def _beginnings(text: str) -> Iterator[int]:
-    """Hashes of the first block, the first two, and so on; a last block that is not full counts as well."""
-    running = 0
-    for start in range(0, min(len(text), BLOCK * BLOCKS), BLOCK):
-        running = hash((running, text[start : start + BLOCK]))
-        yield running
+        chosen = candidates[min(range(len(candidates)), key=cost) - begin]
+        if ask.text:
+            self._tree.saw(chosen.name, ask.text, {replica.name for replica in candidates})
+        return chosen, tokens_of(ask.text) - tokens_of(ask.text[: seen.get(chosen.name, 0)])
