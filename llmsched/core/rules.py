@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from llmsched.core.amounts import bundle_milli, need_of
+from llmsched.core.amounts import bundle_milli, need_of, options_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.message import Message, say
@@ -120,6 +120,18 @@ class Rules:
             if len(recent) >= EVICTIONS_AN_HOUR:
                 return self._not_before(recent[0] + 3600.0, say("eta.evictions"))
         return True
+
+    def may_evict(self, victim: GangState) -> bool:
+        """Whether it may be taken as things stand, whatever shields it for a time, if its place is enough."""
+        code = self.group(victim.spec.queue, victim.spec.priority)
+        if not code:
+            return False
+        for option in options_of(self.gang.spec):
+            self.option = option
+            for _ in self.each_strategy():
+                if self.now(victim, code) and self.holds():
+                    return True
+        return False
 
     def _not_before(self, at: float, basis: Message) -> bool:
         self.shielded.append((at, basis))

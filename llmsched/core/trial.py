@@ -7,6 +7,8 @@ own, from which everybody who is on the way out has gone. Knows no rule and no p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from types import TracebackType
 
@@ -76,6 +78,18 @@ class Trial:
             self._log.append((gang, (), EXCESS, self.placements.get(gang.id)))
             self._exceed(gang, bool(placement))
         self.placements[gang.id] = placement
+
+    @contextmanager
+    def as_begun(self, gang: GangState, placement: Placement) -> Iterator[None]:
+        """While it lasts the gang, about which nothing is decided, is one that this pass has told to start there."""
+        mark = self.mark()
+        self.hold(gang, placement)
+        self.begun[gang.id] = placement
+        try:
+            yield
+        finally:
+            del self.begun[gang.id]
+            self.rollback(mark)
 
     def unpromise(self, gang: GangState) -> None:
         """Take a nomination out of the ledgers for the rest of the trial."""

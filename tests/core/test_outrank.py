@@ -122,3 +122,26 @@ def test_who_starts_moves_a_reservation_and_the_next_pass_comes_at_once() -> Non
     assert starts == ["holder/0"] and plan.asks_again
     given.turn()
     assert given.turn().decisions == [Launch("guest", 2)]
+
+
+def beside_heavy(first: int, second: int, wants: int) -> Given:
+    """Two queues that own nothing and level what they borrow; work of `heavy` counts half."""
+    given = cluster(f"1 node x {first + second}").queue("heavy", 0, weight=2.0).queue("light", 0)
+    given.rules(reclaim="any").scheduling(fair_share="weighted_drf_over_borrowed").policies(ordering="priority")
+    given.running("v1", first, queue="light").running("v2", second, queue="light")
+    return given.pending("in", wants, queue="heavy")
+
+
+def test_nobody_is_evicted_for_somebody_whom_it_could_evict_when_it_is_back() -> None:
+    """Two made room for one by fair share. The smaller of them then had the right to evict it, as its queue had come
+    down to nothing, and so round and round: two singles and a pair evicted one another until an hour's bound."""
+    given = beside_heavy(1, 3, 4)
+    assert given.decide().decisions == []
+    assert given.settle().phase("in") == "waiting"
+
+
+def test_the_set_of_which_nobody_could_take_its_place_back_leaves() -> None:
+    given = beside_heavy(1, 3, 3)
+    assert given.decide().decisions == [Preempt("v2", "fair_share"), Nominate("in", 3)]
+    given.settle()
+    assert (given.phase("in"), given.phase("v1"), given.phase("v2")) == ("running", "running", "waiting")

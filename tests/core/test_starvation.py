@@ -189,3 +189,19 @@ def test_nobody_makes_room_on_gpus_that_are_held(gpus: int, starts: bool) -> Non
     decided = given.turn().decisions
     assert (decided == [Preempt("y", "in_queue_priority"), Nominate("later", gpus)]) == starts
     assert starts or decided == []
+
+
+@pytest.mark.parametrize(("backfill", "starts"), [("off", []), ("easy", [Launch("short", 2)])])
+@pytest.mark.parametrize("priority", [50, 10])
+def test_nobody_goes_past_a_better_one_that_a_hold_keeps_out_by_being_shorter(
+    backfill: str, starts: list[Any], priority: int
+) -> None:
+    """`long` would delay who has waited long, `short` would not: that is what backfill is for, and only that."""
+    given = cluster("2 nodes x 2").scheduling(backfill=backfill).policies(ordering="priority")
+    given.running("runs", 2, ends_in=HOLD_S + 900.0).pending("large", 1, elastic=(4, 4), priority=50).after(HOLD_S)
+    given.pending("long", 2, priority=50, estimated_runtime_s=9000.0)
+    given.pending("short", 2, priority=priority, estimated_runtime_s=100.0)
+    assert given.turn().decisions == starts
+    assert given.pending("small", 1, priority=10, estimated_runtime_s=100.0).turn().decisions == [
+        *([Launch("small", 1)] if not starts else [])
+    ]

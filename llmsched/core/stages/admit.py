@@ -145,6 +145,7 @@ class Admission:
                 moves.before(gang)
             if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
                 self.this.tell_alone(gang, self.calendar.would_delay(head))
+                self._stand_before(gang, shape, line)
                 self._count_look(gang, shape, line)
             elif self._consider(gang, shape, line):
                 self._note_success(gang, bool(self.refused_to or line.still_refused))
@@ -410,6 +411,8 @@ class Admission:
         if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
             line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
         elif personal:
+            if self.refused is not None and self.refused.code == "order":
+                self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
         self._keep_guarantee(gang, shape)
@@ -460,6 +463,15 @@ class Admission:
             mask = place.eligible_by_any(self.trial, shape.sample)
             room = self.room[key] = self.state.capacity.free_gpus(mask) * MILLI
         return room
+
+    def _stand_before(self, gang: GangState, shape: Shape, line: Line) -> None:
+        """Without backfill nobody who asks for as much goes past one that is kept out for the sake of who has waited
+        long, by being shorter, with a lower priority; nor with the same one where age alone decides then."""
+        if self.calendar.depth or self.by_rank:
+            return
+        ordering = self.this.policies.ordering
+        highest = gang.spec.priority - (0 if ordering.static and ordering.by_priority else 1)
+        line.block(shape.queue, shape.flavors, gang.id, shape.least_total, highest)
 
     def _count_look(self, gang: GangState, shape: Shape, line: Line) -> None:
         looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1

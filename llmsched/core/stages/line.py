@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from llmsched.core.amounts import need_milli, need_of
@@ -91,6 +92,23 @@ def compares_queues(state: State, shares: Shares | None) -> bool:
     return shares is not None or (state.quota.enforced and len(state.quota.queues) > 1)
 
 
+class Block(NamedTuple):
+    """Who stands before others: those of the queue that ask for one of these flavors (None: any), for so many
+    thousandths of GPUs at least, and have no higher priority than that."""
+
+    queue: str
+    flavors: tuple[str | None, ...] | None
+    by: str
+    milli: int
+    priority: float
+
+    def binds(self, shape: Shape) -> bool:
+        if shape.queue != self.queue or shape.sample.priority > self.priority or shape.least_total < self.milli:
+            return False
+        flavors = self.flavors
+        return flavors is None or None in flavors or None in shape.flavors or bool(set(flavors) & set(shape.flavors))
+
+
 class Line:
     """The waiting gangs of one pass, best first. Say `refuse` or `block` about a gang before asking for the next."""
 
@@ -120,7 +138,7 @@ class Line:
         self._deep = shares is not None and shares.mode == BORROWED and bool(state.configuration.cohorts)
         self._heaps: dict[str, list[Head]] = {}
         self._only_what_is_free = only_what_is_free
-        self._blocked: list[tuple[str, tuple[str | None, ...] | None, str]] = []
+        self._blocked: list[Block] = []
         self.left_out: list[Shape] = []
         lines: dict[str, list[Shape]] = {}
         self._free = self._count_free()
@@ -267,7 +285,7 @@ class Line:
                 self._refused, self._now = False, rank if self._now is None else max(self._now, rank)
                 yield self._gangs[head.name], head.shape
                 self._free = self._count_free()
-                goes_on = not self._refused and self._fits(head.shape)
+                goes_on = not self._refused and not self.blocker(head.shape) and self._fits(head.shape)
                 following = self._next(head) if goes_on else None
                 if following is not None:
                     heappush(heap, following)
@@ -279,10 +297,13 @@ class Line:
         """Nobody of this gang's class is looked at any more in this pass."""
         self._refused = True
 
-    def block(self, queue: str, flavors: tuple[str | None, ...] | None, by: str) -> None:
-        """Nobody of the queue that asks for one of these flavors (None: any) is looked at any more in this pass."""
-        self._refused = True
-        self._blocked.append((queue, flavors, by))
+    def block(
+        self, queue: str, flavors: tuple[str | None, ...] | None, by: str, milli: int = 0, priority: float = inf
+    ) -> None:
+        """Nobody whom such a Block binds is looked at any more in this pass."""
+        block = Block(queue, flavors, by, milli, priority)
+        if not any(block[:2] == other[:2] and block[3:] == other[3:] for other in self._blocked):
+            self._blocked.append(block)
 
     @property
     def moves(self) -> bool:
@@ -296,9 +317,4 @@ class Line:
 
     def blocker(self, shape: Shape) -> str:
         """Who stands before this class, if somebody does."""
-        for queue, flavors, by in self._blocked:
-            if queue != shape.queue:
-                continue
-            if flavors is None or None in flavors or None in shape.flavors or set(flavors) & set(shape.flavors):
-                return by
-        return ""
+        return next((block.by for block in self._blocked if block.binds(shape)), "")

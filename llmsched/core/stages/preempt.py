@@ -5,8 +5,9 @@ then priority counts, then what is lost. Victims are taken cheapest first until 
 then spared again, dearest first, as far as it still fits; one victim instead of several is taken if it loses no more,
 and so is any other set of a few that loses less. Flavors are tried in the order in which the gang has them.
 Of equals in priority, where the rules let them evict one another, the newest goes: it can evict nobody in turn. Nobody
-is evicted unless the gang then really fits. Nodes that could hold the whole gang are tried one by one as well, so that
-victims are not picked all over the cluster. Shrinking (shrink.py) comes before this.
+is evicted unless the gang then really fits, nor for somebody whom it could evict when it is back. Nodes that could hold
+the whole gang are tried one by one as well, so that victims are not picked all over the cluster. Shrinking (shrink.py)
+comes before this.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on
+from llmsched.core.rules import IN_QUEUE, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import outrank, place, shrink, victims
 from llmsched.core.stages.nominate import nominate
@@ -231,7 +232,7 @@ class Search:
             if chosen and freed >= missing and rules.holds():
                 steps -= STEPS // SETS_TRIED
                 placement = self._find(mask)
-                if placement is not None:
+                if placement is not None and not self._would_take_back(choice.victims, choice.why, placement):
                     choice.placement = placement
                     best = choice
                     return
@@ -331,12 +332,13 @@ class Search:
                 else:
                     found = placed
                     chosen.remove(victim)
-            choice = Choice(found, chosen, why, rules.shortfall_of(chosen))
+            choices = [Choice(found, chosen, why, rules.shortfall_of(chosen))]
+            if self._would_take_back(chosen, why, found):
+                choices = []
             if len(chosen) > 1:
                 eligible = [row for rows in kinds for row in rows][:VICTIMS_CONSIDERED]
-                for alone in self._alone(start, scope, eligible):
-                    choice = min(choice, alone, key=lambda one: one.rank(rules, self.cost_of))
-            return choice
+                choices += self._alone(start, scope, eligible)
+            return min(choices, key=lambda one: one.rank(rules, self.cost_of), default=None)
         finally:
             trial.rollback(start)
 
@@ -353,11 +355,28 @@ class Search:
                 continue
             trial.hold(victim, ())
             placed = self._find(scope)
-            fits = rules.holds() and placed is not None
-            shortfall = rules.shortfall_of([victim])
+            why, shortfall = {victim.id: code_now}, rules.shortfall_of([victim])
+            fits = placed is not None and rules.holds() and not self._would_take_back([victim], why, placed)
             trial.rollback(start)
             if fits and placed is not None:
-                yield Choice(placed, [victim], {victim.id: code_now}, shortfall)
+                yield Choice(placed, [victim], why, shortfall)
+
+    def _would_take_back(self, gone: list[GangState], why: dict[str, str], placement: Placement) -> bool:
+        """Whether one of those that have let go here could evict the gang in turn: it would come back in its place, and
+        all of them would have left in vain. Each may be taken at its moment, the first of them before its queue has
+        come down to what it then has; so that is asked once all have gone."""
+        gang, trial = self.gang, self.trial
+        asked: dict[tuple[str, int, int], None] = {}
+        if not gang.spec.preemptible or all(why[victim.id] == IN_QUEUE for victim in gone):
+            return False
+        with trial.as_begun(gang, placement):
+            for victim in gone:
+                spec = victim.spec
+                key = (spec.queue, spec.priority, least_milli(spec, spec.min_size))
+                if why[victim.id] != IN_QUEUE and key not in asked and Rules(self.later, victim).may_evict(gang):
+                    return True
+                asked[key] = None
+        return False
 
 
 def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[Row]) -> list[int]:
