@@ -320,6 +320,17 @@ class View(Frozen):
             return gang.served_gpu_s
         return gang.served_gpu_s + (self.now - gang.started_at) * gang.gpus_milli() / MILLI
 
+    def unsaved_s(self, gang: Gang) -> float:
+        """Seconds of its attempt's work that would be done again if it were evicted now: since its last checkpoint, or
+        where it has reported none since it started, but no more than from one to the next as it says."""
+        gang = _own(gang)
+        if gang.started_at is None or not gang.is_holding():
+            return 0.0
+        if gang.checkpoint_at is not None:
+            return max(0.0, self.now - max(gang.checkpoint_at, gang.started_at))
+        ran = max(0.0, self.now - gang.started_at)
+        return ran if gang.spec.saves_every_s is None else min(ran, gang.spec.saves_every_s)
+
     def held_for_s(self, gang: Gang) -> float:
         """Seconds since this attempt was launched or last resized; 0 when it holds nothing."""
         gang = _own(gang)

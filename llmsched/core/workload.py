@@ -110,6 +110,7 @@ class Workload:
     estimated_runtime_s: float | None = None  # at min_size unless `speedup` says otherwise
     speedup: tuple[tuple[int, float], ...] = ()  # (size, progress per second relative to min_size) on any option that
     # says nothing of its own
+    saves_every_s: float | None = None  # how often it saves its work: believed until it has reported a checkpoint
     deadline: float | None = None  # stamp
     after: tuple[str, ...] = ()  # workload ids that must have succeeded
     schedule: str | None = None  # cron

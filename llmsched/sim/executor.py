@@ -17,9 +17,7 @@ from llmsched.core.decisions import Decision
 from llmsched.core.facts import Fact
 from llmsched.core.nodes import Node
 from llmsched.core.state import State
-from llmsched.sim.runtimes import Runtime
-
-CHECKPOINT_S = 600.0  # a lost attempt goes on from its last multiple of this
+from llmsched.sim.runtimes import CHECKPOINT_S, Runtime
 
 
 class SimExecutor:

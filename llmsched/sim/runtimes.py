@@ -17,6 +17,7 @@ from llmsched.core.workload import Group, Option, Retry, Workload
 from llmsched.errors import SpecError
 from llmsched.sim.traces.job import Job
 
+CHECKPOINT_S = 600.0  # from one checkpoint to the next; a lost attempt goes on from its last multiple of this
 ALONE = Retry(max_restarts=1_000_000, backoff_s=0.0)  # simulated hardware may fail as often as it likes
 
 
@@ -140,6 +141,7 @@ def workload_of(
         sizes=sizes if len(sizes) > 1 else (),
         grace_s=grace_s,
         estimated_runtime_s=told,
+        saves_every_s=CHECKPOINT_S,
         speedup=tuple((size, whole / seconds) for size, seconds in job.runtimes) if len(sizes) > 1 else (),
         retry=ALONE,
     )

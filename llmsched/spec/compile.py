@@ -68,6 +68,7 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         min_runtime_s=spec.preemption.min_runtime,
         max_runtime_s=finite.max_runtime if finite else None,
         estimated_runtime_s=finite.estimated_runtime if finite else None,
+        saves_every_s=_saves_every_s(spec),
         deadline=finite.deadline if finite else None,
         after=tuple(_waits_for(spec)),
         schedule=finite.schedule.cron if finite and finite.schedule else None,
@@ -95,6 +96,12 @@ def _search(spec: TuneSpec) -> TuneSpec:
 def _model(spec: WorkloadSpec) -> str:
     """What makes run times alike: the model that is trained, else the workload by name, which may be run again."""
     return (spec.train.base_model if isinstance(spec, TrainSpec) else None) or spec.name
+
+
+def _saves_every_s(spec: WorkloadSpec) -> float | None:
+    """Where the loop is ours, so that it does so."""
+    ours = isinstance(spec, TrainSpec) and spec.train.base_model is not None and spec.checkpoint.resume != "never"
+    return spec.checkpoint.every if ours else None
 
 
 def _steps(spec: WorkloadSpec) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from ledger import Given, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
@@ -167,3 +168,43 @@ def test_work_that_may_not_be_evicted_and_streams_by_does_not_starve_a_gang() ->
 
 def _stream(given: Given, count: int) -> list[facts.Fact]:
     return [facts.Submitted(given.now, work(f"s{number}", 1000, preemptible=False)) for number in range(count)]
+
+
+def evicted_in(given: Given, hours: int) -> list[tuple[str, str]]:
+    """(who, for whom), with a ranking a minute, each told thing done at once."""
+    policies, found = load(given.names), list[tuple[str, str]]()
+    for _ in range(hours * 60):
+        given.now += 60.0
+        happened: list[Any] = [facts.Tick(given.now)]
+        while happened:
+            plan, happened = turn(given.state, happened, policies), []
+            for each in plan.decisions:
+                if isinstance(each, decisions.Launch):
+                    happened.append(facts.Bound(given.now, each.gang, each.attempt))
+                elif isinstance(each, decisions.Preempt):
+                    found.append((each.gang, each.beneficiary))
+                    happened.append(facts.Released(given.now, each.gang, each.attempt))
+    return found
+
+
+@pytest.mark.parametrize("before", [0, 40])
+def test_a_day_of_unsaved_work_is_not_lost_where_two_that_have_just_begun_would_do(before: int) -> None:
+    """Without run times the old one had attained most and ranked last, so that it left for whoever came. Those that
+    have just begun would not have done, either, had it ranked after them: they would have come back in its place.
+    `before`: how many ran earlier, which the ordering remembers."""
+    given = cluster("1 node x 10").scheduling(preemption=BY_RANK, order="best_effort", quantum_s=60.0)
+    for number in range(before):
+        given.running(f"gone{number}", 1).after(1.0, facts.Finished(given.now, f"gone{number}/0", 1, "succeeded"))
+    given.running("old", 8).after(25 * 3600.0).running("fresh0", 1).running("fresh1", 1).after(60.0)
+    found = evicted_in(given.pending("in", 2), 6)
+    assert sorted(found) == [("fresh0/0", "in/0"), ("fresh1/0", "in/0")], "once, when `in` is owed a start"
+
+
+def test_who_has_run_long_and_saves_often_makes_way_for_who_has_just_come() -> None:
+    given = cluster("1 node x 10").scheduling(preemption=BY_RANK, order="best_effort", quantum_s=60.0)
+    given.running("old", 8, saves_every_s=600.0).after(25 * 3600.0).running("fresh", 2).after(60.0)
+    assert evicted_in(given.pending("in", 2), 6) == [("old/0", "in/0")]
+    given = cluster("1 node x 10").scheduling(preemption=BY_RANK, order="best_effort", quantum_s=60.0)
+    given.running("old", 8).after(25 * 3600.0).running("fresh", 2)
+    given.after(60.0, facts.CheckpointPublished(given.now, "old/0", 1, step=9))
+    assert evicted_in(given.pending("in", 2), 6) == [("old/0", "in/0")]

@@ -69,6 +69,13 @@ def test_run_times_are_alike_by_model_else_by_name():
     assert (task.model, task.steps) == ("nightly", None)
 
 
+def test_how_often_work_saves_is_known_where_the_loop_is_ours():
+    assert compiled(TRAIN).saves_every_s == 600.0
+    assert compiled(TRAIN + "checkpoint: {every: 90s}").saves_every_s == 90.0
+    assert compiled(TRAIN + "checkpoint: {resume: never}").saves_every_s is None
+    assert compiled("name: nightly\nkind: task\ntask: {run: [x]}").saves_every_s is None
+
+
 def test_what_is_read_from_runs_is_waited_for():
     assert compiled(TRAIN).after == ("prepare@2", "first@1", "pretrain@3")
     serve = "name: s\nkind: serve\nafter: [a]\nserve: {model: {source: 'run://a'}, adapters: [{name: x, source: 'run://b'}]}"

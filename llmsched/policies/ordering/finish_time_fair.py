@@ -14,8 +14,11 @@ third for the mean. Exact estimates make the three equal.
 
 Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
 at least. There is no tier 2 then, and tier 3 orders by levels of GPU-seconds attained; inside a level who runs stays,
-and among those who wait the oldest is next, so that equals do not take turns. Priority goes before all of it. The
-constants were chosen on the development traces; `tests/benchmarks/quality.py` has the figures.
+and among those who wait the oldest is next, so that equals do not take turns. What somebody who runs has not saved
+counts as waited for, not as run: if it were evicted now that is what it would come to. So who would lose much ranks
+before who would lose little, and of equals nobody with a day of unsaved work leaves where others would do. Priority
+goes before all of it. The constants were chosen on the development traces; `tests/benchmarks/quality.py` has the
+figures.
 """
 
 from __future__ import annotations
@@ -82,6 +85,8 @@ class FinishTimeFair:
         waited = view.now - gang.submitted_at - done
         outlook = view.outlook(gang, LEAST, MOST)
         if outlook is None:
+            unsaved = view.unsaved_s(gang)
+            done, waited = done - unsaved, waited + unsaved
             whole = max(knobs.prior_s, 2.0 * done)
             unfairness = (waited + whole) / (whole * self._contention)
             if unfairness >= knobs.guard_blind:

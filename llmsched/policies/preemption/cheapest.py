@@ -7,5 +7,4 @@ from llmsched.core.policy import GangView, View
 
 class Cheapest:
     def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None:
-        since = max(victim.checkpoint_at or 0.0, victim.started_at or view.now)
-        return int(max(0.0, view.now - since) * victim.gpus_milli())
+        return int(view.unsaved_s(victim) * victim.gpus_milli())
