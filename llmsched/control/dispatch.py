@@ -125,6 +125,7 @@ def launch_order(state: State, gang: GangState, attempt: int, placement: Placeme
         grace_s=workload.grace_s,
         version=versions.own(),
         over_memory=state.configuration.over_memory,
+        owner=workload.user,
     )
 
 

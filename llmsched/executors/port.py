@@ -49,6 +49,7 @@ class LaunchOrder:
     grace_s: float = 120.0
     version: str = ""  # of llmsched where the order was written
     over_memory: str = "off"  # off | warn | end: a member that uses more memory than it asked for
+    owner: str = ""  # the user: processes that hold nothing any more go on only to work of the same one
 
     @property
     def name(self) -> str:

@@ -8,13 +8,16 @@ size: a resize makes a new one, so nothing of the old one can stay behind, unles
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmsched import sanitize
 from llmsched.runtime import redaction
 from llmsched.runtime.deaths import Death
 from llmsched.runtime.ranks import Ranks
 from llmsched.runtime.storage import Storage
+
+if TYPE_CHECKING:
+    from llmsched.runtime.crew import Crew
 
 NAMESPACE = "llmsched"
 PLACED_WITHIN_S = 60.0  # the ledger says that it fits; when Ray does not agree by then, nobody waits on
@@ -39,6 +42,7 @@ class Life(Protocol):
     ranks: Ranks  # what the ranks of this try have said
     resizes: int  # how often its size has changed
     left: threading.Event  # set once this try has let go of everything
+    crew: Crew | None  # where a task leaves its workers to the next one, if it may
 
     @property
     def is_leaving(self) -> bool:

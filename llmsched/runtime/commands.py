@@ -25,11 +25,15 @@ class Commands:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[str, Any] = {}
+        self._is_closed = False
         self.used_at = time.monotonic()  # when somebody said or heard something last
 
     def run(self, command: str, order: dict[str, Any], place: Place, ask: Ask) -> Iterator[execute.Said]:
         """`command` is its id, for `take` and `end`."""
         with self._lock:
+            if self._is_closed:
+                yield "end", "it has ended", None
+                return
             if len(self._running) >= AT_ONCE:
                 yield "end", f"{AT_ONCE} commands run beside it already", None
                 return
@@ -63,6 +67,12 @@ class Commands:
             worker = self._running.get(command)
         if worker is not None:
             worker.stop.remote()
+
+    def close(self) -> bool:
+        """None begins any more; whether one runs."""
+        with self._lock:
+            self._is_closed = True
+            return bool(self._running)
 
     def end_all_but(self, heard: list[str]) -> None:
         with self._lock:

@@ -191,6 +191,7 @@ def clear_node(owner: str, rays: Sequence[int] = ()) -> dict[str, list[str]]:
     """What is left of an attempt on the node where this is called: wait for guardians that are at it, then see to it.
 
     `rays`: pids of workers of Ray's that hold the owner's actors and that Ray does not end."""
+    assert owner, "nobody's name would be everybody's"
     for pid in rays:
         with suppress(ProcessLookupError):
             process = guardian.identify(pid)

@@ -34,7 +34,7 @@ _MAX_BYTES = 2 * 1024**3
 _UPLOAD_EVERY_S = 10.0
 OURS = "llmsched-"
 SHORT = "/tmp"  # for folders whose paths must be short, wherever the others are
-_kept: list[int] = []  # descriptors whose locks end with this process
+_kept: dict[Path, int] = {}  # by mark, descriptors whose locks end with this process
 
 
 class UserError(Exception):
@@ -118,13 +118,15 @@ def keep(folder: Path) -> None:
     handle, draft = tempfile.mkstemp(prefix=f".{OURS}", dir=folder.parent)
     fcntl.flock(handle, fcntl.LOCK_EX)
     Path(draft).rename(_mark(folder))  # locked before anybody can find it
-    _kept.append(handle)
+    _kept[_mark(folder)] = handle
 
 
 def drop(folder: Path) -> None:
     """Remove a folder that was kept."""
     shutil.rmtree(folder, ignore_errors=True)
     _mark(folder).unlink(missing_ok=True)
+    if (handle := _kept.pop(_mark(folder), None)) is not None:
+        os.close(handle)
 
 
 def sweep() -> None:

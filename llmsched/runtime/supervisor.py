@@ -28,6 +28,7 @@ from llmsched.runtime.ask_desk import AskDesk
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, Attempt, Outcome
 from llmsched.runtime.command_worker import Ask
 from llmsched.runtime.commands import Commands
+from llmsched.runtime.crew import Crew
 from llmsched.runtime.health import Health, Look, Pulse
 from llmsched.runtime.inactivity import SHORTEST_TOLD_S, Inactivity
 from llmsched.runtime.ranks import Ranks
@@ -54,10 +55,12 @@ _KINDS = {
 
 
 class Supervisor:
-    """`order` is the LaunchOrder as JSON; `end_process` ends the actor. Methods are called from several threads."""
+    """`order` is the LaunchOrder as JSON; `end_process` ends the actor. `crew` keeps the workers that this attempt
+    leaves to the next one; without it, it leaves none. Methods are called from several threads."""
 
-    def __init__(self, order: str, end_process: Callable[[int], object] = os._exit) -> None:
+    def __init__(self, order: str, end_process: Callable[[int], object] = os._exit, crew: Crew | None = None) -> None:
         self.order: dict[str, Any] = json.loads(order)
+        self.crew = crew
         self._end_process = end_process  # `exit_actor` works only inside a method
         redaction.hide(self.order)
         self.name = f"llms/{self.order['gang']}/{self.order['attempt']}"
@@ -96,7 +99,8 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Plain data: started, progress, checkpoint [step, fraction], stalled (in words), receipt or None. `is_clear`:
-        nothing is left of the size before this one."""
+        nothing is left of the size before this one. `leaves`: it has ended, and another attempt may have its
+        processes."""
         with self._lock:
             return {
                 "attempt": self.order["attempt"],
@@ -110,6 +114,7 @@ class Supervisor:
                 "stalled": self._stalled,
                 "asks": self._asks.waiting(),
                 "receipt": None if self._receipt is None else asdict(self._receipt),
+                "leaves": self._receipt is not None and self.crew is not None and self.crew.is_there,
             }
 
     def stop(self, mode: str, grace_s: float) -> None:
@@ -172,7 +177,7 @@ class Supervisor:
     def execute(self, command: str, rank: int, ask: Ask) -> Iterator[execute.Said]:
         """Do what a person asks where rank `rank` runs. `command` is its id, for `take` and `end_command`."""
         place = self.ranks.place_of(rank)
-        if place is None or not self._has_begun or self._stop_mode:
+        if place is None or not self._has_begun or self._stop_mode or self.left.is_set():
             yield "end", f"rank {rank} is not at work just now", None
             return
         yield from self._commands.run(command, self.order, place, ask)
@@ -306,6 +311,8 @@ class Supervisor:
         if self._attempt is not None:
             # What is ended by force has its children ended after it, by guardians that nobody waits for.
             self._is_clear = self._attempt.let_go() and end.message != FORCED
+        if self.crew is not None and self.crew.is_there and self._commands.close():
+            self.crew.end()  # what people still do beside it is of this attempt
         self.left.set()
         return end
 

@@ -34,7 +34,7 @@ from llmsched.runtime import (
     ray_demand,
     redaction,
 )
-from llmsched.runtime.attempt import NAMESPACE
+from llmsched.runtime.addressed import supervisor_of
 from llmsched.runtime.health import Pulse
 from llmsched.runtime.link import ActorLink
 from llmsched.runtime.outputs import Outputs
@@ -73,6 +73,7 @@ class TaskWorker:
         self._outputs: Outputs | None = None
         self._guard: containment.Guard | None = None
         self._over_memory = ""
+        self._has_left = False  # what it started does not end
         self._door: gang_ray.Door | None = None  # at worker 0
         self._node: private_ray.RayNode | None = None
         self._demand: ray_demand.Watch | None = None  # at its head
@@ -179,12 +180,16 @@ class TaskWorker:
         if meeting and not meeting.is_alone and not environment.has_accelerator():
             command = launchers.without_gpus(command)
             each = [{"ACCELERATE_USE_CPU": "true", **one} for one in each]  # or each would train a copy
-        threading.Thread(target=self._beat, args=(meeting,), daemon=True, name="pulse").start()
-        with closing(command_link.Desk(self._answers())) as desk:
-            envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
-            code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
-            if self._node is None:  # else others of the gang may use what runs beside this one: it ends with them
-                self._contain()
+        is_over = threading.Event()
+        threading.Thread(target=self._beat, args=(meeting, is_over), daemon=True, name="pulse").start()
+        try:
+            with closing(command_link.Desk(self._answers())) as desk:
+                envs = {**envs, elastic.DONE_FILE: str(done), command_link.NAME: desk.path}
+                code, place = self._run(command, [self._envs({**envs, **one}) for one in each])
+                if self._node is None:  # else others of the gang may use what runs beside this one: it ends with them
+                    self._contain()
+        finally:
+            is_over.set()
         self._log.close()
         if self._over_memory:
             return Ending(f"rank {self._rank}: {self._over_memory}", "input", code)
@@ -225,16 +230,15 @@ class TaskWorker:
         return ActorLink(self._supervisor()).ask(id, body)
 
     def _supervisor(self) -> Any:
-        return ray.get_actor(f"llms/{self._order['gang']}/{self._order['attempt']}", namespace=NAMESPACE)
+        return supervisor_of(self._order)
 
-    def _beat(self, meeting: Rendezvous | None) -> None:
+    def _beat(self, meeting: Rendezvous | None, is_over: threading.Event) -> None:
         """Signs of life to the supervisor: whether a signal has stopped the command, and whether it met the others."""
-        name = f"llms/{self._order['gang']}/{self._order['attempt']}"
         meter = pulse.CommandMeter(meeting.port if meeting and len(meeting.addresses) > 1 else 0)
-        while not self._stopping.wait(pulse.EVERY_S):
+        while not is_over.wait(pulse.EVERY_S) and not self._stopping.is_set():
             with suppress(Exception):
                 if (said := self._pulse(meter)) is not None:
-                    self._tell(name, said)
+                    self._tell(said)
 
     def _pulse(self, meter: pulse.CommandMeter) -> Pulse | None:
         """None: there is nothing to speak of."""
@@ -255,8 +259,8 @@ class TaskWorker:
         self._wanted = wants
         return wants
 
-    def _tell(self, name: str, said: Pulse) -> None:
-        ray.get_actor(name, namespace=NAMESPACE).beat.remote(self._rank, said)
+    def _tell(self, said: Pulse) -> None:
+        self._supervisor().beat.remote(self._rank, said)
 
     def stop(self, grace_s: float) -> None:
         """Ask the process groups to end, then end them. Returns when they are gone."""
@@ -281,6 +285,7 @@ class TaskWorker:
         """End what the command has left running, whatever session it is in; return when it is gone."""
         if self._guard is not None:
             ended, left = self._guard.close()
+            self._has_left = self._has_left or bool(left)
             if told := [*(name for name in ended if not (self._node and private_ray.is_rays(name))), *left]:
                 self._say(f"[llmsched] ended what it left running: {'; '.join(told)}\n")
 
@@ -294,6 +299,12 @@ class TaskWorker:
     def clean(self) -> None:
         """Remove the node's working folder."""
         environment.drop(self._shared_folder())
+
+    def leaves_nothing(self) -> bool:
+        """Let go of what it holds in this process; whether its commands came to their end and nothing is left."""
+        if self._held is not None:
+            self._held.close()
+        return self._node is None and not self._over_memory and not self._stopping.is_set() and not self._has_left
 
     def _shared_folder(self) -> Path:
         here = ray.get_runtime_context()

@@ -1,6 +1,7 @@
 """An attempt of a task gang: one actor a member, which runs the user's command as a process group of its own.
 
-The first rank that fails ends the gang. What the workers do is in `task.py`. Start reading at `run`.
+The first rank that fails ends the gang. What the workers do is in `task.py`; `crew.py` has them between two attempts.
+Start reading at `run`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 import ray
 
 from llmsched import sanitize
+from llmsched.runtime.addressed import Addressed, end_at_once
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, Life, Outcome, resources_of
+from llmsched.runtime.crew import WarmWorker
 from llmsched.runtime.rendezvous import Rendezvous
 from llmsched.runtime.task import Ending, TaskWorker
 
@@ -28,10 +31,13 @@ class TaskAttempt:
         self._left = life.left  # of this try: the next one has another
         self._workers: list[Any] = []
         self._stops: list[Any] = []
+        self._can_go_on = False  # its workers, for another attempt
 
     def run(self) -> None:
         life = self._life
-        for member in life.order["members"]:
+        if life.crew is not None and life.crew.is_there:
+            self._workers.extend(life.crew.take(life.order, CLOSE_WITHIN_S))
+        for member in life.order["members"][len(self._workers) :]:
             self._workers.append(self._worker(member))
         places = self._placed(self._workers)
         heads = {place["node"]: worker for place, worker in reversed(list(zip(places, self._workers, strict=True)))}
@@ -47,9 +53,10 @@ class TaskAttempt:
             life.ranks.works_in(rank, place["node"], place["folder"], known, place["pid"])
             runs.append(worker.run.remote(envs, meeting))
         first = list(reversed(heads.values()))  # of each node, worker 0 before all others
-        has_succeeded = False
+        has_all_said = has_succeeded = False
         try:
             said = self._answers(runs, list(range(len(runs))), is_work=True)
+            has_all_said = len(said) == len(runs)
             self._check([self._with_its_ray(one) for one in said], has_begun=True)
             has_succeeded = True
         finally:
@@ -57,6 +64,8 @@ class TaskAttempt:
             self._keep_outputs(first, has_succeeded)
             with suppress(Exception):
                 ray.get([worker.clean.remote() for worker in first], timeout=5)
+            if life.crew is not None and has_all_said and not life.is_leaving:
+                self._can_go_on = self._all_can_go_on()
 
     def ask_to_leave(self, grace_s: float) -> None:
         self._stops = [worker.stop.remote(grace_s) for worker in self._workers]
@@ -67,14 +76,17 @@ class TaskAttempt:
             ray.wait(self._stops, num_returns=len(self._stops), timeout=CLOSE_WITHIN_S)
         for worker in self._workers:
             with suppress(Exception):
-                ray.kill(worker)
+                end_at_once(worker)
         self._left.wait(CLOSE_WITHIN_S)
 
     def let_go(self) -> bool:
+        if self._life.crew is not None and self._can_go_on and not self._life.is_leaving:
+            self._life.crew.keep(self._workers)
+            return True
         gone = 0
         for worker in self._workers:
             with suppress(Exception):
-                ray.kill(worker)
+                end_at_once(worker)
         for worker in self._workers:
             try:
                 ray.get(worker.where.remote(), timeout=CLOSE_WITHIN_S)
@@ -100,10 +112,15 @@ class TaskAttempt:
     def _hire(self, member: dict[str, Any], rank: int, *more: str) -> Any:
         """An actor on the member's node that holds the member's resources; `more` are arguments of its class."""
         need, life = resources_of(member), self._life
-        return (
-            ray.remote(max_restarts=0, max_concurrency=self.AT_ONCE)(self.WORKER)
+        name = f"{life.name}/rank-{rank}" + (f".{life.resizes}" if life.resizes else "")
+        if life.crew is not None:  # its supervisor's name first, which is of another attempt, maybe
+            name = f"{life.order['warm']}/{name}"
+        worker = (
+            ray.remote(max_restarts=0, max_concurrency=self.AT_ONCE)(
+                WarmWorker if life.crew is not None else self.WORKER
+            )
             .options(
-                name=f"{life.name}/rank-{rank}" + (f".{life.resizes}" if life.resizes else ""),
+                name=name,
                 namespace=NAMESPACE,
                 num_gpus=need.pop("GPU", 0),
                 num_cpus=need.pop("CPU", 0),
@@ -113,6 +130,14 @@ class TaskAttempt:
             )
             .remote(json.dumps(life.order), rank, *more)
         )
+        return Addressed(worker, life.name) if life.crew is not None else worker
+
+    def _all_can_go_on(self) -> bool:
+        asked = [worker.can_go_on.remote() for worker in self._workers]
+        try:
+            return all(ray.get(asked, timeout=CLOSE_WITHIN_S))
+        except ray.exceptions.RayError:
+            return False
 
     def _meeting(self, addresses: list[str]) -> Rendezvous:
         """Where the ranks of this try meet: a port that worker 0 holds, another one at each try."""

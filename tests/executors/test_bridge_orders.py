@@ -108,7 +108,7 @@ def test_each_order_about_an_attempt_is_answered_although_ray_is_away(op, body, 
     bridge._containment = Quiet()
     bridge._containment.deliver = pipe.send
     bridge._attempts = bridge._replicas = Sick()
-    bridge._commands = bridge._reaper = Quiet()
+    bridge._commands = bridge._reaper = bridge._warm = Quiet()
     bridge._orders = Orders(lambda _: None, lambda _: None, lambda _: None)
     bridge._take(op, body)
     told = pipe.sent.get(timeout=30)

@@ -52,6 +52,13 @@ def names(found: Ownership, attempt: str = HOG) -> list[str]:
     return [one.name for one in found.actors(attempt) if one.name != attempt]
 
 
+WARM, ITS_WORKER = "llms-warm/first/0/1", "llms-warm/first/0/1/llms/hog/0/1/rank-0"
+
+
+def warm(name: str, **more: Any) -> Actor:
+    return actor(name, namespace="llmsched", envs=mark(WARM), **more)
+
+
 DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
 
 
@@ -60,6 +67,9 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
     [
         (owned(actor(f"{HOG}/rank-0")), [f"{HOG}/rank-0"]),
         (owned(actor("nested", envs=mark(HOG))), ["nested"]),
+        (owned(warm(WARM), warm(ITS_WORKER), carried={WARM: HOG}), [WARM, ITS_WORKER]),
+        (owned(warm(WARM), warm(ITS_WORKER), actor("beside", envs=mark(WARM)), carried={WARM: ""}), []),
+        (owned(warm(WARM), actor("beside", f"w-{WARM}", envs=mark(WARM)), carried={WARM: HOG}), [WARM, "beside"]),
         (owned(actor("plain", f"w-{HOG}")), ["plain"]),
         (owned(actor("child", f"w-{HOG}"), actor("grandchild", "w-child")), ["child", "grandchild"]),
         (owned(actor("made", "driver", job=DRIVER), jobs=(DRIVEN,)), ["made"]),
@@ -83,7 +93,8 @@ DRIVEN = Job(DRIVER, {METADATA: owner_mark(HOG, HERE)})
         ),
     ],
     ids=[
-        "a rank of a task", "marked", "made by its supervisor", "made by what it made", "of a driver that it started",
+        "a rank of a task", "marked", "of a supervisor that had another", "of one that has none now",
+        "beside its second", "made by its supervisor", "made by what it made", "of a driver that it started",
         "detached", "of a driver of nobody's",
         "of a driver that threw its environment away", "of another cluster", "a wrong mark", "its own replica",
         "another's replica, Serve started by it", "the gateway, Serve started by it", "Serve's controller",
@@ -268,3 +279,11 @@ def test_a_group_whose_maker_has_gone_is_still_known_by_the_mark_that_its_maker_
     found = owned(groups=(left, left._replace(id="g2", envs={})))
     assert [group.id for group in found.groups(HOG)] == ["g1"]
     assert found.attempts() == {HOG}
+
+
+def test_a_warm_supervisor_is_the_one_of_its_attempt_and_its_workers_are_what_that_has_made() -> None:
+    found = owned(warm(WARM), warm(ITS_WORKER), carried={WARM: HOG})
+    assert [one.name for one in found.made(HOG)] == [ITS_WORKER] and found.attempts() == {HOG}
+    assert owned(warm(WARM), carried={WARM: HOG}).attempts() == set()
+    unknown = owned(warm(WARM), warm(ITS_WORKER))
+    assert [one.name for one in unknown.made("llms/first/0/1")] == [ITS_WORKER], "its first one, until it has another"

@@ -178,7 +178,7 @@ class Member(RayMember):
         super().__init__(json.dumps(order), 0, json.dumps(MEMBER), "secret")
         self._folder, self._node = folder, node
 
-    def _tell(self, name: str, said: Pulse) -> None:
+    def _tell(self, said: Pulse) -> None:
         pass
 
 

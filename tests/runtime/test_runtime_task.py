@@ -45,7 +45,7 @@ class Worker(TaskWorker):
     def _shared_folder(self) -> Path:
         return self._here
 
-    def _tell(self, name: str, said: Pulse) -> None:
+    def _tell(self, said: Pulse) -> None:
         self.said = said
 
 

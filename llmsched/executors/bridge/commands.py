@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from llmsched.executors.port import (
 from llmsched.gateway import serve_internals
 from llmsched.gateway.app import DEPLOYMENT
 from llmsched.runtime import dashboard
-from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.command_worker import Ask
 
 AT_ONCE = 16
@@ -41,9 +40,10 @@ Order = CommandOrder | DashboardOrder
 
 
 class Commands:
-    def __init__(self, send: Any, dashboard: str = "") -> None:
-        """`dashboard`: http://HOST:PORT of the cluster's."""
-        self._send, self._dashboard = send, dashboard
+    def __init__(self, send: Any, supervisor: Callable[[str], Any], dashboard: str = "") -> None:
+        """`supervisor`: of an attempt by its name, None if it is gone. `dashboard`: http://HOST:PORT of the
+        cluster's."""
+        self._send, self._supervisor, self._dashboard = send, supervisor, dashboard
         self._lock = threading.Lock()
         self._running: set[str] = set()
         self._asked: set[str] = set()
@@ -64,7 +64,7 @@ class Commands:
         inbox.put(told)
 
     def _hand_on(self, order: CommandOrder, inbox: queue.SimpleQueue[CommandInput | None]) -> None:
-        take = _taker(order)
+        take = self._taker(order)
         while (told := inbox.get()) is not None:
             frames = [told.frame]
             with suppress(queue.Empty):
@@ -97,7 +97,7 @@ class Commands:
         with self._lock:
             if order.id not in self._running:
                 return
-        threading.Thread(target=_end, args=(order,), daemon=True).start()
+        threading.Thread(target=self._end, args=(order,), daemon=True).start()
 
     def end_left_behind(self, attempt: LaunchOrder) -> None:
         """End the commands beside an attempt that a bridge before this one began: nobody hears them any more."""
@@ -107,14 +107,14 @@ class Commands:
             if attempt.kind == "serve":
                 serve_internals.handle(DEPLOYMENT, attempt.name).end_commands.remote(mine)
             else:
-                ray.get_actor(attempt.name, namespace=NAMESPACE).end_commands.remote(mine)
+                self._of(attempt.name).end_commands.remote(mine)
         except Exception as error:  # the attempt is gone, and they with it
             print(f"commands beside {attempt.name}: {error!r}", file=sys.stderr)
 
     def _pass_on(self, order: Order) -> None:
         last: CommandAnswer = CommandEnded(order.id, None, "it ended without saying how")
         try:
-            said = _said(order) if isinstance(order, CommandOrder) else _answered(order, self._dashboard)
+            said = self._said(order) if isinstance(order, CommandOrder) else self._answered(order)
             for stream, text, *code in said:
                 if isinstance(order, DashboardOrder) and order.id not in self._asked:
                     break
@@ -134,45 +134,53 @@ class Commands:
                 inbox.put(None)
             self._send(last)
 
+    def _of(self, attempt: str) -> Any:
+        """Raises ValueError."""
+        if (found := self._supervisor(attempt)) is None:
+            raise ValueError(f"{attempt} is gone")
+        return found
 
-def _said(order: CommandOrder) -> Iterator[Any]:
-    if order.kind == "serve":
-        handle = serve_internals.handle(DEPLOYMENT, order.name).options(stream=True)
-        yield from handle.execute.remote(order.id, _ask_of(order))
-        return
-    supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
-    call = supervisor.execute.options(num_returns="streaming")
-    for item in call.remote(order.id, order.rank, _ask_of(order)):
-        yield ray.get(item)
+    def _said(self, order: CommandOrder) -> Iterator[Any]:
+        if order.kind == "serve":
+            handle = serve_internals.handle(DEPLOYMENT, order.name).options(stream=True)
+            yield from handle.execute.remote(order.id, _ask_of(order))
+            return
+        call = self._of(order.name).execute.options(num_returns="streaming")
+        for item in call.remote(order.id, order.rank, _ask_of(order)):
+            yield ray.get(item)
+
+    def _taker(self, order: CommandOrder) -> Any:
+        """Takes frames to it, and returns when they are there."""
+        if order.kind == "serve":
+            handle = serve_internals.handle(DEPLOYMENT, order.name)
+            return lambda frames: handle.take.remote(order.id, frames).result(timeout_s=_TAKES_WITHIN_S)
+        supervisor = self._of(order.name)
+        return lambda frames: ray.get(supervisor.take.remote(order.id, frames), timeout=_TAKES_WITHIN_S)
+
+    def _answered(self, order: DashboardOrder) -> Iterator[Any]:
+        if not order.gang:
+            if not self._dashboard:
+                yield "end", "this Ray has no dashboard", None
+                return
+            yield from dashboard.ask(self._dashboard, _token(), order.path, dict(order.headers))
+            return
+        head = ray.get(self._of(order.name).ray_head.remote())
+        if head is None:
+            yield "end", "its Ray has not come up yet, or has ended", None
+            return
+        call = head.ask_dashboard.options(num_returns="streaming")
+        for item in call.remote(order.path, dict(order.headers)):
+            yield ray.get(item)
+
+    def _end(self, order: CommandOrder) -> None:
+        if order.kind == "serve":
+            serve_internals.handle(DEPLOYMENT, order.name).end_command.remote(order.id)
+        else:
+            self._of(order.name).end_command.remote(order.id)
 
 
 def _ask_of(order: CommandOrder) -> Ask:
     return Ask(order.does, list(order.argv), order.timeout_s)
-
-
-def _taker(order: CommandOrder) -> Any:
-    """Takes frames to it, and returns when they are there."""
-    if order.kind == "serve":
-        handle = serve_internals.handle(DEPLOYMENT, order.name)
-        return lambda frames: handle.take.remote(order.id, frames).result(timeout_s=_TAKES_WITHIN_S)
-    supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
-    return lambda frames: ray.get(supervisor.take.remote(order.id, frames), timeout=_TAKES_WITHIN_S)
-
-
-def _answered(order: DashboardOrder, of_cluster: str) -> Iterator[Any]:
-    if not order.gang:
-        if not of_cluster:
-            yield "end", "this Ray has no dashboard", None
-            return
-        yield from dashboard.ask(of_cluster, _token(), order.path, dict(order.headers))
-        return
-    head = ray.get(ray.get_actor(order.name, namespace=NAMESPACE).ray_head.remote())
-    if head is None:
-        yield "end", "its Ray has not come up yet, or has ended", None
-        return
-    call = head.ask_dashboard.options(num_returns="streaming")
-    for item in call.remote(order.path, dict(order.headers)):
-        yield ray.get(item)
 
 
 def _token() -> str:
@@ -182,10 +190,3 @@ def _token() -> str:
     given = os.environ.get("RAY_AUTH_TOKEN")
     file = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     return given or Path(file).read_text().strip()
-
-
-def _end(order: CommandOrder) -> None:
-    if order.kind == "serve":
-        serve_internals.handle(DEPLOYMENT, order.name).end_command.remote(order.id)
-    else:
-        ray.get_actor(order.name, namespace=NAMESPACE).end_command.remote(order.id)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -35,10 +35,11 @@ _POLITE_S = 2.0  # what ends by itself when its maker does has this long
 
 
 class Containment:
-    """Called from several threads. `deliver` is the only way to say something of an attempt."""
+    """Called from several threads. `deliver` is the only way to say something of an attempt. `carried`: as of
+    `Ownership`, now."""
 
-    def __init__(self, deliver: Deliver, cluster: str) -> None:
-        self._deliver, self._cluster = deliver, cluster
+    def __init__(self, deliver: Deliver, cluster: str, carried: Callable[[], Mapping[str, str]] = dict) -> None:
+        self._deliver, self._cluster, self._carried = deliver, cluster, carried
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="containment")
         self._nodes: dict[str, set[str]] = {}  # attempt -> nodes on which it may have processes
@@ -57,6 +58,11 @@ class Containment:
         """The attempt will run there, or does already."""
         with self._lock:
             self._nodes.setdefault(order.name, set()).update(one.node for one in order.members)
+
+    def is_cleared(self, attempt: str) -> None:
+        """Its workers have looked themselves: nothing of it is on its nodes any more."""
+        with self._lock:
+            self._nodes[attempt] = set()
 
     def mark(self, attempt: str) -> str:
         return containment.owner_mark(attempt, self._cluster)
@@ -79,7 +85,7 @@ class Containment:
         tables = ray_internals.tables()
         if with_tasks:
             tables = tables._replace(tasks=self._running_tasks())
-        found = Ownership(tables, self._cluster, self._deployers, self._drivers)
+        found = Ownership(tables, self._cluster, self._deployers, self._drivers, self._carried())
         strangers, jobs = set(found.strangers()), found.unmarked_jobs()
         asking = []
         if not strangers <= self._asked_about:
@@ -90,7 +96,7 @@ class Containment:
             return found
         if waits:
             wait(asking)
-        return Ownership(tables, self._cluster, self._deployers, self._drivers)
+        return Ownership(tables, self._cluster, self._deployers, self._drivers, self._carried())
 
     def _ask(self, what: str, ask: Callable[[], None]) -> Future[None]:
         """Serve and the nodes are asked apart: who is slow, or away, keeps nobody else's answer back."""
@@ -182,7 +188,7 @@ class Containment:
         begun = time.monotonic()
         while True:
             owned, waited = self.look(waits=True), time.monotonic() - begun
-            actors = [one for one in owned.actors(attempt) if one.name != attempt]  # its supervisor leaves when read
+            actors = owned.made(attempt)  # its supervisor leaves when read
             groups = owned.groups(attempt)
             left = [_name(one) for one in actors] + [f"placement group {one.id[:12]}" for one in groups]
             if not left or waited > ENDS_WITHIN_S:

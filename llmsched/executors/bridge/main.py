@@ -129,15 +129,20 @@ class Bridge:
         from llmsched.executors.bridge.reap import Reaper
         from llmsched.executors.bridge.serve import Replicas
         from llmsched.executors.bridge.train import Attempts
+        from llmsched.executors.bridge.warm_pool import WarmPool
 
-        self._containment = Containment(self._pipe.send, cluster_id)
+        self._warm = WarmPool()
+        self._warm.learn()
+        self._containment = Containment(self._pipe.send, cluster_id, self._warm.carried)
         send = self._containment.deliver
-        self._attempts = Attempts(send, settings.storage, self._containment.mark)
+        self._attempts = Attempts(
+            send, settings.storage, self._containment.mark, self._warm, self._containment.is_cleared
+        )
         self._replicas = Replicas(send, self._containment.mark)
         self._endpoint = Endpoint(send, settings)
-        self._commands = Commands(self._pipe.send, dashboard)
+        self._commands = Commands(self._pipe.send, self._attempts.supervisor, dashboard)
         self._provision = Provision()
-        self._reaper = Reaper(self._attempts, self._replicas)
+        self._reaper = Reaper(self._attempts, self._replicas, self._warm)
         self._orders = Orders(self._reaper.expect, self._reaper.arrived)
         self._nodes = Nodes(
             self._tell_of_node, lambda: self._attempts.held() | self._replicas.held(), self._containment.look
@@ -199,9 +204,13 @@ class Bridge:
 
     def _launch(self, op: str, order: LaunchOrder) -> None:
         begin = self._attempts.resize if op == "resize" else self._attempts.launch
-        begin = self._replicas.launch if order.kind == "serve" else begin
+        begin = self._launch_replica if order.kind == "serve" else begin
         # Once: it has tried for long enough itself, and the core tries again elsewhere.
         self._orders.put(Order(order.name, partial(begin, order), partial(self._not_started, order), ONCE))
+
+    def _launch_replica(self, order: LaunchOrder) -> None:
+        self._warm.make_way(order)
+        self._replicas.launch(order)
 
     def _adopt(self, order: LaunchOrder, was_running: bool) -> None:
         adopt = self._replicas.adopt if order.kind == "serve" else self._attempts.adopt

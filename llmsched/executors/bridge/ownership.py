@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from llmsched.executors.bridge.ray_internals import Actor, Group, Job, Tables
 from llmsched.gateway import app as gateway
+from llmsched.runtime import addressed
 from llmsched.runtime.containment import BRIDGE, METADATA, OWNER, attempt_of
 
 ATTEMPTS = "llmsched"  # the namespace of supervisors and of the ranks of tasks
@@ -33,7 +34,8 @@ class Held(NamedTuple):
 
 class Ownership:
     """One look at the tables. As far as known: `deployers`, Serve application -> the job that deployed it, and
-    `drivers`, job -> the mark that its process or a process above it bears."""
+    `drivers`, job -> the mark that its process or a process above it bears. `carried`: the attempts of supervisors that
+    have another one than their first, "" for none."""
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class Ownership:
         cluster: str,
         deployers: Mapping[str, str] | None = None,
         drivers: Mapping[str, str] | None = None,
+        carried: Mapping[str, str] | None = None,
     ) -> None:
         self._tables, self._cluster, self._deployers = tables, cluster, deployers or {}
+        self._carried = carried or {}
         self._by_worker = {one.worker: one for one in tables.actors if one.worker}
         self._by_id = {one.id: one for one in tables.actors}
         marks = {one.id: one.metadata.get(METADATA) or (drivers or {}).get(one.id, "") for one in tables.jobs}
@@ -52,13 +56,17 @@ class Ownership:
 
     def attempts(self) -> set[str]:
         """All that have something left beside their supervisor."""
-        found = {self._makers[one.id] for one in self._tables.actors if one.name != self._makers[one.id]}
+        found = {self._makers[one.id] for one in self._tables.actors if not _is_supervisor(one)}
         found |= {self._attempt_of_group(one) for one in self._tables.groups}
         return {name for name in found if name}
 
     def actors(self, attempt: str) -> list[Actor]:
         """All of an attempt's, its own supervisor and ranks too."""
         return [one for one in self._tables.actors if self._makers[one.id] == attempt]
+
+    def made(self, attempt: str) -> list[Actor]:
+        """The same without its supervisor."""
+        return [one for one in self.actors(attempt) if not _is_supervisor(one)]
 
     def groups(self, attempt: str) -> list[Group]:
         return [one for one in self._tables.groups if self._attempt_of_group(one) == attempt]
@@ -97,8 +105,13 @@ class Ownership:
         return found
 
     def _attempt(self, mark: str) -> str | None:
-        attempt = attempt_of(mark, self._cluster)
-        return attempt if attempt and attempt.startswith(PREFIX) else None
+        attempt = attempt_of(mark, self._cluster) or ""
+        if attempt.startswith(addressed.PREFIX):
+            return self._carried_by(attempt)
+        return attempt if attempt.startswith(PREFIX) else None
+
+    def _carried_by(self, warm: str) -> str | None:
+        return self._carried.get(warm, addressed.first_attempt(warm)) or None
 
     def _maker_of(self, actor: Actor) -> str | None:
         seen: Actor | None = actor
@@ -131,6 +144,8 @@ class Ownership:
         """Our own name for it: of a supervisor, a rank, or a replica."""
         if actor.namespace == ATTEMPTS and actor.name.startswith(PREFIX):
             return attempt_name(actor.name)
+        if actor.namespace == ATTEMPTS and actor.name.startswith(addressed.PREFIX):
+            return self._carried_by(addressed.supervisor_part(actor.name))
         application = application_of(actor)
         return attempt_name(application) if application.startswith(PREFIX) else None
 
@@ -158,6 +173,11 @@ def application_of(actor: Actor) -> str:
     if actor.namespace != SERVE or not actor.name.startswith(REPLICA):
         return ""
     return actor.name.removeprefix(REPLICA).partition("#")[0]
+
+
+def _is_supervisor(actor: Actor) -> bool:
+    is_ours = actor.namespace == ATTEMPTS and actor.name.startswith((PREFIX, addressed.PREFIX))
+    return is_ours and attempt_name(actor.name) == actor.name
 
 
 def _is_rays(actor: Actor) -> bool:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import ray
 
 from llmsched.executors.bridge.ownership import PREFIX, attempt_name
+from llmsched.executors.bridge.warm_pool import WarmPool
+from llmsched.runtime import addressed
 from llmsched.runtime.attempt import NAMESPACE
 
 if TYPE_CHECKING:
@@ -27,8 +30,8 @@ TWICE_APART_S = 5.0
 
 
 class Reaper:
-    def __init__(self, attempts: Attempts, replicas: Replicas) -> None:
-        self._attempts, self._replicas = attempts, replicas
+    def __init__(self, attempts: Attempts, replicas: Replicas, warm: WarmPool) -> None:
+        self._attempts, self._replicas, self._warm = attempts, replicas, warm
         self._lock = threading.Lock()
         self._ordered: set[str] = set()
         self._is_armed = False
@@ -53,8 +56,10 @@ class Reaper:
         found = {f"actor {name}" for name in _actors()}
         found |= {f"application {name}" for name in self._replicas.applications()}
         with self._lock:
-            live = self._attempts.names() | self._replicas.names() | self._ordered
-        orphans = {one for one in found if attempt_name(one.partition(" ")[2]) not in live}
+            live = self._attempts.names() | self._replicas.names() | self._ordered | {*self._warm.held()}
+        carried = self._warm.carried()
+        orphans = {one for one in found if not live & _owners(one.partition(" ")[2], carried)}
+        self._warm.keep_only({addressed.supervisor_part(one.partition(" ")[2]) for one in found})
         now = time.monotonic()
         self._first_seen = {one: self._first_seen.get(one, now) for one in orphans}
         for one, at in list(self._first_seen.items()):
@@ -78,6 +83,15 @@ class Reaper:
                 self._replicas.reap(name)
 
 
+def _owners(name: str, carried: Mapping[str, str]) -> set[str]:
+    """The attempt whose an actor or application of this name is; of a warm supervisor or its worker, that too."""
+    if not name.startswith(addressed.PREFIX):
+        return {attempt_name(name)}
+    warm = addressed.supervisor_part(name)
+    return {warm, carried.get(warm, addressed.first_attempt(warm))}
+
+
 def _actors() -> set[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
-    return {one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(PREFIX)}
+    ours = (PREFIX, addressed.PREFIX)
+    return {one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(ours)}

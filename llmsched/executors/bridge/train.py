@@ -1,4 +1,5 @@
 """Attempts of train, batch, tune and task gangs: one supervisor actor each, created or adopted by name, then watched.
+That of a task may be one that had another attempt before (`warm_pool.py`).
 
 It holds no truth: a receipt in the storage outranks what Ray says of the actor, and an actor that is gone without one
 has vanished. Start reading at `Attempts.launch` and `Attempts.look`.
@@ -12,12 +13,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 
 from llmsched import sanitize
+from llmsched.executors.bridge.warm_pool import WarmPool
 from llmsched.executors.port import (
     AskAnswer,
     AskSeen,
@@ -36,13 +39,16 @@ from llmsched.executors.port import (
     Vanished,
 )
 from llmsched.runtime import receipt as receipts
+from llmsched.runtime.addressed import Addressed, can_be_left, end_at_once, warm_name
 from llmsched.runtime.ask_desk import ASKS_AT_ONCE
 from llmsched.runtime.attempt import NAMESPACE
 from llmsched.runtime.containment import envs_of
 from llmsched.runtime.storage import Storage, StorageError
 from llmsched.runtime.supervisor import Supervisor
+from llmsched.runtime.warm_supervisor import WarmSupervisor
 
 ASKED_AGAIN_S = 30.0  # what is not answered by then
+BEGINS_WITHIN_S = 5.0  # who has had another attempt before
 SILENT_SAID_S, SILENT_ENDED_S = 10.0, 60.0  # without an answer of a supervisor that had answered before
 
 
@@ -64,10 +70,19 @@ class _Attempt:
 class Attempts:
     """Called from several threads; `_lock` guards the table, never a call to Ray."""
 
-    def __init__(self, deliver: Deliver, storage: str, mark: Callable[[str], str]) -> None:
-        self._deliver, self._storage, self._mark = deliver, storage, mark
+    def __init__(
+        self,
+        deliver: Deliver,
+        storage: str,
+        mark: Callable[[str], str],
+        warm: WarmPool | None = None,
+        is_cleared: Callable[[str], None] = lambda attempt: None,
+    ) -> None:
+        """`is_cleared` is told of an attempt whose workers have looked for what it left on their nodes themselves."""
+        self._deliver, self._storage, self._mark, self._is_cleared = deliver, storage, mark, is_cleared
         self._lock = threading.Lock()
         self._live: dict[str, _Attempt] = {}
+        self._warm = warm or WarmPool()
 
     def launch(self, order: LaunchOrder) -> None:
         """Start the attempt, or go on watching it when it runs; one that ended already is told again."""
@@ -78,11 +93,20 @@ class Attempts:
                 return
         self._end_superseded(order)
         self._deliver(LaunchAsked(order.gang, order.attempt, time.time()))
-        # Name, attempt and epoch make it one of a kind, so "get if exists" adopts exactly this attempt.
+        actor = self._left_by_another(order) or self._new(order)
+        with self._lock:
+            self._live[order.name] = _Attempt(order, actor)
+
+    def _new(self, order: LaunchOrder) -> Any:
+        """A supervisor of its own. Its name makes it one of a kind, so "get if exists" adopts exactly this attempt."""
+        self._warm.make_way(order)
+        is_warm = can_be_left(order.kind, order.spec)
+        name = warm_name(order.name) if is_warm else order.name
+        said = [json.dumps(asdict(order)), self._mark(order.name)][: 1 + is_warm]
         actor = (
-            ray.remote(Supervisor)
+            ray.remote(WarmSupervisor if is_warm else Supervisor)
             .options(
-                name=order.name,
+                name=name,
                 namespace=NAMESPACE,
                 lifetime="detached",
                 get_if_exists=True,
@@ -90,12 +114,25 @@ class Attempts:
                 max_concurrency=16,
                 num_cpus=0,
                 resources={"node:__internal_head__": 0.001},
-                runtime_env={"env_vars": envs_of(self._mark(order.name))},
+                runtime_env={"env_vars": envs_of(self._mark(name))},
             )
-            .remote(json.dumps(asdict(order)))
+            .remote(*said)
         )
-        with self._lock:
-            self._live[order.name] = _Attempt(order, actor)
+        return Addressed(actor, order.name) if is_warm else actor
+
+    def _left_by_another(self, order: LaunchOrder) -> Any:
+        """The supervisor of an attempt that has ended on the same places, if there is one."""
+        if not can_be_left(order.kind, order.spec) or (actor := self._warm.take(order)) is None:
+            return None
+        begun = actor.begin_next.remote(json.dumps(asdict(order)), self._mark(order.name))
+        try:
+            ray.get(begun, timeout=BEGINS_WITHIN_S)
+        except ray.exceptions.GetTimeoutError:
+            pass  # it will: a second one must not
+        except ray.exceptions.RayError as error:
+            print(f"{order.name}: the supervisor before it has gone: {sanitize.first_line(error)}", file=sys.stderr)
+            return None
+        return Addressed(actor, order.name)
 
     def _end_superseded(self, order: LaunchOrder) -> None:
         """Earlier attempts of the gang are over for the scheduler: they must not hold what the new one is to get."""
@@ -114,9 +151,8 @@ class Attempts:
                 return
         if self._tell_receipt(order.gang, order.attempt):
             return
-        try:
-            actor = ray.get_actor(order.name, namespace=NAMESPACE)
-        except ValueError:
+        actor = self.supervisor(order.name)
+        if actor is None:
             if was_running:
                 self._vanish(order, "its supervisor is gone")
             else:
@@ -128,6 +164,7 @@ class Attempts:
     def resize(self, order: LaunchOrder) -> None:
         """Let the running attempt hold the order's members. `look` says when it does: of a smaller size once it has
         left the old one, before it has begun at the new one."""
+        self._warm.make_way(order)
         with self._lock:
             one = self._live.get(order.name)
             if one is not None:
@@ -140,17 +177,23 @@ class Attempts:
 
     def stop(self, order: StopOrder) -> None:
         """Ask the supervisor; what is gone already is answered as released (or by its receipt, if we know where)."""
-        with self._lock:
-            attempt = self._live.get(order.name)
-        actor = attempt.actor if attempt else None
+        actor = self.supervisor(order.name)
         if actor is None:
-            try:
-                actor = ray.get_actor(order.name, namespace=NAMESPACE)
-            except ValueError:
-                if not self._tell_receipt(order.gang, order.attempt):
-                    self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
-                return
+            if not self._tell_receipt(order.gang, order.attempt):
+                self._deliver(Ended(order.gang, order.attempt, "released", "it was gone already"))
+            return
         actor.stop.remote(order.mode, order.grace_s)
+
+    def supervisor(self, name: str) -> Any:
+        """Of the attempt of that name; None: it is gone."""
+        with self._lock:
+            if (known := self._live.get(name)) is not None:
+                return known.actor
+        for actor_name in (self._warm.name_of(name), name):
+            with suppress(ValueError):
+                actor = ray.get_actor(actor_name, namespace=NAMESPACE)
+                return actor if actor_name == name else Addressed(actor, name)
+        return None
 
     def answer(self, answer: AskAnswer) -> None:
         with self._lock:
@@ -161,7 +204,8 @@ class Attempts:
     def held(self) -> dict[str, tuple[Member, ...]]:
         """What each attempt was ordered to hold, by its name; one that changes its size holds both for a while."""
         with self._lock:
-            return {name: one.order.members + one.before for name, one in self._live.items()}
+            live = {name: one.order.members + one.before for name, one in self._live.items()}
+        return live | self._warm.held()
 
     def names(self) -> set[str]:
         with self._lock:
@@ -173,9 +217,11 @@ class Attempts:
             hit = [one for one in self._live.values() if any(member.node == node for member in one.order.members)]
         for one in hit:
             one.actor.lost_node.remote(node)
+        self._warm.node_gone(node)
 
     def look(self) -> None:
         """Ask everyone at once, take what is there, and leave slow ones for the next look."""
+        self._warm.end_idle()
         with self._lock:
             live = list(self._live.values())
         for one in live:
@@ -207,7 +253,7 @@ class Attempts:
         """A supervisor that hangs: say so, and after a while take it for gone, with all that hangs on it."""
         self._tell_stalled(one, "its supervisor does not answer")
         if silent_s > SILENT_ENDED_S:
-            ray.kill(one.actor)
+            end_at_once(one.actor)
             self._gone(one, f"its supervisor did not answer for {SILENT_ENDED_S:.0f} s")
 
     def _tell_stalled(self, one: _Attempt, message: str) -> None:
@@ -238,7 +284,11 @@ class Attempts:
         self._tell_asks(one, status["asks"][:ASKS_AT_ONCE])
         if receipt is not None:
             self._forget(one)
-            one.actor.dismiss.remote()
+            if status["leaves"]:
+                self._warm.put(one.actor, order)
+                self._is_cleared(order.name)
+            else:
+                one.actor.dismiss.remote()
             self._deliver(_ended(order.gang, order.attempt, receipts.of(receipt)))
 
     def _tell_asks(self, one: _Attempt, asks: list[tuple[str, str]]) -> None:
