@@ -24,6 +24,8 @@ def run(this: Pass) -> None:
             return
         if name not in leaving:
             _time_and_budget(plan, state, state.gangs[name], this.view, leaving)
+    for name in state.children:
+        _budget_without_parent(plan, state, name, this.view, leaving)
     for name in state.exceeding:
         if name not in leaving:
             _excess(plan, state, state.gangs[name], leaving)
@@ -49,6 +51,28 @@ def _time_and_budget(plan: Plan, state: State, gang: GangState, view: View, leav
             plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
             return
         plan.wake(at)
+
+
+def _budget_without_parent(plan: Plan, state: State, parent: str, view: View, leaving: dict[str, None]) -> None:
+    """While a parent waits to go on, as after an interruption, what it asked for uses the budget alone."""
+    record = state.workloads.get(parent)
+    if record is None or record.workload.budget_gpu_s is None:
+        return
+    for gang in state.gangs_of(record):
+        if gang.is_active() and gang.started_at is not None:
+            return
+        spent, held = _family(state, gang, view)
+        left = record.workload.budget_gpu_s - spent
+        if held and left > 0:
+            plan.wake(plan.at + left / (held / MILLI))
+        if left > 0:
+            return
+        why = say("stop.budget", hours=record.workload.budget_gpu_s / 3600)
+        children = (state.workloads[name] for name in state.children[parent])
+        for one in (gang for child in children for gang in state.gangs_of(child)):
+            if one.is_active() and one.id not in leaving:
+                leaving[one.id] = None
+                plan.decisions.append(Stop(one.id, one.attempt, one.spec.grace_s, "budget", why))
 
 
 def _family(state: State, gang: GangState, view: View) -> tuple[float, int]:
