@@ -37,9 +37,9 @@ class WarmSupervisor:
     def said_to(self, attempt: str, method: str, *arguments: Any) -> Any:
         return getattr(self._now, method)(*arguments) if attempt == self._attempt else None
 
-    def carries(self) -> tuple[str, bool]:
-        """The attempt that it has, and whether that has not ended yet."""
-        return self._attempt, self._now.status()["receipt"] is None
+    def carries(self) -> dict[str, Any]:
+        """The order of the attempt that it has, and of its status what becomes of it: receipt, leaves."""
+        return {"order": self._now.launch_order(), **self._now.status()}
 
     def leave(self) -> None:
         """Nobody needs it any more."""

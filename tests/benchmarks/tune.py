@@ -1,11 +1,11 @@
 """Searches and arrays on real Ray: how soon a GPU goes on with the next trial, what early stopping saves, what a killed
 controller costs, and ray.tune.Tuner beside it.
 
-    python tests/benchmarks/tune.py [--tasks 200] [--gpus 16] [--seconds 5] [--trials 18] [--only array,asha,tuner]
+    python tests/benchmarks/tune.py [--tasks 200] [--gpus 16] [--seconds 5] [--trials 18] [--only array,killed]
 
-Starts a Ray of its own with pretend GPUs, twice one after the other, and prints one JSON object. `gap_s`: from the last
-moment of a user's code to the first moment of the next one in its place, as both write it down themselves; `told_s` is
-the same between what the journal says of them. The controller is killed (-9) in the middle of the array.
+Parts: array, killed, asha, tuner. Starts a Ray of its own with pretend GPUs, twice one after the other, and prints one
+JSON object. `gap_s`: on one GPU, from the last moment of a user's code to the first moment of the next one, as both
+write it down themselves. In `killed` the controller is killed (-9) in the middle.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--trials", type=int, default=18)
-    parser.add_argument("--only", default="array,asha,tuner")
+    parser.add_argument("--only", default="array,killed,asha,tuner")
     asked = parser.parse_args()
     only, found = asked.only.split(","), {"tasks": asked.tasks, "gpus": asked.gpus, "seconds": asked.seconds}
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # where Ray runs as a user of its own, it is to get there
         os.environ |= {"LLMSCHED_HOME": f"{folder}/h", "TMPDIR": folder}
-        if {"array", "asha"} & {*only}:
+        if {"array", "killed", "asha"} & {*only}:
             llmsched("up", "--nodes", f"1x{asked.gpus}:A100")
             try:
-                found |= {"array": array(asked)} if "array" in only else {}
+                found |= {"array": array(asked, "array")} if "array" in only else {}
+                found |= {"killed": array(asked, "killed", kills=True)} if "killed" in only else {}
                 found |= {"asha": asha(asked)} if "asha" in only else {}
             finally:
                 llmsched("down")
@@ -59,13 +60,14 @@ def client() -> Any:
     return Client()
 
 
-def array(asked: argparse.Namespace) -> dict[str, Any]:
-    stamps = Path(os.environ["TMPDIR"], "stamps")
+def array(asked: argparse.Namespace, name: str, *, kills: bool = False) -> dict[str, Any]:
+    stamps = Path(os.environ["TMPDIR"], name)
     stamps.mkdir()
     stamps.chmod(0o777)
-    sleeps = f"date +%s.%N > {stamps}/$N.begun; sleep {asked.seconds}; date +%s.%N > {stamps}/$N.over"
+    stamp = f"date +$CUDA_VISIBLE_DEVICES,%s.%N > {stamps}/$N"
+    sleeps = f"{stamp}.begun; sleep {asked.seconds}; {stamp}.over"
     spec = {
-        "name": "array",
+        "name": name,
         "kind": "tune",
         "resources": {"accelerators": "A100:1", "cpus": 0.05},
         "tune": {
@@ -76,42 +78,54 @@ def array(asked: argparse.Namespace) -> dict[str, Any]:
     began, applied = time.monotonic(), time.time()
     with client() as api:
         api.apply(spec)
-        _until(lambda: sum(one.ended for one in api.trials("array").trials) >= asked.tasks // 3)
+        if kills:
+            _until(lambda: sum(one.ended for one in api.trials(name).trials) >= asked.tasks // 3)
+    away = _kill_and_start() if kills else 0.0
+    with client() as api:
+        _until(lambda: api.status(name).ended)
+        took = time.monotonic() - began
+        trials = api.trials(name).trials
+    ran = [(*_stamp(one), _stamp(one.with_suffix(".over"))[1]) for one in stamps.glob("*.begun")]
+    return {
+        "succeeded": sum(one.phase == "succeeded" for one in trials),
+        "asked_for": len(trials),
+        "ran": len(ran),
+        "seconds": round(took, 1),
+        "at_best": round(asked.tasks / asked.gpus * asked.seconds, 1),
+        "all_at_work_s": round(_first_of_all(ran) - applied, 1),
+        "controller_away_s": round(away, 1),
+        "gap_s": _gaps(ran),
+    }
+
+
+def _stamp(file: Path) -> tuple[str, float]:
+    gpu, _, at = file.read_text().partition(",")
+    return gpu, float(at)
+
+
+def _first_of_all(ran: list[tuple[str, float, float]]) -> float:
+    """When each GPU had begun once."""
+    first: dict[str, float] = {}
+    for gpu, begun, _ in ran:
+        first[gpu] = min(begun, first.get(gpu, begun))
+    return max(first.values())
+
+
+def _kill_and_start() -> float:
+    """Seconds without a controller."""
     pid = json.loads((Path(os.environ["LLMSCHED_HOME"]) / "controller.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
     llmsched("up")
-    away = time.monotonic() - killed
-    with client() as api:
-        _until(lambda: api.status("array").ended)
-        took = time.monotonic() - began
-        trials = api.trials("array").trials
-        told = _told(api)
-    begun, over = ([float(one.read_text()) for one in stamps.glob(f"*.{end}")] for end in ("begun", "over"))
-    return {
-        "succeeded": sum(one.phase == "succeeded" for one in trials),
-        "asked_for": len(trials),
-        "ran": len(over),
-        "seconds": round(took, 1),
-        "at_best": round(asked.tasks / asked.gpus * asked.seconds, 1),
-        "first_began_s": round(min(begun) - applied, 1),
-        "controller_away_s": round(away, 1),
-        "gap_s": _gaps(begun, over, asked.gpus),
-        "told_s": _gaps(*told, asked.gpus),
-    }
+    return time.monotonic() - killed
 
 
-def _told(api: Any) -> tuple[list[float], list[float]]:
-    """When each trial was told to have begun, and to be over."""
-    events = [one for one in api.events(follow=False) if (one.workload or "").startswith("array.")]
-    begun, over = ([one.at for one in events if one.kind == kind] for kind in ("Bound", "Finished"))
-    return begun, over
-
-
-def _gaps(begun: list[float], over: list[float], gpus: int) -> dict[str, Any]:
-    """Whoever begins next has the place of who has been over for longest."""
-    gaps = sorted(there - free for free, there in zip(sorted(over), sorted(begun)[gpus:], strict=False))
-    return {"p50": _at(gaps, 0.5), "p95": _at(gaps, 0.95), "most": _at(gaps, 1.0)}
+def _gaps(ran: list[tuple[str, float, float]]) -> dict[str, Any]:
+    """Of (GPU, begun, over)."""
+    ordered = sorted(ran)
+    both = zip(ordered, ordered[1:], strict=False)
+    gaps = sorted(later[1] - earlier[2] for earlier, later in both if earlier[0] == later[0])
+    return {"count": len(gaps), **{f"p{part}": _at(gaps, part / 100) for part in (50, 90, 95, 100)}}
 
 
 def _at(values: list[float], part: float) -> float | None:
@@ -159,7 +173,7 @@ def tuner(asked: argparse.Namespace) -> dict[str, Any]:
     def trial(config: dict[str, Any]) -> None:
         begun = time.time()
         time.sleep(seconds)
-        tune.report({"begun": begun, "over": time.time()})
+        tune.report({"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "begun": begun, "over": time.time()})
 
     ray.init(num_gpus=asked.gpus, num_cpus=asked.gpus, include_dashboard=False, log_to_driver=False)
     try:
@@ -178,7 +192,7 @@ def tuner(asked: argparse.Namespace) -> dict[str, Any]:
         "succeeded": len(ended),
         "seconds": round(took, 1),
         "at_best": round(asked.tasks / asked.gpus * seconds, 1),
-        "gap_s": _gaps([one["begun"] for one in ended], [one["over"] for one in ended], asked.gpus),
+        "gap_s": _gaps([(one["gpu"], one["begun"], one["over"]) for one in ended]),
     }
 
 

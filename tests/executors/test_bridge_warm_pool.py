@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,13 @@ from llmsched.executors.bridge.reap import Reaper
 from llmsched.executors.bridge.warm_pool import ATTEMPTS_AT_MOST, IDLE_S, WarmPool
 from llmsched.executors.port import LaunchOrder, Member
 from llmsched.runtime.addressed import Addressed
+
+
+class Answer:
+    """As Ray's references: no two are the same."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
 
 
 class Actor:
@@ -26,7 +34,7 @@ class Actor:
             @staticmethod
             def remote(*_: Any) -> Any:
                 self.called.append(name)
-                return self._answers.get(name)
+                return Answer(self._answers.get(name))
 
         return Method
 
@@ -92,12 +100,17 @@ def test_what_nobody_comes_for_is_given_back_after_a_moment_and_a_process_is_not
     assert actor.called == ["leave"] and pool.take(order("last")) is None
 
 
-def test_a_new_bridge_learns_who_has_what_and_ends_those_that_have_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["llms-warm/t1/0/1", "llms-warm/t1/0/1/llms/t1/0/1/rank-0", "llms-warm/t5/0/1", "llms/tune/0/1"]
+def carried(of: LaunchOrder, receipt: object = None, *, leaves: bool = False) -> Actor:
+    return Actor(carries={"order": json.dumps(asdict(of)), "receipt": receipt, "leaves": leaves})
+
+
+def test_a_new_bridge_learns_who_has_what_and_hands_on_what_was_left_before(monkeypatch: pytest.MonkeyPatch) -> None:
     actors = {
-        "llms-warm/t1/0/1": Actor(carries=("llms/t9/0/1", True)),
-        "llms-warm/t5/0/1": Actor(carries=("llms/t6/0/1", False)),
+        "llms-warm/t1/0/1": carried(order("t9")),
+        "llms-warm/t5/0/1": carried(order("t6"), {"outcome": "failed"}),
+        "llms-warm/t7/0/1": carried(order("t8"), {"outcome": "succeeded"}, leaves=True),
     }
+    names = [*actors, "llms-warm/t1/0/1/llms/t1/0/1/rank-0", "llms/tune/0/1"]
 
     class Ray:
         util: Any = type("util", (), {
@@ -105,13 +118,15 @@ def test_a_new_bridge_learns_who_has_what_and_ends_those_that_have_nothing(monke
         })  # fmt: skip
         get_actor = staticmethod(lambda name, namespace: actors[name])
         wait = staticmethod(lambda asked, num_returns, timeout: (asked, []))
-        get = staticmethod(lambda answer: answer)
+        get = staticmethod(lambda answer: answer.said)
 
     monkeypatch.setattr(warm_pool, "ray", Ray)
     pool = WarmPool()
     pool.learn()
     assert pool.name_of("llms/t9/0/1") == "llms-warm/t1/0/1"
-    assert [one.called for one in actors.values()] == [["carries"], ["carries", "leave"]]
+    assert [one.called for one in actors.values()] == [["carries"], ["carries", "leave"], ["carries"]]
+    assert pool.has_left("llms/t8/0/1") and not pool.has_left("llms/t6/0/1")
+    assert pool.take(order("next")) is actors["llms-warm/t7/0/1"] and pool.take(order("another")) is None
 
 
 def test_the_reaper_goes_by_the_attempt_that_a_supervisor_has_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,13 +144,13 @@ def test_what_is_said_to_a_supervisor_reaches_the_attempt_that_is_meant_or_nobod
     ended: list[int] = []
     warm = WarmSupervisor(order("first", tmp_path), "first@here", ended.append)
     first = warm._now
-    wait_until(lambda: not warm.carries()[1], 30, "the end of the first one")
+    wait_until(lambda: warm.carries()["receipt"], 30, "the end of the first one")
     wait_until(lambda: ended == [0], 30, "nobody came for it")
     warm.begin_next(order("second", tmp_path), "second@here")
     warm.said_to("llms/first/0/1", "report", {"step": 9})
     warm.said_to("llms/first/0/1", "stop", "stop", 0.0)
     warm.said_to("llms/second/0/1", "report", {"step": 1})
-    assert first is not warm._now and warm.carries()[0] == "llms/second/0/1"
+    assert first is not warm._now and json.loads(warm.carries()["order"])["gang"] == "second/0"
     found = warm.said_to("llms/second/0/1", "status")
     assert (found["progress"], found["stopping"], found["leaves"]) == ({"step": 1}, "", False)
     assert warm.said_to("llms/first/0/1", "status") is None

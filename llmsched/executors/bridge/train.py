@@ -149,6 +149,8 @@ class Attempts:
                 self._live[order.name].progress = {}
                 self._live[order.name].asks = {}
                 return
+        if self._warm.has_left(order.name):
+            self._is_cleared(order.name)
         if self._tell_receipt(order.gang, order.attempt):
             return
         actor = self.supervisor(order.name)

@@ -6,6 +6,7 @@ nodes that is not for exactly their places ends them. Start reading at `take`.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ class WarmPool:
         self._idle: dict[str, _Idle] = {}
         self._carried: dict[str, str] = {}  # supervisor -> its attempt, where that is not its first; "": none
         self._counts: dict[str, int] = {}
+        self._left: set[str] = set()  # attempts that left theirs to nobody yet before this bridge came
 
     def put(self, actor: Addressed, order: LaunchOrder) -> None:
         """Its attempt has ended and leaves its processes."""
@@ -60,6 +62,10 @@ class WarmPool:
                     self._counts[name] += 1
                     return one.actor
         return None
+
+    def has_left(self, attempt: str) -> bool:
+        """Whether it has ended under an earlier bridge, and nothing of it is on its nodes any more."""
+        return attempt in self._left
 
     def make_way(self, order: LaunchOrder) -> None:
         """What those hold on the order's nodes is to be had by it."""
@@ -96,7 +102,8 @@ class WarmPool:
                 self._counts.pop(name, None)
 
     def learn(self) -> None:
-        """Which attempts those have that a bridge before this one started, and end those that have none."""
+        """Which attempts those have that a bridge before this one started. What an attempt has left is for another; of
+        one that ended otherwise the end is in the storage, and nobody needs its supervisor."""
         asked = {}
         for name in warm_supervisors():
             try:
@@ -108,12 +115,20 @@ class WarmPool:
         for answer in done:
             name, actor = asked[answer]
             try:
-                attempt, is_open = ray.get(answer)
+                said = ray.get(answer)
             except ray.exceptions.RayError:
                 continue
+            order = json.loads(said["order"])
+            attempt = f"llms/{order['gang']}/{order['attempt']}"
             with self._lock:
                 self._carried[name] = attempt
-            if not is_open:  # its receipt is in the storage
+                if said["leaves"]:
+                    self._carried[name], self._counts[name] = "", self._counts.get(name, 1)
+                    members = tuple(Member(**one) for one in order["members"])
+                    self._left.add(attempt)
+                    since = self._clock() + LEARNT_WITHIN_S  # orders come once all that lives has been adopted
+                    self._idle[name] = _Idle(name, actor, order["owner"], members, since)
+            if said["receipt"] is not None and not said["leaves"]:
                 actor.leave.remote()
 
     def _here(self) -> list[_Idle]:
