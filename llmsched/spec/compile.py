@@ -100,8 +100,9 @@ def _model(spec: WorkloadSpec) -> str:
 
 def _saves_every_s(spec: WorkloadSpec) -> float | None:
     """Where the loop is ours, so that it does so."""
-    ours = isinstance(spec, TrainSpec) and spec.train.base_model is not None and spec.checkpoint.resume != "never"
-    return spec.checkpoint.every if ours else None
+    if not isinstance(spec, TrainSpec) or spec.train.base_model is None or spec.checkpoint.resume == "never":
+        return None
+    return spec.checkpoint.every
 
 
 def _steps(spec: WorkloadSpec) -> float | None:
