@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from math import inf
 
-from llmsched.core.amounts import need_milli
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
-from llmsched.core.possible import able_options
 from llmsched.core.records import GangState, size_of
 from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on, rules_of
+from llmsched.core.rules import Rules, is_on
 from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
-from llmsched.core.stages import consolidate, grow, migrate, owe, place, preempt, rank, redeem, shrink, size
+from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, rank, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
@@ -285,7 +283,7 @@ class Admission:
         """The stamp of answers that need not be given again, because nobody is held back by them; None: they must.
 
         So a pass orders and asks the classes that something has changed for, not everybody who waits."""
-        if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees():
+        if self.calendar.depth or self.scheduling.order == "strict_fifo" or guarantee.is_kept(self.this):
             return None
         if self.takes and self.shares is not None:
             return None  # where a queue would have stood is not known once somebody was evicted
@@ -294,7 +292,12 @@ class Admission:
     def _only_takes_what_is_free(self) -> bool:
         """Whether nobody makes room in this pass, and nobody who waits keeps others from anything."""
         state = self.state
-        if self.calendar.depth or self.scheduling.order == "strict_fifo" or self._keeps_guarantees() or state.elastic:
+        if (
+            self.calendar.depth
+            or self.scheduling.order == "strict_fifo"
+            or guarantee.is_kept(self.this)
+            or state.elastic
+        ):
             return False
         return (self.by_rank and not self.awaits) or not (state.vacating or self.trial.leaving or self.takes)
 
@@ -313,7 +316,7 @@ class Admission:
             return False
         if scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s:
             return False
-        return not (state.configuration.node_types or self._keeps_guarantees()) and self._stamp() is not None
+        return not (state.configuration.node_types or guarantee.is_kept(self.this)) and self._stamp() is not None
 
     def _is_hopeless(self, shape: Shape) -> bool:
         """Whether it needs more than is free, with nobody on the way out, and may take nothing from others."""
@@ -415,7 +418,7 @@ class Admission:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
-        self._keep_guarantee(gang, shape)
+        guarantee.keep(self.this, gang, shape)
         promise = self.calendar.hold_for(gang)
         if reason is not None:
             if promise is not None and promise.basis is not None:
@@ -477,28 +480,6 @@ class Admission:
         looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
         if looks > LATER_LOOKS:
             line.block(shape.queue, shape.flavors, gang.id)
-
-    def _keeps_guarantees(self) -> bool:
-        quota = self.state.quota
-        if not quota.enforced or self.shares is not None or len(quota.queues) < 2:
-            return False
-        return any(rules_of(self.state, name).reclaim != "any" for name in quota.queues)
-
-    def _keep_guarantee(self, gang: GangState, shape: Shape) -> None:
-        """Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it, if it
-        could ever start with it."""
-        quota, spec = self.state.quota, gang.spec
-        if not self._keeps_guarantees() or rules_of(self.state, spec.queue).reclaim == "any":
-            return
-        for option in able_options(self.state, shape):
-            flavor = spec.groups[0].option(option).flavor
-            branch = quota.branch(spec.queue, flavor)
-            if branch is None:
-                continue
-            idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
-            if idle > 0:
-                self.trial.hold_quota(spec.queue, flavor, idle)
-            return
 
 
 def _why_now(gang: GangState, placement: Placement) -> Message:

@@ -1,0 +1,34 @@
+"""Idle quota is lent only if it can be reclaimed; otherwise it is kept for the owner who waits for it."""
+
+from __future__ import annotations
+
+from llmsched.core.amounts import need_milli
+from llmsched.core.possible import able_options
+from llmsched.core.records import GangState
+from llmsched.core.rules import rules_of
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.shapes import Shape
+
+
+def is_kept(this: Pass) -> bool:
+    """Whether any queue's is."""
+    quota = this.state.quota
+    if not quota.enforced or this.shares is not None or len(quota.queues) < 2:
+        return False
+    return any(rules_of(this.state, name).reclaim != "any" for name in quota.queues)
+
+
+def keep(this: Pass, gang: GangState, shape: Shape) -> None:
+    """For a gang that waits, if it could ever start with it."""
+    state, spec = this.state, gang.spec
+    if not is_kept(this) or rules_of(state, spec.queue).reclaim == "any":
+        return
+    for option in able_options(state, shape):
+        flavor = spec.groups[0].option(option).flavor
+        branch = state.quota.branch(spec.queue, flavor)
+        if branch is None:
+            continue
+        idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
+        if idle > 0:
+            this.trial.hold_quota(spec.queue, flavor, idle)
+        return
