@@ -86,6 +86,9 @@ class Tokens:
                 "role": record.role,
                 "expires": record.expires,
                 "models": list(record.models),
+                "priority": record.priority,
+                "requests_per_minute": record.requests_per_minute,
+                "tokens_per_minute": record.tokens_per_minute,
             }
             for record in asking
             for sha256 in (digest(key_of_digest(record.sha256)), *([record.sha256] if self._at_endpoints else []))

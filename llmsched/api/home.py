@@ -25,6 +25,7 @@ from llmsched import file_lock, sanitize
 from llmsched.control.roles import CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
+from llmsched.spec.endpoint_keys import PRIORITIES, Terms
 
 RENAMED = {"admin": "operator"}  # roles of tokens made before
 
@@ -40,6 +41,9 @@ class TokenRecord:
     created: float = 0.0
     expires: float | None = None
     models: tuple[str, ...] = ()  # of a caller: the endpoints that its key reaches
+    priority: str = Terms().priority
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 DAYS_AT_MOST = 36_500
@@ -50,15 +54,26 @@ def digest(token: str) -> str:
 
 
 def new_token(
-    user: str, role: str = SUBMITTER, days: float | None = 90, models: Sequence[str] = ()
+    user: str,
+    role: str = SUBMITTER,
+    days: float | None = 90,
+    models: Sequence[str] = (),
+    terms: Terms = Terms(),  # noqa: B008  cannot be changed
 ) -> tuple[str, TokenRecord]:
-    """A fresh token, to be shown once, and what to keep of it. `models`: what a caller may ask, by its name."""
+    """A fresh token, to be shown once, and what to keep of it. `models`: what a caller may ask, by its name. `terms`:
+    on which its key asks endpoints."""
     if role not in (*ROLES, CALLER):
         raise SpecError(f'unknown role "{role}".', hint=f"Roles: {', '.join((*ROLES, CALLER))}.")
     if role == CALLER and not models:
         raise SpecError("a caller's key reaches no endpoint but those it names.", hint="Add --model NAME.")
     if role != CALLER and models:
         raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.")
+    if terms != Terms() and role not in (SUBMITTER, OPERATOR, CALLER):
+        raise SpecError(f"a {role} asks no endpoint: a priority and limits mean nothing.", hint="Leave them out.")
+    if terms.priority not in PRIORITIES:
+        raise SpecError(f'unknown priority "{terms.priority}".', hint=f"Priorities: {', '.join(PRIORITIES)}.")
+    if any(limit is not None and limit < 1 for limit in terms[1:]):
+        raise SpecError("a limit of a minute is at least 1.", hint="To end what a key may do: llmsched token revoke.")
     if not user.strip() or user == EVERYONE or sanitize.line(user, sanitize.NAME_AT_MOST) != user:
         raise SpecError(f'"{user}" is no name of a user.', hint="Write a name such as alice.")
     if days is not None and not 0 < days <= DAYS_AT_MOST:  # also what is no number
@@ -67,15 +82,22 @@ def new_token(
     token_id = secrets.token_hex(4)
     token = f"llms_{token_id}_{secrets.token_hex(32)}"
     expires = now + days * 86400 if days else None
-    return token, TokenRecord(token_id, digest(token), user, role, now, expires, tuple(models))
+    return token, TokenRecord(token_id, digest(token), user, role, now, expires, tuple(models), *terms)
 
 
 def create_token(
-    home: Path, user: str, role: str, days: float | None, *, trusting: bool, models: Sequence[str] = ()
+    home: Path,
+    user: str,
+    role: str,
+    days: float | None,
+    *,
+    trusting: bool,
+    models: Sequence[str] = (),
+    terms: Terms = Terms(),  # noqa: B008  cannot be changed
 ) -> tuple[str, TokenRecord]:
     """A fresh token that counts from now on: it is to be shown once. Raises NotAllowed for a second person's where
     tokens are labels (a caller cannot run anything), unless `trusting`, and what `new_token` raises."""
-    text, record = new_token(user, role, days, models)
+    text, record = new_token(user, role, days, models, terms)
     why = single_user(home)
     if why and user != user_name() and role != CALLER and not trusting:
         raise NotAllowed(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from llmsched.cli import show, terminal
 from llmsched.cli.columns import Columns
 from llmsched.control.roles import CALLER, ROLES
+from llmsched.spec.endpoint_keys import PRIORITIES, Terms
+
+if TYPE_CHECKING:
+    from llmsched.api.home import TokenRecord
 
 
 @click.group()
@@ -22,9 +27,21 @@ def token() -> None:
 @click.option("--role", type=click.Choice((*ROLES, CALLER)), default="submitter", show_default=True)
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=90, show_default=True)
 @click.option("--model", "models", multiple=True, metavar="NAME", help="An endpoint that a caller asks; repeatable.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default=Terms().priority, show_default=True)
+@click.option("--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="At most, of its key.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), metavar="N", help="Of prompts and answers together.")
 @click.option("--trusting", is_flag=True, help="In single-user mode, where tokens are labels: make it all the same.")
 @show.json_option
-def create(user: str, role: str, days: float, models: tuple[str, ...], trusting: bool) -> None:
+def create(
+    user: str,
+    role: str,
+    days: float,
+    models: tuple[str, ...],
+    priority: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    trusting: bool,
+) -> None:
     """A token for USER. It is shown once.
 
     \b
@@ -33,13 +50,17 @@ def create(user: str, role: str, days: float, models: tuple[str, ...], trusting:
     auditor    reads everything, changes nothing
     operator   may do everything
     caller     asks the endpoints that --model names, and nothing else: what is shown is a key, for an app to keep
+
+    Its key asks endpoints with --priority: where all replicas are full, critical requests wait and the others are told
+    to come again; sheddable ones are told so a little earlier. Beyond a limit of a minute the answer is 429.
     """
     from llmsched.api import home
     from llmsched.client.transport import default_home
     from llmsched.spec.endpoint_keys import key_of
 
     folder = home.prepare(default_home())
-    text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models)
+    terms = Terms(priority, requests_per_minute, tokens_per_minute)
+    text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models, terms=terms)
     if role == CALLER:
         text = key_of(text)
     if show.wants_json():
@@ -81,15 +102,22 @@ def list_() -> None:
 
     records = home.load_records(default_home())
     if show.wants_json():
-        fields = ("id", "user", "role", "created", "expires", "models")
+        fields = ("id", "user", "role", "created", "expires", "models", *Terms._fields)
         terminal.echo(json.dumps([{name: getattr(record, name) for name in fields} for record in records], indent=2))
         return
-    table = Columns("ID", "USER", "ROLE", "EXPIRES", "ASKS", last_takes_rest=False)
+    table = Columns("ID", "USER", "ROLE", "EXPIRES", "ASKS", "TERMS", last_takes_rest=False)
     for record in records:
         over = record.expires is not None and record.expires < time.time()
         expires = "never" if record.expires is None else show.clock(record.expires) + (" (over)" if over else "")
-        table.add_row(record.id, record.user, record.role, expires, ", ".join(record.models) or "-")
+        table.add_row(record.id, record.user, record.role, expires, ", ".join(record.models) or "-", _terms(record))
     table.show()
+
+
+def _terms(record: TokenRecord) -> str:
+    """What is not as usual of how its key asks."""
+    limits = ((record.requests_per_minute, "requests/min"), (record.tokens_per_minute, "tokens/min"))
+    said = [record.priority] if record.priority != Terms().priority else []
+    return ", ".join(said + [f"{limit:,} {what}" for limit, what in limits if limit is not None]) or "-"
 
 
 @token.command()

@@ -123,6 +123,7 @@ class Callers:
                         model for model, one in endpoints.items() if one.name in wanted and permissions.sees(one)
                     ],
                     "expires": None,
+                    "user": workload.user,
                 }
             )
         return rows

@@ -21,6 +21,7 @@ from llmsched.core.state import GangState, State, Status, WorkloadState
 from llmsched.core.workload import Workload, attempt_name
 from llmsched.errors import RequestError
 from llmsched.executors.port import RouteTable
+from llmsched.spec.endpoint_keys import Terms
 
 ANSWERING = (Status.RUNNING, Status.RESIZING)
 
@@ -55,8 +56,8 @@ class Routes:
     def changed(
         self, state: State, tokens: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
     ) -> RouteTable | None:
-        """`tokens`: {"id", "sha256", "user", "role", "expires", "models"} of everybody who may ask at all; besides,
-        work that has begun may ask what its `calls` name. `decisions`: those of this round."""
+        """`tokens`: {"id", "sha256", "user", "role", "expires", "models"} and `Terms` of everybody who may ask at all;
+        besides, work that has begun may ask what its `calls` name. `decisions`: those of this round."""
         seen, self._looked_at = self._looked_at, (state, state.version, list(tokens))
         if seen is not None and seen[0] is state and seen[1:] == self._looked_at[1:]:
             return None
@@ -114,6 +115,8 @@ def keys_of(state: State, endpoints: Mapping[str, Workload], tokens: Sequence[di
             if token["role"] != CALLER
             else [name for name, workload in endpoints.items() if {name, workload.name} & {*token["models"]}],
             "expires": token.get("expires"),
+            "user": token["user"],
+            **{name: token[name] for name in Terms._fields if token.get(name) is not None},
         }
         for token in tokens
     ]

@@ -152,7 +152,8 @@ class RouteTable:
 
     models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "timeout_s",
              "hold_s", "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
-    keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None}]
+    keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None,
+              "user"}], and what is not as usual of spec.endpoint_keys.Terms
     """
 
     version: int

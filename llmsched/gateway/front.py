@@ -7,6 +7,7 @@ last route table it was given for as long as it lives: the controller may be awa
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -18,7 +19,7 @@ from llmsched import sanitize
 from llmsched.connections import ADMIT
 from llmsched.gateway import apps, forms
 from llmsched.gateway.holds import Holds
-from llmsched.gateway.keys import Key
+from llmsched.gateway.keys import CRITICAL, SHEDDABLE, Key
 from llmsched.gateway.limits import (
     AUDIO_BYTES,
     BODY_BYTES,
@@ -30,13 +31,16 @@ from llmsched.gateway.limits import (
     read_body,
 )
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
+from llmsched.gateway.rates import Rates
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
-from llmsched.gateway.relay import Relay
+from llmsched.gateway.relay import Errand, Relay
 from llmsched.gateway.replicas import Chosen, Pool, Replica, ReplicaGone
+from llmsched.gateway.shares import Shares
 from llmsched.gateway.signals import Signals
+from llmsched.gateway.spending import Book, Spending
 from llmsched.gateway.table import Table, Target
 from llmsched.policies.routing import Ask
-from llmsched.policies.routing.work import limit_of, prompt_text
+from llmsched.policies.routing.work import limit_of, prompt_text, tokens_of
 
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
@@ -66,6 +70,7 @@ TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
 HELD_COMMENT = b": waiting for a replica\n\n"
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
 WRITES = ("chat/completions", "completions")  # routes whose answers come word by word
+FLEX = "flex"  # OpenAI's `service_tier` for what can wait
 SESSION_HEADER = b"x-session-id"  # as Ray Serve has it
 SESSION_LENGTH = 256
 
@@ -90,8 +95,11 @@ class Gateway:
         self._pools: dict[str, Pool] = {}
         self._routed_at = 0
         self.signals = Signals(clock)
-        self._holds = Holds(self.signals)
-        self._relay = Relay(self.signals, self._holds.wake)
+        self._relay = Relay(self.signals, lambda workload: self._holds.wake(workload))
+        self._holds = Holds(self.signals, self._relay.in_flight)
+        self._shares = Shares(self._relay.in_flight, clock)
+        self._rates = Rates(clock)
+        self.book = Book(os.urandom(8).hex())
         self._open = OpenRequests()
 
     def route(self, table: Mapping[str, Any]) -> None:
@@ -109,6 +117,7 @@ class Gateway:
         self._table, self._routed_at = fresh, int(time.time())
         self._has_table.set()
         self._open.check(fresh)
+        self._rates.keep_only(fresh.keys, fresh.gateways)
         self._holds.keep_only(self._pools)
         for workload in self._pools:
             self._holds.wake(workload)
@@ -175,8 +184,7 @@ class Gateway:
             body = _json_in(raw)
         target = self._table.model(body.get("model"), key)
         streams = body.get("stream") is True
-        request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
-        request.session = _session(headers, body)
+        request = self._begin(key, target, route.name, headers, body, len(raw))
         answer = self._stream if streams else self._call
         work = answer(request, target, route.name, body, send)
         try:
@@ -209,8 +217,7 @@ class Gateway:
         target = self._table.app(name, key)
         raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
         body, answer = apps.asked(scope, name, raw), apps.Answer(send)
-        request = self._open.begin(key, target.route.id, target.route.timeout_s, len(raw))
-        request.session = _session(headers, {})
+        request = self._begin(key, target, APP_ROUTE, headers, {}, len(raw))
 
         async def work() -> int:
             await apps.carry(self.stream(request, target, APP_ROUTE, body), answer)
@@ -239,8 +246,7 @@ class Gateway:
         name = apps.name_in(scope["path"])
         target = self._table.app(name, key)
         body = apps.asked(scope, name, b"")
-        request = self._open.begin(key, target.route.id, target.route.timeout_s, 0)
-        request.session = _session(headers, {})
+        request = self._begin(key, target, APP_ROUTE, headers, {}, 0)
 
         async def work() -> int:
             await apps.carry(self.stream(request, target, APP_ROUTE, body, socket.incoming()), socket)
@@ -248,6 +254,19 @@ class Gateway:
             return 101 if socket.is_open else 403
 
         await request.answer(socket.watch, self._measured(target, "app", work()))
+
+    def _begin(
+        self, key: Key, target: Target, route: str, headers: Mapping[bytes, bytes], body: dict[str, Any], size: int
+    ) -> OpenRequest:
+        """Raises Refused (429)."""
+        prompt, pool = tokens_of(prompt_text(body)), self._pools[target.route.workload]
+        answer = _expected(pool, route, body) if route in WRITES else 0
+        spending = Spending(self.book, self._rates, key, target.name, prompt, answer)
+        request = self._open.begin(key, target.route.id, target.route.timeout_s, size, spending)
+        request.session = _session(headers, body)
+        if body.get("service_tier") == FLEX:
+            request.priority = SHEDDABLE
+        return request
 
     async def _measured(self, target: Target, route: str, work: Awaitable[int]) -> None:
         """Run `work`, which answers the client and returns the status it sent."""
@@ -323,11 +342,11 @@ class Gateway:
             chosen = await self._chosen(request, target, pool, body, gone)
             slot, work = chosen.slot, chosen.slot.replica.call(route, body, target.adapter)
             try:
-                expected = _expected(pool, route, body)
-                answer = await self._relay.call(pool, chosen, expected, work, target.route.timeout_s)
+                errand = Errand(pool, chosen, _expected(pool, route, body), request.key.id)
+                answer = await self._relay.call(errand, work, target.route.timeout_s)
                 pool.forgive(slot)
-                if route in WRITES and (tokens := _said(answer)):
-                    pool.lengths.saw(limit_of(body), tokens)
+                request.spending.told(answer.get("usage") if isinstance(answer, dict) else None)
+                self._learn(request, pool, route, body)
                 return answer
             except ReplicaGone:
                 pool.avoid(slot)
@@ -344,19 +363,25 @@ class Gateway:
         """The chunks of one replica, which gets what comes in after the request. Another one is asked only while
         nothing has come yet. Raises Refused."""
         pool, gone, limit_s = self._pools[target.route.workload], set[str](), target.route.timeout_s
+        asked = _with_usage(body) if route in WRITES else body
         while True:
             chosen = await self._chosen(request, target, pool, body, gone)
             more = () if incoming is None else (incoming,)
-            slot, work = chosen.slot, chosen.slot.replica.stream(route, body, target.adapter, *more)
-            expected, said = _expected(pool, route, body), 0
+            slot, work = chosen.slot, chosen.slot.replica.stream(route, asked, target.adapter, *more)
+            said = False
             try:
-                async with aclosing(self._relay.stream(pool, chosen, expected, work, limit_s)) as chunks:
+                errand = Errand(pool, chosen, _expected(pool, route, body), request.key.id)
+                async with aclosing(self._relay.stream(errand, work, limit_s)) as chunks:
                     async for chunk in chunks:
-                        said += 1
+                        said = True
+                        if route in WRITES and _is_usage(chunk):
+                            request.spending.told(chunk["usage"])
+                            if asked is not body:
+                                continue
+                        request.spending.said()
                         yield chunk
                 pool.forgive(slot)
-                if route in WRITES:
-                    pool.lengths.saw(limit_of(body), said)
+                self._learn(request, pool, route, body)
                 return
             except ReplicaGone:
                 pool.avoid(slot)
@@ -366,25 +391,34 @@ class Gateway:
                         503, "The replica was lost while it answered; ask again.", code="replica_lost"
                     ) from None
 
+    def _learn(self, request: OpenRequest, pool: Pool, route: str, body: dict[str, Any]) -> None:
+        """How long an answer became."""
+        if route in WRITES and request.spending.completion:
+            pool.lengths.saw(limit_of(body), request.spending.completion)
+
     async def _chosen(
         self, request: OpenRequest, target: Target, pool: Pool, body: dict[str, Any], gone: set[str]
     ) -> Chosen:
-        """A replica for this request, which waits where none answers, or others wait already. Raises Refused."""
+        """A replica for this request, which waits where none answers, or others wait already; a critical one also where
+        all are full. Raises Refused."""
         model, hold_s = str(body.get("multiplexed", "")), min(target.route.hold_s, target.route.timeout_s)
         ask = Ask(body, prompt_text(body), request.session)
-        if not self._holds.anyone(pool.workload):
+        is_full = pool.capacity() > 0 and not pool.room()
+        joins = self._holds.anyone_for_want_of_replicas(pool.workload) if is_full else self._holds.anyone(pool.workload)
+        if not joins or not hold_s:
             try:
+                self._shares.check(pool, request.key.id, request.priority)
                 return pool.choose(ask, gone, model)
             except Refused as refused:
-                if refused.code != "no_replica" or not hold_s:
+                may_wait = refused.code == "no_replica" or is_full and request.priority == CRITICAL
+                if not hold_s or not may_wait:
+                    self._shares.turned_away(pool.workload, request.key.id)
                     raise
-        elif not hold_s:
-            return pool.choose(ask, gone, model)
         request.is_held = True
         try:
             gone.clear()  # who was gone may be back
             return await self._holds.slot(
-                pool, request.key.id, request.size, hold_s, lambda: pool.choose(ask, gone, model)
+                pool, request.key.id, request.priority, request.size, hold_s, lambda: pool.choose(ask, gone, model)
             )
         finally:
             request.is_held = False
@@ -397,8 +431,7 @@ class Gateway:
         if not name:
             return {"object": "list", "data": listed}
         target = self._table.model(unquote(name), key)
-        full = target.route.id + (f":{target.adapter['name']}" if target.adapter else "")
-        return next(model for model in listed if model["id"] == full)
+        return next(model for model in listed if model["id"] == target.name)
 
 
 def _json_in(raw: bytes) -> dict[str, Any]:
@@ -426,11 +459,17 @@ def _expected(pool: Pool, route: str, body: Mapping[str, Any]) -> int:
     return pool.lengths.expect(limit_of(body)) if route in WRITES else 1
 
 
-def _said(answer: Any) -> int:
-    """Tokens of a whole answer, if it says so."""
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    said = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return said if type(said) is int and said > 0 else 0
+def _with_usage(body: dict[str, Any]) -> dict[str, Any]:
+    """The same request, which asks how many tokens it took; `body` itself where it does that, or is wrong."""
+    options = body.get("stream_options")
+    options = {} if options is None else options
+    if not isinstance(options, dict) or options.get("include_usage", False) is not False:
+        return body
+    return {**body, "stream_options": {**options, "include_usage": True}}
+
+
+def _is_usage(chunk: Any) -> bool:
+    return isinstance(chunk, dict) and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
 
 def _only(method: str, allowed: str, path: str) -> None:

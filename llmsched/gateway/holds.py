@@ -1,16 +1,19 @@
-"""Requests that wait for a replica: while an endpoint has none that answers, nobody is turned away at once.
+"""Requests that wait for a replica: nobody is turned away at once while an endpoint has none that answers, and critical
+requests are not while all are full.
 
-Whoever waits is ahead of who comes later, until nobody does: the keys take turns, and of one key the one that came
-first. What waits is bounded: in number, in bytes, and in time (`hold_timeout`). Where it
-is too much, the newest of the key that has most of it makes room, so that no key keeps the others out.
+Whoever waits is ahead of who comes later, until nobody does. A higher priority goes first; of one priority the key that
+has the fewest requests in flight, and of equal keys each in turn; of one key the request that came first. What waits is
+bounded: in number, in bytes, and in time (`hold_timeout`). Where it is too much, the newest of the lowest priority
+makes room, of the key that has most of it, so that no key keeps the others out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection
 
+from llmsched.gateway.keys import CRITICAL
 from llmsched.gateway.limits import RETRY_NO_REPLICA_S
 from llmsched.gateway.refusals import Refused
 from llmsched.gateway.replicas import Chosen, Pool
@@ -25,28 +28,35 @@ _MAY_COME = ("no_replica", "full")
 class Held:
     """One that waits. `turn` is over when it may try for a replica."""
 
-    __slots__ = ("key", "size", "turn")
+    __slots__ = ("key", "priority", "size", "turn")
 
-    def __init__(self, key: str, size: int) -> None:
-        self.key, self.size = key, size
+    def __init__(self, key: str, priority: int, size: int) -> None:
+        self.key, self.priority, self.size = key, priority, size
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Holds:
-    def __init__(self, signals: Signals) -> None:
-        self._signals = signals
+    def __init__(self, signals: Signals, in_flight: Callable[[str], dict[str, int]] = lambda workload: {}) -> None:
+        """`in_flight`: of a workload, {key: requests that replicas have in hand}."""
+        self._signals, self._in_flight = signals, in_flight
         self._lines: dict[str, _Line] = {}  # by workload
         self._bytes = 0
 
     def anyone(self, workload: str) -> bool:
         return workload in self._lines
 
-    async def slot(self, pool: Pool, key: str, size: int, patience_s: float, choose: Callable[[], Chosen]) -> Chosen:
+    def anyone_for_want_of_replicas(self, workload: str) -> bool:
+        """And not only critical requests, which wait for those that are full."""
+        return workload in self._lines and self._lines[workload].lowest_priority() != CRITICAL
+
+    async def slot(
+        self, pool: Pool, key: str, priority: int, size: int, patience_s: float, choose: Callable[[], Chosen]
+    ) -> Chosen:
         """What `choose` gives once it is this request's turn. Raises Refused: 503 when that takes too long, or too many
         wait; and what `choose` raises, unless it is for want of a replica."""
         line = self._lines.get(pool.workload) or self._begin(pool)
-        self._make_room(line, key, size)
-        held = Held(key, size)
+        held = Held(key, priority, size)
+        self._make_room(line, held)
         line.join(held)
         self._bytes += size
         self._signals.hold(pool.workload)
@@ -79,7 +89,7 @@ class Holds:
             self._lines[workload].refuse_all(gone)
 
     def _begin(self, pool: Pool) -> _Line:
-        line = self._lines[pool.workload] = _Line()
+        line = self._lines[pool.workload] = _Line(lambda: self._in_flight(pool.workload))
 
         async def run() -> None:
             try:
@@ -90,56 +100,75 @@ class Holds:
         line.task = asyncio.create_task(run())
         return line
 
-    def _make_room(self, line: _Line, key: str, size: int) -> None:
-        while len(line) >= HELD_AT_MOST or self._bytes + size > HELD_BYTES:
-            most = line.key_with_most()
-            if most is None or line.count(most) <= line.count(key) + 1:
+    def _make_room(self, line: _Line, held: Held) -> None:
+        while len(line) >= HELD_AT_MOST or self._bytes + held.size > HELD_BYTES:
+            lowest = line.lowest_priority()
+            if lowest is None or lowest > held.priority:
                 raise _too_many()
-            line.refuse_newest(most, _too_many())
+            most = line.key_with_most(lowest)
+            if lowest == held.priority and line.count(lowest, most) <= line.count(lowest, held.key) + 1:
+                raise _too_many()
+            line.refuse_newest(lowest, most, _too_many())
 
 
 class _Line:
     """Who waits for one endpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: Callable[[], dict[str, int]]) -> None:
+        """`in_flight`: {key: requests that replicas have in hand}."""
         self.news = asyncio.Event()
         self.task: asyncio.Task[None]
-        self._keys: OrderedDict[str, deque[Held]] = OrderedDict()  # the key whose turn it is first
+        self._in_flight = in_flight
+        self._by_priority: dict[int, OrderedDict[str, deque[Held]]] = {}  # by key, the one whose turn it is first
         self._going: set[Held] = set()  # their turn is over, and they have not tried yet
 
     def __len__(self) -> int:
-        return len(self._going) + sum(map(len, self._keys.values()))
+        waiting = (len(of_key) for keys in self._by_priority.values() for of_key in keys.values())
+        return len(self._going) + sum(waiting)
 
-    def count(self, key: str) -> int:
-        return len(self._keys.get(key, ()))
+    def lowest_priority(self) -> int | None:
+        return min(self._by_priority, default=None)
 
-    def key_with_most(self) -> str | None:
-        return max(self._keys, key=self.count, default=None)
+    def count(self, priority: int, key: str) -> int:
+        of_keys = self._by_priority.get(priority)
+        return len(of_keys[key]) if of_keys is not None and key in of_keys else 0
+
+    def key_with_most(self, priority: int) -> str:
+        return max(self._by_priority[priority], key=lambda key: self.count(priority, key))
 
     def join(self, held: Held) -> None:
-        self._keys.setdefault(held.key, deque()).append(held)
+        self._of_key(held).append(held)
         self.news.set()
+
+    def _of_key(self, held: Held) -> deque[Held]:
+        return self._by_priority.setdefault(held.priority, OrderedDict()).setdefault(held.key, deque())
 
     def go_back(self, held: Held) -> None:
         """It tried in vain: it is the next of its key again."""
         self._going.discard(held)
         held.turn = asyncio.get_running_loop().create_future()
-        self._keys.setdefault(held.key, deque()).appendleft(held)
+        self._of_key(held).appendleft(held)
 
     def leave(self, held: Held) -> None:
         self._going.discard(held)
-        of_key = self._keys.get(held.key)
-        if of_key is not None and held in of_key:
-            of_key.remove(held)
-            if not of_key:
-                del self._keys[held.key]
+        self._take_out(held)
         self.news.set()
 
-    def refuse_newest(self, key: str, why: Refused) -> None:
-        self._end(self._keys[key][-1], why)
+    def _take_out(self, held: Held) -> None:
+        keys = self._by_priority.get(held.priority, OrderedDict[str, deque[Held]]())
+        if held.key not in keys or held not in keys[held.key]:
+            return
+        keys[held.key].remove(held)
+        if not keys[held.key]:
+            del keys[held.key]
+        if not keys:
+            del self._by_priority[held.priority]
+
+    def refuse_newest(self, priority: int, key: str, why: Refused) -> None:
+        self._end(self._by_priority[priority][key][-1], why)
 
     def refuse_all(self, why: Refused) -> None:
-        for held in [each for of_key in self._keys.values() for each in of_key]:
+        for held in [each for keys in self._by_priority.values() for of_key in keys.values() for each in of_key]:
             self._end(held, why)
 
     def _end(self, held: Held, why: Refused) -> None:
@@ -149,7 +178,7 @@ class _Line:
 
     async def run(self, pool: Pool) -> None:
         """Gives turns for as long as anybody waits."""
-        while self._keys or self._going:
+        while self._by_priority or self._going:
             self.news.clear()
             for _ in range(pool.room() - len(self._going)):
                 if (held := self._next()) is None:
@@ -162,13 +191,13 @@ class _Line:
                 pass
 
     def _next(self) -> Held | None:
-        while self._keys:
-            key, of_key = next(iter(self._keys.items()))
-            held = of_key.popleft()
-            if of_key:
-                self._keys.move_to_end(key)
-            else:
-                del self._keys[key]
+        while self._by_priority:
+            keys = self._by_priority[max(self._by_priority)]
+            going, in_flight = Counter(held.key for held in self._going), self._in_flight()
+            key = min(keys, key=lambda key: in_flight.get(key, 0) + going[key])  # noqa: B023  called at once
+            held = keys[key][0]
+            keys.move_to_end(key)
+            self._take_out(held)
             if not held.turn.done():  # else its client left a moment ago
                 self._going.add(held)
                 return held

@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmsched.gateway.refusals import Refused
+from llmsched.spec.endpoint_keys import PRIORITIES
 
+SHEDDABLE, STANDARD, CRITICAL = range(len(PRIORITIES))
 TOKEN = "llms_"  # how a token of the API begins
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """`models`: the ids that it reaches. What is not among them is not there for its holder. `expires`: in seconds
-    since 1970, None for never."""
+    since 1970, None for never. `priority`: a higher one goes first where replicas are full, and the lowest does not
+    wait then. None of a limit: no limit."""
 
     id: str
     sha256: str
     models: frozenset[str] = frozenset()
     expires: float | None = None
+    user: str = ""
+    priority: int = STANDARD
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     def reaches(self, model: str) -> bool:
         return model in self.models
@@ -36,6 +43,9 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[Mapping[str, Any]] = ()) -> None:
         self._keys = [_key(one) for one in keys]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
 
     def find(self, sha256: str) -> Key | None:
         """Looks at every key, always: how long it takes must not tell which one came close."""
@@ -75,4 +85,8 @@ def _key(data: Mapping[str, Any]) -> Key:
         str(data["sha256"]).lower(),
         frozenset(data.get("models") or ()),
         None if expires is None else float(expires),
+        user=str(data.get("user") or ""),
+        priority=PRIORITIES.index(data.get("priority") or "standard"),
+        requests_per_minute=data.get("requests_per_minute"),
+        tokens_per_minute=data.get("tokens_per_minute"),
     )

@@ -15,6 +15,7 @@ from llmsched.gateway.keys import Key, expired
 from llmsched.gateway.limits import Disconnected, Receive
 from llmsched.gateway.refusals import Refused
 from llmsched.gateway.relay import timed_out
+from llmsched.gateway.spending import Spending
 from llmsched.gateway.table import Table
 
 READ_WITHIN_S = 2.0  # after the end of its time: the relay says that it is over, and the client has to take it
@@ -22,12 +23,21 @@ READ_WITHIN_S = 2.0  # after the end of its time: the relay says that it is over
 
 class OpenRequest:
     """Of the task that makes it. `has_begun`: the client has got the first words of a stream; `is_held`: it waits for a
-    replica; `size`: of its body, in bytes."""
+    replica; `size`: of its body, in bytes; `spending`: what it uses."""
 
-    def __init__(self, key: Key, model: str, limit_s: float, size: int, over: Callable[[OpenRequest], None]) -> None:
-        self.key, self.model, self.size, self._limit_s = key, model, size, limit_s
+    def __init__(
+        self,
+        key: Key,
+        model: str,
+        limit_s: float,
+        size: int,
+        spending: Spending,
+        over: Callable[[OpenRequest], None],
+    ) -> None:
+        self.key, self.model, self.size, self.spending, self._limit_s = key, model, size, spending, limit_s
         self.has_begun = self.is_held = False
         self.session = ""  # that its client says it belongs to
+        self.priority = key.priority
         self._task = asyncio.current_task()
         self._why: Disconnected | Refused | None = None
         self._over = over
@@ -57,6 +67,7 @@ class OpenRequest:
             watcher.cancel()
             for timer in timers:
                 timer.cancel()
+            self.spending.end()
             self._over(self)
 
     async def _watch(self, receive: Receive) -> None:
@@ -69,9 +80,9 @@ class OpenRequests:
     def __init__(self) -> None:
         self._open: set[OpenRequest] = set()
 
-    def begin(self, key: Key, model: str, limit_s: float, size: int) -> OpenRequest:
+    def begin(self, key: Key, model: str, limit_s: float, size: int, spending: Spending) -> OpenRequest:
         """A request of the current task, for the model of that id, which may take `limit_s` seconds."""
-        one = OpenRequest(key, model, limit_s, size, self._open.discard)
+        one = OpenRequest(key, model, limit_s, size, spending, self._open.discard)
         self._open.add(one)
         return one
 

@@ -8,6 +8,7 @@ of it. One task a request does the carrying; whoever answers the client only wai
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -25,18 +26,29 @@ class _Failed(NamedTuple):
     error: Exception
 
 
+class Errand(NamedTuple):
+    """What is carried where: a request with that key, whose answer is expected to have so many tokens."""
+
+    pool: Pool
+    chosen: Chosen
+    expected: int
+    key: str
+
+
 class Relay:
     def __init__(self, signals: Signals, freed: Callable[[str], None] = lambda workload: None) -> None:
         """`freed` hears of each workload of which a replica has a slot again."""
         self._signals, self._freed = signals, freed
         self._carrying: set[asyncio.Task[Any]] = set()
+        self._of_keys: dict[str, Counter[str]] = {}  # by workload
 
-    async def call(
-        self, pool: Pool, chosen: Chosen, expected: int, work: Coroutine[Any, Any, Any], limit_s: float
-    ) -> Any:
-        """What `work` returns; `expected`: tokens of its answer. Raises what it raises, and Refused (504) when it takes
-        longer than `limit_s` seconds."""
-        task = self._carry(pool, Claim(chosen.slot, chosen.unread, expected), work)
+    def in_flight(self, workload: str) -> dict[str, int]:
+        """{key: requests that replicas have in hand}."""
+        return self._of_keys.get(workload, {})
+
+    async def call(self, errand: Errand, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
+        """What `work` returns. Raises what it raises, and Refused (504) when it takes longer than `limit_s` seconds."""
+        task = self._carry(errand, self._claim(errand), work)
         try:
             await asyncio.wait({task}, timeout=limit_s)
             if not task.done():
@@ -46,12 +58,12 @@ class Relay:
             task.cancel()  # of no effect on what is done
 
     async def stream(
-        self, pool: Pool, chosen: Chosen, expected: int, chunks: AsyncGenerator[Any, None], limit_s: float
+        self, errand: Errand, chunks: AsyncGenerator[Any, None], limit_s: float
     ) -> AsyncGenerator[Any, None]:
         """The chunks as they come. Raises what they raise, and Refused (504) when they take longer altogether."""
         brought: asyncio.Queue[Any] = asyncio.Queue(CHUNKS_AHEAD)
-        claim = Claim(chosen.slot, chosen.unread, expected)
-        task = self._carry(pool, claim, _bring(chunks, brought, claim.said))
+        claim = self._claim(errand)
+        task = self._carry(errand, claim, _bring(chunks, brought, claim.said))
         ends_at = asyncio.get_running_loop().time() + limit_s
         try:
             while True:
@@ -69,14 +81,23 @@ class Relay:
         finally:
             task.cancel()
 
-    def _carry(self, pool: Pool, claim: Claim, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        self._signals.begin(pool.workload)
+    def _claim(self, errand: Errand) -> Claim:
+        return Claim(errand.chosen.slot, errand.chosen.unread, errand.expected)
+
+    def _carry(self, errand: Errand, claim: Claim, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        workload, key = errand.pool.workload, errand.key
+        of_keys = self._of_keys.setdefault(workload, Counter())
+        self._signals.begin(workload)
+        of_keys[key] += 1
 
         def put_down(task: asyncio.Task[Any]) -> None:
             self._carrying.discard(task)
             claim.end()
-            self._signals.end(pool.workload)
-            self._freed(pool.workload)
+            of_keys[key] -= 1
+            if not of_keys[key]:
+                del of_keys[key]
+            self._signals.end(workload)
+            self._freed(workload)
             if not task.cancelled():
                 task.exception()  # it has been told, or nobody is left to hear it
 

@@ -107,6 +107,11 @@ class Pool:
             retry_after_s=max(back, 1.0) if back else RETRY_NO_REPLICA_S,
         )
 
+    def capacity(self) -> int:
+        """How many requests those may have in hand that work."""
+        now = self._clock()
+        return self.max_ongoing * sum(s.avoid_until <= now for s in self._slots.values())
+
     def room(self) -> int:
         """How many more requests those take that work."""
         now = self._clock()

@@ -38,11 +38,17 @@ class Target(NamedTuple):
     route: Route
     adapter: dict[str, str] | None  # {"name", "uri"}
 
+    @property
+    def name(self) -> str:
+        """In full."""
+        return self.route.id + (f":{self.adapter['name']}" if self.adapter else "")
+
 
 class Table:
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
         data = data or {}
         self.version = int(data.get("version", 0))
+        self.gateways = max(1, int(data.get("gateways") or 1))
         self.keys = KeyRing(data.get("keys", ()))
         self.routes = {id: _route(id, entry) for id, entry in sorted(dict(data.get("models", {})).items())}
         self._named: dict[str, list[tuple[int, Target]]] = {}  # what a name may mean: the lower number goes first

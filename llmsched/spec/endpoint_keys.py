@@ -11,8 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import NamedTuple
 
 PREFIX = "llmk_"
+PRIORITIES = ("sheddable", "standard", "critical")  # of requests with a key, the lowest first
+
+
+class Terms(NamedTuple):
+    """On which a key may ask: who goes first where replicas are full, and how much it may ask for in a minute; None: as
+    much as there is. Tokens are those of prompts and answers."""
+
+    priority: str = "standard"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 def key_of(token: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmsched.gateway.refusals import Refused
-from llmsched.gateway.relay import Relay
+from llmsched.gateway.relay import Errand, Relay
 from llmsched.gateway.replicas import Chosen, Pool, ReplicaGone, Slot
 from llmsched.gateway.signals import Signals
 
@@ -52,14 +52,14 @@ class Shaky:
 
 
 async def client(relay, pool, slot, shaky, streams, end, pieces, how, at_once):
-    limit_s = 0.0 if how == "too late" else 60.0
+    limit_s, errand = 0.0 if how == "too late" else 60.0, Errand(pool, Chosen(slot, 10), 3, "k")
 
     async def ask():
         with suppress(RuntimeError, ReplicaGone, Refused):
             if not streams:
-                await relay.call(pool, Chosen(slot, 10), 3, shaky.call(end, at_once), limit_s)
+                await relay.call(errand, shaky.call(end, at_once), limit_s)
                 return
-            chunks = relay.stream(pool, Chosen(slot, 10), 3, shaky.stream(end, pieces, at_once), limit_s)
+            chunks = relay.stream(errand, shaky.stream(end, pieces, at_once), limit_s)
             async with aclosing(chunks):
                 async for _ in chunks:
                     pass
@@ -78,10 +78,11 @@ def test_counts_come_back_to_nothing_whatever_clients_replicas_and_time_do(asked
         signals, pool, slot, shaky = Signals(lambda: 0.0), Pool("w"), Slot("a", None), Shaky()
         relay = Relay(signals)
         await asyncio.gather(*(client(relay, pool, slot, shaky, *each) for each in asked))
-        assert slot.ongoing == len(relay._carrying) == signals.ongoing("w") and slot.tokens >= slot.ongoing
+        assert slot.ongoing == len(relay._carrying) == signals.ongoing("w") == relay.in_flight("w").get("k", 0)
+        assert slot.tokens >= slot.ongoing
         shaky.let_go.set()
         await until(lambda: not relay._carrying)
-        assert (slot.ongoing, slot.tokens, signals.ongoing("w")) == (0, 0, 0)
+        assert (slot.ongoing, slot.tokens, signals.ongoing("w")) == (0, 0, 0) and not relay.in_flight("w")
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 CHAT_TOKENS = 1024  # ours for chat: a model that never ends must not hold a slot for its whole context
 LONGEST_SCHEMA = 65_536  # characters
 
-# Taken by text routes. `user` is for whoever reads a client's traffic, and changes no answer anywhere.
+# Taken by text routes. `user` is the gateway's, which chooses a replica by it, and changes no answer.
 _TEXT = {
     "model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stop",
     "stop_token_ids", "seed", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty", "repetition_penalty",
@@ -47,7 +47,7 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "store": (None, False),
     "metadata": (None, {}),
-    "service_tier": (None, "auto", "default"),
+    "service_tier": (None, "auto", "default", "flex"),  # the gateway's: who goes first where replicas are full
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
