@@ -115,9 +115,9 @@ class Rollout(Section):
 
 
 class ServeSpec(WorkloadSpec):
-    """`max_ongoing_requests` is per replica; what comes above it is answered 429, unless its key is critical. A request that takes longer than
-    `request_timeout` altogether is answered 504 and cancelled. While no replica answers, a request waits for one for
-    `hold_timeout`; 0 answers it 503 at once."""
+    """`max_ongoing_requests` is per replica; what comes above it is answered 429, unless its key is critical. A request
+    that takes longer than `request_timeout` altogether is answered 504 and cancelled. While no replica answers, a
+    request waits for one for `hold_timeout`; 0 answers it 503 at once."""
 
     kind: Literal["serve"]
     replicas: Range = Field(default_factory=lambda: Range(min=1, max=1))
