@@ -15,9 +15,9 @@ from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from llmsched import sanitize
 from llmsched.connections import ADMIT
 from llmsched.gateway import apps, forms
+from llmsched.gateway.bodies import FLEX, WRITES, expected_of, is_usage, json_in, session_of, with_usage
 from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import CRITICAL, SHEDDABLE, Key
 from llmsched.gateway.limits import (
@@ -69,10 +69,6 @@ _OUR_FAULT = "The gateway failed; its log says why."
 TABLE_WITHIN_S = 5.0  # the bridge looks every 1.5 s whether the gateway has it
 HELD_COMMENT = b": waiting for a replica\n\n"
 LAST_WORDS_S = 1.0  # for telling a client why its stream ends
-WRITES = ("chat/completions", "completions")  # routes whose answers come word by word
-FLEX = "flex"  # OpenAI's `service_tier` for what can wait
-SESSION_HEADER = b"x-session-id"  # as Ray Serve has it
-SESSION_LENGTH = 256
 
 
 class Gateway:
@@ -181,7 +177,7 @@ class Gateway:
         if route.is_form:
             body = forms.fields(headers.get(b"content-type", b"").decode("latin-1"), raw)
         else:
-            body = _json_in(raw)
+            body = json_in(raw)
         target = self._table.model(body.get("model"), key)
         streams = body.get("stream") is True
         request = self._begin(key, target, route.name, headers, body, len(raw))
@@ -260,10 +256,10 @@ class Gateway:
     ) -> OpenRequest:
         """Raises Refused (429)."""
         prompt, pool = tokens_of(prompt_text(body)), self._pools[target.route.workload]
-        answer = _expected(pool, route, body) if route in WRITES else 0
+        answer = expected_of(pool.lengths, route, body) if route in WRITES else 0
         spending = Spending(self.book, self._rates, key, target.name, prompt, answer)
         request = self._open.begin(key, target.route.id, target.route.timeout_s, size, spending)
-        request.session = _session(headers, body)
+        request.session = session_of(headers, body)
         if body.get("service_tier") == FLEX:
             request.priority = SHEDDABLE
         return request
@@ -342,7 +338,7 @@ class Gateway:
             chosen = await self._chosen(request, target, pool, body, gone)
             slot, work = chosen.slot, chosen.slot.replica.call(route, body, target.adapter)
             try:
-                errand = Errand(pool, chosen, _expected(pool, route, body), request.key.id)
+                errand = Errand(pool, chosen, expected_of(pool.lengths, route, body), request.key.id)
                 answer = await self._relay.call(errand, work, target.route.timeout_s)
                 pool.forgive(slot)
                 request.spending.told(answer.get("usage") if isinstance(answer, dict) else None)
@@ -363,18 +359,18 @@ class Gateway:
         """The chunks of one replica, which gets what comes in after the request. Another one is asked only while
         nothing has come yet. Raises Refused."""
         pool, gone, limit_s = self._pools[target.route.workload], set[str](), target.route.timeout_s
-        asked = _with_usage(body) if route in WRITES else body
+        asked = with_usage(body) if route in WRITES else body
         while True:
             chosen = await self._chosen(request, target, pool, body, gone)
             more = () if incoming is None else (incoming,)
             slot, work = chosen.slot, chosen.slot.replica.stream(route, asked, target.adapter, *more)
             said = False
             try:
-                errand = Errand(pool, chosen, _expected(pool, route, body), request.key.id)
+                errand = Errand(pool, chosen, expected_of(pool.lengths, route, body), request.key.id)
                 async with aclosing(self._relay.stream(errand, work, limit_s)) as chunks:
                     async for chunk in chunks:
                         said = True
-                        if route in WRITES and _is_usage(chunk):
+                        if route in WRITES and is_usage(chunk):
                             request.spending.told(chunk["usage"])
                             if asked is not body:
                                 continue
@@ -432,44 +428,6 @@ class Gateway:
             return {"object": "list", "data": listed}
         target = self._table.model(unquote(name), key)
         return next(model for model in listed if model["id"] == target.name)
-
-
-def _json_in(raw: bytes) -> dict[str, Any]:
-    """Raises Refused."""
-    try:
-        body = sanitize.asked(raw)
-    except sanitize.RepeatedKey as error:
-        raise Refused(400, f"In the body, {error}.", code="repeated_key") from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The body is not JSON: {error}.", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "The body must be a JSON object.", code="invalid_json")
-    return body
-
-
-def _session(headers: Mapping[bytes, bytes], body: Mapping[str, Any]) -> str:
-    """What the client says that this request belongs to: a header, or OpenAI's `user`."""
-    user = body.get("user")
-    session = headers.get(SESSION_HEADER, b"").decode("latin-1") or (user if isinstance(user, str) else "")
-    return session[:SESSION_LENGTH]
-
-
-def _expected(pool: Pool, route: str, body: Mapping[str, Any]) -> int:
-    """Tokens of the answer."""
-    return pool.lengths.expect(limit_of(body)) if route in WRITES else 1
-
-
-def _with_usage(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request, which asks how many tokens it took; `body` itself where it does that, or is wrong."""
-    options = body.get("stream_options")
-    options = {} if options is None else options
-    if not isinstance(options, dict) or options.get("include_usage", False) is not False:
-        return body
-    return {**body, "stream_options": {**options, "include_usage": True}}
-
-
-def _is_usage(chunk: Any) -> bool:
-    return isinstance(chunk, dict) and chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
 
 def _only(method: str, allowed: str, path: str) -> None:
