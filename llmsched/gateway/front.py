@@ -60,6 +60,16 @@ MODEL_ROUTES = {
     "/v1/classify": ModelRoute("classify", MEDIA_BYTES),
     "/v1/audio/transcriptions": ModelRoute("audio/transcriptions", AUDIO_BYTES, is_form=True),
 }
+# Of OpenAI's API, what no task of ours answers. An app may.
+NOT_SUPPORTED = {
+    "/v1/audio/speech": "no model here speaks",
+    "/v1/audio/translations": "no model here translates what it hears",
+    "/v1/images/generations": "no model here draws",
+    "/v1/images/edits": "no model here draws",
+    "/v1/images/variations": "no model here draws",
+    "/v1/moderations": "POST /v1/classify answers with the labels of a model of yours",
+    "/v1/responses": "POST /v1/chat/completions answers chats",
+}
 APP_ROUTE = "http"  # of the replica of an app
 JSON_TYPE = (b"content-type", b"application/json")
 TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
@@ -170,6 +180,9 @@ class Gateway:
             await self._app(scope, receive, send, headers, key)
             return
         route = MODEL_ROUTES.get(path)
+        if path in NOT_SUPPORTED:
+            hint = "An app of your own can: serve.app in a spec, asked at /v1/apps/NAME."
+            raise Refused(404, f"{path} is not supported: {NOT_SUPPORTED[path]}. {hint}", code="not_supported")
         if route is None:
             raise Refused(404, f"There is nothing at {path}.", code="unknown_url")
         _only(method, "POST", path)

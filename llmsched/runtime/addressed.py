@@ -62,7 +62,8 @@ class _Method:
         return _Method(self._to, self._name, **options)
 
     def remote(self, *arguments: Any) -> Any:
-        said_to = self._to.actor.said_to
+        is_streamed = self._options.get("num_returns") == "streaming"  # Ray takes that of generators alone
+        said_to = self._to.actor.streamed_to if is_streamed else self._to.actor.said_to
         said_to = said_to.options(**self._options) if self._options else said_to
         return said_to.remote(self._to.attempt, self._name, *arguments)
 

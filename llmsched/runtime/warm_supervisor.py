@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -36,6 +36,10 @@ class WarmSupervisor:
 
     def said_to(self, attempt: str, method: str, *arguments: Any) -> Any:
         return getattr(self._now, method)(*arguments) if attempt == self._attempt else None
+
+    def streamed_to(self, attempt: str, method: str, *arguments: Any) -> Iterator[Any]:
+        """The same of a method that answers in pieces."""
+        yield from self.said_to(attempt, method, *arguments) or ()
 
     def carries(self) -> dict[str, Any]:
         """The order of the attempt that it has, and of its status what becomes of it: receipt, leaves."""

@@ -164,6 +164,11 @@ def test_a_name_means_what_the_key_reaches_whoever_else_uses_it():
         ({"json": {"model": 7}}, 400, "missing_model"),
         ({"content": b" " * ((16 << 20) + 1)}, 413, "request_too_large"),
         ({"path": "/v1/images", "json": {}}, 404, "unknown_url"),
+        (
+            {"path": "/v1/audio/speech", "json": {"model": "qwen", "input": "hi", "voice": "alloy"}},
+            404,
+            "not_supported",
+        ),
         ({"method": "GET"}, 405, "method_not_allowed"),
         ({"path": "/v1/apps/none", "json": {}}, 404, "app_not_found"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -129,6 +130,23 @@ def test_names_say_whose_a_warm_actor_is_and_only_plain_tasks_have_one() -> None
     assert can_be_left("task", {}) and not can_be_left("train", {}) and not can_be_left("task", {"calls": ["desk"]})
 
 
+def test_a_call_whose_answer_is_streamed_goes_to_the_method_that_streams() -> None:
+    class Recorder(Actor):
+        def __getattr__(self, name: str) -> Any:
+            method = super().__getattr__(name)
+            method.options = staticmethod(lambda **options: method)
+            return method
+
+    actor = Recorder()
+    known = Addressed(actor, "llms/a/0/1")
+    known.execute.options(num_returns="streaming").remote("id", 0)
+    known.stop.remote("stop", 1.0)
+    assert actor.heard == [
+        ("streamed_to", "llms/a/0/1", "execute", "id", 0),
+        ("said_to", "llms/a/0/1", "stop", "stop", 1.0),
+    ]
+
+
 def order(gang: str, storage: Path) -> str:
     return json.dumps({
         "workload": gang, "gang": f"{gang}/0", "attempt": 1, "epoch": 1, "kind": "none", "spec": {}, "envs": {},
@@ -154,6 +172,11 @@ def test_what_is_said_to_a_supervisor_reaches_the_attempt_that_is_meant_or_nobod
     found = warm.said_to("llms/second/0/1", "status")
     assert (found["progress"], found["stopping"], found["leaves"]) == ({"step": 1}, "", False)
     assert warm.said_to("llms/first/0/1", "status") is None
+    streamed = [
+        [*warm.streamed_to(f"llms/{name}/0/1", "execute", "a command", 0, None)] for name in ("first", "second")
+    ]
+    assert streamed == [[], [("end", "rank 0 is not at work just now", None)]]
+    assert inspect.isgeneratorfunction(WarmSupervisor.streamed_to), "Ray streams what generators say, and nothing else"
     known = warm._now.order
     assert (known["warm"], known["mark"]) == ("llms-warm/first/0/1", "second@here")
     first._end_process(1)
