@@ -54,7 +54,7 @@ async def usage(
     today = int(given.controller.now // DAY_S)
     names: list[By] = list(dict.fromkeys(by or ("user", "queue")))
     question = Question(
-        tuple(names), _since(since, given.controller.now), today if until is None else _day(until, "until")
+        tuple(names), since_in(since, given.controller.now), today if until is None else day_in(until, "until")
     )
     found = await given.controller.usage(who.permissions, question)
     with garbage.paused():
@@ -128,15 +128,15 @@ def _decimal(hours: float | None) -> str:
     return f"{hours:.9f}".rstrip("0").rstrip(".")
 
 
-def _since(text: str, now: float) -> int:
+def since_in(text: str, now: float) -> int:
     """The first day: of that long ago, or the one that is named. Raises RequestError."""
     try:
         return max(0, int((now - parse_duration(text)) // DAY_S))
     except ValueError:
-        return _day(text, "since")
+        return day_in(text, "since")
 
 
-def _day(text: str, name: str) -> int:
+def day_in(text: str, name: str) -> int:
     try:
         return max(0, (date.fromisoformat(text) - date(1970, 1, 1)).days)
     except ValueError:

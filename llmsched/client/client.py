@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
-    from llmsched.spec.usage_models import UsageView
+    from llmsched.spec.usage_models import KeyUsageView, UsageView
 
 T = TypeVar("T")
 
@@ -388,6 +388,11 @@ class Client:
         self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None, limit: int = 1_000
     ) -> UsageView:
         return self._loop.call(self._core.usage(by=by, since=since, until=until, limit=limit))
+
+    def key_usage(
+        self, *, by: Sequence[str] = ("key", "model"), since: str = "30d", until: str | None = None
+    ) -> KeyUsageView:
+        return self._loop.call(self._core.key_usage(by=by, since=since, until=until))
 
     def usage_csv(self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None) -> str:
         return self._loop.call(self._core.usage_csv(by=by, since=since, until=until))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one 
 
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
-    from llmsched.spec.usage_models import UsageView
+    from llmsched.spec.usage_models import KeyUsageView, UsageView
     from llmsched.spec.workload import WorkloadSpec
 
 POLL_S = 0.5
@@ -313,6 +313,16 @@ class AsyncClient:
 
         params: dict[str, Any] = {"by": list(by), "since": since, "limit": limit} | ({"until": until} if until else {})
         return await self._http.ask(UsageView, "GET", "/api/v1/usage", params=params)
+
+    async def key_usage(
+        self, *, by: Sequence[str] = ("key", "model"), since: str = "30d", until: str | None = None
+    ) -> KeyUsageView:
+        """Requests and tokens that endpoints answered, by any of key, user, model and day, of whole days (UTC) as of
+        `usage`: of one's own keys, of all as an auditor or operator. Raises RequestError."""
+        from llmsched.spec.usage_models import KeyUsageView
+
+        params: dict[str, Any] = {"by": list(by), "since": since} | ({"until": until} if until else {})
+        return await self._http.ask(KeyUsageView, "GET", "/api/v1/usage/keys", params=params)
 
     async def usage_csv(
         self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None

@@ -14,7 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmsched import versions
-from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage, webhooks
+from llmsched.control import (
+    dashboard,
+    execution,
+    key_usage,
+    lease,
+    planning,
+    requests,
+    snapshot_maker,
+    usage,
+    webhooks,
+)
 from llmsched.control.asks import Asks
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
@@ -22,6 +32,7 @@ from llmsched.control.cluster import Cluster
 from llmsched.control.housekeeping import Housekeeping
 from llmsched.control.inbox import SEEN_OF_A_ROUND, Asked, Inbox
 from llmsched.control.intake import Intake, broken, is_the_stores, refuse
+from llmsched.control.key_usage import KeyUsage
 from llmsched.control.live_state import LiveState
 from llmsched.control.metrics import Metrics
 from llmsched.control.notices import Notifier, Post, told_of
@@ -43,7 +54,7 @@ from llmsched.spec.cluster import ClusterSpec, ReservationSpec
 from llmsched.spec.compile import Compiled, compile_configuration, compile_specs
 from llmsched.spec.workload import WorkloadSpec
 from llmsched.store.journal import Batch, StaleEpoch, Store, Written
-from llmsched.store.tables import ArchiveQuery, ProgressRow
+from llmsched.store.tables import ArchiveQuery, ProgressRow, Row
 
 log = logging.getLogger("llmsched.control")
 ASIDE_OF_A_ROUND = SEEN_OF_A_ROUND // archive.AT_ONCE
@@ -86,10 +97,13 @@ class Controller:
         self._owner = owner or lease.this_process()
         self._inbox = Inbox()
         self._book = ProgressBook()
+        self._key_usage = KeyUsage(store)
         self._metrics = Metrics()
         self._live = LiveState(store, self._clock, self._metrics)
         self.cluster = Cluster(self._live, executor, self._inbox, self._secrets, keys, storage)
-        self._intake = Intake(self._live, self.cluster, store, self._secrets, self._book, self._metrics)
+        self._intake = Intake(
+            self._live, self.cluster, store, self._secrets, self._book, self._key_usage, self._metrics
+        )
         self._notifier = Notifier(store, lambda: self.state, self._secrets, self._clock, post)
         self._asks = Asks(lambda: self.state, self._ask, self.progress_of, executor, lambda: self._epoch)
         self._housekeeping = Housekeeping(store, make_snapshot or snapshot_maker.in_thread(store))
@@ -236,6 +250,10 @@ class Controller:
         """Who held how much, as far as one may see. Raises StoreError."""
         return await usage.add_up(self.state, self._live.archive, permissions, question, self.now)
 
+    def key_usage(self, question: key_usage.Question, user: str | None) -> dict[tuple[str, ...], key_usage.Amounts]:
+        """What keys have used of models; `user`: that user's keys alone. Raises StoreError."""
+        return self._key_usage.add_up(question, user)
+
     def archived(self, query: ArchiveQuery) -> list[WorkloadState]:
         """Workloads that ended a while ago and have left the state."""
         return self._live.archive.select(query)
@@ -344,13 +362,14 @@ class Controller:
                 facts = facts or await self._pass_time(at)
                 plan = self._decide()
                 notices = self._notifier.rows((*facts, *plan.decisions), at)
-                await self._live.commit(at, plan.decisions, [*self._book.unwritten(), *notices])
+                await self._live.commit(at, plan.decisions, [*self._beside(), *notices])
                 self._notifier.written(notices)
                 self.cluster.send_routes(plan.decisions)  # first: who is about to leave gets no new requests
                 await self.cluster.carry_out(plan)
             else:
                 self.cluster.send_routes()
-            await self._live.renew(at, self._book.unwritten)
+            await self._live.renew(at, self._beside)
+            self._key_usage.written()
             self._notifier.compare(self._book.latest, at)
             self._housekeeping.after_round(self.state, self._live.seq, at)
         except StaleEpoch as error:
@@ -361,6 +380,10 @@ class Controller:
                 self._degrade(error, asked, seen)
             else:  # whatever it is: people can still see and cancel, and what runs goes on
                 self._break_off(error, asked)
+
+    def _beside(self) -> list[Row]:
+        """What is written along with whatever is committed next."""
+        return [*self._book.unwritten(), *self._key_usage.unwritten()]
 
     async def _put_aside(self, at: float) -> list[Fact]:
         """What ended a while ago leaves the state, as fast as it can come in: history is not to pile up there."""

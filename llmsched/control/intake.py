@@ -13,6 +13,7 @@ from llmsched.control import idempotency, requests
 from llmsched.control.cluster import Cluster
 from llmsched.control.dispatch import facts_of, given_up
 from llmsched.control.inbox import Asked
+from llmsched.control.key_usage import KeyUsage
 from llmsched.control.live_state import LiveState
 from llmsched.control.metrics import Metrics
 from llmsched.control.progress import ProgressBook
@@ -30,13 +31,21 @@ log = logging.getLogger("llmsched.control")
 
 class Intake:
     def __init__(
-        self, live: LiveState, cluster: Cluster, store: Store, secrets: Secrets, book: ProgressBook, metrics: Metrics
+        self,
+        live: LiveState,
+        cluster: Cluster,
+        store: Store,
+        secrets: Secrets,
+        book: ProgressBook,
+        key_usage: KeyUsage,
+        metrics: Metrics,
     ) -> None:
         self._live = live
         self._cluster = cluster
         self._store = store
         self._secrets = secrets
         self._book = book
+        self._key_usage = key_usage
         self._metrics = metrics
 
     async def take_in(self, asked: list[Asked], seen: list[port.Observation], at: float) -> list[Fact]:
@@ -141,6 +150,9 @@ class Intake:
                 gang = state.gangs.get(seen.gang)
                 if gang is not None and gang.attempt == seen.attempt and gang.launched_at is not None:
                     self._metrics.launch(seen.at - gang.launched_at)
+                return []
+            case port.KeyUsageSeen():
+                self._key_usage.see(seen)
                 return []
             case port.Progress():
                 estimate = self._book.see(state, seen, at)

@@ -336,6 +336,28 @@ class LoadSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyUse:
+    """Of one day (since 1970): requests, and tokens of prompts, of answers, and of prompts that were not read again."""
+
+    day: int
+    key: str
+    user: str
+    model: str
+    requests: int
+    prompt: int
+    completion: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUsageSeen:
+    """All that keys have used of models through one gateway on those days, where it has grown."""
+
+    gateway: str
+    rows: tuple[KeyUse, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointSeen:
     """Whether the gateway answers: "", or what is wrong with it. Sent when that changes."""
 
@@ -391,6 +413,7 @@ Observation = (
     | ResizeDone
     | AdapterAnswer
     | LoadSeen
+    | KeyUsageSeen
     | EndpointSeen
 )
 Deliver = Callable[[Observation], None]

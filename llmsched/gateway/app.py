@@ -242,6 +242,14 @@ class GatewayActor:
                 self._ongoing.set(counts["ongoing"], {"workload": workload})
         return load
 
+    def used(self, after: int) -> dict[str, Any]:
+        """What keys have used, as far as it has changed since that version: `spending.Book.after`."""
+
+        async def read() -> dict[str, Any]:
+            return self._gateway.book.after(after)
+
+        return dict(self._in_loop(read()))
+
     def pid(self) -> int:
         return os.getpid()
 

@@ -1,4 +1,4 @@
-"""What an owner is answered about use: GPU-hours by user, queue, workload and day."""
+"""What an owner is answered about use: GPU-hours by user, queue, workload and day, and tokens by key and model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from llmsched.spec.http_models import Reply
 
 By = Literal["user", "queue", "workload", "day", "flavor"]
+ByKey = Literal["key", "user", "model", "day"]
 
 
 class Micros(Reply):
@@ -50,3 +51,27 @@ class UsageView(Reply):
     lines: list[UsageLine]
     left_out: int = 0
     total: UsageLine
+
+
+class KeyUsageLine(Reply):
+    """`key` is the id of a token (`llmsched token list`), or of work that calls. `cached_tokens` are those of prompts
+    that were not read again. What was not asked for in `by` is null."""
+
+    day: str | None = None  # 2030-01-31, UTC
+    key: str | None = None
+    user: str | None = None  # whose key it is
+    model: str | None = None
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class KeyUsageView(Reply):
+    """Of whole days (UTC), `since` and `until` included."""
+
+    by: list[ByKey]
+    since: str
+    until: str
+    lines: list[KeyUsageLine]
+    total: KeyUsageLine

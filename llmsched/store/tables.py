@@ -2,8 +2,8 @@
 entries that it belongs to.
 
 A row is a NamedTuple whose fields are the columns in order; the first `keys` of them are its key. Rows are replaced
-whole. Tables never decide anything: dropping all but `idempotency`, `secrets` and `notices` loses no truth while the
-journal has not been compacted.
+whole. Tables never decide anything: dropping all but `idempotency`, `secrets`, `notices` and `key_usage` loses no truth
+while the journal has not been compacted.
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ class UsageRow(NamedTuple):
     amounts: str
 
 
+class KeyUsageRow(NamedTuple):
+    """What a key has used of a model on one day through one gateway; see `control.key_usage`."""
+
+    day: int
+    key: str
+    model: str
+    gateway: str
+    user: str
+    amounts: str
+
+
 class ProgressRow(NamedTuple):
     """The last numbers a gang reported; JSON."""
 
@@ -101,8 +112,10 @@ class NoticeRow(NamedTuple):
     at: float  # of the first
 
 
-Row = SnapshotRow | ArchiveRow | UsageRow | ProgressRow | IdempotencyRow | SecretRow | NoticeRow
-AnyRow = TypeVar("AnyRow", SnapshotRow, ArchiveRow, UsageRow, ProgressRow, IdempotencyRow, SecretRow, NoticeRow)
+Row = SnapshotRow | ArchiveRow | UsageRow | KeyUsageRow | ProgressRow | IdempotencyRow | SecretRow | NoticeRow
+AnyRow = TypeVar(
+    "AnyRow", SnapshotRow, ArchiveRow, UsageRow, KeyUsageRow, ProgressRow, IdempotencyRow, SecretRow, NoticeRow
+)
 
 
 class Table(NamedTuple):
@@ -114,6 +127,7 @@ TABLES: dict[type, Table] = {
     SnapshotRow: Table("snapshots", 1),
     ArchiveRow: Table("archive", 1),
     UsageRow: Table("usage", 4),
+    KeyUsageRow: Table("key_usage", 4),
     ProgressRow: Table("progress", 1),
     IdempotencyRow: Table("idempotency", 2),
     SecretRow: Table("secrets", 2),

@@ -28,6 +28,7 @@ from llmsched.core.state import State
 from llmsched.core.usage import Amounts
 from llmsched.errors import RequestError, SpecError
 from llmsched.executors.fake import Script
+from llmsched.executors.port import KeyUsageSeen, KeyUse
 from llmsched.policies.registry import load
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
@@ -78,6 +79,29 @@ def metrics(fresh: Live, token: str) -> str:
     return httpx.get(f"{fresh.url}/api/v1/metrics", headers={"authorization": f"Bearer {token}"}).text
 
 
+def test_what_keys_have_used_is_counted_once_however_often_it_is_told_and_each_sees_their_own(
+    llmsched: Any, fresh: Live
+) -> None:
+    today = int(fresh.controller.now // 86_400)
+    tell = fresh.executor.cluster.say
+    tell(KeyUsageSeen("g1", (KeyUse(today, "k-ann", "ann", "qwen", 1, 100, 20, 0),)))
+    first = KeyUse(today, "k-ann", "ann", "qwen", 3, 300, 60, 128)
+    for _ in range(2):  # it grew, and came again after a loss
+        tell(KeyUsageSeen("g1", (first, KeyUse(today, "k-bob", "bob", "qwen:sql", 1, 5, 1, 0))))
+    tell(KeyUsageSeen("g2", (KeyUse(today, "k-ann", "ann", "qwen", 1, 10, 2, 0),)))
+    wait_until(lambda: fresh.client().key_usage().total.requests == 5)
+    wait_until(lambda: not fresh.controller._key_usage._pending)  # written
+    view = fresh.client().key_usage(by=["user", "model", "day"])
+    lines = [(line.user, line.model, line.requests, line.prompt_tokens, line.cached_tokens) for line in view.lines]
+    assert lines == [("ann", "qwen", 4, 310, 128), ("bob", "qwen:sql", 1, 5, 0)]
+    assert view.lines[0].day == view.until and view.lines[0].key is None
+    ann = fresh.client(fresh.token_of("ann", "submitter"))
+    assert [(line.key, line.completion_tokens) for line in ann.key_usage(by=["key"]).lines] == [("k-ann", 62)]
+    shown = llmsched("usage", "--by", "key")
+    assert shown.exit_code == 0 and re.search(r"k-ann +4 +310 +62 +128", shown.output), shown.output
+    assert json.loads(llmsched("usage", "--by", "key,model", "--json").output)["total"]["requests"] == 5
+
+
 def test_a_hundred_thousand_lines_are_written_in_portions_and_all_of_them_read_back() -> None:
     found = {(f"u{n % 7}", f"w{n}", f"2030-01-{n % 28 + 1:02}"): Amounts(n, 1, 2, 3, n % 2) for n in range(1_200)}
     names: list[Any] = ["user", "workload", "day"]
@@ -106,6 +130,8 @@ def test_what_is_wrong_with_the_question_is_said(llmsched: Any, fresh: Live) -> 
         ),
         (("--until", "30d"), 3, 'until: expected a day such as 2030-01-31, found "30d"'),
         (("--csv", "--json"), 2, "two forms of one answer"),
+        (("--by", "key,queue"), 2, '"queue" is nothing to add up by for keys'),
+        (("--by", "model", "--csv"), 2, "--csv has GPU-hours alone"),
     ):
         found = llmsched("usage", *words)
         assert (found.exit_code, said in " ".join(found.output.split())) == (code, True), found.output

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from llmsched.executors.port import Deliver, EndpointSeen, LoadSeen, RouteTable
+from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, KeyUse, LoadSeen, RouteTable
 from llmsched.executors.ports import free_ports, is_free
 from llmsched.executors.wire import Settings
 from llmsched.gateway import app as gateway
@@ -34,6 +34,7 @@ class Endpoint:
         self._table: RouteTable | None = None
         self._silent_since: float | None = None
         self._said = ""
+        self._used_of, self._used_upto = "", 0  # of the gateway's book: whose, and how far it is read
         self._host, self._port = settings.endpoint_host, settings.endpoint_port
         self._actor: Any = gateway.find()
         if self._actor is not None:
@@ -68,6 +69,7 @@ class Endpoint:
             if self._actor is None:
                 self._push(table)
             load = ray.get(self._actor.load.remote(), timeout=ANSWERS_WITHIN_S)
+            used = ray.get(self._actor.used.remote(self._used_upto), timeout=ANSWERS_WITHIN_S)
             if load.pop("version", 0) != table.version:
                 self._push(table)
         except (RayActorError, GetTimeoutError) as error:
@@ -77,6 +79,15 @@ class Endpoint:
         self._say("")
         for workload, counts in load.items():
             self._deliver(LoadSeen(str(workload), float(counts["recent"]), float(counts["queued"])))
+        self._tell_used(used)
+
+    def _tell_used(self, used: dict[str, Any]) -> None:
+        if used["gateway"] != self._used_of:  # made anew, or seen for the first time: this asked it for too little
+            self._used_of, self._used_upto = used["gateway"], 0
+            return
+        self._used_upto = used["version"]
+        if used["rows"]:
+            self._deliver(KeyUsageSeen(used["gateway"], tuple(KeyUse(*row) for row in used["rows"])))
 
     def shut_down(self) -> None:
         actor, self._actor = gateway.find(), None

@@ -88,6 +88,16 @@ CREATE TABLE usage (
     PRIMARY KEY (day, workload, queue, flavor)
 ) WITHOUT ROWID;
 CREATE INDEX usage_by_workload ON usage (workload);
+CREATE TABLE key_usage (
+    day      INTEGER NOT NULL,
+    key      TEXT NOT NULL,
+    model    TEXT NOT NULL,
+    gateway  TEXT NOT NULL,
+    user     TEXT NOT NULL,
+    amounts  TEXT NOT NULL,
+    checksum TEXT NOT NULL,
+    PRIMARY KEY (day, key, model, gateway)
+) WITHOUT ROWID;
 CREATE TABLE progress (
     gang     TEXT PRIMARY KEY,
     attempt  INTEGER NOT NULL,
