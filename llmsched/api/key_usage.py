@@ -36,7 +36,7 @@ async def key_usage(
     last = int(now // DAY_S) if until is None else day_in(until, "until")
     question = Question(tuple(names), max(since_in(since, now), last - DAYS_AT_MOST), last)
     user = None if who.permissions.sees_all else who.permissions.person.user
-    found = await asyncio.to_thread(given.controller.key_usage, question, user)
+    found = await asyncio.to_thread(given.controller.key_usage.add_up, question, user)
     lines = [_line(dict(zip(names, key, strict=True)), amounts) for key, amounts in found.items()]
     lines.sort(key=lambda line: (line.day or "", -line.prompt_tokens - line.completion_tokens, line.key or ""))
     total = Amounts()

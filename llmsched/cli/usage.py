@@ -21,12 +21,7 @@ SHOWN = 100  # lines for people
 
 
 @click.command()
-@click.option(
-    "--by",
-    default="user,queue",
-    show_default=True,
-    help=f"Any of {', '.join(BY)}, with commas; or of key, user, model and day.",
-)
+@click.option("--by", default="user,queue", show_default=True, help=HELP_BY)
 @click.option("--since", default="30d", show_default=True, help="How long ago (30d), or a day: 2030-01-31.")
 @click.option("--until", metavar="DAY", help="The last day; default: today. Days are UTC.")
 @click.option("--csv", "as_csv", is_flag=True, help="All lines as CSV on stdout.")

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from llmsched.client import given, pull, workdir
 from llmsched.client.chat import AsyncChat
 from llmsched.client.transport import Transport, locate
+from llmsched.client.usage import UsageQuestions
 from llmsched.core.workload import split_run
 from llmsched.errors import ClusterError, RequestError
 from llmsched.spec import http_models, node_models, trial_models
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # the kinds of specs take their time, and only who sends one 
 
     from llmsched.client.by_hand import Beside
     from llmsched.spec.by_hand import ByHandRequest
-    from llmsched.spec.usage_models import KeyUsageView, UsageView
     from llmsched.spec.workload import WorkloadSpec
 
 POLL_S = 0.5
@@ -33,7 +33,7 @@ Specs: TypeAlias = "str | Path | Mapping[str, Any] | WorkloadSpec | Sequence[Any
 Watch = Callable[[http_models.WorkloadView], None]
 
 
-class AsyncClient:
+class AsyncClient(UsageQuestions):
     """`address` and `token` default to LLMSCHED_ADDRESS and LLMSCHED_TOKEN, else to the controller of the home.
 
     Every call raises ClusterError when no controller answers, and NotAllowed when the token may not; one about a
@@ -302,37 +302,6 @@ class AsyncClient:
     async def queues(self) -> http_models.QueueList:
         """Every queue with its quota and use (GPUs) and how many workloads wait and run."""
         return await self._http.ask(http_models.QueueList, "GET", "/api/v1/queues")
-
-    async def usage(
-        self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None, limit: int = 1_000
-    ) -> UsageView:
-        """GPU-hours that were held, by any of user, queue, workload, day and flavor, of whole days (UTC) from `since`
-        ("30d" ago, or "2030-01-31") to `until`; at most `limit` lines, the largest. `exact` of a line has whole
-        numbers, which add up. Raises RequestError."""
-        from llmsched.spec.usage_models import UsageView
-
-        params: dict[str, Any] = {"by": list(by), "since": since, "limit": limit} | ({"until": until} if until else {})
-        return await self._http.ask(UsageView, "GET", "/api/v1/usage", params=params)
-
-    async def key_usage(
-        self, *, by: Sequence[str] = ("key", "model"), since: str = "30d", until: str | None = None
-    ) -> KeyUsageView:
-        """Requests and tokens that endpoints answered, by any of key, user, model and day, of whole days (UTC) as of
-        `usage`: of one's own keys, of all as an auditor or operator. Raises RequestError."""
-        from llmsched.spec.usage_models import KeyUsageView
-
-        params: dict[str, Any] = {"by": list(by), "since": since} | ({"until": until} if until else {})
-        return await self._http.ask(KeyUsageView, "GET", "/api/v1/usage/keys", params=params)
-
-    async def usage_csv(
-        self, *, by: Sequence[str] = ("user", "queue"), since: str = "30d", until: str | None = None
-    ) -> str:
-        """All lines of `usage` as CSV with a header: the names of `by`, then hours of GPUs and cost. Raises
-        RequestError."""
-        params: dict[str, Any] = {"by": list(by), "since": since, "limit": 200_000, "format": "csv"}
-        params |= {"until": until} if until else {}
-        path = f"/api/v1/usage?{urlencode(params, doseq=True)}"
-        return b"".join([piece async for piece in self._http.pieces(path)]).decode()
 
     async def reservations(self) -> list[http_models.ReservationView]:
         """In the order of their windows, [opens, closes) in seconds since 1970; those that are over last."""

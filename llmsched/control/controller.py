@@ -14,17 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmsched import versions
-from llmsched.control import (
-    dashboard,
-    execution,
-    key_usage,
-    lease,
-    planning,
-    requests,
-    snapshot_maker,
-    usage,
-    webhooks,
-)
+from llmsched.control import dashboard, execution, lease, planning, requests, snapshot_maker, usage, webhooks
 from llmsched.control.asks import Asks
 from llmsched.control.authorization import Permissions, Person
 from llmsched.control.clock import Clock, RealClock, wait_for_event
@@ -97,13 +87,11 @@ class Controller:
         self._owner = owner or lease.this_process()
         self._inbox = Inbox()
         self._book = ProgressBook()
-        self._key_usage = KeyUsage(store)
+        self.key_usage = KeyUsage(store)
         self._metrics = Metrics()
         self._live = LiveState(store, self._clock, self._metrics)
         self.cluster = Cluster(self._live, executor, self._inbox, self._secrets, keys, storage)
-        self._intake = Intake(
-            self._live, self.cluster, store, self._secrets, self._book, self._key_usage, self._metrics
-        )
+        self._intake = Intake(self._live, self.cluster, store, self._secrets, self._book, self.key_usage, self._metrics)
         self._notifier = Notifier(store, lambda: self.state, self._secrets, self._clock, post)
         self._asks = Asks(lambda: self.state, self._ask, self.progress_of, executor, lambda: self._epoch)
         self._housekeeping = Housekeeping(store, make_snapshot or snapshot_maker.in_thread(store))
@@ -250,10 +238,6 @@ class Controller:
         """Who held how much, as far as one may see. Raises StoreError."""
         return await usage.add_up(self.state, self._live.archive, permissions, question, self.now)
 
-    def key_usage(self, question: key_usage.Question, user: str | None) -> dict[tuple[str, ...], key_usage.Amounts]:
-        """What keys have used of models; `user`: that user's keys alone. Raises StoreError."""
-        return self._key_usage.add_up(question, user)
-
     def archived(self, query: ArchiveQuery) -> list[WorkloadState]:
         """Workloads that ended a while ago and have left the state."""
         return self._live.archive.select(query)
@@ -369,7 +353,7 @@ class Controller:
             else:
                 self.cluster.send_routes()
             await self._live.renew(at, self._beside)
-            self._key_usage.written()
+            self.key_usage.written()
             self._notifier.compare(self._book.latest, at)
             self._housekeeping.after_round(self.state, self._live.seq, at)
         except StaleEpoch as error:
@@ -383,7 +367,7 @@ class Controller:
 
     def _beside(self) -> list[Row]:
         """What is written along with whatever is committed next."""
-        return [*self._book.unwritten(), *self._key_usage.unwritten()]
+        return [*self._book.unwritten(), *self.key_usage.unwritten()]
 
     async def _put_aside(self, at: float) -> list[Fact]:
         """What ended a while ago leaves the state, as fast as it can come in: history is not to pile up there."""

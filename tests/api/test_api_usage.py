@@ -90,7 +90,7 @@ def test_what_keys_have_used_is_counted_once_however_often_it_is_told_and_each_s
         tell(KeyUsageSeen("g1", (first, KeyUse(today, "k-bob", "bob", "qwen:sql", 1, 5, 1, 0))))
     tell(KeyUsageSeen("g2", (KeyUse(today, "k-ann", "ann", "qwen", 1, 10, 2, 0),)))
     wait_until(lambda: fresh.client().key_usage().total.requests == 5)
-    wait_until(lambda: not fresh.controller._key_usage._pending)  # written
+    wait_until(lambda: not fresh.controller.key_usage._pending)  # written
     view = fresh.client().key_usage(by=["user", "model", "day"])
     lines = [(line.user, line.model, line.requests, line.prompt_tokens, line.cached_tokens) for line in view.lines]
     assert lines == [("ann", "qwen", 4, 310, 128), ("bob", "qwen:sql", 1, 5, 0)]

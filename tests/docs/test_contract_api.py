@@ -23,6 +23,7 @@ from llmsched.api.app import every_route, need_of
 from llmsched.core import explain
 from llmsched.core.status import Status
 from llmsched.executors.fake import Script
+from llmsched.executors.port import KeyUsageSeen, KeyUse
 from llmsched.spec import http_models
 
 ASKED = re.compile(r"^asked (\d+) (\w+) (\S+)$", re.M)
@@ -65,6 +66,8 @@ def ran(controller: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         'silent\nwrite-out = "%{stderr}asked %{response_code} %{method} %{url_effective}\\n"\n'
     )
     controller.executor.cluster.script = how_it_goes
+    used = KeyUse(int(controller.controller.now // 86_400), "5f0c1a2b", "ann", "assistant", 120, 81_000, 9_500, 64_000)
+    controller.executor.cluster.say(KeyUsageSeen("gateway", (used,)))
     log = controller.home / "storage" / "hello" / "0" / "1" / "logs" / "0.log"  # as a worker writes it
     log.parent.mkdir(parents=True)
     log.write_text("loading\nhello\nbye\n")
