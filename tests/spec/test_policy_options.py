@@ -19,7 +19,7 @@ policies:
 queues:
   - name: research
     policy_options:
-      ordering: {{prior_s: 60}}
+      ordering: {{pole: 0.6}}
 """
 ALONE = FILE.split("queues:")[0]
 
@@ -33,8 +33,8 @@ def refused(text: str) -> SpecError:
 def test_options_reach_the_policy_for_all_and_for_a_queue_over_them() -> None:
     configuration = compile_configuration(cluster.load(FILE.format(guard=2)), 1)
     knobs = registry.load(configuration.policies).ordering.policy._options
-    assert (knobs.of("default").guard, knobs.of("default").prior_s) == (2, 900.0)
-    assert (knobs.of("research").guard, knobs.of("research").prior_s) == (2, 60)
+    assert (knobs.of("default").guard, knobs.of("default").pole) == (2, 0.8)
+    assert (knobs.of("research").guard, knobs.of("research").pole) == (2, 0.6)
     assert (
         registry.load(compile_configuration(cluster.load(""), 1).policies).ordering.policy._options.of("research").guard
         == GUARD

@@ -12,13 +12,12 @@ those only that lasted longer than this one has so far. Each tier asks for the q
 it: the first how short the run may be (LEAST), since a short run's fair time is short, the second how long (MOST), the
 third for the mean. Exact estimates make the three equal.
 
-Without a run time a gang is taken to need as long again as it has run (the rule of thumb for heavy tails), and PRIOR_S
-at least. There is no tier 2 then, and tier 3 orders by levels of GPU-seconds attained; inside a level who runs stays,
-and among those who wait the oldest is next, so that equals do not take turns. What somebody who runs has not saved
-counts as waited for, not as run: if it were evicted now that is what it would come to. So who would lose much ranks
-before who would lose little, and of equals nobody with a day of unsaved work leaves where others would do. Priority
-goes before all of it. The constants were chosen on the development traces; `tests/benchmarks/quality.py` has the
-figures.
+Without a run time nobody knows what would be unfair, and there are no tiers 1 and 2: tier 3 orders by levels of
+GPU-seconds attained; inside a level who runs stays, and among those who wait the oldest is next, so that equals do not
+take turns. What somebody who runs has not saved does not count as attained: if it were evicted now it would have to be
+done again. So of equals nobody with a day of unsaved work leaves where others would do. That nobody waits for ever is
+for the lane (core/lane.py). Priority goes before all of it. The constants were chosen on the development traces;
+`tests/benchmarks/quality.py` has the figures.
 """
 
 from __future__ import annotations
@@ -31,13 +30,11 @@ from llmsched.core.estimate import Outlook
 from llmsched.core.policy import GangView, Knobs, View
 from llmsched.policies.ordering.finish_time_index import FinishTimeIndex, Limits, gpus_of, limits_of
 
-GUARD = 0.9  # projected unfairness from which a gang goes first, run time known
-GUARD_BLIND = 1.0  # the same when the run time is only guessed
+GUARD = 0.9  # projected unfairness from which a gang goes first
 LEAST = 0.1
 MOST = 0.8
 POLE = 0.8
 SIMILAR = log(1.05)  # long poles that differ by less stay as they are: two gangs exchange a place only once
-PRIOR_S = 900.0
 LEVEL_GPU_S = 3600.0  # GPU-seconds attained at which the first level of tier 3 ends
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
@@ -49,12 +46,10 @@ class FinishTimeFair:
     @dataclass(frozen=True)
     class Options:
         guard: float = GUARD
-        guard_blind: float = GUARD_BLIND
         pole: float = POLE
-        prior_s: float = PRIOR_S
 
         def __post_init__(self) -> None:
-            if min(self.guard, self.guard_blind, self.pole, self.prior_s) <= 0:
+            if min(self.guard, self.pole) <= 0:
                 raise ValueError("every option must be more than 0")
 
     def __init__(self, options: Knobs[Options] | None = None) -> None:
@@ -85,13 +80,7 @@ class FinishTimeFair:
         waited = view.now - gang.submitted_at - done
         outlook = view.outlook(gang, LEAST, MOST)
         if outlook is None:
-            unsaved = view.unsaved_s(gang)
-            done, waited = done - unsaved, waited + unsaved
-            whole = max(knobs.prior_s, 2.0 * done)
-            unfairness = (waited + whole) / (whole * self._contention)
-            if unfairness >= knobs.guard_blind:
-                return (urgency, 0, -round(unfairness, 6))
-            return (urgency, 2, _level(done * gpus), not holds)
+            return (urgency, 2, _level((done - view.unsaved_s(gang)) * gpus), not holds)
         unfairness = (waited + outlook.least_s) / (outlook.least_s * self._contention)
         if unfairness >= knobs.guard:
             return (urgency, 0, -round(unfairness, 6))
