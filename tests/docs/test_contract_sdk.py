@@ -47,7 +47,8 @@ def test_the_page_of_the_sdk_runs_from_top_to_bottom(controller: Live, tmp_path:
 
 
 def public(kind: type) -> dict[str, Any]:
-    return {name: one for name, one in vars(kind).items() if not name.startswith("_")}
+    own = [name for each in kind.__mro__[:-1] for name in vars(each)]
+    return {name: inspect.getattr_static(kind, name) for name in own if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(("plain", "awaited"), [(Client, AsyncClient), (Chat, AsyncChat)])
