@@ -116,6 +116,10 @@ def _fact(entry: Any) -> Message | None:
             return say("cancelled_by", by=Ref(ACTOR, by)) if by else say("cancelled")
         case facts.Scaled(size=size):
             return say("event.scaled", size=size)
+        case facts.RolledBack(revision=revision, by=by) if by:
+            return say("event.rolled_back_by", revision=revision + 1, by=Ref(ACTOR, by))
+        case facts.RolledBack(revision=revision):
+            return say("event.rolled_back", revision=revision + 1)
         case facts.Configured(configuration=configuration):
             return say("event.configured", version=configuration.version)
         case facts.NodeJoined(node=node):

@@ -245,6 +245,13 @@ async def scale(body: http_requests.ScaleRequest, given: Given, found: Changed) 
     return _view(given, found)
 
 
+@router.post("/workloads/{name}/rollback")
+async def rollback(body: http_requests.RollbackRequest, given: Given, found: Changed) -> http_models.WorkloadView:
+    """An endpoint goes back to a revision that answered, as a new one: the one before, or the one that is named."""
+    await given.controller.roll_back(found.id, by=found.who.user, role=found.who.role, to=body.to)
+    return _view(given, found)
+
+
 @router.post(
     "/workloads/{name}/exec",
     response_class=StreamingResponse,

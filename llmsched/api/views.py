@@ -11,7 +11,7 @@ from typing import Any
 from llmsched.api import event_text, logs
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
-from llmsched.core import decisions, draining, facts
+from llmsched.core import decisions, draining, facts, rollout
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import GANG, NODE, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, price_of
@@ -61,6 +61,9 @@ def workload(state: State, found: WorkloadState, progress: Progress, names: Name
         min_size=it.min_replicas if is_serve else it.min_size,
         max_size=it.max_replicas if is_serve else it.max_size,
         wanted=found.wanted_replicas if is_serve else None,
+        revision=found.revision + 1 if is_serve else None,
+        answered=found.answered.revision + 1 if found.answered is not None else None,
+        back_to=[one.revision + 1 for one in reversed(rollout.answered(found)) if one.revision != found.revision],
         gpus=sum(one.gpus_milli() for one in live) / MILLI,
         restarts=sum(one.restarts for one in shown),
         reason=next((reasons.view(one.reason, names) for one in live if one.reason), None),

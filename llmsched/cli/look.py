@@ -151,6 +151,8 @@ def _print_one(view: http_models.WorkloadView, endpoint: str) -> None:
     if not view.ended:
         held = f", {show.gpus(view.gpus)} GPUs" if view.gpus else ""
         rows.append(("replicas" if view.kind == "serve" else "size", _size(view) + held))
+    if view.revision is not None and not view.ended:
+        rows.append(("revision", _revision(view)))
     if endpoint and not view.ended:
         rows.append(("endpoint", f"{endpoint}/v1  ({show.reach(endpoint)})"))
     if view.progress and not view.ended:
@@ -190,6 +192,16 @@ def _size(view: http_models.WorkloadView) -> str:
     if view.kind == "serve" and view.wanted is not None:
         return f"{view.size} of {view.wanted} wanted ({view.min_size}..{view.max_size})"
     return show.size(view.size, view.min_size, view.max_size)
+
+
+def _revision(view: http_models.WorkloadView) -> str:
+    text = str(view.revision)
+    if view.answered != view.revision:
+        text += " (answers not yet)" if view.answered is None else f" (answers not yet; {view.answered} does)"
+    if view.back_to:
+        others = ", ".join(map(str, view.back_to))
+        text += f"; llmsched rollback {view.id} --to {others}"
+    return text
 
 
 def _took(view: http_models.WorkloadView) -> str:

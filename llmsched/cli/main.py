@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "apply": ("llmsched.cli.work:apply", "Submit or update the workloads of a file."),
         "cancel": ("llmsched.cli.work:cancel", "Stop a workload for good."),
         "scale": ("llmsched.cli.work:scale", "Ask for another number of workers or replicas."),
+        "rollback": ("llmsched.cli.work:rollback", "Take an endpoint back to a revision that answered."),
         "reserve": ("llmsched.cli.reserve:reserve", "Promise GPUs for a time to a queue, to people, or to nobody."),
         "node": ("llmsched.cli.node:node", "Empty a node before it is worked on, and give it back."),
         "exec": ("llmsched.cli.exec:execute", "Run a command beside a running worker or replica."),

@@ -1,4 +1,4 @@
-"""plan, apply, cancel, scale: asking for work, and watching it come."""
+"""plan, apply, cancel, scale, rollback: asking for work, and watching it come."""
 
 from __future__ import annotations
 
@@ -288,3 +288,14 @@ def scale(name: str, size: int) -> None:
     with show.connect() as client:
         view = client.scale(name, size)
     show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}, asked to hold {size}"))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", type=click.IntRange(min=1), help="A revision that answered; default: the last one before.")
+@show.json_option
+def rollback(name: str, to: int | None) -> None:
+    """Take an endpoint back to a revision that answered; llmsched status NAME lists them. Applied as a new one."""
+    with show.connect() as client:
+        view = client.rollback(name, to)
+    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}, now revision {view.revision}"))

@@ -355,6 +355,9 @@ class Client:
     def scale(self, name: str, size: int) -> http_models.WorkloadView:
         return self._loop.call(self._core.scale(name, size))
 
+    def rollback(self, name: str, to: int | None = None) -> http_models.WorkloadView:
+        return self._loop.call(self._core.rollback(name, to))
+
     def secrets(self) -> list[http_models.SecretView]:
         return self._loop.call(self._core.secrets())
 

@@ -84,11 +84,9 @@ class AsyncClient(UsageQuestions):
         self, specs: Specs, *, again: bool = False, idempotency_key: str | None = None
     ) -> list[http_models.Applied]:
         """Submit or update: a path, a mapping or a spec, or a list of them. Returns when it is committed, one answer
-        each, in their order. Safe to repeat: unchanged is unchanged; `again` runs once more what has ended.
-
-        Raises SpecError with every problem of the file, and RequestError for the first that is refused: then none is
-        submitted.
-        """
+        each, in their order. Safe to repeat: unchanged is unchanged; `again` runs once more what has ended. Raises
+        SpecError with every problem of the file, and RequestError for the first that is refused: then none is
+        submitted."""
         from llmsched.spec.spec_requests import ApplyRequest
 
         body = ApplyRequest(specs=await self._load(specs, upload=True), again=again)
@@ -110,17 +108,23 @@ class AsyncClient(UsageQuestions):
         """Ask for `size` workers or replicas, within what the spec allows. Raises RequestError, NotAllowed."""
         from llmsched.spec.http_requests import ScaleRequest
 
-        body = ScaleRequest(size=size)
-        return await self._http.ask(http_models.WorkloadView, "POST", _path(name, "scale"), body=body)
+        body, path = ScaleRequest(size=size), _path(name, "scale")
+        return await self._http.ask(http_models.WorkloadView, "POST", path, body=body)
+
+    async def rollback(self, name: str, to: int | None = None) -> http_models.WorkloadView:
+        """An endpoint goes back to the revision that answered before its newest, or to revision `to`, as a new one;
+        `WorkloadView.back_to` lists them. Raises RequestError where there is none, NotAllowed."""
+        from llmsched.spec.http_requests import RollbackRequest
+
+        body, path = RollbackRequest(to=to), _path(name, "rollback")
+        return await self._http.ask(http_models.WorkloadView, "POST", path, body=body)
 
     async def wait(
         self, name: str, *, timeout_s: float | None = None, watch: Watch | None = None, poll_s: float = POLL_S
     ) -> http_models.WorkloadView:
         """Until it has ended; a serve workload: until it answers, or ended. `watch` sees it at every look.
-
         Raises RequestError (code "timeout") that says how it stands when it takes longer than `timeout_s`. One that
-        failed is returned as it is: its `message` says why (`Run.wait` raises that).
-        """
+        failed is returned as it is: its `message` says why (`Run.wait` raises that)."""
         return (await self.wait_all([name], timeout_s=timeout_s, watch=watch, poll_s=poll_s))[0]
 
     async def wait_all(
@@ -370,9 +374,7 @@ class AsyncClient(UsageQuestions):
     ) -> AsyncGenerator[http_models.ExecLine, None]:
         """Run a command (a list of words) beside a running member: what it writes, and last how it ended. Its text is
         as it was written, control characters and all; that of logs may be shown on any terminal.
-
-        Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command.
-        """
+        Raises RequestError when nothing runs, or there is no such rank. Closing it ends the command."""
         from llmsched.spec.http_requests import ExecRequest
 
         body = ExecRequest(command=list(command), rank=rank, gang=gang, timeout_s=timeout_s)

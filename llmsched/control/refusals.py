@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmsched.core import commands
 from llmsched.core.facts import Fact
+from llmsched.core.refusal import Refusal
 from llmsched.core.render import Names, advice, text
 from llmsched.core.state import State
 from llmsched.errors import LlmschedError, RequestError, SpecError
@@ -18,14 +19,14 @@ def checked(state: State, command: commands.Command, names: Names) -> Fact | Non
     """The fact it becomes, None when there is nothing to do. Raises RequestError with the core's refusal, in the words
     of `names`."""
     answer = commands.check(state, command)
-    if not isinstance(answer, commands.Refusal):
+    if not isinstance(answer, Refusal):
         return answer
     if answer.code == "unchanged":
         return None
     raise error_of(answer, names, _WHERE_CYCLES.get(type(command), ""))
 
 
-def error_of(refusal: commands.Refusal, names: Names, where_cycles: str = "") -> LlmschedError:
+def error_of(refusal: Refusal, names: Names, where_cycles: str = "") -> LlmschedError:
     """`where_cycles`: the key of the file that a circle goes through."""
     message, hint = text(refusal.message, names), advice(refusal.message, names)
     if refusal.code in ("overlap", "cycle"):  # waiting would not help: it is the file that must change

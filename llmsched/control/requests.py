@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmsched.control import calls, endpoint_names, trials, vault
-from llmsched.control.authorization import KnownNames, Permissions, Person
+from llmsched.control.authorization import KnownNames, Permissions, Person, check_queue
 from llmsched.control.drafts import (
     Draft,
     check_change,
@@ -29,8 +29,8 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.roles import OPERATOR
 from llmsched.control.turns import breathe
-from llmsched.core import authorization, commands
-from llmsched.core.facts import CommandBegun, Fact, Published, Unlisted
+from llmsched.core import authorization, commands, node_commands, rollout
+from llmsched.core.facts import CommandBegun, Fact, Published, RolledBack, Unlisted
 from llmsched.core.render import Names
 from llmsched.core.state import State, WorkloadState
 from llmsched.core.workload import Workload
@@ -79,6 +79,15 @@ class Rescale:
     name: str
     size: int
     by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollingBack:
+    """`to`: a revision as people count, from 1."""
+
+    name: str
+    person: Person
+    to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,7 @@ UserRequest = (
     Submission
     | Cancellation
     | Rescale
+    | RollingBack
     | Reconfiguration
     | NewReservation
     | EndReservation
@@ -162,6 +172,8 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             target = find(state, request.name).workload.id
             scale = commands.ScaleTo(at, target, request.size)
             return None, _applied(state, scale, _names(state, request.by, target))
+        case RollingBack():
+            return None, _rolled_back(state, request, at, secrets)
         case Reconfiguration():
             configuration = compile_configuration(request.spec, state.configuration.version + 1)
             return None, _applied(state, commands.Configure(at, configuration), _all_names(state, request.by))
@@ -172,11 +184,11 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             return None, _applied(state, commands.Unreserve(at, request.name), _all_names(state, request.by))
         case NodeDrain():
             deadline = request.until if request.within_s is None else at + request.within_s
-            drain = commands.DrainNode(at, request.node, deadline, request.by)
+            drain = node_commands.DrainNode(at, request.node, deadline, request.by)
             return None, _applied(state, drain, _all_names(state, request.by))
         case NodeUndrain():
             return None, _applied(
-                state, commands.UndrainNode(at, request.node, request.by), _all_names(state, request.by)
+                state, node_commands.UndrainNode(at, request.node, request.by), _all_names(state, request.by)
             )
         case CommandNote():
             begun = CommandBegun(at, request.gang, request.attempt, request.rank, request.by, request.words)
@@ -207,6 +219,25 @@ def find(state: State, name: str) -> WorkloadState:
             http_status=404,
         )
     return record
+
+
+def _rolled_back(state: State, request: RollingBack, at: float, secrets: vault.Secrets) -> list[Fact]:
+    """What may have changed since that version was applied is asked again: whose its names are, what its secrets."""
+    record = find(state, request.name)
+    name = record.workload.id
+    names = KnownNames(state, Permissions(request.person, state.configuration), name)
+    command = commands.RollBack(at, name, request.person.user, None if request.to is None else request.to - 1)
+    fact = checked(state, command, names)
+    assert isinstance(fact, RolledBack)
+    version = rollout.version_numbered(record, fact.revision)
+    assert version is not None
+    permissions = Permissions(request.person, state.configuration)
+    check_queue(version.spec, permissions)
+    endpoint_names.Taken(state, [version.spec]).check(version.spec, permissions)
+    check_outside(version.spec, secrets, state.configuration.notify_hosts)
+    calls.check(state, version.spec, [version.spec], permissions)
+    state.apply(fact)
+    return [fact]
 
 
 def _unlisted(state: State, request: Unlisting, at: float) -> list[Fact]:

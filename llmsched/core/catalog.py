@@ -117,6 +117,8 @@ CATALOG: dict[str, Entry] = {
     "launch.promised": Entry("the places promised to it are free"),
     "launch.part": Entry("room for {size} of {most}"),
     "launch.whole": Entry("room for all of it"),
+    "launch.apart": Entry("room for it on a node without another replica"),
+    "launch.beside": Entry("room for it, on no node without another replica"),
     "launch.ranked": Entry("ranks among the best that fit"),
     "launch.before": Entry("it ran before"),
     "withdraw.unfit": Entry("it does not fit any more"),
@@ -299,6 +301,13 @@ CATALOG: dict[str, Entry] = {
         "{who} has replicas {least}..{most}; {size} is outside",
         "Change replicas: in the spec, or choose {least}..{most}.",
     ),
+    "no_revision.kind": Entry("{who} is no endpoint: only endpoints go back to an earlier revision"),
+    "no_revision.ended": Entry("{who} has ended", "Apply its file again."),
+    "no_revision.none": Entry(
+        "no earlier revision of {who} has answered: there is none to go back to", "Change its spec, and apply it."
+    ),
+    "no_revision.newest": Entry("{who} is at revision {revision} already", "llmsched status {who} lists the others."),
+    "no_revision.unknown": Entry("{who} has no revision {revision} that answered", "Those that did: {known}"),
     "over_limit.size": Entry("{who} cannot have {size} workers", "Possible: {sizes}"),
     "conflict.reserved": Entry(
         'reservation "{reserved}" was made by {by} with llmsched reserve',
@@ -346,6 +355,8 @@ CATALOG: dict[str, Entry] = {
     "wish.range": Entry("{least}..{most} x ({each:| or })"),
     "event.ended_by_parent": Entry("ended by the work that had asked for it"),
     "event.scaled": Entry("asked to hold {size}"),
+    "event.rolled_back": Entry("goes back to revision {revision}"),
+    "event.rolled_back_by": Entry("goes back to revision {revision}, asked for by {by}"),
     "event.configured": Entry("configuration version {version} is in force"),
     "event.node_joined": Entry("node {node} joined: {has:| or }"),
     "event.node_lost": Entry("node {node} is lost"),

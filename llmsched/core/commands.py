@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llmsched.core import cron
+from llmsched.core import cron, node_commands, rollout
 from llmsched.core.configuration import Configuration, Reservation
-from llmsched.core.facts import Cancelled, Configured, DrainBegun, DrainEnded, Fact, Scaled, Submitted
+from llmsched.core.facts import Cancelled, Configured, Fact, RolledBack, Scaled, Submitted
 from llmsched.core.message import (
     ACTOR,
     COHORT,
@@ -18,7 +18,6 @@ from llmsched.core.message import (
     NODE,
     QUEUE,
     RESERVATION,
-    USER,
     Arg,
     Message,
     Quote,
@@ -26,9 +25,11 @@ from llmsched.core.message import (
     say,
     workload,
 )
+from llmsched.core.node_commands import DrainNode, UndrainNode
 from llmsched.core.open_work import open_of
 from llmsched.core.possible import why_never
 from llmsched.core.records import allowed_sizes
+from llmsched.core.refusal import Refusal
 from llmsched.core.resources import MILLI
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, is_immovable, nodes_of, window
@@ -88,31 +89,16 @@ class Unreserve:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainNode:
-    """`node`: its name or id. Again with another `deadline` (a stamp): that one holds."""
+class RollBack:
+    """To the last version that answered before the newest, or to that of revision `to`."""
 
     at: float
-    node: str
-    deadline: float | None
-    by: str
+    workload: str
+    by: str = ""
+    to: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UndrainNode:
-    at: float
-    node: str
-    by: str
-
-
-Command = Submit | Cancel | ScaleTo | Configure | Reserve | Unreserve | DrainNode | UndrainNode
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """`code`: unchanged | unknown_workload | unknown_queue | impossible | over_limit | cycle | conflict | ended ..."""
-
-    code: str
-    message: Message  # `render.advice` of it is the next thing to try
+Command = Submit | Cancel | ScaleTo | RollBack | Configure | Reserve | Unreserve | DrainNode | UndrainNode
 
 
 def check(state: State, command: Command) -> Fact | Refusal:
@@ -135,9 +121,11 @@ def check(state: State, command: Command) -> Fact | Refusal:
     if isinstance(command, Unreserve):
         return _unreserve(state, command)
     if isinstance(command, DrainNode):
-        return _drain(state, command)
+        return node_commands.drain(state, command)
     if isinstance(command, UndrainNode):
-        return _undrain(state, command)
+        return node_commands.undrain(state, command)
+    if isinstance(command, RollBack):
+        return _roll_back(state, command)
     return _configure(state, command)
 
 
@@ -163,15 +151,9 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         if known.workload.kind != spec.kind:
             kinds = say("conflict.kind", who=who, kind=Quote(known.workload.kind), other=Quote(spec.kind))
             return Refusal("conflict", kinds)
-    queues = [queue.name for queue in state.configuration.queues]
-    if spec.queue not in queues:
-        near = get_close_matches(spec.queue, queues, 1)
-        unknown = say("unknown_queue", who=who, name=Quote(spec.queue), known=_queues(queues))
-        if near:
-            unknown = say("unknown_queue.near", who=who, name=Quote(spec.queue), near=Ref(QUEUE, near[0]))
-        return Refusal("unknown_queue", unknown)
     return (
-        _sizes(spec)
+        _in_queue(state, spec)
+        or _sizes(spec)
         or _bounds(state, spec)
         or (None if known else _family(state, spec))
         or _dependencies(state, spec)
@@ -180,6 +162,17 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         or _could_never_start(state, spec)
         or Submitted(command.at, spec, known is not None, command.in_place and known is not None, met(state, spec))
     )
+
+
+def _in_queue(state: State, spec: Workload) -> Refusal | None:
+    queues = [queue.name for queue in state.configuration.queues]
+    if spec.queue in queues:
+        return None
+    who, near = _named(spec), get_close_matches(spec.queue, queues, 1)
+    unknown = say("unknown_queue", who=who, name=Quote(spec.queue), known=_queues(queues))
+    if near:
+        unknown = say("unknown_queue.near", who=who, name=Quote(spec.queue), near=Ref(QUEUE, near[0]))
+    return Refusal("unknown_queue", unknown)
 
 
 def _could_never_start(state: State, spec: Workload) -> Refusal | None:
@@ -333,6 +326,23 @@ def _scale(state: State, command: ScaleTo) -> Fact | Refusal:
     return Scaled(command.at, command.workload, command.size)
 
 
+def _roll_back(state: State, command: RollBack) -> Fact | Refusal:
+    record = state.find(command.workload)
+    if record is None:
+        return _unknown(state, command.workload)
+    version = rollout.to_go_back_to(record, command.to)
+    if isinstance(version, Message):
+        return Refusal("no_revision", version)
+    spec = version.spec
+    return (
+        _in_queue(state, spec)
+        or _bounds(state, spec)
+        or _dependencies(state, spec)
+        or _could_never_start(state, spec)
+        or RolledBack(command.at, command.workload, version.revision, command.by, met(state, spec))
+    )
+
+
 def _configure(state: State, command: Configure) -> Fact | Refusal:
     """Configurations are checked by spec/cluster.py; what depends on the state is checked here."""
     made = _made(state, command.at)
@@ -383,50 +393,6 @@ def _unreserve(state: State, command: Unreserve) -> Fact | Refusal:
     left = tuple(one for one in configuration.reservations if one is not found)
     changed = replace(configuration, version=configuration.version + 1, reservations=left)
     return Configured(command.at, changed)
-
-
-def _drain(state: State, command: DrainNode) -> Fact | Refusal:
-    name = _node_named(state, command.node)
-    if isinstance(name, Refusal):
-        return name
-    known, node = state.drains.get(name), Ref(NODE, name)
-    if known is not None and command.deadline in (None, known.deadline):
-        return Refusal("conflict", say("conflict.drained", node=node, by=Ref(USER, known.by)))
-    if command.deadline is not None and command.deadline < command.at:
-        return Refusal("impossible", say("impossible.past", node=node, ago=command.at - command.deadline))
-    return DrainBegun(command.at, name, command.deadline, command.by)
-
-
-def _undrain(state: State, command: UndrainNode) -> Fact | Refusal:
-    if command.node in state.drains:  # it may be away
-        return DrainEnded(command.at, command.node, command.by)
-    name = _node_named(state, command.node)
-    if isinstance(name, Refusal):
-        return name
-    if name in state.drains:
-        return DrainEnded(command.at, name, command.by)
-    leaves = any(node.leaving for node in state.nodes.values() if name in (node.node.shown, node.node.id))
-    code = "conflict.leaves" if leaves else "conflict.undrained"
-    return Refusal("conflict", say(code, node=Ref(NODE, name)))
-
-
-def _node_named(state: State, wish: str) -> str | Refusal:
-    """What a drain of it goes by: its name, or its id where several have that name."""
-    found = [node.node for node in state.nodes.values() if wish in (node.node.id, node.node.shown)]
-    if not found:
-        names = [node.node.shown for node in state.nodes.values()]
-        near = get_close_matches(wish, names, 1)
-        if near:
-            return Refusal("unknown_node", say("unknown_node.near", name=Quote(wish), near=Ref(NODE, near[0])))
-        return Refusal("unknown_node", say("unknown_node", name=Quote(wish)))
-    one = found[0]
-    same = [node.node for node in state.nodes.values() if node.node.shown == one.shown]
-    if len(same) == 1:
-        return one.shown
-    if wish == one.id:
-        return one.id
-    ids = tuple(Quote(each.id) for each in same)
-    return Refusal("ambiguous_node", say("ambiguous_node", name=Quote(wish), ids=ids))
 
 
 def _gpus_milli(state: State, flavor: str | None) -> int:

@@ -57,6 +57,17 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
+class RolledBack:
+    """An endpoint goes back to a version of it that answered: that of `revision`, as a new one."""
+
+    at: float
+    workload: str
+    revision: int
+    by: UserName = ""
+    met: tuple[WorkloadName, ...] = ()  # as in Submitted
+
+
+@dataclass(frozen=True, slots=True)
 class NodeJoined:
     at: float
     node: Node
@@ -285,6 +296,7 @@ Fact = (
     | Submitted
     | Cancelled
     | Scaled
+    | RolledBack
     | NodeJoined
     | NodeLost
     | NodeDraining

@@ -5,7 +5,7 @@ Called by `State.apply`, one function a fact. What a gang's life is made of is l
 
 from __future__ import annotations
 
-from llmsched.core import authorization, facts, lifecycle, lives, submissions
+from llmsched.core import authorization, facts, lifecycle, lives, rollout, submissions
 from llmsched.core.archive import is_gone
 from llmsched.core.capacity import NodeState
 from llmsched.core.draining import OperatorDrain, drain_of
@@ -76,6 +76,16 @@ def scaled(world: World, fact: facts.Scaled) -> None:
             gang.shape = None
             world.waiting.add(gang)
             world.lanes.put(gang, world.now, world.ledgers, waits=True)
+
+
+def rolled_back(world: World, fact: facts.RolledBack) -> None:
+    record = world.workloads.get(fact.workload)
+    version = None if record is None or record.outcome else rollout.version_numbered(record, fact.revision)
+    if record is None or version is None or record.cancelled:
+        world.note(fact, f"{fact.workload} has no such version, is unknown or has ended")
+        return
+    record.met = fact.met
+    submissions.go_back(world, record, version)
 
 
 def node_joined(world: World, fact: facts.NodeJoined) -> None:

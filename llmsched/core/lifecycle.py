@@ -162,7 +162,7 @@ def _answers(world: World, gang: GangState, _: object) -> None:
         return
     record = world.workloads[gang.workload_id]
     if record.answered is None or record.answered.revision < gang.revision:
-        record.answered = Version(gang.revision, gang.spec, gang.model)
+        rollout.has_answered(record, Version(gang.revision, gang.spec, gang.model))
         record.message = None
         lives.move_on(world, record)
         fill(world, record)

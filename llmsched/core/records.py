@@ -33,7 +33,7 @@ class Nomination:
 class Version(NamedTuple):
     """What the replicas of an endpoint are made from: a spec, and the model that was published in place of its own."""
 
-    revision: int
+    revision: int  # from 0; people count from 1
     spec: Workload
     model: str = ""  # uri; "": the one that the spec names
 
@@ -141,6 +141,7 @@ class WorkloadState:
     revision: int = 0
     model: str = ""  # published in place of the one that the spec names
     answered: Version | None = None  # the newest version of which a replica has answered
+    answered_before: tuple[Version, ...] = ()  # the last of those that had, before it
     wanted_replicas: int = 1
     scaled_by_user: bool = False
     next_index: int = 0

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llmsched.core.message import Message, say
+from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState, Version, WorkloadState
+from llmsched.core.spread import crowding
 from llmsched.core.status import Status
+
+# Of those that answered before the last one: so far back one may go. The last of them is kept in any case.
+VERSIONS_KEPT, SPEC_BYTES_KEPT = 10, 256 << 10
 
 
 class Missing(NamedTuple):
@@ -42,6 +46,47 @@ def version_of(record: WorkloadState, gang: GangState) -> Version:
     if answered is not None and record.is_unproven and gang.revision <= answered.revision:
         return answered
     return record.version
+
+
+def has_answered(record: WorkloadState, version: Version) -> None:
+    """A replica of a newer version than before has."""
+    if record.answered is not None:
+        kept = (*record.answered_before, record.answered)[-VERSIONS_KEPT:]
+        while len(kept) > 1 and sum(len(each.spec.parcel) for each in kept) > SPEC_BYTES_KEPT:
+            kept = kept[1:]
+        record.answered_before = kept
+    record.answered = version
+
+
+def answered(record: WorkloadState) -> tuple[Version, ...]:
+    """Versions that answered and are known, the newest last."""
+    return record.answered_before if record.answered is None else (*record.answered_before, record.answered)
+
+
+def version_numbered(record: WorkloadState, revision: int) -> Version | None:
+    """That one, if it answered and is known."""
+    return next((version for version in answered(record) if version.revision == revision), None)
+
+
+def to_go_back_to(record: WorkloadState, revision: int | None) -> Version | Message:
+    """The last version that answered before the newest, or that of `revision`; or why there is none."""
+    who = workload(record.workload.id)
+    if record.workload.kind != "serve":
+        return say("no_revision.kind", who=who)
+    if record.outcome or record.cancelled:
+        return say("no_revision.ended", who=who)
+    able = [version for version in answered(record) if version.revision != record.revision]
+    if revision is None:
+        return able[-1] if able else say("no_revision.none", who=who)
+    found = next((version for version in able if version.revision == revision), None)
+    if found is not None:
+        return found
+    if revision == record.revision:
+        return say("no_revision.newest", who=who, revision=revision + 1)
+    known = tuple(version.revision + 1 for version in able)
+    if not known:
+        return say("no_revision.none", who=who)
+    return say("no_revision.unknown", who=who, revision=revision + 1, known=known)
 
 
 def missing(record: WorkloadState, live: Sequence[GangState]) -> Missing:
@@ -79,7 +124,7 @@ def leaving(
     wanted = record.wanted_replicas
     old = [gang for gang in live if gang.revision != record.revision]
     if not old:
-        return _worst(live, len(live) - wanted), say("drain.surplus", wanted=wanted)
+        return _worst(live, len(live) - wanted, live), say("drain.surplus", wanted=wanted)
     passed = [gang for gang in old if _is_passed_over(record, gang)]
     if passed:
         return passed, say("drain.passed_over")
@@ -87,7 +132,7 @@ def leaving(
     surplus = min(len(old), ready + len(old) - wanted)  # what runs of the new and the other old make up the number
     if not record.workload.max_surge and not any(_is_to_come(gang, record) for gang in gangs):
         surplus = max(surplus, 1)  # without room for one more, an old one makes room
-    return _worst(old, surplus), say("drain.replaced")
+    return _worst(old, surplus, live), say("drain.replaced")
 
 
 def _good(record: WorkloadState, live: Sequence[GangState]) -> list[GangState]:
@@ -105,10 +150,13 @@ def _is_passed_over(record: WorkloadState, gang: GangState) -> bool:
     return record.answered is not None and record.answered.revision < gang.revision < record.revision
 
 
-def _worst(candidates: Sequence[GangState], number: int) -> list[GangState]:
+def _worst(candidates: Sequence[GangState], number: int, live: Sequence[GangState]) -> list[GangState]:
+    """Who does not answer yet, then those on the nodes with most replicas, then the newest."""
     if number <= 0:
         return []
-    return sorted(candidates, key=lambda gang: (gang.status is Status.RUNNING, -gang.index))[:number]
+    in_turn = sorted(candidates, key=lambda gang: (gang.status is Status.RUNNING, -gang.index))
+    crowded = crowding(in_turn, live)
+    return sorted(in_turn, key=lambda gang: (gang.status is Status.RUNNING, -crowded[gang.id]))[:number]
 
 
 def _is_to_come(gang: GangState, record: WorkloadState) -> bool:

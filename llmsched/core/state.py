@@ -115,7 +115,7 @@ _GANG_FIELDS = (
     "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
-    "workload", "submitted_at", "gangs", "revision", "model", "answered",
+    "workload", "submitted_at", "gangs", "revision", "model", "answered", "answered_before",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
     "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
     "unlisted", "usage", "children_gpu_s",
@@ -149,6 +149,7 @@ _FOLDS: dict[type, Callable[[World, Any], None]] = {
     facts.Submitted: fold_facts.submitted,
     facts.Cancelled: fold_facts.cancelled,
     facts.Scaled: fold_facts.scaled,
+    facts.RolledBack: fold_facts.rolled_back,
     facts.NodeJoined: fold_facts.node_joined,
     facts.NodeLost: fold_facts.node_lost,
     facts.NodeDraining: fold_facts.node_draining,

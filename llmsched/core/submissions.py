@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmsched.core import authorization, lifecycle, lives
-from llmsched.core.records import WorkloadState
+from llmsched.core.records import Version, WorkloadState
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload
 from llmsched.core.world import World
@@ -57,3 +57,17 @@ def go_by(world: World, record: WorkloadState, workload: Workload, in_place: boo
             world.troubled[gang.id] = None
     if workload.kind == "serve":
         lifecycle.fill(world, record)
+
+
+def go_back(world: World, record: WorkloadState, version: Version) -> None:
+    """The endpoint goes by a version of before, as its newest. What runs of it already goes on as that: only what is of
+    another one is replaced."""
+    record.model = version.model
+    is_last = record.answered is not None and record.answered.revision == version.revision
+    revision = record.revision + 1
+    if is_last:
+        record.answered = version._replace(revision=revision)
+        for gang in world.gangs_of(record):
+            if gang.revision == version.revision and not gang.is_ended():
+                gang.revision = revision
+    go_by(world, record, version.spec, in_place=False)

@@ -98,6 +98,7 @@ class Workload:
     min_replicas: int = 1  # serve only: gangs
     max_replicas: int = 1
     max_surge: int = 1  # serve only: replicas beyond those wanted while a new spec rolls out; 0: an old one goes first
+    packs: bool = False  # serve only: its replicas need not keep clear of each other, see spread.py
     autoscaling: Autoscaling | None = None
     topology: Topology = Topology()
     labels: tuple[tuple[str, str], ...] = ()  # the user's own, to find it by

@@ -58,6 +58,7 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         min_replicas=serve.replicas.min if serve else 1,
         max_replicas=serve.replicas.max if serve else 1,
         max_surge=serve.rollout.max_surge if serve else 1,
+        packs=serve is not None and serve.replica_placement == "pack",
         autoscaling=_autoscaling(serve) if serve else None,
         topology=_topology(spec.topology) or nouns.Topology(),
         labels=tuple(sorted(spec.labels.items())),

@@ -138,6 +138,9 @@ class WorkloadView(Reply):
     min_size: int = 1  # serve: fewest replicas
     max_size: int = 1
     wanted: int | None = None  # serve: replicas wanted now
+    revision: int | None = None  # serve: of its spec and model, from 1
+    answered: int | None = None  # serve: the newest revision of which a replica has answered
+    back_to: list[int] = []  # serve: revisions that `rollback` can go back to, the last first
     gpus: float = 0.0  # held now, all gangs
     restarts: int = 0
     reason: ReasonView | None = None

@@ -30,6 +30,10 @@ class ScaleRequest(Request):
     size: int = Field(ge=0, le=1_000_000)  # bundles of an elastic gang, replicas of a serve workload
 
 
+class RollbackRequest(Request):
+    to: int | None = Field(default=None, ge=1, le=1_000_000_000)  # a revision; none: the last that answered before
+
+
 Word = Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]
 
 

@@ -49,6 +49,7 @@ serve:
   # adapters: [{name: sql, source: run://sql-lora}]
 drain_timeout: 5m                # how long running requests may take to finish
 rollout: {max_surge: 1}          # a new replica comes before an old one leaves; 0: after, which needs no room
+replica_placement: spread        # on different nodes where there is room; pack: as the cluster's policy has it
 # Code of your own instead of a model:
 # serve: {app: "mypkg.app:app"}   # what `serve run` takes, or a class that takes JSON
 """

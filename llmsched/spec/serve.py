@@ -117,7 +117,8 @@ class Rollout(Section):
 class ServeSpec(WorkloadSpec):
     """`max_ongoing_requests` is per replica; what comes above it is answered 429, unless its key is critical. A request
     that takes longer than `request_timeout` altogether is answered 504 and cancelled. While no replica answers, a
-    request waits for one for `hold_timeout`; 0 answers it 503 at once."""
+    request waits for one for `hold_timeout`; 0 answers it 503 at once. Replicas go to different nodes where there is
+    room (`spread`), or wherever the cluster's placement policy has them (`pack`)."""
 
     kind: Literal["serve"]
     replicas: Range = Field(default_factory=lambda: Range(min=1, max=1))
@@ -128,6 +129,7 @@ class ServeSpec(WorkloadSpec):
     slo: Slo | None = None
     serve: ServeSection
     rollout: Rollout = Field(default_factory=Rollout)
+    replica_placement: Literal["spread", "pack"] = "spread"
     drain_timeout: Duration = 300.0
 
     @model_validator(mode="after")

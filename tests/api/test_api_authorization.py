@@ -56,6 +56,7 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/workloads/{name}/result"): {},
     ("POST", "/workloads/{name}/cancel"): {},
     ("POST", "/workloads/{name}/scale"): {"json": {"size": 1}},
+    ("POST", "/workloads/{name}/rollback"): {"json": {}},
     ("POST", "/workloads/{name}/exec"): {"json": {"command": ["exit", "0"]}},
     ("PUT", "/config"): {"json": {"config": {"queus": []}}},  # a wrong one, so that it stays as it is
     ("POST", "/shutdown"): {"json": {}},

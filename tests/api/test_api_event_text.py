@@ -38,6 +38,7 @@ STORY: list[tuple[Any, str]] = [
     ),
     (f.Cancelled(1.0, "lora", "bob"), "cancelled by bob"),
     (f.Scaled(1.0, "lora", 3), "asked to hold 3"),
+    (f.RolledBack(1.0, "web", 1, "ann"), "goes back to revision 2, asked for by ann"),
     (f.NodeJoined(1.0, Node("n1", Resources(8000), "A100", name="node-a")), "node node-a joined: 8 A100"),
     (f.NodeLost(1.0, "n1"), "node node-a is lost"),
     (f.NodeDraining(1.0, "n1"), "node node-a will leave: nothing new goes there"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from live import Live, Parrot
+from waiting import wait_until
 
 from llmsched.cli.main import ALL, MEANT, cli
 from llmsched.executors.fake import Script
@@ -322,6 +323,27 @@ def test_scale_asks_for_replicas_and_refuses_what_the_spec_does_not_allow(contro
     refused = run("scale", "web", "9")
     assert refused.exit_code == 3
     assert "2" in refused.stderr
+
+
+def test_rollback_takes_an_endpoint_back_and_says_where_there_is_nothing_to_go_back_to(
+    controller: Live, run: Run
+) -> None:
+    controller.executor.cluster.script = lambda order: Script(runs_for_s=None)
+    text = 'name: web\nkind: serve\nserve: {model: {id: web, source: "hf://a/b"}}\n'
+    assert run("apply", "--wait", "-f", write("web.yaml", text)).exit_code == 0
+    refused = run("rollback", "web")
+    assert refused.exit_code == 3
+    assert "no earlier revision of web has answered: there is none to go back to" in refused.stderr
+    assert run("apply", "-f", write("web.yaml", text + "envs: {MODE: fast}\n")).exit_code == 0
+    client = controller.client()
+    wait_until(lambda: client.status("web").answered == 2)
+    assert "2; llmsched rollback web --to 1" in run("status", "web").stdout
+    wrong = run("rollback", "web", "--to", "7")
+    assert (wrong.exit_code, "Those that did: 1" in wrong.stderr) == (3, True)
+    assert "now revision 3" in run("rollback", "web", "--to", "1").stdout
+    wait_until(lambda: client.status("web").answered == 3)
+    assert "unchanged" in run("apply", "-f", write("web.yaml", text)).stdout
+    assert "goes back to revision 1, asked for by" in run("story", "web").stdout
 
 
 # --- files, tokens, doctor -------------------------------------------------------------------------------------------

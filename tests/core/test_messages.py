@@ -114,8 +114,8 @@ QUOTED = {  # whoever reads the sentence wrote these words, or may see whoever d
     "core/commands.py": {
         "spec.id", "name", "command.name", "new.queue", "spec.queue", "spec.kind", "known.workload.kind", "text",
         "str(wrong)",
-        "wish", "each.id",  # of a node, told to an operator
     },
+    "core/node_commands.py": {"each.id", "wish"},  # of a node, told to an operator
     "core/estimate.py": {"spec.model"},  # told inside an About
     "core/lives.py": {"gang.spec.schedule or ''"},
     "core/message.py": {"text"},
@@ -158,8 +158,8 @@ def test_a_field_that_names_anothers_work_is_marked_so() -> None:
             elif str in flat(hint):
                 assert name in OWN, f"{cls.__name__}.{name}: mark it with message.Named, or add it to OWN"
     assert [*marked] == [
-        "Submitted.met", "DrainBegun.by", "DrainEnded.by", "AdapterLoaded.uri", "Archived.workloads",
-        "Archived.replicas", "Nominate.victims", "Preempt.beneficiary", "LoadAdapter.uri",
+        "Submitted.met", "RolledBack.by", "RolledBack.met", "DrainBegun.by", "DrainEnded.by", "AdapterLoaded.uri",
+        "Archived.workloads", "Archived.replicas", "Nominate.victims", "Preempt.beneficiary", "LoadAdapter.uri",
     ]  # fmt: skip
 
 

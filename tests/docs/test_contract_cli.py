@@ -38,6 +38,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "GET /api/v1/workloads/{name}/logs": ("work",),
     "POST /api/v1/workloads/{name}/exec": ("work", "--", "echo", "here"),
     "POST /api/v1/workloads/{name}/scale": ("work", "1"),
+    "POST /api/v1/workloads/{name}/rollback": ("web",),
     "POST /api/v1/workloads/{name}/cancel": ("other",),
     "GET /api/v1/events": (),
     "GET /api/v1/usage": (),
@@ -98,7 +99,13 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
     Path("cluster.yaml").write_text("queues: [{name: default}, {name: lab}]\n")
     task = {"run": ["true"]}
     search = {"name": "search", "kind": "tune", "tune": {"task": task, "space": {"envs.SEED": {"grid": [1]}}}}
-    controller.client().apply([{"name": "other", "kind": "task", "task": task}, search])
+    client = controller.client()
+    client.apply([{"name": "other", "kind": "task", "task": task}, search])
+    web = {"name": "web", "kind": "serve", "serve": {"model": {"source": "hf://a/b"}}}
+    client.apply([web])
+    client.wait("web", timeout_s=30)
+    client.apply([{**web, "envs": {"MODE": "fast"}}])
+    wait_until(lambda: client.status("web").answered == 2)
     for route, _, answer, _, command in contract.rows(contract.API, "Routes"):
         name = route.strip("`")
         if command == "-" or name in OF_THEIR_OWN | UPLOADS:
@@ -125,6 +132,7 @@ def test_json_is_exactly_the_model_of_the_route(run: Run, controller: Live) -> N
         (("why", "nobody"), "unknown_workload", 3),
         (("plan", "-f", "absent.yaml"), "no_file", 2),
         (("scale", "nobody", "3"), "unknown_workload", 3),
+        (("rollback", "nobody"), "unknown_workload", 3),
         (("models", "nobody"), "unknown_model", 3),
         (("chat", "qwen", "-m", "hello"), "no_endpoint", 4),
         (("sim", "run", "absent.csv"), "invalid_spec", 2),

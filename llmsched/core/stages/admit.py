@@ -13,7 +13,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
-from llmsched.core.records import GangState, size_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on
 from llmsched.core.run_times import runtime_s
@@ -23,6 +23,7 @@ from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, pla
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
+from llmsched.core.why_here import why_here
 from llmsched.core.windows import Windows
 from llmsched.core.workload import Placement
 
@@ -373,7 +374,7 @@ class Admission:
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
         self.is_moved = self.is_moved or self.calendar.is_moved_by(gang, placement)
-        self.this.launch(gang, placement, _why_now(gang, placement))
+        self.this.launch(gang, placement, why_here(self.trial, gang, placement))
         if self.calendar.promises:
             self.calendar.started(gang, placement)
         self._forget_room()
@@ -480,11 +481,3 @@ class Admission:
         looks = self.looks[shape.queue] = self.looks.get(shape.queue, 0) + 1
         if looks > LATER_LOOKS:
             line.block(shape.queue, shape.flavors, gang.id)
-
-
-def _why_now(gang: GangState, placement: Placement) -> Message:
-    if gang.nomination is not None:
-        return say("launch.promised")
-    if gang.spec.is_elastic():
-        return say("launch.part", size=size_of(gang.spec, placement), most=gang.spec.max_size)
-    return say("launch.whole")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from llmsched.core import spread
 from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
@@ -53,7 +54,7 @@ def find(
     refused: Refused | None = None
     tried = by_speed(spec, size, len(options_of(spec))) if option is None else (option,)
     for each in tried:
-        found = search.with_option(each, scope)
+        found = search.spread(each, scope)
         if explain and isinstance(found, Refused) and found.code not in ("quota", "over_limit"):
             found = search.explain(found)
         if isinstance(found, Refused):
@@ -167,9 +168,19 @@ class Search:
         self.policy, self.view = this.policies.placement, this.view
         self.spec, self.size, self.only = gang.spec, size, only
         self.option = self.mask = self.home = 0
+        self.steps = spread.steps(this.trial, gang)
         for name in gang.home:
             if name in this.state.nodes:
                 self.home |= 1 << this.state.nodes[name].slot
+
+    def spread(self, option: int, scope: int) -> Placement | Refused:
+        """Of the nodes that will do, those with the fewest other replicas of its endpoint first."""
+        found: Placement | Refused = NO_ROOM
+        for mask in self.steps:
+            found = self.with_option(option, scope & mask)
+            if not isinstance(found, Refused):
+                break
+        return found
 
     def with_option(self, option: int, scope: int) -> Placement | Refused:
         trial, spec, capacity = self.trial, self.spec, self.capacity
