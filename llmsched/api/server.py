@@ -27,7 +27,6 @@ from llmsched.control.clock import RealClock
 from llmsched.control.controller import Controller
 from llmsched.control.vault import Vault
 from llmsched.errors import ClusterError, LlmschedError, SpecError
-from llmsched.executors import endpoint_proxy
 from llmsched.executors import ray_user as users
 from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.ports import free_ports
@@ -208,10 +207,8 @@ async def main(
     make_room()
     garbage.spare_the_loop()
     known = home.ports(folder)
-    proxy = _proxy(folder, endpoint_port, known.endpoint) if user is not None else None
-    if proxy is None:
-        endpoint_proxy.end(folder)  # of a time when Ray had a user of its own
-    endpoints = proxy.port if proxy is not None else endpoint_port or known.endpoint or free_ports(1, host)[0]
+    proxy = _proxy(folder, endpoint_port, known.endpoint) if address is not None else None
+    endpoints = proxy.port if proxy is not None else endpoint_port or known.endpoint
     wanted = home.Ports(port or known.api, endpoints)
     with contextlib.closing(listen(host, port) if port else _listen_again(host, known.api)) as listener:
         home.remember_ports(folder, wanted if wanted.api else wanted._replace(api=listener.getsockname()[1]))
@@ -219,7 +216,7 @@ async def main(
         if address is not None:
             home.refuse_in_home(folder, place)
         store = SqliteStore(home.store_file(folder), proofs=home.proofs_of_use(folder))
-        executor = _executor(folder, address, fake_nodes, place, user, env, wanted.endpoint, proxy)
+        executor = _executor(folder, address, fake_nodes, place, user, env, proxy)
         isolation = _isolation(address, user, single_user)
         tokens = auth.Tokens(folder, at_endpoints=isolation.mode == "single-user")  # all work could read them
         clock = RealClock()
@@ -248,7 +245,6 @@ def _executor(
     storage: str,
     user: users.RayUser | None,
     env: Sequence[str],
-    endpoint_port: int,
     proxy: EndpointProxy | None,
 ) -> Any:
     if fake_nodes is not None:
@@ -260,8 +256,7 @@ def _executor(
 
     if address is None:
         raise SpecError("there is no Ray cluster to work on.", hint="Give --address, or start with llmsched up.")
-    behind: dict[str, Any] = {"endpoint_port": endpoint_port} if proxy is None else {"proxy": proxy}
-    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env, **behind)
+    return BridgeClient(address, storage=storage, home=folder, user=user, pass_on=env, proxy=proxy)
 
 
 def command(arguments: list[str] | None = None) -> int:

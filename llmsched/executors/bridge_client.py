@@ -63,8 +63,8 @@ LOG_AT_MOST_BYTES = 16 * 1024 * 1024
 
 class BridgeClient:
     """`address` is the GCS address of the cluster; `home` holds logs/. The child runs as `user` (None: as we do), with
-    the variables of this process that `pass_on` names beside the usual ones. Endpoints answer at `endpoint_port`
-    (0: any), or behind `proxy`."""
+    the variables of this process that `pass_on` names beside the usual ones. Endpoints answer at the
+    gateway's own port, or behind `proxy`."""
 
     def __init__(
         self,
@@ -72,7 +72,6 @@ class BridgeClient:
         *,
         storage: str,
         home: Path,
-        endpoint_port: int = 0,
         proxy: EndpointProxy | None = None,
         user: RayUser | None = None,
         pass_on: Sequence[str] = (),
@@ -86,7 +85,6 @@ class BridgeClient:
         self._address = address
         self._storage = storage
         self._home = home
-        self._endpoint_port = endpoint_port
         self._proxy = proxy
         self._user = user
         self._pass_on = pass_on
@@ -252,7 +250,6 @@ class BridgeClient:
                 address=self._address,
                 epoch=self._epoch,
                 storage=self._storage,
-                endpoint_port=self._endpoint_port,
             )
             await self._write("start", settings)
             said = await self._listen(process)

@@ -1,8 +1,9 @@
-"""Keeps the proxy in front of the gateway (`gateway/proxy.py`) running, where Ray has a user of its own.
+"""Keeps two proxies in front of the gateway (`gateway/proxy.py`) running.
 
-It is a process beside the controller, which it outlives: the next controller takes it on again, and no stream is cut.
-This one starts it, and starts another when it is gone or hangs. The port that callers know stays theirs meanwhile: the
-controller holds it too, so that nobody else on this machine can listen there and be shown tokens.
+They are processes beside the controller, which they outlive: the next controller takes them on again, and no stream is
+cut. This one starts them, and starts another when one is gone or hangs. They share the port that callers know, so that
+it answers meanwhile. The controller holds it too, so that nobody else on this machine can listen there and be shown
+tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,13 +30,12 @@ from llmsched.gateway import proxy
 
 log = logging.getLogger("llmsched.endpoint")
 HOST = "127.0.0.1"
-LOG = "endpoint-proxy.log"
 COMMAND = (sys.executable, "-P", "-m", proxy.__name__)
 STARTS_WITHIN_S = 30.0
 ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
 WATCH_EVERY_S = 2.0
-HANGS_AFTER_S = 15.0  # without a touch of its note, several of which are due
+HANGS_AFTER_S = 6.0  # without a touch of its note, several of which are due
 PAUSE_S = (0.5, 30.0)  # before another start: at first, and at most
 
 
@@ -46,26 +46,31 @@ class Proxy(NamedTuple):
     port: int
 
 
-def running(home: Path) -> Proxy | None:
-    """That of the controller of `home`, which need not run."""
+def running(home: Path, note: str = proxy.NOTES[0]) -> Proxy | None:
+    """That of the controller of `home`, which need not run, by its note."""
     try:
-        with (home / proxy.NOTE).open() as note:
+        with (home / note).open() as noted:
             try:
-                fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(noted, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return Proxy(**json.loads(note.read()))
+                return Proxy(**json.loads(noted.read()))
     except (FileNotFoundError, ValueError, TypeError):
         pass  # none, or one that has only begun
     return None
 
 
 def end(home: Path) -> None:
-    """It is gone afterwards. Raises ClusterError."""
-    found, deadline = running(home), time.monotonic() + ENDS_WITHIN_S
+    """All are gone afterwards. Raises ClusterError."""
+    for note in proxy.NOTES:
+        _end(home, note)
+
+
+def _end(home: Path, note: str) -> None:
+    found, deadline = running(home, note), time.monotonic() + ENDS_WITHIN_S
     if found is None:
         return
     _signal(found.pid, signal.SIGTERM)
-    while (now := running(home)) is not None and now.pid == found.pid:
+    while (now := running(home, note)) is not None and now.pid == found.pid:
         if time.monotonic() > deadline + ENDS_WITHIN_S:
             raise ClusterError(f"the proxy of endpoints (pid {found.pid}) does not end.")
         if time.monotonic() > deadline:
@@ -92,8 +97,8 @@ class EndpointProxy:
                 hint="Choose another with --endpoint-port.",
             ) from None
         self.port = int(self._held.getsockname()[1])
-        self._child: subprocess.Popen[bytes] | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers = [_Keeper(home, self.port, note, self._see) for note in proxy.NOTES]
+        self._keeping: list[asyncio.Task[None]] = []
         self._deliver: Deliver = lambda _: None
         self._own_trouble = self._gateway_trouble = ""
 
@@ -102,18 +107,17 @@ class EndpointProxy:
         return f"http://{HOST}:{self.port}"
 
     def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeping = [asyncio.create_task(keeper.keep()) for keeper in self._keepers]
 
     async def close(self, *, stop: bool) -> None:
-        """Let it go on without us, or `stop` it."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        """Let them go on without us, or `stop` them."""
+        for keeping in self._keeping:
+            keeping.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         if stop:
             await asyncio.to_thread(end, self._home)
-        if self._child is not None:
-            self._child.poll()
+        for keeper in self._keepers:
+            keeper.bury()
         self._held.close()
 
     def in_front_of(self, deliver: Deliver) -> Deliver:
@@ -124,11 +128,14 @@ class EndpointProxy:
         def told(observation: Observation) -> None:
             if isinstance(observation, EndpointSeen):
                 self._gateway_trouble = observation.trouble
+                if observation.places:
+                    self._lead_to(observation.places)
                 observation = EndpointSeen(self._own_trouble or observation.trouble)
             if isinstance(observation, Disconnected):
                 self._gateway_trouble = ""
             if isinstance(observation, Connected) and (gateway := observation.urls.get("endpoint")):
-                self._lead_to(gateway)
+                host, _, port = gateway.rpartition("/")[2].rpartition(":")
+                self._lead_to([(host, int(port))])
                 observation = replace(observation, urls={**observation.urls, "endpoint": self.url})
             deliver(observation)
             if isinstance(observation, Disconnected) and self._own_trouble:  # which outlives the bridge
@@ -136,45 +143,64 @@ class EndpointProxy:
 
         return told
 
-    def _lead_to(self, gateway: str) -> None:
-        host, _, port = gateway.rpartition("/")[2].rpartition(":")
+    def _lead_to(self, places: Sequence[tuple[str, int]]) -> None:
         draft = self._home / f".{proxy.GATEWAY}"
-        draft.write_text(json.dumps([host, int(port)]))
+        draft.write_text(json.dumps(places))
         draft.replace(self._home / proxy.GATEWAY)
 
-    def _say(self, trouble: str) -> None:
+    def _see(self) -> None:
+        """One of them starts, or does not."""
+        trouble = ""
+        if all(keeper.trouble for keeper in self._keepers):
+            trouble = "the proxy before the gateway does not start: requests to endpoints fail until it does"
         if trouble != self._own_trouble:
             self._own_trouble = trouble
             self._deliver(EndpointSeen(trouble or self._gateway_trouble))
 
-    # --- one process after the other --------------------------------------------------------------------------------
 
-    async def _keep(self) -> None:
+class _Keeper:
+    """Of one process after the other, with one note. `see` is called when its `trouble` changes: why there is none."""
+
+    def __init__(self, home: Path, port: int, note: str, see: Callable[[], None]) -> None:
+        self._home, self._port, self._note, self._see = home, port, note, see
+        self._child: subprocess.Popen[bytes] | None = None
+        self.trouble = ""
+
+    def bury(self) -> None:
+        if self._child is not None:
+            self._child.poll()
+
+    def _is(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._see()
+
+    async def keep(self) -> None:
         pause = PAUSE_S[0]
         while True:
             try:
-                found = running(self._home) or await self._started()
-                if found.port != self.port:
+                found = running(self._home, self._note) or await self._started()
+                if found.port != self._port:
                     log.warning("the proxy of endpoints answers on port %d: it is started again", found.port)
-                    await asyncio.to_thread(end, self._home)
+                    await asyncio.to_thread(_end, self._home, self._note)
                     continue
-                log.info("endpoints answer at %s (pid %d)", self.url, found.pid)
+                log.info("endpoints answer at port %d (pid %d)", self._port, found.pid)
                 pause = PAUSE_S[0]
-                self._say("")
+                self._is("")
                 log.warning("the proxy of endpoints %s: it is started again", await self._trouble(found))
             except (ClusterError, OSError) as error:
                 log.error("%s", error)
                 pause = min(2 * pause, PAUSE_S[1])
-                self._say("the proxy before the gateway does not start: requests to endpoints fail until it does")
+                self._is(str(error))
             await asyncio.sleep(pause)
 
     async def _started(self) -> Proxy:
         """Raises ClusterError and OSError."""
-        file = self._home / "logs" / LOG
+        file = self._home / "logs" / self._note.replace(".json", ".log")
         self._child = child = self._spawned(file)
         deadline = time.monotonic() + STARTS_WITHIN_S
         try:
-            while (found := running(self._home)) is None or found.pid != child.pid:
+            while (found := running(self._home, self._note)) is None or found.pid != child.pid:
                 if child.poll() is not None:
                     words = file.read_text(errors="replace").strip().rpartition("\n")[2]
                     raise ClusterError(f"the proxy of endpoints did not start: {words or 'it said nothing'}.")
@@ -182,7 +208,7 @@ class EndpointProxy:
                     raise ClusterError(f"the proxy of endpoints did not start within {STARTS_WITHIN_S:g} s.")
                 await asyncio.sleep(LOOK_EVERY_S)
         except BaseException:
-            found = running(self._home)
+            found = running(self._home, self._note)
             if found is None or found.pid != child.pid:
                 child.kill()  # nobody could find one that has not begun yet
             raise
@@ -192,7 +218,7 @@ class EndpointProxy:
         """Not by asyncio, which would end it with us."""
         with file.open("wb") as said:
             return subprocess.Popen(
-                [*COMMAND, str(self._home), str(self.port)],
+                [*COMMAND, str(self._home), str(self._port), self._note],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -209,7 +235,7 @@ class EndpointProxy:
                 if gone.is_set():
                     code = self._child.poll() if self._child is not None and self._child.pid == found.pid else None
                     return "is gone" if code is None else f"ended with {code}"
-                seen = (self._home / proxy.NOTE).stat().st_mtime_ns
+                seen = (self._home / self._note).stat().st_mtime_ns
                 if seen != beat:
                     beat, since = seen, time.monotonic()
                 elif time.monotonic() - since > HANGS_AFTER_S:

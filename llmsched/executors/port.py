@@ -359,9 +359,11 @@ class KeyUsageSeen:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSeen:
-    """Whether the gateway answers: "", or what is wrong with it. Sent when that changes."""
+    """Whether the gateway answers: "", or what is wrong with it. Sent when that changes. `places`: (host, port) of
+    each, where there are several, the one that serves first."""
 
     trouble: str
+    places: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

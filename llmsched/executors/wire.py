@@ -66,7 +66,6 @@ class Settings:
     storage: str  # root of the cluster's storage
     namespace: str = "llmsched"
     endpoint_host: str = "127.0.0.1"
-    endpoint_port: int = 0  # of the gateway; 0: the bridge picks a free one and says which in Connected.urls
     protocol: int = PROTOCOL
 
 

@@ -33,6 +33,7 @@ from llmsched.gateway.server import web_server
 from llmsched.runtime import attempt, calls_door
 
 NAME, NAMESPACE = calls_door.GATEWAY, attempt.NAMESPACE
+STANDBY = calls_door.STANDBY
 CALLS_AT_ONCE = 128  # requests that come through Ray, from work on other machines: each has a thread
 DEPLOYMENT = "replica"  # of the Serve application of every replica
 PROCESS = f"{os.getpid()}-{os.urandom(4).hex()}"  # in the names of requests
@@ -231,7 +232,8 @@ class GatewayActor:
         return version
 
     def load(self) -> dict[str, Any]:
-        """{workload: {"ongoing", "recent", "queued"}, ...} and "version": that of the table in use, 0 for none."""
+        """{workload: {"ongoing", "recent", "queued"}, ...}, "version": that of the table in use, 0 for none, and
+        "pid"."""
 
         async def count() -> dict[str, Any]:
             return {**self._gateway.load(), "version": self._gateway.version}
@@ -240,7 +242,7 @@ class GatewayActor:
         for workload, counts in load.items():
             if workload != "version":
                 self._ongoing.set(counts["ongoing"], {"workload": workload})
-        return load
+        return {**load, "pid": os.getpid()}
 
     def used(self, after: int) -> dict[str, Any]:
         """What keys have used, as far as it has changed since that version: `spending.Book.after`."""
@@ -280,10 +282,11 @@ class GatewayActor:
         self._seconds.observe(seconds, tags)
 
 
-def start(host: str, port: int, **options: Any) -> Any:
-    """The gateway's actor, made if there is none. `options` are Ray's, for placing it. It outlives whoever made it."""
+def start(host: str, port: int, name: str = NAME, **options: Any) -> Any:
+    """The actor of the gateway of that name, made if there is none. `options` are Ray's, for placing it. It outlives
+    whoever made it."""
     actor = ray.remote(concurrency_groups={"calls": CALLS_AT_ONCE})(GatewayActor).options(
-        name=NAME,
+        name=name,
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
@@ -295,9 +298,9 @@ def start(host: str, port: int, **options: Any) -> Any:
     return actor.remote(host, port)
 
 
-def find() -> Any:
-    """The gateway's actor, or None."""
+def find(name: str = NAME) -> Any:
+    """The actor of the gateway of that name, or None."""
     try:
-        return ray.get_actor(NAME, namespace=NAMESPACE)
+        return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None

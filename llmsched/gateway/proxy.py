@@ -1,13 +1,14 @@
 """Stands in front of the gateway, as the controller's user: a token that is shown at an endpoint becomes its key here.
 
-    python -m llmsched.gateway.proxy HOME PORT
+    python -m llmsched.gateway.proxy HOME PORT NOTE
 
 The gateway runs as all work does, so work could keep what it is shown. It gets keys alone: whatever else comes in an
 `Authorization` header is replaced by the key of it (`spec/endpoint_keys.py`), good or not, which is the gateway's to
 say. So this process needs to know no token, and nothing else about a request. Each connection has one of its own to the
 gateway, and lives as long: bounds and time limits are the gateway's. What comes back is passed on as it comes.
 
-A process of its own, so that streams outlive the controller. `executors/endpoint_proxy.py` starts and watches it. Where
+A process of its own, so that streams outlive the controller. `executors/endpoint_proxy.py` starts two of them, which
+share the port, and watches them: whoever connects while one is gone reaches the other. Where
 controller and Ray are both gone for long, it ends by itself: nobody may be left to end it.
 """
 
@@ -21,19 +22,24 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
 import uvloop
 
 from llmsched import connections, file_lock
+from llmsched.gateway import upstreams
+from llmsched.gateway.heads import Head, shown_to_gateway, without_upgrade
 from llmsched.gateway.refusals import HEAD_BYTES, UNREADABLE, Refused, encode, of_connection
-from llmsched.spec.endpoint_keys import PREFIX, key_of
+from llmsched.gateway.replay import Replay, Room
+from llmsched.gateway.upstreams import Place, Upstreams
 
-NOTE = "endpoint-proxy.json"  # in the home: {"pid", "port"}, locked for as long as that process lives
-GATEWAY = "gateway.json"  # in the home: [host, port]
+# In the home, of one each: {"pid", "port"}, locked for as long as that process lives.
+NOTES = ("endpoint-proxy.json", "endpoint-proxy-2.json")
+GATEWAY = upstreams.FILE
 LED = "controller.lock"  # in the home: locked for as long as there is a controller
 LEFT_S = 600.0  # without a controller and a gateway: then nobody comes back soon
 BEAT_EVERY_S = 2.0  # between touches of the note
@@ -45,7 +51,6 @@ STALLS_AT_MOST_S = 120.0  # a caller who reads nothing of what waits for it
 BACKLOG = 2048
 DESCRIPTORS = 2 * connections.DESCRIPTORS
 UPGRADED = b"HTTP/1.1 101"
-_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
 def listening_socket(port: int, *, only_held: bool = False) -> socket.socket:
@@ -66,56 +71,13 @@ def listening_socket(port: int, *, only_held: bool = False) -> socket.socket:
     return found
 
 
-class Head(NamedTuple):
-    """Of one request, as it was written."""
-
-    method: bytes
-    target: bytes
-    version: str
-    headers: list[tuple[bytes, bytes]]
-
-    def to_bytes(self) -> bytes:
-        lines = [b"%s %s HTTP/%s" % (self.method, self.target, self.version.encode())]
-        lines += [b"%s: %s" % header for header in self.headers]
-        return b"\r\n".join([*lines, b"", b""])
-
-    def has(self, name: bytes, value: bytes) -> bool:
-        """Among the comma-separated values of all headers of that name."""
-        given = (text for header, text in self.headers if header.lower() == name)
-        return any(one.strip().lower() == value for text in given for one in text.split(b","))
-
-
-def shown_to_gateway(head: Head) -> Head:
-    """The same request, with a key in the place of what is none; what is no bearer's goes."""
-    kept = []
-    for name, value in head.headers:
-        if name.lower() == b"authorization":
-            scheme, _, shown = value.decode("latin-1").strip().partition(" ")
-            shown = shown.strip()
-            if scheme.lower() != "bearer" or not shown:
-                continue
-            value = f"Bearer {shown if shown.startswith(PREFIX) else key_of(shown)}".encode("latin-1")
-        kept.append((name, value))
-    return head._replace(headers=kept)
-
-
-def without_upgrade(head: Head) -> Head:
-    """The same request in the protocol that it is written in; whoever asks for another one must do without."""
-    kept = []
-    for name, value in head.headers:
-        if name.lower() == b"connection":
-            words = [one.strip() for one in value.split(b",")]
-            value = b", ".join(one for one in words if one.lower() not in _UPGRADE_HEADERS)
-        if name.lower() not in _UPGRADE_HEADERS and (value or name.lower() != b"connection"):
-            kept.append((name, value))
-    return head._replace(headers=kept)
-
-
 class Caller(asyncio.Protocol):
     """The connection of a caller. Its requests are read as they come, and written to the gateway's anew."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, upstreams: Upstreams | None = None, room: Room | None = None) -> None:
+        self._upstreams = upstreams or Upstreams(home)
+        self._replay = Replay(room or Room())
+        self._place: Place | None = None  # of its gateway
         self._transport: Any = None
         self._gateway: Gateway | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -143,13 +105,13 @@ class Caller(asyncio.Protocol):
         self._transport = transport
         self._connecting = asyncio.create_task(self._connect())
 
-    async def _connect(self) -> None:
+    async def _connect(self, again: Sequence[bytes] = ()) -> None:
+        """To a gateway, which is told first what another one was told `again`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + BACK_WITHIN_S
         while self._gateway is None and not self._is_away:
             try:
-                host, port = json.loads((self._home / GATEWAY).read_text())
-                await loop.create_connection(lambda: Gateway(self), host, port)
+                await self._connect_to(self._upstreams.places())
             except (FileNotFoundError, ValueError):
                 self._is_away = True
             except OSError:  # it may just be made anew, perhaps on another port
@@ -157,18 +119,69 @@ class Caller(asyncio.Protocol):
                 await asyncio.sleep(0 if self._is_away else TRY_EVERY_S)
         if self._is_away:
             loop.call_later(ASKS_WITHIN_S, self._transport.abort)
+        if again and self._gateway is None:
+            self._is_over = True
+            self._tell(_away())
+        elif again and self._gateway is not None:
+            self._gateway.transport.writelines(again)
         early, self._early = self._early, b""
         self.data_received(early)
         self.go_on()
+
+    async def _connect_to(self, places: Sequence[Place]) -> None:
+        """The first of them that is there. Raises OSError."""
+        for place in places:
+            self._place = place
+            try:
+                await asyncio.get_running_loop().create_connection(lambda: Gateway(self), *place)
+                return
+            except OSError:
+                if place == places[-1]:
+                    raise
+
+    async def _follow(self) -> None:
+        """The gateway hung up while nothing was asked: because it is gone, or because it would not wait any longer."""
+        assert self._place is not None
+        try:
+            probe, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *self._place)
+        except OSError:
+            await self._connect()
+            return
+        probe.abort()
+        if self._early:  # it has been asked again in the meantime
+            await self._connect()
+        else:
+            self._end()
+
+    def _elsewhere(self, again: Sequence[bytes] | None = None) -> None:
+        """On with another gateway; without `again` nothing waits for an answer."""
+        self._gateway, self._is_away = None, False
+        self._connecting = asyncio.create_task(self._follow() if again is None else self._connect(again))
+
+    def move(self) -> None:
+        """See `upstreams.Moves`. What waits for an answer is asked elsewhere; an answer that has begun may go on."""
+        if self._is_over or self._is_raw or self._gateway is None:
+            return
+        again = [] if self._replay.is_idle else self._replay.again()
+        if again is not None:
+            self._drop_gateway()
+            self._elsewhere(again)
+
+    def _drop_gateway(self) -> None:
+        if self._gateway is not None:
+            assert self._place is not None
+            self._upstreams.leave(self, self._place)
+            self._gateway.is_dropped = True
+            self._gateway.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         assert self._connecting is not None
         self._is_over = True
         self._connecting.cancel()
+        self._replay.close()
         if self._stalls is not None:
             self._stalls.cancel()
-        if self._gateway is not None:
-            self._gateway.transport.abort()
+        self._drop_gateway()
 
     def pause_writing(self) -> None:
         if self._gateway is not None:
@@ -214,10 +227,13 @@ class Caller(asyncio.Protocol):
         if self._is_over:
             gateway.transport.abort()
         else:
+            assert self._place is not None
             self._gateway = gateway
+            self._upstreams.join(self, self._place)
 
     def answered(self, data: bytes) -> None:
         self._is_answered = True
+        self._replay.answers(data)
         if not (self._is_refused or self._transport.is_closing()):
             self._transport.write(data)
 
@@ -227,8 +243,18 @@ class Caller(asyncio.Protocol):
         _resume(self._transport)
 
     def left(self) -> None:
-        """The gateway hung up. What it had said is still sent."""
-        if not self._is_refused:
+        """The gateway hung up. What it had said is still sent; what it has not answered another one is asked."""
+        assert self._place is not None
+        self._upstreams.leave(self, self._place)
+        if self._is_refused:
+            return
+        again = None if self._is_over or self._is_raw else self._replay.again()
+        if again is not None or (self._replay.is_idle and not self._is_over):
+            self._elsewhere(again)
+        elif self._replay.is_waiting and not self._is_over:
+            self._is_over = True
+            self._tell(_lost())
+        else:
             self._end()
 
     def hold(self) -> None:
@@ -273,6 +299,7 @@ class Caller(asyncio.Protocol):
             self._gateway.is_asked_to_upgrade = True
             _pause(self._transport)
             self._has_asked = True
+            self._replay.lose()
             self._ready.append(shown_to_gateway(head).to_bytes())
             self._after_upgrade = rest
         else:
@@ -298,16 +325,21 @@ class Caller(asyncio.Protocol):
             raise _away()
         self._has_asked = True
         self._in_body, self._is_chunked = True, self._head.has(b"transfer-encoding", b"chunked")
-        self._ready.append(shown_to_gateway(self._head).to_bytes())
+        self._replay.begins(method, self._head.target)
+        self._pass_on(shown_to_gateway(self._head).to_bytes())
 
     def on_body(self, body: bytes) -> None:
         self._size = 0  # else nobody here keeps it: what httptools keeps is heads, trailers of any length among them
-        self._ready += [b"%x\r\n" % len(body), body, b"\r\n"] if self._is_chunked else [body]
+        self._pass_on(b"%x\r\n%b\r\n" % (len(body), body) if self._is_chunked else body)
 
     def on_message_complete(self) -> None:
         if self._in_body and self._is_chunked:
-            self._ready.append(b"0\r\n\r\n")
+            self._pass_on(b"0\r\n\r\n")
         self._in_body, self._size = False, 0
+
+    def _pass_on(self, data: bytes) -> None:
+        self._ready.append(data)
+        self._replay.passes(data)
 
     def _refuse(self, refused: Refused) -> None:
         """Nothing more is read. The caller is told why, after the answers to what it asked before."""
@@ -347,6 +379,7 @@ class Gateway(asyncio.Protocol):
         self._caller = caller
         self._first = b""
         self.is_asked_to_upgrade = False
+        self.is_dropped = False  # its caller has another one
         self.transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -354,7 +387,8 @@ class Gateway(asyncio.Protocol):
         self._caller.joined(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._caller.left()
+        if not self.is_dropped:
+            self._caller.left()
 
     def pause_writing(self) -> None:
         self._caller.hold()
@@ -363,6 +397,8 @@ class Gateway(asyncio.Protocol):
         self._caller.go_on()
 
     def data_received(self, data: bytes) -> None:
+        if self.is_dropped:
+            return
         self._caller.answered(data)
         if self.is_asked_to_upgrade:
             self._first = (self._first + data)[: len(UPGRADED)]
@@ -375,6 +411,10 @@ def _away() -> Refused:
     return Refused(503, "No endpoint answers now: ask again.", code="starting", retry_after_s=1.0)
 
 
+def _lost() -> Refused:
+    return Refused(503, "The gateway was lost before it answered: it may have been done or not.", code="gateway_lost")
+
+
 def _pause(transport: Any) -> None:
     if not transport.is_closing():
         transport.pause_reading()
@@ -385,51 +425,54 @@ def _resume(transport: Any) -> None:
         transport.resume_reading()
 
 
-async def serve(home: Path, listener: socket.socket, stop: asyncio.Event) -> None:
+async def serve(home: Path, listener: socket.socket, stop: asyncio.Event, note: str = NOTES[0]) -> None:
     """Until `stop` is set, the home is gone, or nobody is left before whom and for whom to stand."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Caller(home), sock=listener, backlog=BACKLOG)
+    gateways, room = Upstreams(home), Room()
+    watching = asyncio.create_task(gateways.watch())
+    server = await loop.create_server(lambda: Caller(home, gateways, room), sock=listener, backlog=BACKLOG)
     left_at = loop.time()
     try:
         while not stop.is_set() and home.exists():
             with contextlib.suppress(OSError):
-                os.utime(home / NOTE)
-            if file_lock.is_held(home / LED) or await _answers(home):
+                os.utime(home / note)
+            if file_lock.is_held(home / LED) or await _answers(gateways):
                 left_at = loop.time()
             elif loop.time() - left_at >= LEFT_S:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), BEAT_EVERY_S)
     finally:
+        watching.cancel()
         server.close()
 
 
-async def _answers(home: Path) -> bool:
-    """Whether somebody listens where the gateway is."""
-    try:
-        host, port = json.loads((home / GATEWAY).read_text())
-        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, host, port)
-    except (OSError, ValueError):
-        return False
-    transport.abort()
-    return True
+async def _answers(gateways: Upstreams) -> bool:
+    """Whether somebody listens where a gateway is."""
+    with contextlib.suppress(OSError, ValueError):
+        for place in gateways.places():
+            with contextlib.suppress(OSError):
+                transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *place)
+                transport.abort()
+                return True
+    return False
 
 
-async def main(home: Path, port: int) -> None:
+async def main(home: Path, port: int, note: str) -> None:
     connections.make_room(DESCRIPTORS)
-    note = (home / NOTE).open("a+")
-    fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one at a time; free again when this process is gone
-    note.truncate(0)  # of whoever had it before
+    noted = (home / note).open("a+")
+    fcntl.flock(noted, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one at a time; free again when this process is gone
+    noted.truncate(0)  # of whoever had it before
     listener = listening_socket(port)
-    note.write(json.dumps({"pid": os.getpid(), "port": port}))
-    note.flush()
+    noted.write(json.dumps({"pid": os.getpid(), "port": port}))
+    noted.flush()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await serve(home, listener, stop)
+    await serve(home, listener, stop, note)
 
 
 if __name__ == "__main__":
     try:
-        uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+        uvloop.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
     except OSError as problem:
         raise SystemExit(f"the proxy of endpoints: {problem}") from None

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from llmsched.runtime.attempt import NAMESPACE
 
 GATEWAY = "llms-gateway"  # the name of its actor, in NAMESPACE
+STANDBY = "llms-gateway-2"  # of the one that stands by, where there is one
 URL = "LLMSCHED_CALLS_URL"
 CLIENTS_URL = "OPENAI_BASE_URL"
 ANSWERS_WITHIN_S = 10.0

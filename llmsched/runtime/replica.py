@@ -89,10 +89,10 @@ class ReplicaHost:
             raise exceptions.WorkError(mark + exceptions.words(error)) from None
 
     async def ready(self) -> dict[str, Any]:
-        """What the replica says of itself, once it can answer."""
+        """What the replica says of itself, once it can answer, and its "pid"."""
         with exceptions.in_words():
             facts: dict[str, Any] = await self._replica.ready()
-        return facts
+        return {**facts, "pid": os.getpid()}
 
     async def call(self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = "") -> Any:
         """Ends when the work has, also when it is cancelled: `request` is the name for `cancel`."""

@@ -6,7 +6,6 @@ from llmsched.executors.bridge.replica import (
     BROKEN_FOR_S,
     DEPLOYED_WITHIN_S,
     HEALTH_EVERY_S,
-    HEALTH_WITHIN_S,
     LAST_S,
     Abandoned,
     Answers,
@@ -18,7 +17,9 @@ from llmsched.executors.bridge.replica import (
     Watched,
     World,
 )
+from llmsched.executors.bridge.silence import IDLE_S, SILENT_S, STOPPED_S
 from llmsched.executors.port import LaunchOrder, Member
+from llmsched.runtime.health import Look
 
 NAME, PROCESS = "llms/desk/0/1", "SERVE_REPLICA::llms/desk/0/1#replica#a"
 HEALTHY = {"trouble": "", "in_hand": 0, "abandoned": 0}
@@ -44,6 +45,8 @@ class Desk:
     def __init__(self):
         self.answers = {"ready": {"refused": {}}, "health": HEALTHY}
         self.asked = []
+        self.pids = []
+        self.pending = []  # questions for its health
         self.world = World(frozenset({"n0"}), {NAME: {PROCESS}}, {NAME: Application("RUNNING")})
         order = LaunchOrder("desk", "desk/0", 1, 1, "serve", (Member(0, "n0"),), {}, "")
         self.watched = Watched(order, lambda: self)
@@ -52,7 +55,12 @@ class Desk:
         return self._ask("ready")
 
     def health(self):
-        return self._ask("health")
+        self.pending.append(self._ask("health"))
+        return self.pending[-1]
+
+    def process(self, pid):
+        self.pids.append(pid)
+        return self._ask("process")
 
     def _ask(self, what):
         self.asked.append(what)
@@ -129,11 +137,52 @@ def test_a_replica_that_is_stuck_or_sick_or_silent_is_gone_with_its_reason(answe
     assert answering.look(HEALTH_EVERY_S) == Gone("all 4 requests ... do not end")
 
 
-def test_a_replica_that_does_not_answer_for_its_health_is_gone_when_its_time_is_over(answering):
+def silent(desk, look, until=60.0):
+    """(after how many seconds it is gone, what is told of it then), with a node that says `look` of (seconds)."""
+    desk.answers["health"] = None
+    for tenth in range(int(until * 10)):
+        desk.answers["process"] = look(tenth / 10)
+        if (seen := desk.look(HEALTH_EVERY_S + tenth / 10)) is not None:
+            return tenth / 10, seen
+    return None
+
+
+@pytest.mark.parametrize(
+    ("look", "after_s", "words"),
+    [
+        (lambda at: Look(True, 5.0), STOPPED_S, "its process is stopped by a signal"),
+        (lambda at: Look(False, 5.0), IDLE_S, "its process does nothing"),
+        (lambda at: Look(False, 5.0 + at), SILENT_S, "when asked for its health"),  # it computes, without a pause
+        (lambda at: None, SILENT_S, "when asked for its health"),  # its node says nothing
+        (lambda at: RuntimeError("no such process"), SILENT_S, "when asked for its health"),
+    ],
+)
+def test_a_replica_that_does_not_answer_is_gone_by_what_its_process_does(desk, look, after_s, words):
+    desk.answers["ready"] = {"refused": {}, "pid": 77}
+    desk.watched.deployed_at = 0.0
+    assert desk.look() == Answers({})
+    after, seen = silent(desk, look)
+    assert after_s <= after <= after_s + 0.2
+    assert words in seen.words and seen.hung_pid == 77
+    assert all(pid == 77 for pid in desk.pids)
+
+
+def test_a_replica_that_answers_after_a_while_is_as_before_and_its_next_silence_begins_anew(answering):
+    answering.watched.pid = 77
+    assert silent(answering, lambda at: Look(False, 5.0), until=IDLE_S - 1) is None
+    waiting = answering.pending[-1]
+    waiting.value = HEALTHY
+    assert answering.look(HEALTH_EVERY_S + IDLE_S - 1) is None
     answering.answers["health"] = None
-    answering.look(HEALTH_EVERY_S)
-    assert answering.look(HEALTH_EVERY_S + HEALTH_WITHIN_S) is None
-    assert isinstance(answering.look(HEALTH_EVERY_S + HEALTH_WITHIN_S + 0.1), Gone)
+    begins = HEALTH_EVERY_S + IDLE_S + HEALTH_EVERY_S
+    assert answering.look(begins) is None
+    assert [answering.look(begins + second) for second in range(int(IDLE_S))] == [None] * int(IDLE_S)
+
+
+def test_one_that_answers_its_health_is_never_looked_at_from_outside(answering):
+    for second in range(200):
+        assert answering.look(float(second)) is None
+    assert "process" not in answering.asked
 
 
 def test_health_is_asked_now_and_then_and_an_error_on_the_way_is_no_verdict(answering):

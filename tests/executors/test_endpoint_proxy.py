@@ -20,7 +20,7 @@ from llmsched.executors import endpoint_proxy
 from llmsched.executors.endpoint_proxy import EndpointProxy
 from llmsched.executors.port import Connected, Disconnected, EndpointSeen
 from llmsched.executors.ports import is_free
-from llmsched.gateway import proxy
+from llmsched.gateway import proxy, upstreams
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ async def kept(home, port=0, stop=False):
         await keeper.close(stop=stop)
 
 
-async def until_runs(home, but=0):
+async def until_runs(home, but=0, note=proxy.NOTES[0]):
     async with asyncio.timeout(30):
-        while (found := endpoint_proxy.running(home)) is None or found.pid == but:  # noqa: ASYNC110
+        while (found := endpoint_proxy.running(home, note)) is None or found.pid == but:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return found
 
@@ -78,6 +78,33 @@ def test_another_takes_the_place_of_one_that_is_gone_or_hangs(home, monkeypatch,
             assert second.port == first.port and has_ended(first.pid)
 
     asyncio.run(main())
+
+
+def test_while_one_is_gone_the_other_one_answers_at_the_same_port(home, monkeypatch):
+    monkeypatch.setattr(endpoint_proxy, "PAUSE_S", (60.0, 60.0))
+
+    async def main():
+        async with kept(home, stop=True) as keeper:
+            both = [await until_runs(home, note=note) for note in proxy.NOTES]
+            assert [one.port for one in both] == [keeper.port] * 2
+            os.kill(both[0].pid, signal.SIGKILL)
+            wait_until(lambda: has_ended(both[0].pid), what="it is gone")
+            async with httpx.AsyncClient(base_url=keeper.url, headers={"connection": "close"}) as client:
+                answered = [await client.get("/v1/models") for _ in range(20)]
+            assert {one.json()["error"]["code"] for one in answered} == {"starting"}
+
+    asyncio.run(main())
+
+
+def test_it_leads_to_as_many_gateways_as_there_are(home):
+    keeper, told = EndpointProxy(home), []
+    deliver = keeper.in_front_of(told.append)
+    places = (("127.0.0.1", 1), ("127.0.0.1", 2))
+    deliver(EndpointSeen("", places))
+    deliver(EndpointSeen("one of two gateways does not answer"))
+    assert upstreams.Upstreams(home).places() == list(places)
+    assert [one.places for one in told] == [(), ()]
+    asyncio.run(keeper.close(stop=False))
 
 
 def test_one_on_another_port_than_the_one_asked_for_is_replaced(home, monkeypatch):
@@ -178,7 +205,7 @@ def test_only_the_proxy_hears_where_the_gateway_is(home):
     urls = {"dashboard": "http://127.0.0.1:1", "endpoint": "http://127.0.0.1:23456"}
     keeper.in_front_of(heard.append)(Connected("cluster", urls, ()))
     assert heard[0].urls == {**urls, "endpoint": keeper.url}
-    assert json.loads((home / proxy.GATEWAY).read_text()) == ["127.0.0.1", 23456]
+    assert upstreams.Upstreams(home).places() == [("127.0.0.1", 23456)]
     keeper._held.close()
 
 

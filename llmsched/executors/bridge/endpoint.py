@@ -1,6 +1,8 @@
-"""The gateway as the bridge keeps it: one actor on the head, there from the first endpoint on, with the newest table.
+"""The gateways as the bridge keeps them: there from the first endpoint on, with the newest table.
 
-One that has gone, or answers no more, is made anew, told, and given the table again. Start at `Endpoint.look`.
+One serves. On a cluster of several nodes a second one stands by, a while later, so that none has to start for it: the
+proxy before them passes on to it what the first has not answered when it is lost or hangs. One that has gone, or
+answers no more, is made anew, told, and given the table again. Knows no Ray. Start at `Endpoint.look`.
 """
 
 from __future__ import annotations
@@ -8,111 +10,159 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from llmsched.executors.bridge.gateway_actor import STARTS_WITHIN_S, Gone, Load, Silent
+from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, LoadSeen, RouteTable
 
-from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, KeyUse, LoadSeen, RouteTable
-from llmsched.executors.ports import free_ports, is_free
-from llmsched.executors.wire import Settings
-from llmsched.gateway import app as gateway
+HUNG_AFTER_S = 5.0  # without an answer it is ended, and Ray makes another
+STANDBY_AFTER_S = 20.0  # that the first one has answered: it starts alone
+NODES_FOR_TWO = 2
 
-ANSWERS_WITHIN_S = 5.0
-STARTS_WITHIN_S = 60.0  # a process that imports Ray Serve, on a busy machine
-HUNG_AFTER_S = 20.0  # without an answer it is ended, and Ray makes another
-ON_HEAD = {"resources": {"node:__internal_head__": 0.001}}
+
+class Gateway(Protocol):
+    """See `gateway_actor.GatewayActor`."""
+
+    @property
+    def place(self) -> tuple[str, int]: ...
+
+    @property
+    def is_there(self) -> bool: ...
+
+    def begin(self) -> None: ...
+
+    def has_come(self, within_s: float = 0.0) -> bool: ...
+
+    def tell(self, table: RouteTable) -> None: ...
+
+    def load(self) -> Load: ...
+
+    def used(self) -> KeyUsageSeen | None: ...
+
+    def end(self) -> None: ...
+
+    def remove(self) -> None: ...
 
 
 class Endpoint:
-    """Called from two threads: that of the orders, and that of `look`."""
+    """`gateways`: the first one, and who may stand by. `nodes` says how many can run work. Called from two threads:
+    that of the orders, and that of `look`."""
 
-    def __init__(self, deliver: Deliver, settings: Settings) -> None:
-        self._deliver = deliver
+    def __init__(
+        self,
+        deliver: Deliver,
+        gateways: Sequence[Gateway],
+        nodes: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._deliver, self._gateways, self._nodes, self._clock = deliver, gateways, nodes, clock
         self._lock = threading.Lock()
         self._table: RouteTable | None = None
-        self._silent_since: float | None = None
-        self._said = ""
-        self._used_of, self._used_upto = "", 0  # of the gateway's book: whose, and how far it is read
-        self._host, self._port = settings.endpoint_host, settings.endpoint_port
-        self._actor: Any = gateway.find()
-        if self._actor is not None:
-            try:
-                self._host, self._port = ray.get(self._actor.address.remote(), timeout=ANSWERS_WITHIN_S)
-            except (RayError, GetTimeoutError) as error:
-                print(f"the gateway is there and does not say where: {error}", file=sys.stderr)
-        if self._actor is None and not (self._port and is_free(self._port, self._host)):
-            self._port = free_ports(1, self._host)[0]  # somebody else has that of last time
+        self._silent_since: dict[int, float] = {}  # by number
+        self._answers_since: float | None = None  # the first
+        self._said = EndpointSeen("")
 
     @property
     def url(self) -> str:
-        """Where the gateway answers, once the first endpoint is there."""
-        return f"http://{self._host}:{self._port}"
+        """Where the first gateway answers, once the first endpoint is there."""
+        host, port = self._gateways[0].place
+        return f"http://{host}:{port}"
 
     def route(self, table: RouteTable) -> None:
-        """Keep the newest table, and push it when there is a gateway; a gateway that comes later gets it then."""
+        """Keep the newest table, and push it to the gateways that are there; one that comes later gets it then."""
         with self._lock:
             if self._table is not None and table.version < self._table.version:
                 return
             self._table = table
-        if table.models or self._actor is not None:
-            self._push(table)
+        for gateway in self._gateways[1:]:
+            if gateway.is_there:
+                try:
+                    gateway.tell(table)
+                except (Gone, Silent) as error:  # the next look tells it again
+                    print(f"a gateway that stands by does not take its table: {error}", file=sys.stderr)
+        if table.models or self._gateways[0].is_there:
+            self._make_sure(self._gateways[0])
+            self._gateways[0].tell(table)
 
     def look(self) -> None:
-        """What is in flight, from the gateway's own counts; one without the newest table gets it again."""
+        """What is in flight, from the gateways' own counts; one without the newest table gets it again."""
         with self._lock:
             table = self._table
-        if table is None or (self._actor is None and not table.models):
+        if table is None or not (table.models or self._gateways[0].is_there):
             return
-        try:
-            if self._actor is None:
-                self._push(table)
-            load = ray.get(self._actor.load.remote(), timeout=ANSWERS_WITHIN_S)
-            used = ray.get(self._actor.used.remote(self._used_upto), timeout=ANSWERS_WITHIN_S)
-            if load.pop("version", 0) != table.version:
-                self._push(table)
-        except (RayActorError, GetTimeoutError) as error:
-            self._is_silent(error)
-            return
-        self._silent_since = None
-        self._say("")
-        for workload, counts in load.items():
-            self._deliver(LoadSeen(str(workload), float(counts["recent"]), float(counts["queued"])))
-        self._tell_used(used)
-
-    def _tell_used(self, used: dict[str, Any]) -> None:
-        if used["gateway"] != self._used_of:  # made anew, or seen for the first time: this asked it for too little
-            self._used_of, self._used_upto = used["gateway"], 0
-            return
-        self._used_upto = used["version"]
-        if used["rows"]:
-            self._deliver(KeyUsageSeen(used["gateway"], tuple(KeyUse(*row) for row in used["rows"])))
+        recent, queued, there = dict[str, float](), dict[str, float](), list[Gateway]()
+        for number, gateway in enumerate(self._gateways):
+            if number and not (gateway.is_there or self._wants_another(table)):
+                continue
+            load = self._load_of(number, gateway, table)
+            if load is None:
+                continue
+            there.append(gateway)
+            for workload, (lately, waiting) in load.of.items():
+                recent[workload] = recent.get(workload, 0.0) + lately
+                queued[workload] = queued.get(workload, 0.0) + waiting
+        self._say(there)
+        for workload in recent:
+            self._deliver(LoadSeen(workload, recent[workload], queued[workload]))
 
     def shut_down(self) -> None:
-        actor, self._actor = gateway.find(), None
-        if actor is not None:
-            ray.kill(actor)
+        for gateway in self._gateways:
+            gateway.remove()
 
-    def _push(self, table: RouteTable) -> None:
-        if self._actor is None:
-            actor = gateway.start(self._host, self._port, **ON_HEAD)
-            ray.get(actor.address.remote(), timeout=STARTS_WITHIN_S)
-            self._actor = actor
-        ray.get(self._actor.route.remote(asdict(table)), timeout=ANSWERS_WITHIN_S)
+    def _wants_another(self, table: RouteTable) -> bool:
+        """Where there is one node it would be lost with the first."""
+        lasts = 0.0 if self._answers_since is None else self._clock() - self._answers_since
+        return bool(table.models) and lasts >= STANDBY_AFTER_S and self._nodes() >= NODES_FOR_TWO
 
-    def _is_silent(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._silent_since = now if self._silent_since is None else self._silent_since
-        self._say("the gateway does not answer: requests to endpoints fail until it is back")
-        print(f"the gateway does not answer: {error}", file=sys.stderr)
-        if isinstance(error, RayActorError):
-            self._actor = None  # made anew, or found again, by the next look
-        elif now - self._silent_since > HUNG_AFTER_S:
-            self._silent_since = None
-            ray.kill(self._actor, no_restart=False)
+    def _load_of(self, number: int, gateway: Gateway, table: RouteTable) -> Load | None:
+        """None while it does not answer."""
+        try:
+            if number and not gateway.is_there:
+                gateway.begin()
+                if not gateway.has_come():
+                    return None
+            elif not number:
+                self._make_sure(gateway)
+            load = gateway.load()
+            used = gateway.used()
+            if load.version != table.version:
+                gateway.tell(table)
+        except (Gone, Silent) as error:
+            self._is_silent(number, gateway, error)
+            return None
+        if used is not None:
+            self._deliver(used)
+        self._silent_since.pop(number, None)
+        if not number and self._answers_since is None:
+            self._answers_since = self._clock()
+        return load
 
-    def _say(self, trouble: str) -> None:
-        if trouble != self._said:
-            self._said = trouble
-            self._deliver(EndpointSeen(trouble))
+    def _make_sure(self, gateway: Gateway) -> None:
+        """That it is there. Raises Gone, Silent."""
+        if not gateway.is_there:
+            gateway.begin()
+            if not gateway.has_come(STARTS_WITHIN_S):
+                raise Silent(f"it does not start within {STARTS_WITHIN_S:g} s")
+
+    def _is_silent(self, number: int, gateway: Gateway, error: Exception) -> None:
+        print(f"gateway {number + 1} does not answer: {error}", file=sys.stderr)
+        now = self._clock()
+        since = self._silent_since.setdefault(number, now)
+        if isinstance(error, Silent) and now - since > HUNG_AFTER_S:
+            del self._silent_since[number]
+            gateway.end()
+
+    def _say(self, there: Sequence[Gateway]) -> None:
+        trouble = ""
+        if not there:
+            trouble = "the gateway does not answer: requests to endpoints fail until it is back"
+        elif self._silent_since:
+            trouble = "one of two gateways does not answer: the other one serves until it is back"
+        places = self._said.places
+        if len(there) == len(self._gateways) > 1:
+            places = tuple(gateway.place for gateway in there)  # one that is lost comes back where it was
+        seen = EndpointSeen(trouble, places)
+        if seen != self._said:
+            self._said = seen
+            self._deliver(seen)

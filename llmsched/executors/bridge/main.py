@@ -124,12 +124,14 @@ class Bridge:
         from llmsched.executors.bridge.commands import Commands
         from llmsched.executors.bridge.containment import Containment
         from llmsched.executors.bridge.endpoint import Endpoint
+        from llmsched.executors.bridge.gateway_actor import GatewayActor
         from llmsched.executors.bridge.nodes import Nodes
         from llmsched.executors.bridge.provision import Provision
         from llmsched.executors.bridge.reap import Reaper
         from llmsched.executors.bridge.serve import Replicas
         from llmsched.executors.bridge.train import Attempts
         from llmsched.executors.bridge.warm_pool import WarmPool
+        from llmsched.gateway.app import NAME, STANDBY
 
         self._warm = WarmPool()
         self._warm.learn()
@@ -139,7 +141,8 @@ class Bridge:
             send, settings.storage, self._containment.mark, self._warm, self._containment.is_cleared
         )
         self._replicas = Replicas(send, self._containment.mark)
-        self._endpoint = Endpoint(send, settings)
+        gateways = [GatewayActor(name, settings.endpoint_host) for name in (NAME, STANDBY)]
+        self._endpoint = Endpoint(send, gateways, lambda: self._nodes.able())
         self._commands = Commands(self._pipe.send, self._attempts.supervisor, dashboard)
         self._provision = Provision()
         self._reaper = Reaper(self._attempts, self._replicas, self._warm)

@@ -65,6 +65,10 @@ class Nodes:
     def alive(self) -> list[str]:
         return [str(one["NodeID"]) for one in ray.nodes() if one["Alive"]]
 
+    def able(self) -> int:
+        """How many may run work, as of the last look."""
+        return sum(seen.cpus > 0 for seen in self._known.values())
+
     def look(self) -> None:
         """Compare with the last look. Raises what Ray raises when it cannot be reached."""
         leaving = draining_nodes()

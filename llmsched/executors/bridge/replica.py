@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from llmsched import sanitize
+from llmsched.executors.bridge.silence import Pending, Silence
 from llmsched.executors.port import LaunchOrder
 
 DEPLOYED_WITHIN_S = 15.0  # after Serve took an application it lists it
@@ -22,7 +23,6 @@ READY_AGAIN_S = 60.0  # Serve may wait for ever for a process that is gone
 # off a node that Ray drains: until then it answers, while another one comes up.
 LAST_S = 10.0
 HEALTH_EVERY_S = 5.0
-HEALTH_WITHIN_S = 30.0  # a replica that does not answer for so long does not work either
 _BROKEN = "UNHEALTHY", "DEPLOY_FAILED"
 
 
@@ -40,17 +40,12 @@ class World(NamedTuple):
     is_serve_there: bool = True
 
 
-class Pending(Protocol):
-    """An answer that may come."""
-
-    def result(self, *, timeout_s: float) -> Any:
-        """Raises TimeoutError while there is none."""
-
-
 class Calls(Protocol):
     def ready(self) -> Pending: ...
 
     def health(self) -> Pending: ...
+
+    def process(self, pid: int) -> Pending: ...
 
 
 class Answers(NamedTuple):
@@ -71,6 +66,7 @@ class Gone(NamedTuple):
     words: str
     by_others: bool = False
     process: str = ""
+    hung_pid: int = 0  # of one that is there and will not end when it is asked to
 
 
 class Left(NamedTuple):
@@ -96,6 +92,7 @@ class Watched:
     calls: Callable[[], Calls]
     deployed_at: float | None = None  # since when Serve has the application; None: on its way
     process: str = ""  # of the replica that answered: the name of its actor
+    pid: int = 0  # the same, on its node
     leave_by: float | None = None
     is_deleted: bool = False  # Serve was asked to take it
     has_answered: bool = False  # ever
@@ -104,6 +101,7 @@ class Watched:
     _was_listed: bool = False
     _asked: Pending | None = field(default=None, repr=False)
     _asked_at: float = 0.0
+    _silence: Silence | None = field(default=None, repr=False)
     _broken_since: float | None = None
 
     @property
@@ -192,7 +190,7 @@ class Watched:
         self._asked, self._asked_at = None, now
         if len(mine) != 1:
             return None  # Serve has just made another: which one answered is not known
-        (self.process,) = mine
+        (self.process,), self.pid = mine, int(facts.get("pid", 0))
         self._is_told = self.has_answered = True
         return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()})
 
@@ -203,17 +201,23 @@ class Watched:
         except Exception:  # Serve is away: the next look tries again
             return None
 
+    def _look_at_process(self) -> Pending | None:
+        try:
+            return self.calls().process(self.pid) if self.pid else None
+        except Exception:  # as in `_ask`
+            return None
+
     def _health(self, now: float) -> Gone | Abandoned | None:
         if self._asked is None:
             if now - self._asked_at >= HEALTH_EVERY_S:
-                self._asked, self._asked_at = self._ask("health"), now
+                self._asked, self._asked_at, self._silence = self._ask("health"), now, Silence(now)
             return None
         try:
             facts = self._asked.result(timeout_s=0.01)
         except TimeoutError:
-            if now - self._asked_at <= HEALTH_WITHIN_S:
-                return None
-            return Gone(f"it did not answer for {HEALTH_WITHIN_S:g} s when asked for its health")
+            assert self._silence is not None
+            hung = self._silence.verdict(self._look_at_process, now)
+            return Gone(hung, hung_pid=self.pid) if hung else None
         except Exception:  # on its way to it, or in it: the next look sees whether its process has ended
             self._asked = None
             return None

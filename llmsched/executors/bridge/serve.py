@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve.exceptions import RayServeException
 
 from llmsched import sanitize
-from llmsched.executors.bridge import replica
+from llmsched.executors.bridge import processes, replica
 from llmsched.executors.bridge.deaths import how_it_died
 from llmsched.executors.bridge.replica import Application, Watched, World
 from llmsched.executors.bridge.serve_application import QUIET, application_of
@@ -54,14 +54,18 @@ LAUNCH_WITHIN_S = 25.0  # while Serve comes back, or somebody shuts it down
 class _Calls:
     """What the bridge asks a replica. Made without asking Serve's controller, which may be slow or away."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, node: str) -> None:
         self._handle = serve_internals.handle(DEPLOYMENT, application)
+        self._node = node
 
     def ready(self) -> Any:
         return self._handle.ready.remote()
 
     def health(self) -> Any:
         return self._handle.health.remote()
+
+    def process(self, pid: int) -> Any:
+        return processes.Look(pid, **processes.on(self._node))
 
 
 class Replicas:
@@ -262,6 +266,8 @@ class Replicas:
                 words = seen.words
                 if seen.process:
                     words = how_it_died(seen.process) or _serves_words(one, world) or words
+                if seen.hung_pid:
+                    processes.end(seen.hung_pid, one.order.name, **processes.on(one.order.members[0].node))
                 self._end(one)
                 self._deliver(Vanished(gang, attempt, words, by_others=seen.by_others))
 
@@ -276,7 +282,8 @@ class Replicas:
 
 
 def _watched(order: LaunchOrder, deployed_at: float | None = None, *, has_answered: bool = False) -> Watched:
-    return Watched(order, lambda: _Calls(order.name), deployed_at, has_answered=has_answered)
+    node = order.members[0].node if order.members else ""
+    return Watched(order, lambda: _Calls(order.name, node), deployed_at, has_answered=has_answered)
 
 
 # --- Serve --------------------------------------------------------------------------------------------------------
