@@ -42,6 +42,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "POST /api/v1/workloads/{name}/cancel": ("other",),
     "GET /api/v1/events": (),
     "GET /api/v1/usage": (),
+    "GET /api/v1/usage/keys": ("--by", "key"),
     "GET /api/v1/queues": (),
     "GET /api/v1/nodes": (),
     "GET /api/v1/models": (),
