@@ -23,8 +23,8 @@ settings.load_profile("suite")
 # Files of tests on real Ray, in two lines of about the same length: of each line, one test after the other.
 ON_REAL_RAY = {
     "test_demo.py": 1,
-    "test_example_preempt.py": 1,
     "test_mishaps.py": 1,
+    "test_preempt_and_resume.py": 1,  # with the next two on one cluster
     "test_secrets_and_models.py": 1,
     "test_two_users.py": 1,
     "test_attempts_on_ray.py": 2,

@@ -94,6 +94,27 @@ class Home:
                     yield process
 
 
+PREEMPTION = Path(__file__).resolve().parents[2] / "examples" / "04_preempt_and_resume"
+OPERATORS = "canary-of-the-operators-shell"  # in variables that no work may see
+
+
+class SharedHome(Home):
+    """Two pretend GPUs, the cluster file of an example, and perhaps a user for Ray; `said` is what `up` said."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "home", work=folder)
+        theirs = ("LLMSCHED_TOKEN_OF_MINE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NOBODY_THOUGHT_OF_IT")
+        self.environment |= dict.fromkeys(theirs, OPERATORS) | {"SHARED": "with all work", "HF_HOME": "/root/hub"}
+        self.said = self.llmsched(
+            "up", "--nodes", "1x2:A100", "--config", str(PREEMPTION / "cluster.yaml"), "--env", "SHARED"
+        )
+
+    def apply(self, text: str, *words: str, expect: int = 0) -> str:
+        assert self.work is not None
+        (self.work / "spec.yaml").write_text(text)
+        return self.llmsched("apply", "-f", "spec.yaml", *words, expect=expect)
+
+
 HELD = """
 import json, ray, sys
 ray.init(address=sys.argv[1], namespace="llmsched", log_to_driver=False, logging_level="ERROR")

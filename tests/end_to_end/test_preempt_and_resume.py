@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_home import Home
+from ray_home import PREEMPTION, SharedHome
 from waiting import SLACK
 
 from llmsched.client import Client
 
 pytestmark = pytest.mark.ray
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "04_preempt_and_resume"
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    shutil.copytree(EXAMPLE, tmp_path / EXAMPLE.name)
-    spec = (EXAMPLE / "spec.yaml").read_text()
-    shorter = spec.replace("{steps: 3000, save_every: 250,", "{steps: 800, save_every: 100,")
-    assert shorter != spec
-    (tmp_path / EXAMPLE.name / "spec.yaml").write_text(shorter)
-    home = Home(tmp_path / "home", work=tmp_path / EXAMPLE.name)
-    try:
-        home.llmsched("up", "--nodes", "1x2:A100", "--config", "cluster.yaml")
-        yield home
-    finally:
-        home.llmsched("down")
-
-
-def test_urgent_work_takes_the_place_of_a_fine_tune_which_goes_on_at_the_step_it_had_reached(home: Home) -> None:
-    home.llmsched("apply", "-f", "spec.yaml")
+def test_urgent_work_takes_the_place_of_a_fine_tune_which_goes_on_at_the_step_it_had_reached(
+    shared: SharedHome, tmp_path: Path
+) -> None:
+    home = shared
+    shutil.copytree(PREEMPTION, tmp_path / PREEMPTION.name)
+    text = (PREEMPTION / "spec.yaml").read_text()
+    shorter = text.replace("{steps: 3000, save_every: 250,", "{steps: 800, save_every: 100,")
+    assert shorter != text
+    spec = tmp_path / PREEMPTION.name / "spec.yaml"
+    spec.write_text(shorter)
+    home.llmsched("apply", "-f", str(spec))
     with Client(home=home.folder) as client:
         next(event for event in client.events() if event.kind == "CheckpointPublished" and event.workload == "sine")
 
-        (planned,) = client.plan(EXAMPLE / "urgent.yaml")
-        client.apply(EXAMPLE / "urgent.yaml")
+        (planned,) = client.plan(PREEMPTION / "urgent.yaml")
+        client.apply(PREEMPTION / "urgent.yaml")
         next(event for event in client.events() if event.kind == "Bound" and event.workload == "urgent")
         why = home.llmsched("why", "sine")
         urgent, sine = client.wait("urgent", timeout_s=SLACK * 60), client.wait("sine", timeout_s=SLACK * 120)
