@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmsched.core import decisions, facts
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
-from llmsched.core.configuration import Configuration, PolicyNames, Queue, Reservation
+from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Reservation, Scheduling
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
@@ -309,3 +309,18 @@ def test_who_may_be_preempted_begins_between_windows_that_are_too_near_for_it() 
     assert cluster.holds("long") == 2, "half an hour is long enough"
     cluster.until(9000.0)
     assert cluster.state.gangs["long/0"].preemptions == 2 and cluster.holds("fixed") == 0
+
+
+def test_who_is_owed_a_start_by_rank_does_not_begin_on_what_is_reserved_and_leave_at_once() -> None:
+    """The one that ran stayed, as both fitted by count; whoever began later left for the reservation in the same
+    second, and began again at the next ranking: 16 times in a quarter of an hour."""
+    cluster = Cluster(2)
+    one = Reservation("release", OPENS, 10_000.0, queue="prod", gpus_milli=MILLI)
+    scheduling = Scheduling(preemption=PreemptionRules("by_rank"), order="best_effort", quantum_s=60.0)
+    cluster.say(facts.Configured(0.0, Configuration(2, QUEUES, reservations=(one,), scheduling=scheduling)))
+    for name in ("runs", "waits"):
+        cluster.say(facts.Submitted(0.0, work(name, 1, estimated_runtime_s=9000.0)))
+        cluster.now += 5.0
+    cluster.until(6000.0)
+    assert cluster.state.gangs["runs/0"].preemptions + cluster.state.gangs["waits/0"].preemptions <= 2
+    assert cluster.evicted["runs/0"] == "in_queue_rank"

@@ -24,10 +24,10 @@ from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
-from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
+from llmsched.core.run_times import end_of, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
-from llmsched.core.windows import Row, Windows, closed, kept
+from llmsched.core.windows import Row, Windows, closed, is_holder, kept
 from llmsched.core.workload import Placement
 
 NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
@@ -81,6 +81,12 @@ class Calendar:
             soon = now + BETWEEN_WINDOWS_S if begins <= now else inf
             rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
         return rows
+
+    def must_be_left(self, gang: GangState) -> list[Row]:
+        """The reservations of others for which whoever runs leaves by now what they have: stages/clear.py sees to it."""
+        now, spec = self.trial.now, gang.spec
+        rows = (row for row in self.windows.rows if now >= row.opens - spec.grace_s)
+        return [row for row in rows if not is_holder(row.reservation, spec) and end_of(gang, now) > row.opens]
 
     def begins_between(self, gang: GangState, rows: list[Row]) -> float | None:
         """From when on it begins although it must leave for the next window of those that come again: it has waited

@@ -42,6 +42,7 @@ from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
+from llmsched.core.windows import kept
 from llmsched.core.workload import Placement, Workload
 
 REASON = "in_queue_rank"
@@ -413,7 +414,9 @@ def _carry_out(
             trial.hold(gang, (*trial.held(gang), *extra))
             takers.append(gang)
     for gang in victims:  # best first
-        if fits(trial, gang.spec, gang.held):
+        with kept(trial, calendar.must_be_left(gang)):
+            stays = fits(trial, gang.spec, gang.held)
+        if stays:
             trial.hold(gang, gang.held)
         else:
             leaving.append(gang)
