@@ -76,7 +76,8 @@ def measure(folder: Path, rounds: int, profile: Path | None) -> dict[str, Any]:
             os.environ["PROFILED_PID"] = str(ray.get(actor.pid.remote()))
         (folder / proxy.GATEWAY).write_text(json.dumps(["127.0.0.1", own_port]))
         front = free_port()
-        in_front = subprocess.Popen([sys.executable, "-P", "-m", proxy.__name__, str(folder), str(front)])
+        words = (str(folder), str(front), proxy.NOTES[0])
+        in_front = subprocess.Popen([sys.executable, "-P", "-m", proxy.__name__, *words])
         urls = {
             "llmsched": f"http://127.0.0.1:{own_port}/v1/chat/completions",
             "two_users": f"http://127.0.0.1:{front}/v1/chat/completions",

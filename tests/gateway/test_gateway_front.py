@@ -178,6 +178,62 @@ def test_a_bad_request_is_told_what_is_wrong(kwargs, status, code):
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
+TOO_LONG = {
+    "error": {"message": "The prompt has 9 tokens", "type": "invalid_request_error", "param": "messages",
+              "code": "context_length_exceeded"},
+    "status": 400,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "status", "code", "param"),
+    [
+        (b"not JSON", KEY, 400, "invalid_json", None),
+        (b"[1, 2]", KEY, 400, "invalid_json", None),
+        (b'{"model": "qwen", "model": "qwen"}', KEY, 400, "repeated_key", None),
+        ({}, KEY, 400, "missing_model", "model"),
+        ({"model": "other"}, KEY, 404, "model_not_found", "model"),
+        ({"model": "qwen"}, "of another model", 404, "model_not_found", "model"),  # a key without the model
+        ({"model": "qwen"}, "of nobody", 401, "invalid_api_key", None),
+        ({"model": "qwen", "prompt_is": "too long"}, KEY, 400, "context_length_exceeded", "messages"),
+    ],
+    ids=["no JSON", "no object", "a key twice", "no model", "no such model", "not for this key", "no key", "too long"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_input_has_one_code_each_time_in_openais_form_whole_or_streamed(body, key, status, code, param, stream):
+    digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in (KEY, "of another model")}
+    keys = [
+        {"id": "k", "sha256": digest[KEY], "models": ["qwen"]},
+        {"id": "o", "sha256": digest["of another model"], "models": ["desk"]},
+    ]
+    if isinstance(body, dict):
+        body = json.dumps({**body, "stream": stream}).encode()
+
+    class LongPrompts(Echo):
+        async def call(self, route, body, adapter):
+            return TOO_LONG if "prompt_is" in body else await super().call(route, body, adapter)
+
+        async def stream(self, route, body, adapter, incoming=None):
+            if "prompt_is" in body:
+                yield TOO_LONG
+                return
+            async for chunk in super().stream(route, body, adapter, incoming):
+                yield chunk
+
+    async def main():
+        house = House("a", keys=keys)
+        house.replicas["a"] = LongPrompts("a")
+        house.gateway.route({**house.table, "models": {}})
+        house.gateway.route(house.table)
+        for _ in range(3):
+            response = await house.ask(content=body, headers={"Authorization": f"Bearer {key}"})
+            error = response.json()["error"]
+            assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+            assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["type"]
+
+    asyncio.run(main())
+
+
 def test_a_body_without_a_length_is_cut_off_at_the_limit():
     async def pieces():
         for _ in range(40):
