@@ -6,6 +6,7 @@ Names nobody itself: who is meant goes into a message as a reference, and so doe
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -102,6 +103,22 @@ def _named(value: Any, kind: str, names: Names) -> Any:
     return refer([Ref(kind, value)], names) if value else value
 
 
+def _steps(took: facts.StartCosts) -> Iterator[Message]:
+    """What the start of a replica took, in the order of its steps."""
+    if took.queue_s is not None:
+        yield say("took.queue", seconds=took.queue_s)
+    if took.process_s is not None:
+        yield say("took.process", seconds=took.process_s)
+    if took.packages_s is not None:
+        yield say("took.packages", seconds=took.packages_s)
+    if took.imports_s is not None:
+        yield say("took.imports", seconds=took.imports_s)
+    if took.load_s is not None:
+        yield say("took.load", seconds=took.load_s)
+    if took.first_token_s is not None:
+        yield say("took.first_token", seconds=took.first_token_s)
+
+
 def _fact(entry: Any) -> Message | None:
     match entry:
         case facts.Submitted(workload=workload, replaces=replaces):
@@ -140,8 +157,9 @@ def _fact(entry: Any) -> Message | None:
             return excess(taken) if taken else say("event.excess_over")
         case facts.Stalled(message=message):
             return say("event.stalled", message=Quote(message)) if message else say("event.stalled_over")
-        case facts.Bound(attempt=attempt):
-            return say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
+        case facts.Bound(attempt=attempt, took=took):
+            runs = say("event.bound_again", attempt=attempt) if attempt > 1 else say("event.bound")
+            return runs if took is None else say("event.took", runs=runs, steps=tuple(_steps(took)))
         case facts.LaunchFailed(attempt=attempt, message=message, event=event):
             return say("event.launch_failed", attempt=attempt, event=Quote(event), message=Quote(message))
         case facts.Resized(size=size):

@@ -335,7 +335,7 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             gang = state.gangs.get(seen.gang)
             if gang is not None and gang.attempt == seen.attempt and gang.status is Status.RUNNING:
                 return []  # adopted after a restart: nothing new
-            return [facts.Bound(at, seen.gang, seen.attempt)]
+            return [facts.Bound(at, seen.gang, seen.attempt, _start_costs(gang, seen.took))]
         case port.NotStarted():
             return [facts.LaunchFailed(at, seen.gang, seen.attempt, seen.event, seen.message)]
         case port.Stalled():
@@ -360,6 +360,16 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             return [facts.LoadObserved(at, seen.workload, seen.ongoing, seen.queued)]
         case _:
             return []
+
+
+def _start_costs(gang: GangState | None, took: Mapping[str, float]) -> facts.StartCosts | None:
+    """None for work that says nothing of it: all but replicas."""
+    if gang is None or not took:
+        return None
+    queue_s = max((gang.launched_at or gang.queued_since) - gang.queued_since, 0.0)
+    known = (f"{step}_s" for step in took)
+    told = {name: float(took[name.removesuffix("_s")]) for name in known if name in facts.StartCosts._fields}
+    return facts.StartCosts(**{**told, "queue_s": queue_s})
 
 
 def _node_seen(state: State, seen: port.NodeSeen, at: float) -> list[facts.Fact]:

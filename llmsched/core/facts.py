@@ -7,6 +7,7 @@ Every fact has `at`, a stamp in seconds. A fact never raises: one that is stale 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration
 from llmsched.core.message import ArtifactUri, GangName, UserName, WorkloadName
@@ -128,6 +129,17 @@ class ExcessUse:
     used: ByNode
 
 
+class StartCosts(NamedTuple):
+    """Seconds of the start of a replica, by its steps (runtime/start_costs.py); None: not known, or not done."""
+
+    queue_s: float | None = None
+    process_s: float | None = None
+    packages_s: float | None = None
+    imports_s: float | None = None
+    load_s: float | None = None
+    first_token_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The attempt runs on its nodes (a serve replica: answers)."""
@@ -135,6 +147,7 @@ class Bound:
     at: float
     gang: str
     attempt: int
+    took: StartCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,10 +245,12 @@ class AskSeen:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Works now: the loop's first line, the replica's readiness."""
+    """Works now: the loop's first line, the replica's readiness. `took`: seconds of a replica's start, by the steps of
+    runtime/start_costs.py."""
 
     gang: str
     attempt: int
+    took: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

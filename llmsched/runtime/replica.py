@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from llmsched.runtime import (
     nested,
     packages,
     redaction,
+    start_costs,
 )
 from llmsched.runtime.by_hand import ByHand
 from llmsched.runtime.command_worker import Ask
@@ -67,6 +68,7 @@ class ReplicaHost:
     """`order` is the LaunchOrder as JSON. Constructing may take as long as loading a model does."""
 
     def __init__(self, order: str, replica: str = OUR_REPLICA) -> None:
+        laps = start_costs.Laps()
         given: dict[str, Any] = json.loads(order)
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
@@ -81,18 +83,26 @@ class ReplicaHost:
             if (extra := packages.provide(given, None, sys.stdout.write)) is not None:
                 extra.enter()
                 nested.offer(extra)
+                laps.lap("packages")
             del given["envs"]
             self._replica = environment.load_entry(replica, "serve")(given)
+            laps.lap("load")
+            self._took = laps.took
         except BaseException as error:
             exceptions.show(error)
             mark = INPUT_MARK if isinstance(error, environment.UserError) else MARK
             raise exceptions.WorkError(mark + exceptions.words(error)) from None
 
     async def ready(self) -> dict[str, Any]:
-        """What the replica says of itself, once it can answer, and its "pid"."""
+        """What the replica says of itself, once it can answer, its "pid", and what its start "took"."""
         with exceptions.in_words():
             facts: dict[str, Any] = await self._replica.ready()
-        return {**facts, "pid": os.getpid()}
+        return {**facts, "pid": os.getpid(), "took": self._whole(facts.get("took") or {})}
+
+    def _whole(self, took: Mapping[str, float]) -> dict[str, float]:
+        """With what the replica has told apart in its constructor, which is a load as a whole."""
+        apart = sum(seconds for step, seconds in took.items() if step not in ("load", "first_token"))
+        return {**self._took, **took, "load": max(self._took["load"] - apart, 0.0)}
 
     async def call(self, route: str, body: Any, adapter: dict[str, Any] | None = None, request: str = "") -> Any:
         """Ends when the work has, also when it is cancelled: `request` is the name for `cancel`."""

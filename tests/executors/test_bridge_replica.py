@@ -95,6 +95,18 @@ def test_an_application_on_its_way_is_awaited_and_answers_once_serve_and_it_say_
     )
 
 
+def test_what_its_start_took_is_told_with_what_it_cannot_see_itself(desk):
+    desk.watched.begun_at, desk.watched.deployed_at = 2.0, 3.0
+    desk.answers["ready"] = {"refused": {}, "took": {"imports": 4.0, "load": 2.5, "nonsense": 1, "first_token": "x"}}
+    assert desk.look(12.0) == Answers({}, {"imports": 4.0, "load": 2.5, "process": 3.5})
+
+
+def test_of_a_start_that_another_bridge_began_only_the_replicas_own_steps_are_told(desk):
+    desk.watched.deployed_at = 0.0
+    desk.answers["ready"] = {"refused": {}, "took": {"load": 2.5}}
+    assert desk.look(12.0) == Answers({}, {"load": 2.5})
+
+
 GONE = {
     "its node": ({"nodes": frozenset()}, False),
     "its process": ({"processes": {}}, False),

@@ -12,6 +12,7 @@ import torch
 from app_requests import ask, asked
 
 from llmsched.runtime.environment import UserError
+from workloads.inference.parameters import RequestError
 from workloads.inference.replica import Replica
 from workloads.sources import BadInput
 
@@ -50,8 +51,25 @@ def chat(folder):
 
 
 def test_says_what_it_serves(chat):
-    assert asyncio.run(chat.ready()) == {"routes": ["chat/completions", "completions"], "adapters": {}, "refused": {}}
+    facts = asyncio.run(chat.ready())
+    took = facts.pop("took")
+    assert facts == {"routes": ["chat/completions", "completions"], "adapters": {}, "refused": {}}
     chat.check_health()
+    assert {*took} == {"imports", "load", "first_token"} and min(took.values()) >= 0
+    assert asyncio.run(chat.ready())["took"] == took, "a first token is made once"
+
+
+def test_an_engine_that_cannot_make_a_token_is_not_ready(folder):
+    """Before, it was, and each request to it failed."""
+    replica = Replica(order(model(folder)))
+
+    def fails(*_):
+        raise RuntimeError("no kernel for this device")
+
+    replica._server._engine._decoder.prefill = fails
+    with pytest.raises(RequestError, match="no kernel for this device"):
+        asyncio.run(replica.ready())
+    replica._server._engine.close()
 
 
 def test_a_stream_says_what_the_whole_answer_says(chat):

@@ -59,6 +59,14 @@ class TextServer:
                 made[index].add(piece)
         return openai.Answer(request).whole([one.whole() for one in made], _usage(prompts, made))
 
+    async def first_token(self) -> None:
+        """Of a prompt of one token: what is done once is done then, and an engine that cannot generate says so before
+        anybody asks it. Raises RequestError."""
+        one = Sampling(max_tokens=1, temperature=0.0)
+        async with aclosing(self._engine.generate([0], one, None)) as pieces:
+            async for _ in pieces:
+                pass
+
     async def stream(self, route: str, body: Mapping[str, Any], adapter: str | None) -> AsyncGenerator[Any, None]:
         request, prompts = await self._parse(route, body)
         answer = openai.Answer(request)

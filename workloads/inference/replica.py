@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmsched.runtime import environment, exceptions
+from llmsched.runtime.start_costs import Laps
 from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.inference.http import of_error
 from workloads.inference.parameters import RequestError
@@ -39,7 +41,7 @@ class Replica:
         self._loading: dict[str, asyncio.Lock] = {}
         self._name = f"{order['gang']} attempt {order['attempt']}"
         self._open_log(order)
-        began = time.perf_counter()
+        began, self._laps = time.perf_counter(), Laps()
         try:
             self._server = self._start(order)
         except BaseException as error:
@@ -47,6 +49,8 @@ class Replica:
             self._log.close()
             raise
         self._say(f"{self._what} in {time.perf_counter() - began:.1f} s")
+        self._laps.lap("load")
+        self._warm = asyncio.Lock()
 
     def _open_log(self, order: Mapping[str, Any]) -> None:
         """What is printed here can be read after this process, like that of any other gang."""
@@ -76,6 +80,8 @@ class Replica:
                 member=member,
                 say=self._say,
             )
+        import_engine()
+        self._laps.lap("imports")
         source = serve["model"]["source"]
         folder = resolve_model(source, self._inputs)
         self._what = f"model {source} ({serve['task']}) is loaded with {threads} threads"
@@ -88,11 +94,22 @@ class Replica:
     # --- the protocol -------------------------------------------------------------------------------------------
 
     async def ready(self) -> dict[str, Any]:
-        """{"routes", "adapters": those loaded, "refused": {adapter: why}}; loads the ones the order named first."""
+        """{"routes", "adapters": those loaded, "refused": {adapter: why}, "took": {step: seconds}}; makes a first token
+        where the model makes any, and loads the adapters that the order named first."""
+        await self._make_first_token()
         given, self._first_adapters = getattr(self, "_first_adapters", {}), {}
         for name, uri in given.items():
             await self.load_adapter(name, uri)
-        return {"routes": list(self._server.routes), "adapters": dict(self._uris), "refused": dict(self._refused)}
+        loaded, refused = dict(self._uris), dict(self._refused)
+        return {"routes": list(self._server.routes), "adapters": loaded, "refused": refused, "took": self._laps.took}
+
+    async def _make_first_token(self) -> None:
+        first = getattr(self._server, "first_token", None)
+        async with self._warm:
+            if first is not None and "first_token" not in self._laps.took:
+                began = time.perf_counter()
+                await first()
+                self._laps.took["first_token"] = time.perf_counter() - began
 
     async def call(self, route: str, body: Any, adapter: Mapping[str, str] | None = None) -> Any:
         try:
@@ -167,6 +184,12 @@ class Replica:
 
     def _say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {self._name}: {text}", file=sys.stderr, flush=True)
+
+
+def import_engine() -> None:
+    """torch, transformers and what is built on them: they take seconds, whatever the model."""
+    for name in ("workloads.inference.answers", "workloads.inference.engine"):
+        import_module(name)
 
 
 def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float) -> Server:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from llmsched import sanitize
 from llmsched.executors.bridge.silence import Pending, Silence
 from llmsched.executors.port import LaunchOrder
+from llmsched.runtime import start_costs
 
 DEPLOYED_WITHIN_S = 15.0  # after Serve took an application it lists it
 BROKEN_FOR_S = 60.0  # a replica that starts has this long to answer once Serve says that it runs
@@ -49,9 +50,10 @@ class Calls(Protocol):
 
 
 class Answers(NamedTuple):
-    """It answers now. `refused`: adapters it could not load, and why."""
+    """It answers now. `refused`: adapters it could not load, and why. `took`: seconds of its start, by step."""
 
     refused: Mapping[str, str]
+    took: Mapping[str, float] = {}
 
 
 class Failed(NamedTuple):
@@ -91,6 +93,7 @@ class Watched:
     order: LaunchOrder
     calls: Callable[[], Calls]
     deployed_at: float | None = None  # since when Serve has the application; None: on its way
+    begun_at: float | None = None  # when it was ordered; None: another bridge saw that
     process: str = ""  # of the replica that answered: the name of its actor
     pid: int = 0  # the same, on its node
     leave_by: float | None = None
@@ -191,8 +194,10 @@ class Watched:
         if len(mine) != 1:
             return None  # Serve has just made another: which one answered is not known
         (self.process,), self.pid = mine, int(facts.get("pid", 0))
+        whole_s = None if self.begun_at is None or self.has_answered else now - self.begun_at
         self._is_told = self.has_answered = True
-        return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()})
+        took = start_costs.with_process(start_costs.read(facts.get("took")), whole_s)
+        return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()}, took)
 
     def _ask(self, what: str) -> Pending | None:
         try:

@@ -86,6 +86,7 @@ class Replicas:
             if order.name in self._live:
                 return
             one = self._live[order.name] = _watched(order)
+            one.begun_at = time.monotonic()
         try:
             self._deploy(order)
         except Exception:
@@ -246,7 +247,7 @@ class Replicas:
         gang, attempt = one.order.gang, one.order.attempt
         match seen:
             case replica.Answers():
-                self._deliver(Started(gang, attempt))
+                self._deliver(Started(gang, attempt, dict(seen.took)))
                 for name, uri in one.order.adapters:
                     self._deliver(AdapterAnswer(gang, attempt, name, uri, seen.refused.get(name, "")))
             case replica.Abandoned():
