@@ -1,18 +1,19 @@
 """Make room by making elastic gangs smaller, before anybody is evicted.
 
 Whoever holds more than its present share gives the surplus to a waiting gang of its queue. Down to its minimum it goes
-only for somebody who might as well evict it. As few gangs as possible, each by as little as possible.
+only for somebody who might as well evict it. Who loses least by it gives first, each by as little as possible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from llmsched.core.amounts import bundle_milli
+from llmsched.core.amounts import bundle_milli, least_milli
 from llmsched.core.decisions import Resize
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
+from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
@@ -104,9 +105,10 @@ def _given_milli(gang: GangState, placement: Placement) -> int:
 
 def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
-    priority, then much to give."""
+    priority, then who loses least for each GPU that is of use."""
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
     quantum = state.configuration.scheduling.quantum_s
+    need = least_milli(gang.spec, gang.spec.min_size)
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
         giver = state.gangs[name]
@@ -124,10 +126,22 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
             else:
                 plan.wake(view.now - view.held_for_s(giver) + quantum, say("eta.quantum"))
         if floor < giver.size:
-            key = (rules.is_reluctant(giver), giver.spec.priority, floor - giver.size, giver.submitted_at, giver.id)
+            gives = (giver.size - floor) * bundle_milli(giver.spec)
+            loss = restart_loss_s(this, giver) / max(1, min(gives, need))
+            key = (rules.is_reluctant(giver), giver.spec.priority, loss, -gives, giver.submitted_at, giver.id)
             rows.append((key, giver, floor, by))
     rows.sort(key=lambda row: row[0])
     return [(giver, floor, code) for _, giver, floor, code in rows[:GANGS_SHRUNK]]
+
+
+def restart_loss_s(this: Pass, gang: GangState) -> float:
+    """GPU-seconds that a change of its size costs: a restart on all that it holds. Nothing unsaved is among them, as it
+    saves first. Who has only begun, or changed its size, loses no more than the time since; the nodes of a Ray program
+    leave while it goes on."""
+    if gang.spec.kind == "ray":
+        return 0.0
+    lasts_s = min(this.state.configuration.scheduling.restart_cost_s, this.view.held_for_s(gang))
+    return lasts_s * gang.gpus_milli() / MILLI
 
 
 def _step(giver: GangState) -> int:
