@@ -20,6 +20,7 @@ from llmsched.core.message import (
     NODE_TYPE,
     QUEUE,
     USER,
+    WORKLOAD,
     Arg,
     Message,
     Quote,
@@ -29,6 +30,7 @@ from llmsched.core.message import (
 from llmsched.core.records import total_of
 from llmsched.core.render import Names, refer, text
 from llmsched.core.resources import Resources
+from llmsched.core.trade import Handover
 from llmsched.core.workload import Option, Placement, Workload
 
 
@@ -239,6 +241,14 @@ def _metrics(metrics: tuple[tuple[str, float], ...]) -> Arg:
 def excess(taken: tuple[tuple[str, Resources], ...]) -> Message:
     """What an attempt has taken beyond its gang, by node."""
     return say("event.excess", excess=total_of(taken), nodes=tuple(Ref(NODE, node) for node, _ in taken))
+
+
+def handover(came: Handover) -> Message:
+    """How long a gang waited for what it runs on, and who gave it."""
+    gifts = tuple(
+        say("gift", gpus=gift.gpus_milli, who=Ref(WORKLOAD, gift.giver), lost=gift.lost_gpu_s) for gift in came.gifts
+    )
+    return say("handover", seconds=came.seconds, gifts=gifts)
 
 
 def where(placement: Placement) -> tuple[Message, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from llmsched.api import event_text, logs
 from llmsched.control import reasons
 from llmsched.control.authorization import KnownNames, Permissions
-from llmsched.core import decisions, draining, facts, rollout
+from llmsched.core import decisions, draining, facts, rollout, scaling
 from llmsched.core.capacity import NodeState
 from llmsched.core.message import GANG, NODE, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, price_of
@@ -242,13 +242,29 @@ def why(state: State, found: WorkloadState, entries: Entries, names: Names) -> h
         reason=reasons.view(dominant.reason, names) if dominant else None,
         text=words,
         gangs=gangs,
+        scaling=[reasons.sentence(each, names) for each in _scaling(state, found)],
     )
+
+
+def _scaling(state: State, found: WorkloadState) -> Iterator[Message]:
+    """Of an endpoint: its target, its forecast, and the last time that it got a replica."""
+    if found.workload.kind != "serve" or found.outcome:
+        return
+    told = (scaling.about_target(found), scaling.about_forecast(found, state.now))
+    yield from (each for each in told if each is not None)
+    if found.handovers:
+        yield say("handover.last", came=event_text.handover(found.handovers[-1]))
 
 
 def story(found: WorkloadState, entries: Entries, names: Names) -> http_models.StoryView:
     lines = []
+    came = {(one.gang, one.at): one for one in found.handovers}
     for seq, at, entry in entries:
         _, gang_id, message = event_text.describe(entry)
+        handover = came.get((gang_id or "", at)) if isinstance(entry, facts.Bound) else None
+        told = handover is not None and (found.workload.kind == "serve" or handover.gifts)
+        if handover is not None and told and message is not None:
+            message = say("event.bound_after", runs=message, came=event_text.handover(handover))
         if message is not None:
             lines.append(
                 http_models.StoryLine(

@@ -236,6 +236,8 @@ def _print_why(view: http_models.WhyView) -> None:
         if reason.next_change:
             terminal.echo(f"  Start sooner: {reason.next_change}")
         terminal.echo(f"  Code: {reason.code}")
+    for said in view.scaling:
+        terminal.echo(f"  {said.text}")
     if len(view.gangs) > 1:
         for one in view.gangs:
             terminal.echo(f"  {one.gang} {one.status}: {one.text}")

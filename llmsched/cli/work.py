@@ -93,8 +93,8 @@ def apply(file: str, wait: bool, again: bool, timeout_s: float | None) -> None:
     """Submit or update the workloads of a file. The same file again changes nothing.
 
     A changed spec prints what changed. An endpoint rolls out: a new replica first, then an old one finishes what it
-    serves and leaves, one after the other; a change of its replicas, autoscaling or rollout alone leaves those that
-    run as they are. Work that waits starts under the new spec. Work that has begun takes another
+    serves and leaves, one after the other; a change of its replicas, autoscaling, slo or rollout alone leaves those
+    that run as they are. Work that waits starts under the new spec. Work that has begun takes another
     size, queue, priority or limit: it saves, leaves, and goes on from there; a change of what it computes (train, task,
     workdir, environment) is refused, for what it has saved would not fit.
 

@@ -355,9 +355,10 @@ def facts_of(state: State, seen: port.Observation, at: float) -> list[facts.Fact
             return [facts.AdapterLoaded(at, seen.gang, seen.attempt, seen.name, seen.uri, seen.message)]
         case port.LoadSeen():
             record = state.workloads.get(seen.workload)
-            if record is None or (record.load is not None and record.load[:2] == (seen.ongoing, seen.queued)):
+            is_as_it_was = record is not None and record.load is not None and record.load[:2] == seen.counts
+            if record is None or (is_as_it_was and not seen.latencies):
                 return []
-            return [facts.LoadObserved(at, seen.workload, seen.ongoing, seen.queued)]
+            return [facts.LoadObserved(at, seen.workload, *seen.counts, seen.latencies)]
         case _:
             return []
 

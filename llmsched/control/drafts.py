@@ -161,7 +161,16 @@ _WORK = ("train", "task", "ray", "batch", "tune", "workdir", "environment")
 # What nothing that runs is given.
 _BESIDE = {"labels", "notify"}
 # What no replica is given: how many there are, how they come and go, and what the gateway keeps to.
-_SCALING = {*_BESIDE, "replicas", "autoscaling", "rollout", "replica_placement", "request_timeout", "hold_timeout"}
+_SCALING = {
+    *_BESIDE,
+    "replicas",
+    "autoscaling",
+    "slo",
+    "rollout",
+    "replica_placement",
+    "request_timeout",
+    "hold_timeout",
+}
 
 
 def is_in_place(draft: Draft) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmsched import sanitize
@@ -17,6 +17,7 @@ from llmsched.executors.port import ExcessSeen, ForeignSeen, LoadSeen, Observati
 REQUESTS_AT_MOST = 1000
 ASKED_OF_A_ROUND = 100  # the rest is for the next one: between two rounds everybody else has a turn
 SEEN_OF_A_ROUND = 500
+LATENCIES_AT_MOST = 16  # measurements of one endpoint, of which each counts
 
 
 @dataclass(slots=True)
@@ -58,7 +59,10 @@ class Inbox:
         seen = sanitize.record(seen)
         match seen:
             case LoadSeen():
-                self._last[LoadSeen, seen.workload] = seen
+                kept = self._last.get((LoadSeen, seen.workload))
+                measured = kept.latencies if isinstance(kept, LoadSeen) else ()
+                measured = (*measured, *seen.latencies)[-LATENCIES_AT_MOST:]
+                self._last[LoadSeen, seen.workload] = replace(seen, latencies=measured)
             case ForeignSeen():
                 self._last[ForeignSeen, seen.node] = seen
             case ExcessSeen():

@@ -26,9 +26,10 @@ from llmsched.control.lookup import newest_run, spec_of
 from llmsched.control.refusals import checked
 from llmsched.control.turns import breathe
 from llmsched.control.vault import Secrets
+from llmsched.core import scaling
 from llmsched.core.commands import Submit
 from llmsched.core.records import amount_of
-from llmsched.core.render import Names
+from llmsched.core.render import Names, text
 from llmsched.core.resources import MILLI, ZERO
 from llmsched.core.scheduler import rests
 from llmsched.core.snapshot import freeze
@@ -193,6 +194,10 @@ def _planned(
     )
     others = dict.fromkeys(each for gang in forecasts for each in gang.others)
     planned.others = [reasons.sentence(each, names) for each in others]
+    if known is not None and workload.slo is not None and not known.outcome:
+        said = scaling.about_target(replace(known, workload=workload))
+        if said is not None and said.code in scaling.NOT_REACHABLE:
+            planned.warnings.append(text(said, names))
     if workload.publish is not None and planned.outcome != "unchanged":
         planned.warnings += _publish_warnings(workload, endpoint)
     return planned

@@ -136,11 +136,21 @@ def endpoint_of(state: State, record: WorkloadState) -> Endpoint:
         "max_ongoing": spec.get("max_ongoing_requests") or 32,
         "timeout_s": spec.get("request_timeout") or 600.0,
         "hold_s": spec.get("hold_timeout", 120.0),
-        "replicas": [{"app": attempt_name(gang.id, gang.attempt)} for gang in replicas],
+        "replicas": [_replica(gang) for gang in replicas],
         "adapters": _adapters(state, workload.id, spec, replicas),
     }
     reads = any(is_result(each["source"]) for each in serve.get("adapters") or ())
     return Endpoint(model_id(workload), row, state.touched.since(workload.id), workload, reads)
+
+
+def _replica(gang: GangState) -> dict[str, Any]:
+    """Where it answers, and what makes its latencies those of others."""
+    model = (spec_of(gang.spec).get("serve") or {}).get("model") or {}
+    return {
+        "app": attempt_name(gang.id, gang.attempt),
+        "model": gang.model or model.get("source") or "",
+        "flavor": gang.flavor or "",
+    }
 
 
 def _adapters(state: State, workload_id: str, spec: dict[str, Any], replicas: list[GangState]) -> dict[str, str]:

@@ -124,6 +124,9 @@ CATALOG: dict[str, Entry] = {
     "withdraw.unfit": Entry("it does not fit any more"),
     "withdraw.outranked": Entry("{who} has the better right to it"),
     "makes_room": Entry("makes room for {who}"),
+    "makes_room.gives": Entry(
+        "makes room for {who}: gives {given:gpus} GPUs, and its restart costs {lost:.3g} GPU-seconds"
+    ),
     "taken.in_queue_priority": Entry("makes room for higher-ranked {who}"),
     "taken.quota_reclaim": Entry("gives back quota that belongs to {who}"),
     "taken.reclaim_while_borrowing": Entry("makes room for the borrowing {who}"),
@@ -148,7 +151,39 @@ CATALOG: dict[str, Entry] = {
         "(kind: ray) that would wait"
     ),
     "scale.load": Entry("load asks for {replicas}"),
+    "scale.slo": Entry("load asks for {replicas}: {target} holds up to {load:.3g} requests at a replica"),
+    "scale.ahead": Entry(
+        "{replicas} ahead of the load: about {load:.3g} requests within {within:.0f} s, as at these hours of yesterday "
+        "and a week ago"
+    ),
     "scale.side": Entry("load changed side"),
+    # What an endpoint is to hold, and what is expected of it.
+    "slo.ttft_p95": Entry("first tokens within {seconds:g} s (p95)"),
+    "slo.tpot_p95": Entry("{seconds:g} s for each further token (p95)"),
+    "slo.latency_p95": Entry("answers within {seconds:g} s (p95)"),
+    "slo.unmeasured": Entry("{target}: not measured yet, so target_ongoing_requests counts"),
+    "slo.holds": Entry(
+        "{target}: holds up to {load:.3g} requests at a replica{on:>, on }; measured {took:.3g} s at {at:.3g}"
+    ),
+    "slo.unreachable": Entry(
+        "{target}: not reachable with any number{on:>, on }: it took {took:.3g} s with {at:.3g} in flight",
+        "a faster GPU, a smaller model, or a longer target",
+    ),
+    "slo.short": Entry(
+        "{target}: not reachable with {most} x {each}: {load:.3g} requests need {needed}, as one holds it up to "
+        "{one:.3g}; measured {took:.3g} s at {at:.3g}",
+        "a larger replicas.max, a faster GPU, or a longer target",
+    ),
+    "ahead.known": Entry(
+        "expects {load:.3g} requests within {within:.0f} s ({low:.3g} to {high:.3g}); such forecasts are {error:.0%} "
+        "off"
+    ),
+    "ahead.wrong": Entry("its forecasts are {error:.0%} off, so nothing is made of them"),
+    "ahead.unknown": Entry("no forecast yet: it needs a day of this endpoint's load"),
+    # Who gave what to whom.
+    "gift": Entry("{gpus:gpus} GPUs of {who}, which lost {lost:.3g} GPU-seconds"),
+    "handover": Entry("{seconds:.3g} s after it was asked for{gifts:>, on }"),
+    "handover.last": Entry("its last replica answered {came}"),
     "capacity.demand": Entry("{gangs} gangs wait for nodes"),
     "release.idle": Entry("idle for {idle:g} s"),
     "schedule.skipped": Entry("run {run} still goes on"),
@@ -380,6 +415,7 @@ CATALOG: dict[str, Entry] = {
     "took.imports": Entry("{seconds:.1f} s for imports"),
     "took.load": Entry("{seconds:.1f} s to load"),
     "took.first_token": Entry("{seconds:.2f} s to its first token"),
+    "event.bound_after": Entry("{runs}, {came}"),
     "event.launch_failed": Entry("attempt {attempt} did not start ({event}){message:>: }"),
     "event.resized": Entry("holds {size:#bundle} now"),
     "event.finished": Entry("{outcome}{message:>: }{metrics:> }"),

@@ -44,13 +44,15 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Change the size of a running gang. `placement` is the whole new one; kept bundles keep their rank order."""
+    """Change the size of a running gang. `placement` is the whole new one; kept bundles keep their rank order.
+    `beneficiary`: for whom it gives."""
 
     gang: str
     attempt: int
     placement: Placement
     reason: str = ""
     why: Message | None = None
+    beneficiary: GangName = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmsched.core.configuration import Configuration
+from llmsched.core.latency import Latency
 from llmsched.core.message import ArtifactUri, GangName, UserName, WorkloadName
 from llmsched.core.nodes import Node
 from llmsched.core.resources import ByNode, Resources
@@ -239,12 +240,14 @@ class Estimated:
 
 @dataclass(frozen=True, slots=True)
 class LoadObserved:
-    """Requests of a serve workload in flight and waiting, merged over its gateways."""
+    """Requests of a serve workload in flight and waiting, merged over its gateways, and how slow those were that ended,
+    where enough did since that was told last."""
 
     at: float
     workload: str
     ongoing: float
     queued: float = 0.0
+    latencies: tuple[Latency, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

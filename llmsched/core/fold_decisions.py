@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsched.core import decisions, lifecycle, lives, submissions
-from llmsched.core.records import Nomination, WorkloadState
+from llmsched.core import decisions, lifecycle, lives, submissions, trade
+from llmsched.core.records import Nomination, WorkloadState, gpus_of
 from llmsched.core.status import Status
 from llmsched.core.workload import run_id
 from llmsched.core.world import World
@@ -34,11 +34,23 @@ def withdraw(world: World, decision: decisions.Withdraw) -> None:
 
 
 def resize(world: World, decision: decisions.Resize) -> None:
+    gang = world.gangs[decision.gang]
+    loss_s = trade.resize_loss_s(gang, world.now, world.configuration.scheduling.restart_cost_s)
+    _give(world, decision, gang.gpus_milli() - gpus_of(gang.spec, decision.placement), loss_s)
     _of_attempt(world, decision, "resize")
 
 
 def preempt(world: World, decision: decisions.Preempt) -> None:
+    gang = world.gangs[decision.gang]
+    loss_s = trade.eviction_loss_s(gang, world.now, world.configuration.scheduling.restart_cost_s)
+    _give(world, decision, gang.gpus_milli(), loss_s)
     _of_attempt(world, decision, "preempt")
+
+
+def _give(world: World, decision: decisions.Resize | decisions.Preempt, gpus_milli: int, lost_gpu_s: float) -> None:
+    giver, receiver = world.gangs[decision.gang], world.gangs.get(decision.beneficiary)
+    if receiver is not None and gpus_milli > 0 and giver.attempt == decision.attempt:
+        trade.give(receiver, giver, gpus_milli, lost_gpu_s)
 
 
 def drain(world: World, decision: decisions.Drain) -> None:

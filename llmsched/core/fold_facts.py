@@ -9,10 +9,13 @@ from llmsched.core import authorization, facts, lifecycle, lives, rollout, submi
 from llmsched.core.archive import is_gone
 from llmsched.core.capacity import NodeState
 from llmsched.core.draining import OperatorDrain, drain_of
+from llmsched.core.latency import learnt
 from llmsched.core.message import ACTOR, NODE, Ref, quoted, say
 from llmsched.core.message import workload as reference
 from llmsched.core.records import WorkloadState, allowed_sizes
+from llmsched.core.season import passed
 from llmsched.core.status import Status
+from llmsched.core.trade import HANDOVERS_KEPT, Handover, gifts_of
 from llmsched.core.world import World
 
 
@@ -213,8 +216,13 @@ def stall(world: World, fact: facts.Stalled) -> None:
 
 def bound(world: World, fact: facts.Bound) -> None:
     gang = lifecycle.current(world, fact.gang, fact.attempt, fact)
-    if gang is not None:
-        lifecycle.step(world, gang, "bound", fact)
+    if gang is None:
+        return
+    if gang.status is Status.LAUNCHING:
+        record = world.workloads[gang.workload_id]
+        came = Handover(fact.at, gang.id, round(fact.at - gang.queued_since, 3), gifts_of(gang))
+        record.handovers = (*record.handovers, came)[-HANDOVERS_KEPT:]
+    lifecycle.step(world, gang, "bound", fact)
 
 
 def resized(world: World, fact: facts.Resized) -> None:
@@ -297,7 +305,15 @@ def load_observed(world: World, fact: facts.LoadObserved) -> None:
     if record is None or record.outcome:
         world.note(fact, f"{fact.workload} is unknown or has ended")
         return
+    knobs = record.workload.autoscaling
+    if knobs is None or not knobs.forecast:
+        record.season = None
+    elif record.load is not None and fact.at > record.load[2]:
+        ongoing, queued, since = record.load
+        record.season = passed(record.season, ongoing + queued, since, fact.at)
     record.load = (fact.ongoing, fact.queued, fact.at)
+    for found in fact.latencies:
+        record.curves = learnt(record.curves, found, fact.at)
 
 
 def published(world: World, fact: facts.Published) -> None:

@@ -13,10 +13,13 @@ from typing import NamedTuple
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
 from llmsched.core.lane import Stake
+from llmsched.core.latency import Curve
 from llmsched.core.message import Message
 from llmsched.core.resources import ZERO, ByNode, Resources
+from llmsched.core.season import Season
 from llmsched.core.shapes import Shape
 from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
+from llmsched.core.trade import Gift, Handover
 from llmsched.core.usage import Used
 from llmsched.core.workload import Placed, Placement, Workload
 
@@ -101,6 +104,7 @@ class GangState:
     excess: ByNode = ()  # taken beyond what it was given, and charged to its queue
     excess_since: float | None = None
     excess_s: float = 0.0  # for how long its attempt exceeded before
+    gifts: tuple[Gift, ...] = ()  # GPUs that others gave for its attempts, see trade.py
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_errors: dict[str, str] = field(default_factory=dict)
     blocked_by: str = ""  # why it is parked: "dependency", "schedule" or "backoff"
@@ -152,6 +156,9 @@ class WorkloadState:
     artifact: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     load: tuple[float, float, float] | None = None  # ongoing, queued, at
+    curves: tuple[Curve, ...] = ()  # how slow it answers at which load, see latency.py
+    season: Season | None = None  # its load of the last week, where replicas may come before the load
+    handovers: tuple[Handover, ...] = ()  # the last, see trade.py
     memory: str = ""  # the autoscaler's
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin

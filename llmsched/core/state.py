@@ -111,13 +111,14 @@ _GANG_FIELDS = (
     "message", "nomination", "leaving", "vacate_reason", "lost_members", "home",
     "lost_at", "checkpoint_at", "fraction", "work_left",
     "progress_at", "measured", "option", "flavor", "relative_speed", "faster", "worked_s", "served_s",
-    "served_gpu_s", "stalled", "excess", "excess_since", "excess_s",
+    "served_gpu_s", "gifts", "stalled", "excess", "excess_since", "excess_s",
     "adapters", "adapter_errors", "blocked_by",
 )  # fmt: skip
 _WORKLOAD_FIELDS = (
     "workload", "submitted_at", "gangs", "revision", "model", "answered", "answered_before",
     "wanted_replicas", "scaled_by_user", "next_index", "cancelled",
-    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "next_run_at", "is_due", "met",
+    "outcome", "finished_at", "message", "artifact", "metrics", "load", "memory", "curves", "season", "handovers",
+    "next_run_at", "is_due", "met",
     "unlisted", "usage", "children_gpu_s",
 )  # fmt: skip
 

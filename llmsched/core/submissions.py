@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmsched.core import authorization, lifecycle, lives
 from llmsched.core.records import Version, WorkloadState
 from llmsched.core.status import Status
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Workload, run_id
 from llmsched.core.world import World
 
 
@@ -23,12 +23,21 @@ def begin(world: World, record: WorkloadState) -> None:
     if workload.kind == "serve":
         world.serving[workload.id] = None
         record.wanted_replicas = workload.min_replicas
+        _remember(world, record)
         published = authorization.published_to(world, workload).values()
         models = [one for one in published if one.kind == "model"]
         record.model = max(models, key=lambda one: one.at).uri if models else ""
         lifecycle.fill(world, record)
     else:
         lives.new_gang(world, record, record.version)
+
+
+def _remember(world: World, record: WorkloadState) -> None:
+    """An endpoint that its owner ended and began again is as slow, and asked as much, as it was."""
+    workload = record.workload
+    before = world.workloads.get(run_id(workload.name, workload.run - 1))
+    if before is not None and (before.workload.user, before.workload.kind) == (workload.user, workload.kind):
+        record.curves, record.season = before.curves, before.season
 
 
 def go_by(world: World, record: WorkloadState, workload: Workload, in_place: bool) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from llmsched.core import latency, scaling
 from llmsched.core.amounts import bundle_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import Outlook
+from llmsched.core.latency import Reach
 from llmsched.core.outstanding import SECOND
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, says_speed, speed
 from llmsched.core.resources import MILLI, Resources
+from llmsched.core.season import Expected
 from llmsched.core.status import Status
 from llmsched.core.workload import Workload
 
@@ -196,6 +199,24 @@ class WorkloadView(Frozen):
     @property
     def load(self) -> tuple[float, float, float] | None:
         return self._record.load
+
+    @property
+    def answering(self) -> int:
+        """Replicas that answer."""
+        return scaling.answering(self._record)
+
+    @property
+    def reach(self) -> Reach | None:
+        """The most load of a replica at which its target holds, by what was measured. None: it has no target."""
+        return scaling.reach_of(self._record)
+
+    def mean_s(self, load: float) -> float | None:
+        """Seconds that an answer takes in the mean where each replica has that load, as measured."""
+        return latency.mean_s(scaling.curve_of(self._record), load)
+
+    def expected(self, now: float) -> Expected | None:
+        """The load until a replica that is asked for now answers. None: not known, or it is not to be looked at."""
+        return scaling.expected(self._record, now)
 
 
 class NodeView(Frozen):

@@ -59,13 +59,25 @@ class Retry(NamedTuple):
 
 
 class Autoscaling(NamedTuple):
-    """Ray Serve's words. `bounds` are (cron, min, max); delays are seconds."""
+    """Ray Serve's words. `bounds` are (cron, min, max); delays are seconds. `most_ongoing`: requests that one replica
+    takes at a time; 0: not known. `forecast`: whether replicas may come before the load."""
 
     target_ongoing_requests: float = 2.0
     upscale_delay_s: float = 30.0
     downscale_delay_s: float = 600.0
     downscale_to_zero_delay_s: float | None = None
     bounds: tuple[tuple[str, int, int], ...] = ()
+    most_ongoing: int = 0
+    forecast: bool = True
+
+
+class Slo(NamedTuple):
+    """What the 95th percentile is to stay under, in seconds: time to first token and time per token after it, or the
+    whole answer."""
+
+    ttft_p95_s: float | None = None
+    tpot_p95_s: float | None = None
+    latency_p95_s: float | None = None
 
 
 class Publish(NamedTuple):
@@ -100,6 +112,7 @@ class Workload:
     max_surge: int = 1  # serve only: replicas beyond those wanted while a new spec rolls out; 0: an old one goes first
     packs: bool = False  # serve only: its replicas need not keep clear of each other, see spread.py
     autoscaling: Autoscaling | None = None
+    slo: Slo | None = None  # serve only
     topology: Topology = Topology()
     labels: tuple[tuple[str, str], ...] = ()  # the user's own, to find it by
     node_labels: tuple[tuple[str, str], ...] = ()  # placement.labels: nodes must carry them

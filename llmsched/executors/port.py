@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llmsched.core.latency import Latency
 from llmsched.sanitize import Output
 
 
@@ -151,7 +152,7 @@ class RouteTable:
     """What the gateway must know. The last one given stands, also while the controller is away.
 
     models: {model id: {"workload", "name", "task", "kind": "model" | "app", "routing", "max_ongoing", "timeout_s",
-             "hold_s", "replicas": [{"app": "llms/qwen/0/1"}], "adapters": {name: uri}}}
+             "hold_s", "replicas": [{"app": "llms/qwen/0/1", "model", "flavor"}], "adapters": {name: uri}}}
     keys:   [{"id", "sha256", "models": the ids that it reaches, and no others, "expires": seconds since 1970 or None,
               "user"}], and what is not as usual of spec.endpoint_keys.Terms
     """
@@ -332,9 +333,16 @@ class AdapterAnswer:
 
 @dataclass(frozen=True, slots=True)
 class LoadSeen:
+    """`latencies`: what was measured since the last one was sent."""
+
     workload: str
     ongoing: float
     queued: float
+    latencies: tuple[Latency, ...] = ()
+
+    @property
+    def counts(self) -> tuple[float, float]:
+        return self.ongoing, self.queued
 
 
 @dataclass(frozen=True, slots=True)

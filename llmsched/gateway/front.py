@@ -122,6 +122,7 @@ class Gateway:
         self._pools = {workload: pool for workload, pool in pools.items() if pool is not None}
         self._table, self._routed_at = fresh, int(time.time())
         self._has_table.set()
+        self.signals.latencies.routed({route.workload: route.replicas for route in fresh.routes.values()})
         self._open.check(fresh)
         self._rates.keep_only(fresh.keys, fresh.gateways)
         self._holds.keep_only(self._pools)
@@ -133,8 +134,8 @@ class Gateway:
         """Of the table in use; 0 before the first."""
         return self._table.version
 
-    def load(self) -> dict[str, dict[str, float]]:
-        """{workload: {"ongoing", "recent", "queued"}} for every workload of the table."""
+    def load(self) -> dict[str, dict[str, Any]]:
+        """What signals.load has of every workload of the table."""
         return self.signals.load([route.workload for route in self._table.routes.values()])
 
     # --- one request --------------------------------------------------------------------------------------------

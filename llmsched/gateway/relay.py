@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from llmsched.gateway.claim import Claim
+from llmsched.gateway.latencies import Took
 from llmsched.gateway.refusals import Refused
 from llmsched.gateway.replicas import Chosen, Pool
 from llmsched.gateway.signals import Signals
@@ -48,7 +49,7 @@ class Relay:
 
     async def call(self, errand: Errand, work: Coroutine[Any, Any, Any], limit_s: float) -> Any:
         """What `work` returns. Raises what it raises, and Refused (504) when it takes longer than `limit_s` seconds."""
-        task = self._carry(errand, self._claim(errand), work)
+        task = self._carry(errand, self._claim(errand), self._begin(errand), work)
         try:
             await asyncio.wait({task}, timeout=limit_s)
             if not task.done():
@@ -62,8 +63,8 @@ class Relay:
     ) -> AsyncGenerator[Any, None]:
         """The chunks as they come. Raises what they raise, and Refused (504) when they take longer altogether."""
         brought: asyncio.Queue[Any] = asyncio.Queue(CHUNKS_AHEAD)
-        claim = self._claim(errand)
-        task = self._carry(errand, claim, _bring(chunks, brought, claim.said))
+        claim, took = self._claim(errand), self._begin(errand)
+        task = self._carry(errand, claim, took, _bring(chunks, brought, claim.said, took))
         ends_at = asyncio.get_running_loop().time() + limit_s
         try:
             while True:
@@ -84,8 +85,11 @@ class Relay:
     def _claim(self, errand: Errand) -> Claim:
         return Claim(errand.chosen.slot, errand.chosen.unread, errand.expected)
 
-    def _carry(self, errand: Errand, claim: Claim, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        workload, key = errand.pool.workload, errand.key
+    def _begin(self, errand: Errand) -> Took:
+        return self._signals.latencies.begin(errand.pool.workload, errand.chosen.slot.name)
+
+    def _carry(self, errand: Errand, claim: Claim, took: Took, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        workload, key, replica = errand.pool.workload, errand.key, errand.chosen.slot.name
         of_keys = self._of_keys.setdefault(workload, Counter())
         self._signals.begin(workload)
         of_keys[key] += 1
@@ -97,9 +101,11 @@ class Relay:
             if not of_keys[key]:
                 del of_keys[key]
             self._signals.end(workload)
+            has_ended = not task.cancelled() and task.exception() is None  # it was told, or nobody is left to hear it
+            if has_ended and task.result() is not None:  # of a stream that is said where it is brought
+                took.end(not _is_error(task.result()))
+            self._signals.latencies.end(workload, replica, took)
             self._freed(workload)
-            if not task.cancelled():
-                task.exception()  # it has been told, or nobody is left to hear it
 
         task = asyncio.create_task(work)
         self._carrying.add(task)  # the loop itself keeps only a weak reference
@@ -107,16 +113,26 @@ class Relay:
         return task
 
 
-async def _bring(chunks: AsyncGenerator[Any, None], brought: asyncio.Queue[Any], said: Callable[[], None]) -> None:
+async def _bring(
+    chunks: AsyncGenerator[Any, None], brought: asyncio.Queue[Any], said: Callable[[], None], took: Took
+) -> None:
+    is_well = True
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
                 said()
+                took.piece()
+                is_well &= not _is_error(chunk)
                 await brought.put(chunk)
     except Exception as error:
         await brought.put(_Failed(error))
     else:
+        took.end(is_well)
         await brought.put(_END)
+
+
+def _is_error(answer: Any) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("error"), dict)
 
 
 def timed_out(limit_s: float) -> Refused:

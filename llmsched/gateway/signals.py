@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+from llmsched.gateway.latencies import Latencies
 from llmsched.policies.autoscaling.lookback import Lookback
 
 REFUSED_COUNTS_S = 10.0  # a client that was told to come back is expected within this
@@ -20,6 +22,7 @@ REFUSED_KEPT = 1000  # per workload
 class Signals:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.latencies = Latencies(clock)
         self._ongoing: dict[str, int] = {}
         self._recent: dict[str, Lookback] = {}
         self._refused: dict[str, deque[float]] = {}
@@ -49,11 +52,12 @@ class Signals:
     def ongoing(self, workload: str) -> int:
         return self._ongoing.get(workload, 0)
 
-    def load(self, workloads: list[str]) -> dict[str, dict[str, float]]:
-        """{workload: {"ongoing", "recent", "queued"}} for those given and any that still has requests in flight."""
+    def load(self, workloads: list[str]) -> dict[str, dict[str, Any]]:
+        """{workload: {"ongoing", "recent", "queued"}} for those given and any that still has requests in flight; with
+        "latencies" where they were measured since they were told last."""
         now = self._clock()
         oldest = now - REFUSED_COUNTS_S
-        report = {}
+        report: dict[str, dict[str, Any]] = {}
         for workload in sorted({*workloads, *(w for w, n in self._ongoing.items() if n)}):
             waiting = self._refused.get(workload, deque())
             while waiting and waiting[0] < oldest:
@@ -63,4 +67,6 @@ class Signals:
                 "recent": self._recent[workload].load(now) if workload in self._recent else 0.0,
                 "queued": len(waiting) + self._held.get(workload, 0),
             }
+        for workload, measured in self.latencies.told().items():
+            report[workload]["latencies"] = measured
         return report

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmsched.gateway.keys import Key, KeyRing
+from llmsched.gateway.latencies import Kind
 from llmsched.gateway.limits import DEFAULT_MAX_ONGOING, DEFAULT_TIMEOUT_S
 from llmsched.gateway.refusals import Refused
 from llmsched.policies.routing import NAMES
@@ -30,7 +31,7 @@ class Route(NamedTuple):
     max_ongoing: int  # requests in hand at one replica
     timeout_s: float  # the most a request may take
     hold_s: float  # the most of it that it may wait for a replica
-    replicas: tuple[str, ...]  # names of Serve applications
+    replicas: dict[str, Kind]  # names of Serve applications, with what each is
     adapters: dict[str, str]
 
 
@@ -127,6 +128,9 @@ def _route(id: str, entry: Mapping[str, Any]) -> Route:
         max_ongoing=int(entry.get("max_ongoing") or DEFAULT_MAX_ONGOING),
         timeout_s=float(entry.get("timeout_s") or DEFAULT_TIMEOUT_S),
         hold_s=float(entry.get("hold_s") or 0.0),
-        replicas=tuple(str(replica["app"]) for replica in entry.get("replicas", ())),
+        replicas={
+            str(replica["app"]): Kind(str(replica.get("model") or ""), str(replica.get("flavor") or ""))
+            for replica in entry.get("replicas", ())
+        },
         adapters={str(name): str(uri) for name, uri in dict(entry.get("adapters") or {}).items()},
     )

@@ -25,7 +25,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "placement": ("pack", "spread", "topology", "least_fragmentation"),
     "preemption": ("cheapest", "newest_first"),
     "elasticity": ("even", "marginal_throughput", "goodput"),
-    "autoscaling": ("ongoing_requests", "token_latency"),
+    "autoscaling": ("ongoing_requests",),
+}
+
+GONE = {  # names of before, and what to write instead
+    "autoscaling.token_latency": "A target for latency stands in the endpoint: slo: {ttft_p95: 500ms}. "
+    "ongoing_requests goes by it.",
 }
 
 
@@ -86,6 +91,7 @@ def _class(family: str, name: str) -> Any:
             ) from None
     near = get_close_matches(name, names(family), 1)
     hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(names(family))}."
+    hint = GONE.get(f"{family}.{name}", hint)
     raise SpecError(
         f'no {family} policy is called "{name}".', code="unknown_policy", where="policies." + family, hint=hint
     )

@@ -1,8 +1,9 @@
 """Endpoints of a simulation: requests come at the rate of a file, and replicas, which are gangs, answer them.
 
-A replica answers `max_ongoing_requests` at a time, each for `service` seconds; who finds no place waits in line, as at
-the gateway. What the autoscaler is told is what the gateway would count. Knows no policy; the simulator says how many
-replicas answer, and gets the load. Start reading at `Server.until`.
+A replica answers `max_ongoing_requests` at a time, each for `service` seconds (`6s..9s`: for 6 s if it is alone, for
+9 s where all places are taken); who finds no place waits in line, as at the gateway. What the autoscaler is told is
+what the gateway would count and measure. Knows no policy; the simulator says how many replicas answer, and gets the
+load. Start reading at `Server.until`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmsched.core.facts import LoadObserved
+from llmsched.core.latency import Latency
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.errors import SpecError
@@ -28,42 +31,60 @@ from llmsched.spec.serve import ServeSpec
 LOOK_S = 10.0  # between two reports of the load; live it is one or two, and the delays of a policy are longer
 STEP_S = 1.0  # of the arithmetic
 WHERE = "--endpoint"
-HINT = "For example --endpoint chat.yaml=day.csv,service=6s,start=40s,patience=10s"
+HINT = "For example --endpoint chat.yaml=day.csv,service=6s,start=40s,patience=10s,past=days_before.csv"
+MEASURED_S = 30.0  # between two measurements of latency, as at the gateway
+WINDOW_S = 300.0  # in which a target is held or missed
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`curve` is (seconds, requests a second from then on). A request holds a place for `service_s`; one that
-    waited for more than `patience_s` counts as late. A replica answers `start_s` after it was given its GPU."""
+    """`curve` is (seconds, requests a second from then on); `past` the same of the time before, which the scheduler has
+    seen. A request holds a place for `service_s`, where it is alone, up to `full_s`, where all places are taken; one
+    that waited for more than `patience_s` counts as late. A replica answers `start_s` after it was given its GPU."""
 
     workload: Workload
     curve: tuple[tuple[float, float], ...]
     places: int
     service_s: float
+    full_s: float
     start_s: float
     patience_s: float
+    past: tuple[tuple[float, float], ...] = ()
 
     @property
     def ends_s(self) -> float:
         """One step after the last that the file says."""
-        times = [at for at, _ in self.curve]
-        return times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0.0)
+        return _end(self.curve)
+
+    def told_before(self) -> Iterator[LoadObserved]:
+        """What the scheduler has seen of the past, which ends where the curve begins."""
+        ended = _end(self.past) if self.past else 0.0
+        for at, rate in self.past:
+            yield LoadObserved(at - ended, self.workload.id, round(rate * self.service_s, 1))
 
 
 def parse(text: str) -> Endpoint:
-    """`SPEC.yaml=RATE.csv,service=6s,start=40s,patience=10s`. Raises SpecError."""
+    """`SPEC.yaml=RATE.csv,service=6s,start=40s,patience=10s,past=RATE.csv`. Raises SpecError."""
     spec_file, equals, rest = text.partition("=")
     rate_file, *words = rest.split(",")
-    known: dict[str, float | None] = {"service": None, "start": 30.0, "patience": 10.0}
+    known: dict[str, float] = {"service": 0.0, "start": 30.0, "patience": 10.0}
+    full_s, past_file = 0.0, ""
     for word in words:
         name, _, value = word.partition("=")
+        if name == "past":
+            past_file = value
+            continue
         if name not in known:
-            raise SpecError(f'"{name}" is not known; expected {", ".join(known)}.', where=WHERE, hint=HINT)
+            raise SpecError(f'"{name}" is not known; expected {", ".join(known)}, past.', where=WHERE, hint=HINT)
+        alone, _, full = value.partition("..") if name == "service" else (value, "", "")
         try:
-            known[name] = parse_duration(value)
+            known[name] = parse_duration(alone)
+            full_s = parse_duration(full) if full else full_s
         except ValueError as error:
             raise SpecError(f"{name}: {error}", where=WHERE, hint=HINT) from None
     service_s = known["service"]
+    if 0 < full_s < service_s:
+        raise SpecError("service: a full replica is no faster than one with one request.", where=WHERE, hint=HINT)
     if not equals or not rate_file or not service_s:
         raise SpecError("needs a spec, a file of rates, and service, above 0.", where=WHERE, hint=HINT)
     spec = _spec(Path(spec_file))
@@ -73,8 +94,14 @@ def parse(text: str) -> Endpoint:
         raise SpecError("a simulated replica has one whole GPU.", where=spec_file, hint='accelerators: "A100:1"')
     one = tuple(Option(flavor, Resources(gpus_milli=MILLI)) for flavor in flavors)
     workload = replace(workload, groups=(Group("workers", 1, one),), user=workload.queue)
-    start_s, patience_s = known["start"] or 0.0, known["patience"] or 0.0
-    return Endpoint(workload, _curve(Path(rate_file)), spec.max_ongoing_requests, service_s, start_s, patience_s)
+    past = _curve(Path(past_file)) if past_file else ()
+    times = (service_s, full_s or service_s, known["start"], known["patience"])
+    return Endpoint(workload, _curve(Path(rate_file)), spec.max_ongoing_requests, *times, past)
+
+
+def _end(curve: Sequence[tuple[float, float]]) -> float:
+    times = [at for at, _ in curve]
+    return times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0.0)
 
 
 def _spec(file: Path) -> ServeSpec:
@@ -116,13 +143,21 @@ class Server:
         self.waiting: deque[tuple[float, int]] = deque()
         self.queued = 0
         self.look_at = 0.0
-        self.requests = self.late = 0
+        self.requests = self.late = self.missed = 0
         self.waits: dict[float, int] = {}  # whole tenths of a second -> requests
         self.busy_s = 0.0  # seconds of a whole replica, of which the requests in hand are a share
         self.handovers: list[float] = []  # seconds from asking for a replica until it answers
         self.most = 0
         self._at = 0.0
         self._lookback = Lookback(0.0)
+        self._began = 0.0  # of what is measured now
+        self._area = 0.0
+        self._seen = 0.0  # requests in hand when each began, in all
+        self._took: dict[float, int] = {}  # whole tenths of a second -> requests
+        self.windows = self.missed_windows = 0
+        self.changes: list[tuple[float, int]] = []  # when so many answered
+        self._window: dict[float, int] = {}
+        self._window_ends = WINDOW_S
         self._chance = random.Random(f"{seed}/{endpoint.workload.id}")
 
     def until(self, now: float) -> None:
@@ -134,6 +169,9 @@ class Server:
 
     def answering(self, replicas: int, now: float) -> None:
         self.until(now)
+        if replicas != self.replicas:
+            self._measure_anew()
+            self.changes.append((now, replicas))
         self.replicas = replicas
         self.most = max(self.most, replicas)
 
@@ -141,9 +179,45 @@ class Server:
         """(requests in flight, waiting), as the gateway reports them."""
         return self._lookback.load(self._at), self.queued
 
+    def measured(self) -> tuple[Latency, ...]:
+        """Of the last MEASURED_S, once they are over and if nothing came or went meanwhile."""
+        lasts, count = self._at - self._began, sum(self._took.values())
+        if lasts < MEASURED_S:
+            return ()
+        found: tuple[Latency, ...] = ()
+        if count >= 20 and self.replicas:
+            flavor = self.endpoint.workload.groups[0].options[0].flavor or ""
+            mean = sum(took * each for took, each in self._took.items()) / count
+            load = max(self._area / lasts, self._seen / count) / self.replicas
+            found = (Latency("", flavor, load, count, mean, latency_p95_s=quantile(self._took, 0.95)),)
+        self._measure_anew()
+        return found
+
+    def _measure_anew(self) -> None:
+        self._began, self._area, self._seen, self._took = self._at, 0.0, 0.0, {}
+
+    def _judge(self) -> None:
+        """A window is over: was its 95th percentile within the target?"""
+        target_s = self._target_s()
+        if self._window and target_s is not None:
+            self.windows += 1
+            self.missed_windows += (quantile(self._window, 0.95) or 0.0) > target_s
+        self._window = {}
+        self._window_ends += WINDOW_S
+
+    def _target_s(self) -> float | None:
+        slo = self.endpoint.workload.slo
+        return slo.latency_p95_s if slo is not None else None
+
+    def _service_s(self) -> float:
+        """Of a request that is taken in hand now."""
+        end = self.endpoint
+        full = self.in_hand / max(self.replicas * end.places, 1.0)
+        return end.service_s + (end.full_s - end.service_s) * min(full, 1.0)
+
     def _pass(self, step: float) -> None:
         end = self.endpoint
-        self.in_hand -= min(self.in_hand, self.in_hand * step / end.service_s)
+        self.in_hand -= min(self.in_hand, self.in_hand * step / self._service_s())
         come = _poisson(self._chance, self._rate() * step)
         if come:
             self.waiting.append((self._at, come))
@@ -160,6 +234,9 @@ class Server:
             else:
                 self.waiting[0] = (came, count - taken)
         self.busy_s += self.in_hand / end.places * step
+        self._area += self.in_hand * step
+        if self._at >= self._window_ends:
+            self._judge()
         self._lookback.set(self.in_hand, self._at)
 
     def _begin(self, waited: float, count: int) -> None:
@@ -168,6 +245,13 @@ class Server:
         self.late += count * (waited > self.endpoint.patience_s)
         key = round(waited, 1)
         self.waits[key] = self.waits.get(key, 0) + count
+        self._seen += self.in_hand * count
+        alone = round(self._service_s(), 1)  # what is measured begins with a replica's turn, what is judged before it
+        took = round(waited + self._service_s(), 1)
+        for times, seconds in ((self._took, alone), (self._window, took)):
+            times[seconds] = times.get(seconds, 0) + count
+        target_s = self._target_s()
+        self.missed += count * (target_s is not None and took > target_s)
 
     def _rate(self) -> float:
         """Of the step of the curve that this moment is in; nothing comes after its end."""

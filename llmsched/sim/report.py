@@ -98,15 +98,21 @@ def _paid(run: Run) -> str:
 
 
 def _endpoints(run: Run) -> dict[str, dict[str, float | int | None]]:
-    """What became of the requests to each, and what that took. `late`: waited for longer than their patience;
+    """What became of the requests to each, and what that took. `late`: waited for longer than their patience; `missed`:
+    took longer than its target says, where it has one; `missed_windows`: five minutes whose 95th percentile did;
     `handover`: from asking for a replica until it answers; `busy_gpu_hours`: what the requests in hand filled."""
     found: dict[str, dict[str, float | int | None]] = {}
     for server in run.servers:
         name, handovers = server.endpoint.workload.id, sorted(server.handovers)
+        slo = server.endpoint.workload.slo
         found[name] = {
             "requests": server.requests,
             "late": server.late,
             "late_pct": _round(100 * server.late / max(server.requests, 1), 4),
+            "missed_windows_pct": None
+            if slo is None
+            else _round(100 * server.missed_windows / max(server.windows, 1), 4),
+            "missed_pct": None if slo is None else _round(100 * server.missed / max(server.requests, 1), 4),
             "wait_p95_s": endpoints.quantile(server.waits, 0.95),
             "wait_p99_s": endpoints.quantile(server.waits, 0.99),
             "gpu_hours": _round(run.replica_gpu_s.get(name, 0.0) / 3600),
@@ -183,10 +189,11 @@ def table(found: dict[str, Any]) -> str:
     for name, each in found["endpoints"].items():
         soon, late = duration(each["handover_p50_s"]), duration(each["handover_p95_s"])
         hours, busy = each["gpu_hours"], each["busy_gpu_hours"]
+        missed = "" if each["missed_pct"] is None else f", {each['missed_pct']} % over its target"
         rows += [
             (
                 f"endpoint {name}",
-                f"{each['requests']:,} requests, {each['late_pct']} % late; p99 waited {each['wait_p99_s']} s",
+                f"{each['requests']:,} requests, {each['late_pct']} % late{missed}; p99 waited {each['wait_p99_s']} s",
             ),
             ("  its replicas", f"at most {each['most_replicas']}; {hours:,.1f} GPU hours, {busy:,.1f} of them filled"),
             ("  a new one answers", f"{soon} after it is asked for, p95 {late} ({each['new_replicas']:,})"),

@@ -17,6 +17,7 @@ from llmsched.core.configuration import Configuration, Queue
 from llmsched.core.decisions import Decision
 from llmsched.core.node_types import node_of
 from llmsched.core.nodes import Node
+from llmsched.core.policy import Policies
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduler import turn
 from llmsched.core.state import State
@@ -88,12 +89,15 @@ class Run:
     replica_gpu_s: dict[str, float] = field(default_factory=dict)  # held by the replicas of each endpoint
 
 
-def simulate(jobs: Sequence[Job], options: Options, recorder: Recorder | None = None) -> Run:
-    """Replay `jobs` (sorted by submit_s). Raises SpecError for a job that can never fit or an unknown policy."""
+def simulate(
+    jobs: Sequence[Job], options: Options, recorder: Recorder | None = None, policies: Policies | None = None
+) -> Run:
+    """Replay `jobs` (sorted by submit_s), under `policies` in the place of those that the configuration names. Raises
+    SpecError for a job that can never fit or an unknown policy."""
     gc_was = gc.get_threshold()
     gc.set_threshold(500_000, 50, 50)  # records live long and have no cycles: collecting often only costs time
     try:
-        return _Replay(jobs, options, recorder).run()
+        return _Replay(jobs, options, recorder, policies).run()
     finally:
         gc.set_threshold(*gc_was)
 
@@ -108,11 +112,13 @@ def with_queues(configuration: Configuration, jobs: Sequence[Job]) -> Configurat
 
 
 class _Replay:
-    def __init__(self, jobs: Sequence[Job], options: Options, recorder: Recorder | None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], options: Options, recorder: Recorder | None, policies: Policies | None
+    ) -> None:
         self.jobs = jobs
         self.options = options
         self.recorder = recorder
-        self.policies = registry.load(options.configuration.policies)
+        self.policies = policies or registry.load(options.configuration.policies)
         self.state = State()
         self.runtimes: dict[str, Runtime] = {}
         self.provider = Provider(options.configuration, options.startup_s, options.shortages)
@@ -149,7 +155,8 @@ class _Replay:
         options = self.options
         begins: list[facts.Fact] = [facts.Configured(0.0, options.configuration)]
         begins += [facts.NodeJoined(0.0, node) for node in options.nodes]
-        begins += [facts.Submitted(0.0, each.workload) for each in options.endpoints]
+        for each in options.endpoints:
+            begins += [facts.Submitted(0.0, each.workload), *each.told_before()]
         self._turn(0.0, begins)
         for node in options.nodes:
             self.provider.joined(node, 0.0)
@@ -250,7 +257,7 @@ class _Replay:
             if server.look_at <= now:
                 server.until(now)
                 server.look_at = now + LOOK_S
-                found.append(facts.LoadObserved(now, name, *server.load()))
+                found.append(facts.LoadObserved(now, name, *server.load(), server.measured()))
         return found
 
     def _serve(self, now: float) -> None:

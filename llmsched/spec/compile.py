@@ -60,6 +60,7 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         max_surge=serve.rollout.max_surge if serve else 1,
         packs=serve is not None and serve.replica_placement == "pack",
         autoscaling=_autoscaling(serve) if serve else None,
+        slo=nouns.Slo(serve.slo.ttft_p95, serve.slo.tpot_p95, serve.slo.latency_p95) if serve and serve.slo else None,
         topology=_topology(spec.topology) or nouns.Topology(),
         labels=tuple(sorted(spec.labels.items())),
         node_labels=tuple(sorted(spec.placement.labels.items())),
@@ -142,6 +143,8 @@ def _autoscaling(spec: ServeSpec) -> nouns.Autoscaling | None:
         downscale_delay_s=wish.downscale_delay_s,
         downscale_to_zero_delay_s=wish.downscale_to_zero_delay_s,
         bounds=tuple((each.cron, each.min, each.max) for each in wish.bounds),
+        most_ongoing=spec.max_ongoing_requests,
+        forecast=wish.forecast,
     )
 
 

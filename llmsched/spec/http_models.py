@@ -234,6 +234,7 @@ class WhyView(Reply):
     reason: ReasonView | None = None
     text: str
     gangs: list[GangWhy] = []
+    scaling: list[Sentence] = []  # of an endpoint: its target, its forecast, and what its last replica took
 
 
 class Finding(Reply):

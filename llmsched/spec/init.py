@@ -39,6 +39,7 @@ priority: 80                     # 0..100, higher wins
 resources: {accelerators: [L4:1, A100:1], cpus: 2, memory: 8GB}    # what ONE replica gets
 replicas: 1..2                   # 0..2 lets it go down to nothing when nobody asks
 autoscaling: {target_ongoing_requests: 8, upscale_delay_s: 15, downscale_delay_s: 300}
+# slo: {ttft_p95: 500ms, tpot_p95: 50ms}    # as many replicas as that takes, once it was measured; or latency_p95: 2s
 max_ongoing_requests: 32         # per replica; what comes above it is answered 429
 request_timeout: 10m             # a request that takes longer altogether is answered 504
 hold_timeout: 2m                 # while no replica answers, requests wait for one for so long

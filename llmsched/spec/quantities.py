@@ -63,6 +63,14 @@ def parse_duration(value: Any) -> float:
     return round(seconds, 6)
 
 
+def parse_switch(value: Any) -> bool:
+    """True or False, also as `on` and `off`."""
+    found = {"on": True, "off": False, True: True, False: False}.get(value) if isinstance(value, str | bool) else None
+    if found is None:
+        raise ValueError("expected on or off")
+    return found
+
+
 def write_duration(seconds: float) -> str:
     """`5400.0` -> `1h30m`; parsing it gives the same number of seconds (to the microsecond)."""
     whole, millis = divmod(round(seconds * 1000, 3), 1000)
@@ -147,6 +155,11 @@ Duration = Annotated[
             "description": "A duration: 10m, 1h30m, 500ms, or seconds.",
         }
     ),
+]
+Switch = Annotated[
+    bool,
+    BeforeValidator(parse_switch),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["on", "off"]}]}),
 ]
 Size = Annotated[
     int,

@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from llmsched.data.tasks import KINDS
 from llmsched.spec import library_names
-from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Range, Source
+from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Range, Source, Switch, write_duration
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough, Task
 from llmsched.spec.workload import WorkloadSpec
@@ -92,19 +93,41 @@ class Bound(Section):
 
 
 class Autoscaling(Section):
-    """Ray Serve's names. Acts when `replicas` is a range. Without downscale_to_zero_delay_s the other delay counts."""
+    """Ray Serve's names. Acts when `replicas` is a range. Without downscale_to_zero_delay_s the other delay counts.
+    `forecast`: replicas also come before the load that came at the same hour of yesterday and a week ago. Where the
+    endpoint has an `slo`, what was measured takes the place of target_ongoing_requests."""
 
     target_ongoing_requests: float = Field(default=2.0, gt=0)
     upscale_delay_s: float = Field(default=30.0, ge=0)
     downscale_delay_s: float = Field(default=600.0, ge=0)
     downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
     bounds: list[Bound] = Field(default=[], max_length=64)
+    forecast: Switch = True
+
+
+GENERATING = frozenset(task for task, kind in KINDS.items() if "chat/completions" in kind.answers)
+LEAST_TARGET_S = 0.001  # no answer crosses a network in less
 
 
 class Slo(Section):
-    ttft_p95: Annotated[Duration, Field(gt=0)] | None = None
-    tpot_p95: Annotated[Duration, Field(gt=0)] | None = None
-    latency_p95: Annotated[Duration, Field(gt=0)] | None = None
+    """What the 95th percentile of answers is to stay under: the time to the first token and that for each further one,
+    of models that generate text and are asked with `stream`; or the whole answer, of any endpoint. As many replicas
+    run as that takes, by what was measured; with a fixed number of them it is watched."""
+
+    ttft_p95: Annotated[Duration, Field(ge=LEAST_TARGET_S, le=60)] | None = None
+    tpot_p95: Annotated[Duration, Field(ge=LEAST_TARGET_S, le=10)] | None = None
+    latency_p95: Annotated[Duration, Field(ge=LEAST_TARGET_S)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> Slo:
+        of_tokens = self.ttft_p95 is not None or self.tpot_p95 is not None
+        if of_tokens and self.latency_p95 is not None:
+            raise WrongAt(
+                "is of the whole answer: it does not go with ttft_p95 and tpot_p95; keep one form", "latency_p95"
+            )
+        if not of_tokens and self.latency_p95 is None:
+            raise ValueError("expected ttft_p95, tpot_p95 or both, such as {ttft_p95: 500ms}; or latency_p95")
+        return self
 
 
 class Rollout(Section):
@@ -138,6 +161,18 @@ class ServeSpec(WorkloadSpec):
             raise WrongAt("may go down to 0, but not end there", "replicas")
         if self.replicas.step != 1:
             raise WrongAt("has no step: each replica comes and goes by itself", "replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> ServeSpec:
+        for name, seconds in self.slo.model_dump(exclude_none=True).items() if self.slo else ():
+            if seconds >= self.request_timeout:
+                limit = write_duration(self.request_timeout)
+                message = f"an answer takes {limit} at most (request_timeout), so this is no target; say 500ms or 2s"
+                raise WrongAt(message, "slo", name)
+            if name != "latency_p95" and (self.serve.model is None or self.serve.task not in GENERATING):
+                what = "an app" if self.serve.model is None else self.serve.task
+                raise WrongAt(f"is of generated text, which {what} does not answer; use latency_p95", "slo", name)
         return self
 
     def sources(self) -> list[str]:

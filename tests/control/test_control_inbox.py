@@ -10,6 +10,7 @@ from llmsched.control import inbox
 from llmsched.control.dispatch import Send
 from llmsched.control.inbox import Inbox
 from llmsched.control.outbox import Outbox
+from llmsched.core.latency import Latency
 from llmsched.executors.port import LoadSeen, NodeGone
 
 
@@ -27,6 +28,13 @@ def test_a_round_takes_in_a_portion_in_order_and_the_rest_waits_for_the_next() -
         portions += 1
     assert portions == 3
     assert taken == [*(NodeGone(f"n{number}") for number in range(count)), LoadSeen("w", 1.0, 0.0)]
+
+
+def test_of_loads_the_last_counts_and_of_what_was_measured_each() -> None:
+    box, first, second = Inbox(), Latency("m", "L4", 1.0, 20, 0.5), Latency("m", "L4", 2.0, 20, 0.7)
+    for load in (LoadSeen("w", 1.0, 0.0, (first,)), LoadSeen("w", 2.0, 0.0), LoadSeen("w", 3.0, 1.0, (second,))):
+        box.deliver(load)
+    assert box.drain()[1] == [LoadSeen("w", 3.0, 1.0, (first, second))]
 
 
 def test_orders_that_leave_at_once_let_others_have_their_turn() -> None:

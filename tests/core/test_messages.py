@@ -159,7 +159,8 @@ def test_a_field_that_names_anothers_work_is_marked_so() -> None:
                 assert name in OWN, f"{cls.__name__}.{name}: mark it with message.Named, or add it to OWN"
     assert [*marked] == [
         "Submitted.met", "RolledBack.by", "RolledBack.met", "DrainBegun.by", "DrainEnded.by", "AdapterLoaded.uri",
-        "Archived.workloads", "Archived.replicas", "Nominate.victims", "Preempt.beneficiary", "LoadAdapter.uri",
+        "Archived.workloads", "Archived.replicas", "Nominate.victims", "Resize.beneficiary", "Preempt.beneficiary",
+        "LoadAdapter.uri",
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from llmsched.core.configuration import PolicyNames, PolicyOptions
 from llmsched.core.facts import NodeJoined, Submitted
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
-from llmsched.core.policy import NodeView, View
+from llmsched.core.policy import NodeView, View, WorkloadView
 from llmsched.core.records import WorkloadState
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide
@@ -23,7 +23,6 @@ from llmsched.core.workload import Autoscaling, Group, Option, Workload
 from llmsched.errors import SpecError
 from llmsched.policies import registry
 from llmsched.policies.autoscaling.ongoing_requests import OngoingRequests
-from llmsched.policies.autoscaling.token_latency import TokenLatency
 from llmsched.policies.placement.least_fragmentation import LeastFragmentation
 from llmsched.spec.cluster import load as load_cluster
 
@@ -162,12 +161,12 @@ def test_newest_first_takes_back_what_started_last() -> None:
     assert given.decide().decisions == [Preempt("new", "in_queue_priority"), Nominate("in", gpus=1)]
 
 
-def endpoint(ongoing: float, replicas: int, **knobs: float) -> WorkloadState:
+def endpoint(ongoing: float, replicas: int, **knobs: float) -> WorkloadView:
     group = Group("replica", 1, (Option(None, Resources(1000)),))
     spec = Workload("e", "e", "serve", (group,), min_replicas=0, max_replicas=9, autoscaling=Autoscaling(**knobs))  # type: ignore[arg-type]
     record = WorkloadState(spec, 0.0, [], {}, wanted_replicas=replicas)
     record.load = (ongoing, 0.0, 0.0)
-    return record
+    return WorkloadView(record)
 
 
 def at(now: float) -> View:
@@ -194,10 +193,3 @@ def test_the_last_replica_goes_only_after_its_own_longer_delay() -> None:
 
 def test_a_request_wakes_an_endpoint_at_once() -> None:
     assert OngoingRequests().wanted(endpoint(1.0, 0, upscale_delay_s=30.0), "", at(0.0))[0] == 1
-
-
-def test_token_latency_keeps_relatively_more_in_hand_when_small() -> None:
-    knobs = {"target_ongoing_requests": 1.0, "upscale_delay_s": 0.0}
-    one, _ = TokenLatency().wanted(endpoint(1.0, 1, **knobs), "", at(0.0))
-    four, _ = TokenLatency().wanted(endpoint(4.0, 1, **knobs), "", at(0.0))
-    assert (one, four) == (2, 5)

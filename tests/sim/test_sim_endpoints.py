@@ -82,6 +82,33 @@ def test_too_few_replicas_are_late_and_a_fixed_number_holds_what_it_holds(folder
     assert chat["late_pct"] > 30 and chat["wait_p95_s"] > 60
 
 
+def test_a_target_is_held_by_what_was_measured_and_judged_by_windows(folder: Path) -> None:
+    slo = SPEC.replace("REPLICAS", "1..6") + "slo: {latency_p95: 12s}\n"
+    Path("chat.yaml").write_text(slo.replace("target_ongoing_requests: 3", "target_ongoing_requests: 0.5"))
+    Path("rate.csv").write_text("t_s,rate_rps\n0,0.5\n3600,0.5\n7200,0\n")
+    chat = run("--until", "7200", endpoint="chat.yaml=rate.csv,service=6s..12s,start=20s,patience=5s")["endpoints"][
+        "chat"
+    ]
+    assert chat["missed_windows_pct"] < 20 and chat["missed_pct"] < 5
+    assert chat["gpu_hours"] < 9, "by target_ongoing_requests all 6 would run for all of two hours"
+    Path("chat.yaml").write_text(slo.replace("1..6", "1").replace("autoscaling", "# autoscaling"))
+    alone = run("--until", "7200", endpoint="chat.yaml=rate.csv,service=6s..12s,start=20s")["endpoints"]["chat"]
+    assert alone["missed_windows_pct"] > 80
+
+
+def test_replicas_are_there_before_a_peak_that_the_past_had(folder: Path) -> None:
+    hours = [f"{hour * 3600},{1.5 if hour % 24 == 12 else 0.1}" for hour in range(48)]
+    Path("past.csv").write_text("\n".join(["t_s,rate_rps", *hours]))
+    Path("rate.csv").write_text("\n".join(["t_s,rate_rps", *hours[:14]]))
+    late = {}
+    for way, forecast in (("ahead", "on"), ("follows", "off")):
+        text = SPEC.replace("REPLICAS", "0..6").replace("{target", f"{{forecast: {forecast}, target")
+        Path("chat.yaml").write_text(text)
+        found = run("--until", "50400", endpoint="chat.yaml=rate.csv,past=past.csv,service=8s,start=20s,patience=5s")
+        late[way] = found["endpoints"]["chat"]["late"]
+    assert late["ahead"] < 0.2 * late["follows"], late
+
+
 def test_what_can_be_read_in_the_table(folder: Path) -> None:
     words = ["sim", "run", "jobs.csv", "--nodes", "2x4:T4", "--config", "shared.yaml", "--endpoint"]
     said = CliRunner().invoke(cli, [*words, "chat.yaml=rate.csv,service=8s"]).output
@@ -94,8 +121,11 @@ def test_what_can_be_read_in_the_table(folder: Path) -> None:
         ("chat.yaml", "needs a spec, a file of rates, and service"),
         ("chat.yaml=rate.csv", "needs a spec, a file of rates, and service"),
         ("chat.yaml=rate.csv,service=0s", "needs a spec, a file of rates, and service"),
-        ("chat.yaml=rate.csv,servic=8s", '"servic" is not known; expected service, start, patience'),
+        ("chat.yaml=rate.csv,servic=8s", '"servic" is not known; expected service, start, patience, past'),
         ("chat.yaml=rate.csv,service=soon", "service: "),
+        ("chat.yaml=rate.csv,service=8s..6s", "service: a full replica is no faster"),
+        ("chat.yaml=rate.csv,service=8s..soon", "service: "),
+        ("chat.yaml=rate.csv,service=8s,past=none.csv", "cannot be read: .*No such file"),
         ("none.yaml=rate.csv,service=8s", "cannot be read: No such file"),
         ("chat.yaml=none.csv,service=8s", "cannot be read: .*No such file"),
         ("chat.yaml=jobs.csv,service=8s", "expected the columns t_s"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from llmsched.core import scaling
 from llmsched.core.decisions import Scale
-from llmsched.core.message import say
+from llmsched.core.message import Message, say
 from llmsched.core.plan import PORTION
+from llmsched.core.records import WorkloadState
 from llmsched.core.scheduling_pass import Pass
 
 LOOK_AGAIN_S = 1.0  # while a delay runs
@@ -33,5 +35,17 @@ def run(this: Pass) -> None:
         if replicas != record.wanted_replicas or memory != record.memory:
             made += max(0, replicas - record.wanted_replicas)
             asks = replicas != record.wanted_replicas
-            why = say("scale.load", replicas=replicas) if asks else say("scale.side")
+            why = _why(record, replicas, plan.at) if asks else say("scale.side")
             plan.decisions.append(Scale(name, replicas, memory, why))
+
+
+def _why(record: WorkloadState, replicas: int, now: float) -> Message:
+    """What asks for so many: what is expected, where that is more than what is there, and what the target allows."""
+    ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
+    ahead = scaling.expected(record, now)
+    if replicas > record.wanted_replicas and ahead is not None and ahead.counts and ahead.load > ongoing + queued:
+        return say("scale.ahead", replicas=replicas, load=ahead.load, within=scaling.comes_in_s(record))
+    reach = scaling.reach_of(record)
+    if reach is not None and reach.load:
+        return say("scale.slo", replicas=replicas, target=scaling.target_of(reach), load=reach.load)
+    return say("scale.load", replicas=replicas)

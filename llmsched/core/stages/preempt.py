@@ -132,7 +132,7 @@ def _on_what_leaves(later: Later, gang: GangState, only: int) -> Choice | None:
 def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, Placement]) -> Placement | bool:
     trial, plan = this.trial, this.plan
     for name, placement in smaller.items():
-        shrink.resize(this, this.state.gangs[name], placement, say("makes_room", who=workload(gang.workload_id)))
+        shrink.give(this, this.state.gangs[name], placement, gang)
     new = [victim for victim in choice.victims if trial.is_new(victim)]
     for victim in choice.victims:
         if victim in new:

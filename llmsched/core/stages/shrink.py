@@ -13,11 +13,11 @@ from llmsched.core.decisions import Resize
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import IN_QUEUE, Rules
-from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.status import Status
+from llmsched.core.trade import resize_loss_s
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placement
 
@@ -67,7 +67,7 @@ def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
         trial.rollback(mark)
     for name, placement in chosen.items():
         giver = state.gangs[name]
-        resize(this, giver, placement, say("makes_room", who=workload(gang.workload_id)))
+        give(this, giver, placement, gang)
     gives = tuple(
         say("release", who=workload(state.gangs[name].workload_id), amount=_given_milli(state.gangs[name], p))
         for name, p in chosen.items()
@@ -93,10 +93,20 @@ def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, 
     return offered
 
 
-def resize(this: Pass, gang: GangState, placement: Placement, why: Message) -> None:
+def resize(this: Pass, gang: GangState, placement: Placement, why: Message, beneficiary: str = "") -> None:
     """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
-    this.plan.decisions.append(Resize(gang.id, gang.attempt, placement, "resize", why))
+    this.plan.decisions.append(Resize(gang.id, gang.attempt, placement, "resize", why, beneficiary))
     this.trial.shrinking[gang.id] = placement
+
+
+def give(this: Pass, giver: GangState, placement: Placement, receiver: GangState) -> None:
+    """Decide that it becomes smaller for somebody, and say what that costs."""
+    lost = resize_loss_s(giver, this.view.now, this.state.configuration.scheduling.restart_cost_s)
+    given = _given_milli(giver, placement)
+    why = say("makes_room.gives", who=workload(receiver.workload_id), given=given, lost=lost)
+    if not given:  # it has no GPUs, and gives of its CPUs
+        why = say("makes_room", who=workload(receiver.workload_id))
+    resize(this, giver, placement, why, receiver.id)
 
 
 def _given_milli(gang: GangState, placement: Placement) -> int:
@@ -107,7 +117,8 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
     priority, then who loses least for each GPU that is of use."""
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
-    quantum = state.configuration.scheduling.quantum_s
+    scheduling = state.configuration.scheduling
+    quantum = scheduling.quantum_s
     need = least_milli(gang.spec, gang.spec.min_size)
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
@@ -127,21 +138,11 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
                 plan.wake(view.now - view.held_for_s(giver) + quantum, say("eta.quantum"))
         if floor < giver.size:
             gives = (giver.size - floor) * bundle_milli(giver.spec)
-            loss = restart_loss_s(this, giver) / max(1, min(gives, need))
+            loss = resize_loss_s(giver, view.now, scheduling.restart_cost_s) / max(1, min(gives, need))
             key = (rules.is_reluctant(giver), giver.spec.priority, loss, -gives, giver.submitted_at, giver.id)
             rows.append((key, giver, floor, by))
     rows.sort(key=lambda row: row[0])
     return [(giver, floor, code) for _, giver, floor, code in rows[:GANGS_SHRUNK]]
-
-
-def restart_loss_s(this: Pass, gang: GangState) -> float:
-    """GPU-seconds that a change of its size costs: a restart on all that it holds. Nothing unsaved is among them, as it
-    saves first. Who has only begun, or changed its size, loses no more than the time since; the nodes of a Ray program
-    leave while it goes on."""
-    if gang.spec.kind == "ray":
-        return 0.0
-    lasts_s = min(this.state.configuration.scheduling.restart_cost_s, this.view.held_for_s(gang))
-    return lasts_s * gang.gpus_milli() / MILLI
 
 
 def _step(giver: GangState) -> int:

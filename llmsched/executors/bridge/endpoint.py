@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from llmsched.core.latency import Latency
 from llmsched.executors.bridge.gateway_actor import STARTS_WITHIN_S, Gone, Load, Silent
 from llmsched.executors.port import Deliver, EndpointSeen, KeyUsageSeen, LoadSeen, RouteTable
 
@@ -92,6 +93,7 @@ class Endpoint:
         if table is None or not (table.models or self._gateways[0].is_there):
             return
         recent, queued, there = dict[str, float](), dict[str, float](), list[Gateway]()
+        latencies: dict[str, tuple[Latency, ...]] = {}
         for number, gateway in enumerate(self._gateways):
             if number and not (gateway.is_there or self._wants_another(table)):
                 continue
@@ -102,9 +104,11 @@ class Endpoint:
             for workload, (lately, waiting) in load.of.items():
                 recent[workload] = recent.get(workload, 0.0) + lately
                 queued[workload] = queued.get(workload, 0.0) + waiting
+            for workload, measured in load.latencies.items():
+                latencies[workload] = (*latencies.get(workload, ()), *measured)
         self._say(there)
         for workload in recent:
-            self._deliver(LoadSeen(workload, recent[workload], queued[workload]))
+            self._deliver(LoadSeen(workload, recent[workload], queued[workload], latencies.get(workload, ())))
 
     def shut_down(self) -> None:
         for gateway in self._gateways:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from llmsched.core.latency import Latency
 from llmsched.executors.bridge import processes
 from llmsched.executors.port import KeyUsageSeen, KeyUse, RouteTable
 from llmsched.executors.ports import free_ports
@@ -28,10 +31,12 @@ class Silent(Exception):
 
 
 class Load(NamedTuple):
-    """`version` of the table that it uses; {workload: (recent, queued)}."""
+    """`version` of the table that it uses; {workload: (recent, queued)}, and what it has measured since it was asked
+    last."""
 
     version: int
     of: dict[str, tuple[float, float]]
+    latencies: Mapping[str, tuple[Latency, ...]] = MappingProxyType({})
 
 
 class GatewayActor:
@@ -87,7 +92,9 @@ class GatewayActor:
         """Raises Gone, Silent."""
         said = self._ask(lambda actor: actor.load.remote())
         version, self._pid = said.pop("version", 0), said.pop("pid", 0)
-        return Load(version, {str(one): (float(of["recent"]), float(of["queued"])) for one, of in said.items()})
+        counts = {str(one): (float(of["recent"]), float(of["queued"])) for one, of in said.items()}
+        measured = {str(one): tuple(Latency(**each) for each in of.get("latencies", ())) for one, of in said.items()}
+        return Load(version, counts, measured)
 
     def used(self) -> KeyUsageSeen | None:
         """What keys have used, where that has grown since it was last asked. Raises Gone, Silent."""

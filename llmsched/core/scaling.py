@@ -1,0 +1,122 @@
+"""What an endpoint's latencies and its past say of the replicas that it needs, as policies and people are told.
+
+The latencies are latency.py's, the past is season.py's; here they meet the workload: its target, its flavor, how long a
+replica takes to come. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+
+from llmsched.core import latency, season, trade
+from llmsched.core.message import FLAVOR, Message, Ref, say
+from llmsched.core.records import WorkloadState
+from llmsched.core.status import Status
+from llmsched.core.workload import Autoscaling
+
+ONE_FEWER = 1.15  # how much more than its share of the load of one that is not there a replica may be tried with
+COMES_IN_S = 120.0  # a replica of which none was seen yet
+NOT_REACHABLE = ("slo.unreachable", "slo.short")  # what `about_target` says of a target that is missed
+
+
+def answering(record: WorkloadState) -> int:
+    """How many replicas answer."""
+    return sum(gang.status in (Status.RUNNING, Status.RESIZING) for gang in map(record.known.__getitem__, record.gangs))
+
+
+def flavor_of(record: WorkloadState) -> str:
+    """That of most replicas; while there are none, the first that it may have. "": any."""
+    gangs = (record.known[name] for name in record.gangs)
+    flavors = Counter(gang.flavor or "" for gang in gangs if gang.is_holding())
+    if flavors:
+        return flavors.most_common(1)[0][0]
+    return record.workload.groups[0].options[0].flavor or ""
+
+
+def curve_of(record: WorkloadState) -> latency.Curve | None:
+    return latency.newest(record.curves, flavor_of(record))
+
+
+def reach_of(record: WorkloadState) -> latency.Reach | None:
+    """The most load of a replica at which its target holds. None: it has no target."""
+    spec = record.workload
+    if spec.slo is None:
+        return None
+    knobs, count = spec.autoscaling or Autoscaling(), answering(record)
+    presumed = knobs.target_ongoing_requests
+    if count > 1 and record.load is not None:  # or two that do well would never learn that one is enough
+        presumed = max(presumed, ONE_FEWER * record.load[0] / (count - 1))
+    found = latency.most_load(curve_of(record), spec.slo, presumed)
+    if found.load is None or not knobs.most_ongoing:
+        return found
+    return found._replace(load=min(found.load, float(knobs.most_ongoing)))
+
+
+def comes_in_s(record: WorkloadState) -> float:
+    """Seconds from asking for a replica until it answers, as most of the last ones took."""
+    return trade.seconds_p95(record.handovers) or COMES_IN_S
+
+
+def expected(record: WorkloadState, now: float) -> season.Expected | None:
+    """The load until a replica that is asked for now answers, by yesterday and a week ago. None: not known, or not to
+    be looked at."""
+    knobs = record.workload.autoscaling
+    if knobs is None or not knobs.forecast:
+        return None
+    return season.expected(record.season, now, comes_in_s(record))
+
+
+def needed(record: WorkloadState, reach: latency.Reach) -> int:
+    """Replicas that hold its target at the load of now."""
+    ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
+    return ceil((ongoing + queued) / reach.load) if reach.load else 0
+
+
+def about_target(record: WorkloadState) -> Message | None:
+    """Whether its target can be held, by what was measured. None: it has none."""
+    reach, spec = reach_of(record), record.workload
+    if reach is None or spec.slo is None:
+        return None
+    if reach.load is None:
+        return say("slo.unmeasured", target=tuple(_target(*each) for each in latency.targets(spec.slo)))
+    flavor = flavor_of(record)
+    on = Ref(FLAVOR, flavor) if flavor else ()
+    target, took, at = target_of(reach), reach.seconds, reach.at_load
+    if not reach.load:
+        return say("slo.unreachable", target=target, on=on, took=took, at=at)
+    most, count = spec.max_replicas, needed(record, reach)
+    if count > most:
+        ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
+        each, load = spec.groups[0].options[0], ongoing + queued
+        return say(
+            "slo.short", target=target, most=most, each=each, load=load, needed=count, one=reach.load, took=took, at=at
+        )
+    return say("slo.holds", target=target, load=reach.load, on=on, took=took, at=at)
+
+
+def about_forecast(record: WorkloadState, now: float) -> Message | None:
+    """What is expected, and how far off such forecasts were. None: it makes none."""
+    knobs = record.workload.autoscaling
+    if knobs is None or not knobs.forecast:
+        return None
+    ahead = expected(record, now)
+    if ahead is None:
+        return say("ahead.unknown")
+    if not ahead.counts:
+        return say("ahead.wrong", error=ahead.error)
+    within = comes_in_s(record)
+    return say("ahead.known", load=ahead.load, low=ahead.low, high=ahead.high, within=within, error=ahead.error)
+
+
+def target_of(reach: latency.Reach) -> Message:
+    return _target(reach.name, reach.target_s)
+
+
+def _target(name: str, seconds: float) -> Message:
+    match name:
+        case latency.TTFT:
+            return say("slo.ttft_p95", seconds=seconds)
+        case latency.TPOT:
+            return say("slo.tpot_p95", seconds=seconds)
+    return say("slo.latency_p95", seconds=seconds)
