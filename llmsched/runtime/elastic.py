@@ -56,6 +56,12 @@ def is_asked() -> bool:
     return where is not None and _ask(where)
 
 
+def has_asked() -> bool:
+    """What this rank is told, once its program has asked before; False: it never has, or it goes on."""
+    where = context.inside()
+    return where is not None and _asked[0] is where and _ask(where)
+
+
 def hear(answer: bool) -> None:
     """This rank knows whether it is to leave: if its loop then returns, it has left."""
     global _told

@@ -1,7 +1,8 @@
 """Numbers for people: one line a report in progress.jsonl, and the newest values to the supervisor.
 
 Rank 0 speaks for the gang. Reporting never slows a loop (at most two messages a second, what came between is merged)
-and never stops it (a supervisor that does not listen is said once). The last report always arrives.
+and never stops it (a supervisor that does not listen is said once), but for a trial that waits for the verdict of its
+search (`rungs.py`). The last report always arrives.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from typing import Any
 
 from llmsched import sanitize
-from llmsched.runtime import context, redaction
+from llmsched.runtime import context, redaction, rungs
 from llmsched.runtime.link import Link
 from llmsched.runtime.storage import Storage
 
@@ -91,6 +92,9 @@ def report(step: int | None = None, total_steps: int | None = None, **values: An
         print("progress: " + " ".join(f"{name}={value}" for name, value in plain.items()), flush=True)
     elif where.rank == 0 and plain:
         _outbox.add(plain)
+        if (trial := rungs.trial_here(where)).is_at_one(plain):
+            flush()
+            trial.wait()
 
 
 def flush() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from llmsched.runtime.ask import Child
 from workloads.search import schedulers, space
+from workloads.search.halving import Halving
 from workloads.search.trials import Trial, best
 
 RATE = {"uniform": None, "loguniform": [1e-4, 1.0], "randint": None, "choice": None, "grid": None}
@@ -71,23 +72,38 @@ def test_optuna_learns_from_trials_of_before_a_restart_too() -> None:
     assert found < mean(one.value for one in tried(space.suggester(section), 1, 12)) / 2
 
 
-def run(section: dict[str, Any], ends: list[float]) -> dict[int, int]:
-    """Trials whose loss after each step is what they end with; how many steps each made."""
+def run(section: dict[str, Any], ends: list[float], at_once: int = 0) -> dict[int, int]:
+    """Trials whose loss after each step is what they end with, `at_once` of them (0: all), a step each in turn; who
+    waits for a verdict makes none. How many steps each made."""
     scheduler = schedulers.scheduler(section)
-    trials = {number: Trial(number, {}) for number in range(1, len(ends) + 1)}
-    made = dict.fromkeys(trials, 0)
-    for trial in trials.values():
-        scheduler.add(trial)
-    for step in range(1, 28):
-        for number, trial in [*trials.items()]:
-            made[number] = step
-            trial.history.append((step, ends[number - 1]))
-            if scheduler.reported(trial, step, ends[number - 1]) is not None:
-                trial.phase = "cancelled"
-                scheduler.over(trials.pop(number))
-    for trial in trials.values():
-        trial.phase = "succeeded"
-        scheduler.over(trial)
+    todo, open_, made, waits = [*range(1, len(ends) + 1)], dict[int, Trial](), dict[int, int](), set[int]()
+
+    def end(trial: Trial, phase: str) -> None:
+        trial.phase = phase
+        scheduler.over(open_.pop(trial.number))
+
+    while todo or open_:
+        while todo and len(open_) < (at_once or len(ends)):
+            trial = Trial(todo.pop(0), {}, "running")
+            open_[trial.number] = trial
+            scheduler.add(trial)
+        assert waits < {*open_}, "somebody can go on"
+        for number, trial in [*open_.items()]:
+            if number in waits:
+                continue
+            step = made[number] = made.get(number, 0) + 1
+            trial.furthest, value = step, ends[number - 1]
+            trial.history.append((step, value))
+            if scheduler.reported(trial, step, value) is not None:
+                end(trial, "cancelled")
+            elif step == 27:
+                end(trial, "succeeded")
+            elif isinstance(scheduler, Halving) and scheduler.rungs.reached(step) == step:
+                waits.add(number)
+        for trial, verdict in scheduler.decided([*open_.values()]):
+            waits.discard(trial.number)
+            if verdict.passes is None:
+                end(trial, "cancelled")
     return made
 
 
@@ -99,13 +115,45 @@ def test_poor_trials_are_stopped_and_the_best_comes_to_its_end(kind: str) -> Non
     assert sum(made.values()) < 0.5 * 27 * 18
 
 
-def test_asha_finds_the_best_of_a_grid_with_a_quarter_of_its_steps() -> None:
-    ends = [0.01 + n / 81 for n in range(81)]
-    random.Random(3).shuffle(ends)
-    made = run(tune(scheduler="asha"), ends)
-    furthest = [ends[number - 1] for number, steps in made.items() if steps == 27]
-    assert min(furthest) == min(ends)
-    assert sum(made.values()) <= 0.25 * 27 * 81
+@pytest.mark.parametrize(("trials", "at_once"), [(9, 3), (12, 4), (27, 8), (81, 16)])
+def test_asha_finds_the_best_of_a_grid_with_a_quarter_of_its_steps_also_of_few_trials(
+    trials: int, at_once: int
+) -> None:
+    """Alone, whoever comes first to a rung goes on: of 12 trials a third of all steps were made."""
+    parts = []
+    for seed in range(5):
+        ends = [0.01 + n / trials for n in range(trials)]
+        random.Random(seed).shuffle(ends)
+        made = run(tune(scheduler="asha", scheduler_args=ARGS), ends, at_once)
+        assert min(ends[number - 1] for number, steps in made.items() if steps == 27) == min(ends)
+        parts.append(sum(made.values()) / (27 * trials))
+    assert mean(parts) <= 0.25, parts
+
+
+def test_nobody_waits_at_a_rung_for_a_trial_that_does_not_run() -> None:
+    """With one GPU the others begin when this one has ended."""
+    made = run(tune(scheduler="asha", scheduler_args=ARGS), [0.3, 0.1, 0.2, 0.4], 1)
+    assert made == {1: 27, 2: 27, 3: 1, 4: 1}
+    halving = schedulers.scheduler(tune(scheduler="asha", scheduler_args=ARGS))
+    first, preempted = Trial(1, {}, "running", furthest=1.0), Trial(2, {}, "waiting")
+    for trial in (first, preempted):
+        halving.add(trial)
+    assert halving.reported(first, 1, 0.5) is None
+    assert [(one.number, verdict.passes) for one, verdict in halving.decided([first, preempted])] == [(1, 1)]
+
+
+def test_a_search_that_begins_again_judges_nobody_twice() -> None:
+    halving = schedulers.scheduler(tune(scheduler="asha", scheduler_args=ARGS))
+    assert isinstance(halving, Halving)
+    trials = [Trial(number, {}, "running") for number in (1, 2, 3)]
+    for trial in trials:
+        halving.add(trial)
+        for step in (1, 2, 3):
+            halving.reported(trial, step, trial.number / 10)
+            trial.furthest = step
+    halving.recall(trials[0], 3)  # it was let pass; the others wait there still
+    verdicts = {one.number: verdict.passes for one, verdict in halving.decided(trials)}
+    assert verdicts == {2: None, 3: None}
 
 
 def test_the_worst_of_a_population_follow_the_best_with_values_beside_theirs() -> None:

@@ -1,6 +1,8 @@
-"""What a search notes in the storage beside the journal: what trials reported, and which goes on from which.
+"""What a search notes in the storage beside the journal: what trials reported, and which goes on from which; and beside
+each trial, where that one waits for a verdict.
 
-<gang>/search.jsonl    [trial, step, value] as it was reported, and [trial, step, donor, "goes on from"]
+<gang>/search.jsonl              [trial, step, value] as it was reported, and [trial, step, donor, "goes on from"]
+<gang of a trial>/rungs.json     as of llmsched/runtime/rungs.py
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from llmsched.runtime import checkpoint, current
+from llmsched.runtime import checkpoint, current, rungs
 from llmsched.runtime.storage import Storage, StorageError
 from workloads.search.trials import name_of
 
@@ -41,6 +43,22 @@ def disown(number: int) -> None:
     """It begins at the beginning, should it be asked for."""
     checkpoint.disinherit(_gang_of(number))
     _append([[number, 0, 0, _GOES_ON]])
+
+
+def hold(trial: int, at: rungs.Rungs) -> None:
+    """Let a trial that is to be asked for wait at these rungs; one that is there keeps what it has passed."""
+    if rungs.read(_store(), _gang_of(trial)) is None:
+        rungs.write(_store(), _gang_of(trial), at)
+
+
+def let_pass(trial: int, at: rungs.Rungs, rung: int) -> None:
+    rungs.write(_store(), _gang_of(trial), at._replace(passed=rung))
+
+
+def passed(trial: int) -> float:
+    """The last rung that it was let pass."""
+    found = rungs.read(_store(), _gang_of(trial))
+    return 0 if found is None else found.passed
 
 
 def read() -> Noted:

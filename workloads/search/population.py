@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workloads.search import space
@@ -48,6 +48,9 @@ class PopulationBased:
             return None
         donor = self._alive[self._chance.choice(known[:count])]
         return Verdict(donor, {path: self._changed(path, old) for path, old in donor.values.items()})
+
+    def decided(self, trials: Sequence[Trial]) -> list[tuple[Trial, Verdict]]:
+        return []
 
     def over(self, trial: Trial) -> None:
         for known in (self._alive, self._compared, self._scores):

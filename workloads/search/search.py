@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from llmsched.errors import RequestError
 from llmsched.runtime import artifact, ask, elastic, progress
 from workloads.search import notes, schedulers, space
+from workloads.search.halving import Halving
 from workloads.search.trials import Trial, best, name_of
 
 LOOK_EVERY_S = 0.5  # at the trials: nobody calls back when one has come further
@@ -53,6 +54,7 @@ class Search:
         except space.MissingPackage as error:
             raise SearchFailed(str(error)) from None
         self._scheduler = schedulers.scheduler(tune)
+        self._halving = self._scheduler if isinstance(self._scheduler, Halving) else None
         self._asked: dict[str, Trial] = {}
         self._wanted: list[Trial] = []  # suggested, and not asked for yet
         self._notes: list[tuple[int, float, float]] = []
@@ -100,6 +102,8 @@ class Search:
                     trial.history.append((step, value))
                     self._scheduler.reported(trial, step, value)
                 trial.see(found[name], self._metric, self._time)
+                if self._halving is not None and not trial.has_ended:
+                    self._halving.recall(trial, notes.passed(number))
                 if trial.has_ended:
                     self._over(trial)
 
@@ -113,6 +117,9 @@ class Search:
             self._wanted.append(Trial(number, values))
         if not self._wanted:
             return
+        if self._halving is not None:
+            for trial in self._wanted:
+                notes.hold(trial.number, self._halving.rungs)
         try:
             self._door.submit(*({"name": one.name, "values": one.values} for one in self._wanted))
         except RequestError as error:
@@ -126,19 +133,17 @@ class Search:
         self._wanted = []
 
     def _look(self) -> None:
-        ending = []
         watched = [self._asked[name] for name in self._open()]
+        verdicts: list[tuple[Trial, schedulers.Verdict]] = []
         for name, child in self._door.watch(*(one.name for one in watched)).items() if watched else ():
             trial = self._asked[name]
             reported = trial.see(child, self._metric, self._time)
             if reported is not None:
                 self._notes.append((trial.number, *reported))
-                verdict = self._scheduler.reported(trial, *reported)
-                if verdict is None or trial.has_ended or trial.is_stopped or trial.is_at_its_end:
-                    continue
-                if verdict.donor is None or self._follow(verdict.donor, verdict.values or {}):
-                    trial.is_stopped = True
-                    ending.append(name)
+                if (verdict := self._scheduler.reported(trial, *reported)) is not None:
+                    verdicts.append((trial, verdict))
+        verdicts += self._scheduler.decided([one for one in watched if not one.has_ended])
+        ending = [trial.name for trial, verdict in verdicts if self._is_ended_by(trial, verdict)]
         for trial in watched:
             if trial.has_ended:
                 self._over(trial)
@@ -148,6 +153,16 @@ class Search:
         notes.write(self._notes if self._tune["scheduler"] != "fifo" else [])
         self._notes = []
         self._check()
+
+    def _is_ended_by(self, trial: Trial, verdict: schedulers.Verdict) -> bool:
+        if verdict.passes is not None:
+            assert self._halving is not None
+            notes.let_pass(trial.number, self._halving.rungs, verdict.passes)
+            return False
+        if trial.has_ended or trial.is_stopped or trial.is_at_its_end:
+            return False
+        trial.is_stopped = verdict.donor is None or self._follow(verdict.donor, verdict.values or {})
+        return trial.is_stopped
 
     def _follow(self, donor: Trial, values: dict[str, Any]) -> bool:
         """Another trial is to go on from the donor's newest checkpoint; False: it has none yet."""

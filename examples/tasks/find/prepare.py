@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-TRAIN, TEST, HELD_OUT = 1500, 150, 360
+TRAIN, TEST, HELD_OUT = 3000, 150, 360
 SIZE, SIDES = 40, (12, 16)  # pixels of a picture's side, and of a digit's
 NOISE = 90  # of 255
 _SEED = 7

@@ -18,7 +18,7 @@ from llmsched.executors.port import LaunchOrder, Member
 from llmsched.runtime.addressed import PREFIX, Addressed, supervisor_part, warm_name
 from llmsched.runtime.attempt import NAMESPACE
 
-IDLE_S = 5.0  # the next order comes within a second where work waits
+IDLE_S = 10.0  # the next order comes within a second where work waits, and within several on a busy machine
 ATTEMPTS_AT_MOST = 200  # of one supervisor: what a process may gather in its life is bounded
 LEARNT_WITHIN_S = 10.0
 
