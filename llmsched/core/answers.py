@@ -8,7 +8,7 @@ nothing worse: it cannot end a pass, and what it does not see it cannot change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import inf
+from math import inf, isfinite
 from numbers import Real
 from operator import index
 from typing import Any, ClassVar, NamedTuple, Self
@@ -284,6 +284,23 @@ class Autoscaling(Checked):
                 return replicas, found[1]
         self._tell_answer(found, "(replicas, text)")
         return serve.wanted_replicas, memory
+
+    def ask_again(self, serve: WorkloadState, memory: str, view: View) -> float | None:
+        """When to ask it again about this endpoint though nothing is said; None: only when something is. Who does not
+        say is asked once a second while it has something in memory."""
+        often = view.now + ASK_AGAIN_S
+        if not hasattr(self.policy, "ask_again"):
+            return often if memory else None
+        found = self._asked("ask_again", self.policy.ask_again, WorkloadView(serve), memory, view)
+        if found is None:
+            return None
+        if isinstance(found, int | float) and not isinstance(found, bool) and isfinite(found):
+            return max(float(found), often)
+        self._tell_answer(found, "a stamp in seconds, or None")
+        return often
+
+
+ASK_AGAIN_S = 1.0
 
 
 def _whole(value: Any) -> int | None:

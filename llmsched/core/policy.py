@@ -96,7 +96,8 @@ class Elasticity(Protocol):
 
 
 class Autoscaling(Protocol):
-    """Load becomes wanted replicas. `memory` is what the policy said last time. Delays use `view.now`."""
+    """Load becomes wanted replicas. `memory` is what the policy said last time. Delays use `view.now`. It may have
+    `ask_again(serve, memory, view) -> stamp or None`: when its answer may be another one though nothing is said."""
 
     def wanted(self, serve: WorkloadView, memory: str, view: View) -> tuple[int, str]: ...
 

@@ -67,6 +67,12 @@ def expected(record: WorkloadState, now: float) -> season.Expected | None:
     return season.expected(record.season, now, comes_in_s(record))
 
 
+def forecast_changes_at(record: WorkloadState, now: float) -> float | None:
+    """When there may be another forecast though nothing is said. None: there is none that counts."""
+    ahead = expected(record, now)
+    return season.next_change(now, comes_in_s(record)) if ahead is not None and ahead.counts else None
+
+
 def needed(record: WorkloadState, reach: latency.Reach) -> int:
     """Replicas that hold its target at the load of now."""
     ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)

@@ -87,6 +87,11 @@ def expected(season: Season | None, now: float, ahead_s: float) -> Expected | No
     return Expected(round(most, 3), round(max(low, 0.0), 3), round(max(high, 0.0), 3), round(error, 3))
 
 
+def next_change(now: float, ahead_s: float) -> float:
+    """When what is expected of the next `ahead_s` seconds includes another slot."""
+    return (_slot(now + ahead_s) + 1) * SLOT_S - ahead_s
+
+
 def _expected(means: tuple[float, ...] | list[float], slot: int, known_before: int) -> float | None:
     """Of one slot, by the slots before `known_before`."""
     base = _base(means, slot)

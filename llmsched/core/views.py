@@ -218,6 +218,10 @@ class WorkloadView(Frozen):
         """The load until a replica that is asked for now answers. None: not known, or it is not to be looked at."""
         return scaling.expected(self._record, now)
 
+    def forecast_changes_at(self, now: float) -> float | None:
+        """When that may be another one though nothing is said. None: there is none."""
+        return scaling.forecast_changes_at(self._record, now)
+
 
 class NodeView(Frozen):
     """One node, with what is free on it at this moment of the pass."""

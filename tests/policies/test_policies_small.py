@@ -179,6 +179,7 @@ def test_load_must_outlast_the_delay_before_replicas_follow() -> None:
     policy, serve = OngoingRequests(), endpoint(8.0, 1, target_ongoing_requests=2.0, upscale_delay_s=30.0)
     replicas, memory = policy.wanted(serve, "", at(0.0))
     assert replicas == 1 and memory
+    assert policy.ask_again(serve, memory, at(1.0)) == 30.0, "not before: nothing can come of it"
     assert policy.wanted(serve, memory, at(29.0))[0] == 1
     assert policy.wanted(serve, memory, at(30.0)) == (4, "")
 

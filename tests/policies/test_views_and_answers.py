@@ -188,6 +188,19 @@ def test_there_stay_as_many_replicas_as_there_were(answer: Any) -> None:
     assert given.state.workloads["e"].wanted_replicas == 1 and plan.troubles
 
 
+def test_a_policy_with_a_memory_that_does_not_say_when_is_asked_again_in_a_second() -> None:
+    for policy, woken in ((Answers((1, "since 2")), 4.0), (Answers((1, "")), None)):
+        given = cluster("1 node x 8")
+        serve = Workload(
+            "e", "e", "serve", (Group("replica", 1, (Option(None, GPU),)),), max_replicas=4, autoscaling=Autoscaling()
+        )
+        policies = replace(load(PolicyNames()), autoscaling=policy)
+        turn(given.state, [Submitted(1.0, serve)], policies)
+        turn(given.state, [LoadObserved(2.0, "e", 40.0, 0.0)], policies)
+        plan = turn(given.state, [Tick(3.0)], policies)
+        assert plan.wake_at == woken
+
+
 def test_what_cannot_be_asked_at_all_is_no_policy() -> None:
     with pytest.raises(SpecError, match="Answers2 is no ordering policy: it has no method key"):
         replace(load(PolicyNames()), ordering=type("Answers2", (), {})())

@@ -9,8 +9,6 @@ from llmsched.core.plan import PORTION
 from llmsched.core.records import WorkloadState
 from llmsched.core.scheduling_pass import Pass
 
-LOOK_AGAIN_S = 1.0  # while a delay runs
-
 
 def run(this: Pass) -> None:
     state, plan, policy = this.state, this.plan, this.policies.autoscaling
@@ -30,8 +28,9 @@ def run(this: Pass) -> None:
             return
         replicas, memory = policy.wanted(record, record.memory, this.view)
         replicas = max(replicas, 0)
-        if memory:
-            plan.wake(plan.at + LOOK_AGAIN_S)
+        again_at = policy.ask_again(record, memory, this.view)
+        if again_at is not None:
+            plan.wake(again_at)
         if replicas != record.wanted_replicas or memory != record.memory:
             made += max(0, replicas - record.wanted_replicas)
             asks = replicas != record.wanted_replicas

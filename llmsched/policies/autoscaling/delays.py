@@ -50,3 +50,14 @@ def steer(
     if ideal == 0 and present > 1 and now - since >= knobs.downscale_delay_s:
         return (most, "") if most else (1, json.dumps({"side": side, "since": since}))
     return present, json.dumps({"side": side, "since": since, **({"most": most} if side < 0 else {})})
+
+
+def ends_at(memory: str, knobs: Autoscaling, now: float) -> float | None:
+    """When the next delay of those that run is over. None: none runs."""
+    if not memory:
+        return None
+    past = json.loads(memory)
+    delays = [knobs.upscale_delay_s] if past["side"] > 0 else [knobs.downscale_delay_s]
+    if past["side"] < 0 and knobs.downscale_to_zero_delay_s is not None:
+        delays.append(knobs.downscale_to_zero_delay_s)
+    return min((past["since"] + delay for delay in delays if past["since"] + delay > now), default=now)

@@ -12,7 +12,7 @@ from math import ceil
 from llmsched.core.policy import View, WorkloadView
 from llmsched.core.workload import Autoscaling
 from llmsched.policies.autoscaling import by_latency
-from llmsched.policies.autoscaling.delays import bounds, steer
+from llmsched.policies.autoscaling.delays import bounds, ends_at, steer
 
 
 class OngoingRequests:
@@ -28,3 +28,8 @@ class OngoingRequests:
             ideal = max(ideal, ceil(ahead.load / each))
         low, high = bounds(serve, view)
         return steer(ideal, low, high, serve.wanted_replicas, memory, knobs, view.now)
+
+    def ask_again(self, serve: WorkloadView, memory: str, view: View) -> float | None:
+        knobs = serve.workload.autoscaling or Autoscaling()
+        times = (ends_at(memory, knobs, view.now), serve.forecast_changes_at(view.now))
+        return min((at for at in times if at is not None), default=None)
