@@ -10,6 +10,7 @@ Knows no policy.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 SLOT_S = 300.0
@@ -80,11 +81,17 @@ def expected(season: Season | None, now: float, ahead_s: float) -> Expected | No
     found = [load for slot in slots if (load := _expected(season.means, slot, season.slot)) is not None]
     if not found:
         return None
-    most, by_size = max(found), sorted(season.ratios)
+    most, (error, *inside) = max(found), _judged(season.ratios)
+    low, high = (max((most + PRIOR) * ratio - PRIOR, 0.0) for ratio in inside)
+    return Expected(round(most, 3), round(low, 3), round(high, 3), round(error, 3))
+
+
+@lru_cache(maxsize=256)
+def _judged(ratios: tuple[float, ...]) -> tuple[float, float, float]:
+    """The mean error, and between which ratios the middle of them lies."""
+    by_size = sorted(ratios)
     cut = int(len(by_size) * (1 - INSIDE) / 2)
-    error = sum(abs(ratio - 1) for ratio in by_size) / len(by_size)
-    low, high = ((most + PRIOR) * ratio - PRIOR for ratio in (by_size[cut], by_size[-1 - cut]))
-    return Expected(round(most, 3), round(max(low, 0.0), 3), round(max(high, 0.0), 3), round(error, 3))
+    return sum(abs(ratio - 1) for ratio in by_size) / len(by_size), by_size[cut], by_size[-1 - cut]
 
 
 def next_change(now: float, ahead_s: float) -> float:

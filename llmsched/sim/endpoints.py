@@ -150,6 +150,7 @@ class Server:
         self.most = 0
         self._at = 0.0
         self._lookback = Lookback(0.0)
+        self._ends_s = endpoint.ends_s
         self._began = 0.0  # of what is measured now
         self._area = 0.0
         self._seen = 0.0  # requests in hand when each began, in all
@@ -256,7 +257,7 @@ class Server:
     def _rate(self) -> float:
         """Of the step of the curve that this moment is in; nothing comes after its end."""
         curve = self.endpoint.curve
-        if self._at >= self.endpoint.ends_s and len(curve) > 1:
+        if self._at >= self._ends_s and len(curve) > 1:
             return 0.0
         low, high = 0, len(curve)
         while low < high:
