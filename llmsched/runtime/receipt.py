@@ -9,8 +9,10 @@ receipt that cannot be read is a failure, never a success.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -37,9 +39,21 @@ class Receipt:
     epoch: int = 0
     started: bool = True
     asked: str = ""  # to leave: preempt | drain | stop | resize; empty: it ended by itself
+    work: str = ""  # what it is the receipt of: see `work_of`
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
+
+
+def work_of(order: Mapping[str, Any]) -> str:
+    """A digest of what a LaunchOrder (as plain data) asks for, whatever has changed in place of its priority or limits.
+
+    Names of work and numbers of attempts are a journal's own. One that is put back from an older backup gives them
+    again, and the storage may hold what another work of that name has left.
+    """
+    spec, kind = order.get("spec") or {}, order.get("kind", "")
+    asked = [kind, *(spec.get(part) for part in (kind, "workdir", "environment"))]
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def key(folder: str) -> str:
@@ -107,6 +121,7 @@ def write(storage: Storage, order: dict[str, Any], receipt: Receipt) -> Receipt:
 
 def _stored(storage: Storage, order: dict[str, Any], receipt: Receipt) -> Receipt:
     """The receipt with what the work left behind, as the storage has it now: the first one written stands."""
+    receipt = replace(receipt, work=work_of(order))
     try:
         result = artifact.read_result(order["storage"], order["gang"], order["attempt"], order["epoch"])
     except artifact.ResultUnreadable as error:

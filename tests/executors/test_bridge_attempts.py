@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llmsched.executors.port import (
     Ended,
     LaunchOrder,
     Member,
+    NotStarted,
     Observation,
     ResizeDone,
     Stalled,
@@ -101,6 +103,26 @@ def test_a_supervisor_that_goes_while_the_storage_is_away_is_told_when_that_is_b
 
 def vars_of(storage: str) -> dict[str, Any]:
     return {"storage": storage, "gang": "tune/0", "attempt": 1, "epoch": 1}
+
+
+def test_what_other_work_of_the_name_has_left_is_not_taken_for_what_a_new_one_came_to(tmp_path: Path) -> None:
+    """An older backup was put back: the journal gave a name again, whose results are still in the storage."""
+    storage = LocalStorage(tmp_path)
+
+    def asked(loop: str, priority: int = 50) -> LaunchOrder:
+        spec = {"train": {"loop": loop}, "priority": priority}
+        return replace(order("a"), spec=spec, storage=str(tmp_path))
+
+    receipt.write(storage, asdict(asked("mine:loop")), receipt.Receipt("succeeded", step=9))
+    heard: list[Observation] = []
+    attempts = Attempts(heard.append, str(tmp_path), str)
+    attempts.launch(asked("mine:loop", priority=70))  # an order that is sent again after it has ended
+    attempts.launch(asked("yours:loop"))
+    ended, refused = heard
+    assert isinstance(ended, Ended) and ended.outcome == "succeeded"
+    assert isinstance(refused, NotStarted) and refused.event == "input"
+    assert refused.message.startswith("the storage holds under tune/0/1 what other work of this name has left")
+    assert not attempts.names()
 
 
 def test_what_work_asks_for_is_told_once_again_where_no_answer_comes_and_to_the_next_controller(

@@ -83,7 +83,7 @@ class Calendar:
         return rows
 
     def must_be_left(self, gang: GangState) -> list[Row]:
-        """The reservations of others for which whoever runs leaves by now what they have: stages/clear.py sees to it."""
+        """The reservations of others for which whoever runs leaves what they have by now; see stages/clear.py."""
         now, spec = self.trial.now, gang.spec
         rows = (row for row in self.windows.rows if now >= row.opens - spec.grace_s)
         return [row for row in rows if not is_holder(row.reservation, spec) and end_of(gang, now) > row.opens]

@@ -51,6 +51,11 @@ ASKED_AGAIN_S = 30.0  # what is not answered by then
 BEGINS_WITHIN_S = 5.0  # who has had another attempt before
 SILENT_SAID_S, SILENT_ENDED_S = 10.0, 60.0  # without an answer of a supervisor that had answered before
 
+OF_ANOTHER = (
+    "the storage holds under {folder} what other work of this name has left, so this did not start: an older backup of "
+    "the journal was put back since, and the name was given again. Submit it under another name."
+)
+
 
 @dataclass
 class _Attempt:
@@ -86,7 +91,7 @@ class Attempts:
 
     def launch(self, order: LaunchOrder) -> None:
         """Start the attempt, or go on watching it when it runs; one that ended already is told again."""
-        if self._tell_receipt(order.gang, order.attempt):
+        if self._tell_receipt(order.gang, order.attempt, receipts.work_of(asdict(order))):
             return
         with self._lock:
             if order.name in self._live:
@@ -329,11 +334,14 @@ class Attempts:
         with self._lock:
             self._live.pop(one.order.name, None)
 
-    def _tell_receipt(self, gang: str, attempt: int) -> bool:
-        """Raises OSError, StorageError: it cannot be known now."""
+    def _tell_receipt(self, gang: str, attempt: int, work: str = "") -> bool:
+        """`work`: what is asked for, where it begins only now. Raises OSError, StorageError: it cannot be known now."""
         found = receipts.read(Storage.at(self._storage), f"{gang}/{attempt}")
         if found is None:
             return False
+        if work and found.work not in ("", work):
+            self._deliver(NotStarted(gang, attempt, "input", OF_ANOTHER.format(folder=f"{gang}/{attempt}")))
+            return True
         self._deliver(_ended(gang, attempt, found))
         return True
 
