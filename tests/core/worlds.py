@@ -352,7 +352,7 @@ class Play:
         scheduling = self.configuration.scheduling
         if scheduling.backfill != "off" or self.configuration.policies.ordering != "priority":
             return
-        if scheduling.order == "best_effort" or self.configuration.reservations or scheduling.hold_after_s < 1000.0:
+        if scheduling.order == "best_effort" or self.configuration.reservations:
             return
         chosen = {d.gang for d in plan.decisions if isinstance(d, (decisions.Launch, decisions.Nominate))}
         waiting = [self.state.gangs[n] for s in self.state.waiting.live.values() for _, n in s.entries]
