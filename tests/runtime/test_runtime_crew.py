@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import threading
 import uuid
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +20,55 @@ from llmsched.runtime.addressed import Addressed, can_be_left, first_attempt, su
 from llmsched.runtime.crew import Crew
 from llmsched.runtime.warm_supervisor import WarmSupervisor
 
-# In a process of its own: a worker takes whatever it finds below itself for its work's.
-WORKER = """
-import json, os, sys, threading
-from pathlib import Path
-from llmsched.runtime import crew
 
-class Worker(crew.TaskWorker):
-    def _shared_folder(self):
-        return Path(sys.argv[1], self._order["gang"].replace("/", "-"))
+def go_on(folder: Path, mark: str, said: Connection) -> None:
+    """In a process of its own: a worker takes whatever it finds below itself for its work's."""
 
-crew.TaskWorker = Worker
-def order(name, *run):
-    known = {"storage": sys.argv[1] + "/storage", "gang": name + "/0", "attempt": 1, "epoch": 1, "envs": {},
-             "workdir": None, "version": "", "spec": {"task": {"run": run}}, "mark": name + sys.argv[2],
-             "members": [{"rank": 0, "memory_bytes": 0}]}
-    return json.dumps(known)
+    class Worker(module.TaskWorker):
+        def _shared_folder(self) -> Path:
+            return folder / str(self._order["gang"]).replace("/", "-")
 
-def ran(worker, name, *run):
-    if worker is None:
-        worker = crew.WarmWorker(order(name, *run), 0)
-    else:
-        worker.begin_next(order(name, *run), 0)
-    said = lambda method, *words: worker.said_to("llms/" + name + "/0/1", method, *words)
-    said("prepare"), said("hold_port")
-    code = said("run", {}).code
-    said("clean")
-    return worker, code, said("can_go_on")
+    module.TaskWorker = Worker  # type: ignore[misc]
 
-here = lambda: (len(os.listdir("/proc/self/fd")), threading.active_count())
-LEAVES = "env -i setsid sh -c 'echo $$ > pid; sleep 600' & while [ ! -s pid ]; do :; done; cp pid " + sys.argv[1]
-worker, *first = ran(None, "leaves", "sh", "-c", LEAVES)
-worker, *second = ran(worker, "fails", "sh", "-c", 'echo "$LLMSCHED_OWNED_BY" > ' + sys.argv[1] + "/mark; exit 3")
-before = here()
-for number in range(2):
-    worker, *more = ran(worker, f"more-{number}", "true")
-late = worker.said_to("llms/leaves/0/1", "stop", 0.0)
-children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-grown = [now - then for now, then in zip(here(), before)]
-worker, *last = ran(worker, "again", "true")
-worker.said_to("llms/again/0/1", "stop", 0.0)
-told = worker.said_to("llms/again/0/1", "can_go_on")
-print(json.dumps([first, second, more, late, children, grown, last, told]))
-"""
+    def asked(name: str, run: list[str]) -> str:
+        return json.dumps({
+            "storage": str(folder / "storage"), "gang": f"{name}/0", "attempt": 1, "epoch": 1, "envs": {},
+            "workdir": None, "version": "", "spec": {"task": {"run": run}}, "mark": name + mark,
+            "members": [{"rank": 0, "memory_bytes": 0}],
+        })  # fmt: skip
+
+    def ran(name: str) -> list[Any]:
+        for method in ("prepare", "hold_port"):
+            worker.said_to(f"llms/{name}/0/1", method)
+        ending = worker.said_to(f"llms/{name}/0/1", "run", {})
+        worker.said_to(f"llms/{name}/0/1", "clean")
+        return [ending.code, worker.said_to(f"llms/{name}/0/1", "can_go_on")]
+
+    def here() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+
+    leaves = f"env -i setsid sh -c 'echo $$ > pid; sleep 600' & while [ ! -s pid ]; do :; done; cp pid {folder}"
+    worker = module.WarmWorker(asked("leaves", ["sh", "-c", leaves]), 0)
+    first, before = ran("leaves"), here()
+    worker.begin_next(asked("fails", ["sh", "-c", f'echo "$LLMSCHED_OWNED_BY" > {folder}/mark; exit 3']), 0)
+    second = ran("fails")
+    late = worker.said_to("llms/leaves/0/1", "stop", 0.0)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    grown = [now - then for now, then in zip(here(), before, strict=True)]
+    worker.said_to("llms/fails/0/1", "stop", 0.0)
+    said.send([first, second, late, children, grown, worker.said_to("llms/fails/0/1", "can_go_on")])
 
 
 def test_a_worker_goes_on_to_another_task_when_nothing_of_the_one_before_lives_and_gathers_nothing(
     tmp_path: Path,
 ) -> None:
-    mark = f"-{uuid.uuid4().hex}@here"
-    said = subprocess.run(
-        [sys.executable, "-c", WORKER, str(tmp_path), mark], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert said.returncode == 0, said.stderr
-    first, second, more, late, children, grown, last, told = json.loads(said.stdout)
-    assert (first, second, more, last) == ([0, True], [3, True], [0, True], [0, True])
+    mark, (heard, said) = f"-{uuid.uuid4().hex}@here", multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=go_on, args=(tmp_path, mark, said), daemon=True)
+    process.start()
+    said.close()
+    first, second, late, children, grown, told = heard.recv()
+    process.join(30)
+    assert (first, second) == ([0, True], [3, True])
     assert has_ended(int((tmp_path / "pid").read_text())), "what left its session, its parent and its environment"
     assert (tmp_path / "mark").read_text().strip() == f"fails{mark}", "each task bears its own mark"
     assert late is None and not children and grown == [0, 0]
