@@ -1,8 +1,8 @@
 """How slow replicas answer at which load: what autoscaling by latency learns from.
 
 For each endpoint, model and flavor a window of time: how many requests were in flight at each replica in the mean (of
-the time, or as those found it that came, where that is more: a load that has just come is not half a load), and how
-long those took that ended well, from the replica's turn on (who is held waits before that). A window is told once
+the time), and how long those took that ended well, from the replica's turn on (who is held waits before that). What
+those found that came is the same in the mean where the load is steady; where it is not, the window says nothing. A window is told once
 it has lasted WINDOW_S and enough have ended; one in which replicas came or went says nothing of either number, and
 begins anew.
 """
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
+
+from llmsched.policies.autoscaling.lookback import is_steady
 
 WINDOW_S, LONGEST_S = 30.0, 600.0
 ENOUGH = 20  # requests: the 95th percentile of fewer is the slowest of them
@@ -93,7 +95,7 @@ class Latencies:
             lasts = now - window.began
             if lasts < WINDOW_S or (window.requests < ENOUGH and lasts < LONGEST_S):
                 continue
-            if window.requests >= ENOUGH:
+            if window.requests >= ENOUGH and is_steady(*window.loads(now)):
                 found.setdefault(workload, []).append({**kind._asdict(), **window.measured(now)})
             self._windows[workload, kind] = _Window(window.replicas, window.ongoing, now)
         return found
@@ -132,11 +134,14 @@ class _Window:
                 if seconds is not None:
                     times.append(seconds)
 
-    def measured(self, now: float) -> dict[str, float | int | None]:
+    def loads(self, now: float) -> tuple[float, float]:
+        """Requests in flight at a replica: in the mean of the time, and as those found it that came."""
         self.change(0, now)
-        mean = self._area / (now - self.began) / len(self.replicas)
+        return self._area / (now - self.began) / len(self.replicas), self._beside / max(self.requests, 1)
+
+    def measured(self, now: float) -> dict[str, float | int | None]:
         return {
-            "load": round(max(mean, self._beside / self.requests), 4),
+            "load": round(self.loads(now)[0], 4),
             "requests": self.requests,
             "mean_s": round(sum(self._whole) / len(self._whole), 6),
             "ttft_p95_s": _p95(self._first),

@@ -21,7 +21,7 @@ from llmsched.core.latency import Latency
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.workload import Group, Option, Workload
 from llmsched.errors import SpecError
-from llmsched.policies.autoscaling.lookback import Lookback
+from llmsched.policies.autoscaling.lookback import Lookback, is_steady
 from llmsched.sim.traces.job import Job
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load
@@ -189,8 +189,9 @@ class Server:
         if count >= 20 and self.replicas:
             flavor = self.endpoint.workload.groups[0].options[0].flavor or ""
             mean = sum(took * each for took, each in self._took.items()) / count
-            load = max(self._area / lasts, self._seen / count) / self.replicas
-            found = (Latency("", flavor, load, count, mean, latency_p95_s=quantile(self._took, 0.95)),)
+            load, there = self._area / lasts / self.replicas, self._seen / count / self.replicas
+            if is_steady(load, there):
+                found = (Latency("", flavor, load, count, mean, latency_p95_s=quantile(self._took, 0.95)),)
         self._measure_anew()
         return found
 

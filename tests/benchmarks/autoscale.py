@@ -174,11 +174,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=["step", "days"])
+    parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     begins = (QUIET_S, QUIET_S + STEP_S, QUIET_S + 2 * STEP_S)
     step = ((0.0, 0.0), *zip(begins, (STEP_LOW, STEP_HIGH, STEP_LOW), strict=True))
     found = []
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(given.processes) as pool:
         if given.only != "days":
             found.append(measure("step", step, (), pool))
         if given.only != "step" and TRACE.exists():

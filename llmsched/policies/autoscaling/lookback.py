@@ -12,6 +12,12 @@ from collections import deque
 
 STABLE_S, PANIC_S, PANIC_TIMES = 60.0, 6.0, 1.5
 EVERY_S = 1.0  # between two kept points at least
+STEADY, NEARLY = 0.25, 1.0  # how far two means of a steady load may differ: as a part of them, and in requests
+
+
+def is_steady(mean: float, found: float) -> bool:
+    """Whether a load was about the same all the time: its mean over time is what those found that came (Wolff 1982)."""
+    return abs(mean - found) <= max(NEARLY, STEADY * max(mean, found))
 
 
 class Lookback:
