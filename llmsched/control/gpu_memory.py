@@ -8,6 +8,7 @@ cannot fit for sure, counting weights, gradients and moments alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,7 +211,10 @@ def _serving(serve: Mapping[str, Any], files: ModelFiles) -> Need:
     sequences = int(kwargs.get("max_num_seqs") or SEQUENCES_BY_DEFAULT)
     cache = per_token * length * sequences
     parts = f"weights {_gb(weights)}, key-value cache up to {_gb(cache)} for {sequences} sequences of {length} tokens"
-    return Need(weights, weights + cache, parts)
+    over = math.prod((serve.get("parallelism") or {}).values())
+    if over > 1:
+        parts += f", on each of {over} GPUs its part"
+    return Need(-(-weights // over), -(-(weights + cache) // over), parts)
 
 
 _OTHER_NAMES = {

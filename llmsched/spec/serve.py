@@ -43,8 +43,15 @@ class EngineKwargs(PassThrough):
 
 
 class Parallelism(Section):
+    """How vLLM cuts a model that is larger than a GPU: each layer into `tensor` parts, and the layers into `pipeline`
+    stages. A replica has tensor x pipeline GPUs, on one node."""
+
     tensor: int = Field(default=1, ge=1, le=1024)
     pipeline: int = Field(default=1, ge=1, le=1024)
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor * self.pipeline
 
 
 class Adapter(Section):
@@ -74,6 +81,10 @@ class ServeSection(Section):
             raise WrongAt('goes with "model"', "adapters" if self.adapters else "engine_kwargs")
         if self.model is not None and self.args:
             raise WrongAt('goes with "app"', "args")
+        if self.engine == "vllm" and (self.model is None or self.task != "causal-lm"):
+            raise WrongAt('"vllm" goes with "model" and "task: causal-lm"', "engine")
+        if self.parallelism.gpus > 1 and self.engine != "vllm":
+            raise WrongAt('goes with "engine: vllm", which alone cuts a model into parts', "parallelism")
         names = [each.name for each in self.adapters]
         if len(set(names)) < len(names):
             raise WrongAt("two adapters have the same name", "adapters")
@@ -161,6 +172,16 @@ class ServeSpec(WorkloadSpec):
             raise WrongAt("may go down to 0, but not end there", "replicas")
         if self.replicas.step != 1:
             raise WrongAt("has no step: each replica comes and goes by itself", "replicas")
+        gpus = self.serve.parallelism.gpus
+        asked = [each for each in self.resources.accelerators if float(each.rpartition(":")[2]) != gpus]
+        if gpus > 1 and (asked or not self.resources.accelerators):
+            shown = ", ".join(asked) or "none"
+            each = f"tensor {self.serve.parallelism.tensor} x pipeline {self.serve.parallelism.pipeline}"
+            raise WrongAt(
+                f'is {each}, so a replica needs {gpus} GPUs: write "TYPE:{gpus}" in resources.accelerators, not '
+                f"{shown}",
+                "serve", "parallelism",
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -42,9 +42,6 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
         **_EVERY_KIND,
         "preemption.grace": (120, 120.0, "120s", "2m"),  # drain_timeout it is
         "serve.task": tuple(task for task, kind in KINDS_OF_TASK.items() if kind.answers),
-        "serve.engine": ("auto", "transformers"),
-        "serve.parallelism.tensor": (1,),
-        "serve.parallelism.pipeline": (1,),
     },
     "batch": {
         **_EVERY_KIND,

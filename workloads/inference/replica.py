@@ -209,6 +209,11 @@ def server_for(serve: Mapping[str, Any], folder: Path, threads: int, gpus: float
     if engine == "auto":
         is_for_vllm = task == "causal-lm" and device.type == "cuda" and not kwargs.get("quantization")
         engine = "vllm" if is_for_vllm and _has_vllm() else "transformers"
+    if engine == "vllm" and not _has_vllm():
+        raise BadInput(
+            "engine: vllm is asked for, and vLLM is not installed on this node. Put it into the cluster's image, or "
+            "into environment.pip of the spec."
+        )
     try:
         if engine == "vllm":
             from workloads.inference.vllm_engine import VllmEngine

@@ -29,15 +29,18 @@ class VllmEngine:
 
         if taken := sorted((_OURS | _NEVER) & set(kwargs)):
             raise ValueError(f"engine_kwargs: {', '.join(taken)} may not be set here")
+        tensor, pipeline = parallelism.get("tensor", 1), parallelism.get("pipeline", 1)
+        # The replica's GPUs are on one node, in its own hands: workers are processes of it, which end with it.
+        spread = {"distributed_executor_backend": "mp"} if tensor * pipeline > 1 else {}
         try:
             arguments = AsyncEngineArgs(
                 model=str(folder),
-                tensor_parallel_size=parallelism.get("tensor", 1),
-                pipeline_parallel_size=parallelism.get("pipeline", 1),
+                tensor_parallel_size=tensor,
+                pipeline_parallel_size=pipeline,
                 enable_lora=True,
                 load_format="safetensors",
                 disable_log_stats=True,
-                **{"max_lora_rank": 64, "max_loras": 4, **kwargs},
+                **{"max_lora_rank": 64, "max_loras": 4, **spread, **kwargs},
             )
         except TypeError as error:
             raise ValueError(f"engine_kwargs: {error}") from None
