@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from llmsched.data.tasks import KINDS
 from llmsched.spec import library_names
@@ -24,7 +25,8 @@ class Model(Section):
 class EngineKwargs(PassThrough):
     """By vLLM's names where it has one; what is absent is up to the engine. `max_waiting` requests wait inside it.
     `quantization: int8` is of our own engine: on CPUs, linear layers compute in 8 bits. So is `prefix_cache_mib`: its
-    memory for beginnings of prompts that were read (128 on a CPU, a twentieth of what is free on a GPU)."""
+    memory for beginnings of prompts that were read (128 on a CPU, a twentieth of what is free on a GPU). `vllm` has
+    what else is to be passed to vLLM, with `engine: vllm`."""
 
     library: ClassVar[str] = "vllm.EngineArgs"
     known: ClassVar[frozenset[str]] = library_names.VLLM_ENGINE_ARGS
@@ -36,6 +38,19 @@ class EngineKwargs(PassThrough):
     quantization: Literal["int8"] | None = None
     enable_prefix_caching: bool | None = None
     prefix_cache_mib: int | None = Field(default=None, ge=1)
+    vllm: dict[str, JsonValue] | None = None  # more of vLLM's own, as they are
+
+    @field_validator("vllm")
+    @classmethod
+    def _are_vllms(cls, given: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        for name in given or ():
+            if name not in cls.known or name in cls.model_fields:
+                near = get_close_matches(name, cls.known, 1)
+                instead = (
+                    "write it beside vllm" if name in cls.model_fields else f'did you mean "{near[0]}"' if near else ""
+                )
+                raise ValueError(f'"{name}" is no more argument of vllm.EngineArgs{": " + instead if instead else ""}')
+        return given
 
     @model_serializer(mode="wrap")
     def _only_what_is_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -83,6 +98,8 @@ class ServeSection(Section):
             raise WrongAt('goes with "app"', "args")
         if self.engine == "vllm" and (self.model is None or self.task != "causal-lm"):
             raise WrongAt('"vllm" goes with "model" and "task: causal-lm"', "engine")
+        if self.engine_kwargs.vllm is not None and self.engine != "vllm":
+            raise WrongAt('goes with "engine: vllm"', "engine_kwargs", "vllm")
         if self.parallelism.gpus > 1 and self.engine != "vllm":
             raise WrongAt('goes with "engine: vllm", which alone cuts a model into parts', "parallelism")
         names = [each.name for each in self.adapters]

@@ -39,7 +39,7 @@ BODY = {"model": "t", "prompt": "abcdef", "max_tokens": 4, "temperature": 0}
 
 def test_a_model_in_parts_is_one_engine_with_vllms_own_arguments(folder, monkeypatch):
     fake_vllm.put_in(monkeypatch)
-    kwargs = {"gpu_memory_utilization": 0.8, "max_model_len": 32}
+    kwargs = {"max_model_len": 32, "vllm": {"gpu_memory_utilization": 0.8}}
     replica = Replica(order(folder, parallelism={"tensor": 4, "pipeline": 2}, engine_kwargs=kwargs))
     given = engine_of(replica).arguments
     assert (given.model, given.tensor_parallel_size, given.pipeline_parallel_size) == (str(folder), 4, 2)
@@ -85,7 +85,7 @@ def test_adapters_are_put_in_and_replaced_while_it_serves(folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size may not be set here"),
+        ({"vllm": {"tensor_parallel_size": 2}}, "tensor_parallel_size may not be set here"),
         ({"trust_remote_code": True}, "trust_remote_code may not be set here"),
         ({"max_waiting": 3}, "max_waiting"),
     ],

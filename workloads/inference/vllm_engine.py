@@ -21,12 +21,14 @@ _NEVER = {"load_format", "trust_remote_code"}
 
 
 class VllmEngine:
-    """`kwargs` are vLLM's engine arguments; `parallelism` {"tensor", "pipeline"} from the spec."""
+    """`kwargs` are vLLM's engine arguments, more of them under "vllm"; `parallelism` {"tensor", "pipeline"}."""
 
     def __init__(self, folder: Path, kwargs: Mapping[str, Any], parallelism: Mapping[str, int]) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        kwargs = {**kwargs, **(kwargs.get("vllm") or {})}
+        kwargs.pop("vllm", None)
         if taken := sorted((_OURS | _NEVER) & set(kwargs)):
             raise ValueError(f"engine_kwargs: {', '.join(taken)} may not be set here")
         tensor, pipeline = parallelism.get("tensor", 1), parallelism.get("pipeline", 1)
