@@ -288,29 +288,6 @@ def test_all_problems_of_all_documents_are_said_at_once_in_the_order_of_the_file
         ),
         (section("serve", "{model: {source: m}, engine_kwargs: {max_model_length: 9}}"), "3:45", '"max_model_len"?'),
         (section("serve", "{model: {source: m}, args: {a: 1}}"), "3:35", 'goes with "app"'),
-        (section("serve", "{model: {source: m}, parallelism: {tensor: 2}}"), "3:42", 'goes with "engine: vllm"'),
-        (
-            section("serve", "{model: {source: m}, engine: vllm, engine_kwargs: {vllm: {gpu_memory_utilisation: 1}}}"),
-            "3:65",
-            'did you mean "gpu_memory_utilization"',
-        ),
-        (
-            section("serve", "{model: {source: m}, engine_kwargs: {vllm: {swap_space: 1}}}"),
-            "3:51",
-            'goes with "engine: vllm"',
-        ),
-        (section("serve", "{app: 'a:B', engine: vllm}"), "3:29", 'goes with "model" and "task: causal-lm"'),
-        (
-            section("serve", "{model: {source: m}, engine: vllm, parallelism: {tensor: 4, pipeline: 2}}")
-            + "resources: {accelerators: ['H100:8', 'A100:4']}",
-            "3:56",
-            'is tensor 4 x pipeline 2, so a replica needs 8 GPUs: write "TYPE:8" in resources.accelerators, not A100:4',
-        ),
-        (
-            section("serve", "{model: {source: m}, engine: vllm, parallelism: {tensor: 2}}"),
-            "3:56",
-            "not none",
-        ),
         (
             section("serve", "{model: {source: m}, adapters: [{name: x, source: y}, {name: x, source: z}]}"),
             "3:39",
