@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from workloads.inference import stuck
 from workloads.inference.adapters import AdapterError
 from workloads.inference.engine import Settings, TransformersEngine
 from workloads.inference.parameters import RequestError, Sampling
@@ -275,6 +277,40 @@ def test_closing_the_engine_ends_what_it_was_doing_with_a_word(folder):
     asyncio.run(main())
     with pytest.raises(RuntimeError):
         engine.check()
+
+
+def test_a_decode_thread_that_hangs_is_sick_and_one_that_has_nothing_to_do_is_not(folder, monkeypatch):
+    """Before, its replica was healthy and answered nobody."""
+    monkeypatch.setattr(stuck, "ASLEEP_S", 0.05)
+    engine = TransformersEngine(folder, Settings(), CPU)
+    begun, goes_on, step = threading.Event(), threading.Event(), engine._decoder.step
+
+    def hangs(*args):
+        begun.set()
+        goes_on.wait()
+        return step(*args)
+
+    async def main():
+        engine.check()
+        monkeypatch.setattr(engine._decoder, "step", hangs)
+        stream = engine.generate(tokens(engine, "hello"), Sampling(max_tokens=4, temperature=0.0), None)
+        await anext(stream)
+        await asyncio.to_thread(begun.wait)
+        engine.check()
+        with pytest.raises(RuntimeError, match="does nothing"):
+            while True:
+                await asyncio.sleep(0.01)
+                engine.check()
+        goes_on.set()
+        async for _ in stream:
+            pass
+        engine.check()
+
+    try:
+        asyncio.run(main())
+    finally:
+        goes_on.set()
+        engine.close()
 
 
 def test_a_step_that_fails_fails_its_requests_and_no_other(folder, monkeypatch):

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import os
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError, Sampling, Usual
 from workloads.inference.prefix_cache import Layers, PrefixCache
 from workloads.inference.sampling import Said, Sampler, next_tokens
+from workloads.inference.stuck import Rounds, cpu_seconds
 from workloads.inference.text import TextStream
 
 PREFILL_TOKENS = 512  # of prompts, between two steps of those that decode
@@ -186,6 +188,7 @@ class TransformersEngine:
         self._reading: _Request | None = None  # the one whose prompt is being read
         self._ready: list[Newcomer[_Request]] = []  # their prompts are read: they join before the next step
         self._batches: list[Batch[_Request]] = []
+        self._rounds = Rounds()
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -234,6 +237,7 @@ class TransformersEngine:
     def check(self) -> None:
         if self._is_closing or not self._thread.is_alive():
             raise RuntimeError("the decode thread has ended")
+        self._rounds.check(time.monotonic(), cpu_seconds(self._thread.ident or 0))
 
     def close(self) -> None:
         with self._wake:
@@ -253,6 +257,7 @@ class TransformersEngine:
     def _run(self) -> None:
         try:
             while self._await_work():
+                self._rounds.begin()
                 self._do_tasks()
                 self._drop_cancelled()
                 self._read_prompts()
@@ -271,6 +276,7 @@ class TransformersEngine:
 
     def _await_work(self) -> bool:
         """Whether to go on; sleeps while there is nothing to do."""
+        self._rounds.rest()
         with self._wake:
             while not (self._is_closing or self._waiting or self._tasks or self._reading or self._batches):
                 self._wake.wait()
