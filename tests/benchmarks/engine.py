@@ -243,6 +243,31 @@ def vanish(bench: Bench) -> dict[str, Any]:
         return {"seconds": tell("300 clients vanish, s", asyncio.run(all_leave()))}
 
 
+def cost(bench: Bench) -> dict[str, Any]:
+    """Milliseconds: a token of a prompt that is read in a piece of 512, and a step by how many rows decode."""
+    from types import SimpleNamespace
+
+    from workloads.inference.batch import Batch, Newcomer
+
+    found: dict[str, Any] = {}
+    with bench.engine() as engine:
+        decoder, long = engine._decoder, (bench.ids(SYSTEM) * 2)[:512]
+        decoder.prefill(long, decoder.empty_cache(), 0, None)
+        took = min(timed(lambda: decoder.prefill(long, decoder.empty_cache(), 0, None))[1] for _ in range(3))
+        found["a token read"] = tell("a token of a prompt, ms", 1000 * took / len(long))
+        for rows in (1, 8, 32):
+            batch: Batch[Any] = Batch(None)
+            newcomers = []
+            for _ in range(rows):
+                cache = decoder.empty_cache()
+                decoder.prefill(long[:64], cache, 0, None)
+                newcomers.append(Newcomer(SimpleNamespace(adapter=None, last_token=1), cache, 64))
+            batch.join(newcomers)
+            took = min(timed(lambda batch=batch: batch.step(decoder))[1] for _ in range(10))
+            found[f"a step of {rows}"] = tell(f"a step of {rows} rows, ms", 1000 * took)
+    return found
+
+
 def lookup(bench: Bench) -> dict[str, Any]:
     """What guessing from n-grams of the prompt is worth: transformers' prompt lookup, one request at a time, on the
     weights as our engine lays them out. Tokens a second, with the same answers."""
@@ -283,6 +308,7 @@ FIGURES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "prefix": prefix,
     "adapters": adapters,
     "vanish": vanish,
+    "cost": cost,
     "lookup": lookup,
 }
 

@@ -5,8 +5,9 @@
 Prints one JSON object. The policies, their counts and the estimates of work are the gateway's own; Ray's prefix tree is
 Ray's own, with its rule (`PrefixCacheAffinityRouter`: the replica with the longest match where it is 10 % of the prompt
 at least, else the one with the smallest tree; `imbalanced_threshold` as it comes, and set to 10). Replicas are
-simulated: what our engine does between two steps, with what a prompt and a step took. `cpu` is measured with
-`tests/benchmarks/engine.py` (SmolLM2-135M, 2 cores), `h100` are the medians of Splitwise for llama2-70b on 8 H100.
+simulated: what our engine does between two steps, with what a prompt and a step take. `cpu`: a step of 4 rows takes
+about what was measured (`workloads/inference/packed.py`), a token of a prompt is an estimate; `engine.py --only cost`
+measures both. `h100` are the medians of Splitwise for llama2-70b on 8 H100.
 Nothing is said of Ray's own way of asking its replicas, which costs time of its own.
 """
 
