@@ -99,8 +99,9 @@ def sim() -> None:
     multiple=True,
     metavar="SPEC=RATE.csv,service=6s,...",
     help="An endpoint beside the jobs: its spec, requests a second over time (columns t_s, rate_rps), how long one "
-    "holds a place in a replica (service), how long a replica takes to start (start=30s), and after which wait a "
-    "request is late (patience=10s).",
+    "holds a place in a replica (service; 6s..9s: alone, and where all places are taken), how long a replica takes to "
+    "start (start=30s), after which wait a request is late (patience=10s), and the requests of the time before "
+    "(past=RATE.csv), from which its load is expected.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of estimate errors, faults and requests.")
 @click.option("--until", type=SECONDS, metavar="S", help="Stop the clock there.")

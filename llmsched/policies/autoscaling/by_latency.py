@@ -4,8 +4,7 @@ Requests in flight depend on how many replicas there are: with more of them each
 flight. By Little's law what is in flight is rate x time, so the load is taken to be what it would be at the latency of
 the target's load. A load that comes and goes by chance is not to fill every place: two standard deviations of it are
 kept free (the square-root staffing rule). Who waits is to be answered within DRAIN_S beside all that comes; of those
-who were turned away the gateway counts that many seconds, so that they are the rate that comes in vain. Down it goes
-only where a tenth more load would hold too.
+who were turned away the gateway counts that many seconds, so that they are the rate that comes in vain.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from llmsched.core.workload import Autoscaling
 
 FREE = 2.0  # standard deviations
 DRAIN_S = 10.0
-RESERVE = 1.1
 TIMES_MOST = 2.0  # how far the measured times may move the load at once
 
 
@@ -40,13 +38,6 @@ def replicas(serve: WorkloadView) -> int | None:
     times = then_s / now_s if now_s and then_s and serve.answering else 1.0
     ongoing *= min(max(times, 1 / TIMES_MOST), TIMES_MOST)
     queued *= min(1.0, (then_s or DRAIN_S) / DRAIN_S)
-    found = _enough(serve, ongoing, queued, reach.load)
-    if found < serve.wanted_replicas:
-        found = min(serve.wanted_replicas, _enough(serve, RESERVE * ongoing, queued, reach.load))
-    return found
-
-
-def _enough(serve: WorkloadView, ongoing: float, queued: float, load: float) -> int:
     places = (serve.workload.autoscaling or Autoscaling()).most_ongoing
     by_places = (ongoing + FREE * sqrt(ongoing)) / places if places else 0.0
-    return ceil(max(ongoing / load, by_places) + queued / load - 1e-6)
+    return ceil(max(ongoing / reach.load, by_places) + queued / reach.load - 1e-6)
