@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GPUS, NODES = 64, "16x4:T4"
-SPLITS = (49, 50, 51, 52)  # GPUs of the endpoint
+SPLITS = (49, 50, 51)  # GPUs of the endpoint
 LATE_PCT = 0.05
 HANDOVER_S = 60.0
 
@@ -56,7 +56,7 @@ def split(gpus: int, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--at-least", type=float, default=18.0, help="points of use more than the best split")
+    parser.add_argument("--at-least", type=float, default=19.5, help="points of use more than the best split")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         shared = pool.submit(replay, HERE / "chat.yaml", HERE / "cluster.yaml")
