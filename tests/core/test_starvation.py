@@ -205,3 +205,13 @@ def test_nobody_goes_past_a_better_one_that_a_hold_keeps_out_by_being_shorter(
     assert given.pending("small", 1, priority=10, estimated_runtime_s=100.0).turn().decisions == [
         *([Launch("small", 1)] if not starts else [])
     ]
+
+
+def test_who_is_kept_out_by_a_hold_does_not_stand_before_the_one_that_it_is_kept_out_for() -> None:
+    """With strict_fifo nobody passed the shortest, which would have delayed the one that had waited long, which stood
+    behind it: on an idle cluster both waited for ever."""
+    given = cluster("1 node x 4").scheduling(order="strict_fifo").policies(ordering="shortest_remaining")
+    given.running("runs", 4).pending("large", 4, estimated_runtime_s=5000.0).after(HOLD_S)
+    given.pending("short", 1, estimated_runtime_s=500.0)
+    decided = given.turn(facts.Finished(given.now, "runs/0", 1, "succeeded"))
+    assert decided.decisions == [Launch("large", 4)]

@@ -413,7 +413,9 @@ class Admission:
             line.refuse()
             self.refused_to[shape.serial] = shape
         if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
-            line.block(shape.queue, shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None, gang.id)
+            flavors = shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None
+            planned = self.calendar.classes_planned() if personal else ()  # else one would wait for the other for ever
+            line.block(shape.queue, flavors, gang.id, but=planned)
         elif personal:
             if self.refused is not None and self.refused.code == "order":
                 self._stand_before(gang, shape, line)

@@ -59,6 +59,10 @@ class Calendar:
     def is_planned(self, gang: GangState) -> bool:
         return any(promise.gang is gang for promise in self.promises)
 
+    def classes_planned(self) -> tuple[int, ...]:
+        """Those of whom somebody has a planned start."""
+        return tuple(promise.gang.shape.serial for promise in self.promises if promise.gang.shape is not None)
+
     def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
         """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where
         that has kept somebody out, or one that does not bind it and cannot be kept."""

@@ -94,15 +94,18 @@ def compares_queues(state: State, shares: Shares | None) -> bool:
 
 class Block(NamedTuple):
     """Who stands before others: those of the queue that ask for one of these flavors (None: any), for so many
-    thousandths of GPUs at least, and have no higher priority than that."""
+    thousandths of GPUs at least, and have no higher priority than that; but for some classes."""
 
     queue: str
     flavors: tuple[str | None, ...] | None
     by: str
     milli: int
     priority: float
+    but: tuple[int, ...]
 
     def binds(self, shape: Shape) -> bool:
+        if shape.serial in self.but:
+            return False
         if shape.queue != self.queue or shape.sample.priority > self.priority or shape.least_total < self.milli:
             return False
         flavors = self.flavors
@@ -298,10 +301,16 @@ class Line:
         self._refused = True
 
     def block(
-        self, queue: str, flavors: tuple[str | None, ...] | None, by: str, milli: int = 0, priority: float = inf
+        self,
+        queue: str,
+        flavors: tuple[str | None, ...] | None,
+        by: str,
+        milli: int = 0,
+        priority: float = inf,
+        but: tuple[int, ...] = (),
     ) -> None:
         """Nobody whom such a Block binds is looked at any more in this pass."""
-        block = Block(queue, flavors, by, milli, priority)
+        block = Block(queue, flavors, by, milli, priority, but)
         if not any(block[:2] == other[:2] and block[3:] == other[3:] for other in self._blocked):
             self._blocked.append(block)
 
