@@ -51,8 +51,6 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "on_train_end": "transformers, of a callback",
     "should_save": "transformers, of a callback",
     "should_evaluate": "transformers, of a callback",
-    "pre_tokenizer": "tokenizers",
-    "post_processor": "tokenizers",
     "async_openai": "code of users, in a workload",
     "trial_id": "ray.tune, of a trial",
     "get_live_trials": "ray.tune, of a controller",
