@@ -24,14 +24,14 @@ settings.load_profile("suite")
 ON_REAL_RAY = {
     "test_demo.py": 1,
     "test_mishaps.py": 1,
-    "test_preempt_and_resume.py": 1,  # with the next two on one cluster
+    "test_played_by_the_simulator.py": 1,  # with the next three on one cluster
+    "test_preempt_and_resume.py": 1,
     "test_secrets_and_models.py": 1,
     "test_two_users.py": 1,
     "test_attempts_on_ray.py": 2,
     "test_bridge_on_ray.py": 2,
     "test_gateway_ray.py": 2,
     "test_ray_up.py": 2,
-    "test_sim_on_ray.py": 2,
 }
 ALONE = ("test_worlds.py", "test_sim_published.py")  # their tests are long and share nothing
 

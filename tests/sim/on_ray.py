@@ -164,13 +164,20 @@ def compared(live: Told, seen: dict[str, Seen], world: World, second: float) -> 
 
 
 @contextmanager
-def cluster(nodes: str = NODES) -> Iterator[Cluster]:
-    """Up, and down again."""
+def folder_of_work() -> Iterator[Path]:
+    """Where Ray's user may write, whoever that is."""
     with tempfile.TemporaryDirectory(prefix="llms") as folder:
         work = Path(folder) / "work"
         work.mkdir()
         Path(folder).chmod(0o755)
-        work.chmod(0o777)  # Ray's user writes there
+        work.chmod(0o777)
+        yield work
+
+
+@contextmanager
+def cluster(nodes: str = NODES) -> Iterator[Cluster]:
+    """Up, and down again."""
+    with tempfile.TemporaryDirectory(prefix="llms") as folder, folder_of_work() as work:
         around = {**os.environ, "LLMSCHED_HOME": str(Path(folder) / "home")}
         command = [sys.executable, "-m", "llmsched.cli.main"]
         subprocess.run([*command, "up", "--nodes", nodes], env=around, check=True, stdout=subprocess.DEVNULL)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import on_ray
 import pytest
+from ray_home import PREEMPTION, SharedHome
+from sim import on_ray
 from small_worlds import FIFO, ONE, World
 
 pytestmark = pytest.mark.ray
@@ -19,8 +20,9 @@ EVICTS = World(
 SECOND = 0.1  # seconds on Ray for one of the world
 
 
-def test_who_is_evicted_on_real_ray_starts_and_ends_when_the_simulator_says() -> None:
-    with on_ray.cluster(EVICTS.nodes) as ray:
-        live, seen = ray.play(EVICTS, "w", SECOND)
+def test_who_is_evicted_on_real_ray_starts_and_ends_when_the_simulator_says(shared: SharedHome) -> None:
+    with shared.client() as client, on_ray.folder_of_work() as folder:
+        live, seen = on_ray.Cluster(client, folder).play(EVICTS, "w", SECOND)
+        client.configure(PREEMPTION / "cluster.yaml")
     assert (live.evictions, [name for name, _ in live.starts]) == (1, ["a", "b", "a"])
     assert on_ray.compared(live, seen, EVICTS, SECOND)[0] == []
