@@ -8,9 +8,9 @@ from waiting import has_ended
 from llmsched.executors import local_ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """One Ray for the modules that use it, one after the other. See lab.py."""
+    """One Ray for the modules that use it, one after the other, and gone before others. See lab.py."""
     from lab import Lab
 
     home = tmp_path_factory.mktemp("lab")
