@@ -86,7 +86,9 @@ def test_a_stream_says_what_the_whole_answer_says(chat):
     assert chunks[0]["object"] == "chat.completion.chunk"
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "length"
     assert usage["choices"] == []
-    assert usage["usage"] == whole["usage"] == {"prompt_tokens": 23, "completion_tokens": 12, "total_tokens": 35}
+    counts = {"prompt_tokens": 23, "completion_tokens": 12, "total_tokens": 35}
+    assert whole["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
+    assert usage["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 22}}  # it has just been read
 
 
 def test_the_chat_template_is_what_the_model_reads(chat):

@@ -98,7 +98,9 @@ def test_chat_and_its_stream_say_the_same(endpoint):
             for choice in chunk.choices:
                 texts[choice.index] += choice.delta.content or ""
         assert texts == [choice.message.content for choice in whole.choices]
-        assert usage == whole.usage
+        counts = [(each.prompt_tokens, each.completion_tokens) for each in (usage, whole.usage)]
+        assert counts[0] == counts[1]
+        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1  # it has just been read
 
     using(endpoint, story)
 
