@@ -166,7 +166,7 @@ def test_a_controller_beside_a_ray_of_another_user_says_whom_work_runs_as_and_st
         note = home.announced(tmp_path / "home")
         assert note is not None
         controller = psutil.Process(note.pid)
-        own = ["root", ray_user.DEFAULT]  # the proxy of endpoints, which reads tokens, and the bridge
+        own = ["root", "root", ray_user.DEFAULT]  # the proxies of endpoints, which read tokens, and the bridge
         wait_until(lambda: sorted((one.username() for one in controller.children()), key=own.index) == own)
         (bridge,) = (one for one in controller.children() if one.username() == ray_user.DEFAULT)
         named = [text for text in bridge.environ().values() if str(tmp_path) in text]

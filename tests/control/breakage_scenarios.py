@@ -303,6 +303,8 @@ async def published(world):
         await world.passes(60)
     await world.submit(serve("talks", source="package:models/other", **auto))
     await world.passes(120)
+    await world.asked(controller.roll_back("talks", ANN, OPERATOR))
+    await world.passes(60)
     await world.asked(controller.scale("talks", 2, by=ANN))
     await world.passes(10)
     await world.asked(controller.scale("talks", 1, by=ANN))

@@ -71,17 +71,18 @@ class GatewayActor:
             self._coming = gateway.start(self._host, self._port, name=self.name, **ON_HEAD).address.remote()
 
     def has_come(self, within_s: float = 0.0) -> bool:
-        """Raises Gone when it does not come up."""
-        if self._actor is None and self._coming is not None:
-            done, _ = ray.wait([self._coming], timeout=within_s)
+        """Raises Gone when it does not come up. Two threads may wait for it at once."""
+        coming = self._coming
+        if self._actor is None and coming is not None:
+            done, _ = ray.wait([coming], timeout=within_s)
             if not done:
                 return False
-            coming, self._coming = self._coming, None
             try:
                 ray.get(coming)
             except RayActorError as error:
+                self._coming = None
                 raise Gone(str(error)) from None
-            self._actor = gateway.find(self.name)
+            self._actor, self._coming = gateway.find(self.name), None
         return self._actor is not None
 
     def tell(self, table: RouteTable) -> None:
