@@ -69,7 +69,9 @@ def new_token(
     if role != CALLER and models:
         raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.")
     if terms != Terms() and role not in (SUBMITTER, OPERATOR, CALLER):
-        raise SpecError(f"a {role} asks no endpoint: a priority and limits mean nothing.", hint="Leave them out.")
+        raise SpecError(
+            f"the role {role} asks no endpoint: a priority and limits mean nothing.", hint="Leave them out."
+        )
     if terms.priority not in PRIORITIES:
         raise SpecError(f'unknown priority "{terms.priority}".', hint=f"Priorities: {', '.join(PRIORITIES)}.")
     if any(limit is not None and limit < 1 for limit in terms[1:]):
