@@ -8,7 +8,9 @@ from ledger import Given, Launch, Nominate, Preempt, cluster
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import Cohort, Configuration, PreemptionRules, Queue, Quota, Reservation, Scheduling
 from llmsched.core.message import workload
+from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide
+from llmsched.core.workload import Group, Option, Placed, Workload
 from llmsched.policies.registry import load
 
 
@@ -63,8 +65,8 @@ def test_the_new_place_of_who_is_moved_is_kept_until_it_begins_there() -> None:
     assert decided.decisions == [Preempt(mover, "consolidation"), Nominate("whole", 4)]
     assert given.turn(facts.Tick(given.now + 5.0)).decisions == []
     assert given.turn(facts.Released(given.now + 6.0, f"{mover}/0", 1)).decisions == [
-        Launch("whole", 4),
         Launch(mover, 2),
+        Launch("whole", 4),
     ]
     assert not given.state.moved
 
@@ -145,3 +147,24 @@ def test_the_set_of_which_nobody_could_take_its_place_back_leaves() -> None:
     assert given.decide().decisions == [Preempt("v2", "fair_share"), Nominate("in", 3)]
     given.settle()
     assert (given.phase("in"), given.phase("v1"), given.phase("v2")) == ("running", "running", "waiting")
+
+
+def test_no_promise_is_kept_on_the_places_of_who_was_moved_for_it() -> None:
+    """`small` was promised what `whole` leaves of a node, and found room on the new place of `moved`, when that came to
+    begin there. So `moved` took back its old one, was moved again, and so for ever."""
+    given = cluster("1 node x 8 A, 2 nodes x 4 B").scheduling(consolidation=True)
+    given.policies(ordering="priority", placement="spread")
+    pairs = (Group("workers", 1, (Option(None, Resources(2000)),)),)
+    for name, size, node in (("moved", 3, "a-0"), ("fixed", 1, "b-0")):
+        moves = name == "moved"
+        spec = Workload(name, name, "train", pairs, min_size=size, max_size=size, priority=90, preemptible=moves)
+        given.state.apply(facts.Submitted(0.0, spec))
+        given.state.apply(decisions.Launch(f"{name}/0", 1, (Placed("workers", node, 0),) * size))
+        given.state.apply(facts.Bound(0.0, f"{name}/0", 1))
+    given.pending("whole", 5).now += 1.0
+    singles = (Group("workers", 1, (Option("B", Resources(1000)), Option("A", Resources(1000)))),)
+    given.state.apply(facts.Submitted(given.now, Workload("small", "small", "train", singles, min_size=3, max_size=3)))
+    decided = given.turn().decisions
+    assert decided == [Preempt("moved", "consolidation"), Nominate("whole", 5), Nominate("small", 3)]
+    given.turn(facts.Released(given.now, "moved/0", 1))
+    assert [given.phase(name) for name in ("moved", "whole", "small")] == ["starting"] * 3

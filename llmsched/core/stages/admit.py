@@ -66,13 +66,13 @@ class Admission:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         self.gave = len(self.trial.leaving) + len(self.trial.shrinking)  # who was told to, at the last success
+        self._move_together()
         goes_on = redeem.run(self.this, self.calendar, self._launch)
         for name in state.nominated:
             self._tell_promised(state.gangs[name])
         if not goes_on:
             return
         migrate.keep_places(self.this)
-        self._move_together()
         moves = migrate.Moves(self.this, self.calendar)
         while True:
             line = self._ask_all(moves, since)
@@ -109,7 +109,8 @@ class Admission:
         return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
 
     def _move_together(self) -> None:
-        """Whom consolidation moves goes to its new place before anybody else is asked; until then it is kept."""
+        """Whom consolidation moves goes to its new place before anybody else is asked; until then it is kept. Before
+        promises are, too: those may be kept on other places than were promised, and would be on these."""
         for name in self.state.moved:
             gang = self.state.gangs[name]
             if gang.status is Status.VACATING:
