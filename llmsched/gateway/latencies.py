@@ -2,9 +2,9 @@
 
 For each endpoint, model and flavor a window of time: how many requests were in flight at each replica in the mean (of
 the time), and how long those took that ended well, from the replica's turn on (who is held waits before that). What
-those found that came is the same in the mean where the load is steady; where it is not, the window says nothing. A window is told once
-it has lasted WINDOW_S and enough have ended; one in which replicas came or went says nothing of either number, and
-begins anew.
+those found that came is the same in the mean where the load is steady; where it is not, the window says nothing. A
+window is told once it has lasted WINDOW_S and enough have ended; one in which replicas came or went says nothing of
+either number, and begins anew.
 """
 
 from __future__ import annotations
