@@ -97,14 +97,15 @@ def test_a_target_is_held_by_what_was_measured_and_judged_by_windows(folder: Pat
 
 
 def test_replicas_are_there_before_a_peak_that_the_past_had(folder: Path) -> None:
-    hours = [f"{hour * 3600},{1.5 if hour % 24 == 12 else 0.1}" for hour in range(48)]
-    Path("past.csv").write_text("\n".join(["t_s,rate_rps", *hours]))
-    Path("rate.csv").write_text("\n".join(["t_s,rate_rps", *hours[:14]]))
+    rates = [1.5 if hour % 24 == 12 else 0.1 for hour in range(62)]
+    for file, hours in (("past.csv", rates[:59]), ("rate.csv", rates[59:])):
+        rows = [f"{number * 3600},{rate}" for number, rate in enumerate(hours)]
+        Path(file).write_text("\n".join(["t_s,rate_rps", *rows]))
     late = {}
     for way, forecast in (("ahead", "on"), ("follows", "off")):
         text = SPEC.replace("REPLICAS", "0..6").replace("{target", f"{{forecast: {forecast}, target")
         Path("chat.yaml").write_text(text)
-        found = run("--until", "50400", endpoint="chat.yaml=rate.csv,past=past.csv,service=8s,start=20s,patience=5s")
+        found = run("--until", "9000", endpoint="chat.yaml=rate.csv,past=past.csv,service=8s,start=20s,patience=5s")
         late[way] = found["endpoints"]["chat"]["late"]
     assert late["ahead"] < 0.2 * late["follows"], late
 
