@@ -35,3 +35,11 @@ class Exchanges:
         if not gang.made_way_for:
             return stay
         return [*stay, *(self._holding[name] for name in gang.made_way_for if name in self._holding)]
+
+    def stay_for_each(self, gangs: Iterable[GangState]) -> set[str]:
+        """Those that have exchanged a place with every one of them: nobody of them may have its place."""
+        each = iter(gangs)
+        stay = {one.id for one in self.stay_for(first)} if (first := next(each, None)) is not None else set()
+        while stay and (gang := next(each, None)) is not None:
+            stay &= {one.id for one in self.stay_for(gang)}
+        return stay

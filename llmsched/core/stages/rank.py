@@ -413,8 +413,9 @@ def _carry_out(
         if extra is not None:
             trial.hold(gang, (*trial.held(gang), *extra))
             takers.append(gang)
-    for gang in victims:  # best first
-        with kept(trial, calendar.must_be_left(gang)):
+    beside_all = exchanges.stay_for_each(takers)
+    for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
+        with kept(trial, [] if gang.id in beside_all else calendar.must_be_left(gang)):
             stays = fits(trial, gang.spec, gang.held)
         if stays:
             trial.hold(gang, gang.held)
