@@ -33,6 +33,7 @@ ASK: dict[tuple[str, str], dict[str, Any]] = {
     ("DELETE", "/nodes/{name}/drain"): {},
     ("GET", "/queues"): {},
     ("GET", "/usage"): {},
+    ("GET", "/usage/keys"): {},
     ("GET", "/reservations"): {},
     ("POST", "/reservations"): {"json": {"reservation": {"name": "no-window"}}},
     ("DELETE", "/reservations/{name}"): {},

@@ -147,6 +147,7 @@ async def crowd(world):
             port.CheckpointSeen(gang.id, gang.attempt, 1),
             port.AdapterAnswer(gang.id, gang.attempt, "a", "s3://a"),
             port.LoadSeen(gang.workload_id, 3.0, 1.0),
+            port.KeyUsageSeen("gateway", (port.KeyUse(0, "t", ANN, "talks", 1, 2, 3, 0),)),
             port.Stalled(gang.id, gang.attempt, "it has not moved for a minute"),
             port.ExcessSeen(gang.id, gang.attempt, (port.ForeignSeen("node-1", 0.5, 0.0, 0),)),
             port.ExcessSeen(gang.id, gang.attempt, ()),

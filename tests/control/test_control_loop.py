@@ -254,7 +254,9 @@ def test_the_gateway_hears_of_replicas_when_they_answer_and_when_they_go():
         async with controlling(cluster, keys=lambda: keys) as controller:
             await controller.submit([serve("qwen", replicas="1..3")], user=ANN)
             await until(lambda: replicas(cluster) == ["llms/qwen/0/1"])
-            assert cluster.routes.keys == [{"id": "k1", "sha256": "ab", "models": ["qwen"], "expires": None}]
+            assert cluster.routes.keys == [
+                {"id": "k1", "sha256": "ab", "models": ["qwen"], "expires": None, "user": ANN}
+            ]
             assert cluster.routes.models["qwen"]["routing"] == "power-of-two"
             first = cluster.routes.version
             await controller.scale("qwen", 2, ANN)
