@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -102,11 +103,22 @@ def test_a_ray_program_has_a_ray_of_its_own_whose_nodes_come_and_go_while_it_run
     said = [line for line in lab.read("own/0/1/logs/0.log").splitlines() if "INFO" not in line]
     lines = ["first line", "has CPU 1 GPU 1", "sees 0 named actors", "task imported mine 0"]
     assert said[:4] == lines and said[-3:] == ["nodes 1", "nodes 2", "nodes 1"]
-    wait_until(
-        lambda: not [one for one in psutil.process_iter() if "own/0" in " ".join(_environ(one))],
-        30,
-        "the end of all that was its own",
-    )
+    left: list[str] = []
+
+    def all_ended():
+        left[:] = [_told(one) for one in psutil.process_iter() if "llms/own/0/" in " ".join(_environ(one))]
+        return not left
+
+    with suppress(AssertionError):
+        wait_until(all_ended, 30)
+    assert left == []
+
+
+def _told(process):
+    try:
+        return f"{process.pid} {process.status()} for {time.time() - process.create_time():.0f} s: {process.cmdline()}"
+    except psutil.Error as error:
+        return str(error)
 
 
 def _environ(process):
