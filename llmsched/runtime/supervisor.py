@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -383,25 +383,20 @@ class Supervisor:
 
     def _look_at(self, ranks: list[int]) -> dict[int, Look]:
         """From their nodes, all at once; without those whose node does not answer."""
-        asked = {}
-        for rank in ranks:
-            if (place := self.ranks.places.get(rank)) is not None:
-                there = ray.remote(pulse.look).options(num_cpus=0, label_selector={"ray.io/node-id": place.node})
-                asked[there.remote(place.pid)] = rank
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_WITHIN_S) if asked else ([], [])
-        found: dict[int, Look] = {}
-        for one in done:
-            with suppress(Exception):  # it is gone: Ray will say so
-                found[asked[one]] = ray.get(one)
-        for one in asked.keys() - set(done):
-            ray.cancel(one, force=True)
+        with ExitStack() as stack:
+            places = [(rank, self.ranks.places[rank]) for rank in ranks if rank in self.ranks.places]
+            asked = {stack.enter_context(_called(pulse.look, place.node, place.pid)): rank for rank, place in places}
+            done, _ = ray.wait([*asked], num_returns=len(asked), timeout=_LOOK_WITHIN_S) if asked else ([], [])
+            found: dict[int, Look] = {}
+            for one in done:
+                with suppress(Exception):  # it is gone: Ray will say so
+                    found[asked[one]] = ray.get(one)
         return found
 
     def _beside_worker_0(self, function: Callable[..., Any], *arguments: Any, within_s: float = _ASKED_WITHIN_S) -> Any:
         """Call it where the work runs, with what the work may reach. Raises what it and Ray raise."""
-        place = {"ray.io/node-id": self.order["members"][0]["node"]}
-        called = ray.remote(function).options(num_cpus=0, max_retries=0, label_selector=place).remote(*arguments)
-        return ray.get(called, timeout=within_s)
+        with _called(function, self.order["members"][0]["node"], *arguments) as answer:
+            return ray.get(answer, timeout=within_s)
 
     def _begin_again(self, end: Outcome) -> bool:
         """True when it only left to change its size."""
@@ -459,6 +454,24 @@ def _in_words(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+class _Once:
+    """An actor for one call."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+@contextmanager
+def _called(function: Callable[..., Any], node: str, *arguments: Any) -> Iterator[Any]:
+    """The answer to come, of a call there that takes no resources. By an actor: for a task Ray may start a second
+    process, which bears the mark of this attempt and stays, as nobody else may have it."""
+    once = ray.remote(num_cpus=0, max_restarts=0)(_Once).options(label_selector={"ray.io/node-id": node}).remote()
+    try:
+        yield once.call.remote(function, *arguments)
+    finally:
+        ray.kill(once)
 
 
 def node_name(node: str) -> str:
