@@ -54,7 +54,9 @@ class _Trial:
     def __init__(self, where: context.Context) -> None:
         self._where, self._store = where, Storage.at(where.storage)
         self._step = 0.0
-        self._rungs = self._read() if "." in where.workload.partition("@")[0] else None  # of what others asked for
+        self._rungs: Rungs | None = None
+        if "." in where.workload.partition("@")[0]:  # of what others asked for
+            self._rungs = self._read()
 
     def is_at_one(self, values: dict[str, Any]) -> bool:
         if self._rungs is None:
@@ -71,7 +73,7 @@ class _Trial:
             if found is None or found.passed >= rung:
                 self._rungs = found
                 return
-            time.sleep(pause)
+            time.sleep(pause)  # a storage tells nobody that something was written
             pause = min(1.5 * pause, _LOOK_EVERY_S)
         self._rungs = self._rungs._replace(passed=rung)
 
@@ -83,7 +85,7 @@ class _Trial:
         try:
             return read(self._store, self._where.gang)
         except (StorageError, OSError):
-            return self._rungs if hasattr(self, "_rungs") else None
+            return self._rungs
 
 
 _trial: tuple[context.Context, _Trial] | None = None
