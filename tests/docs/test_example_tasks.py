@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import runpy
 import sys
@@ -23,11 +22,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "tasks"
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("run_rows", FOLDER / "run.py")
-    assert spec and spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    from running import Runner
+
+    return Runner(FOLDER, "row")
 
 
 def test_every_row_is_whole_and_its_page_names_it(runner: Any) -> None:
@@ -41,47 +39,6 @@ def test_every_row_is_whole_and_its_page_names_it(runner: Any) -> None:
         assert {file.name for file in (FOLDER / name).iterdir()} >= {"prepare.py", "measure.py"}
         for spec in load((FOLDER / name / "spec.yaml").read_text(), f"{name}/spec.yaml"):
             assert spec.name.split("-")[0] == name.replace("_", "-").split("-")[0]
-
-
-SPEC = """\
-name: tiny
-kind: task
-resources: {accelerators: "A100:1"}
-task: {run: ["true"]}
-"""
-MEASURE = """\
-import json
-from llmsched import Client
-print(json.dumps({"part": "ends", "number": float(Client().status("tiny").phase == "succeeded"), "baseline": 0.5}))
-"""
-
-
-def row(folder: Path, name: str, prepare: str = "") -> None:
-    (folder / name).mkdir()
-    parts = {"ends": {"metric": "it ends", "at_least": 0.9, "baseline": "a coin"}}
-    expect = {"parts": parts, "minutes": 5, "up": "--fake-nodes 1x1:A100"}
-    files = {"spec.yaml": SPEC, "measure.py": MEASURE, "prepare.py": prepare, "expect.yaml": json.dumps(expect)}
-    for file, text in files.items():
-        (folder / name / file).write_text(text)
-
-
-def test_rows_that_miss_or_fail_end_with_1_and_the_others_are_run_all_the_same(
-    runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(runner, "HERE", tmp_path)
-    row(tmp_path, "broken", "raise SystemExit('no such luck')")
-    row(tmp_path, "good")
-    assert runner.main(["all", "--json"]) == 1
-    said = capsys.readouterr()
-    broken, good = json.loads(said.out)
-    assert (broken["passed"], broken["failed"]) == (False, "prepare.py: no such luck")
-    assert (good["number"], good["baseline"], good["baseline_is"], good["passed"]) == (1.0, 0.5, "a coin", True)
-    lines = runner.table([broken, good, {**good, "row": "bad", "at_least": 1.5, "passed": False}]).splitlines()
-    assert [line.split("|")[0].strip() for line in lines] == ["row", "broken", "good/ends", "bad"]
-    assert "1 (expected 1.5)" in lines[3] and "0.5: a coin" in lines[2]
-    with pytest.raises(SystemExit):
-        runner.main(["gud"])
-    assert "no row 'gud'; there are broken, good" in capsys.readouterr().err
 
 
 class Alone:
