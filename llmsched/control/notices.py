@@ -165,20 +165,22 @@ class Notifier:
         self, record: WorkloadState, number: int, target: Mapping[str, Any], progress: Progress, at: float
     ) -> Iterator[NoticeRow]:
         name, when = record.workload.id, str(target["when"])
-        numbers = {key: value for gang in record.gangs for key, value in progress.get(gang, {}).items()}
+        gangs = [gang.id for gang in self._gangs(record)] if record.workload.kind == "serve" else record.gangs
+        numbers = {key: value for gang in gangs for key, value in progress.get(gang, {}).items()}
         met = is_met(when, {key: value for key, value in numbers.items() if isinstance(value, int | float)})
         was, since = self._crossed.get((name, number), (False, at - BETWEEN_CROSSINGS_S))
         if not met or (not was and at - since >= BETWEEN_CROSSINGS_S):
             self._crossed[name, number] = met, at if met else since
         if met and not was and at - since >= BETWEEN_CROSSINGS_S:
-            yield self._told(record, f"when {at:.3f}", number, target, f"{name}: {when}", at)
+            yield self._told(record, f"when {at:.3f}", number, target, f"{name}: {when}", at, numbers)
 
     def _told(
-        self, record: WorkloadState, what: str, number: int, target: Mapping[str, Any], words: str, at: float
-    ) -> NoticeRow:
-        return _row(record, what, number, target, self._body(record, what, words, at), at)
+        self, record: WorkloadState, what: str, number: int, target: Mapping[str, Any], words: str, at: float,
+        reported: Mapping[str, Any] | None = None,
+    ) -> NoticeRow:  # fmt: skip
+        return _row(record, what, number, target, self._body(record, what, words, at, reported or {}), at)
 
-    def _body(self, record: WorkloadState, what: str, words: str, at: float) -> str:
+    def _body(self, record: WorkloadState, what: str, words: str, at: float, reported: Mapping[str, Any]) -> str:
         workload = record.workload
         reason = next((gang.reason for gang in self._gangs(record) if gang.reason), None)
         return json.dumps(
@@ -195,7 +197,7 @@ class Notifier:
                 "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
                 "message": self._words(record, record.message),
                 "reason": view.message if (view := reasons.view(reason, self._names(record))) else "",
-                "metrics": dict(record.metrics),
+                "metrics": {**reported, **record.metrics},
                 "artifact": record.artifact,
             }
         )
@@ -304,7 +306,7 @@ class Notifier:
         why = self._words(record, reason.message) if reason is not None else ""
         waited = write_duration(max(0, round(now - record.submitted_at)))
         said = f"{row.workload} has waited for {waited}" + (f": {why}" if why else "")
-        return self._body(record, row.what, said, now)
+        return self._body(record, row.what, said, now, {})
 
     def _unwritten(self, rows: list[NoticeRow]) -> None:
         """Of numbers, which are in no journal: written when they can be."""

@@ -2,7 +2,8 @@
 
 Rank 0 speaks for the gang. Reporting never slows a loop (at most two messages a second, what came between is merged)
 and never stops it (a supervisor that does not listen is said once), but for a trial that waits for the verdict of its
-search (`rungs.py`). The last report always arrives.
+search (`rungs.py`). The last report always arrives. What an endpoint's app reports is kept by its replica until the
+bridge next asks how it is (`of_endpoint`): the newest of each name, and no file, as endpoints have no end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 from llmsched import sanitize
@@ -75,8 +77,35 @@ class _Outbox:
                 print(f"progress: the supervisor does not listen: {error}", file=sys.stderr, flush=True)
 
 
+class OfEndpoint:
+    """The newest numbers of an endpoint's app, from any of its threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: dict[str, Any] = {}
+
+    def add(self, values: dict[str, Any]) -> None:
+        with self._lock:
+            for name, value in values.items():
+                if name in self._newest or len(self._newest) < sanitize.ITEMS_AT_MOST:
+                    self._newest[name] = value
+
+    def newest(self) -> dict[str, Any]:
+        with self._lock:
+            return dict(self._newest)
+
+
 _outbox = _Outbox()
+_of_endpoint: weakref.ref[OfEndpoint] | None = None
 context.on_leave(lambda: _outbox.deliver(now=True))
+
+
+def of_endpoint() -> OfEndpoint:
+    """From now on what this process reports is an endpoint's, and kept there while somebody holds it."""
+    global _of_endpoint
+    kept = OfEndpoint()
+    _of_endpoint = weakref.ref(kept)
+    return kept
 
 
 def report(step: int | None = None, total_steps: int | None = None, **values: Any) -> None:
@@ -88,7 +117,9 @@ def report(step: int | None = None, total_steps: int | None = None, **values: An
     given = {"step": step, "total_steps": total_steps, **values}
     plain = plain_values({name: value for name, value in given.items() if value is not None})
     where = context.inside()
-    if where is None:
+    if where is None and _of_endpoint is not None and (kept := _of_endpoint()) is not None:
+        kept.add(plain)
+    elif where is None:
         print("progress: " + " ".join(f"{name}={value}" for name, value in plain.items()), flush=True)
     elif where.rank == 0 and plain:
         _outbox.add(plain)

@@ -29,6 +29,7 @@ from llmsched.runtime import (
     in_hand,
     nested,
     packages,
+    progress,
     redaction,
     start_costs,
 )
@@ -76,6 +77,7 @@ class ReplicaHost:
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
+        self._numbers = progress.of_endpoint()
         os.environ.update(calls_door.envs_of(given) | given["envs"])
         try:
             contain(given)
@@ -181,12 +183,14 @@ class ReplicaHost:
                 stop.set()
 
     async def health(self) -> dict[str, Any]:
-        """{"trouble": why it should be replaced, or "", "in_hand": requests, "abandoned": those that do not end}."""
+        """{"trouble": why it should be replaced, or "", "in_hand": requests, "abandoned": those that do not end,
+        "numbers": the newest that its app reported}."""
         self._asked_at = time.monotonic()
         return {
             "trouble": self._in_hand.trouble() or await self._own_trouble(),
             "in_hand": len(self._in_hand),
             "abandoned": self._in_hand.abandoned(),
+            "numbers": self._numbers.newest(),
         }
 
     async def check_health(self) -> None:

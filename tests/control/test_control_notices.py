@@ -6,11 +6,12 @@ import asyncio
 import json
 
 import pytest
-from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, task, until
+from control_harness import ANN, ManualClock, Script, controlling, fake_cluster, phase, serve, task, until
 
 from llmsched.control import notices, webhooks
 from llmsched.control.vault import SHARED, Vault
 from llmsched.errors import RequestError, StoreError
+from llmsched.executors.port import Progress
 from llmsched.spec import cluster as cluster_spec
 from llmsched.store.memory import MemoryStore
 from llmsched.store.tables import NoticeRow
@@ -218,6 +219,23 @@ def test_a_comparison_is_told_when_it_begins_to_be_met():
             await until(lambda: phase(controller, "one") == "succeeded")
             await until(lambda: hooks.told)
             assert [(body["event"], body["text"]) for _, body, _ in hooks.told] == [("when", "one: step >= 2")]
+            assert hooks.told[0][1]["metrics"]["step"] >= 2
+
+    asyncio.run(story())
+
+
+def test_what_an_endpoints_app_reports_is_compared_too():
+    async def story():
+        hooks, cluster = Hooks(), fake_cluster()
+        wants = [{"url": HOOK, "on": [], "when": "alerts > 0"}]
+        async with controlling(cluster, post=hooks) as controller:
+            await controller.submit([serve("watch", notify=wants)], user=ANN)
+            await until(lambda: phase(controller, "watch") == "running")
+            cluster.say(Progress("watch/0", 1, {"alerts": 0}))
+            cluster.say(Progress("watch/0", 1, {"alerts": 1, "surge": "bad news"}))
+            await until(lambda: hooks.told)
+            body = hooks.told[0][1]
+            assert (body["text"], body["metrics"]) == ("watch: alerts > 0", {"alerts": 1, "surge": "bad news"})
 
     asyncio.run(story())
 

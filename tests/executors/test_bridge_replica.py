@@ -14,6 +14,7 @@ from llmsched.executors.bridge.replica import (
     Gone,
     Idle,
     Left,
+    Reported,
     Watched,
     World,
 )
@@ -211,6 +212,26 @@ def test_requests_that_do_not_end_are_told_when_their_number_changes(answering):
         for half in (0.0, 1.0):
             told.append(answering.look((second + 1) * HEALTH_EVERY_S * 2 + half))
     assert [one for one in told if one] == [Abandoned(2), Abandoned(3), Abandoned(0)]
+
+
+def test_what_its_app_reports_is_told_when_it_changes_and_again_to_a_controller_that_knows_nothing(answering):
+    told, at = [], 0.0
+
+    def look_twice():
+        nonlocal at
+        for _ in range(2):
+            at += HEALTH_EVERY_S
+            told.append(answering.look(at))
+
+    for numbers in ({}, {"alerts": 0}, {"alerts": 0}, {"alerts": 2}):
+        answering.answers["health"] = {**HEALTHY, "numbers": numbers}
+        look_twice()
+    answering.watched.ask_again()
+    look_twice()
+    look_twice()
+    look_twice()
+    said = [one for one in told if isinstance(one, Reported)]
+    assert said == [Reported({"alerts": 0}), Reported({"alerts": 2}), Reported({"alerts": 2})]
 
 
 def test_one_that_never_comes_up_fails_with_serves_words(desk):

@@ -6,7 +6,8 @@ import threading
 
 from app_requests import ask
 
-from llmsched.runtime import in_hand
+from llmsched import sanitize
+from llmsched.runtime import in_hand, progress
 from llmsched.runtime.replica import ReplicaHost
 
 DESK = """
@@ -54,16 +55,17 @@ def test_calls_that_block_are_in_hand_until_they_end_and_the_replica_says_that_i
             await replica.cancel(f"r{n}")
         full = await ask(replica, "another", body={})
         assert (full["status"], full["error"]["code"]) == (429, "full")
-        assert (await replica.health()) == {"trouble": "", "in_hand": 2, "abandoned": 0}
+        assert (await replica.health()) == {"trouble": "", "in_hand": 2, "abandoned": 0, "numbers": {}}
         now[0] = in_hand.STUCK_AFTER_S
         assert (await replica.health()) == {
             "trouble": "all 2 requests that it may have in hand were given up by their clients and do not end",
             "in_hand": 2,
             "abandoned": 2,
+            "numbers": {},
         }
         desks.Desk.stuck.set()
         assert {answer["status"] for answer in await asyncio.gather(*calls)} == {499}
-        assert (await replica.health()) == {"trouble": "", "in_hand": 0, "abandoned": 0}
+        assert (await replica.health()) == {"trouble": "", "in_hand": 0, "abandoned": 0, "numbers": {}}
         assert (await ask(replica, "late", body={})).json() == {"ok": True}
 
     asyncio.run(story())
@@ -86,6 +88,19 @@ def test_an_apps_own_health_check_counts_also_an_async_one_and_serve_hears_of_it
             assert "device lost" in str(told)
         else:
             raise AssertionError("Serve was not told")
+
+    asyncio.run(story())
+
+
+def test_what_an_app_reports_is_in_its_replicas_health_the_newest_of_each_name(tmp_path, monkeypatch):
+    async def story():
+        replica = host(tmp_path, monkeypatch)
+        progress.report(alerts=1, key="bad news")
+        progress.report(alerts=0)
+        assert (await replica.health())["numbers"] == {"alerts": 0, "key": "bad news"}
+        for number in range(5000):
+            progress.report(**{f"name {number}": number})
+        assert len((await replica.health())["numbers"]) == sanitize.ITEMS_AT_MOST
 
     asyncio.run(story())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llmsched import sanitize
 from llmsched.executors.bridge.silence import Pending, Silence
@@ -85,7 +85,13 @@ class Abandoned(NamedTuple):
     requests: int
 
 
-Seen = Answers | Failed | Gone | Left | Idle | Abandoned
+class Reported(NamedTuple):
+    """Numbers and short words of its app, for people."""
+
+    numbers: Mapping[str, Any]
+
+
+Seen = Answers | Failed | Gone | Left | Idle | Abandoned | Reported
 
 
 @dataclass
@@ -100,6 +106,7 @@ class Watched:
     is_deleted: bool = False  # Serve was asked to take it
     has_answered: bool = False  # ever
     abandoned: int = 0
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     _is_told: bool = False  # that it answers
     _was_listed: bool = False
     _asked: Pending | None = field(default=None, repr=False)
@@ -113,7 +120,7 @@ class Watched:
 
     def ask_again(self) -> None:
         """It is to be told once more that it answers; whether its process is the same is watched on."""
-        self._is_told, self._asked = False, None
+        self._is_told, self._asked, self.numbers = False, None, {}
 
     def look(self, world: World, now: float) -> Seen | None:
         mine = world.processes.get(self.order.name, set())
@@ -212,7 +219,7 @@ class Watched:
         except Exception:  # as in `_ask`
             return None
 
-    def _health(self, now: float) -> Gone | Abandoned | None:
+    def _health(self, now: float) -> Gone | Abandoned | Reported | None:
         if self._asked is None:
             if now - self._asked_at >= HEALTH_EVERY_S:
                 self._asked, self._asked_at, self._silence = self._ask("health"), now, Silence(now)
@@ -230,4 +237,7 @@ class Watched:
         if facts["trouble"]:
             return Gone(str(facts["trouble"]))
         abandoned, self.abandoned = self.abandoned, int(facts["abandoned"])
-        return Abandoned(self.abandoned) if self.abandoned != abandoned else None
+        if self.abandoned != abandoned:
+            return Abandoned(self.abandoned)
+        numbers, self.numbers = self.numbers, facts.get("numbers") or {}
+        return Reported(self.numbers) if self.numbers != numbers else None

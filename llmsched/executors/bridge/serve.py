@@ -34,6 +34,7 @@ from llmsched.executors.port import (
     LaunchOrder,
     Member,
     NotStarted,
+    Progress,
     Stalled,
     Started,
     StopOrder,
@@ -254,6 +255,8 @@ class Replicas:
                 most = one.order.spec.get("max_ongoing_requests") or DEFAULT_MAX_ONGOING
                 words = f"{seen.requests} of {most} requests in hand were given up by their clients and do not end"
                 self._deliver(Stalled(gang, attempt, words if seen.requests else ""))
+            case replica.Reported():
+                self._deliver(Progress(gang, attempt, dict(seen.numbers)))
             case replica.Idle():
                 self._take(one)
             case replica.Left():
