@@ -56,6 +56,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "get_live_trials": "ray.tune, of a controller",
     "get_trials": "ray.tune, of a controller",
     "Retriever": "a spec, by serve.app",
+    "Monitor": "a spec, by serve.app",
     "pause_writing": "asyncio, of a protocol",
     "resume_writing": "asyncio, of a protocol",
     "on_message_begin": "httptools",

@@ -43,6 +43,16 @@ def embeddings(model: str, texts: list[str], *, timeout_s: float = 600.0) -> lis
     return [row["embedding"] for row in sorted(answer["data"], key=lambda row: row["index"])]
 
 
+def classify(model: str, inputs: list[Any], *, timeout_s: float = 600.0) -> list[dict[str, Any]]:
+    """The label of each input (`{"label", "score", ...}`), of an endpoint that gives every input one. Raises as `post`,
+    and ClusterError for an answer of another number."""
+    answer = _ask(model, "classify", {"model": model, "input": inputs}, timeout_s)
+    found: list[dict[str, Any]] = sorted(answer["data"], key=lambda row: row["index"])
+    if [row["index"] for row in found] != [*range(len(inputs))]:
+        raise ClusterError(f"{model} gives more than one label, or none, for an input.")
+    return found
+
+
 def _ask(name: str, route: str, body: Any, timeout_s: float) -> Any:
     url = f"{_place()}/v1/{route}"
     headers = {"Authorization": f"Bearer {os.environ[_KEY]}", "Content-Type": "application/json"}
