@@ -42,6 +42,9 @@ CPUS_PER_PRETEND_NODE = 8  # logical: nodes share the real ones, and CPUs must n
 OBJECT_STORE_BYTES = 256 * 1024**2
 MAX_NODES = 64
 HEAD_PARTS = ("gcs_server", "raylet")  # without one of them there is no cluster
+# A node gives up when the head's own raylet is not known after 20 looks, which a busy machine needs longer for. Whether
+# the head still comes is ours to see, so it looks for as long as we wait.
+PATIENCE = {"RAY_NUM_REDIS_GET_RETRIES": "1000"}
 
 
 class PretendNode(NamedTuple):
@@ -133,7 +136,7 @@ def start(
     *,
     port: int | None = None,
     dashboard_port: int | None = None,
-    timeout_s: float = 90.0,
+    timeout_s: float = 180.0,
     user: RayUser | None = None,
     pass_on: Sequence[str] = (),
 ) -> LocalRay:
@@ -193,7 +196,7 @@ def _begin(
         _wait_until(lambda: not is_free(port), cluster, home, deadline)
         for index, node in enumerate(nodes):
             options = [f"--address={address}", f"--temp-dir={temp_dir / str(index + 1)}", *_node_options(index, node)]
-            _spawn(cluster, home, env, f"node-{index + 1}", options, node)
+            _spawn(cluster, home, env | PATIENCE, f"node-{index + 1}", options, node)
         for process in list(cluster.processes):
             _wait_until(partial(_has_joined, _log(home, process.name)), cluster, home, deadline)
         cluster.processes[:] = [Process(**{**asdict(one), "node": _node_id(one)}) for one in cluster.processes]
@@ -287,7 +290,8 @@ def _wait_until(is_done: Callable[[], bool], cluster: LocalRay, home: Path, dead
         for process in cluster.processes:
             if _same(process) is None:
                 words = _last_lines(_log(home, process.name))
-                raise ClusterError(f"Ray's {process.name} ended while starting:\n{words}")
+                hint = f"What Ray wrote: {_log(home, process.name)}"
+                raise ClusterError(f"Ray's {process.name} ended while starting:\n{words}", hint=hint)
         if time.monotonic() > deadline:
             logs = [_last_lines(_log(home, one.name), 5) for one in cluster.processes]
             raise ClusterError(
@@ -427,7 +431,9 @@ def _log(home: Path, name: str) -> Path:
 
 
 def _last_lines(file: Path, count: int = 15) -> str:
+    """Its last words; of a traceback what was raised alone, as the file has the rest."""
     try:
-        return "\n".join(file.read_text(errors="replace").strip().splitlines()[-count:])
+        lines = file.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
+    return "\n".join([line for line in lines if line[:1].strip() and not line.startswith("Traceback")][-count:])

@@ -58,6 +58,34 @@ def test_a_ray_that_takes_too_long_is_ended_and_says_where_its_words_are(tmp_pat
     assert local_ray.read(tmp_path / "home") is None
 
 
+def test_of_a_traceback_of_ray_what_was_raised_is_said_and_where_the_rest_is(tmp_path, monkeypatch):
+    broken = tmp_path / "python"
+    said = "Traceback (most recent call last):\n  File one, line 3\n    ^^^\nException: no head was found"
+    broken.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(ClusterError, match="head ended while starting:\nException: no head was found") as raised:
+        local_ray.start(tmp_path / "home")
+    assert str(tmp_path / "home" / "logs" / "ray-head.log") in raised.value.hint
+
+
+def test_a_node_waits_for_a_head_that_is_slow_as_long_as_we_do(tmp_path, monkeypatch):
+    """On a busy machine the head's port was open long before its raylet was known, and the nodes gave up."""
+    ray = tmp_path / "python"
+    ray.write_text(
+        """#!/bin/sh
+case "$*" in
+    *--head*) port=${*#*--port=}; exec python3 -m http.server --bind 127.0.0.1 "${port%% *}" ;;
+    *) echo "looks $RAY_NUM_REDIS_GET_RETRIES times"; exit 1 ;;
+esac
+"""
+    )
+    ray.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(ray))
+    with pytest.raises(ClusterError, match="node-1 ended while starting:\nlooks 1000 times"):
+        local_ray.start(tmp_path / "home", [PretendNode(1, "A100")])
+
+
 def test_a_port_that_another_process_took_meanwhile_is_given_up_for_another(tmp_path, monkeypatch):
     """Taken by a connection between being chosen and Ray's binding it; then every test of a module failed."""
     unlucky = tmp_path / "python"
