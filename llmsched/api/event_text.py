@@ -135,6 +135,9 @@ def _fact(entry: Any) -> Message | None:
             return say("cancelled_by", by=Ref(ACTOR, by)) if by else say("cancelled")
         case facts.Scaled(size=size):
             return say("event.scaled", size=size)
+        case facts.RolledBack(adapter=adapter, origin=origin, by=by) if adapter:
+            whose = Ref(ACTOR, by) if by else ()
+            return say("event.adapter_rolled_back", name=Quote(adapter), origin=Ref(WORKLOAD, origin), by=whose)
         case facts.RolledBack(revision=revision, by=by) if by:
             return say("event.rolled_back_by", revision=revision + 1, by=Ref(ACTOR, by))
         case facts.RolledBack(revision=revision):

@@ -247,8 +247,10 @@ async def scale(body: http_requests.ScaleRequest, given: Given, found: Changed) 
 
 @router.post("/workloads/{name}/rollback")
 async def rollback(body: http_requests.RollbackRequest, given: Given, found: Changed) -> http_models.WorkloadView:
-    """An endpoint goes back to a revision that answered, as a new one: the one before, or the one that is named."""
-    await given.controller.roll_back(found.id, by=found.who.user, role=found.who.role, to=body.to)
+    """An endpoint goes back to a revision that answered, as a new one: the one before, or the one that is named. With
+    `adapter` that one alone, to what was published under its name before."""
+    who = found.who
+    await given.controller.roll_back(found.id, by=who.user, role=who.role, to=body.to, adapter=body.adapter or "")
     return _view(given, found)
 
 

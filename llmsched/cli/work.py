@@ -295,7 +295,14 @@ def scale(name: str, size: int) -> None:
 @click.option("--to", type=click.IntRange(min=1), help="A revision that answered; default: the last one before.")
 @show.json_option
 def rollback(name: str, to: int | None) -> None:
-    """Take an endpoint back to a revision that answered; llmsched status NAME lists them. Applied as a new one."""
+    """Take an endpoint back to a revision that answered; llmsched status NAME lists them. Applied as a new one.
+
+    NAME:ADAPTER takes back that adapter alone, to what was published under its name before.
+    """
+    name, _, adapter = name.partition(":")
+    if adapter and to is not None:
+        raise click.UsageError("--to is a revision of the endpoint; an adapter goes back to the one before.")
     with show.connect() as client:
-        view = client.rollback(name, to)
-    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}, now revision {view.revision}"))
+        view = client.rollback(name, to, adapter=adapter or None)
+    now = f"adapter {adapter} goes back" if adapter else f"now revision {view.revision}"
+    show.answer(view, lambda: terminal.echo(f"{view.id}: {view.phase}, {now}"))

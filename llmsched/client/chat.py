@@ -33,7 +33,7 @@ class AsyncChat:
 
     async def respond(self, messages: Messages, **parameters: Any) -> dict[str, Any]:
         """The whole OpenAI response object, usage included."""
-        return await self._ask("/v1/chat/completions", self._body(messages, parameters))
+        return dict(await self._ask("/v1/chat/completions", self._body(messages, parameters)))
 
     async def stream(self, messages: Messages, **parameters: Any) -> AsyncGenerator[str, None]:
         """The answer's text piece by piece, as it is made."""
@@ -74,6 +74,13 @@ class AsyncChat:
         form: dict[str, Any] = {"data": {"model": self.model}, "files": {"file": ("audio", audio)}}
         return str((await self._ask("/v1/audio/transcriptions", **form))["text"])
 
+    async def post(self, body: Any, path: str = "", *, session: str = "") -> Any:
+        """Of an app: JSON to /v1/apps/NAME, or to `path` below it, and its JSON answer. `session` goes as X-Session-Id,
+        for `routing: session-affinity`. Raises LlmschedError."""
+        below = f"/{path.lstrip('/')}" if path else ""
+        headers = {"X-Session-Id": session} if session else {}
+        return await self._ask(f"/v1/apps/{self.model}{below}", body, headers=headers)
+
     async def models(self) -> list[str]:
         """Ids of the models that the key reaches, adapters as MODEL:ADAPTER. Raises LlmschedError."""
         async with self._http() as http:
@@ -85,15 +92,15 @@ class AsyncChat:
             raise _error_of(answer, self.model)
         return [one["id"] for one in answer.json()["data"]]
 
-    async def _ask(self, path: str, body: dict[str, Any] | None = None, **form: Any) -> dict[str, Any]:
+    async def _ask(self, path: str, body: Any = None, **more: Any) -> Any:
         async with self._http() as http:
             try:
-                answer = await http.post(f"{self.endpoint}{path}", json=body, **form)
+                answer = await http.post(f"{self.endpoint}{path}", json=body, **more)
             except httpx.HTTPError as error:
                 raise self._unreachable() from error
         if not answer.is_success:
             raise _error_of(answer, self.model)
-        return dict(answer.json())
+        return answer.json()
 
     def _body(self, messages: Messages, parameters: dict[str, Any]) -> dict[str, Any]:
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)

@@ -126,6 +126,11 @@ class Chat:
         """What is said in an audio file, of the rate that the model hears. Raises LlmschedError."""
         return self._loop.call(self._chat.transcribe(audio))
 
+    def post(self, body: Any, path: str = "", *, session: str = "") -> Any:
+        """Of an app: JSON to /v1/apps/NAME, or to `path` below it, and its JSON answer. `session` goes as X-Session-Id,
+        for `routing: session-affinity`. Raises LlmschedError."""
+        return self._loop.call(self._chat.post(body, path, session=session))
+
     def models(self) -> list[str]:
         return self._loop.call(self._chat.models())
 
@@ -355,8 +360,8 @@ class Client:
     def scale(self, name: str, size: int) -> http_models.WorkloadView:
         return self._loop.call(self._core.scale(name, size))
 
-    def rollback(self, name: str, to: int | None = None) -> http_models.WorkloadView:
-        return self._loop.call(self._core.rollback(name, to))
+    def rollback(self, name: str, to: int | None = None, *, adapter: str | None = None) -> http_models.WorkloadView:
+        return self._loop.call(self._core.rollback(name, to, adapter=adapter))
 
     def secrets(self) -> list[http_models.SecretView]:
         return self._loop.call(self._core.secrets())

@@ -111,12 +111,15 @@ class AsyncClient(UsageQuestions):
         body, path = ScaleRequest(size=size), _path(name, "scale")
         return await self._http.ask(http_models.WorkloadView, "POST", path, body=body)
 
-    async def rollback(self, name: str, to: int | None = None) -> http_models.WorkloadView:
+    async def rollback(
+        self, name: str, to: int | None = None, *, adapter: str | None = None
+    ) -> http_models.WorkloadView:
         """An endpoint goes back to the revision that answered before its newest, or to revision `to`, as a new one;
-        `WorkloadView.back_to` lists them. Raises RequestError where there is none, NotAllowed."""
+        `WorkloadView.back_to` lists them. With `adapter` that one alone, live, to what was published under its name
+        before. Raises RequestError where there is none, NotAllowed."""
         from llmsched.spec.http_requests import RollbackRequest
 
-        body, path = RollbackRequest(to=to), _path(name, "rollback")
+        body, path = RollbackRequest(to=to, adapter=adapter), _path(name, "rollback")
         return await self._http.ask(http_models.WorkloadView, "POST", path, body=body)
 
     async def wait(

@@ -1,5 +1,5 @@
 """What work asks for (`runtime/ask.py`): submissions, looks and ends, with the rights of its owner and no more than it
-has itself.
+has itself; what it asks of endpoints is ask_endpoints.py's.
 
 A submission takes the way of everybody's, so the same checks hold and nothing is answered before it is committed. Every
 question may come twice: one that is there already is answered as it is. Start reading at `Asks._answer` and `child_of`.
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmsched import sanitize
-from llmsched.control import planning, requests
+from llmsched.control import ask_endpoints, planning, requests
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.control.lookup import child_name, child_named, spec_of
 from llmsched.core.commands import CHILDREN_AT_ONCE
@@ -128,6 +128,8 @@ class Asks:
                 for name in _some(asked, "names"):
                     await self._end(parent, str(name))
                 return None
+            case verb if verb in ask_endpoints.VERBS and parent.kind != "tune":
+                return await ask_endpoints.do(self._state, self._request, parent, spec, asked)
             case other:
                 raise RequestError(f"nobody answers {sanitize.line(other, 60)!r}.", code="bad_ask")
 

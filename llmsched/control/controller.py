@@ -137,9 +137,10 @@ class Controller:
     async def scale(self, name: str, size: int, by: str) -> None:
         await self._ask(requests.Rescale(name, size, by))
 
-    async def roll_back(self, name: str, by: str, role: str, to: int | None = None) -> None:
-        """An endpoint, to revision `to`, or the last that answered before. Raises RequestError where there is none."""
-        await self._ask(requests.RollingBack(name, Person(by, role), to))
+    async def roll_back(self, name: str, by: str, role: str, to: int | None = None, adapter: str = "") -> None:
+        """An endpoint, to revision `to`, or the last that answered before; or an adapter of it alone, to what was
+        published under its name before. Raises RequestError where there is none."""
+        await self._ask(requests.RollingBack(name, Person(by, role), to, adapter))
 
     async def configure(self, spec: ClusterSpec, by: str) -> None:
         policies_known.load(compile_configuration(spec, 0).policies)  # or no pass would be possible once it is in force

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmsched.control import calls, endpoint_names, trials, vault
+from llmsched.control import adapters, calls, endpoint_names, trials, vault
 from llmsched.control.authorization import KnownNames, Permissions, Person, check_queue
 from llmsched.control.drafts import (
     Draft,
@@ -83,11 +83,12 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True)
 class RollingBack:
-    """`to`: a revision as people count, from 1."""
+    """`to`: a revision as people count, from 1. `adapter`: that one alone, to what was published before."""
 
     name: str
     person: Person
     to: int | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,8 @@ async def accept(state: State, request: UserRequest, at: float, secrets: vault.S
             scale = commands.ScaleTo(at, target, request.size)
             return None, _applied(state, scale, _names(state, request.by, target))
         case RollingBack():
+            if request.adapter:
+                return None, adapters.rolled_back(state, find(state, request.name), request.adapter, request.person, at)
             return None, _rolled_back(state, request, at, secrets)
         case Reconfiguration():
             configuration = compile_configuration(request.spec, state.configuration.version + 1)

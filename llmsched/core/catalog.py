@@ -391,6 +391,7 @@ CATALOG: dict[str, Entry] = {
     "event.ended_by_parent": Entry("ended by the work that had asked for it"),
     "event.scaled": Entry("asked to hold {size}"),
     "event.rolled_back": Entry("goes back to revision {revision}"),
+    "event.adapter_rolled_back": Entry('its adapter {name} goes back to that of {origin}{by:>, asked for by }'),
     "event.rolled_back_by": Entry("goes back to revision {revision}, asked for by {by}"),
     "event.configured": Entry("configuration version {version} is in force"),
     "event.node_joined": Entry("node {node} joined: {has:| or }"),

@@ -60,13 +60,17 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """An endpoint goes back to a version of it that answered: that of `revision`, as a new one."""
+    """An endpoint goes back to a version of it that answered: that of `revision`, as a new one. With an `adapter` that
+    one alone goes back, to `uri`, which `origin` made: a run, or the endpoint itself by its spec."""
 
     at: float
     workload: str
     revision: int
     by: UserName = ""
     met: tuple[WorkloadName, ...] = ()  # as in Submitted
+    adapter: str = ""
+    uri: ArtifactUri = ""
+    origin: WorkloadName = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,10 @@ def scaled(world: World, fact: facts.Scaled) -> None:
 
 def rolled_back(world: World, fact: facts.RolledBack) -> None:
     record = world.workloads.get(fact.workload)
+    if fact.adapter:
+        back = facts.Published(fact.at, fact.workload, "adapter", fact.adapter, fact.uri, fact.origin)
+        published(world, back)
+        return
     version = None if record is None or record.outcome else rollout.version_numbered(record, fact.revision)
     if record is None or version is None or record.cancelled:
         world.note(fact, f"{fact.workload} has no such version, is unknown or has ended")

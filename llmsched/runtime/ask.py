@@ -5,6 +5,7 @@
     ask.submit({"name": "part-1", "kind": "task", "task": {"run": ["python", "part.py", "1"]}})
     ask.watch("part-1")["part-1"].phase            # waiting, running, succeeded ...
     ask.end("part-1")
+    ask.endpoint("assistant"), ask.scale("assistant", 2), ask.rollback("assistant", adapter="tone")    # of `calls`
 
 What is asked for belongs to the owner of the workload, waits in its queue, is called WORKLOAD.NAME, counts in its
 budget and ends with it. It goes from worker to supervisor, bridge and controller, and the answer the same way back: no
@@ -50,6 +51,24 @@ class Child:
         return self.phase in ("succeeded", "failed", "cancelled")
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """One that the spec names in `calls`. `replicas` answer, `wanted` are wanted, `most` may be; `ongoing` requests are
+    in flight and `queued` wait, by the gateway's last word. `adapters`: of each that was published the run that made
+    it. `revision` counts from 1."""
+
+    name: str
+    phase: str
+    message: str
+    revision: int
+    replicas: int
+    wanted: int
+    most: int
+    ongoing: float
+    queued: float
+    adapters: dict[str, str]
+
+
 def submit(*specs: dict[str, Any]) -> list[Child]:
     """Ask for workloads, each a spec as data; all of them or none. `queue` is the parent's, and so is `workdir` where a
     spec names none. One that is there already stays, whatever has become of it.
@@ -67,6 +86,25 @@ def watch(*names: str) -> dict[str, Child]:
 def end(*names: str) -> None:
     """Cancel them. What has ended stays as it is. Raises RequestError for a name that was never asked for."""
     _ask({"ask": "end", "names": list(names)})
+
+
+def endpoint(name: str) -> Endpoint:
+    """How it stands. Raises RequestError for one that `calls` of the spec does not name."""
+    return Endpoint(**_ask({"ask": "endpoint", "endpoint": name}))
+
+
+def scale(name: str, replicas: int) -> None:
+    """Ask for so many replicas, within what the endpoint's spec allows. Raises RequestError, NotAllowed where its
+    owner is another."""
+    _ask({"ask": "scale", "endpoint": name, "replicas": replicas})
+
+
+def rollback(name: str, adapter: str = "") -> None:
+    """An endpoint goes back to the revision that answered before, or an adapter of it, live, to what was published
+    under its name before. Raises RequestError where there is nothing before, NotAllowed."""
+    now = endpoint(name)
+    away_from = now.adapters.get(adapter) if adapter else now.revision
+    _ask({"ask": "rollback", "endpoint": name, "adapter": adapter, "away_from": away_from})
 
 
 def _children(answer: Any) -> list[Child]:

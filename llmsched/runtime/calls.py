@@ -10,6 +10,8 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llmsched.errors import ClusterError, RequestError
@@ -53,14 +55,50 @@ def classify(model: str, inputs: list[Any], *, timeout_s: float = 600.0) -> list
     return found
 
 
+def find(model: str, inputs: list[Any], *, timeout_s: float = 600.0) -> list[dict[str, Any]]:
+    """All that a model finds in inputs, such as entities of texts and regions of images: {"index" of the input,
+    "label", "score", "at", ...}. Raises as `post`."""
+    return list(_ask(model, "classify", {"model": model, "input": inputs}, timeout_s)["data"])
+
+
+def chat(model: str, messages: list[dict[str, Any]], *, timeout_s: float = 600.0, **parameters: Any) -> str:
+    """The text of a language model's answer; `model` may be MODEL:ADAPTER. Raises as `post`."""
+    body = {"model": model, "messages": messages, **parameters}
+    return str(_ask(model, "chat/completions", body, timeout_s)["choices"][0]["message"]["content"] or "")
+
+
+def stream(model: str, messages: list[dict[str, Any]], *, timeout_s: float = 600.0, **parameters: Any) -> Iterator[str]:
+    """The same piece by piece, as it is made. Raises as `post`, ClusterError also where it breaks off."""
+    body = {"model": model, "messages": messages, "stream": True, **parameters}
+    with _opened(model, "chat/completions", body, timeout_s) as answer:
+        for line in answer:
+            said = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:"):
+                continue
+            if said == b"[DONE]":
+                return
+            event = json.loads(said)
+            if "error" in event:
+                raise ClusterError(f"{model} broke off: {_words(said)}")
+            if piece := event["choices"] and event["choices"][0]["delta"].get("content"):
+                yield piece
+    raise ClusterError(f"{model} broke off: its stream has no end.")
+
+
 def _ask(name: str, route: str, body: Any, timeout_s: float) -> Any:
+    with _opened(name, route, body, timeout_s) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+@contextmanager
+def _opened(name: str, route: str, body: Any, timeout_s: float) -> Iterator[Any]:
     url = f"{_place()}/v1/{route}"
     headers = {"Authorization": f"Bearer {os.environ[_KEY]}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310  # ours
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout_s) as answer:
-            return json.loads(answer.read() or b"null")
+            yield answer
     except urllib.error.HTTPError as error:
         words = f"{name} answered HTTP {error.code}: {_words(error.read())}"
         if error.code < 500:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from llmsched import sanitize
 from llmsched.errors import SpecError
-from llmsched.spec.quantities import Duration, Stamp
+from llmsched.spec.quantities import Duration, ModelId, Stamp
 
 INVALID_HINT = "Write it as plain text, without what is no character."
 
@@ -31,7 +31,18 @@ class ScaleRequest(Request):
 
 
 class RollbackRequest(Request):
+    """`adapter`: that one alone goes back, to what was published under its name before."""
+
     to: int | None = Field(default=None, ge=1, le=1_000_000_000)  # a revision; none: the last that answered before
+    adapter: ModelId | None = None
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> RollbackRequest:
+        if self.to is not None and self.adapter is not None:
+            raise ValueError(
+                '"to" is a revision of the endpoint; an adapter goes back to the one before: leave out "to"'
+            )
+        return self
 
 
 Word = Annotated[str, Field(max_length=131_072, pattern=r"^[^\x00]*$")]

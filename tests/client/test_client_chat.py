@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
+import httpx
 import pytest
 from live import Live, Parrot
 
+from llmsched.client.chat import AsyncChat
 from llmsched.errors import ClusterError, NotAllowed, RequestError
 
 
@@ -56,3 +62,18 @@ def test_no_endpoint_or_a_dead_one_is_said_with_what_to_do(controller: Live) -> 
             chat = client.chat("qwen")
         with pytest.raises(ClusterError, match="does not answer. See llmsched status"):
             chat.complete("x")
+
+
+def test_an_app_is_asked_with_json_below_its_name_and_with_the_session_of_the_caller() -> None:
+    heard = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        heard.append((request.url.path, request.headers.get("x-session-id"), json.loads(request.content)))
+        return httpx.Response(200, json=[1, 2])
+
+    async def story() -> list[Any]:
+        chat = AsyncChat("http://endpoint", "desk", "llms_a_b", httpx.MockTransport(answer))
+        return [await chat.post({"a": 1}), await chat.post([3], "/sub", session="s-1")]
+
+    assert asyncio.run(story()) == [[1, 2], [1, 2]]
+    assert heard == [("/v1/apps/desk", None, {"a": 1}), ("/v1/apps/desk/sub", "s-1", [3])]

@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, task, until
+from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, task, train, until
 
 from llmsched.spec import cluster as cluster_spec
 from llmsched.spec.load import load_json
@@ -151,3 +151,54 @@ def test_no_user_writes_the_name_of_a_child(name):
 
     with pytest.raises(SpecError, match='"name": expected a name'):
         load_json(child(name))
+
+
+def test_of_an_endpoint_that_it_may_call_work_asks_how_it_stands_and_changes_it_once():
+    async def story():
+        quick = Script(runs_for_s=0.01)
+        cluster = fake_cluster(good=quick, bad=quick)
+        async with controlling(cluster) as controller:
+            body = {"name": "chat", "kind": "serve", "replicas": "1..2", "serve": {"model": {"source": "/tiny"}}}
+            await controller.submit([load_json(body)], user=ANN)
+            await begin(controller, calls=["chat"])
+            for name in ("good", "bad"):
+                await controller.submit([train(name, publish={"to": "chat", "as": "adapter", "name": "sql"})], user=ANN)
+                await until(lambda name=name: phase(controller, name) == "succeeded")
+            await until(lambda: phase(controller, "chat") == "running")
+            seen = (await ask(cluster, ask="endpoint", endpoint="chat"))["ok"]
+            assert (seen["replicas"], seen["most"], seen["adapters"]) == (1, 2, {"sql": "bad"})
+            for _ in range(2):
+                back = {"endpoint": "chat", "adapter": "sql", "away_from": "bad"}
+                assert (await ask(cluster, ask="rollback", **back)) == {"ok": None}
+            assert (await ask(cluster, ask="endpoint", endpoint="chat"))["ok"]["adapters"] == {"sql": "good"}
+            await ask(cluster, ask="scale", endpoint="chat", replicas=2)
+            assert controller.state.workloads["chat"].wanted_replicas == 2
+
+            for more, said in (
+                ({"ask": "scale", "endpoint": "chat", "replicas": 3}, "2"),
+                ({"ask": "scale", "endpoint": "chat", "replicas": "two"}, "whole number"),
+                ({"ask": "rollback", "endpoint": "chat", "adapter": "sql", "away_from": "good"}, "before that of good"),
+                ({"ask": "rollback", "endpoint": "chat", "adapter": "none", "away_from": None}, "no adapter"),
+                ({"ask": "rollback", "endpoint": "chat", "away_from": 1}, "no"),
+                ({"ask": "endpoint", "endpoint": "other"}, "may not ask for anything of 'other'"),
+            ):
+                assert said in (await ask(cluster, **more))["error"]["message"], more
+
+    asyncio.run(story())
+
+
+def test_an_endpoint_of_another_user_is_looked_at_and_not_changed():
+    async def story():
+        cluster = fake_cluster()
+        async with controlling(cluster) as controller:
+            queues = [{"name": "red", "roles": {"submitter": [ANN, "bob"], "viewer": [ANN]}}, {"name": "default"}]
+            await controller.configure(cluster_spec.ClusterSpec.model_validate({"queues": queues}), "op")
+            body = {"name": "chat", "kind": "serve", "queue": "red", "serve": {"model": {"source": "/tiny"}}}
+            await controller.submit([load_json(body)], user="bob")
+            await controller.submit([parent(calls=["chat"])], user=ANN)
+            await until(lambda: phase(controller, "plan") == "running")
+            assert (await ask(cluster, ask="endpoint", endpoint="chat"))["ok"]["name"] == "chat"
+            refused = (await ask(cluster, ask="scale", endpoint="chat", replicas=1))["error"]
+            assert refused["code"] == "role"
+
+    asyncio.run(story())

@@ -136,6 +136,40 @@ def test_an_app_is_asked_with_json_and_refusals_are_errors(monkeypatch, httpserv
         assert str(client.base_url) == f"{calls._place()}/v1/"
 
 
+def test_models_are_asked_for_labels_and_for_texts_whole_or_piece_by_piece(monkeypatch, httpserver_of):
+    ends = {"all": b"data: [DONE]\n\n", "cut": b"", "ill": b'data: {"error": {"message": "replica_lost"}}\n\n'}
+
+    def answer(path, headers, body):
+        asked = json.loads(body)
+        if path == "/v1/classify":
+            return 200, {"data": [{"index": 0, "label": "x", "of": asked["input"]}]}
+        if not asked.get("stream"):
+            return 200, {"choices": [{"message": {"content": f"{asked['max_tokens']} {asked['model']}"}}]}
+        pieces = [
+            {"choices": [{"delta": {"role": "assistant"}}]},
+            *({"choices": [{"delta": {"content": one}}]} for one in "ab"),
+        ]
+        return 200, b": waiting\n\n" + b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in pieces) + ends[
+            asked["model"]
+        ]
+
+    monkeypatch.setenv("LLMSCHED_CALLS_URL", httpserver_of(answer))
+    monkeypatch.setenv("LLMSCHED_CALLS_KEY", "call_k")
+    assert (
+        calls.classify("intents", ["who?"])
+        == calls.find("intents", ["who?"])
+        == [{"index": 0, "label": "x", "of": ["who?"]}]
+    )
+    said = [{"role": "user", "content": "hi"}]
+    assert calls.chat("assistant:tone", said, max_tokens=3) == "3 assistant:tone"
+    assert list(calls.stream("all", said)) == ["a", "b"]
+    for model, words in (("cut", "its stream has no end"), ("ill", "replica_lost")):
+        pieces = calls.stream(model, said)
+        assert [next(pieces), next(pieces)] == ["a", "b"]
+        with pytest.raises(ClusterError, match=f"{model} broke off: {words}"):
+            next(pieces)
+
+
 def test_work_that_may_call_nobody_is_told_what_to_write(monkeypatch):
     monkeypatch.delenv("LLMSCHED_CALLS_URL", raising=False)
     with pytest.raises(RequestError, match=r"may call no endpoint.*calls: \[NAME\]"):
@@ -154,7 +188,7 @@ def httpserver_of():
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status, said = answer(self.path, self.headers, body)
-                data = json.dumps(said).encode()
+                data = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
