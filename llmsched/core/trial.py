@@ -91,6 +91,12 @@ class Trial:
             del self.begun[gang.id]
             self.rollback(mark)
 
+    def let_them_go(self) -> None:
+        """Whoever is on the way out holds nothing, for the rest of the trial."""
+        for name in (*self.state.vacating, *self.leaving):
+            if self.held(self.state.gangs[name]):
+                self.hold(self.state.gangs[name], ())
+
     def unpromise(self, gang: GangState) -> None:
         """Take a nomination out of the ledgers for the rest of the trial."""
         if gang.nomination is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, Nominate, Preempt, cluster
+from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
@@ -90,7 +90,7 @@ def test_what_somebody_leaves_in_a_pass_is_shared_out_in_it() -> None:
     given = ranked("1 node x 4").running("old", gpus=4, elastic=(1, 4)).pending("next", gpus=2, elastic=(2, 4))
     old = given.state.workloads["old"].workload
     given.state.apply(facts.Submitted(given.now, replace(old, groups=work("old", 4000).groups), replaces=True))
-    assert given.turn().decisions == [Preempt("old", "superseded"), Nominate("next", 2)]
+    assert given.turn().decisions == [Preempt("old", "superseded"), Nominate("next", 4)]
 
 
 def test_nobody_is_evicted_by_rank_because_others_than_ours_take_gpus() -> None:
@@ -133,6 +133,21 @@ def test_what_those_leave_who_are_cancelled_is_kept_for_who_ranks_first() -> Non
         given.now += 1.0
         turn(given.state, [facts.Released(given.now, name, 1)], policies)
     assert (given.phase("high"), given.phase("low")) == ("starting", "waiting")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "drained"])
+def test_what_somebody_leaves_is_the_share_of_elastic_work_of_a_higher_priority(how: str) -> None:
+    """Nothing was free, so it was to hold nothing, and all of what was left went to those that came meanwhile."""
+    given = ranked("1 node x 4").running("runs", 4, priority=50)
+    given.state.apply(facts.Submitted(given.now, replace(work("high", 1000, size=3, priority=90), max_size=4)))
+    given.turn()
+    leaves = facts.Cancelled(given.now, "runs") if how == "cancelled" else decisions.Stop("runs/0", 1, 60.0, "runtime")
+    if how == "drained":
+        given.state.apply(leaves)
+    assert given.turn(*([leaves] if how == "cancelled" else [])).decisions[-1] == Nominate("high", 4)
+    low = (work("low", 1000, priority=10), replace(work("most", 1000, priority=10, preemptible=False), max_size=4))
+    assert given.turn(*(facts.Submitted(given.now, one) for one in low)).decisions == []
+    assert given.turn(facts.Released(given.now, "runs/0", 1)).decisions == [Launch("high", 4)]
 
 
 def test_who_may_not_be_evicted_does_not_take_what_a_higher_priority_waits_for() -> None:

@@ -215,3 +215,24 @@ def test_who_is_kept_out_by_a_hold_does_not_stand_before_the_one_that_it_is_kept
     given.pending("short", 1, estimated_runtime_s=500.0)
     decided = given.turn(facts.Finished(given.now, "runs/0", 1, "succeeded"))
     assert decided.decisions == [Launch("large", 4)]
+
+
+def test_no_guarantee_is_kept_from_the_one_whose_planned_start_keeps_its_owner_out() -> None:
+    """The idle GPU of `small`'s queue kept `large` out, whose planned start kept `small` out: on an idle cluster both
+    waited for ever."""
+    given = cluster("1 node x 8").queue("a", gpus=1, borrow=8).queue("b", gpus=1, borrow=8)
+    given.policies(ordering="shortest_remaining").scheduling(order="best_effort")
+    given.running("runs", 3, queue="a").pending("large", 8, queue="a", estimated_runtime_s=5000.0)
+    given.pending("small", 8, queue="b", priority=10, estimated_runtime_s=5.0).after(HOLD_S)
+    assert given.turn(facts.Finished(given.now, "runs/0", 1, "succeeded")).decisions == [Launch("large", 8)]
+
+
+def test_what_can_never_start_stands_before_nobody_where_nobody_overtakes() -> None:
+    """`vast` stood before `old` for ever, and the planned start of `old` kept the other queue out."""
+    given = cluster("1 node x 4").queue("a", gpus=0, borrow=2).queue("b", gpus=0).queue("c", gpus=4)
+    given.policies(ordering="priority").scheduling(order="strict_fifo")
+    given.running("runs", 4, queue="b").pending("old", 2, queue="a")
+    given.pending("vast", 3, queue="a", priority=90).pending("other", 3, queue="b", priority=10).after(HOLD_S)
+    assert given.turn(facts.Finished(given.now, "runs/0", 1, "succeeded")).decisions == [Launch("old", 2)]
+    decided = given.turn(facts.Bound(given.now, "old/0", 1), facts.Finished(given.now, "old/0", 1, "succeeded"))
+    assert decided.decisions == [Launch("other", 3)]

@@ -378,8 +378,7 @@ class Play:
                 alone.apply(facts.NodeJoined(self.now, node))
             alone.apply(facts.Submitted(self.now, gang.spec))
             starts = any(isinstance(d, decisions.Launch) for d in decide(alone, self.policies).decisions)
-            in_line = self.configuration.scheduling.order == "strict_fifo" and len(waiting) > 1
-            if starts and not in_line:
+            if starts:
                 raise BrokenPromise(f"progress: {gang.id} waits for ever, alone it starts: {gang.reason}")
 
 

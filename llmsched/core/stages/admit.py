@@ -13,6 +13,7 @@ from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
 from llmsched.core.past_use import next_count
 from llmsched.core.planned import Promise
+from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import Rules, is_on
@@ -413,7 +414,8 @@ class Admission:
         if not personal:
             line.refuse()
             self.refused_to[shape.serial] = shape
-        if self.scheduling.order == "strict_fifo" and not self.calendar.depth:
+        in_line = self.scheduling.order == "strict_fifo" and not self.calendar.depth
+        if in_line and able_options(self.state, shape):  # what can never start stands before nobody
             flavors = shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None
             planned = self.calendar.classes_planned() if personal else ()  # else one would wait for the other for ever
             line.block(shape.queue, flavors, gang.id, but=planned)
@@ -422,7 +424,8 @@ class Admission:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
-        guarantee.keep(self.this, gang, shape)
+        if self.refused is None or self.refused.code != "order":
+            guarantee.keep(self.this, gang, shape)  # who may not delay a planned start would keep that one out itself
         promise = self.calendar.hold_for(gang)
         if reason is not None:
             if promise is not None and promise.basis is not None:

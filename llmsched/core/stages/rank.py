@@ -38,7 +38,7 @@ from llmsched.core.stages.grow import more
 from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
-from llmsched.core.stages.size import choices
+from llmsched.core.stages.size import choices, free_at_last
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
@@ -255,7 +255,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Bring elastic gangs to their shares: who should hold less gives back what others should hold more of."""
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
     quantum = state.configuration.scheduling.quantum_s
-    free = state.capacity.free_gpus(state.capacity.open)
+    free = sum(free_at_last(trial).values())
     starters: list[GangState] = []
     resting: dict[str, None] = {}
     givers: list[tuple[int, float, str, GangState]] = []
@@ -387,8 +387,7 @@ def _carry_out(
     shrinking = {**_become_smaller(state), **trial.shrinking}
     for name, placement in shrinking.items():
         trial.hold(state.gangs[name], placement)
-    for name in (*state.vacating, *trial.leaving):
-        trial.hold(state.gangs[name], ())
+    trial.let_them_go()
     empty = trial.mark()
     found = _find(this, calendar, exchanges, starters)
     there = {gang.id for gang, _ in found}

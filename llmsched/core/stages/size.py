@@ -38,8 +38,9 @@ def run(this: Pass) -> None:
     owed = _owed(this, running) if by_rank else {}
     plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
+    there = free_at_last(trial)
     for flavors, sharing in _pools(state, gangs):
-        free = sum(state.capacity.free_gpus(state.capacity.by_flavor.get(f, 0) & state.capacity.open) for f in flavors)
+        free = sum(there.get(flavor, 0) for flavor in flavors)
         held = sum(gang.gpus_milli() for gang in sharing)
         held += sum(  # promised to elastic gangs: theirs to size as well
             gpus_of(gang.spec, gang.nomination.placement)
@@ -56,6 +57,15 @@ def run(this: Pass) -> None:
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
+
+
+def free_at_last(trial: Trial) -> dict[str | None, int]:
+    """GPUs of each flavor that are free and promised to nobody when all who are on the way out have gone."""
+    capacity, mark = trial.state.capacity, trial.mark()
+    trial.let_them_go()
+    found = {flavor: capacity.free_gpus(mask & capacity.open) for flavor, mask in capacity.by_flavor.items()}
+    trial.rollback(mark)
+    return found
 
 
 def _share_out(
@@ -175,9 +185,7 @@ class _Demand:
             if trial.held(gang) and gang.id not in trial.shrinking and not gang.lost_members:
                 least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
                 trial.hold(gang, least)
-        for name in (*state.vacating, *trial.leaving):
-            if trial.held(state.gangs[name]):
-                trial.hold(state.gangs[name], ())
+        trial.let_them_go()
         for shape in elastic:
             self._elastic[shape.serial] = self._would_start(shape)
         for shape in waits:
