@@ -314,6 +314,10 @@ CATALOG: dict[str, Entry] = {
     "impossible.in_all": Entry(
         "{who} needs {count} bundles of {need}; the whole cluster holds {there}", "Ask for at most {most} workers."
     ),
+    "impossible.together": Entry(
+        "{who}: each of its groups would fit on empty nodes, but not all of them at once",
+        "Ask for less in one of them; see: llmsched nodes",
+    ),
     "impossible.no_level": Entry("{who}: no node has a {level}", "Leave topology.required out."),
     "impossible.level": Entry(
         "{who} needs {count} bundles in one {level}; the largest holds {there}",

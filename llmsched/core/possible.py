@@ -3,6 +3,7 @@ while it waits. Nodes and quota as they are now; a node that is still to come ma
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from llmsched.core.amounts import options_of
@@ -73,6 +74,8 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
             most = sum(rooms) + sum(coming)
             message = say("impossible.in_all", who=who, count=count, need=need, there=sum(rooms), most=most)
             return Never("impossible", message)
+    if len(spec.groups) > 1 and not types and not _fit_together(state, spec, option):
+        return Never("impossible", say("impossible.together", who=who))
     if spec.topology.required and not types:
         refusal = _domain_fits(state, spec, option)
         if refusal is not None:
@@ -95,6 +98,39 @@ def _that_suit(state: State, wish: Wish) -> tuple[dict[Resources, int], list[Nod
     configuration = state.configuration
     to_come = [t for t in configuration.node_types if t.max and wish.suits(node_of(configuration, t))]
     return state.capacity.kinds_suiting(wish), to_come
+
+
+def hardest_first(spec: Workload, option: int) -> list[int]:
+    """Its groups, those first that ask for most on one node."""
+    return sorted(
+        range(len(spec.groups)), key=lambda number: spec.groups[number].option(option).resources, reverse=True
+    )
+
+
+def _fit_together(state: State, spec: Workload, option: int) -> bool:
+    """Whether the groups of a gang fit beside one another on nodes that are empty: one after the other, each on one
+    node if there is one, the fullest of those, else on the emptiest ones: the last that placement tries."""
+    capacity = state.capacity
+    masks = [capacity.suiting(wish_of(spec, option, number)) for number in range(len(spec.groups))]
+    rooms: Counter[tuple[Resources, tuple[bool, ...]]] = Counter()  # (what is left, whom it suits) -> nodes
+    for node in capacity.nodes(capacity.all):
+        suits = tuple(bool(mask >> node.slot & 1) for mask in masks)
+        rooms[node.node.total, suits] += 1
+    for number in hardest_first(spec, option):
+        group = spec.groups[number]
+        left, need = spec.min_size if number == 0 else group.count, group.option(option).resources
+        while left:
+            able = {room: room_when_empty(room[0], need, left) for room in rooms if room[1][number]}
+            if not any(able.values()):
+                return False
+            whole = [room for room, count in able.items() if count == left]
+            room = min(whole) if whole else max(able, key=lambda each: (able[each], each))
+            rooms[room] -= 1
+            if not rooms[room]:
+                del rooms[room]
+            rooms[room[0].minus(need.times(able[room])), room[1]] += 1
+            left -= able[room]
+    return True
 
 
 def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:

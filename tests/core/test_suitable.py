@@ -106,3 +106,24 @@ def test_the_nodes_that_are_looked_at_are_those_that_suit_also_for_a_second_grou
         for placed in launch.placement:
             assert wish_of(spec, 0, placed.group == "second").suits(state.nodes[placed.node].node)
     assert not violations(state)
+
+
+@pytest.mark.parametrize("placement", ["pack", "spread", "least_fragmentation", "topology"])
+def test_groups_that_fit_one_by_one_and_not_together_are_impossible(placement: str) -> None:
+    """Two by one GPU and two by two fit on four GPUs each; together they waited for ever, before all of their queue."""
+    found = set()
+    for seed in range(40):
+        draw = random.Random(seed)
+        state = world(*(Node(f"n{n}", Resources(1000 * draw.choice((1, 2, 4)))) for n in range(draw.choice((1, 2, 3)))))
+        groups = tuple(
+            Group(name, draw.choice((1, 2)), (Option(None, Resources(1000 * draw.choice((1, 1, 2)))),)) for name in "ab"
+        )
+        spec = replace(work(), groups=groups, min_size=groups[0].count, max_size=groups[0].count)
+        answer = told(state, spec)
+        found.add(answer)
+        state.apply(facts.Submitted(1.0, spec))
+        launched = turn(state, [], load(PolicyNames(placement=placement))).decisions
+        assert bool(launched) == (answer == "possible"), seed
+        reason = state.gangs["w/0"].reason
+        assert launched or (reason is not None and reason.code == "impossible")
+    assert found > {"possible", "impossible.together"}

@@ -13,6 +13,7 @@ from llmsched.core import spread
 from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
+from llmsched.core.possible import able_options, hardest_first, why_never_with
 from llmsched.core.records import GangState, amount_of, speed
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduling_pass import Pass
@@ -166,8 +167,9 @@ class Search:
     def __init__(self, this: Pass, gang: GangState, size: int, only: int) -> None:
         self.trial, self.capacity = this.trial, this.state.capacity
         self.policy, self.view = this.policies.placement, this.view
-        self.spec, self.size, self.only = gang.spec, size, only
+        self.spec, self.size, self.only, self.shape = gang.spec, size, only, gang.shape
         self.option = self.mask = self.home = 0
+        self.is_tight = False  # the fullest node that will do is taken, whatever the policy prefers
         self.steps = spread.steps(this.trial, gang)
         for name in gang.home:
             if name in this.state.nodes:
@@ -240,23 +242,34 @@ class Search:
             group = spec.groups[0]
             chosen = self._spread_out(group, self.size, mask)
             return NO_ROOM if chosen is None else _placed(group, option, chosen)
-        placement: list[Placed] = []
-        capacity = self.capacity
+        found = self._groups(range(len(spec.groups)), mask)
+        if isinstance(found, Refused):  # the policy's nodes for the first may leave none for the others
+            self.is_tight = True
+            beside = self._groups(hardest_first(spec, option), mask)
+            self.is_tight = False
+            found = found if isinstance(beside, Refused) else beside
+        return found
+
+    def _groups(self, numbers: Sequence[int], mask: int) -> Placement | Refused:
+        """All groups, in that order beside one another."""
+        spec, option, capacity = self.spec, self.option, self.capacity
+        parts: dict[int, Placement] = {}
         undo: list[tuple[str, Resources, int]] = []
         try:
-            for number, group in enumerate(spec.groups):
+            for number in numbers:
+                group = spec.groups[number]
                 chosen = self._group(number, mask)
                 if chosen is None:
                     return Refused("nodes", say("nodes.unfit_group", group=Quote(group.name)))
                 resources = group.option(option).resources
-                for placed in _placed(group, option, chosen):
-                    placement.append(placed)
+                parts[number] = _placed(group, option, chosen)
+                for placed in parts[number]:
                     capacity.change(placed.node, resources, placed.gpu_index, 1)
                     undo.append((placed.node, resources, placed.gpu_index))
         finally:
             for node, resources, device in reversed(undo):
                 capacity.change(node, resources, device, -1)
-        return tuple(placement)
+        return tuple(placed for number in sorted(parts) for placed in parts[number])
 
     def _group(self, number: int, mask: int) -> list[tuple[NodeState, int]] | None:
         """One group of several, in the domain that it asks for."""
@@ -283,7 +296,7 @@ class Search:
         candidates = mask & capacity.with_free(whole) if whole else mask
         if need.gpus_milli and not whole:
             candidates &= capacity.with_free(1) | capacity.shared
-        if self.policy.walk < 0:
+        if self.policy.walk < 0 and not self.is_tight:
             return self._one_by_one(need, count, candidates)
         if whole and need.gpus_milli % MILLI == 0 and count * whole > capacity.free_gpus(candidates):
             return None
@@ -313,6 +326,9 @@ class Search:
         capacity, policy, view = self.capacity, self.policy, self.view
         buckets = len(capacity.by_free)
         least = need.gpus_milli * count // MILLI if need.gpus_milli >= MILLI else 0
+        if self.is_tight:
+            nodes = (node for k in range(least, buckets) for node in capacity.nodes(capacity.by_free[k] & candidates))
+            return next((node for node in nodes if node.room(need, count) >= count), None)
         order = range(least, buckets) if policy.walk >= 0 else range(buckets - 1, least - 1, -1)
         best: NodeState | None = None
         best_score = 0
@@ -374,6 +390,10 @@ class Search:
             never = _never_fits(trial, spec, self.option, wish, size)
             if never is not None:
                 return Refused("impossible", never, tuple(counts))
+            if len(spec.groups) > 1 and self.shape and self.option not in able_options(trial.state, self.shape):
+                beside = why_never_with(trial.state, spec, self.option)
+                if beside is not None and beside.code == "impossible":
+                    return Refused(*beside, tuple(counts))
         fitting, rooms = _rooms(trial, mask, wish.resources, size)
         busy = mask.bit_count() - fitting
         if busy:
