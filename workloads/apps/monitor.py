@@ -40,7 +40,7 @@ class Monitor:
 
     def __init__(
         self, *, key: str | list[str] = "label", at: str = "at", window_s: float = 86400.0, rows: str = "",
-        model: str = "", text: str = "text", against: int = 28, level: float = 0.001, keep: int = 1500,
+        model: str = "", text: str = "text", against: int = 28, level: float = 0.005, keep: int = 1500,
         follow: float = 5.0,
     ) -> None:  # fmt: skip
         self._events = Events(key, at, text, model)

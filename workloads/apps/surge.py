@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 
 
-def chance(count: int, before: Sequence[int]) -> float:
-    """Of `count` events or more in one window, if nothing has changed since the windows `before` (two or more)."""
-    clumps = dispersion(before)
-    return _beta(1 / (len(before) + 1), count / clumps, sum(before) / clumps + 1) if count else 1.0
+def chance(count: int, before: Sequence[int], windows: int = 1) -> float:
+    """Of `count` events or more in so many windows, if nothing has changed since those `before` (two or more)."""
+    clumps, share = dispersion(before), windows / (len(before) + windows)
+    return _beta(share, count / clumps, sum(before) / clumps + 1) if count else 1.0
 
 
 def dispersion(counts: Sequence[int]) -> float:

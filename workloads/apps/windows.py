@@ -1,5 +1,8 @@
 """Counts of events by key and window of time, and which of them are surges. Bounded, whatever comes.
 
+A window is a surge when it has too many events by itself, or together with the one before it, if that was none; each of
+the two tests has half of the level (Bonferroni's rule). With several keys, all of them together are counted as `*`.
+
 A window that is a surge is no measure for those after it: they are compared with the last `against` windows that were
 none. Where twice as many windows hold too few of these, it is the usual now, and all of the last ones count.
 """
@@ -12,6 +15,7 @@ from typing import NamedTuple
 from workloads.apps import surge
 
 KEYS_AT_MOST = 1000
+ALL = "*"
 LEAST = 5  # events in a window that can be a surge
 
 
@@ -19,7 +23,7 @@ class Surge(NamedTuple):
     window: int  # begins at window * window_s, Unix time
     seen: int  # events in it
     usual: float  # the mean of the windows that it is compared with
-    chance: float
+    chance: float  # of as many, if nothing has changed
 
 
 class Windows:
@@ -40,7 +44,8 @@ class Windows:
 
     @property
     def keys(self) -> list[str]:
-        return sorted(self._counts)
+        """Those that were counted; `*` where that is another than the only one."""
+        return sorted(self._counts) if len(self._counts) > 2 else sorted(self._counts.keys() - {ALL})
 
     @property
     def oldest(self) -> int:
@@ -52,14 +57,15 @@ class Windows:
         window = int(at // self._window_s)
         if self.first is not None and window < self.latest - self._keep + 1:
             return f"is of a time before the {self._keep:,} windows that are kept"
-        if key not in self._counts:
-            if len(self._counts) >= KEYS_AT_MOST:
-                return f"has another key than the {KEYS_AT_MOST:,} that are kept"
-            self._counts[key], self._surges[key], self._judge_from[key] = defaultdict(int), {}, window
+        if key not in self._counts and len(self._counts) > KEYS_AT_MOST:
+            return f"has another key than the {KEYS_AT_MOST:,} that are kept"
+        for each in {key, ALL} - self._counts.keys():
+            self._counts[each], self._surges[each], self._judge_from[each] = defaultdict(int), {}, window
         self.first = window if self.first is None else min(self.first, window)
         self.latest = max(self.latest, window)
-        self._counts[key][window] += 1
-        self._judge_from[key] = min(self._judge_from[key], window)
+        for each in (key, ALL):
+            self._counts[each][window] += 1
+            self._judge_from[each] = min(self._judge_from[each], window)
         return ""
 
     def begins(self, window: int) -> float:
@@ -81,14 +87,23 @@ class Windows:
                 found.pop(old, None)
         for window in range(max(self._judge_from[key], oldest), self.latest + 1):
             found.pop(window, None)
-            before = self._usual(key, window)
-            count = counts.get(window, 0)
-            if count >= LEAST and len(before) == self._against:
-                chance = surge.chance(count, before)
-                if chance < self._level:
-                    found[window] = Surge(window, count, sum(before) / len(before), chance)
+            if (one := self._judged(key, window)) is not None and one.chance < self._level:
+                found[window] = one
         self._judge_from[key] = self.latest  # more may come into it
         return found
+
+    def _judged(self, key: str, window: int) -> Surge | None:
+        """None where it has too few events, or there is too little to compare it with."""
+        counts, chances = self._counts[key], []
+        seen = counts.get(window, 0)
+        usual = self._usual(key, window)
+        if seen < LEAST or len(usual) < self._against:
+            return None
+        chances.append(surge.chance(seen, usual))
+        is_alone = window - 1 in self._surges[key]
+        if not is_alone and len(earlier := self._usual(key, window - 1)) == self._against:
+            chances.append(surge.chance(seen + counts.get(window - 1, 0), earlier, 2))
+        return Surge(window, seen, sum(usual) / len(usual), min(1.0, min(chances) * 2))
 
     def _usual(self, key: str, window: int) -> list[int]:
         """Counts of the windows that `window` is compared with; fewer than `against` where there are no more."""
