@@ -9,7 +9,18 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_vali
 
 from llmsched.data.tasks import KINDS
 from llmsched.spec import library_names
-from llmsched.spec.quantities import Cron, Duration, EntryPoint, ModelId, Range, Source, Switch, write_duration
+from llmsched.spec.quantities import (
+    Cron,
+    Duration,
+    EntryPoint,
+    ModelId,
+    Range,
+    Source,
+    Switch,
+    parse_model_source,
+    parse_run_source,
+    write_duration,
+)
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough, Task
 from llmsched.spec.workload import WorkloadSpec
@@ -76,7 +87,7 @@ class Adapter(Section):
 
 class ServeSection(Section):
     """Exactly one of `model` and `app`: what `serve run` takes, or a class that takes JSON. `args`: of a builder or a
-    class."""
+    class; one that is `run://NAME` or `model://NAME` is the folder of that result, which the endpoint waits for."""
 
     model: Model | None = None
     task: Task = "causal-lm"
@@ -215,4 +226,6 @@ class ServeSpec(WorkloadSpec):
 
     def sources(self) -> list[str]:
         model = [self.serve.model.source] if self.serve.model else []
-        return [*model, *(each.source for each in self.serve.adapters)]
+        texts = [value for value in self.serve.args.values() if isinstance(value, str)]
+        results = [each for each in texts if parse_run_source(each) or parse_model_source(each)]
+        return [*model, *(each.source for each in self.serve.adapters), *results]

@@ -192,3 +192,15 @@ def test_work_that_asks_for_nothing_still_needs_a_node_with_a_cpu():
     spec = load_json({"name": "a", "kind": "task", "resources": {"cpus": 0}, "task": {"run": ["true"]}})
     (option,) = compile_workload(spec).groups[0].options
     assert option.resources == Resources(cpus_milli=1)
+
+
+def test_an_argument_of_an_app_that_is_a_result_is_waited_for() -> None:
+    args = {
+        "model": "run://demand",
+        "kept": "model://old@2",
+        "note": "run:// is how one writes it",
+        "many": ["run://x"],
+    }
+    spec = load_json({"name": "desk", "kind": "serve", "serve": {"app": "desk:Desk", "args": args}})
+    assert spec.sources() == ["run://demand", "model://old@2"]
+    assert compile_workload(spec).after == ("demand",)

@@ -134,6 +134,15 @@ def made(name, args=None, member=None, module="apps_of_serve"):
     return MADE[-1]
 
 
+def test_an_argument_that_names_a_result_is_its_folder(tmp_path):
+    serve = {"app": "apps_of_serve:build", "args": {"tone": "run://demand"}}
+    order = {"gang": "x/0", "attempt": 1, "members": [{"cpus": 1}], "spec": {"serve": serve}}
+    MADE.append(Replica({**order, "inputs": {"run://demand": tmp_path.as_uri()}}))
+    assert asyncio.run(ask(MADE[-1], body=b"hi")).body == f"HI ({tmp_path})".encode()
+    with pytest.raises(UserError, match="no such file or folder"):
+        Replica({**order, "inputs": {"run://demand": (tmp_path / "gone").as_uri()}})
+
+
 @pytest.mark.parametrize(
     ("name", "args", "request_", "status", "body"),
     [

@@ -24,7 +24,7 @@ from llmsched.runtime.start_costs import Laps
 from llmsched.runtime.storage import LocalStorage, Storage
 from workloads.inference.http import of_error
 from workloads.inference.parameters import RequestError
-from workloads.sources import BadInput, resolve_model
+from workloads.sources import BadInput, resolve_model, resolve_path
 
 if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do without: seconds and 100 MB a replica
     from workloads.inference.answers import Server
@@ -73,7 +73,7 @@ class Replica:
             self._what = f"app {serve['app']} is made"
             return app.make(
                 serve["app"],
-                serve.get("args") or {},
+                self._with_results(serve.get("args") or {}),
                 order.get("workdir"),
                 name=f"llms/{order['gang']}/{order['attempt']}",
                 most=int(spec.get("max_ongoing_requests") or 32),
@@ -90,6 +90,13 @@ class Replica:
         given.update(dict(order.get("adapters") or ()))
         self._first_adapters = given
         return server
+
+    def _with_results(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The folder in the place of a result that is named. Raises BadInput."""
+        return {
+            name: str(resolve_path(value, self._inputs)) if isinstance(value, str) and value in self._inputs else value
+            for name, value in args.items()
+        }
 
     # --- the protocol -------------------------------------------------------------------------------------------
 
