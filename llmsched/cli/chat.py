@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llmsched.cli import given, show, terminal
+from llmsched.errors import SpecError
 
 
 @click.command()
@@ -40,6 +41,8 @@ def chat(
     said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     if message is None and not sys.stdin.isatty():
         message = given.text().strip()
+    if message is not None and not message.strip() and not images:
+        raise SpecError("there is no question: it is empty.", code="no_question", hint="Give it with -m, or in a pipe.")
     with show.connect() as client:
         model = client.chat(name)
         if message is not None:
@@ -164,8 +167,6 @@ def _base64(file: str) -> str:
 
 def _texts(texts: tuple[str, ...]) -> list[str]:
     """Raises SpecError for none."""
-    from llmsched.errors import SpecError
-
     chosen = [*texts] or ([] if sys.stdin.isatty() else [line for line in given.text().splitlines() if line])
     if not chosen:
         raise SpecError("there is no text.", code="options", hint="Write it after the name, in quotes.")

@@ -73,6 +73,8 @@ CATALOG: dict[str, Entry] = {
     "victims_leaving.unnamed": Entry("waits for what runs there to leave", "they have left"),
     "victims_leaving.shrink": Entry("waits for {gives}", "they have left"),
     "release": Entry("{who} to release {amount:gpus} GPUs"),
+    "release.some": Entry("{who} to become smaller"),
+    "release.all": Entry("{who} to leave"),
     "reservation.no_end": Entry(
         "free GPUs are reserved ({reserved}) and its run time is not known",
         "give it a max_runtime that ends before the reservation",

@@ -313,6 +313,8 @@ def test_chat_answers_one_question_from_an_option_or_a_pipe(controller: Live, ru
         assert run("chat", "qwen", "--no-stream", given="from a pipe\n").stdout == "from a pipe\n"
         answer = json.loads(run("chat", "qwen", "-m", "hi", "--json").stdout)
         assert answer["choices"][0]["message"]["content"] == "hi"
+        for nothing in (run("chat", "qwen", given=""), run("chat", "qwen", "-m", " ")):
+            assert nothing.exit_code == 2 and "there is no question" in nothing.stderr and not nothing.stdout
 
 
 def test_scale_asks_for_replicas_and_refuses_what_the_spec_does_not_allow(controller: Live, run: Run) -> None:

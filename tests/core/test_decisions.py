@@ -46,6 +46,8 @@ def test_shrinks_an_elastic_gang_before_evicting_anyone() -> None:
 
     assert plan.decisions == [Resize("tune", to=8), Nominate("chat-replica", gpus=4)]
     assert plan.why("chat-replica") == "waits for tune to release 8 GPUs"
+    assert given.turn().why("chat-replica") == "waits for tune to release 8 GPUs"
+    assert given.decide().why("chat-replica") == "waits for tune to release 8 GPUs", "a pass later it leaves no more"
 
 
 @pytest.mark.parametrize(("kind", "keeps"), [("ray", True), ("task", False)])

@@ -8,27 +8,23 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
+from llmsched.core.amounts import bundle_milli
 from llmsched.core.decisions import Nominate
 from llmsched.core.exact_fit import may_be_free
-from llmsched.core.message import Message, say, workloads
+from llmsched.core.message import Message, say, workload, workloads
 from llmsched.core.records import GangState, Nomination
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
 
-def nominate(
-    this: Pass,
-    gang: GangState,
-    placement: Placement,
-    leaving: Sequence[str],
-    why: Message | None = None,
-) -> None:
+def nominate(this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str]) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
     if gang.nomination is None:
         this.trial.promise_first(gang, placement)
     else:
         this.trial.promise(gang, placement)
-    decision = _decision(this, gang, placement, leaving, why)
+    decision = _decision(this, gang, placement, leaving)
     if gang.nomination is None or gang.nomination.placement != placement:
         this.plan.decisions.append(decision)
         if may_be_free(this.trial, gang.spec, placement):
@@ -50,15 +46,29 @@ def without(this: Pass, name: str, spared: Container[str]) -> None:
 
 
 def _waits_for(this: Pass, victims: Sequence[str]) -> Message:
-    who = workloads(this.state.gangs[name].workload_id for name in victims)
-    return say("victims_leaving.leave", who=who) if who else say("victims_leaving.unnamed")
+    """Who becomes smaller, in this pass or since an earlier one, is not said to leave."""
+    gives: list[Message] = []
+    leaves: list[str] = []
+    for name in victims:
+        gang = this.state.gangs[name]
+        after = gang.placement if gang.status is Status.RESIZING else None
+        after = this.trial.shrinking.get(name, after)
+        if after is None:
+            leaves.append(gang.workload_id)
+            continue
+        given = (len(gang.held) - len(after)) * bundle_milli(gang.spec)
+        who = workload(gang.workload_id)
+        gives.append(say("release", who=who, amount=given) if given else say("release.some", who=who))
+    if not gives:
+        return say("victims_leaving.leave", who=workloads(leaves)) if leaves else say("victims_leaving.unnamed")
+    if leaves:
+        gives.append(say("release.all", who=workloads(leaves)))
+    return say("victims_leaving.shrink", gives=tuple(gives))
 
 
-def _decision(
-    this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str], why: Message | None = None
-) -> Nominate:
+def _decision(this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str]) -> Nominate:
     gangs, nodes = this.state.gangs, dict.fromkeys(placed.node for placed in placement)
     victims = [name for name in leaving if any(placed.node in nodes for placed in gangs[name].held)]
-    waits = why or _waits_for(this, victims)
+    waits = _waits_for(this, victims)
     decision = this.plan.nominations[gang.id] = Nominate(gang.id, placement, tuple(victims), waits, this.owed_s(gang))
     return decision

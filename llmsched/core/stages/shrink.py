@@ -68,12 +68,7 @@ def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
     for name, placement in chosen.items():
         giver = state.gangs[name]
         give(this, giver, placement, gang)
-    gives = tuple(
-        say("release", who=workload(state.gangs[name].workload_id), amount=_given_milli(state.gangs[name], p))
-        for name, p in chosen.items()
-    )
-    waits = say("victims_leaving.shrink", gives=gives)
-    nominate(this, gang, found, [*chosen, *trial.gone_from(found)], waits)
+    nominate(this, gang, found, [*chosen, *trial.gone_from(found)])
     return True
 
 
