@@ -75,13 +75,13 @@ def columns_of(rows: Sequence[Row]) -> Columns:
 
 
 def is_missing(value: Any) -> bool:
-    """Nothing, also as pandas and spreadsheets write it: NaN, "nan", an empty text."""
-    if value is None or value == "" or value == []:
-        return True
-    return value != value if isinstance(value, float) else isinstance(value, str) and value in _NO_TEXT
+    """Nothing, also as pandas and spreadsheets write it: NaN, "nan", a text without a letter."""
+    if isinstance(value, str):
+        return value.strip() in _NO_TEXT
+    return value is None or value == [] or (isinstance(value, float) and value != value)
 
 
-_NO_TEXT = ("nan", "NaN", "<NA>", "#N/A")
+_NO_TEXT = ("", "nan", "NaN", "<NA>", "#N/A")
 
 
 def field_of(
@@ -176,7 +176,7 @@ def roles(
     parts = [f"{len(rows):,} rows"]
     parts += [f"{lacking[role]:,} without {field}" for role, field in fields.items() if 0 < lacking[role] < len(rows)]
     renamed = [f"{role} from {field!r}" for role, field in fields.items() if role != field and role not in columns]
-    unused = [name for name in found.kinds if name not in fields.values() and not name.startswith("__")]
+    unused = [name or "one without a name" for name in found.kinds if name not in fields.values() and name[:2] != "__"]
     text = ", ".join(parts) + (f"; {', '.join(renamed)}" if renamed else "")
     chosen.notes.append(text + (f"; not used: {', '.join(unused[:20])}" if unused else ""))
     return chosen

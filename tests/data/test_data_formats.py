@@ -92,9 +92,9 @@ def test_tool_calls_keep_their_tools_and_arguments_as_an_object() -> None:
 
 
 def test_what_was_recognised_is_said_with_what_is_lacking_and_what_is_not_used() -> None:
-    rows = [{"instruction": "hi", "input": "x" * (n % 2), "output": "yes" * (n != 3), "id": n} for n in range(6)]
+    rows = [{"instruction": "hi", "input": "x" * (n % 2), "output": "yes" * (n != 3), "": n} for n in range(6)]
     made = learnt(*rows, on_bad_row="skip")
-    assert "data: alpaca: 6 rows, 1 without output, 3 without input; not used: id" in made.notes
+    assert "data: alpaca: 6 rows, 1 without output, 3 without input; not used: one without a name" in made.notes
     assert any("1 of 6 rows left out: row 4 of a.jsonl has no 'output'" in note for note in made.notes)
     with pytest.raises(DataError, match="row 4 of a.jsonl has no 'output'"):
         learnt(*rows)
@@ -146,6 +146,7 @@ def test_prompts_without_answers_do_not_train_unless_that_is_said() -> None:
         ({"text": "a", "target": "{'answer': 1}"}, "Python's way of writing a dict as 'target'"),
         ({"messages": "[{'role': 'user', 'content': 'hi'}]"}, "it is Python's way of writing one"),
         ({"text": "nan"}, "row 1 of a.jsonl has no 'text'"),
+        ({"text": " \n"}, "row 1 of a.jsonl has no 'text'"),
         ({"text": float("nan")}, "row 1 of a.jsonl has no 'text'"),
         ({"messages": [USER]}, "no message of the role assistant"),
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, "turn 2 in which the assistant says nothing"),
