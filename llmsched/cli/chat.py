@@ -42,7 +42,7 @@ def chat(
     if message is None and not sys.stdin.isatty():
         message = given.text().strip()
     if message is not None and not message.strip() and not images:
-        raise SpecError("there is no question: it is empty.", code="no_question", hint="Give it with -m, or in a pipe.")
+        raise SpecError("there is no question: it is empty.", code="options", hint="Give it with -m, or in a pipe.")
     with show.connect() as client:
         model = client.chat(name)
         if message is not None:
