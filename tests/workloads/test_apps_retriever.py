@@ -8,8 +8,11 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from llmsched.errors import ClusterError, RequestError
+from workloads.apps import index as indices
 from workloads.apps import retriever
-from workloads.apps.retriever import Index, Retriever
+from workloads.apps.index import Index
+from workloads.apps.passages import LONGEST, OF_ONE_AT_MOST, passages
+from workloads.apps.retriever import Retriever
 
 WORDS = ["king", "queen", "car", "road", "rain"]
 TEXTS = ["the king and the queen", "a car on the road", "rain on the road", "king king king"]
@@ -134,7 +137,26 @@ def test_beyond_what_numpy_does_well_faiss_finds_the_same(tmp_path, asked, monke
     pytest.importorskip("faiss")
     write(tmp_path / "a.jsonl", TEXTS)
     plain = ask(made(tmp_path), "queen", 4)
-    monkeypatch.setattr(retriever, "NUMPY_AT_MOST", 1)
+    monkeypatch.setattr(indices, "NUMPY_AT_MOST", 1)
     assert [one["text"] for one in ask(made(tmp_path), "queen", 4)["passages"]] == [
         one["text"] for one in plain["passages"]
     ]
+
+
+def test_a_long_text_is_passages_cut_where_sentences_and_words_end_and_nothing_of_it_is_lost():
+    text = "The king sleeps. " * 300 + "\n\n" + "rain " * 900
+    found = [*passages(text)]
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(0 < len(one) <= LONGEST for one in found) and all(one.endswith((".", "rain")) for one in found)
+    assert [*passages("short")] == ["short"] and [*passages("")] == [""]
+    assert [*passages("x" * (LONGEST + 1))] == ["x" * LONGEST, "x"]
+
+
+def test_of_a_document_of_10_megabytes_a_bounded_part_is_read_and_the_rest_is_told(tmp_path, asked, capsys):
+    write(tmp_path / "a.jsonl", ["the queen " * 1_000_000], year=1900)
+    app = made(tmp_path)
+    answer = ask(app, "queen", 1)
+    assert answer["of"] == OF_ONE_AT_MOST and max(asked) == 64
+    assert answer["left_out"] == 10_000_000 - OF_ONE_AT_MOST * LONGEST
+    assert len(answer["passages"][0]["text"]) <= LONGEST and answer["passages"][0]["year"] == 1900
+    assert "its last 9000000 characters or more are left out" in capsys.readouterr().out
