@@ -14,17 +14,17 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from llmsched.errors import ClusterError, LlmschedError
+from llmsched.errors import LlmschedError
 from llmsched.runtime import calls
+from workloads.apps.asking import asked
 
 LONGEST = 4_000  # characters of a message
 UNKNOWN = "I do not know that. Please ask in other words, or ask for a person."
-T = TypeVar("T")
 
 
 def follow_up(earlier: str, now: str) -> list[dict[str, str]]:
@@ -68,12 +68,12 @@ class Desk:
     def _turn(self, message: str, session: str) -> Iterator[dict[str, Any]]:
         session, earlier = self._sessions.take(session)
         question = self._made_whole(earlier[-1], message) if earlier else message
-        [meant] = _asked(calls.classify, self._intents, [question])
-        entities = _asked(calls.find, self._entities, [question]) if self._entities else []
+        [meant] = asked(calls.classify, self._intents, [question])
+        entities = asked(calls.find, self._entities, [question]) if self._entities else []
         found: list[dict[str, Any]] = []
         if meant["label"] not in self._templates:
-            asked = {"query": question, "k": self._passages}
-            there = _asked(calls.post, self._knowledge, asked)["passages"]
+            wanted = {"query": question, "k": self._passages}
+            there = asked(calls.post, self._knowledge, wanted)["passages"]
             found = [one for one in there if one["score"] >= self._least]
         self._sessions.put(session, question)
         yield {
@@ -105,9 +105,9 @@ class Desk:
 
     def _written(self, question: str, found: list[dict[str, Any]]) -> Iterator[str]:
         known = "\n".join(f"- {one['text']}: {one.get(self._column, '')}" for one in found)
-        asked = f"Answer by this alone:\n{known}\n\n{question}"
-        pieces = calls.stream(self._writer, [{"role": "user", "content": asked}], max_tokens=128, temperature=0)
-        first = _asked(next, pieces, "")
+        prompt = f"Answer by this alone:\n{known}\n\n{question}"
+        pieces = calls.stream(self._writer, [{"role": "user", "content": prompt}], max_tokens=128, temperature=0)
+        first = asked(next, pieces, "")
         yield first
         yield from pieces
 
@@ -133,14 +133,3 @@ class Sessions:
             self._known.move_to_end(name)
             while len(self._known) > self._most:
                 self._known.popitem(last=False)
-
-
-def _asked(call: Callable[..., T], *given: Any) -> T:
-    """Which endpoint did not answer, as whoever asked the desk is to read it."""
-    try:
-        return call(*given)
-    except ClusterError as error:
-        raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
-    except LlmschedError as error:
-        is_full = error.http_status == 429
-        raise HTTPException(429 if is_full else 502, str(error)) from None

@@ -1,0 +1,97 @@
+"""Speech in, speech out, by the apps in between; what is no speech is told so and asked of nobody."""
+
+import base64
+
+import numpy as np
+import pytest
+from starlette.exceptions import HTTPException
+
+from llmsched.errors import ClusterError
+from workloads.apps import voice
+from workloads.apps.voice import Voice, wav
+
+RATE = 16_000
+TONE = wav(np.sin(np.arange(RATE) / 20) / 2, RATE)
+SILENT = wav(np.zeros(RATE), RATE)
+
+
+class Calls:
+    def __init__(self):
+        self.asked, self.heard, self.away = [], " turn on the lamp ", ""
+
+    def post(self, name, body):
+        self.asked.append((name, body))
+        if name == self.away:
+            raise ClusterError(f"{name} answered HTTP 503: no replica")
+        return {
+            "hear": {"text": self.heard},
+            "desk": {"answer": "It is on.", "session": "s1"},
+            "speak": {"audio": f"spoken: {body.get('text')}"},
+        }[name]
+
+    def classify(self, name, inputs):
+        self.asked.append((name, inputs))
+        return [{"index": 0, "text": self.heard}]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made = Calls()
+    monkeypatch.setattr(voice, "calls", made)
+    return made
+
+
+@pytest.mark.parametrize("ears_are", ["model", "app"])
+def test_what_is_said_is_answered_and_the_answer_is_spoken(calls, ears_are):
+    said = Voice("hear", "desk", mouth="speak", ears_are=ears_are)({"audio": TONE, "session": "s1"})
+    assert said == {
+        "heard": "turn on the lamp",
+        "answer": {"answer": "It is on.", "session": "s1"},
+        "audio": "spoken: It is on.",
+    }
+    assert calls.asked[1] == ("desk", {"message": "turn on the lamp", "session": "s1"})
+
+
+def test_without_a_mouth_the_answer_is_text_and_one_of_no_field_is_spoken_whole(calls):
+    assert Voice("hear", "desk")({"audio": TONE})["audio"] is None
+    assert Voice("hear", "desk", mouth="speak", field="none")({"audio": TONE})["audio"].startswith("spoken: {'answer'")
+
+
+def test_a_voice_that_says_nothing_is_asked_of_nobody(calls):
+    app = Voice("hear", "desk", mouth="speak")
+    for silent in (SILENT, wav(np.zeros(0), RATE), wav(np.full(RATE, 1e-4), RATE)):
+        assert app({"audio": silent}) == {"heard": "", "answer": None, "audio": None}
+    assert calls.asked == []
+    calls.heard = "  "
+    assert app({"audio": TONE})["answer"] is None and [name for name, _ in calls.asked] == ["hear"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "what is said is"),
+        ({"audio": 3}, "what is said is"),
+        ({"audio": TONE, "text": "x"}, "what is said is"),
+        ({"audio": "???"}, '"audio" is not base64'),
+        ({"audio": "http://host/x.wav"}, "nothing is fetched"),
+        ({"audio": base64.b64encode(b"no sound at all").decode()}, '"audio" is no WAV file'),
+        ({"audio": wav(np.ones(61 * 8), 8)}, '"audio" has 16 bits and 61 s; at most 60 s of 16'),
+    ],
+)
+def test_what_is_no_speech_is_refused_with_what_is(calls, body, said):
+    with pytest.raises(HTTPException) as refused:
+        Voice("hear", "desk")(body)
+    assert refused.value.status_code == 422 and said in refused.value.detail and calls.asked == []
+
+
+@pytest.mark.parametrize("name", ["hear", "desk", "speak"])
+def test_who_is_away_is_named(calls, name):
+    calls.away = name
+    with pytest.raises(HTTPException) as refused:
+        Voice("hear", "desk", mouth="speak", ears_are="app")({"audio": TONE})
+    assert (refused.value.status_code, refused.value.detail.partition(" ")[0]) == (503, name)
+
+
+def test_ears_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match='ears_are is "model" or "app", not "ap"'.replace('"ap"', "'ap'")):
+        Voice("hear", "desk", ears_are="ap")
