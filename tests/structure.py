@@ -56,6 +56,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "get_live_trials": "ray.tune, of a controller",
     "get_trials": "ray.tune, of a controller",
     "Retriever": "a spec, by serve.app",
+    "Voice": "a spec, by serve.app",
     "do_POST": "http.server",
     "log_message": "http.server",
     "Forecaster": "a spec, by serve.app",
