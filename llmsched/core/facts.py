@@ -179,7 +179,7 @@ class Stalled:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """A running gang holds its new size now; what it gave up is free."""
+    """A running gang holds its new size now, in bundles; what it gave up is free."""
 
     at: float
     gang: str

@@ -36,7 +36,8 @@ def withdraw(world: World, decision: decisions.Withdraw) -> None:
 def resize(world: World, decision: decisions.Resize) -> None:
     gang = world.gangs[decision.gang]
     loss_s = trade.resize_loss_s(gang, world.now, world.configuration.scheduling.restart_cost_s)
-    _give(world, decision, gang.gpus_milli() - gpus_of(gang.spec, decision.placement), loss_s)
+    before = gpus_of(gang.spec, gang.placement or gang.held)  # it may hold more still: what it gave to others
+    _give(world, decision, before - gpus_of(gang.spec, decision.placement), loss_s)
     _of_attempt(world, decision, "resize")
 
 

@@ -231,7 +231,7 @@ def bound(world: World, fact: facts.Bound) -> None:
 
 def resized(world: World, fact: facts.Resized) -> None:
     gang = lifecycle.current(world, fact.gang, fact.attempt, fact)
-    if gang is not None:
+    if gang is not None and fact.size == len(gang.placement or ()):  # else it was told to become smaller still
         lifecycle.step(world, gang, "resized", fact)
 
 

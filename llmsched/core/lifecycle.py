@@ -170,7 +170,7 @@ def _answers(world: World, gang: GangState, _: object) -> None:
 
 
 def _resizes(world: World, gang: GangState, decision: Resize) -> None:
-    """It holds old and new until it says Resized."""
+    """It holds old and new until it says Resized. One that has not said so yet may be told to become smaller still."""
     lives.settle(world, gang)
     old, new = Counter(gang.held), Counter(decision.placement)
     world.ledgers.hold(gang, tuple(sorted((old | new).elements())), world.now)
@@ -290,6 +290,7 @@ TABLE: dict[tuple[Status, str], Row] = {
     (L, "bound"): Row(R, _began),
     (R, "bound"): Row(R, _answers),  # said again after a reconnect
     (R, "resize"): Row(Z, _resizes),
+    (Z, "resize"): Row(Z, _resizes),
     (Z, "resized"): Row(R, _has_resized),
     (L, "preempt"): Row(V, _preempted),
     (R, "preempt"): Row(V, _preempted),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmsched.core.resources import MILLI
+from llmsched.core.status import Status
 
 if TYPE_CHECKING:
     from llmsched.core.records import GangState
@@ -37,9 +38,9 @@ class Handover(NamedTuple):
 
 def resize_loss_s(gang: GangState, now: float, restart_cost_s: float) -> float:
     """GPU-seconds that a change of its size costs: a restart on all that it holds. Nothing unsaved is among them, as it
-    saves first. Who has only begun, or changed its size, loses no more than the time since; the nodes of a Ray program
-    leave while it goes on."""
-    if gang.spec.kind == "ray" or gang.launched_at is None:
+    saves first. Who has only begun, or changed its size, loses no more than the time since, and nothing who has not yet
+    done so; the nodes of a Ray program leave while it goes on."""
+    if gang.spec.kind == "ray" or gang.launched_at is None or gang.status is Status.RESIZING:
         return 0.0
     since_s = now - max(gang.launched_at, gang.resized_at or 0.0)
     return min(restart_cost_s, since_s) * gang.gpus_milli() / MILLI

@@ -32,7 +32,8 @@ class Trial:
         self.begun: dict[str, Placement] = {}  # gangs this pass has told to start, and where
         self.promised: dict[str, Placement] = {}  # gangs this pass has promised places to for the first time
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
-        self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what
+        self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what,
+        self.shrinks = 0  # how often: one may be told again, to become smaller still
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
         self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
@@ -119,6 +120,18 @@ class Trial:
         placement = self.promised.pop(gang.id)
         self.state.ledgers.charge(gang, placement, -1, promise=True)
         self._log.append((gang, placement, 4, self.placements.get(gang.id)))
+
+    def standing(self, gang: GangState) -> Placement:
+        """What it holds once it has changed its size as it was told."""
+        return self.shrinking.get(gang.id) or gang.placement or gang.held
+
+    def shrink(self, gang: GangState, placement: Placement) -> None:
+        """It is told to. Never inside a mark."""
+        if gang.id in self.shrinking and self._afterwards is not None:
+            self._afterwards.catch_up()
+            self._afterwards.hold(gang, placement)
+        self.shrinking[gang.id] = placement
+        self.shrinks += 1
 
     def stay(self, gang: GangState) -> None:
         """It does not let go of anything after all. Never inside a mark."""

@@ -242,8 +242,7 @@ class FakeCluster:
             self._count(attempt.order, -1)
             self._count(order, 1)
         attempt.order = replace(attempt.order, members=order.members)
-        workers = [member for member in order.members if member.group == order.members[0].group]
-        self.say(ResizeDone(order.gang, order.attempt, len(workers)))
+        self.say(ResizeDone(order.gang, order.attempt, len(order.members)))
 
     def stop(self, order: StopOrder) -> None:
         self.stopped.append(order)

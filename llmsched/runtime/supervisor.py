@@ -300,6 +300,8 @@ class Supervisor:
             if not self.resizes:
                 self.order["envs"] = {**self.order["envs"], **self._tracking.begin()}
             self._attempt = _attempt_of(self)
+            if self.is_leaving:
+                raise Outcome("released", "stopped before it began")
             self._attempt.run()
             end = Outcome("succeeded", self._unused)
         except Outcome as found:
@@ -310,7 +312,8 @@ class Supervisor:
         end = self._judged(end)
         if self._attempt is not None:
             # What is ended by force has its children ended after it, by guardians that nobody waits for.
-            self._is_clear = self._attempt.let_go() and end.message != FORCED
+            may_leave_some = end.message == FORCED and (self._has_begun or bool(self.ranks.places))
+            self._is_clear = self._attempt.let_go() and not may_leave_some
         if self.crew is not None and self.crew.is_there and self._commands.close():
             self.crew.end()  # what people still do beside it is of this attempt
         self.left.set()
@@ -411,6 +414,9 @@ class Supervisor:
     def _see_it_leave(self) -> None:
         """Ask it to leave, wait until its grace is over, and end it by force."""
         left, attempt = self.left, self._attempt
+        if attempt is None:  # it sees by itself that it need not begin
+            left.wait(CLOSE_WITHIN_S)
+            attempt = self._attempt
         if attempt is not None:
             attempt.ask_to_leave(max(0.0, self._stop_at - time.monotonic()))
         while time.monotonic() < self._stop_at:

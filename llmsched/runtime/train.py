@@ -177,7 +177,8 @@ def work(config: dict[str, str]) -> None:
                     sys.path.insert(0, str(code))
                 here_id = ray.get_runtime_context().get_node_id()
                 surroundings = execute.surroundings()
-                supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid())
+                # Known before code of users runs, which may start others: where nobody works, nobody has left any.
+                ray.get(supervisor.works_in.remote(rank, here_id, str(code or folder), surroundings, os.getpid()))
                 _tell_of_exit(supervisor, rank)
                 with pulse.beating(lambda said: supervisor.beat.remote(rank, said)):
                     _run_loop(order, code, supervisor, rank)

@@ -18,7 +18,7 @@ from llmsched.core.invariants import violations
 from llmsched.core.message import say
 from llmsched.core.nodes import Node
 from llmsched.core.past_use import weighed_window_s
-from llmsched.core.records import GangState, size_of
+from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.scheduling_pass import Pass
@@ -328,8 +328,7 @@ class Run:
                 seen.reasons.append(decision.reason)
                 seen.moved[decision.gang] = None
         elif isinstance(decision, decisions.Resize):
-            gang = self.state.gangs[decision.gang]
-            size = size_of(gang.spec, decision.placement)
+            size = len(decision.placement)
             self.facts.append(facts.Resized(self.now, decision.gang, decision.attempt, size))
 
     def name_of(self, gang: str) -> str:

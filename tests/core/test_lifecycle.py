@@ -63,6 +63,8 @@ def stories() -> Iterator[Story]:
     yield Story(R, "bound", bound, lambda s: "a" in s.troubled, kind="serve")
     resize = decisions.Resize(G, 1, TWO)
     yield Story(R, "resize", resize, lambda s: s.gangs[G].held == TWO and s.gangs[G].size == 2)
+    smaller = decisions.Resize(G, 1, ONE)
+    yield Story(Z, "resize", smaller, lambda s: s.gangs[G].held == TWO and s.gangs[G].placement == ONE)
     yield Story(Z, "resized", facts.Resized(9.0, G, 1, 2), lambda s: s.gangs[G].resized_at == 9.0)
     for before in (L, R, Z):
         yield Story(before, "preempt", preempt(), lambda s: leaves("quota_reclaim")(s) and s.gangs[G].preemptions == 1)

@@ -66,7 +66,7 @@ class Admission:
     def run(self) -> None:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
-        self.gave = len(self.trial.leaving) + len(self.trial.shrinking)  # who was told to, at the last success
+        self.gave = len(self.trial.leaving) + self.trial.shrinks  # how often somebody was told to, at the last success
         self._move_together()
         goes_on = redeem.run(self.this, self.calendar, self._launch)
         for name in state.nominated:
@@ -164,7 +164,7 @@ class Admission:
     def _note_success(self, gang: GangState, after_others: bool) -> None:
         """Those who were refused before it have not seen what it changes: what it holds may be taken from it, those who
         make room for it may leave more than it needs, and planned starts may be later or none any more."""
-        gives = len(self.trial.leaving) + len(self.trial.shrinking)
+        gives = len(self.trial.leaving) + self.trial.shrinks
         self.is_late = self.is_late or (after_others and (self.takes or gives > self.gave))
         self.gave = gives
         self._forget_room()
@@ -350,7 +350,7 @@ class Admission:
             return None
         victims = (state.victims + len(trial.begun),) if self.takes else ()
         demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        told = (len(trial.leaving), len(trial.shrinking), len(trial.promised), len(self.this.exchanged))
+        told = (len(trial.leaving), trial.shrinks, len(trial.promised), len(self.this.exchanged))
         return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
 
     def _is_personal(self) -> bool:

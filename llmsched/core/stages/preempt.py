@@ -101,7 +101,7 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
         return False
     goes: Goes = [(victim, trial.places(victim)) for victim in choice.victims]
     for name, kept in smaller.items():
-        goes.append((state.gangs[name], tuple((Counter(state.gangs[name].held) - Counter(kept)).elements())))
+        goes.append((state.gangs[name], tuple((Counter(trial.standing(state.gangs[name])) - Counter(kept)).elements())))
     if not may(choice.placement, goes):
         return False
     return _carry_out(this, gang, choice, smaller)
@@ -260,7 +260,7 @@ class Search:
             trial.hold(victim, ())
         for name in reversed([*offered]):
             giver = self.state.gangs[name]
-            trial.hold(giver, giver.held)
+            trial.hold(giver, trial.standing(giver))
             found = place.find(self.later, self.gang, self.gang.spec.min_size, self.only, explain=False)
             if isinstance(found, place.Refused):
                 trial.hold(giver, offered[name])

@@ -1,7 +1,8 @@
 """Make room by making elastic gangs smaller, before anybody is evicted.
 
 Whoever holds more than its present share gives the surplus to a waiting gang of its queue. Down to its minimum it goes
-only for somebody who might as well evict it. Who loses least by it gives first, each by as little as possible.
+only for somebody who might as well evict it. Who loses least by it gives first, each by as little as possible: one that
+has not yet done as it was told gives again first, as it restarts anyway.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
             if giver.id not in chosen or len(chosen) == 1:
                 continue
             kept = chosen.pop(giver.id)
-            trial.hold(giver, giver.held)
+            trial.hold(giver, trial.standing(giver))
             again = fits()
             if again is None:
                 chosen[giver.id] = kept
@@ -66,8 +67,7 @@ def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
     finally:
         trial.rollback(mark)
     for name, placement in chosen.items():
-        giver = state.gangs[name]
-        give(this, giver, placement, gang)
+        give(this, state.gangs[name], placement, gang)
     nominate(this, gang, found, [*chosen, *trial.gone_from(found)])
     return True
 
@@ -82,8 +82,9 @@ def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, 
     for giver, floor, code in _givers(this, gang, rules):
         if code:
             floor = _allowed_floor(later, giver, floor, rules, code)
-        if floor < giver.size:
-            offered[giver.id] = without(giver, floor, None)
+        standing = later.standing(giver)
+        if floor < size_of(giver.spec, standing):
+            offered[giver.id] = without(giver, floor, None, standing)
             later.hold(giver, offered[giver.id])
     return offered
 
@@ -91,71 +92,78 @@ def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, 
 def resize(this: Pass, gang: GangState, placement: Placement, why: Message, beneficiary: str = "") -> None:
     """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
     this.plan.decisions.append(Resize(gang.id, gang.attempt, placement, "resize", why, beneficiary))
-    this.trial.shrinking[gang.id] = placement
+    this.trial.shrink(gang, placement)
 
 
 def give(this: Pass, giver: GangState, placement: Placement, receiver: GangState) -> None:
     """Decide that it becomes smaller for somebody, and say what that costs."""
-    lost = resize_loss_s(giver, this.view.now, this.state.configuration.scheduling.restart_cost_s)
-    given = _given_milli(giver, placement)
+    lost = _loss_s(this, giver)
+    given = _given_milli(this, giver, placement)
     why = say("makes_room.gives", who=workload(receiver.workload_id), given=given, lost=lost)
     if not given:  # it has no GPUs, and gives of its CPUs
         why = say("makes_room", who=workload(receiver.workload_id))
     resize(this, giver, placement, why, receiver.id)
 
 
-def _given_milli(gang: GangState, placement: Placement) -> int:
-    return (len(gang.held) - len(placement)) * bundle_milli(gang.spec)
+def _given_milli(this: Pass, gang: GangState, placement: Placement) -> int:
+    return (len(this.trial.standing(gang)) - len(placement)) * bundle_milli(gang.spec)
+
+
+def _loss_s(this: Pass, gang: GangState) -> float:
+    """GPU-seconds of its own work that a smaller size costs it: none where it restarts anyway."""
+    if gang.id in this.trial.shrinking:
+        return 0.0
+    return resize_loss_s(gang, this.view.now, this.state.configuration.scheduling.restart_cost_s)
 
 
 def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
     priority, then who loses least for each GPU that is of use."""
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
-    scheduling = state.configuration.scheduling
-    quantum = scheduling.quantum_s
+    quantum = state.configuration.scheduling.quantum_s
     need = least_milli(gang.spec, gang.spec.min_size)
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
     for name in state.elastic:
         giver = state.gangs[name]
-        if giver.status is not Status.RUNNING or name in trial.leaving or name in trial.shrinking:
+        if giver.status not in (Status.RUNNING, Status.RESIZING) or name in trial.leaving:
             continue
         if giver.lost_members or giver is gang:
             continue
-        floor, by = giver.size, ""
+        now = floor = size_of(giver.spec, trial.standing(giver))
+        by = ""
         code = rules.group(giver.spec.queue, giver.spec.priority) if giver.spec.preemptible else ""
-        if code and rules.could(giver, code) and (code == IN_QUEUE or rules.now(giver, code, _step(giver))):
+        if code and rules.could(giver, code) and (code == IN_QUEUE or rules.now(giver, code, _step(giver, now))):
             floor, by = giver.spec.min_size, "" if code == IN_QUEUE else code
         elif giver.spec.queue == gang.spec.queue or not state.quota.enforced:
             if view.held_for_s(giver) >= quantum:
-                floor = min(giver.size, plan.sizes.get(name, giver.size) or giver.spec.min_size)
+                floor = min(now, plan.sizes.get(name, now) or giver.spec.min_size)
             else:
                 plan.wake(view.now - view.held_for_s(giver) + quantum, say("eta.quantum"))
-        if floor < giver.size:
-            gives = (giver.size - floor) * bundle_milli(giver.spec)
-            loss = resize_loss_s(giver, view.now, scheduling.restart_cost_s) / max(1, min(gives, need))
+        if floor < now:
+            gives = (now - floor) * bundle_milli(giver.spec)
+            loss = _loss_s(this, giver) / max(1, min(gives, need))
             key = (rules.is_reluctant(giver), giver.spec.priority, loss, -gives, giver.submitted_at, giver.id)
             rows.append((key, giver, floor, by))
     rows.sort(key=lambda row: row[0])
     return [(giver, floor, code) for _, giver, floor, code in rows[:GANGS_SHRUNK]]
 
 
-def _step(giver: GangState) -> int:
-    """Thousandths of GPUs that the first step down releases."""
-    smaller = max((size for size in allowed_sizes(giver.spec) if size < giver.size), default=giver.size)
-    return (giver.size - smaller) * bundle_milli(giver.spec)
+def _step(giver: GangState, now: int) -> int:
+    """Thousandths of GPUs that the first step down from size `now` releases."""
+    smaller = max((size for size in allowed_sizes(giver.spec) if size < now), default=now)
+    return (now - smaller) * bundle_milli(giver.spec)
 
 
 def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, code: str) -> int:
     """How far down the rules let a giver of another queue go: each step only while its queue has more than is its own,
     after those who gave before it."""
-    bundle = bundle_milli(giver.spec)
+    bundle, standing = bundle_milli(giver.spec), trial.standing(giver)
     mark = trial.mark()
-    lowest = giver.size
-    for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]:
+    now = lowest = size_of(giver.spec, standing)
+    for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < now]:
         if not rules.now(giver, code, (lowest - size) * bundle):
             break
-        trial.hold(giver, without(giver, size, None))
+        trial.hold(giver, without(giver, size, None, standing))
         lowest = size
     trial.rollback(mark)
     return lowest
@@ -169,13 +177,14 @@ def _give(
     chosen: dict[str, Placement],
 ) -> Placement | None:
     """Shrink one giver step by step until the gang `fits`; leaves it at its floor when that is not enough yet."""
-    smaller = [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < giver.size]
+    standing = trial.standing(giver)
+    smaller = [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < size_of(giver.spec, standing)]
     nodes: list[str | None] = [None]
-    nodes += list(dict.fromkeys(placed.node for placed in reversed(giver.held)))[:VARIANTS]
+    nodes += list(dict.fromkeys(placed.node for placed in reversed(standing)))[:VARIANTS]
     for to in smaller:
         for first in nodes:
             mark = trial.mark()
-            kept = without(giver, to, first)
+            kept = without(giver, to, first, standing)
             trial.hold(giver, kept)
             found = fits()
             if found is not None:
@@ -183,16 +192,16 @@ def _give(
                 return found
             trial.rollback(mark)
     if smaller:
-        kept = without(giver, smaller[-1], None)
+        kept = without(giver, smaller[-1], None, standing)
         trial.hold(giver, kept)
         chosen[giver.id] = kept
     return None
 
 
-def without(gang: GangState, size: int, first: str | None) -> Placement:
-    """The placement at a smaller size: bundles on node `first` go first, then those of the highest ranks. Of a Ray
-    program the first bundle goes last: the program runs there, and would have to begin again."""
-    placement = gang.placement or gang.held
+def without(gang: GangState, size: int, first: str | None, placement: Placement = ()) -> Placement:
+    """`placement`, or what it holds, at a smaller size: bundles on node `first` go first, then those of the highest
+    ranks. Of a Ray program the first bundle goes last: the program runs there, and would have to begin again."""
+    placement = placement or gang.placement or gang.held
     elastic = gang.spec.groups[0].name
     ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
     head = ranks[0] if ranks and gang.spec.kind == "ray" else None

@@ -175,7 +175,7 @@ class Attempts:
         with self._lock:
             one = self._live.get(order.name)
             if one is not None:
-                one.before = one.order.members
+                one.before = (*one.before, *one.order.members)  # it may not yet have left what it held before that
                 one.order, one.is_resizing = order, True
         if one is None:
             self._deliver(Vanished(order.gang, order.attempt, "it is not running"))
