@@ -30,7 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,14 @@ import psutil
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "end_to_end")]
 from ray_home import Home, gpus_held_in_ledger, gpus_held_in_ray  # noqa: E402
+from traffic import ASKING, STREAMING, TROUBLE, Traffic  # noqa: E402
 
 from llmsched.client import Client  # noqa: E402
-from llmsched.errors import LlmschedError  # noqa: E402
 
 NODES = "4x2:A100"
 RECOVERED_WITHIN_S = 150.0
 LEAKS_SEEN_WITHIN_S = 15.0
 HUNG_UNTIL_MENDED_S = 5.0  # an operator's quick hand
-ASKING, STREAMING = 2, 4  # clients
-CHUNKS, CHUNK_S = 20, 0.1
-TROUBLE = LlmschedError, httpx.HTTPError, OSError, KeyError
 STEPS_IN_FLIGHT = 10  # may have been made before the fault, and told after it
 KILL, HANG = signal.SIGKILL, signal.SIGSTOP
 CODE = """
@@ -128,58 +125,6 @@ class Cluster(Home):
 
     def endpoint(self) -> str:
         return self.look().health().urls["endpoint"]
-
-
-@dataclass
-class Traffic:
-    """Clients that ask and stream without a pause; every failure is counted once."""
-
-    home: Cluster
-    url: str
-    asked: int = 0
-    failures: list[str] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Traffic:
-        works = [self._ask] * ASKING + [self._stream] * STREAMING
-        self._threads = [threading.Thread(target=self._forever, args=(work,)) for work in works]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _forever(self, work: Callable[[httpx.Client], str]) -> None:
-        with httpx.Client(headers=self.home.bearer(), timeout=30) as http:
-            while not self._stop.is_set():
-                try:
-                    trouble = work(http)
-                except httpx.HTTPError as error:
-                    trouble = type(error).__name__
-                    with contextlib.suppress(*TROUBLE):
-                        self.url = self.home.endpoint()  # a new cluster's gateway has another port
-                self.asked += 1
-                if trouble:
-                    self.failures.append(trouble)
-                self._stop.wait(0.1)
-
-    def _ask(self, http: httpx.Client) -> str:
-        answer = http.post(f"{self.url}/v1/apps/talk", json={})
-        return "" if answer.status_code == 200 else f"{answer.status_code}"
-
-    def _stream(self, http: httpx.Client) -> str:
-        body = {"stream": True, "chunks": CHUNKS, "chunk_s": CHUNK_S}
-        with http.stream("POST", f"{self.url}/v1/apps/talk", json=body) as answer:
-            if answer.status_code != 200:
-                return f"{answer.status_code}"
-            lines = [line for line in answer.iter_lines() if line]
-        if sum('"number"' in line for line in lines) == CHUNKS:
-            return ""
-        return f"stream: {json.loads(lines[-1][6:])['error']['code']}" if '"error"' in lines[-1] else "silent"
 
 
 # -- what is struck ------------------------------------------------------------
@@ -292,7 +237,7 @@ def strike(home: Cluster, fault: Fault, how: signal.Signals, during: str) -> Row
         row.trouble = "it was not well before"
         return row
     known = {node.id for node in home.look().nodes().nodes}
-    with Traffic(home, home.endpoint()) as traffic:
+    with Traffic(home, "talk", home.endpoint) as traffic:
         until(lambda: traffic.asked > 2 * (ASKING + STREAMING), 30)
         if not set_the_scene(home, during):
             row.trouble = f"no {during} to strike in"
