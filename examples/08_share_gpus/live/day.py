@@ -77,7 +77,7 @@ class Day:
             await self._client.apply(str(HERE / "desk.yaml"))
             await self._ask_all()
             self._say("nobody asks any more")
-            await self._client.wait("fine-tune", check=False)
+            await self._client.wait("fine-tune")
             watching.cancel()
 
     async def _watch(self) -> None:
