@@ -193,6 +193,7 @@ class Gateway:
         else:
             body = json_in(raw)
         target = self._table.model(body.get("model"), key)
+        target.route.check_answers(route.name)
         streams = body.get("stream") is True
         request = self._begin(key, target, route.name, headers, body, len(raw))
         answer = self._stream if streams else self._call

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from llmsched.data.tasks import KINDS
 from llmsched.gateway.keys import Key, KeyRing
 from llmsched.gateway.latencies import Kind
 from llmsched.gateway.limits import DEFAULT_MAX_ONGOING, DEFAULT_TIMEOUT_S
@@ -33,6 +34,14 @@ class Route(NamedTuple):
     hold_s: float  # the most of it that it may wait for a replica
     replicas: dict[str, Kind]  # names of Serve applications, with what each is
     adapters: dict[str, str]
+
+    def check_answers(self, asked: str) -> None:
+        """Raises Refused (400) for what no model of this task answers: nothing is woken or held for it. A replica may
+        answer less, as a model without a chat template does."""
+        if (kind := KINDS.get(self.task)) is not None and asked not in kind.answers:
+            there = ", ".join(f"/v1/{one}" for one in kind.answers) or "nothing"
+            message = f"This model does not answer /v1/{asked}, only {there}."
+            raise Refused(400, message, code="wrong_route", param="model")
 
 
 class Target(NamedTuple):

@@ -57,6 +57,7 @@ def test_each_route_takes_as_much_as_it_is_for():
         whole = await house.chat(messages=image + text)
         assert (whole.status_code, whole.json()["error"]["message"]) == (413, "The request is larger than 16 MiB.")
         form = {"path": "/v1/audio/transcriptions", "headers": AUTH, "data": {"model": "qwen"}}
+        house = House("a", task="automatic-speech-recognition")
         heard = await house.ask(files={"file": b"x" * (20 << 20)}, **form)
         assert heard.json() == {"replica": "a", "route": "audio/transcriptions", "adapter": None}
         assert (await house.ask(files={"file": b"x" * (26 << 20)}, **form)).status_code == 413

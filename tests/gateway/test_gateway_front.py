@@ -24,11 +24,16 @@ def test_answers_what_a_replica_answers():
 
 
 @pytest.mark.parametrize(
-    ("path", "route"),
-    [("/v1/completions", "completions"), ("/v1/embeddings", "embeddings"), ("/v1/classify", "classify")],
+    ("route", "task"),
+    [
+        ("completions", "causal-lm"),
+        ("embeddings", "feature-extraction"),
+        ("classify", "sequence-classification"),
+    ],
 )
-def test_each_path_reaches_its_route(path, route):
-    assert asyncio.run(House("a").ask(path=path, json={"model": "qwen"})).json()["route"] == route
+def test_each_path_reaches_its_route(route, task):
+    answer = asyncio.run(House("a", task=task).ask(path=f"/v1/{route}", json={"model": "qwen"}))
+    assert answer.json()["route"] == route
 
 
 def test_an_app_is_asked_by_its_workloads_name():

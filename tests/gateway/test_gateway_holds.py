@@ -45,6 +45,19 @@ def test_a_hundred_that_come_to_none_are_all_answered_by_the_first_that_comes():
     asyncio.run(main())
 
 
+def test_what_no_model_of_the_task_answers_is_refused_at_once_and_wakes_nobody():
+    """Before, it was held for a replica, took its GPU, and was refused by that."""
+
+    async def main():
+        house = sleeping(task="feature-extraction")
+        answer = await house.ask(path="/v1/classify", json={"model": "qwen", "input": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_route")
+        assert "only /v1/embeddings" in answer.json()["error"]["message"]
+        assert house.gateway.load()["qwen"] == {"ongoing": 0, "recent": 0.0, "queued": 0}
+
+    asyncio.run(main())
+
+
 def test_one_whose_only_replica_dies_before_its_first_word_is_answered_by_the_next():
     async def main():
         house = sleeping()

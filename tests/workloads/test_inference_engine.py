@@ -313,27 +313,6 @@ def test_a_decode_thread_that_hangs_is_sick_and_one_that_has_nothing_to_do_is_no
         engine.close()
 
 
-def test_a_step_that_fails_fails_its_requests_and_no_other(folder, monkeypatch):
-    engine = TransformersEngine(folder, Settings(), CPU)
-    step = engine._decoder.step
-
-    def out_of_memory(*args):
-        monkeypatch.setattr(engine._decoder, "step", step)
-        raise MemoryError("no room")
-
-    async def main():
-        expected = text_of(await say(engine, "hello"))
-        monkeypatch.setattr(engine._decoder, "step", out_of_memory)
-        with pytest.raises(RequestError, match="no room"):
-            await say(engine, "hello")
-        assert text_of(await say(engine, "hello")) == expected
-
-    try:
-        asyncio.run(main())
-    finally:
-        engine.close()
-
-
 # --- adapters ---------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from app_requests import ask, asked
+from waiting import wait_until
 
 from llmsched.runtime.environment import UserError
 from workloads.inference.parameters import RequestError
@@ -190,6 +191,28 @@ def test_embeds_each_text_as_if_it_were_alone(tmp_path):
     assert torch.allclose(vectors, torch.tensor([each["data"][0]["embedding"] for each in several]), atol=1e-5)
     assert together["usage"]["prompt_tokens"] == 5 + 44 + 8 + 64  # the last one is cut at the model's length
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-2)
+
+
+def test_who_shares_a_pass_with_an_input_that_fails_is_answered_all_the_same(tmp_path):
+    replica = Replica(order(model(tiny_models.bert(tmp_path), task="feature-extraction")))
+    engine = replica._server._model
+    forward, passes = engine._forward, []
+
+    def too_much(rows):
+        wait_until(lambda: passes or len(rows) + len(engine._jobs) == 4)  # while the first run the others gather
+        passes.append(len(rows))
+        if any(len(row["input_ids"]) > 50 for row in rows):
+            raise MemoryError("no room")
+        return forward(rows)
+
+    async def main():
+        texts = ["first", "a", "b", "x" * 60]
+        return await asyncio.gather(*(replica.call("embeddings", {"model": "tiny", "input": text}) for text in texts))
+
+    engine._forward = too_much
+    *answered, refused = asyncio.run(main())
+    assert [len(one["data"]) for one in answered] == [1, 1, 1] and max(passes) > 1
+    assert refused["status"] == 500 and "no room" in refused["error"]["message"]
 
 
 def test_classifies_texts_and_pairs_with_the_models_own_labels(tmp_path):

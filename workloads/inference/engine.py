@@ -119,7 +119,7 @@ class _Request:
         self.sampler = Sampler(sampling, prompt, grammar)
         self.text = TextStream(tokenizer, sampling.stop)
         self.deliver = deliver
-        self.is_cancelled = False
+        self.is_cancelled = self.has_failed = False
         self.last_token = -1
         self.answer: list[int] = []  # tokens
         self.cache: Any = None  # of the prompt, until it joins a batch
@@ -334,7 +334,7 @@ class TransformersEngine:
         request.read = upto
         if upto < len(prompt):
             return
-        is_over = request.take(next_tokens(logits, [request.sampler])[0], self._ends)
+        is_over = self._take(request, next_tokens(logits, [request.sampler])[0])
         self._reading, cache, request.cache = None, request.cache, None
         if self._prefixes is not None:
             self._prefixes.keep(request.adapter, prompt, layers_of(cache))
@@ -371,24 +371,33 @@ class TransformersEngine:
 
     def _step(self, batch: Batch[_Request]) -> None:
         tokens = next_tokens(batch.step(self._decoder), [row.sampler for row in batch.rows])
-        ended = [row.take(token, self._ends) for row, token in zip(batch.rows, tokens, strict=True)]
+        ended = [self._take(row, token) for row, token in zip(batch.rows, tokens, strict=True)]
         if not any(ended):
             return
         if self._prefixes is not None:  # a dialogue goes on with its answer
             for index in (n for n, is_over in enumerate(ended) if is_over):
                 row = batch.rows[index]
-                self._prefixes.keep(row.adapter, [*row.prompt, *row.answer[:-1]], batch.columns(index))
+                if not row.has_failed:
+                    self._prefixes.keep(row.adapter, [*row.prompt, *row.answer[:-1]], batch.columns(index))
         batch.keep([n for n, is_over in enumerate(ended) if not is_over])
+
+    def _take(self, request: _Request, token: int | Exception) -> bool:
+        """Whether its answer is complete. What fails with its token, a schema that breaks off for example, ends this
+        request and no other of the batch."""
+        try:
+            if isinstance(token, Exception):
+                raise token
+            return request.take(token, self._ends)
+        except Exception as error:
+            _fail(error, [request])
+            return True
 
     def _guard(self, do: Callable[[], None], concerned: Callable[[], Sequence[_Request]]) -> None:
         """A step that fails (out of memory, say) fails the requests in it; they are dropped, the next ones served."""
         try:
             do()
         except Exception as error:
-            traceback.print_exc()
-            for request in concerned():
-                request.deliver(RequestError(f"The model failed: {error}", code="engine_error", status=500))
-                request.is_cancelled = True
+            _fail(error, concerned())
 
     def _put_in(self, name: str, folder: Path) -> None:
         inner = f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}-v{next(self._versions)}"
@@ -406,6 +415,15 @@ class TransformersEngine:
             if self._prefixes is not None:
                 self._prefixes.forget(old)
             self._retired.remove(old)
+
+
+def _fail(error: Exception, requests: Sequence[_Request]) -> None:
+    if not isinstance(error, RequestError):
+        traceback.print_exception(error)
+        error = RequestError(f"The model failed: {error}", code="engine_error", status=500)
+    for request in requests:
+        request.deliver(error)
+        request.is_cancelled = request.has_failed = True
 
 
 def _context(config: Any, asked: int | None) -> int:

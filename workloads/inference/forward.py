@@ -177,14 +177,21 @@ class Forward:
         jobs.sort(key=lambda job: self._reader.size(job.read))
         while jobs:
             batch, jobs = self._fitting(jobs)
-            try:
-                results = self._forward([job.read for job in batch])
-            except Exception as error:  # fails this batch; the next one is served
-                for job in batch:
-                    job.done.set_exception(_failed(error))
-            else:
-                for job, result in zip(batch, results, strict=True):
-                    job.done.set_result(result)
+            self._answer_together(batch)
+
+    def _answer_together(self, batch: list[_Job]) -> None:
+        """What fails together is tried one by one: who shares a batch with one that fails is answered all the same."""
+        try:
+            results = self._forward([job.read for job in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].done.set_exception(_failed(error))
+                return
+            for job in batch:
+                self._answer_together([job])
+        else:
+            for job, result in zip(batch, results, strict=True):
+                job.done.set_result(result)
 
     def _next(self) -> list[_Job] | None:
         """Everything that waits and is still wanted; [] when there are only reasons to seek, None when closing."""
@@ -218,7 +225,7 @@ class Forward:
     def _weights(self, read: Encoded, label: int) -> Generator[None, None, why.Weights]:
         batch = self._on_device([read])
         nothing = torch.tensor([self._reader.nothing(read)], device=self._device)
-        return why.weights(self._model, batch, label, nothing)
+        return (yield from why.weights(self._model, batch, label, nothing))
 
     def _fitting(self, jobs: list[_Job]) -> tuple[list[_Job], list[_Job]]:
         """The first of `jobs`, sorted by length, that go through the model together, and the rest."""

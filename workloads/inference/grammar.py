@@ -33,7 +33,7 @@ class Grammars:
         except ValueError as error:
             wrong = str(error)
         if wrong:
-            raise RequestError(f"The schema cannot be used: {wrong}", param="response_format", code="invalid_schema")
+            raise _unusable(wrong)
         return SchemaGrammar(matcher(self._tokens(), grammar), self._size)
 
     def _tokens(self) -> Any:
@@ -54,9 +54,16 @@ class SchemaGrammar:
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._size].astype(bool))
 
     def take(self, token: int) -> None:
+        """Raises RequestError where the schema turns out too large or without an end only now."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise RuntimeError(f"the schema's grammar broke off: {self._matcher.get_error()}")
+            raise _unusable(self._matcher.get_error())
+
+
+def _unusable(why: str) -> RequestError:
+    """`why`: llguidance's words, of which the first line is the reason and the rest its state."""
+    reason = why.strip().partition("\n")[0]
+    return RequestError(f"The schema cannot be used: {reason}", param="response_format", code="invalid_schema")
 
 
 def _package() -> Any:

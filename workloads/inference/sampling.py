@@ -107,10 +107,14 @@ def _told(logits: torch.Tensor, token: int, count: int) -> Said:
     return Said(token, float(chances[token]), tuple(rows))
 
 
-def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """`logits`: (rows, vocabulary)."""
+def next_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """`logits`: (rows, vocabulary). Of a row that cannot be drawn, why not: it says nothing about the others."""
     greedy = logits.argmax(dim=-1).tolist()
-    return [
-        best if sampler.is_plain else sampler.draw(row)
-        for best, row, sampler in zip(greedy, logits, samplers, strict=True)
-    ]
+    return [_next(*row) for row in zip(greedy, logits, samplers, strict=True)]
+
+
+def _next(best: int, logits: torch.Tensor, sampler: Sampler) -> int | Exception:
+    try:
+        return best if sampler.is_plain else sampler.draw(logits)
+    except Exception as error:
+        return error
