@@ -1,0 +1,107 @@
+"""Asks for tomorrow's curve on each of 60 evenings, with tomorrow's weather as it came out, then adds what was needed;
+lets a power station fail; and calls an emergency and a drill while a study holds the GPUs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from prepare import CITY, DAY  # isort: skip  # it knows the way to measuring.py
+
+from measuring import rows_of, say, until
+
+from llmsched import Client
+
+DATA, DAYS, FAILS = Path(__file__).parent / "data", 60, range(18, 30)
+KNOWN = ("temperature", "working_day")
+
+
+def main() -> None:
+    client = Client()
+    energy(client, rows_of(DATA / "demand.jsonl"), rows_of(DATA / "coming.jsonl"))
+    client.apply("study.yaml")
+    until(lambda: client.status("city-study").progress.get("step", 0) > 100, "the study computes")
+    say("emergency", seconds_to_run(client, "emergency.yaml", "city-emergency"))
+    until(lambda: client.status("city-study").phase == "running", "the study goes on")
+    window = {"name": "drill", "start": time.time() + 5, "duration": 60, "accelerators": "A100:1", "queue": "safety"}
+    client.reserve(window)
+    until(lambda: any(one.state == "open" for one in client.reservations()), "the window begins")
+    say("drill", seconds_to_run(client, "drill.yaml", "city-drill"))
+    client.wait("city-study", timeout_s=300)
+    (line,) = [one for one in client.usage(by=["workload"], since="2d").lines if one.workload == "city-study"]
+    say("cost", line.cost or 0.0)
+    shutil.rmtree(CITY)
+
+
+def energy(client: Client, history: list[Any], coming: list[Any]) -> None:
+    many, off, week, inside = len(history), [], [], 0
+    for day in range(DAYS):
+        tomorrow = coming[day * DAY : (day + 1) * DAY]
+        said = ask(client, {"forecast": [{name: row[name] for name in KNOWN} for row in tomorrow]})
+        before = [*history, *coming][many - 7 * DAY : many - 6 * DAY]
+        for at, row in enumerate(tomorrow):
+            off.append(abs(said["curve"][at] - row["demand"]))
+            week.append(abs(before[at]["demand"] - row["demand"]))
+            inside += said["low"][at] <= row["demand"] <= said["high"][at]
+        many = add(client, tomorrow, many)
+    error = sum(off) / len(off)
+    say("energy", error, sum(week) / len(week))
+    say("ridge", error, ridge(history, coming[: DAYS * DAY]))
+    say("band", inside / len(off))
+    tomorrow = coming[DAYS * DAY : (DAYS + 1) * DAY]
+    ask(client, {"forecast": [{name: row[name] for name in KNOWN} for row in tomorrow]})
+    add(
+        client,
+        [{**row, "demand": row["demand"] * (0.4 if at in FAILS else 1)} for at, row in enumerate(tomorrow)],
+        many,
+    )
+    say("odd", sum(many + at in {one["time"] for one in ask(client, {})["odd"]} for at in FAILS))
+
+
+def ridge(history: list[Any], coming: list[Any]) -> float:
+    """A line from what the loop reads (the last two days, weather of then and of a week before, time of the week)."""
+    import numpy as np
+    import torch
+    from sklearn.linear_model import Ridge
+
+    from workloads.loops.forecast import ahead_of
+
+    rows = [*history, *coming]
+    needed = np.array([row["demand"] for row in rows])
+    known = torch.tensor([[float(row[name]) for name in KNOWN] for row in rows])
+    known = (known - known.mean(0)) / known.std(0)
+    away, season = needed[7 * DAY :] - needed[: -7 * DAY], 7 * DAY
+
+    def inputs(starts: Any) -> Any:
+        past = np.stack([away[at - season - 2 * DAY : at - season] for at in starts])
+        return np.concatenate([past, ahead_of(known, torch.tensor(starts), season, DAY).numpy()], 1)
+
+    learnt = [*range(season + 2 * DAY, len(history) - DAY, 5)]
+    model = Ridge(100.0).fit(inputs(learnt), np.stack([away[at - season : at - season + DAY] for at in learnt]))
+    asked = [*range(len(history), len(rows), DAY)]
+    true = np.stack([away[at - season : at - season + DAY] for at in asked])
+    return float(np.abs(model.predict(inputs(asked)) - true).mean())
+
+
+def add(client: Client, rows: list[Any], many: int) -> int:
+    with (CITY / "demand.jsonl").open("a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    until(lambda: ask(client, {})["rows"] == many + len(rows), "the day is read")
+    return many + len(rows)
+
+
+def ask(client: Client, body: Any) -> Any:
+    return client.chat("city-forecast").post(body)
+
+
+def seconds_to_run(client: Client, file: str, name: str) -> float:
+    client.apply(file).wait(timeout_s=300)
+    view = client.status(name)
+    return float(view.gangs[0].started_at or 1e9) - view.submitted_at
+
+
+if __name__ == "__main__":
+    main()

