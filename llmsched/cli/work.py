@@ -52,7 +52,7 @@ def _print_plan(planned: list[http_models.Planned]) -> None:
     for one in planned:
         notes = [*one.diff, *(other.text for other in one.others), *one.reads, *one.warnings]
         if one.memory_needed_bytes:
-            notes.append(f"each needs about {one.memory_needed_bytes / 1e9:.1f} GB of GPU memory")
+            notes.append(f"each needs at most about {one.memory_needed_bytes / 1e9:.1f} GB of GPU memory")
         if one.reason is not None:
             notes.insert(0, one.reason.message)
             if one.reason.next_change:

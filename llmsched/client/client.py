@@ -197,7 +197,7 @@ class Run:
 
 
 class Client:
-    """A controller's plain client; arguments as `AsyncClient`'s. Closing it is optional.
+    """A controller's plain client; arguments and errors as `AsyncClient`'s. Closing it is optional.
 
     It may be used from any thread, within a running event loop (a notebook's too), and in a process that was forked.
     """

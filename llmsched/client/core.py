@@ -138,7 +138,7 @@ class AsyncClient(UsageQuestions):
         watch: Watch | None = None,
         poll_s: float = POLL_S,
     ) -> list[http_models.WorkloadView]:
-        """The same for several at once."""
+        """As `wait` for several at once; their last views, in the order of the names."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             views = await asyncio.gather(*(self.status(name) for name in names))
