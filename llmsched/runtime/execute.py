@@ -20,8 +20,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from llmsched.runtime import containment, guardian, redaction, rendezvous
+from llmsched.runtime import containment, guardian, redaction
 from llmsched.runtime.process import prepare_child
+from llmsched.spec import own_variables
 
 OUTPUT_AT_MOST = 16 * 1024 * 1024  # bytes; a command that says more is ended
 CHUNK = 64 * 1024
@@ -30,7 +31,7 @@ _LOOK_EVERY_S = 0.2
 _GROUP_ENDS_WITHIN_S = 1.0  # after SIGKILL
 
 # What a member's process has that a command beside it must have too: who it is, its GPUs, its Python.
-_WHO = rendezvous.NAMES
+_WHO = own_variables.MEETING
 _WHERE = ("CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV", "PATH")
 
 Said = tuple[str, str] | tuple[str, str, int | None]  # ("stdout" | "stderr", text) ..., ("end", message, exit code)

@@ -12,14 +12,6 @@ from typing import Any, NamedTuple
 
 from llmsched.spec import launchers
 
-# By these a process knows its place; a command beside it gets them too.
-NAMES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
-    *("PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"),
-    *("PET_RDZV_ENDPOINT", "PET_RDZV_ID", "PET_LOCAL_ADDR"),
-)
-
 
 class HeldPort:
     """A free port of this machine that nobody gets by chance, until `close`.

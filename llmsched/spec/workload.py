@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from llmsched.core.workload import split_run
+from llmsched.spec import own_variables
 from llmsched.spec.notice import Notice
 from llmsched.spec.quantities import (
     Accelerators,
@@ -165,7 +166,6 @@ KEY_HINT = (
     "a spec is stored and shown, so a key must not stand in it. Keep it with llmsched secret set NAME, "
     "and write secrets: [NAME]"
 )
-_OURS = re.compile(r"LLMSCHED_|RAY_AUTH_|RAY_ADDRESS$|RAY_JOB_CONFIG_JSON_ENV_VAR$")
 
 
 def _parse_env_value(value: Any) -> Any:
@@ -180,8 +180,8 @@ def _parse_env_value(value: Any) -> Any:
 
 def _check_envs(envs: dict[str, str]) -> dict[str, str]:
     for name, value in envs.items():
-        if _OURS.match(name):
-            raise ValueError(f'"{name}" is set by llmsched itself')
+        if why := own_variables.refusal(name, value):
+            raise ValueError(why)
         if KEY_VALUE.search(value) or (_KEY_NAME.search(name) and value):
             raise ValueError(f'"{name}" looks like a key; {KEY_HINT}')
     return envs
@@ -189,8 +189,8 @@ def _check_envs(envs: dict[str, str]) -> dict[str, str]:
 
 def _check_secrets(names: list[str]) -> list[str]:
     for name in names:
-        if _OURS.match(name):
-            raise ValueError(f'"{name}" is set by llmsched itself')
+        if why := own_variables.refusal(name):
+            raise ValueError(why)
     if len(set(names)) < len(names):
         raise ValueError("has a name twice")
     return names
