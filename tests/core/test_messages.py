@@ -144,6 +144,7 @@ def test_words_are_quoted_only_where_whoever_reads_them_may_see_who_wrote_them()
 OWN = {  # text fields of facts and decisions that are about the work they belong to, or for everybody to know
     "gang", "workload", "node", "attempt", "by", "words", "message", "event", "outcome", "artifact", "metrics", "kind",
     "name", "uri", "target", "origin", "reason", "memory", "counts", "placement", "configuration", "used",
+    "adapter",
 }  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def test_a_field_that_names_anothers_work_is_marked_so() -> None:
             elif str in flat(hint):
                 assert name in OWN, f"{cls.__name__}.{name}: mark it with message.Named, or add it to OWN"
     assert [*marked] == [
-        "Submitted.met", "RolledBack.by", "RolledBack.met", "DrainBegun.by", "DrainEnded.by", "AdapterLoaded.uri",
+        "Submitted.met", "RolledBack.by", "RolledBack.met", "RolledBack.uri", "RolledBack.origin",
+        "DrainBegun.by", "DrainEnded.by", "AdapterLoaded.uri",
         "Archived.workloads", "Archived.replicas", "Nominate.victims", "Resize.beneficiary", "Preempt.beneficiary",
         "LoadAdapter.uri",
     ]  # fmt: skip
