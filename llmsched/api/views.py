@@ -258,13 +258,8 @@ def _scaling(state: State, found: WorkloadState) -> Iterator[Message]:
 
 def story(found: WorkloadState, entries: Entries, names: Names) -> http_models.StoryView:
     lines = []
-    came = {(one.gang, one.at): one for one in found.handovers}
     for seq, at, entry in entries:
-        _, gang_id, message = event_text.describe(entry)
-        handover = came.get((gang_id or "", at)) if isinstance(entry, facts.Bound) else None
-        told = handover is not None and (found.workload.kind == "serve" or handover.gifts)
-        if handover is not None and told and message is not None:
-            message = say("event.bound_after", runs=message, came=event_text.handover(handover))
+        _, gang_id, message = _described(at, entry, found)
         if message is not None:
             lines.append(
                 http_models.StoryLine(
@@ -280,8 +275,20 @@ def story(found: WorkloadState, entries: Entries, names: Names) -> http_models.S
     return http_models.StoryView(id=found.workload.id, lines=lines)
 
 
-def event(seq: int, at: float, entry: Any, names: Names) -> http_models.EventView:
-    about, gang_id, message = event_text.describe(entry)
+def _described(at: float, entry: Any, found: WorkloadState | None) -> event_text.Event:
+    """What the entry says; of one that runs now also how long it waited for that, and who gave GPUs for it."""
+    told = event_text.describe(entry)
+    if told.message is None or found is None or not isinstance(entry, facts.Bound):
+        return told
+    came = next((one for one in reversed(found.handovers) if (one.gang, one.at) == (told.gang, at)), None)
+    if came is None or not (found.workload.kind == "serve" or came.gifts):
+        return told
+    return told._replace(message=say("event.bound_after", runs=told.message, came=event_text.handover(came)))
+
+
+def event(seq: int, at: float, entry: Any, names: Names, found: WorkloadState | None = None) -> http_models.EventView:
+    """`found`: the workload that it is about, where that is known still."""
+    about, gang_id, message = _described(at, entry, found)
     return http_models.EventView(
         seq=seq,
         at=at,
@@ -297,8 +304,9 @@ def event_for(seq: int, at: float, entry: Any, state: State, permissions: Permis
     """None when there is nothing to tell whoever follows: time passed, or it is of work that one may not see."""
     if keeps_time_only(entry):
         return None
-    view = event(seq, at, entry, KnownNames(state, permissions))
-    about = state.find(view.workload) if view.workload is not None else None
+    workload = event_text.describe(entry).workload
+    about = state.find(workload) if workload is not None else None
+    view = event(seq, at, entry, KnownNames(state, permissions), about)
     if view.workload is not None and not permissions.sees_all and not (about and permissions.sees(about.workload)):
         return None
     if isinstance(entry, facts.Configured) and not permissions.sees_all:

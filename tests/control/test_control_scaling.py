@@ -57,6 +57,13 @@ class World:
         state = self.controller.state
         return [each.text for each in views.why(state, state.find("chat"), [], self.names()).scaling]
 
+    def events(self) -> list[str]:
+        state = self.controller.state
+        may = Permissions(Person(ANN, OPERATOR), state.configuration)
+        entries = self.controller.entries(0, "chat")
+        views_of = [views.event_for(each.seq, each.at, each.entry, state, may) for each in entries]
+        return [view.text for view in views_of if view is not None]
+
     def story(self, name: str) -> list[str]:
         entries = [(e.seq, e.at, e.entry) for e in self.controller.entries(0, name)]
         return [line.text for line in views.story(self.controller.state.find(name), entries, self.names()).lines]
@@ -108,6 +115,7 @@ def test_who_gave_a_gpu_to_whom_what_it_cost_and_how_long_it_took_is_told_to_bot
             assert world.told()[-1] == f"its last replica answered 23 s after it was asked for, on {gift}"
             gave = "makes room for chat: gives 1 GPUs, and its restart costs 90 GPU-seconds"
             assert any(gave in line for line in world.story("tune"))
+            assert any(f"runs, 23 s after it was asked for, on {gift}" in line for line in world.events())  # as in top
 
     asyncio.run(run())
 
