@@ -13,7 +13,7 @@ from typing import Any
 
 from prepare import FEED, LAST  # isort: skip  # it knows the way to measuring.py
 
-from alarms import AGAINST, above, by_monitor, counts_of, per_1000, share_found, shuffled
+from alarms import AGAINST, compare, counts_of
 from measuring import Hook, by_words, rows_of, same, say, until
 
 from llmsched import Client
@@ -36,7 +36,8 @@ def main() -> None:
     once = sum(count == 1 for count in Counter(row["_row"] for row in answers).values())
     say("rows", once / len(feed) if len(answers) == once else 0.0)
     say("surge", planted(client, hook, feed))
-    alarms(counts_of([date.fromisoformat(row["created_at"][:10]).toordinal() for row in answers]))
+    for part, number, beside in compare(counts_of([date.fromisoformat(row["created_at"][:10]) for row in answers])):
+        say(part, number, beside)
     client.cancel("opinion-feed")
     shutil.rmtree(FEED)
 
@@ -66,17 +67,6 @@ def planted(client: Client, hook: Hook, feed: list[dict[str, Any]]) -> int:
             until(lambda: hook.refused and hook.heard, "the webhook, which was down once, hears of it")
             return day + 1
     return 3
-
-
-def alarms(real: list[int]) -> None:
-    """The threshold is the one of 1 to 100 that finds as many surges, or raises as many alarms."""
-    thresholds = [above(number) for number in range(1, 101)]
-    found, raised, chance = share_found(by_monitor, real), per_1000(by_monitor, real), shuffled(real)
-    as_good = [one for one in thresholds if share_found(one, real) >= found][-1]
-    as_loud = next(one for one in thresholds if per_1000(one, real) <= raised)
-    say("found", found, share_found(as_loud, real))
-    say("alarms", raised, per_1000(as_good, real))
-    say("false", per_1000(by_monitor, chance), per_1000(as_good, chance))
 
 
 def counted(client: Client) -> int:

@@ -17,6 +17,7 @@ for place in Path(__file__).resolve().parents[1:3]:
 from packaged import table  # noqa: E402  # beside, not installed
 
 CITY, DAY, HISTORY = Path("/tmp/llmsched-city"), 48, 300  # noqa: S108  where work of another user can read
+KNOWN = ("temperature", "working_day")
 NAMES = {"Demand": "demand", "Temperature": "temperature", "WorkDay": "working_day"}
 
 

