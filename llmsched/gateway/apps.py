@@ -153,6 +153,8 @@ class Socket(_Taking):
                 text, data = message.get("text"), message.get("bytes")
                 what = {"text": str(text)} if text is not None else {"bytes": bytes(data or b"")}
                 await self._send({"type": "websocket.send", **what})
+            case "websocket.close" if not self.is_open and message.get("reason"):  # 403, as every server of ASGI has it
+                await self.refuse(Refused(403, str(message["reason"]), code="websocket_refused"))
             case "websocket.close":
                 self.is_over = True
                 code, reason = int(message.get("code") or 1000), str(message.get("reason") or "")

@@ -204,6 +204,24 @@ def test_a_websocket_goes_both_ways_and_the_app_hears_of_its_end():
     asyncio.run(main())
 
 
+def test_an_app_that_takes_no_websocket_says_why():
+    async def main():
+        house = House("a")
+
+        async def app(asked, incoming):
+            yield [{"type": "websocket.close", "code": 1003, "reason": "JSON by POST alone"}]
+
+        house["a"].app = app
+        async with served(house) as url:
+            with pytest.raises(InvalidStatus) as refused:
+                async with connect(url, additional_headers=AUTH):
+                    raise AssertionError("it is open")
+        assert refused.value.response.status_code == 403
+        assert json.loads(refused.value.response.body)["error"]["message"] == "JSON by POST alone"
+
+    asyncio.run(main())
+
+
 def test_a_websocket_is_refused_with_a_status_before_it_is_open_and_ends_with_its_key():
     async def main():
         house = House("a")

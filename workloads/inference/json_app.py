@@ -28,6 +28,7 @@ from workloads.inference.values import encoded
 
 _END = object()
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_NO_SOCKET = "This app is a class that takes JSON, by POST alone. Websockets: a FastAPI ingress (@serve.ingress)."
 
 
 def _called(call: Callable[..., Any], *args: Any) -> Any:
@@ -49,7 +50,7 @@ class JsonApp:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1003, "reason": "This app takes no websockets."})
+            await send({"type": "websocket.close", "code": 1003, "reason": _NO_SOCKET})
             return
         try:
             _check_place(scope)
