@@ -85,6 +85,6 @@ class TaskSpec(FiniteSpec):
 
     @model_validator(mode="after")
     def _is_one_gang(self) -> TaskSpec:
-        if self.workers.max > 1 and (why := launchers.stays_alone(self.task.run)):
+        if why := launchers.cannot_meet(self.task.run, self.workers.min, self.workers.max):
             raise WrongAt(why, "task", "run")
         return self

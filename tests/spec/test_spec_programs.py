@@ -3,6 +3,8 @@
 import pytest
 from test_spec_load import TASK, refusal, section
 
+from llmsched.spec.load import load
+
 RAY = "name: a\nkind: ray\nray: {run: [x]}\n"
 
 
@@ -23,6 +25,22 @@ RAY = "name: a\nkind: ray\nray: {run: [x]}\n"
             '"--standalone" makes every worker train a copy of its own',
         ),
         (section("task", "{run: [bash, -c, deepspeed t.py]}") + "\nworkers: 2", "3:13", "write torchrun instead"),
+        (
+            section("task", "{run: [torchrun, --nnodes=2, --node_rank=0, t.py]}") + "\nworkers: 2",
+            "3:13",
+            '"--node_rank=0" gives every worker the same place',
+        ),
+        (
+            section("task", "{run: [python, -m, torch.distributed.run, --nnodes, '4', t.py]}") + "\nworkers: 1..4",
+            "3:13",
+            '"--nnodes 4" waits for 4 workers, and workers is 1..4; leave it out',
+        ),
+        (section("task", "{run: [bash, -c, 'torchrun --nnodes=2 t.py']}"), "3:13", "and workers is 1; leave it out"),
+        (
+            section("task", "{run: [accelerate, launch, --num_machines, '2', t.py]}") + "\nworkers: 2",
+            "3:13",
+            '"--num_machines 2" makes every worker machine 0',
+        ),
         (RAY + "resources: {cpus: 1.5}", "4:19", "whole number of CPUs, and at least 1"),
         (RAY + "resources: {accelerators: ['T4:1', 'L4:0.5']}", "4:36", "a node of a Ray has whole GPUs, got L4:0.5"),
         (RAY + "resources: {memory: 100MB}", "4:21", "at least 500MB"),
@@ -33,3 +51,16 @@ RAY = "name: a\nkind: ray\nray: {run: [x]}\n"
 def test_what_cannot_be_started_so_is_refused_with_its_place(text, place, words):
     matching = [problem for problem in refusal(text).problems if words in str(problem)]
     assert [problem.where for problem in matching] == [f"a.yaml:{place}"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "[torchrun, --nnodes=2, --nproc-per-node=4, t.py]",
+        "[bash, -c, 'torchrun --nnodes=$PET_NNODES --node_rank=$NODE_RANK t.py']",
+        "[bash, -c, 'accelerate launch --num_machines 2 --machine_rank $NODE_RANK t.py']",
+        "[python, t.py, --node_rank=0, --nnodes=7]",
+    ],
+)
+def test_what_a_launcher_is_told_rightly_or_by_a_shell_is_taken(run):
+    assert load(section("task", f"{{run: {run}}}") + "\nworkers: 2")
