@@ -150,6 +150,19 @@ def test_what_somebody_leaves_is_the_share_of_elastic_work_of_a_higher_priority(
     assert given.turn(facts.Released(given.now, "runs/0", 1)).decisions == [Launch("high", 4)]
 
 
+@pytest.mark.parametrize("elasticity", ["even", "goodput", "marginal_throughput"])
+@pytest.mark.parametrize("flavors", [("A",), ("A", "B")])
+def test_elastic_work_of_a_higher_priority_gets_its_share_though_gpus_are_free_that_it_cannot_use(
+    elasticity: str, flavors: tuple[str, ...]
+) -> None:
+    """The free ones of another flavor counted as if they were for it, and some policies give everybody the least."""
+    given = ranked(", ".join(f"1 node x 4 {flavor}" for flavor in flavors)).policies(elasticity=elasticity)
+    submitted(given, replace(work("low", 1000, "A", size=3, priority=10), max_size=4))
+    decided = submitted(given, replace(work("high", 1000, "A", size=3, priority=90), max_size=4))
+    assert [each.gang for each in decided if isinstance(each, decisions.Preempt)] == ["low/0"]
+    assert (given.phase("high"), given.phase("low")) == ("running", "waiting")
+
+
 def test_who_may_not_be_evicted_does_not_take_what_a_higher_priority_waits_for() -> None:
     """One GPU of two is free until the next ranking."""
     given = ranked("1 node x 2").running("a", 1, priority=50).running("b", 1, priority=50)

@@ -255,12 +255,11 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     """Bring elastic gangs to their shares: who should hold less gives back what others should hold more of."""
     trial, state, plan, view = this.trial, this.state, this.plan, this.view
     quantum = state.configuration.scheduling.quantum_s
-    free = sum(free_at_last(trial).values())
     starters: list[GangState] = []
     resting: dict[str, None] = {}
     givers: list[tuple[int, float, str, GangState]] = []
     growers: list[tuple[GangState, int]] = []
-    wanted = 0.0
+    wanted: list[tuple[GangState, float]] = []
     if any(name in this.owed for name in plan.sizes):
         quantum = 0.0  # for its sake nobody is spared for having changed a moment ago
     for name, target in plan.sizes.items():
@@ -272,10 +271,10 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                 this.tell_alone(gang, Reason("order", say("order.outranked")))
             elif gang.nomination is None:
                 starters.append(gang)
-                wanted += target * per_bundle
+                wanted.append((gang, target * per_bundle))
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
             if target > gang.size:
-                wanted += (target - gang.size) * per_bundle
+                wanted.append((gang, (target - gang.size) * per_bundle))
                 if view.held_for_s(gang) >= quantum:
                     growers.append((gang, target))
             elif target < gang.size and (target or gang.spec.preemptible):
@@ -284,11 +283,13 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                     givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
                 else:
                     plan.wake(view.now - rested + quantum)
-    missing = wanted - free
+    lacking = _lacking(this, wanted)
     victims: list[GangState] = []
     since = len(plan.decisions)
     givers.sort(key=lambda row: row[:3])
-    for shrinks, _, name, gang in givers if missing > 0 else ():
+    for shrinks, _, name, gang in givers if lacking else ():
+        if not any(state.nodes[placed.node].node.flavor in lacking for placed in gang.held):
+            continue
         if plan.cut(since):
             return resting  # nobody starts before all have given
         if shrinks:
@@ -298,6 +299,24 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     if starters or victims:
         resting |= _carry_out(this, calendar, Exchanges(victims), starters, victims, growers)
     return resting
+
+
+def _lacking(this: Pass, wanted: list[tuple[GangState, float]]) -> set[str | None]:
+    """Flavors of which gangs want more GPUs, so many each, than are free when all who are on the way out have gone."""
+    room = {flavor: float(free) for flavor, free in free_at_last(this.trial).items()}
+    lacking: set[str | None] = set()
+    for gang, gpus in wanted:
+        named = [option.flavor for option in gang.spec.groups[0].options]
+        flavors = [*room] if None in named else named
+        alone = [flavor for flavor in flavors if room.get(flavor, 0.0) >= gpus][:1]
+        if not alone and (None not in named or sum(room.values()) < gpus):
+            lacking.update(flavors)
+            continue
+        for flavor in alone or flavors:  # one that names none may have some of each
+            taken = min(gpus, room[flavor])
+            room[flavor] -= taken
+            gpus -= taken
+    return lacking
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def _share_out(
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             if by_rank:
-                _cut(plan, tier, max(0, left + theirs), may_rest=demand.rigid_of(flavors) > theirs)
+                is_behind = left < amount or demand.rigid_of(flavors) > theirs  # others come before it
+                _cut(plan, tier, max(0, left + theirs), may_rest=is_behind)
             left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
         if not by_rank:
             _cut(plan, members, amount)
@@ -126,24 +127,25 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
 
 
 def _cut(plan: Plan, members: list[GangState], amount: int, may_rest: bool = False) -> None:
-    """Whatever the policy said, sizes together stay within the amount (or at their minimum; 0 where they `may_rest`):
-    the lowest priority gives first, then the newest."""
+    """Whatever the policy said, sizes together stay within the amount, or at their minimum: the lowest priority gives
+    first, then the newest. Where they `may_rest` that is not enough: then those rest that wait, and last who runs."""
     bundle = {gang.id: bundle_milli(gang.spec) for gang in members}
     over = sum(plan.sizes.get(gang.id, 0) * bundle[gang.id] for gang in members) - amount
-    for gang in sorted(
-        members, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
-    )[::-1]:
+    free = [gang for gang in members if gang.wanted_size is None]
+    free.sort(key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index), reverse=True)
+    for gang in free:
         size = plan.sizes.get(gang.id, 0)
-        if over <= 0:
-            return
-        smaller = [s for s in reversed(allowed_sizes(gang.spec)) if s < size]
-        if may_rest and size and (gang.spec.preemptible or not gang.is_active()):
-            smaller.append(0)
-        for to in smaller if gang.wanted_size is None else ():
-            over -= (plan.sizes[gang.id] - to) * bundle[gang.id]
-            plan.sizes[gang.id] = to
+        for to in [s for s in reversed(allowed_sizes(gang.spec)) if s < size]:
             if over <= 0:
                 return
+            over -= (plan.sizes[gang.id] - to) * bundle[gang.id]
+            plan.sizes[gang.id] = to
+    for gang in sorted(free, key=lambda gang: gang.is_active()) if may_rest else ():
+        if over <= 0:
+            return
+        if gang.spec.preemptible or not gang.is_active():
+            over -= plan.sizes.get(gang.id, 0) * bundle[gang.id]
+            plan.sizes[gang.id] = 0
 
 
 def _fill(plan: Plan, sharing: list[GangState], capacity: int) -> None:
