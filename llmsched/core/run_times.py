@@ -16,6 +16,7 @@ from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
 PRESUMED_S = 6 * 3600.0  # the longest run, before any has ended
+LEAST_S = 1.0  # that an attempt lasts from now on, whether it runs or begins, whatever was estimated
 
 
 def runtime_s(state: State, gang: GangState, size: int, placement: Placement = (), fastest: bool = False) -> float:
@@ -29,23 +30,23 @@ def runtime_s(state: State, gang: GangState, size: int, placement: Placement = (
         guess = gang.work_left / max(max(speeds) if fastest else min(speeds), 1e-9)
     if spec.max_runtime_s is not None:
         guess = min(guess, max(spec.max_runtime_s - gang.served_s, 0.0))
-    return guess
+    return max(guess, LEAST_S)
 
 
 def end_of(gang: GangState, now: float) -> float:
-    """When a gang that holds something is expected to let go; at least a second from now."""
-    return max(expected_end(gang), now + 1.0)
+    """When a gang that holds something is expected to let go."""
+    return max(expected_end(gang), now + LEAST_S)
 
 
 def presumed_end(state: State, gang: GangState) -> float:
     """The same, with a guess where nothing is known; infinite for a replica, which ends when somebody says so."""
     end = expected_end(gang)
     if end < inf or gang.spec.kind == "serve" or gang.launched_at is None:
-        return max(end, state.now + 1.0)
+        return max(end, state.now + LEAST_S)
     lasts, ran = longest_s(state), state.now - gang.launched_at
     while lasts <= ran:
         lasts *= 2
-    return max(gang.launched_at + lasts, state.now + 1.0)
+    return max(gang.launched_at + lasts, state.now + LEAST_S)
 
 
 def presumed_s(state: State, gang: GangState, placement: Placement) -> float:

@@ -6,8 +6,10 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger import Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
@@ -324,3 +326,29 @@ def test_who_is_owed_a_start_by_rank_does_not_begin_on_what_is_reserved_and_leav
     cluster.until(6000.0)
     assert cluster.state.gangs["runs/0"].preemptions + cluster.state.gangs["waits/0"].preemptions <= 2
     assert cluster.evicted["runs/0"] == "in_queue_rank"
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 30.0])
+def test_who_has_outlived_its_estimate_leaves_for_the_holder_once(grace_s: float) -> None:
+    """Nothing seemed to be left of it, so it began again at once, in the moment in which it had to leave, for ever."""
+    world = cluster("1 node x 4").queue("default", gpus=4).queue("prod", gpus=0).scheduling(order="best_effort")
+    world.running("runs", 4, ends_in=100.0, grace_s=grace_s)
+    one = Reservation("release", OPENS, LASTS, queue="prod", gpus_milli=4 * MILLI)
+    world.state.apply(facts.Configured(world.now, replace(world.state.configuration, version=2, reservations=(one,))))
+    world.after(OPENS - world.now)
+    assert world.turn().decisions == [Preempt("runs", "reservation")]
+    assert world.turn(facts.Released(world.now, "runs/0", 1)).decisions == []
+    assert world.decide().code("runs") == "reservation"
+
+
+@pytest.mark.parametrize("elastic", [None, (2, 4)])
+def test_room_is_made_beside_what_others_have_reserved(elastic: tuple[int, int] | None) -> None:
+    """As long as GPUs were free that were reserved, a higher priority took nothing from a lower one elsewhere."""
+    world = cluster("2 nodes x 4").queue("default", gpus=8).queue("prod", gpus=0).rules("lower_priority")
+    world.running("low", 4, elastic=elastic, priority=10)
+    (other,) = [name for name in world.state.nodes if name != world.state.gangs["low/0"].held[0].node]
+    one = Reservation("release", OPENS, LASTS, queue="prod", nodes=(other,))
+    world.state.apply(facts.Configured(world.now, replace(world.state.configuration, version=2, reservations=(one,))))
+    decided = world.pending("high", 2, priority=90).turn().decisions
+    gives = Resize("low", 2) if elastic else Preempt("low", "in_queue_priority")
+    assert decided == [gives, Nominate("high", 2)]

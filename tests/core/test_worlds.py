@@ -47,6 +47,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (4039, "the holder of a reservation starts, and others may start where it was to be"),
         (951, "somebody is to rest who fits once another one has become smaller"),
         (4968, "a faster flavor is free, but reserved"),
+        (400288, "one that has outlived its estimate leaves for a reservation, and may begin in the same moment"),
         (51849, "one that stays for whoever is owed a start gives its place to a better one that need not"),
     ],
 )

@@ -392,7 +392,8 @@ class Admission:
     def _make_room(self, gang: GangState) -> bool:
         state = self.state
         leaving = state.vacating or self.trial.leaving
-        if self._is_personal() or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
+        is_kept_out = self.refused is not None and self.refused.code == "order"
+        if is_kept_out or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
         only = ~(self.calendar.closed(gang, gang.spec.min_size) | self.calendar.avoid(gang))
         sizes = self._sizes(gang)
