@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.records import GangState, amount_of
@@ -47,10 +48,10 @@ def fits_exactly(trial: Trial, spec: Workload, placement: Placement) -> bool:
             trial.state.capacity.change(name, amount, device, -1)
 
 
-def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, None]:
+def free_at_last(trial: Trial, open_to: Callable[[GangState], AbstractContextManager[int]]) -> dict[str, None]:
     """Nominated gangs all of whose promised places are free by now, in the order of the promises: whoever else is
-    promised something on the same nodes, or in the same quota, waits for victims of its own. `closed`: nodes on which a
-    gang may not start."""
+    promised something on the same nodes, or in the same quota, waits for victims of its own. `open_to`: what a gang may
+    start on, see `_open_to` of stages/redeem.py."""
     state = trial.state
     promised = [(state.gangs[name], state.gangs[name].nomination) for name in state.nominated]
     able = [(gang, one.placement) for gang, one in promised if one and may_be_free(trial, gang.spec, one.placement)]
@@ -61,10 +62,10 @@ def free_at_last(trial: Trial, closed: Callable[[GangState], int]) -> dict[str, 
     for name in state.nominated:
         trial.unpromise(state.gangs[name])
     for gang, placement in able:
-        shut = closed(gang)
-        if any(shut >> state.nodes[placed.node].slot & 1 for placed in placement):
-            continue
-        if fits(trial, gang.spec, placement):
+        with open_to(gang) as only:
+            is_open = all(only >> state.nodes[placed.node].slot & 1 for placed in placement)
+            is_free = is_open and fits(trial, gang.spec, placement)
+        if is_free:
             trial.hold(gang, placement)
             ready[gang.id] = None
     trial.rollback(mark)

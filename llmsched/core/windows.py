@@ -175,9 +175,10 @@ def closed(trial: Trial, rows: list[Row]) -> int:
 
 
 @contextmanager
-def kept(trial: Trial, rows: list[Row]) -> Iterator[int]:
-    """While it lasts the GPUs reserved on shared nodes that their holders have not taken yet count as taken. Yields
-    the mask of the nodes that are wholly reserved."""
+def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
+    """While it lasts the GPUs reserved on shared nodes that their holders have not taken yet count as taken, and those
+    `in_use` by others too, which are not to be taken when these let go. Yields the mask of the nodes that are wholly
+    reserved."""
     capacity = trial.state.capacity
     mask = 0
     taken: list[tuple[str, Resources, int]] = []
@@ -186,7 +187,9 @@ def kept(trial: Trial, rows: list[Row]) -> Iterator[int]:
         for name, count in row.parts:
             node = capacity.by_id[name]
             held, devices = _of_holder(trial, row.reservation, name)
-            idle = max(0, min(count - ceil(held / MILLI), node.free_whole))
+            idle = max(0, count - ceil(held / MILLI))
+            if not in_use:
+                idle = max(0, min(idle, node.free_whole))
             left = count * MILLI - held - idle * MILLI
             rests = [(name, Resources(idle * MILLI), -1)]
             for device in devices:  # what is left of devices of which the holder has a part is the holder's as well

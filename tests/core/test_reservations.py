@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger import Nominate, Preempt, Resize, cluster
+from ledger import Launch, Nominate, Other, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.commands import Configure, Refusal, Reserve, Unreserve, check
@@ -352,3 +352,31 @@ def test_room_is_made_beside_what_others_have_reserved(elastic: tuple[int, int] 
     decided = world.pending("high", 2, priority=90).turn().decisions
     gives = Resize("low", 2) if elastic else Preempt("low", "in_queue_priority")
     assert decided == [gives, Nominate("high", 2)]
+
+
+@pytest.mark.parametrize("within", ["lower_priority", "by_rank"])
+def test_room_is_made_and_taken_on_what_is_left_of_a_node_that_is_reserved_in_part(within: str) -> None:
+    """By rank one left for another that was not let start there: the node stood empty until the window had closed."""
+    world = cluster("1 node x 8").queue("default", gpus=8).queue("prod", gpus=0)
+    world.scheduling(order="best_effort", preemption=PreemptionRules(within), quantum_s=60.0)
+    world.running("low", 8, priority=10).after(60.0)
+    one = Reservation("release", OPENS, LASTS, queue="prod", gpus_milli=2 * MILLI)
+    world.state.apply(facts.Configured(world.now, replace(world.state.configuration, version=2, reservations=(one,))))
+    if within != "by_rank":
+        assert world.pending("vast", 7, priority=90).turn().decisions == [], "two of eight are not for it"
+    decided = world.pending("high", 6, priority=90).turn().decisions
+    if within == "by_rank":
+        decided = world.after(60.0).turn().decisions
+    assert [type(each).__name__ for each in decided] == ["Preempt", "Nominate"]
+    assert world.turn(facts.Released(world.now, "low/0", 1)).decisions == [Launch("high", 6)]
+
+
+def test_a_promise_ends_where_its_node_is_reserved_meanwhile() -> None:
+    world = cluster("1 node x 4").queue("default", gpus=4).queue("prod", gpus=0).rules("lower_priority")
+    world.running("low", 4, priority=10, grace_s=60.0).pending("high", 4, priority=90)
+    assert world.turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("high", 4)]
+    one = Reservation("release", OPENS, LASTS, queue="prod", gpus_milli=4 * MILLI)
+    configured = facts.Configured(world.now, replace(world.state.configuration, version=2, reservations=(one,)))
+    assert world.turn(configured).decisions == [Other("Withdraw", "high")]
+    assert world.turn(facts.Released(world.now, "low/0", 1)).decisions == []
+    assert world.decide().code("high") == "reservation"

@@ -25,7 +25,7 @@ from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
 from llmsched.core.why_here import why_here
-from llmsched.core.windows import Windows
+from llmsched.core.windows import Windows, closed, kept
 from llmsched.core.workload import Placement
 
 LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
@@ -395,9 +395,14 @@ class Admission:
         is_kept_out = self.refused is not None and self.refused.code == "order"
         if is_kept_out or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
-        only = ~(self.calendar.closed(gang, gang.spec.min_size) | self.calendar.avoid(gang))
+        rows = self.calendar.reserved(gang, gang.spec.min_size)
+        with kept(self.this.later().trial if rows else self.trial, rows, in_use=True) as reserved:
+            return self._make_room_on(gang, ~(reserved | self.calendar.avoid(gang)), ~closed(self.trial, rows))
+
+    def _make_room_on(self, gang: GangState, only: int, whole: int) -> bool:
+        """`whole`: nodes of which nothing is reserved."""
         sizes = self._sizes(gang)
-        if state.elastic and shrink.run(self.this, gang, only, sizes):
+        if self.state.elastic and shrink.run(self.this, gang, only, sizes):
             return True
         if self.by_rank:  # rank.py has decided who is evicted, and for whom
             return self.awaits and preempt.await_those_who_leave(self.this, gang, only)
@@ -407,7 +412,7 @@ class Admission:
         if made:
             self._forget_room()
             return True
-        return consolidate.run(self.this, gang, only)
+        return consolidate.run(self.this, gang, only & whole)
 
     def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
         """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
