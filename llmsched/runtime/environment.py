@@ -12,7 +12,6 @@ import faulthandler
 import fcntl
 import importlib
 import os
-import shutil
 import socket
 import stat
 import sys
@@ -27,6 +26,7 @@ from typing import Any, TextIO
 
 from llmsched import sanitize, versions
 from llmsched.runtime import redaction
+from llmsched.runtime.removing import remove
 from llmsched.runtime.storage import LocalStorage, Storage
 
 _MAX_FILES = 20_000
@@ -123,7 +123,8 @@ def keep(folder: Path) -> None:
 
 def drop(folder: Path) -> None:
     """Remove a folder that was kept."""
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove(folder)
     _mark(folder).unlink(missing_ok=True)
     if (handle := _kept.pop(_mark(folder), None)) is not None:
         os.close(handle)

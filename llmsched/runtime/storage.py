@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote, urlsplit
 
+from llmsched.runtime.removing import remove
+
 _CHUNK = 1 << 20
 NOTE_BYTES = 1 << 20
 
@@ -280,7 +282,7 @@ class LocalStorage(Storage):
     def delete(self, key: str) -> None:
         path = self.path(key)
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove(path)
         else:
             path.unlink(missing_ok=True)
 
