@@ -5,8 +5,10 @@ All of it is read from the journal and the last numbers of each trial. Changes n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from llmsched.control.lookup import child_name, child_named, newest_run, spec_of
@@ -30,6 +32,7 @@ HOW = {
     "median": "those below the median are stopped (median)",
     "pbt": "the worst go on from the best (pbt)",
 }
+_NEEDS = ("resources", "workers")  # what a trial asks of the cluster, of what a space may change
 Numbers = Callable[[WorkloadState], Mapping[str, Mapping[str, Any]]]
 
 
@@ -37,17 +40,32 @@ def is_search(workload: Workload) -> bool:
     return workload.kind == "tune"
 
 
-def stand_in(search: Workload) -> Workload:
-    """A trial of it, as far as a trial is like all others."""
-    made = compile_workload(load_json(trial(spec_of(search), "t1", {})))
+def stand_in(search: Workload, values: Mapping[str, Any] = MappingProxyType({})) -> Workload:
+    """A trial of it, as far as a trial is like all others; `values` are at these paths of its space."""
+    made = compile_workload(load_json(trial(spec_of(search), "t1", values)))
     name = child_name(search, "t1")
     return replace(made, id=name, name=name, queue=search.queue, user=search.user, priority=search.priority, after=())
 
 
 def check(state: State, search: Workload, names: Names) -> None:
-    """Raises RequestError where no trial could ever start."""
-    if is_search(search):
-        checked(state, Submit(state.now, stand_in(search)), names)
+    """Raises RequestError where no trial could ever start, or none with one of the values for what trials need."""
+    if not is_search(search):
+        return
+    checked(state, Submit(state.now, stand_in(search)), names)
+    for (path, value), made in _that_need_other_things(search):
+        try:
+            checked(state, Submit(state.now, made), names)
+        except RequestError as error:
+            where = f"tune.space.{path}: {json.dumps(value)}"
+            raise RequestError(f"{where}: {error.message}", code=error.code, hint=error.hint) from None
+
+
+def _that_need_other_things(search: Workload) -> list[tuple[tuple[str, Any], Workload]]:
+    """A trial for each value of the space that changes what a trial needs of the cluster."""
+    spec = parcel.read(search.parcel).spec
+    space = spec.tune.space if isinstance(spec, TuneSpec) else {}
+    needs = [(path, one) for path, one in space.items() if path.partition(".")[0] in _NEEDS]
+    return [((path, value), stand_in(search, {path: value})) for path, one in needs for value in one.extremes()]
 
 
 def totals(search: Workload) -> list[str]:
@@ -55,9 +73,10 @@ def totals(search: Workload) -> list[str]:
     spec = parcel.read(search.parcel).spec
     if not is_search(search) or not isinstance(spec, TuneSpec):
         return []
-    one, tune = stand_in(search), spec.tune
-    gpus = [max(size * option.resources.gpus_milli for option in one.groups[0].options) / MILLI
-            for size in (one.min_size, one.max_size)]  # fmt: skip
+    tune, sizes = spec.tune, [stand_in(search), *(made for _, made in _that_need_other_things(search))]
+    wanted = [[max(size * option.resources.gpus_milli for option in one.groups[0].options) / MILLI
+               for size in (one.min_size, one.max_size)] for one in sizes]  # fmt: skip
+    gpus = min(least for least, _ in wanted), max(most for _, most in wanted)
     each = "no GPU" if not gpus[1] else f"{gpus[0]:g} GPU" if gpus[0] == gpus[1] else f"{gpus[0]:g} to {gpus[1]:g} GPUs"
     trials = f"{tune.total} trial{'' if tune.total == 1 else 's'}"
     lines = [f"{trials}, at most {tune.at_once} at once, each with {each}: at most {gpus[1] * tune.at_once:g} GPUs"]

@@ -10,6 +10,7 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, until
 from search_member import Members
 
+from llmsched.errors import RequestError
 from llmsched.runtime.storage import describe
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
@@ -55,6 +56,40 @@ def test_a_search_tries_every_point_and_its_result_is_the_best_trials(tmp_path, 
             }
             told = controller.progress["sweep/0"]
             assert (told["step"], told["total_steps"], told["best_trial"]) == (4, 4, "t2")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "said"),
+    [
+        (
+            "resources.accelerators",
+            ["A100:1", "B200:1"],
+            'tune.space.resources.accelerators: "B200:1": sweep.t1: no such',
+        ),
+        ("workers", [1, 2000], "tune.space.workers: 2000: "),
+    ],
+)
+def test_a_value_that_no_trial_could_start_with_is_refused_before_any_runs(path, values, said):
+    """Before, the search ran and ended with the first trial that drew it."""
+
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            with pytest.raises(RequestError) as refused:
+                await controller.submit([search({path: {"choice": values}})], user=ANN)
+            assert refused.value.message.startswith(said)
+            assert not controller.state.workloads
+
+    asyncio.run(story())
+
+
+def test_what_a_search_takes_at_most_counts_the_largest_value_of_its_space():
+    async def story():
+        async with controlling(fake_cluster()) as controller:
+            sizes = search({"resources.accelerators": {"choice": ["A100:1", "A100:2"]}}, tune={"samples": 3})
+            (plan,) = await controller.plan([sizes], user=ANN)
+            assert plan.reads[0] == "3 trials, at most 3 at once, each with 1 to 2 GPUs: at most 6 GPUs"
 
     asyncio.run(story())
 
