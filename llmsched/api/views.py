@@ -259,6 +259,8 @@ def _scaling(state: State, found: WorkloadState) -> Iterator[Message]:
 def story(found: WorkloadState, entries: Entries, names: Names) -> http_models.StoryView:
     lines = []
     for seq, at, entry in entries:
+        if isinstance(entry, decisions.Scale) and entry.why is not None and entry.why.code == "scale.side":
+            continue  # nothing was asked for: the policy's memory alone
         _, gang_id, message = _described(at, entry, found)
         if message is not None:
             lines.append(

@@ -158,7 +158,7 @@ CATALOG: dict[str, Entry] = {
         "{replicas} ahead of the load: about {load:.3g} requests within {within:.0f} s, as at these hours of yesterday "
         "and a week ago"
     ),
-    "scale.side": Entry("load changed side"),
+    "scale.side": Entry("load has crossed what they take, and is watched"),
     # What an endpoint is to hold, and what is expected of it.
     "slo.ttft_p95": Entry("first tokens within {seconds:g} s (p95)"),
     "slo.tpot_p95": Entry("{seconds:g} s for each further token (p95)"),

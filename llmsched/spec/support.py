@@ -79,7 +79,7 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
 
     `table` is CLUSTER for a cluster file, else the kind's own counts."""
     problems: list[Problem] = []
-    for pattern, allowed in (NOT_YET[kind] if table is None else table).items():
+    for pattern, allowed in (_of(kind, document.data) if table is None else table).items():
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in allowed):
                 problems.append(_problem(document, path, value, allowed))
@@ -89,6 +89,12 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
                 message = f'"{dotted(path)}": {_SOURCE_WORDS[source]} is not supported yet'
                 problems.append(Problem(document.where(path), message, f"Supported: {' '.join(schemes)}.", CODE))
     return problems
+
+
+def _of(kind: str, data: Any) -> dict[str, tuple[Any, ...]]:
+    """What counts for a search counts for its trials."""
+    tune = data.get(kind) if kind == "tune" else None
+    return {**NOT_YET[kind], **_SAVES_BY_ITSELF} if isinstance(tune, dict) and "task" in tune else NOT_YET[kind]
 
 
 CODE = "not_supported_yet"
@@ -108,9 +114,9 @@ def _kind_of_source(source: str) -> str:
 
 
 def _problem(document: Document, path: Path, value: Any, allowed: tuple[Any, ...]) -> Problem:
-    # A choice among words names the words that work; anything else is a key to leave out.
+    # A choice among words names the words that work; anything else, a duration for example, is a key to leave out.
     words = [each for each in allowed if isinstance(each, str)]
-    if words and isinstance(value, str):
+    if words and len(words) == len(allowed) and isinstance(value, str):
         message = f'"{dotted(path)}": "{value[:60]}" is not supported yet'
         return Problem(document.where(path), message, f"Supported: {', '.join(words)}.", CODE)
     message = f'"{dotted(path)}" is not supported yet'

@@ -116,6 +116,11 @@ def test_who_gave_a_gpu_to_whom_what_it_cost_and_how_long_it_took_is_told_to_bot
             gave = "makes room for chat: gives 1 GPUs, and its restart costs 90 GPU-seconds"
             assert any(gave in line for line in world.story("tune"))
             assert any(f"runs, 23 s after it was asked for, on {gift}" in line for line in world.events())  # as in top
+            await world.load(0.0)
+            wants = [line for line in world.story("chat") if "wants" in line]
+            assert kinds(controller, "chat").count("Scale") == 2 and len(wants) == 1, (
+                "what asks for nothing is no story"
+            )
 
     asyncio.run(run())
 

@@ -96,3 +96,14 @@ def test_the_best_of_a_run_is_a_source_of_models_and_no_other() -> None:
     serve = "name: s\nkind: serve\nserve: {model: {source: 'run://sweep/best'}}\n"
     assert load(serve)[0].sources() == ["run://sweep/best"]
     assert "/best" in refusal("name: b\nkind: batch\nbatch: {model: a, input: {path: 'run://sweep/best'}}\n")
+
+
+def test_what_a_command_does_not_do_yet_is_refused_of_a_search_where_it_stands() -> None:
+    """Before, the controller refused it as `$.checkpoint.every`, of a trial that nobody had written."""
+    text = (
+        "name: s\nkind: tune\ncheckpoint: {every: 2s}\ntune:\n  task: {run: [a]}\n  space: {envs.N: {grid: [1, 2]}}\n"
+    )
+    with pytest.raises(SpecError) as refused:
+        load(text, "s.yaml")
+    assert str(refused.value).startswith('s.yaml:3:14: "checkpoint.every" is not supported yet. Leave it out.')
+    assert load(text.replace("task: {run: [a]}", "train: {loop: 'm:f'}"))
