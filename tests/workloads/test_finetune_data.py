@@ -96,6 +96,15 @@ def test_turns_that_a_template_leaves_out_are_counted() -> None:
     assert said == {"turns of the assistant that the chat template does not show: nothing is learnt of them": 1}
 
 
+def test_a_message_of_a_role_that_a_template_passes_over_is_counted() -> None:
+    told = {"role": "developer", "content": "be  brief"}
+    assert tiny.in_worker(learnt, DROPPING, [told, *turns("q", "a")])[1] == {
+        "messages of the role 'developer' that the chat template does not show": 1
+    }
+    trimming = IGNORING.replace("m.content", "m.content.split() | join(' ')")
+    assert tiny.in_worker(learnt, trimming, [told, *turns("q", "a")])[1] == {}
+
+
 def test_what_a_message_has_beside_its_content_is_counted_where_a_template_leaves_it_out() -> None:
     thought = {"role": "assistant", "reasoning_content": "six times seven", "content": "42"}
     assert tiny.in_worker(learnt, IGNORING, [*turns("q"), thought])[1] == {

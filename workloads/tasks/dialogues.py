@@ -79,8 +79,12 @@ class Dialogues:
         return bool(shown)
 
     def _count_unshown(self, text: str, messages: Sequence[Mapping[str, Any]]) -> None:
-        """What a message has beside its content and the template leaves out, such as thoughts: nobody would miss it."""
+        """What a message has beside its content and the template leaves out, such as thoughts, and messages of a role
+        that it does not know: nobody would miss them."""
         for message in messages:
+            said = message["content"] if message["role"] not in ("assistant", "tool") else ""
+            if said.strip() not in text and "".join(said.split()) not in "".join(text.split()):
+                self.seen[f"messages of the role {message['role']!r} that the chat template does not show"] += 1
             for key, value in message.items():
                 if key not in _SHOWN_OTHERWISE and isinstance(value, str) and value.strip() not in text:
                     self.seen[f"messages whose {key!r} the chat template does not show"] += 1
