@@ -25,7 +25,7 @@ from llmsched.connections import ADMIT
 from llmsched.control.roles import AUDITOR, CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
-from llmsched.spec.endpoint_keys import key_of_digest
+from llmsched.spec.endpoint_keys import PREFIX, key_of_digest
 
 log = logging.getLogger("llmsched.api")
 BODY_LIMIT = 1 << 20
@@ -106,6 +106,11 @@ class Tokens:
         for record in self.records():
             if hmac.compare_digest(record.sha256, presented):
                 found = record
+        if found is None and token.strip().startswith(PREFIX):
+            raise _unauthorized(
+                "this is a key of endpoints: it asks them at /v1, and no other question.",
+                "The commands want a token: leave LLMSCHED_TOKEN out, or set it to what llmsched token create shows.",
+            )
         if found is None:
             what = "this token is not known here." if presented else "a bearer token is required."
             raise _unauthorized(

@@ -167,6 +167,9 @@ def why_no_log(state: State, workload_id: str, index: int | None, attempt: int |
         return f"attempt {attempt} has not been: the newest is {newest}."
     if not newest:
         return f"{'it ended before anything had' if found.outcome else 'nothing has'} started, so there is no log."
+    if attempt is None and newest > 1:
+        of_it = f"attempt {newest}" if rank is None else f"rank {rank} of attempt {newest}"
+        return f"{of_it} has written no log; what an earlier one wrote: --attempt {newest - 1}."
     return "no log has been written." if rank is None else f"no log of rank {rank} has been written."
 
 

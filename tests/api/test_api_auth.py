@@ -49,6 +49,11 @@ def test_every_route_but_health_refuses_whoever_has_no_token(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_key_of_endpoints_is_told_that_it_is_no_token(controller: Live) -> None:
+    answer = ask(controller, "GET", "/queues", headers={"authorization": f"Bearer {key_of(controller.token)}"})
+    assert answer.status_code == 401 and "a key of endpoints" in answer.json()["message"]
+
+
 def test_health_answers_anyone_and_says_nothing_else(controller: Live) -> None:
     answer = ask(controller, "GET", "/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})

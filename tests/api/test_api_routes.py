@@ -288,6 +288,19 @@ def note(answer: httpx.Response) -> str:
     return str(found["text"])
 
 
+def test_an_attempt_that_has_written_nothing_names_the_one_before(controller: Live, http: httpx.Client) -> None:
+    """Before, a replica that was lost had "no log" as soon as the next one began, and its last words were not found."""
+
+    def lost_once(order: Any) -> Script:
+        return Script(runs_for_s=0.01, outcome="failed" if order.attempt == 1 else "succeeded", event="interruption")
+
+    controller.executor.cluster.script = lost_once
+    http.post("/apply", json={"specs": [task("again")]})
+    controller.client().wait("again", timeout_s=30)
+    told = note(http.get("/workloads/again/logs"))
+    assert told == "attempt 2 has written no log; what an earlier one wrote: --attempt 1."
+
+
 def test_where_there_is_no_log_it_is_said_why(controller: Live, http: httpx.Client) -> None:
     controller.executor.cluster.script = lambda order: Script(runs_for_s=0.01, steps=1)
     http.post("/apply", json={"specs": [task("silent", workers=2)]})
