@@ -68,7 +68,8 @@ def _now(one: http_models.Planned) -> str:
     if one.outcome == "unchanged":
         return "nothing"
     if not one.starts_now:
-        stands = "waits" if one.outcome != "changed" else "rolls out" if one.rolls_out else _goes_on(one)
+        fresh = "starts when it is asked" if one.kind == "serve" and one.min_size == 0 else "waits"
+        stands = fresh if one.outcome != "changed" else "rolls out" if one.rolls_out else _goes_on(one)
         return f"waits ({one.reason.code})" if one.reason else stands
     where = ", ".join(f"{place.name}" for place in one.placement)
     return f"starts with {one.size}" + (f" on {where}" if where else "")

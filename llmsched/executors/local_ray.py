@@ -241,7 +241,8 @@ def stop(home: Path, *, grace_s: float = 1.5) -> int:
         psutil.wait_procs(ours, timeout=grace_s)
     left = [f"{one.pid}" for one in _ours(cluster)]
     if left:
-        raise ClusterError(f"processes of the local Ray did not end: {', '.join(left)}.")
+        message = f"processes of the local Ray did not end: {', '.join(left)}."
+        raise ClusterError(message, hint="The machine may be busy: llmsched down once more ends what is left.")
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)  # with the token: the next cluster gets one of its own
     (home / "ray.json").unlink(missing_ok=True)
     return len(ended)

@@ -87,6 +87,12 @@ def test_plan_of_what_can_never_run_says_so_and_ends_with_3(run: Run) -> None:
     assert "refused" in result.stdout
 
 
+def test_an_endpoint_at_zero_does_not_wait_in_a_plan(run: Run) -> None:
+    text = 'name: web\nkind: serve\nreplicas: 0..2\nserve: {model: {id: web, source: "hf://a/b"}}\n'
+    planned = run("plan", "-f", write("web.yaml", text)).stdout
+    assert "starts when it is asked" in planned and "waits" not in planned
+
+
 def test_a_missing_file_a_wrong_word_and_a_missing_option_end_with_2(run: Run) -> None:
     assert run("apply", "-f", "absent.yaml").exit_code == 2
     wrong = run("statsu")
