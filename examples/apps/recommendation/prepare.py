@@ -25,11 +25,11 @@ def prepare(folder: Path) -> None:
     place = ratings.groupby("userId").cumcount() / ratings.groupby("userId")["userId"].transform("size")
     rows = [
         {
-            "user": int(user), "item": int(film), "text": f"{title}: {genres.replace('|', ', ')}",
+            "user": int(user), "item": int(film), "text": genres.replace("|", ", "),
             "year": None if year != year else int(year), "liked": rating >= LIKED, "is_later": later,
         }
-        for user, film, title, genres, year, rating, later in zip(
-            *(ratings[name] for name in ("userId", "movieId", "title", "genres", "year", "rating")), place >= 0.8,
+        for user, film, genres, year, rating, later in zip(
+            *(ratings[name] for name in ("userId", "movieId", "genres", "year", "rating")), place >= 0.8,
             strict=True,
         )
     ]  # fmt: skip
