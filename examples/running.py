@@ -94,6 +94,8 @@ class Runner:
         _know(found, _OF_ALL | ({"parts"} if "parts" in found else _OF_A_PART), where)
         parts = found.get("parts") or {"": {key: found[key] for key in _OF_A_PART & found.keys()}}
         for part, about in parts.items():
+            if not isinstance(part, str):
+                raise SystemExit(f"{where}: a part is called by a text, and YAML reads {part!r}; put quotes around it")
             _know(about, _OF_A_PART, f"{where}: {part}" if part else where)
             if len({"at_least", "at_most"} & about.keys()) != 1:
                 raise SystemExit(f"{where}: {part or name} wants one of at_least and at_most")

@@ -99,6 +99,15 @@ def test_what_an_expect_file_has_wrong_is_told_before_anything_starts(
         runner.main(["good"])
 
 
+def test_a_part_called_by_what_yaml_takes_for_no_text_is_refused(running: Any, tmp_path: Path) -> None:
+    folder(tmp_path, "good")
+    (tmp_path / "good" / "expect.yaml").write_text(
+        "parts: {false: {metric: x, at_least: 1, baseline: y}}\nminutes: 1\n"
+    )
+    with pytest.raises(SystemExit, match=r"good/expect.yaml: a part is called by a text, and YAML reads False"):
+        running.Runner(tmp_path, "row").expected("good")
+
+
 def test_a_name_that_is_none_is_refused_with_those_there_are(
     running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

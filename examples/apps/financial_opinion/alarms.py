@@ -68,4 +68,4 @@ def compare(real: Sequence[int]) -> Iterator[tuple[str, float, float]]:
     as_loud = next(one for one in thresholds if per_1000(one, real) <= raised)
     yield "found", found, share_found(as_loud, real)
     yield "alarms", raised, per_1000(as_good, real)
-    yield "false", per_1000(by_monitor, chance), per_1000(as_good, chance)
+    yield "mistaken", per_1000(by_monitor, chance), per_1000(as_good, chance)
