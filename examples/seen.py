@@ -111,6 +111,7 @@ class _Watch:
     def __init__(self) -> None:
         self._held: dict[str, list[dict[str, Any]]] = {}  # gang -> its placement
         self._replicas: dict[str, int] = {}  # endpoint -> what it wants
+        self._nodes: dict[str, str] = {}  # id -> name
         self._ran = False
 
     def look(self, event: Data) -> Words:
@@ -131,8 +132,16 @@ class _Watch:
             yield "scheduled", name
 
     def _node_joined(self, data: Data, name: str, gang: str) -> Words:
+        node = data["node"]
+        self._nodes[node["id"]] = node["name"] or node["id"]
         if self._ran:
-            yield "node_joined", data["node"]["name"] or data["node"]["id"]
+            yield "node_joined", self._nodes[node["id"]]
+
+    def _node_lost(self, data: Data, name: str, gang: str) -> Words:
+        yield "node_lost", self._nodes.get(data["node"], data["node"])
+
+    def _drain_begun(self, data: Data, name: str, gang: str) -> Words:
+        yield "node_drained", self._nodes.get(data["node"], data["node"])
 
     def _launch(self, data: Data, name: str, gang: str) -> Words:
         self._ran = True
@@ -191,8 +200,8 @@ class _Watch:
         "RolledBack": lambda self, data, name, gang: iter([("rolled_back", name)]),
         "RunAgain": _run_again,
         "NodeJoined": _node_joined,
-        "NodeLost": lambda self, data, name, gang: iter([("node_lost", data["node"])]),
-        "DrainBegun": lambda self, data, name, gang: iter([("node_drained", data["node"])]),
+        "NodeLost": _node_lost,
+        "DrainBegun": _drain_begun,
         "Launch": _launch,
         "Resize": _resize,
         "Preempt": _preempt,

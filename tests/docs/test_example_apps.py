@@ -105,3 +105,16 @@ def test_what_a_package_lacks_is_told_with_how_to_get_it(
     assert running.lacking("recommendation", {packaged.TABLES: ""}) == []
     with pytest.raises(SystemExit, match="its SHA-256 differs"):
         packaged.held(packaged.TABLES)
+
+
+def test_no_follow_up_that_is_asked_was_learnt_and_each_has_its_answer_in_what_the_desk_knows(
+    here: Any, tmp_path: Path
+) -> None:
+    here("prepare", "customer_service").prepare(tmp_path)
+    rows_of = here("measuring").rows_of
+    learnt, asked = rows_of(tmp_path / "follow-ups-train.jsonl"), rows_of(tmp_path / "follow-ups-test.jsonl")
+    known = {row["text"] for row in rows_of(tmp_path / "knowledge" / "help.jsonl")}
+    assert len(asked) == 50 and {row["whole"] for row in asked} | {row["first"] for row in asked} <= known
+    assert not {row["whole"] for row in asked} & {row["messages"][-1]["content"] for row in learnt}
+    texts = [{row["text"] for row in rows_of(tmp_path / f"intents-{name}.jsonl")} for name in ("train", "test")]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]

@@ -214,7 +214,7 @@ def test_nodes_that_come_before_any_work_are_no_news(told: Told) -> None:
     node = Node("id-1", Resources(gpus_milli=1000), flavor="A100", name="node-1")
     begun = [facts.NodeJoined(0.0, node), decisions.Launch("a/0", 1, places(-1))]
     assert told(*begun, facts.NodeLost(2.0, "id-1"), facts.NodeJoined(3.0, node), facts.DrainBegun(4.0, "node-1")) == [
-        ("node_lost", "id-1"), ("node_joined", "node-1"), ("node_drained", "node-1"),
+        ("node_lost", "node-1"), ("node_joined", "node-1"), ("node_drained", "node-1"),
     ]  # fmt: skip
 
 
