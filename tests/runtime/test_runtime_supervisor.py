@@ -22,6 +22,7 @@ class Scripted:
     of its size as it is; None: it cannot."""
 
     becomes: bool | None = None
+    begins = True  # else it is still on its way when something is asked of it
 
     def __init__(self, life: Life) -> None:
         self.life, self.ended = life, threading.Event()
@@ -30,7 +31,8 @@ class Scripted:
         MADE.append(self)
 
     def run(self) -> None:
-        self.life.begin()
+        if self.begins:
+            self.life.begin()
         self.ended.wait()
         if self.how is not None:
             raise self.how
@@ -178,6 +180,39 @@ def test_one_that_was_forced_to_another_size_does_not_say_that_nothing_is_left(b
     one.resize(json.dumps(members("a")), 0.05)
     wait_until(lambda: len(MADE) == 2 and one.status()["started"], 30, "another try")
     assert not one.status()["is_clear"], "guardians may still be at what it started"
+
+
+def test_a_size_that_is_asked_for_before_the_last_one_has_begun_is_held_at_once_and_leaves_nothing(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica waited 37 s for a GPU until a fine-tune had begun at a size that it then left again."""
+    one = born("abcd")
+    monkeypatch.setattr(Scripted, "begins", False)
+    one.resize(json.dumps(members("abc")), 3600.0)
+    MADE[0].ends(Outcome("released", "left as asked", step=7))
+    wait_until(lambda: len(MADE) == 2, 30, "the try at three")
+    one.resize(json.dumps(members("ab")), 3600.0)
+    wait_until(lambda: one.status()["size"] == 2, 30, "the try at two")
+    assert MADE[1].did == ["asked", "ended", "let go"] and one.status()["is_clear"] and not one.status()["receipt"]
+
+
+def test_a_size_that_is_asked_for_before_a_try_has_a_process_is_not_taken_for_its_end(
+    born: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, is_asked, note = born("abcd"), threading.Event(), module.receipt.note_beginning
+
+    def slow(*known: Any) -> None:
+        is_asked.wait()
+        note(*known)
+
+    monkeypatch.setattr(module.receipt, "note_beginning", slow)
+    one.resize(json.dumps(members("abc")), 3600.0)
+    MADE[0].ends(Outcome("released", "left as asked", step=7))
+    wait_until(lambda: one.status()["size"] == 3 and not one.status()["stopping"], 30, "the try at three")
+    one.resize(json.dumps(members("ab")), 3600.0)
+    is_asked.set()
+    wait_until(lambda: one.status()["started"], 30, "it has begun at two")
+    assert one.status()["size"] == 2 and not one.status()["receipt"] and MADE[1].did == ["let go"]
 
 
 def test_work_that_does_not_move_is_said_and_then_ended_as_failed(
