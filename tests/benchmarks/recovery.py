@@ -40,7 +40,7 @@ import psutil
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "end_to_end")]
 from ray_home import Home, gpus_held_in_ledger, gpus_held_in_ray  # noqa: E402
-from traffic import ASKING, STREAMING, TROUBLE, Traffic  # noqa: E402
+from traffic import CLIENTS, TROUBLE, Traffic  # noqa: E402
 
 from llmsched.client import Client  # noqa: E402
 
@@ -238,7 +238,7 @@ def strike(home: Cluster, fault: Fault, how: signal.Signals, during: str) -> Row
         return row
     known = {node.id for node in home.look().nodes().nodes}
     with Traffic(home, "talk", home.endpoint) as traffic:
-        until(lambda: traffic.asked > 2 * (ASKING + STREAMING), 30)
+        until(lambda: traffic.asked > 2 * CLIENTS, 30)
         if not set_the_scene(home, during):
             row.trouble = f"no {during} to strike in"
             return row

@@ -24,6 +24,7 @@ import httpx
 import psutil
 import pytest
 from ray_home import Home, assert_ray_and_ledger_agree
+from traffic import CLIENTS, Traffic
 from waiting import SLACK, has_ended, wait_until
 
 from llmsched.client import Client
@@ -32,13 +33,14 @@ from llmsched.spec.load import load_json
 
 pytestmark = pytest.mark.ray
 WORK = Path(__file__).parent / "work"
+NODES = "1x2:A100,1x1:T4"  # of two nodes a second gateway has something to outlive
 STORAGE_AWAY_S = float(os.environ.get("LLMSCHED_STORAGE_AWAY_S", "5"))  # 60 shows the whole minute
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    home = Home(tmp_path_factory.mktemp("home"))
     work = tmp_path_factory.mktemp("work")
+    home = Home(tmp_path_factory.mktemp("home"), work)
     shutil.copytree(WORK, work, dirs_exist_ok=True)
     spec = work / "spec.yaml"
     spec.write_text(spec.read_text().replace("UNTIL", str(home.folder / "enough")))
@@ -47,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     )
     try:
         # One user, as without root: the work reads a file of this test, and its storage is on a disk that fills up.
-        home.llmsched("up", "--nodes", "1x2:A100", "--ray-user", getpass.getuser())
+        home.llmsched("up", "--nodes", NODES, "--ray-user", getpass.getuser())
         home.llmsched("apply", "-f", str(spec))
         with home.client() as client:
             client.wait("echo", timeout_s=SLACK * 120)
@@ -96,7 +98,7 @@ def test_a_controller_killed_with_minus_9_loses_nothing_and_adopts_what_runs(hom
         started_at = client.status("counting").gangs[0].started_at
     os.kill(home.controller_pid(), signal.SIGKILL)
 
-    home.llmsched("up", "--nodes", "1x2:A100")
+    home.llmsched("up", "--nodes", NODES)
 
     with home.client() as client:
         wait_until(lambda: step_of(client) > before, 60, "steps after the restart")
@@ -186,6 +188,71 @@ def test_serves_controller_killed_does_not_stop_the_answers(home: Home) -> None:
         assert {greet(home, client, "you")["process"] for _ in range(40)} == before
         assert client.status("echo").phase == "running"
         assert_ray_and_ledger_agree(home)
+
+
+def asking(home: Home, client: Client) -> Traffic:
+    return Traffic(home, "echo", lambda: client.health().urls["endpoint"])
+
+
+def enough(traffic: Traffic, more: int = 30) -> None:
+    """Wait until so many more were asked."""
+    upto = traffic.asked + more
+    wait_until(lambda: traffic.asked >= upto, 60, f"{more} more answers")
+
+
+def gateways(home: Home) -> list[int]:
+    """The ports of those that answer, the first one first."""
+    found = json.loads((home.folder / "gateway.json").read_text())
+    return [] if isinstance(found[0], str) else [port for _, port in found]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_gateway_that_is_gone_costs_nothing_but_what_it_had_in_hand(home: Home, how: signal.Signals) -> None:
+    """A second one stands by. What an app was asked by POST is not asked again, and a stream ends with its gateway."""
+    with home.client() as client, asking(home, client) as traffic:
+        places = wait_until(lambda: len(found := gateways(home)) == 2 and found, 60, "two gateways")
+        actors = home.actors("GatewayActor")
+        [first] = [one for one in actors if places[0] in {here.laddr.port for here in one.net_connections("tcp")}]
+        enough(traffic)
+        assert traffic.failures == []
+        first.send_signal(how)
+        wait_until(lambda: has_ended(first.pid), 30, "the end of the gateway that is gone")
+        enough(traffic, more=CLIENTS)  # who was asking meanwhile has been told
+        lost = list(traffic.failures)
+        wait_until(lambda: len(home.actors("GatewayActor")) == 2, 60, "another gateway")
+        enough(traffic)
+    assert len(lost) <= CLIENTS and traffic.failures == lost
+
+
+def test_a_replica_that_hangs_is_replaced_and_no_request_but_its_own_waits(home: Home) -> None:
+    with home.client() as client:
+        victim = min({greet(home, client, "you")["process"] for _ in range(40)})
+        with asking(home, client) as traffic:
+            enough(traffic)
+            os.kill(victim, signal.SIGSTOP)
+            wait_until(lambda: has_ended(victim), 60, "the end of the replica that hangs")
+            wait_until(lambda: client.status("echo").size == 2, 60, "another replica")
+            enough(traffic)
+    assert [failure for failure in traffic.failures if not failure.startswith("stream: ")] == []
+
+
+def test_a_rollout_that_never_gets_well_costs_no_request_even_while_an_old_replica_is_lost(home: Home) -> None:
+    assert home.work is not None
+    _, echo = (home.work / "spec.yaml").read_text().split("---")
+    (home.work / "unwell.yaml").write_text(echo.replace("counting:Echo", "counting:Unwell"))
+    with home.client() as client:
+        processes = {greet(home, client, "you")["process"] for _ in range(40)}
+        with asking(home, client) as traffic:
+            enough(traffic)
+            home.llmsched("apply", "-f", "unwell.yaml")
+            wait_until(lambda: "this version cannot begin" in home.llmsched("story", "echo"), 60, "why it fails")
+            os.kill(min(processes), signal.SIGKILL)
+            wait_until(lambda: client.status("echo").size < 2, 30, "that one is lost")
+            wait_until(lambda: client.status("echo").size == 2, 60, "one of the version that answers in its place")
+            home.llmsched("rollback", "echo")
+            wait_until(lambda: client.status("echo").is_settled, 60, "the version that answered")
+            enough(traffic)
+    assert [failure for failure in traffic.failures if not failure.startswith("stream: ")] == []
 
 
 def test_killed_workers_go_on_from_their_checkpoint_and_past_a_corrupt_one_from_the_one_before(home: Home) -> None:
@@ -299,7 +366,7 @@ def test_a_ray_that_dies_under_it_all_is_started_again_and_the_fine_tune_goes_on
         assert client.health().cluster.message
         assert client.status("counting").id == "counting"  # people can still look
 
-        said = home.llmsched("up", "--nodes", "1x2:A100")
+        said = home.llmsched("up", "--nodes", NODES)
 
         assert "runs here already" in said and home.controller_pid() == controller
         wait_until(lambda: client.status("counting").gangs[0].attempt > attempt, 60, "another attempt")

@@ -13,7 +13,8 @@ from ray_home import Home
 
 from llmsched.errors import LlmschedError
 
-ASKING, STREAMING = 2, 4  # clients
+ASKING, STREAMING = 2, 4
+CLIENTS = ASKING + STREAMING
 CHUNKS, CHUNK_S = 20, 0.1
 TROUBLE = LlmschedError, httpx.HTTPError, OSError, KeyError
 

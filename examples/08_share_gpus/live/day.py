@@ -34,7 +34,7 @@ GPUS, NODES = 4, "2x2:A100"
 SLO_S = 3.0  # to the first word
 HANDOVER_S = 60.0  # p95, from asking for a replica until it answers
 QUIET_S = 15.0  # in which the fine-tune has all GPUs before anybody asks
-LONGEST_S = 420.0
+LONGEST_S = 460.0
 
 
 class Asked(NamedTuple):

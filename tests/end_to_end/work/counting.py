@@ -27,4 +27,21 @@ class Echo:
         self.greeting = greeting
 
     def __call__(self, body):
-        return {"said": f"{self.greeting} {body['name']}", "process": os.getpid()}
+        if "chunks" in body:
+            return self.say(body)
+        return {"said": f"{self.greeting} {body.get('name', 'nobody')}", "process": os.getpid()}
+
+    def say(self, body):
+        for number in range(body["chunks"]):
+            time.sleep(body["chunk_s"])
+            yield {"number": number}
+
+
+class Unwell:
+    """A new version that never answers."""
+
+    def __init__(self, greeting):
+        raise RuntimeError("this version cannot begin")
+
+    def __call__(self, body):
+        return {}
