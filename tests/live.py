@@ -82,10 +82,10 @@ class Live:
             )
 
     @contextlib.contextmanager
-    def endpoint(self, replica: Any, model: str = "qwen") -> Iterator[str]:
+    def endpoint(self, replica: Any, model: str = "qwen", task: str = "causal-lm") -> Iterator[str]:
         """The real gateway over a plain object as replica, on a free port; the controller knows its url."""
         gateway = Gateway(lambda app: replica)
-        models = {model: {"workload": model, "kind": "model", "task": "causal-lm", "replicas": [{"app": model}]}}
+        models = {model: {"workload": model, "kind": "model", "task": task, "replicas": [{"app": model}]}}
         models[model]["adapters"] = {"sql": "s3://a/sql"}
         tokens = auth.Tokens(self.home).keys()
         keys = [{**token, "models": [model]} for token in tokens]

@@ -192,7 +192,8 @@ def test_a_size_that_is_asked_for_before_the_last_one_has_begun_is_held_at_once_
     MADE[0].ends(Outcome("released", "left as asked", step=7))
     wait_until(lambda: len(MADE) == 2, 30, "the try at three")
     one.resize(json.dumps(members("ab")), 3600.0)
-    wait_until(lambda: one.status()["size"] == 2, 30, "the try at two")
+    wait_until(lambda: len(MADE) == 3, 30, "the try at two")
+    assert one.status()["size"] == 2
     assert MADE[1].did == ["asked", "ended", "let go"] and one.status()["is_clear"] and not one.status()["receipt"]
 
 
