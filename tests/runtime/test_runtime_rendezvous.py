@@ -38,6 +38,8 @@ here = Accelerator()
 met = gather_object([sys.argv[1]])
 if here.is_main_process:
     print("met", *met, flush=True)
+here.wait_for_everyone()  # as above
+here.end_training()
 """
 
 
