@@ -86,7 +86,11 @@ def _total(amounts: http_models.Amounts) -> str:
 
 @click.command()
 @FILE
-@click.option("--wait", is_flag=True, help="Until what ends has ended and what serves answers.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Until what ends has ended, what serves answers, and what follows its input has caught up.",
+)
 @click.option("--again", is_flag=True, help="Run once more what ends, as run N+1.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most.")
 @show.json_option

@@ -156,8 +156,11 @@ class WorkloadView(Reply):
 
     @property
     def is_settled(self) -> bool:
-        """Nothing more to wait for: it has ended, or it serves with the replicas it has to have."""
-        return self.ended or (self.kind == "serve" and self.phase == "running")
+        """Nothing more to wait for: it has ended, serves with the replicas it has to have, or has answered all that its
+        input, which it follows, holds so far."""
+        if self.phase != "running":
+            return self.ended
+        return self.kind == "serve" or (self.kind == "batch" and self.progress.get("backlog") == 0)
 
 
 class WorkloadList(Reply):

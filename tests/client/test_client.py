@@ -259,3 +259,13 @@ def test_certificates_are_read_wherever_there_is_one_to_verify(monkeypatch, url:
     monkeypatch.setattr(ssl, "create_default_context", lambda *args, **more: made.append(1) or make(*args, **more))
     Transport(url, "token")
     assert bool(made) is verifies
+
+
+def test_who_waits_for_a_batch_that_follows_its_input_waits_until_it_has_caught_up() -> None:
+    """`apply --wait` of one waited for ever, as it never ends."""
+    view = http_models.WorkloadView(id="f", name="f", kind="batch", queue="q", phase="running", submitted_at=0)
+    settled = [
+        view.model_copy(update={"progress": said}).is_settled
+        for said in ({}, {"step": 5}, {"step": 5, "backlog": 3}, {"step": 8, "backlog": 0})
+    ]
+    assert settled == [False, False, False, True]
