@@ -49,6 +49,9 @@ def test_no_promise_is_broken(first: int) -> None:
         (4968, "a faster flavor is free, but reserved"),
         (400288, "one that has outlived its estimate leaves for a reservation, and may begin in the same moment"),
         (51849, "one that stays for whoever is owed a start gives its place to a better one that need not"),
+        (712, "one starts that whoever was kept out by a reservation alone before it may evict"),
+        (765, "work is moved together for whom a reservation alone keeps out, and then kept out in turn"),
+        (9421, "the same, and a promise for which somebody had left is taken back"),
     ],
 )
 def test_what_was_broken_once_holds(seed: int, story: str) -> None:

@@ -412,13 +412,15 @@ class Admission:
         if made:
             self._forget_room()
             return True
-        return consolidate.run(self.this, gang, only & whole)
+        # Whom a reservation alone keeps out nobody is moved for: those who are could be kept out by it in turn.
+        return not self._is_personal() and consolidate.run(self.this, gang, only & whole)
 
     def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
         """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
         personal = self._is_personal()
         if not personal:
             line.refuse()
+        if self.refused is None or self.refused.code != "order":  # who may not delay others makes no room either
             self.refused_to[shape.serial] = shape
         in_line = self.scheduling.order == "strict_fifo" and not self.calendar.depth
         if in_line and able_options(self.state, shape):  # what can never start stands before nobody
