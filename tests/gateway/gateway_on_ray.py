@@ -68,13 +68,13 @@ def deploy(name):
     serve.run(Trivial.options(ray_actor_options={"num_cpus": 0}).bind(name.split("/")[2]), name=name, route_prefix=None)
 
 
-def table(version, *names):
+def table(version, *names, hold_s=30.0):
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     entry = {"workload": "qwen", "task": "causal-lm", "kind": "model", "routing": "round-robin", "max_ongoing": 64}
     replicas = [{"app": name} for name in names or ("llms/qwen/0/1", "llms/qwen/1/1")]
     return {
         "version": version,
-        "models": {"qwen": {**entry, "replicas": replicas}},
+        "models": {"qwen": {**entry, "hold_s": hold_s, "replicas": replicas}},
         "keys": [{"id": "k", "sha256": digest, "models": ["qwen"]}],
     }
 
@@ -91,7 +91,7 @@ async def until(what, condition, seconds=30):
 class Scenario:
     def __init__(self, url, handle):
         self.handle = handle
-        self.client = httpx.AsyncClient(base_url=url, headers=AUTH, timeout=30)
+        self.client = httpx.AsyncClient(base_url=url, headers=AUTH, timeout=60)
 
     async def ask(self, **body):
         return await self.client.post("/v1/chat/completions", json={"model": "qwen", **body})
@@ -180,11 +180,12 @@ class Scenario:
 
     async def it_outlives_serve(self):
         """Somebody shuts Serve down; the same gateway finds the replica of another attempt in the next Serve."""
+        await self.handle.route.remote(table(9, hold_s=0))  # to be refused, not held
         await asyncio.to_thread(serve.shutdown)
         without = (await self.ask()).status_code
         await asyncio.to_thread(serve.start, proxy_location="Disabled")
         await asyncio.to_thread(deploy, "llms/qwen/0/2")
-        await self.handle.route.remote(table(9, "llms/qwen/0/2"))
+        await self.handle.route.remote(table(10, "llms/qwen/0/2"))
         return {"without_serve": without, "with_another": (await self.ask()).status_code}
 
 
