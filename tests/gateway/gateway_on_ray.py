@@ -103,6 +103,16 @@ class Scenario:
         """What each replica says of itself."""
         return {answer["replica"]: answer for answer in [(await self.ask()).json() for _ in range(2)]}
 
+    async def one_is_held(self):
+        """Two requests: replica 0 holds one, replica 1 has answered the other."""
+        asked = [asyncio.create_task(self.ask(hold="0")) for _ in range(2)]
+
+        async def is_held():
+            return sum(one.done() for one in asked) == 1 and (await self.load())["qwen"]["ongoing"] == 1
+
+        await until("replica 0 holds one request", is_held)
+        return asked
+
     async def streams_in_order(self):
         took, order = [], []
         for _ in range(5):
@@ -132,12 +142,7 @@ class Scenario:
                     assert json.loads((await anext(lines))[6:]) == {"n": 0}
                     assert (await self.load())["qwen"]["ongoing"] == 1
             else:
-                held = [asyncio.create_task(self.ask(hold="0")) for _ in range(2)]  # one of the two meets replica 0
-
-                async def is_held():
-                    return (await self.load())["qwen"]["ongoing"] == 1
-
-                await until("one request is held", is_held)
+                held = await self.one_is_held()
                 for request in held:
                     request.cancel()
 
@@ -150,12 +155,7 @@ class Scenario:
 
     async def a_killed_replica_is_stepped_over(self):
         victim = (await self.both())["0"]["pid"]
-        held = [asyncio.create_task(self.ask(hold="0")) for _ in range(2)]
-
-        async def is_held():
-            return (await self.load())["qwen"]["ongoing"] == 1
-
-        await until("one request is held by the victim", is_held)
+        held = await self.one_is_held()
         began = time.perf_counter()
         os.kill(victim, signal.SIGKILL)
         moved = [r.json().get("replica") for r in await asyncio.gather(*held)]
