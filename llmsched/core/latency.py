@@ -22,6 +22,7 @@ CURVES_KEPT = 8  # of one endpoint: models one after the other, and flavors
 NEWEST_COUNTS = 0.3  # the part of a level that its newest measurement makes, once there are a few
 FORGOTTEN_S = 3 * 86_400.0  # a level that was not measured again for that long
 ALONE = 1.0  # a replica with that load, or less, answers one request after the other
+SURE = 3  # measurements that are too slow before it is said that nothing helps: one may have met a cold start
 AIM = 0.9  # of a target: at the target itself every second measurement would be over it
 FURTHER = 1.25  # how many times the highest load that was measured may be tried
 
@@ -101,16 +102,24 @@ def newest(curves: Sequence[Curve], flavor: str) -> Curve | None:
 
 def most_load(curve: Curve | None, slo: Slo, presumed: float) -> Reach:
     """The most load of a replica at which every target holds with a tenth to spare. Where all that was measured holds,
-    the next step beyond, or `presumed` where that is more and the line through what was measured allows it."""
+    the next step beyond, or `presumed` where that is more and the line through what was measured allows it. A target
+    that one request alone misses counts as not measured until SURE measurements say so."""
     found = Reach(None)
     for name, target_s in targets(slo):
         points = fitted(curve.levels if curve is not None else (), name)
         if not points:
             continue
         reach = _reach(points, name, target_s, presumed)
+        if not reach.load and _times_alone(curve, name) < SURE:
+            continue
         if found.load is None or (reach.load is not None and reach.load < found.load):
             found = reach
     return found
+
+
+def _times_alone(curve: Curve | None, name: str) -> int:
+    levels = curve.levels if curve is not None else ()
+    return sum(level.times for level in levels if level.load <= ALONE and _of(level, name) is not None)
 
 
 def mean_s(curve: Curve | None, load: float) -> float | None:

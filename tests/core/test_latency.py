@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsched.core.latency import AIM, FORGOTTEN_S, LEVELS_KEPT, Curve, Latency, fitted, learnt, mean_s, most_load
+from llmsched.core.latency import AIM, FORGOTTEN_S, LEVELS_KEPT, SURE, Curve, Latency, fitted, learnt, mean_s, most_load
 from llmsched.core.workload import Slo
 
 ANSWER_2S = Slo(latency_p95_s=2.0 / AIM)
@@ -44,8 +44,15 @@ def test_at_the_target_itself_every_second_measurement_would_be_over_it() -> Non
 
 
 def test_a_target_that_one_request_alone_misses_is_out_of_reach_and_a_high_load_is_halved_first() -> None:
-    assert most_load(measured((0.4, 2.5)), ANSWER_2S, 2.0).load == 0.0
+    assert most_load(measured(*[(0.4, 2.5)] * SURE), ANSWER_2S, 2.0).load == 0.0
     assert most_load(measured((8.0, 2.5)), ANSWER_2S, 2.0).load == 4.0
+
+
+def test_one_slow_measurement_which_met_a_cold_start_does_not_say_that_nothing_helps() -> None:
+    slow_once = [(0.4, 2.5)] * (SURE - 1)
+    assert most_load(measured(*slow_once), ANSWER_2S, 2.0).load is None
+    assert most_load(measured(*slow_once, (0.8, 3.0)), ANSWER_2S, 2.0).load == 0.0, "another load, and slow as well"
+    assert (most_load(measured(*slow_once, *[(0.4, 0.5)] * 5), ANSWER_2S, 2.0).load or 0) > 0.4, "it has warmed up"
 
 
 def test_of_two_targets_the_tighter_binds_and_one_that_nobody_measured_does_not() -> None:
