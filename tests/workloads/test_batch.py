@@ -54,6 +54,14 @@ def nothing(rows):
 def numbers(rows):
     return [1 for _ in rows]
 
+def moved(rows):
+    return [{"_row": "mine"} for _ in rows]
+
+def tensors(rows):
+    import torch
+    for row in rows:
+        yield {"t": torch.ones(2), "nan": float("nan"), "deep": [{"inf": float("inf")}]}
+
 def fails(rows):
     raise KeyError("it")
 
@@ -126,6 +134,12 @@ def test_values_of_several_types_in_one_column_are_kept_as_json(order: Any, tmp_
     assert [(row["x"], row["y"]) for row in rows] == [("1", None), ("one", None), (None, "{}")]
 
 
+def test_tensors_are_lists_in_either_form_and_json_has_null_for_what_is_no_number(order: Any) -> None:
+    assert answered(order(map="answerfuns:tensors", keep=[]))[0]["t"] == [1.0, 1.0]
+    row = answered(order(map="answerfuns:tensors", keep=[], format="jsonl") | {"gang": "c/0"})[0]
+    assert row == {"_row": "texts.jsonl#1", "t": [1.0, 1.0], "nan": None, "deep": [{"inf": None}]}
+
+
 def test_classes_and_coroutines_are_called_too(order: Any) -> None:
     assert [row["seen"] for row in answered(order(map="answerfuns:Counter", args={"start": 100}, batch_size=20))] == [
         120
@@ -170,6 +184,7 @@ def test_no_row_is_blamed_for_what_befalls_one_that_was_answered_before() -> Non
     [
         ({"map": "answerfuns:fewer"}, "expected a list of 3 answers, one for each row, and got a list of 2"),
         ({"map": "answerfuns:numbers"}, r"expected an object \(a dict\) for each row, and got a int"),
+        ({"map": "answerfuns:moved"}, "an answer may not be called _row, which says where its row stands"),
         ({"map": "answerfuns:lenght"}, "has nothing called 'lenght'. Did you mean 'length'?"),
         ({"map": "answerfuns:length", "args": {"units": "x"}}, "got an unexpected keyword argument 'units'"),
         ({"map": "answerfuns:Counter"}, "missing a required argument: 'start'"),

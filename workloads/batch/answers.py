@@ -21,6 +21,7 @@ from llmsched.data.rows import Bad, Row
 from llmsched.data.tasks import KINDS
 from llmsched.runtime import environment, redaction
 from llmsched.runtime.environment import UserError
+from workloads.batch.output import ROW
 from workloads.sources import BadInput, resolve_model
 
 Answers = Callable[[Sequence[Row]], "list[Row | Bad]"]
@@ -91,11 +92,15 @@ def _function(entry: str, args: Mapping[str, Any]) -> Answers:
         made = call([dict(row) for row in rows])
         if inspect.isawaitable(made):
             made = asyncio.run(_awaited(made))
+        if isinstance(made, tuple) or inspect.isgenerator(made):
+            made = list(made)
         if not isinstance(made, list) or len(made) != len(rows):
             got = f"a list of {len(made):,}" if isinstance(made, list) else f"a {type(made).__name__}"
             raise UserError(f"{what}: expected a list of {len(rows):,} answers, one for each row, and got {got}")
         if wrong := next((one for one in made if not isinstance(one, dict) and one is not None), None):
             raise UserError(f"{what}: expected an object (a dict) for each row, and got a {type(wrong).__name__}")
+        if any(ROW in one for one in made if one is not None):
+            raise UserError(f"{what}: an answer may not be called {ROW}, which says where its row stands in the input")
         return [Bad("got None for an answer") if one is None else one for one in made]
 
     return answer

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -79,10 +80,23 @@ def _jsonl(rows: Iterable[Row]) -> bytes:
 
 
 def _json(value: Any) -> str:
-    """Arrays of numpy and the like as lists; what JSON has no word for (a date, bytes) as text."""
-    return json.dumps(
-        value, ensure_ascii=False, default=lambda one: one.tolist() if hasattr(one, "tolist") else str(one)
-    )
+    """Arrays of numpy and the like as lists; what JSON has no word for as text (a date, bytes), or null (NaN)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_listed)
+    except ValueError:  # a number that is none: strict readers would stop at its word
+        return json.dumps(_finite(json.loads(json.dumps(value, default=_listed))), ensure_ascii=False)
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:
@@ -99,11 +113,12 @@ def _column(values: list[Any]) -> Any:
     """Values of one type as that. Of several, or of one that a table has not, as JSON, so that nothing is lost."""
     import pyarrow
 
-    try:
-        column = pyarrow.array(values)
-        if not pyarrow.types.is_null(column.type) and column.type != pyarrow.struct([]):
-            return column
-    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
-        pass
+    for read in (values, [one.tolist() if hasattr(one, "tolist") else one for one in values]):  # tensors as lists
+        try:
+            column = pyarrow.array(read)
+            if not pyarrow.types.is_null(column.type) and column.type != pyarrow.struct([]):
+                return column
+        except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+            pass
     texts = [value if value is None or isinstance(value, str) else _json(value) for value in values]
     return pyarrow.array(texts, pyarrow.string())
