@@ -57,6 +57,12 @@ def numbers(rows):
 def moved(rows):
     return [{"_row": "mine"} for _ in rows]
 
+def drifting(rows):
+    for row in rows:
+        n = int(row["text"].split()[1])
+        yield {"n": n if n < 9 else n + 0.5, "some": None if n < 9 else [n], "odd": n if n < 9 else "x",
+               **({"late": {"n": n}} if n > 15 else {})}
+
 def tensors(rows):
     import torch
     for row in rows:
@@ -138,6 +144,20 @@ def test_tensors_are_lists_in_either_form_and_json_has_null_for_what_is_no_numbe
     assert answered(order(map="answerfuns:tensors", keep=[]))[0]["t"] == [1.0, 1.0]
     row = answered(order(map="answerfuns:tensors", keep=[], format="jsonl") | {"gang": "c/0"})[0]
     assert row == {"_row": "texts.jsonl#1", "t": [1.0, 1.0], "nan": None, "deep": [{"inf": None}]}
+
+
+def test_parts_whose_columns_differ_are_one_table_at_the_end(order: Any, tmp_path: Path) -> None:
+    asked = order(map="answerfuns:drifting", keep=[])
+    rows = answered(asked)
+    schemas = {str(pyarrow.parquet.read_schema(part)) for part in (tmp_path / "s").rglob("part-*.parquet")}
+    assert len(schemas) == 1 and "n: double" in str(schemas)
+    assert [row["n"] for row in rows] == [*map(float, range(9)), *[n + 0.5 for n in range(9, 20)]]
+    assert [row["some"] for row in rows] == [None] * 9 + [[n] for n in range(9, 20)]
+    assert [row["odd"] for row in rows] == [*map(str, range(9)), *["x"] * 11]
+    assert [row["late"] for row in rows] == [None] * 16 + [{"n": n} for n in range(16, 20)]
+    with enter(Context.alone(asked["storage"], gang=asked["gang"])):
+        Run(asked).end()  # killed after the last part was noted, it ends again
+    assert rows_of(asked) == rows
 
 
 def test_classes_and_coroutines_are_called_too(order: Any) -> None:

@@ -64,11 +64,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a part: `rows` have an answer, the others are `bad`. `seconds` of one worker."""
+    """What became of a part: `rows` have an answer, the others are `bad`. `seconds` of one worker. `types` of the
+    columns of its answers, where they are a table."""
 
     rows: int
     bad: list[BadRow] = field(default_factory=list)
     seconds: float = 0.0
+    types: str = ""
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -76,7 +78,7 @@ class Done:
     @classmethod
     def of(cls, text: str | bytes) -> Done:
         data: dict[str, Any] = json.loads(text)
-        return cls(data["rows"], [BadRow(*one) for one in data["bad"]], data["seconds"])
+        return cls(data["rows"], [BadRow(*one) for one in data["bad"]], data["seconds"], data.get("types", ""))
 
 
 class Ledger:

@@ -9,14 +9,11 @@ The names begin with no underscore where there are answers, so the folder as it 
 
 from __future__ import annotations
 
-import io
-import json
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmsched.data.rows import Row
 from llmsched.runtime.storage import LocalStorage, Storage, StorageError
+from workloads.batch.json_text import json_text
 from workloads.batch.ledger import BadRow
 from workloads.sources import BadInput
 
@@ -49,18 +46,38 @@ class Output:
                 "run, or leave output out: then the answers are the result of the run."
             )
 
-    def write(self, number: int, rows: Sequence[Row]) -> None:
-        """The answers of a part; those of the same part that were there are replaced."""
-        data = _parquet(rows) if self._form == "parquet" else _jsonl(rows)
-        if rows:
-            self._storage.write(f"part-{number:06d}.{self._form}", data)
+    def write(self, number: int, rows: Sequence[Row]) -> str:
+        """The answers of a part; those of the same part that were there are replaced. The types of its columns, for
+        `finish`."""
+        if not rows:
+            return ""
+        if self._form == "jsonl":
+            self._storage.write(self._part(number), _jsonl(rows))
+            return ""
+        from workloads.batch import tables  # pyarrow, where there are tables
+
+        data, types = tables.written(rows)
+        self._storage.write(self._part(number), data)
+        return types
 
     def name_bad(self, name: str, bad: Iterable[BadRow]) -> None:
         """The rows without an answer, where nothing ends after which they could be told together."""
         if named := [one._asdict() for one in bad]:
             self._storage.write(BAD_ROWS.replace(".", f"-{name}."), _jsonl(named))
 
-    def finish(self, bad: Iterable[BadRow]) -> None:
+    def _part(self, number: int) -> str:
+        return f"part-{number:06d}.{self._form}"
+
+    def finish(self, bad: Iterable[BadRow], types: Mapping[int, str]) -> None:
+        """`types` by part, as `write` gave them: where they differ, parts are written again with those that fit all.
+        Doing so again changes nothing."""
+        if len({one for one in types.values() if one}) > 1:
+            from workloads.batch import tables
+
+            fitting = tables.fitting([types[number] for number in sorted(types) if types[number]])
+            for number in sorted(types):
+                if types[number] and types[number] != fitting.text:
+                    self._storage.write(self._part(number), fitting.rewritten(self._storage.read(self._part(number))))
         named = [one._asdict() for one in bad]
         if named:
             self._storage.write(BAD_ROWS, _jsonl(named))
@@ -76,49 +93,4 @@ def joined(place: str, row: Row, answer: Row, keep: Sequence[str] | None) -> Row
 
 
 def _jsonl(rows: Iterable[Row]) -> bytes:
-    return "".join(f"{_json(row)}\n" for row in rows).encode()
-
-
-def _json(value: Any) -> str:
-    """Arrays of numpy and the like as lists; what JSON has no word for as text (a date, bytes), or null (NaN)."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_listed)
-    except ValueError:  # a number that is none: strict readers would stop at its word
-        return json.dumps(_finite(json.loads(json.dumps(value, default=_listed))), ensure_ascii=False)
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parquet(rows: Sequence[Row]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names}), sink)
-    return sink.getvalue()
-
-
-def _column(values: list[Any]) -> Any:
-    """Values of one type as that. Of several, or of one that a table has not, as JSON, so that nothing is lost."""
-    import pyarrow
-
-    for read in (values, [one.tolist() if hasattr(one, "tolist") else one for one in values]):  # tensors as lists
-        try:
-            column = pyarrow.array(read)
-            if not pyarrow.types.is_null(column.type) and column.type != pyarrow.struct([]):
-                return column
-        except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
-            pass
-    texts = [value if value is None or isinstance(value, str) else _json(value) for value in values]
-    return pyarrow.array(texts, pyarrow.string())
+    return "".join(f"{json_text(row)}\n" for row in rows).encode()

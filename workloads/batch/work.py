@@ -68,7 +68,8 @@ class Run:
         """Every part is done: the answers are the result. Raises BadInput when no row has one."""
         done = self._ledger.done()
         output = output_of(self._order)
-        output.finish([row for number in sorted(done) for row in done[number].bad])
+        types = {number: one.types for number, one in done.items()}
+        output.finish([row for number in sorted(done) for row in done[number].bad], types)
         if not self.rows:
             raise BadInput(self._none_answered())
         seconds = sum(one.seconds for one in done.values())
@@ -142,10 +143,10 @@ class Worker:
                     f"data set {self._batch['input']['path']}: row {bad[0].row:,} of {file} {bad[0].why} "
                     "(on_bad_row: skip sets such rows aside)"
                 )
-        self._output.write(part.number, answered)
+        types = self._output.write(part.number, answered)
         if self._batch.get("follow"):
             self._output.name_bad(f"{part.number:06d}", bad)
-        done = Done(len(answered), bad, round(time.monotonic() - began, 3))
+        done = Done(len(answered), bad, round(time.monotonic() - began, 3), types)
         self._ledger.note(part, done)
         return done
 
