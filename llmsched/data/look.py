@@ -76,8 +76,8 @@ def _first_rows(
     rows = reading.read(
         place, path, bad, encoding=dataset.get("encoding"), split=dataset.get("split"), limit=FIRST_ROWS
     )
-    task = train.get("task", "causal-lm")
-    objective = train.get("objective")
+    task = dataset.get("task") or train.get("task", "causal-lm")
+    objective = train.get("objective") if task == train.get("task", "causal-lm") else None
     if objective == "dpo":
         rows = formats.preferences(rows, columns, path, bad)
     elif task == "causal-lm":

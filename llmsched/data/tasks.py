@@ -183,6 +183,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+TOGETHER = ("sequence-classification", "token-classification", "question-answering", "masked-lm")
+"""Those that may share a body in one training: they read texts with an encoder, and their losses are sums over rows."""
+
+
 def metrics_of(task: str, objective: str | None) -> tuple[str, ...]:
     """What is measured of a task; () for one that cannot be trained."""
     learns = KINDS[task].learns if task in KINDS else {}

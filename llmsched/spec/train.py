@@ -179,7 +179,8 @@ Encoding = Annotated[Text, AfterValidator(_check_encoding)]
 class Dataset(Section):
     """A file, a folder, a pattern, or `hf://ORG/NAME` with its `subset`. `columns` maps roles to fields of the file;
     without it a field named like its role is taken. `format` says what the columns mean, where `auto` would not see it.
-    `encoding` is of texts; None: UTF-8, or what the file shows. A row that cannot be used ends the run, or is left out
+    `encoding` is of texts; None: UTF-8, or what the file shows. `task`: what its rows teach, if not the training's
+    own: both share a model but for the last layer. A row that cannot be used ends the run, or is left out
     and counted (`on_bad_row`). `weight`: how often its rows come in an epoch; 0.5: half of them, always the same."""
 
     path: Source
@@ -190,6 +191,7 @@ class Dataset(Section):
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     columns: dict[Role, Text] = {}
     weight: float = Field(default=1.0, gt=0, le=1000)
+    task: Task | None = None  # None: that of `train`
 
     @model_validator(mode="after")
     def _fits_its_path(self) -> Dataset:
@@ -292,7 +294,7 @@ class TrainSection(Section):
             raise WrongAt('an adapter of random weights is of no use: use "method: full"', "init")
         if self.merge and self.lora is None:
             raise WrongAt('goes with "method: lora"; method "full" makes a whole model anyway', "merge")
-        return self._changes_fit()._data_fits()
+        return self._changes_fit()._data_fits()._tasks_fit()
 
     def _changes_fit(self) -> TrainSection:
         """How weights change beside the usual steps."""
@@ -344,6 +346,28 @@ class TrainSection(Section):
             raise WrongAt(message, "training_args", "label_smoothing_factor")
         if self.micro_batch_size != "auto" and self.micro_batch_size > self.global_batch_size:
             raise WrongAt('larger than "global_batch_size"', "micro_batch_size")
+        return self
+
+    def _tasks_fit(self) -> TrainSection:
+        """Of data sets that teach another task than the training's."""
+        others = [(index, each) for index, each in enumerate(self.datasets) if each.task not in (None, self.task)]
+        for index, each in others:
+            at = ("datasets", index, "task")
+            for task in (self.task, each.task):
+                if task not in tasks.TOGETHER:
+                    message = f'"{task}" is learnt alone; these may be learnt together: {", ".join(tasks.TOGETHER)}'
+                    raise WrongAt(message, *at)
+            if each.split != "train":
+                raise WrongAt(f'only rows of "{self.task}" are evaluated; leave it out or say "split: train"', *at)
+            if self.objective not in ("classify", "regress", "mlm"):
+                raise WrongAt(f'"objective: {self.objective}" learns one task; leave it out', *at)
+            if self.method != "full":
+                raise WrongAt('several tasks are learnt by the whole model: use "method: full"', *at)
+        if others and all(each.task not in (None, self.task) for each in self.datasets if each.split == "train"):
+            raise WrongAt(f'expected one with "split: train" of the task itself, "{self.task}"', "datasets")
+        if others and self.evaluation and self.evaluation.fraction is not None:
+            message = "rows of several tasks: name a data set to evaluate on by its split"
+            raise WrongAt(message, "evaluation", "fraction")
         return self
 
     def _evaluation_fits(self, evaluation: Evaluation) -> None:

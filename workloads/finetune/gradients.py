@@ -8,8 +8,10 @@ backward passes, which uneven shares do not have.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,11 +41,20 @@ def sum_over_ranks(numbers: Sequence[float], device: torch.device) -> list[float
 
 
 class Stepper:
-    """Owns the optimizer. `params` are the trainable parameters by name, in the model's order."""
+    """Owns the optimizer. `params` are the trainable parameters by name, in the model's order; then those of `beside`,
+    which are trained with it and are no part of it."""
 
-    def __init__(self, model: Any, task: Task, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        task: Task,
+        settings: Settings,
+        device: torch.device,
+        beside: Mapping[str, torch.nn.Parameter] = MappingProxyType({}),
+    ) -> None:
         self.model, self.task, self.settings, self.device = model, task, settings, device
-        self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        trained = {**dict(model.named_parameters()), **beside}
+        self.params = {name: param for name, param in trained.items() if param.requires_grad}
         self.chance = RowChance(torch.zeros(1, dtype=torch.int64, device=device), 0)  # of the batch at hand
         self.most = settings.micro_batch_size or settings.global_batch_size
         half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
@@ -73,7 +84,9 @@ class Stepper:
         Returns (mean loss, weight) of the whole step over all ranks.
         """
         begin = time.monotonic()
-        prepared = [self.task.prepared(sample, key) for sample, key in zip(samples, keys, strict=True)]
+        drawn = sorted(zip(samples, keys, strict=True), key=lambda each: self.task.part_of(each[0]))
+        keys = [key for _, key in drawn]
+        prepared = [self.task.prepared(sample, key) for sample, key in drawn]
         ready = time.monotonic()
         sums = self._backward(prepared, keys, shared)
         self.data_s += ready - begin
@@ -123,9 +136,11 @@ class Stepper:
             progress.report(note=f"out of memory: micro-batches of {self.most} from now on")
 
     def batches(self, encoded: Sequence[Encoded]) -> Iterator[tuple[Batch, Sequence[Encoded]]]:
-        """`encoded` cut into micro-batches on the device, each with its samples."""
-        if not encoded:
-            return
+        """`encoded`, in order of its parts, cut into micro-batches on the device, each with its samples."""
+        for _, part in itertools.groupby(encoded, self.task.part_of):
+            yield from self._cut([*part])
+
+    def _cut(self, encoded: Sequence[Encoded]) -> Iterator[tuple[Batch, Sequence[Encoded]]]:
         size = self.most if self.task.reader.batches else 1
         if self.settings.micro_batch_size is None:
             longest = max(self.task.reader.size(row) * self.task.rows_of(row) for row in encoded)

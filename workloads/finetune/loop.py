@@ -28,12 +28,14 @@ from workloads.finetune.best import Best
 from workloads.finetune.dropout import key_of
 from workloads.finetune.gradients import Stepper, is_distributed, sum_over_ranks
 from workloads.finetune.models import (
+    body_of,
     check_method,
     config_of,
     finished,
     is_another,
     load_config,
     load_model,
+    load_others,
     trains_adapter,
     write_model,
     write_result,
@@ -43,6 +45,7 @@ from workloads.finetune.state import read_state, write_state
 from workloads.finetune.trackers import Trackers
 from workloads.sources import BadInput
 from workloads.tasks.table import reader_of, task_of
+from workloads.tasks.together import Together, with_others
 
 _AT_ONCE_IN_EVALUATION = 64
 _SPLIT_OF_TRAINING = "train"
@@ -92,6 +95,7 @@ class FineTune:
         self.evaluation: Mapping[str, Any] = self.train.get("evaluation") or {}
         self.metric_names = self._metric_names()
         self.task.asked = {*self.metric_names}
+        self.task = with_others(self.task, self.train, config)
         self.best = Best(self.evaluation.get("best"), self.evaluation.get("patience"))
         self.evaluated = 0  # the step of the last evaluation on the way
         self.rows = self._samples(_SPLIT_OF_TRAINING) if self.settings.max_steps else []
@@ -136,7 +140,11 @@ class FineTune:
         self.model = load_model(self.task, self.train, base, folder, dtype).to(self.device)
         if self.train.get("spec_augment"):
             spec_augment.put_on(self.model, self.train["spec_augment"])
-        self.stepper = stepper = Stepper(self.model, self.task, self.settings, self.device)
+        beside = {}
+        if isinstance(self.task, Together):
+            heads = load_others(self.task, self.train, base)
+            beside = self.task.stand_on(body_of(self.model), heads, folder, self.device)
+        self.stepper = stepper = Stepper(self.model, self.task, self.settings, self.device, beside)
         if self.settings.gradient_checkpointing:
             kwargs = {"use_reentrant": False, "context_fn": lambda: stepper.chance.again()}
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
@@ -304,6 +312,8 @@ class FineTune:
 
     def _write_checkpoint(self, folder: Path) -> None:
         write_model(self.model, self.train, folder, self.base, self.where.inputs)
+        if isinstance(self.task, Together):
+            self.task.save(body_of(self.model), folder)
         kept = {"evaluated": self.evaluated, **self.best.save(folder)}
         write_state(self.stepper, {"step": self.step, "metrics": self.metrics, **kept, **self._frame()}, folder)
 

@@ -22,6 +22,7 @@ from workloads.finetune import shrink
 from workloads.sources import BadInput, resolve_path
 from workloads.tasks.table import model_class
 from workloads.tasks.task import Task
+from workloads.tasks.together import Together
 
 
 def trains_adapter(train: Mapping[str, Any]) -> bool:
@@ -75,6 +76,16 @@ def load_model(task: Task, train: Mapping[str, Any], base: Path, resumed: Path |
         return peft.get_peft_model(model, peft.LoraConfig(**about, **lora))
     except ValueError as error:  # such as target_modules that do not exist
         raise BadInput(f"lora: {first_line(error)}") from error
+
+
+def load_others(together: Together, train: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """A model for each task beside the main one, by its name. Raises BadInput."""
+    return {each.name: load_model(each, train, base, None, torch.float32) for each in together.tasks[1:]}
+
+
+def body_of(model: Any) -> Any:
+    """What is below the last layer."""
+    return getattr(model, model.base_model_prefix)
 
 
 def _about_heads(task: Task, model: Any) -> dict[str, Any]:

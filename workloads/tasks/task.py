@@ -121,6 +121,10 @@ class Task(ABC):
         """Rows of a batch that a sample becomes."""
         return 1
 
+    def part_of(self, sample: Encoded) -> int:
+        """Samples of different parts share no batch."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """What goes into the model's config."""
         return self.reader.settings()
