@@ -40,8 +40,11 @@ def _looked(batch: Mapping[str, Any], place: Path) -> list[str]:
     bad = BadRows(path, given.get("on_bad_row") or "skip")
     first = reading.read(place, path, bad, encoding=encoding, split=split, limit=look.FIRST_ROWS)
     kept = len(first)
+    there = dict.fromkeys(name for row in first for name in row)
+    if missing := [name for name in batch.get("keep") or [] if name not in there]:
+        counted = parts.count(place, path, encoding=encoding, split=split)
+        questions.check_keep(missing, there | parts.named_in(place, counted, encoding), path)
     if not batch.get("map"):
-        there = dict.fromkeys(name for row in first for name in row)
         task = batch.get("task") or "causal-lm"
         columns = questions.columns_of(task, there, given.get("columns") or {}, path)
         for row, where in zip(first, first.places, strict=True):

@@ -18,6 +18,8 @@ from llmsched.data.media import folder_of
 from llmsched.data.rows import DataError
 from llmsched.data.tables import Numbered
 
+FILES_ASKED = 100  # for the names of their columns
+
 
 class File(NamedTuple):
     """`name` is below the data set's folder. `rows` counts those that cannot be read too. A stretch of lines begins at
@@ -96,6 +98,14 @@ class Reader:
         if file.lines is None:
             return tables.read(found, encoding)
         return tables.between(found, file.offset, file.size, file.lines, encoding)
+
+
+def named_in(place: Path, files: Sequence[File], encoding: str | None = None) -> dict[str, None]:
+    """The names of the columns in the first row of each of the first FILES_ASKED files. Raises DataError."""
+    reader = Reader(place, files, encoding)
+    firsts = [Part(0, index, 0, 1) for index, file in enumerate(files[:FILES_ASKED]) if file.rows]
+    rows = [row for part in firsts for _, row in reader.read(part)]
+    return dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
 
 
 def rows_of(file: DataFile, encoding: str | None) -> int:

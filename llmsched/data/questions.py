@@ -6,7 +6,8 @@ reads several roles, those with "?" go along where a row has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmsched.data.formats import field_of, is_missing, missing_column
@@ -38,6 +39,14 @@ def columns_of(task: str, there: Mapping[str, Any], columns: Mapping[str, str], 
             raise missing_column(named[-1], columns.get(named[-1]), there, path)
         chosen |= dict(list(found.items())[:1])
     return chosen
+
+
+def check_keep(keep: Sequence[str], there: Mapping[str, Any], path: str) -> None:
+    """`keep` are the columns of the input that go along. Raises DataError for one that is not there."""
+    if strange := next((name for name in keep if name not in there), None):
+        near = difflib.get_close_matches(strange, there, 1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"data set {path}: keep: no column {strange!r}; found: {', '.join(there)}.{meant}")
 
 
 def question(row: Row, columns: Mapping[str, str], task: str) -> Row:

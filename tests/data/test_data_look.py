@@ -137,6 +137,11 @@ def test_the_input_of_a_batch_is_counted_and_what_its_model_cannot_read_is_said(
     assert verdict.refusal is None and verdict.notes[-1].startswith(
         f"{tmp_path} is not empty: a run that has not begun"
     )
+    loaded = load_json(batch(input=here, keep=["bodi"]))
+    verdict = asyncio.run(data_files.look(Verdict(), compile_workload(loaded), loaded.dump()))
+    assert verdict.refusal is not None and "keep: no column 'bodi'; found: body. Did you mean 'body'?" in str(
+        verdict.refusal
+    )
     for wrong, words in (
         ({"path": str(file)}, "no column 'text' for the role 'text'; found: body"),
         ({**here, "on_bad_row": "refuse"}, "row 3 of a.jsonl is not JSON"),

@@ -160,6 +160,16 @@ def test_parts_whose_columns_differ_are_one_table_at_the_end(order: Any, tmp_pat
     assert rows_of(asked) == rows
 
 
+def test_a_column_to_keep_that_no_file_has_is_refused_with_the_nearest(order: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "a"}\n' * 300)
+    (tmp_path / "in" / "b.jsonl").write_text('{"text": "b", "when": 1}\n')
+    section = {"map": "answerfuns:length", "input": {"path": str(tmp_path / "in")}}
+    with pytest.raises(BadInput, match=r"keep: no column 'wen'; found: text, when\. Did you mean 'when'\?"):
+        answered(order(**section, keep=["text", "wen"]))
+    assert answered(order(**section, keep=["when"]) | {"gang": "c/0"})[-1]["when"] == 1
+
+
 def test_classes_and_coroutines_are_called_too(order: Any) -> None:
     assert [row["seen"] for row in answered(order(map="answerfuns:Counter", args={"start": 100}, batch_size=20))] == [
         120

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmsched.data import questions, reading
 from llmsched.data.media import folder_of
-from llmsched.data.parts import Part, Reader, count
+from llmsched.data.parts import Part, Reader, count, named_in
 from llmsched.data.rows import Bad, BadRows, DataError, Row
 from llmsched.runtime import artifact
 from llmsched.runtime.storage import Storage
@@ -170,9 +170,11 @@ def _plan(order: Mapping[str, Any]) -> Plan:
     try:
         files = count(place, path, encoding=encoding, split=split)
         columns: dict[str, str] = {}
+        first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=LOOKED_AT)
+        there = dict.fromkeys(name for row in first for name in row)
+        if missing := [name for name in batch.get("keep") or [] if name not in there]:
+            questions.check_keep(missing, there | named_in(place, files, encoding), path)
         if not batch.get("map"):
-            first = reading.read(place, path, BadRows(path, "skip"), encoding=encoding, split=split, limit=LOOKED_AT)
-            there = dict.fromkeys(name for row in first for name in row)
             columns = questions.columns_of(batch["task"], there, given.get("columns") or {}, path)
     except DataError as error:
         raise BadInput(str(error)) from error
