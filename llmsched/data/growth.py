@@ -1,8 +1,9 @@
 """A data set that grows: what has come to it since the last look.
 
-Of a file whose lines are its rows (JSON Lines, text) every new line counts once its end is there. Any other file counts
-whole, once two looks saw it alike, since nobody can tell a file that is still being written. What has been taken stays
-taken: a file that becomes shorter, or another one under the same name, is refused.
+Of a file whose lines are its rows (JSON Lines, text) every new line counts once its end is there, and a last one that
+is whole without it once it rests. Any other file counts whole, once two looks saw it alike, since nobody can tell a
+file that is still being written. What has been taken stays taken: a file that becomes shorter, or another one under the
+same name, is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from llmsched.data import tables
 from llmsched.data.files import DataFile, find
 from llmsched.data.media import folder_of
 from llmsched.data.parts import File, rows_of
-from llmsched.data.rows import DataError, NothingThere
+from llmsched.data.rows import Bad, DataError, NothingThere
 
 STRETCH = 32 << 20  # bytes of lines that are one file to who reads them: also the longest line
 
@@ -84,25 +85,31 @@ class Growth:
             return File(name, 0, size, since=since, why=str(error))
 
     def _stretches(self, file: DataFile, name: str, start: int, lines: int, since: float, rests: bool) -> list[File]:
-        """Whole lines; and the last one without an end, where nobody has gone on with it since the last look."""
+        """Whole lines; and the last one without an end, where nobody has gone on with it since the last look and it can
+        be read: who writes through a buffer leaves half a line for as long as the buffer takes to fill."""
         found: list[File] = []
         with file.path.open("rb") as stream:
             stream.seek(start)
             while some := stream.read(STRETCH):
                 is_last = len(some) < STRETCH
-                end = len(some) if is_last and rests else some.rfind(b"\n") + 1
+                end, encoding = some.rfind(b"\n") + 1, self._encoding or tables.encoding_of(file)
+                if is_last and rests and _can_be_read(file, start + end, start + len(some), encoding):
+                    end = len(some)
                 if not end and not is_last:
                     longest = f"{STRETCH >> 20} MiB"
                     raise DataError(f"data set {self._path}: {name}: line {lines + 1:,} is longer than {longest}")
                 if not end:
                     break
-                count = some[:end].count(b"\n") + (some[end - 1 : end] != b"\n")
-                encoding = self._encoding or tables.encoding_of(file)
+                count = some[:end].count(b"\n")  # what comes after one without an end is still of its line
                 rows = sum(1 for _ in tables.between(file, start, start + end, lines, encoding))
                 found.append(File(name, rows, start + end, lines, start, since, new_lines=count))
                 start, lines = start + end, lines + count
                 stream.seek(start)
         return found
+
+
+def _can_be_read(file: DataFile, start: int, end: int, encoding: str) -> bool:
+    return not any(isinstance(row, Bad) for _, row in tables.between(file, start, end, 0, encoding))
 
 
 def _is_wide(encoding: str | None) -> bool:

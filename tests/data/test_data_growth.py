@@ -43,7 +43,22 @@ def test_a_last_line_without_an_end_is_taken_once_nobody_goes_on_with_it(tmp_pat
     growth = Growth(tmp_path, "data", [])
     assert [file.rows for file in growth.look(1.0)] == [1]
     (last,) = growth.look(2.0)
-    assert (last.rows, last.lines, last.new_lines) == (1, 1, 1)
+    assert (last.rows, last.lines, last.new_lines) == (1, 1, 0)
+    with (tmp_path / "a.txt").open("a") as file:
+        file.write("\nthree\n")
+    found = [last, *growth.look(3.0)]
+    assert [number for part in cut(found, 9) for number, _ in Reader(tmp_path, found).read(part)] == [2, 3]
+
+
+def test_half_a_row_waits_for_its_other_half_however_long_its_writer_keeps_it(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"text": "one"}\n{"text": "tw')
+    growth = Growth(log, "log.jsonl", [])
+    found = [file for at in range(1, 9) for file in growth.look(float(at))]
+    with log.open("a") as file:
+        file.write('o"}')
+    found += [file for at in range(9, 12) for file in growth.look(float(at))]
+    assert texts(tmp_path, found) == ["one", "two"], "whole, though its line has no end"
 
 
 def test_another_file_is_taken_whole_once_it_rests_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
