@@ -1,17 +1,18 @@
 """A label or a number from the columns of a table: linear, or with hidden layers.
 
 Columns of numbers are brought to one scale, others are one-hot; a number that a row lacks counts as the mean. It
-leaves model.safetensors and columns.json, which says how a row becomes its input.
+leaves model.safetensors and columns.json, which says how a row becomes its input; `Learnt` is both, ready to be asked.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from llmsched.data.formats import is_missing
@@ -21,6 +22,7 @@ from workloads.loops.learning import layers, learn, numbers_in, rows_of, setting
 from workloads.sources import BadInput
 
 KNOWN = {"test": str, "target": str, "hidden": [], "predicts": "label"}
+STEPS = 32  # of the way from the usual row
 _MOST_VALUES = 100  # of a column that is one-hot
 
 
@@ -29,7 +31,7 @@ def loop(config: dict[str, Any]) -> None:
     if chosen.predicts not in ("label", "number"):
         raise BadInput(f'config.predicts: expected "label" or "number", got {chosen.predicts!r}')
     learnt, tested = rows_of(chosen.data, chosen.target), rows_of(chosen.test, chosen.target)
-    columns = Columns(learnt, chosen.target)
+    columns = Columns.of(learnt, chosen.target)
     inputs, held_out = columns.tensor(learnt), columns.tensor(tested)
     is_label = chosen.predicts == "label"
     labels = sorted({str(row[chosen.target]) for row in learnt}) if is_label else []
@@ -67,26 +69,38 @@ def loop(config: dict[str, Any]) -> None:
 
 
 class Columns:
-    """How a row becomes numbers. `about`: {column: {"mean", "std"} or {"values"}}."""
+    """How a row becomes numbers. `about`: {column: {"mean", "std"} or {"values", "shares"}}; a share is of all rows."""
 
-    def __init__(self, rows: list[Row], target: str) -> None:
-        self.about: dict[str, dict[str, Any]] = {}
+    def __init__(self, about: dict[str, dict[str, Any]]) -> None:
+        self.about = about
+
+    @classmethod
+    def of(cls, rows: list[Row], target: str) -> Columns:
+        """Raises BadInput for a table without a column that tells something."""
+        about: dict[str, dict[str, Any]] = {}
         for name in (each for each in rows[0] if each != target):
             given = [row[name] for row in rows if not is_missing(row.get(name))]
             try:
                 numbers = torch.tensor([float(value) for value in given], dtype=torch.float64)
                 spread = float(numbers.std()) if len(given) > 1 else 0.0
-                self.about[name] = {"mean": float(numbers.mean()), "std": spread or 1.0}
+                about[name] = {"mean": float(numbers.mean()), "std": spread or 1.0}
             except (TypeError, ValueError):
-                values = sorted({str(value) for value in given})
-                if len(values) <= _MOST_VALUES:
-                    self.about[name] = {"values": values}
+                counts = Counter(str(value) for value in given)
+                if len(counts) <= _MOST_VALUES:
+                    values = sorted(counts)
+                    about[name] = {"values": values, "shares": [counts[each] / len(rows) for each in values]}
                 else:  # it names a row rather than tells of it
                     progress.report(
-                        note=f"the column {name!r} is left out: it has {len(values):,} values that are no number"
+                        note=f"the column {name!r} is left out: it has {len(counts):,} values that are no number"
                     )
-        if not self.about:
+        if not about:
             raise BadInput(f"the table has no column to learn from beside {target!r}")
+        return cls(about)
+
+    @property
+    def usual(self) -> torch.Tensor:
+        """[inputs]: the mean of all rows that were learnt from."""
+        return torch.tensor([each for about in self.about.values() for each in about.get("shares", [0.0])])
 
     def tensor(self, rows: list[Row]) -> torch.Tensor:
         """[rows, inputs]. Raises BadInput."""
@@ -104,6 +118,40 @@ class Columns:
                 ) from error
             parts.append((torch.tensor(numbers) - about["mean"]) / about["std"])
         return torch.stack(parts, 1)
+
+
+class Learnt:
+    """What the loop has left in `folder`, ready to be asked. `labels` is empty where it foretells a number."""
+
+    def __init__(self, folder: Path) -> None:
+        about: dict[str, Any] = json.loads((folder / "columns.json").read_text())
+        self.columns, self.target = Columns(about["columns"]), str(about["target"])
+        self.labels: list[str] = about["labels"]
+        self._mean, self._std = float(about["mean"]), float(about["std"])
+        weights = load_file(folder / "model.safetensors")
+        self._model = layers(len(self.columns.usual), about["hidden"], len(self.labels) or 1).requires_grad_(False)
+        self._model.load_state_dict(weights)
+
+    def says(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[rows, labels], before the softmax; or [rows, 1], the number. `inputs`: of `columns.tensor`."""
+        said: torch.Tensor = self._model(inputs)
+        return said if self.labels else said * self._std + self._mean
+
+    def adds(self, inputs: torch.Tensor, label: int) -> dict[str, float]:
+        """What each column of the one row [inputs] adds to the log odds of a label, or to the number, beside the usual
+        row; all together are the difference between the two. Integrated gradients (Sundararajan et al. 2017)."""
+        usual = self.columns.usual
+        steps = (torch.arange(STEPS)[:, None] + 0.5) / STEPS
+        points = (usual + (inputs - usual) * steps).requires_grad_()
+        with torch.enable_grad():
+            said = self.says(points)
+            others = [at for at in range(len(self.labels)) if at != label]
+            value = said[:, label] - said[:, others].logsumexp(1) if self.labels else said[:, 0]
+            (slopes,) = torch.autograd.grad(value.sum(), points)
+        parts = ((inputs - usual) * slopes.mean(0)).split(
+            [len(a.get("shares", "1")) for a in self.columns.about.values()]
+        )
+        return {name: float(part.sum()) for name, part in zip(self.columns.about, parts, strict=True)}
 
 
 def _numbered(rows: list[Row], target: str, labels: list[str]) -> torch.Tensor:
