@@ -60,6 +60,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "do_POST": "http.server",
     "log_message": "http.server",
     "Forecaster": "a spec, by serve.app",
+    "Scorer": "a spec, by serve.app",
     "Ranker": "a spec, by serve.app",
     "Monitor": "a spec, by serve.app",
     "pause_writing": "asyncio, of a protocol",

@@ -154,8 +154,11 @@ def has_accelerator() -> bool:
 
 
 def thread_envs(threads: int) -> dict[str, str]:
+    """For a process that has not loaded its libraries yet. Threads that wait for each other sleep: where two programs
+    share CPUs, those that spin keep the very thread away that they wait for, and each was eight times slower."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false" if threads == 1 else "true"}
+    tokenizers = "false" if threads == 1 else "true"
+    return {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": tokenizers}
 
 
 class LogFile:

@@ -1,5 +1,6 @@
 """What surrounds user code on a worker: nothing escapes its folder, mistakes are named, output is kept."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -112,6 +113,12 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next_one_and_a_live_on
 def test_processes_of_one_machine_share_its_cpus_and_each_has_at_least_one(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [environment.cpu_share(n) for n in (0, 1, 3, 8, 20)] == [8, 8, 2, 1, 1]
+
+
+def test_threads_that_wait_for_each_other_sleep_as_two_trainings_on_the_same_cpus_were_each_eight_times_slower():
+    envs = {**os.environ, **environment.thread_envs(2), "OMP_DISPLAY_ENV": "true"}
+    told = subprocess.run([sys.executable, "-c", "import torch"], env=envs, capture_output=True, text=True, check=True)
+    assert "OMP_NUM_THREADS = '2'" in told.stderr and "OMP_WAIT_POLICY = 'PASSIVE'" in told.stderr
 
 
 def test_a_node_of_another_version_is_refused_with_both_and_what_to_do() -> None:
