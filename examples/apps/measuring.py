@@ -1,4 +1,4 @@
-"""What the measures of several applications need: lines of the table, patience, a webhook, the plain way with texts."""
+"""What the measures of several applications need: lines of the table, patience, a webhook, the plain ways."""
 
 from __future__ import annotations
 
@@ -92,3 +92,37 @@ def by_words(learnt: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[st
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))
     model.fit([text for text, _ in learnt], [label for _, label in learnt])
     return [str(label) for label in model.predict(list(texts))]
+
+
+def rows_in(frame: Any, target: str) -> list[dict[str, Any]]:
+    """The rows of a table as one asks about them: without the answer, and without what is not known."""
+    records = frame.drop(columns=target).to_dict("records")
+    return [{name: value for name, value in row.items() if value == value} for row in records]
+
+
+def by_columns(learnt: Any, tested: Any, target: str, how: str) -> Any:
+    """What scikit-learn says of tables (pandas.DataFrame): chances by label, or numbers where the target is of those.
+    `how`: "linear" or "boosting"."""
+    from pandas import DataFrame
+    from pandas.api.types import is_numeric_dtype
+    from sklearn.compose import make_column_selector, make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    of_numbers = is_numeric_dtype(learnt[target])
+    model = {
+        ("linear", True): lambda: RidgeCV([10.0**power for power in range(-4, 4)]),
+        ("linear", False): lambda: LogisticRegression(max_iter=3000),
+        ("boosting", True): lambda: HistGradientBoostingRegressor(random_state=0),
+        ("boosting", False): lambda: HistGradientBoostingClassifier(random_state=0),
+    }[how, of_numbers]()
+    ready = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), make_column_selector(dtype_include="number")),
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_exclude="number")),
+    )
+    fitted = make_pipeline(ready, model).fit(learnt.drop(columns=target), learnt[target])
+    asked = tested.drop(columns=target)
+    return fitted.predict(asked) if of_numbers else DataFrame(fitted.predict_proba(asked), columns=fitted.classes_)
