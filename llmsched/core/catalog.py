@@ -190,6 +190,7 @@ CATALOG: dict[str, Entry] = {
     "release.idle": Entry("idle for {idle:g} s"),
     "schedule.skipped": Entry("run {run} still goes on"),
     "give_up.failed": Entry("gave up: {who}, which it comes after, failed"),
+    "give_up.deadline": Entry("gave up: its deadline passed while it waited"),
     "give_up.cancelled": Entry("gave up: {who}, which it comes after, was cancelled"),
     # What became of a workload or a gang.
     "cancelled": Entry("cancelled"),
@@ -255,6 +256,9 @@ CATALOG: dict[str, Entry] = {
     ),
     "impossible.deadlines": Entry(
         "{who}: every run of its schedule would have the same deadline", "Bound each run by max_runtime: instead."
+    ),
+    "impossible.deadline": Entry(
+        "{who}: its deadline passed {ago:.0f} s ago", "Give it a later one, or leave it out."
     ),
     "impossible.schedule": Entry("{who}: {problem}"),
     "too_many.workers": Entry(

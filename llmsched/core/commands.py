@@ -158,6 +158,7 @@ def _submit(state: State, command: Submit) -> Fact | Refusal:
         or (None if known else _family(state, spec))
         or _dependencies(state, spec)
         or _schedules(spec)
+        or _deadline(spec, command.at)
         or (None if known else _crowded(state, spec))
         or _could_never_start(state, spec)
         or Submitted(command.at, spec, known is not None, command.in_place and known is not None, met(state, spec))
@@ -273,6 +274,12 @@ def _schedules(spec: Workload) -> Refusal | None:
         except ValueError as wrong:
             return Refusal("impossible", say("impossible.schedule", who=who, problem=Quote(str(wrong))))
     return None
+
+
+def _deadline(spec: Workload, at: float) -> Refusal | None:
+    if spec.deadline is None or spec.deadline > at:
+        return None
+    return Refusal("impossible", say("impossible.deadline", who=_named(spec), ago=at - spec.deadline))
 
 
 def _bounds(state: State, spec: Workload) -> Refusal | None:

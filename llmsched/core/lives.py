@@ -95,6 +95,10 @@ def next_due_of(schedule: str, after: float) -> float | None:
 def queue(world: World, gang: GangState) -> None:
     """Put a QUEUED gang among the waiting, or aside while it may not start yet."""
     spec, record = gang.spec, world.workloads[gang.workload_id]
+    if gang.is_late(world.now):
+        world.troubled[gang.id] = None
+    elif spec.deadline is not None:
+        heapq.heappush(world.timers, (spec.deadline, gang.id))
     if spec.after and any(_outcome_of(world, record, name) != "succeeded" for name in spec.after):
         park(world, gang, "dependency")
         if any(_outcome_of(world, record, name) in ("failed", "cancelled") for name in spec.after):

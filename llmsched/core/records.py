@@ -128,6 +128,10 @@ class GangState:
     def is_ended(self) -> bool:
         return self.status in TERMINAL
 
+    def is_late(self, at: float) -> bool:
+        """Whether its deadline has passed."""
+        return self.spec.deadline is not None and self.spec.deadline <= at
+
     def gpus_milli(self) -> int:
         return gpus_of(self.spec, self.held)
 

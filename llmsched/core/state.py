@@ -47,12 +47,12 @@ class State(World):
         while self.timers and self.timers[0][0] <= at:
             _, gang_id_ = heapq.heappop(self.timers)
             gang = self.gangs.get(gang_id_)
-            if (
-                gang is not None
-                and gang.status is Status.QUEUED
-                and gang.blocked_by == "backoff"
-                and gang.not_before <= at
-            ):
+            if gang is None or gang.status is not Status.QUEUED:
+                continue
+            if gang.is_late(at):
+                self.troubled[gang.id] = None
+                self.version += 1
+            elif gang.blocked_by == "backoff" and gang.not_before <= at:
                 enqueue(self, gang)
                 self.version += 1
 

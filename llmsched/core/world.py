@@ -70,7 +70,7 @@ class World:
         self.parked: dict[str, None] = {}
         self.dependents: dict[str, list[str]] = {}
         self.children: dict[str, dict[str, None]] = {}  # run -> what it asked for and has not ended
-        self.timers: list[tuple[float, str]] = []  # heap of (when it may start, gang) of those that were set back
+        self.timers: list[tuple[float, str]] = []  # heap: (when who was set back may start, or its deadline; gang)
         self.touched = Touched()
         self.version = 0  # raised by everything but the passing of time
         self.causes = 0  # raised by whatever may turn a refusal into something else, see State.apply

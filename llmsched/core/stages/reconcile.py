@@ -19,6 +19,8 @@ from llmsched.core.status import Status
 
 def run(this: Pass) -> None:
     state, plan, leaving = this.state, this.plan, this.trial.leaving
+    if state.timers:
+        plan.wake(state.timers[0][0])
     for name in state.troubled:
         if plan.cut():
             return
@@ -27,12 +29,16 @@ def run(this: Pass) -> None:
             _gang(state, plan, gang, leaving)
         elif name in state.workloads:
             _endpoint(state, plan, state.workloads[name], leaving)
+    if any(isinstance(one, GiveUp) and one.reason == "deadline" for one in plan.decisions):
+        plan.is_cut = True  # they are gone before anybody is looked at who waits
 
 
 def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -> None:
     record = state.workloads[gang.workload_id]
     if gang.status is Status.QUEUED:
-        if gang.blocked_by == "dependency":
+        if gang.is_late(state.now):
+            plan.decisions.append(GiveUp(gang.id, "deadline", say("give_up.deadline")))
+        elif gang.blocked_by == "dependency":
             over = [
                 (name, known.outcome) for name in gang.spec.after if (known := state.workloads.get(name)) is not None
             ]
