@@ -225,11 +225,19 @@ def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, boo
             is_known = runtime_s(state, other, size_of(other.spec, placement), placement) < inf
             started.append((now + presumed_s(state, other, placement), name, not is_known))
     known = ((end if end > now else now + 1.0, name, False) for end, name in state.ends.soonest)
-    guessed = [(presumed_end(state, gangs[name]), name, True) for name in state.endless() if name not in state.vacating]
-    for end, name, presumed in merge(known, sorted(started), sorted(guessed)):
+    for end, name, presumed in merge(known, sorted(started), _presumed_ends(trial)):
         other = gangs[name]
         if end < inf and name not in trial.leaving and trial.held(other):
             yield end, other, presumed
+
+
+def _presumed_ends(trial: Trial) -> list[tuple[float, str, bool]]:
+    """Of those who hold something, and of whom no end is known: soonest first. They do not change in a pass."""
+    if trial.presumed_ends is None:
+        state = trial.state
+        stay = [name for name in state.endless() if name not in state.vacating]
+        trial.presumed_ends = sorted((presumed_end(state, state.gangs[name]), name, True) for name in stay)
+    return trial.presumed_ends
 
 
 def _enough_ends(trial: Trial, mask: int, lacking: int) -> bool:

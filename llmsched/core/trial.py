@@ -37,6 +37,7 @@ class Trial:
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
         self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
+        self.presumed_ends: list[tuple[float, str, bool]] | None = None  # cache of planned.py
         self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []
         self._log: list[tuple[GangState, Placement, int, Placement | None]] = []

@@ -21,7 +21,7 @@ from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
 from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, rank, redeem, shrink, size
-from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
+from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, KeptOut, place_within, right
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
 from llmsched.core.why_here import why_here
@@ -56,6 +56,7 @@ class Admission:
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts,
         self.may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
+        self.kept_out: dict[int, KeptOut] = {}  # of which classes somebody would delay a planned start
         self.exchanged = 0  # how many pairs had exchanged a place when this round began
         self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
         self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
@@ -254,6 +255,10 @@ class Admission:
         if stamp is not None and self._is_answered(shape, stamp):
             line.refuse()
             return False
+        known = self.kept_out.get(shape.serial)
+        if known is not None and self.calendar.keeps_out_as_well(known, gang):
+            self.refused = known.refused
+            return False
         outer = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake_at = self.plan.wake_basis = None
         done = self._place(gang) or self._make_room(gang)
@@ -364,7 +369,18 @@ class Admission:
                 self._launch(gang, found)
                 return True
             self.refused = found
+        self._note_who_is_kept_out(gang)
         return False
+
+    def _note_who_is_kept_out(self, gang: GangState) -> None:
+        """So that others of its class need not look for places: where only its run time and its right decide."""
+        spec, refused = gang.spec, self.refused
+        if gang.shape is None or refused is None or refused.code != "order":
+            return
+        if spec.is_elastic() or spec.kind == "serve" or gang.home or self.calendar.windows.rows:
+            return
+        lasts = runtime_s(self.state, gang, spec.min_size)
+        self.kept_out[gang.shape.serial] = KeptOut(lasts, right(gang), refused)
 
     def _tell_promised(self, gang: GangState) -> None:
         """For whom it waits, if it is promised places."""
@@ -385,6 +401,7 @@ class Admission:
         """Somebody starts, or leaves."""
         self.room.clear()
         self.may.clear()
+        self.kept_out.clear()
 
     def _sizes(self, gang: GangState) -> list[int]:
         return size.candidates(self.plan, gang)
@@ -432,8 +449,9 @@ class Admission:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
-        if self.refused is None or self.refused.code != "order":
-            guarantee.keep(self.this, gang, shape)  # who may not delay a planned start would keep that one out itself
+        delays = self.refused is not None and self.refused.code == "order"
+        if not delays and guarantee.keep(self.this, gang, shape):  # one that delays would keep that one out itself
+            self.kept_out.clear()  # quota refuses others before planned starts do
         promise = self.calendar.hold_for(gang)
         if reason is not None:
             if promise is not None and promise.basis is not None:

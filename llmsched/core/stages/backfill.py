@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from math import inf
+from typing import NamedTuple
 
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
@@ -36,6 +37,14 @@ LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected 
 BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
 LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should have ended before
 HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
+
+
+class KeptOut(NamedTuple):
+    """One that may not delay a planned start: for how long it would run, its right, and what it was told."""
+
+    lasts: float
+    right: tuple[int, float, str]
+    refused: place.Refused
 
 
 class Calendar:
@@ -138,7 +147,7 @@ class Calendar:
             return False
         if promise.evicts and not promise.is_owed and gang.spec.priority >= promise.gang.spec.priority:
             return False
-        if _right(gang) < _right(promise.gang):
+        if right(gang) < right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
@@ -237,7 +246,7 @@ class Calendar:
             if since + patience > plan.at:
                 plan.wake(since + patience)
             elif state.gangs[name].nomination is None and name not in plan.nominations:
-                rows.append(_right(state.gangs[name]))
+                rows.append(right(state.gangs[name]))
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:
@@ -285,6 +294,13 @@ class Calendar:
         begins = self.trial.is_new(gang)
         return now + presumed_s(state, gang, placement) if begins else presumed_end(state, gang)
 
+    def keeps_out_as_well(self, kept_out: KeptOut, gang: GangState) -> bool:
+        """Whether it would delay what another one of its class would, whom this pass has asked since somebody started
+        or made room: it takes no less time and has no better right, and planned starts have only become more."""
+        lasts = runtime_s(self.trial.state, gang, gang.spec.min_size, fastest=True)
+        is_alike = not (gang.home or self.is_planned(gang))
+        return is_alike and lasts >= kept_out.lasts and right(gang) >= kept_out.right
+
     def settled(self, gang: GangState) -> None:
         """It starts, or makes room for itself: nothing has to be kept for it any more."""
         self.promises = [promise for promise in self.promises if promise.gang is not gang]
@@ -327,13 +343,13 @@ def place_within(
     if hindered is None:
         return found
     with kept(trial, rows) as reserved:
-        beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), option=option)
+        beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), explain=False, option=option)
     if not isinstance(beside, place.Refused):
         return beside
     reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)
 
 
-def _right(gang: GangState) -> tuple[int, float, str]:
+def right(gang: GangState) -> tuple[int, float, str]:
     """The smaller, the earlier: decides between two that have both waited long, whatever policy orders the line."""
     return (-gang.spec.priority, gang.submitted_at, gang.id)

@@ -18,11 +18,11 @@ def is_kept(this: Pass) -> bool:
     return any(rules_of(this.state, name).reclaim != "any" for name in quota.queues)
 
 
-def keep(this: Pass, gang: GangState, shape: Shape) -> None:
-    """For a gang that waits, if it could ever start with it."""
+def keep(this: Pass, gang: GangState, shape: Shape) -> bool:
+    """For a gang that waits, if it could ever start with it. Returns whether there was any to keep."""
     state, spec = this.state, gang.spec
     if not is_kept(this) or rules_of(state, spec.queue).reclaim == "any":
-        return
+        return False
     for option in able_options(state, shape):
         flavor = spec.groups[0].option(option).flavor
         branch = state.quota.branch(spec.queue, flavor)
@@ -31,4 +31,5 @@ def keep(this: Pass, gang: GangState, shape: Shape) -> None:
         idle = min(branch.subtree - branch.used, need_milli(spec, spec.min_size, option))
         if idle > 0:
             this.trial.hold_quota(spec.queue, flavor, idle)
-        return
+        return idle > 0
+    return False
