@@ -75,7 +75,7 @@ def _decide(this: Pass) -> bool:
         return False
     calendar = Calendar(this)
     owe.run(this, calendar)  # by rank: who has waited long
-    size.run(this)  # what each elastic gang should hold
+    size.run(this, calendar)  # what each elastic gang should hold
     owe.hold(this, calendar)
     settled = rank.run(this, calendar)  # by rank: who runs at all, once a quantum
     if this.plan.is_cut:

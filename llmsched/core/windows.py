@@ -207,6 +207,11 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
             capacity.change(*each, -1)
 
 
+def holder_milli(trial: Trial, reservation: Reservation, node: str) -> int:
+    """Thousandths of GPUs that the holder of a reservation has on a node."""
+    return _of_holder(trial, reservation, node)[0]
+
+
 def _of_holder(trial: Trial, reservation: Reservation, node: str) -> tuple[int, dict[int, None]]:
     """Thousandths of GPUs that the holder of a reservation holds on a node, and the devices of which it has parts."""
     total, devices = 0, dict[int, None]()

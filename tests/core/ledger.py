@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmsched.core import decisions, facts
-from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
+from llmsched.core.configuration import (
+    Configuration,
+    PolicyNames,
+    PreemptionRules,
+    Queue,
+    Quota,
+    Reservation,
+    Scheduling,
+)
 from llmsched.core.invariants import violations
 from llmsched.core.nodes import Node
 from llmsched.core.plan import Plan
@@ -76,6 +84,7 @@ class Given:
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.queues: list[Queue] = []
+        self.reservations: list[Reservation] = []
         self.knobs = Scheduling()
         self.names = PolicyNames()
         self.made: State | None = None
@@ -86,6 +95,12 @@ class Given:
     def queue(self, name: str, gpus: int, borrow: int | None = None, lend: int | None = None, **more: Any) -> Given:
         limits = (None if amount is None else amount * 1000 for amount in (borrow, lend))
         self.queues.append(Queue(name, quotas=(("*", Quota(gpus * 1000, *limits)),), **more))
+        return self
+
+    def reserve(self, opens: float, lasts: float, user: str, gpus: int = 0, **more: Any) -> Given:
+        """For the work of a user: so many GPUs, or `nodes`."""
+        name = f"booked{len(self.reservations)}"
+        self.reservations.append(Reservation(name, opens, lasts, users=(user,), gpus_milli=gpus * 1000, **more))
         return self
 
     def rules(self, within_queue: str = "never", reclaim: str = "never", while_borrowing: str = "never") -> Given:
@@ -106,7 +121,9 @@ class Given:
         if self.made is None:
             self.made = State()
             queues = tuple(self.queues) or (Queue("default"),)
-            self.made.apply(facts.Configured(0.0, Configuration(1, queues, scheduling=self.knobs, policies=self.names)))
+            booked = tuple(self.reservations)
+            made = Configuration(1, queues, reservations=booked, scheduling=self.knobs, policies=self.names)
+            self.made.apply(facts.Configured(0.0, made))
             for node in self.nodes:
                 self.made.apply(facts.NodeJoined(0.0, node))
         return self.made

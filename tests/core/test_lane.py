@@ -343,3 +343,17 @@ def test_elastic_work_is_not_starved_either(streams: str) -> None:
     stream = Stream(given, jobs)
     ended = stream.until("large/0", 7900.0)
     assert ended is not None and ended <= 305.0 + 100.0 / PART + PATIENCE * HOLD_S + 4 * QUANTUM_S
+
+
+@pytest.mark.parametrize("priority", [90, 50])
+def test_elastic_work_that_has_waited_long_takes_from_its_own_priority_and_from_none_above(priority: int) -> None:
+    """Two GPUs of four went to a lower priority, for whose sake the higher one ended 8,000 s later."""
+    given = ranked("1 node x 4", "priority").scheduling(elastic=True)
+    jobs = [(10.0 * number, replace(work(f"low{number}", 2), max_size=4), 400.0) for number in range(2)]
+    jobs.append((30.0, replace(work("runs", 2, priority=priority), max_size=4), 4000.0))
+    stream = Stream(given, jobs)
+    stream.until("runs/0", 3500.0)
+    sizes = {name: given.state.gangs[f"{name}/0"].size for name in ("runs", "low0", "low1")}
+    if priority == 90:
+        assert sizes == {"runs": 4, "low0": 0, "low1": 0}
+    assert ("low0/0" in stream.ends) == (priority == 50)

@@ -25,6 +25,7 @@ from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
+from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import end_of, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
@@ -94,6 +95,13 @@ class Calendar:
             soon = now + BETWEEN_WINDOWS_S if begins <= now else inf
             rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
         return rows
+
+    def closed_to(self, gang: GangState) -> Closed:
+        """The numbers of those that keep it out, if it started now at its smallest size."""
+        if not self.windows.rows:
+            return OPEN
+        rows = self.reserved(gang, gang.spec.min_size)
+        return tuple(number for number, row in enumerate(self.windows.rows) if any(row is each for each in rows))
 
     def must_be_left(self, gang: GangState) -> list[Row]:
         """The reservations of others for which whoever runs leaves what they have by now; see stages/clear.py."""
@@ -319,6 +327,13 @@ class Calendar:
         if promise is not None and rank < self.depth:
             self.promises.append(promise)
         return promise
+
+
+def could_start(this: Pass, gang: GangState, calendar: Calendar) -> Placement | place.Refused:
+    """Where it would start at its smallest size if it came first: beside what is reserved, whatever is planned."""
+    size = gang.spec.min_size
+    with kept(this.trial, calendar.reserved(gang, size)) as reserved:
+        return place.find(this, gang, size, ~reserved, explain=False)
 
 
 def place_within(

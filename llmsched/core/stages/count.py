@@ -1,4 +1,7 @@
-"""Who may be among the best of a ranking, by the number of GPUs and by quota alone: places are looked for later."""
+"""Who may be among the best of a ranking, by the number of GPUs and by quota alone: places are looked for later.
+
+Who waits may have what no reservation keeps it from (room.py), who runs what it has where it is.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,57 @@ from contextlib import contextmanager
 
 from llmsched.core.amounts import need_milli, options_of
 from llmsched.core.records import GangState
-from llmsched.core.resources import MILLI
-from llmsched.core.state import State
+from llmsched.core.room import OPEN, Closed, Room
+from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
 from llmsched.core.workload import Workload
+
+Wish = tuple[str | None, int]  # (flavor, None: any; thousandths of GPUs)
 
 
 class Count:
     """GPUs and quota by the number, as if nobody of a line held anything."""
 
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.quota = state.quota
-        capacity = state.capacity
-        self.room = {
-            flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()
-        }
-        self.total = sum(self.room.values())
-        self._held: dict[str, tuple[str | None, int]] = {}  # (flavor, thousandths of GPUs) of those that run
+    def __init__(self, this: Pass, calendar: Calendar) -> None:
+        self.state, self.calendar = this.state, calendar
+        self.quota = this.state.quota
+        self.room = Room(this.trial, calendar.windows.rows)
+        self._held: dict[str, Wish] = {}  # of those that run
+        self._looks: dict[int, int] = {}  # of classes: how many a reservation alone has kept out
         self._own: dict[tuple[str, str | None], int] = {}  # of its quota that a queue has not given out yet
         self._charged: dict[tuple[str, str | None], int] = {}
 
-    def wishes(self, gang: GangState) -> list[tuple[str | None, int]]:
-        """(flavor, thousandths of GPUs) that would do, best first; flavor None: any."""
+    def is_used_up(self) -> bool:
+        return self.room.all.total <= 0
+
+    def wishes(self, gang: GangState) -> list[Wish]:
+        """What would do, best first."""
         held = self._held.get(gang.id)
         return self._asked(gang.spec) if held is None else [held]
 
-    def _asked(self, spec: Workload) -> list[tuple[str | None, int]]:
+    def _asked(self, spec: Workload) -> list[Wish]:
         found = []
+        flavors = self.room.all.by_flavor
         for option in options_of(spec):
             flavor = spec.groups[0].option(option).flavor
-            if flavor is None and len(self.room) == 1:
-                flavor = next(iter(self.room))
+            if flavor is None and len(flavors) == 1:
+                flavor = next(iter(flavors))
             found.append((flavor, need_milli(spec, spec.min_size, option)))
         return found
 
     def has_no_room(self, spec: Workload) -> bool:
         """Whether none of its wishes would do, whatever quota says. Room only becomes less."""
-        return not any(self._has(*wish) for wish in self._asked(spec))
+        return not any(self.room.has(*wish) for wish in self._asked(spec))
+
+    def refuses_its_like(self, gang: GangState, wishes: list[Wish]) -> bool:
+        """Of one that was refused: whether all of its class are. Where a reservation keeps it out, one that runs for
+        less may start; so many of them are asked."""
+        if not self.calendar.windows.rows or gang.shape is None:
+            return True
+        if not self.calendar.closed_to(gang) or not any(self.room.has(*wish) for wish in wishes):
+            return True
+        looks = self._looks[gang.shape.serial] = self._looks.get(gang.shape.serial, 0) + 1
+        return looks > LATER_LOOKS
 
     @contextmanager
     def everybody_gone(self, running: list[GangState]) -> Iterator[None]:
@@ -53,8 +70,7 @@ class Count:
             node, amount = self.state.nodes.get(gang.held[0].node), gang.gpus_milli()
             flavor = node.node.flavor if node else None
             self._held[gang.id] = flavor, amount
-            self.room[flavor] = self.room.get(flavor, 0) + amount
-            self.total += amount
+            self.room.leave(gang, gang.held, flavor, amount)
             key = (gang.spec.queue, flavor)
             held[key] = held.get(key, 0) + amount
         if self.quota.enforced:
@@ -70,38 +86,36 @@ class Count:
                     self.quota.charge(*key, amount)
 
     @contextmanager
-    def kept(
-        self, running: Sequence[GangState], gang: GangState, wishes: list[tuple[str | None, int]]
-    ) -> Iterator[None]:
+    def kept(self, running: Sequence[GangState], gang: GangState, wishes: list[Wish]) -> Iterator[None]:
         """While it lasts these hold what they have again, as the gang with these wishes sees it."""
         if not running:
             yield
             return
         for flavor, _ in wishes if self.quota.enforced else ():
             self._left_of_own(gang.spec.queue, flavor)  # as it is without them
-        held = [(one.spec.queue, *self._held[one.id]) for one in running]
-        self._give_back(held, -1)
+        for one in running:
+            self._give_back(one, -1)
         try:
             yield
         finally:
-            self._give_back(held, 1)
+            for one in reversed(running):
+                self._give_back(one, 1)
 
-    def _give_back(self, held: list[tuple[str, str | None, int]], sign: int) -> None:
-        for queue, flavor, amount in held:
-            self.room[flavor] += sign * amount
-            self.total += sign * amount
-            if self.quota.enforced:
-                (self.quota.release if sign > 0 else self.quota.charge)(queue, flavor, amount)
-            if (queue, flavor) in self._own:
-                self._own[queue, flavor] += sign * amount
+    def _give_back(self, gang: GangState, sign: int) -> None:
+        key, amount = (gang.spec.queue, self._held[gang.id][0]), self._held[gang.id][1]
+        self.room.leave(gang, gang.held, key[1], amount, sign)
+        if self.quota.enforced:
+            (self.quota.release if sign > 0 else self.quota.charge)(*key, amount)
+        if key in self._own:
+            self._own[key] += sign * amount
 
-    def takes_own(self, queue: str, flavor: str | None, need: int) -> bool:
+    def takes_own(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """Take it out of what the queue owns, if that is left."""
-        key = (queue, flavor)
-        if need > self._left_of_own(queue, flavor) or not self._has(flavor, need):
+        key = (gang.spec.queue, flavor)
+        if need > self._left_of_own(*key) or not self._finds_room(gang, flavor, need):
             return False
         self._own[key] -= need
-        self._take(key, need)
+        self._charged[key] = self._charged.get(key, 0) + need
         return True
 
     def _left_of_own(self, queue: str, flavor: str | None) -> int:
@@ -117,22 +131,26 @@ class Count:
         for key, amount in self._charged.items():
             self.quota.charge(*key, amount)
 
-    def takes(self, queue: str, flavor: str | None, need: int) -> bool:
+    def takes(self, gang: GangState, flavor: str | None, need: int) -> bool:
         """Take it, owned or borrowed."""
-        if not self._has(flavor, need):
+        key = (gang.spec.queue, flavor)
+        if self.quota.enforced and need > self.quota.available(*key):
+            return False
+        if not self._finds_room(gang, flavor, need):
             return False
         if self.quota.enforced:
-            if need > self.quota.available(queue, flavor):
-                return False
-            self.quota.charge(queue, flavor, need)
-        self._take((queue, flavor), need)
+            self.quota.charge(*key, need)
+        self._charged[key] = self._charged.get(key, 0) + need
         return True
 
-    def _has(self, flavor: str | None, need: int) -> bool:
-        return need <= (self.room.get(flavor, 0) if flavor is not None else self.total)
-
-    def _take(self, key: tuple[str, str | None], need: int) -> None:
-        self._charged[key] = self._charged.get(key, 0) + need
-        self.total -= need
-        if key[1] is not None:
-            self.room[key[1]] -= need
+    def _finds_room(self, gang: GangState, flavor: str | None, need: int) -> bool:
+        """If there is, it has it from now on."""
+        if gang.id in self._held:
+            return self.room.stays(gang, gang.held, flavor, need)
+        if not self.room.has(flavor, need):
+            return False
+        closed: Closed = self.calendar.closed_to(gang) if self.calendar.windows.rows else OPEN
+        if closed and not self.room.has(flavor, need, closed):
+            return False
+        self.room.take(flavor, need, closed)
+        return True

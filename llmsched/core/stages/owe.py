@@ -22,7 +22,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place, rank
-from llmsched.core.stages.backfill import NODES, Calendar
+from llmsched.core.stages.backfill import NODES, Calendar, could_start
 
 LOOKED_AT = 1024  # gangs of one pool that are behind
 HOLDS_TRIED = 16  # that could not start now: for so many it is worked out when they could
@@ -125,9 +125,10 @@ class _Chances:
 
     def has_now(self, gang: GangState) -> bool:
         stay = self._staying(gang)
-        if self.are_doubtful or (self.this.policies.ordering.by_priority and gang.spec.priority < self._most):
+        is_below = self.this.policies.ordering.by_priority and gang.spec.priority < self._most
+        if self.are_doubtful or is_below or self.calendar.windows.rows:
             with self._gone(gang):
-                return not isinstance(place.find(self.this, gang, gang.spec.min_size, explain=False), place.Refused)
+                return not isinstance(could_start(self.this, gang, self.calendar), place.Refused)
         if not stay:
             return True
         held = sum(one.gpus_milli() for one in stay)

@@ -27,7 +27,9 @@ from llmsched.core.explain import Reason
 from llmsched.core.lane import due, is_owed
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
-from llmsched.core.records import GangState, allowed_sizes
+from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.resources import MILLI
+from llmsched.core.room import Room
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key, Shape
@@ -38,10 +40,11 @@ from llmsched.core.stages.grow import more
 from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
-from llmsched.core.stages.size import choices, free_at_last
+from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
+from llmsched.core.windows import Row as Reserved
 from llmsched.core.windows import kept
 from llmsched.core.workload import Placement, Workload
 
@@ -82,7 +85,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         return settled
     for running, classes in _lines(this):
         exchanges = Exchanges(gang for _, gang in running)
-        starters, victims = _pick(this, running, classes, exchanges)
+        starters, victims = _pick(this, calendar, running, classes, exchanges)
         if starters:
             settled |= _carry_out(this, calendar, exchanges, starters, victims, running=running)
         if plan.is_cut:
@@ -212,29 +215,29 @@ def _best_first(
 
 
 def _pick(
-    this: Pass, running: list[Row], waiting: list[_Class], exchanges: Exchanges
+    this: Pass, calendar: Calendar, running: list[Row], waiting: list[_Class], exchanges: Exchanges
 ) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
     First those inside their queue's own quota, then those that borrow, each in order of rank. Who waits takes the first
     of its options that counts out, beside those that it has exchanged a place with; who runs counts where it is.
     """
-    count = Count(this.state)
+    count = Count(this, calendar)
     classes = [_Class(running), *waiting]
     picked: dict[str, None] = {}
     with count.everybody_gone([gang for _, gang in running]):
 
-        def is_refused(gang: GangState, takes: Callable[[str, str | None, int], bool]) -> bool:
+        def is_refused(gang: GangState, takes: Callable[[GangState, str | None, int], bool]) -> bool:
             if gang.id in picked:
                 return False
-            wishes = count.wishes(gang) if count.total > 0 else []
+            wishes = [] if count.is_used_up() else count.wishes(gang)
             stay = () if gang.is_holding() else [one for one in exchanges.stay_for(gang) if one.id not in picked]
             with count.kept(stay, gang, wishes):
                 for wish in wishes:
-                    if takes(gang.spec.queue, *wish):
+                    if takes(gang, *wish):
                         picked[gang.id] = None
                         return False
-            return not stay  # others of its class may take what those have
+            return not stay and count.refuses_its_like(gang, wishes)  # else others may take what those have
 
         def owns_too_little(gang: GangState) -> bool:
             return is_refused(gang, count.takes_own)
@@ -260,7 +263,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     givers: list[tuple[int, float, str, GangState]] = []
     growers: list[tuple[GangState, int]] = []
     wanted: list[tuple[GangState, float]] = []
-    if any(name in this.owed for name in plan.sizes):
+    if any(target and name in this.owed for name, target in plan.sizes.items()):
         quantum = 0.0  # for its sake nobody is spared for having changed a moment ago
     for name, target in plan.sizes.items():
         gang = state.gangs[name]
@@ -283,7 +286,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                     givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
                 else:
                     plan.wake(view.now - rested + quantum)
-    lacking = _lacking(this, wanted)
+    lacking = _lacking(this, calendar, wanted)
     victims: list[GangState] = []
     since = len(plan.decisions)
     givers.sort(key=lambda row: row[:3])
@@ -301,21 +304,26 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     return resting
 
 
-def _lacking(this: Pass, wanted: list[tuple[GangState, float]]) -> set[str | None]:
-    """Flavors of which gangs want more GPUs, so many each, than are free when all who are on the way out have gone."""
-    room = {flavor: float(free) for flavor, free in free_at_last(this.trial).items()}
+def _lacking(this: Pass, calendar: Calendar, wanted: list[tuple[GangState, float]]) -> set[str | None]:
+    """Flavors of which gangs want more GPUs, so many each, than they could have when all who are on the way out have
+    gone."""
+    trial, mark = this.trial, this.trial.mark()
+    trial.let_them_go()
+    room = Room(trial, calendar.windows.rows)
+    trial.rollback(mark)
     lacking: set[str | None] = set()
     for gang, gpus in wanted:
+        need, closed = round(gpus * MILLI), calendar.closed_to(gang)
         named = [option.flavor for option in gang.spec.groups[0].options]
-        flavors = [*room] if None in named else named
-        alone = [flavor for flavor in flavors if room.get(flavor, 0.0) >= gpus][:1]
-        if not alone and (None not in named or sum(room.values()) < gpus):
+        flavors = [*room.all.by_flavor] if None in named else named
+        alone = [flavor for flavor in flavors if room.most(flavor, closed) >= need][:1]
+        if not alone and (None not in named or room.most_in_all(closed) < need):
             lacking.update(flavors)
             continue
         for flavor in alone or flavors:  # one that names none may have some of each
-            taken = min(gpus, room[flavor])
-            room[flavor] -= taken
-            gpus -= taken
+            taken = min(need, max(0, room.most(flavor, closed)))
+            room.take(flavor, taken, closed)
+            need -= taken
     return lacking
 
 
@@ -361,19 +369,32 @@ def _find(
             plan.is_cut = True
             break
         stay = exchanges.stay_for(gang)
-        fitting = None
+        fitting, is_kept_out = None, False
         with _where_they_are(trial, stay):
             for bundles, option in choices(plan, gang):
                 placed = place_within(this, gang, bundles, calendar, option)
                 if not isinstance(placed, place.Refused):
                     fitting = placed
                     break
+                is_kept_out = placed.code == "reservation"  # one of its class that runs for less may not be
         if fitting is not None:
             trial.hold(gang, fitting)
             found.append((gang, fitting))
-        elif not stay:
+        elif not stay and not is_kept_out:
             refused.add(shape)
     return found
+
+
+def _left_by(this: Pass, calendar: Calendar, victim: GangState, on_node: dict[str, dict[str, None]]) -> list[Reserved]:
+    """The reservations of which it has nothing when it stays: those that it must leave by now, and of nodes on which
+    somebody starts those that keep that one out, which is there on what is not reserved."""
+    rows = calendar.must_be_left(victim)
+    nodes = dict.fromkeys(placed.node for placed in victim.held)
+    for number, row in enumerate(calendar.windows.rows):
+        beside = (name for node, _ in row.parts if node in nodes for name in on_node.get(node, ()))
+        if row not in rows and any(number in calendar.closed_to(this.state.gangs[name]) for name in beside):
+            rows.append(row)
+    return rows
 
 
 def _become_smaller(state: State) -> dict[str, Placement]:
@@ -432,17 +453,17 @@ def _carry_out(
             trial.hold(gang, (*trial.held(gang), *extra))
             takers.append(gang)
     beside_all = exchanges.stay_for_each(takers)
+    on_node: dict[str, dict[str, None]] = {}
+    for gang in takers:
+        for placed in trial.held(gang):
+            on_node.setdefault(placed.node, {})[gang.id] = None
     for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
-        with kept(trial, [] if gang.id in beside_all else calendar.must_be_left(gang)):
+        with kept(trial, [] if gang.id in beside_all else _left_by(this, calendar, gang, on_node)):
             stays = fits(trial, gang.spec, gang.held)
         if stays:
             trial.hold(gang, gang.held)
         else:
             leaving.append(gang)
-    on_node: dict[str, dict[str, None]] = {}
-    for gang in takers:
-        for placed in trial.held(gang):
-            on_node.setdefault(placed.node, {})[gang.id] = None
     trial.rollback(mark)
     before = [*shrinking, *state.vacating, *trial.leaving]
     for gang, beneficiary in [(gang, _beneficiary(gang, exchanges, takers, on_node)) for gang in leaving]:
@@ -458,7 +479,9 @@ def _carry_out(
         for placed in state.gangs[name].held:
             on.setdefault(placed.node, {})[name] = at
     for gang, placement in found:
-        if fits(trial, gang.spec, placement):
+        with kept(trial, calendar.reserved(gang, size_of(gang.spec, placement))):
+            may_start = fits(trial, gang.spec, placement)
+        if may_start:
             this.launch(gang, placement, say("launch.ranked"))
         else:
             beside = {name: at for placed in placement for name, at in on.get(placed.node, {}).items()}

@@ -3,11 +3,15 @@
 Priorities come before the policy: those of a higher one share first, and leave the rest, but for what others hold at
 least. Waiting gangs of fixed size have their part kept free, as far as they could start with it; a waiting gang that
 could not start whatever elastic ones gave shares in nothing. Those whose flavors have nothing in common share apart.
+Those that a reservation keeps out share what is outside of it (`Limit`), so it is of no use to them while it is idle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
@@ -15,26 +19,46 @@ from llmsched.core.lane import is_owed
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
 from llmsched.core.resources import MILLI
+from llmsched.core.room import Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
-from llmsched.core.stages.place import Refused, find
+from llmsched.core.stages.backfill import Calendar, could_start
+from llmsched.core.stages.place import Refused
 from llmsched.core.stages.shrink import without
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
+from llmsched.core.workload import Placement, Workload
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
 
 
-def run(this: Pass) -> None:
+@dataclass(slots=True)
+class Limit:
+    """Gangs that the same reservations keep out, and the thousandths of GPUs that are there for them in all; besides,
+    by priority, those that work of fixed size would start on and that are counted out of these."""
+
+    names: dict[str, None]
+    left: int
+    rigid: dict[int, int]
+
+    def of(self, gangs: list[GangState]) -> list[GangState]:
+        return [gang for gang in gangs if gang.id in self.names]
+
+    def most(self, below: float) -> int:
+        """For a priority, by rank: with what fixed work of a lower one would have."""
+        return max(0, self.left + sum(amount for priority, amount in self.rigid.items() if priority < below))
+
+
+def run(this: Pass, calendar: Calendar) -> None:
     trial, state, plan, policy = this.trial, this.state, this.plan, this.policies.elasticity
     shapes = [*state.waiting.elastic.values()]
     running = [gang for name in state.elastic if (gang := state.gangs[name]).is_active() and name not in trial.leaving]
     if not (shapes or running) or not state.configuration.scheduling.elastic:
         return
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
-    demand = _Demand(this, running, by_rank)
-    waiting = [state.gangs[name] for shape in shapes if demand.could_start(shape) for _, name in shape.entries]
+    demand = _Demand(this, calendar, running, by_rank)
+    waiting = [gang for shape in shapes for gang in demand.able(shape)]
     owed = _owed(this, running) if by_rank else {}
     plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
     gangs = sorted(running + waiting, key=lambda g: (g.submitted_at, g.workload_id, g.index))[:GANGS_SHARED]
@@ -48,12 +72,8 @@ def run(this: Pass) -> None:
             if not gang.is_active() and gang.nomination is not None
         )
         capacity = max(0, free * MILLI + held - demand.rigid_of(flavors))
-        _share_out(this, sharing, capacity, by_rank, demand, flavors)
-        resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
-        if resting:
-            others = [gang for gang in sharing if gang not in resting]
-            _share_out(this, others, max(0, capacity - sum(map(_least_milli, resting))), by_rank, demand, flavors)
-            plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in resting)
+        _share_out(this, sharing, capacity, by_rank, demand, flavors, demand.limits(flavors, sharing))
+        _give_the_owed(this, sharing, capacity, owed, demand, flavors)
     if policy.period_s:
         plan.by_clock = True
         plan.wake(plan.at + policy.period_s)
@@ -69,31 +89,67 @@ def free_at_last(trial: Trial) -> dict[str | None, int]:
 
 
 def _share_out(
-    this: Pass, sharing: list[GangState], capacity: int, by_rank: bool, demand: _Demand, flavors: list[str | None]
+    this: Pass,
+    sharing: list[GangState],
+    capacity: int,
+    by_rank: bool,
+    demand: _Demand,
+    flavors: list[str | None],
+    limits: list[Limit],
 ) -> None:
     """By rank a tier also has what those of fixed size and lower priority ask for: they come after it. Nobody of it has
     what others of fixed size would start on."""
-    state, plan, policy = this.state, this.plan, this.policies.elasticity
+    state, plan = this.state, this.plan
     by_queue: dict[str, list[GangState]] = {}
     for gang in sharing:
         by_queue.setdefault(gang.spec.queue if state.quota.enforced else "", []).append(gang)
-    for queue, amount in _entitled(this.trial, by_queue, capacity).items():
+    for queue, amount in _entitled_within(this.trial, by_queue, capacity, limits).items():
         members = by_queue[queue]
-        left = amount
+        left, bounds = amount, [(limit.of(members), limit.most(-inf)) for limit in limits]
         for tier, lower in _tiers(members):
-            kept = 0 if by_rank else sum(_least_milli(gang) for gang in lower if gang.is_active())
-            theirs = demand.rigid_of(flavors, tier[0].spec.priority) if by_rank else 0
-            for name, size in policy.share(tier, max(0, left + theirs - kept) // MILLI, this.view).items():
+            below = tier[0].spec.priority if by_rank else -inf
+            kept = [] if by_rank else [gang for gang in lower if gang.is_active()]
+            theirs = demand.rigid_of(flavors, below)
+            most = [(limit.of(tier), limit.most(below)) for limit in limits]
+            asked = [
+                (bound, most - sum(map(_least_milli, limit.of(kept))))
+                for limit, (bound, most) in zip(limits, most, strict=True)
+            ]
+            for name, size in _shares(this, tier, left + theirs - sum(map(_least_milli, kept)), asked).items():
                 gang = state.gangs[name]
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             if by_rank:
                 is_behind = left < amount or demand.rigid_of(flavors) > theirs  # others come before it
-                _cut(plan, tier, max(0, left + theirs), may_rest=is_behind)
-            left -= sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in tier)
+                for those, amount_there in [(tier, max(0, left + theirs)), *most]:
+                    _cut(plan, those, amount_there, may_rest=is_behind)
+            left -= _given_milli(plan, tier)
+            for limit in limits:
+                limit.left -= _given_milli(plan, limit.of(tier))
         if not by_rank:
-            _cut(plan, members, amount)
+            for those, amount_there in [(members, amount), *bounds]:
+                _cut(plan, those, amount_there)
     if by_rank and state.quota.enforced:
-        _fill(plan, sharing, capacity)
+        _fill(plan, sharing, capacity, limits)
+
+
+def _shares(
+    this: Pass, gangs: list[GangState], capacity: int, bounds: Sequence[tuple[list[GangState], int]]
+) -> dict[str, int]:
+    """What the policy gives them of the capacity, in sizes. Of those that a reservation keeps out, no more in all than
+    there is for them: they share that, and the others all the rest."""
+    policy = this.policies.elasticity
+    sizes = dict(policy.share(gangs, max(0, capacity) // MILLI, this.view))
+    for bound, most in bounds:
+        if sum(sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in bound) > most:
+            others = [gang for gang in gangs if gang not in bound]
+            sizes |= policy.share(bound, max(0, most) // MILLI, this.view)
+            if others:
+                sizes |= policy.share(others, max(0, capacity - most) // MILLI, this.view)
+    return sizes
+
+
+def _given_milli(plan: Plan, gangs: list[GangState]) -> int:
+    return sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in gangs)
 
 
 def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
@@ -101,6 +157,44 @@ def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
     waits = (this.state.gangs[name] for name in this.owed)
     found = {gang.id: gang for gang in waits if gang.spec.is_elastic() and gang.nomination is None}
     return found | {gang.id: gang for gang in running if is_owed(gang, this.state.now)}
+
+
+def _give_the_owed(
+    this: Pass,
+    sharing: list[GangState],
+    capacity: int,
+    owed: dict[str, GangState],
+    demand: _Demand,
+    flavors: list[str | None],
+) -> None:
+    """Those that were to rest have their least all the same: out of what others of their priority and lower ones would
+    have. Like fixed work, nobody takes anything from a higher priority for having waited long."""
+    plan, by_priority = this.plan, this.policies.ordering.by_priority
+    resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
+    for tier in [tier for tier, _ in _tiers(resting)] if by_priority else [resting] if resting else []:
+        priority = tier[0].spec.priority if by_priority else inf
+        higher = [gang for gang in sharing if gang.spec.priority > priority]
+        left = capacity - _given_milli(plan, higher)
+        most = left + demand.rigid_of(flavors, priority + 1) + _fixed_milli(this.state, sharing, priority)
+        given = []
+        for gang in tier:
+            if not higher or _least_milli(gang) <= most:
+                given.append(gang)
+                most -= _least_milli(gang)
+        bounds, taken = demand.limits(flavors, sharing), sum(map(_least_milli, given))
+        for limit in bounds:
+            limit.left -= _given_milli(plan, limit.of(higher)) + sum(map(_least_milli, limit.of(given)))
+        others = [gang for gang in sharing if gang not in given and gang not in higher]
+        if given:
+            _share_out(this, others, max(0, left - taken), True, demand, flavors, bounds)
+        plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in given)
+
+
+def _fixed_milli(state: State, sharing: list[GangState], most: float) -> int:
+    """Thousandths of GPUs of running work of fixed size, and no higher priority than that, that may be evicted."""
+    rows = state.groups.items()
+    held = sum(group.gpus_milli for (_, priority, preemptible), group in rows if preemptible and priority <= most)
+    return held - sum(g.gpus_milli() for g in sharing if g.spec.preemptible and g.spec.priority <= most)
 
 
 def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None], list[GangState]]]:
@@ -148,16 +242,19 @@ def _cut(plan: Plan, members: list[GangState], amount: int, may_rest: bool = Fal
             plan.sizes[gang.id] = 0
 
 
-def _fill(plan: Plan, sharing: list[GangState], capacity: int) -> None:
+def _fill(plan: Plan, sharing: list[GangState], capacity: int, limits: list[Limit]) -> None:
     """Whoever was to rest because its queue is due less than its least has that least all the same where no queue
     takes the GPUs: a part of the cluster too small for anybody must not stay idle for ever."""
-    left = capacity - sum(plan.sizes.get(gang.id, 0) * bundle_milli(gang.spec) for gang in sharing)
+    left = capacity - _given_milli(plan, sharing)
     for gang in sorted(
         sharing, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.workload_id, gang.index)
     ):
-        if plan.sizes.get(gang.id) == 0 and _least_milli(gang) <= left:
+        need, mine = _least_milli(gang), [limit for limit in limits if gang.id in limit.names]
+        if plan.sizes.get(gang.id) == 0 and need <= min((limit.left for limit in mine), default=left) and need <= left:
             plan.sizes[gang.id] = gang.spec.min_size
-            left -= _least_milli(gang)
+            left -= need
+            for limit in mine:
+                limit.left -= need
 
 
 def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangState]]]:
@@ -169,14 +266,26 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
     return found
 
 
+class _Fixed(NamedTuple):
+    """Waiting work of fixed size that could start: of a flavor so many thousandths of GPUs, on a placement, unless so
+    many were tried before it that it is taken to find one."""
+
+    flavor: str | None
+    amount: int
+    spec: Workload
+    placement: Placement
+    closed: Closed
+
+
 class _Demand:
     """What waiting gangs would start on if elastic ones held no more than they must and who leaves were gone. One for
-    which that would not be enough is no reason to stay small."""
+    which that would not be enough, or that a reservation keeps out, is no reason to stay small."""
 
-    def __init__(self, this: Pass, running: list[GangState], by_rank: bool) -> None:
-        self._rigid: dict[tuple[str | None, int], int] = {}  # thousandths of GPUs, by flavor and priority
-        self._elastic: dict[int, bool] = {}  # class -> whether one of it could start
-        self._this, self._tried = this, 0
+    def __init__(self, this: Pass, calendar: Calendar, running: list[GangState], by_rank: bool) -> None:
+        self._fixed: list[_Fixed] = []
+        self._rigid: dict[tuple[str | None, int], int] = {}  # of those, by flavor and priority
+        self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
+        self._this, self._calendar, self._running, self._tried = this, calendar, running, 0
         state, trial = this.state, this.trial
         waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
         elastic = [*state.waiting.elastic.values()]
@@ -189,47 +298,97 @@ class _Demand:
                 trial.hold(gang, least)
         trial.let_them_go()
         for shape in elastic:
-            self._elastic[shape.serial] = self._would_start(shape)
+            self._able[shape.serial] = self._that_could_start(shape)
         for shape in waits:
             self._count(shape)
         trial.rollback(mark)
 
-    def could_start(self, shape: Shape) -> bool:
-        return self._elastic[shape.serial]
+    def able(self, shape: Shape) -> list[GangState]:
+        return self._able[shape.serial]
 
-    def _would_start(self, shape: Shape) -> bool:
-        """Whether one of an elastic class finds room, by itself: who else could is for the policy to compare."""
-        first = self._this.state.gangs[shape.entries[0][1]]
-        if first.nomination is not None or len(self._elastic) >= STARTS_TRIED:
-            return True
-        return not isinstance(find(self._this, first, shape.sample.min_size, explain=False), Refused)
+    def _that_could_start(self, shape: Shape) -> list[GangState]:
+        """Of an elastic class, each by itself: who else could is for the policy to compare."""
+        able: dict[Closed, bool] = {}
+        found = []
+        for _, name in shape.entries:
+            gang = self._this.state.gangs[name]
+            closed = self._calendar.closed_to(gang)
+            if closed not in able:
+                able[closed] = (
+                    gang.nomination is not None
+                    or len(self._able) >= STARTS_TRIED
+                    or not isinstance(could_start(self._this, gang, self._calendar), Refused)
+                )
+            if able[closed]:
+                found.append(gang)
+        return found
 
     def _count(self, shape: Shape) -> None:
         state, trial = self._this.state, self._this.trial
-        need = need_milli(shape.sample, shape.sample.min_size, 0)
+        refused: dict[Closed, None] = {}
         for number, (_, name) in enumerate(shape.entries):
             gang = state.gangs[name]
             if gang.nomination is not None:
                 continue  # its places are taken in the ledgers already
+            closed = self._calendar.closed_to(gang)
+            if closed in refused:
+                continue
             if self._tried >= STARTS_TRIED:
-                self._add(shape.flavors[0], shape.sample.priority, need * (len(shape.entries) - number))
+                need = need_milli(shape.sample, shape.sample.min_size, 0) * (len(shape.entries) - number)
+                self._add(_Fixed(shape.flavors[0], need, gang.spec, (), closed))
                 return
             self._tried += 1
-            found = find(self._this, gang, shape.sample.min_size, explain=False)
+            found = could_start(self._this, gang, self._calendar)
             if isinstance(found, Refused):
-                return  # nor would the next of its class
+                if not closed:
+                    return  # nor would the next of its class
+                refused[closed] = None
+                continue
             trial.hold(gang, found)
             for placed in found:
                 flavor = state.nodes[placed.node].node.flavor
-                self._add(flavor, gang.spec.priority, amount_of(gang.spec, placed).gpus_milli)
+                self._add(_Fixed(flavor, amount_of(gang.spec, placed).gpus_milli, gang.spec, (placed,), closed))
 
-    def _add(self, flavor: str | None, priority: int, amount: int) -> None:
-        self._rigid[flavor, priority] = self._rigid.get((flavor, priority), 0) + amount
+    def _add(self, row: _Fixed) -> None:
+        self._fixed.append(row)
+        key = (row.flavor, row.spec.priority)
+        self._rigid[key] = self._rigid.get(key, 0) + row.amount
 
     def rigid_of(self, flavors: list[str | None], below: float = inf) -> int:
         """What those of fixed size, and of a priority below that, would start on."""
         rows = self._rigid.items()
         return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
+
+    def limits(self, flavors: list[str | None], sharing: list[GangState]) -> list[Limit]:
+        """For those of the sharing that reservations keep out."""
+        trial, rows = self._this.trial, self._calendar.windows.rows
+        if not rows:
+            return []
+        closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
+        alone = [(number,) for closed in closed_to.values() for number in closed]
+        mark = trial.mark()
+        trial.let_them_go()
+        for gang in sharing:
+            if trial.held(gang):
+                trial.hold(gang, ())
+            trial.unpromise(gang)
+        room, found = Room(trial, rows), []
+        for closed in dict.fromkeys((*alone, *closed_to.values())):
+            if not closed:
+                continue
+            names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
+            left = sum(room.left(closed).by_flavor.get(flavor, 0) for flavor in flavors)
+            for gang in sharing:  # who is on it goes on to be there until it is to be cleared
+                left += room.inside(gang.spec, gang.held, closed) if gang.id in names else 0
+            rigid: dict[int, int] = {}
+            for row in self._fixed:
+                is_outside = row.flavor in flavors and (row.placement or all(number in row.closed for number in closed))
+                if is_outside:
+                    amount = row.amount - room.inside(row.spec, row.placement, closed)
+                    rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + amount
+            found.append(Limit(names, left - sum(rigid.values()), rigid))
+        trial.rollback(mark)
+        return found
 
 
 def _least_milli(gang: GangState) -> int:
@@ -280,6 +439,23 @@ def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int)
                 share[name] += MILLI
                 left -= MILLI
     return share
+
+
+def _entitled_within(
+    trial: Trial, by_queue: dict[str, list[GangState]], capacity: int, limits: list[Limit]
+) -> dict[str, int]:
+    """The same, where those queues of which a reservation keeps everybody out have no more in all than is there for
+    them."""
+    found = _entitled(trial, by_queue, capacity)
+    for limit in limits:
+        bound = {queue: gangs for queue, gangs in by_queue.items() if len(limit.of(gangs)) == len(gangs)}
+        most = max(0, limit.left)
+        if bound and sum(found[queue] for queue in bound) > most:
+            others = {queue: gangs for queue, gangs in by_queue.items() if queue not in bound}
+            found |= _entitled(trial, bound, most)
+            if others:
+                found |= _entitled(trial, others, max(0, capacity - most))
+    return found
 
 
 def _flavors(state: State, members: list[GangState]) -> list[str | None]:

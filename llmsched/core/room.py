@@ -1,0 +1,167 @@
+"""How many GPUs may be taken, by number: what others have reserved is there only for whom no reservation keeps out.
+
+Asked by all that count before places are looked for: who is among the best by rank, what elastic gangs share, and of
+what there is too little. A reservation that begins later keeps those out that would still run by then, so it is known
+of a gang, not of its class, which ones keep it out (`Calendar.closed_to`). All of them together are looked at, and
+each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmsched.core.records import GangState, amount_of
+from llmsched.core.resources import MILLI
+from llmsched.core.trial import Trial
+from llmsched.core.windows import Row, holder_milli, is_holder
+from llmsched.core.workload import Placement, Workload
+
+Closed = tuple[int, ...]  # numbers of the reservations that keep somebody out; (): none does
+OPEN: Closed = ()
+
+
+class Left:
+    """Thousandths of GPUs, by flavor and in all. What is taken of any flavor counts in all alone."""
+
+    __slots__ = ("by_flavor", "total")
+
+    def __init__(self, by_flavor: dict[str | None, int], total: int | None = None) -> None:
+        self.by_flavor = by_flavor
+        self.total = sum(by_flavor.values()) if total is None else total
+
+    def of(self, flavor: str | None) -> int:
+        """Of a flavor; None: of any."""
+        return self.total if flavor is None else min(self.total, self.by_flavor.get(flavor, 0))
+
+    def add(self, flavor: str | None, amount: int) -> None:
+        self.total += amount
+        self.by_flavor[flavor] = self.by_flavor.get(flavor, 0) + amount
+
+
+class Room:
+    """What is free, and promised to nobody, when it is made; from then on as gangs take and leave it."""
+
+    def __init__(self, trial: Trial, rows: list[Row]) -> None:
+        """`rows`: the reservations that matter, in the order of their numbers."""
+        capacity = trial.state.capacity
+        self.all = Left(
+            {flavor: capacity.free_gpus(mask & capacity.open) * MILLI for flavor, mask in capacity.by_flavor.items()}
+        )
+        self._nodes, self._rows = trial.state.nodes, rows
+        self._wholly: dict[str, list[int]] = {}  # the reservations that have a node to themselves
+        self._parts: dict[str, dict[int, int]] = {}  # of each part of a node, what its holder has not taken
+        self._there: dict[str, int] = {}  # on the nodes of both
+        self._taken: dict[Closed, Left] = {}  # by whom these keep out, wherever it is
+        self._left: dict[Closed, Left] = {}  # cache
+        for number, row in enumerate(rows):
+            for node in capacity.nodes(row.nodes & capacity.open):
+                self._wholly.setdefault(node.node.id, []).append(number)
+            for name, count in row.parts:
+                if not capacity.by_id[name].draining:
+                    rest = count * MILLI - holder_milli(trial, row.reservation, name)
+                    self._parts.setdefault(name, {})[number] = rest
+        for name in (*self._wholly, *self._parts):
+            self._there[name] = max(capacity.by_id[name].free_whole, 0) * MILLI
+
+    def has(self, flavor: str | None, amount: int, closed: Closed = OPEN) -> bool:
+        """Whether those that these keep out could take so much of a flavor; None: of any."""
+        return amount <= self.all.of(flavor) and all(amount <= left.of(flavor) for left in self._lefts(closed))
+
+    def most(self, flavor: str | None, closed: Closed = OPEN) -> int:
+        """How much of a flavor they could take; None: of nodes that have none."""
+        return min(left.by_flavor.get(flavor, 0) for left in (self.all, *self._lefts(closed)))
+
+    def most_in_all(self, closed: Closed = OPEN) -> int:
+        return min(left.total for left in (self.all, *self._lefts(closed)))
+
+    def take(self, flavor: str | None, amount: int, closed: Closed = OPEN) -> None:
+        """One that these keep out takes it, wherever that is."""
+        self.all.add(flavor, -amount)
+        if not self._rows:
+            return
+        self._taken.setdefault(closed, Left({})).add(flavor, amount)
+        for those, left in self._left.items():
+            if _includes(closed, those):
+                left.add(flavor, -amount)
+
+    def leave(self, gang: GangState, placement: Placement, flavor: str | None, amount: int, sign: int = 1) -> None:
+        """It leaves these places: so much of that flavor. With sign -1 it takes them."""
+        self.all.add(flavor, sign * amount)
+        touched = self._change(gang.spec, placement, sign) if self._there else False
+        if touched:
+            self._left.clear()
+        for left in self._left.values():
+            left.add(flavor, sign * amount)
+
+    def stays(self, gang: GangState, placement: Placement, flavor: str | None, amount: int) -> bool:
+        """It takes these places again, if nobody before it has what it takes; else nothing is taken."""
+        if amount > self.all.of(flavor):
+            return False
+        alone = [(number,) for number in range(len(self._rows))]
+        before = [self.left(closed).of(flavor) for closed in alone]
+        self.leave(gang, placement, flavor, amount, -1)
+        for closed, were in zip(alone, before, strict=True):
+            are = self.left(closed).of(flavor)
+            if are < 0 and are < were:
+                self.leave(gang, placement, flavor, amount)
+                return False
+        return True
+
+    def left(self, closed: Closed) -> Left:
+        """What is left outside of these reservations by all those that each of them keeps out."""
+        if not closed:
+            return self.all
+        left = self._left.get(closed)
+        if left is None:
+            left = self._left[closed] = Left(self.all.by_flavor.copy(), self.all.total)
+            for name, there in self._there.items():
+                left.add(self._nodes[name].node.flavor, -self._reserved(name, there, closed))
+            for others, taken in self._taken.items():
+                for flavor, amount in taken.by_flavor.items() if not _includes(others, closed) else ():
+                    left.add(flavor, amount)
+        return left
+
+    def inside(self, spec: Workload, placement: Placement, closed: Closed) -> int:
+        """Thousandths of GPUs of a placement that lie on nodes that one of these has to itself, or a part of, if it is
+        of its holder."""
+        total = 0
+        for placed in placement:
+            parts = (number for number in self._parts.get(placed.node, ()) if number in closed)
+            holds = any(is_holder(self._rows[number].reservation, spec) for number in parts)
+            if holds or _includes_one(self._wholly.get(placed.node, ()), closed):
+                total += amount_of(spec, placed).gpus_milli
+        return total
+
+    def _lefts(self, closed: Closed) -> list[Left]:
+        if len(closed) <= 1:
+            return [self.left(closed)] if closed else []
+        return [self.left(closed), *(self.left((number,)) for number in closed)]
+
+    def _change(self, spec: Workload, placement: Placement, sign: int) -> bool:
+        """Note what is there on nodes of which something is reserved; False: it touches none of them."""
+        touched = False
+        for placed in placement:
+            if placed.node in self._there:
+                touched = True
+                amount = sign * amount_of(spec, placed).gpus_milli
+                self._there[placed.node] += amount
+                parts = self._parts.get(placed.node, {})
+                for number in parts:
+                    if is_holder(self._rows[number].reservation, spec):
+                        parts[number] += amount
+        return touched
+
+    def _reserved(self, name: str, there: int, closed: Closed) -> int:
+        """Of what is there on a node."""
+        if _includes_one(self._wholly.get(name, ()), closed):
+            return there
+        parts = self._parts.get(name, {})
+        return min(there, sum(max(0, parts[number]) for number in closed if number in parts))
+
+
+def _includes(closed: Closed, others: Closed) -> bool:
+    return all(number in closed for number in others)
+
+
+def _includes_one(numbers: Iterable[int], closed: Closed) -> bool:
+    return any(number in closed for number in numbers)
