@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, cluster
+from ledger import Given, Launch, cluster
 
 from llmsched.core import facts
 from llmsched.core.configuration import PreemptionRules
@@ -73,6 +73,31 @@ def test_while_a_place_is_held_for_one_the_others_are_looked_at_up_to_a_bound() 
     given.pending("like", 1)
     turn(given.state, [], policies)
     assert ordering.asked <= WAITING
+
+
+@pytest.mark.parametrize("backfill", ["easy", "conservative"])
+def test_of_equals_behind_a_planned_start_one_looks_for_places_and_a_shorter_one_still_starts(
+    backfill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of fifty looked, at every pass, for what the one before it had been refused."""
+    given = cluster("1 node x 8").scheduling(backfill=backfill, order="strict_fifo").policies(ordering="fifo")
+    given.running("a", 4, ends_in=1000.0).running("b", 2, ends_in=3000.0)
+    given.pending("head", 6, estimated_runtime_s=500.0)
+    for number in range(50):
+        given.pending(f"w{number}", 2, estimated_runtime_s=5000.0 + number)
+    given.pending("other", 1, estimated_runtime_s=5000.0)
+    given.pending("c", 4, estimated_runtime_s=50_000.0).pending("short", 2, estimated_runtime_s=900.0)
+    looked: list[str] = []
+    find = place.find
+
+    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
+        looked.append(gang.workload_id)
+        return find(this, gang, *more, **options)
+
+    monkeypatch.setattr(place, "find", counted)
+    decided = given.decide().decisions
+    assert Launch("short", 2) in decided
+    assert len({name for name in looked if name.startswith("w")}) <= 12, "and those few that get a planned start"
 
 
 def test_when_one_gpu_becomes_free_those_that_need_more_are_not_ordered() -> None:
