@@ -65,7 +65,9 @@ class Room:
 
     def has(self, flavor: str | None, amount: int, closed: Closed = OPEN) -> bool:
         """Whether those that these keep out could take so much of a flavor; None: of any."""
-        return amount <= self.all.of(flavor) and all(amount <= left.of(flavor) for left in self._lefts(closed))
+        if amount > self.all.of(flavor):
+            return False
+        return not closed or all(amount <= left.of(flavor) for left in self._lefts(closed))
 
     def most(self, flavor: str | None, closed: Closed = OPEN) -> int:
         """How much of a flavor they could take; None: of nodes that have none."""
@@ -97,6 +99,9 @@ class Room:
         """It takes these places again, if nobody before it has what it takes; else nothing is taken."""
         if amount > self.all.of(flavor):
             return False
+        if not self._rows:
+            self.all.add(flavor, -amount)
+            return True
         alone = [(number,) for number in range(len(self._rows))]
         before = [self.left(closed).of(flavor) for closed in alone]
         self.leave(gang, placement, flavor, amount, -1)

@@ -248,13 +248,16 @@ class Calendar:
         patience = scheduling.hold_after_s
         if not patience:
             return
-        rows = []
+        rows, next_at, begun = [], inf, self.trial.begun
         for shape in state.waiting.live.values():
-            since, name = next((row for row in shape.since if row[1] not in self.trial.begun), (inf, ""))
+            since, name = shape.since[0]
+            if name in begun:
+                since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
             if since + patience > plan.at:
-                plan.wake(since + patience)
+                next_at = min(next_at, since + patience)
             elif state.gangs[name].nomination is None and name not in plan.nominations:
                 rows.append(right(state.gangs[name]))
+        plan.wake(next_at)
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:

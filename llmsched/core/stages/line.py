@@ -155,6 +155,7 @@ class Line:
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
         self._aside: list[tuple[str, list[Head]]] = []
+        self._hopeless: list[tuple[str, list[Shape]]] = []  # put aside before they were put in order
         self.passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
         self._most_of = most_of
         self._without = without
@@ -168,6 +169,9 @@ class Line:
                 self._refused_still.append((queue, [*refused.values()]))
                 self.still_refused += refused.values()
             asked = [shape for shape in shapes if shape.serial not in refused]
+            if self._by_queue and asked and all(is_hopeless(shape) for shape in asked):
+                self._hopeless.append((queue, asked))
+                continue
             if asked:
                 self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order
             if heap := self._heads(asked):
@@ -233,7 +237,8 @@ class Line:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
         now = self._now
         refused = [(queue, self._heads(shapes), False) for queue, shapes in self._refused_still]
-        for queue, heap, is_unasked in refused + [(queue, heap, True) for queue, heap in self._aside]:
+        hopeless = [(queue, self._heads(shapes), True) for queue, shapes in self._hopeless]
+        for queue, heap, is_unasked in [*refused, *hopeless, *((queue, heap, True) for queue, heap in self._aside)]:
             while heap and now is not None and self._rank(heap[0]) < now:
                 gone = heappop(heap)
                 if is_unasked:
@@ -245,7 +250,7 @@ class Line:
             elif heap:
                 self._heaps[queue] = heap
                 heappush(self._queues, (self._rank(heap[0]), queue))
-        self._refused_still, self._aside = [], []
+        self._refused_still, self._hopeless, self._aside = [], [], []
 
     def _put_aside(self, rank: Rank, queue: str) -> bool:
         """Whether nobody in its line can get anything as things stand."""
@@ -258,6 +263,7 @@ class Line:
 
     def put_aside(self) -> Iterator[Shape]:
         """The classes of which somebody was not asked for it."""
+        yield from (shape for _, shapes in self._hopeless for shape in shapes)
         yield from (head.shape for _, heap in self._aside for head in heap)
 
     def _rank(self, head: Head) -> Rank:

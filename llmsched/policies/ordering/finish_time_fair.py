@@ -61,18 +61,18 @@ class FinishTimeFair:
         self._bound = 0.0
         self._contention = 1.0
         self._declared = Outlook(1.0, 1.0, 1.0)  # of a declared second
-        self._limits: dict[int, tuple[Any, Limits]] = {}  # by the identity of the options, in this pass
+        self._limits: dict[str, Limits] = {}  # by queue, in this pass
 
     def index(self) -> FinishTimeIndex:
         return FinishTimeIndex(self._limits_of)
 
     def _limits_of(self, queue: str) -> Limits:
-        knobs = self._options.of(queue)
-        known = self._limits.get(id(knobs))
-        if known is None:
+        limits = self._limits.get(queue)
+        if limits is None:
+            knobs = self._options.of(queue)
             limits = limits_of(knobs.guard, self._contention, knobs.pole * self._bound, self._declared)
-            known = self._limits[id(knobs)] = knobs, limits
-        return known[1]
+            self._limits[queue] = limits
+        return limits
 
     def key(self, gang: GangView, view: View) -> tuple[Any, ...]:
         knobs = self._options.of(gang.spec.queue)
