@@ -21,7 +21,7 @@ from llmsched.core.run_times import runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape, Stamp
 from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, rank, redeem, shrink, size
-from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, KeptOut, place_within, right
+from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.status import Status
 from llmsched.core.why_here import why_here
@@ -56,7 +56,6 @@ class Admission:
         self.looks: dict[str, int] = {}
         self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts,
         self.may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
-        self.kept_out: dict[int, KeptOut] = {}  # of which classes somebody would delay a planned start
         self.exchanged = 0  # how many pairs had exchanged a place when this round began
         self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
         self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
@@ -255,9 +254,8 @@ class Admission:
         if stamp is not None and self._is_answered(shape, stamp):
             line.refuse()
             return False
-        known = self.kept_out.get(shape.serial)
-        if known is not None and self.calendar.keeps_out_as_well(known, gang):
-            self.refused = known.refused
+        self.refused = self.calendar.refused_to_its_like(gang)
+        if self.refused is not None:
             return False
         outer = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake_at = self.plan.wake_basis = None
@@ -369,18 +367,8 @@ class Admission:
                 self._launch(gang, found)
                 return True
             self.refused = found
-        self._note_who_is_kept_out(gang)
+        self.calendar.note_refusal(gang, self.refused)
         return False
-
-    def _note_who_is_kept_out(self, gang: GangState) -> None:
-        """So that others of its class need not look for places: where only its run time and its right decide."""
-        spec, refused = gang.spec, self.refused
-        if gang.shape is None or refused is None or refused.code != "order":
-            return
-        if spec.is_elastic() or spec.kind == "serve" or gang.home or self.calendar.windows.rows:
-            return
-        lasts = runtime_s(self.state, gang, spec.min_size)
-        self.kept_out[gang.shape.serial] = KeptOut(lasts, right(gang), refused)
 
     def _tell_promised(self, gang: GangState) -> None:
         """For whom it waits, if it is promised places."""
@@ -401,10 +389,7 @@ class Admission:
         """Somebody starts, or leaves."""
         self.room.clear()
         self.may.clear()
-        self.kept_out.clear()
-
-    def _sizes(self, gang: GangState) -> list[int]:
-        return size.candidates(self.plan, gang)
+        self.calendar.forget_refusals()
 
     def _make_room(self, gang: GangState) -> bool:
         state = self.state
@@ -418,7 +403,7 @@ class Admission:
 
     def _make_room_on(self, gang: GangState, only: int, whole: int) -> bool:
         """`whole`: nodes of which nothing is reserved."""
-        sizes = self._sizes(gang)
+        sizes = size.candidates(self.plan, gang)
         if self.state.elastic and shrink.run(self.this, gang, only, sizes):
             return True
         if self.by_rank:  # rank.py has decided who is evicted, and for whom
@@ -437,7 +422,8 @@ class Admission:
         personal = self._is_personal()
         if not personal:
             line.refuse()
-        if self.refused is None or self.refused.code != "order":  # who may not delay others makes no room either
+        delays = self.refused is not None and self.refused.code == "order"
+        if not delays:  # who may not delay others makes no room either
             self.refused_to[shape.serial] = shape
         in_line = self.scheduling.order == "strict_fifo" and not self.calendar.depth
         if in_line and able_options(self.state, shape):  # what can never start stands before nobody
@@ -445,13 +431,12 @@ class Admission:
             planned = self.calendar.classes_planned() if personal else ()  # else one would wait for the other for ever
             line.block(shape.queue, flavors, gang.id, but=planned)
         elif personal:
-            if self.refused is not None and self.refused.code == "order":
+            if delays:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
-        delays = self.refused is not None and self.refused.code == "order"
         if not delays and guarantee.keep(self.this, gang, shape):  # one that delays would keep that one out itself
-            self.kept_out.clear()  # quota refuses others before planned starts do
+            self.calendar.forget_refusals()  # quota refuses others before planned starts do
         promise = self.calendar.hold_for(gang)
         if reason is not None:
             if promise is not None and promise.basis is not None:

@@ -40,7 +40,7 @@ LOOK_AGAIN_S = 60.0  # while somebody is kept out, and everybody who runs should
 HOLDS_TRIED = 16  # classes whose longest waiting gang is planned for, until an accelerator has one that may be kept
 
 
-class KeptOut(NamedTuple):
+class _KeptOut(NamedTuple):
     """One that may not delay a planned start: for how long it would run, its right, and what it was told."""
 
     lasts: float
@@ -59,6 +59,7 @@ class Calendar:
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
         self.keeps_out = False  # somebody is kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
+        self._refused: dict[int, _KeptOut] = {}  # by class, see `note_refusal`
         self._heads: dict[str | None, int] = {}
         self._looks_again: float | None = None
 
@@ -155,7 +156,7 @@ class Calendar:
             return False
         if promise.evicts and not promise.is_owed and gang.spec.priority >= promise.gang.spec.priority:
             return False
-        if right(gang) < right(promise.gang):
+        if _right(gang) < _right(promise.gang):
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
@@ -256,7 +257,7 @@ class Calendar:
             if since + patience > plan.at:
                 next_at = min(next_at, since + patience)
             elif state.gangs[name].nomination is None and name not in plan.nominations:
-                rows.append(right(state.gangs[name]))
+                rows.append(_right(state.gangs[name]))
         plan.wake(next_at)
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
@@ -305,12 +306,27 @@ class Calendar:
         begins = self.trial.is_new(gang)
         return now + presumed_s(state, gang, placement) if begins else presumed_end(state, gang)
 
-    def keeps_out_as_well(self, kept_out: KeptOut, gang: GangState) -> bool:
-        """Whether it would delay what another one of its class would, whom this pass has asked since somebody started
-        or made room: it takes no less time and has no better right, and planned starts have only become more."""
+    def note_refusal(self, gang: GangState, refused: place.Refused | None) -> None:
+        """Others of its class need not look for places, where only its run time and its right have decided."""
+        spec, shape = gang.spec, gang.shape
+        if shape is None or refused is None or refused.code != "order":
+            return
+        if not (spec.is_elastic() or spec.kind == "serve" or gang.home or self.windows.rows):
+            lasts = runtime_s(self.trial.state, gang, spec.min_size)
+            self._refused[shape.serial] = _KeptOut(lasts, _right(gang), refused)
+
+    def refused_to_its_like(self, gang: GangState) -> place.Refused | None:
+        """What one of its class was told that would delay a planned start, and so would this one, which takes no less
+        time and has no better right: planned starts have only become more since."""
+        known = self._refused.get(gang.shape.serial) if gang.shape is not None else None
+        if known is None or gang.home or self.is_planned(gang):
+            return None
         lasts = runtime_s(self.trial.state, gang, gang.spec.min_size, fastest=True)
-        is_alike = not (gang.home or self.is_planned(gang))
-        return is_alike and lasts >= kept_out.lasts and right(gang) >= kept_out.right
+        return known.refused if lasts >= known.lasts and _right(gang) >= known.right else None
+
+    def forget_refusals(self) -> None:
+        """Somebody starts or leaves, or quota is kept for somebody."""
+        self._refused.clear()
 
     def settled(self, gang: GangState) -> None:
         """It starts, or makes room for itself: nothing has to be kept for it any more."""
@@ -368,6 +384,6 @@ def place_within(
     return place.Refused("order", reason.message, reason.counts)
 
 
-def right(gang: GangState) -> tuple[int, float, str]:
+def _right(gang: GangState) -> tuple[int, float, str]:
     """The smaller, the earlier: decides between two that have both waited long, whatever policy orders the line."""
     return (-gang.spec.priority, gang.submitted_at, gang.id)

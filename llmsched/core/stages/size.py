@@ -9,45 +9,21 @@ Those that a reservation keeps out share what is outside of it (`Limit`), so it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.lane import is_owed
 from llmsched.core.plan import Plan
-from llmsched.core.records import GangState, allowed_sizes, amount_of, gpus_of, speed
+from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
 from llmsched.core.resources import MILLI
-from llmsched.core.room import Closed, Room
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Shape
-from llmsched.core.stages.backfill import Calendar, could_start
-from llmsched.core.stages.place import Refused
-from llmsched.core.stages.shrink import without
+from llmsched.core.stages.backfill import Calendar
+from llmsched.core.stages.demand import Demand, Limit
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Placement, Workload
 
 GANGS_SHARED = 4096  # elastic gangs one pass asks the policy about
-STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
-
-
-@dataclass(slots=True)
-class Limit:
-    """Gangs that the same reservations keep out, and the thousandths of GPUs that are there for them in all; besides,
-    by priority, those that work of fixed size would start on and that are counted out of these."""
-
-    names: dict[str, None]
-    left: int
-    rigid: dict[int, int]
-
-    def of(self, gangs: list[GangState]) -> list[GangState]:
-        return [gang for gang in gangs if gang.id in self.names]
-
-    def most(self, below: float) -> int:
-        """For a priority, by rank: with what fixed work of a lower one would have."""
-        return max(0, self.left + sum(amount for priority, amount in self.rigid.items() if priority < below))
 
 
 def run(this: Pass, calendar: Calendar) -> None:
@@ -57,7 +33,7 @@ def run(this: Pass, calendar: Calendar) -> None:
     if not (shapes or running) or not state.configuration.scheduling.elastic:
         return
     by_rank = state.configuration.scheduling.preemption.within_queue == "by_rank"  # 0 is a size then: nothing for now
-    demand = _Demand(this, calendar, running, by_rank)
+    demand = Demand(this, calendar, running, by_rank)
     waiting = [gang for shape in shapes for gang in demand.able(shape)]
     owed = _owed(this, running) if by_rank else {}
     plan.sizes.update((name, nearest(gang, gang.spec.min_size)) for name, gang in owed.items())
@@ -93,7 +69,7 @@ def _share_out(
     sharing: list[GangState],
     capacity: int,
     by_rank: bool,
-    demand: _Demand,
+    demand: Demand,
     flavors: list[str | None],
     limits: list[Limit],
 ) -> None:
@@ -164,7 +140,7 @@ def _give_the_owed(
     sharing: list[GangState],
     capacity: int,
     owed: dict[str, GangState],
-    demand: _Demand,
+    demand: Demand,
     flavors: list[str | None],
 ) -> None:
     """Those that were to rest have their least all the same: out of what others of their priority and lower ones would
@@ -264,131 +240,6 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
         tier = [gang for gang in members if gang.spec.priority == priority]
         found.append((tier, [gang for gang in members if gang.spec.priority < priority]))
     return found
-
-
-class _Fixed(NamedTuple):
-    """Waiting work of fixed size that could start: of a flavor so many thousandths of GPUs, on a placement, unless so
-    many were tried before it that it is taken to find one."""
-
-    flavor: str | None
-    amount: int
-    spec: Workload
-    placement: Placement
-    closed: Closed
-
-
-class _Demand:
-    """What waiting gangs would start on if elastic ones held no more than they must and who leaves were gone. One for
-    which that would not be enough, or that a reservation keeps out, is no reason to stay small."""
-
-    def __init__(self, this: Pass, calendar: Calendar, running: list[GangState], by_rank: bool) -> None:
-        self._fixed: list[_Fixed] = []
-        self._rigid: dict[tuple[str | None, int], int] = {}  # of those, by flavor and priority
-        self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
-        self._this, self._calendar, self._running, self._tried = this, calendar, running, 0
-        state, trial = this.state, this.trial
-        waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
-        elastic = [*state.waiting.elastic.values()]
-        if not waits and not elastic:
-            return
-        mark = trial.mark()
-        for gang in running:
-            if trial.held(gang) and gang.id not in trial.shrinking and not gang.lost_members:
-                least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
-                trial.hold(gang, least)
-        trial.let_them_go()
-        for shape in elastic:
-            self._able[shape.serial] = self._that_could_start(shape)
-        for shape in waits:
-            self._count(shape)
-        trial.rollback(mark)
-
-    def able(self, shape: Shape) -> list[GangState]:
-        return self._able[shape.serial]
-
-    def _that_could_start(self, shape: Shape) -> list[GangState]:
-        """Of an elastic class, each by itself: who else could is for the policy to compare."""
-        able: dict[Closed, bool] = {}
-        found = []
-        for _, name in shape.entries:
-            gang = self._this.state.gangs[name]
-            closed = self._calendar.closed_to(gang)
-            if closed not in able:
-                able[closed] = (
-                    gang.nomination is not None
-                    or len(self._able) >= STARTS_TRIED
-                    or not isinstance(could_start(self._this, gang, self._calendar), Refused)
-                )
-            if able[closed]:
-                found.append(gang)
-        return found
-
-    def _count(self, shape: Shape) -> None:
-        state, trial = self._this.state, self._this.trial
-        refused: dict[Closed, None] = {}
-        for number, (_, name) in enumerate(shape.entries):
-            gang = state.gangs[name]
-            if gang.nomination is not None:
-                continue  # its places are taken in the ledgers already
-            closed = self._calendar.closed_to(gang)
-            if closed in refused:
-                continue
-            if self._tried >= STARTS_TRIED:
-                need = need_milli(shape.sample, shape.sample.min_size, 0) * (len(shape.entries) - number)
-                self._add(_Fixed(shape.flavors[0], need, gang.spec, (), closed))
-                return
-            self._tried += 1
-            found = could_start(self._this, gang, self._calendar)
-            if isinstance(found, Refused):
-                if not closed:
-                    return  # nor would the next of its class
-                refused[closed] = None
-                continue
-            trial.hold(gang, found)
-            for placed in found:
-                flavor = state.nodes[placed.node].node.flavor
-                self._add(_Fixed(flavor, amount_of(gang.spec, placed).gpus_milli, gang.spec, (placed,), closed))
-
-    def _add(self, row: _Fixed) -> None:
-        self._fixed.append(row)
-        key = (row.flavor, row.spec.priority)
-        self._rigid[key] = self._rigid.get(key, 0) + row.amount
-
-    def rigid_of(self, flavors: list[str | None], below: float = inf) -> int:
-        """What those of fixed size, and of a priority below that, would start on."""
-        rows = self._rigid.items()
-        return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
-
-    def limits(self, flavors: list[str | None], sharing: list[GangState]) -> list[Limit]:
-        """For those of the sharing that reservations keep out."""
-        trial, rows = self._this.trial, self._calendar.windows.rows
-        if not rows:
-            return []
-        closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
-        alone = [(number,) for closed in closed_to.values() for number in closed]
-        mark = trial.mark()
-        trial.let_them_go()
-        for gang in sharing:
-            if trial.held(gang):
-                trial.hold(gang, ())
-            trial.unpromise(gang)
-        room, found = Room(trial, rows), []
-        for closed in dict.fromkeys((*alone, *closed_to.values())):
-            if not closed:
-                continue
-            names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
-            left = sum(room.left(closed).by_flavor.get(flavor, 0) for flavor in flavors)
-            for gang in sharing:  # who is on it goes on to be there until it is to be cleared
-                left += room.inside(gang.spec, gang.held, closed) if gang.id in names else 0
-            rigid: dict[int, int] = {}
-            for row in self._fixed:
-                is_outside = row.flavor in flavors and (row.placement or all(number in row.closed for number in closed))
-                if is_outside:
-                    amount = row.amount - room.inside(row.spec, row.placement, closed)
-                    rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + amount
-            found.append(Limit(names, left - sum(rigid.values()), rigid))
-        trial.rollback(mark)
-        return found
 
 
 def _least_milli(gang: GangState) -> int:
