@@ -24,8 +24,7 @@ DATA, NIGHT_S, AT_ONCE = Path(__file__).parent / "data", 90.0, 500
 def main() -> None:
     client = Client()
     (night,) = yaml.safe_load_all(Path("nightly.yaml").read_text())
-    Path("data/tonight.yaml").write_text(yaml.safe_dump({**night, "workdir": "..", "deadline": time.time() + NIGHT_S}))
-    client.apply("data/tonight.yaml")
+    client.apply({**night, "deadline": time.time() + NIGHT_S})
     earlier, later = rows_of(DATA / "earlier.jsonl"), rows_of(DATA / "later.jsonl")
     rank = client.chat("films-rank")
     for begin in range(0, len(earlier), AT_ONCE):
