@@ -55,7 +55,6 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "trial_id": "ray.tune, of a trial",
     "get_live_trials": "ray.tune, of a controller",
     "get_trials": "ray.tune, of a controller",
-    "Retriever": "a spec, by serve.app",
     "Voice": "a spec, by serve.app",
     "do_POST": "http.server",
     "log_message": "http.server",

@@ -41,12 +41,17 @@ def _print(found: trial_models.TrialTable, shown: int) -> None:
     for one in found.trials[:shown]:
         value = [_number(one.value)] if found.metric else []
         tried = [_number(one.values.get(path)) for path in found.paths]
-        table.add_row(one.name, show.phase_cell(one.phase), *value, _number(one.step), *tried, one.message)
+        table.add_row(one.name, show.phase_cell(one.phase), *value, _number(one.step), *tried, _what(one))
     table.show()
     if len(found.trials) > shown:
         terminal.echo(f"... and {len(found.trials) - shown} more; see them with --all.")
     if found.best is not None and found.phase == "succeeded":
         terminal.echo(f"\nThe best is {found.best}; its result: run://{found.id}/best")
+
+
+def _what(one: trial_models.TrialView) -> str:
+    begun = f"goes on from {one.goes_on_from} at step {one.goes_on_at}" if one.goes_on_from else ""
+    return "; ".join(filter(None, (begun, one.message)))
 
 
 def _number(value: Any) -> str:

@@ -52,11 +52,16 @@ def chat(
             else:
                 _answer(model, said, parameters, no_stream)
             return
-        terminal.echo(f"Talking to {name}. An empty line or Ctrl-D ends it.", err=True)
+        terminal.echo(f"Talking to {name}. An empty line or Ctrl-D ends it, Ctrl-C an answer.", err=True)
         while question := _ask():
-            said.append({"role": "user", "content": _with_images(question, images)})
+            asked = {"role": "user", "content": _with_images(question, images)}
+            try:
+                answer = _answer(model, [*said, asked], parameters, no_stream)
+            except KeyboardInterrupt:  # the question is taken back with it, images too
+                terminal.echo()
+                continue
             images = ()  # they stand in the conversation now
-            said.append({"role": "assistant", "content": _answer(model, said, parameters, no_stream)})
+            said += [asked, {"role": "assistant", "content": answer}]
 
 
 def _with_images(text: str, files: tuple[str, ...]) -> Any:
@@ -68,7 +73,7 @@ def _with_images(text: str, files: tuple[str, ...]) -> Any:
 def _ask() -> str:
     try:
         return input("> ").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return ""
 
 

@@ -28,8 +28,8 @@ from llmsched.errors import ClusterError, LlmschedError, RequestError, SpecError
 from llmsched.executors import port
 from llmsched.spec.compile import Compiled, compile_workload
 from llmsched.spec.load import load_json
-from llmsched.spec.tune import trial, values_of
-from llmsched.spec.workload import FiniteSpec
+from llmsched.spec.tune import GOES_ON_FROM, trial, values_of
+from llmsched.spec.workload import MOST_LABELS, FiniteSpec
 
 log = logging.getLogger("llmsched.control")
 AT_ONCE = 16  # questions that are looked into
@@ -202,10 +202,16 @@ def child_of(parent: Workload, above: Mapping[str, Any], data: Any, where: str) 
 
 
 def _trial(search: Mapping[str, Any], asked: dict[str, Any], where: str) -> dict[str, Any]:
-    values = asked.get("values")
-    if set(asked) != {"name", "values"} or not isinstance(values, dict) or set(values) != set(search["tune"]["space"]):
+    """Beside its values it may say from which trial it goes on; the label of it is for `best`."""
+    values, donor = asked.get("values"), asked.get("goes_on_from")
+    named = {"name", "values"} | ({"goes_on_from", "at_step"} if donor is not None else set())
+    if set(asked) != named or not isinstance(values, dict) or set(values) != set(search["tune"]["space"]):
         raise SpecError('expected "name", and "values" with each path of the space.', where=where)
-    return trial(search, asked["name"], values)
+    made = trial(search, asked["name"], values)
+    labels = made.get("labels") or {}
+    if donor is not None and len(labels) < MOST_LABELS:
+        made["labels"] = {**labels, GOES_ON_FROM: f"{donor}/{asked['at_step']}"}
+    return made
 
 
 def _narrower(where: str, key: str, got: str, expected: str, hint: str = "") -> RequestError:

@@ -24,7 +24,7 @@ from llmsched.spec import parcel, trial_models
 from llmsched.spec.compile import compile_workload
 from llmsched.spec.load import load_json
 from llmsched.spec.quantities import parse_run_source
-from llmsched.spec.tune import TuneSpec, trial, values_of
+from llmsched.spec.tune import GOES_ON_FROM, TuneSpec, trial, values_of
 
 HOW = {
     "fifo": "each to its end",
@@ -141,6 +141,7 @@ def _row(
     told = next((numbers[gang] for gang in found.gangs if gang in numbers), {})
     value = {**told, **found.metrics}.get(tune["metric"])
     step = told.get(tune["scheduler_args"]["time_attr"])
+    donor, _, at = dict(found.workload.labels).get(GOES_ON_FROM, "").partition("/")
     return trial_models.TrialView(
         name=name,
         id=found.workload.id,
@@ -150,6 +151,8 @@ def _row(
         step=float(step) if isinstance(step, (int, float)) and not isinstance(step, bool) else None,
         gpu_hours=sum(gang.served_gpu_s for gang in found.known.values() if gang.id in found.gangs) / 3600,
         message="stopped early" if _is_stopped(found) else text(found.message, names),
+        goes_on_from=donor or None,
+        goes_on_at=int(at) if donor else None,
     )
 
 

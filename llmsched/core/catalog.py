@@ -76,7 +76,7 @@ CATALOG: dict[str, Entry] = {
     "release.some": Entry("{who} to become smaller"),
     "release.all": Entry("{who} to leave"),
     "reservation.no_end": Entry(
-        "free GPUs are reserved ({reserved}) and its run time is not known",
+        "free GPUs are reserved ({reserved}) and nothing bounds how long it runs",
         "give it a max_runtime that ends before the reservation",
     ),
     "reservation.too_long": Entry(

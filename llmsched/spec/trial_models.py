@@ -8,7 +8,8 @@ from llmsched.spec.http_models import ENDED, Phase, Reply
 
 
 class TrialView(Reply):
-    """A trial of a search. `value`: of the metric, the last one; `values`: what it has at each path of the space."""
+    """A trial of a search. `value`: of the metric, the last one; `values`: what it has at each path of the space. Of a
+    population: `goes_on_from` which trial's checkpoint it began, at step `goes_on_at`."""
 
     name: str  # t1, t2 ... in the order in which they were tried
     id: str
@@ -18,6 +19,8 @@ class TrialView(Reply):
     step: float | None = None
     gpu_hours: float = 0.0
     message: str = ""
+    goes_on_from: str | None = None
+    goes_on_at: int | None = None
 
     @property
     def ended(self) -> bool:

@@ -180,6 +180,8 @@ class TuneSpec(FiniteSpec):
                 near = _nearest(path, model)
                 raise WrongAt("is no field of a trial" + (f'. Did you mean "{near}"?' if near else ""), *where)
             for value in domain.extremes():
+                if value is None and path.startswith("envs."):
+                    raise WrongAt('null is no value of a variable; write "" for an empty one', *where)
                 if problem := _problem(trial(data, "t1", {path: value}), model):
                     raise WrongAt(f"{str(value)[:60]!r} does not fit: {problem}", *where)
         self._has_its_metric()
@@ -205,6 +207,9 @@ class TuneSpec(FiniteSpec):
         train = self.tune.train
         read = [train.base_model, train.teacher, *(each.path for each in train.datasets)] if train is not None else []
         return [each for each in read if each]
+
+
+GOES_ON_FROM = "llmsched/goes-on-from"  # a label of a trial of a population: TRIAL/STEP
 
 
 def trial(data: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from llmsched.core.workload import split_run
 from llmsched.spec import own_variables
-from llmsched.spec.notice import Notice
+from llmsched.spec.notice import Notice, NoticeSpec
 from llmsched.spec.quantities import (
     Accelerators,
     Condition,
@@ -70,6 +70,9 @@ class GroupSpec(Section):
     count: int = Field(ge=1, le=100_000)
     resources: Resources = Field(default_factory=Resources)
     topology: TopologySpec | None = None
+
+
+MOST_LABELS = 32
 
 
 def is_wheel(requirement: str) -> bool:
@@ -196,6 +199,13 @@ def _check_secrets(names: list[str]) -> list[str]:
     return names
 
 
+def _none_twice(notices: list[NoticeSpec]) -> list[NoticeSpec]:
+    for place, each in enumerate(notices):
+        if each in notices[:place]:
+            raise WrongAt("stands there twice: each is told once", place)
+    return notices
+
+
 def _check_argv(argv: list[str]) -> list[str]:
     if any("\0" in word for word in argv):
         raise ValueError("has a NUL character in it")
@@ -244,9 +254,12 @@ class WorkloadSpec(Section):
     budget: Budget | None = None
     labels: Annotated[
         dict[Label, Label],
-        Field(max_length=32, description="Of your own, to find it by: status --label team=nlp, cancel --label ..."),
+        Field(
+            max_length=MOST_LABELS,
+            description="Of your own, to find it by: status --label team=nlp, cancel --label ...",
+        ),
     ] = {}
-    notify: list[Notice] = Field(default=[], max_length=16)
+    notify: Annotated[list[Notice], AfterValidator(_none_twice)] = Field(default=[], max_length=16)
     calls: Annotated[
         list[Name],
         Field(max_length=64, description="Endpoints that it may ask, by the names of their workloads."),

@@ -44,7 +44,7 @@ def trials_of(controller: Live) -> None:
         wait_until(lambda: ("llms/sweep/0/1", id) in cluster.answers)
 
     values = [{"name": f"t{n}", "values": {"train.config.lr": n / 10}} for n in (1, 2, 3)]
-    ask("1", ask="submit", specs=values)
+    ask("1", ask="submit", specs=[*values[:2], {**values[2], "goes_on_from": "t1", "at_step": 40}])
     for n in (1, 2, 3):
         wait_until(lambda n=n: client.status(f"sweep.t{n}").phase == "running")  # type: ignore[misc]
         controller.do(said(lambda n=n: cluster.say(Progress(f"sweep.t{n}/0", 1, {"step": n, "loss": 1 / n}))))  # type: ignore[misc]
@@ -69,6 +69,7 @@ def test_best_shows_trials_by_their_metric_and_lists_have_those_that_last_below_
     assert table.best == "t1" and table.total == 3 and table.trials[2].values == {"train.config.lr": 0.1}
     shown = run("best", "sweep").output.splitlines()
     assert shown[0] == "sweep: 2 of 3 trials have ended (running)."
+    assert shown[2].endswith("goes on from t1 at step 40")
     assert shown[3].split() == ["t2", "cancelled", "0.5", "2", "0.2", "stopped", "early"]
 
     listed = [one.id for one in client.workloads().workloads]

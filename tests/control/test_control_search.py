@@ -10,6 +10,8 @@ import pytest
 from control_harness import ANN, Script, controlling, fake_cluster, kinds, phase, until
 from search_member import Members
 
+from llmsched.control import trials as of_search
+from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.errors import RequestError
 from llmsched.runtime.storage import describe
 from llmsched.spec.load import load_json
@@ -162,6 +164,11 @@ def test_the_worst_of_a_population_goes_on_from_the_best_ones_checkpoint(tmp_pat
             assert heirs and set(heirs.values()) <= set(begun) and not {"sweep.t1", "sweep.t2"} & set(heirs)
             stopped = [name for name in trials(controller) if phase(controller, name) == "cancelled"]
             assert len(stopped) == len(heirs) == len(trials(controller)) - len(GRID)
+            state = controller.state
+            names = KnownNames(state, Permissions(Person(ANN), state.configuration), "sweep")
+            shown = of_search.table(state, state.workloads["sweep"], lambda _: {}, names).trials
+            donors = {f"sweep.{one.name}": f"sweep.{one.goes_on_from}" for one in shown if one.goes_on_at == 5}
+            assert donors == heirs, "best says from whom"
 
     asyncio.run(story())
 

@@ -31,3 +31,10 @@ def test_an_entry_of_notify_that_would_tell_nothing_is_refused(entry, words):
     with pytest.raises(SpecError) as refused:
         load(TASK + f"notify: [{entry}]\n")
     assert words in str(refused.value)
+
+
+def test_the_same_entry_twice_is_refused_and_one_address_for_two_things_is_not():
+    once = TASK + "notify: [https://a.example/x, {url: 'https://a.example/x', on: [waiting]}]\n"
+    assert len(load(once)[0].notify) == 2
+    with pytest.raises(SpecError, match="stands there twice"):
+        load(once.replace("]}]", "]}, https://a.example/x]"))

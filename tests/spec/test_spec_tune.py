@@ -64,6 +64,7 @@ REFUSED = [
     ),
     (LOOP, ["space: {a: {grid: [1]}}", "samples: 9999", "metric: a", "trials: 3"], 'Did you mean "samples"?'),
     (TASK, ["space: {envs.A: {grid: [1, 2]}}", "samples: 9999"], "these are 19998 trials"),
+    (TASK, ["space: {envs.A: {grid: [1, null]}}"], "null is no value of a variable"),
     (LOOP, ["space: {a: {uniform: [0.0, 1.0]}}", "metric: a", "scheduler: pbt"], "after how many steps trials are"),
 ]
 

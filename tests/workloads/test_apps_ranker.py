@@ -4,6 +4,7 @@ import random
 
 import pytest
 from starlette.exceptions import HTTPException
+from vectors import asked_for
 
 from llmsched.errors import ClusterError
 from workloads.apps import ranker, tastes
@@ -16,16 +17,7 @@ WORDS = ["war", "love", "space"]
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How many texts each request for vectors had."""
-    sizes = []
-
-    def embeddings(model, texts, **_):
-        assert model == "minilm"
-        sizes.append(len(texts))
-        return [[float(text.count(word)) + 0.01 for word in WORDS] for text in texts]
-
-    monkeypatch.setattr(ranker.calls, "embeddings", embeddings)
-    return sizes
+    return asked_for(monkeypatch, ranker, WORDS)
 
 
 def answers(many, seed=3):

@@ -1,11 +1,16 @@
 """Passages by meaning: exact, by the files as they are now, and by vectors that a batch has made."""
 
 import asyncio
+import gc
 import json
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
 from starlette.exceptions import HTTPException
+from vectors import asked_for, vector
+from waiting import wait_until
 
 from llmsched.errors import ClusterError, RequestError
 from workloads.apps import index as indices
@@ -19,21 +24,12 @@ TEXTS = ["the king and the queen", "a car on the road", "rain on the road", "kin
 
 
 def vector_of(text):
-    return [float(text.count(word)) + 0.01 for word in WORDS]
+    return vector(WORDS, text)
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How many texts each request for vectors had."""
-    sizes = []
-
-    def embeddings(model, texts, **_):
-        assert model == "minilm"
-        sizes.append(len(texts))
-        return [vector_of(text) for text in texts]
-
-    monkeypatch.setattr(retriever.calls, "embeddings", embeddings)
-    return sizes
+    return asked_for(monkeypatch, retriever, WORDS)
 
 
 def write(path, texts, **more):
@@ -112,25 +108,28 @@ def test_what_cannot_be_read_while_it_runs_shows_in_its_health_until_it_can(tmp_
     def away(*_):
         raise ClusterError("minilm could not be asked")
 
-    app._closing = Twice()
     monkeypatch.setattr(app, "_take_in", away)
-    app._follow(0.0)
+    app.look()
     with pytest.raises(RuntimeError, match="minilm could not be asked"):
         app.check_health()
     assert ask(app, "queen", 1)["passages"]
 
 
-class Twice:
-    """An event that is not set the first time it is waited for."""
+def knows(app, many):
+    return len(app._index) == many
 
-    def __init__(self):
-        self.waits = iter([False, True])
 
-    def wait(self, _):
-        return next(self.waits)
-
-    def set(self):
-        pass
+def test_whoever_follows_the_files_ends_with_the_app(tmp_path, asked):
+    write(tmp_path / "a.jsonl", TEXTS)
+    before = {*threading.enumerate()}
+    app = Retriever(str(tmp_path), "minilm", follow=0.01)
+    (follower,) = {*threading.enumerate()} - before
+    write(tmp_path / "b.jsonl", ["queen"])
+    wait_until(partial(knows, app, 5))
+    del app
+    gc.collect()
+    follower.join(10)
+    assert not follower.is_alive()
 
 
 def test_beyond_what_numpy_does_well_faiss_finds_the_same(tmp_path, asked, monkeypatch):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ class Retriever:
         self._trouble = ""
         self._closing = threading.Event()
         self._take_in()
-        threading.Thread(target=self._follow, args=(follow,), daemon=True, name="follow").start()
+        weakref.finalize(self, self._closing.set)
+        about = (weakref.ref(self), self._closing, follow)
+        threading.Thread(target=_follow, args=about, daemon=True, name="follow").start()
 
     async def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
         query, k = body.get("query"), body.get("k", 5)
@@ -62,17 +65,14 @@ class Retriever:
         if self._trouble:
             raise RuntimeError(self._trouble)
 
-    def __del__(self) -> None:
-        self._closing.set()
-
-    def _follow(self, every_s: float) -> None:
-        while not self._closing.wait(every_s):
-            try:
-                self._take_in()
-                self._trouble = ""
-            except Exception as error:  # a file that is half written, an endpoint that is away: the next look has it
-                self._trouble = f"new documents cannot be read: {error}"
-                print(f"[retriever] {self._trouble}", flush=True)
+    def look(self) -> None:
+        """For what came or changed."""
+        try:
+            self._take_in()
+            self._trouble = ""
+        except Exception as error:  # a file that is half written, an endpoint that is away: the next look has it
+            self._trouble = f"new documents cannot be read: {error}"
+            print(f"[retriever] {self._trouble}", flush=True)
 
     def _take_in(self) -> None:
         for file in find(self._place):
@@ -106,3 +106,11 @@ class Retriever:
             for at, vector in zip(some, made, strict=True):
                 vectors[at] = vector
         return found, np.asarray(vectors, np.float32)
+
+
+def _follow(of: weakref.ref[Retriever], closing: threading.Event, every_s: float) -> None:
+    """Holds no app while it waits, so that one that nobody has any more ends, and this with it."""
+    while not closing.wait(every_s):
+        if (app := of()) is not None:
+            app.look()
+        del app

@@ -72,6 +72,10 @@ class Watchman:
         self._calm = dict.fromkeys(self._canaries, 0)
         self._repairs = self._alarms = self._count = 0
 
+    @property
+    def every_s(self) -> float:
+        return float(self._rules["every_s"])
+
     def look(self) -> None:
         """One round: every canary, then a verdict on each endpoint."""
         asked = [(of, one) for of, some in self._canaries.items() for one in some]
@@ -143,7 +147,7 @@ def main(file: str) -> None:
     while not elastic.should_stop():
         began = time.monotonic()
         watchman.look()
-        time.sleep(max(0.0, watchman._rules["every_s"] - (time.monotonic() - began)))
+        time.sleep(max(0.0, watchman.every_s - (time.monotonic() - began)))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class Search:
             for trial in self._wanted:
                 notes.hold(trial.number, self._halving.rungs)
         try:
-            self._door.submit(*({"name": one.name, "values": one.values} for one in self._wanted))
+            self._door.submit(*(one.asked for one in self._wanted))
         except RequestError as error:
             if error.code not in _LATER:
                 raise

@@ -38,6 +38,14 @@ class Trial:
         return name_of(self.number)
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """How the search asks for it."""
+        if self.donor is None:
+            return {"name": self.name, "values": self.values}
+        goes_on = {"goes_on_from": name_of(self.donor), "at_step": int(self.furthest)}
+        return {"name": self.name, "values": self.values, **goes_on}
+
+    @property
     def has_ended(self) -> bool:
         return self.phase in ("succeeded", "failed", "cancelled")
 
