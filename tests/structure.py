@@ -37,6 +37,7 @@ DECORATORS = [
     "@*.command*",
 ]
 CALLED_BY_OTHERS: dict[str, str] = {
+    "_push_model_ids_info": "Serve, of multiplexed models",
     "training_step": "Lightning",
     "configure_optimizers": "Lightning",
     "on_train_batch_end": "Lightning",

@@ -268,4 +268,11 @@ def wish(workload: Workload) -> Message:
         else (workload.min_size, workload.max_size)
     )
     each: Arg = tuple(workload.groups[0].options)
-    return say("wish", size=low, each=each) if low == high else say("wish.range", least=low, most=high, each=each)
+    one = say("wish", size=low, each=each) if low == high else say("wish.range", least=low, most=high, each=each)
+    if workload.kind != "serve" or len(workload.groups) == 1:
+        return one
+    beside = tuple(
+        say("wish.group", count=group.count, group=Quote(group.name), each=tuple(group.options))
+        for group in workload.groups[1:]
+    )
+    return say("wish.beside", each=one, beside=beside)

@@ -29,6 +29,23 @@ def need_milli(spec: Workload, size: int, option: int) -> int:
     return total
 
 
+def flavor_of(spec: Workload, option: int) -> str | None:
+    """Of the GPUs that a gang takes with an option: of its first group that takes any. Those of the others are the
+    same in what users write (`spec/serve.py`); where they are not, `place.over_quota` counts each by its own."""
+    if len(spec.groups) > 1:
+        for group in spec.groups:
+            if (found := group.option(option)).resources.gpus_milli:
+                return found.flavor
+    return spec.groups[0].option(option).flavor
+
+
+def flavors_of(spec: Workload) -> list[str | None]:
+    """The same with each option."""
+    if len(spec.groups) == 1:
+        return [option.flavor for option in spec.groups[0].options]
+    return [flavor_of(spec, option) for option in options_of(spec)]
+
+
 def least_milli(spec: Workload, size: int) -> int:
     """What it takes at `size` with the option that takes least."""
     return min(need_milli(spec, size, option) for option in options_of(spec))

@@ -55,8 +55,10 @@ CATALOG: dict[str, Entry] = {
     ),
     "nodes.none": Entry("the cluster has no nodes yet", "a node joins"),
     "nodes.busy": Entry(
-        "needs {size} x {each}; {fitting} fit now on {nodes:#node}{drained:>, }", "room for {missing} more is released"
+        "needs {size} x {each}{group:> for }; {fitting} fit now on {nodes:#node}{drained:>, }",
+        "room for {missing} more is released",
     ),
+    "nodes.of_group": Entry("{group}"),
     "nodes.drained": Entry("{count} of them drained"),
     "nodes.unfit": Entry("not enough room", "something is released"),
     "nodes.unfit_group": Entry('not enough room for group "{group}"', "something is released"),
@@ -398,6 +400,8 @@ CATALOG: dict[str, Entry] = {
     "event.changed_by": Entry('changed by {by} in queue "{queue}": {wish}'),
     "wish": Entry("{size} x ({each:| or })"),
     "wish.range": Entry("{least}..{most} x ({each:| or })"),
+    "wish.beside": Entry("{each}, each with {beside:|, }"),
+    "wish.group": Entry("{count} x {group} ({each:| or })"),
     "event.ended_by_parent": Entry("ended by the work that had asked for it"),
     "event.scaled": Entry("asked to hold {size}"),
     "event.rolled_back": Entry("goes back to revision {revision}"),

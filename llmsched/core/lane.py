@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from heapq import merge
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 
 if TYPE_CHECKING:
     from llmsched.core.ledgers import Ledgers
@@ -166,7 +166,7 @@ class Lanes:
         queue, flavors = spec.queue if ledgers.quota.enforced else "", self._gpus_of(ledgers)
         if len(flavors) <= 1:
             return queue, None
-        keys = [(queue, spec.groups[0].option(option).flavor) for option in options_of(spec)]
+        keys = [(queue, flavor_of(spec, option)) for option in options_of(spec)]
         needs = (need_milli(spec, spec.min_size, option) for option in options_of(spec))
         return next(
             (key for key, need in zip(keys, needs, strict=True) if need <= self.capacity(key, ledgers)), keys[0]

@@ -11,7 +11,7 @@ import heapq
 from llmsched.core import cron, rollout
 from llmsched.core.explain import Reason
 from llmsched.core.message import Quote, say, workload, workloads
-from llmsched.core.records import GangState, Version, WorkloadState, allowed_sizes
+from llmsched.core.records import GangState, Version, WorkloadState, allowed_sizes, flavor_held
 from llmsched.core.resources import MILLI, ByNode
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement, Workload, gang_id
@@ -172,9 +172,8 @@ def _drop_parked(world: World, gang: GangState) -> None:
 
 def set_pace(world: World, gang: GangState) -> None:
     """Say how fast it is where it was placed: as its option says, else as earlier runs on that flavor were."""
-    first = (gang.placement or ())[0]
-    node = world.nodes.get(first.node)
-    gang.option, gang.flavor = first.option, node.node.flavor if node else None
+    placement = gang.placement or ()
+    gang.option, gang.flavor = placement[0].option, flavor_held(world.nodes, gang.spec, placement)
     gang.relative_speed = world.history.relative_speed(gang.spec, gang.option, gang.flavor)
     gang.faster = world.history.faster(gang.spec, gang.size, gang.option, gang.pace(gang.size))
     if gang.faster:

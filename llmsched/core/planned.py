@@ -12,7 +12,7 @@ from heapq import merge
 from math import ceil, inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.quota import Branch
@@ -79,7 +79,7 @@ def _with_option(
     spec = gang.spec
     need = need_milli(spec, size, option)
     mask = place.eligible(trial, spec, option)
-    flavor = spec.groups[0].option(option).flavor
+    flavor = flavor_of(spec, option)
     counts = flavor is not None or len(state.capacity.by_flavor) <= 1 or not state.quota.enforced
     fluid = counts and is_fluid(spec) and not promises and not windows.rows and not _has_shares(state)
     flavor = flavor or next(iter(state.capacity.by_flavor), None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from llmsched.core.amounts import options_of
+from llmsched.core.amounts import flavor_of, options_of
 from llmsched.core.capacity import room_when_empty
 from llmsched.core.configuration import NodeType
 from llmsched.core.message import FLAVOR, LABEL, LEVEL, QUEUE, Arg, Message, Quote, Ref, say
@@ -41,7 +41,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
     """The same with one of its options."""
     types = state.configuration.node_types
     who, need_milli = Quote(spec.id), 0
-    first_flavor = spec.groups[0].option(option).flavor
+    of_gpus = flavor_of(spec, option)
     for number, group in enumerate(spec.groups):
         flavor, need, _ = group.option(option)
         count = spec.min_size if number == 0 else group.count
@@ -49,7 +49,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         wish = wish_of(spec, option, number)
         suited, to_come = _that_suit(state, wish)
         if not any(_that_suit(state, Wish(flavor))):
-            flavors = [*dict.fromkeys(str(o.flavor) for g in spec.groups for o in g.options)]
+            flavors = [*dict.fromkeys(o.flavor for g in spec.groups for o in g.options if o.flavor)]
             wanted = tuple(Ref(FLAVOR, name) for name in flavors)
             there = _inventory(state)
             message = say("impossible.no_accelerator", who=who, wanted=wanted)
@@ -80,7 +80,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         refusal = _domain_fits(state, spec, option)
         if refusal is not None:
             return refusal
-    return _quota_fits(state, spec, first_flavor, need_milli)
+    return _quota_fits(state, spec, of_gpus, need_milli)
 
 
 def able_options(state: State, shape: Shape) -> tuple[int, ...]:
@@ -135,18 +135,22 @@ def _fit_together(state: State, spec: Workload, option: int) -> bool:
 
 def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
     level = spec.topology.required or ""
-    need = spec.groups[0].option(option).resources
-    rooms: dict[str, int] = {}
-    for node in state.capacity.nodes(state.capacity.suiting(wish_of(spec, option))):
-        domain = node.node.domain(level)
-        if domain is not None:
-            rooms[domain] = rooms.get(domain, 0) + room_when_empty(node.node.total, need, spec.min_size)
+    rooms: dict[str, int] = {}  # for bundles of all groups, each group by itself
+    for number, group in enumerate(spec.groups):
+        need, count = group.option(option).resources, spec.min_size if number == 0 else group.count
+        mine: dict[str, int] = {}
+        for node in state.capacity.nodes(state.capacity.suiting(wish_of(spec, option, number))):
+            domain = node.node.domain(level)
+            if domain is not None:
+                mine[domain] = min(count, mine.get(domain, 0) + room_when_empty(node.node.total, need, count))
+        rooms = {name: rooms.get(name, 0) + room for name, room in mine.items()} if mine or not number else {}
+    wanted = spec.min_size + sum(group.count for group in spec.groups[1:])
     who, named = Quote(spec.id), Ref(LEVEL, level)
     if not rooms:
         return Never("impossible", say("impossible.no_level", who=who, level=named))
     there = max(rooms.values())
-    if there < spec.min_size:
-        message = say("impossible.level", who=who, count=spec.min_size, level=named, there=there)
+    if there < wanted:
+        message = say("impossible.level", who=who, count=wanted, level=named, there=there)
         return Never("impossible", message)
     return None
 

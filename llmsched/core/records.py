@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmsched.core.configuration import Configuration
 from llmsched.core.explain import Reason
@@ -22,6 +22,9 @@ from llmsched.core.status import ACTIVE, HOLDING, TERMINAL, Status
 from llmsched.core.trade import Gift, Handover
 from llmsched.core.usage import Used
 from llmsched.core.workload import Placed, Placement, Workload
+
+if TYPE_CHECKING:
+    from llmsched.core.capacity import NodeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,14 @@ def gpus_of(workload: Workload, placement: Placement) -> int:
         if len(options) == 1:
             return options[0].resources.gpus_milli * len(placement)
     return sum(amount_of(workload, placed).gpus_milli for placed in placement)
+
+
+def flavor_held(nodes: Mapping[str, NodeState], workload: Workload, placement: Placement) -> str | None:
+    """Of the GPUs of a placement: where its first bundle lies that has any."""
+    if len(workload.groups) > 1:
+        placement = tuple(placed for placed in placement if amount_of(workload, placed).gpus_milli) or placement
+    node = nodes.get(placement[0].node) if placement else None
+    return node.node.flavor if node is not None else None
 
 
 def size_of(workload: Workload, placement: Placement) -> int:

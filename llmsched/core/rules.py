@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from llmsched.core.amounts import bundle_milli, need_of, options_of
+from llmsched.core.amounts import bundle_milli, flavor_of, need_of, options_of
 from llmsched.core.configuration import PreemptionRules, Queue
 from llmsched.core.fair import BORROWED, GUARANTEE, TOTAL, Shares
 from llmsched.core.message import Message, say
 from llmsched.core.quota import Branch, fork
-from llmsched.core.records import GangState, gpus_of, size_of, total_of
+from llmsched.core.records import GangState, flavor_held, gpus_of, size_of, total_of
 from llmsched.core.resources import ZERO, Resources
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.state import State
@@ -293,7 +293,7 @@ class Rules:
         return own is not None and own.used + self._need().gpus_milli - released <= own.subtree
 
     def _own(self) -> Branch | None:
-        flavor = self.gang.spec.groups[0].option(self.option).flavor
+        flavor = flavor_of(self.gang.spec, self.option)
         if flavor is None and len(self.state.capacity.by_flavor) == 1:
             flavor = next(iter(self.state.capacity.by_flavor))
         return self.state.quota.branch(self.gang.spec.queue, flavor)
@@ -321,9 +321,7 @@ class Rules:
         return self._amount
 
     def _flavor(self, victim: GangState) -> str | None:
-        held = self.trial.places(victim)
-        node = self.state.nodes.get(held[0].node) if held else None
-        return node.node.flavor if node is not None else None
+        return flavor_held(self.state.nodes, victim.spec, self.trial.places(victim))
 
     def gpus_of(self, victim: GangState) -> int:
         """Thousandths of GPUs that it lets go when it is taken, what it takes beyond its own among them."""

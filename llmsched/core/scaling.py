@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from math import ceil
 
-from llmsched.core import latency, season, trade
+from llmsched.core import amounts, latency, season, trade
 from llmsched.core.message import FLAVOR, Message, Ref, say
 from llmsched.core.records import WorkloadState
 from llmsched.core.status import Status
@@ -31,7 +31,7 @@ def flavor_of(record: WorkloadState) -> str:
     flavors = Counter(gang.flavor or "" for gang in gangs if gang.is_holding())
     if flavors:
         return flavors.most_common(1)[0][0]
-    return record.workload.groups[0].options[0].flavor or ""
+    return amounts.flavor_of(record.workload, 0) or ""
 
 
 def curve_of(record: WorkloadState) -> latency.Curve | None:

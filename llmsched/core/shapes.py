@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import flavors_of, least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
@@ -34,7 +34,6 @@ class Shape:
         "examined",
         "flavors",
         "index",
-        "least_gpus",
         "least_total",
         "needs_free",
         "gpus",
@@ -58,7 +57,6 @@ class Shape:
         self.examined: Stamp | None = None  # of the state when all of the class was refused
         self.wake_at: float | None = None  # that refusal holds until then
         self.possible: tuple[int, QuotaTree, tuple[int, ...]] | None = None  # cache of possible.py
-        options = sample.groups[0].options
         # What quota and rules see of it: classes that differ in nothing of this may take from the same others.
         needs = (need_milli(sample, sample.min_size, option) for option in options_of(sample))
         self.gpus = (
@@ -67,12 +65,10 @@ class Shape:
             *needs,
             *(o.flavor for group in sample.groups for o in group.options),
         )
-        self.flavors = tuple(dict.fromkeys(option.flavor for option in options))
-        self.least_gpus = min(option.resources.gpus_milli for option in options)  # one bundle of the first group
-        self.least_total = self.least_gpus * sample.min_size
-        self.needs_free = (
-            0 if self.least_gpus % MILLI else self.least_total
-        )  # a part of a GPU may be free beside others
+        self.flavors = tuple(dict.fromkeys(flavors_of(sample)))
+        self.least_total = least_milli(sample, sample.min_size)
+        has_parts = any(min(option.resources.gpus_milli for option in group.options) % MILLI for group in sample.groups)
+        self.needs_free = 0 if has_parts else self.least_total  # a part of a GPU may be free beside others
 
     @property
     def reason(self) -> Reason | None:

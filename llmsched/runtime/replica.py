@@ -87,7 +87,14 @@ class ReplicaHost:
                 nested.offer(extra)
                 laps.lap("packages")
             del given["envs"]
-            self._replica = environment.load_entry(replica, "serve")(given)
+            more: tuple[Any, ...] = ()
+            if len(given["members"]) > 1:
+                from llmsched.runtime.serve_members import Members  # most replicas have none
+
+                self._members = Members(order)
+                self._members.hire()
+                more = (self._members.open,)
+            self._replica = environment.load_entry(replica, "serve")(given, *more)
             laps.lap("load")
             self._took = laps.took
         except BaseException as error:
@@ -220,3 +227,5 @@ class ReplicaHost:
         replica = self.__dict__.get("_replica")
         if (close := getattr(replica, "close", None)) is not None:
             close()
+        if (members := self.__dict__.get("_members")) is not None:
+            members.close()

@@ -1,76 +1,96 @@
-"""A deployment in a process of its own, below the replica's: it sees its share of the replica's GPUs alone.
+"""A deployment in a process of its own, asked over a line: below the replica's, or at a member of its gang anywhere.
 
-A program that asks for a GPU takes the first that it sees, so two deployments of one process would meet on it. The
-process has the replica's folder, packages, variables and log, and ends with it: when the line to it is cut, at the
-latest. Its other end is `serve_child.py`.
+A program that asks for a GPU takes the first that it sees, so two deployments of one process would meet on it. Below
+the replica (`serve_process.py`) the process has the replica's folder, packages, variables and log; a member
+(`serve_member.py`) has these for itself. Either ends with the line, at the latest. Its other end is `serve_child.py`.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ray.serve._private.common import DeploymentID
 from ray.serve.deployment import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
 from llmsched.runtime import serve_handles
-from llmsched.runtime.serve_handles import Put, Running
+from llmsched.runtime.serve_door import connection_of
+from llmsched.runtime.serve_handles import Asked, Put, Running
 from llmsched.runtime.serve_line import REQUEST, Line
 
-CLOSE_WITHIN_S = 5.0  # for the destructor, and again for the process
-_BEGIN = (
-    "import sys; fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]; "
-    "from llmsched.runtime import serve_child; serve_child.main(fd)"
-)
+CLOSE_WITHIN_S = 5.0  # for the destructor
+
+
+class Home(Protocol):
+    """The process of a deployment, wherever it is."""
+
+    def how_it_ended(self, within_s: float = 0.0) -> str:
+        """ "ended with 1"; "" while it is there, or while nobody knows."""
+
+    def close(self) -> None:
+        """Its line is cut: return when it has ended."""
 
 
 class Place(NamedTuple):
-    """What its process differs in. `inside`, which can be pickled, makes a serve_graph.Graph there of what the
-    deployment deploys itself."""
+    """Where a copy of a deployment is to run. `open` begins its process: our end of the line, and who knows how it
+    ended. The others, which can be pickled, are called there: `inside` makes a serve_graph.Graph of what the deployment
+    deploys itself, `prepare` fetches what its arguments name, before it is constructed."""
 
-    envs: Mapping[str, str]
+    open: Callable[[], tuple[socket.socket, Home]]
     inside: Callable[[Application, str], Any] | None = None
+    prepare: Callable[[], object] | None = None
+
+
+class Told(NamedTuple):
+    """What the process is told to make: copy `rank` of `copies` of the deployment."""
+
+    deployment: Deployment
+    app_name: str
+    most: int
+    inside: Callable[[Application, str], Any] | None
+    prepare: Callable[[], object] | None
+    rank: int
+    copies: int
 
 
 class Apart:
     """As `serve_graph.Deployed`, but for requests over HTTP: an ingress is never here."""
 
-    def __init__(self, deployment: Deployment, app_name: str, most: int, place: Place) -> None:
+    def __init__(
+        self, deployment: Deployment, app_name: str, most: int, place: Place, rank: int = 0, copies: int = 1
+    ) -> None:
         self.id = DeploymentID(deployment.name, app_name)
         self.has_check = True
-        self._deployment, self._most, self._inside = deployment, most, place.inside
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BEGIN, str(theirs.fileno()), *sys.path],
-                env={**os.environ, **place.envs},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        assert self._process.stdout is not None
-        _thread(_show, self._process.stdout)
-        self._line = Line(Connection(ours.detach()), _answer, self._gone)
-        _thread(self._line.read)
+        self._name = deployment.name if copies == 1 else f"{deployment.name} (copy {rank} of {copies})"
+        self._told = Told(deployment, app_name, most, place.inside, place.prepare, rank, copies)
+        ours, self._home = place.open()
+        self._line = Line(connection_of(ours), _answer, self._gone)
+        threading.Thread(target=self._line.read, daemon=True, name="serve apart").start()
 
     def begin(self) -> None:
         """Construct the user's object there. Raises what its constructor raises, WorkError when the process ends."""
-        given = self._deployment, self.id.app_name, self._most, self._inside
-        self.has_check = self._line.ask("begin", given).result()
+        self.begun().result()
+
+    def begun(self) -> concurrent.futures.Future[None]:
+        """The same, to be waited for."""
+        asked = self._line.ask("begin", self._told)
+        asked.add_done_callback(self._learn)
+        return asked
+
+    def _learn(self, begun: concurrent.futures.Future[Any]) -> None:
+        if begun.exception() is None:
+            self.has_check = bool(begun.result())
 
     def handle(self) -> DeploymentHandle[Any]:
-        return serve_handles.handle_of(self.id, self._line.deployment(self.id))
+        return serve_handles.handle_of(self.id, self.asked())
+
+    def asked(self) -> Asked:
+        return self._line.deployment(self.id)
 
     def check(self) -> concurrent.futures.Future[None]:
         """The user's own word, if there is one."""
@@ -79,26 +99,17 @@ class Apart:
     @property
     def is_gone(self) -> str:
         """Why its process is not there any more, or ""."""
-        return self._gone() if self._process.poll() is not None else ""
+        return self._line.has_ended or (self._gone() if self._home.how_it_ended() else "")
 
     def close(self) -> None:
         with suppress(Exception):  # it is gone, or has told its log
             self._line.ask("close", None).result(CLOSE_WITHIN_S)
         self._line.close()
-        try:
-            self._process.wait(CLOSE_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._home.close()
 
     def _gone(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(CLOSE_WITHIN_S)
-        code = self._process.returncode
-        how = "does not answer" if code is None else f"ended with {code}"
-        if code is not None and code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        return f"the process of deployment {self.id.name} {how}"
+        how = self._home.how_it_ended(CLOSE_WITHIN_S) or "does not answer"
+        return f"the process of deployment {self._name} {how}"
 
 
 def _answer(what: str, given: Any, put: Put | None) -> Running:
@@ -106,15 +117,3 @@ def _answer(what: str, given: Any, put: Put | None) -> Running:
     assert what == REQUEST
     id, metadata, args, kwargs = given
     return serve_handles.behind(id).run(metadata, args, kwargs, put)
-
-
-def _show(said: IO[bytes]) -> None:
-    """In this process's own output, which knows what is to be hidden."""
-    with said:
-        for line in said:
-            sys.stdout.write(line.decode(errors="replace"))
-            sys.stdout.flush()
-
-
-def _thread(work: Callable[..., None], *args: Any) -> None:
-    threading.Thread(target=work, args=args, daemon=True, name="serve apart").start()

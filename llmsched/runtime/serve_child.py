@@ -1,16 +1,17 @@
-"""The process of one deployment that has GPUs of its own: `serve_apart.py` starts it and says what it runs."""
+"""What runs in the process of one deployment: `serve_process.py` starts it, `serve_apart.py` says what it makes."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ray.serve.deployment import Deployment
 from starlette.responses import Response
 
-from llmsched.runtime import exceptions, serve_graph, serve_handles
+from llmsched.runtime import exceptions, serve_graph, serve_handles, serve_internals
+from llmsched.runtime.serve_apart import Told
 from llmsched.runtime.serve_handles import Put, Running
 from llmsched.runtime.serve_line import REQUEST, Line
 
@@ -24,7 +25,7 @@ class Child:
     def answer(self, what: str, given: Any, put: Put | None) -> Running:
         match what:
             case "begin":
-                return self._begin(*given)
+                return self._begin(given)
             case "check":
                 return self._deployed.check()
             case "close":
@@ -33,14 +34,18 @@ class Child:
         id, metadata, args, kwargs = given
         return serve_handles.behind(id).run(metadata, args, kwargs, put)
 
-    def _begin(self, deployment: Deployment, app_name: str, most: int, inside: Any) -> Running:
-        if inside is not None:
-            serve_graph.deploy_inside(inside)
-        self._deployed = deployed = serve_graph.Deployed(deployment, app_name, most, _nobody_asks)
+    def _begin(self, told: Told) -> Running:
+        if told.inside is not None:
+            serve_graph.deploy_inside(told.inside)
+        self._deployed = deployed = serve_graph.Deployed(
+            told.deployment, told.app_name, told.most, _nobody_asks, told.rank, told.copies
+        )
         serve_handles.handle_of(deployed.id, deployed)
 
         async def begun() -> bool:
             with exceptions.in_words():  # with the place where it was raised, which does not travel
+                if told.prepare is not None:
+                    await asyncio.to_thread(told.prepare)
                 await deployed.constructed()
             return deployed.has_check
 
@@ -52,6 +57,7 @@ def _nobody_asks(value: Any) -> Response:
 
 
 def main(fd: int) -> None:
+    serve_internals.tell_no_controller()
     child = Child()
     Line(Connection(fd), child.answer, lambda: "the replica has ended").read()
     sys.stdout.flush()

@@ -3,9 +3,10 @@
 Serve would make a process of its own for each deployment, beside the gang that was placed for the replica and outside
 of what it was given. Here the whole application is one replica: it has the resources, the variables and the log of its
 gang, and starts, drains and ends with it. All are in this process, but for those that have GPUs which others are not to
-see (`serve_apart.py`). Serve's own class runs the user's code (`UserCallableWrapper`), so what a
-deployment may be and how it is called is Serve's word. What else this file uses of Serve without its promise: how an
-application is built, and what a handle asks. `tests/runtime/test_runtime_serve_graph.py` fails when Serve changes.
+see, or are placed by themselves as other members of the gang (`serve_apart.py`, `serve_copies.py`). Serve's own class
+runs the user's code (`UserCallableWrapper`), so what a deployment may be and how it is called is Serve's word. What
+else this file uses of Serve without its promise: how an application is built, and what a handle asks.
+`tests/runtime/test_runtime_serve_graph.py` fails when Serve changes.
 Start reading at `Graph`.
 """
 
@@ -16,7 +17,7 @@ import concurrent.futures
 import contextvars
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Any, cast
@@ -38,6 +39,7 @@ from starlette.responses import Response
 from llmsched.runtime import serve_handles
 from llmsched.runtime.exceptions import WorkError
 from llmsched.runtime.serve_apart import Apart, Place
+from llmsched.runtime.serve_copies import Copies
 from llmsched.runtime.serve_handles import Put, Work, copied, resolved
 
 Message = MutableMapping[str, Any]
@@ -46,7 +48,6 @@ Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[Any], Response]  # what a deployment returned, or an exception, as a response
 
 CLOSE_WITHIN_S = 5.0  # for the destructor of a deployment
-_FIRST = ReplicaRank(rank=0, node_rank=0, local_rank=0)
 # What a deployment's own options say that has effect here. The rest is the spec's to say, or Serve's processes'.
 HONOURED = {"name", "user_config", "max_ongoing_requests", "max_queued_requests", "backpressure_config"}
 
@@ -80,7 +81,7 @@ def options_of(deployment: Deployment) -> dict[str, Any]:
 class Graph:
     """The application, made: an ASGI application, of its ingress. `answer` makes responses of what deployments return;
     `most` requests run at once in a deployment that does not say itself how many. `apart`: by name, the places of those
-    that have a process of their own, never the ingress."""
+    that have processes of their own, one a copy, never the ingress."""
 
     def __init__(
         self,
@@ -88,17 +89,20 @@ class Graph:
         name: str,
         most: int,
         answer: Answer,
-        apart: Mapping[str, Place] = MappingProxyType({}),
+        apart: Mapping[str, Sequence[Place]] = MappingProxyType({}),
     ) -> None:
         self.name = name
-        self._made: list[Deployed | Apart] = []
+        self._made: list[Deployed | Apart | Copies] = []
 
         def make(deployment: Deployment, app_name: str) -> DeploymentHandle[Any]:
-            made: Deployed | Apart
-            if deployment.name in apart:
-                made = Apart(deployment, app_name, most, apart[deployment.name])
-            else:
+            made: Deployed | Apart | Copies
+            places = apart.get(deployment.name, ())
+            if not places:
                 made = Deployed(deployment, app_name, most, answer)
+            elif len(places) == 1:
+                made = Apart(deployment, app_name, most, places[0])
+            else:
+                made = Copies(deployment, app_name, most, places)
             self._made.append(made)
             made.begin()
             return made.handle()
@@ -122,7 +126,7 @@ class Graph:
     async def check_health(self) -> None:
         """What the deployments' own checks say. Raises what they raise, WorkError for one whose process has gone."""
         for one in self._made:
-            if isinstance(one, Apart) and (why := one.is_gone):
+            if not isinstance(one, Deployed) and (why := one.is_gone):
                 raise WorkError(why)
         await asyncio.gather(*(asyncio.wrap_future(one.check()) for one in self._made if one.has_check))
 
@@ -175,11 +179,14 @@ class _Wrapper(UserCallableWrapper):  # type: ignore[misc]
 
 
 class Deployed:
-    """One deployment and the thread that its loop runs in."""
+    """One deployment and the thread that its loop runs in. It is copy `rank` of `copies`."""
 
-    def __init__(self, deployment: Deployment, app_name: str, most: int, answer: Answer) -> None:
+    def __init__(
+        self, deployment: Deployment, app_name: str, most: int, answer: Answer, rank: int = 0, copies: int = 1
+    ) -> None:
         self.id = DeploymentID(deployment.name, app_name)
         self._deployment = deployment
+        self._rank, self._copies = ReplicaRank(rank=rank, node_rank=0, local_rank=0), copies
         config = deployment._deployment_config
         is_said = "max_ongoing_requests" in config.user_configured_option_names
         self._most = int(config.max_ongoing_requests if is_said else most)
@@ -211,13 +218,13 @@ class Deployed:
         )
         self._wrapper.answer = self._answer
         self._room = asyncio.Semaphore(self._most)
-        self._here = _Here.of(self, deployment)
+        self._here = _Here.of(self, deployment, self._rank, self._copies)
         _now.set(self._here)
         _show_where()
         await self._wrapper.set_sync_method_threadpool_limit(self._most)
         await self._wrapper.initialize_callable()
         self._here.servable_object = self._wrapper.user_callable
-        await self._wrapper.call_reconfigure(deployment.user_config, rank=_FIRST)
+        await self._wrapper.call_reconfigure(deployment.user_config, rank=self._rank)
 
     def handle(self) -> DeploymentHandle[Any]:
         return serve_handles.handle_of(self.id, self)
@@ -344,10 +351,10 @@ class _Here(serve_context.ReplicaContext):  # type: ignore[misc]
     name: str
 
     @classmethod
-    def of(cls, deployed: Deployed, deployment: Deployment) -> _Here:
+    def of(cls, deployed: Deployed, deployment: Deployment, rank: ReplicaRank, copies: int) -> _Here:
         outer = serve_context._get_internal_replica_context()
-        id = getattr(outer, "replica_id", None) or ReplicaID("0", deployed.id)
-        here = cls(id, None, deployment._deployment_config, _FIRST, 1)
+        id = getattr(outer, "replica_id", None) or ReplicaID(str(rank.rank), deployed.id)
+        here = cls(id, None, deployment._deployment_config, rank, copies)
         here.name = deployment.name
         return here
 

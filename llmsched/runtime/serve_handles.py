@@ -14,9 +14,9 @@ import io
 import pickle
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray import cloudpickle
@@ -112,7 +112,7 @@ async def _no_end_of_the_loop(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Handed(Router):  # type: ignore[misc]
-    """What a handle asks: the one deployment behind it."""
+    """What a handle asks: the deployment behind it, or one of its copies (`serve_copies.py`)."""
 
     def __init__(self, deployed: Asked) -> None:
         self._deployed = deployed
@@ -128,7 +128,7 @@ class Handed(Router):  # type: ignore[misc]
         return assigned
 
     async def broadcast(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> list[ReplicaResult]:
-        return [asked(self._deployed, request_meta, args, kwargs)]
+        return [asked(one, request_meta, args, kwargs) for one in copies_of(self._deployed)]
 
     @asynccontextmanager
     async def choose_replica(self, request_meta: RequestMetadata, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -144,7 +144,10 @@ class Handed(Router):  # type: ignore[misc]
         return ended
 
 
-_NO_CHOICE = "A deployment has one replica inside its application here: call handle.remote() in the place of choosing."
+_NO_CHOICE = "Which copy of a deployment answers is chosen for you here: call handle.remote() in the place of choosing."
+_NO_BROADCAST = (
+    "Only what runs in the replica's own process, as the ingress does, can ask all copies of a deployment (broadcast)."
+)
 
 
 async def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -163,6 +166,29 @@ async def _resolved(value: Any) -> Any:
 
 
 # --- values between deployments -----------------------------------------------------------------------------------
+
+
+class Several(Asked, Protocol):
+    """One that has copies, each of which can be asked."""
+
+    @property
+    def copies(self) -> Sequence[Asked]: ...
+
+
+def copies_of(one: Asked) -> Sequence[Asked]:
+    return cast(Several, one).copies if hasattr(type(one), "copies") else (one,)
+
+
+class _SeveralThere:
+    """One of another process that has copies, which are not known here."""
+
+    def __init__(self, one: Asked) -> None:
+        self.run = one.run
+
+    @property
+    def copies(self) -> Sequence[Asked]:
+        raise RuntimeError(_NO_BROADCAST)
+
 
 _behind: dict[DeploymentID, Asked] = {}  # the handles that this process has given out
 
@@ -205,8 +231,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A handle is no value: pickled as Serve does it, it would look for a deployment that Serve has made."""
 
     def persistent_id(self, value: Any) -> Any:
-        if isinstance(value, DeploymentHandle) and value.deployment_id in _behind:
-            return value.deployment_id, value.handle_options
+        if isinstance(value, DeploymentHandle) and (one := _behind.get(value.deployment_id)) is not None:
+            is_several = isinstance(one, _SeveralThere) or len(copies_of(one)) > 1
+            return value.deployment_id, value.handle_options, is_several
         return None
 
 
@@ -216,8 +243,10 @@ class _Unpickler(pickle.Unpickler):
         self._elsewhere = elsewhere
 
     def persistent_load(self, found: Any) -> DeploymentHandle[Any]:
-        id, options = found
+        id, options, is_several = found
         one = _behind.get(id) or self._elsewhere(id)
+        if is_several and not hasattr(type(one), "copies"):
+            one = _SeveralThere(one)
         handle = handle_of(id, one)
         handle.handle_options = options
         return handle

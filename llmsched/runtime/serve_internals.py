@@ -34,6 +34,14 @@ def mark_deployments(envs: Mapping[str, str]) -> None:
     after_import(_CLIENT, wrap)
 
 
+def tell_no_controller() -> None:
+    """Keep what a multiplexed deployment of this process has loaded to itself: no replica of Serve's is here whose
+    controller would have to know, and looking for it would make a Ray driver of this process."""
+    from ray.serve import multiplex
+
+    multiplex._ModelMultiplexWrapper._push_model_ids_info = lambda self: None
+
+
 @contextmanager
 def of_model(model: str) -> Iterator[None]:
     """Within, `serve.get_multiplexed_model_id()` says `model`, if that is any."""

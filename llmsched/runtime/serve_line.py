@@ -59,6 +59,11 @@ class Line:
             raise
         return asking
 
+    @property
+    def has_ended(self) -> str:
+        """Why nothing more comes, or ""."""
+        return self._ended
+
     def deployment(self, id: DeploymentID) -> Asked:
         """What a handle asks whose deployment is on the other side."""
         return _There(id, self)

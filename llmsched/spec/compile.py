@@ -12,10 +12,10 @@ from llmsched.spec import policy_options
 from llmsched.spec.cluster import ClusterSpec, QueueSpec, QuotaSpec, ReservationSpec, Rules
 from llmsched.spec.parcel import parcel_of
 from llmsched.spec.quantities import Range, parse_accelerator
-from llmsched.spec.serve import ServeSpec
+from llmsched.spec.serve import FIRST_GROUP, ServeSpec
 from llmsched.spec.train import TrainSpec, runs_read
 from llmsched.spec.tune import TuneSpec
-from llmsched.spec.workload import FiniteSpec, Placement, Publish, TopologySpec, WorkloadSpec
+from llmsched.spec.workload import Amounts, FiniteSpec, Placement, Publish, TopologySpec, WorkloadSpec
 from llmsched.spec.workload import Resources as ResourcesSpec
 
 SEARCH_CPUS = 0.1  # of the member that asks for trials: a hundred of them hold up nobody
@@ -40,9 +40,11 @@ def compile_workload(spec: WorkloadSpec) -> nouns.Workload:
         spec = _search(spec)
     serve = spec if isinstance(spec, ServeSpec) else None
     finite = spec if isinstance(spec, FiniteSpec) else None
-    groups = [nouns.Group("workers", finite.workers.min if finite else 1, _options(spec.resources))]
+    groups = [nouns.Group(FIRST_GROUP, finite.workers.min if finite else 1, _options(spec.resources))]
     for each in finite.groups if finite else ():
         groups.append(nouns.Group(each.name, each.count, _options(each.resources), _topology(each.topology)))
+    for name, deployment in serve.serve.deployments.items() if serve else ():
+        groups.append(nouns.Group(name, deployment.replicas, _options(deployment)))
     return nouns.Workload(
         id=spec.name,
         name=spec.name,
@@ -114,7 +116,7 @@ def _steps(spec: WorkloadSpec) -> float | None:
     return float(spec.train.training_args.max_steps)
 
 
-def _options(wanted: ResourcesSpec) -> tuple[nouns.Option, ...]:
+def _options(wanted: Amounts) -> tuple[nouns.Option, ...]:
     """One option an accelerator, in order of preference; without any, one that fits on every node."""
     rest = Resources(
         cpus_milli=round(wanted.cpus * 1000),

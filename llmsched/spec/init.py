@@ -53,6 +53,7 @@ rollout: {max_surge: 1}          # a new replica comes before an old one leaves;
 replica_placement: spread        # on different nodes where there is room; pack: as the cluster's policy has it
 # Code of your own instead of a model:
 # serve: {app: "mypkg.app:app"}   # what `serve run` takes, or a class that takes JSON
+#   and deployments: {Large: {accelerators: L4:1, replicas: 2}}   in it, for those that may be on other nodes
 """
 
 TASK = """\

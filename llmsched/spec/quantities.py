@@ -297,6 +297,7 @@ RUN_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}([.][a-z0-9][a-z0-9-]{0,62})?(@[1-9][0-9]
 MODEL_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 ENV_PATTERN = "^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LABEL_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+DEPLOYMENT_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}$"
 ENTRY_POINT_PATTERN = "^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 CONDITION_PATTERN = "^[A-Za-z_][A-Za-z0-9_.]* ?(<|<=|>|>=|==|!=) ?-?[0-9]+([.][0-9]+)?(e-?[0-9]+)?$"
 URL_PATTERN = "^https://[^ ]+$"
@@ -308,6 +309,7 @@ PATTERN_WORDS = {
     MODEL_ID_PATTERN: 'an id of letters, digits, ".", "_", "/" and "-"',
     ENV_PATTERN: 'the name of an environment variable: letters, digits and "_", and no digit first, at most 128 long',
     LABEL_PATTERN: 'a label of letters, digits, ".", "_", "/" and "-"',
+    DEPLOYMENT_PATTERN: 'the name of a deployment: letters, digits, " ", "_", "." and "-", at most 63 long',
     ENTRY_POINT_PATTERN: '"module:name", such as "mypkg.train:loop"',
     URL_PATTERN: "an https:// address",
     FLAVOR_PATTERN: 'a flavor such as "A100", or "*" for every one',

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_vali
 from llmsched.data.tasks import KINDS
 from llmsched.spec import library_names
 from llmsched.spec.quantities import (
+    DEPLOYMENT_PATTERN,
     Cron,
     Duration,
     EntryPoint,
@@ -17,13 +18,16 @@ from llmsched.spec.quantities import (
     Range,
     Source,
     Switch,
+    parse_accelerator,
     parse_model_source,
     parse_run_source,
     write_duration,
 )
 from llmsched.spec.section import Section, WrongAt
 from llmsched.spec.train import PassThrough, Task
-from llmsched.spec.workload import WorkloadSpec
+from llmsched.spec.workload import Amounts, WorkloadSpec
+
+FIRST_GROUP = "workers"  # of every gang; of a replica, what has the ingress
 
 
 class Model(Section):
@@ -85,9 +89,21 @@ class Adapter(Section):
     source: Source
 
 
+class DeploymentSpec(Amounts):
+    """What ONE copy of a deployment of an app gets, on any node: a process of its own beside the replica's. Each
+    replica has `replicas` copies, and a call goes to the one with the fewest in hand."""
+
+    replicas: int = Field(default=1, ge=1, le=64)
+
+
+DeploymentName = Annotated[str, Field(pattern=DEPLOYMENT_PATTERN)]  # as Serve has it: of a class, or given by name=
+
+
 class ServeSection(Section):
     """Exactly one of `model` and `app`: what `serve run` takes, or a class that takes JSON. `args`: of a builder or a
-    class; one that is `run://NAME` or `model://NAME` is the folder of that result, which the endpoint waits for."""
+    class; one that is `run://NAME` or `model://NAME` is the folder of that result, which the endpoint waits for.
+    `deployments`: those of a bound application that are placed by themselves, on any node; all others, and its ingress,
+    have what `resources` of the spec says."""
 
     model: Model | None = None
     task: Task = "causal-lm"
@@ -98,6 +114,7 @@ class ServeSection(Section):
     routing: Literal["power-of-two", "least-tokens", "prefix-cache", "round-robin", "session-affinity"] = "power-of-two"
     app: EntryPoint | None = None
     args: dict[str, JsonValue] = {}
+    deployments: dict[DeploymentName, DeploymentSpec] = Field(default={}, max_length=64)
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> ServeSection:
@@ -107,6 +124,13 @@ class ServeSection(Section):
             raise WrongAt('goes with "model"', "adapters" if self.adapters else "engine_kwargs")
         if self.model is not None and self.args:
             raise WrongAt('goes with "app"', "args")
+        if self.model is not None and self.deployments:
+            raise WrongAt('goes with "app": a model that needs several GPUs has "parallelism"', "deployments")
+        if FIRST_GROUP in self.deployments:
+            raise WrongAt(
+                "is how the replica's own part is called; give the deployment another name (options(name=...))",
+                "deployments", FIRST_GROUP,
+            )  # fmt: skip
         if self.engine == "vllm" and (self.model is None or self.task != "causal-lm"):
             raise WrongAt('"vllm" goes with "model" and "task: causal-lm"', "engine")
         if self.engine_kwargs.vllm is not None and self.engine != "vllm":
@@ -210,6 +234,23 @@ class ServeSpec(WorkloadSpec):
                 f"{shown}",
                 "serve", "parallelism",
             )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _has_gpus_of_one_type(self) -> ServeSpec:
+        """Quota counts GPUs by type, and a gang under one of them."""
+        asked = {"resources": self.resources.accelerators}
+        asked |= {name: each.accelerators for name, each in self.serve.deployments.items()}
+        types = {name: [parse_accelerator(one).flavor for one in each] for name, each in asked.items() if each}
+        first = next(iter(types), "")
+        for name, mine in types.items():
+            if mine != types[first]:
+                raise WrongAt(
+                    f"has {', '.join(mine)} and {first} has {', '.join(types[first])}: all GPUs of a replica are of "
+                    "one type (or of the same alternatives, in the same order). What needs another can be an endpoint "
+                    "of its own, which this one asks by calls",
+                    "serve", "deployments", name, "accelerators",
+                )  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -37,13 +37,18 @@ from llmsched.spec.quantities import (
 from llmsched.spec.section import Section, WrongAt
 
 
-class Resources(Section):
-    """What ONE worker or replica gets. No accelerators: CPU only. Memory 0 is not counted."""
+class Amounts(Section):
+    """No accelerators: CPU only. Memory 0 is not counted."""
 
     accelerators: Accelerators = []
     cpus: float = Field(default=1.0, ge=0, le=10_000)
     memory: Size = 0
     custom: dict[Label, Annotated[float, Field(gt=0, le=1_000_000)]] = {}
+
+
+class Resources(Amounts):
+    """What ONE worker or replica gets. No accelerators: CPU only. Memory 0 is not counted."""
+
     use_spot: bool = False
 
 

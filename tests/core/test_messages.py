@@ -124,6 +124,7 @@ QUOTED = {  # whoever reads the sentence wrote these words, or may see whoever d
     "api/views.py": {"one.stalled"},  # of a gang of the work that is asked for
     "api/event_text.py": {  # of the workload whose story it is
         "event", "message", "outcome", "kind", "name", "target", "words", "reason", "adapter",
+        "group.name",
     },
 }  # fmt: skip
 

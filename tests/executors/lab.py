@@ -1,6 +1,7 @@
 """A local Ray of two pretend nodes with two GPUs each, and the bridge that talks to it: for tests on real Ray."""
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psutil
 from bridge_pipe import BridgePipe, order
 from wheels import write_wheel
@@ -23,6 +25,7 @@ from llmsched.executors.port import (
     CommandSaid,
     Connected,
     DashboardOrder,
+    RouteTable,
     StopOrder,
 )
 
@@ -37,7 +40,7 @@ class Lab:
         (self.storage / "workdirs").mkdir(parents=True)
         self.workdir = str(self.storage / "workdirs" / "loops.zip")
         with zipfile.ZipFile(self.workdir, "w") as archive:
-            for name in ("loops.py", "hoard.py", "ray_program.py"):
+            for name in ("loops.py", "hoard.py", "ray_program.py", "placed_app.py"):
                 archive.write(Path(__file__).with_name(name), name)
             self.wheel = write_wheel(home, "greeter", "1.0", "WORD = 'hello from a wheel'\n")
             archive.write(home / self.wheel, self.wheel)
@@ -158,3 +161,20 @@ def title_of(process):
         return process.cmdline()[0]
     except (psutil.Error, IndexError):  # gone, or only its parent has not heard of it
         return ""
+
+
+KEY = "key of the test"
+
+
+def routes(version, *applications):
+    desk = {"workload": "desk", "task": "app", "kind": "app", "routing": "round-robin", "max_ongoing": 4}
+    models = {"desk": {**desk, "calls": [], "adapters": {}, "replicas": [{"app": name} for name in applications]}}
+    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["desk"]}]
+    return RouteTable(version, models, keys)
+
+
+def answers(client):
+    try:
+        return client.post("/v1/apps/desk", json={}).status_code
+    except httpx.TransportError:
+        return 0

@@ -1,11 +1,18 @@
-"""What an attempt of a train gang leaves behind when it is cut short, and what is said of one that does not move."""
+"""What an attempt of a train gang leaves behind when it is cut short, and what is said of one that does not move; a
+replica whose gang lies on two nodes."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 
+import httpx
+import psutil
 import pytest
-from waiting import wait_until
+from lab import KEY, answers, routes
+from waiting import has_ended, wait_until
 
-from llmsched.executors.port import Ended, Stalled, Vanished
+from llmsched.executors.port import Connected, Ended, Member, Stalled, Started, Vanished
 
 pytestmark = pytest.mark.ray
 PATIENCE_S = 60
@@ -86,3 +93,40 @@ def test_a_batch_whose_driver_is_killed_in_the_middle_goes_on_and_answers_every_
     assert [row["_row"] for row in rows] == [f"words.txt#{n + 1}" for n in range(400) if n != 7]
     assert parts().items() >= before.items(), "what was done is not done again"
     assert json.loads((output / "_bad_rows.jsonl").read_text())["row"] == 8
+
+
+def test_deployments_run_where_their_members_were_placed_outlive_the_bridge_and_end_together(lab):
+    members = (
+        Member(0, lab.nodes[0], cpus=0.5),
+        Member(1, lab.nodes[1], "Large", gpus=1.0, cpus=0.5),
+        Member(2, lab.nodes[0], "Large", gpus=1.0, cpus=0.5),
+    )
+    spec = {"serve": {"app": "placed_app:app"}, "environment": {"pip": [lab.wheel]}, "secrets": ["TOKEN"]}
+    given = lab.order("wide/0", "serve", spec, lab.nodes[:1], workdir=lab.workdir, envs={"TOKEN": "a canary of it"})
+    given = replace(given, members=members)
+    lab.launch(given)
+    lab.until(Started, "wide/0")
+    lab.bridge.send("route", routes(1, "llms/wide/0/1"))
+    endpoint = lab.bridge.until(Connected).urls["endpoint"]
+    client = httpx.Client(base_url=endpoint, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    wait_until(lambda: answers(client) == 200, 30, "the first answer")
+    answer = client.post("/v1/apps/desk").json()
+    assert [one["says"] for one in answer["copies"]] == ["hello from a wheel"] * 2
+    above = [{each.pid for each in psutil.Process(one["pid"]).parents()} for one in answer["copies"]]
+    first, second = (lab.cluster.processes[index + 1].pid for index in range(2))
+    assert second in above[0] and first in above[1]
+    assert lab.read("wide/0/1/logs/1.log") == lab.read("wide/0/1/logs/2.log") == "made with ***\n"
+
+    lab.bridge.process.kill()
+    lab.bridge = lab.connect([(given, True)])
+    lab.until(Started, "wide/0")
+    assert client.post("/v1/apps/desk").json() == answer  # the very same processes
+    os.kill(answer["copies"][0]["pid"], signal.SIGKILL)
+    gone = lab.until(Vanished, "wide/0")
+    assert gone.message.endswith("the process of deployment Large (copy 0 of 2) was ended by SIGKILL")
+    for one in answer["copies"]:
+        wait_until(lambda pid=one["pid"]: has_ended(pid), 30, "the end of all members")
+    # Their GPUs are free at once.
+    for node in lab.nodes:
+        lab.launch(lab.order(f"next{lab.nodes.index(node)}/0", "task", {"task": {"run": ["true"]}}, [node], gpus=2.0))
+    assert {lab.until(Ended, f"next{index}/0").outcome for index in range(2)} == {"succeeded"}

@@ -3,7 +3,6 @@
 The last ones take a node away.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from lab import KEY, answers, routes
 from waiting import has_ended, wait_until
 
 from llmsched.executors import wire
@@ -35,13 +35,11 @@ from llmsched.executors.port import (
     NotStarted,
     Progress,
     ResizeDone,
-    RouteTable,
     Started,
     Vanished,
 )
 
 pytestmark = pytest.mark.ray
-KEY = "key of the test"
 
 
 def test_every_node_is_seen_with_what_it_has(lab):
@@ -221,7 +219,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
         gang = f"{'broken' if args else 'desk'}/{index}"
         return lab.order(gang, "serve", spec, node, gpus=0.5, workdir=lab.workdir, attempt=attempt)
 
-    lab.bridge.send("route", routes(1, "llms/desk/0/1", "llms/desk/1/1"))
+    lab.bridge.send("route", routes(2, "llms/desk/0/1", "llms/desk/1/1"))
     for given in (replica(0), replica(1), replica(2, broken=True)):
         lab.launch(given)
     refused = lab.until(NotStarted, "broken/2")
@@ -251,7 +249,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     for thread in threads:
         thread.start()
     wait_until(lambda: all(streams), 30, "both streams")
-    lab.bridge.send("route", routes(2, "llms/desk/0/1"))
+    lab.bridge.send("route", routes(3, "llms/desk/0/1"))
     lab.stop("desk/1", "serve", "drain", 20.0)
     assert lab.until(Ended, "desk/1").outcome == "released"
     for thread in threads:
@@ -266,7 +264,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
     os.kill(victim, signal.SIGKILL)
     gone = lab.until(Vanished, "desk/0")
     assert f"process {victim} on node-1 was killed" in gone.message and not gone.by_others
-    lab.bridge.send("route", routes(3, "llms/desk/0/2"))
+    lab.bridge.send("route", routes(4, "llms/desk/0/2"))
     lab.launch(replica(0, attempt=2))
     lab.until(Started, "desk/0", attempt=2)
     wait_until(lambda: answers(client) == 200, 30, "an answer of the next attempt")
@@ -276,7 +274,7 @@ def test_replicas_answer_through_the_gateway_drain_without_breaking_streams_and_
         taken = lab.until(Vanished, "desk/0", attempt=2)
         assert taken.by_others and "by somebody" in taken.message
         assert somebody.wait(60) == 0, "their application was on our port, or could not be deployed"
-    lab.bridge.send("route", routes(4, "llms/desk/0/3"))
+    lab.bridge.send("route", routes(5, "llms/desk/0/3"))
     lab.launch(replica(0, attempt=3))
     lab.until(Started, "desk/0", attempt=3)
     wait_until(lambda: answers(client) == 200, 30, "an answer from the Serve that came after")
@@ -448,17 +446,3 @@ def test_a_lost_node_is_noticed_and_its_gang_ends_as_interrupted(lab):
     assert lab.bridge.at - at < 30
     ended = lab.until(Ended, "there/0")
     assert (ended.outcome, ended.event) == ("failed", "interruption")
-
-
-def routes(version, *applications):
-    desk = {"workload": "desk", "task": "app", "kind": "app", "routing": "round-robin", "max_ongoing": 4}
-    models = {"desk": {**desk, "calls": [], "adapters": {}, "replicas": [{"app": name} for name in applications]}}
-    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["desk"]}]
-    return RouteTable(version, models, keys)
-
-
-def answers(client):
-    try:
-        return client.post("/v1/apps/desk", json={}).status_code
-    except httpx.TransportError:
-        return 0

@@ -140,8 +140,18 @@ def test_what_a_replica_deployed_is_its_attempt_s_when_nothing_else_of_ours_is_l
         (Group("g", "", HOUSE, "a-gone", (("n1", {"GPU": 2.0}),)), (), None),
         (Group("g", "", HOUSE, "a-gone", (("n1", {"GPU": 2.0}),)), (actor("in", group="g", envs=mark(HOG)),), HOG),
         (Group("g", "", "09000000", "", (("n1", {"GPU": 2.0}),)), (), None),
+        (Group("g", f"SERVE_REPLICA::{HOG}#replica#x", HOUSE, "a-gone", (("n1", {"GPU": 2.0}),)), (), HOG),
+        (Group("g", "SERVE_REPLICA::theirs#replica#x", HOUSE, "a-gone", (("n1", {"GPU": 2.0}),)), (), None),
     ],
-    ids=["a driver's", "an actor's", "of one that is gone", "known by what runs in it", "a stranger's"],
+    ids=[
+        "a driver's",
+        "an actor's",
+        "of one that is gone",
+        "known by what runs in it",
+        "a stranger's",
+        "of Serve for a replica of ours",
+        "of Serve for theirs",
+    ],  # fmt: skip
 )
 def test_a_placement_group_belongs_to_whoever_made_it(
     group: Group, inside: tuple[Actor, ...], expected: str | None

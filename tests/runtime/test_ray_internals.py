@@ -21,6 +21,7 @@ ALLOWED = {
     "runtime/serve_graph.py",
     "runtime/serve_handles.py",
     "runtime/serve_apart.py",
+    "runtime/serve_copies.py",
     "runtime/serve_line.py",
     "executors/bridge/ray_internals.py",
     "gateway/serve_internals.py",

@@ -14,16 +14,17 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ray import serve
 
 from llmsched.runtime import environment, nested, serve_graph
-from workloads.inference import http, serve_app
+from workloads.inference import http, placed_deployments, serve_app
 from workloads.inference.json_app import JsonApp
 from workloads.inference.parameters import RequestError
 
@@ -70,9 +71,13 @@ def make(
     most: int,
     member: Mapping[str, Any],
     say: Say,
+    others: Sequence[Mapping[str, Any]] = (),
+    open_member: Callable[[int], Any] | None = None,
+    results: placed_deployments.Results = MappingProxyType({}),
 ) -> AppServer:
     """The app that "module:name" is. `most` requests run at once, on what `member` holds; `say` hears what has no
-    effect. Raises environment.UserError."""
+    effect. `others`: the members that deployments of their own have, whose processes `open_member` begins;
+    `results`: what of `args` they have to fetch. Raises environment.UserError."""
     if workdir is not None:
         folder = environment.unpack(workdir, nested.place_for_code())
         os.chdir(folder)  # as in a loop: its files are named from here
@@ -81,8 +86,10 @@ def make(
         found: Any = environment.find_entry(entry, "serve.app")
 
     serve_graph.deploy_inside(partial(serve_app.inside, name, most, member, say))
+    placed = placed_deployments.of(others, open_member)
     kind = _plain_class(found)
     if kind is not None:
+        placed_deployments.check(entry, None, placed)
         if "__call__" not in dir(kind):
             raise environment.UserError(f"serve.app {entry}: expected {_EXPECTED}.")
         try:
@@ -93,8 +100,9 @@ def make(
             serve_app.check(entry, serve_app.bound(found, args), member, say, is_bound=False)
         return AppServer(JsonApp(kind(**args), most))
     application = serve_app.application_of(entry, found, args)
-    serve_app.check(entry, application, member, say)
-    return AppServer(serve_app.made(application, name, most, member))
+    placed_deployments.check(entry, application, placed)
+    serve_app.check(entry, application, member, say, placed=placed)
+    return AppServer(serve_app.made(application, name, most, member, placed, results))
 
 
 def _plain_class(found: Any) -> type | None:

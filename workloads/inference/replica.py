@@ -13,7 +13,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from importlib import import_module
 from pathlib import Path
@@ -31,10 +31,15 @@ if TYPE_CHECKING:  # it loads torch, which an app of the user's own may do witho
     from workloads.inference.app import AppServer
 
 
-class Replica:
-    """`order` is executors.port.LaunchOrder as JSON data. Raises BadInput or UserError: the message is for the user."""
+OpenMember = Callable[[int], Any]
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
+
+class Replica:
+    """`order` is executors.port.LaunchOrder as JSON data; `open_member` begins the process of another member of its
+    gang, by its rank (`serve_apart.Place.open`). Raises BadInput or UserError: the message is for the user."""
+
+    def __init__(self, order: Mapping[str, Any], open_member: OpenMember | None = None) -> None:
+        self._open_member = open_member
         self._inputs: dict[str, str] = dict(order.get("inputs") or {})
         self._uris: dict[str, str] = {}  # adapters that are loaded
         self._refused: dict[str, str] = {}  # adapters that are not, and why
@@ -64,21 +69,26 @@ class Replica:
 
     def _start(self, order: Mapping[str, Any]) -> Server | AppServer:
         spec = order["spec"]
-        serve, member = spec["serve"], (order.get("members") or [{}])[0]
+        serve, (member, *others) = spec["serve"], order.get("members") or [{}]
         threads = max(1, min(int(member.get("cpus") or 1), environment.cpu_share(1)))
         os.environ.update(environment.thread_envs(threads))
         if serve.get("app"):
             from workloads.inference import app
 
             self._what = f"app {serve['app']} is made"
+            args = serve.get("args") or {}
+            made_of = self._with_results(args)
             return app.make(
                 serve["app"],
-                self._with_results(serve.get("args") or {}),
+                made_of,
                 order.get("workdir"),
                 name=f"llms/{order['gang']}/{order['attempt']}",
                 most=int(spec.get("max_ongoing_requests") or 32),
                 member=member,
                 say=self._say,
+                others=others,
+                open_member=self._open_member,
+                results={uri: (self._inputs[uri], made_of[name]) for name, uri in args.items() if made_of[name] != uri},
             )
         import_engine()
         self._laps.lap("imports")

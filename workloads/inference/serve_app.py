@@ -3,7 +3,8 @@
 `serve run` gives a deployment processes and resources of its own. Here the replica's gang has them: its resources are
 the spec's, and so is how many copies of the application there are. An option that asks for more than the gang has, or
 that would change what the code runs in, is refused; one about numbers of processes is told in the log. Deployments that
-ask for GPUs of their own get them, of those that the gang was placed on (`gpu_shares.py`). Start at `check`.
+ask for GPUs of their own get them, of those that the replica was placed on (`gpu_shares.py`), or as members of the gang
+where the spec names them (`placed_deployments.py`). Start at `check`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from ray.serve import Application, Deployment
@@ -21,7 +23,9 @@ from starlette.applications import Starlette
 
 from llmsched.runtime import environment, serve_graph
 from llmsched.runtime.serve_apart import Place
+from llmsched.runtime.serve_process import beside
 from workloads.inference import gpu_shares, http
+from workloads.inference.placed_deployments import NOWHERE_ELSE, Placed, Results, fetch
 
 _TAKEN = 'a bound application ("app = Desk.bind()") or a builder function that takes serve.args and returns one'
 _INSTEAD = {
@@ -93,9 +97,10 @@ def check(
     member: Mapping[str, Any],
     say: Callable[[str], None],
     is_bound: bool = True,
+    placed: Placed = NOWHERE_ELSE,
 ) -> None:
     """Raises environment.UserError for what the options of its deployments ask for and do not get. One that is not
-    bound runs as a class alone."""
+    bound runs as a class alone; those that are `placed` by themselves have more to say (`placed_deployments.check`)."""
     for deployment in serve_graph.deployments_of(application):
         options = serve_graph.options_of(deployment)
         what = f"serve.app {entry}, deployment {deployment.name}"
@@ -109,8 +114,13 @@ def check(
             raise environment.UserError(
                 f"{what}: runtime_env ({', '.join(given)}) has no effect here. {_environment(given)}"
             )
+        if deployment.name in placed:
+            instead = {"num_replicas": f"replicas: 2 in serve.deployments.{deployment.name} says how many there are"}
+            instead["autoscaling_config"] = _INSTEAD["autoscaling_config"]
+        else:
+            instead = _INSTEAD
         has = {str(name): float(amount) for name, amount in dict(member.get("custom") or {}).items()}
-        for name, amount in dict(actor.get("resources") or {}).items():
+        for name, amount in dict(actor.get("resources") or {}).items() if deployment.name not in placed else ():
             if float(amount) > has.get(name, 0):
                 raise environment.UserError(
                     f"{what} asks for {amount:g} {name} and the replica has {has.get(name, 0):g}: write resources: "
@@ -118,10 +128,11 @@ def check(
                 )
         honoured = serve_graph.HONOURED if is_bound else {"name"}
         for name in sorted(options.keys() - honoured):
-            if name == "num_replicas" and options[name] == 1:
+            if name == "num_replicas" and options[name] == len(placed.get(deployment.name, (None,))):
                 continue
-            say(f"deployment {deployment.name}: {name} has no effect here. {_INSTEAD.get(name, _OURS)}.")
-    _check_gpus(entry, gpus_of(application), float(member.get("gpus") or 0))
+            say(f"deployment {deployment.name}: {name} has no effect here. {instead.get(name, _OURS)}.")
+    gpus = gpus_of(application, placed)
+    _check_gpus(entry, gpus, float(member.get("gpus") or 0), serve_graph.deployments_of(application)[-1].name)
 
 
 _INSTEAD["user_config"] = _INSTEAD["max_ongoing_requests"] = 'Name a bound application ("app = Desk.bind()") for that'
@@ -134,12 +145,19 @@ def _environment(given: Mapping[str, Any]) -> str:
     return f"Write {' and '.join(instead)} in the spec." if instead else "Leave it out; the spec says what it runs in."
 
 
-def _check_gpus(entry: str, gpus: Mapping[str, float], has: float) -> None:
+def _check_gpus(entry: str, gpus: Mapping[str, float], has: float, ingress: str) -> None:
     asks = sum(gpus.values())
     if asks > has:
+        others = [name for name in gpus if name != ingress]
+        apart = ""
+        if others:
+            apart = (
+                ", all on one node; or give one that may be on another node GPUs of its own: serve.deployments: "
+                f'{{{others[-1]}: {{accelerators: "TYPE:{gpus[others[-1]]:g}"}}}}'
+            )
         raise environment.UserError(
             f"serve.app {entry}: its deployments ask for {asks:g} GPUs ({gpu_shares.told(gpus)}) and the replica has "
-            f'{has:g}: write resources: {{accelerators: "TYPE:{math.ceil(asks)}"}} in the spec.'
+            f'{has:g}: write resources: {{accelerators: "TYPE:{math.ceil(asks)}"}} in the spec{apart}.'
         )
     try:
         gpu_shares.places(gpus, int(has))
@@ -147,16 +165,28 @@ def _check_gpus(entry: str, gpus: Mapping[str, float], has: float) -> None:
         raise environment.UserError(f"serve.app {entry}: {error}") from None
 
 
-def made(application: Application, name: str, most: int, member: Mapping[str, Any]) -> serve_graph.Graph:
+def made(
+    application: Application,
+    name: str,
+    most: int,
+    member: Mapping[str, Any],
+    placed: Placed = NOWHERE_ELSE,
+    results: Results = MappingProxyType({}),
+) -> serve_graph.Graph:
     """One that `check` has passed. Its ingress sees the first of the replica's GPUs from now on, if others have some
     of their own."""
-    gpus = gpus_of(application)
+    gpus = gpus_of(application, placed)
     own, apart = gpu_shares.environments(gpus, int(member.get("gpus") or 0), os.environ)
     os.environ.update(own)
     places = {
-        one: Place(envs, partial(inside, name, most, {**member, "gpus": gpus[one]}, told))
+        one: [Place(partial(beside, envs), partial(inside, name, most, {**member, "gpus": gpus[one]}, told))]
         for one, envs in apart.items()
     }
+    for one, seats in placed.items():
+        places[one] = [
+            Place(each.open, partial(inside, name, most, each.member, told), partial(fetch, dict(results)))
+            for each in seats
+        ]
     return serve_graph.Graph(application, name, most, http.answer_of, places)
 
 
@@ -179,10 +209,12 @@ def told(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def gpus_of(application: Application) -> dict[str, float]:
-    """What each deployment asks for that asks for any, the ingress first."""
+def gpus_of(application: Application, placed: Placed = NOWHERE_ELSE) -> dict[str, float]:
+    """What each deployment asks for that asks for any of the replica's, the ingress first."""
     found = {}
     for deployment in reversed(serve_graph.deployments_of(application)):
+        if deployment.name in placed:
+            continue
         if amount := float((deployment.ray_actor_options or {}).get("num_gpus") or 0):
             found[deployment.name] = amount
     return found

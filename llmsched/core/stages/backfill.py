@@ -19,7 +19,7 @@ from bisect import bisect_right
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import least_milli, need_milli, options_of
+from llmsched.core.amounts import flavor_of, flavors_of, least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
@@ -170,7 +170,7 @@ class Calendar:
         if not quota.enforced:
             return True
         for option in options_of(spec):
-            branch = quota.branch(spec.queue, spec.groups[0].option(option).flavor)
+            branch = quota.branch(spec.queue, flavor_of(spec, option))
             if branch is not None and branch.used + need_milli(spec, spec.min_size, option) <= branch.subtree:
                 return True
         return False
@@ -178,7 +178,7 @@ class Calendar:
     def _takes_from(self, short: Branch | None, gang: GangState) -> bool:
         """Whether what it takes may be charged to that branch: its queue lies below."""
         quota, capacity = self.trial.state.quota, self.trial.state.capacity
-        flavors = [option.flavor for option in gang.spec.groups[0].options]
+        flavors = flavors_of(gang.spec)
         for flavor in (*flavors, *(capacity.by_flavor if None in flavors else ())):
             branch = quota.branch(gang.spec.queue, flavor)
             while branch is not None:
@@ -265,9 +265,7 @@ class Calendar:
             gang = state.gangs[name]
             spec = gang.spec
             is_short, short = self._lacks_quota(gang)
-            hold, keys = (
-                (QUOTA, [spec.queue]) if is_short else (NODES, [each.flavor for each in spec.groups[0].options])
-            )
+            hold, keys = (QUOTA, [spec.queue]) if is_short else (NODES, flavors_of(spec))
             if all((hold, key) in kept for key in keys):
                 continue
             promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
@@ -281,7 +279,7 @@ class Calendar:
         quota, spec = self.trial.state.quota, gang.spec
         short: Branch | None = None
         for option in options_of(spec):
-            flavor, need = spec.groups[0].option(option).flavor, need_milli(spec, spec.min_size, option)
+            flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
             if place.quota_refusal(self.trial, spec, flavor, need) is None:
                 return False, None
             branch = quota.branch(spec.queue, flavor)
@@ -337,7 +335,7 @@ class Calendar:
         for made in self.promises:
             if made.gang is gang:
                 return made
-        flavor = gang.spec.groups[0].options[0].flavor
+        flavor = flavor_of(gang.spec, 0)
         rank = self._heads.get(flavor, 0)
         self._heads[flavor] = rank + 1
         if rank >= self.depth and not (rank == 0 and self.windows.rows):

@@ -47,7 +47,7 @@ def run(this: Pass, gang: GangState, only: int) -> bool:
         if movable and trial.held(other) and this.policies.preemption.cost(other, gang, this.view) is not None:
             for node in dict.fromkeys(placed.node for placed in other.held):
                 on_node.setdefault(node, []).append(other)
-    mask = place.eligible(trial, gang.spec, 0) & only
+    mask = place.eligible_by_any(trial, gang.spec, 0) & only
     order = sorted(
         (name for name in on_node if mask >> state.nodes[name].slot & 1),
         key=lambda name: (len(on_node[name]), -state.nodes[name].free_whole, state.nodes[name].slot),

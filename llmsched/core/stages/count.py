@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from llmsched.core.amounts import need_milli, options_of
-from llmsched.core.records import GangState
+from llmsched.core.amounts import flavor_of, need_milli, options_of
+from llmsched.core.records import GangState, flavor_held
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
@@ -42,7 +42,7 @@ class Count:
         found = []
         flavors = self.room.all.by_flavor
         for option in options_of(spec):
-            flavor = spec.groups[0].option(option).flavor
+            flavor = flavor_of(spec, option)
             if flavor is None and len(flavors) == 1:
                 flavor = next(iter(flavors))
             found.append((flavor, need_milli(spec, spec.min_size, option)))
@@ -67,8 +67,7 @@ class Count:
         """While it lasts those who run hold neither room nor quota."""
         held: dict[tuple[str, str | None], int] = {}
         for gang in running:
-            node, amount = self.state.nodes.get(gang.held[0].node), gang.gpus_milli()
-            flavor = node.node.flavor if node else None
+            flavor, amount = flavor_held(self.state.nodes, gang.spec, gang.held), gang.gpus_milli()
             self._held[gang.id] = flavor, amount
             self.room.leave(gang, gang.held, flavor, amount)
             key = (gang.spec.queue, flavor)

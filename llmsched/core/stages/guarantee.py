@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmsched.core.amounts import need_milli
+from llmsched.core.amounts import flavor_of, need_milli
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
 from llmsched.core.rules import rules_of
@@ -24,7 +24,7 @@ def keep(this: Pass, gang: GangState, shape: Shape) -> bool:
     if not is_kept(this) or rules_of(state, spec.queue).reclaim == "any":
         return False
     for option in able_options(state, shape):
-        flavor = spec.groups[0].option(option).flavor
+        flavor = flavor_of(spec, option)
         branch = state.quota.branch(spec.queue, flavor)
         if branch is None:
             continue

@@ -13,7 +13,7 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import need_milli, need_of
+from llmsched.core.amounts import flavor_of, need_milli, need_of
 from llmsched.core.fair import BORROWED, Shares
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
@@ -271,7 +271,7 @@ class Line:
         if not self._by_queue:
             return ((), 0.0, head.key, head.serial)
         sample = head.shape.sample
-        flavor = sample.groups[0].options[0].flavor
+        flavor = flavor_of(sample, 0)
         if self._shares is None:  # inside its own quota before those that would borrow
             branch = self._quota.branch(sample.queue, flavor)
             borrows = branch is None or branch.used + need_milli(sample, sample.min_size, 0) > branch.subtree

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-from llmsched.core.amounts import least_milli
+from llmsched.core.amounts import flavors_of, least_milli
 from llmsched.core.exchanges import Exchanges
 from llmsched.core.lane import Pool, PoolKey, part_s
 from llmsched.core.planned import Promise, earliest
@@ -85,7 +85,7 @@ def hold(this: Pass, calendar: Calendar) -> None:
     kept: dict[str | None, None] = {}
     with _Chances(this, calendar).worked_out() as chances:
         for gang in sorted(waits, key=lambda gang: (-gang.spec.priority, gang.submitted_at, gang.id))[:HOLDS_TRIED]:
-            flavors = [option.flavor for option in gang.spec.groups[0].options]
+            flavors = flavors_of(gang.spec)
             if all(flavor in kept for flavor in flavors):
                 continue
             promise = chances.start_of(gang, calendar.promises)

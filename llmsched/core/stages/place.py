@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llmsched.core import spread
-from llmsched.core.amounts import need_milli, options_of
+from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.possible import able_options, hardest_first, why_never_with
@@ -87,11 +87,12 @@ def eligible(trial: Trial, spec: Workload, option: int, group: int = 0) -> int:
     return capacity.open & capacity.suiting(wish_of(spec, option, group))
 
 
-def eligible_by_any(trial: Trial, spec: Workload) -> int:
-    """Nodes that may hold the first group with one of its options."""
+def eligible_by_any(trial: Trial, spec: Workload, *options: int) -> int:
+    """Nodes that may hold one of its groups with one of these options, or with any."""
     mask = 0
-    for option in options_of(spec):
-        mask |= eligible(trial, spec, option)
+    for option in options or options_of(spec):
+        for number in range(len(spec.groups)):
+            mask |= eligible(trial, spec, option, number)
     return mask
 
 
@@ -169,6 +170,7 @@ class Search:
         self.policy, self.view = this.policies.placement, this.view
         self.spec, self.size, self.only, self.shape = gang.spec, size, only, gang.shape
         self.option = self.mask = self.home = 0
+        self.around = -1
         self.is_tight = False  # the fullest node that will do is taken, whatever the policy prefers
         self.steps = spread.steps(this.trial, gang)
         for name in gang.home:
@@ -187,13 +189,12 @@ class Search:
     def with_option(self, option: int, scope: int) -> Placement | Refused:
         trial, spec, capacity = self.trial, self.spec, self.capacity
         self.option = option
-        first = spec.groups[0].option(option)
-        flavor = first.flavor
+        first, flavor = spec.groups[0].option(option), flavor_of(spec, option)
         self.mask = mask = eligible(trial, spec, option) & self.only & scope
         need = need_milli(spec, self.size, option)
         if flavor is not None or len(capacity.by_flavor) <= 1 or not need:
             only_flavor = flavor if flavor is not None else next(iter(capacity.by_flavor), None)
-            return quota_refusal(trial, spec, only_flavor, need) or self._in_domains(mask)
+            return quota_refusal(trial, spec, only_flavor, need) or self._charged(self._in_domains(mask))
         found: Placement | Refused = NO_ROOM  # any flavor will do: one for the whole gang if possible, else a mix
         several, least = 0, first.resources.gpus_milli
         for name, of_flavor in capacity.by_flavor.items():
@@ -201,13 +202,19 @@ class Search:
                 several |= of_flavor
             if name is None:
                 continue  # nodes without an accelerator
-            found = quota_refusal(trial, spec, name, need) or self._in_domains(mask & of_flavor)
+            found = quota_refusal(trial, spec, name, need) or self._charged(self._in_domains(mask & of_flavor))
             if not isinstance(found, Refused):
                 return found
         if several:
             mixed = self._in_domains(mask & several)
             found = mixed if isinstance(mixed, Refused) else over_quota(trial, spec, mixed) or mixed
         return found
+
+    def _charged(self, found: Placement | Refused) -> Placement | Refused:
+        """What was found where other groups than the first may lie on other flavors, if quota has that too."""
+        if len(self.spec.groups) == 1 or isinstance(found, Refused):
+            return found
+        return over_quota(self.trial, self.spec, found) or found
 
     def _in_domains(self, mask: int) -> Placement | Refused:
         """Required domain first, inside it the preferred one; without a wish anywhere. A gang that lost a node stays in
@@ -216,27 +223,29 @@ class Search:
         if required is None and preferred is None:
             return self._fill(mask)
         capacity = self.capacity
-        outer = [mask] if required is None else self._fullest_first(capacity.domains(required), mask)
+        outer = [(mask, -1)] if required is None else self._fullest_first(capacity.domains(required), mask)
         if preferred is not None:
-            for domain in outer:
-                for part in self._fullest_first(capacity.domains(preferred), domain):
-                    found = self._fill(part)
+            for domain, around in outer:
+                for part, inside in self._fullest_first(capacity.domains(preferred), domain):
+                    found = self._fill(part, inside & around)
                     if not isinstance(found, Refused):
                         return found
-        for domain in outer:
-            found = self._fill(domain)
+        for domain, around in outer:
+            found = self._fill(domain, around)
             if not isinstance(found, Refused):
                 return found
         return NO_DOMAIN if required is not None else NO_ROOM
 
-    def _fullest_first(self, domains: Mapping[str, int], mask: int) -> list[int]:
-        """Parts of the mask by domain: those with nodes of `home`, then domains with least free GPUs first, so that
-        large ones stay whole; ties by name (the given order)."""
-        parts = [part for members in domains.values() if (part := members & mask)]
-        return sorted(parts, key=lambda part: (not part & self.home, self.capacity.free_gpus(part)))
+    def _fullest_first(self, domains: Mapping[str, int], mask: int) -> list[tuple[int, int]]:
+        """Parts of the mask by domain, each with all nodes of it: those with nodes of `home`, then domains with least
+        free GPUs first, so that large ones stay whole; ties by name (the given order)."""
+        parts = [(part, members) for members in domains.values() if (part := members & mask)]
+        return sorted(parts, key=lambda one: (not one[0] & self.home, self.capacity.free_gpus(one[0])))
 
-    def _fill(self, mask: int) -> Placement | Refused:
-        """The whole gang, its first group on nodes of `mask`. Bundles of one group side by side, in rank order."""
+    def _fill(self, mask: int, around: int = -1) -> Placement | Refused:
+        """The whole gang on nodes of `around`, its first group on those of `mask`. Bundles of one group side by side,
+        in rank order."""
+        self.around = around
         spec, option = self.spec, self.option
         if len(spec.groups) == 1 and spec.groups[0].topology is None:
             group = spec.groups[0]
@@ -274,7 +283,7 @@ class Search:
     def _group(self, number: int, mask: int) -> list[tuple[NodeState, int]] | None:
         """One group of several, in the domain that it asks for."""
         capacity, group = self.capacity, self.spec.groups[number]
-        count, part = (group.count, self.only) if number else (self.size, mask)
+        count, part = (group.count, self.only & self.around) if number else (self.size, mask)
         part &= eligible(self.trial, self.spec, self.option, number)
         wish = group.topology
         if wish is not None and (wish.required or wish.preferred):
@@ -375,6 +384,17 @@ class Search:
                 capacity.change(node.node.id, need, device, -1)
         return list(chosen.values())
 
+    def _lacking(self, code: str) -> int:
+        """The first group that does not fit on what is free, by itself; of those that only lack room beside one
+        another, or in one domain, the one that asks for most on one node."""
+        spec, only = self.spec, self.only
+        for number, group in enumerate(spec.groups if code != "topology" else ()):
+            mask = eligible(self.trial, spec, self.option, number) & only if number else self.mask
+            count = group.count if number else self.size
+            if _rooms(self.trial, mask, group.option(self.option).resources, count)[1] < count:
+                return number
+        return hardest_first(spec, self.option)[0]
+
     def explain(self, found: Refused) -> Refused:
         """Count what each filter refused, from the widest to the narrowest."""
         trial, spec, size, mask, capacity = self.trial, self.spec, self.size, self.mask, self.capacity
@@ -394,15 +414,20 @@ class Search:
                 beside = why_never_with(trial.state, spec, self.option)
                 if beside is not None and beside.code == "impossible":
                     return Refused(*beside, tuple(counts))
+        number = self._lacking(found.code) if len(spec.groups) > 1 else 0
+        group = spec.groups[number]
+        if number:
+            wish, size = group.option(self.option)._replace(speedup=()), group.count
+            mask = eligible(trial, spec, self.option, number) & self.only
         fitting, rooms = _rooms(trial, mask, wish.resources, size)
         busy = mask.bit_count() - fitting
         if busy:
             counts.append(("busy", busy))
         counts.append(("with room", fitting))
-        drained = (capacity.suiting(wish_of(spec, self.option, 0)) & ~capacity.open).bit_count()
+        drained = (capacity.suiting(wish_of(spec, self.option, number)) & ~capacity.open).bit_count()
         if drained:
             counts.append(("drained", drained))
-        closed = everything - other - mask.bit_count() - drained
+        closed = everything - other - mask.bit_count() - drained if not number else 0
         if closed > 0:
             counts.append(("not allowed", closed))
         if found.code == "topology":
@@ -423,8 +448,9 @@ class Search:
             message = say("fragmentation.spread", size=size, each=wish, free=free, fitting=rooms, missing=size - rooms)
             return Refused("fragmentation", message, tuple(counts))
         empty = say("nodes.drained", count=drained) if drained else ()
+        part = say("nodes.of_group", group=Quote(group.name)) if number else ()
         message = say(
-            "nodes.busy", size=size, each=wish, fitting=rooms, nodes=everything, drained=empty,
+            "nodes.busy", size=size, each=wish, group=part, fitting=rooms, nodes=everything, drained=empty,
             missing=max(size - rooms, 1),
         )  # fmt: skip
         return Refused("nodes", message, tuple(counts))

@@ -169,7 +169,7 @@ class Search:
             return None
         for option in options_of(gang.spec):
             rules.option = option
-            mask = place.eligible(self.trial, gang.spec, option) & self.only
+            mask = place.eligible_by_any(self.trial, gang.spec, option) & self.only
             self.need = need_milli(gang.spec, gang.spec.min_size, option)
             for _ in rules.each_strategy():
                 choice = self._with_option(mask, eligible)
@@ -385,6 +385,8 @@ def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, al
     spec = gang.spec
     capacity = trial.state.capacity
     required = spec.topology.required
+    if len(spec.groups) > 1 and required is None:
+        return [mask]  # a scope is of the first group alone
     if required is not None and required != "node":
         return [part for members in capacity.domains(required).values() if (part := members & mask)]
     if mask & capacity.with_free(-(-need // MILLI)):

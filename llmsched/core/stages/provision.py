@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmsched.core.amounts import need_milli
+from llmsched.core.amounts import flavor_of, need_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import NodeType
 from llmsched.core.decisions import ReleaseNode, RequestCapacity
@@ -129,7 +129,7 @@ class Demand:
         """Find room for all of it on what is free, has been asked for, or could be."""
         spec = gang.spec
         for option in range(max(len(group.options) for group in spec.groups)):
-            flavor = spec.groups[0].option(option).flavor
+            flavor = flavor_of(spec, option)
             milli = need_milli(spec, spec.min_size, option)
             if quota_refusal(self.trial, spec, flavor, milli) is not None:
                 continue

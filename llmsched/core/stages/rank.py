@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from math import inf
 
+from llmsched.core.amounts import flavors_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.exchanges import Exchanges
@@ -314,7 +315,7 @@ def _lacking(this: Pass, calendar: Calendar, wanted: list[tuple[GangState, float
     lacking: set[str | None] = set()
     for gang, gpus in wanted:
         need, closed = round(gpus * MILLI), calendar.closed_to(gang)
-        named = [option.flavor for option in gang.spec.groups[0].options]
+        named = flavors_of(gang.spec)
         flavors = [*room.all.by_flavor] if None in named else named
         alone = [flavor for flavor in flavors if room.most(flavor, closed) >= need][:1]
         if not alone and (None not in named or room.most_in_all(closed) < need):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from llmsched.core.amounts import bundle_milli, need_milli
+from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
 from llmsched.core.lane import is_owed
 from llmsched.core.plan import Plan
@@ -180,7 +180,7 @@ def _pools(state: State, gangs: list[GangState]) -> list[tuple[list[str | None],
         return [(every, gangs)]
     pools: list[tuple[dict[str | None, None], list[GangState]]] = []
     for gang in gangs:
-        flavors = dict.fromkeys(option.flavor for option in gang.spec.groups[0].options)
+        flavors = dict.fromkeys(flavors_of(gang.spec))
         if None in flavors:
             flavors = dict.fromkeys(every)
         mine: tuple[dict[str | None, None], list[GangState]] = (flavors, [])
@@ -243,7 +243,7 @@ def _tiers(members: list[GangState]) -> list[tuple[list[GangState], list[GangSta
 
 
 def _least_milli(gang: GangState) -> int:
-    return gang.spec.min_size * bundle_milli(gang.spec)
+    return need_milli(gang.spec, gang.spec.min_size, 0)
 
 
 def _entitled(trial: Trial, by_queue: dict[str, list[GangState]], capacity: int) -> dict[str, int]:
@@ -311,7 +311,7 @@ def _entitled_within(
 
 def _flavors(state: State, members: list[GangState]) -> list[str | None]:
     """Those that any of them can use; a gang that names none can use all."""
-    named = dict.fromkeys(option.flavor for gang in members for option in gang.spec.groups[0].options)
+    named = dict.fromkeys(flavor for gang in members for flavor in flavors_of(gang.spec))
     return [*state.capacity.by_flavor] if None in named else [*named]
 
 

@@ -153,6 +153,8 @@ class Ownership:
         return self._attempt(actor.envs.get(OWNER, ""))
 
     def _attempt_of_group(self, group: Group) -> str | None:
+        if (replica := _replica_part(group.name)).startswith(PREFIX):  # Serve made it for one of ours, under its name
+            return attempt_name(replica)
         inside = [self._makers[one.id] for one in self._tables.actors if one.group == group.id]
         creator = self._by_id.get(group.creator)
         if creator is not None and creator.namespace != SERVE:
@@ -170,9 +172,11 @@ def attempt_name(name: str) -> str:
 
 def application_of(actor: Actor) -> str:
     """Of a replica of Serve, the application's name; "" for any other actor."""
-    if actor.namespace != SERVE or not actor.name.startswith(REPLICA):
-        return ""
-    return actor.name.removeprefix(REPLICA).partition("#")[0]
+    return _replica_part(actor.name) if actor.namespace == SERVE else ""
+
+
+def _replica_part(name: str) -> str:
+    return name.removeprefix(REPLICA).partition("#")[0] if name.startswith(REPLICA) else ""
 
 
 def _is_supervisor(actor: Actor) -> bool:

@@ -1,0 +1,87 @@
+"""Gangs of several groups, of which the first needs no GPU: replicas whose deployments have members of their own."""
+
+from __future__ import annotations
+
+from ledger import Launch, Preempt, cluster
+
+from llmsched.core import facts
+from llmsched.core.configuration import Queue, Quota
+from llmsched.core.resources import Resources
+from llmsched.core.workload import Group, Option, Topology, Workload
+
+
+def replica(name="desk", queue="default", flavor="L4", copies=2, lead=None, **more):
+    lead = lead or Option(None, Resources(0, 1000))
+    groups = (Group("workers", 1, (lead,)), Group("Large", copies, (Option(flavor, Resources(1000, 1000)),)))
+    return Workload(name, name, "serve", groups, queue=queue, **more)
+
+
+def on_l4(given, borrow=None, **quotas):
+    """Queues with so many L4 of their own each, and two A100."""
+    for name, count in quotas.items():
+        given.queues.append(Queue(name, quotas=(("L4", Quota(count * 1000, borrow)), ("A100", Quota(2000, 0)))))
+    return given
+
+
+def submit(given, *workloads):
+    given.now += 1.0
+    for workload in workloads:
+        given.state.apply(facts.Submitted(given.now, workload))
+    return given
+
+
+def test_a_replica_lies_on_as_many_nodes_as_its_deployments_need_and_counts_as_one():
+    given = submit(on_l4(cluster("1 node x 2 A100, 2 nodes x 1 L4"), q=2), replica(queue="q"))
+    assert given.turn().decisions == [Launch("desk", 2)]
+    placement = given.state.gangs["desk/0"].placement
+    assert [placed.group for placed in placement] == ["workers", "Large", "Large"]
+    assert sorted(placed.node for placed in placement[1:]) == ["l4-0", "l4-1"]
+    assert given.state.gangs["desk/0"].flavor == "L4"
+    assert given.state.quota.branch("q", "L4").used == 2000 and given.state.quota.branch("q", "A100").used == 0
+
+
+def test_quota_is_asked_for_what_its_deployments_take():
+    given = on_l4(cluster("1 node x 4 A100, 1 node x 4 L4"), borrow=0, q=1, other=3)
+    submit(given, replica(queue="q"), replica("one", queue="q", copies=1))
+    decided = given.turn()
+    assert decided.decisions == [Launch("one", 1)] and decided.code("desk") == "over_limit"
+
+
+def test_what_a_replica_has_borrowed_for_its_deployments_is_given_back():
+    given = on_l4(cluster("1 node x 2 A100, 2 nodes x 1 L4"), owner=2, guest=0).rules(reclaim="any")
+    submit(given, replica("guest", queue="guest")).settle()
+    assert given.phase("guest") == "running"
+    decided = submit(given, replica("mine", queue="owner")).turn()
+    assert Preempt("guest", "quota_reclaim") in decided.decisions
+
+
+def test_a_replica_makes_room_on_all_nodes_that_its_deployments_need():
+    given = (
+        cluster("1 node x 2 A100, 2 nodes x 1 L4").rules(within_queue="lower_priority").policies(ordering="priority")
+    )
+    given.running("a", 1, flavor="L4", priority=10).running("b", 1, flavor="L4", priority=10)
+    given.running("c", 2, flavor="A100", priority=10)
+    submit(given, replica(priority=90)).settle()
+    assert {name: given.phase(name) for name in ("desk", "a", "b", "c")} == {
+        "desk": "running", "a": "waiting", "b": "waiting", "c": "running",
+    }  # fmt: skip
+
+
+def test_groups_on_two_types_never_take_more_than_quota_has_of_either():
+    lead = Option("A100", Resources(1000, 1000))
+    for owned, starts in ((1, True), (0, False)):
+        given = on_l4(cluster("1 node x 4 A100, 1 node x 4 L4"), borrow=0, q=owned, other=4 - owned)
+        decided = submit(given, replica(queue="q", lead=lead, copies=1)).turn()
+        assert (decided.decisions == [Launch("desk", 2)]) is starts
+
+
+def test_all_of_a_replica_lies_in_the_one_domain_that_its_spec_asks_for():
+    given = cluster("2 nodes x 2 L4")
+    for name in "abc":
+        given.running(name, 1, flavor="L4")
+    given.after(1.0, facts.Finished(given.now, "a/0", 1, "succeeded"))  # one is free on each node
+    one_node = Topology(required="node")
+    decided = submit(given, replica(topology=one_node), replica("one", copies=1, topology=one_node)).turn()
+    assert decided.decisions == [Launch("one", 1)] and decided.code("desk") == "topology"
+    assert len({placed.node for placed in given.state.gangs["one/0"].placement}) == 1
+    assert submit(given, replica("three", copies=3, topology=one_node)).turn().code("three") == "impossible"
