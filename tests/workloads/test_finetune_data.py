@@ -29,6 +29,15 @@ TOOLS = (
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}{% endfor %}'
     "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+# As those of models that see, which read a content in parts: one writes nothing of a text, the other fails on it.
+PARTS = (
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}<end>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+FIRST_PART = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content[0]['text'] }} [/INST]"
+    "{% else %} {{ m.content[0]['text'] + '</s> ' }}{% endif %}{% endfor %}"
+)
 IGNORING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
 DROPPING = "{% for m in messages %}{% if loop.last or m.role == 'user' %}"
 DROPPING += "<{{ m.role }}>{{ m.content }}</s>{% endif %}{% endfor %}"
@@ -73,6 +82,8 @@ CALLING = [*turns("how"), CALL, {"role": "tool", "content": "4"}, {"role": "assi
         (INST, turns("q1", "a1", "q2", "a2"), [" a1</s>", " a2</s>"]),
         (TOOLS, CALLING, ['{"name": "f", "arguments": {"a": 1}}</s>', "four</s>"]),
         (IGNORING, turns("user", "user", "q", "assistant"), ["<assistant>user</s>", "<assistant>assistant</s>"]),
+        (PARTS, turns("q1", "a1", "q2", "a2"), ["a1<end>", "a2<end>"]),
+        (FIRST_PART, turns("q1", "a1", "q2", "a2"), [" a1</s>", " a2</s>"]),
         (TOOLS, [*turns("q", "a", "q"), {"role": "assistant", "content": "a", "learn": False}], ["a</s>"]),
     ],
 )  # fmt: skip

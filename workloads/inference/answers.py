@@ -19,6 +19,7 @@ from workloads.inference.openai import Choice, TextRequest, Usage
 from workloads.inference.parameters import RequestError, Sampling
 from workloads.inference.sampling import Said
 from workloads.inference.tools import ToolReader
+from workloads.tasks import content_parts
 
 
 class Server(Protocol):
@@ -123,7 +124,11 @@ class TextServer:
         offered = [*request.tools.offered] if request.tools is not None else None
         try:
             text = tokenizer.apply_chat_template(
-                request.messages, tools=offered, tokenize=False, add_generation_prompt=True, **request.template
+                content_parts.fitting(tokenizer, request.messages or ()),
+                tools=offered,
+                tokenize=False,
+                add_generation_prompt=True,
+                **request.template,
             )
         except Exception as error:  # a template refuses in its own words, an order of roles for example
             raise RequestError(f"The model's chat template refuses this: {error}", param="messages") from None

@@ -16,7 +16,7 @@ from typing import Any
 from llmsched.data.messages import Unusable, shows_python, with_json_arguments, with_written_calls
 from llmsched.data.rows import Row
 from workloads.sources import BadInput
-from workloads.tasks import chat_mask
+from workloads.tasks import chat_mask, content_parts
 from workloads.tasks.reads import first_line
 from workloads.tasks.task import IGNORED
 
@@ -53,7 +53,10 @@ class Dialogues:
         def render(some: Sequence[Mapping[str, Any]], prompt: bool) -> str:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(some), tools=tools, tokenize=False, add_generation_prompt=prompt
+                    content_parts.fitting(self.tokenizer, some),
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
                 )
             )
 
