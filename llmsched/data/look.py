@@ -29,6 +29,8 @@ def look(train: Mapping[str, Any], folder: Path | None, *, is_complete: bool) ->
     out, as is a path that is not here unless `is_complete`: everything that a worker sees is here."""
     errors: list[str] = []
     notes: list[str] = []
+    if lacking := _without_processor(train, folder):
+        errors.append(f"train.base_model: {lacking}")
     for index, dataset in enumerate(train.get("datasets") or ()):
         place = place_of(dataset["path"], folder)
         if place is None:
@@ -89,6 +91,24 @@ def _first_rows(
         rows = formats.roles(rows, kind.required, kind.optional, columns, path, bad, kind.names)
         _look_at_media(rows, media.folder_of(place), bad, _rate(train["base_model"], folder))
     return [*rows.notes, *bad.settle(len(rows))]
+
+
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # transformers' names
+
+
+def _without_processor(train: Mapping[str, Any], folder: Path | None) -> str:
+    """What to say of a model on this machine that lacks what turns its images or sounds into numbers; ""."""
+    base, task = train.get("base_model"), KINDS.get(train.get("task", "causal-lm"))
+    place = place_of(base, folder) if base and task else None
+    if task is None or place is None or not (place / "config.json").is_file():
+        return ""
+    media_of_it = [role for role in task.roles if role in media.ROLES]
+    if not media_of_it or any((place / name).is_file() for name in _PROCESSORS):
+        return ""
+    return (
+        f"{base} has no {_PROCESSORS[0]}, which says how its {media_of_it[0]} becomes numbers: save it beside the "
+        "model, with save_pretrained of its processor"
+    )
 
 
 def _look_at_media(rows: Rows, folder: Path, bad: BadRows, rate: int | None) -> None:

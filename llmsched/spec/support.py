@@ -87,7 +87,8 @@ def not_yet(kind: str, document: Document, table: dict[str, tuple[Any, ...]] | N
         for path, value in _find(document.data, tuple(pattern.split("."))):
             if isinstance(value, str) and (source := _kind_of_source(value)) not in schemes and source in _SOURCE_WORDS:
                 message = f'"{dotted(path)}": {_SOURCE_WORDS[source]} is not supported yet'
-                problems.append(Problem(document.where(path), message, f"Supported: {' '.join(schemes)}.", CODE))
+                hint = _INSTEAD.get((pattern, source), f"Supported: {' '.join(schemes)}.")
+                problems.append(Problem(document.where(path), message, hint, CODE))
     return problems
 
 
@@ -103,6 +104,14 @@ _SOURCE_WORDS = {
     "model": "a registered model (model://) as data",
     "best": "the best checkpoint of a run (/best)",
     "run": "the result of a run (run://)",
+}
+
+
+_INSTEAD = {
+    ("batch.input.path", "hf"): (
+        "Fetch its files first, `hf download ORG/NAME --repo-type dataset --local-dir data`, and write the path of "
+        'those that are rows, such as "data/*.parquet".'
+    ),
 }
 
 

@@ -171,6 +171,8 @@ class TuneSpec(FiniteSpec):
 
     @model_validator(mode="after")
     def _every_trial_is_well_formed(self) -> TuneSpec:
+        if self.asks:
+            raise WrongAt("a search asks for its trials anyway, and a trial may ask for nothing; leave it out", "asks")
         data, model = self.dump(), _model(self.tune.model_dump(exclude_none=True))
         for path, domain in self.tune.space.items():
             where = "tune", "space", path

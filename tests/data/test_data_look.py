@@ -64,6 +64,18 @@ def test_an_image_that_is_not_there_is_said_before_anything_runs(tmp_path: Path)
     assert "no column 'audio' for the role 'audio'" in wrong(tmp_path, task="automatic-speech-recognition")
 
 
+def test_a_model_without_what_reads_images_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image": "cat.png", "label": "cat"}\n')
+    Image.new("RGB", (2, 2)).save(tmp_path / "cat.png")
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text("{}")
+    images = {"task": "image-classification", "base_model": "vit"}
+    said = wrong(tmp_path, **images)
+    assert said.startswith("train.base_model: vit has no preprocessor_config.json, which says how its image becomes")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
+    assert wrong(tmp_path, **images) == ""
+
+
 def test_audio_of_a_rate_that_the_model_does_not_hear_is_said_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"audio": "hum.wav", "label": "hum"}\n')
     with wave.open(str(tmp_path / "hum.wav"), "wb") as file:

@@ -36,6 +36,7 @@ def test_the_starter_is_a_spec_and_a_parcel_means_the_same_again() -> None:
         ("{input: {path: a, on_bad_row: drop}, model: m}", "expected one of 'refuse', 'skip'"),
         ("{input: {path: a}, model: m, outptu: /out}", 'Did you mean "output"?'),
         ("{input: {path: 'hf://a/b'}, model: m}", "a data set of a hub (hf://) is not supported yet"),
+        ("{input: {path: 'hf://a/b'}, model: m}", "hf download ORG/NAME --repo-type dataset"),
         ("{input: {path: a}, model: m, task: masked-lm}", '"masked-lm" is not supported yet'),
     ],
 )

@@ -69,6 +69,13 @@ REFUSED = [
 ]
 
 
+def test_a_search_says_that_it_asks_by_what_it_is() -> None:
+    text = spec(TASK, "space: {envs.A: {grid: [1]}}")
+    load(text)
+    with pytest.raises(SpecError, match="a trial may ask for nothing"):
+        load(text + "\nasks: true\n")
+
+
 @pytest.mark.parametrize(("section", "lines", "words"), REFUSED)
 def test_what_can_come_to_nothing_is_refused_with_what_was_meant(section: str, lines: list[str], words: str) -> None:
     assert words in refusal(spec(section, *lines))
