@@ -40,8 +40,9 @@ class Model(Section):
 class EngineKwargs(PassThrough):
     """By vLLM's names where it has one; what is absent is up to the engine. `max_waiting` requests wait inside it.
     `quantization: int8` is of our own engine: on CPUs, linear layers compute in 8 bits. So is `prefix_cache_mib`: its
-    memory for beginnings of prompts that were read (128 on a CPU, a twentieth of what is free on a GPU). `vllm` has
-    what else is to be passed to vLLM, with `engine: vllm`."""
+    memory for beginnings of prompts that were read (128 on a CPU, a twentieth of what is free on a GPU), and
+    `num_speculative_tokens`: how many tokens a request that decodes alone tries at once, by what came after the same
+    words before (8; 0: none). `vllm` has what else is to be passed to vLLM, with `engine: vllm`."""
 
     library: ClassVar[str] = "vllm.EngineArgs"
     known: ClassVar[frozenset[str]] = library_names.VLLM_ENGINE_ARGS
@@ -53,6 +54,7 @@ class EngineKwargs(PassThrough):
     quantization: Literal["int8"] | None = None
     enable_prefix_caching: bool | None = None
     prefix_cache_mib: int | None = Field(default=None, ge=1)
+    num_speculative_tokens: int | None = Field(default=None, ge=0, le=64)
     vllm: dict[str, JsonValue] | None = None  # more of vLLM's own, as they are
 
     @field_validator("vllm")

@@ -21,6 +21,7 @@ class AsyncEngineArgs:
     distributed_executor_backend: str | None = None
     max_model_len: int = 64
     gpu_memory_utilization: float = 0.9
+    speculative_config: dict | None = None
 
 
 @dataclass

@@ -459,6 +459,7 @@ def test_an_adapter_of_another_size_is_refused_with_both_sizes(engine, tmp_path)
         {"dtype": "int3"},
         {"max_num_seqs": "4"},
         {"prefix_cache_mib": 0},
+        {"num_speculative_tokens": -1},
         {"enable_prefix_caching": 1},
     ],
 )

@@ -39,12 +39,13 @@ BODY = {"model": "t", "prompt": "abcdef", "max_tokens": 4, "temperature": 0}
 
 def test_a_model_in_parts_is_one_engine_with_vllms_own_arguments(folder, monkeypatch):
     fake_vllm.put_in(monkeypatch)
-    kwargs = {"max_model_len": 32, "vllm": {"gpu_memory_utilization": 0.8}}
+    kwargs = {"max_model_len": 32, "num_speculative_tokens": 5, "vllm": {"gpu_memory_utilization": 0.8}}
     replica = Replica(order(folder, parallelism={"tensor": 4, "pipeline": 2}, engine_kwargs=kwargs))
     given = engine_of(replica).arguments
     assert (given.model, given.tensor_parallel_size, given.pipeline_parallel_size) == (str(folder), 4, 2)
     assert (given.distributed_executor_backend, given.load_format, given.enable_lora) == ("mp", "safetensors", True)
     assert (given.gpu_memory_utilization, given.max_model_len) == (0.8, 32)
+    assert given.speculative_config == {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}
     answer = asyncio.run(replica.call("completions", BODY))
     assert answer["choices"][0] == {"index": 0, "text": "fedc", "logprobs": None, "finish_reason": "length"}
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}

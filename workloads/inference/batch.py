@@ -39,7 +39,7 @@ class Decoder:
         self._config = model.config
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
-        self._keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._keeps_last = "logits_to_keep" in takes
         # Keys and values of other sequences can be put beside one's own; the running states of a recurrent layer, or
         # what an unknown layer keeps, cannot: such models decode one sequence at a time.
         self.can_batch = all(
@@ -70,10 +70,16 @@ class Decoder:
         ids = torch.tensor([tokens[begin:]], device=self.device)
         mask = torch.ones(1, len(tokens), dtype=torch.long, device=self.device)
         positions = torch.arange(begin, len(tokens), device=self.device)[None]
-        return self._run(ids, mask, positions, cache, [adapter])
+        return self._run(ids, mask, positions, cache, [adapter])[:, -1]
 
     def step(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, adapters: Sequence[str | None]) -> torch.Tensor:
-        return self._run(ids, mask, mask.sum(dim=1, keepdim=True) - 1, cache, adapters)
+        return self._run(ids, mask, mask.sum(dim=1, keepdim=True) - 1, cache, adapters)[:, -1]
+
+    def read_draft(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, adapter: str | None) -> torch.Tensor:
+        """Of one row, whose newest tokens are `ids` (1, tokens); logits (tokens, vocabulary) after each of them."""
+        count = ids.shape[1]
+        positions = mask.cumsum(dim=1)[:, -count:] - 1
+        return self._run(ids, mask, positions, cache, [adapter], keeps=count)[0]
 
     def _run(
         self,
@@ -82,7 +88,9 @@ class Decoder:
         positions: torch.Tensor,
         cache: Cache,
         adapters: Sequence[str | None],
+        keeps: int = 1,
     ) -> torch.Tensor:
+        """Logits (rows, tokens, vocabulary), at least of the last `keeps` tokens."""
         where = {"position_ids": positions} if self._takes_positions else {}
         with torch.inference_mode():
             out = self._adapters.run(
@@ -92,9 +100,10 @@ class Decoder:
                 past_key_values=cache,
                 use_cache=True,
                 **where,
-                **self._keeps_last,
+                **({"logits_to_keep": keeps} if self._keeps_last else {}),
             )
-        return out.logits[:, -1]
+        logits: torch.Tensor = out.logits
+        return logits
 
 
 class Newcomer(NamedTuple, Generic[R]):
@@ -134,6 +143,20 @@ class Batch(Generic[R]):
         ids = torch.tensor([[row.last_token] for row in self.rows], device=self._mask.device)
         self._mask = pad(self._mask, (0, 1), value=1)
         return decoder.step(ids, self._mask, self._cache, [row.adapter for row in self.rows])
+
+    def read_draft(self, decoder: Decoder, draft: Sequence[int]) -> torch.Tensor:
+        """The only row's last token and what may follow it, in one pass; logits (1 + draft, vocabulary). `drop_last`
+        takes back what did not follow."""
+        (row,) = self.rows
+        ids = torch.tensor([[row.last_token, *draft]], device=self._mask.device)
+        self._mask = pad(self._mask, (0, ids.shape[1]), value=1)
+        return decoder.read_draft(ids, self._mask, self._cache, row.adapter)
+
+    def drop_last(self, columns: int) -> None:
+        if columns:
+            self._mask = self._mask[:, :-columns]
+            for layer in self._cache.layers:
+                layer.drop_last(columns)
 
     def columns(self, index: int) -> Layers:
         """Keys and values of all that the row at this index has read and said. Views: copy them."""

@@ -25,6 +25,7 @@ import torch
 
 from workloads.inference.adapters import AdapterError, Adapters
 from workloads.inference.batch import Batch, Decoder, Newcomer, layers_of
+from workloads.inference.drafts import MOST, Drafts
 from workloads.inference.grammar import Grammars, SchemaGrammar
 from workloads.inference.packed import lay_out
 from workloads.inference.parameters import RequestError, Sampling, Usual
@@ -72,7 +73,7 @@ class Engine(Protocol):
 class Settings:
     """`engine_kwargs`, by vLLM's names where it has one. `max_waiting`: requests beyond those that decode.
     `prefix_cache_mib`: of keys and values of earlier prompts; None: what `PREFIX_MIB` says on a CPU, and a twentieth of
-    the memory that is free on a GPU."""
+    the memory that is free on a GPU. `num_speculative_tokens`: of a draft that one pass checks; 0: none are made."""
 
     max_model_len: int | None = None
     max_num_seqs: int = 32
@@ -81,6 +82,7 @@ class Settings:
     quantization: str | None = None  # "int8": the linear layers compute in 8 bits
     enable_prefix_caching: bool = True
     prefix_cache_mib: int | None = None
+    num_speculative_tokens: int = MOST
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Settings:
@@ -94,6 +96,9 @@ class Settings:
             value = kwargs.get(name, 1)
             if type(value) is not int or value < 1:
                 raise ValueError(f"engine_kwargs: {name} must be a whole number of at least 1, not {value!r}")
+        drafted = kwargs.get("num_speculative_tokens", 1)
+        if type(drafted) is not int or not 0 <= drafted <= 64:
+            raise ValueError(f"engine_kwargs: num_speculative_tokens must be a whole number up to 64, not {drafted!r}")
         if type(kwargs.get("enable_prefix_caching", True)) is not bool:
             raise ValueError("engine_kwargs: enable_prefix_caching must be true or false")
         if kwargs.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
@@ -120,6 +125,7 @@ class _Request:
         self.text = TextStream(tokenizer, sampling.stop)
         self.deliver = deliver
         self.is_cancelled = self.has_failed = False
+        self.drafts: Drafts | None = None  # from when it decodes alone
         self.last_token = -1
         self.answer: list[int] = []  # tokens
         self.cache: Any = None  # of the prompt, until it joins a batch
@@ -130,6 +136,8 @@ class _Request:
         """Add `token`, deliver what it makes certain; whether the answer is complete."""
         self.last_token = token
         self.answer.append(token)
+        if self.drafts is not None:
+            self.drafts.add(token)
         if token in ends or token in self.sampling.stop_token_ids:
             return self._finish(self.text.finish(), "stop")
         text = self.text.push(token)
@@ -370,8 +378,12 @@ class TransformersEngine:
         return self._batches[-1]
 
     def _step(self, batch: Batch[_Request]) -> None:
-        tokens = next_tokens(batch.step(self._decoder), [row.sampler for row in batch.rows])
-        ended = [self._take(row, token) for row, token in zip(batch.rows, tokens, strict=True)]
+        draft = self._draft(batch)
+        if draft:
+            ended = [self._step_by_draft(batch, draft)]
+        else:
+            tokens = next_tokens(batch.step(self._decoder), [row.sampler for row in batch.rows])
+            ended = [self._take(row, token) for row, token in zip(batch.rows, tokens, strict=True)]
         if not any(ended):
             return
         if self._prefixes is not None:  # a dialogue goes on with its answer
@@ -380,6 +392,31 @@ class TransformersEngine:
                 if not row.has_failed:
                     self._prefixes.keep(row.adapter, [*row.prompt, *row.answer[:-1]], batch.columns(index))
         batch.keep([n for n, is_over in enumerate(ended) if not is_over])
+
+    def _draft(self, batch: Batch[_Request]) -> list[int]:
+        """Of who decodes alone: with others a pass computes enough as it is."""
+        if len(batch.rows) > 1 or not self._decoder.can_reuse or not self._settings.num_speculative_tokens:
+            return []
+        (row,) = batch.rows
+        if row.drafts is None:
+            row.drafts = Drafts([*row.prompt, *row.answer], self._settings.num_speculative_tokens)
+        return row.drafts.next()[: row.sampling.max_tokens - len(row.answer) - 1]
+
+    def _step_by_draft(self, batch: Batch[_Request], draft: list[int]) -> bool:
+        """As many steps at once as the draft is right, and one. Whether the answer is complete."""
+        (row,) = batch.rows
+        taken, is_over = 0, False
+        logits = batch.read_draft(self._decoder, draft)
+        for place in range(len(draft) + 1):
+            token = next_tokens(logits[place : place + 1], [row.sampler])[0]
+            is_over = self._take(row, token)
+            taken += 1
+            if is_over or place == len(draft) or token != draft[place]:
+                break
+        batch.drop_last(len(draft) + 1 - taken)
+        assert row.drafts is not None
+        row.drafts.told(len(draft), taken - 1)
+        return is_over
 
     def _take(self, request: _Request, token: int | Exception) -> bool:
         """Whether its answer is complete. What fails with its token, a schema that breaks off for example, ends this

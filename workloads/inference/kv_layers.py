@@ -57,6 +57,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self._show(end)
         return self.keys, self.values
 
+    def drop_last(self, columns: int) -> None:
+        self._show(self.keys.shape[-2] - columns)
+
     def keep(self, rows: torch.Tensor, unused: int) -> None:
         """Go on with these rows alone, and without the first `unused` columns."""
         columns = self.keys.shape[-2] - unused

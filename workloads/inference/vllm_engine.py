@@ -31,6 +31,9 @@ class VllmEngine:
         kwargs.pop("vllm", None)
         if taken := sorted((_OURS | _NEVER) & set(kwargs)):
             raise ValueError(f"engine_kwargs: {', '.join(taken)} may not be set here")
+        if drafted := kwargs.pop("num_speculative_tokens", 0):  # as ours: by n-grams of the sequence
+            ngrams = {"method": "ngram", "num_speculative_tokens": drafted, "prompt_lookup_max": 3}
+            kwargs.setdefault("speculative_config", ngrams)
         tensor, pipeline = parallelism.get("tensor", 1), parallelism.get("pipeline", 1)
         # The replica's GPUs are on one node, in its own hands: workers are processes of it, which end with it.
         spread = {"distributed_executor_backend": "mp"} if tensor * pipeline > 1 else {}
