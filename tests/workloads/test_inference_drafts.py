@@ -2,27 +2,13 @@
 
 import asyncio
 import json
-from contextlib import aclosing
 
 import tiny_models
-import torch
+from test_inference_engine import CPU, say, tokens
 
 from workloads.inference.batch import Decoder
 from workloads.inference.drafts import Drafts
 from workloads.inference.engine import Settings, TransformersEngine
-from workloads.inference.parameters import Sampling
-
-CPU = torch.device("cpu")
-
-
-async def say(engine, prompt, **sampling):
-    asked = Sampling(**{"max_tokens": 24, "temperature": 0.0, **sampling})
-    async with aclosing(engine.generate(tokens(engine, prompt), asked, None)) as stream:
-        return [piece async for piece in stream]
-
-
-def tokens(engine, text):
-    return engine.tokenizer(text)["input_ids"] if isinstance(text, str) else text
 
 
 def test_drafts_take_fewer_passes_and_change_no_answer_however_it_is_drawn(tmp_path, monkeypatch):
