@@ -328,7 +328,10 @@ def broken(made: Path, tmp_path: Path, what: str) -> dict[str, Any]:
     [
         ("weights", "the weights in .*model cannot be loaded"),
         ("other-model", "weights are missing in .*model"),
-        ("label", "test.jsonl: label 'neutral' does not occur in the training data .there: neg, pos"),
+        (
+            "label",
+            "test.jsonl: label 'neutral' of row 1 of test.jsonl does not occur in the training data .there: neg, pos",
+        ),
         ("column", "no column 'text' for the role 'text'; found: review, stars"),
         ("one-label", "every label is '1'; expected at least two"),
         ("no-template", "no chat template"),

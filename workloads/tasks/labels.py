@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmsched.data.messages import Unusable
 from workloads.sources import BadInput
+
+if TYPE_CHECKING:
+    from workloads.tasks.task import Read
 
 SHOWN = 20  # labels that a message names
 
@@ -70,17 +73,18 @@ class Labels:
         new = f"{path}: the base model's labels are others than the teacher's: its last layer is made anew"
         return [*notes, new] if self.is_new else notes
 
-    def take_in(self, counts: Mapping[str, int], path: str) -> list[str]:
+    def take_in(self, counts: Mapping[str, int], path: str, read: Sequence[Read]) -> list[str]:
         """The first are those of training, later ones must be among them. Notes for people. Raises BadInput."""
         notes = [] if self.numbers else self.of_training(counts, path)
-        self.check(counts, path)
+        self.check(counts, path, read)
         return notes
 
-    def check(self, counts: Mapping[str, int], path: str) -> None:
+    def check(self, counts: Mapping[str, int], path: str, read: Sequence[Read]) -> None:
         """Of later rows. Raises BadInput for a label that training does not know."""
         if strange := sorted(set(counts) - set(self.names)):
+            where = _place_of(strange[0], read)
             raise BadInput(
-                f"data set {path}: label {strange[0]!r} does not occur in the training data "
+                f"data set {path}: label {strange[0]!r}{where} does not occur in the training data "
                 f"(there: {', '.join(list(self.numbers)[:SHOWN])})"
             )
 
@@ -89,6 +93,18 @@ class Labels:
         numbers = self.numbers or dict(self.known)
         names = {number: name for name, number in numbers.items()}
         return {"num_labels": len(numbers), "label2id": numbers, "id2label": names}
+
+
+def _place_of(label: str, read: Sequence[Read]) -> str:
+    """Of the first row that has it: as its label, as that of a word, or of a part."""
+    for _, rows, _ in read:
+        for row, place in zip(rows, rows.places, strict=True):
+            given = row.get("label")
+            parts = given if isinstance(given, list) else [given]
+            names = {each["label"] if isinstance(each, dict) else each for each in parts}
+            if label in names or label[2:] in names and label[:2] in ("B-", "I-"):
+                return f" of {place}"
+    return ""
 
 
 def name_of(label: Any, class_names: Sequence[str] | None) -> str:

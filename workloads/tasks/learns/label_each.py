@@ -54,7 +54,7 @@ class Learns(Task):
                 else:
                     counts.update(row["label"])
         path = read[0][0]["path"]
-        self.notes += self.labels.take_in(counts, path)
+        self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:

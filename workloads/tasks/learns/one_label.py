@@ -32,7 +32,7 @@ class Learns(Task):
         path = read[0][0]["path"]
         if self.teacher and not self.labels.numbers:
             self.notes += self.labels.of_teacher(self.teacher.labels, counts, path)
-        self.notes += self.labels.take_in(counts, path)
+        self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
         many = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
         shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN))

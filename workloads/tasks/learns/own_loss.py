@@ -43,7 +43,7 @@ class Learns(Task):
                 raise BadInput(f"data set {path}: no row has an object")
             self.notes += self.labels.of_training(counts, path)
             self.new_head = self.labels.is_new
-        self.labels.check(counts, path)
+        self.labels.check(counts, path, read)
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
         yield {**self.input_of(row), "regions": row["label"]}

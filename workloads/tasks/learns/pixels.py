@@ -33,7 +33,7 @@ class Learns(Task):
         counts = Counter({BACKGROUND: 1})
         counts.update(counted(read))
         path = read[0][0]["path"]
-        self.notes += self.labels.take_in(counts, path)
+        self.notes += self.labels.take_in(counts, path, read)
         self.new_head = self.labels.is_new
 
     def encoded(self, row: reading.Row) -> Iterator[Encoded]:
