@@ -113,6 +113,29 @@ def test_an_elastic_gang_has_its_least_before_work_of_fixed_size_and_a_lower_pri
     assert not [each for each in submitted(given) if isinstance(each, decisions.Preempt)], "and keeps it"
 
 
+@pytest.mark.parametrize("elasticity", ["even", "goodput", "marginal_throughput"])
+def test_fixed_work_of_a_higher_priority_has_the_place_of_elastic_work_that_has_its_least(elasticity: str) -> None:
+    """It became no smaller, and elastic work was not ranked: 90 waited for 10."""
+    given = ranked("2 nodes x 4", hold_after_s=1e6).policies(elasticity=elasticity)
+    given.running("low", 2, elastic=(2, 4), priority=10).running("equal", 4, priority=90)
+    decided = submitted(given, work("high", 4000, priority=90))
+    assert [each.gang for each in decided if isinstance(each, decisions.Preempt)] == ["low/0"]
+    assert (given.phase("high"), given.phase("equal"), given.phase("low")) == ("running", "running", "waiting")
+
+
+def test_a_higher_priority_that_fits_by_number_alone_has_the_place_of_a_lower_one() -> None:
+    """Twelve GPUs are enough for three times four, and of each node two are left."""
+    given = ranked("2 nodes x 6", hold_after_s=1e6)
+    submitted(given, work("low0", 4000, priority=10), work("low1", 4000, priority=10))
+    assert not [
+        each for each in submitted(given, work("like", 4000, priority=10)) if isinstance(each, decisions.Preempt)
+    ]
+    decided = submitted(given, work("high", 4000, priority=90))
+    assert len([each for each in decided if isinstance(each, decisions.Preempt)]) == 1
+    phases = [given.phase(name) for name in ("high", "low0", "low1", "like")]
+    assert phases[0] == "running" and sorted(phases[1:]) == ["running", "waiting", "waiting"]
+
+
 def test_an_elastic_gang_does_not_start_on_what_fixed_work_of_a_higher_priority_waits_for() -> None:
     given = ranked("1 node x 1").running("first", 1, priority=90)
     given.state.apply(facts.Submitted(given.now, work("fixed", 1000, priority=50)))

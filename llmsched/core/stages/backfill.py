@@ -16,6 +16,7 @@ Nor does anybody wait for ever for a gap between reservations that come again: w
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
@@ -109,6 +110,17 @@ class Calendar:
         now, spec = self.trial.now, gang.spec
         rows = (row for row in self.windows.rows if now >= row.opens - spec.grace_s)
         return [row for row in rows if not is_holder(row.reservation, spec) and end_of(gang, now) > row.opens]
+
+    def left_beside(self, gang: GangState, starters: Mapping[str, Iterable[str]]) -> list[Row]:
+        """Those of which whoever runs has nothing when others (node -> names) start beside it: that it must leave by
+        now, and that keep one of these out, which is there on what is not reserved."""
+        rows, gangs = self.must_be_left(gang), self.trial.state.gangs
+        nodes = dict.fromkeys(placed.node for placed in gang.held)
+        for number, row in enumerate(self.windows.rows):
+            beside = (name for node, _ in row.parts if node in nodes for name in starters.get(node, ()))
+            if row not in rows and any(number in self.closed_to(gangs[name]) for name in beside):
+                rows.append(row)
+        return rows
 
     def begins_between(self, gang: GangState, rows: list[Row]) -> float | None:
         """From when on it begins although it must leave for the next window of those that come again: it has waited

@@ -45,7 +45,6 @@ from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Row as Reserved
 from llmsched.core.windows import kept
 from llmsched.core.workload import Placement, Workload
 
@@ -168,7 +167,7 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
     for name in state.holding:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
-        if not (stays or name in plan.sizes or name in trial.leaving):
+        if not (stays or plan.sizes.get(name) or name in trial.leaving):
             rows.append((_of_running(this, gang), gang))
     rows.sort(key=lambda row: row[0])
     for row in rows:
@@ -386,16 +385,20 @@ def _find(
     return found
 
 
-def _left_by(this: Pass, calendar: Calendar, victim: GangState, on_node: dict[str, dict[str, None]]) -> list[Reserved]:
-    """The reservations of which it has nothing when it stays: those that it must leave by now, and of nodes on which
-    somebody starts those that keep that one out, which is there on what is not reserved."""
-    rows = calendar.must_be_left(victim)
-    nodes = dict.fromkeys(placed.node for placed in victim.held)
-    for number, row in enumerate(calendar.windows.rows):
-        beside = (name for node, _ in row.parts if node in nodes for name in on_node.get(node, ()))
-        if row not in rows and any(number in calendar.closed_to(this.state.gangs[name]) for name in beside):
-            rows.append(row)
-    return rows
+def _may_have_all(this: Pass, gang: GangState, running: Sequence[Row]) -> bool:
+    """Whether all of those that come after it make way where its places are not among what the worst of them leave."""
+    comes_after = _rank_after(this, gang)
+    return any(comes_after(row, one) for row, one in running)
+
+
+def _rank_after(this: Pass, gang: GangState) -> Callable[[Key, GangState], bool]:
+    """Of those that run: after one that is owed a start all that rank so, after others those of a lower priority."""
+    if gang.id in this.owed:
+        key = _by_due(this, gang)
+        return lambda row, one: row > key
+    if this.policies.ordering.by_priority:
+        return lambda row, one: one.spec.priority < gang.spec.priority
+    return lambda row, one: False
 
 
 def _become_smaller(state: State) -> dict[str, Placement]:
@@ -418,9 +421,9 @@ def _carry_out(
     running: Sequence[Row] = (),
 ) -> dict[str, None]:
     """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free and what victims
-    leave; spare the victims that turn out not to matter. Where that is not enough for one that is owed a start, as
-    those that may stay are in its way, all of the `running` that rank after it are victims. The next pass, at once,
-    compares those that are left."""
+    leave; spare the victims that turn out not to matter. Where that is not enough for one that is owed a start, or that
+    ranks before a lower priority, as those that may stay are in its way, all of the `running` that come after it are
+    victims. The next pass, at once, compares those that are left."""
     trial, state, plan = this.trial, this.state, this.plan
     mark = trial.mark()
     for gang in victims:
@@ -432,11 +435,11 @@ def _carry_out(
     empty = trial.mark()
     found = _find(this, calendar, exchanges, starters)
     there = {gang.id for gang, _ in found}
-    missed = next((gang for gang in starters if gang.id in this.owed and gang.id not in there), None)
-    if missed is not None and running:
-        key = _by_due(this, missed)
+    missed = next((gang for gang in starters if gang.id not in there and _may_have_all(this, gang, running)), None)
+    if missed is not None:
         trial.rollback(empty)
-        victims = [gang for row, gang in running if row > key or gang in victims]
+        comes_after = _rank_after(this, missed)
+        victims = [gang for row, gang in running if comes_after(row, gang) or gang in victims]
         for gang in victims:
             if trial.held(gang):
                 trial.hold(gang, ())
@@ -459,7 +462,7 @@ def _carry_out(
         for placed in trial.held(gang):
             on_node.setdefault(placed.node, {})[gang.id] = None
     for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
-        with kept(trial, [] if gang.id in beside_all else _left_by(this, calendar, gang, on_node)):
+        with kept(trial, [] if gang.id in beside_all else calendar.left_beside(gang, on_node)):
             stays = fits(trial, gang.spec, gang.held)
         if stays:
             trial.hold(gang, gang.held)

@@ -144,17 +144,19 @@ def _give_the_owed(
     flavors: list[str | None],
 ) -> None:
     """Those that were to rest have their least all the same: out of what others of their priority and lower ones would
-    have. Like fixed work, nobody takes anything from a higher priority for having waited long."""
+    have. Like work of fixed size, none takes anything from a higher priority for having waited long."""
     plan, by_priority = this.plan, this.policies.ordering.by_priority
     resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
     for tier in [tier for tier, _ in _tiers(resting)] if by_priority else [resting] if resting else []:
         priority = tier[0].spec.priority if by_priority else inf
         higher = [gang for gang in sharing if gang.spec.priority > priority]
         left = capacity - _given_milli(plan, higher)
-        most = left + demand.rigid_of(flavors, priority + 1) + _fixed_milli(this.state, sharing, priority)
+        theirs = demand.rigid_of(flavors, priority + 1)
+        most = left + theirs + _fixed_milli(this.state, sharing, priority)
+        is_first = not higher and demand.rigid_of(flavors) == theirs
         given = []
         for gang in tier:
-            if not higher or _least_milli(gang) <= most:
+            if is_first or _least_milli(gang) <= most:
                 given.append(gang)
                 most -= _least_milli(gang)
         bounds, taken = demand.limits(flavors, sharing), sum(map(_least_milli, given))
