@@ -259,3 +259,13 @@ def test_who_has_run_long_and_saves_often_makes_way_for_who_has_just_come() -> N
     given.running("old", 8).after(25 * 3600.0).running("fresh", 2)
     given.after(60.0, facts.CheckpointPublished(given.now, "old/0", 1, step=9))
     assert evicted_in(given.pending("in", 2), 6) == [("old/0", "in/0")]
+
+
+@pytest.mark.parametrize("elasticity", ["even", "goodput", "marginal_throughput"])
+def test_who_can_grow_on_one_flavor_alone_has_no_share_of_another(elasticity: str) -> None:
+    """A gang on all four of B was to have eight, so that one on A stayed at four of eight, and four stood idle."""
+    given = ranked("2 nodes x 4 A, 1 node x 4 B", hold_after_s=1e6).policies(elasticity=elasticity)
+    given.running("b", 4, elastic=(2, 8), flavor="B", priority=90)
+    given.pending("any", 4, elastic=(4, 4), priority=50).pending("last", 2, elastic=(2, 8), priority=10)
+    submitted(given)
+    assert [given.state.gangs[f"{name}/0"].size for name in ("b", "any", "last")] == [4, 4, 4]

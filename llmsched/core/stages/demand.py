@@ -1,4 +1,4 @@
-"""What waiting gangs would start on if elastic ones made way, and what is there for those that reservations keep out.
+"""What waiting gangs would start on if elastic ones made way, and what is there for those that cannot have everything.
 
 Of work of fixed size that waits only what could start counts, so that a share is kept for nobody else.
 """
@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import need_milli
 from llmsched.core.records import GangState, amount_of
-from llmsched.core.room import Closed, Room
+from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
 from llmsched.core.stages.backfill import Calendar, could_start
 from llmsched.core.stages.place import Refused
 from llmsched.core.stages.shrink import without
+from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
@@ -24,8 +25,8 @@ STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; t
 
 @dataclass(slots=True)
 class Limit:
-    """Gangs that the same reservations keep out, and the thousandths of GPUs that are there for them in all; besides,
-    by priority, those that work of fixed size would start on and that are counted out of these."""
+    """Gangs that the same reservations keep out, or that are of one flavor, and the thousandths of GPUs that are there
+    for them in all; besides, by priority, those that fixed work would start on and that are counted out of these."""
 
     names: dict[str, None]
     left: int
@@ -133,12 +134,10 @@ class Demand:
         return sum(amount for (flavor, priority), amount in rows if flavor in flavors and priority < below)
 
     def limits(self, flavors: list[str | None], sharing: list[GangState]) -> list[Limit]:
-        """For those of the sharing that reservations keep out."""
+        """For those of the sharing that reservations keep out, and for those that can have GPUs of one flavor alone."""
         trial, rows = self._this.trial, self._calendar.windows.rows
-        if not rows:
+        if not rows and len(flavors) <= 1:
             return []
-        closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
-        alone = [(number,) for closed in closed_to.values() for number in closed]
         mark = trial.mark()
         trial.let_them_go()
         for gang in sharing:
@@ -146,19 +145,39 @@ class Demand:
                 trial.hold(gang, ())
             trial.unpromise(gang)
         room, found = Room(trial, rows), []
+        confined: dict[str | None, dict[str, None]] = {}
+        for gang in sharing if len(flavors) > 1 else ():
+            if len(only := _flavors_of(self._this.state, gang)) == 1:
+                confined.setdefault(only[0], {})[gang.id] = None
+        for flavor, names in confined.items():
+            found.append(self._limit(room, names, sharing, OPEN, [flavor]))
+        closed_to = {gang.id: self._calendar.closed_to(gang) for gang in sharing}
+        alone = [(number,) for closed in closed_to.values() for number in closed]
         for closed in dict.fromkeys((*alone, *closed_to.values())):
-            if not closed:
-                continue
-            names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
-            left = sum(room.left(closed).by_flavor.get(flavor, 0) for flavor in flavors)
-            for gang in sharing:  # who is on it goes on to be there until it is to be cleared
-                left += room.inside(gang.spec, gang.held, closed) if gang.id in names else 0
-            rigid: dict[int, int] = {}
-            for row in self._fixed:
-                is_outside = row.flavor in flavors and (row.placement or all(number in row.closed for number in closed))
-                if is_outside:
-                    amount = row.amount - room.inside(row.spec, row.placement, closed)
-                    rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + amount
-            found.append(Limit(names, left - sum(rigid.values()), rigid))
+            if closed:
+                names = {name: None for name, each in closed_to.items() if all(number in each for number in closed)}
+                found.append(self._limit(room, names, sharing, closed, flavors))
         trial.rollback(mark)
         return found
+
+    def _limit(
+        self, room: Room, names: dict[str, None], sharing: list[GangState], closed: Closed, flavors: list[str | None]
+    ) -> Limit:
+        """What is there of these flavors outside of these reservations. `room`: as if the sharing held nothing."""
+        left = sum(room.left(closed).by_flavor.get(flavor, 0) for flavor in flavors)
+        for gang in sharing:  # who is on what is reserved goes on to be there until it is to be cleared
+            left += room.inside(gang.spec, gang.held, closed) if gang.id in names else 0
+        rigid: dict[int, int] = {}
+        for row in self._fixed:
+            if row.flavor in flavors and (row.placement or all(number in row.closed for number in closed)):
+                amount = row.amount - room.inside(row.spec, row.placement, closed)
+                rigid[row.spec.priority] = rigid.get(row.spec.priority, 0) + amount
+        return Limit(names, left - sum(rigid.values()), rigid)
+
+
+def _flavors_of(state: State, gang: GangState) -> list[str | None]:
+    """Of which it can have GPUs: who runs grows where it is, who waits may go wherever one of its options does."""
+    if gang.held:
+        return [*dict.fromkeys(state.nodes[placed.node].node.flavor for placed in gang.held)]
+    named = [*dict.fromkeys(option.flavor for option in gang.spec.groups[0].options)]
+    return [] if None in named else named

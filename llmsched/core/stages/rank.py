@@ -140,7 +140,11 @@ def _owed(this: Pass) -> dict[str, Row]:
 
 def _of_running(this: Pass, gang: GangState) -> Key:
     """Who was owed its start goes on to come first until it has had its part: before all of its priority but those that
-    are owed one and were due before it."""
+    are owed one and were due before it. Elastic gangs come before all of their priority where they hold their least:
+    then nothing is left but to stop them for a higher one. () for who is not ranked: it is brought to its share."""
+    if this.plan.sizes.get(gang.id):
+        is_least = gang.status is Status.RUNNING and gang.size <= gang.spec.min_size
+        return ((-gang.spec.priority,), -inf, -inf, gang.id) if this.policies.ordering.by_priority and is_least else ()
     return _by_due(this, gang) if is_owed(gang, this.state.now) else key_with_age(this, gang)
 
 
@@ -152,7 +156,7 @@ def _by_due(this: Pass, gang: GangState) -> Key:
 def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
     """Those who compete with one another, all or each queue by itself: who runs and may be evicted, best first, and the
     classes of those that wait."""
-    state, trial, plan = this.state, this.trial, this.plan
+    state, trial = this.state, this.trial
     keep_order(this)
     lines: dict[str, tuple[list[Row], list[_Class]]] = {}
     line_of: dict[str, str] = {}
@@ -167,8 +171,8 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
     for name in state.holding:
         gang = state.gangs[name]
         stays = not gang.spec.preemptible or gang.lost_members or gang.status is Status.VACATING
-        if not (stays or plan.sizes.get(name) or name in trial.leaving):
-            rows.append((_of_running(this, gang), gang))
+        if not (stays or name in trial.leaving) and (key := _of_running(this, gang)):
+            rows.append((key, gang))
     rows.sort(key=lambda row: row[0])
     for row in rows:
         line(row[1].spec.queue)[0].append(row)

@@ -3,7 +3,7 @@
 Priorities come before the policy: those of a higher one share first, and leave the rest, but for what others hold at
 least. Waiting gangs of fixed size have their part kept free, as far as they could start with it; a waiting gang that
 could not start whatever elastic ones gave shares in nothing. Those whose flavors have nothing in common share apart.
-Those that a reservation keeps out share what is outside of it (`Limit`), so it is of no use to them while it is idle.
+Those that a reservation keeps out share what is outside of it, and those of one flavor what there is of it (`Limit`).
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _share_out(
 def _shares(
     this: Pass, gangs: list[GangState], capacity: int, bounds: Sequence[tuple[list[GangState], int]]
 ) -> dict[str, int]:
-    """What the policy gives them of the capacity, in sizes. Of those that a reservation keeps out, no more in all than
-    there is for them: they share that, and the others all the rest."""
+    """What the policy gives them of the capacity, in sizes. Of those that cannot have all of it, no more than there is
+    for them: they share that, and the others all the rest."""
     policy = this.policies.elasticity
     sizes = dict(policy.share(gangs, max(0, capacity) // MILLI, this.view))
     for bound, most in bounds:
