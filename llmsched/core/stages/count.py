@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from llmsched.core.amounts import flavor_of, need_milli, options_of
+from llmsched.core.amounts import flavor_of, flavors_of, need_milli, options_of
 from llmsched.core.records import GangState, flavor_held
+from llmsched.core.resources import MILLI
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar
@@ -153,3 +154,26 @@ class Count:
             return False
         self.room.take(flavor, need, closed)
         return True
+
+
+def lacking_flavors(this: Pass, calendar: Calendar, wanted: list[tuple[GangState, float]]) -> set[str | None]:
+    """Flavors of which gangs want more GPUs, so many each, than they could have when all who are on the way out have
+    gone."""
+    trial, mark = this.trial, this.trial.mark()
+    trial.let_them_go()
+    room = Room(trial, calendar.windows.rows)
+    trial.rollback(mark)
+    lacking: set[str | None] = set()
+    for gang, gpus in wanted:
+        need, closed = round(gpus * MILLI), calendar.closed_to(gang)
+        named = flavors_of(gang.spec)
+        flavors = [*room.all.by_flavor] if None in named else named
+        alone = [flavor for flavor in flavors if room.most(flavor, closed) >= need][:1]
+        if not alone and (None not in named or room.most_in_all(closed) < need):
+            lacking.update(flavors)
+            continue
+        for flavor in alone or flavors:  # one that names none may have some of each
+            taken = min(need, max(0, room.most(flavor, closed)))
+            room.take(flavor, taken, closed)
+            need -= taken
+    return lacking

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from llmsched.core.amounts import flavors_of
 from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
 from llmsched.core.exchanges import Exchanges
@@ -29,14 +28,12 @@ from llmsched.core.lane import due, is_owed
 from llmsched.core.message import say, workload
 from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes, size_of
-from llmsched.core.resources import MILLI
-from llmsched.core.room import Room
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key, Shape
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar, place_within
-from llmsched.core.stages.count import Count
+from llmsched.core.stages.count import Count, lacking_flavors
 from llmsched.core.stages.grow import more
 from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
 from llmsched.core.stages.nominate import nominate
@@ -290,7 +287,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                     givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
                 else:
                     plan.wake(view.now - rested + quantum)
-    lacking = _lacking(this, calendar, wanted)
+    lacking = lacking_flavors(this, calendar, wanted)
     victims: list[GangState] = []
     since = len(plan.decisions)
     givers.sort(key=lambda row: row[:3])
@@ -306,29 +303,6 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     if starters or victims:
         resting |= _carry_out(this, calendar, Exchanges(victims), starters, victims, growers)
     return resting
-
-
-def _lacking(this: Pass, calendar: Calendar, wanted: list[tuple[GangState, float]]) -> set[str | None]:
-    """Flavors of which gangs want more GPUs, so many each, than they could have when all who are on the way out have
-    gone."""
-    trial, mark = this.trial, this.trial.mark()
-    trial.let_them_go()
-    room = Room(trial, calendar.windows.rows)
-    trial.rollback(mark)
-    lacking: set[str | None] = set()
-    for gang, gpus in wanted:
-        need, closed = round(gpus * MILLI), calendar.closed_to(gang)
-        named = flavors_of(gang.spec)
-        flavors = [*room.all.by_flavor] if None in named else named
-        alone = [flavor for flavor in flavors if room.most(flavor, closed) >= need][:1]
-        if not alone and (None not in named or room.most_in_all(closed) < need):
-            lacking.update(flavors)
-            continue
-        for flavor in alone or flavors:  # one that names none may have some of each
-            taken = min(need, max(0, room.most(flavor, closed)))
-            room.take(flavor, taken, closed)
-            need -= taken
-    return lacking
 
 
 @contextmanager
@@ -389,20 +363,46 @@ def _find(
     return found
 
 
-def _may_have_all(this: Pass, gang: GangState, running: Sequence[Row]) -> bool:
-    """Whether all of those that come after it make way where its places are not among what the worst of them leave."""
-    comes_after = _rank_after(this, gang)
-    return any(comes_after(row, one) for row, one in running)
+def _find_beside(
+    this: Pass,
+    calendar: Calendar,
+    exchanges: Exchanges,
+    starters: list[GangState],
+    victims: list[GangState],
+    running: Sequence[Row],
+) -> tuple[list[tuple[GangState, Placement]], list[GangState]]:
+    """Nodes for the starters when the victims have gone, and who those are. Where one that is owed a start finds none,
+    or one of a higher priority than some that run, all that come after it are, if that is of use."""
+    trial, empty = this.trial, this.trial.mark()
+    found = _find(this, calendar, exchanges, starters)
+    lowest: float = inf
+    if this.policies.ordering.by_priority and not this.plan.is_cut:
+        lowest = min((gang.spec.priority for _, gang in running), default=inf)
+    there = {gang.id for gang, _ in found}
+    missed = [gang for gang in starters if gang.id not in there]
+    first = next((gang for gang in missed if gang.id in this.owed or gang.spec.priority > lowest), None)
+    if first is None or not running:
+        return found, victims
+    trial.rollback(empty)
+    known, waits_long = {gang.id for gang in victims}, first.id in this.owed
+    key = _by_due(this, first) if waits_long else NOBODY
 
+    def comes_after(row: Key, gang: GangState) -> bool:
+        if waits_long:
+            return row > key
+        is_alone = this.state.quota.enforced  # what another queue has may be its own
+        return gang.spec.priority < first.spec.priority and (not is_alone or gang.spec.queue == first.spec.queue)
 
-def _rank_after(this: Pass, gang: GangState) -> Callable[[Key, GangState], bool]:
-    """Of those that run: after one that is owed a start all that rank so, after others those of a lower priority."""
-    if gang.id in this.owed:
-        key = _by_due(this, gang)
-        return lambda row, one: row > key
-    if this.policies.ordering.by_priority:
-        return lambda row, one: one.spec.priority < gang.spec.priority
-    return lambda row, one: False
+    gone = [gang for row, gang in running if gang.id in known or comes_after(row, gang)]
+    for gang in gone:
+        if trial.held(gang):
+            trial.hold(gang, ())
+    asked = [gang for gang in starters if waits_long or gang.spec.priority >= first.spec.priority]
+    again = _find(this, calendar, exchanges, asked)
+    if waits_long or any(gang is first for gang, _ in again):
+        return again, gone
+    trial.rollback(empty)
+    return _find(this, calendar, exchanges, starters), victims
 
 
 def _become_smaller(state: State) -> dict[str, Placement]:
@@ -436,18 +436,7 @@ def _carry_out(
     for name, placement in shrinking.items():
         trial.hold(state.gangs[name], placement)
     trial.let_them_go()
-    empty = trial.mark()
-    found = _find(this, calendar, exchanges, starters)
-    there = {gang.id for gang, _ in found}
-    missed = next((gang for gang in starters if gang.id not in there and _may_have_all(this, gang, running)), None)
-    if missed is not None:
-        trial.rollback(empty)
-        comes_after = _rank_after(this, missed)
-        victims = [gang for row, gang in running if comes_after(row, gang) or gang in victims]
-        for gang in victims:
-            if trial.held(gang):
-                trial.hold(gang, ())
-        found = _find(this, calendar, exchanges, starters)
+    found, victims = _find_beside(this, calendar, exchanges, starters, victims, running)
     takers = [gang for gang, _ in found]  # and who grows
     leaving: list[GangState] = []
     for gang, target in growers if victims else ():
