@@ -96,13 +96,13 @@ def _share_out(
                 plan.sizes[name] = 0 if by_rank and not size and gang.wanted_size is None else nearest(gang, size)
             if by_rank:
                 is_behind = left < amount or demand.rigid_of(flavors) > theirs  # others come before it
-                for those, amount_there in [(tier, max(0, left + theirs)), *most]:
+                for those, amount_there in [*most, (tier, max(0, left + theirs))]:
                     _cut(plan, those, amount_there, may_rest=is_behind)
             left -= _given_milli(plan, tier)
             for limit in limits:
                 limit.left -= _given_milli(plan, limit.of(tier))
         if not by_rank:
-            for those, amount_there in [(members, amount), *bounds]:
+            for those, amount_there in [*bounds, (members, amount)]:
                 _cut(plan, those, amount_there)
     if by_rank and state.quota.enforced:
         _fill(plan, sharing, capacity, limits)
