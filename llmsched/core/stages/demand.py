@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from llmsched.core.amounts import need_milli
+from llmsched.core.amounts import flavors_of, need_milli
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
@@ -179,5 +179,5 @@ def _flavors_of(state: State, gang: GangState) -> list[str | None]:
     """Of which it can have GPUs: who runs grows where it is, who waits may go wherever one of its options does."""
     if gang.held:
         return [*dict.fromkeys(state.nodes[placed.node].node.flavor for placed in gang.held)]
-    named = [*dict.fromkeys(option.flavor for option in gang.spec.groups[0].options)]
+    named = [*dict.fromkeys(flavors_of(gang.spec))]
     return [] if None in named else named
