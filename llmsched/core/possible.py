@@ -107,13 +107,13 @@ def hardest_first(spec: Workload, option: int) -> list[int]:
     )
 
 
-def _fit_together(state: State, spec: Workload, option: int) -> bool:
-    """Whether the groups of a gang fit beside one another on nodes that are empty: one after the other, each on one
-    node if there is one, the fullest of those, else on the emptiest ones: the last that placement tries."""
+def _fit_together(state: State, spec: Workload, option: int, among: int = -1) -> bool:
+    """Whether the groups of a gang fit beside one another on nodes of a mask that are empty: one after the other, each
+    on one node if there is one, the fullest of those, else on the emptiest ones: the last that placement tries."""
     capacity = state.capacity
     masks = [capacity.suiting(wish_of(spec, option, number)) for number in range(len(spec.groups))]
     rooms: Counter[tuple[Resources, tuple[bool, ...]]] = Counter()  # (what is left, whom it suits) -> nodes
-    for node in capacity.nodes(capacity.all):
+    for node in capacity.nodes(capacity.all & among):
         suits = tuple(bool(mask >> node.slot & 1) for mask in masks)
         rooms[node.node.total, suits] += 1
     for number in hardest_first(spec, option):
@@ -152,6 +152,9 @@ def _domain_fits(state: State, spec: Workload, option: int) -> Never | None:
     if there < wanted:
         message = say("impossible.level", who=who, count=wanted, level=named, there=there)
         return Never("impossible", message)
+    domains = state.capacity.domains(level).values()
+    if len(spec.groups) > 1 and not any(_fit_together(state, spec, option, members) for members in domains):
+        return Never("impossible", say("impossible.together", who=who))
     return None
 
 

@@ -52,6 +52,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (712, "one starts that whoever was kept out by a reservation alone before it may evict"),
         (765, "work is moved together for whom a reservation alone keeps out, and then kept out in turn"),
         (9421, "the same, and a promise for which somebody had left is taken back"),
+        (20133, "groups that fit in a domain each by itself and not beside one another stand before others in line"),
     ],
 )
 def test_what_was_broken_once_holds(seed: int, story: str) -> None:
