@@ -73,7 +73,7 @@ def _with_images(text: str, files: tuple[str, ...]) -> Any:
 def _ask() -> str:
     try:
         return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return ""
 
 

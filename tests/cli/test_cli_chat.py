@@ -32,16 +32,14 @@ class Endpoint:
         yield " so."
 
 
-def test_ctrl_c_ends_an_answer_and_takes_its_question_back_and_at_a_prompt_ends_the_conversation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ctrl_c_ends_an_answer_and_takes_its_question_back(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, lines = Endpoint(), iter(["why?", "how?", "and then?"])
     monkeypatch.setattr(show, "connect", lambda: endpoint)
 
     def typed(_: str) -> str:
         line = next(lines, None)
         if line is None:
-            raise KeyboardInterrupt
+            raise EOFError
         return line
 
     monkeypatch.setattr("builtins.input", typed)

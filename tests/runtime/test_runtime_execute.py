@@ -115,12 +115,14 @@ def test_what_a_command_started_in_sessions_of_its_own_ends_before_its_end_is_to
 
 
 @on_linux
-def test_what_is_told_to_stay_stays():
-    out, err, _, code = run("bash", "-c", "env -u LLMSCHED_COMMAND setsid -f sleep 96.31 >/dev/null 2>&1; exit 0")
+def test_what_is_told_to_stay_stays(tmp_path):
+    begun = tmp_path / "begun"  # until it is in a session of its own it ends with the command
+    stay = f"env -u LLMSCHED_COMMAND setsid -f sh -c 'touch {begun}; exec sleep 96.31' >/dev/null 2>&1"
+    out, err, _, code = run("bash", "-c", f"{stay}; until [ -e {begun} ]; do sleep 0.01; done")
 
     def sleeping() -> list[psutil.Process]:
         return [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "96.31"]]
 
-    (left,) = wait_until(sleeping)  # it is still setsid for a moment
+    (left,) = wait_until(sleeping)  # it is still sh for a moment
     left.kill()
     assert (out, err, code) == ("", "", 0)

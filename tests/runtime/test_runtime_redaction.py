@@ -22,7 +22,7 @@ PEM = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n}\n-----END KEY-----"
 
 
 def order(**secrets: str) -> dict[str, Any]:
-    return {"envs": {"MODE": "quiet", **secrets}, "spec": {"secrets": list(secrets)}}
+    return {"envs": {"MODE": "quiet", **secrets}, "spec": {"secrets": list(secrets)}, "members": [{"rank": 0}]}
 
 
 @pytest.fixture(autouse=True)
