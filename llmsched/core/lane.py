@@ -150,12 +150,12 @@ class Lanes:
                 yield row
 
     def parts(self) -> tuple[FrozenPool, ...]:
-        """All of it that the stakes of gangs do not say."""
-        rows = sorted(self.pools.items(), key=lambda row: (row[0][0], row[0][1] or ""))
-        return tuple(FrozenPool(*key, pool.debt, pool.at) for key, pool in rows if pool.debt)
+        """All of it that the stakes of gangs do not say: debts, and the order in which the pools came to be, as who is
+        owed is asked in it."""
+        return tuple(FrozenPool(*key, pool.debt, pool.at) for key, pool in self.pools.items())
 
     def set(self, parts: Iterable[FrozenPool]) -> None:
-        """The debts; who is in the pools comes with `restore`."""
+        """The pools and their debts; who is in them comes with `restore`."""
         for part in parts:
             pool = self.pools[part.queue, part.flavor] = Pool()
             pool.debt, pool.at = part.debt, part.at

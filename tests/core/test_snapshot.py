@@ -7,12 +7,12 @@ from dataclasses import fields
 from llmsched.core.archive import AT_ONCE, ENDED_KEPT, KEPT_S, due
 from llmsched.core.authorization import published_to
 from llmsched.core.commands import Submit, check
-from llmsched.core.configuration import PolicyNames
-from llmsched.core.facts import Archived, Finished, NodeJoined, Published, Submitted, Tick
+from llmsched.core.configuration import Configuration, PolicyNames, PreemptionRules, Queue, Quota, Scheduling
+from llmsched.core.facts import Archived, Cancelled, Configured, Finished, NodeJoined, Published, Submitted, Tick
 from llmsched.core.lives import close
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
-from llmsched.core.scheduler import turn
+from llmsched.core.scheduler import decide, turn
 from llmsched.core.snapshot import Snapshot, freeze, thaw
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Workload
@@ -143,3 +143,27 @@ def test_a_timer_of_what_left_the_state_wakes_nobody() -> None:
     state.apply(Archived(2.0, ("a",)))
     state.apply(Tick(1000.0))
     assert state.gangs == {}
+
+
+def test_a_thawed_state_asks_who_is_owed_in_the_order_of_the_live_one() -> None:
+    """Of two queues that are owed what one node has, the one whose line began first was asked first, and after a
+    restart the other."""
+    names = PolicyNames(elasticity="even")
+    queues = tuple(Queue(name, quotas=(("*", Quota(1000)),)) for name in ("a", "b"))
+    rules = Scheduling(preemption=PreemptionRules("by_rank", "never"), quantum_s=60.0)
+    policies, state = load(names), State()
+
+    def work(name: str, queue: str, least: int, most: int) -> Workload:
+        group = Group("workers", 1, (Option(None, Resources(1000)),))
+        return Workload(name, name, "train", (group,), queue=queue, min_size=least, max_size=most)
+
+    turn(state, [Configured(0.0, Configuration(1, queues, scheduling=rules, policies=names))], policies)
+    turn(state, [Submitted(2.0, work("early", "a", 2, 2))], policies)
+    turn(state, [Submitted(10.0, work("second", "b", 2, 4))], policies)
+    turn(state, [Submitted(40.0, work("third", "a", 2, 7))], policies)
+    turn(state, [Cancelled(41.0, "early", "ann")], policies)
+    for minute in range(1, 85):
+        turn(state, [Tick(40.0 + 60 * minute)], policies)
+    state.apply(NodeJoined(5170.5, Node("n", Resources(3000, 64000, 1 << 40))))
+    again = thaw(freeze(state))
+    assert decide(state, policies).decisions == decide(again, policies).decisions != []
