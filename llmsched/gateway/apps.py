@@ -12,11 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote
 
+from llmsched.gateway import forms
+from llmsched.gateway.bodies import json_in
 from llmsched.gateway.limits import Receive, Send
 from llmsched.gateway.refusals import Refused, encode
+from llmsched.gateway.routes import APPS, V1
 
-APPS = "/v1/apps/"
 APP_BODY_BYTES = 16 << 20  # images and sounds are larger than prompts
 SEVER_AFTER_S = 5.0  # an app has so long to end after the client of its websocket has left
 AHEAD = 64  # messages of a client that the replica has yet to take
@@ -36,6 +39,22 @@ Batch = list[dict[str, Any]]
 def name_in(path: str) -> str:
     """The app's name in a path below /v1/apps/."""
     return path[len(APPS) :].partition("/")[0]
+
+
+def model_of(headers: Mapping[bytes, bytes], raw: bytes) -> str:
+    """What the request to one of OpenAI's routes names, in JSON or in a form. Raises Refused (400)."""
+    kind = headers.get(b"content-type", b"").decode("latin-1")
+    body = forms.fields(kind, raw) if kind.lower().startswith(forms.KIND) else json_in(raw)
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise Refused(400, "The request names no model.", code="missing_model", param="model")
+    return name
+
+
+def below(scope: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same request, at its path below the app's own."""
+    path = f"{APPS}{name}/{scope['path'].removeprefix(V1)}"
+    return {**scope, "path": path, "raw_path": quote(path).encode()}
 
 
 def asked(scope: Mapping[str, Any], name: str, body: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from llmsched.connections import ADMIT
@@ -21,10 +21,7 @@ from llmsched.gateway.bodies import FLEX, WRITES, expected_of, is_usage, json_in
 from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import CRITICAL, SHEDDABLE, Key
 from llmsched.gateway.limits import (
-    AUDIO_BYTES,
-    BODY_BYTES,
     HEARTBEAT_S,
-    MEDIA_BYTES,
     Disconnected,
     Receive,
     Send,
@@ -35,6 +32,7 @@ from llmsched.gateway.rates import Rates
 from llmsched.gateway.refusals import OF_CONNECTIONS, UNREADABLE, Refused, encode, error_body, of_connection
 from llmsched.gateway.relay import Errand, Relay
 from llmsched.gateway.replicas import Chosen, Pool, Replica, ReplicaGone
+from llmsched.gateway.routes import APP_ROUTES, APPS, MODEL_ROUTES
 from llmsched.gateway.shares import Shares
 from llmsched.gateway.signals import Signals
 from llmsched.gateway.spending import Book, Spending
@@ -45,31 +43,6 @@ from llmsched.policies.routing.work import limit_of, prompt_text, tokens_of
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
 
-class ModelRoute(NamedTuple):
-    """`name`: the replica's. `most`: bytes of a request. `is_form`: its body is one, not JSON."""
-
-    name: str
-    most: int
-    is_form: bool = False
-
-
-MODEL_ROUTES = {
-    "/v1/chat/completions": ModelRoute("chat/completions", MEDIA_BYTES),
-    "/v1/completions": ModelRoute("completions", BODY_BYTES),
-    "/v1/embeddings": ModelRoute("embeddings", BODY_BYTES),
-    "/v1/classify": ModelRoute("classify", MEDIA_BYTES),
-    "/v1/audio/transcriptions": ModelRoute("audio/transcriptions", AUDIO_BYTES, is_form=True),
-}
-# Of OpenAI's API, what no task of ours answers. An app may.
-NOT_SUPPORTED = {
-    "/v1/audio/speech": "no model here speaks",
-    "/v1/audio/translations": "no model here translates what it hears",
-    "/v1/images/generations": "no model here draws",
-    "/v1/images/edits": "no model here draws",
-    "/v1/images/variations": "no model here draws",
-    "/v1/moderations": "POST /v1/classify answers with the labels of a model of yours",
-    "/v1/responses": "POST /v1/chat/completions answers chats",
-}
 APP_ROUTE = "http"  # of the replica of an app
 JSON_TYPE = (b"content-type", b"application/json")
 TEXT_TYPE = (b"content-type", b"text/plain; charset=utf-8")
@@ -177,13 +150,19 @@ class Gateway:
             _only(method, "GET", path)
             await _reply(send, 200, self._models(path[len("/v1/models/") :], key))
             return
-        if path.startswith(apps.APPS):
-            await self._app(scope, receive, send, headers, key)
+        if path.startswith(APPS):
+            target = self._table.app(apps.name_in(path), key)  # before its body is read
+            raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
+            await self._app(receive, send, headers, key, target, apps.asked(scope, apps.name_in(path), raw))
+            return
+        if path in APP_ROUTES:
+            _only(method, "POST", path)
+            raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
+            name = apps.model_of(headers, raw)
+            target = self._table.app_for(name, path, key)
+            await self._app(receive, send, headers, key, target, apps.asked(apps.below(scope, name), name, raw))
             return
         route = MODEL_ROUTES.get(path)
-        if path in NOT_SUPPORTED:
-            hint = "An app of your own can: serve.app in a spec, asked at /v1/apps/NAME."
-            raise Refused(404, f"{path} is not supported: {NOT_SUPPORTED[path]}. {hint}", code="not_supported")
         if route is None:
             raise Refused(404, f"There is nothing at {path}.", code="unknown_url")
         _only(method, "POST", path)
@@ -221,14 +200,12 @@ class Gateway:
         return headers, key
 
     async def _app(
-        self, scope: Mapping[str, Any], receive: Receive, send: Send, headers: Mapping[bytes, bytes], key: Key
-    ) -> None:
-        """One request to an app, whatever its method and path."""
-        name = apps.name_in(scope["path"])
-        target = self._table.app(name, key)
-        raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
-        body, answer = apps.asked(scope, name, raw), apps.Answer(send)
-        request = self._begin(key, target, APP_ROUTE, headers, {}, len(raw))
+        self, receive: Receive, send: Send, headers: Mapping[bytes, bytes], key: Key, target: Target,
+        body: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """One request to an app, whatever its method and path. `body`: of apps.asked."""
+        answer = apps.Answer(send)
+        request = self._begin(key, target, APP_ROUTE, headers, {}, len(body["body"]))
 
         async def work() -> int:
             await apps.carry(self.stream(request, target, APP_ROUTE, body), answer)
@@ -252,7 +229,7 @@ class Gateway:
     async def _websocket(self, scope: Mapping[str, Any], receive: Receive, socket: apps.Socket) -> None:
         await receive()  # "websocket.connect"
         headers, key = await self._admitted(scope)
-        if not scope["path"].startswith(apps.APPS):
+        if not scope["path"].startswith(APPS):
             raise Refused(404, f"There is no websocket at {scope['path']}.", code="unknown_url")
         name = apps.name_in(scope["path"])
         target = self._table.app(name, key)

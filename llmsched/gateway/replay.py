@@ -11,10 +11,10 @@ from typing import Any
 
 import httptools
 
+from llmsched.gateway.routes import is_of_model
+
 KEPT_BYTES = 64 << 20  # of all connections together
 SAFE = (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE")  # RFC 9110, 9.2.2: idempotent
-MODELS = b"/v1/"
-APPS = b"/v1/apps/"  # code of users: what it does twice may matter
 
 
 class Room:
@@ -39,8 +39,8 @@ class Replay:
         """A request does; `passes` has its bytes."""
         self._forget()
         self._unanswered += 1
-        of_model = target.startswith(MODELS) and not target.startswith(APPS)
-        if self._unanswered == 1 and self._is_known and (method in SAFE or of_model):
+        may_again = method in SAFE or is_of_model(target.partition(b"?")[0].decode("latin-1"))
+        if self._unanswered == 1 and self._is_known and may_again:
             self._kept = []
         if method == b"HEAD":  # its answer has no body, whatever its head says
             self._is_known = False

@@ -15,6 +15,7 @@ from llmsched.gateway.keys import Key, KeyRing
 from llmsched.gateway.latencies import Kind
 from llmsched.gateway.limits import DEFAULT_MAX_ONGOING, DEFAULT_TIMEOUT_S
 from llmsched.gateway.refusals import Refused
+from llmsched.gateway.routes import APP_ROUTES
 from llmsched.policies.routing import NAMES
 
 LISTED = 20  # names given in an error
@@ -96,6 +97,13 @@ class Table:
         apps = [route.id for route in self._reached(key) if route.kind == "app"]
         there = f"Apps here: {', '.join(apps[:LISTED])}." if apps else "There are no apps here now."
         raise Refused(404, f'There is no app "{name}". {there}', code="app_not_found")
+
+    def app_for(self, name: str, path: str, key: Key) -> Target:
+        """The app that is asked by one of OpenAI's routes. Raises Refused: 404 for a model too, as none answers it."""
+        if all(target.route.kind == "app" for target in self._meant(name, key)):
+            return self.app(name, key)
+        message = f'"{name}" does not answer {path}: {APP_ROUTES[path]}. An app that "model" names can (serve.app).'
+        raise Refused(404, message, code="not_supported", param="model")
 
     def models(self, key: Key) -> list[tuple[str, str | None]]:
         """(name, the model it is an adapter of or None), for those this key reaches."""

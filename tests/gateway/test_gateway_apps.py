@@ -241,3 +241,33 @@ def test_a_websocket_is_refused_with_a_status_before_it_is_open_and_ends_with_it
                 assert client.close_code == 1008 and "key" in client.close_reason
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_a_route_of_openai_that_no_model_answers_is_the_named_apps(form):
+    async def main():
+        files = {"model": (None, "desk"), "image": ("a.png", b"PNG", "image/png")}
+        asked = {"files": files} if form else {"json": {"model": "desk", "input": "hello"}}
+        path = "/v1/images/edits" if form else "/v1/audio/speech"
+        house = House("a")
+        told = (await house.ask(path=path, **asked)).json()
+        assert (told["root_path"], told["path"]) == ("/v1/apps/desk", f"/v1/apps/desk/{path.removeprefix('/v1/')}")
+        assert ("PNG" in told["body"]) if form else json.loads(told["body"]) == asked["json"]
+        assert "authorization" not in told["headers"] and house.seen == [("support-desk", "app", 200)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "status", "code"),
+    [
+        ("POST", {"model": "qwen"}, 404, "not_supported"),  # a model does not speak
+        ("POST", {"model": "none"}, 404, "app_not_found"),
+        ("POST", {"input": "hello"}, 400, "missing_model"),
+        ("POST", [], 400, "invalid_json"),
+        ("GET", None, 405, "method_not_allowed"),
+    ],
+)
+def test_who_names_no_app_there_is_told(method, body, status, code):
+    answer = asyncio.run(House("a").ask(method, "/v1/audio/speech", json=body))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

@@ -241,6 +241,12 @@ def test_what_comes_after_an_answer_without_an_end_is_never_asked_again(answer):
     assert replay.again() is None and not replay.is_idle and not replay.is_waiting
 
 
+@pytest.mark.parametrize("path", ["/v1/apps/desk", "/v1/audio/speech", "/v1/images/generations?x=1"])
+def test_what_code_of_a_user_does_is_not_done_twice(path):
+    assert asked((b"POST", path.encode())).again() is None
+    assert asked((b"PUT", path.encode())).again() is not None  # HTTP says of it that it may be
+
+
 def test_of_two_at_once_none_is_asked_again():
     assert asked((b"GET", b"/v1/models"), (b"GET", b"/v1/models")).again() is None
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import finetune_tiny as tiny
+import numpy as np
 import pytest
 from test_finetune import assert_close, result_of
+
+from workloads.apps.painter import png
 
 WORDS = {"good": ["nice", "bright", "fine"], "bad": ["dull", "grim", "poor"]}
 
@@ -33,13 +36,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = " ".join(["the", *chance.choices(WORDS[label], k=4), "film"])
         texts.append({"text": text, "label": label})
     series = [{"x": 10 * math.sin(day * math.pi / 12) + 0.3 * (day // 24 % 7) * day / 100} for day in range(500)]
-    for name, rows in (("table", table), ("texts", texts), ("series", series)):
+    shades = {"black": 0, "white": 255}
+    pictures = [
+        {"image": png(np.full((4, 4), shade, "uint8"), 4), "label": name}
+        for _ in range(30)
+        for name, shade in shades.items()
+    ]
+    for name, rows in (("table", table), ("texts", texts), ("series", series), ("pictures", pictures)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 def configs(made: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    table, texts, series = (str(made / f"{name}.jsonl") for name in ("table", "texts", "series"))
+    table, texts, series, pictures = (str(made / f"{name}.jsonl") for name in ("table", "texts", "series", "pictures"))
     usual = {"steps": 30, "learning_rate": 0.02, "global_batch_size": 25}
     return {
         "linear": ("tabular", {**usual, "data": table, "test": table, "target": "label"}),
@@ -50,11 +59,12 @@ def configs(made: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         "forecast": ("forecast", {**usual, "data": series, "column": "x", "season": 24, "horizon": 3}),
         "lstm": ("text_lstm", {**usual, "data": texts, "test": texts, "size": 8, "hidden": 8}),
         "skip-gram": ("word_vectors", {**usual, "data": texts, "size": 8, "rare_below": 1.0}),
+        "drawing": ("drawing", {**usual, "data": pictures, "hidden": 32, "size": 4}),
         "cbow": ("word_vectors", {**usual, "data": texts, "size": 8, "rare_below": 1.0, "kind": "cbow"}),
     }
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "forecast", "lstm", "skip-gram", "cbow"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "forecast", "lstm", "skip-gram", "cbow", "drawing"])
 def test_two_workers_and_a_stop_learn_as_one_worker_does(name: str, made: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert tiny.in_worker(run, str(one), configs(made)[name]) == "done"

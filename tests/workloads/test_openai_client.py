@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import tiny_models
@@ -13,6 +14,9 @@ import tiny_tasks
 import torch
 
 from llmsched.gateway.front import Gateway
+from workloads.apps.speaker import Speaker
+from workloads.inference.app import AppServer
+from workloads.inference.json_app import JsonApp
 from workloads.inference.replica import Replica
 
 KEY = "test-key"
@@ -39,6 +43,24 @@ class InProcess:
             yield chunk
 
 
+class Hum(Speaker):
+    def say(self, text, voice, speed):
+        return np.full(round(len(text) * 100 / speed), 0.5, "float32"), 8000
+
+
+class Busy:
+    """Full for two requests, then it answers."""
+
+    asked = 0
+
+    async def call(self, route, body, adapter):
+        self.asked += 1
+        if self.asked < 3:
+            error = {"message": "full", "type": "t", "param": None, "code": "full"}
+            return {"error": error, "status": (503, 429)[self.asked - 1]}
+        return {"choices": [], "asked": self.asked}
+
+
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):
     before = torch.get_num_threads()
@@ -54,11 +76,15 @@ def endpoint(tmp_path_factory):
     replicas = {
         "speech": InProcess(Replica(order("automatic-speech-recognition", ear / "model"))),
         "eye": InProcess(Replica(order("image-text-to-text", eye / "model"))),
+        "mouth": AppServer(JsonApp(Hum(voice="low"))),
         "chat": InProcess(Replica(order("causal-lm", folder))),
         "embed": InProcess(Replica(order("feature-extraction", encoder))),
     }
     gateway = Gateway(replicas.__getitem__)
-    models = {name: {"workload": name, "kind": "model", "replicas": [{"app": name}]} for name in replicas}
+    models = {
+        name: {"workload": name, "kind": "app" if name == "mouth" else "model", "replicas": [{"app": name}]}
+        for name in replicas
+    }
     keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": list(models)}]
     gateway.route({"version": 1, "models": models, "keys": keys})
     gateway.seen = eye / "0.png"
@@ -254,3 +280,33 @@ def test_an_image_stands_in_a_chat_and_what_is_none_or_would_have_to_be_fetched_
             await chat(client, model="eye", messages=about(image), tools=[WEATHER])
 
     using(endpoint, story)
+
+
+def test_speech_is_an_apps_by_the_clients_own_method(endpoint):
+    async def story(client):
+        said = await client.audio.speech.create(
+            model="mouth", input="hello", voice="low", response_format="pcm", speed=2
+        )
+        assert (said.content, said.response.headers["content-type"]) == (b"\xff?" * 250, "audio/pcm")
+        with pytest.raises(openai.BadRequestError, match="response_format. is wav or pcm here"):
+            await client.audio.speech.create(model="mouth", input="hello", voice="low", response_format="mp3")
+        with pytest.raises(openai.NotFoundError, match="chat. does not answer /v1/audio/speech: no model here speaks"):
+            await client.audio.speech.create(model="chat", input="hello", voice="low")
+
+    using(endpoint, story)
+
+
+def test_the_client_asks_again_by_itself_where_a_replica_is_full_for_a_moment():
+    busy = Busy()
+    gateway = Gateway({"chat": busy}.__getitem__)
+    keys = [{"id": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": ["chat"]}]
+    models = {"chat": {"workload": "chat", "kind": "model", "replicas": [{"app": "chat"}]}}
+    gateway.route({"version": 1, "models": models, "keys": keys})
+
+    async def story(client):
+        assert (await chat(client.with_options(max_retries=2))).asked == 3
+        busy.asked = 0
+        with pytest.raises(openai.InternalServerError):
+            await chat(client)  # it was told not to
+
+    using(gateway, story)

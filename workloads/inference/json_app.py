@@ -1,5 +1,6 @@
 """A class of the user's own that takes JSON: made once with the spec's `args`, called with the JSON body of each POST.
 
+`routes` of the class, if it has any, are paths below its own that it answers too, such as OpenAI's "audio/speech".
 `__call__` may be plain or async, and may return a value or yield several. A plain one runs in a thread, one for each
 request that the replica may have in hand, so that a slow call does not stop the others. A call ends when its thread
 does, also one that was cancelled. Several values are a list, or server-sent events for who asks for a stream.
@@ -12,7 +13,7 @@ import contextlib
 import contextvars
 import inspect
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -53,7 +54,7 @@ class JsonApp:
             await send({"type": "websocket.close", "code": 1003, "reason": _NO_SOCKET})
             return
         try:
-            _check_place(scope)
+            _check_place(scope, getattr(self._app, "routes", ()))
             body = _json((await receive())["body"])
             headers = dict(scope["headers"])
             is_stream = isinstance(body, dict) and body.get("stream") is True
@@ -149,11 +150,12 @@ class JsonApp:
         """Its own clean-up is its object's end."""
 
 
-def _check_place(scope: Message) -> None:
+def _check_place(scope: Message, routes: Iterable[str]) -> None:
     root, path = scope["root_path"], scope["path"]
-    if path not in (root, f"{root}/"):
+    if path not in (root, f"{root}/", *(f"{root}/{route}" for route in routes)):
+        there = " or ".join([root, *(f"{root}/{route}" for route in routes)])
         raise RequestError(
-            f"There is nothing at {path}: this app is a class that takes JSON, by POST to {root} alone. Paths and "
+            f"There is nothing at {path}: this app is a class that takes JSON, by POST to {there} alone. Paths and "
             "methods of one's own: a FastAPI ingress (@serve.ingress).", code="unknown_url", status=404,
         )  # fmt: skip
     if scope["method"] != "POST":
