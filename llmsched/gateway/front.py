@@ -39,6 +39,7 @@ from llmsched.gateway.spending import Book, Spending
 from llmsched.gateway.table import Table, Target
 from llmsched.policies.routing import Ask
 from llmsched.policies.routing.work import limit_of, prompt_text, tokens_of
+from llmsched.runtime.in_hand import LOST
 
 Observe = Callable[[str, str, int, float], None]  # workload, route, HTTP status, seconds
 
@@ -361,6 +362,8 @@ class Gateway:
                 errand = Errand(pool, chosen, expected_of(pool.lengths, route, body), request.key.id)
                 async with aclosing(self._relay.stream(errand, work, limit_s)) as chunks:
                     async for chunk in chunks:
+                        if not said and _has_lost_itself(chunk):
+                            raise ReplicaGone(slot.name)
                         said = True
                         if route in WRITES and is_usage(chunk):
                             request.spending.told(chunk["usage"])
@@ -433,6 +436,10 @@ def _status(answer: Any) -> int:
         return 0
     status = answer.get("status")  # an app may say "status" too, and mean something else
     return status if isinstance(status, int) and 400 <= status <= 599 else 0
+
+
+def _has_lost_itself(answer: Any) -> bool:
+    return bool(_status(answer)) and answer["error"].get("code") == LOST
 
 
 def _error(answer: dict[str, Any]) -> dict[str, Any]:

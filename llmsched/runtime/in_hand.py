@@ -15,6 +15,7 @@ from typing import Any
 
 STUCK_AFTER_S = 15.0  # a cancelled request that goes on for so long is taken not to come back
 EARLY_KEPT = 1000  # requests that were cancelled before they came
+LOST = "replica_lost"  # code of an answer that says: nothing was begun, and this replica will answer no more
 
 
 class Refused(Exception):

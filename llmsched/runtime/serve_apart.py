@@ -92,6 +92,11 @@ class Apart:
     def asked(self) -> Asked:
         return self._line.deployment(self.id)
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether its process is there, as far as its line knows: nothing is waited for."""
+        return self._line.is_open
+
     def check(self) -> concurrent.futures.Future[None]:
         """The user's own word, if there is one."""
         return self._line.ask("check", None)

@@ -1,8 +1,8 @@
 """One deployment in several processes: which of them a call goes to.
 
-The one with the fewest calls in hand, of equals the one after that which was asked last. Calls for a multiplexed model
-go to one copy as long as it has room, so that it is loaded there alone (rendezvous hashing, Thaler and Ravishankar
-1998). Start at `Copies`.
+Of those that are there, the one with the fewest calls in hand, of equals the one after that which was asked last. Calls
+for a multiplexed model go to one copy as long as it has room, so that it is loaded there alone (rendezvous hashing,
+Thaler and Ravishankar 1998). Start at `Copies`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -25,10 +25,11 @@ from llmsched.runtime.serve_handles import Asked, Put, Running
 
 
 class Balanced:
-    """A deployment as its handles know it. `most` calls are room enough for one copy."""
+    """A deployment as its handles know it. `most` calls are room enough for one copy; `can_answer`: of the one at a
+    place. One that is gone has nothing in hand and fails at once, so it would be given every call."""
 
-    def __init__(self, copies: Sequence[Asked], most: int) -> None:
-        self._copies, self._most = tuple(copies), most
+    def __init__(self, copies: Sequence[Asked], most: int, can_answer: Callable[[int], bool]) -> None:
+        self._copies, self._most, self._can_answer = tuple(copies), most, can_answer
         self._lock = threading.Lock()
         self._in_hand = [0] * len(self._copies)
         self._last = -1
@@ -51,11 +52,12 @@ class Balanced:
 
     def _choose(self, model: str) -> int:
         count = len(self._copies)
+        there = [place for place in range(count) if self._can_answer(place)] or range(count)
         if model:
-            for place in sorted(range(count), key=lambda one: zlib.crc32(f"{one} {model}".encode()), reverse=True):
+            for place in sorted(there, key=lambda one: zlib.crc32(f"{one} {model}".encode()), reverse=True):
                 if self._in_hand[place] < self._most:
                     return place
-        return min(range(count), key=lambda one: (self._in_hand[one], (one - self._last - 1) % count))
+        return min(there, key=lambda one: (self._in_hand[one], (one - self._last - 1) % count))
 
     def _let_go(self, place: int) -> None:
         with self._lock:
@@ -84,7 +86,8 @@ class Copies:
         """All at once. Raises what the first that cannot be made raises."""
         for begun in [one.begun() for one in self._each]:
             begun.result()
-        self._asked = Balanced([one.asked() for one in self._each], self._room)
+        each = self._each
+        self._asked = Balanced([one.asked() for one in each], self._room, lambda place: each[place].can_answer)
 
     def handle(self) -> DeploymentHandle[Any]:
         return serve_handles.handle_of(self._each[0].id, self._asked)
@@ -108,6 +111,10 @@ class Copies:
         for one in list(left):
             one.add_done_callback(said)
         return whole
+
+    @property
+    def can_answer(self) -> bool:
+        return any(one.can_answer for one in self._each)
 
     @property
     def is_gone(self) -> str:

@@ -123,6 +123,12 @@ class Graph:
         """Of the ingress."""
         return self._made[-1].handle()
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether each deployment has a process that is there. One that has lost a copy of several goes on with the
+        rest until it is made anew."""
+        return all(isinstance(one, Deployed) or one.can_answer for one in self._made)
+
     async def check_health(self) -> None:
         """What the deployments' own checks say. Raises what they raise, WorkError for one whose process has gone."""
         for one in self._made:

@@ -292,6 +292,11 @@ class Stream:
             return False, waiter
 
 
+def _look_at(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 class _EndOfStream(Exception):
     pass
 
@@ -314,9 +319,11 @@ class Result(ReplicaResult):  # type: ignore[misc]
             raise TimeoutError("Timed out waiting for result.") from None
 
     async def get_async(self) -> Any:
+        done = asyncio.wrap_future(self._work)
         try:
-            return await asyncio.shield(asyncio.wrap_future(self._work))
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
+            done.add_done_callback(_look_at)  # nobody waits for it any more, which asyncio would complain of
             self._work.cancel()
             raise
 

@@ -38,6 +38,7 @@ class Line:
         self._lock = threading.Lock()  # of the two below
         self._open: dict[int, tuple[_Asking, Put | None]] = {}
         self._ended = ""
+        self.is_open = True  # until the other side is known to have ended
         self._begun: dict[int, Running] = {}  # for them
         self._sent: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # nobody waits until the other side reads
         threading.Thread(target=self._write, daemon=True, name="serve line").start()
@@ -76,6 +77,7 @@ class Line:
             except (EOFError, OSError):
                 break
             self._take(kind.decode(), int(number), data)
+        self.is_open = False
         self._end()
 
     def close(self) -> None:

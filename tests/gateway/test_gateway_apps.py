@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llmsched.gateway import apps
 from llmsched.gateway.server import web_server
+from llmsched.runtime.in_hand import LOST
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 WHOLE = {"type": "http.response.body", "body": b"done"}
@@ -58,6 +59,18 @@ def test_an_answer_keeps_its_status_headers_and_pieces_and_hop_by_hop_headers_st
         assert (answer.status_code, answer.content, answer.headers["x-a"]) == (418, b"a", "b")
         assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"] and "connection" not in answer.headers
         assert house.seen == [("support-desk", "app", 418)]
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_has_lost_a_process_sends_the_request_to_another_one():
+    """Its own answer would have been an error for as long as nobody had looked at its health."""
+    lost = {"error": {"message": "lost", "type": "server_error", "param": None, "code": LOST}, "status": 503}
+
+    async def main():
+        house = sends(House("a", "b"), lost)
+        answers = [await house.ask("GET", "/v1/apps/desk") for _ in range(4)]
+        assert [(one.status_code, one.json()["replica"]) for one in answers] == [(200, "b")] * 4
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from waiting import wait_until
 
-from llmsched.runtime import serve_graph
+from llmsched.runtime import serve_graph, serve_handles
 from workloads.inference import http
 
 # Serve's own: the destructor of an ingress is a coroutine, which the collector of garbage cannot await.
@@ -203,6 +203,32 @@ def test_a_client_that_leaves_ends_the_stream_in_the_app() -> None:
         made.close()
 
     asyncio.run(story())
+
+
+class Held(serve_handles.Running):
+    def cancel(self) -> bool:
+        return False  # it goes on for as long as it likes
+
+
+def test_nobody_is_told_of_an_answer_that_fails_after_its_caller_has_left() -> None:
+    """The log of an app said "Future exception was never retrieved" for each client that left."""
+
+    async def story() -> list[str]:
+        told: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+        work = Held()
+        asks = asyncio.create_task(serve_handles.Result(work, None, "r").get_async())
+        await asyncio.sleep(0)
+        asks.cancel()
+        await asyncio.wait([asks])
+        work.set_exception(LookupError("too late"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del asks, work
+        return told
+
+    assert asyncio.run(story()) == []
 
 
 def test_a_websocket_talks_both_ways_and_hears_that_the_client_left() -> None:

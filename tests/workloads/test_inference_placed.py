@@ -15,6 +15,7 @@ from ray import serve
 from llmsched.runtime import serve_door
 from llmsched.runtime.environment import UserError
 from llmsched.runtime.exceptions import WorkError
+from llmsched.runtime.in_hand import LOST
 from llmsched.runtime.serve_member import Member
 from workloads.inference.replica import Replica
 
@@ -218,6 +219,11 @@ def test_copies_of_a_deployment_at_members_of_their_own_answer_as_one_in_the_rep
         assert re.fullmatch(f"WorkError: {gone}", await said(replica, "/end"))
         with pytest.raises(Exception, match=gone):
             await replica.check_health()
+        # The one that is gone has nothing in hand, and would be given every call until the replica is made anew.
+        assert len({one[0] for one in (await ask(replica, path="/where")).json()[1:]}) == 1
+        assert re.fullmatch(f"WorkError: {gone}", await said(replica, "/end"))
+        answer = await ask(replica, path="/where")
+        assert (answer["status"], answer["error"]["code"]) == (503, LOST)
 
     with contextlib.closing(gang.replica()) as replica:
         asyncio.run(story(replica))

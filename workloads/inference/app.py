@@ -24,6 +24,7 @@ from typing import Any
 from ray import serve
 
 from llmsched.runtime import environment, nested, serve_graph
+from llmsched.runtime.in_hand import LOST
 from workloads.inference import http, placed_deployments, serve_app
 from workloads.inference.json_app import JsonApp
 from workloads.inference.parameters import RequestError
@@ -47,6 +48,8 @@ class AppServer:
         raise RequestError("An app is asked in a stream.", code="wrong_route")
 
     async def stream(self, route: str, body: Any, adapter: str | None, inbox: Any = None) -> AsyncGenerator[Any, None]:
+        if not getattr(self._application, "can_answer", True):  # the next look at its health ends this replica
+            raise RequestError("The replica has lost a process that answers.", code=LOST, status=503)
         async with aclosing(http.messages(self._application, body, inbox)) as batches:
             async for batch in batches:
                 yield batch
