@@ -32,6 +32,7 @@ from llmsched.runtime import (
     private_ray,
     pulse,
     ray_demand,
+    ray_init,
     redaction,
 )
 from llmsched.runtime.addressed import supervisor_of
@@ -342,7 +343,7 @@ class TaskWorker:
         self._processes = Processes(self._log.path)
         if self._stopping.is_set():  # stop() came before they did
             return Exit(-signal.SIGTERM)
-        return self._processes.run(command, self._folder, each)
+        return self._processes.run(command, self._folder, [ray_init.in_programs(envs) for envs in each])
 
     def _ending(self, what: str, code: int) -> Ending:
         if code == 0:
