@@ -57,7 +57,8 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Take everything back with grace; the gang goes on waiting. `reason` e.g. quota_reclaim, in_queue_priority."""
+    """Take everything back with grace; the gang goes on waiting. `reason` e.g. quota_reclaim, in_queue_priority.
+    `goes_to`: the places that are kept for it until it begins there."""
 
     gang: str
     attempt: int
@@ -65,6 +66,7 @@ class Preempt:
     reason: str
     beneficiary: GangName = ""
     why: Message | None = None
+    goes_to: Placement = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ def nothing(world: World, fact: facts.Tick) -> None:
 
 def configured(world: World, fact: facts.Configured) -> None:
     world.configuration = fact.configuration
+    world.begin_anew()
     lives.count_quota(world)
     holding = (world.gangs[name] for name in world.holding)
     world.ledgers.price(fact.configuration, holding, world.now)
@@ -50,6 +51,7 @@ def cancelled(world: World, fact: facts.Cancelled) -> None:
         if not had_schedule:
             world.note(fact, f"{fact.workload} is unknown or has ended")
         return
+    world.begin_anew()
     why = say("cancelled_by", by=Ref(ACTOR, fact.by)) if fact.by else say("cancelled")
     if fact.by_parent:
         why = say("ended_by", who=reference(record.workload.parent))
@@ -61,6 +63,7 @@ def scaled(world: World, fact: facts.Scaled) -> None:
     if record is None or record.outcome or record.cancelled:
         world.note(fact, f"{fact.workload} is unknown or has ended")
         return
+    world.begin_anew()
     if record.workload.kind == "serve":
         record.wanted_replicas = fact.size
         record.scaled_by_user = True
@@ -104,6 +107,7 @@ def node_joined(world: World, fact: facts.NodeJoined) -> None:
                 _drains_otherwise(world, known)
             return
         node_lost(world, facts.NodeLost(fact.at, fact.node.id))  # it came back as something else
+    world.begin_anew()
     node = world.capacity.add(fact.node)
     node.idle_since = world.now
     node.drained = drain_of(fact.node, world.drains)
@@ -142,6 +146,7 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
             gang.lost_members, gang.lost_at = True, world.now
             gang.home = tuple(dict.fromkeys(placed.node for placed in left))
             world.troubled[name] = None
+    world.begin_anew()
     world.capacity.remove(fact.node)
     if world.fleet.releasing.pop(fact.node, None) is not None:
         world.drains.pop(node.node.shown, None)  # who gives a node back does not expect it again
@@ -181,6 +186,7 @@ def _look_at_drains(world: World) -> None:
 
 def _drains_otherwise(world: World, node: NodeState) -> None:
     """It is to be empty now, or by another time, or not any more: whom that concerns is looked at."""
+    world.begin_anew()
     world.capacity.reindex(node)
     holding = (world.gangs[name] for name in world.holding)
     here = [gang for gang in holding if any(placed.node == node.node.id for placed in gang.held)]
@@ -200,6 +206,8 @@ def foreign_use(world: World, fact: facts.ForeignUse) -> None:
     if node is None:
         world.note(fact, f"node {fact.node} is unknown")
         return
+    if node.foreign != fact.used:
+        world.begin_anew()
     node.foreign = fact.used
     world.capacity.reindex(node)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llmsched.core import lives, rollout
 from llmsched.core.decisions import Drain, Launch, Preempt, Resize, Stop
 from llmsched.core.draining import is_moving
-from llmsched.core.exchanges import made_way
+from llmsched.core.exchanges import Exchange
 from llmsched.core.facts import Finished, Resized
 from llmsched.core.message import Message, quoted, say, workload
 from llmsched.core.records import GangState, Version, WorkloadState, size_of
@@ -191,14 +191,23 @@ def _preempted(world: World, gang: GangState, decision: Preempt) -> None:
     _vacates(world, gang, "released", decision.reason)
     gang.beneficiary = decision.beneficiary
     gang.message = decision.why
+    gang.goes_to = decision.goes_to
     if decision.reason == "consolidation":
         world.moved[gang.id] = None
+    _makes_way(world, gang, decision)
     if decision.reason == "in_queue_rank":
         world.ranked_at = world.now
-        gang.made_way_for = made_way(gang, decision.beneficiary, world.gangs)
     if decision.reason not in ("node_lost", "superseded"):
         gang.preemptions += 1
         gang.evicted_at = (*(at for at in gang.evicted_at if at > world.now - HOUR_S), world.now)
+
+
+def _makes_way(world: World, gang: GangState, decision: Preempt) -> None:
+    other = world.gangs.get(decision.beneficiary)
+    if other is not None and not other.is_ended():
+        world.exchanges.note(Exchange(gang.id, other.id, world.now, decision.reason == "in_queue_rank"))
+    elif not decision.beneficiary and decision.reason != "faster_flavor":  # for a node, a new spec or a reservation
+        world.exchanges.forget(gang.id)
 
 
 def _drained(world: World, gang: GangState, _: Drain) -> None:
@@ -244,6 +253,8 @@ def _requeued(world: World, gang: GangState, _: object) -> None:
 def _set_back(world: World, gang: GangState, entry: object) -> None:
     """Back among the waiting, after a pause that grows with each failure."""
     retry = gang.spec.retry
+    world.begin_anew(gang.id)
+    gang.goes_to = ()
     gang.not_before = world.now + min(retry.backoff_s * 2 ** (gang.failures - 1), retry.backoff_max_s)
     _requeued(world, gang, entry)
 
@@ -264,6 +275,7 @@ def _ended(world: World, gang: GangState, entry: object) -> None:
 def _over(world: World, gang: GangState, _: object) -> None:
     lives.leave_line(world, gang)
     world.lanes.drop(gang, world.now)
+    world.begin_anew(gang.id)
     world.troubled.pop(gang.id, None)
     record = world.workloads[gang.workload_id]
     if record.workload.kind == "serve" and not record.cancelled and gang.status is not Status.CANCELLED:

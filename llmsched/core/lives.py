@@ -32,6 +32,7 @@ def new_gang(world: World, record: WorkloadState, version: Version) -> None:
     record.next_index += 1
     record.gangs.append(name)
     world.gangs[name] = gang
+    world.begin_anew()
     queue(world, gang)
 
 
@@ -50,6 +51,7 @@ def adopt_version(world: World, gang: GangState, version: Version) -> None:
     gang.revision, _, gang.model = version
     respecify(gang, version.spec)
     gang.shape = None
+    gang.goes_to = ()
     gang.restarts = gang.failures = 0
     gang.not_before = 0.0
     gang.work_left = gang.spec.estimated_runtime_s
@@ -133,6 +135,7 @@ def park(world: World, gang: GangState, why: str) -> None:
 def enqueue(world: World, gang: GangState) -> None:
     if gang.blocked_by:
         gang.queued_since = world.now  # it could not have started before
+        world.begin_anew()
     _drop_parked(world, gang)
     gang.own_reason = None
     world.waiting.add(gang)
@@ -142,6 +145,7 @@ def enqueue(world: World, gang: GangState) -> None:
 def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None:
     """It does not wait any more, and nothing is promised to it. `placement`: where it goes instead."""
     unpromise(world, gang, placement)
+    gang.goes_to = ()
     world.waiting.discard(gang)
     world.moved.pop(gang.id, None)
     _drop_parked(world, gang)

@@ -72,7 +72,6 @@ class GangState:
     failures: int = 0  # in a row without running: lengthens the back-off
     preemptions: int = 0
     evicted_at: tuple[float, ...] = ()  # of the last hour
-    made_way_for: tuple[str, ...] = ()  # gangs for which it was evicted by rank, see exchanges.py
     stake: Stake | None = None  # while it waits or holds something, see lane.py
     there_s: float = 0.0  # seconds that it waited or held something, before it had that stake
     owed_s: float = 0.0  # seconds that its attempt was owed when it began
@@ -87,6 +86,7 @@ class GangState:
     leaving: str = ""  # while VACATING: the event that follows Released ("released", "ended", "stopped")
     vacate_reason: str = ""
     beneficiary: str = ""
+    goes_to: Placement = ()  # where it begins again, if it is moved: kept until it does, see stages/consolidate.py
     lost_members: bool = False
     home: tuple[str, ...] = ()  # nodes on which members were when others of them were lost, until it starts again
     lost_at: float = 0.0

@@ -17,6 +17,7 @@ from llmsched.core.policy import Policies
 from llmsched.core.records import GangState
 from llmsched.core.shapes import Key, Shape
 from llmsched.core.trial import Afterwards, Trial
+from llmsched.core.turns import has_turned
 from llmsched.core.views import View
 from llmsched.core.workload import Placement
 
@@ -75,6 +76,15 @@ class Pass:
             shape.answer_with(ask)
         for name, reason in self.told_alone.items():
             self.state.gangs[name].own_reason = reason
+
+    def exchanged_with(self, gang: GangState) -> list[str]:
+        """Those that may not be evicted for it, nor it for them, as they have exchanged a place: see exchanges.py."""
+        state = self.state
+        return [
+            name
+            for name, made in state.exchanges.of(gang.id).items()
+            if made.by_rank or not has_turned(state.configuration, made.at, state.now)
+        ]
 
     def launch(self, gang: GangState, placement: Placement, why: Message) -> None:
         _ = self.shares  # as they stand before anybody starts

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmsched.core.archive import Archive
 from llmsched.core.configuration import Configuration
 from llmsched.core.draining import OperatorDrain, drain_of
+from llmsched.core.exchanges import Exchange
 from llmsched.core.facts import Published
 from llmsched.core.lane import FrozenPool
 from llmsched.core.lives import count_quota, park
@@ -130,6 +131,7 @@ class Snapshot:
     starts: int
     starts_before: int
     lanes: tuple[FrozenPool, ...]
+    exchanges: tuple[Exchange, ...]
     notes: tuple[str, ...]
     version: int
     causes: int
@@ -185,6 +187,7 @@ def freeze(state: State) -> Snapshot:
         starts=state.starts,
         starts_before=state.starts_before,
         lanes=state.lanes.parts(),
+        exchanges=state.exchanges.parts(),
         notes=tuple(state.notes),
         version=state.version,
         causes=state.causes,
@@ -243,6 +246,7 @@ def _remember(state: State, snapshot: Snapshot) -> None:
     state.ranked_at = snapshot.ranked_at
     state.starts, state.starts_before = snapshot.starts, snapshot.starts_before
     state.lanes.set(snapshot.lanes)
+    state.exchanges.set(snapshot.exchanges)
     state.fleet.overdue_since = dict(snapshot.overdue_since)
     state.fleet.shunned_until = dict(snapshot.shunned_until)
     state.fleet.releasing = dict(snapshot.releasing)

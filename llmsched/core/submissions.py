@@ -58,6 +58,7 @@ def go_by(world: World, record: WorkloadState, workload: Workload, in_place: boo
         record.answered = record.answered._replace(spec=workload)
     lives.move_on(world, record)
     for gang in world.gangs_of(record):
+        world.begin_anew(gang.id)
         if gang.status is Status.FAILED and workload.kind == "serve":
             lifecycle.step(world, gang, "pass_over")  # it failed under the old spec: the new one gets its chance
         elif in_place and gang.revision == record.revision and not gang.is_ended():

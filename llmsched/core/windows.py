@@ -17,7 +17,7 @@ from llmsched.core.records import GangState, amount_of, expected_end, size_of
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import runtime_s
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Placement, Workload
 
 
 def window(reservation: Reservation, now: float) -> tuple[float, float] | None:
@@ -64,6 +64,50 @@ def _ends_at(trial: Trial, gang: GangState) -> float:
     return trial.now + runtime_s(trial.state, gang, size_of(gang.spec, placement), placement)
 
 
+def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
+    """Where those go who were promised places, and those who are moved and have not begun there."""
+    state = trial.state
+    found = [(state.gangs[name], state.gangs[name].goes_to) for name in state.moved]
+    for name in state.nominated:
+        gang = state.gangs[name]
+        if gang.nomination is not None:
+            found.append((gang, gang.nomination.placement))
+    found += [(state.gangs[name], placement) for name, placement in trial.promised.items()]
+    return [(gang, placement) for gang, placement in found if gang.id not in trial.begun]
+
+
+class _Others(NamedTuple):
+    """Who is there beside the holder of a reservation: by node, in thousandths."""
+
+    fixed: dict[str, int]  # what stays,
+    promised: dict[str, int]  # what somebody goes to,
+    guests: dict[str, int]  # and what would have to leave
+    theirs: dict[str, None]  # the nodes of the holder
+
+    def stays(self, node: str) -> int:
+        return self.fixed.get(node, 0) + self.promised.get(node, 0)
+
+
+def _others(trial: Trial, reservation: Reservation, opens: float) -> _Others:
+    found = _Others({}, {}, {}, {})
+
+    def add(of: dict[str, int], gang: GangState, placement: Placement) -> None:
+        for placed in placement:
+            of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
+
+    for gang, placement in _promised(trial):
+        if not is_holder(reservation, gang.spec):
+            add(found.promised, gang, placement)
+    for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
+        gang = trial.state.gangs[name]
+        if is_holder(reservation, gang.spec):
+            found.theirs.update((placed.node, None) for placed in trial.held(gang))
+        elif _ends_at(trial, gang) > opens:
+            stays = is_immovable(reservation, gang, opens)
+            add(found.fixed if stays else found.guests, gang, trial.held(gang))
+    return found
+
+
 class Windows:
     """The reservations that matter in this pass."""
 
@@ -89,36 +133,23 @@ class Windows:
         """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
         nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
         on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
-        to leave by nobody is no part of it, unless there is not enough otherwise."""
+        to leave by nobody is no part of it, unless there is not enough otherwise, nor is what is promised to others:
+        else those who leave for them would do so in vain."""
         capacity = trial.state.capacity
-        fixed: dict[str, int] = {}  # thousandths that stay on a node,
-        guests: dict[str, int] = {}  # and that would have to leave it
-        theirs: dict[str, None] = {}
-        for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
-            gang = trial.state.gangs[name]
-            holds = is_holder(reservation, gang.spec)
-            if not holds and _ends_at(trial, gang) <= opens:
-                continue
-            stays = is_immovable(reservation, gang, opens)
-            for placed in trial.held(gang):
-                if holds:
-                    theirs[placed.node] = None
-                else:
-                    of = fixed if stays else guests
-                    of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
+        others = _others(trial, reservation, opens)
         taken = dict.fromkeys((node for row in self.rows for node, _ in row.parts if row.closes > opens))
         wholly = self._mask(opens, opens + reservation.duration_s)
         of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)
         offers: list[tuple[int, NodeState]] = []
         for node in capacity.nodes(of_flavor & capacity.open & ~wholly):
-            offer = node.total_gpus - node.foreign_gpus - ceil(fixed.get(node.node.id, 0) / MILLI)
+            offer = node.total_gpus - node.foreign_gpus - ceil(others.stays(node.node.id) / MILLI)
             if offer > 0 and node.node.id not in taken:
                 offers.append((offer, node))
 
         def trouble(row: tuple[int, NodeState], wanted: int) -> tuple[int, bool, int, int]:
             offer, node = row
-            leave = wanted - offer + ceil(guests.get(node.node.id, 0) / MILLI)
-            return max(leave, 0), node.node.id not in theirs, offer, -node.slot
+            leave = wanted - offer + ceil(others.guests.get(node.node.id, 0) / MILLI)
+            return max(leave, 0), node.node.id not in others.theirs, offer, -node.slot
 
         offers.sort(key=lambda row: (-row[0], trouble(row, row[0])))
         mask, parts, left = 0, [], ceil(reservation.gpus_milli / MILLI)
@@ -134,8 +165,8 @@ class Windows:
                 parts.append((node.node.id, min(offer, left)))
             left -= offer
         if left > 0:
-            for name in fixed:
-                mask |= 1 << trial.state.nodes[name].slot & of_flavor
+            for name in others.fixed:
+                mask |= 1 << trial.state.nodes[name].slot & of_flavor & ~wholly
         return mask, tuple(parts)
 
     def _mask(self, start: float, end: float) -> int:
@@ -205,6 +236,16 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
     finally:
         for each in reversed(taken):
             capacity.change(*each, -1)
+
+
+def idle_gpus(trial: Trial, rows: list[Row]) -> dict[str, int]:
+    """Whole GPUs on shared nodes that the holders of these have not taken, whoever has."""
+    idle: dict[str, int] = {}
+    for row in rows:
+        for name, count in row.parts:
+            held = holder_milli(trial, row.reservation, name)
+            idle[name] = idle.get(name, 0) + max(0, count - ceil(held / MILLI))
+    return idle
 
 
 def holder_milli(trial: Trial, reservation: Reservation, node: str) -> int:

@@ -14,6 +14,7 @@ from llmsched.core.configuration import Configuration
 from llmsched.core.draining import OperatorDrain
 from llmsched.core.ends import Ends
 from llmsched.core.estimate import History
+from llmsched.core.exchanges import Exchanges
 from llmsched.core.facts import Published
 from llmsched.core.fleet import Fleet
 from llmsched.core.lane import Lanes
@@ -48,6 +49,7 @@ class World:
         self.ranked_at = 0.0  # stamp of the last pass that may have ranked everybody, see stages/rank.py
         self.starts = self.starts_before = 0  # decided at this moment, and at the last one before that had a fact
         self.lanes = Lanes()  # of those who have waited long
+        self.exchanges = Exchanges()  # pairs of gangs of which one has made way for the other
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run
@@ -126,6 +128,12 @@ class World:
     def endless(self) -> Iterator[str]:
         """Who holds something and nobody knows until when, oldest launch first."""
         return (name for name in self.holding if name not in self.ends.of)
+
+    def begin_anew(self, gang: str = "") -> None:
+        """Something has happened from outside, perhaps to one gang: two may exchange a place once more."""
+        if gang:
+            self.exchanges.forget(gang)
+        self.causes += self.exchanges.begin_anew()
 
     def is_to_be_ranked(self) -> bool:
         """By rank: whether those who wait must be compared with those who run: when somebody has waited since before

@@ -380,3 +380,24 @@ def test_a_promise_ends_where_its_node_is_reserved_meanwhile() -> None:
     assert world.turn(configured).decisions == [Other("Withdraw", "high")]
     assert world.turn(facts.Released(world.now, "low/0", 1)).decisions == []
     assert world.decide().code("high") == "reservation"
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_what_a_holder_gives_of_what_is_reserved_is_for_nobody_whom_the_reservation_keeps_out(gpus: int) -> None:
+    """It became smaller for another one, who could not start then: what it gave was the holder's again."""
+    world = cluster("1 node x 8").reserve(OPENS, LASTS, "bob", gpus=7).rules("lower_priority")
+    world.running("holds", 5, user="bob", preemptible=False).running(
+        "gives", 3, elastic=(1, 3), user="bob", priority=10
+    )
+    decided = world.pending("high", gpus, priority=90).turn().decisions
+    assert decided == ([Resize("gives", 2), Nominate("high", 1)] if gpus == 1 else [])
+
+
+def test_nobody_makes_room_for_one_that_would_run_into_a_window_once_the_room_is_there() -> None:
+    """It ended just before the window, had it begun at once; those that it waited for took their time to leave."""
+    for grace_s, is_promised in ((30.0, False), (5.0, True)):
+        world = cluster("1 node x 4").reserve(OPENS, LASTS, "bob", nodes=("n-0",)).rules("lower_priority")
+        world.running("low", 4, priority=10, grace_s=grace_s, ends_in=OPENS - 100.0)
+        world.pending("high", 4, priority=90, estimated_runtime_s=OPENS - 12.0)
+        decided = world.turn().decisions
+        assert decided == ([Preempt("low", "in_queue_priority"), Nominate("high", 4)] if is_promised else [])

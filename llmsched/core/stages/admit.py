@@ -23,9 +23,8 @@ from llmsched.core.shapes import Shape, Stamp
 from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, rank, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
-from llmsched.core.status import Status
 from llmsched.core.why_here import why_here
-from llmsched.core.windows import Windows, closed, kept
+from llmsched.core.windows import Windows, closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
 LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
@@ -67,7 +66,7 @@ class Admission:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         self.gave = len(self.trial.leaving) + self.trial.shrinks  # how often somebody was told to, at the last success
-        self._move_together()
+        consolidate.go_on(self.this, self.calendar, self.settled, self._launch, self._place)
         goes_on = redeem.run(self.this, self.calendar, self._launch)
         for name in state.nominated:
             self._tell_promised(state.gangs[name])
@@ -108,19 +107,6 @@ class Admission:
     def _rests_somebody(self) -> bool:
         elastic = self.state.waiting.elastic.values()
         return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
-
-    def _move_together(self) -> None:
-        """Whom consolidation moves goes to its new place before anybody else is asked; until then it is kept. Before
-        promises are, too: those may be kept on other places than were promised, and would be on these."""
-        for name in self.state.moved:
-            gang = self.state.gangs[name]
-            if gang.status is Status.VACATING:
-                consolidate.keep_place(self.this, gang)
-                continue
-            waits = name in self.state.waiting and name not in self.settled and gang.nomination is None
-            if waits and gang.shape is not None and self._place(gang):
-                gang.shape.examined = None
-                self.this.tell(gang.shape, None)
 
     def _ask_all(self, moves: migrate.Moves, since: int) -> Line | None:
         """Ask everybody whose answer may be another one than before. None: the portion of this pass is decided."""
@@ -260,7 +246,7 @@ class Admission:
         outer = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake_at = self.plan.wake_basis = None
         done = self._place(gang) or self._make_room(gang)
-        kept = not self._is_personal() and not self.this.policies.preemption.forbids
+        kept = not self._is_personal(gang) and not self.this.policies.preemption.forbids
         if not done and stamp is not None and kept:
             shape.examined, shape.wake_at = stamp, self.plan.wake_at
         self.clock = self.plan.wake_at, self.plan.wake_basis
@@ -356,8 +342,11 @@ class Admission:
         told = (len(trial.leaving), trial.shrinks, len(trial.promised), len(self.this.exchanged))
         return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
 
-    def _is_personal(self) -> bool:
-        """Whether the refusal concerns this gang only: a shorter one of its class may still start."""
+    def _is_personal(self, gang: GangState | None = None) -> bool:
+        """Whether the refusal concerns this gang only: a shorter one of its class may still start, or one that may
+        evict whom the gang has exchanged a place with."""
+        if gang is not None and self.takes and self.this.exchanged_with(gang):
+            return True
         return self.refused is not None and self.refused.code in ("order", "reservation")
 
     def _place(self, gang: GangState) -> bool:
@@ -374,9 +363,8 @@ class Admission:
         """For whom it waits, if it is promised places."""
         nomination = self.plan.nominations.get(gang.id)
         if nomination is not None:
-            counts = (("victims", len(nomination.victims)),)
             waits = nomination.why or say("victims_leaving.unnamed")
-            self.this.tell_alone(gang, Reason("victims_leaving", waits, counts))
+            self.this.tell_alone(gang, Reason("victims_leaving", waits, (("victims", len(nomination.victims)),)))
 
     def _launch(self, gang: GangState, placement: Placement) -> None:
         self.is_moved = self.is_moved or self.calendar.is_moved_by(gang, placement)
@@ -397,30 +385,36 @@ class Admission:
         is_kept_out = self.refused is not None and self.refused.code == "order"
         if is_kept_out or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
             return False
-        rows = self.calendar.reserved(gang, gang.spec.min_size)
+        rows = self.calendar.reserved(gang, gang.spec.min_size, self.calendar.longest_grace_s)
+        idle = idle_gpus(self.this.later().trial, rows) if rows else {}
         with kept(self.this.later().trial if rows else self.trial, rows, in_use=True) as reserved:
-            return self._make_room_on(gang, ~(reserved | self.calendar.avoid(gang)), ~closed(self.trial, rows))
+            return self._make_room_on(gang, ~(reserved | self.calendar.avoid(gang)), ~closed(self.trial, rows), idle)
 
-    def _make_room_on(self, gang: GangState, only: int, whole: int) -> bool:
-        """`whole`: nodes of which nothing is reserved."""
+    def _make_room_on(self, gang: GangState, only: int, whole: int, idle: dict[str, int]) -> bool:
+        """`whole`: nodes of which nothing is reserved; `idle`: what holders have not taken of others."""
+
+        def may(there: Placement, goes: shrink.Goes) -> bool:
+            return self.calendar.leaves_reserved(gang, there, goes, idle)
+
         sizes = size.candidates(self.plan, gang)
-        if self.state.elastic and shrink.run(self.this, gang, only, sizes):
+        if self.state.elastic and shrink.run(self.this, gang, only, sizes, may):
             return True
         if self.by_rank:  # rank.py has decided who is evicted, and for whom
             return self.awaits and preempt.await_those_who_leave(self.this, gang, only)
-        made = preempt.run(self.this, gang, only, lambda there, goes: self.calendar.leaves_enough(gang, there, goes))
+        leaves_enough = self.calendar.leaves_enough
+        made = preempt.run(self.this, gang, only, lambda *goes: may(*goes) and leaves_enough(gang, *goes))
         if isinstance(made, tuple):
             self._launch(gang, made)
         if made:
             self._forget_room()
             return True
         # Whom a reservation alone keeps out nobody is moved for: those who are could be kept out by it in turn.
-        return not self._is_personal() and consolidate.run(self.this, gang, only & whole)
+        return not self._is_personal() and consolidate.run(self.this, self.calendar, gang, only & whole)
 
     def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
         """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
-        personal = self._is_personal()
-        if not personal:
+        personal, alone = self._is_personal(), self._is_personal(gang)
+        if not alone:
             line.refuse()
         delays = self.refused is not None and self.refused.code == "order"
         if not delays:  # who may not delay others makes no room either
@@ -430,7 +424,7 @@ class Admission:
             flavors = shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None
             planned = self.calendar.classes_planned() if personal else ()  # else one would wait for the other for ever
             line.block(shape.queue, flavors, gang.id, but=planned)
-        elif personal:
+        elif alone:
             if delays:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)

@@ -16,6 +16,7 @@ Nor does anybody wait for ever for a gap between reservations that come again: w
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import NamedTuple
@@ -30,7 +31,7 @@ from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import end_of, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
-from llmsched.core.windows import Row, Windows, closed, is_holder, kept
+from llmsched.core.windows import Row, Windows, closed, idle_gpus, is_holder, kept
 from llmsched.core.workload import Placement
 
 NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
@@ -63,6 +64,7 @@ class Calendar:
         self._refused: dict[int, _KeptOut] = {}  # by class, see `note_refusal`
         self._heads: dict[str | None, int] = {}
         self._looks_again: float | None = None
+        self._grace_s: float | None = None
 
     def begin_again(self) -> None:
         """Forget the planned starts: somebody starts whom they did not know of."""
@@ -86,12 +88,12 @@ class Calendar:
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         return any(not self._keeps(promise, gang, placement, ends_at) for promise in free)
 
-    def reserved(self, gang: GangState, size: int) -> list[Row]:
-        """The reservations of others that the gang would run into if it started now."""
+    def reserved(self, gang: GangState, size: int, wait_s: float = 0.0) -> list[Row]:
+        """The reservations of others that the gang would run into if it started now, or at most `wait_s` later."""
         if not self.windows.rows:
             return []
         now = self.trial.now
-        rows = self.windows.against(gang.spec, now, now + runtime_s(self.trial.state, gang, size))
+        rows = self.windows.against(gang.spec, now, now + wait_s + runtime_s(self.trial.state, gang, size))
         if (begins := self.begins_between(gang, rows)) is not None:
             self.this.plan.wake(begins)
             soon = now + BETWEEN_WINDOWS_S if begins <= now else inf
@@ -297,6 +299,32 @@ class Calendar:
             branch = quota.branch(spec.queue, flavor)
             short = short or (branch.bottleneck(need) if branch is not None else None)
         return True, short
+
+    @property
+    def longest_grace_s(self) -> float:
+        """For how long somebody may take to leave who is told to."""
+        if self._grace_s is None:
+            state = self.trial.state
+            self._grace_s = max((state.gangs[name].spec.grace_s for name in state.holding), default=0.0)
+        return self._grace_s
+
+    def leaves_reserved(
+        self, gang: GangState, placement: Placement, goes: list[tuple[GangState, Placement]], idle: dict[str, int]
+    ) -> bool:
+        """Whether holders of reservations have as much there as now, when the gang starts and others let those places
+        go for it: what they let go themselves is theirs. `idle`: of those that keep the gang out, as things stand."""
+        if not idle:
+            return True
+        later = self.this.later().trial
+        mark = later.mark()
+        for other, places in goes:
+            later.hold(other, tuple((Counter(later.held(other)) - Counter(places)).elements()))
+        later.hold(gang, placement)
+        then = idle_gpus(later, self.reserved(gang, gang.spec.min_size, self.longest_grace_s))
+        nodes = later.state.nodes
+        enough = all(then[name] - idle.get(name, 0) <= max(nodes[name].free_whole, 0) for name in then)
+        later.rollback(mark)
+        return enough
 
     def leaves_enough(self, gang: GangState, placement: Placement, goes: list[tuple[GangState, Placement]]) -> bool:
         """Whether those that have waited long, and need no more than a number of GPUs, still have as many when the gang

@@ -5,12 +5,12 @@ Of a node that is reserved in part nobody leaves who fits beside the reservation
 
 from __future__ import annotations
 
-from llmsched.core.decisions import Preempt
 from llmsched.core.message import RESERVATION, Ref, say
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import evict
 from llmsched.core.state import State
 from llmsched.core.windows import Windows, is_holder
 
@@ -33,9 +33,8 @@ def run(this: Pass) -> None:
             if not gang.is_active() or name in trial.leaving or not gang.spec.preemptible:
                 continue
             if state.now >= row.opens - gang.spec.grace_s:
-                trial.leaving[name] = None
                 why = say("preempt.reservation", reserved=Ref(RESERVATION, row.reservation.name))
-                plan.decisions.append(Preempt(name, gang.attempt, gang.spec.grace_s, "reservation", "", why))
+                evict.evict(this, gang, evict.RESERVATION, why)
             else:
                 plan.wake(row.opens - gang.spec.grace_s)
 

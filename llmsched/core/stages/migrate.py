@@ -15,17 +15,15 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from llmsched.core.decisions import Preempt
 from llmsched.core.message import FLAVOR, Ref, say
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages import place
+from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
-REASON = "faster_flavor"
 LOOKED_AT = 256  # gangs a pass looks at
 MOVED_AT_MOST = 16  # gangs a pass moves
 SOONER = 1.1  # by this factor must what is left take less time, beside what the restart costs
@@ -37,7 +35,7 @@ def keep_places(this: Pass) -> None:
     state = this.state
     for name in state.vacating:
         gang = state.gangs[name]
-        if gang.vacate_reason == REASON:
+        if gang.vacate_reason == evict.FASTER:
             places = (_try(this, gang, option) for _, option in gang.faster)
             found = next((each for each in places if each is not None), None)
             if found is not None:
@@ -123,9 +121,7 @@ class Moves:
                 continue
             flavor = gang.spec.groups[0].options[option].flavor or ""
             this.trial.promise(gang, found)
-            this.trial.leaving[gang.id] = None
-            why = say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor))
-            this.plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, "", why))
+            evict.evict(this, gang, evict.FASTER, say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor)))
             self._count += 1
             self._free = self._free_flavors()
             return

@@ -13,6 +13,7 @@ from llmsched.core.exact_fit import fits
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import evict
 from llmsched.core.stages.nominate import without
 from llmsched.core.workload import Placement
 
@@ -82,7 +83,7 @@ def _say_so(this: Pass, made_room: list[Told], spared: dict[str, None], gang: Ga
             del plan.decisions[at]
         elif isinstance(told, Preempt):
             why = told.why and Message(told.why.code, (("who", workload(gang.workload_id)),))
-            plan.decisions[at] = replace(told, beneficiary=gang.id, why=why)
+            evict.instead(this, told, gang, why)
         else:
             plan.decisions[at] = replace(told, why=_makes_room(gang.workload_id))
     for name, promise in [*plan.nominations.items()]:

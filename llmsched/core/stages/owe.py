@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from itertools import islice
 
 from llmsched.core.amounts import flavors_of, least_milli
-from llmsched.core.exchanges import Exchanges
 from llmsched.core.lane import Pool, PoolKey, part_s
 from llmsched.core.planned import Promise, earliest
 from llmsched.core.possible import able_options
@@ -101,7 +100,6 @@ class _Chances:
     def __init__(self, this: Pass, calendar: Calendar) -> None:
         self.this, self.state, self.calendar = this, this.state, calendar
         self.tried = 0
-        self._exchanges: Exchanges | None = None
         state = self.state
         self.is_one_line = not state.quota.enforced or len(state.quota.queues) <= 1
         self.are_doubtful = not self.is_one_line or any(
@@ -169,6 +167,5 @@ class _Chances:
 
     def _staying(self, gang: GangState) -> list[GangState]:
         """Those that have exchanged a place with it."""
-        if self._exchanges is None:
-            self._exchanges = Exchanges(self.state.gangs[name] for name in self.state.holding)
-        return self._exchanges.stay_for(gang)
+        names = self.this.exchanged_with(gang)
+        return [self.state.gangs[name] for name in names if name in self.state.holding]

@@ -12,7 +12,6 @@ comes before this.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
 from llmsched.core.rules import IN_QUEUE, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
-from llmsched.core.stages import outrank, place, shrink, victims
+from llmsched.core.stages import evict, outrank, place, shrink, victims
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.victims import Row
 from llmsched.core.trial import Trial
@@ -34,7 +33,6 @@ VICTIMS_CONSIDERED = 256  # per gang and scope, cheapest first
 SET_OF_AT_MOST = 16  # victims among which a better set is sought,
 SETS_TRIED = 64  # how many sets of them are tried on nodes,
 STEPS = 1024  # and how many are looked at in all, where none is tried
-MOVES = "faster_flavor"  # why it leaves, as Preempt says: stages/migrate.py has a place for it
 SCOPES_TRIED = 8  # single nodes or domains looked at beside the whole cluster
 
 
@@ -70,10 +68,7 @@ class Choice:
         return sum(cost[victim.id] for victim in self.victims)
 
 
-Goes = list[tuple[GangState, Placement]]  # who lets go of what
-
-
-def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes], bool]) -> Placement | bool:
+def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, shrink.Goes], bool]) -> Placement | bool:
     """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot. When
     it is enough that others do not start whom this pass would have started, the places are free: they are returned.
     `may`: whether the gang may go there when those let go."""
@@ -99,9 +94,9 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
         later.trial.rollback(mark)
     if choice is None:
         return False
-    goes: Goes = [(victim, trial.places(victim)) for victim in choice.victims]
+    goes: shrink.Goes = [(victim, trial.places(victim)) for victim in choice.victims]
     for name, kept in smaller.items():
-        goes.append((state.gangs[name], tuple((Counter(trial.standing(state.gangs[name])) - Counter(kept)).elements())))
+        goes.append((state.gangs[name], shrink.given(this, state.gangs[name], kept)))
     if not may(choice.placement, goes):
         return False
     return _carry_out(this, gang, choice, smaller)
@@ -110,11 +105,11 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, Goes],
 def somebody_leaves(this: Pass) -> bool:
     """Whether somebody does for nobody's sake, not its own either: cancelled, say, or on a node that is to be empty."""
     told = [one for one in this.plan.decisions if isinstance(one, Preempt)]
-    for_others = dict.fromkeys(one.gang for one in told if one.beneficiary or one.reason == MOVES)
+    for_others = dict.fromkeys(one.gang for one in told if one.beneficiary or one.reason == evict.FASTER)
     if any(name not in for_others for name in this.trial.leaving):
         return True
     vacating = (this.state.gangs[name] for name in this.state.vacating)
-    return any(not gang.beneficiary and gang.vacate_reason != MOVES for gang in vacating)
+    return any(not gang.beneficiary and gang.vacate_reason != evict.FASTER for gang in vacating)
 
 
 def await_those_who_leave(this: Pass, gang: GangState, only: int) -> bool:
@@ -130,7 +125,7 @@ def _on_what_leaves(later: Later, gang: GangState, only: int) -> Choice | None:
 
 
 def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, Placement]) -> Placement | bool:
-    trial, plan = this.trial, this.plan
+    trial = this.trial
     for name, placement in smaller.items():
         shrink.give(this, this.state.gangs[name], placement, gang)
     new = [victim for victim in choice.victims if trial.is_new(victim)]
@@ -139,8 +134,7 @@ def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, P
             continue
         code = choice.why[victim.id]
         why = say(f"taken.{code}", who=workload(gang.workload_id))
-        plan.decisions.append(Preempt(victim.id, victim.attempt, victim.spec.grace_s, code, gang.id, why))
-        trial.leaving[victim.id] = None
+        evict.evict(this, victim, code, why, gang)
     if new:
         outrank.run(this, gang, choice.placement, new)
     going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]

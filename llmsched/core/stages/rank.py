@@ -20,9 +20,7 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from llmsched.core.decisions import Preempt
 from llmsched.core.exact_fit import fits
-from llmsched.core.exchanges import Exchanges
 from llmsched.core.explain import Reason
 from llmsched.core.lane import due, is_owed
 from llmsched.core.message import say, workload
@@ -31,7 +29,7 @@ from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key, Shape
-from llmsched.core.stages import place
+from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.count import Count, lacking_flavors
 from llmsched.core.stages.grow import more
@@ -45,7 +43,6 @@ from llmsched.core.trial import Trial
 from llmsched.core.windows import kept
 from llmsched.core.workload import Placement, Workload
 
-REASON = "in_queue_rank"
 NOBODY: Key = ((inf,),)  # ranks after everybody
 
 Row = tuple[Key, GangState]
@@ -81,10 +78,10 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
     if not is_due(this):
         return settled
     for running, classes in _lines(this):
-        exchanges = Exchanges(gang for _, gang in running)
-        starters, victims = _pick(this, calendar, running, classes, exchanges)
+        staying = evict.Staying(this, [gang for _, gang in running])
+        starters, victims = _pick(this, calendar, running, classes, staying)
         if starters:
-            settled |= _carry_out(this, calendar, exchanges, starters, victims, running=running)
+            settled |= _carry_out(this, calendar, staying, starters, victims, running=running)
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -216,7 +213,7 @@ def _best_first(
 
 
 def _pick(
-    this: Pass, calendar: Calendar, running: list[Row], waiting: list[_Class], exchanges: Exchanges
+    this: Pass, calendar: Calendar, running: list[Row], waiting: list[_Class], staying: evict.Staying
 ) -> tuple[list[GangState], list[GangState]]:
     """By counting GPUs and quota only: who of the waiting should start, and who of the running is not among the best.
 
@@ -232,7 +229,7 @@ def _pick(
             if gang.id in picked:
                 return False
             wishes = [] if count.is_used_up() else count.wishes(gang)
-            stay = () if gang.is_holding() else [one for one in exchanges.stay_for(gang) if one.id not in picked]
+            stay = () if gang.is_holding() else [one for one in staying.stay_for(gang) if one.id not in picked]
             with count.kept(stay, gang, wishes):
                 for wish in wishes:
                     if takes(gang, *wish):
@@ -301,7 +298,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         else:
             victims.append(gang)
     if starters or victims:
-        resting |= _carry_out(this, calendar, Exchanges(victims), starters, victims, growers)
+        resting |= _carry_out(this, calendar, evict.Staying(this, victims), starters, victims, growers)
     return resting
 
 
@@ -321,19 +318,18 @@ def _where_they_are(trial: Trial, victims: Sequence[GangState]) -> Iterator[None
 
 
 def _beneficiary(
-    victim: GangState, exchanges: Exchanges, takers: list[GangState], on_node: dict[str, dict[str, None]]
-) -> str:
+    this: Pass, victim: GangState, takers: list[GangState], on_node: dict[str, dict[str, None]]
+) -> GangState | None:
     """For whom it leaves: on its nodes, or for the sake of quota. Never who has exchanged a place with it: that one
     was placed while it was there, so it is not why it does not fit."""
     by_name = {gang.id: gang for gang in takers}
     beside = (name for placed in victim.held for name in on_node.get(placed.node, ()))
     names = dict.fromkeys((*beside, *by_name))
-    free = (name for name in names if victim not in exchanges.stay_for(by_name[name]))
-    return next(free, "")
+    return next((by_name[name] for name in names if evict.may(this, victim, by_name[name])), None)
 
 
 def _find(
-    this: Pass, calendar: Calendar, exchanges: Exchanges, starters: list[GangState]
+    this: Pass, calendar: Calendar, staying: evict.Staying, starters: list[GangState]
 ) -> list[tuple[GangState, Placement]]:
     """Nodes for a portion of the starters, which hold them from now on in the trial."""
     trial, plan = this.trial, this.plan
@@ -346,7 +342,7 @@ def _find(
         if len(found) >= PORTION:
             plan.is_cut = True
             break
-        stay = exchanges.stay_for(gang)
+        stay = staying.stay_for(gang)
         fitting, is_kept_out = None, False
         with _where_they_are(trial, stay):
             for bundles, option in choices(plan, gang):
@@ -366,7 +362,7 @@ def _find(
 def _find_beside(
     this: Pass,
     calendar: Calendar,
-    exchanges: Exchanges,
+    staying: evict.Staying,
     starters: list[GangState],
     victims: list[GangState],
     running: Sequence[Row],
@@ -374,7 +370,7 @@ def _find_beside(
     """Nodes for the starters when the victims have gone, and who those are. Where one that is owed a start finds none,
     or one of a higher priority than some that run, all that come after it are, if that is of use."""
     trial, empty = this.trial, this.trial.mark()
-    found = _find(this, calendar, exchanges, starters)
+    found = _find(this, calendar, staying, starters)
     lowest: float = inf
     if this.policies.ordering.by_priority and not this.plan.is_cut:
         lowest = min((gang.spec.priority for _, gang in running), default=inf)
@@ -398,11 +394,11 @@ def _find_beside(
         if trial.held(gang):
             trial.hold(gang, ())
     asked = [gang for gang in starters if waits_long or gang.spec.priority >= first.spec.priority]
-    again = _find(this, calendar, exchanges, asked)
+    again = _find(this, calendar, staying, asked)
     if waits_long or any(gang is first for gang, _ in again):
         return again, gone
     trial.rollback(empty)
-    return _find(this, calendar, exchanges, starters), victims
+    return _find(this, calendar, staying, starters), victims
 
 
 def _become_smaller(state: State) -> dict[str, Placement]:
@@ -418,7 +414,7 @@ def _become_smaller(state: State) -> dict[str, Placement]:
 def _carry_out(
     this: Pass,
     calendar: Calendar,
-    exchanges: Exchanges,
+    staying: evict.Staying,
     starters: list[GangState],
     victims: list[GangState],
     growers: Sequence[tuple[GangState, int]] = (),
@@ -436,11 +432,11 @@ def _carry_out(
     for name, placement in shrinking.items():
         trial.hold(state.gangs[name], placement)
     trial.let_them_go()
-    found, victims = _find_beside(this, calendar, exchanges, starters, victims, running)
+    found, victims = _find_beside(this, calendar, staying, starters, victims, running)
     takers = [gang for gang, _ in found]  # and who grows
     leaving: list[GangState] = []
     for gang, target in growers if victims else ():
-        with _where_they_are(trial, exchanges.stay_for(gang)):
+        with _where_they_are(trial, staying.stay_for(gang)):
             extra = None
             for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
                 extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
@@ -449,7 +445,7 @@ def _carry_out(
         if extra is not None:
             trial.hold(gang, (*trial.held(gang), *extra))
             takers.append(gang)
-    beside_all = exchanges.stay_for_each(takers)
+    beside_all = staying.stay_for_each(takers)
     on_node: dict[str, dict[str, None]] = {}
     for gang in takers:
         for placed in trial.held(gang):
@@ -463,13 +459,12 @@ def _carry_out(
             leaving.append(gang)
     trial.rollback(mark)
     before = [*shrinking, *state.vacating, *trial.leaving]
-    for gang, beneficiary in [(gang, _beneficiary(gang, exchanges, takers, on_node)) for gang in leaving]:
-        if not beneficiary:  # it is not others of ours for whom there is too little: a node was lost, say
+    for gang, beneficiary in [(gang, _beneficiary(this, gang, takers, on_node)) for gang in leaving]:
+        if beneficiary is None:  # it is not others of ours for whom there is too little: a node was lost, say
             leaving.remove(gang)
             continue
-        why = say("taken.in_queue_priority", who=workload(beneficiary.rpartition("/")[0]))
-        plan.decisions.append(Preempt(gang.id, gang.attempt, gang.spec.grace_s, REASON, beneficiary, why))
-        trial.leaving[gang.id] = None
+        why = say("taken.in_queue_priority", who=workload(beneficiary.workload_id))
+        evict.evict(this, gang, evict.RANK, why, beneficiary)
     names = [*(gang.id for gang in leaving), *before]
     on: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
     for at, name in enumerate(names):

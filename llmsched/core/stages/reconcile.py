@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from llmsched.core import authorization, draining, rollout
 from llmsched.core.capacity import NodeState
-from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Preempt, Stop
+from llmsched.core.decisions import Drain, GiveUp, LoadAdapter, Stop
 from llmsched.core.message import NODE, Message, Ref, say, workload
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, WorkloadState
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import evict
 from llmsched.core.state import State
 from llmsched.core.status import Status
 
@@ -26,14 +27,15 @@ def run(this: Pass) -> None:
             return
         gang = state.gangs.get(name)
         if gang is not None:
-            _gang(state, plan, gang, leaving)
+            _gang(this, gang)
         elif name in state.workloads:
             _endpoint(state, plan, state.workloads[name], leaving)
     if any(isinstance(one, GiveUp) and one.reason == "deadline" for one in plan.decisions):
         plan.is_cut = True  # they are gone before anybody is looked at who waits
 
 
-def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -> None:
+def _gang(this: Pass, gang: GangState) -> None:
+    state, plan, leaving = this.state, this.plan, this.trial.leaving
     record = state.workloads[gang.workload_id]
     if gang.status is Status.QUEUED:
         if gang.is_late(state.now):
@@ -50,28 +52,25 @@ def _gang(state: State, plan: Plan, gang: GangState, leaving: dict[str, None]) -
         return
     if not gang.is_active():
         return
-    leaving[gang.id] = None
     grace = gang.spec.grace_s
     if record.cancelled and record.workload.kind == "serve":
+        leaving[gang.id] = None
         plan.decisions.append(Drain(gang.id, gang.attempt, grace, record.message))
     elif record.cancelled:
+        leaving[gang.id] = None
         plan.decisions.append(Stop(gang.id, gang.attempt, grace, "cancelled", record.message))
     elif gang.lost_members:
         patience = state.configuration.scheduling.stale_gang_grace_s
         if state.now < gang.lost_at + patience:  # it may still be made whole
             plan.wake(gang.lost_at + patience)
-            del leaving[gang.id]
         else:
-            reason = "stale_gang" if patience else "node_lost"
-            plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", gang.message))
+            evict.evict(this, gang, "stale_gang" if patience else "node_lost", gang.message)
     elif gang.revision != record.revision and record.workload.kind != "serve":
-        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, "superseded", "", say("preempt.superseded")))
+        evict.evict(this, gang, "superseded", say("preempt.superseded"))
     elif gang.spec.kind != "serve" and (node := draining.leaving_node(gang, state.nodes)) is not None:
         grace = draining.grace_of(gang, node, state.now)
         reason = "spot_notice" if node.leaving else "node_drain"
-        plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, "", _why_it_leaves(node)))
-    else:
-        del leaving[gang.id]
+        evict.evict(this, gang, reason, _why_it_leaves(node), grace_s=grace)
 
 
 def _endpoint(state: State, plan: Plan, record: WorkloadState, leaving: dict[str, None]) -> None:

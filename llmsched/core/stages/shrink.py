@@ -7,6 +7,7 @@ has not yet done as it was told gives again first, as it restarts anyway.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from llmsched.core.amounts import bundle_milli, least_milli
@@ -25,9 +26,12 @@ from llmsched.core.workload import Placement
 GANGS_SHRUNK = 32  # considered for one waiting gang
 VARIANTS = 8  # nodes whose bundles may go first
 
+Goes = list[tuple[GangState, Placement]]  # who lets go of what
 
-def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
-    """Nominate the gang on what elastic gangs can give; False if that is not enough."""
+
+def run(this: Pass, gang: GangState, only: int, sizes: list[int], may: Callable[[Placement, Goes], bool]) -> bool:
+    """Nominate the gang on what elastic gangs can give; False if that is not enough. `may`: whether the gang may go
+    there when those let go."""
     state = this.state
     if not state.configuration.scheduling.elastic or not state.elastic:
         return False
@@ -66,8 +70,11 @@ def run(this: Pass, gang: GangState, only: int, sizes: list[int]) -> bool:
                 found = again
     finally:
         trial.rollback(mark)
-    for name, placement in chosen.items():
-        give(this, state.gangs[name], placement, gang)
+    smaller = [(state.gangs[name], placement) for name, placement in chosen.items()]
+    if not may(found, [(giver, given(this, giver, placement)) for giver, placement in smaller]):
+        return False
+    for giver, placement in smaller:
+        give(this, giver, placement, gang)
     nominate(this, gang, found, [*chosen, *trial.gone_from(found)])
     return True
 
@@ -93,6 +100,11 @@ def resize(this: Pass, gang: GangState, placement: Placement, why: Message, bene
     """Decide it. A gang holds old and new until it says Resized, so growth takes its places at once."""
     this.plan.decisions.append(Resize(gang.id, gang.attempt, placement, "resize", why, beneficiary))
     this.trial.shrink(gang, placement)
+
+
+def given(this: Pass, giver: GangState, kept: Placement) -> Placement:
+    """What it lets go when it becomes as small as that."""
+    return tuple((Counter(this.trial.standing(giver)) - Counter(kept)).elements())
 
 
 def give(this: Pass, giver: GangState, placement: Placement, receiver: GangState) -> None:

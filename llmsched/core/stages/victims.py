@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from llmsched.core.amounts import least_milli
+from llmsched.core.decisions import Preempt
 from llmsched.core.fair import GUARANTEE
 from llmsched.core.records import GangState, total_of
 from llmsched.core.resources import MILLI, ZERO
@@ -24,20 +25,25 @@ Row = tuple[GangState, str]  # who might be a victim, and the reason code
 def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
     """Who might be a victim, cheapest first, with the costs: who holds something, and who was to start in this pass."""
     rows, cost_of = _holding(later, gang, rules)
-    new = _new(later, gang, rules)
+    if stay := later.exchanged_with(gang):
+        rows = [row for row in rows if row[0].id not in stay]
+    new = _new(later, gang, rules, stay)
     if not new:
         return rows, cost_of
     cost_of = {**cost_of, **{victim.id: 0 for victim, _ in new}}  # of these nothing is lost
     return _cheapest_first([*rows, *new], rules, cost_of), cost_of
 
 
-def _new(later: Later, gang: GangState, rules: Rules) -> list[Row]:
+def _new(later: Later, gang: GangState, rules: Rules, stay: list[str]) -> list[Row]:
     """Those whom this pass would start, or has promised places, although the gang may evict them at once: as asking it
-    later cannot give them a better right, they do not start, and nobody leaves for them."""
+    later cannot give them a better right, they do not start, and nobody leaves for them. Whoever was told to make room
+    for them may have to leave for the gang then: none of these is one of those that `stay` where they are for it."""
     rows = []
+    left_for = (each.beneficiary for each in later.plan.decisions if isinstance(each, Preempt) and each.gang in stay)
+    kept = {*stay, *left_for} if stay else ()
     for victim in later.trial.new():
         code = rules.group(victim.spec.queue, victim.spec.priority) if victim.spec.preemptible else ""
-        may = code and later.trial.held(victim) and rules.could(victim, code)
+        may = code and victim.id not in kept and later.trial.held(victim) and rules.could(victim, code)
         if may and later.policies.preemption.cost(victim, gang, later.view) is not None:
             rows.append((victim, code))
     return rows
