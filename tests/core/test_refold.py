@@ -137,7 +137,7 @@ def test_beside_every_pass_of_a_house_a_folded_and_a_thawed_state_decide_the_sam
 
 @pytest.mark.parametrize("seed", range(20, 26))
 def test_beside_every_pass_of_a_world_the_journal_folded_again_decides_the_same(seed: int) -> None:
-    worlds.Play(worlds.Maker(seed).world(), folds=1).run()
+    worlds.Play(worlds.made(seed), folds=1).run()
 
 
 def test_a_pass_that_goes_by_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import worlds
+from world_maker import Rich
 
 WORLDS = int(os.environ.get("WORLDS", "300"))
 AT_ONCE = 25
@@ -52,11 +53,23 @@ def test_no_promise_is_broken(first: int) -> None:
         (712, "one starts that whoever was kept out by a reservation alone before it may evict"),
         (765, "work is moved together for whom a reservation alone keeps out, and then kept out in turn"),
         (9421, "the same, and a promise for which somebody had left is taken back"),
+        (7100156, "whoever was evicted for somebody evicts that one in the pass in which it begins"),
         (20133, "groups that fit in a domain each by itself and not beside one another stand before others in line"),
     ],
 )
 def test_what_was_broken_once_holds(seed: int, story: str) -> None:
-    worlds.play(seed)
+    worlds.play(seed, plain=True)
+
+
+@pytest.mark.parametrize(
+    ("seed", "story"),
+    [
+        (7300138, "a reservation that finds less than it asks for takes what was promised, and those had left in vain"),
+        (7300092, "the same of one that may not be preempted, in a long history"),
+    ],
+)
+def test_what_was_broken_once_in_a_rich_world_holds(seed: int, story: str) -> None:
+    worlds.Play(Rich(seed).world()).run()
 
 
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

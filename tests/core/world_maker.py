@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmsched.core.configuration import (
@@ -56,7 +56,7 @@ class Maker:
         made = World(self.seed, self.nodes, self.configuration(1))
         names: list[str] = []
         now = 0.0
-        for number in range(self.random.randint(4, 16)):
+        for number in range(self.how_many_events()):
             now += self.pick(0.0, 0.0, 0.5, 5.0, 30.0, 120.0)
             what = self.pick(*["submit"] * 13, "cancel", "cancel", "scale", "lost", "join", "join", "drain", "foreign",
                              "configure", "estimate", "replace")  # fmt: skip
@@ -77,6 +77,9 @@ class Maker:
                 made.events.append((now, what, (node, self.pick(0, 1))))
         self.drains(made)
         return made
+
+    def how_many_events(self) -> int:
+        return self.random.randint(4, 16)
 
     def drains(self, made: World) -> None:
         """In one world of four an operator drains nodes, and opens some of them again. Drawn apart, so that the rest of
@@ -200,3 +203,69 @@ class Maker:
             estimated_runtime_s=takes * self.pick(0.5, 1.0, 2.0) if self.often(0.3) else None,
             retry=Retry(max_restarts=1000, backoff_s=1.0),
         )  # fmt: skip
+
+
+class Rich(Maker):
+    """More of what seldom meets: three flavors, several reservations of every kind, deadlines, groups with topologies
+    of their own, work moved together beside evictions of equals; and now and then a history three times as long."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.flavors = self.pick([None], ["A", "B"], ["A", "B", "C"])
+
+    def how_many_events(self) -> int:
+        return self.random.randint(40, 50) if self.often(0.1) else self.random.randint(4, 16)
+
+    def configuration(self, version: int) -> Configuration:
+        made = super().configuration(version)
+        scheduling = made.scheduling
+        if self.often(0.3):
+            rules = scheduling.preemption._replace(within_queue="lower_or_newer_equal_priority")
+            scheduling = replace(scheduling, preemption=rules, consolidation=True)
+        booked = tuple(self.reservation(f"r{number}") for number in range(self.pick(0, 1, 2, 3)))
+        return replace(made, scheduling=scheduling, reservations=booked)
+
+    def reservation(self, name: str) -> Reservation:
+        opens, lasts = self.pick(50.0, 100.0, 300.0, 700.0, 2000.0), self.pick(50.0, 300.0, 1000.0)
+        who = {"queue": self.pick(*self.queues)} if self.often(0.6) else {"users": (self.pick("ann", "bob"),)}
+        kind = self.pick("nodes", "part", "part", "flavor", "repeat", "nobody")
+        if kind == "nodes":
+            nodes = tuple(sorted({self.pick(*self.nodes).id for _ in range(self.pick(1, 2))}))
+            return Reservation(name, opens, lasts, nodes=nodes, **who)
+        if kind == "nobody":
+            return Reservation(name, opens, lasts, nodes=(self.pick(*self.nodes).id,))
+        if kind == "repeat":
+            return Reservation(name, opens, 120.0, repeat="*/10 * * * *", gpus_milli=self.pick(1, 2) * MILLI, **who)
+        flavor = self.pick(*self.flavors) if kind == "flavor" else None
+        return Reservation(name, opens, lasts, flavor=flavor, gpus_milli=self.pick(1, 1, 2, 3, 5) * MILLI, **who)
+
+    def workload(self, name: str, takes: float) -> Workload:
+        made = replace(super().workload(name, takes), user=self.pick("ann", "bob"))
+        if self.often(0.15):
+            made = replace(made, deadline=self.pick(30.0, 90.0, 200.0, 600.0, 1500.0, 4000.0))
+        return self.grouped(made) if self.often(0.15) else made
+
+    def grouped(self, made: Workload) -> Workload:
+        """Of several groups, each with a topology of its own but the first, beside that of the gang."""
+        first = Group(
+            "workers", 1, tuple(Option(flavor, Resources(self.pick(1, 1, 2) * MILLI)) for flavor in self.flavors)
+        )
+        groups = [first]
+        for number in range(self.pick(1, 1, 2)):
+            amount = Resources(self.pick(0, 500, 1000, 2000), self.pick(0, 2000))
+            flavors = self.pick(self.flavors, [self.flavors[-1]], [None])
+            options = tuple(Option(flavor, amount) for flavor in flavors)
+            groups.append(
+                Group(f"g{number}", self.pick(1, 2), options, self.pick(None, Topology("rack"), Topology("node")))
+            )
+        low = self.pick(1, 2, 3)
+        near = self.pick(Topology(), Topology("rack"), Topology("node"), Topology("zone", "rack"))
+        return replace(made, groups=tuple(groups), topology=near, min_size=low, max_size=low + self.pick(0, 0, 2))
+
+
+RICH = 4  # one world in so many
+
+
+def made(seed: int, plain: bool = False) -> World:
+    """`plain`: as all worlds were before there were rich ones."""
+    return (Maker if plain or seed % RICH else Rich)(seed).world()

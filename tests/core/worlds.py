@@ -8,11 +8,13 @@ plays that many, in so many processes, and prints how long it took. After every 
     purity     deciding leaves the state as it was, and the journal folded again decides the same
     priority   nobody starts before somebody of its queue who asks for the same, and has the better right
     reasons    whoever waits knows why
-    loops      once nothing happens from outside any more, nobody is evicted or resized again and again, and by rank
-               two gangs exchange a place once in all
+    loops      between two changes from outside, and two turns of the clock, two gangs exchange a place once, for
+               whatever reason; by rank once in all, unless one of them begins anew. Nobody leaves twice for a window,
+               and once nothing happens any more nobody is resized again and again
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment, and it names the next one
-    vain       nobody was evicted for somebody who then did not get the place
+    vain       nobody was evicted for somebody who then did not get the place, though nothing has changed from outside,
+               and whoever was moved together with others goes on at once
     promises   whoever was promised places starts when those are free, whoever else is still leaving
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 
@@ -36,7 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from world_maker import Maker, World  # noqa: E402
+from world_maker import World, made  # noqa: E402
 
 from llmsched.core import decisions, facts  # noqa: E402
 from llmsched.core.configuration import Configuration  # noqa: E402
@@ -49,15 +51,20 @@ from llmsched.core.scheduler import decide  # noqa: E402
 from llmsched.core.snapshot import freeze, thaw  # noqa: E402
 from llmsched.core.state import State  # noqa: E402
 from llmsched.core.status import Status  # noqa: E402
+from llmsched.core.windows import window  # noqa: E402
 from llmsched.core.workload import Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 
-EVICTIONS = 8  # of one gang after the last event from outside
-RESIZES = 40  # the same
+MOVES = 4  # of one gang to a faster flavor, without a change from outside
+RESIZES = 40  # of one gang after the last event from outside
 FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
 AT_ONCE = 25  # worlds that a process takes
 CALM_S = 100.0  # after the last event from outside every node is back
 BRINGS_NEWS = (decisions.Launch, decisions.Resize, decisions.Preempt, decisions.Stop)  # an executor answers
+FROM_OUTSIDE = (
+    facts.Submitted, facts.Configured, facts.Cancelled, facts.Scaled, facts.NodeJoined, facts.NodeLost,
+    facts.NodeDraining, facts.DrainBegun, facts.DrainEnded, facts.ForeignUse, facts.Finished, facts.LaunchFailed,
+)  # fmt: skip
 PASSES = 4000  # with a decision, in one world
 LATEST_S = 400_000.0
 
@@ -76,10 +83,13 @@ class Play:
         self.now, self.passes, self.looks, self.is_calm = 0.0, 0, 0, False
         self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
         self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
-        self.evicted: Counter[str] = Counter()
-        self.exchanged: set[frozenset[str]] = set()  # pairs of which one was evicted by rank for the other
+        self.exchanged: dict[frozenset[str], bool] = {}  # of which one was evicted for the other: whether by rank
+        self.went: Counter[tuple[str, str]] = Counter()  # who left for nobody, and why: since something has changed
+        self.alive: set[str] = set()  # who waits or runs, and the turns of the clock: as of the last pass
+        self.turns: tuple[Any, ...] = ()
         self.resized: Counter[str] = Counter()
-        self.owed: dict[str, str] = {}  # who was evicted for whom since the calm
+        self.owed: dict[str, str] = {}  # for whom was evicted who, since something has changed from outside,
+        self.moved: dict[str, None] = {}  # and who was moved together with others
         self.plan = Plan(0.0)  # of the last pass
         self.left_over = 0  # passes that started or stopped somebody, and left some who could grow until that is news
         self.configure(world.configuration)
@@ -138,6 +148,7 @@ class Play:
 
     def _replace(self, workload: Workload) -> Iterator[Any]:
         if workload.id in self.state.workloads:
+            self.begins_anew(f"{workload.id}/0")
             yield facts.Submitted(self.now, workload, replaces=True)
 
     def _configure(self, configuration: Configuration) -> Iterator[Any]:
@@ -159,6 +170,7 @@ class Play:
         for gang in [self.state.gangs[name] for name in self.state.holding]:
             if any(placed.node == node.id for placed in gang.held):
                 self.stops(gang)
+                self.begins_anew(gang.id)
         yield facts.NodeLost(self.now, node.id)
 
     def _join(self, node: Node, _: int) -> Iterator[Any]:
@@ -206,8 +218,11 @@ class Play:
     def one_pass(self, said: list[Any]) -> None:
         for fact in said:
             self.apply(fact)
+            if isinstance(fact, (facts.Finished, facts.LaunchFailed)):
+                self.begins_anew(fact.gang)
         if self.state.now < self.now:
             self.apply(facts.Tick(self.now))
+        self.note_what_changed(said)
         self.hold_the_ledgers(said)
         plan = self.plan = self.decided()
         self.hold_the_priorities(plan)
@@ -217,6 +232,9 @@ class Play:
         self.hold_the_ledgers(plan.decisions)
         if not plan.is_cut and not plan.asks_again:
             self.hold_the_promises()
+            for name in self.moved:
+                if self.state.gangs[name].status is Status.QUEUED:
+                    raise BrokenPromise(f"vain: at {self.now} {name} was to be moved, and waits")
         told = plan.reasons if self.looks % self.folds == 0 else None  # as people get it: that costs more
         for gang in self.state.gangs.values():
             tells = gang.status is not Status.QUEUED or gang.nomination is not None
@@ -262,6 +280,7 @@ class Play:
         soon = self.now + chance.choice([0.5, 1.0, 3.0, 20.0])
         if isinstance(decision, decisions.Launch):
             self.owed.pop(decision.gang, None)
+            self.moved.pop(decision.gang, None)
             if not self.is_calm and chance.random() < 0.03:
                 self.later(soon, facts.LaunchFailed(0.0, decision.gang, decision.attempt, "no-capacity", ""))
             else:
@@ -275,7 +294,7 @@ class Play:
         elif isinstance(decision, (decisions.Preempt, decisions.Stop)):
             self.stops(self.state.gangs[decision.gang])
             self.later(min(soon, self.now + decision.grace_s), facts.Released(0.0, decision.gang, decision.attempt))
-            if isinstance(decision, decisions.Preempt) and (self.is_calm or decision.reason == "in_queue_rank"):
+            if isinstance(decision, decisions.Preempt):
                 self.hold_the_loops(decision)
         elif isinstance(decision, decisions.Withdraw) and decision.gang in self.owed:
             raise BrokenPromise(f"vain: at {self.now} {decision}, for which {self.owed[decision.gang]} was evicted")
@@ -316,18 +335,43 @@ class Play:
             if all(free[node] >= need for node, need in needs.items()):
                 raise BrokenPromise(f"promises: at {self.now} {gang.id} waits, and {dict(needs)} is free")
 
+    def begins_anew(self, name: str) -> None:
+        """Something has happened to it from outside: it may exchange a place with anybody."""
+        self.exchanged = {pair: by_rank for pair, by_rank in self.exchanged.items() if name not in pair}
+
+    def note_what_changed(self, said: list[Any]) -> None:
+        """After a change from outside, or a turn of the clock, a pair may exchange a place once more."""
+        alive = {gang.id for gang in self.state.gangs.values() if not gang.is_ended() and not gang.blocked_by}
+        scheduling = self.configuration.scheduling
+        spans = [window(each, self.now) for each in self.configuration.reservations]
+        turns = (*spans, *(span is not None and span[0] <= self.now for span in spans))
+        if scheduling.usage_half_life_s:
+            turns = (*turns, int(self.now // scheduling.usage_half_life_s))
+        changed = any(isinstance(fact, FROM_OUTSIDE) for fact in said) or alive != self.alive
+        if changed or turns != self.turns:
+            self.exchanged = {pair: by_rank for pair, by_rank in self.exchanged.items() if by_rank}
+            self.went.clear()
+        if changed or any(isinstance(fact, facts.Estimated) for fact in said):
+            self.owed.clear()
+            self.moved.clear()
+        self.alive, self.turns = alive, turns
+
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
-        if decision.reason == "in_queue_rank":
-            pair = frozenset((decision.gang, decision.beneficiary))
-            if len(pair) < 2 or not decision.beneficiary or pair in self.exchanged:
+        pair, went = frozenset((decision.gang, decision.beneficiary)), (decision.gang, decision.reason)
+        if decision.beneficiary:
+            if len(pair) < 2 or pair in self.exchanged:
                 raise BrokenPromise(f"loops: {sorted(pair)} have exchanged a place before: {decision}")
-            self.exchanged.add(pair)
+            self.exchanged[pair] = decision.reason == "in_queue_rank"
         else:
-            self.evicted[decision.gang] += 1
-        if self.evicted[decision.gang] > EVICTIONS:
-            raise BrokenPromise(f"loops: {decision.gang} was evicted {self.evicted[decision.gang]} times: {decision}")
-        if decision.beneficiary and self.is_calm and self.now > 2 * CALM_S + self.world.events[-1][0]:
+            self.went[went] += 1
+            if self.went[went] > (MOVES if decision.reason == "faster_flavor" else 1):
+                raise BrokenPromise(f"loops: {decision.gang} has left before: {decision}")
+            if decision.reason != "faster_flavor":
+                self.begins_anew(decision.gang)
+        if decision.beneficiary:
             self.owed[decision.beneficiary] = decision.gang
+        if decision.reason == "consolidation":
+            self.moved[decision.gang] = None
 
     def hold_the_silence(self) -> None:
         until = self.agenda[0][0] if self.agenda else self.now
@@ -397,9 +441,9 @@ def _asks_for_no_more(one: Workload, other: Workload) -> bool:
     return mine[0].resources == theirs[0].resources and {o.flavor for o in mine} >= {o.flavor for o in theirs}
 
 
-def play(seed: int, told: bool = False, folds: int = FOLDS) -> int:
+def play(seed: int, told: bool = False, folds: int = FOLDS, plain: bool = False) -> int:
     """How many passes left some who could grow (see above). Raises BrokenPromise, or whatever the core raises."""
-    played = Play(Maker(seed).world(), told, folds)
+    played = Play(made(seed, plain), told, folds)
     played.run()
     return played.left_over
 
@@ -422,9 +466,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--folds", type=int, default=FOLDS, help="passes from one that is looked into to the next")
     parser.add_argument("--show", type=int, help="play this one and print its journal")
+    parser.add_argument("--plain", action="store_true", help="with --show: as it was before there were rich worlds")
     given = parser.parse_args()
     if given.show is not None:
-        play(given.show, told=True, folds=given.folds)
+        play(given.show, told=True, folds=given.folds, plain=given.plain)
         return 0
     began, wrong, left_over, last = time.monotonic(), 0, 0, given.first + given.worlds
     firsts = range(given.first, last, AT_ONCE)
