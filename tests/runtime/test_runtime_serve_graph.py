@@ -4,11 +4,11 @@ Also the proof that what we use of Serve without its promise is as it was.
 """
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from app_requests import Told, asked
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, Form, UploadFile, WebSocket
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -176,6 +176,28 @@ def test_a_fastapi_ingress_has_its_paths_methods_and_statuses() -> None:
         assert ingress.ends == ["cleaned up"]
 
     asyncio.run(story())
+
+
+def test_a_form_with_a_file_reaches_a_fastapi_ingress() -> None:
+    """Starlette looks for python-multipart when it is imported: what `environment.pip` has comes after that."""
+    api = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(api)
+    class Desk:
+        @api.post("/file")
+        async def file(self, file: UploadFile, note: Annotated[str, Form()]) -> dict[str, Any]:
+            return {"name": file.filename, "size": len(await file.read()), "note": note}
+
+    form = (
+        b'--b\r\ncontent-disposition: form-data; name="note"\r\n\r\nhi\r\n'
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.bin"\r\n\r\n12345\r\n--b--\r\n'
+    )
+    made = graph(Desk.bind())
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    answer = asyncio.run(told(made, path="/file", body=form, headers=headers))
+    made.close()
+    assert (answer.status, answer.json()) == (200, {"name": "a.bin", "size": 5, "note": "hi"})
 
 
 def test_no_more_requests_run_and_wait_than_the_deployment_says() -> None:
