@@ -133,18 +133,23 @@ class Windows:
         """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
         nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
         on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
-        to leave by nobody is no part of it, unless there is not enough otherwise, nor is what is promised to others:
-        else those who leave for them would do so in vain."""
+        to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
+        in vain: unless there is not enough otherwise."""
         capacity = trial.state.capacity
         others = _others(trial, reservation, opens)
         taken = dict.fromkeys((node for row in self.rows for node, _ in row.parts if row.closes > opens))
         wholly = self._mask(opens, opens + reservation.duration_s)
         of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)
         offers: list[tuple[int, NodeState]] = []
+        busy = 0  # nodes of which it could have more
         for node in capacity.nodes(of_flavor & capacity.open & ~wholly):
-            offer = node.total_gpus - node.foreign_gpus - ceil(others.stays(node.node.id) / MILLI)
-            if offer > 0 and node.node.id not in taken:
+            stays = others.stays(node.node.id)
+            offer = node.total_gpus - node.foreign_gpus - ceil(stays / MILLI)
+            if node.node.id in taken:
+                continue
+            if offer > 0:
                 offers.append((offer, node))
+            busy |= bool(stays) << node.slot
 
         def trouble(row: tuple[int, NodeState], wanted: int) -> tuple[int, bool, int, int]:
             offer, node = row
@@ -164,10 +169,7 @@ class Windows:
             else:
                 parts.append((node.node.id, min(offer, left)))
             left -= offer
-        if left > 0:
-            for name in others.fixed:
-                mask |= 1 << trial.state.nodes[name].slot & of_flavor & ~wholly
-        return mask, tuple(parts)
+        return mask | busy if left > 0 else mask, tuple(parts)
 
     def _mask(self, start: float, end: float) -> int:
         mask = 0
@@ -236,6 +238,33 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
     finally:
         for each in reversed(taken):
             capacity.change(*each, -1)
+
+
+def is_left(trial: Trial, reservation: Reservation, node: str, count: int, others: list[GangState]) -> bool:
+    """Whether its holder can have so many GPUs of a node, with what it has there, if only these others are there. What
+    is left of a device counts where the holder has a part of it, and nowhere else."""
+    gangs = [trial.state.gangs[name] for name in trial.state.holding]
+    mine, my_parts = _on_node([gang for gang in gangs if is_holder(reservation, gang.spec)], node)
+    theirs, their_parts = _on_node(others, node)
+    held = mine * MILLI + sum(my_parts.values())
+    idle = max(0, count - ceil(held / MILLI))
+    there = trial.state.nodes[node]
+    free = there.total_gpus - there.foreign_gpus - mine - theirs - len({*my_parts, *their_parts})
+    rest = sum(MILLI - part - their_parts.get(device, 0) for device, part in my_parts.items())
+    return free >= idle and rest >= (count - idle) * MILLI - held
+
+
+def _on_node(gangs: list[GangState], node: str) -> tuple[int, dict[int, int]]:
+    """What they hold there: whole GPUs, and by device the thousandths of parts."""
+    whole, parts = 0, dict[int, int]()
+    for gang in gangs:
+        for placed in gang.held:
+            if placed.node == node:
+                each, part = divmod(amount_of(gang.spec, placed).gpus_milli, MILLI)
+                whole += each
+                if part:
+                    parts[placed.gpu_index] = parts.get(placed.gpu_index, 0) + part
+    return whole, parts
 
 
 def idle_gpus(trial: Trial, rows: list[Row]) -> dict[str, int]:

@@ -401,3 +401,18 @@ def test_nobody_makes_room_for_one_that_would_run_into_a_window_once_the_room_is
         world.pending("high", 4, priority=90, estimated_runtime_s=OPENS - 12.0)
         decided = world.turn().decisions
         assert decided == ([Preempt("low", "in_queue_priority"), Nominate("high", 4)] if is_promised else [])
+
+
+def test_whoever_has_what_is_left_of_a_holders_device_leaves_and_nobody_who_could_begin_again_at_once() -> None:
+    """The newest one left, whose GPUs the holder could not use: it began again, and left again, until the window had
+    closed."""
+    world = cluster("1 node x 4").reserve(50.0, LASTS, "bob", gpus=2)
+    world.running("half", 0.5, user="bob").running("part", 0.5).running("whole", 1, user="bob").running("two", 2)
+    assert world.after(50.0).turn().decisions == [Preempt("part", "reservation")]
+    assert world.turn(facts.Released(world.now, "part/0", 1)).decisions == []
+
+
+def test_a_device_of_which_others_have_a_part_is_none_that_a_holder_could_have() -> None:
+    world = cluster("1 node x 3").reserve(50.0, LASTS, "bob", gpus=2)
+    world.policies(placement="pack").running("one", 0.75).running("other", 0.75)
+    assert world.after(50.0).turn().decisions == [Preempt("other", "reservation")], "two devices of three have parts"

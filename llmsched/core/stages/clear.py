@@ -5,14 +5,13 @@ Of a node that is reserved in part nobody leaves who fits beside the reservation
 
 from __future__ import annotations
 
+from llmsched.core.configuration import Reservation
 from llmsched.core.message import RESERVATION, Ref, say
-from llmsched.core.records import GangState, amount_of
-from llmsched.core.resources import MILLI
+from llmsched.core.records import GangState
 from llmsched.core.run_times import end_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
-from llmsched.core.state import State
-from llmsched.core.windows import Windows, is_holder
+from llmsched.core.windows import Windows, is_holder, is_left
 
 
 def run(this: Pass) -> None:
@@ -27,7 +26,8 @@ def run(this: Pass) -> None:
                 guests.append(gang)
         goes = {g.id: None for g in guests if any(row.nodes >> state.nodes[p.node].slot & 1 for p in g.held)}
         for node, count in row.parts:
-            goes.update(_beyond(state, node, count, [gang for gang in guests if gang.id not in goes]))
+            others = [gang for gang in guests if gang.id not in goes]
+            goes.update(_beyond(this, row.reservation, node, count, others))
         for name in goes:
             gang = state.gangs[name]
             if not gang.is_active() or name in trial.leaving or not gang.spec.preemptible:
@@ -39,22 +39,21 @@ def run(this: Pass) -> None:
                 plan.wake(row.opens - gang.spec.grace_s)
 
 
-def _beyond(state: State, node: str, reserved: int, guests: list[GangState]) -> dict[str, None]:
+def _beyond(this: Pass, reservation: Reservation, node: str, count: int, guests: list[GangState]) -> dict[str, None]:
     """The guests of a node that must leave it for so many GPUs to be free for the holder: the newest, no more than
-    needed."""
-    held = {gang.id: sum(amount_of(gang.spec, p).gpus_milli for p in gang.held if p.node == node) for gang in guests}
-    whole = state.nodes[node]
-    beyond = sum(held.values()) - (whole.total_gpus - whole.foreign_gpus - reserved) * MILLI
-    going = [g for g in guests if held[g.id] and g.spec.preemptible]
+    needed. Counted as in `windows.kept`, which says where others may start: who may is not told to leave."""
+    state = this.state
+    stay = [gang for gang in guests if any(placed.node == node for placed in gang.held)]
+    going = [gang for gang in stay if gang.spec.preemptible]
     going.sort(
         key=lambda g: (not g.is_active(), state.now if g.started_at is None else g.started_at, g.submitted_at, g.id)
     )
-    chosen = []
-    while beyond > 0 and going:
+    chosen: list[GangState] = []
+    while going and not is_left(this.trial, reservation, node, count, stay):
         chosen.append(going.pop())
-        beyond -= held[chosen[-1].id]
+        stay.remove(chosen[-1])
     for gang in list(chosen):
-        if beyond + held[gang.id] <= 0:
-            beyond += held[gang.id]
+        if is_left(this.trial, reservation, node, count, [*stay, gang]):
+            stay.append(gang)
             chosen.remove(gang)
     return {gang.id: None for gang in chosen}
