@@ -62,6 +62,8 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "Forecaster": "a spec, by serve.app",
     "Scorer": "a spec, by serve.app",
     "Painter": "a spec, by serve.app",
+    "pre_tokenizer": "tokenizers",
+    "post_processor": "tokenizers",
     "Espeak": "a spec, by serve.app",
     "Kokoro": "a spec, by serve.app",
     "Ears": "a spec, by serve.app",

@@ -216,34 +216,34 @@ def _start(
     from llmsched.cli import placement
     from llmsched.executors import endpoint_proxy, local_ray
 
-    started_ray = False
     options = ["--home", str(folder), "--port", str(port), *more]
     if fake_nodes is not None:
         options += ["--fake-nodes", fake_nodes, *(["--storage", storage] if storage else [])]
-    else:
-        from llmsched.api.server import listen
+        return start_controller(folder, options, dict(os.environ))
+    from llmsched.api.server import listen
 
-        ours = endpoint_proxy.running(folder)
-        for asked in (port, *(int(text) for text in more if text.isdigit())):
-            if asked and (ours is None or asked != ours.port):
-                listen("127.0.0.1", asked).close()  # a port that is taken should not cost a start of Ray
-        place = placement.choose(folder, ray_user, address=address, storage=storage)
+    ours = endpoint_proxy.running(folder)
+    for asked in (port, *(int(text) for text in more if text.isdigit())):
+        if asked and (ours is None or asked != ours.port):
+            listen("127.0.0.1", asked).close()  # a port that is taken should not cost a start of Ray
+    started_ray, pretend = False, local_ray.parse_nodes(nodes) if nodes else ()
+    place = placement.choose(folder, ray_user, address=address, storage=storage)
+    try:
         for line in placement.notes(folder, place, env):
             terminal.echo(line, err=True)
         if address is None:
             before = local_ray.read(folder)
             started_ray = before is None or not before.is_alive()
-            pretend = local_ray.parse_nodes(nodes) if nodes else ()
             with _waiting("starting Ray" if started_ray else "joining the Ray of this home"):
                 address = local_ray.start(folder, pretend, user=place.user, pass_on=env).address
         options += ["--address", _checked_address(address), "--storage", place.storage]
         options += ["--ray-user", place.user.name] if place.user else [f"--single-user={place.why}"]
         options += [f"--env={name}" for name in env]
-    try:
         return start_controller(folder, options, dict(os.environ))
     except BaseException:
         if started_ray:
             local_ray.stop(folder)
+        placement.give_up(folder, place)
         raise
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,15 @@ def _trouble_with(user: RayUser, storage: str) -> str:
     except OSError as error:
         return f"{user.name} cannot write to {path}: {error.strerror}"
     return ""
+
+
+def give_up(folder: Path, place: Placement) -> None:
+    """Nothing was started: folders that were made for results and are empty go again."""
+    ours = place.user is not None and ray_user.folder_of(place.user, folder)
+    with ray_user.acting_as(place.user), suppress(OSError):  # of what is not empty
+        Path(place.storage.removeprefix("file://")).rmdir()
+        if ours and Path(place.storage).parent == ours:
+            ours.rmdir()
 
 
 def forget(folder: Path) -> None:

@@ -191,6 +191,20 @@ def test_what_a_home_that_is_gone_left_is_put_aside_also_where_results_are_anoth
         shutil.rmtree(ray_user.folder_of(found.user, folder))
 
 
+@pytest.mark.parametrize("asked", [pytest.param(ray_user.DEFAULT, marks=as_root), ray_user.own()])
+def test_a_start_that_fails_leaves_no_empty_folder_for_results_and_no_full_one_goes(folder: Path, asked: str) -> None:
+    found = placement.choose(folder, asked, address=None, storage=None)
+    above = ray_user.folder_of(found.user, folder) if found.user else Path(found.storage)
+    try:
+        (Path(found.storage) / "kept").touch()
+        placement.give_up(folder, found)
+        (Path(found.storage) / "kept").unlink()
+        placement.give_up(folder, found)
+        assert not above.exists()
+    finally:
+        shutil.rmtree(above, ignore_errors=True)
+
+
 def test_what_up_cannot_put_into_effect_beside_a_controller_that_runs_is_refused(
     serve: Callable[..., Client], tmp_path: Path
 ) -> None:
