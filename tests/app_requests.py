@@ -6,7 +6,7 @@ from contextlib import aclosing
 ROOT = "/v1/apps/x"
 
 
-def asked(path="", method="POST", body=None, headers=(), kind="http", query="", multiplexed=""):
+def asked(path="", method="POST", body=None, headers=(), kind="http", query="", multiplexed="", more_body=False):
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     return {
         "type": kind,
@@ -22,6 +22,7 @@ def asked(path="", method="POST", body=None, headers=(), kind="http", query="", 
         "subprotocols": [],
         "multiplexed": multiplexed,
         "body": raw,
+        "more_body": more_body,
     }
 
 

@@ -1,8 +1,9 @@
 """Apps behind the gateway: any method, path and websocket below /v1/apps/NAME, passed on as it came.
 
-The request travels as plain data with its whole body, the answer as the ASGI messages of the app, each of which is
-checked before a client sees it. The caller's key stays here. Knows nothing of what an app is, and of replicas no more
-than that they send such messages. `Answer` and `Socket` are the two that may be had; `carry` fills either.
+The request travels as plain data with its body, of which what is above HELD_BYTES follows as it comes (`Upload`). The
+answer comes as the ASGI messages of the app, each of which is checked before a client sees it. The caller's key stays
+here. Knows nothing of what an app is, and of replicas no more than that they send such messages. `Answer` and `Socket`
+are the two that may be had; `carry` fills either.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from llmsched.gateway.limits import Receive, Send
 from llmsched.gateway.refusals import Refused, encode
 from llmsched.gateway.routes import APPS, V1
 
-APP_BODY_BYTES = 16 << 20  # images and sounds are larger than prompts
+HELD_BYTES = 16 << 20  # of a body before it is passed on; a longer one goes on in pieces
+PIECE_BYTES = 1 << 20
 SEVER_AFTER_S = 5.0  # an app has so long to end after the client of its websocket has left
 AHEAD = 64  # messages of a client that the replica has yet to take
 # Between two neighbours of a connection only (RFC 9110, 7.6.1), and what is the gateway's own to know.
@@ -57,8 +59,8 @@ def below(scope: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**scope, "path": path, "raw_path": quote(path).encode()}
 
 
-def asked(scope: Mapping[str, Any], name: str, body: bytes) -> dict[str, Any]:
-    """The request as the replica gets it, without the caller's key."""
+def asked(scope: Mapping[str, Any], name: str, body: bytes, is_whole: bool = True) -> dict[str, Any]:
+    """The request as the replica gets it, without the caller's key. `is_whole`: none of its body follows."""
     root = f"{APPS}{name}"
     headers = [(key.lower(), value) for key, value in scope["headers"]]
     path = scope["path"] if scope["path"] != root else f"{root}/"
@@ -76,6 +78,7 @@ def asked(scope: Mapping[str, Any], name: str, body: bytes) -> dict[str, Any]:
         "subprotocols": list(scope.get("subprotocols", ())),
         "multiplexed": next((value.decode("latin-1") for key, value in headers if key in _MULTIPLEXED), ""),
         "body": body,
+        "more_body": not is_whole,
     }
 
 
@@ -130,6 +133,33 @@ class Answer(_Taking):
         self.is_over = True
         await self._send({"type": "http.response.body", "body": b"data: " + encode(body) + b"\n\n", "more_body": False})
         return True
+
+
+class Upload:
+    """What follows of a body: no more than AHEAD messages of it wait for the app."""
+
+    def __init__(self) -> None:
+        self._inbox: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(AHEAD)
+        self.is_whole = False
+
+    async def put(self, message: Mapping[str, Any]) -> None:
+        """What the client has sent."""
+        if message["type"] == "http.request" and not self.is_whole:
+            self.is_whole = not message.get("more_body")
+            await self._inbox.put(message)
+
+    async def incoming(self) -> AsyncIterator[dict[str, Any]]:
+        """In larger pieces, each of which is a call to the replica."""
+        is_more = True
+        while is_more:
+            parts: list[bytes] = []
+            size = 0
+            while is_more and (not parts or size < PIECE_BYTES and not self._inbox.empty()):
+                message = await self._inbox.get()
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                is_more = bool(message.get("more_body"))
+            yield {"type": "http.request", "body": b"".join(parts), "more_body": is_more}
 
 
 class Socket(_Taking):

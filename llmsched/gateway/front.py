@@ -21,10 +21,13 @@ from llmsched.gateway.bodies import FLEX, WRITES, expected_of, is_usage, json_in
 from llmsched.gateway.holds import Holds
 from llmsched.gateway.keys import CRITICAL, SHEDDABLE, Key
 from llmsched.gateway.limits import (
+    BODY_TIMEOUT_S,
     HEARTBEAT_S,
     Disconnected,
     Receive,
     Send,
+    late,
+    read_beginning,
     read_body,
 )
 from llmsched.gateway.open_requests import OpenRequest, OpenRequests
@@ -153,12 +156,13 @@ class Gateway:
             return
         if path.startswith(APPS):
             target = self._table.app(apps.name_in(path), key)  # before its body is read
-            raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
-            await self._app(receive, send, headers, key, target, apps.asked(scope, apps.name_in(path), raw))
+            raw, is_whole = await read_beginning(receive, apps.HELD_BYTES)
+            body = apps.asked(scope, apps.name_in(path), raw, is_whole)
+            await self._app(receive, send, headers, key, target, body)
             return
         if path in APP_ROUTES:
             _only(method, "POST", path)
-            raw = await read_body(headers, receive, apps.APP_BODY_BYTES)
+            raw = await read_body(headers, receive, apps.HELD_BYTES)
             name = apps.model_of(headers, raw)
             target = self._table.app_for(name, path, key)
             await self._app(receive, send, headers, key, target, apps.asked(apps.below(scope, name), name, raw))
@@ -207,13 +211,22 @@ class Gateway:
         """One request to an app, whatever its method and path. `body`: of apps.asked."""
         answer = apps.Answer(send)
         request = self._begin(key, target, APP_ROUTE, headers, {}, len(body["body"]))
+        upload = apps.Upload() if body["more_body"] else None
 
         async def work() -> int:
-            await apps.carry(self.stream(request, target, APP_ROUTE, body), answer)
+            incoming = upload.incoming() if upload else None
+            await apps.carry(self.stream(request, target, APP_ROUTE, body, incoming), answer)
             return answer.status
 
         async def left() -> Mapping[str, Any]:
-            message = await receive()
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S if upload and not upload.is_whole else None):
+                    message = await receive()
+            except TimeoutError:
+                request.end(late())
+                raise
+            if upload is not None:
+                await upload.put(message)
             if answer.is_over:  # the client has it all; what the app does afterwards goes on
                 await asyncio.Event().wait()
             return message

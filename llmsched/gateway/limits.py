@@ -35,23 +35,40 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int 
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read(receive, most)
     except TimeoutError:
-        raise Refused(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", code="body_timeout") from None
+        raise late() from None
+
+
+async def read_beginning(receive: Receive, least: int) -> tuple[bytes, bool]:
+    """The request's body and True; or so many bytes of a longer one and some more, and False. Raises as `read_body`."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read_on(receive, least)
+    except TimeoutError:
+        raise late() from None
 
 
 async def _read(receive: Receive, most: int) -> bytes:
+    body, is_whole = await _read_on(receive, most)
+    if not is_whole or len(body) > most:
+        raise _too_large(most)
+    return body
+
+
+async def _read_on(receive: Receive, enough: int) -> tuple[bytes, bool]:
     parts: list[bytes] = []
-    size = 0
-    while True:
+    size, is_whole = 0, False
+    while not is_whole and size <= enough:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        part = message.get("body", b"")
-        size += len(part)
-        if size > most:
-            raise _too_large(most)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        is_whole = not message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts), is_whole
+
+
+def late() -> Refused:
+    return Refused(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", code="body_timeout")
 
 
 def _too_large(most: int) -> Refused:

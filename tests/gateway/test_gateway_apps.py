@@ -10,7 +10,7 @@ from gateway_house import AUTH, KEY, House
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from llmsched.gateway import apps
+from llmsched.gateway import apps, front
 from llmsched.gateway.server import web_server
 from llmsched.runtime.in_hand import LOST
 
@@ -106,12 +106,51 @@ def test_an_error_in_the_place_of_an_answer_keeps_its_status_and_one_in_a_stream
     asyncio.run(main())
 
 
-def test_an_image_may_be_larger_than_a_prompt_but_not_of_any_size():
+async def counts(asked, incoming):
+    """An app that says in which pieces a body came."""
+    sizes, is_more = [len(asked["body"])], asked["more_body"]
+    if is_more:
+        yield []
+        async for message in incoming:
+            sizes.append(len(message["body"]))
+            is_more = message["more_body"]
+    assert not is_more
+    yield [START, {"type": "http.response.body", "body": json.dumps(sizes).encode()}]
+
+
+def test_a_body_of_any_size_reaches_the_app_in_pieces_and_only_the_first_is_held_whole(monkeypatch):
+    """50 MB for an app of Serve, which has no bound, were 413."""
+    monkeypatch.setattr(apps, "HELD_BYTES", 3_000)
+    monkeypatch.setattr(apps, "PIECE_BYTES", 2_000)
+
+    async def client():
+        for _ in range(apps.AHEAD * 3):  # more than waits for the app
+            yield b"x" * 1_000
+
     async def main():
         house = House("a")
-        assert (await house.ask("POST", "/v1/apps/desk", content=b"x" * (2 << 20))).status_code == 200
-        refused = await house.ask("POST", "/v1/apps/desk", content=b"x" * (apps.APP_BODY_BYTES + 1))
-        assert (refused.status_code, refused.json()["error"]["message"]) == (413, "The request is larger than 16 MiB.")
+        house["a"].app = counts
+        assert (await house.ask("POST", "/v1/apps/desk", content=b"x" * 3_000)).json() == [3_000]
+        sizes = (await house.ask("POST", "/v1/apps/desk", content=client())).json()
+        assert sum(sizes) == apps.AHEAD * 3_000 and sizes[0] == 4_000 and max(sizes) == 4_000
+
+    asyncio.run(main())
+
+
+def test_a_client_that_stops_in_the_middle_of_a_long_body_is_told_so_and_its_request_ends(monkeypatch):
+    monkeypatch.setattr(apps, "HELD_BYTES", 1_000)
+    monkeypatch.setattr(front, "BODY_TIMEOUT_S", 0.05)
+    stopped = asyncio.Event()
+
+    async def client():
+        yield b"x" * 2_000
+        await stopped.wait()
+
+    async def main():
+        house = House("a")
+        house["a"].app = counts
+        answer = await house.ask("POST", "/v1/apps/desk", content=client())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_timeout")
 
     asyncio.run(main())
 

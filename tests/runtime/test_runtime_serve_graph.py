@@ -215,6 +215,29 @@ def test_no_more_requests_run_and_wait_than_the_deployment_says() -> None:
     asyncio.run(story())
 
 
+def test_what_follows_of_a_long_body_comes_to_the_app_as_one_reads_it() -> None:
+    api = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(api)
+    class Desk:
+        @api.post("/sizes")
+        async def sizes(self, request: Request) -> list[int]:
+            return [len(piece) async for piece in request.stream()]
+
+    async def story() -> None:
+        made = graph(Desk.bind())
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        sent = http.messages(made, asked(path="/sizes", body=b"123", more_body=True), inbox)
+        assert await anext(sent) == []  # somebody is there, so that the rest may come
+        inbox.put_nowait({"type": "http.request", "body": b"45", "more_body": True})
+        inbox.put_nowait({"type": "http.request", "body": b"6", "more_body": False})
+        assert Told([one async for batch in sent for one in batch]).json() == [3, 2, 1, 0]
+        made.close()
+
+    asyncio.run(story())
+
+
 def test_a_client_that_leaves_ends_the_stream_in_the_app() -> None:
     async def story() -> None:
         made = graph(web())

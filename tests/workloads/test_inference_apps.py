@@ -222,6 +222,7 @@ def test_a_deployment_that_yields_over_http_is_told_how_to_stream():
         ({"method": "GET"}, 405, "method_not_allowed"),
         ({"path": "/predict", "body": {}}, 404, "unknown_url"),
         ({"body": b"{"}, 400, "invalid_json"),
+        ({"body": b"{", "more_body": True}, 413, "request_too_large"),
     ],
 )
 def test_a_class_that_takes_json_says_what_it_takes(request_, status, code):

@@ -1,7 +1,7 @@
 """One HTTP request or websocket of a client, run through an app inside the replica: ASGI on both sides.
 
-The gateway sends the request as plain data, with its whole body, and gets ASGI's own messages back, in lists of those
-that are there. What comes in over a websocket follows by `inbox`. Start at `messages`.
+The gateway sends the request as plain data, with its body, and gets ASGI's own messages back, in lists of those that
+are there. What comes in over a websocket, or of a long body, follows by `inbox`. Start at `messages`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ async def messages(
     running = asyncio.create_task(_run(application, _scope(request), _receive(request, inbox), sent))
     is_begun = is_whole = False
     try:
+        if request.get("more_body"):
+            yield []  # what follows of the body comes once it is heard that somebody is there
         while (first := await sent.get()) is not _END:
             batch = [first]
             if first["type"] == "http.response.start":
@@ -90,7 +92,7 @@ def _is_last(message: Message) -> bool:
 
 
 def _scope(request: Mapping[str, Any]) -> Message:
-    scope = {name: value for name, value in request.items() if name != "body"}
+    scope = {name: value for name, value in request.items() if name not in ("body", "more_body")}
     scope["headers"] = [(bytes(name), bytes(value)) for name, value in request["headers"]]
     scope["client"] = tuple(request["client"]) if request.get("client") else None
     # 2.4: an answer that streams ends with its task, which is cancelled once the client has left.
@@ -102,7 +104,7 @@ def _receive(request: Mapping[str, Any], inbox: asyncio.Queue[Message] | None) -
     first: list[Message] = [
         {"type": "websocket.connect"}
         if is_socket
-        else {"type": "http.request", "body": request["body"], "more_body": False}
+        else {"type": "http.request", "body": request["body"], "more_body": bool(request.get("more_body"))}
     ]
 
     async def receive() -> Message:

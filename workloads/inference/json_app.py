@@ -29,6 +29,7 @@ from workloads.inference.values import encoded
 
 _END = object()
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_TOO_LARGE = "The request is larger than 16 MiB, which a class that takes JSON may get. Longer: a FastAPI ingress."
 _NO_SOCKET = "This app is a class that takes JSON, by POST alone. Websockets: a FastAPI ingress (@serve.ingress)."
 
 
@@ -55,7 +56,10 @@ class JsonApp:
             return
         try:
             _check_place(scope, getattr(self._app, "routes", ()))
-            body = _json((await receive())["body"])
+            message = await receive()
+            if message["more_body"]:
+                raise RequestError(_TOO_LARGE, code="request_too_large", status=413)
+            body = _json(message["body"])
             headers = dict(scope["headers"])
             is_stream = isinstance(body, dict) and body.get("stream") is True
             with of_model(scope["multiplexed"]):
