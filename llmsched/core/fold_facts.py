@@ -27,6 +27,7 @@ def configured(world: World, fact: facts.Configured) -> None:
     world.configuration = fact.configuration
     world.begin_anew()
     lives.count_quota(world)
+    lives.follow_flavors(world)
     holding = (world.gangs[name] for name in world.holding)
     world.ledgers.price(fact.configuration, holding, world.now)
 
@@ -117,6 +118,7 @@ def node_joined(world: World, fact: facts.NodeJoined) -> None:
     world.fleet.overdue_since.pop(fact.node.node_type or "", None)
     lives.count_nodes(world)
     lives.count_quota(world)
+    lives.follow_flavors(world)
 
 
 def node_lost(world: World, fact: facts.NodeLost) -> None:
@@ -153,6 +155,7 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
         world.drains.pop(fact.node, None)
     lives.count_nodes(world)
     lives.count_quota(world)
+    lives.follow_flavors(world)
 
 
 def node_draining(world: World, fact: facts.NodeDraining) -> None:

@@ -4,7 +4,8 @@ A gang is *behind* once it has been there for longer than what it has run, in al
 beside. `due` is when the first of the two was used up. The gangs of a pool that are behind stand in the order of `due`,
 and the first is *owed* a start as long as the lane has no debt: for `Launch.owed_s` nobody of its priority evicts it
 then. So many seconds of its GPUs are the lane's debt, which is paid off at SHARE x the GPUs of the pool; what the gang
-does not use of them is given back. Where quota counts a pool is what one queue owns of a flavor, else all of it.
+does not use of them is given back. Where quota counts a pool is what one queue owns of a flavor, else all of it; who
+stands in which follows the flavors that are there (`Lanes.follow`).
 
 The bound. A gang that has not run is due when it came, so only those that came before it stand before it, each until
 it has had PART of its time. All that these are owed is paid at SHARE x GPUs: it is the gang's turn when it has waited
@@ -16,7 +17,7 @@ is owed in all is less than twice what it runs, or `hold_after_s`.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,7 +59,7 @@ class Pool:
         self.waiting: dict[int, list[Row]] = {}  # by priority
 
     def debt_at(self, at: float, pays: float) -> float:
-        return max(0.0, self.debt - pays * (at - self.at)) if self.debt else 0.0
+        return max(0.0, self.debt - pays * max(0.0, at - self.at)) if self.debt else 0.0
 
     def lend(self, amount: float, at: float, pays: float) -> None:
         self.debt, self.at = max(0.0, self.debt_at(at, pays) + amount), at
@@ -71,6 +72,7 @@ class Lanes:
         self.pools: dict[PoolKey, Pool] = {}
         self._rows: dict[str, tuple[PoolKey, int, Row]] = {}  # of those that wait: where they stand
         self._gpus: tuple[int, dict[str | None, int]] = (-1, {})
+        self._followed: object = None  # what the pools of gangs depend on, as it was when they were looked at last
 
     def put(self, gang: GangState, at: float, ledgers: Ledgers, *, waits: bool) -> None:
         """It waits from now on, or holds something."""
@@ -80,6 +82,35 @@ class Lanes:
             gang.stake = Stake(key, at, need_milli(gang.spec, gang.spec.min_size, 0))
             self._join(key)
         self._line_up(gang, waits)
+
+    def follow(self, gangs: Iterable[GangState], by_rank: bool, ledgers: Ledgers) -> None:
+        """Nodes or quotas have changed: each gang is in the pool of what is there for it now, wherever it came to
+        stand. Debt stays in its pool as long as anybody is in it, and goes with the last of them. `by_rank`: whether
+        pools are of use to anybody; else they are looked at when they become so."""
+        basis = self._basis(by_rank, ledgers)
+        if basis == self._followed:
+            return
+        self._followed = basis
+        if not by_rank:
+            return
+        moves = [(gang, key) for gang in gangs if gang.stake and (key := self._key(gang, ledgers)) != gang.stake.pool]
+        left: dict[PoolKey, PoolKey] = {}
+        for gang, key in moves:
+            assert gang.stake is not None
+            old, waits = gang.stake.pool, gang.id in self._rows
+            self._line_up(gang, waits=False)
+            gang.stake = gang.stake._replace(pool=key)
+            self.pools[old].members -= 1
+            left[old] = min(left.get(old, key), key, key=_by_name)
+            self._join(key)
+            self._line_up(gang, waits)
+        for old in sorted(left, key=_by_name):
+            pool, heir = self.pools[old], self.pools[left[old]]
+            if not pool.members:
+                at = max(pool.at, heir.at)
+                debt = pool.debt_at(at, self.pays(old, ledgers))
+                heir.lend(debt, at, self.pays(left[old], ledgers))
+                del self.pools[old]
 
     def drop(self, gang: GangState, at: float) -> None:
         """It competes for nothing any more, or not for now."""
@@ -126,6 +157,21 @@ class Lanes:
         self._join(gang.stake.pool)
         self._line_up(gang, waits)
 
+    def settle(self, by_rank: bool, ledgers: Ledgers) -> None:
+        """Everybody is in the pool where it belongs by these nodes and quotas."""
+        self._followed = self._basis(by_rank, ledgers)
+
+    def _basis(self, by_rank: bool, ledgers: Ledgers) -> object:
+        gpus = self._gpus_of(ledgers) if by_rank else {}
+        if len(gpus) <= 1:
+            return by_rank, ledgers.quota.enforced  # one flavor is one pool, however much there is of it
+        return (
+            by_rank,
+            ledgers.quota.enforced,
+            ledgers.configuration,
+            tuple(sorted(gpus.items(), key=lambda row: row[0] or "")),
+        )
+
     def _line_up(self, gang: GangState, waits: bool) -> None:
         found = self._rows.pop(gang.id, None)
         if found is not None:
@@ -139,23 +185,26 @@ class Lanes:
             self._rows[gang.id] = key, priority, row
             insort(self.pools[key].waiting.setdefault(priority, []), row)
 
-    def behind(self, pool: Pool, at: float, patience_s: float, by_priority: bool) -> Iterator[Row]:
-        """Those of a pool that are, who is due first before the others; of higher priorities before that."""
-        latest = at - PATIENCE * patience_s
+    def behind(
+        self, pool: Pool, patience_s: float, by_priority: bool, has_come: Callable[[float], bool]
+    ) -> Iterator[Row]:
+        """Those of a pool that are, who is due first before the others; of higher priorities before that. `has_come`:
+        whether it is that late by now."""
         lines = [pool.waiting[priority] for priority in sorted(pool.waiting, reverse=True)]
         for rows in lines if by_priority else [merge(*lines)]:
             for row in rows:
-                if row[0] > latest:
+                if not has_come(row[0] + PATIENCE * patience_s):
                     break
                 yield row
 
     def parts(self) -> tuple[FrozenPool, ...]:
-        """All of it that the stakes of gangs do not say: debts, and the order in which the pools came to be, as who is
-        owed is asked in it."""
-        return tuple(FrozenPool(*key, pool.debt, pool.at) for key, pool in self.pools.items())
+        """All of it that the stakes of gangs do not say: debts."""
+        rows = (FrozenPool(*key, self.pools[key].debt, self.pools[key].at) for key in sorted(self.pools, key=_by_name))
+        return tuple(rows)
 
     def set(self, parts: Iterable[FrozenPool]) -> None:
-        """The pools and their debts; who is in them comes with `restore`."""
+        """The pools and their debts; who is in them comes with `restore`, and `settle` when there are nodes and quotas
+        again."""
         for part in parts:
             pool = self.pools[part.queue, part.flavor] = Pool()
             pool.debt, pool.at = part.debt, part.at
@@ -195,17 +244,21 @@ class Lanes:
         return self._gpus[1]
 
 
+def _by_name(key: PoolKey) -> tuple[str, bool, str]:
+    return key[0], key[1] is not None, key[1] or ""
+
+
 def due(gang: GangState) -> float:
     """When it had been there for as long as what it has run in ended attempts gives it a right to."""
     assert gang.stake is not None
     return gang.stake.since - gang.there_s + gang.served_s / PART
 
 
-def is_owed(gang: GangState, now: float) -> bool:
-    """Whether its attempt has run for less than it was owed when it began."""
+def is_owed(gang: GangState, has_come: Callable[[float], bool]) -> bool:
+    """Whether its attempt has run for less than it was owed when it began. `has_come`: is it that late by now?"""
     if not gang.owed_s or not gang.is_holding():
         return False
-    return gang.started_at is None or now - gang.started_at < gang.owed_s
+    return gang.started_at is None or not has_come(gang.started_at + gang.owed_s)
 
 
 def part_s(gang: GangState, patience_s: float) -> float:

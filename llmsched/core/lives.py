@@ -328,3 +328,9 @@ def count_quota(world: World) -> None:
     """Quota as it is by the present configuration and nodes."""
     having = (world.gangs[name] for name in (*world.holding, *world.nominated))
     world.ledgers.configure(world.configuration, having)
+
+
+def follow_flavors(world: World) -> None:
+    """Who waits stands in the pool of what is there for it by these nodes and quotas."""
+    by_rank = world.configuration.scheduling.preemption.within_queue == "by_rank"
+    world.lanes.follow(world.gangs.values(), by_rank, world.ledgers)

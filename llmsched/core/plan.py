@@ -44,6 +44,12 @@ class Plan:
         if at is not None and self.at < at < inf and (self.wake_at is None or at < self.wake_at):
             self.wake_at, self.wake_basis = at, basis
 
+    def has_come(self, at: float, basis: Message | None = None) -> bool:
+        """Whether it is `at` by now; if not, the plan asks again then. Stages compare the clock through this alone, so
+        that none waits for a moment that the plan does not name."""
+        self.wake(at, basis)
+        return at <= self.at
+
     def look_again(self, at: float, basis: Message) -> None:
         """Ask again at `at`, or earlier, and tell so whoever waits and has nothing sooner to hope for."""
         self.wake(at)

@@ -112,14 +112,11 @@ class Rules:
         shield = spec.min_runtime_s
         if code != IN_QUEUE:
             shield = max(shield, self.scheduling.reclaim_min_runtime_s)
-        until = self.launched_at(victim) + shield  # one sum: what is asked and when it is asked again are the same
-        if self.view.now < until:
-            return self._not_before(until, say("eta.shield"))
-        if len(victim.evicted_at) >= EVICTIONS_AN_HOUR:
-            recent = [at for at in victim.evicted_at if at > self.view.now - 3600.0]
-            if len(recent) >= EVICTIONS_AN_HOUR:
-                return self._not_before(recent[0] + 3600.0, say("eta.evictions"))
-        return True
+        if not self._has_come(self.launched_at(victim) + shield, say("eta.shield")):
+            return False
+        if len(victim.evicted_at) < EVICTIONS_AN_HOUR:
+            return True
+        return self._has_come(victim.evicted_at[-EVICTIONS_AN_HOUR] + 3600.0, say("eta.evictions"))
 
     def may_evict(self, victim: GangState) -> bool:
         """Whether it may be taken as things stand, whatever shields it for a time, if its place is enough."""
@@ -133,9 +130,10 @@ class Rules:
                     return True
         return False
 
-    def _not_before(self, at: float, basis: Message) -> bool:
+    def _has_come(self, at: float, basis: Message) -> bool:
+        if self.plan.has_come(at, basis):
+            return True
         self.shielded.append((at, basis))
-        self.plan.wake(at, basis)
         return False
 
     def launched_at(self, victim: GangState) -> float:

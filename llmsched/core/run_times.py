@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from math import inf
 
+from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, expected_end, size_of
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
@@ -33,9 +34,9 @@ def runtime_s(state: State, gang: GangState, size: int, placement: Placement = (
     return max(guess, LEAST_S)
 
 
-def end_of(gang: GangState, now: float) -> float:
-    """When a gang that holds something is expected to let go."""
-    return max(expected_end(gang), now + LEAST_S)
+def ends_by(gang: GangState, at: float, plan: Plan) -> bool:
+    """Whether a gang that holds something is expected to let go by then."""
+    return expected_end(gang) <= at and not plan.has_come(at - LEAST_S)
 
 
 def presumed_end(state: State, gang: GangState) -> float:

@@ -92,6 +92,12 @@ class Pass:
         self.trial.begun[gang.id] = placement
         self.plan.decisions.append(Launch(gang.id, gang.attempt + 1, placement, why, self.owed_s(gang)))
 
+    def has_held(self, gang: GangState, seconds: float, basis: Message | None = None) -> bool:
+        """Whether it has held what it does, unchanged, for so long; if not, the plan asks again when it has."""
+        if not gang.is_holding() or gang.launched_at is None:
+            return seconds <= 0
+        return self.plan.has_come(max(gang.launched_at, gang.resized_at or 0.0) + seconds, basis)
+
     def owed_s(self, gang: GangState) -> float:
         """For how long it runs at least when it starts, by the lane."""
         return self.owed.get(gang.id, gang.owed_s)

@@ -303,9 +303,11 @@ def _charge(state: State, snapshot: Snapshot) -> None:
 
 
 def _wait(state: State, snapshot: Snapshot) -> None:
+    rules = state.configuration.scheduling.preemption
     for gang in state.gangs.values():
         if gang.stake is not None:
             state.lanes.restore(gang, waits=gang.status is Status.QUEUED)
+    state.lanes.settle(rules.within_queue == "by_rank", state.ledgers)
     for name in snapshot.waiting:
         state.waiting.add(state.gangs[name])
     shapes = [state.gangs[name].shape for name in snapshot.lines]

@@ -13,6 +13,7 @@ from ledger import Given, Launch, cluster
 from llmsched.core import decisions, facts, lane
 from llmsched.core.configuration import PreemptionRules
 from llmsched.core.lane import PART, PATIENCE, SHARE, due, part_s
+from llmsched.core.nodes import Node
 from llmsched.core.scheduler import decide, turn
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.snapshot import freeze, thaw
@@ -116,8 +117,8 @@ def test_who_has_run_for_its_part_is_not_behind() -> None:
     assert due(given.state.gangs["a/0"]) == pytest.approx(300.0 / PART)
     pool = given.state.lanes.pools["", None]
     moment = 300.0 / PART + PATIENCE * HOLD_S
-    assert [*given.state.lanes.behind(pool, moment - 1.0, HOLD_S, True)] == []
-    assert [row[1] for row in given.state.lanes.behind(pool, moment + 1.0, HOLD_S, True)] == ["a/0"]
+    assert [*given.state.lanes.behind(pool, HOLD_S, True, (moment - 1.0).__ge__)] == []
+    assert [row[1] for row in given.state.lanes.behind(pool, HOLD_S, True, (moment + 1.0).__ge__)] == ["a/0"]
 
 
 def test_who_may_not_start_does_not_grow_older() -> None:
@@ -143,6 +144,47 @@ def test_a_pool_is_of_a_flavor_that_has_enough_and_of_what_a_queue_owns() -> Non
     assert {key: lanes.capacity(key, ledgers) for key in lanes.pools} == {("few", None): 1000}
 
 
+def test_gangs_that_want_the_same_gpus_are_in_one_pool_whatever_was_there_when_they_came() -> None:
+    """Who came while its flavor was away stood in a pool of its own for good, with a debt of its own."""
+    given, joins = ranked("1 node x 2 A"), facts.NodeJoined(1.0, Node("n1", Resources(4000, 64000, 1 << 40), "B"))
+    for name, fact in (("before", None), ("after", joins)):
+        if fact is not None:
+            given.state.apply(fact)
+        given.state.apply(facts.Submitted(1.0, work(name, 2, ("B",))))
+    pools = given.state.lanes.pools
+    assert {key: pool.members for key, pool in pools.items()} == {("", "B"): 2}
+    pools["", "B"].lend(700.0, 1.0, 0.0)
+    again = thaw(freeze(given.state))
+    for state in (given.state, again):
+        state.apply(facts.NodeLost(1.0, "n1"))  # one flavor is left, which is one pool
+        assert [(key, pool.members, pool.debt) for key, pool in state.lanes.pools.items()] == [(("", None), 2, 700.0)]
+        stake = state.gangs["before/0"].stake
+        assert stake is not None and stake.pool == ("", None) and stake.since == 1.0, "its age is as it was"
+    assert given.state.digest() == again.digest()
+
+
+@pytest.mark.parametrize("elasticity", ["even", "marginal_throughput", "goodput"])
+@pytest.mark.parametrize("ordering", ["finish_time_fair", "priority", "fifo", "fair_share"])
+@pytest.mark.parametrize("high", [50, 90])
+def test_whose_queue_was_there_first_decides_nothing(elasticity: str, ordering: str, high: int) -> None:
+    """Of two queues that are owed what one node has, the one whose line began first got it: who had come later, and had
+    a lower priority. The line had begun with one that was cancelled."""
+    given = ranked("0 nodes x 1", ordering).queue("a", 1).queue("b", 1).policies(elasticity=elasticity)
+    given.scheduling(elastic=True)
+    policies = load(given.names)
+    rows = [("early", "a", 2, 2, 50), ("second", "b", 2, 4, high), ("third", "a", 2, 7, 50)]
+    for at, (name, queue, least, most, priority) in enumerate(rows):
+        spec = replace(work(name, queue=queue, priority=priority), kind="train", min_size=least, max_size=most)
+        turn(given.state, [facts.Submitted(10.0 * at, spec)], policies)
+    given.state.apply(facts.Cancelled(41.0, "early", "ann"))
+    turn(given.state, [facts.Tick(PATIENCE * HOLD_S + 100.0)], policies)
+    given.state.apply(facts.NodeJoined(2.5 * PATIENCE * HOLD_S, Node("n", Resources(3000, 64000, 1 << 40))))
+    again = thaw(freeze(given.state))
+    for state in (given.state, again):
+        launched = [each.gang for each in decide(state, policies).decisions if isinstance(each, decisions.Launch)]
+        assert launched == ["second/0"]
+
+
 def test_work_without_gpus_is_in_a_pool_as_well() -> None:
     given = ranked("1 node x 1")
     none = (Group("workers", 1, (Option(None, Resources(0, 1000)),)),)
@@ -164,7 +206,7 @@ def test_lanes_are_of_the_state() -> None:
     rows = []
     for state in (again, given.state):
         state.apply(facts.Finished(given.now + 500.0, "b/0", 1, "succeeded"))
-        rows.append([*state.lanes.behind(state.lanes.pools["", None], 5000.0, HOLD_S, True)])
+        rows.append([*state.lanes.behind(state.lanes.pools["", None], HOLD_S, True, (5000.0).__ge__)])
     assert again.digest() == given.state.digest()
     assert rows[0] == rows[1] and [row[1] for row in rows[0]] == [f"w{number}/0" for number in range(4)]
 

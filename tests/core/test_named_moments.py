@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ledger import Decided, Given, cluster
+from world_maker import Maker
+from worlds import Play
 
-from llmsched.core import facts
+from llmsched.core import facts, scheduler
 from llmsched.core.configuration import Reservation
 from llmsched.core.explain import Reason
 from llmsched.core.run_times import presumed_end
 from llmsched.core.scheduler import decide, plan_starts
+from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.workload import Retry
 from llmsched.policies.registry import load
+
+CORE = Path(scheduler.__file__).parent
+CLOCKS = ("now", "at")
 
 
 def told(given: Given, name: str, decided: Decided) -> tuple[float, str]:
@@ -90,6 +99,54 @@ def test_a_policy_that_forbids_is_asked_again() -> None:
     reason = given.state.gangs["high/0"].reason
     assert reason is not None and reason.eta_basis is not None
     assert (reason.eta, reason.eta_basis.code) == (plan.wake_at, "eta.policy")
+
+
+def test_who_may_not_grow_for_a_planned_start_is_asked_again_when_that_may_move() -> None:
+    """It could take the free GPU as soon as somebody had outlived its presumed end, and was not asked before the next
+    news: a controller that started again let it grow at once."""
+    given = cluster("1 node x 3").queue("a", gpus=2).queue("b", gpus=3).policies(elasticity="even")
+    given.rules().scheduling(backfill="easy", elastic=True, hold_after_s=0.0)
+    given.running("runs", gpus=1, queue="b").running("grows", gpus=1, queue="a", elastic=(1, 2))
+    given.pending("head", gpus=2, queue="b")
+    plan = given.turn().plan
+    assert plan.decisions == [] and plan.sizes == {"grows/0": 2}
+    assert plan.by_clock and plan.wake_at == presumed_end(given.state, given.state.gangs["runs/0"])
+
+
+def test_stages_compare_the_clock_through_what_names_the_moment() -> None:
+    """Whoever compares a time with `now` by itself may turn its answer at a moment that nobody has named."""
+    known = {
+        "is_due": "the plan names the next ranking",
+        "_ended_by_clock": "words for people",
+        "is_hopeless": "who is kept out by it is told `would_delay`, which is asked again",
+        "looks_again": "is that moment",
+    }
+    for file in [*(CORE / "stages").glob("*.py"), CORE / "rules.py"]:
+        for function in [one for one in ast.walk(ast.parse(file.read_text())) if isinstance(one, ast.FunctionDef)]:
+            for compared in [one for one in ast.walk(function) if isinstance(one, ast.Compare)]:
+                reads = [one for one in ast.walk(compared) if isinstance(one, ast.Attribute)]
+                by_itself = any(ast.unparse(one).endswith((".now", "plan.at")) for one in reads if one.attr in CLOCKS)
+                calls = any(isinstance(one, ast.Call) and one.func in reads for one in ast.walk(compared))
+                where = f"{file.name}:{compared.lineno} {ast.unparse(compared)}"
+                assert not by_itself or calls or function.name in known, where
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_between_two_moments_that_a_plan_names_a_fresh_state_decides_nothing_either(seed: int) -> None:
+    Watched(Maker(seed).world(), folds=10**9).run()
+
+
+class Watched(Play):
+    """After each pass that decides nothing, many moments before the next one are looked at."""
+
+    def hold_the_silence(self) -> None:
+        until = min(self.agenda[0][0] if self.agenda else self.now, self.plan.wake_at or inf)
+        if self.plan.decisions or until - self.now < 2.0:
+            return
+        for part in (0.0,) if self.plan.by_clock else (0.01, 0.3, 0.6, 0.9, 0.999):
+            again = thaw(freeze(self.state))
+            again.apply(facts.Tick(self.now + (until - self.now) * part))
+            assert decide(again, self.policies).decisions == [], f"at {again.now}, and the plan named {until}"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 50.0, 7.0 * 3600, 30.0 * 3600])

@@ -255,10 +255,7 @@ class Admission:
 
     def _is_answered(self, shape: Shape, stamp: Stamp) -> bool:
         """Whether nothing has happened that could change the last answer to this class."""
-        if not self._holds(shape, stamp) or (shape.wake_at is not None and self.state.now >= shape.wake_at):
-            return False
-        self.plan.wake(shape.wake_at)
-        return True
+        return self._holds(shape, stamp) and (shape.wake_at is None or not self.plan.has_come(shape.wake_at))
 
     def _holds(self, shape: Shape, stamp: Stamp) -> bool:
         """Whether that answer depended on nothing that has changed: on who might be a victim, only if it may take."""

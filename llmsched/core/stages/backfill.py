@@ -28,7 +28,7 @@ from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, 
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
 from llmsched.core.room import OPEN, Closed
-from llmsched.core.run_times import end_of, presumed_end, presumed_s, runtime_s
+from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.windows import Row, Windows, closed, idle_gpus, is_holder, kept
@@ -95,8 +95,7 @@ class Calendar:
         now = self.trial.now
         rows = self.windows.against(gang.spec, now, now + wait_s + runtime_s(self.trial.state, gang, size))
         if (begins := self.begins_between(gang, rows)) is not None:
-            self.this.plan.wake(begins)
-            soon = now + BETWEEN_WINDOWS_S if begins <= now else inf
+            soon = now + BETWEEN_WINDOWS_S if self.this.plan.has_come(begins) else inf
             rows = [row for row in rows if row.reservation.repeat is None or row.opens < soon]
         return rows
 
@@ -109,9 +108,9 @@ class Calendar:
 
     def must_be_left(self, gang: GangState) -> list[Row]:
         """The reservations of others for which whoever runs leaves what they have by now; see stages/clear.py."""
-        now, spec = self.trial.now, gang.spec
-        rows = (row for row in self.windows.rows if now >= row.opens - spec.grace_s)
-        return [row for row in rows if not is_holder(row.reservation, spec) and end_of(gang, now) > row.opens]
+        spec, plan = gang.spec, self.this.plan
+        rows = (row for row in self.windows.rows if plan.has_come(row.opens - spec.grace_s))
+        return [row for row in rows if not is_holder(row.reservation, spec) and not ends_by(gang, row.opens, plan)]
 
     def left_beside(self, gang: GangState, starters: Mapping[str, Iterable[str]]) -> list[Row]:
         """Those of which whoever runs has nothing when others (node -> names) start beside it: that it must leave by
@@ -139,7 +138,9 @@ class Calendar:
 
     def allows(self, gang: GangState, placement: Placement) -> bool:
         """Whether starting `placement` now keeps every planned start."""
-        return self.hindered_by(gang, placement) is None
+        is_hindered = self.hindered_by(gang, placement) is not None
+        self.keeps_out = self.keeps_out or is_hindered
+        return not is_hindered
 
     def hindered_by(self, gang: GangState, placement: Placement) -> Promise | None:
         """The first planned start that it would delay. Those planned after its own were planned around it."""
@@ -263,16 +264,15 @@ class Calendar:
         patience = scheduling.hold_after_s
         if not patience:
             return
-        rows, next_at, begun = [], inf, self.trial.begun
+        rows, begun = [], self.trial.begun
         for shape in state.waiting.live.values():
             since, name = shape.since[0]
             if name in begun:
                 since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
-            if since + patience > plan.at:
-                next_at = min(next_at, since + patience)
-            elif state.gangs[name].nomination is None and name not in plan.nominations:
+            if not plan.has_come(since + patience):
+                continue
+            if state.gangs[name].nomination is None and name not in plan.nominations:
                 rows.append(_right(state.gangs[name]))
-        plan.wake(next_at)
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:

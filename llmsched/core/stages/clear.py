@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmsched.core.configuration import Reservation
 from llmsched.core.message import RESERVATION, Ref, say
 from llmsched.core.records import GangState
-from llmsched.core.run_times import end_of
+from llmsched.core.run_times import ends_by
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
 from llmsched.core.windows import Windows, is_holder, is_left
@@ -22,7 +22,7 @@ def run(this: Pass) -> None:
         guests = []
         for name in state.holding:
             gang = state.gangs[name]
-            if not (is_holder(row.reservation, gang.spec) or end_of(gang, state.now) <= row.opens):
+            if not (is_holder(row.reservation, gang.spec) or ends_by(gang, row.opens, plan)):
                 guests.append(gang)
         goes = {g.id: None for g in guests if any(row.nodes >> state.nodes[p.node].slot & 1 for p in g.held)}
         for node, count in row.parts:
@@ -32,11 +32,9 @@ def run(this: Pass) -> None:
             gang = state.gangs[name]
             if not gang.is_active() or name in trial.leaving or not gang.spec.preemptible:
                 continue
-            if state.now >= row.opens - gang.spec.grace_s:
+            if plan.has_come(row.opens - gang.spec.grace_s):
                 why = say("preempt.reservation", reserved=Ref(RESERVATION, row.reservation.name))
                 evict.evict(this, gang, evict.RESERVATION, why)
-            else:
-                plan.wake(row.opens - gang.spec.grace_s)
 
 
 def _beyond(this: Pass, reservation: Reservation, node: str, count: int, guests: list[GangState]) -> dict[str, None]:

@@ -20,7 +20,7 @@ from llmsched.core.workload import Placement
 
 
 def run(this: Pass, calendar: Calendar) -> None:
-    trial, state, plan, view = this.trial, this.state, this.plan, this.view
+    trial, state, plan = this.trial, this.state, this.plan
     if not state.elastic or not state.configuration.scheduling.elastic:
         return
     quantum = state.configuration.scheduling.quantum_s
@@ -34,9 +34,7 @@ def run(this: Pass, calendar: Calendar) -> None:
         target = gang.wanted_size if gang.wanted_size is not None else plan.sizes.get(name, gang.size)
         if target in (gang.size, 0):  # 0: by rank it should hold nothing, which is not a size to resize to
             continue
-        rested = view.held_for_s(gang)
-        if rested < quantum and gang.wanted_size is None:
-            plan.wake(view.now - rested + quantum)
+        if gang.wanted_size is None and not this.has_held(gang, quantum):
             continue
         if plan.cut(since):
             return  # who is short of what is known only when all have been asked

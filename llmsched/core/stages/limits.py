@@ -46,11 +46,10 @@ def _time_and_budget(plan: Plan, state: State, gang: GangState, view: View, leav
         left = (spec.budget_gpu_s - spent) / (max(held, 1) / MILLI)
         ends.append((plan.at + left, "budget", say("stop.budget", hours=spec.budget_gpu_s / 3600)))
     for at, reason, why in sorted(ends):
-        if at <= plan.at:
+        if plan.has_come(at):
             leaving[gang.id] = None
             plan.decisions.append(Stop(gang.id, gang.attempt, spec.grace_s, reason, why))
             return
-        plan.wake(at)
 
 
 def _budget_without_parent(plan: Plan, state: State, parent: str, view: View, leaving: dict[str, None]) -> None:
@@ -90,9 +89,7 @@ def _excess(plan: Plan, state: State, gang: GangState, leaving: dict[str, None])
     configuration = state.configuration
     if not gang.is_active():
         return
-    ends = excess_ends(gang, configuration)
-    if ends > plan.at:
-        plan.wake(ends)
+    if not plan.has_come(excess_ends(gang, configuration)):
         return
     leaving[gang.id] = None
     why = say("stop.excess", excess=total_of(gang.excess), seconds=configuration.excess_after_s)

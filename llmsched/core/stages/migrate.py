@@ -89,10 +89,7 @@ class Moves:
             return False
         scheduling = this.state.configuration.scheduling
         rests = max(scheduling.quantum_s, spec.min_runtime_s, 2.0 * scheduling.restart_cost_s)
-        held = this.view.held_for_s(gang)
-        if held < rests:
-            this.plan.wake(this.view.now - held + rests)
-        return held >= rests
+        return this.has_held(gang, rests)
 
     def _is_free(self, gang: GangState, option: int) -> bool:
         """Whether enough GPUs are free on its flavor, by the number."""

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from itertools import islice
 
 from llmsched.core.amounts import flavors_of, least_milli
-from llmsched.core.lane import Pool, PoolKey, part_s
+from llmsched.core.lane import Pool, PoolKey, due, part_s
+from llmsched.core.lane import Row as LaneRow
 from llmsched.core.planned import Promise, earliest
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
@@ -36,24 +37,49 @@ def run(this: Pass, calendar: Calendar) -> None:
     if not (rank.is_due(this) or chances.are_doubtful or state.waiting.elastic):
         return
     with chances.worked_out():
-        for key, pool in state.lanes.pools.items():
-            if pool.waiting:
-                _of_pool(this, key, pool, chances)
+        found = [(key, pool, behind) for key, pool in state.lanes.pools.items() if (behind := _behind(this, pool))]
+        found.sort(key=lambda row: _order(this, row[2][0]))
+        for key, pool, behind in found:
+            _of_pool(this, key, pool, behind, chances)
+    this.owed = {name: this.owed[name] for name in sorted(this.owed, key=lambda name: in_lane(this, state.gangs[name]))}
 
 
-def _of_pool(this: Pass, key: PoolKey, pool: Pool, chances: _Chances) -> None:
+def in_lane(this: Pass, gang: GangState) -> tuple[float, float, str]:
+    """The smaller, the sooner its turn of those that are owed a start, in whichever pool: by priority where that
+    counts, and who is due first before the others."""
+    return _order(this, (due(gang), gang.id, 0))
+
+
+def _order(this: Pass, row: LaneRow) -> tuple[float, float, str]:
+    priority = this.state.gangs[row[1]].spec.priority if this.policies.ordering.by_priority else 0
+    return -priority, row[0], row[1]
+
+
+def _moment(this: Pass) -> float:
+    """As of when the lane is asked: of the last ranking there was to be, so that between two nothing is owed anew."""
+    quantum = this.state.configuration.scheduling.quantum_s
+    return this.plan.at // quantum * quantum if quantum else this.plan.at
+
+
+def _behind(this: Pass, pool: Pool) -> list[LaneRow]:
+    scheduling, at = this.state.configuration.scheduling, _moment(this)
+    has_come = at.__ge__ if scheduling.quantum_s else this.plan.has_come
+    rows = this.state.lanes.behind(pool, scheduling.hold_after_s, this.policies.ordering.by_priority, has_come)
+    return [*islice(rows, LOOKED_AT)]
+
+
+def _of_pool(this: Pass, key: PoolKey, pool: Pool, behind: list[LaneRow], chances: _Chances) -> None:
     state, scheduling = this.state, this.state.configuration.scheduling
     pays = state.lanes.pays(key, state.ledgers)
-    debt, ahead = pool.debt_at(state.now, pays), pays * scheduling.quantum_s
+    debt, ahead = pool.debt_at(_moment(this), pays), pays * scheduling.quantum_s
     patience = scheduling.hold_after_s
-    behind = state.lanes.behind(pool, state.now, patience, this.policies.ordering.by_priority)
-    for _, name, milli in islice(behind, LOOKED_AT):
+    for _, name, milli in behind:
         gang = state.gangs[name]
         if gang.nomination is not None or not chances.has_any(gang):
             continue
         if debt > ahead:
             if pays and not scheduling.quantum_s:
-                this.plan.wake(state.now + (debt - ahead) / pays)
+                this.plan.wake(state.now + debt / pays)
             return
         seconds = part_s(gang, patience)
         if chances.has_now(gang):

@@ -80,8 +80,7 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, shrink
         if not is_on(state):
             return False
         delay = state.configuration.scheduling.preemption_delay_s
-        if plan.at < gang.queued_since + delay:
-            plan.wake(gang.queued_since + delay, say("eta.delay"))
+        if not plan.has_come(gang.queued_since + delay, say("eta.delay")):
             return False
         search = Search(later, gang, only)
         if not search.rules.may_take():

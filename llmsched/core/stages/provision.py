@@ -12,6 +12,7 @@ who waits could use is not given back.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from llmsched.core.amounts import flavor_of, need_milli
 from llmsched.core.capacity import NodeState
@@ -52,10 +53,6 @@ def run(this: Pass) -> None:
     if counts != state.fleet.requested:
         plan.wake(plan.at + COMES_WITHIN_S)
         plan.decisions.append(RequestCapacity(counts, say("capacity.demand", gangs=demand.served)))
-    for since in state.fleet.overdue_since.values():
-        plan.wake(since + COMES_WITHIN_S)
-    for until in state.fleet.shunned_until.values():
-        plan.wake(until)
 
 
 def _forget(this: Pass, shape: Shape) -> None:
@@ -75,7 +72,7 @@ class Demand:
         trial, plan = this.trial, this.plan
         state = trial.state
         self.configuration = state.configuration
-        self.types = _in_order(state, plan.at)
+        self.types = _in_order(state, plan)
         self.present = dict.fromkeys((t.name for t in state.configuration.node_types), 0)
         for node in state.nodes.values():
             if node.node.node_type in self.present and not node.leaving:  # one that is drained is paid for
@@ -215,12 +212,13 @@ class Demand:
         return total <= ceiling
 
 
-def _in_order(state: State, now: float) -> list[NodeType]:
+def _in_order(state: State, plan: Plan) -> list[NodeType]:
     """As written, those that have no capacity, or had none lately, last."""
 
     def is_short(node_type: NodeType) -> bool:
-        since = state.fleet.overdue_since.get(node_type.name, now)
-        return now - since >= COMES_WITHIN_S or state.fleet.shunned_until.get(node_type.name, 0.0) > now
+        since = state.fleet.overdue_since.get(node_type.name, inf)
+        is_overdue = plan.has_come(since + COMES_WITHIN_S)
+        return is_overdue or not plan.has_come(state.fleet.shunned_until.get(node_type.name, -inf))
 
     return sorted(state.configuration.node_types, key=is_short)
 
@@ -242,9 +240,7 @@ def _release(trial: Trial, plan: Plan, demand: Demand) -> None:
         if demand.present[node_type.name] <= node_type.min:
             continue
         due = node.idle_since + node_type.idle_timeout_s
-        if due <= plan.at:
+        if plan.has_come(due):
             demand.present[node_type.name] -= 1
             demand.wanted[node_type.name] -= 1
             plan.decisions.append(ReleaseNode(name, say("release.idle", idle=node_type.idle_timeout_s)))
-        else:
-            plan.wake(due)

@@ -139,7 +139,7 @@ def _of_running(this: Pass, gang: GangState) -> Key:
     if this.plan.sizes.get(gang.id):
         is_least = gang.status is Status.RUNNING and gang.size <= gang.spec.min_size
         return ((-gang.spec.priority,), -inf, -inf, gang.id) if this.policies.ordering.by_priority and is_least else ()
-    return _by_due(this, gang) if is_owed(gang, this.state.now) else key_with_age(this, gang)
+    return _by_due(this, gang) if is_owed(gang, this.plan.has_come) else key_with_age(this, gang)
 
 
 def _by_due(this: Pass, gang: GangState) -> Key:
@@ -276,14 +276,10 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         elif gang.status is Status.RUNNING and name not in trial.leaving and not gang.lost_members:
             if target > gang.size:
                 wanted.append((gang, (target - gang.size) * per_bundle))
-                if view.held_for_s(gang) >= quantum:
+                if this.has_held(gang, quantum):
                     growers.append((gang, target))
-            elif target < gang.size and (target or gang.spec.preemptible):
-                rested = view.held_for_s(gang)
-                if rested >= quantum:
-                    givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
-                else:
-                    plan.wake(view.now - rested + quantum)
+            elif target < gang.size and (target or gang.spec.preemptible) and this.has_held(gang, quantum):
+                givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
     lacking = lacking_flavors(this, calendar, wanted)
     victims: list[GangState] = []
     since = len(plan.decisions)
@@ -297,9 +293,17 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
             resize(this, gang, without(gang, plan.sizes[name], None), say("resize.beyond_share"))
         else:
             victims.append(gang)
+    starters.sort(key=lambda gang: _turn(this, gang))
     if starters or victims:
         resting |= _carry_out(this, calendar, evict.Staying(this, victims), starters, victims, growers)
     return resting
+
+
+def _turn(this: Pass, gang: GangState) -> Key:
+    """Of those that elasticity has given a share: priorities before one another, then who is owed a start, and the
+    others as they were asked."""
+    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
+    return (first, -inf, due(gang), gang.id) if gang.id in this.owed else (first, inf)
 
 
 @contextmanager

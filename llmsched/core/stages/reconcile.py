@@ -38,7 +38,7 @@ def _gang(this: Pass, gang: GangState) -> None:
     state, plan, leaving = this.state, this.plan, this.trial.leaving
     record = state.workloads[gang.workload_id]
     if gang.status is Status.QUEUED:
-        if gang.is_late(state.now):
+        if gang.spec.deadline is not None and plan.has_come(gang.spec.deadline):
             plan.decisions.append(GiveUp(gang.id, "deadline", say("give_up.deadline")))
         elif gang.blocked_by == "dependency":
             over = [
@@ -61,9 +61,7 @@ def _gang(this: Pass, gang: GangState) -> None:
         plan.decisions.append(Stop(gang.id, gang.attempt, grace, "cancelled", record.message))
     elif gang.lost_members:
         patience = state.configuration.scheduling.stale_gang_grace_s
-        if state.now < gang.lost_at + patience:  # it may still be made whole
-            plan.wake(gang.lost_at + patience)
-        else:
+        if plan.has_come(gang.lost_at + patience):  # until then it may be made whole
             evict.evict(this, gang, "stale_gang" if patience else "node_lost", gang.message)
     elif gang.revision != record.revision and record.workload.kind != "serve":
         evict.evict(this, gang, "superseded", say("preempt.superseded"))

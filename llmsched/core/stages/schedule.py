@@ -21,8 +21,7 @@ def _next_run(plan: Plan, record: WorkloadState) -> None:
     due = record.next_run_at
     if due is None:
         return
-    if due > plan.at:
-        plan.wake(due)
+    if not plan.has_come(due):
         return
     spec = record.workload
     if not record.is_due:

@@ -131,7 +131,7 @@ def _loss_s(this: Pass, gang: GangState) -> float:
 def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
     priority, then who loses least for each GPU that is of use."""
-    trial, state, plan, view = this.trial, this.state, this.plan, this.view
+    trial, state, plan = this.trial, this.state, this.plan
     quantum = state.configuration.scheduling.quantum_s
     need = least_milli(gang.spec, gang.spec.min_size)
     rows: list[tuple[tuple[object, ...], GangState, int, str]] = []
@@ -146,11 +146,10 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
         code = rules.group(giver.spec.queue, giver.spec.priority) if giver.spec.preemptible else ""
         if code and rules.could(giver, code) and (code == IN_QUEUE or rules.now(giver, code, _step(giver, now))):
             floor, by = giver.spec.min_size, "" if code == IN_QUEUE else code
-        elif giver.spec.queue == gang.spec.queue or not state.quota.enforced:
-            if view.held_for_s(giver) >= quantum:
-                floor = min(now, plan.sizes.get(name, now) or giver.spec.min_size)
-            else:
-                plan.wake(view.now - view.held_for_s(giver) + quantum, say("eta.quantum"))
+        elif (giver.spec.queue == gang.spec.queue or not state.quota.enforced) and this.has_held(
+            giver, quantum, say("eta.quantum")
+        ):
+            floor = min(now, plan.sizes.get(name, now) or giver.spec.min_size)
         if floor < now:
             gives = (now - floor) * bundle_milli(giver.spec)
             loss = _loss_s(this, giver) / max(1, min(gives, need))

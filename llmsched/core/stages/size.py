@@ -13,7 +13,7 @@ from math import inf
 
 from llmsched.core.amounts import bundle_milli, flavors_of, need_milli
 from llmsched.core.fair import GUARANTEE, guarantee_then_weight, nominal_milli
-from llmsched.core.lane import is_owed
+from llmsched.core.lane import due, is_owed
 from llmsched.core.plan import Plan
 from llmsched.core.records import GangState, allowed_sizes, gpus_of, speed
 from llmsched.core.resources import MILLI
@@ -132,7 +132,7 @@ def _owed(this: Pass, running: list[GangState]) -> dict[str, GangState]:
     """By rank: those that have waited long, and until they have had their part. They hold their least in any case."""
     waits = (this.state.gangs[name] for name in this.owed)
     found = {gang.id: gang for gang in waits if gang.spec.is_elastic() and gang.nomination is None}
-    return found | {gang.id: gang for gang in running if is_owed(gang, this.state.now)}
+    return found | {gang.id: gang for gang in running if is_owed(gang, this.plan.has_come)}
 
 
 def _give_the_owed(
@@ -144,26 +144,31 @@ def _give_the_owed(
     flavors: list[str | None],
 ) -> None:
     """Those that were to rest have their least all the same: out of what others of their priority and lower ones would
-    have. Like work of fixed size, none takes anything from a higher priority for having waited long."""
+    have, who is due first before the others, and none what one that is due before it has. Like work of fixed size, none
+    takes anything from a higher priority for having waited long."""
     plan, by_priority = this.plan, this.policies.ordering.by_priority
-    resting = [gang for gang in sharing if gang.id in owed and not plan.sizes.get(gang.id)]
-    for tier in [tier for tier, _ in _tiers(resting)] if by_priority else [resting] if resting else []:
+    first = sorted((gang for gang in sharing if gang.id in owed), key=lambda gang: (due(gang), gang.id))
+    for tier in [tier for tier, _ in _tiers(first)] if by_priority else [first]:
+        if all(plan.sizes.get(gang.id) for gang in tier):
+            continue
         priority = tier[0].spec.priority if by_priority else inf
         higher = [gang for gang in sharing if gang.spec.priority > priority]
         left = capacity - _given_milli(plan, higher)
         theirs = demand.rigid_of(flavors, priority + 1)
         most = left + theirs + _fixed_milli(this.state, sharing, priority)
         is_first = not higher and demand.rigid_of(flavors) == theirs
-        given = []
+        kept: list[GangState] = []
         for gang in tier:
-            if is_first or _least_milli(gang) <= most:
-                given.append(gang)
+            if (is_first and not kept) or _least_milli(gang) <= most:
+                kept.append(gang)
                 most -= _least_milli(gang)
-        bounds, taken = demand.limits(flavors, sharing), sum(map(_least_milli, given))
-        for limit in bounds:
-            limit.left -= _given_milli(plan, limit.of(higher)) + sum(map(_least_milli, limit.of(given)))
-        others = [gang for gang in sharing if gang not in given and gang not in higher]
-        if given:
+        given: list[GangState] = []
+        while resting := [gang for gang in kept if gang not in given and not plan.sizes.get(gang.id)]:
+            given += resting
+            bounds, taken = demand.limits(flavors, sharing), sum(map(_least_milli, given))
+            for limit in bounds:
+                limit.left -= _given_milli(plan, limit.of(higher)) + sum(map(_least_milli, limit.of(given)))
+            others = [gang for gang in sharing if gang not in given and gang not in higher]
             _share_out(this, others, max(0, left - taken), True, demand, flavors, bounds)
         plan.sizes.update((gang.id, nearest(gang, gang.spec.min_size)) for gang in given)
 

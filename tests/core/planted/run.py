@@ -136,7 +136,7 @@ BUGS = (
     ),
     Bug(
         "stale_for_ever", "ray#62766: an intent nobody acts on", "core/stages/reconcile.py",
-        "        if state.now < gang.lost_at + patience:", "        if patience:",
+        "        if plan.has_come(gang.lost_at + patience):", "        if not patience:",
         f"{DECISIONS}::test_a_stale_gang_is_given_its_grace_and_then_let_go",
     ),
     Bug(
