@@ -138,6 +138,11 @@ class Workload:
     def is_elastic(self) -> bool:
         return self.max_size > self.min_size
 
+    def levels(self, group: Group) -> tuple[str, ...]:
+        """At which all bundles of a group have to lie in one domain: for the gang's sake, and for the group's own."""
+        wishes = (self.topology, group.topology)
+        return tuple(wish.required for wish in wishes if wish is not None and wish.required is not None)
+
 
 def run_id(name: str, run: int) -> str:
     """The id of a run: "name" of the first one, "name@2" of the second."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ledger import Launch, Preempt, cluster
 
 from llmsched.core import facts
@@ -85,3 +87,16 @@ def test_all_of_a_replica_lies_in_the_one_domain_that_its_spec_asks_for():
     assert decided.decisions == [Launch("one", 1)] and decided.code("desk") == "topology"
     assert len({placed.node for placed in given.state.gangs["one/0"].placement}) == 1
     assert submit(given, replica("three", copies=3, topology=one_node)).turn().code("three") == "impossible"
+
+
+def test_a_group_grows_in_the_domain_that_it_began_in():
+    """Only what the gang asks for was looked at: a group that is to lie on one node grew onto another."""
+    group = Group("workers", 1, (Option("L4", Resources(1000)),), Topology(required="node"))
+    spec = Workload("grows", "grows", "train", (group,), min_size=1, max_size=4)
+    given = cluster("2 nodes x 3 L4").running("other", 2, flavor="L4").policies(elasticity="even")
+    submit(given, spec).settle()
+    given.after(100.0, facts.Finished(given.now, "other/0", 1, "succeeded")).settle()
+    grown = given.state.gangs["grows/0"].placement
+    assert len(grown) == 3 and len({placed.node for placed in grown}) == 1
+    given.state.apply(facts.Submitted(given.now, replace(spec, id="again", name="again", topology=Topology("rack"))))
+    assert spec.levels(group) == ("node",) and given.state.workloads["again"].workload.levels(group) == ("rack", "node")

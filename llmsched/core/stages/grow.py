@@ -80,10 +80,9 @@ def more(this: Pass, gang: GangState, count: int, only: int) -> Placement | None
     flavor = chosen.flavor
     if flavor is None and chosen.resources.gpus_milli and placement and placement[0].node in nodes:
         flavor = nodes[placement[0].node].node.flavor
-    if spec.topology.required is not None and placement:
-        domains = this.state.capacity.domains(spec.topology.required)
-        here = nodes[placement[0].node].node.domain(spec.topology.required)
-        mask &= domains.get(here or "", 0)
+    for level in spec.levels(group) if placement else ():
+        here = nodes[placement[0].node].node.domain(level)
+        mask &= this.state.capacity.domains(level).get(here or "", 0)
     only_group = replace(
         spec, groups=(replace(group, options=(chosen._replace(flavor=flavor),)),), min_size=count, max_size=count
     )
