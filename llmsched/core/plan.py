@@ -47,8 +47,10 @@ class Plan:
     def has_come(self, at: float, basis: Message | None = None) -> bool:
         """Whether it is `at` by now; if not, the plan asks again then. Stages compare the clock through this alone, so
         that none waits for a moment that the plan does not name."""
+        if at <= self.at:
+            return True
         self.wake(at, basis)
-        return at <= self.at
+        return False
 
     def look_again(self, at: float, basis: Message) -> None:
         """Ask again at `at`, or earlier, and tell so whoever waits and has nothing sooner to hope for."""

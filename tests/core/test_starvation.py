@@ -236,3 +236,14 @@ def test_what_can_never_start_stands_before_nobody_where_nobody_overtakes() -> N
     assert given.turn(facts.Finished(given.now, "runs/0", 1, "succeeded")).decisions == [Launch("old", 2)]
     decided = given.turn(facts.Bound(given.now, "old/0", 1), facts.Finished(given.now, "old/0", 1, "succeeded"))
     assert decided.decisions == [Launch("other", 3)]
+
+
+def test_whom_the_next_hold_does_not_bind_starts_in_the_pass_in_which_that_hold_begins() -> None:
+    """The one held for starts, and what is planned for the next one keeps no higher priority out from then on: it was
+    told to wait for the next news."""
+    given = cluster("1 node x 4").policies(ordering="least_attained").scheduling(backfill="easy", hold_after_s=60.0)
+    given.running("long", 1, ends_in=5000.0).running("short", 3)
+    given.pending("first", 1).pending("whale", 4).after(100.0).pending("high", 1, priority=90)
+    decided = given.turn(facts.Finished(given.now, "short/0", 1, "succeeded"))
+    assert decided.decisions == [Launch("first", 1), Launch("high", 1)]
+    assert given.after(0.1).turn().decisions == []

@@ -79,8 +79,9 @@ class Calendar:
 
     def is_moved_by(self, gang: GangState, placement: Placement) -> bool:
         """Whether a planned start is another one when the gang starts there: its own, which is needed no more, where
-        that has kept somebody out, or one that does not bind it and cannot be kept."""
-        if self.keeps_out and self.is_planned(gang):
+        that has kept somebody out or was held as it had waited longest, which the next one has then; or one that does
+        not bind it and cannot be kept."""
+        if any(promise.gang is gang and (promise.hold or self.keeps_out) for promise in self.promises):
             return True
         free = [promise for promise in self.promises if promise.gang is not gang and not self._binds(promise, gang)]
         if not free:
@@ -264,15 +265,16 @@ class Calendar:
         patience = scheduling.hold_after_s
         if not patience:
             return
-        rows, begun = [], self.trial.begun
+        rows, soonest, begun = [], inf, self.trial.begun
         for shape in state.waiting.live.values():
             since, name = shape.since[0]
             if name in begun:
                 since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
-            if not plan.has_come(since + patience):
-                continue
-            if state.gangs[name].nomination is None and name not in plan.nominations:
+            if since + patience > plan.at:  # of thousands the soonest alone is named
+                soonest = min(soonest, since)
+            elif state.gangs[name].nomination is None and name not in plan.nominations:
                 rows.append(_right(state.gangs[name]))
+        plan.wake(soonest + patience)
         rows.sort()
         kept: dict[tuple[str, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:
