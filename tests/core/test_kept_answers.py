@@ -283,3 +283,15 @@ def test_what_was_refused_beside_who_does_not_begin_after_all_is_not_remembered(
     shape = story.state.gangs["other/0"].shape
     assert shape is not None and shape.examined is None
     assert story.state.gangs["other/0"].reason.code == "order"  # type: ignore[union-attr]
+
+
+def test_that_another_option_is_nowhere_hides_of_none_that_it_waits_for_a_planned_start() -> None:
+    """The last option that was tried, of a flavor that is not there, was told and kept as the answer to all of its
+    class; so it was not asked when the planned start that was in its way had moved."""
+    given = cluster("1 node x 2 B").policies(ordering="fifo").scheduling(backfill="easy", elastic=False)
+    given.running("runs", 1, flavor="B", ends_in=100.0).pending("head", 2, flavor="B", priority=90)
+    rates = ((1, 1.0), (2, 2.0))
+    options = (Option("B", Resources(1000), speedup=rates), Option("A", Resources(1000), speedup=rates))
+    spec = Workload("either", "either", "train", (Group("workers", 1, options),), min_size=1, max_size=2)
+    decided = given.after(1.0).turn(facts.Submitted(given.now, spec))
+    assert decided.decisions == [] and decided.code("either") == "order"

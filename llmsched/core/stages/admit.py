@@ -27,6 +27,7 @@ from llmsched.core.why_here import why_here
 from llmsched.core.windows import Windows, closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
+PERSONAL = ("order", "reservation")  # refusals of one gang: another of its class may run for less, or end sooner
 LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
 
 
@@ -344,7 +345,7 @@ class Admission:
         evict whom the gang has exchanged a place with."""
         if gang is not None and self.takes and self.this.exchanged_with(gang):
             return True
-        return self.refused is not None and self.refused.code in ("order", "reservation")
+        return self.refused is not None and self.refused.code in PERSONAL
 
     def _place(self, gang: GangState) -> bool:
         for bundles, option in size.choices(self.plan, gang):
@@ -352,7 +353,8 @@ class Admission:
             if not isinstance(found, place.Refused):
                 self._launch(gang, found)
                 return True
-            self.refused = found
+            if not self._is_personal() or found.code in PERSONAL:  # that some size or option waits for time alone
+                self.refused = found
         self.calendar.note_refusal(gang, self.refused)
         return False
 

@@ -354,7 +354,7 @@ def _find(
                 if not isinstance(placed, place.Refused):
                     fitting = placed
                     break
-                is_kept_out = placed.code == "reservation"  # one of its class that runs for less may not be
+                is_kept_out = is_kept_out or placed.code == "reservation"  # who runs for less may not be
         if fitting is not None:
             trial.hold(gang, fitting)
             found.append((gang, fitting))
