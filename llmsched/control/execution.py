@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar
 from llmsched.control import requests, vault
 from llmsched.control.lookup import spec_of
 from llmsched.control.requests import find
-from llmsched.core.records import GangState
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.errors import RequestError
@@ -67,7 +66,7 @@ def order_of(state: State, command: Command, epoch: int) -> port.CommandOrder:
             code="not_running",
             hint=f"llmsched why {name} says how it stands; llmsched logs {name} shows what it wrote.",
         )
-    size = _ranks(running)
+    size = len(running.held)
     if command.rank >= size:
         ranks = "only rank 0" if size == 1 else f"ranks 0 to {size - 1}"
         raise RequestError(f"{running.id} has {ranks}, no rank {command.rank}.", code="unknown_rank", http_status=404)
@@ -101,10 +100,6 @@ def note_of(state: State, order: port.CommandOrder, by: str, secrets: vault.Secr
     told = " ".join(told.split())
     told = told if len(told) <= WORDS_AT_MOST else f"{told[:WORDS_AT_MOST]}..."
     return requests.CommandNote(order.gang, order.attempt, order.rank, by, told)
-
-
-def _ranks(gang: GangState) -> int:
-    return 1 if gang.spec.kind == "serve" else len(gang.held)
 
 
 Asked = TypeVar("Asked", port.CommandOrder, port.DashboardOrder)

@@ -100,7 +100,12 @@ def recognise(found: Columns, columns: Mapping[str, str], path: str) -> str:
     def has(role: str) -> bool:
         return field_of(role, columns, found.kinds) in found.kinds
 
-    if has("rejected") or (bool in found.kinds.get("label", ()) and all(name in found.kinds for name in _KTO)):
+    if bool in found.kinds.get("label", ()) and all(name in found.kinds for name in _KTO):
+        raise DataError(
+            f"data set {path}: these are answers that were liked or not ({', '.join(found.kinds)}), one a row as KTO "
+            "learns from them, which no objective here does; make a file of the liked ones without their label"
+        )
+    if has("rejected"):
         raise DataError(
             f"data set {path}: these are preference pairs ({', '.join(found.kinds)}), which objective: dpo learns "
             "from; name format: preference to learn the chosen answers alone"

@@ -13,10 +13,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -35,6 +35,7 @@ from llmsched.runtime import (
 )
 from llmsched.runtime.by_hand import ByHand
 from llmsched.runtime.command_worker import Ask
+from llmsched.runtime.commands import Commands
 from llmsched.runtime.storage import Storage
 
 DEFAULT_MAX_ONGOING = 32
@@ -74,6 +75,7 @@ class ReplicaHost:
         redaction.hide(given)
         self._commands: dict[str, threading.Event] = {}
         self._by_hand: dict[str, ByHand] = {}
+        self._beside = Commands()  # beside the other members
         self._inboxes: dict[str, asyncio.Queue[dict[str, Any]]] = {}
         self._in_hand = in_hand.InHand(int(given["spec"].get("max_ongoing_requests") or DEFAULT_MAX_ONGOING))
         self._asked_at = time.monotonic()
@@ -155,12 +157,16 @@ class ReplicaHost:
         with exceptions.in_words():
             return str(await self._replica.load_adapter(name, uri))
 
-    async def execute(self, command: str, ask: Ask) -> AsyncGenerator[execute.Said, None]:
-        """Do what a person asks in this replica's surroundings. `command` is its id, for `take` and `end_command`."""
+    async def execute(self, command: str, ask: Ask, rank: int = 0) -> AsyncGenerator[execute.Said, None]:
+        """Do what a person asks in the surroundings of this replica, or of another member of its gang, by its `rank`.
+        `command` is its id, for `take` and `end_command`."""
         stop = self._commands[command] = threading.Event()
         folder = str(Path.cwd())
-        said: Generator[execute.Said, None, None]
-        if ask.does == "run":
+        said: Iterator[execute.Said]
+        if rank:
+            place = await asyncio.to_thread(self._members.place_of, rank)
+            said = self._beside.run(command, self._members.order, place, ask)
+        elif ask.does == "run":
             said = execute.run(ask.words, folder, os.environ, ask.timeout_s, stop)
         else:
             by_hand = self._by_hand[command] = ByHand(ask.does, ask.words, folder, os.environ, stop)
@@ -172,22 +178,27 @@ class ReplicaHost:
             stop.set()
             del self._commands[command]
             self._by_hand.pop(command, None)
+            self._beside.end(command)
             with suppress(ValueError):  # it is being asked just now: then it ends when that is over
-                said.close()
+                cast(Generator[execute.Said, None, None], said).close()
 
     async def take(self, command: str, frames: list[bytes]) -> None:
         """What whoever asked for it sends."""
         if (by_hand := self._by_hand.get(command)) is not None:
             by_hand.take(frames)
+        else:
+            await asyncio.to_thread(self._beside.take, command, frames)
 
     async def end_command(self, command: str) -> None:
         if (stop := self._commands.get(command)) is not None:
             stop.set()
+        self._beside.end(command)
 
     async def end_commands(self, but: list[str]) -> None:
         for command, stop in self._commands.items():
             if command not in but:
                 stop.set()
+        self._beside.end_all_but(but)
 
     async def health(self) -> dict[str, Any]:
         """{"trouble": why it should be replaced, or "", "in_hand": requests, "abandoned": those that do not end,

@@ -46,6 +46,7 @@ class Member:
         self._guard: containment.Guard | None = None
         self._over_memory = ""
         self._has_begun = threading.Event()  # or never will
+        self._around_commands: tuple[str, dict[str, str]] = ("", {})
         log = f"{self._order['gang']}/{self._order['attempt']}/logs/{rank}.log"
         self._log = environment.LogFile(self._order["storage"], log)
 
@@ -61,11 +62,16 @@ class Member:
         except Exception as error:
             exceptions.show(error)
             return Opened(refused=exceptions.words(error))
+        self._around_commands = str(folder or Path.cwd()), envs
         self._door = Door(self._host, self._key)
         threading.Thread(
             target=self._begin, args=(self._door, envs, path, folder), daemon=True, name="serve member"
         ).start()
         return Opened(self._door.address)
+
+    def surroundings(self) -> tuple[str, dict[str, str]]:
+        """Where its process stands and its variables, for commands of people beside it."""
+        return self._around_commands
 
     def how_it_ended(self, within_s: float = 0.0) -> str:
         """As of its process, in words that go on the deployment's name. "" while it is there."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from llmsched.runtime import calls_door, containment, environment, serve_door
+from llmsched.runtime import calls_door, containment, environment, gang_ray, serve_door
 from llmsched.runtime.attempt import CLOSE_WITHIN_S, NAMESPACE, PLACED_WITHIN_S, resources_of
 from llmsched.runtime.exceptions import WorkError
+from llmsched.runtime.ranks import Place
 from llmsched.runtime.serve_member import Member, Opened
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class MemberActor:
     def open(self) -> Opened:
         return self._member.open()
 
+    def place(self) -> Place:
+        folder, envs = self._member.surroundings()
+        return Place(ray.get_runtime_context().get_node_id(), folder, gang_ray.own(envs))
+
     def how_it_ended(self, within_s: float) -> str:
         return self._member.how_it_ended(within_s)
 
@@ -54,6 +59,7 @@ class Members:
 
     def __init__(self, order: str) -> None:
         known = json.loads(order)
+        self.order = known
         self._order, self._key = order, serve_door.new_key()
         self._name = f"llms/{known['gang']}/{known['attempt']}"
         self._members: list[dict[str, Any]] = known["members"]
@@ -97,6 +103,11 @@ class Members:
         except OSError as error:
             host, port = opened.address
             raise WorkError(f"rank {rank} of its gang is not reached at {host}:{port}: {error}") from None
+
+    def place_of(self, rank: int) -> Place:
+        """For commands beside it. Raises RayError when it is gone."""
+        place: Place = ray.get(self._hired[rank][0].place.remote(), timeout=CLOSE_WITHIN_S)
+        return place
 
     def close(self) -> None:
         """End those that are left."""

@@ -45,6 +45,17 @@ def test_a_rank_that_is_not_there_is_named_with_those_that_are(running: Live) ->
     assert (refused.value.code, refused.value.http_status) == ("unknown_rank", 404)
 
 
+def test_a_deployment_that_is_placed_by_itself_is_a_rank_of_its_replica(running: Live) -> None:
+    """Its log was that of rank 1, and for commands there was "only rank 0"."""
+    client = running.client()
+    parts = {"app": "desk:app", "deployments": {"Large": {"replicas": 2}}}
+    client.apply([{**SERVE, "name": "wide", "replicas": 1, "serve": parts}])
+    wait_until(lambda: client.status("wide").phase == "running")
+    assert list(client.exec("wide", ["exit", "0"], rank=2))[-1].exit_code == 0
+    with pytest.raises(RequestError, match="wide/0 has ranks 0 to 2, no rank 3"):
+        list(client.exec("wide", ["echo"], rank=3))
+
+
 def test_what_does_not_run_is_said_with_what_to_do(running: Live) -> None:
     client = running.client()
     client.apply([{**TASK, "name": "later", "after": ["work"]}])

@@ -112,7 +112,6 @@ def test_a_column_of_any_row_counts_and_the_row_that_lacks_it_is_named() -> None
     [
         {"prompt": "a", "chosen": "b", "rejected": "c"},
         {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
-        {"prompt": "a", "completion": "b", "label": True},
         {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {}},
         {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER]},
     ],
@@ -120,6 +119,11 @@ def test_a_column_of_any_row_counts_and_the_row_that_lacks_it_is_named() -> None
 def test_preference_pairs_never_train_as_prompts(row: Row) -> None:
     with pytest.raises(DataError, match="preference pairs .*format: preference"):
         learnt(row)
+
+
+def test_answers_that_were_liked_or_not_are_not_called_pairs_which_dpo_would_refuse() -> None:
+    with pytest.raises(DataError, match="liked or not .* as KTO learns from them, which no objective here does"):
+        learnt({"prompt": "a", "completion": "b", "label": True})
 
 
 def test_of_preference_pairs_the_chosen_answer_is_learnt_where_it_is_asked_for() -> None:

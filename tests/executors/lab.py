@@ -82,10 +82,10 @@ class Lab:
         said = [one for one in self.bridge.seen[before:] if isinstance(one, CommandSaid) and one.id == name]
         return "".join(one.text for one in said), ended
 
-    def attach(self, gang, kind, argv, data):
+    def attach(self, gang, kind, argv, data, rank=0):
         """What a command made of its input, and how it ended."""
         before = len(self.bridge.seen)
-        order = CommandOrder(f"{gang}-{before}", gang, 1, 1, kind, 0, tuple(argv), 0.0, "attach")
+        order = CommandOrder(f"{gang}-{before}", gang, 1, 1, kind, rank, tuple(argv), 0.0, "attach")
         self.bridge.send("execute", order)
         self.bridge.until(CommandSaid, id=order.id, stream="begun")
         tell = partial(self.bridge.send, "tell_command")

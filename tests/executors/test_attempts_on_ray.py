@@ -116,6 +116,10 @@ def test_deployments_run_where_their_members_were_placed_outlive_the_bridge_and_
     first, second = (lab.cluster.processes[index + 1].pid for index in range(2))
     assert second in above[0] and first in above[1]
     assert lab.read("wide/0/1/logs/1.log") == lab.read("wide/0/1/logs/2.log") == "made with ***\n"
+    look = ["sh", "-c", "ls placed_app.py; greeter; echo gpu $CUDA_VISIBLE_DEVICES; exit 3"]
+    out, ended = lab.execute("wide/0", "serve", look, rank=1)
+    assert (out, ended.code) == ("placed_app.py\nhello from a wheel\ngpu 0\n", 3), ended
+    assert lab.attach("wide/0", "serve", ["cat"], b"by hand", rank=2)[0] == b"by hand"
 
     lab.bridge.process.kill()
     lab.bridge = lab.connect([(given, True)])

@@ -143,7 +143,7 @@ class Commands:
     def _said(self, order: CommandOrder) -> Iterator[Any]:
         if order.kind == "serve":
             handle = serve_internals.handle(DEPLOYMENT, order.name).options(stream=True)
-            yield from handle.execute.remote(order.id, _ask_of(order))
+            yield from handle.execute.remote(order.id, _ask_of(order), order.rank)
             return
         call = self._of(order.name).execute.options(num_returns="streaming")
         for item in call.remote(order.id, order.rank, _ask_of(order)):
