@@ -54,6 +54,7 @@ def test_no_promise_is_broken(first: int) -> None:
         (765, "work is moved together for whom a reservation alone keeps out, and then kept out in turn"),
         (9421, "the same, and a promise for which somebody had left is taken back"),
         (7100156, "whoever was evicted for somebody evicts that one in the pass in which it begins"),
+        (7102125, "the first in line is held for its long wait, and a higher priority may delay it one pass later"),
         (20133, "groups that fit in a domain each by itself and not beside one another stand before others in line"),
     ],
 )
@@ -65,6 +66,8 @@ def test_what_was_broken_once_holds(seed: int, story: str) -> None:
     ("seed", "story"),
     [
         (7300138, "a reservation that finds less than it asks for takes what was promised, and those had left in vain"),
+        (7400083, "one leaves for a reservation whose holder has no use for its GPUs, and begins again"),
+        (3100148, "a planned start keeps out one that has other choices, which it could never have"),
         (7300092, "the same of one that may not be preempted, in a long history"),
     ],
 )
