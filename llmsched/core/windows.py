@@ -5,7 +5,7 @@ A reservation closes its nodes to outsiders that cannot end before it opens. End
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil, inf
 from typing import NamedTuple
@@ -88,14 +88,16 @@ class _Others(NamedTuple):
         return self.fixed.get(node, 0) + self.promised.get(node, 0)
 
 
-def _others(trial: Trial, reservation: Reservation, opens: float) -> _Others:
+def _others(
+    trial: Trial, reservation: Reservation, opens: float, goes: Sequence[tuple[GangState, Placement]]
+) -> _Others:
     found = _Others({}, {}, {}, {})
 
     def add(of: dict[str, int], gang: GangState, placement: Placement) -> None:
         for placed in placement:
             of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
 
-    for gang, placement in _promised(trial):
+    for gang, placement in (*_promised(trial), *goes):
         if not is_holder(reservation, gang.spec):
             add(found.promised, gang, placement)
     for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
@@ -109,10 +111,16 @@ def _others(trial: Trial, reservation: Reservation, opens: float) -> _Others:
 
 
 class Windows:
-    """The reservations that matter in this pass."""
+    """The reservations that matter in this pass. `goes`: who would be promised places beside those that are."""
 
-    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        reservations: tuple[Reservation, ...] | None = None,
+        goes: Sequence[tuple[GangState, Placement]] = (),
+    ) -> None:
         self.rows: list[Row] = []
+        self._goes = goes
         capacity = trial.state.capacity
         for reservation in trial.state.configuration.reservations if reservations is None else reservations:
             span = window(reservation, trial.now)
@@ -136,7 +144,7 @@ class Windows:
         to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
         in vain: unless there is not enough otherwise."""
         capacity = trial.state.capacity
-        others = _others(trial, reservation, opens)
+        others = _others(trial, reservation, opens, self._goes)
         taken = dict.fromkeys((node for row in self.rows for node, _ in row.parts if row.closes > opens))
         wholly = self._mask(opens, opens + reservation.duration_s)
         of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)

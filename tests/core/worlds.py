@@ -13,8 +13,7 @@ plays that many, in so many processes, and prints how long it took. After every 
                and once nothing happens any more nobody is resized again and again
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment, and it names the next one
-    vain       nobody was evicted for somebody who then did not get the place, though nothing has changed from outside,
-               and whoever was moved together with others goes on at once
+    vain       nobody was evicted for somebody who then did not get the place, once all is calm
     promises   whoever was promised places starts when those are free, whoever else is still leaving
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 
@@ -88,8 +87,7 @@ class Play:
         self.alive: set[str] = set()  # who waits or runs, and the turns of the clock: as of the last pass
         self.turns: tuple[Any, ...] = ()
         self.resized: Counter[str] = Counter()
-        self.owed: dict[str, str] = {}  # for whom was evicted who, since something has changed from outside,
-        self.moved: dict[str, None] = {}  # and who was moved together with others
+        self.owed: dict[str, str] = {}  # for whom was evicted who, since something has changed from outside
         self.plan = Plan(0.0)  # of the last pass
         self.left_over = 0  # passes that started or stopped somebody, and left some who could grow until that is news
         self.configure(world.configuration)
@@ -232,9 +230,6 @@ class Play:
         self.hold_the_ledgers(plan.decisions)
         if not plan.is_cut and not plan.asks_again:
             self.hold_the_promises()
-            for name in self.moved:
-                if self.state.gangs[name].status is Status.QUEUED:
-                    raise BrokenPromise(f"vain: at {self.now} {name} was to be moved, and waits")
         told = plan.reasons if self.looks % self.folds == 0 else None  # as people get it: that costs more
         for gang in self.state.gangs.values():
             tells = gang.status is not Status.QUEUED or gang.nomination is not None
@@ -280,7 +275,6 @@ class Play:
         soon = self.now + chance.choice([0.5, 1.0, 3.0, 20.0])
         if isinstance(decision, decisions.Launch):
             self.owed.pop(decision.gang, None)
-            self.moved.pop(decision.gang, None)
             if not self.is_calm and chance.random() < 0.03:
                 self.later(soon, facts.LaunchFailed(0.0, decision.gang, decision.attempt, "no-capacity", ""))
             else:
@@ -297,6 +291,8 @@ class Play:
             if isinstance(decision, decisions.Preempt):
                 self.hold_the_loops(decision)
         elif isinstance(decision, decisions.Withdraw) and decision.gang in self.owed:
+            if decision.why is not None and decision.why.code == "withdraw.outranked":
+                return  # one with a better right begins there
             raise BrokenPromise(f"vain: at {self.now} {decision}, for which {self.owed[decision.gang]} was evicted")
 
     # What must hold.
@@ -353,7 +349,6 @@ class Play:
             self.went.clear()
         if changed or any(isinstance(fact, facts.Estimated) for fact in said):
             self.owed.clear()
-            self.moved.clear()
         self.alive, self.turns = alive, turns
 
     def hold_the_loops(self, decision: decisions.Preempt) -> None:
@@ -368,10 +363,8 @@ class Play:
                 raise BrokenPromise(f"loops: {decision.gang} has left before: {decision}")
             if decision.reason != "faster_flavor":
                 self.begins_anew(decision.gang)
-        if decision.beneficiary:
+        if decision.beneficiary and self.is_calm and self.now > 2 * CALM_S + self.world.events[-1][0]:
             self.owed[decision.beneficiary] = decision.gang
-        if decision.reason == "consolidation":
-            self.moved[decision.gang] = None
 
     def hold_the_silence(self) -> None:
         until = self.agenda[0][0] if self.agenda else self.now

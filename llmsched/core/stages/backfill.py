@@ -31,6 +31,7 @@ from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
+from llmsched.core.trial import Trial
 from llmsched.core.windows import Row, Windows, closed, idle_gpus, is_holder, kept
 from llmsched.core.workload import Placement
 
@@ -315,18 +316,36 @@ class Calendar:
     ) -> bool:
         """Whether holders of reservations have as much there as now, when the gang starts and others let those places
         go for it: what they let go themselves is theirs. `idle`: of those that keep the gang out, as things stand."""
-        if not idle:
+        if not self.windows.rows:
             return True
         later = self.this.later().trial
         mark = later.mark()
         for other, places in goes:
             later.hold(other, tuple((Counter(later.held(other)) - Counter(places)).elements()))
-        later.hold(gang, placement)
-        then = idle_gpus(later, self.reserved(gang, gang.spec.min_size, self.longest_grace_s))
-        nodes = later.state.nodes
-        enough = all(then[name] - idle.get(name, 0) <= max(nodes[name].free_whole, 0) for name in then)
+        is_left = self.stays_open(later, [(gang, placement)], idle)
         later.rollback(mark)
-        return enough
+        return is_left
+
+    def stays_open(self, trial: Trial, goes: list[tuple[GangState, Placement]], idle: dict[str, int]) -> bool:
+        """Whether no reservation keeps these out of where they go, once all others have what `trial` says: which GPUs
+        one of so many takes follows from that."""
+        before, mark, nodes = self.windows, trial.mark(), trial.state.nodes
+        for gang, placement in goes:
+            if not trial.held(gang):
+                trial.hold(gang, placement)
+        self.windows = Windows(trial, goes=goes)
+        try:
+            for gang, placement in goes:
+                rows = self.reserved(gang, size_of(gang.spec, placement), self.longest_grace_s)
+                then, mine = idle_gpus(trial, rows), dict.fromkeys(placed.node for placed in placement)
+                if any(row.nodes >> nodes[name].slot & 1 for row in rows for name in mine):
+                    return False
+                if any(then.get(name, 0) - idle.get(name, 0) > max(nodes[name].free_whole, 0) for name in mine):
+                    return False
+            return True
+        finally:
+            self.windows = before
+            trial.rollback(mark)
 
     def leaves_enough(self, gang: GangState, placement: Placement, goes: list[tuple[GangState, Placement]]) -> bool:
         """Whether those that have waited long, and need no more than a number of GPUs, still have as many when the gang

@@ -75,20 +75,26 @@ def _beside(this: Pass, calendar: Calendar, gang: GangState) -> Placement:
     return () if isinstance(found, place.Refused) else found
 
 
-def run(this: Pass, calendar: Calendar, gang: GangState, only: int) -> bool:
-    trial, state = this.trial, this.state
-    if not state.configuration.scheduling.consolidation:
-        return False
-    size = gang.spec.min_size
-    stay = this.exchanged_with(gang)
+def _movable(this: Pass, gang: GangState) -> dict[str, list[GangState]]:
+    """Who may be moved for it, by node."""
+    trial, stay = this.trial, this.exchanged_with(gang)
     on_node: dict[str, list[GangState]] = {}
-    for name in state.holding:
-        other = state.gangs[name]
+    for name in this.state.holding:
+        other = this.state.gangs[name]
         movable = other.status is Status.RUNNING and other.spec.preemptible and name not in trial.leaving
         movable = movable and name not in stay
         if movable and trial.held(other) and this.policies.preemption.cost(other, gang, this.view) is not None:
             for node in dict.fromkeys(placed.node for placed in other.held):
                 on_node.setdefault(node, []).append(other)
+    return on_node
+
+
+def run(this: Pass, calendar: Calendar, gang: GangState, only: int) -> bool:
+    trial, state = this.trial, this.state
+    if not state.configuration.scheduling.consolidation:
+        return False
+    size = gang.spec.min_size
+    on_node = _movable(this, gang)
     mask = place.eligible_by_any(trial, gang.spec, 0) & only
     order = sorted(
         (name for name in on_node if mask >> state.nodes[name].slot & 1),
@@ -120,6 +126,8 @@ def run(this: Pass, calendar: Calendar, gang: GangState, only: int) -> bool:
                 return False
             trial.hold(other, again)
             goes[other.id] = again
+        if not calendar.stays_open(trial, [(gang, found), *((other, goes[other.id]) for other in moved)], {}):
+            return False
     finally:
         trial.rollback(mark)
     for other in moved:

@@ -8,6 +8,7 @@ for evictions is a row of one of the two tables, and so on one of the two sides 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from llmsched.core.decisions import Preempt
 from llmsched.core.message import Message
@@ -62,7 +63,7 @@ def instead(this: Pass, told: Preempt, beneficiary: GangState, why: Message | No
     if not may(this, gang, beneficiary):
         raise Bug(f"{gang.id} may not be evicted for {beneficiary.id}")
     at = plan.decisions.index(told)
-    plan.decisions[at] = Preempt(gang.id, told.attempt, told.grace_s, told.reason, beneficiary.id, why)
+    plan.decisions[at] = replace(told, beneficiary=beneficiary.id, why=why)
 
 
 class Staying:
