@@ -33,7 +33,7 @@ _NO_DATA = {
     "dataset_dict.json",
     "state.json",
 }  # beside the files of `datasets`
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "test": "test",
@@ -41,8 +41,8 @@ _SPLITS = {
     "eval": "test",
     "evaluation": "test",
 }
-_SPLITS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
-_SPLIT = re.compile(rf"(?:^|[-_./ 0-9])({'|'.join(_SPLITS)})(?:[-_./ 0-9]|$)", re.IGNORECASE)
+SPLITS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+_SPLIT = re.compile(rf"(?:^|[-_./ 0-9])({'|'.join(SPLITS)})(?:[-_./ 0-9]|$)", re.IGNORECASE)
 _LOOK = 4096
 _IS_PATTERN = re.compile(r"[*?\[]")
 
@@ -126,7 +126,7 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
     there = {one for one in named.values() if one}
     if split is None or len(there) < 2:
         return files
-    wanted = _SPLITS.get(split.lower(), split)
+    wanted = SPLITS.get(split.lower(), split)
     chosen = [each for each in files if named[each] == wanted]
     if not chosen:
         raise NothingThere(
@@ -137,4 +137,4 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
 
 def _split_of(name: Path) -> str | None:
     found = _SPLIT.search(str(name.parent / name.name.partition(".")[0]))
-    return _SPLITS[found[1].lower()] if found else None
+    return SPLITS[found[1].lower()] if found else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from llmsched.data.files import DataFile, opened
+from llmsched.data.files import SPLITS, DataFile, opened
 from llmsched.data.rows import Bad, DataError
 
 Numbered = tuple[int, Any]  # from 1; a row as it stands there (any JSON value), or Bad
@@ -184,12 +184,21 @@ def _json_lines(head: list[str | Bad], lines: Iterator[str | Bad]) -> Iterator[N
                     yield number, Bad(f"is not JSON ({error})")
 
 
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
 def _whole(file: DataFile, value: Any) -> Iterator[Numbered]:
+    """Raises DataError for what is no rows, or several sets of them."""
+    if isinstance(value, dict):
+        sets = [key for key in value if key.lower() in (*_WRAPPERS, *SPLITS) and _is_rows(value[key])]
+        if len(sets) > 1:  # one would be taken, and the others lost
+            there = ", ".join(map(repr, sets))
+            raise DataError(f"{file.name} holds several sets of rows, {there}: write each to a file of its own")
     if isinstance(value, dict) and len(value) <= 2:
         for key in _WRAPPERS:
-            inner = value.get(key)
-            if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
-                value = inner
+            if _is_rows(value.get(key)):
+                value = value[key]
                 break
     if isinstance(value, dict) and value and all(isinstance(each, list) for each in value.values()):
         lengths = {len(each) for each in value.values()}

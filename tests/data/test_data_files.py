@@ -138,6 +138,7 @@ def test_one_broken_row_among_many_is_named_with_its_file_or_left_out_and_counte
         ("a.parquet", b"PAR1 nothing", "a.parquet cannot be read"),
         ("a.zip", b"PK\x03\x04", "cannot read '.zip'; expected .jsonl"),
         ("a.json", b'{"text": [', "a.json is not JSON"),
+        ("a.json", b'{"train": [{"text": "x"}], "Test": [{"text": "y"}]}', "several sets of rows, 'train', 'Test'"),
         ("a.jsonl", b"\n\n", "no rows"),
     ],
 )
