@@ -87,9 +87,19 @@ class Live:
         gateway = Gateway(lambda app: replica)
         models = {model: {"workload": model, "kind": "model", "task": task, "replicas": [{"app": model}]}}
         models[model]["adapters"] = {"sql": "s3://a/sql"}
-        tokens = auth.Tokens(self.home).keys()
-        keys = [{**token, "models": [model]} for token in tokens]
-        gateway.route({"version": 1, "models": models, "keys": keys})
+        tokens = auth.Tokens(self.home)
+
+        async def follow_tokens() -> None:
+            version, sent = 0, None
+            while True:
+                found = tokens.keys()
+                keys = [{**token, "models": [model]} for token in found]
+                if keys != sent:
+                    version, sent = version + 1, keys
+                    gateway.route({"version": version, "models": models, "keys": keys})
+                await asyncio.sleep(0.05)  # a table comes after its token
+
+        following = asyncio.run_coroutine_threadsafe(follow_tokens(), self.loop)
         config = uvicorn.Config(gateway, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
         web = server.Quiet(config)
         with contextlib.closing(server.listen("127.0.0.1", 0)) as listener:
@@ -98,6 +108,7 @@ class Live:
             try:
                 yield server.url_of(listener)
             finally:
+                following.cancel()
                 self.controller.cluster.urls = {}
                 web.should_exit = True
                 serving.result(10)

@@ -22,7 +22,7 @@ from llmsched.api.home import TokenRecord, digest
 from llmsched.api.page import PAGE_PATH
 from llmsched.api.rate import Rate
 from llmsched.connections import ADMIT
-from llmsched.control.roles import AUDITOR, CALLER, OPERATOR, ROLES, SUBMITTER
+from llmsched.control.roles import ASKS_ENDPOINTS, AUDITOR, OPERATOR, ROLES, SUBMITTER
 from llmsched.errors import LlmschedError, NotAllowed, RequestError
 from llmsched.spec import http_models
 from llmsched.spec.endpoint_keys import PREFIX, key_of_digest
@@ -77,7 +77,7 @@ class Tokens:
     def keys(self) -> list[dict[str, Any]]:
         """Of whoever may ask endpoints at all, what endpoints know: the key of each token, and the token itself only
         `at_endpoints` (`spec/endpoint_keys.py`). Which endpoints each reaches is for control/routes.py to say."""
-        asking = [one for one in self.records() if one.role in (*MAY["submit"], CALLER) and not _is_over(one)]
+        asking = [one for one in self.records() if one.role in ASKS_ENDPOINTS and not _is_over(one)]
         return [
             {
                 "id": record.id,

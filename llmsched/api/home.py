@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from llmsched import file_lock, sanitize
-from llmsched.control.roles import CALLER, OPERATOR, ROLES, SUBMITTER
+from llmsched.control.roles import ASKS_ENDPOINTS, CALLER, OPERATOR, ROLES, SUBMITTER
 from llmsched.core.authorization import EVERYONE
 from llmsched.errors import NotAllowed, RequestError, SpecError, StoreError
 from llmsched.spec.endpoint_keys import PRIORITIES, Terms
@@ -68,7 +68,7 @@ def new_token(
         raise SpecError("a caller's key reaches no endpoint but those it names.", hint="Add --model NAME.")
     if role != CALLER and models:
         raise SpecError(f"--model goes with the role {CALLER}; a {role} reaches what the user may see.")
-    if terms != Terms() and role not in (SUBMITTER, OPERATOR, CALLER):
+    if terms != Terms() and role not in ASKS_ENDPOINTS:
         raise SpecError(
             f"the role {role} asks no endpoint: a priority and limits mean nothing.", hint="Leave them out."
         )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsched.cli import show, terminal
+from llmsched.cli import new_key, show, terminal
 from llmsched.cli.columns import Columns
-from llmsched.control.roles import CALLER, ROLES
+from llmsched.control.roles import ASKS_ENDPOINTS, CALLER, ROLES
 from llmsched.spec.endpoint_keys import PRIORITIES, Terms
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def create(
     folder = home.prepare(default_home())
     terms = Terms(priority, requests_per_minute, tokens_per_minute)
     text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models, terms=terms)
+    if role in ASKS_ENDPOINTS:
+        new_key.tell(folder, key_of(text), models)
     if role == CALLER:
         text = key_of(text)
     if show.wants_json():

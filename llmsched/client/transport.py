@@ -46,14 +46,14 @@ def locate(address: str | None = None, token: str | None = None, home: Path | No
     Raises ClusterError when no controller is known, NotAllowed when there is no token.
     """
     home = home or default_home()
-    url = address or os.environ.get("LLMSCHED_ADDRESS") or _written_url(home)
+    url = address or os.environ.get("LLMSCHED_ADDRESS") or written_url(home)
     if not url:
         raise ClusterError(
             "no controller is running here.",
             code="no_controller",
             hint="Start one: llmsched up. Or name one: LLMSCHED_ADDRESS and LLMSCHED_TOKEN.",
         )
-    found = token or os.environ.get("LLMSCHED_TOKEN") or _written_token(home)
+    found = token or os.environ.get("LLMSCHED_TOKEN") or written_token(home)
     if not found:
         raise NotAllowed(
             "there is no token.", code="unauthorized", hint=f"Set LLMSCHED_TOKEN, or LLMSCHED_HOME (now {home})."
@@ -72,14 +72,16 @@ def _checked_url(url: str) -> str:
     raise SpecError(f"{url} is no address of a controller.", code="address", hint="Write http://HOST:PORT.")
 
 
-def _written_url(home: Path) -> str | None:
+def written_url(home: Path) -> str | None:
+    """Of the controller that runs in this home."""
     try:
         return str(json.loads((home / "controller.json").read_text())["url"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _written_token(home: Path) -> str | None:
+def written_token(home: Path) -> str | None:
+    """The home's own, an operator's."""
     try:
         return (home / "token").read_text().strip()
     except OSError:
