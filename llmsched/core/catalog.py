@@ -215,6 +215,7 @@ CATALOG: dict[str, Entry] = {
     # Why a command is refused, and what to do.
     "unchanged.workload": Entry("{who} is as it was"),
     "unchanged.cancel": Entry("{who} is being cancelled already"),
+    "unchanged.scale": Entry("{who} is asked for {size} already"),
     "unchanged.configuration": Entry("the configuration is as it was"),
     "unknown_workload": Entry('no workload is called "{name}"', "See: llmsched status"),
     "unknown_workload.near": Entry('no workload is called "{name}"', 'Did you mean "{near}"?'),

@@ -28,9 +28,10 @@ from llmsched.core.message import (
 from llmsched.core.node_commands import DrainNode, UndrainNode
 from llmsched.core.open_work import open_of
 from llmsched.core.possible import why_never
-from llmsched.core.records import allowed_sizes
+from llmsched.core.records import WorkloadState, allowed_sizes
 from llmsched.core.refusal import Refusal
 from llmsched.core.resources import MILLI
+from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, is_immovable, nodes_of, window
 from llmsched.core.workload import Workload
@@ -330,7 +331,18 @@ def _scale(state: State, command: ScaleTo) -> Fact | Refusal:
     if not serves and command.size not in sizes:
         message = say("over_limit.size", who=workload(spec.id), size=command.size, sizes=sizes)
         return Refusal("over_limit", message)
+    if _is_wanted(state, record, command.size):
+        return Refusal("unchanged", say("unchanged.scale", who=workload(spec.id), size=command.size))
     return Scaled(command.at, command.workload, command.size)
+
+
+def _is_wanted(state: State, record: WorkloadState, size: int) -> bool:
+    """Asking for that size again would change nothing. Of an endpoint it begins anew replicas that failed."""
+    gangs = state.gangs_of(record)
+    if record.workload.kind == "serve":
+        failed = any(gang.status is Status.FAILED for gang in gangs)
+        return record.scaled_by_user and record.wanted_replicas == size and not failed
+    return all(gang.wanted_size == size for gang in gangs)
 
 
 def _roll_back(state: State, command: RollBack) -> Fact | Refusal:

@@ -19,6 +19,7 @@ from llmsched.core.facts import (
     NodeJoined,
     NodeLost,
     Released,
+    Scaled,
     Submitted,
     Tick,
 )
@@ -255,6 +256,16 @@ def test_the_same_again_is_unchanged_and_an_ended_one_is_not_changed() -> None:
     assert check(given.state, ScaleTo(2.0, "a", 2)).code == "over_limit"  # type: ignore[union-attr]
     given.after(1.0, Finished(given.now + 1.0, "a/0", 1, "succeeded"))
     assert check(given.state, Cancel(3.0, "a")).code == "ended"  # type: ignore[union-attr]
+
+
+def test_a_size_that_is_asked_for_already_is_unchanged() -> None:
+    given = cluster("1 node x 8").running("w", 2, elastic=(1, 4))
+    asked = check(given.state, ScaleTo(given.now, "w", 1))
+    assert isinstance(asked, Scaled)
+    given.turn(asked)
+    again = check(given.state, ScaleTo(given.now, "w", 1))
+    assert isinstance(again, Refusal) and again.code == "unchanged", again
+    assert isinstance(check(given.state, ScaleTo(given.now, "w", 3)), Scaled)
 
 
 def test_cohorts_in_a_circle_are_refused() -> None:
