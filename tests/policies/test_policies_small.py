@@ -192,5 +192,16 @@ def test_the_last_replica_goes_only_after_its_own_longer_delay() -> None:
     assert policy.wanted(serve, memory, at(600.0))[0] == 0
 
 
+def test_bounds_by_cron_hold_from_their_minute_on_though_nobody_asks_for_anything() -> None:
+    policy = OngoingRequests()
+    serve = endpoint(0.0, 1, bounds=(("30 0 * * *", 2, 2), ("45 0 * * *", 1, 2)))  # type: ignore[arg-type]
+    noon = 43_200.0
+    assert policy.wanted(serve, "", at(noon))[0] == 1
+    assert policy.ask_again(serve, "", at(noon)) == 86_400.0 + 1800, "the next that fires, of any of them"
+    assert policy.wanted(serve, "", at(86_400.0 + 1800))[0] == 2
+    assert policy.ask_again(serve, "", at(86_400.0 + 1800)) == 86_400.0 + 2700
+    assert policy.ask_again(endpoint(0.0, 1), "", at(noon)) is None
+
+
 def test_a_request_wakes_an_endpoint_at_once() -> None:
     assert OngoingRequests().wanted(endpoint(1.0, 0, upscale_delay_s=30.0), "", at(0.0))[0] == 1

@@ -26,6 +26,13 @@ def bounds(serve: WorkloadView, view: View) -> tuple[int, int]:
     return low, high
 
 
+def bounds_change_at(serve: WorkloadView, view: View) -> float | None:
+    """When the next bound's cron fires: with nobody asking, nothing else is heard of the endpoint at that moment."""
+    knobs = serve.workload.autoscaling or Autoscaling()
+    times = [cron.next_due(schedule, view.now) for schedule, _, _ in knobs.bounds]
+    return min((at for at in times if at is not None), default=None)
+
+
 def steer(
     ideal: int, low: int, high: int, present: int, memory: str, knobs: Autoscaling, now: float
 ) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from math import ceil
 from llmsched.core.policy import View, WorkloadView
 from llmsched.core.workload import Autoscaling
 from llmsched.policies.autoscaling import by_latency
-from llmsched.policies.autoscaling.delays import bounds, ends_at, steer
+from llmsched.policies.autoscaling.delays import bounds, bounds_change_at, ends_at, steer
 
 
 class OngoingRequests:
@@ -31,5 +31,7 @@ class OngoingRequests:
 
     def ask_again(self, serve: WorkloadView, memory: str, view: View) -> float | None:
         knobs = serve.workload.autoscaling or Autoscaling()
-        times = (ends_at(memory, knobs, view.now), serve.forecast_changes_at(view.now))
+        times = (
+            ends_at(memory, knobs, view.now), bounds_change_at(serve, view), serve.forecast_changes_at(view.now)
+        )  # fmt: skip
         return min((at for at in times if at is not None), default=None)
