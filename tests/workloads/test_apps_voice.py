@@ -7,7 +7,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from llmsched.errors import ClusterError
-from workloads.apps import voice
+from workloads.apps import voice, whisper
 from workloads.apps.voice import Voice, wav
 
 RATE = 16_000
@@ -95,3 +95,17 @@ def test_who_is_away_is_named(calls, name):
 def test_ears_of_another_kind_are_refused():
     with pytest.raises(ValueError, match='ears_are is "model" or "app", not "ap"'.replace('"ap"', "'ap'")):
         Voice("hear", "desk", ears_are="ap")
+
+
+def test_whisper_says_what_is_missing_and_what_it_cannot_hear():
+    with pytest.raises(ValueError, match="the package no_such_model is missing on this node"):
+        whisper.Whisper(package="no_such_model")
+    for audio, why in (
+        ("?", "no WAV file in base64"),
+        (base64.b64encode(b"RIFF").decode(), "no WAV file"),
+        (3, "no WAV"),
+    ):
+        with pytest.raises(HTTPException, match=why):
+            whisper.heard(audio)
+    samples = whisper.heard(TONE)
+    assert samples[: whisper.QUIET].any() == np.False_ and np.abs(samples).max() > 0.05
