@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import packaged
+import picture
 import seen
 import yaml
 
@@ -66,6 +67,7 @@ class Runner:
         parser = argparse.ArgumentParser(description=f"Run {self.noun}s and print what came out.")
         parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(self.names())}, or all")
         parser.add_argument("--json", action="store_true", help="A list on stdout.")
+        parser.add_argument("--pictures", action="store_true", help="Draw each run: NAME/run.svg.")
         asked = parser.parse_args(arguments)
         if not asked.names:
             parser.print_usage()
@@ -79,7 +81,10 @@ class Runner:
         rows: list[dict[str, Any]] = []
         for name in chosen:
             try:
-                rows.extend(self.run(name, lambda text: print(text, file=sys.stderr, flush=True)))
+                found, journal = self.run(name, lambda text: print(text, file=sys.stderr, flush=True))
+                rows.extend(found)
+                if asked.pictures:
+                    (self.place / name / "run.svg").write_text(picture.draw(name, found, journal))
             except (Failed, subprocess.TimeoutExpired) as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 rows.append({self.noun: name, "failed": str(error), "passed": False})
@@ -111,8 +116,9 @@ class Runner:
             "parts": parts,
         }
 
-    def run(self, name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-        """One folder from its data to its numbers. Raises Failed; nothing is left running either way."""
+    def run(self, name: str, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """One folder from its data to its numbers, and its journal. Raises Failed; nothing is left running either
+        way."""
         folder, expect = self.place / name, self.expected(name)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="llmsched-run-") as place:  # a short path: sockets lie below it
@@ -131,7 +137,7 @@ class Runner:
                 step(str(LLMSCHED), "up", "--fresh", *shlex.split(expect["up"]))
                 step(str(LLMSCHED), "apply", "-f", "spec.yaml", "--wait")
                 printed = step(sys.executable, "measure.py").splitlines()
-                journal = step(str(LLMSCHED), "events", "--json").splitlines() if expect["seen"] else []
+                journal = _lines(step(str(LLMSCHED), "events", "--json").splitlines())
             except Failed:
                 say(step(str(LLMSCHED), "status", must=False))
                 raise
@@ -140,12 +146,12 @@ class Runner:
         minutes = round((time.monotonic() - began) / 60, 1)
         rows = self.rows(name, expect, _lines(printed), minutes)
         if expect["seen"]:
-            there, missing = seen.check(expect["seen"], seen.sights(_lines(journal)))
+            there, missing = seen.check(expect["seen"], seen.sights(journal))
             for row in rows:
                 row["seen"] = {word: [each._asdict() for each in some] for word, some in there.items()}
                 row["not_seen"] = missing
                 row["passed"] = row["passed"] and not missing
-        return rows
+        return rows, journal
 
     def rows(
         self, name: str, expect: dict[str, Any], said: list[dict[str, Any]], minutes: float
