@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+import re
 import ssl
 import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -118,3 +120,49 @@ def test_no_follow_up_that_is_asked_was_learnt_and_each_has_its_answer_in_what_t
     assert not {row["whole"] for row in asked} & {row["messages"][-1]["content"] for row in learnt}
     texts = [{row["text"] for row in rows_of(tmp_path / f"intents-{name}.jsonl")} for name in ("train", "test")]
     assert texts[0] and texts[1] and not texts[0] & texts[1]
+
+
+def test_a_run_is_drawn_with_who_held_what_and_what_it_came_to(here: Any) -> None:
+    picture = here("picture")
+
+    def event(at: float, kind: str, gang: str, size: int = 0) -> dict[str, Any]:
+        return {"at": 100 + at, "kind": kind, "gang": gang, "data": {"placement": [{}] * size}}
+
+    events = [
+        event(0, "Configured", ""), event(1, "Launch", "study@3/0", 2), event(2, "Launch", "desk/0", 1),
+        event(4, "Resize", "study@3/0", 1), event(5, "Launch", "study.t1/0", 1), event(6, "Launch", "desk/1", 1),
+        event(8, "Finished", "study@3/0"), event(9, "Released", "study@3/0"), event(10, "NodeLost", ""),
+    ]  # fmt: skip
+    held, end = picture.lanes(events)
+    assert held == {"study": [(1, 2), (4, 1), (5, 2), (8, 1)], "desk": [(2, 1), (6, 2)]} and end == 10
+    sight = {"word": "shrank", "of": "study", "at": 4.0, "text": ""}
+    rows = [
+        {"application": "a/right", "metric": "x < y", "number": 0.5, "baseline": 0.25, "baseline_is": "a & b",
+         "seen": {"shrank study": [sight]}},
+        {"application": "a/seconds", "metric": "s", "number": 0.0, "baseline": None, "baseline_is": "-"},
+    ]  # fmt: skip
+    drawn = picture.draw("a", rows, events)
+    words = [each.text or "" for each in ElementTree.fromstring(drawn).iter()]  # noqa: S314  of our own
+    assert {"right", "0.5", "0.25 a & b", "seconds", "study", "desk", "10 s", "x < y"} <= set(words)
+    assert "shrank study at 4 s" in words and drawn == picture.draw("a", rows, events)
+    assert picture.lanes([]) == ({}, 0.0)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_package_that_an_application_reads_is_asked_for_before_anything_starts(folder: Path, here: Any) -> None:
+    packaged = here("packaged")
+    needs = here("running").Runner(APPS, "application").expected(folder.name)["needs"]
+    code = "".join(
+        file.read_text() for file in [*folder.glob("*.py"), *folder.glob("*.yaml")] if file.stem != "plain_ray"
+    )
+    wanted = {*re.findall(r'"?package: ?(\w+)', code), *re.findall(r'find_spec\("(\w+)"\)', code)}
+    readers = {
+        "table(": packaged.TABLES,
+        "rated(": packaged.RATED,
+        "sklearn": "sklearn",
+    }
+    wanted |= {
+        name for word, name in (readers | {"by_words(": "sklearn", "by_columns(": "sklearn"}).items() if word in code
+    }
+    wanted |= {name for name in ("skimage", "ctranslate2") if f"import {name}" in code}
+    assert wanted <= needs.keys(), f"{folder.name}/expect.yaml: needs lacks {', '.join(sorted(wanted - needs.keys()))}"
