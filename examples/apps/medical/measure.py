@@ -1,0 +1,87 @@
+"""Asks whether tumours are malignant and why, and for the code of what is written; then the ward's hours begin, and
+somebody comes who matters more."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+
+import prepare  # isort: skip  # noqa: F401  # it knows the way to measuring.py
+
+import pandas
+from measuring import by_columns, rows_in, rows_of, say, until
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import roc_auc_score
+
+from llmsched import Client
+
+DATA, CLIENT = Path(__file__).parent / "data", Client()
+
+
+def main() -> None:
+    CLIENT.apply("research.yaml")
+    tumours()
+    codes()
+    until(lambda: CLIENT.status("research").progress.get("step", 0) > 100, "research computes")
+    hours = {"name": "ward", "start": time.time() + 5, "duration": 60, "accelerators": "A100:1", "queue": "ward"}
+    CLIENT.reserve(hours)
+    until(lambda: any(one.state == "open" for one in CLIENT.reservations()), "the ward's hours begin")
+    CLIENT.apply("round.yaml")
+    CLIENT.wait("ward-round", timeout_s=120)
+    say("round", (CLIENT.status("ward-round").gangs[0].started_at or 1e9) - CLIENT.status("ward-round").submitted_at)
+    print(CLIENT.why("congress"))
+    gone = [
+        one for one in CLIENT.events(follow=False) if one.kind == "Preempt" and one.workload in ("tumour", "meaning")
+    ]
+    say("kept", len(gone) + (CLIENT.status("congress").phase != "waiting"))
+    for name in ("congress", "research"):
+        CLIENT.cancel(name)
+
+
+def tumours() -> None:
+    learnt, tested = (pandas.read_csv(DATA / f"tumour-{name}.csv") for name in ("train", "test"))
+    rows = rows_in(tested, "is")
+    said = CLIENT.chat("tumour").post({"rows": rows, "explain": True})["said"]
+    is_malignant = tested["is"] == "malignant"
+    number = roc_auc_score(is_malignant, [one["scores"]["malignant"] for one in said])
+    for part, how in (("tumour", "boosting"), ("tumour_linear", "linear")):
+        say(part, number, roc_auc_score(is_malignant, by_columns(learnt, tested, "is", how)["malignant"]))
+    print(said[0]["reason"])
+    chance, lost = random.Random(7), []
+    for by_weight in (True, False):
+        fewer = []
+        for row, one in zip(rows, said, strict=True):
+            named = [each["column"] for each in sorted(one["why"], key=lambda each: -each["weight"])]
+            gone = named[:10] if by_weight else chance.sample(named, 10)
+            fewer.append({name: value for name, value in row.items() if name not in gone})
+        again = CLIENT.chat("tumour").post({"rows": fewer})["said"]
+        lost.append(mean(one["score"] - other["scores"][one["label"]] for one, other in zip(said, again, strict=True)))
+    say("reason", *lost)
+    metrics = CLIENT.status("liver-model").metrics
+    learnt, tested = (pandas.read_csv(DATA / f"liver-{name}.csv") for name in ("train", "test"))
+    for part, how in (("liver", "boosting"), ("liver_linear", "linear")):
+        plain = by_columns(learnt, tested, "injury", how)["some"]
+        say(part, metrics["eval.auc"], roc_auc_score(tested["injury"] == "some", plain))
+
+
+def codes() -> None:
+    asked, known = rows_of(DATA / "asked.jsonl"), rows_of(DATA / "codes" / "categories.jsonl")
+
+    def found(row: dict[str, str]) -> bool:
+        passages = CLIENT.chat("codes").post({"query": row["text"], "k": 1})["passages"]
+        return row["code"].startswith(passages[0]["code"])
+
+    with ThreadPoolExecutor(8) as several:
+        number = mean(several.map(found, asked))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    alike = words.fit_transform(row["text"] for row in known) @ words.transform(row["text"] for row in asked).T
+    near = alike.toarray().argmax(0)
+    plain = mean(row["code"].startswith(known[at]["code"]) for row, at in zip(asked, near, strict=True))
+    say("codes", number, plain)
+
+
+if __name__ == "__main__":
+    main()
