@@ -6,7 +6,7 @@ Names nobody itself: who is meant goes into a message as a reference, and so doe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -19,6 +19,7 @@ from llmsched.core.message import (
     NODE,
     NODE_TYPE,
     QUEUE,
+    RESERVATION,
     USER,
     WORKLOAD,
     Arg,
@@ -229,6 +230,8 @@ def _decision(entry: Any) -> Message | None:
             )
         case decisions.ReleaseNode(node=node):
             return say("event.release_node", node=Ref(NODE, node), why=why)
+        case decisions.Assign(reservation=name, taken=taken):
+            return say("event.assign", reserved=Ref(RESERVATION, name), where=on_nodes(taken.parts), why=why)
         case decisions.RunAgain(run=run):
             return say("event.run_skipped", why=why) if why else say("event.run_due", run=run)
         case decisions.GiveUp(reason=reason):
@@ -256,8 +259,11 @@ def handover(came: Handover) -> Message:
 
 def where(placement: Placement) -> tuple[Message, ...]:
     """`node-a (2), node-b (1)`, in rank order of the first bundle there."""
-    held = Counter(placed.node for placed in placement)
-    return tuple(say("on_node", node=Ref(NODE, name), bundles=count) for name, count in held.items())
+    return on_nodes(Counter(placed.node for placed in placement).items())
+
+
+def on_nodes(counts: Iterable[tuple[str, int]]) -> tuple[Message, ...]:
+    return tuple(say("on_node", node=Ref(NODE, name), bundles=count) for name, count in counts)
 
 
 def wish(workload: Workload) -> Message:

@@ -17,11 +17,12 @@ from llmsched.core.message import GANG, NODE, Message, Quote, Ref, say
 from llmsched.core.node_types import accelerator_of, price_of
 from llmsched.core.records import GangState, WorkloadState, amount_of, excess_ends, size_of, total_of
 from llmsched.core.render import Names, refer, text
+from llmsched.core.reservation import window
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Windows, nodes_of_row, window
+from llmsched.core.windows import Windows, nodes_of_row
 from llmsched.core.workload import Placement, Workload
 from llmsched.spec import http_models, node_models
 from llmsched.spec.decompile import cluster_file_of

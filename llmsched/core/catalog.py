@@ -462,6 +462,7 @@ CATALOG: dict[str, Entry] = {
     "event.request_capacity": Entry("asks for nodes: {wanted}{why:>: }"),
     "event.request_none": Entry("asks for nodes: none{why:>: }"),
     "event.release_node": Entry("gives node {node} back{why:>: }"),
+    "event.assign": Entry("reservation {reserved} takes GPUs of {where}{why:>: }"),
     "event.run_due": Entry("run {run} is due"),
     "event.run_skipped": Entry("leaves its schedule out once{why:>: }"),
     "event.give_up": Entry("is given up ({reason}){why:>: }"),

@@ -30,10 +30,11 @@ from llmsched.core.open_work import open_of
 from llmsched.core.possible import why_never
 from llmsched.core.records import WorkloadState, allowed_sizes
 from llmsched.core.refusal import Refusal
+from llmsched.core.reservation import is_immovable, window
 from llmsched.core.resources import MILLI
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Windows, is_immovable, nodes_of, window
+from llmsched.core.windows import Windows, nodes_of
 from llmsched.core.workload import Workload
 
 if TYPE_CHECKING:

@@ -67,6 +67,18 @@ class Reservation:
     by: str = ""  # who made it by command; "": it stands in the cluster file
 
 
+class Taken(NamedTuple):
+    """The GPUs that a reservation of so many takes: see reserved.py."""
+
+    gpus_milli: int  # that it asks for,
+    flavor: str | None  # and of which flavor
+    parts: tuple[tuple[str, int], ...]  # (node, whole GPUs of it)
+    closed: tuple[str, ...] = ()  # nodes that it takes wholly, as it finds too little: what stays there of others
+
+    def is_for(self, reservation: Reservation) -> bool:
+        return (self.gpus_milli, self.flavor) == (reservation.gpus_milli, reservation.flavor)
+
+
 class Flavor(NamedTuple):
     name: str
     labels: tuple[tuple[str, str], ...] = ()

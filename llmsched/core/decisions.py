@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmsched.core.configuration import Taken
 from llmsched.core.message import ArtifactUri, GangName, Message
 from llmsched.core.workload import Placement
 
@@ -125,6 +126,15 @@ class ReleaseNode:
 
 
 @dataclass(frozen=True, slots=True)
+class Assign:
+    """A reservation of so many GPUs takes these from now on."""
+
+    reservation: str
+    taken: Taken
+    why: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunAgain:
     """A `schedule` is due: begin `run` of this workload; with a `why`, leave it out this time."""
 
@@ -154,6 +164,7 @@ Decision = (
     | LoadAdapter
     | RequestCapacity
     | ReleaseNode
+    | Assign
     | RunAgain
     | GiveUp
 )

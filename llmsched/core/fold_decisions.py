@@ -96,6 +96,10 @@ def release_node(world: World, decision: decisions.ReleaseNode) -> None:
         world.capacity.reindex(node)
 
 
+def assign(world: World, decision: decisions.Assign) -> None:
+    world.taken[decision.reservation] = decision.taken
+
+
 def run_again(world: World, decision: decisions.RunAgain) -> None:
     record = world.workloads[decision.workload]
     workload = record.workload

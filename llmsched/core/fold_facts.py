@@ -26,6 +26,8 @@ def nothing(world: World, fact: facts.Tick) -> None:
 def configured(world: World, fact: facts.Configured) -> None:
     world.configuration = fact.configuration
     world.begin_anew()
+    names = [reservation.name for reservation in fact.configuration.reservations]
+    world.taken = {name: taken for name, taken in world.taken.items() if name in names}
     lives.count_quota(world)
     lives.follow_flavors(world)
     holding = (world.gangs[name] for name in world.holding)

@@ -17,13 +17,14 @@ from llmsched.core.exact_fit import fits_exactly
 from llmsched.core.message import About, Message, say, workload
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, gpus_of, size_of
+from llmsched.core.reserved import Row
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.run_times import presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Row, Windows, kept
+from llmsched.core.windows import Windows, kept
 from llmsched.core.workload import Placement, Workload
 
 ONE_GPU = Resources(MILLI)

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmsched.core.records import GangState, amount_of
+from llmsched.core.reservation import is_holder
+from llmsched.core.reserved import Row
 from llmsched.core.resources import MILLI
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Row, holder_milli, is_holder
+from llmsched.core.windows import holder_milli
 from llmsched.core.workload import Placement, Workload
 
 Closed = tuple[int, ...]  # numbers of the reservations that keep somebody out; (): none does

@@ -17,7 +17,20 @@ from llmsched.core.planned import earliest
 from llmsched.core.policy import Policies
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
-from llmsched.core.stages import admit, autoscale, clear, limits, owe, place, provision, rank, reconcile, schedule, size
+from llmsched.core.stages import (
+    admit,
+    autoscale,
+    clear,
+    limits,
+    owe,
+    place,
+    provision,
+    rank,
+    reconcile,
+    reserve,
+    schedule,
+    size,
+)
 from llmsched.core.stages.backfill import Calendar
 from llmsched.core.state import State
 from llmsched.core.trial import Trial
@@ -69,7 +82,8 @@ def _decide(this: Pass) -> bool:
         what_must_end.run(this)
         if this.plan.is_cut:
             return False  # who is left of them must not be looked at as if it stayed
-    clear.run(this)  # who is on reserved GPUs
+    reserve.run(this)  # which GPUs reservations take
+    clear.run(this)  # who is on those
     autoscale.run(this)  # load becomes wanted replicas
     if this.plan.is_cut:
         return False
@@ -81,6 +95,7 @@ def _decide(this: Pass) -> bool:
     if this.plan.is_cut:
         return False  # who is left of the better ones goes before whoever only finds room
     admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
+    reserve.look_again(this)
     provision.run(this)
     return True
 

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.archive import Archive
-from llmsched.core.configuration import Configuration
+from llmsched.core.configuration import Configuration, Taken
 from llmsched.core.draining import OperatorDrain, drain_of
 from llmsched.core.exchanges import Exchange
 from llmsched.core.facts import Published
@@ -132,6 +132,7 @@ class Snapshot:
     starts_before: int
     lanes: tuple[FrozenPool, ...]
     exchanges: tuple[Exchange, ...]
+    taken: tuple[tuple[str, Taken], ...]
     notes: tuple[str, ...]
     version: int
     causes: int
@@ -188,6 +189,7 @@ def freeze(state: State) -> Snapshot:
         starts_before=state.starts_before,
         lanes=state.lanes.parts(),
         exchanges=state.exchanges.parts(),
+        taken=tuple(state.taken.items()),
         notes=tuple(state.notes),
         version=state.version,
         causes=state.causes,
@@ -247,6 +249,7 @@ def _remember(state: State, snapshot: Snapshot) -> None:
     state.starts, state.starts_before = snapshot.starts, snapshot.starts_before
     state.lanes.set(snapshot.lanes)
     state.exchanges.set(snapshot.exchanges)
+    state.taken = dict(snapshot.taken)
     state.fleet.overdue_since = dict(snapshot.overdue_since)
     state.fleet.shunned_until = dict(snapshot.shunned_until)
     state.fleet.releasing = dict(snapshot.releasing)

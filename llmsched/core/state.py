@@ -85,6 +85,7 @@ class State(World):
             (self.starts, self.starts_before),
             self.lanes.parts(),
             self.exchanges.parts(),
+            sorted(self.taken.items()),
             sorted(self.archived.items()),
             self.history.parts(),
             self.ledgers.meter.frozen(),
@@ -185,6 +186,7 @@ _FOLDS: dict[type, Callable[[World, Any], None]] = {
     decisions.LoadAdapter: fold_decisions.load_adapter,
     decisions.RequestCapacity: fold_decisions.request_capacity,
     decisions.ReleaseNode: fold_decisions.release_node,
+    decisions.Assign: fold_decisions.assign,
     decisions.RunAgain: fold_decisions.run_again,
     decisions.GiveUp: fold_decisions.give_up,
 }

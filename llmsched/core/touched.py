@@ -11,7 +11,9 @@ from collections.abc import Container
 from llmsched.core import decisions, facts
 
 # What tells of load and of time, and changes no replica.
-_CHANGES_NONE = (facts.Tick, facts.LoadObserved, facts.Estimated, facts.ForeignUse, decisions.RequestCapacity)
+_CHANGES_NONE = (
+    facts.Tick, facts.LoadObserved, facts.Estimated, facts.ForeignUse, decisions.RequestCapacity, decisions.Assign,
+)  # fmt: skip
 
 
 class Touched:

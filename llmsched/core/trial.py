@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 from types import TracebackType
 
+from llmsched.core.configuration import Taken
 from llmsched.core.message import Message
 from llmsched.core.records import GangState
 from llmsched.core.resources import ByNode
@@ -34,6 +35,7 @@ class Trial:
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what,
         self.shrinks = 0  # how often: one may be told again, to become smaller still
+        self.taken: dict[str, Taken] = {}  # by reservations, as this pass has decided
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
         self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
@@ -199,7 +201,7 @@ class Afterwards(Trial):
         super().__init__(trial.state.twin())
         self.placements = trial.placements.copy()
         self.held_quota = trial.held_quota.copy()
-        self.begun, self.promised = trial.begun, trial.promised
+        self.begun, self.promised, self.taken = trial.begun, trial.promised, trial.taken
         self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
         self.gone: dict[str, int] = {}  # who leaves, in that order
         self._gone_from: dict[str, list[str]] = {}  # the same by node

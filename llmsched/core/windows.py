@@ -5,37 +5,17 @@ A reservation closes its nodes to outsiders that cannot end before it opens. End
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil, inf
-from typing import NamedTuple
 
-from llmsched.core import cron
-from llmsched.core.capacity import NodeState
-from llmsched.core.configuration import Reservation
-from llmsched.core.records import GangState, amount_of, expected_end, size_of
+from llmsched.core.configuration import Reservation, Taken
+from llmsched.core.records import GangState, amount_of
+from llmsched.core.reservation import is_holder, window
+from llmsched.core.reserved import Row, taken_before, taken_now
 from llmsched.core.resources import MILLI, Resources
-from llmsched.core.run_times import runtime_s
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Placement, Workload
-
-
-def window(reservation: Reservation, now: float) -> tuple[float, float] | None:
-    """The present or next [start, end) of a reservation; None when it is over."""
-    if reservation.repeat is None:
-        end = reservation.start + reservation.duration_s
-        return (reservation.start, end) if now < end else None
-    start = cron.next_due(reservation.repeat, max(now - reservation.duration_s, reservation.start - 60.0))
-    return (start, start + reservation.duration_s) if start is not None else None
-
-
-def is_holder(reservation: Reservation, spec: Workload) -> bool:
-    return (reservation.queue is not None and spec.queue == reservation.queue) or spec.user in reservation.users
-
-
-def is_immovable(reservation: Reservation, gang: GangState, opens: float) -> bool:
-    """Whether it neither ends before the window opens, nor may be asked to leave, nor is of the holder."""
-    return not (gang.spec.preemptible or is_holder(reservation, gang.spec) or expected_end(gang) <= opens)
+from llmsched.core.workload import Workload
 
 
 def nodes_of(trial: Trial, gang: GangState) -> int:
@@ -47,80 +27,14 @@ def nodes_of(trial: Trial, gang: GangState) -> int:
     return mask
 
 
-class Row(NamedTuple):
-    """A reservation that matters in this pass, and what it takes: whole nodes, and of others so many GPUs each."""
-
-    opens: float
-    closes: float
-    nodes: int  # mask of the nodes that are wholly reserved
-    parts: tuple[tuple[str, int], ...]  # (node, whole GPUs of it)
-    reservation: Reservation
-
-
-def _ends_at(trial: Trial, gang: GangState) -> float:
-    placement = trial.begun.get(gang.id)
-    if placement is None:
-        return expected_end(gang)
-    return trial.now + runtime_s(trial.state, gang, size_of(gang.spec, placement), placement)
-
-
-def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
-    """Where those go who were promised places, and those who are moved and have not begun there."""
-    state = trial.state
-    found = [(state.gangs[name], state.gangs[name].goes_to) for name in state.moved]
-    for name in state.nominated:
-        gang = state.gangs[name]
-        if gang.nomination is not None:
-            found.append((gang, gang.nomination.placement))
-    found += [(state.gangs[name], placement) for name, placement in trial.promised.items()]
-    return [(gang, placement) for gang, placement in found if gang.id not in trial.begun]
-
-
-class _Others(NamedTuple):
-    """Who is there beside the holder of a reservation: by node, in thousandths."""
-
-    fixed: dict[str, int]  # what stays,
-    promised: dict[str, int]  # what somebody goes to,
-    guests: dict[str, int]  # and what would have to leave
-    theirs: dict[str, None]  # the nodes of the holder
-
-    def stays(self, node: str) -> int:
-        return self.fixed.get(node, 0) + self.promised.get(node, 0)
-
-
-def _others(
-    trial: Trial, reservation: Reservation, opens: float, goes: Sequence[tuple[GangState, Placement]]
-) -> _Others:
-    found = _Others({}, {}, {}, {})
-
-    def add(of: dict[str, int], gang: GangState, placement: Placement) -> None:
-        for placed in placement:
-            of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
-
-    for gang, placement in (*_promised(trial), *goes):
-        if not is_holder(reservation, gang.spec):
-            add(found.promised, gang, placement)
-    for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
-        gang = trial.state.gangs[name]
-        if is_holder(reservation, gang.spec):
-            found.theirs.update((placed.node, None) for placed in trial.held(gang))
-        elif _ends_at(trial, gang) > opens:
-            stays = is_immovable(reservation, gang, opens)
-            add(found.fixed if stays else found.guests, gang, trial.held(gang))
-    return found
-
-
 class Windows:
-    """The reservations that matter in this pass. `goes`: who would be promised places beside those that are."""
+    """The reservations that matter in this pass. What one of so many GPUs takes is in the journal (stages/reserve.py);
+    where it is not yet, as it would be decided now. With `anew` all is decided now."""
 
-    def __init__(
-        self,
-        trial: Trial,
-        reservations: tuple[Reservation, ...] | None = None,
-        goes: Sequence[tuple[GangState, Placement]] = (),
-    ) -> None:
+    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None, anew: bool = False) -> None:
         self.rows: list[Row] = []
-        self._goes = goes
+        self.taken: dict[str, Taken] = {}
+        self._anew = anew
         capacity = trial.state.capacity
         for reservation in trial.state.configuration.reservations if reservations is None else reservations:
             span = window(reservation, trial.now)
@@ -133,58 +47,30 @@ class Windows:
                     if node.node.id in reservation.nodes or node.node.name in reservation.nodes:
                         mask |= 1 << node.slot
             else:
-                mask, parts = self._choose(trial, reservation, span[0])
+                mask, parts = self._taken(trial, reservation, span)
             if mask or parts:
                 self.rows.append(Row(*span, mask, parts, reservation))
 
-    def _choose(self, trial: Trial, reservation: Reservation, opens: float) -> tuple[int, tuple[tuple[str, int], ...]]:
-        """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
-        nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
-        on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
-        to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
-        in vain: unless there is not enough otherwise."""
-        capacity = trial.state.capacity
-        others = _others(trial, reservation, opens, self._goes)
-        taken = dict.fromkeys((node for row in self.rows for node, _ in row.parts if row.closes > opens))
-        wholly = self._mask(opens, opens + reservation.duration_s)
-        of_flavor = capacity.all if reservation.flavor is None else capacity.by_flavor.get(reservation.flavor, 0)
-        offers: list[tuple[int, NodeState]] = []
-        busy = 0  # nodes of which it could have more
-        for node in capacity.nodes(of_flavor & capacity.open & ~wholly):
-            stays = others.stays(node.node.id)
-            offer = node.total_gpus - node.foreign_gpus - ceil(stays / MILLI)
-            if node.node.id in taken:
+    def _taken(
+        self, trial: Trial, reservation: Reservation, span: tuple[float, float]
+    ) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """The nodes that it has wholly, and its part of others."""
+        taken = taken_before(trial, reservation)
+        if self._anew or taken is None:
+            taken = taken_now(trial, reservation, span, self.rows)
+        self.taken[reservation.name] = taken
+        mask, parts, nodes = 0, [], trial.state.nodes
+        for name, count in taken.parts:
+            if (node := nodes.get(name)) is None:
                 continue
-            if offer > 0:
-                offers.append((offer, node))
-            busy |= bool(stays) << node.slot
-
-        def trouble(row: tuple[int, NodeState], wanted: int) -> tuple[int, bool, int, int]:
-            offer, node = row
-            leave = wanted - offer + ceil(others.guests.get(node.node.id, 0) / MILLI)
-            return max(leave, 0), node.node.id not in others.theirs, offer, -node.slot
-
-        offers.sort(key=lambda row: (-row[0], trouble(row, row[0])))
-        mask, parts, left = 0, [], ceil(reservation.gpus_milli / MILLI)
-        for number, row in enumerate(offers):
-            if left <= 0:
-                break
-            if row[0] >= left:  # the last one: whichever is least trouble
-                row = min((each for each in offers[number:] if each[0] >= left), key=lambda each: trouble(each, left))
-            offer, node = row
-            if min(offer, left) == node.total_gpus:
+            if count == node.total_gpus:
                 mask |= 1 << node.slot
             else:
-                parts.append((node.node.id, min(offer, left)))
-            left -= offer
-        return mask | busy if left > 0 else mask, tuple(parts)
-
-    def _mask(self, start: float, end: float) -> int:
-        mask = 0
-        for row in self.rows:
-            if start < row.closes and end > row.opens:
-                mask |= row.nodes
-        return mask
+                parts.append((name, count))
+        for name in taken.closed:
+            if name in nodes:
+                mask |= 1 << nodes[name].slot
+        return mask, tuple(parts)
 
     def against(self, spec: Workload, start: float, end: float) -> list[Row]:
         """The reservations of others that concern work of `spec` between `start` and `end`."""

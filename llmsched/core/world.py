@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from llmsched.core.archive import Archive, MemoryArchive
 from llmsched.core.capacity import Capacity, NodeState
-from llmsched.core.configuration import Configuration
+from llmsched.core.configuration import Configuration, Taken
 from llmsched.core.draining import OperatorDrain
 from llmsched.core.ends import Ends
 from llmsched.core.estimate import History
@@ -50,6 +50,7 @@ class World:
         self.starts = self.starts_before = 0  # decided at this moment, and at the last one before that had a fact
         self.lanes = Lanes()  # of those who have waited long
         self.exchanges = Exchanges()  # pairs of gangs of which one has made way for the other
+        self.taken: dict[str, Taken] = {}  # by reservations of so many GPUs, see reserved.py
         self.history = History()  # what the runs that succeeded took
         # What follows is derived from the above and kept in step; none of it is part of the digest.
         self.outstanding = Outstanding()  # of those that wait or run

@@ -9,7 +9,7 @@ import pytest
 from llmsched.api.event_text import data, describe, told
 from llmsched.core import decisions as d
 from llmsched.core import facts as f
-from llmsched.core.configuration import Configuration
+from llmsched.core.configuration import Configuration, Taken
 from llmsched.core.message import quoted, say, workload
 from llmsched.core.nodes import Node
 from llmsched.core.render import AllNames
@@ -88,6 +88,10 @@ STORY: list[tuple[Any, str]] = [
     (d.LoadAdapter("web/0", 1, "sql", "s3://x"), "is asked to load adapter sql"),
     (d.RequestCapacity((("p4d", 2),)), "asks for nodes: 2 x p4d"),
     (d.ReleaseNode("n1"), "gives node node-a back"),
+    (
+        d.Assign("release", Taken(3000, None, (("n1", 2), ("n2", 1)))),
+        "reservation release takes GPUs of node-a (2), node-b (1)",
+    ),
     (d.RunAgain("lora", 2), "run 2 is due"),
     (d.GiveUp(GANG, "impossible", quoted("no such node")), "is given up (impossible): no such node"),
 ]

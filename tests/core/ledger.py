@@ -207,6 +207,8 @@ class Given:
     def _short(self, plan: Plan) -> Decided:
         short: list[Any] = []
         for decision in plan.decisions:
+            if isinstance(decision, decisions.Assign):
+                continue  # which GPUs a reservation takes is about nobody's work
             gang = getattr(decision, "gang", "")
             name = gang.removesuffix("/0")
             spec = self.state.gangs[gang].spec if gang else None

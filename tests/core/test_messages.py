@@ -145,7 +145,7 @@ def test_words_are_quoted_only_where_whoever_reads_them_may_see_who_wrote_them()
 OWN = {  # text fields of facts and decisions that are about the work they belong to, or for everybody to know
     "gang", "workload", "node", "attempt", "by", "words", "message", "event", "outcome", "artifact", "metrics", "kind",
     "name", "uri", "target", "origin", "reason", "memory", "counts", "placement", "configuration", "used",
-    "adapter",
+    "adapter", "reservation", "taken",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, Launch, Preempt, cluster
+from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import facts
 from llmsched.core.configuration import Reservation
@@ -121,3 +121,12 @@ def test_nobody_moves_to_and_fro() -> None:
                 given.after(0.0, facts.Bound(given.now, gang.id, gang.attempt))
         given.after(100.0)
     assert moves == 4 and {gang.flavor for gang in given.state.gangs.values() if gang.is_active()} == {"A100"}
+
+
+def test_what_it_leaves_is_asked_for_in_the_same_moment() -> None:
+    """Who waited for it was refused before somebody moved, and was asked again at the next news."""
+    given = on_t4(cluster("1 node x 4 A100, 1 node x 4 T4"), work("a"))
+    waits = Workload("w", "w", "train", (Group("w", 1, (Option("T4", Resources(4000)),)),))
+    decided = given.turn(facts.Submitted(given.now, waits))
+    assert decided.decisions == [Preempt("a", "faster_flavor")] and decided.plan.wake_at == given.now
+    assert given.turn().decisions == [Nominate("w", 4)]

@@ -38,7 +38,8 @@ def two_quanta(given: Given) -> list[tuple[str, str]]:
             happened = []
             for each in plan.decisions:
                 name = getattr(each, "gang", "").removesuffix("/0")
-                decided.append((type(each).__name__, name))
+                if name:  # which GPUs a reservation takes is about nobody
+                    decided.append((type(each).__name__, name))
                 if isinstance(each, decisions.Launch):
                     happened.append(facts.Bound(given.now, each.gang, each.attempt))
                 elif isinstance(each, decisions.Preempt):

@@ -45,12 +45,12 @@ from llmsched.core.invariants import violations  # noqa: E402
 from llmsched.core.nodes import Node  # noqa: E402
 from llmsched.core.plan import Plan  # noqa: E402
 from llmsched.core.records import GangState, allowed_sizes, amount_of, size_of  # noqa: E402
+from llmsched.core.reservation import window  # noqa: E402
 from llmsched.core.resources import MILLI, Resources  # noqa: E402
 from llmsched.core.scheduler import decide  # noqa: E402
 from llmsched.core.snapshot import freeze, thaw  # noqa: E402
 from llmsched.core.state import State  # noqa: E402
 from llmsched.core.status import Status  # noqa: E402
-from llmsched.core.windows import window  # noqa: E402
 from llmsched.core.workload import Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 
@@ -79,6 +79,7 @@ class Play:
         self.world, self.told, self.folds = world, told, folds
         self.state, self.journal = State(), list[Any]()
         self.agenda: list[tuple[float, int, Any]] = []
+        self.serial = 0
         self.now, self.passes, self.looks, self.is_calm = 0.0, 0, 0, False
         self.left = {f"{name}/0": seconds for name, seconds in world.takes.items()}
         self.since: dict[str, tuple[float, float, int]] = {}  # gang -> when it began, its speed, which Finished is due
@@ -96,7 +97,7 @@ class Play:
         self.configuration, self.policies = configuration, load(configuration.policies)
 
     def later(self, at: float, what: Any) -> int:
-        self.serial = getattr(self, "serial", 0) + 1
+        self.serial += 1
         heapq.heappush(self.agenda, (at, self.serial, what))
         return self.serial
 

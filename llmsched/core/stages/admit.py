@@ -24,7 +24,7 @@ from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, pla
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
 from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.why_here import why_here
-from llmsched.core.windows import Windows, closed, idle_gpus, kept
+from llmsched.core.windows import closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
 PERSONAL = ("order", "reservation")  # refusals of one gang: another of its class may run for less, or end sooner
@@ -93,19 +93,11 @@ class Admission:
         for row in self.calendar.windows.rows:
             plan.wake(row.opens)
             plan.wake(row.closes)
-        plan.asks_again = plan.asks_again or self._has_changed_what_it_began_with()
-
-    def _has_changed_what_it_began_with(self) -> bool:
-        """Whether somebody starts after whom a reservation is to be on other nodes, or there is more for those to whom
-        elasticity has given nothing."""
-        if not self.trial.begun:
-            return False
-        if self.by_rank and self._rests_somebody():
-            return True
-        rows = self.calendar.windows.rows
-        return bool(rows) and Windows(self.trial).rows != rows
+        if self.by_rank and self.trial.begun and self._rests_somebody():
+            plan.asks_again = True
 
     def _rests_somebody(self) -> bool:
+        """Whether there may be more for those to whom elasticity has given nothing."""
         elastic = self.state.waiting.elastic.values()
         return any(not self.plan.sizes.get(name, 1) for shape in elastic for _, name in shape.entries)
 

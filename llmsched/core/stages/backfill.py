@@ -27,12 +27,14 @@ from llmsched.core.message import RESERVATION, Ref, say, workload
 from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, size_of
+from llmsched.core.reservation import is_holder
+from llmsched.core.reserved import Row
 from llmsched.core.room import OPEN, Closed
 from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
-from llmsched.core.windows import Row, Windows, closed, idle_gpus, is_holder, kept
+from llmsched.core.windows import Windows, closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
 NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
@@ -327,13 +329,11 @@ class Calendar:
         return is_left
 
     def stays_open(self, trial: Trial, goes: list[tuple[GangState, Placement]], idle: dict[str, int]) -> bool:
-        """Whether no reservation keeps these out of where they go, once all others have what `trial` says: which GPUs
-        one of so many takes follows from that."""
-        before, mark, nodes = self.windows, trial.mark(), trial.state.nodes
+        """Whether no reservation keeps these out of where they go, once all others have what `trial` says."""
+        mark, nodes = trial.mark(), trial.state.nodes
         for gang, placement in goes:
             if not trial.held(gang):
                 trial.hold(gang, placement)
-        self.windows = Windows(trial, goes=goes)
         try:
             for gang, placement in goes:
                 rows = self.reserved(gang, size_of(gang.spec, placement), self.longest_grace_s)
@@ -344,7 +344,6 @@ class Calendar:
                     return False
             return True
         finally:
-            self.windows = before
             trial.rollback(mark)
 
     def leaves_enough(self, gang: GangState, placement: Placement, goes: list[tuple[GangState, Placement]]) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from llmsched.core.configuration import Reservation
 from llmsched.core.message import RESERVATION, Ref, say
 from llmsched.core.records import GangState
+from llmsched.core.reservation import is_holder
 from llmsched.core.run_times import ends_by
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
-from llmsched.core.windows import Windows, is_holder, is_left
+from llmsched.core.windows import Windows, is_left
 
 
 def run(this: Pass) -> None:

@@ -120,6 +120,7 @@ class Moves:
             this.trial.promise(gang, found)
             evict.evict(this, gang, evict.FASTER, say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor)))
             self._count += 1
+            this.plan.asks_again = this.plan.asks_again or bool(this.state.waiting.count)  # for what it leaves
             self._free = self._free_flavors()
             return
 
