@@ -1,10 +1,11 @@
 """Which GPUs a reservation of so many takes: decided once, and kept as long as that can be.
 
-What it takes is a fact of the journal (`decisions.Reserve`). If it followed from who holds what, whoever starts, leaves
+What it takes is a fact of the journal (`decisions.Assign`). If it followed from who holds what, whoever starts, leaves
 or is moved would move it, onto those for whom others have just made way; and the same one would leave again and again.
 It is decided anew where it has become impossible: a node is gone, or something is there that nobody can move; and where
-fewer would have to leave for it, or more of it is what its holder has, than as it is. Each time that is strictly
-better, and what is promised to somebody is no part of it unless there is not enough otherwise.
+fewer would have to leave for it, more of it is what its holder has, or less of nodes is left that others cannot use
+whole. Each time that is strictly better, and what is promised to somebody is no part of it unless there is not enough
+otherwise.
 """
 
 from __future__ import annotations
@@ -151,15 +152,17 @@ def _is_possible(trial: Trial, reservation: Reservation, taken: Taken, there: _T
     return all(name in nodes and of_it >> nodes[name].slot & 1 for name in taken.closed)
 
 
-def _trouble(trial: Trial, taken: Taken, there: _There) -> tuple[int, int, int]:
-    """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere."""
-    nodes, leave, theirs = trial.state.nodes, 0, 0
+def _trouble(trial: Trial, taken: Taken, there: _There) -> tuple[int, ...]:
+    """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere; on
+    how many nodes it lies, and what is left of those."""
+    nodes, leave, theirs, rest = trial.state.nodes, 0, 0, 0
     for name, count in taken.parts:
         node = nodes[name]
         others = ceil((there.stays(name) + there.guests.get(name, 0)) / MILLI)
         leave += max(0, count + others - (node.total_gpus - node.foreign_gpus))
         theirs += min(count, ceil(there.holders.get(name, 0) / MILLI))
-    return -sum(count for _, count in taken.parts), leave, -theirs
+        rest += node.total_gpus - count
+    return -sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest
 
 
 def _ends_at(trial: Trial, gang: GangState) -> float:

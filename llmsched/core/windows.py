@@ -134,9 +134,9 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
             capacity.change(*each, -1)
 
 
-def is_left(trial: Trial, reservation: Reservation, node: str, count: int, others: list[GangState]) -> bool:
-    """Whether its holder can have so many GPUs of a node, with what it has there, if only these others are there. What
-    is left of a device counts where the holder has a part of it, and nowhere else."""
+def lacking(trial: Trial, reservation: Reservation, node: str, count: int, others: list[GangState]) -> int:
+    """Thousandths of so many GPUs of a node that its holder cannot have, with what it has there, if only these others
+    are there. What is left of a device counts where the holder has a part of it, and nowhere else."""
     gangs = [trial.state.gangs[name] for name in trial.state.holding]
     mine, my_parts = _on_node([gang for gang in gangs if is_holder(reservation, gang.spec)], node)
     theirs, their_parts = _on_node(others, node)
@@ -145,7 +145,7 @@ def is_left(trial: Trial, reservation: Reservation, node: str, count: int, other
     there = trial.state.nodes[node]
     free = there.total_gpus - there.foreign_gpus - mine - theirs - len({*my_parts, *their_parts})
     rest = sum(MILLI - part - their_parts.get(device, 0) for device, part in my_parts.items())
-    return free >= idle and rest >= (count - idle) * MILLI - held
+    return max(0, idle - free) * MILLI + max(0, (count - idle) * MILLI - held - rest)
 
 
 def _on_node(gangs: list[GangState], node: str) -> tuple[int, dict[int, int]]:

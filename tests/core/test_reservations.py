@@ -416,3 +416,14 @@ def test_a_device_of_which_others_have_a_part_is_none_that_a_holder_could_have()
     world = cluster("1 node x 3").reserve(50.0, LASTS, "bob", gpus=2)
     world.policies(placement="pack").running("one", 0.75).running("other", 0.75)
     assert world.after(50.0).turn().decisions == [Preempt("other", "reservation")], "two devices of three have parts"
+
+
+def test_nobody_leaves_for_a_holder_who_would_have_no_more_by_that() -> None:
+    """What its holder lacked was a part of a device of which the rest was somebody's whom nobody can move; all others
+    left the node, and again when they had begun there, which nothing forbade."""
+    given = cluster("1 node x 4").reserve(100.0, 1000.0, "bob", gpus=1).running("theirs", 0.75, user="bob")
+    given.running("fixed", 0.25, preemptible=False, ends_in=50.0).running("guest", 2)
+    assert [place.gpu_index for name in ("theirs/0", "fixed/0") for place in given.state.gangs[name].held] == [0, 0]
+    for _ in range(20):
+        given.after(10.0)
+        assert given.turn().decisions == []

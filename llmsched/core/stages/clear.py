@@ -12,7 +12,7 @@ from llmsched.core.reservation import is_holder
 from llmsched.core.run_times import ends_by
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
-from llmsched.core.windows import Windows, is_left
+from llmsched.core.windows import Windows, lacking
 
 
 def run(this: Pass) -> None:
@@ -48,11 +48,16 @@ def _beyond(this: Pass, reservation: Reservation, node: str, count: int, guests:
         key=lambda g: (not g.is_active(), state.now if g.started_at is None else g.started_at, g.submitted_at, g.id)
     )
     chosen: list[GangState] = []
-    while going and not is_left(this.trial, reservation, node, count, stay):
+
+    def lacks(others: list[GangState]) -> int:
+        return lacking(this.trial, reservation, node, count, others)
+
+    while going and lacks(stay):
         chosen.append(going.pop())
         stay.remove(chosen[-1])
+    least = lacks(stay)  # more than nothing, where those are there who may not be told to leave
     for gang in list(chosen):
-        if is_left(this.trial, reservation, node, count, [*stay, gang]):
+        if lacks([*stay, gang]) <= least:
             stay.append(gang)
             chosen.remove(gang)
     return {gang.id: None for gang in chosen}
