@@ -15,7 +15,8 @@ somebody takes one away. None comes back but at a turn of the clock: twice for e
 for each count of past use (past_use.py: at most once an hour, or once a half-life that is shorter), where shares
 depend on that. An eviction for nobody is one of these:
 
-  stages/migrate.py    makes who moves faster, so that it happens once for each of its flavors between two others
+  stages/migrate.py    makes who moves faster, so that it happens once for each of its flavors between two others: it
+                       begins where it is faster, on places that are kept for it, and nowhere else
   stages/clear.py      once a window: nobody may start on what is reserved
   stages/reconcile.py  is itself a change from outside
 

@@ -22,10 +22,7 @@ def launch(world: World, decision: decisions.Launch) -> None:
 def nominate(world: World, decision: decisions.Nominate) -> None:
     world.starts += 1
     gang = world.gangs[decision.gang]
-    lives.unpromise(world, gang, decision.placement)
-    gang.nomination = Nomination(decision.placement, decision.victims, world.now)
-    world.nominated[gang.id] = None
-    world.ledgers.charge(gang, decision.placement, 1, promise=True)
+    lives.promise(world, gang, Nomination(decision.placement, decision.victims, world.now))
     world.lanes.owe(gang, decision.owed_s, world.now, world.ledgers)
 
 

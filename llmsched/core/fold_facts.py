@@ -132,6 +132,10 @@ def node_lost(world: World, fact: facts.NodeLost) -> None:
         gang = world.gangs[name]
         if gang.nomination and any(placed.node == fact.node for placed in gang.nomination.placement):
             lives.unpromise(world, gang)
+    for name in [*world.moved]:
+        gang = world.gangs[name]
+        if any(placed.node == fact.node for placed in (*gang.goes_to, *gang.held)):
+            lives.give_up_places(world, gang)
     for name in [*world.exceeding]:
         gang = world.gangs[name]
         lives.exceed(world, gang, tuple(one for one in gang.excess if one[0] != fact.node))
@@ -200,6 +204,10 @@ def _drains_otherwise(world: World, node: NodeState) -> None:
             gang = world.gangs[name]
             if gang.nomination and any(placed.node == node.node.id for placed in gang.nomination.placement):
                 lives.unpromise(world, gang)
+        for name in [*world.moved]:
+            gang = world.gangs[name]
+            if any(placed.node == node.node.id for placed in gang.goes_to):
+                lives.give_up_places(world, gang)
         world.troubled.update((gang.id, None) for gang in here if gang.is_active())
     for name in dict.fromkeys(gang.workload_id for gang in here if gang.spec.kind == "serve"):
         world.troubled[name] = None

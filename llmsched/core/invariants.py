@@ -30,7 +30,7 @@ def _nodes(state: State) -> list[str]:
     for gang in state.gangs.values():
         for promise, placement in (
             (False, gang.held),
-            (True, gang.nomination.placement if gang.nomination else ()),
+            (True, gang.nomination.placement if gang.nomination else gang.goes_to),
         ):
             for placed in placement:
                 amount = amount_of(gang.spec, placed)
@@ -98,6 +98,8 @@ def _gangs(state: State) -> list[str]:
                     broken.append(f"I2 {gang.id} runs with {count} of {group.count} bundles of {group.name}")
         if gang.nomination is not None and gang.status is not Status.QUEUED:
             broken.append(f"I7 {gang.id} is {gang.status.value} and nominated")
+        if gang.goes_to and gang.status is not Status.VACATING:
+            broken.append(f"I7 {gang.id} is {gang.status.value} and places are kept for it")
     for record in state.workloads.values():
         if record.outcome and any(not state.gangs[name].is_ended() for name in record.gangs):
             broken.append(f"I7 {record.workload.id} has {record.outcome} while a gang of it has not ended")
@@ -115,6 +117,15 @@ def _quota(state: State) -> list[str]:
     fresh = QuotaTree(state.configuration, cluster)
     totals: dict[str, int] = {}
     for gang in state.gangs.values():
+        kept, flavors = Counter[str](), dict[str, str | None]()  # beyond what it holds, which is its own as long
+        for sign, placement in ((1, gang.goes_to), (-1, gang.held if gang.goes_to else ())):
+            for placed in placement:
+                flavor = state.nodes[placed.node].node.flavor
+                row = fresh.row_of(gang.spec.queue, flavor)
+                flavors.setdefault(row, flavor)
+                kept[row] += sign * amount_of(gang.spec, placed).gpus_milli
+        for row, gpus in kept.items():
+            fresh.charge(gang.spec.queue, flavors[row], max(gpus, 0))
         for placed in (*gang.held, *(gang.nomination.placement if gang.nomination else ())):
             gpus = amount_of(gang.spec, placed).gpus_milli
             found = state.nodes.get(placed.node)
@@ -162,9 +173,8 @@ def _indices(state: State) -> list[str]:
             broken.append(f"index: {gang.id} is {gang.status.value}, in holding: {gang.id in state.holding}")
         if (gang.id in state.vacating) != (gang.status is Status.VACATING):
             broken.append(f"index: {gang.id} is {gang.status.value}, in vacating: {gang.id in state.vacating}")
-        is_moved = gang.vacate_reason == "consolidation" and gang.status in (Status.VACATING, Status.QUEUED)
-        if (gang.id in state.moved) != is_moved:
-            broken.append(f"index: {gang.id} was moved: {is_moved}, in moved: {gang.id in state.moved}")
+        if (gang.id in state.moved) != bool(gang.goes_to):
+            broken.append(f"index: {gang.id} goes to {gang.goes_to}, in moved: {gang.id in state.moved}")
         waits = gang.id in state.waiting or gang.id in state.parked
         if waits != (gang.status is Status.QUEUED):
             broken.append(f"index: {gang.id} is {gang.status.value}, among the waiting: {waits}")

@@ -55,6 +55,8 @@ class Ledgers:
             placement = gang.held or (gang.nomination.placement if gang.nomination else ())
             for flavor, amount in self._by_flavor(gang, placement).items():
                 self.quota.charge(gang.spec.queue, flavor, amount)
+            for flavor, amount in self._beyond_held(gang, gang.goes_to).items():
+                self.quota.charge(gang.spec.queue, flavor, amount)
             for name, used in gang.excess:
                 self.quota.charge(gang.spec.queue, self.nodes[name].node.flavor, used.gpus_milli)
 
@@ -166,6 +168,30 @@ class Ledgers:
                 flavor = node.node.flavor
                 amounts[flavor] = amounts.get(flavor, 0) + gpus
         return amounts
+
+    def keep(self, gang: GangState, placement: Placement, sign: int) -> None:
+        """Keep (1) these places for a gang that is leaving others, or give them up (-1): on nodes, and in quota as far
+        as they are more than what it holds, which is its own as long."""
+        for name, amount, device in weigh(gang.spec, placement).amounts:
+            node = self.nodes[name]
+            self.capacity.take(node, amount, device, sign)
+            node.promised += sign * amount.gpus_milli
+        for flavor, gpus in self._beyond_held(gang, placement).items():
+            if sign > 0:
+                self.quota.charge(gang.spec.queue, flavor, gpus)
+            else:
+                self.quota.release(gang.spec.queue, flavor, gpus)
+
+    def _beyond_held(self, gang: GangState, placement: Placement) -> dict[str | None, int]:
+        """What a placement is more than what the gang holds, by row of its quota: a flavor of each."""
+        more: dict[str, int] = {}
+        flavors: dict[str, str | None] = {}
+        for places, sign in ((placement, 1), (gang.held if placement else (), -1)):
+            for flavor, gpus in self._by_flavor(gang, places).items():
+                row = self.quota.row_of(gang.spec.queue, flavor)
+                flavors.setdefault(row, flavor)
+                more[row] = more.get(row, 0) + sign * gpus
+        return {flavors[row]: gpus for row, gpus in more.items() if gpus > 0}
 
     def charge(self, gang: GangState, placement: Placement, sign: int, promise: bool = False) -> dict[str | None, int]:
         """Put a placement into the ledgers (sign 1) or take it out (-1). Exact: the two undo each other. How many

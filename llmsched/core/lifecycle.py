@@ -18,7 +18,7 @@ from llmsched.core.draining import is_moving
 from llmsched.core.exchanges import Exchange
 from llmsched.core.facts import Finished, Resized
 from llmsched.core.message import Message, quoted, say, workload
-from llmsched.core.records import GangState, Version, WorkloadState, size_of
+from llmsched.core.records import GangState, Nomination, Version, WorkloadState, size_of
 from llmsched.core.status import Status
 from llmsched.core.world import World
 
@@ -191,9 +191,8 @@ def _preempted(world: World, gang: GangState, decision: Preempt) -> None:
     _vacates(world, gang, "released", decision.reason)
     gang.beneficiary = decision.beneficiary
     gang.message = decision.why
-    gang.goes_to = decision.goes_to
-    if decision.reason == "consolidation":
-        world.moved[gang.id] = None
+    if decision.goes_to and all(placed.node in world.nodes for placed in decision.goes_to):
+        lives.keep_places(world, gang, decision.goes_to)
     _makes_way(world, gang, decision)
     if decision.reason == "in_queue_rank":
         world.ranked_at = world.now
@@ -234,6 +233,7 @@ def _vacates(world: World, gang: GangState, leaving: str, reason: str) -> None:
 def _requeued(world: World, gang: GangState, _: object) -> None:
     """Back among the waiting, under the newest spec of its workload (a replica: that has answered)."""
     record = world.workloads[gang.workload_id]
+    goes_to = lives.give_up_places(world, gang)
     lives.let_go(world, gang, again=not record.cancelled)
     gang.queued_since = world.now
     gang.placement = None
@@ -245,7 +245,10 @@ def _requeued(world: World, gang: GangState, _: object) -> None:
     version = rollout.version_of(record, gang)
     if gang.revision != version.revision:
         lives.adopt_version(world, gang, version)
+        goes_to = ()
     lives.queue(world, gang)
+    if goes_to and not gang.blocked_by:
+        lives.promise(world, gang, Nomination(goes_to, (), world.now, moves=True))
     if gang.spec.kind == "serve":
         fill(world, record)
 
@@ -254,7 +257,7 @@ def _set_back(world: World, gang: GangState, entry: object) -> None:
     """Back among the waiting, after a pause that grows with each failure."""
     retry = gang.spec.retry
     world.begin_anew(gang.id)
-    gang.goes_to = ()
+    lives.give_up_places(world, gang)
     gang.not_before = world.now + min(retry.backoff_s * 2 ** (gang.failures - 1), retry.backoff_max_s)
     _requeued(world, gang, entry)
 

@@ -11,7 +11,7 @@ import heapq
 from llmsched.core import cron, rollout
 from llmsched.core.explain import Reason
 from llmsched.core.message import Quote, say, workload, workloads
-from llmsched.core.records import GangState, Version, WorkloadState, allowed_sizes, flavor_held
+from llmsched.core.records import GangState, Nomination, Version, WorkloadState, allowed_sizes, flavor_held
 from llmsched.core.resources import MILLI, ByNode
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement, Workload, gang_id
@@ -145,11 +145,16 @@ def enqueue(world: World, gang: GangState) -> None:
 def leave_line(world: World, gang: GangState, placement: Placement = ()) -> None:
     """It does not wait any more, and nothing is promised to it. `placement`: where it goes instead."""
     unpromise(world, gang, placement)
-    gang.goes_to = ()
     world.waiting.discard(gang)
-    world.moved.pop(gang.id, None)
     _drop_parked(world, gang)
     gang.own_reason = None
+
+
+def promise(world: World, gang: GangState, nomination: Nomination) -> None:
+    unpromise(world, gang, nomination.placement)
+    gang.nomination = nomination
+    world.nominated[gang.id] = None
+    world.ledgers.charge(gang, nomination.placement, 1, promise=True)
 
 
 def unpromise(world: World, gang: GangState, placement: Placement = ()) -> None:
@@ -172,6 +177,24 @@ def _drop_parked(world: World, gang: GangState) -> None:
 
 
 # Holding.
+
+
+def keep_places(world: World, gang: GangState, placement: Placement) -> None:
+    """They are its own while it leaves what it holds."""
+    gang.goes_to = placement
+    world.moved[gang.id] = None
+    world.ledgers.keep(gang, placement, 1)
+
+
+def give_up_places(world: World, gang: GangState) -> Placement:
+    """They are kept no more. Which ones; () for none."""
+    placement = gang.goes_to
+    if placement:
+        world.causes += 1
+        world.ledgers.keep(gang, placement, -1)
+        gang.goes_to = ()
+        del world.moved[gang.id]
+    return placement
 
 
 def set_pace(world: World, gang: GangState) -> None:
@@ -230,6 +253,7 @@ def exceed(world: World, gang: GangState, used: ByNode) -> None:
 
 def let_go(world: World, gang: GangState, *, again: bool = False) -> None:
     """The attempt is over: count its service and free everything. `again`: another one is to follow it."""
+    give_up_places(world, gang)
     settle(world, gang)
     ran_s = 0.0 if gang.started_at is None else world.now - gang.started_at
     world.lanes.give_back(gang, ran_s, world.now, world.ledgers)

@@ -34,6 +34,7 @@ class Nomination:
     placement: Placement
     victims: tuple[str, ...]
     at: float
+    moves: bool = False  # it has left for exactly these places, which were kept meanwhile
 
 
 class Version(NamedTuple):
@@ -86,7 +87,7 @@ class GangState:
     leaving: str = ""  # while VACATING: the event that follows Released ("released", "ended", "stopped")
     vacate_reason: str = ""
     beneficiary: str = ""
-    goes_to: Placement = ()  # where it begins again, if it is moved: kept until it does, see stages/consolidate.py
+    goes_to: Placement = ()  # while VACATING: the places that are kept for it, then promised to it
     lost_members: bool = False
     home: tuple[str, ...] = ()  # nodes on which members were when others of them were lost, until it starts again
     lost_at: float = 0.0

@@ -173,7 +173,7 @@ def _ends_at(trial: Trial, gang: GangState) -> float:
 
 
 def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
-    """Where those go who were promised places, and those who are moved and have not begun there."""
+    """Where those go who were promised places, and those for whom places are kept while they leave others."""
     state = trial.state
     found = [(state.gangs[name], state.gangs[name].goes_to) for name in state.moved]
     for name in state.nominated:

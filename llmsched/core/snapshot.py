@@ -291,6 +291,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
     for gang in (*held, *promised):  # on nodes first: the tree of quotas is then made with all of it
         placement = gang.held if gang.held or gang.nomination is None else gang.nomination.placement
         state.ledgers.charge(gang, placement, 1, promise=not gang.held)
+        state.ledgers.keep(gang, gang.goes_to, 1)
     count_quota(state)
     for gang in held:
         if gang.held:

@@ -19,7 +19,8 @@ from llmsched.core.resources import ByNode
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
-EXCESS = 3  # in the log, beside +-1 for what is held, +-2 for promises and +-4 for those that this pass makes first
+EXCESS = 3  # in the log, beside +-1 for what is held, +-2 for promises and +-4 for those that this pass makes first,
+KEPT = 6  # and +-6 for what is kept for those who leave
 PROMISES = (2, -2, 4, -4)
 
 
@@ -32,7 +33,8 @@ class Trial:
         self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
         self.begun: dict[str, Placement] = {}  # gangs this pass has told to start, and where
         self.promised: dict[str, Placement] = {}  # gangs this pass has promised places to for the first time
-        self.leaving: dict[str, None] = {}  # gangs this pass has told to let go
+        self.leaving: dict[str, None] = {}  # gangs this pass has told to let go,
+        self.moving: dict[str, Placement] = {}  # and where those of them go for whom places are kept
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what,
         self.shrinks = 0  # how often: one may be told again, to become smaller still
         self.taken: dict[str, Taken] = {}  # by reservations, as this pass has decided
@@ -99,7 +101,27 @@ class Trial:
         """Whoever is on the way out holds nothing, for the rest of the trial."""
         for name in (*self.state.vacating, *self.leaving):
             if self.held(self.state.gangs[name]):
-                self.hold(self.state.gangs[name], ())
+                self.let_go(self.state.gangs[name])
+
+    def let_go(self, gang: GangState) -> None:
+        """It holds nothing for the rest of the trial, and what is kept for it meanwhile is promised to it."""
+        self.hold(gang, ())
+        goes_to = gang.goes_to or self.moving.get(gang.id, ())
+        if goes_to:
+            self.keep(gang, goes_to, -1)
+            self.promise(gang, goes_to)
+
+    def keep(self, gang: GangState, placement: Placement, sign: int) -> None:
+        """See `Ledgers.keep`; for the rest of the trial."""
+        self.state.ledgers.keep(gang, placement, sign)
+        self._log.append((gang, placement, -sign * KEPT, self.placements.get(gang.id)))
+
+    def leave(self, gang: GangState, goes_to: Placement = ()) -> None:
+        """It is told to let go. `goes_to`: the places that are kept for it meanwhile. Never inside a mark."""
+        if goes_to:
+            self.moving[gang.id] = goes_to
+            self.keep(gang, goes_to, 1)
+        self.leaving[gang.id] = None
 
     def unpromise(self, gang: GangState) -> None:
         """Take a nomination out of the ledgers for the rest of the trial."""
@@ -142,6 +164,8 @@ class Trial:
             self._afterwards.catch_up()
             self._afterwards.stays(gang)
         self.leaving.pop(gang.id, None)
+        if gang.id in self.moving:
+            self.keep(gang, self.moving.pop(gang.id), -1)
         self.shrinking.pop(gang.id, None)
         self.victims.clear()
 
@@ -186,6 +210,9 @@ class Trial:
             if sign == EXCESS:
                 self._exceed(gang, gang.id in self._returned)
                 continue
+            if abs(sign) == KEPT:
+                self.state.ledgers.keep(gang, placement, 1 if sign > 0 else -1)
+                continue
             self.state.ledgers.charge(gang, placement, 1 if sign > 0 else -1, promise=sign in PROMISES)
             if sign not in PROMISES:
                 if before is None:
@@ -203,6 +230,7 @@ class Afterwards(Trial):
         self.held_quota = trial.held_quota.copy()
         self.begun, self.promised, self.taken = trial.begun, trial.promised, trial.taken
         self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
+        self.moving = trial.moving
         self.gone: dict[str, int] = {}  # who leaves, in that order
         self._gone_from: dict[str, list[str]] = {}  # the same by node
         self._trial = trial
@@ -224,7 +252,9 @@ class Afterwards(Trial):
         for gang, placement, sign, _ in islice(trial._log, logged, None):
             if sign == EXCESS:
                 continue  # it follows what is held
-            if sign == 2:
+            if abs(sign) == KEPT:
+                self.keep(gang, placement, 1 if sign < 0 else -1)
+            elif sign == 2:
                 self.unpromise(gang)
             elif sign == -2:
                 self.promise(gang, placement)
@@ -253,6 +283,9 @@ class Afterwards(Trial):
         if self.gone.pop(gang.id, None) is not None:
             for node in dict.fromkeys(placed.node for placed in gang.held):
                 self._gone_from[node].remove(gang.id)
+            if gang.id in self.moving:  # until the trial's own log says that they are kept no more
+                self.state.ledgers.charge(gang, self.moving[gang.id], -1, promise=True)
+                self.keep(gang, self.moving[gang.id], 1)
         self.hold(gang, gang.held)
 
     def _let_go(self, name: str) -> None:
@@ -262,4 +295,4 @@ class Afterwards(Trial):
         self.gone[name] = next(reversed(self.gone.values()), -1) + 1
         for node in dict.fromkeys(placed.node for placed in gang.held):
             self._gone_from.setdefault(node, []).append(name)
-        self.hold(gang, ())
+        self.let_go(gang)

@@ -64,7 +64,7 @@ class World:
         self.vacating: dict[str, None] = {}
         self.elastic: dict[str, None] = {}  # of the holding, those whose size may vary
         self.movable: dict[str, None] = {}  # of the holding, those that would be faster on another of their flavors
-        self.moved: dict[str, None] = {}  # by consolidation, until they begin again
+        self.moved: dict[str, None] = {}  # of the vacating, those for whom other places are kept
         self.serving: dict[str, None] = {}  # serve workloads that have not ended
         self.timed: dict[str, None] = {}  # active gangs with a run time, deadline or budget
         self.scheduled: dict[str, None] = {}  # workloads with a schedule

@@ -308,6 +308,6 @@ def test_a_reservation_takes_no_gpu_that_is_promised_nor_one_to_which_somebody_i
     assert not {node for node, _ in row.parts} & busy
     assert not any(row.nodes >> given.state.nodes[node].slot & 1 for node in busy)
     decided = given.turn(facts.Released(given.now, told.gang, 1))
-    assert decided.decisions == [Launch(told.gang[:-2], 2), Launch("whole", 4)]
+    assert decided.decisions == [Launch("whole", 4), Launch(told.gang[:-2], 2)]
     launched = [each for each in decided.plan.decisions if isinstance(each, decisions.Launch)]
-    assert launched[0].placement == told.goes_to and launched[1].placement == promised.placement
+    assert launched[0].placement == promised.placement and launched[1].placement == told.goes_to

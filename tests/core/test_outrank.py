@@ -65,8 +65,8 @@ def test_the_new_place_of_who_is_moved_is_kept_until_it_begins_there() -> None:
     assert decided.decisions == [Preempt(mover, "consolidation"), Nominate("whole", 4)]
     assert given.turn(facts.Tick(given.now + 5.0)).decisions == []
     assert given.turn(facts.Released(given.now + 6.0, f"{mover}/0", 1)).decisions == [
-        Launch(mover, 2),
         Launch("whole", 4),
+        Launch(mover, 2),
     ]
     assert not given.state.moved
 

@@ -67,13 +67,11 @@ class Admission:
         state, plan = self.state, self.plan
         since = len(plan.decisions)
         self.gave = len(self.trial.leaving) + self.trial.shrinks  # how often somebody was told to, at the last success
-        consolidate.go_on(self.this, self.calendar, self.settled, self._launch, self._place)
         goes_on = redeem.run(self.this, self.calendar, self._launch)
         for name in state.nominated:
             self._tell_promised(state.gangs[name])
         if not goes_on:
             return
-        migrate.keep_places(self.this)
         moves = migrate.Moves(self.this, self.calendar)
         while True:
             line = self._ask_all(moves, since)

@@ -54,7 +54,7 @@ def evict(
     name = beneficiary.id if beneficiary is not None else ""
     grace = gang.spec.grace_s if grace_s is None else grace_s
     this.plan.decisions.append(Preempt(gang.id, gang.attempt, grace, reason, name, why, goes_to))
-    this.trial.leaving[gang.id] = None
+    this.trial.leave(gang, goes_to)
 
 
 def instead(this: Pass, told: Preempt, beneficiary: GangState, why: Message | None) -> None:

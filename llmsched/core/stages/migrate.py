@@ -6,8 +6,8 @@ delayed: outside of ranking, those have been looked at before; by rank, whoever 
 Nobody is evicted for it, and every move raises the speed of the gang that moves, so that it moves at most once for each
 of its flavors until something else evicts it.
 
-It leaves first and starts again as anybody who waits does, by its rank and age. Until then its new place is kept, pass
-by pass (`keep_places`): what is kept follows from the state, and is taken again by nobody else meanwhile.
+Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there and nowhere
+else, or waits by its rank and age as anybody does.
 """
 
 from __future__ import annotations
@@ -28,18 +28,6 @@ LOOKED_AT = 256  # gangs a pass looks at
 MOVED_AT_MOST = 16  # gangs a pass moves
 SOONER = 1.1  # by this factor must what is left take less time, beside what the restart costs
 UNKNOWN_S = 900.0  # seconds of work left, at least, where nobody knows: else as long again as it has worked
-
-
-def keep_places(this: Pass) -> None:
-    """Keep a place for everybody who is leaving in order to move; whoever waits is looked at after that."""
-    state = this.state
-    for name in state.vacating:
-        gang = state.gangs[name]
-        if gang.vacate_reason == evict.FASTER:
-            places = (_try(this, gang, option) for _, option in gang.faster)
-            found = next((each for each in places if each is not None), None)
-            if found is not None:
-                this.trial.promise(gang, found)
 
 
 class Moves:
@@ -117,8 +105,8 @@ class Moves:
             if found is None or not self._calendar.allows(gang, found):
                 continue
             flavor = gang.spec.groups[0].options[option].flavor or ""
-            this.trial.promise(gang, found)
-            evict.evict(this, gang, evict.FASTER, say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor)))
+            why = say("preempt.faster_flavor", flavor=Ref(FLAVOR, flavor))
+            evict.evict(this, gang, evict.FASTER, why, goes_to=found)
             self._count += 1
             this.plan.asks_again = this.plan.asks_again or bool(this.state.waiting.count)  # for what it leaves
             self._free = self._free_flavors()

@@ -57,7 +57,7 @@ def _redeem(
             nodes = [this.state.nodes.get(placed.node) for placed in nomination.placement]
             return all(node is not None and only >> node.slot & 1 for node in nodes)
 
-    if place.may_fit(trial, gang, size):
+    if not nomination.moves and place.may_fit(trial, gang, size):
         trial.unpromise(gang)
         with open_to(gang) as only:
             found = place.find(this, gang, size, only, explain=False)
