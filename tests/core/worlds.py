@@ -13,7 +13,8 @@ plays that many, in so many processes, and prints how long it took. After every 
                and once nothing happens any more nobody is resized again and again
     silence    between two moments that a plan has named, and without news, there is nothing to decide; of a plan that
                says that the clock alone may change its mind, at the same moment, and it names the next one
-    vain       nobody was evicted for somebody who then did not get the place, once all is calm
+    vain       nobody was evicted for somebody who then has neither the place nor a promise of it, unless something has
+               happened from outside meanwhile, or one with a better right begins there
     promises   whoever was promised places starts when those are free, whoever else is still leaving
     progress   who would start on the empty cluster has started once the others have ended; nothing hangs
 
@@ -54,7 +55,7 @@ from llmsched.core.status import Status  # noqa: E402
 from llmsched.core.workload import Topology, Workload  # noqa: E402
 from llmsched.policies.registry import load  # noqa: E402
 
-MOVES = 4  # of one gang to a faster flavor, without a change from outside
+MOVES = 2  # of one gang to a faster flavor, of three, without a change from outside
 RESIZES = 40  # of one gang after the last event from outside
 FOLDS = 11  # every so many passes the journal is folded again, and the time until the next one is looked into
 AT_ONCE = 25  # worlds that a process takes
@@ -229,6 +230,7 @@ class Play:
             self.apply(decision)
             self.carries_out(decision)
         self.hold_the_ledgers(plan.decisions)
+        self.hold_the_victims(plan)
         if not plan.is_cut and not plan.asks_again:
             self.hold_the_promises()
         told = plan.reasons if self.looks % self.folds == 0 else None  # as people get it: that costs more
@@ -292,9 +294,9 @@ class Play:
             if isinstance(decision, decisions.Preempt):
                 self.hold_the_loops(decision)
         elif isinstance(decision, decisions.Withdraw) and decision.gang in self.owed:
-            if decision.why is not None and decision.why.code == "withdraw.outranked":
-                return  # one with a better right begins there
-            raise BrokenPromise(f"vain: at {self.now} {decision}, for which {self.owed[decision.gang]} was evicted")
+            gang = self.owed.pop(decision.gang)
+            if decision.why is None or decision.why.code != "withdraw.outranked":  # else a better right begins there
+                raise BrokenPromise(f"vain: at {self.now} {decision}, for which {gang} was evicted")
 
     # What must hold.
 
@@ -303,6 +305,15 @@ class Play:
         if broken:
             names = [type(entry).__name__ for entry in after]
             raise BrokenPromise(f"ledgers: at {self.now} after {names}: {broken}")
+
+    def hold_the_victims(self, plan: Plan) -> None:
+        for name, victim in self.owed.items():
+            gang = self.state.gangs[name]
+            waits = gang.status is Status.QUEUED and not gang.blocked_by and gang.nomination is None
+            if waits and not plan.is_cut:
+                raise BrokenPromise(
+                    f"vain: at {self.now} nothing is promised to {name}, for which {victim} was evicted"
+                )
 
     def hold_the_promises(self) -> None:
         """Counted by hand, and of whole GPUs alone, as what is left of a device of which somebody holds a part is none;
@@ -364,7 +375,7 @@ class Play:
                 raise BrokenPromise(f"loops: {decision.gang} has left before: {decision}")
             if decision.reason != "faster_flavor":
                 self.begins_anew(decision.gang)
-        if decision.beneficiary and self.is_calm and self.now > 2 * CALM_S + self.world.events[-1][0]:
+        if decision.beneficiary:
             self.owed[decision.beneficiary] = decision.gang
 
     def hold_the_silence(self) -> None:
