@@ -8,11 +8,12 @@ from collections import Counter
 
 from llmsched.core.outstanding import Outstanding
 from llmsched.core.quota import QuotaTree
-from llmsched.core.records import amount_of, size_of
+from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.resources import MILLI
 from llmsched.core.state import State
 from llmsched.core.status import HOLDING, Status
 from llmsched.core.usage import limit_of
+from llmsched.core.workload import Placed
 
 
 def violations(state: State) -> list[str]:
@@ -30,7 +31,7 @@ def _nodes(state: State) -> list[str]:
     for gang in state.gangs.values():
         for promise, placement in (
             (False, gang.held),
-            (True, gang.nomination.placement if gang.nomination else gang.goes_to),
+            (True, gang.nomination.placement if gang.nomination else _kept(gang)),
         ):
             for placed in placement:
                 amount = amount_of(gang.spec, placed)
@@ -106,6 +107,11 @@ def _gangs(state: State) -> list[str]:
         if record.outcome == "succeeded" and any(state.gangs[n].status is Status.FAILED for n in record.gangs):
             broken.append(f"I7 {record.workload.id} succeeded although a gang failed")
     return broken
+
+
+def _kept(gang: GangState) -> list[Placed]:
+    """The places that are kept for it while it leaves, but for those that it holds."""
+    return [*(Counter(gang.goes_to) - Counter(gang.held)).elements()]
 
 
 def _quota(state: State) -> list[str]:

@@ -170,9 +170,10 @@ class Ledgers:
         return amounts
 
     def keep(self, gang: GangState, placement: Placement, sign: int) -> None:
-        """Keep (1) these places for a gang that is leaving others, or give them up (-1): on nodes, and in quota as far
+        """Keep (1) these places for a gang that is leaving others, or give them up (-1): on nodes and in quota as far
         as they are more than what it holds, which is its own as long."""
-        for name, amount, device in weigh(gang.spec, placement).amounts:
+        more = tuple((Counter(placement) - Counter(gang.held)).elements())
+        for name, amount, device in weigh(gang.spec, more).amounts:
             node = self.nodes[name]
             self.capacity.take(node, amount, device, sign)
             node.promised += sign * amount.gpus_milli

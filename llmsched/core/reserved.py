@@ -180,7 +180,8 @@ def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
         gang = state.gangs[name]
         if gang.nomination is not None:
             found.append((gang, gang.nomination.placement))
-    found += [(state.gangs[name], placement) for name, placement in trial.promised.items()]
+    decided = (*trial.moving.items(), *trial.promised.items())
+    found += [(state.gangs[name], placement) for name, placement in decided]
     return [(gang, placement) for gang, placement in found if gang.id not in trial.begun]
 
 

@@ -87,3 +87,13 @@ def test_a_journal_in_which_the_mover_began_elsewhere_is_folded() -> None:
     elsewhere = promised.placement[0]._replace(node="t4-0", option=1)
     given.state.apply(decisions.Launch("a/0", 2, (elsewhere,)))
     assert violations(given.state) == [] and given.state.nodes["a100-0"].free_whole == 4
+
+
+def test_what_it_holds_of_them_is_counted_once() -> None:
+    """Whoever waited for the rest of the node did so although that was free."""
+    given = cluster("1 node x 4").running("a", 2).running("b", 1)
+    held = given.state.gangs["a/0"].held
+    given.state.apply(decisions.Preempt("a/0", 1, 10.0, "consolidation", "b/0", None, held))
+    assert given.state.nodes["n-0"].free_whole == 1 and violations(given.state) == []
+    given.state.apply(facts.Released(given.now, "a/0", 1))
+    assert given.state.nodes["n-0"].free_whole == 1 and violations(given.state) == []

@@ -16,7 +16,7 @@ def run(this: Pass) -> None:
 
 
 def look_again(this: Pass) -> None:
-    """Ask for another pass at once, if it will find something better for one of them as somebody starts."""
-    if this.trial.begun and this.state.configuration.reservations:
+    """Ask for another pass at once, if it will find something better for one of them after what this one decides."""
+    if this.plan.decisions and this.state.configuration.reservations:
         known = Windows(this.trial).taken
         this.plan.asks_again = this.plan.asks_again or Windows(this.trial, anew=True).taken != known
