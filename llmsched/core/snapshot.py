@@ -271,7 +271,11 @@ def _index(state: State, snapshot: Snapshot) -> None:
     state.vacating = dict.fromkeys(snapshot.vacating)
     state.elastic = dict.fromkeys(snapshot.elastic)
     state.movable = dict.fromkeys(snapshot.movable)
-    state.moved = dict.fromkeys(snapshot.moved)
+    for name in snapshot.moved:
+        if state.gangs[name].status is Status.VACATING:
+            state.moved[name] = None
+        else:
+            state.gangs[name].goes_to = ()  # of a version that went on keeping them without a promise
     state.serving = dict.fromkeys(snapshot.serving)
     state.timed = dict.fromkeys(snapshot.timed)
     state.scheduled = dict.fromkeys(snapshot.scheduled)
