@@ -11,13 +11,13 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation, Taken
 from llmsched.core.records import GangState, amount_of, expected_end, size_of
-from llmsched.core.reservation import is_holder, is_immovable
+from llmsched.core.reservation import is_holder, is_immovable, window
 from llmsched.core.resources import MILLI
 from llmsched.core.run_times import runtime_s
 from llmsched.core.status import Status
@@ -89,7 +89,7 @@ def _chosen(trial: Trial, reservation: Reservation, span: tuple[float, float], r
                 busy.append(name)
         return offers, busy
 
-    offers, busy = offered(_of_later_ones(trial, reservation))
+    offers, busy = offered(_of_later_ones(trial, reservation, span))
     if sum(offer for offer, _ in offers) < wanted:
         offers, busy = offered(())
 
@@ -129,13 +129,14 @@ def _barred(trial: Trial, span: tuple[float, float], rows: list[Row]) -> int:
     return mask
 
 
-def _of_later_ones(trial: Trial, reservation: Reservation) -> list[str]:
-    """Nodes of which others take something already that come after it."""
+def _of_later_ones(trial: Trial, reservation: Reservation, span: tuple[float, float]) -> list[str]:
+    """Nodes of which others take something already that come after it, and are open meanwhile."""
     found: list[str] = []
     is_later = False
     for other in trial.state.configuration.reservations:
-        taken = taken_before(trial, other) if is_later else None
-        found += [name for name, _ in taken.parts] if taken is not None else []
+        opens, closes = (window(other, trial.now) if is_later else None) or (inf, -inf)
+        if span[0] < closes and span[1] > opens and (taken := taken_before(trial, other)) is not None:
+            found += [name for name, _ in taken.parts]
         is_later = is_later or other is reservation
     return found
 
