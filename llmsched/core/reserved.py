@@ -4,14 +4,13 @@ What it takes is a fact of the journal (`decisions.Assign`). If it followed from
 or is moved would move it, onto those for whom others have just made way; and the same one would leave again and again.
 It is decided anew where it has become impossible: a node is gone, or something is there that nobody can move; and where
 fewer would have to leave for it, more of it is what its holder has, or less of nodes is left that others cannot use
-whole. Each time that is strictly better, and what is promised to somebody is no part of it unless there is not enough
-otherwise.
+whole: each time that is strictly better, and nothing that another reservation takes. What is promised to somebody is no
+part of it unless there is not enough otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import ceil, inf
+from math import ceil
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
@@ -56,42 +55,30 @@ def taken_before(trial: Trial, reservation: Reservation) -> Taken | None:
 def taken_now(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
     """What it goes on to take, given what it took; see above. `rows`: what others take that come before it."""
     before = taken_before(trial, reservation)
-    found = _chosen(trial, reservation, span, rows)
-    if before is None or before == found:
-        return found
     there, barred = _there(trial, reservation, span[0]), _barred(trial, span, rows)
-    if not _is_possible(trial, reservation, before, there, barred):
-        return found
-    return found if _trouble(trial, found, there) < _trouble(trial, before, there) else before
+    spared = barred | _of_later_ones(trial, reservation, span)
+    found = _chosen(trial, reservation, there, spared)
+    if before is not None and _is_possible(trial, reservation, before, there, barred):
+        return found if _trouble(trial, found, there) < _trouble(trial, before, there) else before
+    is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
+    return found if is_all or spared == barred else _chosen(trial, reservation, there, barred)
 
 
-def _chosen(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
+def _chosen(trial: Trial, reservation: Reservation, there: _There, barred: int) -> Taken:
     """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
     nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
     on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
     to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
-    in vain: unless there is not enough otherwise. So are nodes of which others take something already."""
-    capacity, opens = trial.state.capacity, span[0]
-    there, barred = _there(trial, reservation, opens), _barred(trial, span, rows)
-    wanted = ceil(reservation.gpus_milli / MILLI)
-
-    def offered(without: Iterable[str]) -> tuple[list[tuple[int, NodeState]], list[str]]:
-        leave_out = dict.fromkeys(without)
-        offers, busy = [], []  # and nodes of which it could have more
-        for node in capacity.nodes(_open_to(trial, reservation) & ~barred):
-            name = node.node.id
-            offer = node.total_gpus - node.foreign_gpus - ceil(there.stays(name) / MILLI)
-            if name in leave_out:
-                continue
-            if offer > 0:
-                offers.append((offer, node))
-            if there.stays(name):
-                busy.append(name)
-        return offers, busy
-
-    offers, busy = offered(_of_later_ones(trial, reservation, span))
-    if sum(offer for offer, _ in offers) < wanted:
-        offers, busy = offered(())
+    in vain: unless there is not enough otherwise. None of it is on nodes that are `barred`."""
+    offers: list[tuple[int, NodeState]] = []
+    busy: list[str] = []  # nodes of which it could have more
+    for node in trial.state.capacity.nodes(_open_to(trial, reservation) & ~barred):
+        stays = there.stays(node.node.id)
+        offer = node.total_gpus - node.foreign_gpus - ceil(stays / MILLI)
+        if offer > 0:
+            offers.append((offer, node))
+        if stays:
+            busy.append(node.node.id)
 
     def trouble(row: tuple[int, NodeState], left: int) -> tuple[int, bool, int, int]:
         offer, node = row
@@ -99,7 +86,7 @@ def _chosen(trial: Trial, reservation: Reservation, span: tuple[float, float], r
         return max(leave, 0), node.node.id not in there.holders, offer, -node.slot
 
     offers.sort(key=lambda row: (-row[0], trouble(row, row[0])))
-    parts, left = [], wanted
+    parts, left = [], ceil(reservation.gpus_milli / MILLI)
     for number, row in enumerate(offers):
         if left <= 0:
             break
@@ -121,24 +108,24 @@ def _barred(trial: Trial, span: tuple[float, float], rows: list[Row]) -> int:
     """Nodes of which those that come before it have anything meanwhile."""
     mask = 0
     for row in rows:
-        if span[0] < row.closes:
-            if span[1] > row.opens:
-                mask |= row.nodes
+        if span[1] > row.opens and (span[0] < row.closes or row.reservation.repeat is not None):
+            mask |= row.nodes
             for name, _ in row.parts:
                 mask |= 1 << trial.state.nodes[name].slot
     return mask
 
 
-def _of_later_ones(trial: Trial, reservation: Reservation, span: tuple[float, float]) -> list[str]:
+def _of_later_ones(trial: Trial, reservation: Reservation, span: tuple[float, float]) -> int:
     """Nodes of which others take something already that come after it, and are open meanwhile."""
-    found: list[str] = []
+    rows: list[Row] = []
     is_later = False
     for other in trial.state.configuration.reservations:
-        opens, closes = (window(other, trial.now) if is_later else None) or (inf, -inf)
-        if span[0] < closes and span[1] > opens and (taken := taken_before(trial, other)) is not None:
-            found += [name for name, _ in taken.parts]
+        opens = window(other, trial.now) if is_later else None
+        if opens is not None and (taken := taken_before(trial, other)) is not None:
+            parts = tuple(part for part in taken.parts if part[0] in trial.state.nodes)
+            rows.append(Row(*opens, 0, parts, other))
         is_later = is_later or other is reservation
-    return found
+    return _barred(trial, span, rows)
 
 
 def _is_possible(trial: Trial, reservation: Reservation, taken: Taken, there: _There, barred: int) -> bool:
