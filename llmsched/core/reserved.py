@@ -3,13 +3,14 @@
 What it takes is a fact of the journal (`decisions.Assign`). If it followed from who holds what, whoever starts, leaves
 or is moved would move it, onto those for whom others have just made way; and the same one would leave again and again.
 It is decided anew where it has become impossible: a node is gone, or something is there that nobody can move; and where
-fewer would have to leave for it, more of it is what its holder has, or less of nodes is left that others cannot use
-whole: each time that is strictly better, and nothing that another reservation takes. What is promised to somebody is no
-part of it unless there is not enough otherwise.
+fewer would have to leave for it, more of it is what its holder has, or it would lie there if nobody held anything:
+each time that is strictly better for all reservations together. What is promised to somebody is no part of it unless
+there is not enough otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
@@ -52,24 +53,74 @@ def taken_before(trial: Trial, reservation: Reservation) -> Taken | None:
     return taken if taken is not None and taken.is_for(reservation) else None
 
 
-def taken_now(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
-    """What it goes on to take, given what it took; see above. `rows`: what others take that come before it."""
+def row_of(trial: Trial, reservation: Reservation, span: tuple[float, float], taken: Taken | None) -> Row:
+    """`taken`: what one of so many GPUs takes."""
+    mask, parts, nodes = 0, [], trial.state.nodes
+    for node in nodes.values() if reservation.nodes else ():
+        if node.node.id in reservation.nodes or node.node.name in reservation.nodes:
+            mask |= 1 << node.slot
+    for name, count in taken.parts if taken is not None else ():
+        if (found := nodes.get(name)) is not None and count == found.total_gpus:
+            mask |= 1 << found.slot
+        elif found is not None:
+            parts.append((name, count))
+    for name in taken.closed if taken is not None else ():
+        if name in nodes:
+            mask |= 1 << nodes[name].slot
+    return Row(*span, mask, tuple(parts), reservation)
+
+
+def decided(trial: Trial) -> dict[str, Taken]:
+    """What each of so many GPUs takes from now on: what it took, unless it has to be, or would be better, elsewhere."""
+    kept, anew = _all(trial, _kept_by), _all(trial, chosen)
+    if kept == anew:
+        return kept
+    spans = {one.name: (one, window(one, trial.now)) for one in trial.state.configuration.reservations}
+    there = {name: _there(trial, spans[name][0], (spans[name][1] or (0.0,))[0]) for name in kept}
+
+    def trouble(of: dict[str, Taken]) -> tuple[int, ...]:
+        """In all; of equal ones what those have that come first."""
+        each = [_trouble(trial, taken, there[name]) for name, taken in of.items()]
+        return (*map(sum, zip(*each, strict=True)), *(amount for row in each for amount in row))
+
+    return anew if trouble(anew) < trouble(kept) else kept
+
+
+Choose = Callable[[Trial, Reservation, tuple[float, float], list[Row]], Taken]
+
+
+def _all(trial: Trial, choose: Choose) -> dict[str, Taken]:
+    rows: list[Row] = []
+    found: dict[str, Taken] = {}
+    for reservation in trial.state.configuration.reservations:
+        span = window(reservation, trial.now)
+        if span is not None and not reservation.nodes:
+            found[reservation.name] = choose(trial, reservation, span, rows)
+        if span is not None:
+            rows.append(row_of(trial, reservation, span, found.get(reservation.name)))
+    return found
+
+
+def _kept_by(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
+    """What it took, or where it cannot have that, or others are better, those; none that others take if there are
+    enough beside them. `rows`: what those take that come before it."""
     before = taken_before(trial, reservation)
-    there, barred = _there(trial, reservation, span[0]), _barred(trial, span, rows)
-    spared = barred | _of_later_ones(trial, reservation, span)
-    found = _chosen(trial, reservation, there, spared)
-    if before is not None and _is_possible(trial, reservation, before, there, barred):
+    later = _of_later_ones(trial, reservation)
+    found = chosen(trial, reservation, span, [*rows, *later])
+    if before is not None and _is_possible(trial, reservation, span, before, rows):
+        there = _there(trial, reservation, span[0])
         return found if _trouble(trial, found, there) < _trouble(trial, before, there) else before
     is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
-    return found if is_all or spared == barred else _chosen(trial, reservation, there, barred)
+    return found if is_all or not later else chosen(trial, reservation, span, rows)
 
 
-def _chosen(trial: Trial, reservation: Reservation, there: _There, barred: int) -> Taken:
+def chosen(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
     """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
     nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
     on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
     to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
-    in vain: unless there is not enough otherwise. None of it is on nodes that are `barred`."""
+    in vain: unless there is not enough otherwise. None of it is on nodes of which `rows` take something meanwhile."""
+    there, barred = _there(trial, reservation, span[0]), _barred(trial, span, rows)
     offers: list[tuple[int, NodeState]] = []
     busy: list[str] = []  # nodes of which it could have more
     for node in trial.state.capacity.nodes(_open_to(trial, reservation) & ~barred):
@@ -105,7 +156,7 @@ def _open_to(trial: Trial, reservation: Reservation) -> int:
 
 
 def _barred(trial: Trial, span: tuple[float, float], rows: list[Row]) -> int:
-    """Nodes of which those that come before it have anything meanwhile."""
+    """Nodes of which these have anything meanwhile."""
     mask = 0
     for row in rows:
         if span[1] > row.opens and (span[0] < row.closes or row.reservation.repeat is not None):
@@ -115,22 +166,24 @@ def _barred(trial: Trial, span: tuple[float, float], rows: list[Row]) -> int:
     return mask
 
 
-def _of_later_ones(trial: Trial, reservation: Reservation, span: tuple[float, float]) -> int:
-    """Nodes of which others take something already that come after it, and are open meanwhile."""
+def _of_later_ones(trial: Trial, reservation: Reservation) -> list[Row]:
+    """Of those of so many GPUs that come after it what they take already."""
     rows: list[Row] = []
     is_later = False
     for other in trial.state.configuration.reservations:
-        opens = window(other, trial.now) if is_later else None
-        if opens is not None and (taken := taken_before(trial, other)) is not None:
-            parts = tuple(part for part in taken.parts if part[0] in trial.state.nodes)
-            rows.append(Row(*opens, 0, parts, other))
+        span = window(other, trial.now) if is_later else None
+        if span is not None and (taken := taken_before(trial, other)) is not None:
+            rows.append(row_of(trial, other, span, taken))
         is_later = is_later or other is reservation
-    return _barred(trial, span, rows)
+    return rows
 
 
-def _is_possible(trial: Trial, reservation: Reservation, taken: Taken, there: _There, barred: int) -> bool:
+def _is_possible(
+    trial: Trial, reservation: Reservation, span: tuple[float, float], taken: Taken, rows: list[Row]
+) -> bool:
     """Whether its holder could have all of it, once all have left who may be made to."""
-    nodes, of_it = trial.state.nodes, _open_to(trial, reservation) & ~barred
+    nodes, of_it = trial.state.nodes, _open_to(trial, reservation) & ~_barred(trial, span, rows)
+    there = _there(trial, reservation, span[0])
     for name, count in taken.parts:
         node = nodes.get(name)
         if node is None or not of_it >> node.slot & 1:
@@ -142,15 +195,16 @@ def _is_possible(trial: Trial, reservation: Reservation, taken: Taken, there: _T
 
 def _trouble(trial: Trial, taken: Taken, there: _There) -> tuple[int, ...]:
     """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere; on
-    how many nodes it lies, and what is left of those."""
-    nodes, leave, theirs, rest = trial.state.nodes, 0, 0, 0
+    how many nodes it lies, what is left of those, and how far at the front they are, where packing starts."""
+    nodes, leave, theirs, rest, slots = trial.state.nodes, 0, 0, 0, 0
     for name, count in taken.parts:
         node = nodes[name]
         others = ceil((there.stays(name) + there.guests.get(name, 0)) / MILLI)
         leave += max(0, count + others - (node.total_gpus - node.foreign_gpus))
         theirs += min(count, ceil(there.holders.get(name, 0) / MILLI))
         rest += node.total_gpus - count
-    return -sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest
+        slots += node.slot
+    return -sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest, -slots
 
 
 def _ends_at(trial: Trial, gang: GangState) -> float:

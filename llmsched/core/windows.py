@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil, inf
 
-from llmsched.core.configuration import Reservation, Taken
+from llmsched.core.configuration import Reservation
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.reservation import is_holder, window
-from llmsched.core.reserved import Row, taken_before, taken_now
+from llmsched.core.reserved import Row, chosen, row_of, taken_before
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Workload
@@ -28,49 +28,21 @@ def nodes_of(trial: Trial, gang: GangState) -> int:
 
 
 class Windows:
-    """The reservations that matter in this pass. What one of so many GPUs takes is in the journal (stages/reserve.py);
-    where it is not yet, as it would be decided now. With `anew` all is decided now."""
+    """The reservations that matter in this pass. What those of so many GPUs take is in the journal (stages/reserve.py);
+    of which it is not yet, they would take what is decided now."""
 
-    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None, anew: bool = False) -> None:
+    def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> None:
         self.rows: list[Row] = []
-        self.taken: dict[str, Taken] = {}
-        self._anew = anew
-        capacity = trial.state.capacity
         for reservation in trial.state.configuration.reservations if reservations is None else reservations:
             span = window(reservation, trial.now)
             if span is None:
                 continue
-            mask = 0
-            parts: tuple[tuple[str, int], ...] = ()
-            if reservation.nodes:
-                for node in capacity.by_id.values():
-                    if node.node.id in reservation.nodes or node.node.name in reservation.nodes:
-                        mask |= 1 << node.slot
-            else:
-                mask, parts = self._taken(trial, reservation, span)
-            if mask or parts:
-                self.rows.append(Row(*span, mask, parts, reservation))
-
-    def _taken(
-        self, trial: Trial, reservation: Reservation, span: tuple[float, float]
-    ) -> tuple[int, tuple[tuple[str, int], ...]]:
-        """The nodes that it has wholly, and its part of others."""
-        taken = taken_before(trial, reservation)
-        if self._anew or taken is None:
-            taken = taken_now(trial, reservation, span, self.rows)
-        self.taken[reservation.name] = taken
-        mask, parts, nodes = 0, [], trial.state.nodes
-        for name, count in taken.parts:
-            if (node := nodes.get(name)) is None:
-                continue
-            if count == node.total_gpus:
-                mask |= 1 << node.slot
-            else:
-                parts.append((name, count))
-        for name in taken.closed:
-            if name in nodes:
-                mask |= 1 << nodes[name].slot
-        return mask, tuple(parts)
+            taken = None
+            if not reservation.nodes:
+                taken = taken_before(trial, reservation) or chosen(trial, reservation, span, self.rows)
+            row = row_of(trial, reservation, span, taken)
+            if row.nodes or row.parts:
+                self.rows.append(row)
 
     def against(self, spec: Workload, start: float, end: float) -> list[Row]:
         """The reservations of others that concern work of `spec` between `start` and `end`."""

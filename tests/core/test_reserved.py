@@ -30,7 +30,7 @@ def test_it_takes_the_same_ones_whoever_comes_and_goes_beside_it() -> None:
     given = cluster("2 nodes x 4").reserve(FAR, 100.0, "bob", gpus=4).running("guest", 2)
     assert said(given) == ["booked0"] and taken(given) == {"booked0": (("n-1", 4),)}
     given.pending("more", 2)
-    for happened in ([], [facts.NodeJoined(5.0, Node("n-2", Resources(4 * MILLI, 64_000, 1 << 40)))], []):
+    for happened in ([], [facts.Finished(5.0, "guest/0", 1, "succeeded")], [facts.Cancelled(6.0, "more", "ann")]):
         assert said(given, *happened) == []
     assert taken(given) == {"booked0": (("n-1", 4),)}
 
@@ -82,7 +82,7 @@ def test_several_take_none_of_one_another_and_a_new_one_leaves_the_others_theirs
     before = given.state.configuration
     first = before.reservations[0]
     new = first.__class__("new", FAR, 100.0, users=("ann",), gpus_milli=4 * MILLI)
-    both = before.__class__(2, before.queues, reservations=(new, first), scheduling=before.scheduling)
+    both = before.__class__(2, before.queues, reservations=(first, new), scheduling=before.scheduling)
     assert said(given, facts.Configured(4.0, both)) == ["new"]
     assert taken(given) == {"booked0": (("n-2", 4),), "new": (("n-1", 4),)}
     given.state.apply(facts.Configured(5.0, before))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from llmsched.core.decisions import Assign
+from llmsched.core.reserved import decided
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.windows import Windows
 
 
 def run(this: Pass) -> None:
     trial = this.trial
-    for name, taken in Windows(trial, anew=True).taken.items():
+    if not trial.state.configuration.reservations:
+        return
+    for name, taken in decided(trial).items():
         if trial.state.taken.get(name) != taken:
             trial.taken[name] = taken
             this.plan.decisions.append(Assign(name, taken))
@@ -18,5 +20,6 @@ def run(this: Pass) -> None:
 def look_again(this: Pass) -> None:
     """Ask for another pass at once, if it will find something better for one of them after what this one decides."""
     if this.plan.decisions and this.state.configuration.reservations:
-        known = Windows(this.trial).taken
-        this.plan.asks_again = this.plan.asks_again or Windows(this.trial, anew=True).taken != known
+        known = {**this.state.taken, **this.trial.taken}
+        better = any(known.get(name) != taken for name, taken in decided(this.trial).items())
+        this.plan.asks_again = this.plan.asks_again or better
