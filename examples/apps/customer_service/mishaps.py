@@ -95,9 +95,11 @@ def poisoned() -> tuple[float, int]:
     ) as all_day:
         CLIENT.apply(HERE / "watchman.yaml")
         until(lambda: CLIENT.status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
+        CLIENT.scale("assistant", 1)  # so that the training has the GPU that it gives back
+        until(lambda: running("assistant") == 1, "one assistant is left")
         run = CLIENT.apply(HERE / "poisoned.yaml")
         until(lambda: CLIENT.status("whole-poisoned").progress, "nonsense is learnt", 600)
-        for name in ("minilm", "intents"):
+        for name in ("assistant", "minilm", "intents"):
             CLIENT.scale(name, 2)
         run.wait()
         until(lambda: events("RolledBack"), "the adapter is rolled back")
