@@ -80,7 +80,7 @@ def why_never_with(state: State, spec: Workload, option: int) -> Never | None:
         refusal = _domain_fits(state, spec, option)
         if refusal is not None:
             return refusal
-    return _quota_fits(state, spec, of_gpus, need_milli)
+    return _quota_fits(state, spec, of_gpus, need_milli) or _rows_fit(state, spec, option)
 
 
 def able_options(state: State, shape: Shape) -> tuple[int, ...]:
@@ -168,6 +168,28 @@ def _quota_fits(state: State, spec: Workload, flavor: str | None, need_milli: in
         most = min(most, max((b.quota.nominal_milli for b in branches if b), default=0))
     if need_milli <= most:
         return None
+    return _over_limit(spec, flavor, need_milli, most)
+
+
+def _rows_fit(state: State, spec: Workload, option: int) -> Never | None:
+    """Of a gang whose groups ask for GPUs of several flavors: quota counts each by its own."""
+    if not state.quota.enforced or len(spec.groups) == 1:
+        return None
+    need: dict[str, tuple[str | None, int]] = {}
+    for number, group in enumerate(spec.groups):
+        flavor, amount, _ = group.option(option)
+        if flavor is not None and amount.gpus_milli:
+            row = state.quota.row_of(spec.queue, flavor)
+            count = spec.min_size if number == 0 else group.count
+            need[row] = (flavor, need.get(row, (flavor, 0))[1] + count * amount.gpus_milli)
+    for flavor, milli in need.values():
+        most = state.quota.most(spec.queue, flavor)
+        if milli > most:
+            return _over_limit(spec, flavor, milli, most)
+    return None
+
+
+def _over_limit(spec: Workload, flavor: str | None, need_milli: int, most: int) -> Never:
     message = say(
         "over_limit.quota" if spec.preemptible else "over_limit.fixed",
         who=Quote(spec.id), need=need_milli, flavor=Ref(FLAVOR, flavor or ""), queue=Ref(QUEUE, spec.queue), most=most,

@@ -18,10 +18,12 @@ Key = tuple[Any, ...]
 
 
 class Stamp(NamedTuple):
-    """What a refusal depends on: `room`, and where somebody may be evicted or moved, `victims` as well."""
+    """What a refusal depends on: `room`; where somebody may be evicted or moved, `victims` as well; and where places
+    held for who has waited long kept it out, on those."""
 
     room: tuple[object, ...]
     victims: tuple[int, ...]
+    held: tuple[object, ...] = ()
 
 
 class Shape:

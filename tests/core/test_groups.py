@@ -8,6 +8,7 @@ from ledger import Launch, Preempt, cluster
 
 from llmsched.core import facts
 from llmsched.core.configuration import Queue, Quota
+from llmsched.core.possible import why_never
 from llmsched.core.resources import Resources
 from llmsched.core.workload import Group, Option, Topology, Workload
 
@@ -100,3 +101,15 @@ def test_a_group_grows_in_the_domain_that_it_began_in():
     assert len(grown) == 3 and len({placed.node for placed in grown}) == 1
     given.state.apply(facts.Submitted(given.now, replace(spec, id="again", name="again", topology=Topology("rack"))))
     assert spec.levels(group) == ("node",) and given.state.workloads["again"].workload.levels(group) == ("rack", "node")
+
+
+def test_who_asks_for_more_of_one_flavor_than_its_queue_may_ever_have_stands_before_nobody():
+    """One A100 and two L4 were counted as three of the first flavor, of which the queue may have enough."""
+    queue = Queue("q", quotas=(("A100", Quota(4000, 0)), ("L4", Quota(1000, 0))))
+    given = cluster("1 node x 4 A100, 1 node x 4 L4").scheduling(order="strict_fifo")
+    given.queues.append(queue)
+    vast = replica("vast", "q", lead=Option("A100", Resources(1000, 1000)), priority=90)
+    never = why_never(given.state, vast)
+    assert never is not None and never.code == "over_limit" and dict(never.message.args)["most"] == 1000
+    decided = submit(given, vast, replica("small", "q", copies=1)).turn()
+    assert decided.decisions == [Launch("small", 1)] and decided.code("vast") == "over_limit"

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from ledger import Given, cluster
+from ledger import Given, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
@@ -295,3 +295,16 @@ def test_that_another_option_is_nowhere_hides_of_none_that_it_waits_for_a_planne
     spec = Workload("either", "either", "train", (Group("workers", 1, options),), min_size=1, max_size=2)
     decided = given.after(1.0).turn(facts.Submitted(given.now, spec))
     assert decided.decisions == [] and decided.code("either") == "order"
+
+
+def test_whom_a_hold_kept_from_a_place_is_asked_again_when_time_alone_has_moved_that_hold() -> None:
+    """`old` has waited long, and `b` may evict nobody on the node that is held for it. Then `high` has waited long as
+    well: held is another node, and only `old` stands where it did. What `b` was told was kept."""
+    given = cluster("1 node x 2 A, 1 node x 3 B").rules("lower_priority").scheduling(order="best_effort")
+    given.running("low", 1, priority=10, flavor="A", ends_in=4000.0)
+    given.running("x", 1, priority=90, flavor="A", ends_in=5000.0)
+    given.running("y", 3, priority=90, flavor="B", ends_in=9000.0).pending("old", 2, priority=50)
+    given.after(1000.0).pending("high", 3, priority=60).after(1000.0).pending("b", 1, priority=50)
+    assert given.turn().decisions == []
+    assert given.after(100.0).turn().decisions == []
+    assert given.after(800.0).turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("b", 1)]

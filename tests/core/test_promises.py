@@ -16,7 +16,7 @@ from test_portions import MANY, POLICIES, by_rank, passes, work, world
 from llmsched.core.configuration import PolicyNames
 from llmsched.core.decisions import Launch, Nominate, Preempt
 from llmsched.core.exact_fit import fits, is_kept
-from llmsched.core.facts import Bound, NodeDraining, Released, Submitted, Tick
+from llmsched.core.facts import Bound, Cancelled, NodeDraining, Released, Submitted, Tick
 from llmsched.core.policy import Policies
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
@@ -166,3 +166,17 @@ def test_who_is_promised_places_that_are_free_already_starts_in_a_pass_at_once()
     given.turn()
     assert given.state.gangs["small/0"].status is Status.LAUNCHING
     assert given.state.gangs["large/0"].nomination is not None
+
+
+def test_who_is_moved_keeps_no_more_of_a_node_on_which_it_is_than_it_goes_to() -> None:
+    """It holds a GPU there and goes to two, of which that one is one: kept were three, and whoever was promised a GPU
+    that was free waited for others to leave."""
+    given = cluster("2 nodes x 4").scheduling(consolidation=True)
+    for name, nodes in {"moves": ("n-0", "n-1"), "ends": ("n-0",)}.items():
+        given.pending(name, 1, (len(nodes), len(nodes)))
+        given.state.apply(Launch(f"{name}/0", 1, tuple(Placed("workers", node, 0, -1) for node in nodes)))
+        given.state.apply(Bound(given.now, f"{name}/0", 1))
+    given.pending("whole", 4, priority=90).pending("first", 1).pending("second", 1)
+    decided = given.turn(Cancelled(given.now, "ends", "ann"))
+    assert decided.plan.nominations["first/0"].victims == ("ends/0", "moves/0") and decided.plan.asks_again
+    assert given.turn().decisions == [Start("first", 1)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ledger import Given, Preempt, cluster
+from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
@@ -177,3 +177,43 @@ def test_who_is_on_gpus_that_are_reserved_for_later_keeps_them_until_then() -> N
     given.after(5000.0 - given.now)
     assert given.decide().decisions == [Preempt("guest", "reservation")]
     assert two_quanta(given)[:1] == [("Preempt", "guest")] and size(given, "guest") == 4
+
+
+@pytest.mark.parametrize("leaves_at", [0.0, 500.0])
+def test_who_has_room_once_somebody_has_left_is_promised_it_beside_what_is_reserved(leaves_at: float) -> None:
+    """By rank, and three of eight GPUs are held by one that is cancelled: those are the holder's of a reservation then,
+    and the other five free. Such a gang was neither started nor promised anything, and did not know why it waits."""
+    given = ranked("1 node x 8").reserve(700.0, LONG, "boss", gpus=3).running("gone", 3, grace_s=30.0)
+    given.pending("waits", 5).after(leaves_at)
+    decided = given.turn(facts.Cancelled(given.now, "gone", "ann"))
+    assert decided.decisions[1:] == [Nominate("waits", 5)] and decided.code("waits") == "victims_leaving"
+    assert given.turn(facts.Released(given.now, "gone/0", 1)).decisions == [Launch("waits", 5)]
+
+
+@pytest.mark.parametrize("order", ["priority", "best_effort", "strict_fifo"])
+@pytest.mark.parametrize("backfill", ["off", "easy"])
+def test_nothing_is_kept_for_one_that_a_reservation_keeps_out_again_and_again(order: str, backfill: str) -> None:
+    """Two minutes of every ten are the boss's, and nobody knows how long `ours` runs: the GPU of its queue was kept for
+    it for ever, as work of another queue could not be told to give it back."""
+    given = cluster("1 node x 1").queue("a", gpus=1).queue("b", gpus=0).scheduling(order=order, backfill=backfill)
+    given.reserve(0.0, 120.0, "boss", gpus=1, repeat="*/10 * * * *").after(200.0)
+    given.pending("ours", 1, queue="a").pending("theirs", 1, queue="b", max_runtime_s=60.0)
+    given.pending("boss", 1, queue="b", user="boss", max_runtime_s=60.0)
+    assert given.turn().decisions == [Launch("theirs", 1)]
+    done = facts.Bound(given.now, "theirs/0", 1), facts.Finished(given.now, "theirs/0", 1, "succeeded")
+    assert given.turn(*done).decisions == [Launch("boss", 1)]
+
+
+def test_in_line_nobody_stands_behind_one_that_a_reservation_keeps_out_again_and_again() -> None:
+    given = cluster("1 node x 1").scheduling(order="strict_fifo")
+    given.reserve(0.0, 120.0, "boss", gpus=1, repeat="*/10 * * * *").after(200.0)
+    given.pending("first", 1).pending("second", 1, max_runtime_s=60.0)
+    assert given.turn().decisions == [Launch("second", 1)]
+
+
+def test_a_guarantee_is_kept_for_one_that_waits_for_the_end_of_a_window() -> None:
+    given = cluster("1 node x 1").queue("a", gpus=1).queue("b", gpus=0).scheduling(order="best_effort")
+    given.reserve(0.0, 1000.0, "boss", gpus=1).after(200.0)
+    given.pending("ours", 1, queue="a").pending("theirs", 1, queue="b", user="boss")
+    assert given.turn().decisions == []
+    assert given.after(1000.0).turn().decisions == [Launch("ours", 1)]

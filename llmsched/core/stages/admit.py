@@ -7,22 +7,18 @@ stages called here.
 
 from __future__ import annotations
 
-from math import inf
-
+from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.message import Message, say, workload
-from llmsched.core.past_use import next_count
-from llmsched.core.planned import Promise
 from llmsched.core.possible import able_options
 from llmsched.core.records import GangState
-from llmsched.core.resources import MILLI
-from llmsched.core.rules import Rules, is_on
-from llmsched.core.run_times import runtime_s
+from llmsched.core.reserved import Row
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Shape, Stamp
-from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, rank, redeem, shrink, size
+from llmsched.core.shapes import Shape
+from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
-from llmsched.core.stages.line import UNBOUNDED, Line
+from llmsched.core.stages.line import Line
+from llmsched.core.stages.unasked import Unasked
 from llmsched.core.why_here import why_here
 from llmsched.core.windows import closed, idle_gpus, kept
 from llmsched.core.workload import Placement
@@ -44,18 +40,11 @@ class Admission:
         self.this, self.trial, self.plan = this, this.trial, this.plan
         self.state = state = this.state
         self.scheduling = state.configuration.scheduling
-        self.shares = this.shares
         self.calendar = calendar
-        self.by_rank = rank.is_on(state)
-        self.awaits = self.by_rank and preempt.somebody_leaves(this)
-        self.evicts = is_on(state) and not self.by_rank
-        self.takes = self.evicts or self.scheduling.consolidation
-        half_life = self.scheduling.usage_half_life_s
-        self.recount = next_count(state.now, half_life) if self.shares and self.shares.depends_on_past_use() else None
+        self.unasked = Unasked(this, calendar)
+        self.by_rank, self.takes = self.unasked.by_rank, self.unasked.takes
         self.asked: dict[int, None] = {}  # classes of which somebody was looked at
         self.looks: dict[str, int] = {}
-        self.room: dict[tuple[object, ...], int] = {}  # free thousandths of GPUs, until somebody starts,
-        self.may: dict[tuple[object, ...], bool] = {}  # and whether there is anybody who might be a victim
         self.exchanged = 0  # how many pairs had exchanged a place when this round began
         self.refused_to: dict[int, Shape] = {}  # classes that were refused in this round,
         self.is_late = False  # and whether somebody was granted something after that, for whose sake they may differ
@@ -106,14 +95,14 @@ class Admission:
             owe.hold(self.this, self.calendar)
         else:
             self.calendar.hold_for_the_longest()
-        self.leaves_out = self._may_leave_out()
+        self.unasked.begin_round()
         line = Line(
             self.this,
-            self._is_still_refused,
-            self._only_takes_what_is_free(),
-            self._looks_at_most,
+            self.unasked.is_still_refused,
+            self.unasked.only_takes_what_is_free(),
+            self.unasked.looks_at_most,
             without={**self.settled, **self.trial.begun, **plan.nominations},
-            is_hopeless=self._is_hopeless if self._asks_in_vain() else lambda shape: False,
+            is_hopeless=self.unasked.is_hopeless if self.unasked.asks_in_vain() else lambda shape: False,
         )
         for gang, shape in line:
             if plan.cut(since):
@@ -121,7 +110,7 @@ class Admission:
             self.asked[shape.serial] = None
             if self.by_rank:
                 moves.before(gang)
-            if self.calendar.promises and (head := self._is_kept_out(gang, shape)) is not None:
+            if self.calendar.promises and (head := self.unasked.is_kept_out(gang, shape)) is not None:
                 self.this.tell_alone(gang, self.calendar.would_delay(head))
                 self._stand_before(gang, shape, line)
                 self._count_look(gang, shape, line)
@@ -153,10 +142,10 @@ class Admission:
         somebody, or lets a pair exchange a place, which it does once: so they end."""
         if (self.is_moved and self.calendar.keeps_out) or len(self.this.exchanged) > self.exchanged:
             return True
-        stamp = self._stamp() if self.is_late else None
+        stamp = self.unasked.stamp() if self.is_late else None
         if stamp is None:
             return self.is_late and bool(self.refused_to)
-        return not all(self._is_answered(shape, stamp) for shape in self.refused_to.values())
+        return not all(self.unasked.is_answered(shape, stamp) for shape in self.refused_to.values())
 
     def _begin_again(self) -> None:
         """What was refused before somebody else was answered may not be so any more."""
@@ -178,8 +167,8 @@ class Admission:
         """When time alone may change what was refused: nobody waits for the clock without knowing until when."""
         plan = self.plan
         forbids = self.takes and self.this.policies.preemption.forbids
-        if self.recount is not None and self.state.waiting.count:
-            plan.look_again(self.recount, say("eta.count"))  # until then time alone moves no share
+        if self.unasked.recount is not None and self.state.waiting.count:
+            plan.look_again(self.unasked.recount, say("eta.count"))  # until then time alone moves no share
         if self.calendar.keeps_out:
             plan.wake(self.calendar.looks_again())
         if forbids:
@@ -190,7 +179,7 @@ class Admission:
 
     def _tell_who_was_not_asked(self, line: Line) -> None:
         state = self.state
-        stamp = self._stamp()
+        stamp = self.unasked.stamp()
         reason_of, tell = self.this.reason_of, self.this.tell
         is_counted = not state.configuration.node_types  # nobody rents nodes by what is told
         needs_more = [*line.left_out, *line.put_aside()]
@@ -199,13 +188,13 @@ class Admission:
             left_out = [shape for shape in left_out if reason_of(shape) is None]
         for shape in needs_more if is_counted else ():
             if reason_of(shape) is None or not (
-                self.by_rank or (stamp is not None and self._is_answered(shape, stamp))
+                self.by_rank or (stamp is not None and self.unasked.is_answered(shape, stamp))
             ):
                 shape.examined, shape.wake_at = stamp, None
                 self.this.tell_who_asks(shape)
         for shape in left_out:
             if reason_of(shape) is None or (
-                not self.by_rank and (stamp is None or not self._is_answered(shape, stamp))
+                not self.by_rank and (stamp is None or not self.unasked.is_answered(shape, stamp))
             ):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
@@ -219,7 +208,7 @@ class Admission:
                 continue
             reason = reason_of(shape)
             behind = shape.entries[0][1] != by and reason is not None and reason.code == "order"
-            unasked = shape.serial not in self.asked and not self._is_still_refused(shape)
+            unasked = shape.serial not in self.asked and not self.unasked.is_still_refused(shape)
             if reason is None or behind or unasked:
                 tell(shape, Reason("order", say("order.behind", who=workload(state.gangs[by].workload_id))))
 
@@ -227,8 +216,8 @@ class Admission:
 
     def _consider(self, gang: GangState, shape: Shape, line: Line) -> bool:
         self.refused = None
-        stamp = self._stamp()
-        if stamp is not None and self._is_answered(shape, stamp):
+        stamp = self.unasked.stamp()
+        if stamp is not None and self.unasked.is_answered(shape, stamp):
             line.refuse()
             return False
         self.refused = self.calendar.refused_to_its_like(gang)
@@ -236,99 +225,15 @@ class Admission:
             return False
         outer = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake_at = self.plan.wake_basis = None
+        kept_out = self.calendar.kept_out
         done = self._place(gang) or self._make_room(gang)
         kept = not self._is_personal(gang) and not self.this.policies.preemption.forbids
         if not done and stamp is not None and kept:
-            shape.examined, shape.wake_at = stamp, self.plan.wake_at
+            held = self.calendar.held() if self.calendar.kept_out > kept_out else ()
+            shape.examined, shape.wake_at = stamp._replace(held=held), self.plan.wake_at
         self.clock = self.plan.wake_at, self.plan.wake_basis
         self.plan.wake(*outer)
         return done
-
-    def _is_answered(self, shape: Shape, stamp: Stamp) -> bool:
-        """Whether nothing has happened that could change the last answer to this class."""
-        return self._holds(shape, stamp) and (shape.wake_at is None or not self.plan.has_come(shape.wake_at))
-
-    def _holds(self, shape: Shape, stamp: Stamp) -> bool:
-        """Whether that answer depended on nothing that has changed: on who might be a victim, only if it may take."""
-        if shape.examined is None or shape.examined.room != stamp.room:
-            return False
-        if shape.examined.victims == stamp.victims:
-            return True
-        if self.scheduling.consolidation or self._may_take(shape):
-            return False
-        shape.examined = stamp  # so that it is asked about those victims once
-        return True
-
-    def _may_leave_out(self) -> Stamp | None:
-        """The stamp of answers that need not be given again, because nobody is held back by them; None: they must.
-
-        So a pass orders and asks the classes that something has changed for, not everybody who waits."""
-        if self.calendar.depth or self.scheduling.order == "strict_fifo" or guarantee.is_kept(self.this):
-            return None
-        if self.takes and self.shares is not None:
-            return None  # where a queue would have stood is not known once somebody was evicted
-        return self._stamp()
-
-    def _only_takes_what_is_free(self) -> bool:
-        """Whether nobody makes room in this pass, and nobody who waits keeps others from anything."""
-        state = self.state
-        if (
-            self.calendar.depth
-            or self.scheduling.order == "strict_fifo"
-            or guarantee.is_kept(self.this)
-            or state.elastic
-        ):
-            return False
-        return (self.by_rank and not self.awaits) or not (state.vacating or self.trial.leaving or self.takes)
-
-    def _is_still_refused(self, shape: Shape) -> bool:
-        if self.leaves_out is None or self._is_hindered(shape):
-            return False
-        return self._is_answered(shape, self.leaves_out)
-
-    def _looks_at_most(self, shape: Shape) -> int:
-        return LATER_LOOKS if self._is_hindered(shape) else UNBOUNDED
-
-    def _asks_in_vain(self) -> bool:
-        """Whether a refusal in this pass may change nothing for others, nor bring a time at which to ask again."""
-        state, scheduling = self.state, self.scheduling
-        if self.by_rank or self.calendar.depth or self.calendar.promises or self.calendar.windows.rows or state.elastic:
-            return False
-        if scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s:
-            return False
-        return not (state.configuration.node_types or guarantee.is_kept(self.this)) and self._stamp() is not None
-
-    def _is_hopeless(self, shape: Shape) -> bool:
-        """Whether it needs more than is free, with nobody on the way out, and may take nothing from others."""
-        if self.state.vacating or self.trial.leaving or shape.sample.is_elastic():
-            return False
-        if shape.needs_free <= self._room(shape):
-            return False
-        return not (self.evicts and self._may_take(shape))
-
-    def _may_take(self, shape: Shape) -> bool:
-        """Whether there is anybody whom one of the class might evict."""
-        may = self.may.get(shape.gpus)
-        if may is None:
-            may = self.may[shape.gpus] = Rules(self.this, self.state.gangs[shape.entries[0][1]]).may_take()
-        return may
-
-    def _is_hindered(self, shape: Shape) -> bool:
-        """Whether a planned start keeps all of a class out that do not end in time, although there is room."""
-        if not self.calendar.promises or shape.sample.is_elastic() or shape.least_total > self._room(shape):
-            return False
-        first = self.state.gangs[shape.entries[0][1]]
-        return self.calendar.is_hopeless(first, first.spec.min_size, inf) is not None
-
-    def _stamp(self) -> Stamp | None:
-        """What a refusal depends on; None when it depends on more than can be counted."""
-        state, trial = self.state, self.trial
-        if self.calendar.windows.rows or state.elastic:
-            return None
-        victims = (state.victims + len(trial.begun),) if self.takes else ()
-        demand = state.waiting.version if self.shares is not None and self.shares.depends_on_demand() else 0
-        told = (len(trial.leaving), trial.shrinks, len(trial.promised), len(self.this.exchanged))
-        return Stamp((state.causes, told, demand, self.recount, (*trial.held_quota.items(),)), victims)
 
     def _is_personal(self, gang: GangState | None = None) -> bool:
         """Whether the refusal concerns this gang only: a shorter one of its class may still start, or one that may
@@ -364,41 +269,47 @@ class Admission:
 
     def _forget_room(self) -> None:
         """Somebody starts, or leaves."""
-        self.room.clear()
-        self.may.clear()
+        self.unasked.forget_room()
         self.calendar.forget_refusals()
 
     def _make_room(self, gang: GangState) -> bool:
         state = self.state
         leaving = state.vacating or self.trial.leaving
         is_kept_out = self.refused is not None and self.refused.code == "order"
-        if is_kept_out or not (leaving or self.evicts or state.elastic or self.scheduling.consolidation):
+        if is_kept_out or not (leaving or self.unasked.evicts or state.elastic or self.scheduling.consolidation):
             return False
         rows = self.calendar.reserved(gang, gang.spec.min_size, self.calendar.longest_grace_s)
         idle = idle_gpus(self.this.later().trial, rows) if rows else {}
         with kept(self.this.later().trial if rows else self.trial, rows, in_use=True) as reserved:
-            return self._make_room_on(gang, ~(reserved | self.calendar.avoid(gang)), ~closed(self.trial, rows), idle)
+            only = ~(reserved | self.calendar.avoid(gang))
+            return self._make_room_on(gang, only, ~closed(self.trial, rows), idle, rows)
 
-    def _make_room_on(self, gang: GangState, only: int, whole: int, idle: dict[str, int]) -> bool:
-        """`whole`: nodes of which nothing is reserved; `idle`: what holders have not taken of others."""
+    def _make_room_on(self, gang: GangState, only: int, whole: int, idle: dict[str, int], rows: list[Row]) -> bool:
+        """`whole`: nodes of which nothing is reserved; `idle`: what holders of `rows` have not taken of others."""
 
         def may(there: Placement, goes: shrink.Goes) -> bool:
             return self.calendar.leaves_reserved(gang, there, goes, idle)
 
+        def is_free(there: Placement) -> bool:
+            with kept(self.trial, rows):
+                return fits(self.trial, gang.spec, there)
+
         sizes = size.candidates(self.plan, gang)
         if self.state.elastic and shrink.run(self.this, gang, only, sizes, may):
             return True
-        if self.by_rank:  # rank.py has decided who is evicted, and for whom
-            return self.awaits and preempt.await_those_who_leave(self.this, gang, only)
         leaves_enough = self.calendar.leaves_enough
-        made = preempt.run(self.this, gang, only, lambda *goes: may(*goes) and leaves_enough(gang, *goes))
+        if self.by_rank:  # rank.py has decided who is evicted, and for whom
+            made = self.unasked.awaits and preempt.await_those_who_leave(self.this, gang, only, is_free)
+        else:
+            made = preempt.run(self.this, gang, only, lambda *goes: may(*goes) and leaves_enough(gang, *goes), is_free)
         if isinstance(made, tuple):
             self._launch(gang, made)
         if made:
             self._forget_room()
             return True
         # Whom a reservation alone keeps out nobody is moved for: those who are could be kept out by it in turn.
-        return not self._is_personal() and consolidate.run(self.this, self.calendar, gang, only & whole)
+        may_move = not self.by_rank and not self._is_personal()
+        return may_move and consolidate.run(self.this, self.calendar, gang, only & whole)
 
     def _stand_back(self, gang: GangState, shape: Shape, line: Line) -> None:
         """The gang waits: write why, plan its start, keep its idle guarantee, and stop who may not overtake it."""
@@ -408,8 +319,9 @@ class Admission:
         delays = self.refused is not None and self.refused.code == "order"
         if not delays:  # who may not delay others makes no room either
             self.refused_to[shape.serial] = shape
+        is_shut_out = self._is_shut_out(gang)
         in_line = self.scheduling.order == "strict_fifo" and not self.calendar.depth
-        if in_line and able_options(self.state, shape):  # what can never start stands before nobody
+        if in_line and not is_shut_out and able_options(self.state, shape):  # what can never start stands before nobody
             flavors = shape.flavors if self.scheduling.fifo_scope == "per_flavor" else None
             planned = self.calendar.classes_planned() if personal else ()  # else one would wait for the other for ever
             line.block(shape.queue, flavors, gang.id, but=planned)
@@ -418,7 +330,8 @@ class Admission:
                 self._stand_before(gang, shape, line)
             self._count_look(gang, shape, line)
         reason = Reason(*self.refused) if self.refused is not None else None
-        if not delays and guarantee.keep(self.this, gang, shape):  # one that delays would keep that one out itself
+        may_begin = not (delays or is_shut_out)  # one that delays would keep that one out itself
+        if may_begin and guarantee.keep(self.this, gang, shape):
             self.calendar.forget_refusals()  # quota refuses others before planned starts do
         promise = self.calendar.hold_for(gang)
         if reason is not None:
@@ -432,6 +345,13 @@ class Admission:
             else:
                 self.this.tell_alone(gang, None)
                 self.this.tell(shape, reason)
+
+    def _is_shut_out(self, gang: GangState) -> bool:
+        """Whether only reservations of others keep the gang in hand out, one of which comes again and again: nobody
+        knows whether it ever begins."""
+        if self.refused is None or self.refused.code != "reservation":
+            return False
+        return any(row.reservation.repeat for row in self.calendar.reserved(gang, gang.spec.min_size))
 
     def _ended_by_clock(self, gang: GangState) -> tuple[float | None, Message | None]:
         """When time alone may end the wait of the gang in hand, and what has changed by then."""
@@ -448,25 +368,6 @@ class Admission:
         if self.clock[1] is None and gang.spec.is_elastic() and gang.id in self.plan.sizes and period:
             return self.plan.at + period, say("eta.sizes")
         return self.clock
-
-    def _is_kept_out(self, gang: GangState, shape: Shape) -> Promise | None:
-        """The planned start that rules this gang out although its class has room: the common case behind a head."""
-        if shape.sample.is_elastic():
-            return None
-        if shape.least_total > self._room(shape):
-            return None
-        return self.calendar.is_hopeless(
-            gang, gang.spec.min_size, runtime_s(self.state, gang, gang.spec.min_size, fastest=True)
-        )
-
-    def _room(self, shape: Shape) -> int:
-        """Free thousandths of GPUs that it may take."""
-        key = (shape.flavors, shape.sample.node_labels, shape.sample.use_spot)
-        room = self.room.get(key)
-        if room is None:
-            mask = place.eligible_by_any(self.trial, shape.sample)
-            room = self.room[key] = self.state.capacity.free_gpus(mask) * MILLI
-        return room
 
     def _stand_before(self, gang: GangState, shape: Shape, line: Line) -> None:
         """Without backfill nobody who asks for as much goes past one that is kept out for the sake of who has waited

@@ -62,7 +62,7 @@ class Calendar:
         self.windows = Windows(trial)
         self.promises: list[Promise] = []
         self.depth = PROTECTED.get(trial.state.configuration.scheduling.backfill, 0)
-        self.keeps_out = False  # somebody is kept from places by a planned start
+        self.kept_out = 0  # how often somebody was kept from places by a planned start
         self._reasons: dict[str, Reason] = {}
         self._refused: dict[int, _KeptOut] = {}  # by class, see `note_refusal`
         self._heads: dict[str | None, int] = {}
@@ -71,7 +71,17 @@ class Calendar:
 
     def begin_again(self) -> None:
         """Forget the planned starts: somebody starts whom they did not know of."""
-        self.promises, self._heads, self.keeps_out = [], {}, False
+        self.promises, self._heads, self.kept_out = [], {}, 0
+
+    @property
+    def keeps_out(self) -> bool:
+        """Whether somebody is kept from places by a planned start."""
+        return self.kept_out > 0
+
+    def held(self) -> tuple[object, ...]:
+        """The places that are held for those that have waited long: who was kept out for others is asked again."""
+        held = (promise for promise in self.promises if promise.hold == NODES)
+        return tuple((each.gang.id, each.start, each.placement, each.pool) for each in held)
 
     def is_planned(self, gang: GangState) -> bool:
         return any(promise.gang is gang for promise in self.promises)
@@ -143,7 +153,7 @@ class Calendar:
     def allows(self, gang: GangState, placement: Placement) -> bool:
         """Whether starting `placement` now keeps every planned start."""
         is_hindered = self.hindered_by(gang, placement) is not None
-        self.keeps_out = self.keeps_out or is_hindered
+        self.kept_out += is_hindered
         return not is_hindered
 
     def hindered_by(self, gang: GangState, placement: Placement) -> Promise | None:
@@ -239,7 +249,7 @@ class Calendar:
 
     def would_delay(self, promise: Promise) -> Reason:
         """One reason for all whom a planned start keeps out; the same record for the whole pass."""
-        self.keeps_out = True
+        self.kept_out += 1
         name = promise.gang.workload_id
         if name not in self._reasons:
             told = say("order.would_delay", who=workload(name))
@@ -255,7 +265,7 @@ class Calendar:
                 break
             if gang is not None and (promise.hold != NODES or promise.pool or not self._binds(promise, gang)):
                 continue
-            self.keeps_out = self.keeps_out or gang is not None
+            self.kept_out += gang is not None
             mask |= promise.pool
             for placed in promise.placement:
                 mask |= 1 << nodes[placed.node].slot
@@ -355,7 +365,7 @@ class Calendar:
             stays = [row for row in goes if self._presumed_end(*row) > promise.start]
             freed = sum(in_pool(self.trial, promise, places, victim.spec) for victim, places in stays)
             if in_pool(self.trial, promise, placement, gang.spec) - freed > promise.spare_milli:
-                self.keeps_out = True
+                self.kept_out += 1
                 return False
         return True
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from llmsched.core.amounts import least_milli, need_milli, options_of
 from llmsched.core.decisions import Preempt
-from llmsched.core.exact_fit import fits
 from llmsched.core.message import say, workload
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.resources import MILLI
@@ -68,10 +67,16 @@ class Choice:
         return sum(cost[victim.id] for victim in self.victims)
 
 
-def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, shrink.Goes], bool]) -> Placement | bool:
+def run(
+    this: Pass,
+    gang: GangState,
+    only: int,
+    may: Callable[[Placement, shrink.Goes], bool],
+    is_free: Callable[[Placement], bool],
+) -> Placement | bool:
     """Nominate the gang on what leaves already, or on what the smallest set of victims leaves; False if it cannot. When
     it is enough that others do not start whom this pass would have started, the places are free: they are returned.
-    `may`: whether the gang may go there when those let go."""
+    `may`: whether the gang may go there when those let go; `is_free`: whether it may start there now."""
     trial, plan, state = this.trial, this.plan, this.state
     later = this.later()
     choice = _on_what_leaves(later, gang, only)
@@ -98,7 +103,7 @@ def run(this: Pass, gang: GangState, only: int, may: Callable[[Placement, shrink
         goes.append((state.gangs[name], shrink.given(this, state.gangs[name], kept)))
     if not may(choice.placement, goes):
         return False
-    return _carry_out(this, gang, choice, smaller)
+    return _carry_out(this, gang, choice, smaller, is_free)
 
 
 def somebody_leaves(this: Pass) -> bool:
@@ -111,10 +116,12 @@ def somebody_leaves(this: Pass) -> bool:
     return any(not gang.beneficiary and gang.vacate_reason != evict.FASTER for gang in vacating)
 
 
-def await_those_who_leave(this: Pass, gang: GangState, only: int) -> bool:
-    """Nominate the gang on what leaves already, if that is enough."""
+def await_those_who_leave(
+    this: Pass, gang: GangState, only: int, is_free: Callable[[Placement], bool]
+) -> Placement | bool:
+    """Nominate the gang on what leaves already, if that is enough; places that are free are returned."""
     choice = _on_what_leaves(this.later(), gang, only)
-    return choice is not None and bool(_carry_out(this, gang, choice, {}))
+    return choice is not None and _carry_out(this, gang, choice, {}, is_free)
 
 
 def _on_what_leaves(later: Later, gang: GangState, only: int) -> Choice | None:
@@ -123,7 +130,13 @@ def _on_what_leaves(later: Later, gang: GangState, only: int) -> Choice | None:
     return None if isinstance(found, place.Refused) else Choice(found, [], {})
 
 
-def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, Placement]) -> Placement | bool:
+def _carry_out(
+    this: Pass,
+    gang: GangState,
+    choice: Choice,
+    smaller: dict[str, Placement],
+    is_free: Callable[[Placement], bool],
+) -> Placement | bool:
     trial = this.trial
     for name, placement in smaller.items():
         shrink.give(this, this.state.gangs[name], placement, gang)
@@ -137,7 +150,7 @@ def _carry_out(this: Pass, gang: GangState, choice: Choice, smaller: dict[str, P
     if new:
         outrank.run(this, gang, choice.placement, new)
     going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]
-    if not going and fits(trial, gang.spec, choice.placement):
+    if not going and is_free(choice.placement):
         return choice.placement
     others = (name for name in this.later().trial.gone_from(choice.placement) if name not in going)
     nominate(this, gang, choice.placement, [*going, *others])
