@@ -7,7 +7,7 @@ nothing worse: it cannot end a pass, and what it does not see it cannot change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import inf, isfinite
 from numbers import Real
 from operator import index
@@ -181,7 +181,7 @@ class Index:
         return ()
 
     def first(
-        self, members: Sequence[tuple[object, str]], now: float, key: Callable[[str], tuple[Any, ...]]
+        self, members: Collection[tuple[object, str]], now: float, key: Callable[[str], tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], str]]:
         """(key, gang) of all members, best first."""
         given: set[str] = set()

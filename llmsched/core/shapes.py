@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsched.core.amounts import flavors_of, least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
 from llmsched.core.resources import MILLI
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Option, Workload
 
 if TYPE_CHECKING:
     from llmsched.core.answers import Index
@@ -26,6 +26,18 @@ class Stamp(NamedTuple):
     held: tuple[object, ...] = ()
 
 
+class Kin:
+    """Classes that differ in nothing but what they ask for beside GPUs, and how near to one another: wherever only
+    numbers of GPUs count one answer holds for all of them, and they stand in one order."""
+
+    __slots__ = ("classes", "index", "live")
+
+    def __init__(self) -> None:
+        self.classes: list[Shape] = []
+        self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
+        self.index: Index | None = None  # the order of all of them; of a single one that of the class
+
+
 class Shape:
     """One class of waiting gangs. `entries` are (key, gang id), sorted."""
 
@@ -36,6 +48,7 @@ class Shape:
         "examined",
         "flavors",
         "index",
+        "kin",
         "least_total",
         "needs_free",
         "gpus",
@@ -54,6 +67,7 @@ class Shape:
         self.entries: list[tuple[Key, str]] = []
         self.since: list[tuple[float, str]] = []  # (since when it waits, gang), longest first
         self.index: Index | None = None  # its order, where keys move and the policy keeps one
+        self.kin = Kin()
         self._reason: Reason | None = None
         self._ask: Callable[[Shape], Reason] | None = None
         self.examined: Stamp | None = None  # of the state when all of the class was refused
@@ -93,16 +107,45 @@ class Shape:
         return self._ask is not None
 
 
+class Entries(Collection[tuple[Key, str]]):
+    """Of several classes, one after the other."""
+
+    def __init__(self, classes: list[Shape]) -> None:
+        self._classes = classes
+
+    def __contains__(self, row: object) -> bool:
+        return any(row in shape.entries for shape in self._classes)
+
+    def __len__(self) -> int:
+        return sum(len(shape.entries) for shape in self._classes)
+
+    def __iter__(self) -> Iterator[tuple[Key, str]]:
+        for shape in self._classes:
+            yield from shape.entries
+
+
+def kin_key(workload: Workload, wanted: int | None) -> Key:
+    """All of `shape_key` but amounts other than of GPUs, and topology."""
+    groups = tuple((group.count, tuple(map(_of_gpus, group.options))) for group in workload.groups)
+    return (groups, *_plain_key(workload, wanted))
+
+
+def _of_gpus(option: Option) -> Key:
+    return (option.flavor, option.resources.gpus_milli, option.speedup)
+
+
 def shape_key(workload: Workload, wanted: int | None) -> Key:
+    return (workload.groups, workload.topology, *_plain_key(workload, wanted))
+
+
+def _plain_key(workload: Workload, wanted: int | None) -> Key:
     return (
         workload.queue,
         workload.priority,
-        workload.groups,
         workload.min_size,
         workload.max_size,
         workload.step,
         workload.sizes,
-        workload.topology,
         workload.node_labels,
         workload.use_spot,
         workload.preemptible,

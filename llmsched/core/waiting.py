@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from llmsched.core.shapes import Key, Shape, shape_key
+from llmsched.core.shapes import Entries, Key, Kin, Shape, kin_key, shape_key
 
 if TYPE_CHECKING:
     from llmsched.core.answers import Index
@@ -28,12 +28,16 @@ class Waiting:
         self.shapes: dict[Key, Shape] = {}
         self.live: dict[int, Shape] = {}  # those with somebody in them, by serial
         self.elastic: dict[int, Shape] = {}  # of those, whose size may vary
+        self.kins: dict[int, Kin] = {}  # of these, by the serial of the first class that each ever had
+        self.longest: list[tuple[float, int]] = []  # (since when its first one waits, serial) of each, longest first
         self.by_need: dict[int, dict[int, Shape]] = {}  # and all by the whole GPUs they need free, in thousandths
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
         self._serial = 0
+        self._kin_of: dict[Key, Kin] = {}
         self._outstanding = outstanding
+        self._gangs: dict[str, GangState] = {}
         self._key: Callable[[GangState], Key] | None = None
         self._owner: object = None
         self._index: Callable[[], Index] | None = None
@@ -51,6 +55,7 @@ class Waiting:
         if owner is self._owner:
             return
         self._owner = owner
+        self._gangs = gangs
         self._key = key
         self._index = index
         for gang_id, (shape, _) in list(self._keys.items()):
@@ -60,6 +65,9 @@ class Waiting:
             shape.index = index() if index is not None else None
             for _, gang_id in shape.entries if shape.index is not None else ():
                 shape.index.put(gangs[gang_id])  # type: ignore[union-attr]
+        for kin in self._kin_of.values():
+            kin.index = None
+            self._order(kin)
 
     def _sort_key(self, gang: GangState) -> Key:
         age = (gang.submitted_at, gang.workload_id, gang.index)
@@ -74,12 +82,19 @@ class Waiting:
                 self._serial += 1
                 shape = self.shapes[key] = Shape(gang.spec, self._serial)
                 shape.index = self._index() if self._index is not None else None
+                shape.kin = self._kin_of.setdefault(kin_key(gang.spec, gang.wanted_size), shape.kin)
+                shape.kin.classes.append(shape)
+                self._order(shape.kin)
             gang.shape = shape
         sort_key = self._sort_key(gang)
         _put(shape.entries, (sort_key, gang.id))
+        first = shape.since[0][0] if shape.since else None
         _put(shape.since, (gang.queued_since, gang.id))
+        self._note_longest(shape, first)
         if shape.index is not None:
             shape.index.put(gang)
+        if shape.kin.index is not None and shape.kin.index is not shape.index:
+            shape.kin.index.put(gang)
         if shape.serial not in self.live:
             self._comes_alive(shape)
         self._keys[gang.id] = (shape, sort_key)
@@ -96,9 +111,13 @@ class Waiting:
         at = bisect_left(shape.entries, (sort_key, gang.id))
         assert shape.entries[at][1] == gang.id
         del shape.entries[at]
+        first = shape.since[0][0]
         del shape.since[bisect_left(shape.since, (gang.queued_since, gang.id))]
+        self._note_longest(shape, first)
         if shape.index is not None:
             shape.index.drop(gang)
+        if shape.kin.index is not None and shape.kin.index is not shape.index:
+            shape.kin.index.drop(gang)
         if not shape.entries:
             self._dies(shape)
         self.count -= 1
@@ -106,14 +125,38 @@ class Waiting:
         self.version += 1
         self._outstanding.drop(gang)
 
+    def _order(self, kin: Kin) -> None:
+        """Somebody new is in it, or all are put in order anew."""
+        if self._index is None or len(kin.classes) == 1:
+            kin.index = kin.classes[0].index
+        elif kin.index is None or kin.index is kin.classes[0].index:
+            kin.index = self._index()
+            for _, name in Entries(kin.classes):
+                kin.index.put(self._gangs[name])
+
+    def _note_longest(self, shape: Shape, before: float | None) -> None:
+        """The first one of a class may be another one than before."""
+        after = shape.since[0][0] if shape.since else None
+        if after == before:
+            return
+        if before is not None:
+            del self.longest[bisect_left(self.longest, (before, shape.serial))]
+        if after is not None:
+            insort(self.longest, (after, shape.serial))
+
     def _comes_alive(self, shape: Shape) -> None:
         self.live[shape.serial] = shape
+        shape.kin.live[shape.serial] = shape
+        self.kins[shape.kin.classes[0].serial] = shape.kin
         self.by_need.setdefault(shape.needs_free, {})[shape.serial] = shape
         if shape.sample.is_elastic():
             self.elastic[shape.serial] = shape
 
     def _dies(self, shape: Shape) -> None:
         del self.live[shape.serial]
+        del shape.kin.live[shape.serial]
+        if not shape.kin.live:
+            del self.kins[shape.kin.classes[0].serial]
         self.elastic.pop(shape.serial, None)
         alike = self.by_need[shape.needs_free]
         del alike[shape.serial]

@@ -9,6 +9,7 @@ import pytest
 from ledger import Given, Launch, cluster
 
 from llmsched.core import facts
+from llmsched.core.answers import Index
 from llmsched.core.configuration import PreemptionRules
 from llmsched.core.nodes import Node
 from llmsched.core.policy import View
@@ -201,3 +202,30 @@ def test_a_reason_that_is_read_late_has_the_numbers_of_that_moment() -> None:
     given.after(1.0, facts.NodeJoined(given.now, Node("more", Resources(1000))))
     assert given.state.gangs["large/0"].reason is not None
     assert ("nodes", 3) in given.state.gangs["large/0"].reason.counts
+
+
+@pytest.mark.parametrize("knobs", [{}, {"preemption": PreemptionRules("by_rank"), "quantum_s": 60.0},
+                                   {"fair_share": "drf_total"}])  # fmt: skip
+def test_requests_that_differ_in_memory_alone_stand_in_one_order(
+    knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each class somebody was looked for whenever one ended, though all of them needed as many GPUs."""
+    given = cluster("1 node x 4").scheduling(**knobs)
+    for number in range(4):
+        given.running(f"r{number}", 1)
+    for number in range(WAITING):
+        group = Group("workers", 1, (Option(None, Resources(1000 + number % 2 * 1000, 0, number + 1)),))
+        work = Workload(f"w{number}", f"w{number}", "train", (group,), estimated_runtime_s=60.0 + number)
+        given.state.apply(facts.Submitted(given.now, work))
+    given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    asked, bound = 0, Index.bound
+
+    def counted(index: Index, now: float) -> tuple[Any, ...]:
+        nonlocal asked
+        asked += 1
+        return bound(index, now)
+
+    monkeypatch.setattr(Index, "bound", counted)
+    given.after(1.0)
+    assert len(given.turn(facts.Finished(given.now, "r1/0", 1, "succeeded")).decisions) == 1
+    assert asked <= 8

@@ -15,7 +15,7 @@ from llmsched.core.policy import View
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import turn
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.stages.line import key_with_age
+from llmsched.core.stages.line import alone, key_with_age, kins
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Group, Option, Placed, Workload
 from llmsched.policies.ordering.finish_time_fair import FinishTimeFair
@@ -37,7 +37,14 @@ def work(name: str, **more: Any) -> Workload:
 
 
 def some(draw: random.Random, name: str) -> Workload:
-    """Jobs that declare a run time, that only have a model of which runs are known, and that say nothing."""
+    """Jobs that declare a run time, that only have a model of which runs are known, and that say nothing; of as many
+    GPUs, and with memory of their own."""
+    return replace(
+        _told(draw, name), groups=(Group("workers", 1, (Option(None, Resources(1000, 0, draw.choice((0, 0, 1)))),)),)
+    )
+
+
+def _told(draw: random.Random, name: str) -> Workload:
     kind = draw.randrange(6)
     if kind < 4:
         seconds = draw.choice((60.0, 600.0, round(draw.lognormvariate(7, 2), draw.choice((0, 1, 6)))))
@@ -66,13 +73,16 @@ def test_the_order_kept_is_that_of_the_keys_whatever_is_learnt_and_whoever_comes
                 happened.append(facts.Finished(given.now, name, gang.attempt, how))
         turn(state, happened, policies)
         this = Pass(Trial(state), policies)
-        for shape in state.waiting.live.values():
-            keys = {name: key_with_age(this, state.gangs[name]) for _, name in shape.entries}
-            assert shape.index is not None
-            kept = [*shape.index.first(shape.entries, state.now, keys.__getitem__)]
+        waiting = state.waiting
+        assert waiting.longest == sorted((shape.since[0][0], shape.serial) for shape in waiting.live.values())
+        assert sorted(serial for kin in waiting.kins.values() for serial in kin.live) == sorted(waiting.live)
+        for bunch in (*alone(waiting.live.values()), *kins(waiting)):
+            keys = {name: key_with_age(this, state.gangs[name]) for _, name in bunch.entries()}
+            assert bunch.index is not None
+            kept = [*bunch.index.first(bunch.entries(), state.now, keys.__getitem__)]
             assert kept == sorted((key, name) for name, key in keys.items())
-            bound, anew = shape.index.bound(state.now), policies.ordering.index()
-            for _, name in shape.entries:
+            bound, anew = bunch.index.bound(state.now), policies.ordering.index()
+            for _, name in bunch.entries():
                 anew.put(state.gangs[name])
             assert bound <= kept[0][0][0], "somebody stands before the bound"
             assert bound == pytest.approx(anew.bound(state.now), rel=0.03, abs=0.01), "and it is not far from the best"

@@ -98,11 +98,12 @@ class Admission:
         self.unasked.begin_round()
         line = Line(
             self.this,
-            self.unasked.is_still_refused,
+            self.unasked.still_refused,
             self.unasked.only_takes_what_is_free(),
             self.unasked.looks_at_most,
             without={**self.settled, **self.trial.begun, **plan.nominations},
             is_hopeless=self.unasked.is_hopeless if self.unasked.asks_in_vain() else lambda shape: False,
+            one_by_one=bool(self.calendar.promises),
         )
         for gang, shape in line:
             if plan.cut(since):
@@ -187,6 +188,8 @@ class Admission:
         if self.by_rank:
             left_out = [shape for shape in left_out if reason_of(shape) is None]
         for shape in needs_more if is_counted else ():
+            if stamp is not None and shape.examined == stamp and shape.wake_at is None and shape.is_unread:
+                continue  # of thousands most have been told so before
             if reason_of(shape) is None or not (
                 self.by_rank or (stamp is not None and self.unasked.is_answered(shape, stamp))
             ):

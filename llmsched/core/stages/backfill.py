@@ -279,11 +279,14 @@ class Calendar:
         if not patience:
             return
         rows, soonest, begun = [], inf, self.trial.begun
-        for shape in state.waiting.live.values():
-            since, name = shape.since[0]
+        for since, serial in state.waiting.longest:
+            if since >= soonest:
+                break  # of thousands the soonest alone is named
+            shape = state.waiting.live[serial]
+            name = shape.since[0][1]
             if name in begun:
                 since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
-            if since + patience > plan.at:  # of thousands the soonest alone is named
+            if since + patience > plan.at:
                 soonest = min(soonest, since)
             elif state.gangs[name].nomination is None and name not in plan.nominations:
                 rows.append(_right(state.gangs[name]))

@@ -7,19 +7,21 @@ fair sharing the queue whose share would be smallest after the start goes first,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush, merge
 from itertools import islice
 from math import inf
 from typing import NamedTuple
 
 from llmsched.core.amounts import flavor_of, need_milli, need_of
+from llmsched.core.answers import Index
 from llmsched.core.fair import BORROWED, Shares
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Key, Shape
+from llmsched.core.shapes import Entries, Key, Shape
 from llmsched.core.state import State
+from llmsched.core.waiting import Waiting
 
 BY_AGE = "by age"
 UNBOUNDED = 1 << 60
@@ -27,15 +29,57 @@ UNBOUNDED = 1 << 60
 Rank = tuple[tuple[float, ...], float, Key, int]
 
 
+class Bunch:
+    """Classes that stand in one order: all of a kin, or a single one. `left_out`: of whom nobody is asked any more."""
+
+    __slots__ = ("classes", "count", "index", "left_out")
+
+    def __init__(self, classes: list[Shape], index: Index | None) -> None:
+        self.classes, self.index = classes, index
+        self.left_out: dict[int, None] = {}
+        self.count = sum([len(shape.entries) for shape in classes])
+
+    def entries(self) -> Collection[tuple[Key, str]]:
+        return self.classes[0].entries if len(self.classes) == 1 else Entries(self.classes)
+
+    def rest(self) -> list[Shape]:
+        return [shape for shape in self.classes if shape.serial not in self.left_out]
+
+
+def bunched(shapes: Iterable[Shape]) -> list[Bunch]:
+    """Each kin of which all classes are among these in one order, and the others by themselves."""
+    by_kin: dict[int, list[Shape]] = {}
+    for shape in shapes:
+        by_kin.setdefault(id(shape.kin), []).append(shape)
+    found: list[Bunch] = []
+    for classes in by_kin.values():
+        kin = classes[0].kin
+        if 1 < len(classes) == len(kin.live):
+            found.append(Bunch(classes, kin.index))
+        else:
+            found += alone(classes)
+    return found
+
+
+def kins(waiting: Waiting) -> list[Bunch]:
+    """Everybody who waits."""
+    return [Bunch([*kin.live.values()], kin.index) for kin in waiting.kins.values()]
+
+
+def alone(shapes: Iterable[Shape]) -> list[Bunch]:
+    return [Bunch([shape], shape.index) for shape in shapes]
+
+
 class Head(NamedTuple):
-    """The next gang of one class; compares by key, then by class. Of a class in which nobody has been looked for yet
-    `key` is a bound, `name` is "", and nobody of it stands before that: see `bound_of`."""
+    """The next gang of a bunch, and its class; compares by key, then by class. Of one in which nobody has been looked
+    for yet `key` is a bound, `name` is "", and nobody of it stands before that: see `bound_of`."""
 
     key: Key
     serial: int
     name: str
     rest: Iterator[tuple[Key, str]]
     shape: Shape
+    bunch: Bunch
 
 
 def key_with_age(this: Pass, gang: GangState) -> Key:
@@ -58,26 +102,25 @@ def keep_order(this: Pass) -> None:
         state.waiting.attach(BY_AGE, None, state.gangs)
 
 
-def in_order(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Iterator[tuple[Key, str]]:
-    """(key, gang) of a class, best first; it stands still in a pass. Of more than `most` the oldest are looked at."""
-    entries, gangs = shape.entries, this.state.gangs
+def in_order(this: Pass, bunch: Bunch, most: int = UNBOUNDED) -> Iterator[tuple[Key, str]]:
+    """(key, gang) of all, best first; it stands still in a pass. Of more than `most` the oldest are looked at."""
+    entries, gangs = bunch.entries(), this.state.gangs
     if this.policies.ordering.static:
-        return iter(entries)
+        return merge(*(shape.entries for shape in bunch.classes)) if len(bunch.classes) > 1 else iter(entries)
 
     def key(name: str) -> Key:
         return key_with_age(this, gangs[name])
 
-    if shape.index is not None and len(entries) <= most:
-        return shape.index.first(entries, this.state.now, key)
-    few = entries if len(entries) <= most else entries[:most]
-    return _popped([(key(name), name) for _, name in few])
+    if bunch.index is not None and bunch.count <= most:
+        return bunch.index.first(entries, this.state.now, key)
+    return _popped([(key(name), name) for _, name in islice(entries, most)])
 
 
-def bound_of(this: Pass, shape: Shape, most: int = UNBOUNDED) -> Key:
-    """What the keys of a class, as `in_order` gives them, are not below; () where that is only known by asking."""
-    if shape.index is None or this.policies.ordering.static or len(shape.entries) > most:
+def bound_of(this: Pass, bunch: Bunch, most: int = UNBOUNDED) -> Key:
+    """What the keys of a bunch, as `in_order` gives them, are not below; () where that is only known by asking."""
+    if bunch.index is None or this.policies.ordering.static or bunch.count > most:
         return ()
-    found = shape.index.bound(this.state.now)
+    found = bunch.index.bound(this.state.now)
     return (found,) if found else ()
 
 
@@ -118,19 +161,23 @@ class Line:
     def __init__(
         self,
         this: Pass,
-        is_refused: Callable[[Shape], bool] = lambda shape: False,
+        refused_of: Callable[[Sequence[Shape], bool], dict[int, Shape]] = lambda shapes, all_or_none: {},
         only_what_is_free: bool = False,
         most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
         without: Collection[str] = (),
         is_hopeless: Callable[[Shape], bool] = lambda shape: False,
+        one_by_one: bool = False,
     ) -> None:
-        """`is_refused`: what was refused to that class still is, and it holds nobody else back. `only_what_is_free`: no
-        room can be made and what is free only shrinks during a pass, so it is of no use to look at who needs more.
+        """`refused_of`: to which of these what was refused still is, by serial, and to none if not to all of them where
+        that is said; they hold nobody else back.
+        `only_what_is_free`: no room can be made and what is free only shrinks during a pass, so it is of no use to look
+        at who needs more.
         Both spare a cluster that is full most of the work of ordering its queue. Where queues are compared, by the
         best of their gangs, whole queues are left out for the first reason: where one stands must not depend on what
         is remembered of the past. `most_of`: how many of a class are looked at, oldest first. `without`: gangs about
         which this pass has decided already. `is_hopeless`: whoever of that class was asked at this moment would be
-        refused, and hold nobody back: a queue of nothing else is put aside until somebody makes room."""
+        refused, and hold nobody back: a queue of nothing else is put aside until somebody makes room.
+        `one_by_one`: what is asked of a class depends on more than its numbers of GPUs."""
         state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
@@ -154,6 +201,7 @@ class Line:
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
+        self._bunched = alone if one_by_one else bunched
         self._aside: list[tuple[str, list[Head]]] = []
         self._hopeless: list[tuple[str, list[Shape]]] = []  # put aside before they were put in order
         self.passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
@@ -162,19 +210,18 @@ class Line:
         self._without_of = Counter(id(state.gangs[name].shape) for name in without)
         self._needs_no_key = False
         for queue, shapes in lines.items():
-            refused = {shape.serial: shape for shape in shapes if is_refused(shape)}
-            if self._by_queue and len(refused) < len(shapes):
-                refused = {}
+            refused = refused_of(shapes, self._by_queue)
             if refused:
                 self._refused_still.append((queue, [*refused.values()]))
                 self.still_refused += refused.values()
-            asked = [shape for shape in shapes if shape.serial not in refused]
-            if self._by_queue and asked and all(is_hopeless(shape) for shape in asked):
+            asked = [shape for shape in shapes if shape.serial not in refused] if refused else shapes
+            bunches = self._bunched(asked)
+            if self._by_queue and asked and all(is_hopeless(bunch.classes[0]) for bunch in bunches):
                 self._hopeless.append((queue, asked))
                 continue
             if asked:
                 self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order
-            if heap := self._heads(asked):
+            if heap := self._heads(bunches):
                 self._heaps[queue] = heap
         self._queues = [(self._rank(heap[0]), queue) for queue, heap in self._heaps.items()]
         heapify(self._queues)
@@ -186,63 +233,85 @@ class Line:
         capacity = self._this.state.capacity
         return capacity.free_gpus(capacity.open) * MILLI if self._only_what_is_free else UNBOUNDED
 
-    def _fits(self, shape: Shape) -> bool:
-        """Whether it is of any use to look at a gang of that class; if not, the class is left out from now on."""
-        fits = shape.needs_free <= self._free
-        if not fits:
-            self.left_out.append(shape)
-        return fits
+    def _is_of_use(self, head: Head) -> bool:
+        """Whether to look at the gang of a head, or for the first one; if not, its class is left out from now on, or
+        all of them are."""
+        block = self._block(head.shape)
+        if block is not None:
+            self._leave_out(head, all_of_them=not block.but)
+            return False
+        if head.shape.needs_free > self._free:
+            self.left_out += head.bunch.rest()
+            self._leave_out(head, all_of_them=True)
+            return False
+        return True
 
-    def _heads(self, shapes: Iterable[Shape]) -> list[Head]:
+    def _leave_out(self, head: Head, all_of_them: bool) -> None:
+        for shape in head.bunch.classes if all_of_them else [head.shape]:
+            head.bunch.left_out[shape.serial] = None
+
+    def _heads(self, bunches: Iterable[Bunch]) -> list[Head]:
         """Of these classes, as a heap whose first is known."""
-        heads = [self._head(shape) for shape in shapes]
+        heads = [self._head(bunch) for bunch in bunches]
         heapify(heads)
         self._look_for_first(heads)
         return heads
 
-    def _head(self, shape: Shape) -> Head:
-        """Of a class in which nobody has been looked for."""
-        most, count = self._most_of(shape), self._without_of.get(id(shape), 0)
-        asks_few = self._needs_no_key or 2 * count >= len(shape.entries)
-        bound = () if asks_few else bound_of(self._this, shape, most)
-        return Head(bound, shape.serial, "", self._rest(shape, most, count), shape)
+    def _head(self, bunch: Bunch) -> Head:
+        """Of a bunch in which nobody has been looked for."""
+        classes = bunch.classes
+        most, without = self._most_of(classes[0]), self._without_of
+        count = sum([without.get(id(shape), 0) for shape in classes]) if without else 0
+        asks_few = self._needs_no_key or (count > 0 and 2 * count >= bunch.count)
+        bound = () if asks_few else bound_of(self._this, bunch, most)
+        return Head(bound, classes[0].serial, "", self._rest(bunch, most, count), classes[0], bunch)
 
     def _look_for_first(self, heap: list[Head]) -> None:
         """Until the first of the heap is somebody: only classes that may have better ones are looked through.
         In one line, those of no use any more are left out; where queues are compared, they count as well."""
         while heap and not heap[0].name:
             head = heappop(heap)
-            if self._by_queue or (not self.blocker(head.shape) and self._fits(head.shape)):
-                found = self._next(head)
-                if found is not None:  # not decided about all of them
-                    heappush(heap, found)
+            found = self._next(head) if self._by_queue or self._is_of_use(head) else self._next_of_others(head)
+            if found is not None:  # not decided about all of them
+                heappush(heap, found)
 
-    def _rest(self, shape: Shape, most: int, count: int) -> Iterator[tuple[Key, str]]:
+    def _rest(self, bunch: Bunch, most: int, count: int) -> Iterator[tuple[Key, str]]:
         """Nobody is asked for a key before one is taken. `count`: of how many of them it is decided already."""
-        without = self._without
-        if self._needs_no_key or self._this.policies.ordering.static or 2 * count < len(shape.entries):
-            rest = iter(shape.entries) if self._needs_no_key else in_order(self._this, shape, most)
+        without, entries = self._without, bunch.entries()
+        if self._needs_no_key or self._this.policies.ordering.static or 2 * count < bunch.count:
+            rest = iter(entries) if self._needs_no_key else in_order(self._this, bunch, most)
             yield from (row for row in rest if row[1] not in without) if count else rest
             return
-        few = (name for _, name in shape.entries if name not in without)
+        few = (name for _, name in entries if name not in without)
         gangs = [self._gangs[name] for name in islice(few, most)]
         yield from _popped([(key_with_age(self._this, gang), gang.id) for gang in gangs])
 
     def _next(self, head: Head) -> Head | None:
-        """The same class without its first one."""
-        following = next(head.rest, None)
-        return None if following is None else Head(following[0], head.serial, following[1], head.rest, head.shape)
+        """The next one of the same bunch."""
+        bunch = head.bunch
+        for key, name in head.rest:
+            shape = head.shape if len(bunch.classes) == 1 else self._gangs[name].shape
+            if shape is not None and shape.serial not in bunch.left_out:
+                return Head(key, shape.serial, name, head.rest, shape, bunch)
+        return None
+
+    def _next_of_others(self, head: Head) -> Head | None:
+        """Of other classes than its own, of which nobody is asked any more."""
+        self._leave_out(head, all_of_them=False)
+        return self._next(head) if len(head.bunch.left_out) < len(head.bunch.classes) else None
 
     def rejoin(self) -> None:
         """Somebody starts or leaves: what was refused to whole classes may not be any more to those that come now."""
         now = self._now
-        refused = [(queue, self._heads(shapes), False) for queue, shapes in self._refused_still]
-        hopeless = [(queue, self._heads(shapes), True) for queue, shapes in self._hopeless]
+        refused = [(queue, self._heads(self._bunched(shapes)), False) for queue, shapes in self._refused_still]
+        hopeless = [(queue, self._heads(self._bunched(shapes)), True) for queue, shapes in self._hopeless]
         for queue, heap, is_unasked in [*refused, *hopeless, *((queue, heap, True) for queue, heap in self._aside)]:
             while heap and now is not None and self._rank(heap[0]) < now:
                 gone = heappop(heap)
                 if is_unasked:
                     self.passed_over.append(gone.shape)
+                if (following := self._next_of_others(gone)) is not None:
+                    heappush(heap, following)
                 self._look_for_first(heap)
             if queue in self._heaps:  # the one in hand
                 self._heaps[queue] += heap
@@ -264,7 +333,7 @@ class Line:
     def put_aside(self) -> Iterator[Shape]:
         """The classes of which somebody was not asked for it."""
         yield from (shape for _, shapes in self._hopeless for shape in shapes)
-        yield from (head.shape for _, heap in self._aside for head in heap)
+        yield from (shape for _, heap in self._aside for head in heap for shape in head.bunch.rest())
 
     def _rank(self, head: Head) -> Rank:
         """Of a queue by its head: a queue's rank changes only with the use of its own branch and its own head."""
@@ -290,14 +359,15 @@ class Line:
             if self._put_aside(rank, queue):
                 continue
             head = heappop(heap)
-            if not self.blocker(head.shape) and self._fits(head.shape):
+            goes_on = self._is_of_use(head)
+            if goes_on:
                 self._refused, self._now = False, rank if self._now is None else max(self._now, rank)
                 yield self._gangs[head.name], head.shape
                 self._free = self._count_free()
-                goes_on = not self._refused and not self.blocker(head.shape) and self._fits(head.shape)
-                following = self._next(head) if goes_on else None
-                if following is not None:
-                    heappush(heap, following)
+                goes_on = not self._refused and self._is_of_use(head)
+            following = self._next(head) if goes_on else self._next_of_others(head)
+            if following is not None:
+                heappush(heap, following)
             self._look_for_first(heap)
             if heap:
                 heappush(self._queues, (self._rank(heap[0]), queue))
@@ -332,4 +402,8 @@ class Line:
 
     def blocker(self, shape: Shape) -> str:
         """Who stands before this class, if somebody does."""
-        return next((block.by for block in self._blocked if block.binds(shape)), "")
+        block = self._block(shape)
+        return block.by if block is not None else ""
+
+    def _block(self, shape: Shape) -> Block | None:
+        return next((block for block in self._blocked if block.binds(shape)), None)

@@ -28,12 +28,12 @@ from llmsched.core.plan import PORTION
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Key, Shape
+from llmsched.core.shapes import Key
 from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.count import Count, lacking_flavors
 from llmsched.core.stages.grow import more
-from llmsched.core.stages.line import bound_of, in_order, keep_order, key_with_age
+from llmsched.core.stages.line import Bunch, alone, bound_of, in_order, keep_order, key_with_age, kins
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.shrink import resize, without
 from llmsched.core.stages.size import choices
@@ -77,7 +77,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         plan.look_again((int(plan.at // quantum) + 1) * quantum, say("eta.ranking"))
     if not is_due(this):
         return settled
-    for running, classes in _lines(this):
+    for running, classes in _lines(this, calendar):
         staying = evict.Staying(this, [gang for _, gang in running])
         starters, victims = _pick(this, calendar, running, classes, staying)
         if starters:
@@ -104,11 +104,12 @@ class _Class:
         return self.read[place] if place < len(self.read) else None
 
 
-def _waiting(this: Pass, shape: Shape, without: Collection[str]) -> Iterator[Row]:
-    is_sized = shape.sample.is_elastic() and this.state.configuration.scheduling.elastic
-    if is_sized and not _is_above_somebody(this, shape.sample):
+def _waiting(this: Pass, bunch: Bunch, without: Collection[str]) -> Iterator[Row]:
+    sample = bunch.classes[0].sample
+    is_sized = sample.is_elastic() and this.state.configuration.scheduling.elastic
+    if is_sized and not _is_above_somebody(this, sample):
         return  # it has a size, or could not start
-    for key, name in in_order(this, shape):
+    for key, name in in_order(this, bunch):
         gang = this.state.gangs[name]
         is_settled = gang.nomination is not None or name in this.plan.nominations or name in this.trial.begun
         if not is_settled and name not in without:
@@ -147,7 +148,7 @@ def _by_due(this: Pass, gang: GangState) -> Key:
     return (first, -inf, due(gang), gang.id)
 
 
-def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
+def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]]]:
     """Those who compete with one another, all or each queue by itself: who runs and may be evicted, best first, and the
     classes of those that wait."""
     state, trial = this.state, this.trial
@@ -178,8 +179,10 @@ def _lines(this: Pass) -> list[tuple[list[Row], list[_Class]]]:
             first[id(classes)] = []
             classes.append(_Class(first[id(classes)]))
         first[id(classes)].append(row)
-    for shape in state.waiting.live.values():
-        line(shape.queue)[1].append(_Class(_waiting(this, shape, long), shape.sample, bound_of(this, shape)))
+    is_reserved = bool(calendar.windows.rows)  # then it is known of a class how many a reservation has kept out
+    for bunch in alone(state.waiting.live.values()) if is_reserved else kins(state.waiting):
+        sample = bunch.classes[0].sample
+        line(sample.queue)[1].append(_Class(_waiting(this, bunch, long), sample, bound_of(this, bunch)))
     return [*lines.values()] if len(lines) <= 1 else sorted(lines.values(), key=_best)  # whose best ranks first
 
 

@@ -6,6 +6,7 @@ that nobody of them could start. Everything here only spares work: who is asked 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 
 from llmsched.core.past_use import next_count
@@ -82,6 +83,14 @@ class Unasked:
         if self.takes and self.shares is not None:
             return None  # where a queue would have stood is not known once somebody was evicted
         return self.stamp()
+
+    def still_refused(self, shapes: Iterable[Shape], all_or_none: bool = False) -> dict[int, Shape]:
+        """Of these, by serial."""
+        if all_or_none and not all(self.is_still_refused(shape) for shape in shapes):
+            return {}
+        room = self._left_out.room if self._left_out is not None else None
+        known = [shape for shape in shapes if shape.examined is not None and shape.examined.room == room]
+        return {shape.serial: shape for shape in known if self.is_still_refused(shape)}
 
     def is_still_refused(self, shape: Shape) -> bool:
         if self._left_out is None or self._is_hindered(shape):
