@@ -6,7 +6,7 @@ import heapq
 from typing import Any
 
 import pytest
-from ledger import Given, Launch, Nominate, Preempt, cluster
+from ledger import Given, Launch, Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.scheduler import turn
@@ -247,3 +247,13 @@ def test_whom_the_next_hold_does_not_bind_starts_in_the_pass_in_which_that_hold_
     decided = given.turn(facts.Finished(given.now, "short/0", 1, "succeeded"))
     assert decided.decisions == [Launch("first", 1), Launch("high", 1)]
     assert given.after(0.1).turn().decisions == []
+
+
+def test_no_elastic_gang_becomes_smaller_for_one_that_would_delay_a_planned_start() -> None:
+    """What is left beside the planned start of `head` was given to `elastic`, which gives way to that in time, and then
+    taken from it for `other`, which had been kept out as it would not."""
+    given = cluster("1 node x 4").scheduling(backfill="easy").policies(ordering="fifo")
+    given.running("ends", 2, ends_in=1000.0).running("elastic", 2, (1, 2))
+    given.pending("head", 3).pending("other", 1).pending("short", 1, estimated_runtime_s=100.0)
+    decided = given.turn().decisions
+    assert decided == [Resize("elastic", 1), Nominate("short", 1)]

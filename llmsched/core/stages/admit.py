@@ -293,12 +293,20 @@ class Admission:
         def may(there: Placement, goes: shrink.Goes) -> bool:
             return self.calendar.leaves_reserved(gang, there, goes, idle)
 
+        def may_become_smaller(there: Placement, goes: shrink.Goes) -> bool:
+            """Those that make way for a planned start in time do not make way for one that would not."""
+            hindered = self.calendar.hindered_by(gang, there)
+            if hindered is not None:
+                reason = self.calendar.would_delay(hindered)
+                self.refused = place.Refused("order", reason.message, reason.counts)
+            return hindered is None and may(there, goes)
+
         def is_free(there: Placement) -> bool:
             with kept(self.trial, rows):
                 return fits(self.trial, gang.spec, there)
 
         sizes = size.candidates(self.plan, gang)
-        if self.state.elastic and shrink.run(self.this, gang, only, sizes, may):
+        if self.state.elastic and shrink.run(self.this, gang, only, sizes, may_become_smaller):
             return True
         leaves_enough = self.calendar.leaves_enough
         if self.by_rank:  # rank.py has decided who is evicted, and for whom
