@@ -44,7 +44,8 @@ class Ordering(Protocol):
     """Who goes first among those waiting in one queue. Must not look at nodes.
 
     `static`: the key of a waiting gang does not change while it waits, so that a pass need not ask again. Where keys
-    move a policy may have `index()`, which makes an `Index` for each class of gangs: a pass need not ask for all then.
+    move a policy may have `index()`, which makes an `Index` for each class of gangs, and for each set of classes that
+    differ in CPUs, memory or topology alone: a pass need not ask for all then.
     `by_priority` (False where it is left out): its keys begin with -priority, so that nobody is ever ranked before a
     higher priority for having waited long. Small keys go first. Ties are broken by (submitted_at, workload id).
     """
@@ -55,7 +56,7 @@ class Ordering(Protocol):
 
 
 class Index(Protocol):
-    """The waiting gangs of one class: they ask for the same, in the same queue, at the same priority.
+    """Waiting gangs that ask for the same GPUs, in the same queue, at the same priority.
 
     `first` gives (key, gang id) of all, best first; `key(gang id)` is (the policy's own key, *age). An index may have
     `bound(now)`, told without asking for a key: the policy's own key of nobody is below it. A pass then looks through

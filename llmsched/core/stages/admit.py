@@ -17,7 +17,7 @@ from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
 from llmsched.core.stages import consolidate, grow, guarantee, migrate, owe, place, preempt, redeem, shrink, size
 from llmsched.core.stages.backfill import LATER_LOOKS, Calendar, place_within
-from llmsched.core.stages.line import Line
+from llmsched.core.stages.line import UNBOUNDED, Line
 from llmsched.core.stages.unasked import Unasked
 from llmsched.core.why_here import why_here
 from llmsched.core.windows import closed, idle_gpus, kept
@@ -103,7 +103,7 @@ class Admission:
             self.unasked.looks_at_most,
             without={**self.settled, **self.trial.begun, **plan.nominations},
             is_hopeless=self.unasked.is_hopeless if self.unasked.asks_in_vain() else lambda shape: False,
-            one_by_one=bool(self.calendar.promises),
+            most=LATER_LOOKS if self.calendar.depth or self.calendar.promises else UNBOUNDED,
         )
         for gang, shape in line:
             if plan.cut(since):

@@ -46,15 +46,16 @@ class Bunch:
         return [shape for shape in self.classes if shape.serial not in self.left_out]
 
 
-def bunched(shapes: Iterable[Shape]) -> list[Bunch]:
-    """Each kin of which all classes are among these in one order, and the others by themselves."""
+def bunched(shapes: Iterable[Shape], most: int) -> list[Bunch]:
+    """Each kin of which all classes are among these in one order, and the others by themselves: so are those of more
+    than `most`, of which no more may be looked at."""
     by_kin: dict[int, list[Shape]] = {}
     for shape in shapes:
         by_kin.setdefault(id(shape.kin), []).append(shape)
     found: list[Bunch] = []
     for classes in by_kin.values():
         kin = classes[0].kin
-        if 1 < len(classes) == len(kin.live):
+        if 1 < len(classes) == len(kin.live) and all(len(shape.entries) <= most for shape in classes):
             found.append(Bunch(classes, kin.index))
         else:
             found += alone(classes)
@@ -166,7 +167,7 @@ class Line:
         most_of: Callable[[Shape], int] = lambda shape: UNBOUNDED,
         without: Collection[str] = (),
         is_hopeless: Callable[[Shape], bool] = lambda shape: False,
-        one_by_one: bool = False,
+        most: int = UNBOUNDED,
     ) -> None:
         """`refused_of`: to which of these what was refused still is, by serial, and to none if not to all of them where
         that is said; they hold nobody else back.
@@ -177,7 +178,7 @@ class Line:
         is remembered of the past. `most_of`: how many of a class are looked at, oldest first. `without`: gangs about
         which this pass has decided already. `is_hopeless`: whoever of that class was asked at this moment would be
         refused, and hold nobody back: a queue of nothing else is put aside until somebody makes room.
-        `one_by_one`: what is asked of a class depends on more than its numbers of GPUs."""
+        `most`: of how many it is never less."""
         state, shares = this.state, this.shares
         waiting, self._gangs = state.waiting, state.gangs
         self._shares = shares
@@ -201,7 +202,7 @@ class Line:
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
-        self._bunched = alone if one_by_one else bunched
+        self._most = most
         self._aside: list[tuple[str, list[Head]]] = []
         self._hopeless: list[tuple[str, list[Shape]]] = []  # put aside before they were put in order
         self.passed_over: list[Shape] = []  # whose turn had gone by when somebody made room
@@ -250,6 +251,9 @@ class Line:
         for shape in head.bunch.classes if all_of_them else [head.shape]:
             head.bunch.left_out[shape.serial] = None
 
+    def _bunched(self, shapes: Iterable[Shape]) -> list[Bunch]:
+        return bunched(shapes, self._most)
+
     def _heads(self, bunches: Iterable[Bunch]) -> list[Head]:
         """Of these classes, as a heap whose first is known."""
         heads = [self._head(bunch) for bunch in bunches]
@@ -260,7 +264,7 @@ class Line:
     def _head(self, bunch: Bunch) -> Head:
         """Of a bunch in which nobody has been looked for."""
         classes = bunch.classes
-        most, without = self._most_of(classes[0]), self._without_of
+        most, without = self._most_of(classes[0]) if len(classes) == 1 else UNBOUNDED, self._without_of
         count = sum([without.get(id(shape), 0) for shape in classes]) if without else 0
         asks_few = self._needs_no_key or (count > 0 and 2 * count >= bunch.count)
         bound = () if asks_few else bound_of(self._this, bunch, most)
