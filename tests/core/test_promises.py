@@ -169,8 +169,8 @@ def test_who_is_promised_places_that_are_free_already_starts_in_a_pass_at_once()
 
 
 def test_who_is_moved_keeps_no_more_of_a_node_on_which_it_is_than_it_goes_to() -> None:
-    """It holds a GPU there and goes to two, of which that one is one: kept were three, and whoever was promised a GPU
-    that was free waited for others to leave."""
+    """It holds a GPU there and goes to two, of which that one is one: kept were three, and whoever could have
+    the fourth waited for another one to leave, though that one was free."""
     given = cluster("2 nodes x 4").scheduling(consolidation=True)
     for name, nodes in {"moves": ("n-0", "n-1"), "ends": ("n-0",)}.items():
         given.pending(name, 1, (len(nodes), len(nodes)))
@@ -178,5 +178,4 @@ def test_who_is_moved_keeps_no_more_of_a_node_on_which_it_is_than_it_goes_to() -
         given.state.apply(Bound(given.now, f"{name}/0", 1))
     given.pending("whole", 4, priority=90).pending("first", 1).pending("second", 1)
     decided = given.turn(Cancelled(given.now, "ends", "ann"))
-    assert decided.plan.nominations["first/0"].victims == ("ends/0", "moves/0") and decided.plan.asks_again
-    assert given.turn().decisions == [Start("first", 1)]
+    assert Start("first", 1) in decided.decisions and decided.code("second") == "victims_leaving"
