@@ -16,7 +16,7 @@ for each count of past use (past_use.py: at most once an hour, or once a half-li
 depend on that. An eviction for nobody is one of these:
 
   stages/migrate.py    makes who moves faster, so that it happens once for each of its flavors between two others: it
-                       begins where it is faster, on places that are kept for it, and nowhere else
+                       begins on places that are kept for it, or where it is faster still
   stages/clear.py      once a window: nobody may start on what is reserved
   stages/reconcile.py  is itself a change from outside
 

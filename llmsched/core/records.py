@@ -34,7 +34,7 @@ class Nomination:
     placement: Placement
     victims: tuple[str, ...]
     at: float
-    moves: bool = False  # it has left for exactly these places, which were kept meanwhile
+    moves: bool = False  # it has left for these places, which were kept meanwhile
 
 
 class Version(NamedTuple):

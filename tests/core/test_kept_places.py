@@ -97,3 +97,20 @@ def test_what_it_holds_of_them_is_counted_once() -> None:
     assert given.state.nodes["n-0"].free_whole == 1 and violations(given.state) == []
     given.state.apply(facts.Released(given.now, "a/0", 1))
     assert given.state.nodes["n-0"].free_whole == 1 and violations(given.state) == []
+
+
+def test_it_begins_where_it_is_faster_still_if_others_have_left_that_meanwhile() -> None:
+    """By way of a place that was free sooner it moved twice."""
+    given = cluster("1 node x 4 A100, 1 node x 4 V100, 1 node x 4 T4").running("fast", 4, flavor="A100")
+    given.running("middle", 4, flavor="V100")
+    speeds = {"A100": 4.0, "V100": 2.0, "T4": 1.0}
+    options = tuple(Option(flavor, Resources(4 * MILLI), ((1, speed),)) for flavor, speed in speeds.items())
+    mover = Workload("a", "a", "train", (Group("w", 1, options),), estimated_runtime_s=9000.0, grace_s=10.0)
+    given.turn(facts.Submitted(given.now, mover))
+    given.after(1.0, facts.Bound(given.now, "a/0", 1))
+    given.after(200.0, facts.Finished(given.now, "middle/0", 1, "succeeded"))
+    assert given.turn().decisions == [Preempt("a", "faster_flavor")]
+    assert [placed.node for placed in given.state.gangs["a/0"].goes_to] == ["v100-0"]
+    given.turn(facts.Finished(given.now, "fast/0", 1, "succeeded"))
+    assert given.turn(facts.Released(given.now, "a/0", 1)).decisions == [Launch("a", 4)]
+    assert given.state.gangs["a/0"].held[0].node == "a100-0" and given.state.nodes["v100-0"].free_whole == 4

@@ -6,8 +6,8 @@ delayed: outside of ranking, those have been looked at before; by rank, whoever 
 Nobody is evicted for it, and every move raises the speed of the gang that moves, so that it moves at most once for each
 of its flavors until something else evicts it.
 
-Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there and nowhere
-else, or waits by its rank and age as anybody does.
+Its new place is kept for it while it leaves, and then promised to it (`Preempt.goes_to`): it begins there, or where it
+is faster still, or waits by its rank and age as anybody does.
 """
 
 from __future__ import annotations

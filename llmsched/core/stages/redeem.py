@@ -57,11 +57,11 @@ def _redeem(
             nodes = [this.state.nodes.get(placed.node) for placed in nomination.placement]
             return all(node is not None and only >> node.slot & 1 for node in nodes)
 
-    if not nomination.moves and place.may_fit(trial, gang, size):
+    if place.may_fit(trial, gang, size):
         trial.unpromise(gang)
         with open_to(gang) as only:
-            found = place.find(this, gang, size, only, explain=False)
-        if not isinstance(found, place.Refused):
+            found = _faster(this, gang, size, only) if nomination.moves else _any(this, gang, size, only)
+        if found:
             launch(gang, found)
             return
     elif not is_ready and is_kept(trial.afterwards(), gang) and is_open():
@@ -75,3 +75,20 @@ def _redeem(
         nominate(this, gang, nomination.placement, list(nomination.victims))
     else:
         this.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
+
+
+def _any(this: Pass, gang: GangState, size: int, only: int, option: int | None = None) -> Placement:
+    found = place.find(this, gang, size, only, explain=False, option=option)
+    return () if isinstance(found, place.Refused) else found
+
+
+def _faster(this: Pass, gang: GangState, size: int, only: int) -> Placement:
+    """For one that was moved to be faster: places that are faster still than those that were kept for it, as others
+    have left them meanwhile; () for none."""
+    assert gang.nomination is not None
+    kept = gang.nomination.placement[0].option
+    faster = [option for _, option in gang.faster]
+    for option in faster[: faster.index(kept)] if kept in faster else ():
+        if found := _any(this, gang, size, only, option):
+            return found
+    return ()
