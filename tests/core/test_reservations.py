@@ -377,7 +377,9 @@ def test_a_promise_ends_where_its_node_is_reserved_meanwhile() -> None:
     assert world.turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("high", 4)]
     one = Reservation("release", OPENS, LASTS, queue="prod", gpus_milli=4 * MILLI)
     configured = facts.Configured(world.now, replace(world.state.configuration, version=2, reservations=(one,)))
-    assert world.turn(configured).decisions == [Other("Withdraw", "high")]
+    decided = world.turn(configured)
+    assert decided.decisions == [Other("Withdraw", "high")]
+    assert decided.plan.wake_at == world.now, "others may grow by that, who were asked before"
     assert world.turn(facts.Released(world.now, "low/0", 1)).decisions == []
     assert world.decide().code("high") == "reservation"
 

@@ -75,6 +75,7 @@ def _redeem(
         nominate(this, gang, nomination.placement, list(nomination.victims))
     else:
         this.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
+        this.plan.asks_again = True  # who grows was asked before, and this brings no news
 
 
 def _any(this: Pass, gang: GangState, size: int, only: int, option: int | None = None) -> Placement:
