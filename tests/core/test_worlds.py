@@ -69,6 +69,11 @@ def test_what_was_broken_once_holds(seed: int, story: str) -> None:
         (7400083, "one leaves for a reservation whose holder has no use for its GPUs, and begins again"),
         (3100148, "a planned start keeps out one that has other choices, which it could never have"),
         (7300092, "the same of one that may not be preempted, in a long history"),
+        (912, "who begins beside a reservation is on what it takes afterwards, and leaves twice"),
+        (7600777, "what somebody was promised is a reservation's when those who held it have left"),
+        (7601484, "one moves to a faster flavor and begins where it had been, five times without news"),
+        (7601074, "one moves to a faster flavor, and nobody is asked about what it leaves"),
+        (160032, "a promise is taken back, and nobody is asked who could grow by that"),
     ],
 )
 def test_what_was_broken_once_in_a_rich_world_holds(seed: int, story: str) -> None:
