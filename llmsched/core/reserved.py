@@ -72,11 +72,10 @@ def row_of(trial: Trial, reservation: Reservation, span: tuple[float, float], ta
 
 def decided(trial: Trial) -> dict[str, Taken]:
     """What each of so many GPUs takes from now on: what it took, unless it has to be, or would be better, elsewhere."""
-    kept, anew = _all(trial, _kept_by), _all(trial, chosen)
+    there: dict[str, _There] = {}
+    kept, anew = _all(trial, _kept_by, there), _all(trial, chosen, there)
     if kept == anew:
         return kept
-    spans = {one.name: (one, window(one, trial.now)) for one in trial.state.configuration.reservations}
-    there = {name: _there(trial, spans[name][0], (spans[name][1] or (0.0,))[0]) for name in kept}
 
     def trouble(of: dict[str, Taken]) -> tuple[int, ...]:
         """In all; of equal ones what those have that come first."""
@@ -86,41 +85,47 @@ def decided(trial: Trial) -> dict[str, Taken]:
     return anew if trouble(anew) < trouble(kept) else kept
 
 
-Choose = Callable[[Trial, Reservation, tuple[float, float], list[Row]], Taken]
+Choose = Callable[[Trial, Reservation, tuple[float, float], list[Row], _There], Taken]
 
 
-def _all(trial: Trial, choose: Choose) -> dict[str, Taken]:
+def _all(trial: Trial, choose: Choose, there: dict[str, _There]) -> dict[str, Taken]:
+    """`there`: who is there for each, as far as it is known."""
     rows: list[Row] = []
     found: dict[str, Taken] = {}
     for reservation in trial.state.configuration.reservations:
         span = window(reservation, trial.now)
         if span is not None and not reservation.nodes:
-            found[reservation.name] = choose(trial, reservation, span, rows)
+            if reservation.name not in there:
+                there[reservation.name] = _there(trial, reservation, span[0])
+            found[reservation.name] = choose(trial, reservation, span, rows, there[reservation.name])
         if span is not None:
             rows.append(row_of(trial, reservation, span, found.get(reservation.name)))
     return found
 
 
-def _kept_by(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
+def _kept_by(
+    trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row], there: _There
+) -> Taken:
     """What it took, or where it cannot have that, or others are better, those; none that others take if there are
     enough beside them. `rows`: what those take that come before it."""
     before = taken_before(trial, reservation)
     later = _of_later_ones(trial, reservation)
-    found = chosen(trial, reservation, span, [*rows, *later])
-    if before is not None and _is_possible(trial, reservation, span, before, rows):
-        there = _there(trial, reservation, span[0])
+    found = chosen(trial, reservation, span, [*rows, *later], there)
+    if before is not None and _is_possible(trial, reservation, span, before, rows, there):
         return found if _trouble(trial, found, there) < _trouble(trial, before, there) else before
     is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
-    return found if is_all or not later else chosen(trial, reservation, span, rows)
+    return found if is_all or not later else chosen(trial, reservation, span, rows, there)
 
 
-def chosen(trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> Taken:
+def chosen(
+    trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row], there: _There | None = None
+) -> Taken:
     """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
     nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
     on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
     to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
     in vain: unless there is not enough otherwise. None of it is on nodes of which `rows` take something meanwhile."""
-    there, barred = _there(trial, reservation, span[0]), _barred(trial, span, rows)
+    there, barred = there or _there(trial, reservation, span[0]), _barred(trial, span, rows)
     offers: list[tuple[int, NodeState]] = []
     busy: list[str] = []  # nodes of which it could have more
     for node in trial.state.capacity.nodes(_open_to(trial, reservation) & ~barred):
@@ -179,11 +184,15 @@ def _of_later_ones(trial: Trial, reservation: Reservation) -> list[Row]:
 
 
 def _is_possible(
-    trial: Trial, reservation: Reservation, span: tuple[float, float], taken: Taken, rows: list[Row]
+    trial: Trial,
+    reservation: Reservation,
+    span: tuple[float, float],
+    taken: Taken,
+    rows: list[Row],
+    there: _There,
 ) -> bool:
     """Whether its holder could have all of it, once all have left who may be made to."""
     nodes, of_it = trial.state.nodes, _open_to(trial, reservation) & ~_barred(trial, span, rows)
-    there = _there(trial, reservation, span[0])
     for name, count in taken.parts:
         node = nodes.get(name)
         if node is None or not of_it >> node.slot & 1:
