@@ -13,6 +13,7 @@ from search_member import Members
 from llmsched.control import trials as of_search
 from llmsched.control.authorization import KnownNames, Permissions, Person
 from llmsched.errors import RequestError
+from llmsched.executors.fake import NodeKind
 from llmsched.runtime.storage import describe
 from llmsched.spec.load import load_json
 from llmsched.store.memory import MemoryStore
@@ -58,6 +59,28 @@ def test_a_search_tries_every_point_and_its_result_is_the_best_trials(tmp_path, 
             }
             told = controller.progress["sweep/0"]
             assert (told["step"], told["total_steps"], told["best_trial"]) == (4, 4, "t2")
+
+    asyncio.run(story())
+
+
+def test_two_searches_with_room_for_one_trial_both_end(tmp_path, monkeypatch):
+    """A search holds no GPU, so those that wait for trials keep none from them."""
+
+    async def story():
+        cluster = fake_cluster((NodeKind(1, "A100"),))
+        members = Members(cluster, tmp_path, by_rate, monkeypatch)
+        async with controlling(cluster) as controller:
+            await controller.submit([search(), search(name="other")], user=ANN)
+            await until(lambda: {phase(controller, name) for name in ("sweep", "other")} == {"running"})
+            most = 0
+            while not all(controller.state.workloads[name].outcome for name in ("sweep", "other")):
+                running = sum(phase(controller, name) == "running" for name in trials(controller))
+                most = max(most, running)
+                await asyncio.sleep(0)
+            await members.over()
+            assert most == 1
+            outcomes = {name: phase(controller, name) for name in trials(controller)}
+            assert outcomes == {f"{of}.t{number}": "succeeded" for of in ("sweep", "other") for number in (1, 2, 3, 4)}
 
     asyncio.run(story())
 
