@@ -66,6 +66,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "post_processor": "tokenizers",
     "Espeak": "a spec, by serve.app",
     "Kokoro": "a spec, by serve.app",
+    "House": "a spec, by serve.app",
     "Ranker": "a spec, by serve.app",
     "Monitor": "a spec, by serve.app",
     "pause_writing": "asyncio, of a protocol",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import random
 import re
@@ -15,6 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from llmsched.control import webhooks
 from llmsched.spec import cluster
@@ -169,3 +171,20 @@ def test_every_package_that_an_application_reads_is_asked_for_before_anything_st
     }
     wanted |= {name for name in ("skimage", "ctranslate2") if f"import {name}" in code}
     assert wanted <= needs.keys(), f"{folder.name}/expect.yaml: needs lacks {', '.join(sorted(wanted - needs.keys()))}"
+
+
+def test_a_picture_that_is_none_is_refused_at_the_door_and_a_house_says_what_it_did_not_understand(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = here("house", "home")
+    house, said = module.House("assistant:commands"), ['{"device": "lamp", "room": "hall", "action": "on"}']
+    monkeypatch.setattr(module.calls, "chat", lambda *_, **__: said[-1])
+    assert house({"message": "Lamp on, hall!"})["answer"] == "The lamp in the hall is on."
+    for nonsense in ("on", "[]", '{"device": "lamp"}', '{"device": "lamp", "room": "hall", "action": "eat"}'):
+        said.append(nonsense)
+        assert house({"message": "?"}) == {"answer": "I did not understand that.", "command": None}
+    pytest.importorskip("skimage", reason="examples/apps/home/packages.txt")
+    door = here("door", "home").Door()
+    for body in ({"image": base64.b64encode(b"no picture").decode()}, {"image": "?"}, {}):
+        with pytest.raises(HTTPException, match="pictu"):
+            door(body)
