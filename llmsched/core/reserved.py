@@ -229,8 +229,8 @@ def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
     found = [(state.gangs[name], state.gangs[name].goes_to) for name in state.moved]
     for name in state.nominated:
         gang = state.gangs[name]
-        if gang.nomination is not None:
-            found.append((gang, gang.nomination.placement))
+        if (nomination := trial.nomination(gang)) is not None:
+            found.append((gang, nomination.placement))
     decided = (*trial.moving.items(), *trial.promised.items())
     found += [(state.gangs[name], placement) for name, placement in decided]
     return [(gang, placement) for gang, placement in found if gang.id not in trial.begun]

@@ -73,8 +73,8 @@ def _others(trial: Trial, gang: GangState) -> Iterator[tuple[GangState, Placemen
         if other is gang or other.is_ended() or other.status is Status.VACATING or other.id in trial.leaving:
             continue
         places = trial.places(other)
-        if not places and other.nomination is not None:
-            places = other.nomination.placement
+        if not places and (nomination := trial.nomination(other)) is not None:
+            places = nomination.placement
         yield other, places
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from llmsched.core.configuration import Taken
 from llmsched.core.message import Message
-from llmsched.core.records import GangState
+from llmsched.core.records import GangState, Nomination
 from llmsched.core.resources import ByNode
 from llmsched.core.state import State
 from llmsched.core.workload import Placement
@@ -33,6 +33,7 @@ class Trial:
         self.placements: dict[str, Placement] = {}  # gangs whose placement this pass changed; () is released
         self.begun: dict[str, Placement] = {}  # gangs this pass has told to start, and where
         self.promised: dict[str, Placement] = {}  # gangs this pass has promised places to for the first time
+        self.withdrawn: dict[str, None] = {}  # gangs from which it has taken back what they were promised before
         self.leaving: dict[str, None] = {}  # gangs this pass has told to let go,
         self.moving: dict[str, Placement] = {}  # and where those of them go for whom places are kept
         self.shrinking: dict[str, Placement] = {}  # gangs this pass has told to shrink, and to what,
@@ -63,6 +64,10 @@ class Trial:
     def places(self, gang: GangState) -> Placement:
         """What it holds, or will when what this pass has decided is done."""
         return self.begun.get(gang.id) or self.promised.get(gang.id) or gang.held
+
+    def nomination(self, gang: GangState) -> Nomination | None:
+        """What was promised to it before this pass, unless this one has taken it back."""
+        return None if gang.id in self.withdrawn else gang.nomination
 
     def is_new(self, gang: GangState) -> bool:
         """Whether this pass has told it to start, or promised it places: neither is done yet."""
@@ -135,7 +140,7 @@ class Trial:
         self._log.append((gang, placement, -2, self.placements.get(gang.id)))
 
     def promise_first(self, gang: GangState, placement: Placement) -> None:
-        """The same for somebody who was promised nothing before: in the world afterwards it has begun."""
+        """The same for somebody to whom nothing is promised: in the world afterwards it has begun."""
         self.promised[gang.id] = placement
         self.state.ledgers.charge(gang, placement, 1, promise=True)
         self._log.append((gang, placement, -4, self.placements.get(gang.id)))
@@ -229,6 +234,7 @@ class Afterwards(Trial):
         self.placements = trial.placements.copy()
         self.held_quota = trial.held_quota.copy()
         self.begun, self.promised, self.taken = trial.begun, trial.promised, trial.taken
+        self.withdrawn = trial.withdrawn
         self.leaving, self.shrinking, self.victims = trial.leaving, trial.shrinking, trial.victims
         self.moving = trial.moving
         self.gone: dict[str, int] = {}  # who leaves, in that order

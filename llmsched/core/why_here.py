@@ -11,7 +11,7 @@ from llmsched.core.workload import Placement
 
 def why_here(trial: Trial, gang: GangState, placement: Placement) -> Message:
     """Before the trial has it."""
-    if gang.nomination is not None:
+    if trial.nomination(gang) is not None:
         return say("launch.promised")
     if gang.spec.is_elastic():
         return say("launch.part", size=size_of(gang.spec, placement), most=gang.spec.max_size)

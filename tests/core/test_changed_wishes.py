@@ -46,6 +46,24 @@ def test_a_promise_ends_when_a_quota_is_lowered_under_it() -> None:
     assert given.state.gangs["high/0"].reason is not None
 
 
+def test_who_is_promised_again_what_was_taken_back_in_the_same_pass_has_it() -> None:
+    """Another one leaves for it as well, as the quota is lower now; and its place has the same name as before."""
+    given = cluster("1 node x 2").queue("q", gpus=2).rules(within_queue="lower_priority")
+    given.policies(ordering="priority")
+    given.running("a", 1, priority=10).running("b", 1, priority=10).pending("high", 1, priority=90)
+    [before, _] = given.turn().decisions
+    queue = replace(given.state.configuration.queues[0], quotas=(("*", Quota(1000, 0)),))
+    lowered = replace(given.state.configuration, version=2, queues=(queue,))
+    decided = given.turn(facts.Configured(given.now, lowered)).decisions
+    assert [type(each).__name__ for each in decided] == ["Other", "Preempt", "Nominate"]
+    assert {before.name, decided[1].name} == {"a", "b"}
+    promised = given.state.gangs["high/0"].nomination
+    assert promised is not None and promised.victims == ("a/0", "b/0")
+    for left in ("a/0", "b/0"):
+        decided = given.turn(facts.Released(given.now, left, 1)).decisions
+    assert given.state.gangs["high/0"].held == promised.placement
+
+
 def test_no_group_of_a_gang_goes_where_others_have_reserved() -> None:
     given = cluster("1 node x 2 A, 1 node x 2 B")
     booked = Reservation("booked", 500.0, 1000.0, queue="other", nodes=("b-0",))

@@ -288,7 +288,7 @@ class Calendar:
                 since, name = next((row for row in shape.since if row[1] not in begun), (inf, ""))
             if since + patience > plan.at:
                 soonest = min(soonest, since)
-            elif state.gangs[name].nomination is None and name not in plan.nominations:
+            elif self.trial.nomination(state.gangs[name]) is None and name not in plan.nominations:
                 rows.append(_right(state.gangs[name]))
         plan.wake(soonest + patience)
         rows.sort()

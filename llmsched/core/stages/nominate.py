@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from llmsched.core.amounts import bundle_milli
-from llmsched.core.decisions import Nominate
+from llmsched.core.decisions import Nominate, Withdraw
 from llmsched.core.exact_fit import may_be_free
 from llmsched.core.message import Message, say, workload, workloads
 from llmsched.core.records import GangState, Nomination
@@ -20,12 +20,13 @@ from llmsched.core.workload import Placement
 
 def nominate(this: Pass, gang: GangState, placement: Placement, leaving: Sequence[str]) -> None:
     """Promise `placement`; its victims are those of `leaving` that hold something on its nodes."""
-    if gang.nomination is None:
+    before = this.trial.nomination(gang)
+    if before is None:
         this.trial.promise_first(gang, placement)
     else:
         this.trial.promise(gang, placement)
     decision = _decision(this, gang, placement, leaving)
-    if gang.nomination is None or gang.nomination.placement != placement:
+    if before is None or before.placement != placement:
         this.plan.decisions.append(decision)
         if may_be_free(this.trial, gang.spec, placement):
             this.plan.asks_again = True  # it waits for nobody: only what is promised to others stood before it
@@ -34,6 +35,15 @@ def nominate(this: Pass, gang: GangState, placement: Placement, leaving: Sequenc
 def stand(this: Pass, gang: GangState, nomination: Nomination) -> None:
     """What it was promised before stays as it is in the ledgers."""
     _decision(this, gang, nomination.placement, nomination.victims)
+
+
+def withdraw(this: Pass, gang: GangState, why: Message, at: int | None = None) -> None:
+    """What it was promised before this pass, if anything, is so no more; whatever it is promised then is new. `at`: of
+    the decisions so far the one before which that is told."""
+    if this.trial.nomination(gang) is not None:
+        this.trial.withdrawn[gang.id] = None
+        decided = this.plan.decisions
+        decided.insert(len(decided) if at is None else at, Withdraw(gang.id, why))
 
 
 def without(this: Pass, name: str, spared: Container[str]) -> None:

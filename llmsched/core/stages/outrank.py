@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmsched.core.decisions import Launch, Preempt, Resize, Withdraw
+from llmsched.core.decisions import Launch, Preempt, Resize
 from llmsched.core.exact_fit import fits
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
-from llmsched.core.stages.nominate import without
+from llmsched.core.stages.nominate import withdraw, without
 from llmsched.core.workload import Placement
 
 Told = Preempt | Resize
@@ -56,8 +56,7 @@ def _take_back(this: Pass, other: GangState, gang: GangState) -> None:
     trial.hold(other, ())
     at = next(at for at, each in enumerate(decided) if isinstance(each, Launch) and each.gang == other.id)
     del decided[at]
-    if other.nomination is not None:
-        decided.insert(at, Withdraw(other.id, say("withdraw.outranked", who=workload(gang.workload_id))))
+    withdraw(this, other, say("withdraw.outranked", who=workload(gang.workload_id)), at)
 
 
 def _who_made_room(this: Pass, outranked: list[GangState]) -> list[Told]:

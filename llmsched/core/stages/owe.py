@@ -103,7 +103,7 @@ def hold(this: Pass, calendar: Calendar) -> None:
     if this.policies.ordering.by_priority:
         first = min(state.waiting.live.values(), key=lambda shape: (-shape.sample.priority, shape.since[0]))
         names |= {first.since[0][1]: None} if first.sample.priority > min(fixed) else {}
-    waits = [gang for name in names if (gang := state.gangs[name]).nomination is None]
+    waits = [gang for name in names if this.trial.nomination(gang := state.gangs[name]) is None]
     waits = [gang for gang in waits if not this.trial.is_new(gang)]
     if not waits:
         return

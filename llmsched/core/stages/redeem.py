@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from llmsched.core.decisions import Withdraw
 from llmsched.core.exact_fit import fits, free_at_last, is_kept
 from llmsched.core.message import say
 from llmsched.core.records import GangState, size_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
-from llmsched.core.stages.nominate import nominate, stand
+from llmsched.core.stages.nominate import nominate, stand, withdraw
 from llmsched.core.windows import kept
 from llmsched.core.workload import Placement
 
@@ -74,7 +73,7 @@ def _redeem(
     elif is_open() and fits(trial.afterwards(), gang.spec, nomination.placement):
         nominate(this, gang, nomination.placement, list(nomination.victims))
     else:
-        this.plan.decisions.append(Withdraw(gang.id, say("withdraw.unfit")))
+        withdraw(this, gang, say("withdraw.unfit"))
         this.plan.asks_again = True  # who grows was asked before, and this brings no news
 
 
