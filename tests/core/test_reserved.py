@@ -59,6 +59,15 @@ def test_it_takes_others_where_a_node_is_gone_or_somebody_is_there_whom_nobody_c
     assert said(given) == ["booked0"] and taken(given) == {"booked0": ((on["fixed/0"], 4),)}
 
 
+def test_one_that_finds_nothing_is_looked_at_when_its_window_closes() -> None:
+    """Until then others take all of it; the next time they do not. Nobody asked before something else happened."""
+    given = cluster("1 node x 4").reserve(700.0, 50.0, "ann", gpus=4)
+    given.reserve(300.0, 120.0, "bob", gpus=1, repeat="*/10 * * * *").after(690.0)
+    assert said(given) == ["booked0", "booked1"] and taken(given) == {"booked0": (("n-0", 4),), "booked1": ()}
+    assert given.after(10.0).turn().plan.wake_at == 720.0
+    assert said(given.after(20.0)) == ["booked1"] and taken(given)["booked1"] == (("n-0", 1),)
+
+
 def test_it_takes_others_where_fewer_would_have_to_leave() -> None:
     given = cluster("2 nodes x 4").reserve(FAR, 100.0, "bob", gpus=4).running("a", 4).running("b", 4)
     said(given)

@@ -77,9 +77,6 @@ class Admission:
         grow.run(self.this, self.calendar)  # leftovers last
         moves.rest()
         self._name_moments(line)
-        for row in self.calendar.windows.rows:
-            plan.wake(row.opens)
-            plan.wake(row.closes)
         if self.by_rank and self.trial.begun and self._rests_somebody():
             plan.asks_again = True
 
