@@ -229,3 +229,27 @@ def test_requests_that_differ_in_memory_alone_stand_in_one_order(
     given.after(1.0)
     assert len(given.turn(facts.Finished(given.now, "r1/0", 1, "succeeded")).decisions) == 1
     assert asked <= 8
+
+
+def test_nor_is_anybody_of_them_asked_for_the_sake_of_what_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any reservation every one of them was asked, at every pass, though nothing was free."""
+    given = cluster("2 nodes x 4").scheduling(preemption=PreemptionRules("lower_priority", "any"))
+    given.reserve(90_000.0, 3600.0, "bob", gpus=1).reserve(95_000.0, 3600.0, "bob", gpus=2)
+    for number in range(8):
+        given.running(f"r{number}", 1)
+    for number in range(WAITING):
+        group = Group("workers", 1, (Option(None, Resources(1000 + number % 2 * 1000, 0, number + 1)),))
+        work = Workload(f"w{number}", f"w{number}", "train", (group,), estimated_runtime_s=60.0 + number)
+        given.state.apply(facts.Submitted(given.now, work))
+    given.turn(facts.Finished(given.now, "r0/0", 1, "succeeded"))
+    looked: list[str] = []
+    find = place.find
+
+    def counted(this: Any, gang: GangState, *more: Any, **options: Any) -> Any:
+        looked.append(gang.workload_id)
+        return find(this, gang, *more, **options)
+
+    monkeypatch.setattr(place, "find", counted)
+    given.after(1.0)
+    assert len(given.turn(facts.Finished(given.now, "r1/0", 1, "succeeded")).decisions) == 1
+    assert len({*looked}) <= 3

@@ -115,11 +115,11 @@ class Unasked:
     def asks_in_vain(self) -> bool:
         """Whether a refusal in this pass may change nothing for others, nor bring a time at which to ask again."""
         state, scheduling = self.state, self.scheduling
-        if self.by_rank or self.calendar.depth or self.calendar.promises or self.calendar.windows.rows or state.elastic:
+        if self.by_rank or self.calendar.depth or self.calendar.promises or state.elastic:
             return False
         if scheduling.order == "strict_fifo" or scheduling.consolidation or scheduling.preemption_delay_s:
             return False
-        return not (state.configuration.node_types or guarantee.is_kept(self.this)) and self.stamp() is not None
+        return not (state.configuration.node_types or guarantee.is_kept(self.this))
 
     def is_hopeless(self, shape: Shape) -> bool:
         """Whether it needs more than is free, with nobody on the way out, and may take nothing from others."""
