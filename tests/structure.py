@@ -67,6 +67,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "Espeak": "a spec, by serve.app",
     "Kokoro": "a spec, by serve.app",
     "House": "a spec, by serve.app",
+    "Tutor": "a spec, by serve.app",
     "Ranker": "a spec, by serve.app",
     "Monitor": "a spec, by serve.app",
     "pause_writing": "asyncio, of a protocol",

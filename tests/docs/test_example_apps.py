@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib
+import json
 import random
 import re
 import ssl
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy
 import pytest
 from starlette.exceptions import HTTPException
 
@@ -188,3 +190,31 @@ def test_a_picture_that_is_none_is_refused_at_the_door_and_a_house_says_what_it_
     for body in ({"image": base64.b64encode(b"no picture").decode()}, {"image": "?"}, {}):
         with pytest.raises(HTTPException, match="pictu"):
             door(body)
+
+
+def test_the_tutor_says_which_class_has_no_exercises_yet_and_chooses_the_one_that_tells_most(
+    here: Any, tmp_path: Path
+) -> None:
+    tutor, knowledge = here("tutor", "education").Tutor(str(tmp_path)), here("knowledge", "education")
+    with pytest.raises(HTTPException, match="no exercise of class 'six' is fitted yet") as refused:
+        tutor({"class": "six", "answers": [{}]})
+    assert refused.value.status_code == 503
+    for name, slope, difficulty in (("Q1", 0.5, 0.0), ("Q2", 2.0, 0.0), ("Q3", 2.0, 4.0)):
+        (tmp_path / f"six-{name}.json").write_text(json.dumps({"slope": slope, "difficulty": difficulty}))
+    for answers in ({"Q9": True}, {"Q1": "yes"}, "Q1"):
+        with pytest.raises(HTTPException, match="exercise 'Q9'; there are Q1, Q2, Q3|is {EXERCISE: true or false}"):
+            tutor({"class": "six", "answers": [answers]})
+    new, able, not_able = tutor({"class": "six", "answers": [{}, {"Q2": True}, {"Q2": False}]})["students"]
+    assert new["next"] == "Q2" and abs(new["knows"]) < 1e-6 and able["knows"] == -not_able["knows"] > 0.5
+    assert able["sure"] < new["sure"] and able["chances"]["Q1"] > 0.5 > not_able["chances"]["Q1"]
+    assert set(able["chances"]) == {"Q1", "Q3"} and knowledge.known({}, {}).sum() == pytest.approx(1)
+
+
+def test_an_exercise_is_fitted_as_it_was_made(here: Any) -> None:
+    knowledge = here("knowledge", "education")
+    chance = numpy.random.default_rng(1)
+    knows = chance.standard_normal(4000)
+    made = {0: (1.5, -0.5), 1: (1.0, 0.0), 2: (1.0, 0.5), 3: (1.0, -1.0)}
+    answers = numpy.stack([chance.random(4000) < 1 / (1 + numpy.exp(-a * (knows - b))) for a, b in made.values()], 1)
+    slope, difficulty = knowledge.fit(answers.astype(int), 0)
+    assert slope == pytest.approx(1.5, abs=0.4) and difficulty == pytest.approx(-0.5, abs=0.15)
