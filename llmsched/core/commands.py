@@ -456,8 +456,8 @@ def _overlaps(state: State, configuration: Configuration) -> Refusal | None:
     if not new:
         return None
     with Trial(state) as trial:
-        for opens, _, nodes, _, reservation in Windows(trial, new).rows:
-            for name in state.holding:
+        for opens, _, nodes, _, reservation in Windows(trial, configuration.reservations).rows:
+            for name in state.holding if reservation in new else ():
                 gang = state.gangs[name]
                 if is_immovable(reservation, gang, opens) and nodes & nodes_of(trial, gang):
                     on = next(p.node for p in gang.held if nodes >> state.nodes[p.node].slot & 1)

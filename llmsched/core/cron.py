@@ -1,4 +1,4 @@
-"""Five-field cron: when a schedule is next due, and when it was last. Standard library only.
+"""Five-field cron: when a schedule is next due, when it was last, and whether two ever meet. Standard library only.
 
 Fields: minute hour day-of-month month day-of-week (0 or 7 is Sunday); `*`, `a`, `a-b`, `a,b`, `*/n`, `a-b/n`, names of
 months and weekdays. When neither day field is `*`, one of them is enough, as cron has always had it.
@@ -9,6 +9,7 @@ schedule is due exactly as often as it says, and everywhere at the same time.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from calendar import monthrange
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -22,6 +23,8 @@ NAMES = {
     for number, name in enumerate(names[0].split(), names[1])
 }
 _A_LEAP_YEAR = 2024
+DAY = 24 * 60  # minutes
+CYCLE_DAYS = 28 * 365 + 7
 _HORIZON_DAYS = 8 * 366 + 31  # 29 February comes again after eight years at most
 
 
@@ -94,8 +97,14 @@ def check(text: str) -> None:
 
 def next_due(text: str, after: float) -> float | None:
     """The first due minute later than stamp `after`; None for a schedule that is never due."""
+    return _due_since(text, after // 60 + 1)
+
+
+@lru_cache(maxsize=4096)
+def _due_since(text: str, minutes: float) -> float | None:
+    """`minutes`: since the epoch. Asked for again and again in the same minute."""
     schedule = parse(text)
-    since = datetime.fromtimestamp(after, UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+    since = datetime.fromtimestamp(minutes * 60.0, UTC)
     for day in _days(schedule, since.date(), 1):
         for hour in schedule.hours:
             for minute in schedule.minutes:
@@ -103,6 +112,40 @@ def next_due(text: str, after: float) -> float | None:
                 if due >= since:
                     return due.timestamp()
     return None
+
+
+@lru_cache(maxsize=4096)
+def ever_meet(one: str, lasts_s: float, other: str, other_lasts_s: float) -> bool:
+    """Whether something that begins whenever the first schedule is due, and something of the second, are ever there at
+    once."""
+    first, second = parse(one), parse(other)
+    days, other_days = _mask_of_days(one), _mask_of_days(other)
+    begins = [60 * hour + minute for hour in first.hours for minute in first.minutes]
+    others = [60 * hour + minute for hour in second.hours for minute in second.minutes]
+    lasts, other_lasts = lasts_s / 60, other_lasts_s / 60
+    for later in range(-int(other_lasts // DAY) - 1, int(lasts // DAY) + 2):  # days from one to the other
+        if days & (other_days >> later) if later >= 0 else (days >> -later) & other_days:
+            for (
+                minute
+            ) in begins:  # the other begins after the end of what began `other_lasts` before, and before its end
+                at = bisect_right(others, minute - later * DAY - other_lasts)
+                if at < len(others) and others[at] < minute - later * DAY + lasts:
+                    return True
+    return False
+
+
+@lru_cache(maxsize=256)
+def _mask_of_days(text: str) -> int:
+    """On which days a schedule is due, of a cycle of 28 years, in which every date has had every weekday."""
+    schedule, first = parse(text), date(2000, 1, 1).toordinal()
+    if schedule.any_day and schedule.any_weekday and len(schedule.months) == 12:
+        return (1 << CYCLE_DAYS) - 1
+    mask = 0
+    for number in range(CYCLE_DAYS):
+        day = date.fromordinal(first + number)
+        if day.month in schedule.months and schedule.has(day):
+            mask |= 1 << number
+    return mask
 
 
 def last_due(text: str, at: float) -> float | None:

@@ -30,6 +30,7 @@ class Ledgers:
         self.use: dict[str, QueueUse] = {}
         self.groups: dict[tuple[str, int, bool], HoldingGroup] = {}  # by queue, priority, preemptible
         self.kinds: dict[Resources, int] = {}  # bundle shape -> groups of gangs that hold such bundles
+        self.present: dict[str, dict[str, None]] = {}  # by node: gangs that hold something there
         self.configuration = configuration
         self.meter = Meter()  # of what `hold` says; a twin holds nothing of its own
         self.half_life_s = configuration.scheduling.usage_half_life_s
@@ -80,12 +81,19 @@ class Ledgers:
             self.charge(gang, gang.held, -1)
             for placed in gang.held:
                 self.nodes[placed.node].idle_since = now
+                self.present[placed.node].pop(gang.id, None)
         gang.held = new
         amounts = self.charge(gang, new, 1) if new else {}
+        self.show(gang)
         if not new:
             gang.weighed = None
         held = self._priced(gang, new, amounts)
         self.meter.hold(gang.id, gang.workload_id, spec.queue, held, self.quota, now)
+
+    def show(self, gang: GangState) -> None:
+        """It is present where it holds something."""
+        for placed in gang.held:
+            self.present.setdefault(placed.node, {})[gang.id] = None
 
     def price(self, configuration: Configuration, gangs: Iterable[GangState], now: float) -> None:
         """Whose quota it is that these gangs hold, and what it costs, as it was configured now."""

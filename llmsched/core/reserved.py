@@ -10,19 +10,16 @@ there is not enough otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import ceil
+from collections.abc import Callable, Iterator
+from math import ceil, inf
 from typing import NamedTuple
 
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Reservation, Taken
-from llmsched.core.records import GangState, amount_of, expected_end, size_of
-from llmsched.core.reservation import is_holder, is_immovable, window
+from llmsched.core.presence import Presence, There
+from llmsched.core.reservation import meet, window
 from llmsched.core.resources import MILLI
-from llmsched.core.run_times import runtime_s
-from llmsched.core.status import Status
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Placement
 
 
 class Row(NamedTuple):
@@ -35,16 +32,44 @@ class Row(NamedTuple):
     reservation: Reservation
 
 
-class _There(NamedTuple):
-    """Who will be there when it opens: by node, in thousandths."""
+def at_once(rows: list[Row], since: float = -inf) -> list[list[Row]]:
+    """Which of these are open at once: for each those that are when it opens, or at `since` if it has by then. Of one
+    that comes again every window counts."""
 
-    fixed: dict[str, int]  # what stays of others,
-    promised: dict[str, int]  # what others go to,
-    guests: dict[str, int]  # what would have to leave,
-    holders: dict[str, int]  # and what its holder has
+    def is_open(row: Row, other: Row) -> bool:
+        if row is other:
+            return True
+        if row.reservation.repeat is None and other.reservation.repeat is None:
+            return row.opens <= max(other.opens, since) < row.closes
+        return meet(row.reservation, other.reservation)
 
-    def stays(self, node: str) -> int:
-        return self.fixed.get(node, 0) + self.promised.get(node, 0)
+    if len(rows) <= 1:
+        return [rows] if rows else []
+    return [[row for row in rows if is_open(row, other)] for other in rows]
+
+
+class _Beside(NamedTuple):
+    """What others take meanwhile."""
+
+    wholly: int  # mask of nodes
+    parts: dict[str, dict[str, int]]  # of nodes: by name of the reservation, of all that have anything there
+    most: dict[str, int]  # GPUs of a node that are taken at once
+
+
+def _beside(reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> _Beside:
+    wholly, on = 0, dict[str, list[tuple[Row, int]]]()
+    for row in rows:
+        if meet(reservation, row.reservation):
+            wholly |= row.nodes
+            for node, count in row.parts:
+                on.setdefault(node, []).append((row, count))
+    since = span[0] if reservation.repeat is None else -inf
+    most = {}
+    for node, each in on.items():
+        counts = {row.reservation.name: count for row, count in each}
+        together = at_once([row for row, _ in each], since)
+        most[node] = max(sum(counts[row.reservation.name] for row in those) for those in together)
+    return _Beside(wholly, {node: {row.reservation.name: count for row, count in on[node]} for node in on}, most)
 
 
 def taken_before(trial: Trial, reservation: Reservation) -> Taken | None:
@@ -72,86 +97,201 @@ def row_of(trial: Trial, reservation: Reservation, span: tuple[float, float], ta
 
 def decided(trial: Trial) -> dict[str, Taken]:
     """What each of so many GPUs takes from now on: what it took, unless it has to be, or would be better, elsewhere."""
-    there: dict[str, _There] = {}
-    kept, anew = _all(trial, _kept_by, there), _all(trial, chosen, there)
+    state, spans = trial.state, spans_of(trial)
+    is_fresh = not (trial.placements or trial.leaving or trial.begun or trial.promised or trial.moving or trial.taken)
+    known = (state.causes, state.places, tuple(spans.values()))
+    memo = state.memo.get("reserved") if is_fresh else None
+    if memo is not None and memo[0] == known:
+        found: dict[str, Taken] = memo[1]
+        return found
+    found = _decided(trial, spans)
+    if is_fresh:
+        state.memo["reserved"] = (known, found)
+    return found
+
+
+Spans = dict[str, tuple[Reservation, tuple[float, float]]]
+
+
+def spans_of(trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> Spans:
+    """The present or next window of each that is not over; of those in force, or of these."""
+    those = trial.state.configuration.reservations if reservations is None else reservations
+    spans = ((each, window(each, trial.now)) for each in those)
+    return {each.name: (each, span) for each, span in spans if span is not None}
+
+
+def takes(trial: Trial, spans: Spans) -> dict[str, Taken]:
+    """What each of so many GPUs takes by now; of which that is not decided, what it would take."""
+    before = {name: taken_before(trial, each) for name, (each, _) in spans.items() if not each.nodes}
+    if None in before.values():
+        return {name: before[name] or taken for name, taken in _would_take(trial, spans).items()}
+    return {name: taken for name, taken in before.items() if taken is not None}
+
+
+def _would_take(trial: Trial, spans: Spans) -> dict[str, Taken]:
+    cases = _Cases(trial, spans)
+    return cases.all(cases.kept)
+
+
+def _decided(trial: Trial, spans: Spans) -> dict[str, Taken]:
+    cases = _Cases(trial, spans)
+    kept, anew = cases.all(cases.kept), cases.all(cases.chosen)
     if kept == anew:
         return kept
 
     def trouble(of: dict[str, Taken]) -> tuple[int, ...]:
         """In all; of equal ones what those have that come first."""
-        each = [_trouble(trial, taken, there[name]) for name, taken in of.items()]
+        rows, each = cases.fixed(), []
+        for name, taken in of.items():
+            each.append(_trouble(trial, taken, cases.case(name, rows)))
+            rows.append(cases.row(name, taken))
         return (*map(sum, zip(*each, strict=True)), *(amount for row in each for amount in row))
 
     return anew if trouble(anew) < trouble(kept) else kept
 
 
-Choose = Callable[[Trial, Reservation, tuple[float, float], list[Row], _There], Taken]
+class _Case(NamedTuple):
+    """One reservation, what others take meanwhile, and who is there then."""
+
+    reservation: Reservation
+    beside: _Beside
+    there: There
 
 
-def _all(trial: Trial, choose: Choose, there: dict[str, _There]) -> dict[str, Taken]:
-    """`there`: who is there for each, as far as it is known."""
-    rows: list[Row] = []
-    found: dict[str, Taken] = {}
-    for reservation in trial.state.configuration.reservations:
-        span = window(reservation, trial.now)
-        if span is not None and not reservation.nodes:
-            if reservation.name not in there:
-                there[reservation.name] = _there(trial, reservation, span[0])
-            found[reservation.name] = choose(trial, reservation, span, rows, there[reservation.name])
-        if span is not None:
-            rows.append(row_of(trial, reservation, span, found.get(reservation.name)))
-    return found
+class _Cases:
+    """All reservations of so many GPUs. `rows`: what others take."""
+
+    def __init__(self, trial: Trial, spans: Spans) -> None:
+        self.trial, self.spans = trial, spans
+        self._presence = Presence(trial, {name: (each, span[0]) for name, (each, span) in spans.items()})
+        self._offers: dict[tuple[int, int], _Offers] = {}
+
+    def fixed(self) -> list[Row]:
+        """Those that name nodes."""
+        return [self.row(name, None) for name, (each, _) in self.spans.items() if each.nodes]
+
+    def row(self, name: str, taken: Taken | None) -> Row:
+        return row_of(self.trial, *self.spans[name], taken)
+
+    def case(self, name: str, rows: list[Row]) -> _Case:
+        reservation, span = self.spans[name]
+        beside = _beside(reservation, span, rows)
+        return _Case(reservation, beside, self._presence.at(name, beside.parts))
+
+    def offers(self, case: _Case) -> _Offers:
+        """What nodes offer of which others take nothing."""
+        key = (_open_to(self.trial, case.reservation), id(case.there))
+        if key not in self._offers:
+            self._offers[key] = _Offers(self.trial, key[0], case.there)
+        return self._offers[key]
+
+    def all(self, choose: Callable[[str, list[Row]], Taken]) -> dict[str, Taken]:
+        """Of each in its order, which sees what those take that come before it."""
+        rows, found = self.fixed(), dict[str, Taken]()
+        for name, (reservation, _) in self.spans.items():
+            if not reservation.nodes:
+                found[name] = choose(name, rows)
+                rows.append(self.row(name, found[name]))
+        return found
+
+    def chosen(self, name: str, rows: list[Row]) -> Taken:
+        return self._chosen(self.case(name, rows))
+
+    def _chosen(self, case: _Case) -> Taken:
+        return _chosen(self.trial, case, self.offers(case))
+
+    def kept(self, name: str, rows: list[Row]) -> Taken:
+        """What it took, or where it cannot have that, or others are better, those; none that others take if there are
+        enough beside them. `rows`: what those take that come before it."""
+        trial, reservation = self.trial, self.spans[name][0]
+        later = self._later(name)
+        case = self.case(name, [*rows, *later])
+        before, found = taken_before(trial, reservation), self._chosen(case)
+        if before is not None and _is_possible(trial, self.case(name, rows) if later else case, before):
+            return found if _trouble(trial, found, case) < _trouble(trial, before, case) else before
+        is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
+        return found if is_all or not later else self.chosen(name, rows)
+
+    def _later(self, name: str) -> list[Row]:
+        """Of those of so many GPUs that come after it what they take already."""
+        rows: list[Row] = []
+        is_later = False
+        for other, (reservation, _) in self.spans.items():
+            taken = taken_before(self.trial, reservation) if is_later and not reservation.nodes else None
+            if taken is not None:
+                rows.append(self.row(other, taken))
+            is_later = is_later or other == name
+        return rows
 
 
-def _kept_by(
-    trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row], there: _There
-) -> Taken:
-    """What it took, or where it cannot have that, or others are better, those; none that others take if there are
-    enough beside them. `rows`: what those take that come before it."""
-    before = taken_before(trial, reservation)
-    later = _of_later_ones(trial, reservation)
-    found = chosen(trial, reservation, span, [*rows, *later], there)
-    if before is not None and _is_possible(trial, reservation, span, before, rows, there):
-        return found if _trouble(trial, found, there) < _trouble(trial, before, there) else before
-    is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
-    return found if is_all or not later else chosen(trial, reservation, span, rows, there)
+class _Offer(NamedTuple):
+    gpus: int
+    guests: int  # GPUs that these have of what is offered, and of what is not
+    is_elsewhere: bool  # whether its holder runs on others
+
+    def order(self, slot: int) -> tuple[int, ...]:
+        """Most GPUs first, then those of which fewest have to be taken back, where its holder is, and the last node."""
+        return -self.gpus, self.guests, self.is_elsewhere, -slot
+
+    def trouble(self, slot: int, wanted: int) -> tuple[int, ...]:
+        """Where so many are enough."""
+        return max(wanted - self.gpus + self.guests, 0), self.is_elsewhere, self.gpus, -slot
 
 
-def chosen(
-    trial: Trial, reservation: Reservation, span: tuple[float, float], rows: list[Row], there: _There | None = None
-) -> Taken:
+def _offer(node: NodeState, there: There, others: int) -> _Offer:
+    name = node.node.id
+    gpus = node.total_gpus - node.foreign_gpus - ceil(there.stays(name) / MILLI) - others
+    return _Offer(gpus, ceil(there.guests.get(name, 0) / MILLI), name not in there.holders)
+
+
+class _Offers:
+    """What nodes offer: like ones together, the last ones first."""
+
+    def __init__(self, trial: Trial, mask: int, there: There) -> None:
+        self.mask = mask
+        self.like: dict[_Offer, list[NodeState]] = {}
+        for node in sorted(trial.state.capacity.nodes(mask), key=lambda node: -node.slot):
+            offer = _offer(node, there, 0)
+            if offer.gpus > 0:
+                self.like.setdefault(offer, []).append(node)
+
+
+def _chosen(trial: Trial, case: _Case, offers: _Offers) -> Taken:
     """Exactly the GPUs that were asked for, on as few nodes as possible, so that a gang of the holder fits: whole
     nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
     on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
     to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
-    in vain: unless there is not enough otherwise. None of it is on nodes of which `rows` take something meanwhile."""
-    there, barred = there or _there(trial, reservation, span[0]), _barred(trial, span, rows)
-    offers: list[tuple[int, NodeState]] = []
+    in vain: unless there is not enough otherwise. Nor is what others take of a node meanwhile."""
+    reservation, beside, there = case
+    nodes, apart = trial.state.nodes, beside.wholly
+    ahead: list[tuple[_Offer, Iterator[NodeState]]] = []
+    for name, others in beside.most.items():
+        node = nodes[name]
+        if offers.mask >> node.slot & 1 and not apart >> node.slot & 1:
+            ahead.append((_offer(node, there, others), iter((node,))))
+        apart |= 1 << node.slot
+    ahead += [(offer, (n for n in like if not apart >> n.slot & 1)) for offer, like in offers.like.items()]
+    firsts: list[tuple[_Offer, NodeState, Iterator[NodeState]]] = []
+    for offer, rest in ahead:
+        if offer.gpus > 0 and (first := next(rest, None)) is not None:
+            firsts.append((offer, first, rest))
+    parts, left = list[tuple[str, int]](), ceil(reservation.gpus_milli / MILLI)
+    while left > 0 and firsts:
+        enough = [row for row in firsts if row[0].gpus >= left]
+        if enough:  # the last one: whichever is least trouble
+            taken = min(enough, key=lambda row: row[0].trouble(row[1].slot, left))
+        else:
+            taken = min(firsts, key=lambda row: row[0].order(row[1].slot))
+        firsts.remove(taken)
+        offer, node, rest = taken
+        if (following := next(rest, None)) is not None:
+            firsts.append((offer, following, rest))
+        parts.append((node.node.id, min(offer.gpus, left)))
+        left -= offer.gpus
     busy: list[str] = []  # nodes of which it could have more
-    for node in trial.state.capacity.nodes(_open_to(trial, reservation) & ~barred):
-        stays = there.stays(node.node.id)
-        offer = node.total_gpus - node.foreign_gpus - ceil(stays / MILLI)
-        if offer > 0:
-            offers.append((offer, node))
-        if stays:
-            busy.append(node.node.id)
-
-    def trouble(row: tuple[int, NodeState], left: int) -> tuple[int, bool, int, int]:
-        offer, node = row
-        leave = left - offer + ceil(there.guests.get(node.node.id, 0) / MILLI)
-        return max(leave, 0), node.node.id not in there.holders, offer, -node.slot
-
-    offers.sort(key=lambda row: (-row[0], trouble(row, row[0])))
-    parts, left = [], ceil(reservation.gpus_milli / MILLI)
-    for number, row in enumerate(offers):
-        if left <= 0:
-            break
-        if row[0] >= left:  # the last one: whichever is least trouble
-            row = min((each for each in offers[number:] if each[0] >= left), key=lambda each: trouble(each, left))
-        offer, node = row
-        parts.append((node.node.id, min(offer, left)))
-        left -= offer
-    return Taken(reservation.gpus_milli, reservation.flavor, tuple(parts), tuple(busy) if left > 0 else ())
+    if left > 0:
+        busy = [n.node.id for n in trial.state.capacity.nodes(offers.mask & ~apart) if there.stays(n.node.id)]
+    return Taken(reservation.gpus_milli, reservation.flavor, tuple(parts), tuple(busy))
 
 
 def _open_to(trial: Trial, reservation: Reservation) -> int:
@@ -160,99 +300,30 @@ def _open_to(trial: Trial, reservation: Reservation) -> int:
     return of_flavor & capacity.open
 
 
-def _barred(trial: Trial, span: tuple[float, float], rows: list[Row]) -> int:
-    """Nodes of which these have anything meanwhile."""
-    mask = 0
-    for row in rows:
-        if span[1] > row.opens and (span[0] < row.closes or row.reservation.repeat is not None):
-            mask |= row.nodes
-            for name, _ in row.parts:
-                mask |= 1 << trial.state.nodes[name].slot
-    return mask
-
-
-def _of_later_ones(trial: Trial, reservation: Reservation) -> list[Row]:
-    """Of those of so many GPUs that come after it what they take already."""
-    rows: list[Row] = []
-    is_later = False
-    for other in trial.state.configuration.reservations:
-        span = window(other, trial.now) if is_later else None
-        if span is not None and (taken := taken_before(trial, other)) is not None:
-            rows.append(row_of(trial, other, span, taken))
-        is_later = is_later or other is reservation
-    return rows
-
-
-def _is_possible(
-    trial: Trial,
-    reservation: Reservation,
-    span: tuple[float, float],
-    taken: Taken,
-    rows: list[Row],
-    there: _There,
-) -> bool:
+def _is_possible(trial: Trial, case: _Case, taken: Taken) -> bool:
     """Whether its holder could have all of it, once all have left who may be made to."""
-    nodes, of_it = trial.state.nodes, _open_to(trial, reservation) & ~_barred(trial, span, rows)
+    reservation, beside, there = case
+    nodes, of_it = trial.state.nodes, _open_to(trial, reservation) & ~beside.wholly
     for name, count in taken.parts:
         node = nodes.get(name)
         if node is None or not of_it >> node.slot & 1:
             return False
-        if count > node.total_gpus - node.foreign_gpus - ceil(there.fixed.get(name, 0) / MILLI):
+        most = node.total_gpus - node.foreign_gpus - beside.most.get(name, 0)
+        if count > most - ceil(there.fixed.get(name, 0) / MILLI):
             return False
-    return all(name in nodes and of_it >> nodes[name].slot & 1 for name in taken.closed)
+    return all(name in nodes and of_it >> nodes[name].slot & 1 and name not in beside.most for name in taken.closed)
 
 
-def _trouble(trial: Trial, taken: Taken, there: _There) -> tuple[int, ...]:
+def _trouble(trial: Trial, taken: Taken, case: _Case) -> tuple[int, ...]:
     """The less the better: GPUs that it lacks, that others would have to leave, and that its holder has elsewhere; on
     how many nodes it lies, what is left of those, and how far at the front they are, where packing starts."""
-    nodes, leave, theirs, rest, slots = trial.state.nodes, 0, 0, 0, 0
+    nodes, beside, there = trial.state.nodes, case.beside, case.there
+    leave, theirs, rest, slots = 0, 0, 0, 0
     for name, count in taken.parts:
         node = nodes[name]
-        others = ceil((there.stays(name) + there.guests.get(name, 0)) / MILLI)
+        others = ceil((there.stays(name) + there.guests.get(name, 0)) / MILLI) + beside.most.get(name, 0)
         leave += max(0, count + others - (node.total_gpus - node.foreign_gpus))
         theirs += min(count, ceil(there.holders.get(name, 0) / MILLI))
         rest += node.total_gpus - count
         slots += node.slot
     return -sum(count for _, count in taken.parts), leave, -theirs, len(taken.parts), rest, -slots
-
-
-def _ends_at(trial: Trial, gang: GangState) -> float:
-    placement = trial.begun.get(gang.id)
-    if placement is None:
-        return expected_end(gang)
-    return trial.now + runtime_s(trial.state, gang, size_of(gang.spec, placement), placement)
-
-
-def _promised(trial: Trial) -> list[tuple[GangState, Placement]]:
-    """Where those go who were promised places, and those for whom places are kept while they leave others."""
-    state = trial.state
-    found = [(state.gangs[name], state.gangs[name].goes_to) for name in state.moved]
-    for name in state.nominated:
-        gang = state.gangs[name]
-        if (nomination := trial.nomination(gang)) is not None:
-            found.append((gang, nomination.placement))
-    decided = (*trial.moving.items(), *trial.promised.items())
-    found += [(state.gangs[name], placement) for name, placement in decided]
-    return [(gang, placement) for gang, placement in found if gang.id not in trial.begun]
-
-
-def _there(trial: Trial, reservation: Reservation, opens: float) -> _There:
-    found = _There({}, {}, {}, {})
-
-    def add(of: dict[str, int], gang: GangState, placement: Placement) -> None:
-        for placed in placement:
-            of[placed.node] = of.get(placed.node, 0) + amount_of(gang.spec, placed).gpus_milli
-
-    for gang, placement in _promised(trial):
-        if not is_holder(reservation, gang.spec):
-            add(found.promised, gang, placement)
-    for name in dict.fromkeys((*trial.state.holding, *trial.begun)):
-        gang = trial.state.gangs[name]
-        if gang.status is Status.VACATING or name in trial.leaving:
-            continue
-        if is_holder(reservation, gang.spec):
-            add(found.holders, gang, trial.held(gang))
-        elif _ends_at(trial, gang) > opens:
-            stays = is_immovable(reservation, gang, opens)
-            add(found.fixed if stays else found.guests, gang, trial.held(gang))
-    return found

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.reservation import is_holder
-from llmsched.core.reserved import Row
+from llmsched.core.reserved import Row, at_once
 from llmsched.core.resources import MILLI
 from llmsched.core.trial import Trial
-from llmsched.core.windows import holder_milli
+from llmsched.core.windows import held_there, holds
 from llmsched.core.workload import Placement, Workload
 
 Closed = tuple[int, ...]  # numbers of the reservations that keep somebody out; (): none does
@@ -51,7 +51,9 @@ class Room:
         )
         self._nodes, self._rows = trial.state.nodes, rows
         self._wholly: dict[str, list[int]] = {}  # the reservations that have a node to themselves
-        self._parts: dict[str, dict[int, int]] = {}  # of each part of a node, what its holder has not taken
+        self._parts: dict[str, dict[int, int]] = {}  # of nodes, by number: thousandths that are reserved of it,
+        self._held: dict[str, dict[tuple[int, ...], int]] = {}  # what those have there whose holders somebody is,
+        self._at_once: dict[str, list[tuple[int, ...]]] = {}  # and which are open at once
         self._there: dict[str, int] = {}  # on the nodes of both
         self._taken: dict[Closed, Left] = {}  # by whom these keep out, wherever it is
         self._left: dict[Closed, Left] = {}  # cache
@@ -60,8 +62,11 @@ class Room:
                 self._wholly.setdefault(node.node.id, []).append(number)
             for name, count in row.parts:
                 if not capacity.by_id[name].draining:
-                    rest = count * MILLI - holder_milli(trial, row.reservation, name)
-                    self._parts.setdefault(name, {})[number] = rest
+                    self._parts.setdefault(name, {})[number] = count * MILLI
+        for name, parts in self._parts.items():
+            self._held[name] = held_there(trial, rows, name)
+            those = at_once([rows[number] for number in parts])
+            self._at_once[name] = [tuple(n for n in parts if any(rows[n] is row for row in each)) for each in those]
         for name in (*self._wholly, *self._parts):
             self._there[name] = max(capacity.by_id[name].free_whole, 0) * MILLI
 
@@ -152,18 +157,29 @@ class Room:
                 touched = True
                 amount = sign * amount_of(spec, placed).gpus_milli
                 self._there[placed.node] += amount
-                parts = self._parts.get(placed.node, {})
-                for number in parts:
-                    if is_holder(self._rows[number].reservation, spec):
-                        parts[number] += amount
+                if placed.node in self._parts and (numbers := holds(self._rows, spec)):
+                    held = self._held[placed.node]
+                    held[numbers] = held.get(numbers, 0) - amount
         return touched
 
     def _reserved(self, name: str, there: int, closed: Closed) -> int:
         """Of what is there on a node."""
         if _includes_one(self._wholly.get(name, ()), closed):
             return there
-        parts = self._parts.get(name, {})
-        return min(there, sum(max(0, parts[number]) for number in closed if number in parts))
+        unused = [self._unused(name, [n for n in each if n in closed]) for each in self._at_once.get(name, ())]
+        return min(there, max(unused, default=0))
+
+    def _unused(self, name: str, numbers: list[int]) -> int:
+        """What is reserved for these, and their holders have not taken; who is the holder of several has it once."""
+        rests = {number: self._parts[name][number] for number in numbers}
+        for holders, held in sorted(self._held[name].items(), key=lambda row: (len(row[0]), row[0])):
+            left = held
+            for number in holders:
+                theirs = min(left, rests.get(number, 0))
+                left -= theirs
+                if number in rests:
+                    rests[number] -= theirs
+        return sum(rests.values())
 
 
 def _includes(closed: Closed, others: Closed) -> bool:

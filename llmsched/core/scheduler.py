@@ -136,7 +136,7 @@ def plan_starts(state: State, policies: Policies) -> None:
     """Write beside the reasons of the first few classes when they probably start, for people who look meanwhile; and
     beside the others, when time alone may let them."""
     heads = nsmallest(STARTS_TOLD, state.waiting.live.values(), key=lambda shape: shape.entries[0][0])
-    if state.ends.soonest and heads:
+    if heads and (state.ends.soonest or state.configuration.reservations):
         with Trial(state) as trial:
             this, windows = Pass(trial, policies), Windows(trial)
             for shape in heads:

@@ -296,6 +296,7 @@ def _charge(state: State, snapshot: Snapshot) -> None:
         placement = gang.held if gang.held or gang.nomination is None else gang.nomination.placement
         state.ledgers.charge(gang, placement, 1, promise=not gang.held)
         state.ledgers.keep(gang, gang.goes_to, 1)
+        state.ledgers.show(gang)
     count_quota(state)
     for gang in held:
         if gang.held:

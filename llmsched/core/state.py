@@ -34,6 +34,7 @@ class State(World):
         if kind is not facts.Tick:
             self.version += 1
         self.touched.note(entry, self.version, self.serving)
+        self.places += kind in _ABOUT_VICTIMS or kind is decisions.Nominate
         if kind in _ABOUT_VICTIMS:
             self.victims += kind is decisions.Launch or self.configuration.scheduling.consolidation
         elif kind not in _FOR_NOBODY:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil, inf
 
-from llmsched.core.configuration import Reservation
+from llmsched.core.capacity import NodeState
+from llmsched.core.configuration import Reservation, Taken
 from llmsched.core.records import GangState, amount_of
 from llmsched.core.reservation import is_holder, window
-from llmsched.core.reserved import Row, chosen, row_of, taken_before
+from llmsched.core.reserved import Row, at_once, row_of, spans_of, takes
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.trial import Trial
-from llmsched.core.workload import Workload
+from llmsched.core.workload import Placement, Workload
 
 
 def nodes_of(trial: Trial, gang: GangState) -> int:
@@ -32,15 +33,14 @@ class Windows:
     of which it is not yet, they would take what is decided now."""
 
     def __init__(self, trial: Trial, reservations: tuple[Reservation, ...] | None = None) -> None:
+        """`reservations`: instead of those in force."""
         self.rows: list[Row] = []
-        for reservation in trial.state.configuration.reservations if reservations is None else reservations:
-            span = window(reservation, trial.now)
-            if span is None:
-                continue
-            taken = None
-            if not reservation.nodes:
-                taken = taken_before(trial, reservation) or chosen(trial, reservation, span, self.rows)
-            row = row_of(trial, reservation, span, taken)
+        self.taken: dict[str, Taken] = {}
+        spans = spans_of(trial, reservations)
+        if spans:
+            self.taken = takes(trial, spans)
+        for name, (reservation, span) in spans.items():
+            row = row_of(trial, reservation, span, self.taken.get(name))
             if row.nodes or row.parts:
                 self.rows.append(row)
 
@@ -73,6 +73,26 @@ def closed(trial: Trial, rows: list[Row]) -> int:
     return mask
 
 
+On = list[tuple[Row, int]]  # reservations that have GPUs of one node, and how many
+
+
+def on_nodes(rows: list[Row]) -> dict[str, On]:
+    """By the nodes of which these have a part."""
+    found: dict[str, On] = {}
+    for row in rows:
+        for node, count in row.parts:
+            found.setdefault(node, []).append((row, count))
+    return found
+
+
+def together(on: On) -> list[On]:
+    """Those of them that are open at once."""
+    if len(on) == 1:
+        return [on]
+    counts = {id(row): count for row, count in on}
+    return [[(row, counts[id(row)]) for row in rows] for rows in at_once([row for row, _ in on])]
+
+
 @contextmanager
 def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
     """While it lasts the GPUs reserved on shared nodes that their holders have not taken yet count as taken, and those
@@ -80,25 +100,16 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
     reserved."""
     capacity = trial.state.capacity
     mask = 0
-    taken: list[tuple[str, Resources, int]] = []
     for row in rows:
         mask |= row.nodes
-        for name, count in row.parts:
-            node = capacity.by_id[name]
-            held, devices = _of_holder(trial, row.reservation, name)
-            idle = max(0, count - ceil(held / MILLI))
-            if not in_use:
-                idle = max(0, min(idle, node.free_whole))
-            left = count * MILLI - held - idle * MILLI
-            rests = [(name, Resources(idle * MILLI), -1)]
-            for device in devices:  # what is left of devices of which the holder has a part is the holder's as well
-                rest = min(MILLI - node.shares[device], left)
-                rests.append((name, Resources(rest), device))
-                left -= rest
-            for each in rests:
-                if each[1].gpus_milli > 0:
-                    capacity.change(*each, 1)
-                    taken.append(each)
+    taken: list[tuple[str, Resources, int]] = []
+    for name, on in on_nodes(rows).items():
+        gangs = _there(trial, name)
+        unused = [_unused(capacity.by_id[name], each, gangs, in_use) for each in together(on)]
+        most = max(unused, key=lambda rests: sum(amount.gpus_milli for amount, _ in rests))
+        taken += [(name, *rest) for rest in most]
+    for each in taken:
+        capacity.change(*each, 1)
     try:
         yield mask
     finally:
@@ -106,25 +117,59 @@ def kept(trial: Trial, rows: list[Row], in_use: bool = False) -> Iterator[int]:
             capacity.change(*each, -1)
 
 
-def lacking(trial: Trial, reservation: Reservation, node: str, count: int, others: list[GangState]) -> int:
-    """Thousandths of so many GPUs of a node that its holder cannot have, with what it has there, if only these others
-    are there. What is left of a device counts where the holder has a part of it, and nowhere else."""
-    gangs = [trial.state.gangs[name] for name in trial.state.holding]
-    mine, my_parts = _on_node([gang for gang in gangs if is_holder(reservation, gang.spec)], node)
-    theirs, their_parts = _on_node(others, node)
-    held = mine * MILLI + sum(my_parts.values())
-    idle = max(0, count - ceil(held / MILLI))
+def _unused(node: NodeState, on: On, gangs: Gangs, in_use: bool) -> list[tuple[Resources, int]]:
+    """Of a node, what is reserved at once and the holders have not taken: (amount, device)."""
+    rests: list[tuple[Resources, int]] = []
+    free, kept_of = node.free_whole, dict[int, int]()
+    for (_, count), (held, devices) in zip(on, _theirs(on, node.node.id, gangs), strict=True):
+        idle = max(0, count - ceil(held / MILLI))
+        if not in_use:
+            idle = max(0, min(idle, free))
+        free -= idle
+        if idle:
+            rests.append((Resources(idle * MILLI), -1))
+        left = count * MILLI - held - idle * MILLI
+        for device in sorted(devices):  # what is left of devices of which the holder has a part is the holder's as well
+            rest = min(MILLI - node.shares[device] - kept_of.get(device, 0), left)
+            if rest > 0:
+                rests.append((Resources(rest), device))
+                kept_of[device] = kept_of.get(device, 0) + rest
+            left -= rest
+    return rests
+
+
+def lacking(trial: Trial, on: On, node: str, gangs: list[GangState]) -> int:
+    """Thousandths of so many GPUs of a node that the holders cannot have, with what they have there, if only these
+    gangs are there. What is left of a device counts where a holder has a part of it, and nowhere else."""
+    held_there = [(gang, gang.held) for gang in gangs]
+    whole, parts = _on_node(held_there, node)
     there = trial.state.nodes[node]
-    free = there.total_gpus - there.foreign_gpus - mine - theirs - len({*my_parts, *their_parts})
-    rest = sum(MILLI - part - their_parts.get(device, 0) for device, part in my_parts.items())
-    return max(0, idle - free) * MILLI + max(0, (count - idle) * MILLI - held - rest)
+    free = there.total_gpus - there.foreign_gpus - whole - len(parts)
+    lacks = 0
+    for (_, count), (held, devices) in zip(on, _theirs(on, node, held_there), strict=True):
+        idle = max(0, count - ceil(held / MILLI))
+        free -= idle
+        rest = sum(MILLI - parts.pop(device) for device in devices if device in parts)
+        lacks += max(0, (count - idle) * MILLI - held - rest)
+    return max(0, -free) * MILLI + lacks
 
 
-def _on_node(gangs: list[GangState], node: str) -> tuple[int, dict[int, int]]:
+Gangs = list[tuple[GangState, Placement]]  # and what they hold
+
+
+def _there(trial: Trial, node: str) -> Gangs:
+    """Who has something on a node."""
+    state = trial.state
+    names = dict.fromkeys((*state.ledgers.present.get(node, ()), *trial.placements))
+    found = ((gang, trial.held(gang)) for gang in map(state.gangs.__getitem__, names))
+    return [(gang, held) for gang, held in found if any(placed.node == node for placed in held)]
+
+
+def _on_node(gangs: Gangs, node: str) -> tuple[int, dict[int, int]]:
     """What they hold there: whole GPUs, and by device the thousandths of parts."""
     whole, parts = 0, dict[int, int]()
-    for gang in gangs:
-        for placed in gang.held:
+    for gang, held in gangs:
+        for placed in held:
             if placed.node == node:
                 each, part = divmod(amount_of(gang.spec, placed).gpus_milli, MILLI)
                 whole += each
@@ -133,31 +178,50 @@ def _on_node(gangs: list[GangState], node: str) -> tuple[int, dict[int, int]]:
     return whole, parts
 
 
+def _theirs(on: On, node: str, gangs: Gangs) -> list[tuple[int, dict[int, None]]]:
+    """Of each of these what its holder has there: thousandths of GPUs, and the devices of which that is a part. What a
+    gang has that is the holder of several counts once: for the first of them that has not all of its own."""
+    found = [(0, dict[int, None]()) for _ in on]
+    holders = [
+        ([n for n, (row, _) in enumerate(on) if is_holder(row.reservation, g.spec)], g, held) for g, held in gangs
+    ]
+    for numbers, gang, held in sorted(holders, key=lambda row: (len(row[0]), row[1].id)):
+        for placed in held if numbers else ():
+            if placed.node == node:
+                left = amount = amount_of(gang.spec, placed).gpus_milli
+                for number in numbers:
+                    has, devices = found[number]
+                    most = left if number == numbers[-1] else max(0, on[number][1] * MILLI - has)
+                    found[number] = has + min(left, most), devices
+                    if amount % MILLI and min(left, most):
+                        devices[placed.gpu_index] = None
+                    left -= min(left, most)
+    return found
+
+
 def idle_gpus(trial: Trial, rows: list[Row]) -> dict[str, int]:
     """Whole GPUs on shared nodes that the holders of these have not taken, whoever has."""
     idle: dict[str, int] = {}
-    for row in rows:
-        for name, count in row.parts:
-            held = holder_milli(trial, row.reservation, name)
-            idle[name] = idle.get(name, 0) + max(0, count - ceil(held / MILLI))
+    for node, on in on_nodes(rows).items():
+        gangs = _there(trial, node)
+        for each in together(on):
+            theirs = _theirs(each, node, gangs)
+            unused = sum(max(0, row[1] - ceil(held / MILLI)) for row, (held, _) in zip(each, theirs, strict=True))
+            idle[node] = max(idle.get(node, 0), unused)
     return idle
 
 
-def holder_milli(trial: Trial, reservation: Reservation, node: str) -> int:
-    """Thousandths of GPUs that the holder of a reservation has on a node."""
-    return _of_holder(trial, reservation, node)[0]
+def held_there(trial: Trial, rows: list[Row], node: str) -> dict[tuple[int, ...], int]:
+    """Thousandths of GPUs that holders of these have on a node, by the numbers of those whose holders they are."""
+    found: dict[tuple[int, ...], int] = {}
+    for gang, held in _there(trial, node):
+        numbers = holds(rows, gang.spec)
+        if numbers:
+            amount = sum(amount_of(gang.spec, placed).gpus_milli for placed in held if placed.node == node)
+            found[numbers] = found.get(numbers, 0) + amount
+    return found
 
 
-def _of_holder(trial: Trial, reservation: Reservation, node: str) -> tuple[int, dict[int, None]]:
-    """Thousandths of GPUs that the holder of a reservation holds on a node, and the devices of which it has parts."""
-    total, devices = 0, dict[int, None]()
-    for name in dict.fromkeys((*trial.state.holding, *trial.placements)):
-        gang = trial.state.gangs[name]
-        if is_holder(reservation, gang.spec):
-            for each in trial.held(gang):
-                if each.node == node:
-                    amount = amount_of(gang.spec, each).gpus_milli
-                    total += amount
-                    if amount % MILLI:
-                        devices[each.gpu_index] = None
-    return total, devices
+def holds(rows: list[Row], spec: Workload) -> tuple[int, ...]:
+    """The numbers of those of which it is the holder."""
+    return tuple(number for number, row in enumerate(rows) if is_holder(row.reservation, spec))

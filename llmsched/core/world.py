@@ -78,6 +78,7 @@ class World:
         self.version = 0  # raised by everything but the passing of time
         self.causes = 0  # raised by whatever may turn a refusal into something else, see State.apply
         self.victims = 0  # raised by what matters only where somebody may be evicted or moved
+        self.places = 0  # raised by what turns no refusal, and may change where somebody is, goes to, or until when
         self.notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self.memo: dict[str, Any] = {}  # cache: of the scheduler, what the last pass found
 

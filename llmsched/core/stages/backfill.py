@@ -404,17 +404,17 @@ class Calendar:
         self.promises = [promise for promise in self.promises if promise.gang is not gang]
 
     def hold_for(self, gang: GangState) -> Promise | None:
-        """Plan the start of a gang that could not start; protect it if it is one of the first."""
+        """Plan the start of a gang that could not start, and protect it, if it is one of the first."""
         for made in self.promises:
             if made.gang is gang:
                 return made
         flavor = flavor_of(gang.spec, 0)
         rank = self._heads.get(flavor, 0)
         self._heads[flavor] = rank + 1
-        if rank >= self.depth and not (rank == 0 and self.windows.rows):
+        if rank >= self.depth:
             return None
         promise = earliest(self.this, gang, gang.spec.min_size, self.windows, self.promises)
-        if promise is not None and rank < self.depth:
+        if promise is not None:
             self.promises.append(promise)
         return promise
 
