@@ -438,7 +438,8 @@ def reservations(state: State, permissions: Permissions) -> list[http_models.Res
     """Each with the nodes on which it would lie as things are now. For whom and by whom is for who sees everything."""
     listed = []
     with Trial(state) as trial:
-        where = {row.reservation.name: nodes_of_row(trial, row) for row in Windows(trial).rows}
+        windows = Windows(trial)
+        where = {row.reservation.name: nodes_of_row(trial, row) for row in windows.rows}
     for one in state.configuration.reservations:
         span = window(one, state.now)
         opens, closes = span or (None, None)
@@ -452,6 +453,7 @@ def reservations(state: State, permissions: Permissions) -> list[http_models.Res
             users=_users(one.users, permissions),
             flavor=one.flavor,
             gpus=one.gpus_milli / MILLI,
+            found=sum(count for _, count in windows.taken[one.name].parts) if one.name in windows.taken else None,
             nodes=[state.nodes[name].node.name or name for name in where.get(one.name, ())],
             by=one.by if permissions.sees_all else "",
         )

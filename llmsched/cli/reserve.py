@@ -93,16 +93,22 @@ def _print(found: list[http_models.ReservationView]) -> None:
         terminal.echo("Nothing is reserved. llmsched reserve --help says how.")
         return
     table = Columns("NAME", "STATE", "OPENS (UTC)", "LASTS", ">GPUS", "FOR")
+    short: list[str] = []
     for one in found:
         whom = [f"queue {one.queue}"] if one.queue else []
         whom += [", ".join(one.users)] if one.users else []
         words = " and ".join(whom) or "nobody (maintenance)"
         words += f", on {', '.join(one.nodes)}" if one.nodes else ""
         words += f', again at "{one.repeat}"' if one.repeat else ""
-        what = f"{one.gpus:g} {one.flavor or ''}".rstrip()
+        lacks = one.found is not None and one.found < one.gpus
+        what = f"{f'{one.found} of ' if lacks else ''}{one.gpus:g} {one.flavor or ''}".rstrip()
         lasts = show.duration(one.closes - one.opens) if one.opens is not None and one.closes is not None else ""
         table.add_row(one.name, one.state, _time(one.opens), lasts, what, words)
+        if lacks:
+            short.append(f"{one.name} has found {one.found} of {one.gpus:g} GPUs")
     table.show()
+    if short:
+        terminal.echo(f"{'; '.join(short)}: others have the rest, or reserved it before. Move or cancel one of them.")
 
 
 def _time(stamp: float | None) -> str:

@@ -60,6 +60,10 @@ CATALOG: dict[str, Entry] = {
     ),
     "nodes.of_group": Entry("{group}"),
     "nodes.drained": Entry("{count} of them drained"),
+    "nodes.reserved": Entry(
+        "its reservation {reserved} has found {found} of {asked} GPUs: others have the rest, or reserved it before",
+        "others end, or one of the reservations that are open then is moved or made smaller: llmsched reservations",
+    ),
     "nodes.unfit": Entry("not enough room", "something is released"),
     "nodes.unfit_group": Entry('not enough room for group "{group}"', "something is released"),
     "topology.unfit": Entry("no domain has room", "something is released"),

@@ -78,6 +78,11 @@ def taken_before(trial: Trial, reservation: Reservation) -> Taken | None:
     return taken if taken is not None and taken.is_for(reservation) else None
 
 
+def lacks(taken: Taken) -> int:
+    """How many GPUs fewer it has found than were asked for."""
+    return ceil(taken.gpus_milli / MILLI) - sum(count for _, count in taken.parts)
+
+
 def row_of(trial: Trial, reservation: Reservation, span: tuple[float, float], taken: Taken | None) -> Row:
     """`taken`: what one of so many GPUs takes."""
     mask, parts, nodes = 0, [], trial.state.nodes

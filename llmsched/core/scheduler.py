@@ -96,6 +96,7 @@ def _decide(this: Pass) -> bool:
         return False  # who is left of the better ones goes before whoever only finds room
     admit.run(this, calendar, settled)  # place, shrink, preempt or plan whoever waits
     reserve.look_again(this)
+    reserve.tell_holders(this)
     provision.run(this)
     return True
 

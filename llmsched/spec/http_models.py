@@ -344,7 +344,8 @@ class QueueList(Reply):
 
 
 class ReservationView(Reply):
-    """A reservation and its present or next window, [opens, closes). `nodes`: where it lies as things are now."""
+    """A reservation and its present or next window, [opens, closes). `nodes`: where it lies as things are now.
+    `found`: how many of its GPUs it has there; null for one of whole nodes, and when it is over."""
 
     name: str
     state: Literal["coming", "open", "over"]
@@ -355,6 +356,7 @@ class ReservationView(Reply):
     users: list[str] = []
     flavor: str | None = None
     gpus: float = 0.0
+    found: int | None = None
     nodes: list[str] = []
     by: str = ""  # who made it with `llmsched reserve`; "": it stands in the cluster file
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ledger import Given, Launch, cluster
+import pytest
+from ledger import Given, Launch, Preempt, cluster
 
 from llmsched.core import facts
 from llmsched.core.configuration import Taken
 from llmsched.core.decisions import Assign
 from llmsched.core.nodes import Node
+from llmsched.core.render import text
+from llmsched.core.reserved import decided
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
+from llmsched.core.trial import Trial
 
 FAR = 5000.0
 
@@ -107,3 +111,108 @@ def test_what_it_takes_is_thawed_as_it_was_and_a_journal_without_it_is_folded() 
     old = State()
     old.apply(facts.Configured(0.0, given.state.configuration))
     assert old.taken == {}
+    with Trial(given.state) as one, Trial(thaw(freeze(given.state))) as other:
+        assert decided(one) == decided(other)
+
+
+# --- several on one node --------------------------------------------------------------------------------------------
+
+
+def test_two_share_a_node_where_their_gpus_fit_beside_each_other() -> None:
+    """The second one got nothing, in silence: of a node of which one had anything it could have none."""
+    given = cluster("1 node x 5").reserve(100.0, 900.0, "bob", gpus=2).reserve(100.0, 900.0, "ann", gpus=2)
+    given.pending("one", 1, user="zoe").pending("more", 1, user="zoe").settle()
+    assert taken(given) == {"booked0": (("n-0", 2),), "booked1": (("n-0", 2),)}
+    assert (given.phase("one"), given.phase("more")) == ("running", "waiting"), "the rest is for everybody"
+    given.after(100.0).pending("his", 2, user="bob").pending("hers", 2, user="ann").settle()
+    assert given.phase("his") == given.phase("hers") == "running"
+
+
+def test_those_whose_windows_never_meet_take_the_same_gpus_and_leave_the_rest_open() -> None:
+    given = cluster("1 node x 4").reserve(100.0, 100.0, "bob", gpus=2).reserve(300.0, 100.0, "ann", gpus=2)
+    given.reserve(0.0, 3600.0, "eve", gpus=2, repeat="0 8 * * *").reserve(
+        0.0, 3600.0, "dan", gpus=2, repeat="0 9 * * *"
+    )
+    given.pending("guest", 2, user="zoe").settle()
+    assert set(taken(given).values()) == {(("n-0", 2),)} and len(taken(given)) == 4
+    assert given.phase("guest") == "running"
+
+
+def test_who_has_two_on_one_node_has_both() -> None:
+    """What it ran counted for each of them, so that others took what was left of the second."""
+    given = cluster("1 node x 5").reserve(50.0, 900.0, "bob", gpus=2).reserve(50.0, 900.0, "bob", gpus=2)
+    given.running("first", 2, user="bob").after(50.0)
+    given.pending("guest", 2, user="zoe").pending("one", 1, user="zoe").settle()
+    assert (given.phase("guest"), given.phase("one")) == ("waiting", "running")
+    given.pending("second", 2, user="bob").settle()
+    assert given.phase("second") == "running"
+
+
+def test_a_guest_leaves_when_both_are_open_and_no_holder_leaves_for_the_other() -> None:
+    given = cluster("1 node x 5").reserve(100.0, 900.0, "bob", gpus=2).reserve(200.0, 900.0, "ann", gpus=2)
+    given.running("his", 2, user="bob").running("guest", 2, user="zoe", grace_s=10.0)
+    given.after(120.0 - given.now)
+    assert given.turn().decisions == [], "beside the first one there is room for it"
+    assert given.after(70.0).turn().decisions == [Preempt("guest", "reservation")]
+
+
+def test_nobody_leaves_for_one_that_begins_on_a_node_where_another_is_already_held() -> None:
+    """It takes the node on which fewer have to leave, all who have something there counted together."""
+    given = cluster("2 nodes x 4").reserve(100.0, 900.0, "bob", gpus=2).reserve(100.0, 900.0, "ann", gpus=2)
+    given.running("guest", 2, user="zoe", ends_in=FAR)
+    for _ in range(12):
+        assert given.turn().decisions == []
+        given.after(10.0)
+
+
+def test_who_lacks_gpus_is_told_how_many_were_found() -> None:
+    given = cluster("1 node x 4").reserve(10.0, 900.0, "bob", gpus=3).reserve(10.0, 900.0, "ann", gpus=2)
+    given.running("his", 3, user="bob").after(10.0).pending("hers", 2, user="ann").pending("too", 2, user="ann")
+    given.pending("guest", 1, user="zoe")
+    given.turn()
+    for name in ("hers/0", "too/0"):
+        reason = given.state.gangs[name].reason
+        assert reason is not None and "booked1 has found 1 of 2 GPUs" in text(reason.message)
+    reason = given.state.gangs["guest/0"].reason
+    assert reason is not None and reason.message.code != "nodes.reserved"
+    given.turn(facts.Finished(given.now, "his/0", 1, "succeeded"))
+    node = Node("n-9", Resources(4 * MILLI, 64_000, 1 << 40))
+    given.turn(facts.NodeJoined(given.now, node))
+    assert taken(given)["booked1"] == (("n-9", 2),) or given.phase("hers") != "waiting"
+
+
+def test_one_that_names_a_node_has_it_before_one_of_so_many_gpus() -> None:
+    """That one took the same node, as it came first, and one of the two holders found it taken."""
+    given = cluster("2 nodes x 4").reserve(FAR, 100.0, "bob", gpus=4).reserve(FAR, 100.0, "ann", nodes=("n-1",))
+    said(given)
+    assert taken(given) == {"booked0": (("n-0", 4),)}
+
+
+@pytest.mark.parametrize("crons", [("*/10 * * * *", "*/5 * * * *"), ("*/5 * * * *", "*/10 * * * *")])
+def test_those_that_come_again_take_no_turns_on_nodes(crons: tuple[str, str]) -> None:
+    """After its window the second one's next did not meet the first's, so it took the same node; a guest began on the
+    other one, and left when the second went back there: every ten minutes, for ever."""
+    given = cluster("2 nodes x 4")
+    for user, repeat in zip(("bob", "ann"), crons, strict=True):
+        given.reserve(0.0, 60.0, user, gpus=3, repeat=repeat)
+    assert said(given) == ["booked0", "booked1"]
+    given.pending("guest", 4, user="zoe", grace_s=5.0)
+    for _ in range(60):
+        plan = given.after(31.0).turn().plan
+        assert not plan.decisions
+
+
+def test_a_pass_decides_again_only_when_what_it_depends_on_has_changed() -> None:
+    given = cluster("4 nodes x 4").reserve(FAR, 100.0, "bob", gpus=3).running("guest", 2)
+    given.turn()
+
+    def found() -> dict[str, Taken]:
+        with Trial(given.state) as trial:
+            return decided(trial)
+
+    before = found()
+    given.pending("vast", 99).turn()
+    given.after(10.0).turn()
+    assert found() is before, "somebody waits, and time passes"
+    given.turn(facts.Finished(given.now, "guest/0", 1, "succeeded"))
+    assert found() is not before

@@ -52,7 +52,7 @@ def _beyond(this: Pass, row: Row, node: str, on: On, goes: dict[str, None]) -> d
     are open when it opens: the newest, no more than needed. Counted as in `windows.kept`, which says where others may
     start: who may is not told to leave."""
     state = this.state
-    at = max(row.opens, state.now)
+    at = state.now if this.plan.has_come(row.opens) else row.opens
     here = [each for each in on if each[0] is row or is_open(each[0].reservation, at)]
     stay, going = [], []
     for name in state.ledgers.present.get(node, ()):
