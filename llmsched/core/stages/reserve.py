@@ -40,10 +40,9 @@ def tell_holders(this: Pass) -> None:
     """Whoever waits for room, while what was reserved for it has fewer GPUs than were asked for, is told so."""
     state, trial = this.state, this.trial
     for name in state.memo.pop("told of a lack", ()):
-        gang = state.gangs.get(name)
-        known = gang.own_reason if gang is not None else None
-        if gang is not None and known is not None and known.message.code == "nodes.reserved" and name not in this.told_alone:
-            this.tell_alone(gang, None)
+        known = state.gangs[name].own_reason if name in state.gangs and name not in this.told_alone else None
+        if known is not None and known.message.code == "nodes.reserved":
+            this.tell_alone(state.gangs[name], None)
     short = []
     for reservation, (opens, _) in spans_of(trial).values() if state.configuration.reservations else ():
         taken = None if reservation.nodes else taken_before(trial, reservation)
