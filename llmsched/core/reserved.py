@@ -56,10 +56,14 @@ class _Beside(NamedTuple):
     most: dict[str, int]  # GPUs of a node that are taken at once
 
 
-def _beside(reservation: Reservation, span: tuple[float, float], rows: list[Row]) -> _Beside:
+def _beside(
+    reservation: Reservation, span: tuple[float, float], rows: list[Row], is_this_time: bool = False
+) -> _Beside:
+    """`is_this_time`: those that come but once count for the window at hand alone, and not for later ones."""
     wholly, on = 0, dict[str, list[tuple[Row, int]]]()
     for row in rows:
-        if meet(reservation, row.reservation):
+        is_past = is_this_time and row.reservation.repeat is None and not (row.opens < span[1] and span[0] < row.closes)
+        if meet(reservation, row.reservation) and not is_past:
             wholly |= row.nodes
             for node, count in row.parts:
                 on.setdefault(node, []).append((row, count))
@@ -103,7 +107,15 @@ def row_of(trial: Trial, reservation: Reservation, span: tuple[float, float], ta
 def decided(trial: Trial) -> dict[str, Taken]:
     """What each of so many GPUs takes from now on: what it took, unless it has to be, or would be better, elsewhere."""
     state, spans = trial.state, spans_of(trial)
-    is_fresh = not (trial.placements or trial.leaving or trial.begun or trial.promised or trial.moving or trial.taken)
+    is_fresh = not (
+        trial.placements
+        or trial.leaving
+        or trial.begun
+        or trial.promised
+        or trial.moving
+        or trial.taken
+        or trial.withdrawn
+    )
     known = (state.causes, state.places, tuple(spans.values()))
     memo = state.memo.get("reserved") if is_fresh else None
     if memo is not None and memo[0] == known:
@@ -178,9 +190,9 @@ class _Cases:
     def row(self, name: str, taken: Taken | None) -> Row:
         return row_of(self.trial, *self.spans[name], taken)
 
-    def case(self, name: str, rows: list[Row]) -> _Case:
+    def case(self, name: str, rows: list[Row], is_this_time: bool = False) -> _Case:
         reservation, span = self.spans[name]
-        beside = _beside(reservation, span, rows)
+        beside = _beside(reservation, span, rows, is_this_time)
         return _Case(reservation, beside, self._presence.at(name, beside.parts))
 
     def offers(self, case: _Case) -> _Offers:
@@ -213,9 +225,19 @@ class _Cases:
         case = self.case(name, [*rows, *later])
         before, found = taken_before(trial, reservation), self._chosen(case)
         if before is not None and _is_possible(trial, self.case(name, rows) if later else case, before):
-            return found if _trouble(trial, found, case) < _trouble(trial, before, case) else before
-        is_all = sum(count for _, count in found.parts) * MILLI >= reservation.gpus_milli
-        return found if is_all or not later else self.chosen(name, rows)
+            if _trouble(trial, found, case) >= _trouble(trial, before, case):
+                found = before
+        elif lacks(found) and later:
+            found = self.chosen(name, rows)
+        return self._this_time(name, rows, before, found) if lacks(found) and reservation.repeat else found
+
+    def _this_time(self, name: str, rows: list[Row], before: Taken | None, found: Taken) -> Taken:
+        """More than was found, if what others take once, at another time than this window, counts for nothing."""
+        case = self.case(name, rows, is_this_time=True)
+        more = self._chosen(case)
+        if before is not None and lacks(before) <= lacks(more) and _is_possible(self.trial, case, before):
+            more = before
+        return more if lacks(more) < lacks(found) else found
 
     def _later(self, name: str) -> list[Row]:
         """Of those of so many GPUs that come after it what they take already."""
