@@ -279,10 +279,28 @@ class Admission:
         if is_kept_out or not (leaving or self.unasked.evicts or state.elastic or self.scheduling.consolidation):
             return False
         rows = self.calendar.reserved(gang, gang.spec.min_size, self.calendar.longest_grace_s)
-        idle = idle_gpus(self.this.later().trial, rows) if rows else {}
-        with kept(self.this.later().trial if rows else self.trial, rows, in_use=True) as reserved:
-            only = ~(reserved | self.calendar.avoid(gang))
-            return self._make_room_on(gang, only, ~closed(self.trial, rows), idle, rows)
+        trial = self.this.later().trial if rows else self.trial
+        idle = idle_gpus(trial, rows) if rows else {}
+        free = ~self.calendar.avoid(gang)
+        if self.state.elastic and self._shrink(gang, free, idle, rows):
+            return True
+        with kept(trial, rows, in_use=True) as reserved:
+            return self._make_room_on(gang, free & ~reserved, ~closed(self.trial, rows), idle, rows)
+
+    def _shrink(self, gang: GangState, only: int, idle: dict[str, int], rows: list[Row]) -> bool:
+        """Those that make way for a planned start in time do not make way for one that would not."""
+
+        def may(there: Placement, goes: shrink.Goes) -> bool:
+            hindered = self.calendar.hindered_by(gang, there)
+            if hindered is not None:
+                reason = self.calendar.would_delay(hindered)
+                self.refused = place.Refused("order", reason.message, reason.counts)
+            if hindered is not None or not rows:
+                return hindered is None and self.calendar.leaves_reserved(gang, there, goes, idle)
+            with kept(self.this.later().trial, rows, in_use=True):
+                return self.calendar.leaves_reserved(gang, there, goes, idle)
+
+        return shrink.run(self.this, gang, only, rows, size.candidates(self.plan, gang), may)
 
     def _make_room_on(self, gang: GangState, only: int, whole: int, idle: dict[str, int], rows: list[Row]) -> bool:
         """`whole`: nodes of which nothing is reserved; `idle`: what holders of `rows` have not taken of others."""
@@ -290,21 +308,10 @@ class Admission:
         def may(there: Placement, goes: shrink.Goes) -> bool:
             return self.calendar.leaves_reserved(gang, there, goes, idle)
 
-        def may_become_smaller(there: Placement, goes: shrink.Goes) -> bool:
-            """Those that make way for a planned start in time do not make way for one that would not."""
-            hindered = self.calendar.hindered_by(gang, there)
-            if hindered is not None:
-                reason = self.calendar.would_delay(hindered)
-                self.refused = place.Refused("order", reason.message, reason.counts)
-            return hindered is None and may(there, goes)
-
         def is_free(there: Placement) -> bool:
             with kept(self.trial, rows):
                 return fits(self.trial, gang.spec, there)
 
-        sizes = size.candidates(self.plan, gang)
-        if self.state.elastic and shrink.run(self.this, gang, only, sizes, may_become_smaller):
-            return True
         leaves_enough = self.calendar.leaves_enough
         if self.by_rank:  # rank.py has decided who is evicted, and for whom
             made = self.unasked.awaits and preempt.await_those_who_leave(self.this, gang, only, is_free)

@@ -419,11 +419,12 @@ class Calendar:
         return promise
 
 
-def could_start(this: Pass, gang: GangState, calendar: Calendar) -> Placement | place.Refused:
-    """Where it would start at its smallest size if it came first: beside what is reserved, whatever is planned."""
+def could_start(this: Pass, gang: GangState, calendar: Calendar, only: int = -1) -> Placement | place.Refused:
+    """Where it would start at its smallest size if it came first: beside what is reserved, whatever is planned. On
+    nodes of mask `only`."""
     size = gang.spec.min_size
     with kept(this.trial, calendar.reserved(gang, size)) as reserved:
-        return place.find(this, gang, size, ~reserved, explain=False)
+        return place.find(this, gang, size, only & ~reserved, explain=False)
 
 
 def place_within(

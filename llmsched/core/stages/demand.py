@@ -10,16 +10,17 @@ from math import inf
 from typing import NamedTuple
 
 from llmsched.core.amounts import flavors_of, need_milli
-from llmsched.core.records import GangState, amount_of
+from llmsched.core.records import GangState, amount_of, size_of
 from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
 from llmsched.core.stages.backfill import Calendar, could_start
+from llmsched.core.stages.lesser import Giver, room_elsewhere, without
 from llmsched.core.stages.place import Refused
-from llmsched.core.stages.shrink import without
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
 
+MOVED_IN_VAIN = 8  # starts one pass looks for by moving what elastic gangs keep, and does not find
 STARTS_TRIED = 128  # waiting gangs of fixed size one pass looks for room for; the others are taken to find some
 
 
@@ -59,6 +60,9 @@ class Demand:
         self._fixed: list[_Fixed] = []
         self._rigid: dict[tuple[str | None, int], int] = {}  # of those, by flavor and priority
         self._able: dict[int, list[GangState]] = {}  # of each elastic class those that could start
+        self._free: list[Giver] = []  # those that run and may keep what they must on one node or another
+        self._never: set[int] = set()  # classes whose first could not start even if these held nothing
+        self._in_vain = 0
         self._this, self._calendar, self._running, self._tried = this, calendar, running, 0
         state, trial = this.state, this.trial
         waits = [shape for shape in state.waiting.live.values() if not shape.sample.is_elastic()]
@@ -66,11 +70,26 @@ class Demand:
         if not waits and not elastic:
             return
         mark = trial.mark()
+        least: dict[str, Giver] = {}
         for gang in running:
             if trial.held(gang) and gang.id not in trial.shrinking and not gang.lost_members:
-                least = () if by_rank and gang.spec.preemptible else without(gang, gang.spec.min_size, None)
-                trial.hold(gang, least)
+                if by_rank and gang.spec.preemptible:
+                    trial.hold(gang, ())
+                else:
+                    standing = gang.placement or gang.held
+                    size = gang.wanted_size or gang.spec.min_size
+                    least[gang.id] = Giver(gang, min(size, size_of(gang.spec, standing)), standing)
+        self._free = [giver for giver in least.values() if giver.has_choice()]
+        for giver in least.values():
+            trial.hold(giver.gang, () if giver.has_choice() else without(giver.gang, giver.size))
         trial.let_them_go()
+        if self._free:
+            waits.sort(key=self._turn)
+            self._never = {
+                shape.serial for shape in (*waits[:STARTS_TRIED], *elastic[:STARTS_TRIED]) if self._is_never(shape)
+            }
+            for giver in self._free:
+                trial.hold(giver.gang, without(giver.gang, giver.size))
         for shape in elastic:
             self._able[shape.serial] = self._that_could_start(shape)
         for shape in waits:
@@ -89,13 +108,42 @@ class Demand:
             closed = self._calendar.closed_to(gang)
             if closed not in able:
                 able[closed] = (
-                    gang.nomination is not None
-                    or len(self._able) >= STARTS_TRIED
-                    or not isinstance(could_start(self._this, gang, self._calendar), Refused)
+                    gang.nomination is not None or len(self._able) >= STARTS_TRIED or self._could_start(shape, gang)
                 )
             if able[closed]:
                 found.append(gang)
         return found
+
+    def _turn(self, shape: Shape) -> tuple[int, float]:
+        """The highest priority first, and of equals who has waited longest: one may be in the way of another."""
+        return -shape.sample.priority, self._this.state.gangs[shape.entries[0][1]].submitted_at
+
+    def _is_never(self, shape: Shape) -> bool:
+        gang = self._this.state.gangs[shape.entries[0][1]]
+        return not self._calendar.closed_to(gang) and isinstance(could_start(self._this, gang, self._calendar), Refused)
+
+    def _could_start(self, shape: Shape, gang: GangState) -> bool:
+        mark = self._this.trial.mark()
+        found = self._start(shape, gang)
+        self._this.trial.rollback(mark)
+        return found is not None
+
+    def _start(self, shape: Shape, gang: GangState) -> Placement | None:
+        """Where it would start; elastic gangs keep what they must beside that from then on."""
+        if shape.serial in self._never:
+            return None
+        found = could_start(self._this, gang, self._calendar)
+        there = None if isinstance(found, Refused) else found
+        if there is None and self._free and self._in_vain < MOVED_IN_VAIN:
+
+            def ask(nodes: int) -> Placement | Refused:
+                return could_start(self._this, gang, self._calendar, nodes)
+
+            there = room_elsewhere(self._this.trial, gang, self._free, ask)
+            self._in_vain += there is None
+        if there is not None:
+            self._this.plan.beside_least[gang.id] = None
+        return there
 
     def _count(self, shape: Shape) -> None:
         state, trial = self._this.state, self._this.trial
@@ -112,8 +160,8 @@ class Demand:
                 self._add(_Fixed(shape.flavors[0], need, gang.spec, (), closed))
                 return
             self._tried += 1
-            found = could_start(self._this, gang, self._calendar)
-            if isinstance(found, Refused):
+            found = self._start(shape, gang)
+            if found is None:
                 if not closed:
                     return  # nor would the next of its class
                 refused[closed] = None

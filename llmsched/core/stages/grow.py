@@ -14,7 +14,8 @@ from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
-from llmsched.core.stages.shrink import resize, without
+from llmsched.core.stages.lesser import without
+from llmsched.core.stages.shrink import resize
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement
 
@@ -25,7 +26,10 @@ def run(this: Pass, calendar: Calendar) -> None:
         return
     quantum = state.configuration.scheduling.quantum_s
     since = len(plan.decisions)
-    short = 0  # thousandths of GPUs that gangs lack and found no room for
+    short, lacking = (
+        0,
+        0,
+    )  # thousandths of GPUs that gangs lack and found no room for, and the nodes where they could be
     larger: list[tuple[GangState, int]] = []
     for name in state.elastic:
         gang = state.gangs[name]
@@ -40,18 +44,21 @@ def run(this: Pass, calendar: Calendar) -> None:
             return  # who is short of what is known only when all have been asked
         if target < gang.size:
             if gang.wanted_size is not None:
-                resize(this, gang, without(gang, target, None), say("resize.asked", size=target))
+                resize(this, gang, without(gang, target), say("resize.asked", size=target))
             else:
                 larger.append((gang, target))
             continue
-        short += _grow(this, gang, target, calendar)
+        missing = _grow(this, gang, target, calendar)
+        if missing:
+            short, lacking = short + missing, lacking | _where(this, gang)[1]
     for gang, target in larger:
         if short <= 0 or plan.cut(since):
             break
         bundle = bundle_milli(gang.spec)
         asked = gang.size - -(-short // bundle)  # no more than others lack
         to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
-        resize(this, gang, without(gang, to, None), say("resize.beyond_share"))
+        order = [0 if lacking >> state.nodes[placed.node].slot & 1 else 1 for placed in gang.held]
+        resize(this, gang, without(gang, to, order), say("resize.beyond_share"))
         short -= (gang.size - to) * bundle
 
 
@@ -75,22 +82,31 @@ def more(this: Pass, gang: GangState, count: int, only: int) -> Placement | None
     option = placement[0].option if placement else 0
     group = spec.groups[0]
     chosen = group.option(option)
-    nodes = this.state.nodes
-    mask = only
-    flavor = chosen.flavor
-    if flavor is None and chosen.resources.gpus_milli and placement and placement[0].node in nodes:
-        flavor = nodes[placement[0].node].node.flavor
-    for level in spec.levels(group) if placement else ():
-        here = nodes[placement[0].node].node.domain(level)
-        mask &= this.state.capacity.domains(level).get(here or "", 0)
+    flavor, mask = _where(this, gang)
     only_group = replace(
         spec, groups=(replace(group, options=(chosen._replace(flavor=flavor),)),), min_size=count, max_size=count
     )
     probe = GangState(gang.id, gang.workload_id, gang.index, only_group, gang.submitted_at)
-    found = place.find(this, probe, count, mask, explain=False)
+    found = place.find(this, probe, count, only & mask, explain=False)
     if isinstance(found, place.Refused):
         return None
     return tuple(placed._replace(option=option) for placed in found)
+
+
+def _where(this: Pass, gang: GangState) -> tuple[str | None, int]:
+    """The flavor that it keeps to when it grows, and the mask of the nodes of that flavor and of its domain."""
+    spec, placement, state = gang.spec, gang.placement or (), this.state
+    group, mask = spec.groups[0], -1
+    chosen = group.option(placement[0].option if placement else 0)
+    flavor = chosen.flavor
+    if flavor is None and chosen.resources.gpus_milli and placement and placement[0].node in state.nodes:
+        flavor = state.nodes[placement[0].node].node.flavor
+    if flavor is not None:
+        mask &= state.capacity.by_flavor.get(flavor, 0)
+    for level in spec.levels(group) if placement else ():
+        here = state.nodes[placement[0].node].node.domain(level)
+        mask &= state.capacity.domains(level).get(here or "", 0)
+    return flavor, mask
 
 
 def _joined(gang: GangState, extra: Placement) -> Placement:

@@ -33,9 +33,10 @@ from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.count import Count, lacking_flavors
 from llmsched.core.stages.grow import more
+from llmsched.core.stages.lesser import without
 from llmsched.core.stages.line import Bunch, alone, bound_of, in_order, keep_order, key_with_age, kins
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.stages.shrink import resize, without
+from llmsched.core.stages.shrink import resize
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
@@ -293,7 +294,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
         if plan.cut(since):
             return resting  # nobody starts before all have given
         if shrinks:
-            resize(this, gang, without(gang, plan.sizes[name], None), say("resize.beyond_share"))
+            resize(this, gang, without(gang, plan.sizes[name]), say("resize.beyond_share"))
         else:
             victims.append(gang)
     starters.sort(key=lambda gang: _turn(this, gang))

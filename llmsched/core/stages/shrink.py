@@ -1,8 +1,9 @@
 """Make room by making elastic gangs smaller, before anybody is evicted.
 
 Whoever holds more than its present share gives the surplus to a waiting gang of its queue. Down to its minimum it goes
-only for somebody who might as well evict it. Who loses least by it gives first, each by as little as possible: one that
-has not yet done as it was told gives again first, as it restarts anyway.
+for somebody who might as well evict it, and where the surplus is enough by number and on no node. Who loses least by it
+gives first, each by as little as possible: one that has not yet done as it was told gives again first, as it restarts
+anyway.
 """
 
 from __future__ import annotations
@@ -14,69 +15,82 @@ from llmsched.core.amounts import bundle_milli, least_milli
 from llmsched.core.decisions import Resize
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState, allowed_sizes, size_of
+from llmsched.core.reserved import Row
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
+from llmsched.core.stages.lesser import Ask, Giver, room, room_elsewhere, without
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.status import Status
 from llmsched.core.trade import resize_loss_s
 from llmsched.core.trial import Trial
+from llmsched.core.windows import kept
 from llmsched.core.workload import Placement
 
 GANGS_SHRUNK = 32  # considered for one waiting gang
-VARIANTS = 8  # nodes whose bundles may go first
 
 Goes = list[tuple[GangState, Placement]]  # who lets go of what
 
 
-def run(this: Pass, gang: GangState, only: int, sizes: list[int], may: Callable[[Placement, Goes], bool]) -> bool:
-    """Nominate the gang on what elastic gangs can give; False if that is not enough. `may`: whether the gang may go
-    there when those let go."""
-    state = this.state
-    if not state.configuration.scheduling.elastic or not state.elastic:
+def run(
+    this: Pass, gang: GangState, only: int, rows: list[Row], sizes: list[int], may: Callable[[Placement, Goes], bool]
+) -> bool:
+    """Nominate the gang on what elastic gangs can give; False if that is not enough. `rows`: what is reserved for
+    others. `may`: whether the gang may go there when those let go."""
+    if not this.state.configuration.scheduling.elastic or not this.state.elastic:
         return False
-    givers = _givers(this, gang, Rules(this, gang))
-    if not givers:
+    made = _made(this, gang, only, rows, sizes, _givers(this, gang, Rules(this, gang)))
+    if made is None and gang.id in this.plan.beside_least:
+        # the GPUs that are kept free for it are enough by number, and on no node
+        made = _made(this, gang, only, rows, sizes, _givers(this, gang, Rules(this, gang), to_least=True))
+    if made is None:
         return False
-    later = this.later()
-    rules = Rules(later, gang)
-    trial, mark = later.trial, later.trial.mark()
-    try:
-        chosen: dict[str, Placement] = {}
-        found: Placement | None = None
-
-        def fits() -> Placement | None:
-            placed = place.find(later, gang, sizes[-1], only, explain=False)
-            return None if isinstance(placed, place.Refused) else placed
-
-        for giver, floor, code in givers:
-            if code:
-                floor = _allowed_floor(trial, giver, floor, rules, code)
-            found = _give(trial, giver, floor, fits, chosen)
-            if found is not None:
-                break
-        if found is None:
-            return False
-        for giver, _, _ in reversed(givers):  # give back what is not needed
-            if giver.id not in chosen or len(chosen) == 1:
-                continue
-            kept = chosen.pop(giver.id)
-            trial.hold(giver, trial.standing(giver))
-            again = fits()
-            if again is None:
-                chosen[giver.id] = kept
-                trial.hold(giver, kept)
-            else:
-                found = again
-    finally:
-        trial.rollback(mark)
-    smaller = [(state.gangs[name], placement) for name, placement in chosen.items()]
+    found, chosen = made
+    smaller = [(this.state.gangs[name], placement) for name, placement in chosen.items()]
     if not may(found, [(giver, given(this, giver, placement)) for giver, placement in smaller]):
         return False
     for giver, placement in smaller:
         give(this, giver, placement, gang)
-    nominate(this, gang, found, [*chosen, *trial.gone_from(found)])
+    nominate(this, gang, found, [*chosen, *this.later().trial.gone_from(found)])
     return True
+
+
+def _made(
+    this: Pass, gang: GangState, only: int, rows: list[Row], sizes: list[int], givers: list[tuple[GangState, int, str]]
+) -> tuple[Placement, dict[str, Placement]] | None:
+    """Where the gang would be, and what those keep that become smaller for it."""
+    if not givers:
+        return None
+    later = this.later()
+    rules = Rules(later, gang)
+    trial, mark = later.trial, later.trial.mark()
+    asked: list[Giver] = []
+    found: Placement | None = None
+
+    def ask(nodes: int) -> Placement | place.Refused:
+        with kept(trial, rows, in_use=True) as reserved:
+            return place.find(later, gang, sizes[-1], only & nodes & ~reserved, explain=False)
+
+    try:
+        for giver, floor, code in givers:
+            if code:
+                floor = _allowed_floor(trial, giver, floor, rules, code)
+            one = Giver(giver, floor, trial.standing(giver))
+            if floor < size_of(giver.spec, one.standing):
+                found = _give(trial, gang, one, ask)
+                asked.append(one)
+            if found is not None:
+                break
+        more = asked[:-1]  # who may have given more than is needed
+        if found is None and (free := [one for one in asked if one.has_choice()]):
+            found, more = room_elsewhere(trial, gang, free, ask), asked
+        if found is None:
+            return None
+        for one in reversed(more):
+            found = _give_back(trial, gang, one, ask) or found
+        return found, {one.gang.id: left for one in asked if (left := trial.held(one.gang)) != one.standing}
+    finally:
+        trial.rollback(mark)
 
 
 def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, Placement]:
@@ -91,7 +105,7 @@ def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, 
             floor = _allowed_floor(later, giver, floor, rules, code)
         standing = later.standing(giver)
         if floor < size_of(giver.spec, standing):
-            offered[giver.id] = without(giver, floor, None, standing)
+            offered[giver.id] = without(giver, floor, (), standing)
             later.hold(giver, offered[giver.id])
     return offered
 
@@ -128,7 +142,7 @@ def _loss_s(this: Pass, gang: GangState) -> float:
     return resize_loss_s(gang, this.view.now, this.state.configuration.scheduling.restart_cost_s)
 
 
-def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, int, str]]:
+def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -> list[tuple[GangState, int, str]]:
     """(elastic gang, smallest size it may be brought to, by which rule it gives to another queue), cheapest first: low
     priority, then who loses least for each GPU that is of use."""
     trial, state, plan = this.trial, this.state, this.plan
@@ -149,7 +163,8 @@ def _givers(this: Pass, gang: GangState, rules: Rules) -> list[tuple[GangState, 
         elif (giver.spec.queue == gang.spec.queue or not state.quota.enforced) and this.has_held(
             giver, quantum, say("eta.quantum")
         ):
-            floor = min(now, plan.sizes.get(name, now) or giver.spec.min_size)
+            least = giver.wanted_size or giver.spec.min_size
+            floor = min(now, least if to_least else plan.sizes.get(name, now) or giver.spec.min_size)
         if floor < now:
             gives = (now - floor) * bundle_milli(giver.spec)
             loss = _loss_s(this, giver) / max(1, min(gives, need))
@@ -174,48 +189,41 @@ def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, cod
     for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < now]:
         if not rules.now(giver, code, (lowest - size) * bundle):
             break
-        trial.hold(giver, without(giver, size, None, standing))
+        trial.hold(giver, without(giver, size, (), standing))
         lowest = size
     trial.rollback(mark)
     return lowest
 
 
-def _give(
-    trial: Trial,
-    giver: GangState,
-    floor: int,
-    fits: Callable[[], Placement | None],
-    chosen: dict[str, Placement],
-) -> Placement | None:
-    """Shrink one giver step by step until the gang `fits`; leaves it at its floor when that is not enough yet."""
-    standing = trial.standing(giver)
-    smaller = [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < size_of(giver.spec, standing)]
-    nodes: list[str | None] = [None]
-    nodes += list(dict.fromkeys(placed.node for placed in reversed(standing)))[:VARIANTS]
-    for to in smaller:
-        for first in nodes:
-            mark = trial.mark()
-            kept = without(giver, to, first, standing)
-            trial.hold(giver, kept)
-            found = fits()
-            if found is not None:
-                chosen[giver.id] = kept
-                return found
+def _give(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
+    """Make one giver as much smaller as it takes for a gang, and leave it at its floor if that is not
+    enough yet."""
+    spec, mark = giver.gang.spec, trial.mark()
+    now = size_of(spec, giver.standing)
+
+    def at(size: int) -> Placement | None:
+        trial.hold(giver.gang, without(giver.gang, size, (), giver.standing))
+        return room(trial, gang, giver._replace(size=size), ask)
+
+    found = at(giver.size)
+    for size in reversed(allowed_sizes(spec)) if found is not None else ():
+        if giver.size <= size < now:
             trial.rollback(mark)
-    if smaller:
-        kept = without(giver, smaller[-1], None, standing)
-        trial.hold(giver, kept)
-        chosen[giver.id] = kept
+            found = at(size)
+            if found is not None:
+                break
+    return found
+
+
+def _give_back(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
+    """Let one giver keep as much as the others leave to it; None: it keeps what it has."""
+    spec, now = giver.gang.spec, size_of(giver.gang.spec, trial.held(giver.gang))
+    most = size_of(spec, giver.standing)
+    for size in (most, *(each for each in reversed(allowed_sizes(spec)) if now < each < most)):
+        mark = trial.mark()
+        trial.hold(giver.gang, without(giver.gang, size, (), giver.standing))
+        found = room(trial, gang, giver._replace(size=size), ask)
+        if found is not None:
+            return found
+        trial.rollback(mark)
     return None
-
-
-def without(gang: GangState, size: int, first: str | None, placement: Placement = ()) -> Placement:
-    """`placement`, or what it holds, at a smaller size: bundles on node `first` go first, then those of the highest
-    ranks. Of a Ray program the first bundle goes last: the program runs there, and would have to begin again."""
-    placement = placement or gang.placement or gang.held
-    elastic = gang.spec.groups[0].name
-    ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
-    head = ranks[0] if ranks and gang.spec.kind == "ray" else None
-    ranks.sort(key=lambda rank: (rank == head, placement[rank].node != first, -rank))
-    gone = dict.fromkeys(ranks[: size_of(gang.spec, placement) - size])
-    return tuple(placed for rank, placed in enumerate(placement) if rank not in gone)
