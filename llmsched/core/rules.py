@@ -278,6 +278,10 @@ class Rules:
         bundle = bundle_milli(victim.spec)
         return max(0, size_of(victim.spec, self.trial.held(victim)) - victim.spec.min_size) * bundle
 
+    def goes_by_turns(self) -> bool:
+        """Whether one may be taken or not by what has been taken from its queue before."""
+        return self.shares is not None and self.shares.mode != GUARANTEE
+
     def holds(self) -> bool:
         """Whether the gang, were it to start at this moment of the trial, would keep to what the strategy asks."""
         if self.strategy != "inside":

@@ -132,3 +132,18 @@ def test_when_a_shield_ends_is_one_moment_whatever_floats_round_it_to() -> None:
     woken = decide(given.state, POLICIES).wake_at
     assert woken is not None and given.state.now < woken
     assert given.after(woken - given.state.now).decide().decisions[0] == Evicted("low", "in_queue_priority")
+
+
+def test_whether_shares_let_a_set_leave_does_not_follow_from_which_of_it_is_cheaper_by_now() -> None:
+    """The large one had only begun, so it was taken first, and then the share of its queue was too low to take the
+    small one as well; once the small one was cheaper both could go, and nobody was asked at that moment."""
+    given = cluster("1 node x 3").queue("heavy", 0, weight=2.0).queue("light", 0).policies(ordering="priority")
+    given.rules(reclaim="equal_or_lower_priority").scheduling(
+        fair_share="weighted_drf_over_borrowed", fair_preempt_rule="preemptor_final_lt_victim_initial"
+    )
+    given.running("small", 1, queue="light", priority=10).after(100.0)
+    given.running("large", 2, queue="light", priority=10).after(5.0).pending("in", 3, queue="heavy", priority=50)
+    for _ in range(3):
+        told = given.decide().decisions
+        assert {each.name for each in told if isinstance(each, Evicted)} == {"small", "large"}
+        given.after(100.0)

@@ -296,8 +296,15 @@ class Search:
         return None if isinstance(placed, place.Refused) else placed
 
     def _in_scope(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
-        """Cheapest first until it fits inside `scope` (with `narrow`, only those who are there), then spare whoever is
-        not needed."""
+        """Cheapest first; where each may be taken at its moment only, smallest first, if that leads to nobody."""
+        found = self._taken_by_turns(scope, narrow, kinds)
+        if found is None and self.rules.goes_by_turns():
+            found = self._taken_by_turns(scope, narrow, victims.smallest_first(kinds, self.rules))
+        return found
+
+    def _taken_by_turns(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
+        """One after the other until it fits inside `scope` (with `narrow`, only those who are there), then spare those
+        who are not needed."""
         trial, rules, state = self.trial, self.rules, self.state
         nodes = state.nodes
         start = trial.mark()

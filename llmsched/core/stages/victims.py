@@ -128,6 +128,16 @@ def allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
     return [owned, lower, own]
 
 
+def smallest_first(kinds: list[list[Row]], rules: Rules) -> list[list[Row]]:
+    """So the share of a queue stays as high as it can until the last one is taken from it: whether a set may leave does
+    not follow from what each costs, which the clock alone changes."""
+
+    def order(row: Row) -> tuple[bool, int]:
+        return rules.is_reluctant(row[0]), rules.gpus_of(row[0])
+
+    return [sorted(rows, key=order) for rows in kinds]
+
+
 def in_turn(kinds: list[list[Row]], rules: Rules, cost_of: dict[str, int]) -> Iterator[Row]:
     """Cheapest first, own ones last, unless the gang cannot end inside its quota without them. With fair sharing each
     is taken from the queue that stands highest at that moment; one that would rather not be evicted comes last."""
