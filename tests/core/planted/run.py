@@ -151,7 +151,7 @@ BUGS = (
     ),
     Bug(
         "reserved_and_given_away", "slurm: reservations on shared nodes", "core/windows.py",
-        "                if each[1].gpus_milli > 0:\n", "                if False:\n",
+        "        if idle:\n            rests.append", "        if False:\n            rests.append",
         f"{RESERVATIONS}::test_of_a_node_that_is_reserved_in_part_the_rest_is_for_everybody",
     ),
     Bug(
