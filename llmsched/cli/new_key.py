@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmsched.cli import terminal
-from llmsched.errors import ClusterError, RequestError
+from llmsched.errors import LlmschedError, RequestError
 from llmsched.spec.endpoint_keys import key_of
 from llmsched.spec.validation import nearest
 
@@ -34,7 +34,7 @@ def tell(home: Path, key: str, models: Sequence[str]) -> None:
             endpoint = client.health().urls.get("endpoint")
             known = (_models(endpoint, key_of(token)) or []) if endpoint and models else []
             absent = [name for name in dict.fromkeys(models) if name not in known and not _serves(client, name)]
-    except ClusterError:
+    except LlmschedError:  # the key is made all the same
         return
     for name in absent:
         near = nearest(name, known)
@@ -60,7 +60,7 @@ def _counts(endpoint: str, key: str) -> bool:
             if time.monotonic() > until:
                 return False
             seen = 0
-            time.sleep(_AGAIN_S)
+            time.sleep(_AGAIN_S)  # a gateway tells nobody that its table has come
         else:
             seen += 1
     return True

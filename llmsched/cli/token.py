@@ -61,20 +61,19 @@ def create(
     folder = home.prepare(default_home())
     terms = Terms(priority, requests_per_minute, tokens_per_minute)
     text, record = home.create_token(folder, user, role, days, trusting=trusting, models=models, terms=terms)
-    if role in ASKS_ENDPOINTS:
-        new_key.tell(folder, key_of(text), models)
-    if role == CALLER:
-        text = key_of(text)
-    if show.wants_json():
-        kind = "key" if role == CALLER else "token"
-        terminal.echo(json.dumps({"id": record.id, "user": user, "role": role, "expires": record.expires, kind: text}))
-        return
-    terminal.echo(text)
+    shown = key_of(text) if role == CALLER else text
     until = show.clock(record.expires or 0)
     noun = "Key" if role == CALLER else "Token"
-    terminal.echo(f"{noun} {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
-    if home.single_user(folder):
-        terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
+    if show.wants_json():
+        said = {"id": record.id, "user": user, "role": role, "expires": record.expires, noun.lower(): shown}
+        terminal.echo(json.dumps(said))
+    else:
+        terminal.echo(shown)
+        terminal.echo(f"{noun} {record.id} of {user} ({role}), until {until}. It is not shown again.", err=True)
+        if home.single_user(folder):
+            terminal.echo("Single-user mode: it says who somebody is, and keeps nobody from anything.", err=True)
+    if role in ASKS_ENDPOINTS:  # after it was shown: whatever happens here, it is not lost
+        new_key.tell(folder, key_of(text), models)
 
 
 @token.command()

@@ -47,3 +47,9 @@ def test_a_key_for_an_endpoint_that_is_not_there_is_made_and_says_so(house: Live
 def test_a_viewers_token_waits_for_no_endpoint(house: Live) -> None:
     with house.endpoint(Parrot()):
         assert made("--role", "viewer", "--trusting").stderr.count("\n") <= 2
+
+
+def test_a_key_is_shown_whatever_becomes_of_asking_for_it(house: Live) -> None:
+    """It was looked for before it was shown: where that failed, a key that counts was seen by nobody."""
+    (house.home / "controller.json").write_text(json.dumps({"pid": 1, "url": f"{house.url}/gone", "started": 0}))
+    assert json.loads(made("--role", "caller", "--model", "qwen").stdout)["key"]
