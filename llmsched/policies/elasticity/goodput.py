@@ -5,11 +5,16 @@ has had, so that equals, of which each could use everything, do not take turns. 
 after it, so its speed is worth its rank among them: with m gangs, the one with the r-th least work left weighs
 ((m - r) / m) ** RANK; who waits and is done within LONG_S weighs more, the shorter the more. GPUs are then given out
 along the concave hull of each speed-up curve, best gain per GPU first (the greedy solution of a knapsack whose
-relaxation has a price per GPU). A gang that gets none should hold none: who ends soon comes first.
+relaxation has a price per GPU). By rank a gang that gets none holds none: who ends soon comes first. Otherwise all hold
+their least, and what is beyond that is given out.
 
 Changing a size costs a restart. What a running gang has already is worth more by the restart's share of the time it
-can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. Who is still
-starting keeps its size. GPUs left over go to whoever has least work left and still gains.
+can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would not end sooner for it. GPUs left over stay
+with who has them, then go to whoever has least work left and still gains. Who is still starting keeps its size, and
+changes nothing of what others should have.
+
+So sizes come to rest. On the way to what was chosen, what was taken rises in worth and what was let go falls, so the
+same is chosen again, until the order of work left changes.
 """
 
 from __future__ import annotations
@@ -33,10 +38,12 @@ LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
 
 
 class Curve(NamedTuple):
-    """(size, speed relative to min_size) at sizes worth having: each faster than all smaller ones; and their hull."""
+    """(size, speed relative to min_size) at sizes worth having: each faster than all smaller ones; their hull from
+    nothing, and that from the smallest of them."""
 
     points: tuple[tuple[int, float], ...]
     hull: tuple[tuple[int, float], ...]
+    above: tuple[tuple[int, float], ...]
 
 
 class Offer(NamedTuple):
@@ -66,34 +73,54 @@ class Goodput:
         self._curves: dict[tuple[object, ...], Curve] = {}
 
     def share(self, gangs: Sequence[GangView], capacity: int, view: View) -> Mapping[str, int]:
-        rows = self._ranked(gangs, view)
-        cost = view.scheduling.restart_cost_s
-        settling = {gang.id: gang.size for _, gang in rows if gang.size and view.held_for_s(gang) < max(cost, 1.0)}
-        held = sum(gang.size * view.gpus_per_bundle(gang) for _, gang in rows if gang.id in settling)
-        chosen, free = take_best(self._offers(rows, view), capacity - held)
-        chosen = {gang.id: settling.get(gang.id, chosen.get(gang.id, 0)) for _, gang in rows}
+        rows, cost = self._ranked(gangs, view), view.scheduling.restart_cost_s
+        least = {gang.id: _least(gang, view) for gang in gangs}
+        room = capacity - sum(least[gang.id] * view.gpus_per_bundle(gang) for gang in gangs)
+        taken, free = take_best(self._offers(rows, view), room)
+        chosen = least | taken
         curves = [self._curve(gang.spec) for _, gang in rows]
         for (left, gang), curve in zip(rows, curves, strict=True):
             size = chosen[gang.id]
             if gang.size and size > gang.size and not _pays(curve, gang.size, size, left, cost):
                 free += (size - gang.size) * view.gpus_per_bundle(gang)
                 chosen[gang.id] = gang.size
-        for (left, gang), curve in zip(rows, curves, strict=True):
-            if free < view.gpus_per_bundle(gang) or gang.id in settling:
-                continue
-            size = chosen[gang.id]
-            for bigger, _ in reversed(curve.points):
-                price = (bigger - size) * view.gpus_per_bundle(gang)
-                keeps = bigger == gang.size or not gang.size or size < gang.size
-                if bigger > size and price <= free and (keeps or _pays(curve, gang.size, bigger, left, cost)):
-                    chosen[gang.id] = bigger
-                    free -= price
-                    break
+        for grows in (False, True):  # first what they have, in order, or who comes first would take it from them
+            for (left, gang), curve in zip(rows, curves, strict=True):
+                each, size = view.gpus_per_bundle(gang), chosen[gang.id]
+                for bigger, _ in reversed(curve.points) if free >= each else ():
+                    if bigger <= size:
+                        break
+                    pays = bigger <= gang.size or (grows and _pays(curve, gang.size, bigger, left, cost))
+                    if (bigger - size) * each <= free and pays:
+                        chosen[gang.id] = bigger
+                        free -= (bigger - size) * each
+                        break
+        return self._settled(rows, chosen, least, capacity, view)
+
+    def _settled(
+        self,
+        rows: Sequence[tuple[float, GangView]],
+        chosen: dict[str, int],
+        least: Mapping[str, int],
+        capacity: int,
+        view: View,
+    ) -> dict[str, int]:
+        """Those that are still starting keep their size, and others wait for it. What anybody should have in the end is
+        the same meanwhile, or what one takes while another starts would be taken back when that one runs."""
+        cost = max(view.scheduling.restart_cost_s, 1.0)
+        chosen = chosen | {g.id: g.size for _, g in rows if g.size and view.held_for_s(g) < cost}
+        over = sum(chosen[gang.id] * view.gpus_per_bundle(gang) for _, gang in rows) - capacity
+        for _, gang in reversed(rows):
+            if over <= 0:
+                break
+            size, each, back = chosen[gang.id], view.gpus_per_bundle(gang), max(gang.size, least[gang.id])
+            fitting = [to for to in view.sizes(gang) if back <= to < size and (size - to) * each >= over]
+            chosen[gang.id] = min(size, max(fitting, default=back))
+            over -= (size - chosen[gang.id]) * each
         return chosen
 
     def offers(self, gangs: Sequence[GangView], view: View) -> list[Offer]:
-        """What GPUs would earn, but for gangs that are still starting and keep their size: along each hull the gain per
-        GPU only falls."""
+        """What GPUs would earn beyond what each holds in any case: along each hull the gain per GPU only falls."""
         return self._offers(self._ranked(gangs, view), view)
 
     def _offers(self, rows: Sequence[tuple[float, GangView]], view: View) -> list[Offer]:
@@ -101,8 +128,6 @@ class Goodput:
         count = len(rows)
         found = []
         for rank, (left, gang) in enumerate(rows):
-            if gang.size and view.held_for_s(gang) < max(cost, 1.0):
-                continue
             weight = ((count - rank) / count) ** RANK
             each, has = view.gpus_per_bundle(gang), gang.size
             if not has and left < LONG_S:
@@ -112,8 +137,14 @@ class Goodput:
                 ends_in = left / max(view.speed(gang, has), 1e-9)
                 knobs = self._options.of(gang.spec.queue)
                 keeps = 1 + knobs.keep + cost / max(1.0, min(knobs.steady_s, ends_in))
-            low, slow = 0, 0.0
-            for high, fast in self._curve(gang.spec).hull:
+            curve = self._curve(gang.spec)
+            is_sure = _least(gang, view) > 0
+            (low, slow), hull = (curve.points[0], curve.above) if is_sure else ((0, 0.0), curve.hull)
+            for high, fast in hull:
+                if is_sure and low < has < high:  # the part of a step that it has is worth as much more
+                    part = (fast - slow) * (has - low) / (high - low)
+                    found.append(Offer(gang.id, low, has, (has - low) * each, weight * part * keeps))
+                    low, slow = has, slow + part
                 gain = weight * (fast - slow)
                 found.append(Offer(gang.id, low, high, (high - low) * each, gain * keeps if has >= high else gain))
                 low, slow = high, fast
@@ -150,10 +181,12 @@ def take_best(offers: Sequence[Offer], capacity: float) -> tuple[dict[str, int],
     best refused step earns. Exchanging steps until the optimum was reached made completion times worse by resizing."""
     worth = [-gain / max(gpus, 1e-9) for _, _, _, gpus, gain in offers]
     chosen: dict[str, int] = {}
+    for offer in offers:
+        chosen.setdefault(offer.gang, offer.low)
     free = capacity
     for number in sorted(range(len(offers)), key=worth.__getitem__):  # equals in the order given
         gang, low, high, gpus, _ = offers[number]
-        if gpus <= free and chosen.get(gang, 0) == low:
+        if gpus <= free and chosen[gang] == low:
             chosen[gang] = high
             free -= gpus
     return chosen, free
@@ -165,12 +198,21 @@ def _curve(spec: Workload) -> Curve:
         rate = speed(spec, size)
         if not points or rate > points[-1][1] * 1.001:
             points.append((size, rate))
-    hull: list[tuple[int, float]] = [(0, 0.0)]
+    return Curve(tuple(points), _hull((0, 0.0), points), _hull(points[0], points[1:]))
+
+
+def _hull(start: tuple[int, float], points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    hull = [start]
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
             hull.pop()
         hull.append(point)
-    return Curve(tuple(points), tuple(hull[1:]))
+    return tuple(hull[1:])
+
+
+def _least(gang: GangView, view: View) -> int:
+    """What it holds in any case: by rank one may rest, otherwise nobody goes below the least, for nobody."""
+    return 0 if view.scheduling.preemption.within_queue == "by_rank" else view.sizes(gang)[0]
 
 
 def _slope(low: tuple[int, float], high: tuple[int, float]) -> float:

@@ -1,0 +1,104 @@
+"""Elastic gangs change size because something happened, and then rest: no GPU goes to and fro between them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from ledger import Given, cluster
+
+from llmsched.core import facts
+from llmsched.core.decisions import Resize
+from llmsched.core.status import Status
+
+STEP_S = 30.0
+SURE = ("even", "marginal_throughput", "goodput")
+
+
+def carried_out(given: Given) -> list[object]:
+    found: list[object] = []
+    for name, gang in given.state.gangs.items():
+        if gang.status is Status.RESIZING:
+            found.append(facts.Resized(given.now, name, gang.attempt, gang.size))
+        elif gang.status is Status.LAUNCHING:
+            found.append(facts.Bound(given.now, name, gang.attempt))
+        elif gang.status is Status.VACATING:
+            found.append(facts.Released(given.now, name, gang.attempt))
+    return found
+
+
+def resizes(given: Given, steps: int) -> list[float]:
+    """When somebody changed size, with nothing from outside but the clock."""
+    found: list[float] = []
+    for _ in range(steps):
+        given.after(STEP_S)
+        for decision in given.turn(*carried_out(given)).plan.decisions:
+            if isinstance(decision, Resize):
+                found.append(given.now)
+    return found
+
+
+def sizes(given: Given) -> list[int]:
+    return [gang.size for gang in given.state.gangs.values()]
+
+
+@pytest.mark.parametrize("elasticity", SURE)
+@pytest.mark.parametrize(("gpus", "last"), [(4, 4), (5, 4), (5, 8)])
+def test_a_gpu_that_is_left_over_stays_with_who_has_it(elasticity: str, gpus: int, last: int) -> None:
+    """Of three, of which only the third could have all of its size, goodput gave the third everything and the others
+    nothing: these kept their least, the third got nothing, and the GPU left over changed hands 96 times an hour."""
+    given = cluster(f"1 node x {gpus}").policies(elasticity=elasticity)
+    for number, most in enumerate((8, 8, last)):
+        given.pending(f"e{number}", 1, (1, most))
+        resizes(given, 1)
+    assert len(resizes(given, 20)) <= 3
+    assert sum(sizes(given)) == gpus
+    assert resizes(given, 100) == []
+
+
+def test_who_still_starts_changes_nothing_of_what_others_should_have() -> None:
+    """While the newest had not yet run for as long as a restart costs, it took no part, and others took its GPUs."""
+    given = cluster("1 node x 8")
+    for number in range(3):
+        given.pending(f"e{number}", 1, (1, 8))
+        given.turn(*carried_out(given))
+    before = [*resizes(given, 1), *resizes(given, 1)]
+    assert len(before) + len(resizes(given, 60)) <= 3 and sum(sizes(given)) == 8
+
+
+def crowd(seed: int, elasticity: str) -> Given:
+    """Up to six elastic gangs, alike or not, known or not, and fixed ones that wait, on one to four nodes."""
+    chance = random.Random(seed)
+    nodes = [f"{chance.randint(2, 3)} nodes x {chance.choice((2, 3, 4, 8))} {name}" for name in "AB"]
+    given = cluster(", ".join(nodes[: chance.choice((1, 1, 2))])).policies(elasticity=elasticity)
+    if chance.random() < 0.3:
+        given.scheduling(quantum_s=chance.choice((60.0, 300.0)))
+    queues = ["default"]
+    if chance.random() < 0.3:
+        queues = ["a", "b"]
+        given.queue("a", chance.randint(1, 8)).queue("b", chance.randint(1, 8))
+    for number in range(chance.randint(2, 6)):
+        low, step = chance.choice((1, 1, 1, 2, 3)), chance.choice((1, 1, 1, 2))
+        high = low + step * chance.randint(1, 7)
+        more: dict[str, object] = {"queue": chance.choice(queues)}
+        if chance.random() < 0.3:
+            more["priority"] = chance.choice((10, 50, 90))
+        if chance.random() < 0.4:
+            more["estimated_runtime_s"] = chance.choice((20_000.0, 40_000.0, 100_000.0))
+        if chance.random() < 0.4:
+            power = chance.choice((0.3, 0.6, 0.9))
+            more["speedup"] = tuple((size, (size / low) ** power) for size in range(low, high + 1, step))
+        given.pending(f"e{number}", 1, (low, high), step, **more)
+        given.turn(*carried_out(given))
+    for number in range(chance.choice((0, 0, 1, 2))):
+        given.pending(f"f{number}", chance.randint(1, 4), priority=chance.choice((10, 50)), queue=chance.choice(queues))
+    return given
+
+
+@pytest.mark.parametrize("elasticity", SURE)
+@pytest.mark.parametrize("seed", range(6))
+def test_every_set_of_elastic_gangs_comes_to_rest(seed: int, elasticity: str) -> None:
+    given = crowd(seed, elasticity)
+    gangs = len(given.state.elastic)
+    assert len(resizes(given, 60)) <= 4 * gangs + 4
+    assert len(resizes(given, 30)) <= gangs  # what is known of their work may put them into another order, once
