@@ -147,6 +147,7 @@ CATALOG: dict[str, Entry] = {
     "preempt.node_drain": Entry("node {node} is drained"),
     "resize.asked": Entry("asked to have {size}"),
     "resize.beyond_share": Entry("gives back what is beyond its share"),
+    "resize.reservation": Entry("gives back GPUs that are reserved for {reserved}"),
     "resize.grows": Entry("grows from {before} to {size}"),
     "drain.replaced": Entry("a new version has taken its place"),
     "drain.passed_over": Entry("a newer version came before it had answered"),

@@ -57,7 +57,9 @@ class Presence:
             gang = trial.state.gangs[name]
             if gang.status is not Status.VACATING and name not in trial.leaving:
                 outlast = bisect_left(self._moments, _ends_at(trial, gang))
-                self._add(trial, gang, trial.held(gang), outlast, GUEST if gang.spec.preemptible else FIXED)
+                is_told = gang.status is Status.RESIZING or name in trial.shrinking  # what it gives back is not there
+                held = trial.standing(gang) if is_told else trial.held(gang)
+                self._add(trial, gang, held, outlast, GUEST if gang.spec.preemptible else FIXED)
 
     def _add(self, trial: Trial, gang: GangState, placement: Placement, outlast: int, kind: int) -> None:
         whose = (gang.spec.queue, gang.spec.user)

@@ -114,6 +114,7 @@ def decided(trial: Trial) -> dict[str, Taken]:
         or trial.promised
         or trial.moving
         or trial.taken
+        or trial.shrinking
         or trial.withdrawn
     )
     known = (state.causes, state.places, tuple(spans.values()))
@@ -317,7 +318,8 @@ def _chosen(trial: Trial, case: _Case, offers: _Offers) -> Taken:
         left -= offer.gpus
     busy: list[str] = []  # nodes of which it could have more
     if left > 0:
-        busy = [n.node.id for n in trial.state.capacity.nodes(offers.mask & ~apart) if there.stays(n.node.id)]
+        more = [node.node.id for node in trial.state.capacity.nodes(offers.mask & ~apart)]
+        busy = [name for name in more if there.fixed.get(name) and not there.promised.get(name)]
     return Taken(reservation.gpus_milli, reservation.flavor, tuple(parts), tuple(busy))
 
 

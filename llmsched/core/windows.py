@@ -73,6 +73,7 @@ def closed(trial: Trial, rows: list[Row]) -> int:
     return mask
 
 
+Gangs = list[tuple[GangState, Placement]]  # and what they hold
 On = list[tuple[Row, int]]  # reservations that have GPUs of one node, and how many
 
 
@@ -138,23 +139,19 @@ def _unused(node: NodeState, on: On, gangs: Gangs, in_use: bool) -> list[tuple[R
     return rests
 
 
-def lacking(trial: Trial, on: On, node: str, gangs: list[GangState]) -> int:
+def lacking(trial: Trial, on: On, node: str, gangs: Gangs) -> int:
     """Thousandths of so many GPUs of a node that the holders cannot have, with what they have there, if only these
     gangs are there. What is left of a device counts where a holder has a part of it, and nowhere else."""
-    held_there = [(gang, gang.held) for gang in gangs]
-    whole, parts = _on_node(held_there, node)
+    whole, parts = _on_node(gangs, node)
     there = trial.state.nodes[node]
     free = there.total_gpus - there.foreign_gpus - whole - len(parts)
     lacks = 0
-    for (_, count), (held, devices) in zip(on, _theirs(on, node, held_there), strict=True):
+    for (_, count), (held, devices) in zip(on, _theirs(on, node, gangs), strict=True):
         idle = max(0, count - ceil(held / MILLI))
         free -= idle
         rest = sum(MILLI - parts.pop(device) for device in devices if device in parts)
         lacks += max(0, (count - idle) * MILLI - held - rest)
     return max(0, -free) * MILLI + lacks
-
-
-Gangs = list[tuple[GangState, Placement]]  # and what they hold
 
 
 def _there(trial: Trial, node: str) -> Gangs:

@@ -429,3 +429,25 @@ def test_nobody_leaves_for_a_holder_who_would_have_no_more_by_that() -> None:
     for _ in range(20):
         given.after(10.0)
         assert given.turn().decisions == []
+
+
+@pytest.mark.parametrize(("where", "booked", "size"), [("1 node x 8", 2, 6), ("2 nodes x 4", 4, 4)])
+def test_an_elastic_gang_gives_back_what_is_reserved_and_goes_on_beside_it(where: str, booked: int, size: int) -> None:
+    """It left whole, and began again on what was left."""
+    made = cluster(where).reserve(200.0, 500.0, "bob", gpus=booked)
+    made.pending("guest", 1, (1, 8), user="zoe", grace_s=120.0, estimated_runtime_s=50.0).settle()
+    made.state.apply(facts.Estimated(made.now, "guest/0", 10_000.0))
+    assert made.state.gangs["guest/0"].size == 8
+    made.after(90.0)
+    assert made.turn().decisions == [Resize("guest", size)]
+    assert [made.after(1.0).turn().decisions for _ in range(2)] == [[], []], "it has not done so yet"
+    assert made.turn(facts.Resized(made.now, "guest/0", 1, size)).decisions == []
+    assert made.after(110.0).turn().decisions == [] and made.state.gangs["guest/0"].status is Status.RUNNING
+
+
+def test_an_elastic_gang_of_which_the_least_does_not_fit_beside_a_reservation_leaves_whole() -> None:
+    made = cluster("1 node x 8").reserve(200.0, 500.0, "bob", gpus=2)
+    made.pending("guest", 7, (7, 8), user="zoe", grace_s=120.0, estimated_runtime_s=50.0).settle()
+    made.state.apply(facts.Estimated(made.now, "guest/0", 10_000.0))
+    made.after(90.0)
+    assert made.turn().decisions == [Preempt("guest", "reservation")]
