@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.exact_fit import fits_exactly
+from llmsched.core.kept_quota import KeptQuota, need_by_row
 from llmsched.core.message import About, Message, say, workload
-from llmsched.core.quota import Branch
 from llmsched.core.records import GangState, gpus_of, size_of
 from llmsched.core.reserved import Row
 from llmsched.core.resources import MILLI, Resources
@@ -42,10 +42,11 @@ class Promise:
     basis: Message | None  # whose end it is; None: of somebody whose run time nobody knows, so that it is only a bound
     pool: int = 0  # of a gang for which only the number of GPUs matters: the nodes they may be on,
     spare_milli: int = 0  # and how much more of them is free at `start` than it needs
-    hold: str = ""  # made because the gang has waited long: for "nodes", or for what its queue may take, "quota"
+    hold: bool = False  # made because the gang has waited long
+    is_inside: bool = False  # of a hold: its queue owns what it needs, and has that now
+    quota: KeptQuota | None = None  # of a hold, where quotas are enforced: what it keeps of them
     evicts: bool = False  # it was planned as if those had left that may be evicted for it
     is_owed: bool = False  # one that evicts: as the gang has waited long, not for its priority alone
-    short: Branch | None = None  # of "quota": the branch that lacks it
     beside: list[str] | None = None  # cache of leaves_room: who holds something on its nodes
 
 
@@ -107,7 +108,11 @@ def _with_option(
             waiting_for.clear()
             if fluid:
                 if place.quota_refusal(trial, spec, flavor, need) is None:
-                    return Promise(gang, _rounded(trial, moment.at), inf, (), moment.basis, mask, counted - need)
+                    start, spare = _rounded(trial, moment.at), counted - need
+                    quota = KeptQuota(
+                        spec.queue, {state.quota.row_of(spec.queue, flavor): (flavor, need)}, state.quota.twin()
+                    )
+                    return Promise(gang, start, inf, (), moment.basis, mask, spare, quota=quota)
                 continue
             if looks.is_left_out(moment):
                 continue
@@ -115,7 +120,8 @@ def _with_option(
             placed = _beside(this, gang, size, option, *there)
             if placed is not None:
                 start = _rounded(trial, moment.at)
-                return Promise(gang, start, start + lasts, placed, moment.basis)
+                then = _quota_then(trial, spec, placed, there[0]) if state.quota.enforced else None
+                return Promise(gang, start, start + lasts, placed, moment.basis, quota=then)
         return None
     finally:
         trial.rollback(mark)
@@ -141,6 +147,18 @@ def _beside(
         placed = place.find(this, gang, size, ~reserved, explain=False, option=option)
     trial.rollback(mark)
     return None if isinstance(placed, place.Refused) else placed
+
+
+def _quota_then(trial: Trial, spec: Workload, placed: Placement, promised: list[Promise]) -> KeptQuota:
+    """As it will be when the gang starts there beside them."""
+    then = trial.state.quota.twin()
+    for promise in promised:
+        of_them = need_by_row(trial, promise.gang.spec, promise.placement)
+        if promise.quota is not None and promise.pool:
+            of_them = dict(promise.quota.need)
+        for flavor, milli in of_them.values():
+            then.charge(promise.gang.spec.queue, flavor, milli)
+    return KeptQuota(spec.queue, need_by_row(trial, spec, placed), then)
 
 
 class _Moment(NamedTuple):
@@ -181,8 +199,8 @@ def _moments(trial: Trial, gang: GangState, promises: list[Promise], windows: Wi
     closes = dict.fromkeys(row.closes for row in windows.rows)
     times = dict.fromkeys((now, *(promise.end for promise in promises if promise.end < inf), *closes))
     moments = sorted(at for at in times if at >= now)
-    ends = _ends(trial, gang)
-    ahead = next(ends, None)
+    ending = ends(trial, gang)
+    ahead = next(ending, None)
     last: GangState | None = None
     is_presumed = False
     while ahead is not None or moments:
@@ -195,7 +213,7 @@ def _moments(trial: Trial, gang: GangState, promises: list[Promise], windows: Wi
             last = ahead[1]
             is_presumed = is_presumed or ahead[2]
             ended.append(last)
-            ahead = next(ends, None)
+            ahead = next(ending, None)
         yield _Moment(at, ended, last, by_window, is_presumed, ahead is None and not moments)
 
 
@@ -211,7 +229,7 @@ def is_fluid(spec: Workload) -> bool:
     return spec.groups[0].options[0].resources == ONE_GPU
 
 
-def _ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, bool]]:
+def ends(trial: Trial, gang: GangState) -> Iterator[tuple[float, GangState, bool]]:
     """(when it lets go, gang, whether that is presumed) of everybody who ever does, soonest first."""
     state = trial.state
     now = trial.now

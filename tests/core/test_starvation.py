@@ -104,6 +104,57 @@ def test_who_borrows_makes_way_for_who_waits_for_the_same_quota(fair: str, own: 
     assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
 
 
+def in_turn(monkeypatch: pytest.MonkeyPatch, *queues: str) -> None:
+    """The singles of the stream are of these queues in turn."""
+
+    def single(name: str, gpus: int, **_: Any) -> Workload:
+        return work_of(name, gpus, queue=queues[int(name[1:]) % len(queues)])
+
+    work_of = work
+    monkeypatch.setitem(globals(), "work", single)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "more", "backfill"),
+    [(4, {}, "off"), (3, {"priority": 90}, "off"), (4, {"preemptible": False}, "off"), (3, {}, "easy")],
+)
+def test_it_does_so_where_it_lacks_quota_and_places_in_turn(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, more: dict[str, Any], backfill: str
+) -> None:
+    """What was held was quota or places: when it lacked the one, newer work of its own queue took the other."""
+    whole = Group("workers", 1, (Option(None, Resources(gpus * 1000)),))
+    given = cluster("2 nodes x 4").queue("a", 4).queue("b", 4).scheduling(backfill=backfill)
+    in_turn(monkeypatch, "a", "b")
+    started = start_of(given, Workload("large", "large", "task", (whole,), queue="a", **more), {}, 3500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+
+
+def test_it_does_so_among_those_that_borrow_no_more_than_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quota lets six of eight be borrowed: places for four on one node left others what was lacking in quota."""
+    whole = Group("workers", 1, (Option(None, Resources(4000)),))
+    given = cluster("2 nodes x 4").queue("a", 0).queue("b", 0).queue("keeps", 2, lend=0)
+    in_turn(monkeypatch, "b")
+    started = start_of(given, Workload("large", "large", "task", (whole,), queue="a"), {}, 3500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 2 * LASTS_S + 1.0
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(8, 8), (9, 7)])
+def test_it_does_so_where_guarantees_add_up_to_more_than_there_is(own: int, theirs: int) -> None:
+    """As after a node was lost. What was kept of its guarantee counted as held: so it seemed to borrow, and who does
+    holds nothing against an owner."""
+    given = cluster("1 node x 8").queue("a", own).queue("b", theirs)
+    started = start_of(given, work("large", 8, queue="a"), {"queue": "b"}, 3500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
+
+
+def test_who_avoids_the_places_of_a_hold_leaves_the_quota_that_is_kept_as_well() -> None:
+    given = cluster("2 nodes x 4").queue("a", gpus=4).queue("b", gpus=4).running("s0", 1, queue="a")
+    given.running("s1", 2, queue="b").running("s2", 2, queue="b").pending("large", 4, queue="a").after(HOLD_S)
+    given.pending("mine", 1, queue="a")
+    assert given.turn().decisions == [], "it had gone to the other node"
+    assert given.decide().why("mine") == "would delay large, which is planned to start first"
+
+
 @pytest.mark.parametrize("backfill", ["easy", "conservative"])
 def test_backfill_without_run_times_plans_for_the_head_at_once(backfill: str) -> None:
     given = cluster("1 node x 8").scheduling(backfill=backfill, order="strict_fifo").policies(ordering="fifo")
@@ -183,7 +234,7 @@ def test_nobody_makes_room_on_gpus_that_are_held(gpus: int, starts: bool) -> Non
     """Whoever evicts others may take what those had, and not the one that is kept for who has waited long."""
     given = cluster("1 node x 4").queue("a", gpus=4).queue("b", gpus=4).rules("lower_priority")
     given.scheduling(hold_after_s=60.0)
-    given.running("y", gpus=2, queue="a", priority=10).running("x", gpus=1, queue="b", preemptible=False)
+    given.running("x", gpus=1, queue="b", preemptible=False).running("y", gpus=2, queue="a", priority=10)
     given.pending("held", gpus=2, elastic=(2, 2), queue="b").after(100.0)
     given.pending("later", gpus=gpus, queue="a")
     decided = given.turn().decisions

@@ -6,8 +6,8 @@ ends before the planned start, fits beside it, or can be shrunk to its minimum i
 Whatever the setting, nobody starves: of those that have waited for `hold_after_s` the oldest one of each accelerator
 is protected too, from whoever came later, has no higher priority and no better right to the quota. Age is the time of
 submission, as everywhere: who was evicted goes on with the age that it has. Then the protected one starts at the latest
-when those that held its places at that moment have ended. One that quota keeps out is protected in its own queue, and
-from whoever borrows below the branch that lacks the quota.
+when those that held its places at that moment have ended. Its quota is kept with its places (kept_quota.py): in its own
+queue, and from whoever borrows; once it is inside what its queue owns its places are kept from owners as well.
 
 Nor does anybody wait for ever for a gap between reservations that come again: who may be preempted, and has waited for
 `hold_after_s`, starts where no window opens for BETWEEN_WINDOWS_S, and leaves for the window (stages/clear.py).
@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import flavor_of, flavors_of, least_milli, need_milli, options_of
 from llmsched.core.explain import Reason
+from llmsched.core.kept_quota import is_inside
 from llmsched.core.message import RESERVATION, Ref, say, workload
-from llmsched.core.planned import Promise, earliest, gives_way, in_pool, least, leaves_room, use_spare
-from llmsched.core.quota import Branch
+from llmsched.core.planned import Promise, earliest, ends, gives_way, in_pool, least, leaves_room, use_spare
 from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import is_holder
 from llmsched.core.reserved import Row
@@ -37,7 +37,6 @@ from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows, closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
-NODES, QUOTA = "nodes", "quota"  # what is held for who has waited long
 PROTECTED = {"off": 0, "easy": 1, "conservative": 10}  # gangs with a planned start that nobody may delay
 LATER_LOOKS = 100  # gangs per queue and pass that are tried behind a protected one
 BETWEEN_WINDOWS_S = 600.0  # who begins between two windows though it must leave for the second has so long at least
@@ -80,8 +79,11 @@ class Calendar:
 
     def held(self) -> tuple[object, ...]:
         """The places that are held for those that have waited long: who was kept out for others is asked again."""
-        held = (promise for promise in self.promises if promise.hold == NODES)
-        return tuple((each.gang.id, each.start, each.placement, each.pool) for each in held)
+        held = (promise for promise in self.promises if promise.hold)
+        return tuple(
+            (each.gang.id, each.start, each.placement, each.pool, each.is_inside, each.quota and each.quota.facts())
+            for each in held
+        )
 
     def is_planned(self, gang: GangState) -> bool:
         return any(promise.gang is gang for promise in self.promises)
@@ -169,11 +171,13 @@ class Calendar:
         return None
 
     def _keeps(self, promise: Promise, gang: GangState, placement: Placement, ends_at: float) -> bool:
-        if promise.hold == QUOTA:
-            return ends_at <= promise.start
+        if promise.hold and promise.quota is not None:
+            kept = least(gang.spec, placement) if self._gives_way(gang, promise) else placement
+            if not promise.quota.is_left_by(self.trial, gang.spec, kept, ends_at, promise.start):
+                return False
         if leaves_room(self.trial, promise, placement, gang.spec, ends_at):
             return True
-        smaller = gives_way(self.trial.state, gang.spec, promise.gang.spec)
+        smaller = self._gives_way(gang, promise)
         return smaller and leaves_room(self.trial, promise, least(gang.spec, placement), gang.spec, ends_at)
 
     def _binds(self, promise: Promise, gang: GangState) -> bool:
@@ -189,42 +193,27 @@ class Calendar:
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
-        if promise.hold == QUOTA:
-            return self._takes_from(promise.short, gang) and not self._is_inside(gang)
-        return self._is_inside(promise.gang) or not self._is_inside(gang)
+        return promise.is_inside or not self.is_inside(gang)
 
-    def _is_inside(self, gang: GangState) -> bool:
+    def _gives_way(self, gang: GangState, promise: Promise) -> bool:
+        return gives_way(self.trial.state, gang.spec, promise.gang.spec)
+
+    def is_inside(self, gang: GangState) -> bool:
         """Whether its queue owns all that it would then hold, with one of its options."""
-        quota, spec = self.trial.state.quota, gang.spec
-        if not quota.enforced:
+        if not self.trial.state.quota.enforced:
             return True
-        for option in options_of(spec):
-            branch = quota.branch(spec.queue, flavor_of(spec, option))
-            if branch is not None and branch.used + need_milli(spec, spec.min_size, option) <= branch.subtree:
-                return True
-        return False
-
-    def _takes_from(self, short: Branch | None, gang: GangState) -> bool:
-        """Whether what it takes may be charged to that branch: its queue lies below."""
-        quota, capacity = self.trial.state.quota, self.trial.state.capacity
-        flavors = flavors_of(gang.spec)
-        for flavor in (*flavors, *(capacity.by_flavor if None in flavors else ())):
-            branch = quota.branch(gang.spec.queue, flavor)
-            while branch is not None:
-                if branch is short:
-                    return True
-                branch = branch.parent
-        return False
+        spec = gang.spec
+        return any(is_inside(self.trial, spec, spec.min_size, option) for option in options_of(spec))
 
     def started(self, gang: GangState, placement: Placement) -> None:
         """Work was started beside the planned starts."""
         ends_at = self.trial.now + runtime_s(self.trial.state, gang, size_of(gang.spec, placement), placement)
         self.settled(gang)
         for promise in self.promises:
-            kept = placement
-            if gives_way(self.trial.state, gang.spec, promise.gang.spec):
-                kept = least(gang.spec, placement)
+            kept = least(gang.spec, placement) if self._gives_way(gang, promise) else placement
             use_spare(self.trial, promise, kept, gang.spec, ends_at)
+            if promise.hold and promise.quota is not None:
+                promise.quota.take(self.trial, gang.spec, kept, ends_at, promise.start)
 
     def is_hopeless(self, gang: GangState, size: int, lasts: float) -> Promise | None:
         """The planned start that start has less to spare than this gang needs, wherever it goes: nodes need no look."""
@@ -263,7 +252,7 @@ class Calendar:
         for promise in self.promises:
             if gang is not None and promise.gang is gang:
                 break
-            if gang is not None and (promise.hold != NODES or promise.pool or not self._binds(promise, gang)):
+            if gang is not None and (not promise.hold or promise.pool or not self._binds(promise, gang)):
                 continue
             self.kept_out += gang is not None
             mask |= promise.pool
@@ -292,31 +281,29 @@ class Calendar:
                 rows.append(_right(state.gangs[name]))
         plan.wake(soonest + patience)
         rows.sort()
-        kept: dict[tuple[str, str | None], None] = {}
+        kept: dict[tuple[bool, str | None], None] = {}
         for _, _, name in rows[:HOLDS_TRIED]:
             gang = state.gangs[name]
             spec = gang.spec
-            is_short, short = self._lacks_quota(gang)
-            hold, keys = (QUOTA, [spec.queue]) if is_short else (NODES, flavors_of(spec))
-            if all((hold, key) in kept for key in keys):
+            is_short = self._lacks_quota(gang)
+            keys = [spec.queue] if is_short else flavors_of(spec)
+            if all((is_short, key) in kept for key in keys):
                 continue
             promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
             if promise is not None:
-                promise.hold, promise.short = hold, short
+                promise.hold, promise.is_inside = True, self.is_inside(gang)
+                if promise.quota is not None:
+                    promise.quota.keep_own(self.trial, ends(self.trial, gang))
                 self.promises.append(promise)
-                kept.update(dict.fromkeys((hold, key) for key in keys))
+                kept.update(dict.fromkeys((is_short, key) for key in keys))
 
-    def _lacks_quota(self, gang: GangState) -> tuple[bool, Branch | None]:
-        """Whether quota keeps it out with each of its options, and the branch that does so with the first."""
-        quota, spec = self.trial.state.quota, gang.spec
-        short: Branch | None = None
-        for option in options_of(spec):
-            flavor, need = flavor_of(spec, option), need_milli(spec, spec.min_size, option)
-            if place.quota_refusal(self.trial, spec, flavor, need) is None:
-                return False, None
-            branch = quota.branch(spec.queue, flavor)
-            short = short or (branch.bottleneck(need) if branch is not None else None)
-        return True, short
+    def _lacks_quota(self, gang: GangState) -> bool:
+        """Whether quota keeps it out with each of its options."""
+        spec = gang.spec
+        return all(
+            place.quota_refusal(self.trial, spec, flavor_of(spec, option), need_milli(spec, spec.min_size, option))
+            for option in options_of(spec)
+        )
 
     @property
     def longest_grace_s(self) -> float:
@@ -363,7 +350,7 @@ class Calendar:
         """Whether those that have waited long, and need no more than a number of GPUs, still have as many when the gang
         starts there and others let those places go for it."""
         for promise in self.promises:
-            if promise.hold != NODES or not promise.pool or promise.gang is gang or not self._binds(promise, gang):
+            if not promise.hold or not promise.pool or promise.gang is gang or not self._binds(promise, gang):
                 continue
             stays = [row for row in goes if self._presumed_end(*row) > promise.start]
             freed = sum(in_pool(self.trial, promise, places, victim.spec) for victim, places in stays)
@@ -451,7 +438,9 @@ def place_within(
     with kept(trial, rows) as reserved:
         beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), explain=False, option=option)
     if not isinstance(beside, place.Refused):
-        return beside
+        hindered = calendar.hindered_by(gang, beside)
+        if hindered is None:
+            return beside
     reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)
 

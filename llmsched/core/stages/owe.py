@@ -22,7 +22,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.rules import rules_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place, rank
-from llmsched.core.stages.backfill import NODES, Calendar, could_start
+from llmsched.core.stages.backfill import Calendar, could_start
 
 LOOKED_AT = 1024  # gangs of one pool that are behind
 HOLDS_TRIED = 16  # that could not start now: for so many it is worked out when they could
@@ -115,7 +115,8 @@ def hold(this: Pass, calendar: Calendar) -> None:
                 continue
             promise = chances.start_of(gang, calendar.promises)
             if promise is not None:
-                promise.hold, promise.evicts, promise.is_owed = NODES, True, gang.id in this.owed
+                promise.hold, promise.evicts, promise.is_owed = True, True, gang.id in this.owed
+                promise.is_inside, promise.quota = calendar.is_inside(gang), None
                 calendar.promises.append(promise)
                 kept.update(dict.fromkeys(flavors))
 

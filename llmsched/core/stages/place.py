@@ -12,6 +12,7 @@ from typing import NamedTuple
 from llmsched.core import spread
 from llmsched.core.amounts import flavor_of, need_milli, options_of
 from llmsched.core.capacity import NodeState, room_when_empty
+from llmsched.core.kept_quota import need_by_row
 from llmsched.core.message import LEVEL, Message, Quote, Ref, queue, say
 from llmsched.core.possible import able_options, hardest_first, why_never_with
 from llmsched.core.records import GangState, amount_of, speed
@@ -148,13 +149,7 @@ def quota_refusal(trial: Trial, spec: Workload, flavor: str | None, need: int) -
 
 def over_quota(trial: Trial, spec: Workload, placement: Placement) -> Refused | None:
     """Why quota forbids a placement on several flavors, if it does: what each row is charged is counted together."""
-    quota, nodes = trial.state.quota, trial.state.nodes
-    need: dict[str, tuple[str | None, int]] = {}
-    for placed in placement:
-        flavor = nodes[placed.node].node.flavor
-        row = quota.row_of(spec.queue, flavor)
-        need[row] = (flavor, need.get(row, (flavor, 0))[1] + amount_of(spec, placed).gpus_milli)
-    for flavor, amount in need.values():
+    for flavor, amount in need_by_row(trial, spec, placement).values():
         refused = quota_refusal(trial, spec, flavor, amount)
         if refused is not None:
             return refused
