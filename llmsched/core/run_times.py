@@ -3,8 +3,10 @@
 What is known: a declared limit, or what is left of the estimated run time, whichever comes first (`known_end`). Without
 either a gang may run for ever, as far as somebody is concerned who would start beside a planned start. A planned start
 itself needs an end of everybody who holds something, so there it is presumed (`presumed_end`): as long as the longest
-of the last runs took, counted from its start; one that has run longer, twice that, and so on. So it moves only when it
-has passed. Who starts later is presumed to end later, so nobody that starts after a plan was made moves it.
+of the last runs took and SLACK of that, counted from its start; one that has run longer, twice that, and so on. So it
+moves only when it has passed. Without the slack the next of many that are alike passed it again and again by what it
+takes to launch one, and with it went the place that was held. Who starts later is presumed to end later, so nobody that
+starts after a plan was made moves it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from llmsched.core.state import State
 from llmsched.core.workload import Placement
 
 PRESUMED_S = 6 * 3600.0  # the longest run, before any has ended
+SLACK = 0.25  # of the longest run, beside it
 LEAST_S = 1.0  # that an attempt lasts from now on, whether it runs or begins, whatever was estimated
 
 
@@ -57,4 +60,5 @@ def presumed_s(state: State, gang: GangState, placement: Placement) -> float:
 
 
 def longest_s(state: State) -> float:
-    return state.history.longest_s or PRESUMED_S
+    longest = state.history.longest_s
+    return longest * (1 + SLACK) if longest else PRESUMED_S

@@ -116,7 +116,13 @@ def in_turn(monkeypatch: pytest.MonkeyPatch, *queues: str) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "more", "backfill"),
-    [(4, {}, "off"), (3, {"priority": 90}, "off"), (4, {"preemptible": False}, "off"), (3, {}, "easy")],
+    [
+        (4, {}, "off"),
+        (3, {"priority": 90}, "off"),
+        (4, {"preemptible": False}, "off"),
+        (3, {}, "easy"),
+        (4, {}, "easy"),
+    ],
 )
 def test_it_does_so_where_it_lacks_quota_and_places_in_turn(
     monkeypatch: pytest.MonkeyPatch, gpus: int, more: dict[str, Any], backfill: str
