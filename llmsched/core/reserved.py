@@ -289,7 +289,9 @@ def _chosen(trial: Trial, case: _Case, offers: _Offers) -> Taken:
     nodes, then a part of one. Of equal nodes first those from which the fewest GPUs must be taken back, then those
     on which its holder runs, then the last ones (packing starts at the first). What work holds that can be made
     to leave by nobody is no part of it, nor is what is promised to others, as those who leave for them would do so
-    in vain: unless there is not enough otherwise. Nor is what others take of a node meanwhile."""
+    in vain: unless there is not enough otherwise. Nor is what others take of a node meanwhile. One that lacks GPUs
+    closes nodes of which it could have more; one that somebody was promised only when it was made or changed after
+    that, or those would have left in vain as well."""
     reservation, beside, there = case
     nodes, apart = trial.state.nodes, beside.wholly
     ahead: list[tuple[_Offer, Iterator[NodeState]]] = []
@@ -318,8 +320,12 @@ def _chosen(trial: Trial, case: _Case, offers: _Offers) -> Taken:
         left -= offer.gpus
     busy: list[str] = []  # nodes of which it could have more
     if left > 0:
-        more = [node.node.id for node in trial.state.capacity.nodes(offers.mask & ~apart)]
-        busy = [name for name in more if there.fixed.get(name) and not there.promised.get(name)]
+        before = taken_before(trial, reservation)
+        for node in trial.state.capacity.nodes(offers.mask & ~apart):
+            name = node.node.id
+            is_new = before is None or name in before.closed or not there.promised.get(name)
+            if is_new and there.stays(name):
+                busy.append(name)
     return Taken(reservation.gpus_milli, reservation.flavor, tuple(parts), tuple(busy))
 
 

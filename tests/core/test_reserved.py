@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from ledger import Given, Launch, Nominate, Preempt, cluster
 
 from llmsched.core import facts
-from llmsched.core.configuration import Reservation, Taken
+from llmsched.core.configuration import Taken
 from llmsched.core.decisions import Assign
 from llmsched.core.nodes import Node
 from llmsched.core.render import text
@@ -219,14 +218,14 @@ def test_a_pass_decides_again_only_when_what_it_depends_on_has_changed() -> None
     assert found() is not before
 
 
-def test_one_that_lacks_gpus_closes_no_node_on_which_somebody_was_promised_places() -> None:
+def test_one_that_has_lost_its_gpus_closes_no_node_on_which_somebody_was_promised_places() -> None:
     """Somebody had just been evicted for that promise, and it was taken back in the same second."""
-    given = cluster("1 node x 4").rules("lower_priority")
+    given = cluster("2 nodes x 4").rules("lower_priority").reserve(FAR, 100.0, "bob", gpus=4)
     given.running("fixed", 3, preemptible=False, user="ann").running("low", 1, priority=10, user="ann")
+    given.turn()
+    assert given.state.taken["booked0"].parts == (("n-1", 4),)
     given.pending("high", 1, priority=90, user="ann")
     assert given.turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("high", 1)]
-    booked = Reservation("booked", FAR, 100.0, users=("bob",), gpus_milli=2000)
-    configured = replace(given.state.configuration, version=2, reservations=(booked,))
-    assert said(given, facts.Configured(given.now, configured)) == ["booked"]
-    assert given.state.taken["booked"].closed == ()
+    assert said(given, facts.NodeLost(given.now, "n-1")) == ["booked0"]
+    assert given.state.taken["booked0"].closed == ()
     assert given.turn(facts.Released(given.now, "low/0", 1)).decisions == [Launch("high", 1)]

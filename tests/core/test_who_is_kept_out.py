@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ledger import Given, Launch, Nominate, Preempt, cluster
+from ledger import Given, Launch, Nominate, Resize, cluster
 
 from llmsched.core import decisions, facts
 from llmsched.core.configuration import PreemptionRules
@@ -175,8 +175,8 @@ def test_who_is_on_gpus_that_are_reserved_for_later_keeps_them_until_then() -> N
     given.reserve(5000.0, LONG, "boss", nodes=("n-1",)).running("guest", 8, (1, 8), grace_s=60.0).after(1000.0)
     assert two_quanta(given) == [] and size(given, "guest") == 8
     given.after(5000.0 - given.now)
-    assert given.decide().decisions == [Preempt("guest", "reservation")]
-    assert two_quanta(given)[:1] == [("Preempt", "guest")] and size(given, "guest") == 4
+    assert given.decide().decisions == [Resize("guest", 4)], "it goes on beside them"
+    assert two_quanta(given) == [("Resize", "guest")] and size(given, "guest") == 4
 
 
 @pytest.mark.parametrize("leaves_at", [0.0, 500.0])
