@@ -79,11 +79,8 @@ def scaled(world: World, fact: facts.Scaled) -> None:
         if fact.size not in allowed_sizes(gang.spec):
             world.note(fact, f"{gang.id} may not have that size")
             continue
-        gang.wanted_size = fact.size
+        lives.want_size(world, gang, fact.size)
         if gang.id in world.waiting:
-            world.waiting.discard(gang)
-            gang.shape = None
-            world.waiting.add(gang)
             world.lanes.put(gang, world.now, world.ledgers, waits=True)
 
 

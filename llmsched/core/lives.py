@@ -49,8 +49,7 @@ def adopt_version(world: World, gang: GangState, version: Version) -> None:
     unpromise(world, gang)
     world.waiting.discard(gang)
     gang.revision, _, gang.model = version
-    respecify(gang, version.spec)
-    gang.shape = None
+    respecify(world, gang, version.spec)
     gang.goes_to = ()
     gang.restarts = gang.failures = 0
     gang.not_before = 0.0
@@ -59,11 +58,23 @@ def adopt_version(world: World, gang: GangState, version: Version) -> None:
     expect(world, gang)
 
 
-def respecify(gang: GangState, spec: Workload) -> None:
+def respecify(world: World, gang: GangState, spec: Workload) -> None:
     """The gang goes by another spec; a size that its user asked for holds as long as the spec allows it."""
-    gang.spec = spec
-    if gang.wanted_size not in allowed_sizes(spec):
-        gang.wanted_size = None
+    _ask_for(world, gang, spec, gang.wanted_size if gang.wanted_size in allowed_sizes(spec) else None)
+
+
+def want_size(world: World, gang: GangState, size: int) -> None:
+    """Its user asks for that size."""
+    _ask_for(world, gang, gang.spec, size)
+
+
+def _ask_for(world: World, gang: GangState, spec: Workload, size: int | None) -> None:
+    """From now on it waits with those that ask for the same: at once, or when it waits again."""
+    waits = gang.id in world.waiting
+    world.waiting.discard(gang)
+    gang.spec, gang.wanted_size, gang.shape = spec, size, None
+    if waits:
+        world.waiting.add(gang)
 
 
 # Schedules.

@@ -62,7 +62,7 @@ def go_by(world: World, record: WorkloadState, workload: Workload, in_place: boo
         if gang.status is Status.FAILED and workload.kind == "serve":
             lifecycle.step(world, gang, "pass_over")  # it failed under the old spec: the new one gets its chance
         elif in_place and gang.revision == record.revision and not gang.is_ended():
-            lives.respecify(gang, workload)
+            lives.respecify(world, gang, workload)
         elif gang.is_active():
             world.troubled[gang.id] = None
     if workload.kind == "serve":

@@ -14,6 +14,7 @@ from llmsched.core.configuration import PreemptionRules
 from llmsched.core.past_use import last_count, next_count, period_s
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
+from llmsched.core.snapshot import freeze, thaw
 from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.workload import Group, Option, Workload
@@ -308,3 +309,18 @@ def test_whom_a_hold_kept_from_a_place_is_asked_again_when_time_alone_has_moved_
     assert given.turn().decisions == []
     assert given.after(100.0).turn().decisions == []
     assert given.after(800.0).turn().decisions == [Preempt("low", "in_queue_priority"), Nominate("b", 1)]
+
+
+def test_one_whose_user_asked_for_a_size_while_it_ran_waits_with_those_that_ask_for_the_same_afterwards() -> None:
+    """It waited with those that may have any size, and of a snapshot apart from them: these were asked by nobody then,
+    and the controller that had read it failed when they had waited for long."""
+    given = cluster("1 node x 4").running("asked", 4, (1, 4)).pending("any", 1, (1, 4))
+    given.turn(facts.Scaled(given.now, "asked", 3))
+    given.turn(facts.NodeLost(given.now, "n-0"), facts.Released(given.now, "asked/0", 1))
+    given.after(60.0).turn()
+    thawed = thaw(freeze(given.state))
+    joined = facts.NodeJoined(given.now, given.nodes[0])
+    for state in (given.state, thawed):
+        asked, other = (state.gangs[name].shape for name in ("asked/0", "any/0"))
+        assert asked is not None and other is not None and asked is not other
+        assert kinds(turn(state, [joined], load(given.names)).decisions)[:1] == [("Launch", "asked/0")]
