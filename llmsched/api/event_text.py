@@ -112,6 +112,8 @@ def _steps(took: facts.StartCosts) -> Iterator[Message]:
         yield say("took.queue", seconds=took.queue_s)
     if took.process_s is not None:
         yield say("took.process", seconds=took.process_s)
+    if took.fork_s is not None:
+        yield say("took.fork", seconds=took.fork_s)
     if took.packages_s is not None:
         yield say("took.packages", seconds=took.packages_s)
     if took.imports_s is not None:

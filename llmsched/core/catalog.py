@@ -432,6 +432,7 @@ CATALOG: dict[str, Entry] = {
     "event.took": Entry("{runs}; its start took {steps:|, }"),
     "took.queue": Entry("{seconds:.1f} s in the queue"),
     "took.process": Entry("{seconds:.1f} s for its process"),
+    "took.fork": Entry("{seconds:.1f} s for its process (a fork of one that had imported)"),
     "took.packages": Entry("{seconds:.1f} s for packages"),
     "took.imports": Entry("{seconds:.1f} s for imports"),
     "took.load": Entry("{seconds:.1f} s to load"),

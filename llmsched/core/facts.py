@@ -139,6 +139,7 @@ class StartCosts(NamedTuple):
 
     queue_s: float | None = None
     process_s: float | None = None
+    fork_s: float | None = None
     packages_s: float | None = None
     imports_s: float | None = None
     load_s: float | None = None

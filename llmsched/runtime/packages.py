@@ -117,7 +117,7 @@ def build(
 ) -> Packages:
     """The environment of these requirements, in `cache`, made with these variables. It is complete, and stays while
     this process lives."""
-    cache = cache or _own_folder(Path(tempfile.gettempdir()) / f"llmsched-packages-{os.getuid()}")
+    cache = cache or own_folder(Path(tempfile.gettempdir()) / f"llmsched-packages-{os.getuid()}")
     parts = [str(_wheel(name, workdir)) if _is_wheel(name) else name for name in sorted(set(wanted))]
     found = Packages(cache / _key(parts))
     mark = str(found.folder)
@@ -177,8 +177,9 @@ def _constraints() -> list[str]:
     return kept
 
 
-def _own_folder(folder: Path) -> Path:
-    """In a folder that everybody may write to, somebody else's would run their code as us."""
+def own_folder(folder: Path) -> Path:
+    """`folder`, made if it is not there. In a place that everybody may write to, somebody else's would run their code
+    as us. Raises UserError."""
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.lstat()
     if folder.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:

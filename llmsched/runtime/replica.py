@@ -105,10 +105,11 @@ class ReplicaHost:
             raise exceptions.WorkError(mark + exceptions.words(error)) from None
 
     async def ready(self) -> dict[str, Any]:
-        """What the replica says of itself, once it can answer, its "pid", and what its start "took"."""
+        """What the replica says of itself, once it can answer, its "pid", what its start "took", and "is_fork"."""
         with exceptions.in_words():
             facts: dict[str, Any] = await self._replica.ready()
-        return {**facts, "pid": os.getpid(), "took": self._whole(facts.get("took") or {})}
+        took = self._whole(facts.get("took") or {})
+        return {**facts, "pid": os.getpid(), "took": took, "is_fork": start_costs.is_forked}
 
     def _whole(self, took: Mapping[str, float]) -> dict[str, float]:
         """With what the replica has told apart in its constructor, which is a load as a whole."""

@@ -42,6 +42,13 @@ def tell_no_controller() -> None:
     multiplex._ModelMultiplexWrapper._push_model_ids_info = lambda self: None
 
 
+def set_title(words: str) -> None:
+    """Of this process, as Ray sets those of its workers. The first time it is learnt where a title is written."""
+    from ray import _raylet
+
+    _raylet.setproctitle(words)
+
+
 @contextmanager
 def of_model(model: str) -> Iterator[None]:
     """Within, `serve.get_multiplexed_model_id()` says `model`, if that is any."""

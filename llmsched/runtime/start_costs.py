@@ -2,6 +2,7 @@
 
     queue         from when it began to wait until it was told to start         the scheduler
     process       until the first line of the replica runs: Ray, Serve          the bridge: the rest of the whole
+    fork          the same of one that is a fork (fork_server.py)               the bridge
     packages      its `environment`, installed or found                         the replica
     imports       torch, transformers and what is built on them                 the replica
     load          the model, from its files into memory; an app: all it does    the replica
@@ -17,8 +18,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-STEPS = ("queue", "process", "packages", "imports", "load", "first_token")
+STEPS = ("queue", "process", "fork", "packages", "imports", "load", "first_token")
 MOST_S = 1e6
+
+is_forked = False  # this very process, of one that had imported what it needs
 
 
 class Laps:
@@ -45,8 +48,8 @@ def read(said: Any) -> dict[str, float]:
     }
 
 
-def with_process(took: Mapping[str, float], whole_s: float | None) -> dict[str, float]:
+def with_process(took: Mapping[str, float], whole_s: float | None, *, is_fork: bool = False) -> dict[str, float]:
     """The same with what is left of the whole start, which the replica cannot see; None: nobody saw all of it."""
     if whole_s is None:
         return dict(took)
-    return {**took, "process": round(max(whole_s - sum(took.values()), 0.0), 3)}
+    return {**took, "fork" if is_fork else "process": round(max(whole_s - sum(took.values()), 0.0), 3)}

@@ -60,6 +60,10 @@ STORY: list[tuple[Any, str]] = [
         f.Bound(1.0, "web/0", 1, f.StartCosts(queue_s=0.5, process_s=6.04, load_s=2.0, first_token_s=0.034)),
         "runs; its start took 0.5 s in the queue, 6.0 s for its process, 2.0 s to load, 0.03 s to its first token",
     ),
+    (
+        f.Bound(1.0, "web/0", 1, f.StartCosts(fork_s=1.26)),
+        "runs; its start took 1.3 s for its process (a fork of one that had imported)",
+    ),
     (f.Bound(1.0, GANG, 2), "runs (attempt 2)"),
     (f.LaunchFailed(1.0, GANG, 1, "error", "no such model"), "attempt 1 did not start (error): no such model"),
     (f.Resized(1.0, GANG, 1, 1), "holds 1 bundle now"),

@@ -32,3 +32,4 @@ def test_the_rest_of_the_whole_is_its_process_and_never_less_than_nothing():
     assert with_process({"load": 2.0}, 7.5) == {"load": 2.0, "process": 5.5}
     assert with_process({"load": 2.0}, 1.0) == {"load": 2.0, "process": 0.0}
     assert with_process({"load": 2.0}, None) == {"load": 2.0}
+    assert with_process({"load": 2.0}, 7.5, is_fork=True) == {"load": 2.0, "fork": 5.5}

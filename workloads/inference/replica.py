@@ -204,8 +204,11 @@ class Replica:
 
 
 def import_engine() -> None:
-    """torch, transformers and what is built on them: they take seconds, whatever the model."""
-    for name in ("workloads.inference.answers", "workloads.inference.engine"):
+    """torch, transformers and what is built on them: they take seconds, whatever the model. Most of transformers would
+    be imported when a model is made."""
+    ours = "answers", "engine", "forward", "packed", "int8_linear"
+    theirs = "modeling_utils", "generation.utils", "models.auto.modeling_auto", "models.auto.tokenization_auto"
+    for name in (*(f"workloads.inference.{one}" for one in ours), *(f"transformers.{one}" for one in theirs)):
         import_module(name)
 
 

@@ -203,7 +203,8 @@ class Watched:
         (self.process,), self.pid = mine, int(facts.get("pid", 0))
         whole_s = None if self.begun_at is None or self.has_answered else now - self.begun_at
         self._is_told = self.has_answered = True
-        took = start_costs.with_process(start_costs.read(facts.get("took")), whole_s)
+        is_fork = facts.get("is_fork") is True
+        took = start_costs.with_process(start_costs.read(facts.get("took")), whole_s, is_fork=is_fork)
         return Answers({str(name): str(why) for name, why in facts.get("refused", {}).items()}, took)
 
     def _ask(self, what: str) -> Pending | None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from ray.serve.exceptions import RayServeException
 from llmsched import sanitize
 from llmsched.executors.bridge import processes, replica
 from llmsched.executors.bridge.deaths import how_it_died
+from llmsched.executors.bridge.forks import Forks
 from llmsched.executors.bridge.replica import Application, Watched, World
 from llmsched.executors.bridge.serve_application import QUIET, application_of
 from llmsched.executors.port import (
@@ -42,6 +44,7 @@ from llmsched.executors.port import (
 )
 from llmsched.gateway import serve_internals
 from llmsched.gateway.app import DEPLOYMENT
+from llmsched.runtime.fork_server import may_fork
 from llmsched.runtime.replica import DEFAULT_MAX_ONGOING, INPUT_MARK, MARK
 
 PREFIX = "llms/"
@@ -77,6 +80,7 @@ class Replicas:
         self._lock = threading.Lock()
         self._deploying = threading.RLock()  # Serve pickles deployments through a global registry: one at a time
         self._live: dict[str, Watched] = {}
+        self._forks = Forks()
         self._serve_silent_since: float | None = None
 
     # -- orders --------------------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ class Replicas:
                 with self._deploying:
                     _start_serve()
                     if order.name not in _applications():
-                        _run(application_of(order, self._mark(order.name)), order.name)
+                        _run(application_of(order, self._mark(order.name), self._started_by(order)), order.name)
                 return
             except (RayActorError, RayServeException, GetTimeoutError) as error:
                 if time.monotonic() > tries_until:
@@ -112,6 +116,9 @@ class Replicas:
                 print(f"{order.name}: Serve is asked again: {error}", file=sys.stderr)
                 serve_internals.forget_controller()
                 time.sleep(0.5)
+
+    def _started_by(self, order: LaunchOrder) -> str:
+        return self._forks.words(order.members[0].node) if may_fork(asdict(order)) else ""
 
     def adopt(self, order: LaunchOrder, was_running: bool) -> None:
         """Watch an application that is there; launch one that never ran; the rest has vanished."""
@@ -249,6 +256,8 @@ class Replicas:
         match seen:
             case replica.Answers():
                 self._deliver(Started(gang, attempt, dict(seen.took)))
+                if "fork" not in seen.took and may_fork(asdict(one.order)):
+                    self._forks.begin(one.order.members[0].node, one.pid)
                 for name, uri in one.order.adapters:
                     self._deliver(AdapterAnswer(gang, attempt, name, uri, seen.refused.get(name, "")))
             case replica.Abandoned():

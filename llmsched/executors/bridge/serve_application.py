@@ -18,11 +18,13 @@ QUIET = {"enable_access_log": False}
 ROOM_FOR_OUR_CALLS = 8
 
 
-def application_of(order: LaunchOrder, mark: str) -> serve.Application:
-    """`mark` says in the replica's environment whose it is."""
+def application_of(order: LaunchOrder, mark: str, started_by: str = "") -> serve.Application:
+    """`mark` says in the replica's environment whose it is; `started_by`: with what Ray starts its worker."""
     first = order.members[0]
     placing: dict[str, Any] = {"ray_actor_options": _actor_options(first)}
     placing["ray_actor_options"]["runtime_env"] = {"env_vars": envs_of(mark)}
+    if started_by:
+        placing["ray_actor_options"]["runtime_env"]["py_executable"] = started_by
     if len(order.members) > 1:  # one bundle a member; the replica sits in the first and its helpers in the others
         placing["placement_group_bundles"] = [_bundle(one) for one in order.members]
         placing["placement_group_bundle_label_selector"] = [_pin(one) for one in order.members]
