@@ -60,7 +60,7 @@ CALLED_BY_OTHERS: dict[str, str] = {
     "do_POST": "http.server",
     "log_message": "http.server",
     "Forecaster": "a spec, by serve.app",
-    "Scorer": "a spec, by serve.app",
+    "Marker": "a spec, by serve.app",
     "Painter": "a spec, by serve.app",
     "pre_tokenizer": "tokenizers",
     "post_processor": "tokenizers",

@@ -17,12 +17,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy
+import pandas
 import pytest
 from starlette.exceptions import HTTPException
 
 from llmsched.control import webhooks
+from llmsched.runtime import Context, enter
 from llmsched.spec import cluster
 from llmsched.spec.load import load
+from workloads.loops import tabular
 
 APPS = Path(__file__).resolve().parents[2] / "examples" / "apps"
 FOLDERS = sorted(file.parent for file in APPS.glob("*/expect.yaml"))
@@ -218,3 +221,27 @@ def test_an_exercise_is_fitted_as_it_was_made(here: Any) -> None:
     answers = numpy.stack([chance.random(4000) < 1 / (1 + numpy.exp(-a * (knows - b))) for a, b in made.values()], 1)
     slope, difficulty = knowledge.fit(answers.astype(int), 0)
     assert slope == pytest.approx(1.5, abs=0.4) and difficulty == pytest.approx(-0.5, abs=0.15)
+
+
+def test_a_marker_reads_words_and_letters_alone_and_marks_as_its_columns_were_learnt(here: Any, tmp_path: Path) -> None:
+    marking = here("marking", "education")
+    key = "payment: a sum of money paid or a cost discharged"
+    assert marking.seen(key, "This is costs.")["said"] == 1 and marking.seen(key, "This is price.")["said"] == 0
+    assert (
+        marking.seen(key, "This is nonpayment.")["negates"]
+        == 1
+        == marking.seen("unease: x", "This is ease.")["negates"]
+    )
+    assert marking.seen(key, "This is repayment.")["negates"] == 0 == marking.seen(key, "payment")["place"] - 1
+    table = tmp_path / "marks.csv"
+    claims = [("This is cost.", "entailment"), ("This is nonpayment.", "contradiction"), ("This is price.", "neutral")]
+    rows = [{**marking.seen(key, answer), "mark": mark} for answer, mark in claims]
+    pandas.DataFrame(rows * 20).to_csv(table, index=False)
+    with enter(Context.alone(tmp_path / "out")):
+        tabular.loop({"data": str(table), "test": str(table), "target": "mark", "steps": 200, "learning_rate": 0.1})
+    marker = marking.Marker(model=str(next(tmp_path.rglob("columns.json")).parent))
+    marks = marker({"answers": [{"key": key, "answer": answer} for answer, _ in claims]})["marks"]
+    assert [one["label"] for one in marks] == [mark for _, mark in claims] and "negates is 1.0" in marks[1]["reason"]
+    for answers in ([], [{"key": "payment", "answer": "cost"}], [{"key": key, "answer": "x" * 1001}], "cost"):
+        with pytest.raises(HTTPException, match="expected .*WORD: DEFINITION"):
+            marker({"answers": answers})

@@ -1,4 +1,4 @@
-"""Asks who will fail, lets both classes fit their exercises at once, and lets the tutor choose."""
+"""Asks who will fail, has answers marked, lets both classes fit their exercises at once, and lets the tutor choose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from prepare import CLASSES, FITTED  # isort: skip  # it knows the way to measuring.py
 
 import pandas
-from measuring import by_columns, rows_in, say
+from measuring import by_columns, by_words, rows_in, rows_of, same, say
 from sklearn.metrics import roc_auc_score
 
 from llmsched import Client
@@ -23,6 +23,7 @@ def main() -> None:
     arrays.wait(timeout_s=300)
     say("fair", fair(client))
     risk(client)
+    marks(client)
     chosen(client)
     shutil.rmtree(FITTED)
 
@@ -34,6 +35,18 @@ def risk(client: Client) -> None:
     number = roc_auc_score(fails, [one["scores"]["fails"] for one in said])
     for part, how in (("risk", "linear"), ("risk_boosting", "boosting")):
         say(part, number, roc_auc_score(fails, by_columns(learnt, tested, "CourseSuccess", how)["fails"]))
+    print(said[0]["reason"])
+
+
+def marks(client: Client) -> None:
+    learnt, asked = (rows_of(DATA / f"pairs-{name}.jsonl") for name in ("train", "test"))
+    answers = [{"key": row["premise"], "answer": row["hypothesis"]} for row in asked]
+    said, true = client.chat("marks").post({"answers": answers})["marks"], [row["label"] for row in asked]
+    words = [[f"{row['premise']} {row['hypothesis']}" for row in some] for some in (learnt, asked)]
+    plain = by_words([*zip(words[0], [row["label"] for row in learnt], strict=True)], words[1])
+    number = same([one["label"] for one in said], true)
+    say("marks", number, max(true.count(label) for label in true) / len(true))
+    say("marks_words", number, same(plain, true))
     print(said[0]["reason"])
 
 
