@@ -14,6 +14,8 @@ all of it is taken down again. Ctrl-C or a TERM takes the cluster down before it
                                                       # be there: how to get them; empty: as packaged.py says
     seen: [scheduled, {shrank: tone}]                 # what the scheduler must have been seen to do: see seen.py
 
+`short` of expect.yaml is less of it, for `--short`: see shortened.py. Rows of it say that they are.
+
 A folder of several numbers has `parts: {NAME: {metric, at_least, baseline}}` in their place, and its measure.py prints
 a line for each: {"part", "number", "baseline"}.
 """
@@ -39,13 +41,14 @@ from typing import Any
 import packaged
 import picture
 import seen
+import shortened
 import yaml
 
 LLMSCHED = Path(sys.executable).with_name("llmsched")
 UP = "--nodes 1x2:A100"
 LONGEST_S = 1800
 _OF_A_PART = {"metric", "at_least", "at_most", "baseline"}
-_OF_ALL = {"minutes", "up", "env", "needs", "seen"}
+_OF_ALL = {"minutes", "up", "env", "needs", "seen", "short"}
 
 
 class Failed(Exception):
@@ -68,7 +71,10 @@ class Runner:
         parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(self.names())}, or all")
         parser.add_argument("--json", action="store_true", help="A list on stdout.")
         parser.add_argument("--pictures", action="store_true", help="Draw each run: NAME/run.svg.")
+        parser.add_argument("--short", action="store_true", help="Less of it, as its expect.yaml says under `short`.")
         asked = parser.parse_args(arguments)
+        if asked.short and asked.pictures:
+            parser.error("--pictures draws whole runs")
         if not asked.names:
             parser.print_usage()
             print(f"{self.noun}s: " + ", ".join(self.names()))
@@ -76,12 +82,13 @@ class Runner:
         chosen = self.names() if "all" in asked.names else asked.names
         if unknown := [name for name in chosen if name not in self.names()]:
             parser.error(f"no {self.noun} {unknown[0]!r}; there are {', '.join(self.names())}")
-        if missing := [each for name in chosen for each in lacking(name, self.expected(name)["needs"])]:
+        needs = {name: self.expected(name, asked.short)["needs"] for name in chosen}
+        if missing := [each for name in chosen for each in lacking(name, needs[name])]:
             raise SystemExit("\n".join(missing))
         rows: list[dict[str, Any]] = []
         for name in chosen:
             try:
-                found, journal = self.run(name, lambda text: print(text, file=sys.stderr, flush=True))
+                found, journal = self.run(name, _tell, asked.short)
                 rows.extend(found)
                 if asked.pictures:
                     (self.place / name / "run.svg").write_text(picture.draw(name, found, journal))
@@ -91,9 +98,9 @@ class Runner:
         print(json.dumps(rows, indent=2) if asked.json else self.table(rows))
         return 0 if all(row["passed"] for row in rows) else 1
 
-    def expected(self, name: str) -> dict[str, Any]:
-        """{"minutes", "up", "env", "needs", "seen", "parts": {part, "" where there is one: {"metric", "at_least" or
-        "at_most", "baseline"}}}. Raises SystemExit for what is missing or unknown."""
+    def expected(self, name: str, short: bool = False) -> dict[str, Any]:
+        """{"minutes", "up", "env", "needs", "seen", "short", "parts": {part, "" where there is one: {"metric",
+        "at_least" or "at_most", "baseline"}}}. Raises SystemExit for what is missing or unknown."""
         where = f"{name}/expect.yaml"
         found: dict[str, Any] = yaml.safe_load((self.place / name / "expect.yaml").read_text()) or {}
         _know(found, _OF_ALL | ({"parts"} if "parts" in found else _OF_A_PART), where)
@@ -107,7 +114,11 @@ class Runner:
         lacks = {key for part in parts.values() for key in {"metric", "baseline"} - part.keys()}
         if missing := lacks | {"minutes"} - found.keys():
             raise SystemExit(f"{where} lacks {', '.join(sorted(missing))}")
+        if short:
+            found = shortened.expected(found | {"parts": parts}, where)
+            parts = found["parts"]
         return {
+            "short": found["short"] if short else None,
             "up": found.get("up", UP),
             "minutes": found["minutes"],
             "env": {key: str(value) for key, value in found.get("env", {}).items()},
@@ -116,12 +127,16 @@ class Runner:
             "parts": parts,
         }
 
-    def run(self, name: str, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def run(
+        self, name: str, say: Callable[[str], None], short: bool = False
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """One folder from its data to its numbers, and its journal. Raises Failed; nothing is left running either
         way."""
-        folder, expect = self.place / name, self.expected(name)
+        folder, expect = self.place / name, self.expected(name, short)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="llmsched-run-") as place:  # a short path: sockets lie below it
+            if short:
+                folder = shortened.copy(folder, Path(place), expect["short"], f"{name}/expect.yaml")
             env = {**os.environ, "LLMSCHED_HOME": str(Path(place, "home")), "HF_HUB_OFFLINE": "1", **expect["env"]}
 
             def step(*command: str, must: bool = True) -> str:
@@ -136,7 +151,8 @@ class Runner:
             try:
                 step(str(LLMSCHED), "up", "--fresh", *shlex.split(expect["up"]))
                 step(str(LLMSCHED), "apply", "-f", "spec.yaml", "--wait")
-                printed = step(sys.executable, "measure.py").splitlines()
+                arguments = expect["short"].get("arguments", []) if short else []
+                printed = step(sys.executable, "measure.py", *arguments).splitlines()
                 journal = _lines(step(str(LLMSCHED), "events", "--json").splitlines())
             except Failed:
                 say(step(str(LLMSCHED), "status", must=False))
@@ -173,6 +189,7 @@ class Runner:
                 "baseline_is": about["baseline"],
                 "minutes": minutes,
                 "minutes_at_most": expect["minutes"],
+                "short": expect["short"] is not None,
             }
             made.append({**row, "passed": _is_good(row) and not _is_late(row)})
         return made
@@ -185,7 +202,11 @@ class Runner:
                 lines.append([row[self.noun], "failed", "-", "-", "-", ""])
                 continue
             bound = f"at least {row['at_least']:g}" if "at_least" in row else f"at most {row['at_most']:g}"
-            number = f"{row['number']:g}" + ("" if _is_good(row) else f" (expected {bound})")
+            number = (
+                f"{row['number']:g}"
+                + (" (short)" if row.get("short") else "")
+                + ("" if _is_good(row) else f" (expected {bound})")
+            )
             minutes = f"{row['minutes']:g}" + (f" (expected {row['minutes_at_most']:g})" if _is_late(row) else "")
             beside = "-" if row["baseline"] is None else f"{row['baseline']:g}: {row['baseline_is']}"
             lines.append([row[self.noun], row["metric"], number, beside, minutes, _in_words(row)])
@@ -204,6 +225,10 @@ def lacking(name: str, needs: dict[str, str]) -> list[str]:
         and not (thing.isidentifier() and find_spec(thing))
         and not (packaged.SHARE / thing).is_file()
     ]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _know(found: dict[str, Any], known: set[str], where: str) -> None:

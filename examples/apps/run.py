@@ -1,6 +1,7 @@
 """Runs applications of this folder, each on a fresh cluster of pretended GPUs, and prints what came out.
 
     python run.py customer_service      one; `all`: every application
+    python run.py finance --short       less of it, in a minute or two: what is left out, its expect.yaml says
     python run.py all --json            a list of {application, metric, number, baseline, minutes, seen, passed ...}
 
 What a folder has, and what its expect.yaml says: ../running.py; what the scheduler may be seen to do: ../seen.py. Exit

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import numpy
 import pandas
 import pytest
+import yaml
 from starlette.exceptions import HTTPException
 
 from llmsched.control import webhooks
@@ -48,7 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_an_application_is_whole_small_and_explained(folder: Path, here: Any) -> None:
+def test_an_application_is_whole_small_and_explained(folder: Path, here: Any, tmp_path: Path) -> None:
     runner = here("running").Runner(APPS, "application")
     expect = runner.expected(folder.name)
     assert {"spec.yaml", "prepare.py", "measure.py", "README.md"} <= {file.name for file in folder.iterdir()}
@@ -67,6 +68,9 @@ def test_an_application_is_whole_small_and_explained(folder: Path, here: Any) ->
     named = {spec.name for spec in specs}
     assert len(named) == len(specs) and {each.of for each in expect["seen"]} - {""} <= named
     assert f"{folder.name}/README.md" in (APPS / "README.md").read_text()
+    if "short" in yaml.safe_load((folder / "expect.yaml").read_text()):
+        short = runner.expected(folder.name, True)["short"]
+        here("shortened").copy(folder, tmp_path, short, folder.name)
     drawn = folder / "run.svg"
     assert drawn.is_file() == ("](run.svg)" in page) and (not drawn.is_file() or drawn.stat().st_size < 30_000)
 

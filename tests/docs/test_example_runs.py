@@ -228,3 +228,65 @@ def test_what_was_asked_for_is_found_by_word_and_by_name(seen: Any) -> None:
 def test_every_word_can_be_seen_and_is_explained(seen: Any) -> None:
     text = (EXAMPLES / "seen.py").read_text().partition("WORDS = {")[2].partition("\n}\n")[2]
     assert all(f'"{word}"' in text for word in seen.WORDS)
+
+
+SHORT = {"minutes": 1, "parts": {"ends": {"at_least": 0.5}}}
+TWO = (
+    SPEC
+    + """\
+---
+name: long
+kind: task
+resources: {accelerators: "A100:1"}
+task: {run: ["false"]}
+"""
+)
+TOLD = (
+    MEASURE
+    + """\
+import sys
+assert sys.argv[1:] == ["ends"], sys.argv
+"""
+)
+
+
+def test_a_short_run_leaves_out_what_it_says_and_says_that_it_is_one(
+    running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "of" / "rows"
+    place.mkdir(parents=True)
+    without = {**SHORT, "without": ["long"], "arguments": ["ends"], "fields": {"tiny.task.run": ["true", "enough"]}}
+    folder(place, "good", short=without)
+    (place / "good" / "spec.yaml").write_text(TWO.replace('run: ["true"]', 'run: ["false"]'))
+    (place / "good" / "measure.py").write_text(TOLD)
+    runner = running.Runner(place, "row")
+    assert runner.main(["good", "--short", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["short"], row["at_least"], row["minutes_at_most"]) == (True, 0.5, 1) and "(short)" in runner.table(
+        [row]
+    )
+    assert "false" in (place / "good" / "spec.yaml").read_text(), "the folder itself was changed"
+    with pytest.raises(SystemExit):
+        runner.main(["good", "--short", "--pictures"])
+
+
+@pytest.mark.parametrize(
+    ("short", "said"),
+    [
+        (None, "good/expect.yaml: `short` does not say what a short run is"),
+        ({**SHORT, "with": ["x"]}, 'short: unknown key "with". Known: arguments, fields'),
+        ({**SHORT, "parts": {"end": {}}}, "short: no part 'end'; there are ends"),
+        ({**SHORT, "parts": {"ends": {"at_most": 1}}}, "short: ends: only at_least can differ"),
+        ({**SHORT, "seen": ["shrank"]}, "'shrank' is not among what the whole run shows"),
+        ({**SHORT, "without": ["tinny"]}, "short: no document 'tinny'"),
+        ({**SHORT, "fields": {"tiny.task.runs": 1}}, "fields: tiny.task.runs: there is no such field"),
+    ],
+)
+def test_what_a_short_run_cannot_be_is_told(running: Any, tmp_path: Path, short: Any, said: str) -> None:
+    place = tmp_path / "of" / "rows"
+    place.mkdir(parents=True)
+    folder(place, "good", **({"short": short} if short else {}))
+    runner = running.Runner(place, "row")
+    with pytest.raises(SystemExit, match=said):
+        shortened = runner.expected("good", True)["short"]
+        sys.modules["shortened"].copy(place / "good", tmp_path / "copy", shortened, "good/expect.yaml")

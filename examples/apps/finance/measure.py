@@ -1,9 +1,10 @@
 """Asks both endpoints who pays back, and why; takes away what the reason names; counts what an answer costs; and lets
-one team take back the GPU that the other has borrowed."""
+one team take back the GPU that the other has borrowed. `python measure.py cards owner`: those parts alone."""
 
 from __future__ import annotations
 
 import random
+import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -20,22 +21,27 @@ from llmsched import Client
 DATA, AT_ONCE, ASKED_WHY = Path(__file__).parent / "data", 100, 200
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
     client, answers = Client(), 0
     for team, target in TARGETS.items():
+        if team not in parts:
+            continue
         learnt, tested = (pandas.read_csv(DATA / f"{team}-{name}.csv") for name in ("train", "test"))
         said = ask(client, team, rows_in(tested, target))
         answers += len(said)
         is_bad = tested[target] == "bad"
         plain = by_columns(learnt, tested, target, "boosting")
         say(team, roc_auc_score(is_bad, [one["scores"]["bad"] for one in said]), roc_auc_score(is_bad, plain["bad"]))
-    rows = rows_in(pandas.read_csv(DATA / "cards-test.csv"), "Status")[:ASKED_WHY]
-    say("reason", *reasons(client, rows))
-    answers += 3 * len(rows)
-    spent = client.usage(by=["workload"], since="2d").lines
-    cost = sum(line.cost or 0.0 for line in spent if line.workload in TARGETS)
-    say("cost", 1_000_000 * cost / answers)
-    say("owner", taken_back(client))
+    if "reason" in parts:
+        rows = rows_in(pandas.read_csv(DATA / "cards-test.csv"), "Status")[:ASKED_WHY]
+        say("reason", *reasons(client, rows))
+        answers += 3 * len(rows)
+    if "cost" in parts:
+        spent = client.usage(by=["workload"], since="2d").lines
+        cost = sum(line.cost or 0.0 for line in spent if line.workload in TARGETS)
+        say("cost", 1_000_000 * cost / answers)
+    if "owner" in parts:
+        say("owner", taken_back(client))
 
 
 def ask(client: Client, team: str, rows: list[dict[str, Any]], explain: bool = False) -> list[dict[str, Any]]:
@@ -73,4 +79,4 @@ def taken_back(client: Client) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or [*TARGETS, "reason", "cost", "owner"])
