@@ -71,6 +71,7 @@ class _TorchGroupBackend(Backend):  # type: ignore[misc]
         ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=_LEAVE_WITHIN_S)
 
 
+_NO_CPUS = 0.001  # what a member has that asked for none
 _meeting_point: socket.socket | None = None  # rank 0's, listening from before its port is told to anybody
 
 
@@ -95,7 +96,7 @@ def _store(address: str, port: int, rank: int, size: int) -> Any:
 def _join(address: str, port: int, rank: int, size: int) -> None:
     here = ray.train.get_context()
     local_rank, local_size = here.get_local_rank(), here.get_local_world_size()
-    threads = environment.cpu_share(local_size)
+    threads = _threads(local_size, ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0))
     os.environ.update(environment.thread_envs(threads))  # before torch is imported, so that its pools obey
     import torch
     import torch.distributed as dist
@@ -123,6 +124,13 @@ def _join(address: str, port: int, rank: int, size: int) -> None:
         if not environment.has_accelerator():
             use_cpu()
     dist.init_process_group(backend, store=_store(address, port, rank, size), rank=rank, world_size=size)
+
+
+def _threads(workers_here: int, cpus: float) -> int:
+    """As many as the CPUs that the worker asked for, as with all other work: others have the rest, and threads that
+    take turns on one CPU wait for each other at each layer. Who asked for none has a share of the machine."""
+    share = environment.cpu_share(workers_here)
+    return max(1, min(int(cpus), share)) if cpus > _NO_CPUS else share
 
 
 def _leave() -> None:

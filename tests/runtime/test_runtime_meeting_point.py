@@ -1,4 +1,4 @@
-"""The port at which the ranks meet is held from before it is told."""
+"""The port at which the ranks meet is held from before it is told; a rank has the threads that it asked for."""
 
 from __future__ import annotations
 
@@ -37,3 +37,11 @@ def test_two_gangs_of_one_machine_never_meet_at_the_same_port(monkeypatch: pytes
         assert one is not None
         one.close()
     monkeypatch.setattr(train, "_meeting_point", None)
+
+
+def test_a_rank_has_the_threads_that_its_worker_asked_for_as_a_machine_is_shared_with_others(monkeypatch):
+    """Each training took all CPUs of the machine, whatever it had asked for: beside others a step of LoRA on SmolLM2
+    took 12 seconds of CPU instead of two."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    asked = [(1, 1.0), (1, 0.5), (2, 3.0), (2, 6.0), (1, 0.0), (2, 0.001)]
+    assert [train._threads(here, cpus) for here, cpus in asked] == [1, 1, 3, 4, 8, 4]
