@@ -124,7 +124,7 @@ class Transport:
         patience = _Patience()
         while True:
             with _connection_errors(self.url):
-                answer = await self._http.request(method, path, content=content, headers=sent, params=params)
+                answer = await self._answer(method, path, content=content, headers=sent, params=params)
             _check_version(answer, path)
             if answer.is_success:
                 break
@@ -137,6 +137,16 @@ class Transport:
                 code="version",
                 hint="Use the client of the controller's version.",
             ) from error
+
+    async def _answer(self, method: str, path: str, **what: Any) -> httpx.Response:
+        """A connection that nobody used for a while may be closed by the controller in the moment in which it is used
+        again. What only asks is asked once more then, on another; whether a change was made nobody knows."""
+        try:
+            return await self._http.request(method, path, **what)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if method != "GET":
+                raise
+            return await self._http.request(method, path, **what)
 
     @asynccontextmanager
     async def opened(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[Opened]:
