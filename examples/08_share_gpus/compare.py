@@ -1,8 +1,12 @@
-"""One pool against the best static split, on a published day: `python compare.py [--at-least POINTS]`.
+"""One pool against the best static split, on a published day: `python compare.py [--at-least POINTS] [--only quota]`.
 
 Replays the day of the endpoint beside the fine-tunes: on one pool, with and without a forecast from the days before,
 then on pools that are split between them at several places. The best split is the one that is used most among those
 with no more late requests than `LATE_PCT`.
+
+`--only quota`: both in one queue, at one priority. How many windows of five minutes miss the endpoint's target, and
+what the fine-tunes have of it, where the scheduler weighs its replicas against them at several weights, and where it
+has all that it asks for.
 """
 
 import argparse
@@ -19,17 +23,19 @@ GPUS, NODES = 64, "16x4:T4"
 SPLITS = (49, 50, 51)  # GPUs of the endpoint
 LATE_PCT = 0.05
 HANDOVER_S = 60.0
+WEIGHTS = (1, 3, 10, 1000)  # of a replica; the last: it has whatever it asks for
+QUOTA_UNTIL_S = 28_800  # the load has doubled by then
 
 
 ONE_POOL, REACTS = "one pool", "no forecast"
 
 
-def replay(endpoint: Path, cluster: Path) -> dict[str, Any]:
-    traffic = f"{HERE / 'day.csv'},past={HERE / 'before.csv'},service=10s,start=30s,patience=10s"
+def replay(endpoint: Path, cluster: Path, service: str = "10s", until_s: int = 86_400) -> dict[str, Any]:
+    traffic = f"{HERE / 'day.csv'},past={HERE / 'before.csv'},service={service},start=30s,patience=10s"
     line = [
         sys.executable, "-m", "llmsched.cli.main", "sim", "run", str(HERE / "fine_tunes.csv"), "--nodes", NODES,
         "--config", str(cluster), "--endpoint", f"{endpoint}={traffic}",
-        "--restart-cost", "30", "--leave", "3", "--until", "86400", "--json",
+        "--restart-cost", "30", "--leave", "3", "--until", str(until_s), "--json",
     ]  # fmt: skip
     found = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
     return {**found, **found["endpoints"]["chat"]}
@@ -54,10 +60,38 @@ def split(gpus: int, folder: Path) -> dict[str, Any]:
     return replay(endpoint, cluster)
 
 
+def weighed(weight: int, folder: Path) -> dict[str, Any]:
+    """Both in one queue, where a replica counts so many times."""
+    cluster = folder / f"weight{weight}.yaml"
+    text = (HERE / "one_quota" / "cluster.yaml").read_text()
+    cluster.write_text(text.replace("replica_weight: 3", f"replica_weight: {weight}"))
+    return replay(HERE / "one_quota" / "chat.yaml", cluster, "6s..10s", QUOTA_UNTIL_S)
+
+
+def quota() -> int:
+    """Prints what each weight comes to. 1: none of them gives the fine-tunes more than what is asked for leaves."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        rows = dict(zip(WEIGHTS, pool.map(lambda weight: weighed(weight, Path(folder)), WEIGHTS), strict=True))
+    print("weight    used     missed windows   replicas' GPU hours   fine-tunes   mean time")
+    for weight, one in rows.items():
+        print(
+            f"{weight:6} {100 * one['used']:6.1f}% {one['missed_windows_pct']:15.2f}% {one['gpu_hours']:19.1f} "
+            f"{one['finished']:14,} {one['avg_jct_s']:9,.0f} s"
+        )
+    everything = rows[WEIGHTS[-1]]
+    least = min(rows, key=lambda weight: rows[weight]["avg_jct_s"])
+    is_right = least != WEIGHTS[-1] and everything["missed_windows_pct"] <= rows[WEIGHTS[0]]["missed_windows_pct"]
+    print(f"{'right' if is_right else 'wrong'}: fine-tunes take least with weight {least}")
+    return 0 if is_right else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("day", "quota"), default="day", help="the day, or both in one quota")
     parser.add_argument("--at-least", type=float, default=19.5, help="points of use more than the best split")
     given = parser.parse_args()
+    if given.only == "quota":
+        return quota()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         shared = pool.submit(replay, HERE / "chat.yaml", HERE / "cluster.yaml")
         reacts = pool.submit(unforeseen, Path(folder))

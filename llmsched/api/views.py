@@ -256,6 +256,8 @@ def _scaling(state: State, found: WorkloadState) -> Iterator[Message]:
         return
     told = (scaling.about_target(found), scaling.about_forecast(found, state.now))
     yield from (each for each in told if each is not None)
+    if found.held_back is not None:
+        yield say("scale.held_back", why=found.held_back)
     if found.handovers:
         yield say("handover.last", came=event_text.handover(found.handovers[-1]))
 

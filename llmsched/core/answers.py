@@ -270,6 +270,29 @@ class Elasticity(Checked):
                 sizes[name] = whole
         return sizes
 
+    def weighs(self) -> bool:
+        """Whether it says how many replicas are worth it."""
+        return callable(getattr(self.policy, "replicas", None))
+
+    def replicas(
+        self, serve: WorkloadState, low: int, asked: int, gangs: Sequence[GangState], capacity: int, view: View
+    ) -> tuple[int, str]:
+        """(replicas, the gang that makes most of the rest, or ""). Without an answer it has all that it asks for."""
+        self._first()
+        shown = tuple(GangView(gang) for gang in gangs)
+        found = self._asked(
+            "replicas", self.policy.replicas, WorkloadView(serve), low, asked, shown, capacity, view
+        )  # fmt: skip
+        if isinstance(found, tuple) and len(found) == 2 and found[1] in {"", *(gang.id for gang in gangs)}:
+            count = _whole(found[0])
+            if count is not None and low <= count <= asked:
+                return count, found[1]
+        if found is not None:
+            self._tell(
+                f"replicas answered {found!r:.100}", f"expected ({low} to {asked}, a gang that was shown, or '')"
+            )
+        return asked, ""
+
 
 class Autoscaling(Checked):
     family, method = "autoscaling", "wanted"

@@ -165,6 +165,11 @@ CATALOG: dict[str, Entry] = {
         "{replicas} ahead of the load: about {load:.3g} requests within {within:.0f} s, as at these hours of yesterday "
         "and a week ago"
     ),
+    "scale.weighed": Entry(
+        "{replicas} of {asked} that load asks for, as {who} makes more of the GPUs: about {within:.1f} % of the "
+        "requests hold the target, of {full:.1f} % with all"
+    ),
+    "scale.held_back": Entry("It has {why}."),
     "scale.side": Entry("load has crossed what they take, and is watched"),
     # What an endpoint is to hold, and what is expected of it.
     "slo.ttft_p95": Entry("first tokens within {seconds:g} s (p95)"),

@@ -93,12 +93,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A serve workload wants `replicas` gangs. `memory` is the autoscaler's memory, so that a replay has it."""
+    """A serve workload wants `replicas` gangs. `memory` is the autoscaler's memory, so that a replay has it. `asked`:
+    its load asks for so many, and others make more of the GPUs; 0: it has all it asks for."""
 
     workload: str
     replicas: int
     memory: str = ""
     why: Message | None = None
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

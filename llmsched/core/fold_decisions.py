@@ -70,6 +70,7 @@ def _of_attempt(
 def scale(world: World, decision: decisions.Scale) -> None:
     record = world.workloads[decision.workload]
     record.memory = decision.memory
+    record.held_back = decision.why if decision.asked else None
     if record.wanted_replicas != decision.replicas:
         record.wanted_replicas = decision.replicas
         lifecycle.fill(world, record)

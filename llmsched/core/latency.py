@@ -9,7 +9,7 @@ through `State.apply`, bounded, no clock. Knows no policy. Start reading at `mos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log2
 from typing import NamedTuple
 
@@ -135,6 +135,17 @@ def mean_s(curve: Curve | None, load: float) -> float | None:
     return points[-1][1]
 
 
+def within(curve: Curve | None, slo: Slo) -> Callable[[float], float] | None:
+    """Share of requests that hold every target, by the load of a replica, where latencies are spread as an exponential
+    distribution with the measured 95th percentile is: 0.95 at the target itself. Never rises with the load. None: not
+    measured."""
+    found = ((fitted(curve.levels if curve is not None else (), name), target_s) for name, target_s in targets(slo))
+    known = [(points, target_s) for points, target_s in found if points]
+    if not known:
+        return None
+    return lambda load: min(1.0 - 0.05 ** (target_s / max(_seconds(points, load), 1e-9)) for points, target_s in known)
+
+
 def fitted(levels: Sequence[Level], name: str) -> list[tuple[float, float]]:
     """(load, seconds) of the levels where it was measured, never falling: neighbours that fall become their mean."""
     blocks: list[tuple[float, float, list[float]]] = []  # seconds, weight, loads
@@ -162,10 +173,25 @@ def _reach(points: list[tuple[float, float]], name: str, target_s: float, presum
         if slow > aim_s:
             return Reach(low + (high - low) * (aim_s - fast) / (slow - fast), name, target_s, fast, low)
         low, fast = high, slow
-    slope = (slowest - fastest) / (highest - lowest) if highest > lowest else 0.0
-    slope = max(slope, slowest / highest * 0.1)  # nothing stays as fast for ever
-    further = highest + (aim_s - slowest) / slope
+    further = highest + (aim_s - slowest) / _slope(points)
     return Reach(min(further, max(FURTHER * highest, presumed)), name, target_s, slowest, highest)
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
+    """Seconds for each request more than were measured: nothing stays as fast for ever."""
+    (lowest, fastest), (highest, slowest) = points[0], points[-1]
+    slope = (slowest - fastest) / (highest - lowest) if highest > lowest else 0.0
+    return max(slope, slowest / highest * 0.1)
+
+
+def _seconds(points: list[tuple[float, float]], load: float) -> float:
+    """At a load: straight between what was measured, and beyond."""
+    if load <= points[0][0]:
+        return points[0][1]
+    for (low, fast), (high, slow) in zip(points, points[1:], strict=False):
+        if load <= high:
+            return fast + (slow - fast) * (load - low) / (high - low)
+    return points[-1][1] + (load - points[-1][0]) * _slope(points)
 
 
 def _merged(level: Level | None, found: Latency, at: float) -> Level:

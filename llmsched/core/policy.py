@@ -89,7 +89,11 @@ class Preemption(Protocol):
 
 class Elasticity(Protocol):
     """Sizes for elastic gangs, waiting and running, out of `capacity` GPUs. `period_s`: how often to ask again (0: on
-    events only). The stage keeps [min, max], the step, quota and nodes."""
+    events only). The stage keeps [min, max], the step, quota and nodes.
+
+    It may have `replicas(serve, low, asked, gangs, capacity, view) -> (replicas, gang or "")`: how many, from `low` to
+    `asked`, an endpoint is to have of `capacity` GPUs, where elastic `gangs` of its queue and priority could use them
+    too, and which of those makes most of what it does not get. Who has none gives it all that it asks for."""
 
     period_s: float
 

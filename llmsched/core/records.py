@@ -168,6 +168,7 @@ class WorkloadState:
     season: Season | None = None  # its load of the last week, where replicas may come before the load
     handovers: tuple[Handover, ...] = ()  # the last, see trade.py
     memory: str = ""  # the autoscaler's
+    held_back: Message | None = None  # why it has fewer replicas than its load asks for
     next_run_at: float | None = None  # of its schedule, which the newest run of a name carries
     is_due: bool = False  # its schedule has let it begin
     unlisted: bool = False  # by Ray's Jobs API

@@ -7,13 +7,14 @@ replica takes to come. Decides nothing.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from math import ceil
 
-from llmsched.core import amounts, latency, season, trade
+from llmsched.core import amounts, cron, latency, season, trade
 from llmsched.core.message import FLAVOR, Message, Ref, say
 from llmsched.core.records import WorkloadState
 from llmsched.core.status import Status
-from llmsched.core.workload import Autoscaling
+from llmsched.core.workload import Autoscaling, Workload
 
 ONE_FEWER = 1.15  # how much more than its share of the load of one that is not there a replica may be tried with
 COMES_IN_S = 120.0  # a replica of which none was seen yet
@@ -51,6 +52,41 @@ def reach_of(record: WorkloadState) -> latency.Reach | None:
     if found.load is None or not knobs.most_ongoing:
         return found
     return found._replace(load=min(found.load, float(knobs.most_ongoing)))
+
+
+def within(record: WorkloadState, load: float) -> Callable[[int], float] | None:
+    """Share of the requests that hold its target, by the number of replicas, at a load in all (requests in flight and
+    waiting): those that find no place hold none. None: it has no target, or nothing was measured."""
+    spec = record.workload
+    shares = latency.within(curve_of(record), spec.slo) if spec.slo is not None else None
+    if shares is None:
+        return None
+    places = (spec.autoscaling or Autoscaling()).most_ongoing
+
+    def share(replicas: int) -> float:
+        if not replicas:
+            return 0.0
+        each = load / replicas
+        return shares(each) if not places or each <= places else shares(places) * places / each
+
+    return share
+
+
+def load_ahead(record: WorkloadState, now: float) -> float:
+    """Requests in flight and waiting: those of now, or those expected until a replica would answer, if that is more."""
+    ongoing, queued, _ = record.load or (0.0, 0.0, 0.0)
+    ahead = expected(record, now)
+    return max(ongoing + queued, ahead.load if ahead is not None and ahead.counts else 0.0)
+
+
+def bounds(spec: Workload, now: float) -> tuple[int, int]:
+    """Least and most replicas now: the bound whose cron fired last, else the spec's."""
+    low, high, fired = spec.min_replicas, spec.max_replicas, -1.0
+    for schedule, bound_low, bound_high in spec.autoscaling.bounds if spec.autoscaling else ():
+        last = cron.last_due(schedule, now)
+        if last is not None and last > fired:
+            low, high, fired = bound_low, bound_high, last
+    return low, high
 
 
 def comes_in_s(record: WorkloadState) -> float:

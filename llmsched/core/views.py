@@ -7,10 +7,11 @@ controller.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from llmsched.core import latency, scaling
-from llmsched.core.amounts import bundle_milli
+from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
 from llmsched.core.estimate import Outlook
@@ -210,6 +211,10 @@ class WorkloadView(Frozen):
         """The most load of a replica at which its target holds, by what was measured. None: it has no target."""
         return scaling.reach_of(self._record)
 
+    def within(self, load: float) -> Callable[[int], float] | None:
+        """Share of requests that hold its target, by the number of replicas, at such a load in all. None: not known."""
+        return scaling.within(self._record, load)
+
     def mean_s(self, load: float) -> float | None:
         """Seconds that an answer takes in the mean where each replica has that load, as measured."""
         return latency.mean_s(scaling.curve_of(self._record), load)
@@ -217,6 +222,10 @@ class WorkloadView(Frozen):
     def expected(self, now: float) -> Expected | None:
         """The load until a replica that is asked for now answers. None: not known, or it is not to be looked at."""
         return scaling.expected(self._record, now)
+
+    def load_ahead(self, now: float) -> float:
+        """Requests in flight and waiting, now or when a replica that is asked for now would answer: what is more."""
+        return scaling.load_ahead(self._record, now)
 
     def forecast_changes_at(self, now: float) -> float | None:
         """When that may be another one though nothing is said. None: there is none."""
@@ -424,6 +433,9 @@ class View(Frozen):
 
     def gpus_per_bundle(self, gang: Gang) -> float:
         return bundle_milli(gang.spec) / MILLI
+
+    def gpus_of_replica(self, serve: WorkloadView) -> float:
+        return need_milli(serve.workload, serve.workload.min_size, 0) / MILLI
 
     def gpus(self) -> int:
         """GPUs in the cluster."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array
 
-from llmsched.policies.elasticity.goodput import Offer, take_best
+from llmsched.policies.elasticity.knapsack import Offer, take_best
 
 
 def _steps(offers: Sequence[Offer]) -> tuple[np.ndarray, np.ndarray, csr_array]:

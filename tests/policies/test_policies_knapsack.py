@@ -14,7 +14,7 @@ from llmsched.core.policy import View
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.state import State
 from llmsched.core.workload import Group, Option, Workload
-from llmsched.policies.elasticity.goodput import Offer, take_best
+from llmsched.policies.elasticity.knapsack import Offer, take_best
 from llmsched.policies.registry import load
 
 SIZES = (1, 2, 4, 8, 16, 32)

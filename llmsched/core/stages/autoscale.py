@@ -8,6 +8,9 @@ from llmsched.core.message import Message, say
 from llmsched.core.plan import PORTION
 from llmsched.core.records import WorkloadState
 from llmsched.core.scheduling_pass import Pass
+from llmsched.core.stages import weigh
+
+WEIGHED_EVERY_S = 60.0  # where the policy does not say how often to ask it
 
 
 def run(this: Pass) -> None:
@@ -28,14 +31,19 @@ def run(this: Pass) -> None:
             return
         replicas, memory = policy.wanted(record, record.memory, this.view)
         replicas = max(replicas, 0)
-        again_at = policy.ask_again(record, memory, this.view)
-        if again_at is not None:
+        asked, (replicas, held_back) = replicas, weigh.run(this, record, replicas)
+        if held_back is not None:
+            memory = record.memory if replicas == record.wanted_replicas else ""
+            plan.by_clock = True
+            plan.wake(plan.at + (this.policies.elasticity.period_s or WEIGHED_EVERY_S))
+        elif (again_at := policy.ask_again(record, memory, this.view)) is not None:
             plan.wake(again_at)
-        if replicas != record.wanted_replicas or memory != record.memory:
+        changes = replicas != record.wanted_replicas
+        told = (held_back is None) != (record.held_back is None)  # not each time that the words of it change
+        if changes or told or memory != record.memory:
             made += max(0, replicas - record.wanted_replicas)
-            asks = replicas != record.wanted_replicas
-            why = _why(record, replicas, plan.at) if asks else say("scale.side")
-            plan.decisions.append(Scale(name, replicas, memory, why))
+            why = held_back or (_why(record, replicas, plan.at) if changes or told else say("scale.side"))
+            plan.decisions.append(Scale(name, replicas, memory, why, asked if held_back is not None else 0))
 
 
 def _why(record: WorkloadState, replicas: int, now: float) -> Message:

@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import json
 
-from llmsched.core import cron
+from llmsched.core import cron, scaling
 from llmsched.core.policy import View, WorkloadView
 from llmsched.core.workload import Autoscaling
 
 
 def bounds(serve: WorkloadView, view: View) -> tuple[int, int]:
-    """Least and most replicas now: the bound whose cron fired last, else the spec's."""
-    spec = serve.workload
-    low, high, fired = spec.min_replicas, spec.max_replicas, -1.0
-    for schedule, bound_low, bound_high in spec.autoscaling.bounds if spec.autoscaling else ():
-        last = cron.last_due(schedule, view.now)
-        if last is not None and last > fired:
-            low, high, fired = bound_low, bound_high, last
-    return low, high
+    """Least and most replicas now."""
+    return scaling.bounds(serve.workload, view.now)
 
 
 def bounds_change_at(serve: WorkloadView, view: View) -> float | None:

@@ -13,6 +13,9 @@ can be enjoyed (STEADY_S, or until the gang ends), and nobody grows who would no
 with who has them, then go to whoever has least work left and still gains. Who is still starting keeps its size, and
 changes nothing of what others should have.
 
+An endpoint of their queue and priority is weighed against them where both cannot be had (worth.py): it has the replicas
+that are worth more, by the requests that hold its target for them, than the speed. `replica_weight`: how much more.
+
 So sizes come to rest. On the way to what was chosen, what was taken rises in worth and what was let go falls, so the
 same is chosen again, until the order of work left changes.
 """
@@ -23,15 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llmsched.core.policy import CLUSTER_WIDE, GangView, Knobs, View
+from llmsched.core.policy import CLUSTER_WIDE, GangView, Knobs, View, WorkloadView
 from llmsched.core.records import allowed_sizes, speed
 from llmsched.core.workload import Workload
+from llmsched.policies.elasticity import worth
+from llmsched.policies.elasticity.knapsack import Offer, hull, take_best
 
 RANK = 0.75
 TILT = 0.4  # how much more very short work weighs that waits: seconds never wait for hours, whatever those hold already
 SHORT_S, LONG_S = 60.0, 240.0  # from which it weighs most, and no more than others: among long work rank is enough
 KEEP = 0.5  # how much more what one has is worth than what one could get
 PERIOD_S = 60.0  # between two looks at the sizes
+REPLICA_WEIGHT = 3.0  # a GPU that requests need whole is worth three of a fine-tune that is no faster for the others
 STEADY_S = 300.0  # how long an allocation is expected to last
 LEVEL_S = 1800.0  # service at which the first level of a gang nobody knows anything about ends, and its work left there
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
@@ -46,26 +52,17 @@ class Curve(NamedTuple):
     above: tuple[tuple[int, float], ...]
 
 
-class Offer(NamedTuple):
-    """One step up a gang's hull, from size `low` to size `high`: it costs `gpus` and earns `gain` (weighted speed)."""
-
-    gang: str
-    low: int
-    high: int
-    gpus: float
-    gain: float
-
-
 class Goodput:
     @dataclass(frozen=True)
     class Options:
         period_s: float = field(default=PERIOD_S, metadata=CLUSTER_WIDE)
         keep: float = KEEP
         steady_s: float = STEADY_S
+        replica_weight: float = REPLICA_WEIGHT
 
         def __post_init__(self) -> None:
-            if self.period_s < 1 or self.keep < 0 or self.steady_s < 1:
-                raise ValueError("period_s and steady_s must be at least 1, keep at least 0")
+            if self.period_s < 1 or self.keep < 0 or self.steady_s < 1 or self.replica_weight < 0:
+                raise ValueError("period_s and steady_s must be at least 1, keep and replica_weight at least 0")
 
     def __init__(self, options: Knobs[Options] | None = None) -> None:
         self._options = options or Knobs(self.Options())
@@ -119,6 +116,27 @@ class Goodput:
             over -= (size - chosen[gang.id]) * each
         return chosen
 
+    def replicas(
+        self, serve: WorkloadView, low: int, asked: int, gangs: Sequence[GangView], capacity: int, view: View
+    ) -> tuple[int, str]:
+        """As many as are worth more than what the gangs would make of their GPUs, and who makes most of the rest."""
+        knobs = self._options.of(serve.workload.queue)
+        each = view.gpus_of_replica(serve)
+        room = capacity - sum(_least(gang, view) * view.gpus_per_bundle(gang) for gang in gangs)
+        theirs = worth.in_gpus(self.offers(gangs, view), gangs, view)
+        if not each or room >= asked * each + sum(offer.gpus for offer in theirs):
+            return asked, ""
+        keeps = 1 + knobs.keep + view.scheduling.restart_cost_s / knobs.steady_s
+        mine = worth.offers_of(serve, low, asked, each, knobs.replica_weight, keeps, view)
+        chosen, free = take_best([*mine, *theirs], room - low * each)
+        replicas = min(asked, chosen.get(worth.ENDPOINT, low) + max(0, int(free / each)))
+        if replicas == asked:
+            return asked, ""
+        without, _ = take_best(theirs, room - asked * each)
+        gains = [((chosen[g.id] - without[g.id]) * view.gpus_per_bundle(g), g.id) for g in gangs if g.id in chosen]
+        most = max((gain for gain, _ in gains), default=0.0)
+        return (replicas, next(name for gain, name in gains if gain == most)) if most > 0 else (asked, "")
+
     def offers(self, gangs: Sequence[GangView], view: View) -> list[Offer]:
         """What GPUs would earn beyond what each holds in any case: along each hull the gain per GPU only falls."""
         return self._offers(self._ranked(gangs, view), view)
@@ -139,8 +157,8 @@ class Goodput:
                 keeps = 1 + knobs.keep + cost / max(1.0, min(knobs.steady_s, ends_in))
             curve = self._curve(gang.spec)
             is_sure = _least(gang, view) > 0
-            (low, slow), hull = (curve.points[0], curve.above) if is_sure else ((0, 0.0), curve.hull)
-            for high, fast in hull:
+            (low, slow), steps = (curve.points[0], curve.above) if is_sure else ((0, 0.0), curve.hull)
+            for high, fast in steps:
                 if is_sure and low < has < high:  # the part of a step that it has is worth as much more
                     part = (fast - slow) * (has - low) / (high - low)
                     found.append(Offer(gang.id, low, has, (has - low) * each, weight * part * keeps))
@@ -175,48 +193,18 @@ class Goodput:
         return found
 
 
-def take_best(offers: Sequence[Offer], capacity: float) -> tuple[dict[str, int], float]:
-    """The size each gang gets, and the GPUs left over: best gain per GPU first. This is the greedy solution of a
-    multiple-choice knapsack, at the price per GPU where its relaxation ends; it misses less of the optimum than its
-    best refused step earns. Exchanging steps until the optimum was reached made completion times worse by resizing."""
-    worth = [-gain / max(gpus, 1e-9) for _, _, _, gpus, gain in offers]
-    chosen: dict[str, int] = {}
-    for offer in offers:
-        chosen.setdefault(offer.gang, offer.low)
-    free = capacity
-    for number in sorted(range(len(offers)), key=worth.__getitem__):  # equals in the order given
-        gang, low, high, gpus, _ = offers[number]
-        if gpus <= free and chosen[gang] == low:
-            chosen[gang] = high
-            free -= gpus
-    return chosen, free
-
-
 def _curve(spec: Workload) -> Curve:
     points: list[tuple[int, float]] = []
     for size in allowed_sizes(spec):
         rate = speed(spec, size)
         if not points or rate > points[-1][1] * 1.001:
             points.append((size, rate))
-    return Curve(tuple(points), _hull((0, 0.0), points), _hull(points[0], points[1:]))
-
-
-def _hull(start: tuple[int, float], points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    hull = [start]
-    for point in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return tuple(hull[1:])
+    return Curve(tuple(points), hull((0, 0.0), points), hull(points[0], points[1:]))
 
 
 def _least(gang: GangView, view: View) -> int:
     """What it holds in any case: by rank one may rest, otherwise nobody goes below the least, for nobody."""
     return 0 if view.scheduling.preemption.within_queue == "by_rank" else view.sizes(gang)[0]
-
-
-def _slope(low: tuple[int, float], high: tuple[int, float]) -> float:
-    return (high[1] - low[1]) / (high[0] - low[0])
 
 
 def _pays(curve: Curve, now: int, then: int, left: float, cost: float) -> bool:
