@@ -153,6 +153,26 @@ def test_it_does_so_where_guarantees_add_up_to_more_than_there_is(own: int, thei
     assert started is not None and started <= 500.0 + HOLD_S + LASTS_S + 1.0
 
 
+@pytest.mark.parametrize("more", [{}, {"priority": 90}])
+def test_it_does_so_where_others_borrow_as_well_and_an_owner_takes_less_than_it_owns(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """The owner began on the node that was held, which it may; the plan went to the other node, and who borrows took
+    again what it had let go: to and fro for ever."""
+    whole = Group("workers", 1, (Option(None, Resources(4000)),))
+    given = cluster("2 nodes x 4").queue("a", 0).queue("b", 0).queue("owns", 4).queue("idle", 4)
+    in_turn(monkeypatch, "b", "owns")
+    started = start_of(given, Workload("large", "large", "task", (whole,), queue="a", **more), {}, 4500.0)
+    assert started is not None and started <= 500.0 + HOLD_S + 3 * LASTS_S + 1.0
+
+
+def test_work_without_gpus_takes_nothing_that_is_its_own_and_goes_on_beside_who_is_overdue() -> None:
+    given = cluster("1 node x 4").queue("a", 0).queue("b", 4).running("runs", 1, queue="b", preemptible=False)
+    given.pending("large", 4, queue="a").after(100 * HOLD_S)
+    cpus = Workload("cpus", "cpus", "task", (Group("workers", 1, (Option(None, Resources(0, 1000)),)),), queue="b")
+    assert given.turn(facts.Submitted(given.now, cpus)).decisions == [Launch("cpus", 0)]
+
+
 def test_who_avoids_the_places_of_a_hold_leaves_the_quota_that_is_kept_as_well() -> None:
     given = cluster("2 nodes x 4").queue("a", gpus=4).queue("b", gpus=4).running("s0", 1, queue="a")
     given.running("s1", 2, queue="b").running("s2", 2, queue="b").pending("large", 4, queue="a").after(HOLD_S)

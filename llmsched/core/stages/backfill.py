@@ -30,7 +30,7 @@ from llmsched.core.records import GangState, size_of
 from llmsched.core.reservation import is_holder
 from llmsched.core.reserved import Row
 from llmsched.core.room import OPEN, Closed
-from llmsched.core.run_times import ends_by, presumed_end, presumed_s, runtime_s
+from llmsched.core.run_times import ends_by, longest_s, presumed_end, presumed_s, runtime_s
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.trial import Trial
@@ -81,7 +81,8 @@ class Calendar:
         """The places that are held for those that have waited long: who was kept out for others is asked again."""
         held = (promise for promise in self.promises if promise.hold)
         return tuple(
-            (each.gang.id, each.start, each.placement, each.pool, each.is_inside, each.quota and each.quota.facts())
+            (each.gang.id, each.start, each.placement, each.pool, each.is_inside, each.overdue)
+            + (each.quota.facts() if each.quota is not None else ())
             for each in held
         )
 
@@ -166,9 +167,28 @@ class Calendar:
         for promise in self.promises:
             if promise.gang is gang:
                 break
-            if self._binds(promise, gang) and not self._keeps(promise, gang, placement, ends_at):
-                return promise
+            if self._binds(promise, gang):
+                is_late = promise.overdue & self._mask(placement) if promise.overdue else 0
+                if is_late and (_takes_gpus(gang) or not _takes_gpus(promise.gang)):
+                    return promise
+                if not self._keeps(promise, gang, placement, ends_at):
+                    return promise
         return None
+
+    def stands_aside(self, gang: GangState, placement: Placement) -> int:
+        """Nodes that are held for who is overdue, if it would be on one of them: it may, and does where it fits
+        nowhere else. Who takes what is its own would move the plan to and fro, and so what others had let go."""
+        mask = 0
+        for promise in self.promises:
+            if promise.overdue and promise.gang is not gang:
+                mask |= self._mask(promise.placement)
+        return mask if mask and mask & self._mask(placement) else 0
+
+    def _mask(self, placement: Placement) -> int:
+        nodes, mask = self.trial.state.nodes, 0
+        for placed in placement:
+            mask |= 1 << nodes[placed.node].slot
+        return mask
 
     def _keeps(self, promise: Promise, gang: GangState, placement: Placement, ends_at: float) -> bool:
         if promise.hold and promise.quota is not None:
@@ -193,7 +213,7 @@ class Calendar:
             return False
         if gang.spec.queue == promise.gang.spec.queue:
             return True
-        return promise.is_inside or not self.is_inside(gang)
+        return promise.is_inside or not (_takes_gpus(gang) and self.is_inside(gang))
 
     def _gives_way(self, gang: GangState, promise: Promise) -> bool:
         return gives_way(self.trial.state, gang.spec, promise.gang.spec)
@@ -247,7 +267,6 @@ class Calendar:
 
     def avoid(self, gang: GangState | None = None) -> int:
         """Nodes that planned starts will use; for a gang, the nodes of those that were held for others."""
-        nodes = self.trial.state.nodes
         mask = 0
         for promise in self.promises:
             if gang is not None and promise.gang is gang:
@@ -255,9 +274,7 @@ class Calendar:
             if gang is not None and (not promise.hold or promise.pool or not self._binds(promise, gang)):
                 continue
             self.kept_out += gang is not None
-            mask |= promise.pool
-            for placed in promise.placement:
-                mask |= 1 << nodes[placed.node].slot
+            mask |= promise.pool | self._mask(promise.placement)
         return mask
 
     def hold_for_the_longest(self) -> None:
@@ -292,6 +309,8 @@ class Calendar:
             promise = earliest(self.this, gang, spec.min_size, self.windows, self.promises)
             if promise is not None:
                 promise.hold, promise.is_inside = True, self.is_inside(gang)
+                if plan.has_come(gang.queued_since + patience + longest_s(state)):
+                    promise.overdue = place.eligible_by_any(self.trial, spec)
                 if promise.quota is not None:
                     promise.quota.keep_own(self.trial, ends(self.trial, gang))
                 self.promises.append(promise)
@@ -434,6 +453,11 @@ def place_within(
         return found
     hindered = calendar.hindered_by(gang, found)
     if hindered is None:
+        if aside := calendar.stands_aside(gang, found):
+            with kept(trial, rows) as reserved:
+                beside = place.find(this, gang, size, ~(reserved | aside), explain=False, option=option)
+            if not isinstance(beside, place.Refused) and calendar.hindered_by(gang, beside) is None:
+                return beside
         return found
     with kept(trial, rows) as reserved:
         beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), explain=False, option=option)
@@ -443,6 +467,11 @@ def place_within(
             return beside
     reason = calendar.would_delay(hindered)
     return place.Refused("order", reason.message, reason.counts)
+
+
+def _takes_gpus(gang: GangState) -> bool:
+    """Who does not takes nothing that its queue owns."""
+    return least_milli(gang.spec, gang.spec.min_size) > 0
 
 
 def _right(gang: GangState) -> tuple[int, float, str]:
