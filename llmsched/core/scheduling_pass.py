@@ -54,6 +54,10 @@ class Pass:
             return self.told[shape]
         return UNREAD if shape.is_unread or shape in self.unread else shape.reason
 
+    def own_reason_of(self, gang: GangState) -> Reason | None:
+        """None: it waits for what its class waits for."""
+        return self.told_alone.get(gang.id, gang.own_reason)
+
     def tell(self, shape: Shape, reason: Reason | None) -> None:
         """Why all of a class wait; None: what was told of it is not so any more."""
         self.told[shape] = reason

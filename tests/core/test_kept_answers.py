@@ -10,7 +10,7 @@ import pytest
 from ledger import Given, Nominate, Preempt, cluster
 
 from llmsched.core import decisions, facts
-from llmsched.core.configuration import PreemptionRules
+from llmsched.core.configuration import NodeType, PreemptionRules
 from llmsched.core.past_use import last_count, next_count, period_s
 from llmsched.core.resources import Resources
 from llmsched.core.scheduler import decide, turn
@@ -324,3 +324,38 @@ def test_one_whose_user_asked_for_a_size_while_it_ran_waits_with_those_that_ask_
         asked, other = (state.gangs[name].shape for name in ("asked/0", "any/0"))
         assert asked is not None and other is not None and asked is not other
         assert kinds(turn(state, [joined], load(given.names)).decisions)[:1] == [("Launch", "asked/0")]
+
+
+def renting(given: Given) -> Given:
+    """Nodes like those that are there may be rented."""
+    rented = NodeType("rent", "A", 4, 32, 1 << 36, 0, 2, 60.0)
+    given.state.apply(facts.Configured(given.now, replace(given.state.configuration, version=2, node_types=(rented,))))
+    return given
+
+
+def asked_for(decided: Any) -> list[int]:
+    return [sum(n for _, n in each.counts) for each in decided if isinstance(each, decisions.RequestCapacity)]
+
+
+def test_no_node_is_rented_for_one_that_a_window_keeps_out_though_its_class_waited_for_nodes_before() -> None:
+    """The live state asked for a node by what the class had been told before, and a restart took that back."""
+    given = renting(cluster("1 node x 4 A").reserve(1000.0, 300.0, "ann", gpus=4, flavor="A"))
+    given.running("f", 4, flavor="A", max_runtime_s=300.0)
+    for name in ("big0", "big1"):
+        given.pending(name, 4, flavor="A", max_runtime_s=2000.0)
+    assert asked_for(given.turn().plan.decisions) == [2]
+    decided = given.after(60.0).turn(facts.Finished(given.now, "f/0", 1, "succeeded"))
+    assert given.state.gangs["big0/0"].reason.code == "reservation"  # type: ignore[union-attr]
+    assert asked_for(decided.plan.decisions) == [0]
+    assert decide(thaw(freeze(given.state)), load(given.names)).decisions == []
+
+
+def test_by_rank_too_it_is_told_anew_what_it_lacks_when_its_quota_is_there_and_nodes_are_not() -> None:
+    """It needs more than is free, so it is not asked: it went on being told of a quota that was free, and no node was
+    rented for it, until a restart."""
+    given = renting(cluster("1 node x 4 A").queue("a", 8, borrow=0).queue("b", 4).rules("by_rank", "any"))
+    given.running("mine", 2, flavor="A", queue="a")
+    given.pending("next", 8, (8, 8), flavor="A", queue="a").turn()
+    assert given.decide().code("next") == "quota"
+    decided = given.after(1.0).turn(facts.Finished(given.now, "mine/0", 1, "succeeded"))
+    assert asked_for(decided.plan.decisions) == [1] and given.decide().code("next") == "capacity_coming"

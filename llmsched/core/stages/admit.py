@@ -24,6 +24,7 @@ from llmsched.core.windows import closed, idle_gpus, kept
 from llmsched.core.workload import Placement
 
 PERSONAL = ("order", "reservation")  # refusals of one gang: another of its class may run for less, or end sooner
+OF_PLACES = ("quota", "nodes", "fragmentation", "topology", "capacity_coming")  # what `place` and `provision` tell
 LOOK_AGAIN_S = 60.0  # after which policies are asked again whose answers time alone may change at any moment
 
 
@@ -182,20 +183,22 @@ class Admission:
         is_counted = not state.configuration.node_types  # nobody rents nodes by what is told
         needs_more = [*line.left_out, *line.put_aside()]
         left_out = line.passed_over if is_counted else [*needs_more, *line.passed_over]
-        if self.by_rank:
-            left_out = [shape for shape in left_out if reason_of(shape) is None]
+
+        def is_told(shape: Shape) -> bool:
+            """By rank an answer that is not about places and quota is a ranking's, and not given here."""
+            reason = reason_of(shape)
+            if reason is None or (self.by_rank and reason.code not in OF_PLACES):
+                return reason is not None
+            return stamp is not None and self.unasked.is_answered(shape, stamp)
+
         for shape in needs_more if is_counted else ():
             if stamp is not None and shape.examined == stamp and shape.wake_at is None and shape.is_unread:
                 continue  # of thousands most have been told so before
-            if reason_of(shape) is None or not (
-                self.by_rank or (stamp is not None and self.unasked.is_answered(shape, stamp))
-            ):
+            if not is_told(shape):
                 shape.examined, shape.wake_at = stamp, None
                 self.this.tell_who_asks(shape)
         for shape in left_out:
-            if reason_of(shape) is None or (
-                not self.by_rank and (stamp is None or not self.unasked.is_answered(shape, stamp))
-            ):
+            if not is_told(shape):
                 shape.examined = shape.wake_at = None
                 first = state.gangs[shape.entries[0][1]]
                 found = place.find(self.this, first, first.spec.min_size)

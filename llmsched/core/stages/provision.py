@@ -96,6 +96,9 @@ class Demand:
             if reason is None or reason.code not in WAITS_FOR_NODES:
                 continue
             for name in _who_waits(trial, self.plan, shape):
+                own = self.this.own_reason_of(state.gangs[name])
+                if own is not None and own.code not in WAITS_FOR_NODES:
+                    continue  # more nodes are of no use to it, whatever its class was told
                 counted += 1
                 if counted > GANGS_COUNTED or not self._pack(state.gangs[name], undo, charged):
                     break
