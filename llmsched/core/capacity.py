@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
+from itertools import pairwise
 
 from llmsched.core.draining import OperatorDrain
 from llmsched.core.nodes import Node
@@ -165,7 +166,7 @@ class Capacity:
         self.by_id: dict[str, NodeState] = {}
         self.all = 0
         self.open = 0  # nodes that take new work
-        self.by_flavor: dict[str | None, int] = {}
+        self.by_flavor: dict[str | None, int] = {}  # in the order of their first nodes
         self.by_free: list[int] = [0]  # by_free[k]: nodes with exactly k free whole GPUs (k <= 0: index 0)
         self.shared = 0  # nodes with a partly taken device
         self.gpus_total = 0  # whole GPUs, foreign use not subtracted
@@ -200,6 +201,7 @@ class Capacity:
         self.all |= bit
         self.open |= bit
         self.by_flavor[node.flavor] = self.by_flavor.get(node.flavor, 0) | bit
+        self._order_flavors()
         while len(self.by_free) <= state.total_gpus:
             self.by_free.append(0)
         self.by_free[state.free_whole] |= bit
@@ -217,6 +219,7 @@ class Capacity:
         self.by_flavor[state.node.flavor] &= keep
         if not self.by_flavor[state.node.flavor]:
             del self.by_flavor[state.node.flavor]
+        self._order_flavors()
         self.by_free = [mask & keep for mask in self.by_free]
         self._count(state, -1)
         self._forget()
@@ -230,6 +233,12 @@ class Capacity:
         self.by_free = [mask & ~bit for mask in self.by_free]
         self.by_free[max(state.free_whole, 0)] |= bit
         self.open = self.open & ~bit if state.draining else self.open | bit
+
+    def _order_flavors(self) -> None:
+        """By their first nodes: where one goes that names none follows from the nodes that are there alone."""
+        masks = [*self.by_flavor.values()]
+        if any(a & -a > b & -b for a, b in pairwise(masks)):
+            self.by_flavor = dict(sorted(self.by_flavor.items(), key=lambda each: each[1] & -each[1]))
 
     def _count(self, state: NodeState, sign: int) -> None:
         self.gpus_total += sign * state.total_gpus

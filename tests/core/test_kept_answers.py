@@ -359,3 +359,13 @@ def test_by_rank_too_it_is_told_anew_what_it_lacks_when_its_quota_is_there_and_n
     assert given.decide().code("next") == "quota"
     decided = given.after(1.0).turn(facts.Finished(given.now, "mine/0", 1, "succeeded"))
     assert asked_for(decided.plan.decisions) == [1] and given.decide().code("next") == "capacity_coming"
+
+
+def test_where_one_goes_that_names_no_flavor_does_not_follow_from_nodes_that_have_left() -> None:
+    given = cluster("1 node x 4 A, 1 node x 4 B")
+    spare = replace(given.nodes[0], id="spare", name="spare")
+    given.turn(facts.NodeJoined(given.now, spare))
+    given.turn(facts.NodeLost(given.now, given.nodes[0].id))
+    given.pending("any", 1)
+    live, thawed = (decide(state, load(given.names)).decisions for state in (given.state, thaw(freeze(given.state))))
+    assert live == thawed
