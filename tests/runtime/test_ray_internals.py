@@ -178,3 +178,21 @@ def test_ray_train_on_pretended_gpus_meets_by_gloo_and_computes_on_cpus_unless_i
         given.backend_cls().on_start(Workers(), given)
     assert met == ["gloo", "gloo", "mpi"]
     assert type(device_manager.get_torch_device_manager_by_context()).__name__ == "CPUTorchDeviceManager"
+
+
+def test_a_worker_begins_with_our_command_and_its_own_arguments_and_knows_its_raylet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So forked.py is told what to become, and finds who forks it."""
+    from ray import _raylet
+    from ray._private import ray_constants
+    from ray._private.runtime_env import context
+    from ray.core.generated.common_pb2 import Language
+
+    begun: list[list[str]] = []
+    monkeypatch.setattr(context.os, "execvp", lambda file, args: begun.append([file, *args]))
+    made = context.RuntimeEnvContext(py_executable="python -I -S forked.py")
+    made.exec_worker(["default_worker.py", "--worker-id=a b"], Language.PYTHON)
+    assert begun == [["bash", "bash", "-c", "exec python -I -S forked.py default_worker.py '--worker-id=a b'"]]
+    assert "RAY_RAYLET_PID" in Path(ray_constants.__file__).read_text(encoding="utf-8")
+    assert callable(_raylet.setproctitle)
