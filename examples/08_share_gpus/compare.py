@@ -23,8 +23,8 @@ GPUS, NODES = 64, "16x4:T4"
 SPLITS = (49, 50, 51)  # GPUs of the endpoint
 LATE_PCT = 0.05
 HANDOVER_S = 60.0
-WEIGHTS = (1, 3, 10, 1000)  # of a replica; the last: it has whatever it asks for
-QUOTA_UNTIL_S = 28_800  # the load has doubled by then
+WEIGHTS = (1, 3, 10, 0)  # of a replica; the last: it has whatever it asks for
+QUOTA_UNTIL_S = 21_600
 
 
 ONE_POOL, REACTS = "one pool", "no forecast"
@@ -69,7 +69,7 @@ def weighed(weight: int, folder: Path) -> dict[str, Any]:
 
 
 def quota() -> int:
-    """Prints what each weight comes to. 1: none of them gives the fine-tunes more than what is asked for leaves."""
+    """Prints what each weight comes to. 1: weighed, no target is missed less often."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         rows = dict(zip(WEIGHTS, pool.map(lambda weight: weighed(weight, Path(folder)), WEIGHTS), strict=True))
     print("weight    used     missed windows   replicas' GPU hours   fine-tunes   mean time")
@@ -78,10 +78,10 @@ def quota() -> int:
             f"{weight:6} {100 * one['used']:6.1f}% {one['missed_windows_pct']:15.2f}% {one['gpu_hours']:19.1f} "
             f"{one['finished']:14,} {one['avg_jct_s']:9,.0f} s"
         )
-    everything = rows[WEIGHTS[-1]]
-    least = min(rows, key=lambda weight: rows[weight]["avg_jct_s"])
-    is_right = least != WEIGHTS[-1] and everything["missed_windows_pct"] <= rows[WEIGHTS[0]]["missed_windows_pct"]
-    print(f"{'right' if is_right else 'wrong'}: fine-tunes take least with weight {least}")
+    before = rows[WEIGHTS[-1]]
+    is_right = all(before["missed_windows_pct"] <= rows[weight]["missed_windows_pct"] for weight in WEIGHTS)
+    gains = before["avg_jct_s"] - min(rows[weight]["avg_jct_s"] for weight in WEIGHTS)
+    print(f"{'right' if is_right else 'wrong'}: by weighing, fine-tunes are {gains:.0f} s sooner at best")
     return 0 if is_right else 1
 
 

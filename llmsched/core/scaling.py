@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from math import ceil
+from math import ceil, sqrt
 
 from llmsched.core import amounts, cron, latency, season, trade
 from llmsched.core.message import FLAVOR, Message, Ref, say
@@ -17,6 +17,8 @@ from llmsched.core.status import Status
 from llmsched.core.workload import Autoscaling, Workload
 
 ONE_FEWER = 1.15  # how much more than its share of the load of one that is not there a replica may be tried with
+SETTLED_AFTER = 8  # steps from the load of now to the one that comes of another number of replicas
+FREE = 2.0  # standard deviations of the load that are kept free
 COMES_IN_S = 120.0  # a replica of which none was seen yet
 NOT_REACHABLE = ("slo.unreachable", "slo.short")  # what `about_target` says of a target that is missed
 
@@ -56,18 +58,24 @@ def reach_of(record: WorkloadState) -> latency.Reach | None:
 
 def within(record: WorkloadState, load: float) -> Callable[[int], float] | None:
     """Share of the requests that hold its target, by the number of replicas, at a load in all (requests in flight and
-    waiting): those that find no place hold none. None: it has no target, or nothing was measured."""
-    spec = record.workload
-    shares = latency.within(curve_of(record), spec.slo) if spec.slo is not None else None
-    if shares is None:
+    waiting). Requests come at the rate which that load is by Little's law; with fewer replicas each takes longer, and
+    more are in flight. Where they would fill every place, with two standard deviations to spare, the line only grows,
+    and none holds it. None: it has no target, or nothing was measured."""
+    spec, curve = record.workload, curve_of(record)
+    shares = latency.within(curve, spec.slo) if spec.slo is not None else None
+    reach = reach_of(record)
+    # at the load that it is to have: at that of now the rate would change with each replica that comes or goes
+    seconds = latency.mean_s(curve, reach.load) if reach is not None and reach.load else None
+    if shares is None or not seconds:
         return None
-    places = (spec.autoscaling or Autoscaling()).most_ongoing
+    rate, places = load / seconds, (spec.autoscaling or Autoscaling()).most_ongoing
 
     def share(replicas: int) -> float:
-        if not replicas:
-            return 0.0
-        each = load / replicas
-        return shares(each) if not places or each <= places else shares(places) * places / each
+        each = 0.0
+        for _ in range(SETTLED_AFTER if replicas else 0):
+            each = rate / replicas * (latency.mean_s(curve, each) or seconds)
+        is_full = bool(places) and replicas * places < each * replicas + FREE * sqrt(each * replicas)
+        return 0.0 if is_full or not replicas else shares(each)
 
     return share
 

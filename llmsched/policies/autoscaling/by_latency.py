@@ -12,9 +12,9 @@ from __future__ import annotations
 from math import ceil, sqrt
 
 from llmsched.core.policy import WorkloadView
+from llmsched.core.scaling import FREE
 from llmsched.core.workload import Autoscaling
 
-FREE = 2.0  # standard deviations
 DRAIN_S = 10.0
 TIMES_MOST = 2.0  # how far the measured times may move the load at once
 

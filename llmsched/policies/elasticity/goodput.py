@@ -14,7 +14,8 @@ with who has them, then go to whoever has least work left and still gains. Who i
 changes nothing of what others should have.
 
 An endpoint of their queue and priority is weighed against them where both cannot be had (worth.py): it has the replicas
-that are worth more, by the requests that hold its target for them, than the speed. `replica_weight`: how much more.
+that are worth more, by the requests that hold its target for them, than the speed. `replica_weight`: how much more; 0,
+as it is where nobody says so, gives it all that it asks for.
 
 So sizes come to rest. On the way to what was chosen, what was taken rises in worth and what was let go falls, so the
 same is chosen again, until the order of work left changes.
@@ -37,7 +38,7 @@ TILT = 0.4  # how much more very short work weighs that waits: seconds never wai
 SHORT_S, LONG_S = 60.0, 240.0  # from which it weighs most, and no more than others: among long work rank is enough
 KEEP = 0.5  # how much more what one has is worth than what one could get
 PERIOD_S = 60.0  # between two looks at the sizes
-REPLICA_WEIGHT = 3.0  # a GPU that requests need whole is worth three of a fine-tune that is no faster for the others
+REPLICA_WEIGHT = 0.0  # as long as weighing misses more targets than what fine-tunes gain by it is worth
 STEADY_S = 300.0  # how long an allocation is expected to last
 LEVEL_S = 1800.0  # service at which the first level of a gang nobody knows anything about ends, and its work left there
 LEVEL_GROWTH = 4.0  # each level is that many times longer than the one before
@@ -124,7 +125,7 @@ class Goodput:
         each = view.gpus_of_replica(serve)
         room = capacity - sum(_least(gang, view) * view.gpus_per_bundle(gang) for gang in gangs)
         theirs = worth.in_gpus(self.offers(gangs, view), gangs, view)
-        if not each or room >= asked * each + sum(offer.gpus for offer in theirs):
+        if not each or not knobs.replica_weight or room >= asked * each + sum(offer.gpus for offer in theirs):
             return asked, ""
         keeps = 1 + knobs.keep + view.scheduling.restart_cost_s / knobs.steady_s
         mine = worth.offers_of(serve, low, asked, each, knobs.replica_weight, keeps, view)
