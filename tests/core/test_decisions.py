@@ -27,8 +27,7 @@ from llmsched.core.nodes import Node
 from llmsched.core.render import text
 from llmsched.core.resources import MILLI, Resources
 from llmsched.core.scheduler import turn
-from llmsched.core.stages import place
-from llmsched.core.stages.lesser import without
+from llmsched.core.stages import lesser, place
 from llmsched.core.state import State, Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows
@@ -57,7 +56,7 @@ def test_of_a_ray_program_the_first_bundle_goes_last_wherever_room_is_wanted(kin
     gang = given.state.gangs["own/0"]
     head = gang.held[0]
     for size in (1, 2):
-        left = without(gang, size, [placed.node != head.node for placed in gang.held])
+        left = lesser.keeps(gang, size, gang.held, [head.node])
         assert len(left) == size and (head in left) is keeps
 
 

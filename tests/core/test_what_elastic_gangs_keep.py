@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from ledger import Given, Nominate, Resize, cluster
+from ledger import Given, Nominate, Preempt, Resize, cluster
 
 from llmsched.core import decisions, facts
+from llmsched.core.configuration import Reservation
 from llmsched.core.nodes import Node
 from llmsched.core.resources import Resources
-from llmsched.core.workload import Group, Option, Placed, Workload
+from llmsched.core.workload import Group, Option, Placed, Topology, Workload
 
 
 def nodes(*sizes: int, cpus: tuple[int, ...] = ()) -> Given:
@@ -174,3 +176,96 @@ def test_of_two_that_could_start_each_by_itself_one_counts_and_the_elastic_one_h
     given.pending("first", 8).pending("second", 4)
     given.settle().after(600.0).settle()
     assert (on(given, "tune"), on(given, "first"), on(given, "second")) == ({"n1": 4}, {"n0": 1}, {})
+
+
+@pytest.mark.parametrize("queues", [{"a": 8}, {"a": 8, "b": 0}])
+@pytest.mark.parametrize("quantum_s", [0.0, 60.0])
+def test_what_a_user_has_it_let_go_of_lies_where_somebody_waits(queues: dict[str, int], quantum_s: float) -> None:
+    """It let go of its last ranks, on nodes of the other flavor, and the one that waited for these waited for ever."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").scheduling(quantum_s=quantum_s)
+    for name, gpus in queues.items():
+        given.queue(name, gpus, borrow=8)
+    given.pending("tune", 1, (1, 8), queue="a").settle()
+    given.after(1.0).pending("fixed", 4, flavor="A", queue=[*queues][-1])
+    given.after(1.0, facts.Scaled(given.now, "tune", 4)).settle()
+    assert on(given, "tune") == {"b-0": 4} and on(given, "fixed") == {"a-0": 1}
+
+
+def test_what_a_user_has_it_let_go_of_lies_where_another_one_can_grow() -> None:
+    """It let go of its last ranks, on nodes of the other flavor."""
+    given = cluster("1 node x 4 A, 1 node x 4 B").scheduling(quantum_s=60.0)
+    given.pending("named", 1, (1, 4), flavor="A").after(0.0, facts.Scaled(given.now, "named", 1)).settle()
+    given.pending("tune", 1, (1, 8)).settle()
+    assert on(given, "tune") == {"a-0": 3, "b-0": 4}
+    given.after(1.0, facts.Scaled(given.now, "tune", 4), facts.Scaled(given.now, "named", 4)).settle()
+    assert on(given, "named") == {"a-0": 4} and on(given, "tune") == {"b-0": 4}
+
+
+def test_what_a_user_has_it_let_go_of_is_reserved_for_others_and_it_is_not_evicted_when_that_opens() -> None:
+    """It kept the node that another user had reserved, and had to leave whole when the window opened."""
+    given = cluster("2 nodes x 4").pending("tune", 1, (1, 8), grace_s=10.0).settle()
+    last = given.state.gangs["tune/0"].held[0].node
+    booked = Reservation("booked", 1000.0, 5000.0, users=("bob",), nodes=(last,))
+    made = replace(given.state.configuration, version=2, reservations=(booked,))
+    given.after(1.0, facts.Configured(given.now, made), facts.Scaled(given.now, "tune", 4)).settle()
+    assert last not in on(given, "tune")
+    given.after(2000.0)
+    assert given.turn().decisions == []
+
+
+@pytest.mark.parametrize(("dearer", "its"), [(20, True), (10, False)])
+def test_who_makes_room_beside_victims_keeps_what_it_must_where_the_cheapest_of_them_are_not(
+    dearer: int, its: bool
+) -> None:
+    """It kept its first rank on the node of the cheapest victim: so one of a higher priority was evicted; or where that
+    one may not be, it was evicted itself. And it gave seven GPUs where four were enough."""
+    given = nodes(8, 8).rules("lower_priority")
+    placed_on(given, "tune", (1, 8), (4, 4))
+    given.running("cheap", 4, priority=10).running("dear", 4, priority=dearer, preemptible=its)
+    assert on(given, "cheap") == {"n0": 1}
+    given.after(600.0).pending("wide", 8, priority=90)
+    decided = given.decide()
+    assert decided.decisions == [
+        Resize("tune", to=4),
+        Preempt("cheap", "in_queue_priority"),
+        Nominate("wide", gpus=8),
+    ]
+    given.settle()
+    assert on(given, "tune") == {"n1": 4} and on(given, "wide") == {"n0": 1}
+
+
+def test_by_rank_who_holds_more_than_its_share_lets_go_where_one_of_a_higher_priority_can_be() -> None:
+    """It kept its first ranks: nine of twelve GPUs stood idle, and the other one waited for ever."""
+    given = nodes(8, 4).rules("by_rank").pending("tune", 1, (1, 12)).settle()
+    given.pending("wide", 1, (8, 9), priority=60, topology=Topology("node")).settle()
+    assert on(given, "wide") == {"n0": 8} and on(given, "tune") == {"n1": 3}
+
+
+def test_by_rank_who_holds_more_than_its_share_lets_go_where_another_one_can_grow() -> None:
+    given = cluster("1 node x 4 A, 1 node x 4 B").rules("by_rank").policies(elasticity="even")
+    given.pending("tune", 1, (1, 8)).settle()
+    given.pending("named", 1, (1, 4), flavor="A").settle().after(600.0).settle()
+    assert on(given, "named") == {"a-0": 4} and on(given, "tune") == {"b-0": 4}
+
+
+@pytest.mark.parametrize("is_elastic", [False, True])
+def test_by_rank_an_elastic_one_that_has_its_share_makes_way_for_one_that_is_owed_a_start(is_elastic: bool) -> None:
+    """What has a share is not ranked, and so was never a victim: who needed its node waited for ever."""
+    given = nodes(8, 4).rules("by_rank")
+    placed_on(given, "tune", (2, 3), (2, 0))
+    if is_elastic:
+        given.pending("wide", 1, (8, 9), topology=Topology("node"))
+    else:
+        given.pending("wide", 8)
+    given.settle().after(3600.0).settle()
+    assert set(on(given, "wide")) == {"n0"} and on(given, "tune") == {"n1": 3}
+
+
+def test_by_rank_who_makes_way_for_one_that_is_owed_a_start_does_not_leave_where_less_would_do() -> None:
+    given = nodes(8, 4).rules("by_rank")
+    placed_on(given, "tune", (1, 3), (2, 1))
+    given.running("other", 3, preemptible=False)
+    assert on(given, "other") == {"n1": 1}
+    given.pending("wide", 1, (8, 9), topology=Topology("node"))
+    given.settle().after(3600.0)
+    assert given.turn().decisions[:2] == [Resize("tune", to=1), Nominate("wide", gpus=8)]

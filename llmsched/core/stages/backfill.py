@@ -434,17 +434,18 @@ def could_start(this: Pass, gang: GangState, calendar: Calendar, only: int = -1)
 
 
 def place_within(
-    this: Pass, gang: GangState, size: int, calendar: Calendar, option: int | None = None
+    this: Pass, gang: GangState, size: int, calendar: Calendar, option: int | None = None, only: int = -1
 ) -> Placement | place.Refused:
-    """A placement now that respects windows and planned starts; Refused says which of them was in the way."""
+    """A placement now, on nodes of mask `only`, that respects windows and planned starts; Refused says which of them
+    was in the way."""
     trial, rows = this.trial, calendar.reserved(gang, size)
     with kept(trial, rows) as reserved:
-        found = place.find(this, gang, size, ~reserved, option=option)
+        found = place.find(this, gang, size, only & ~reserved, option=option)
     if isinstance(found, place.Refused):
         if (
             rows
             and found.code != "quota"
-            and not isinstance(place.find(this, gang, size, option=option), place.Refused)
+            and not isinstance(place.find(this, gang, size, only, option=option), place.Refused)
         ):
             reserved_for = tuple(dict.fromkeys(Ref(RESERVATION, row.reservation.name) for row in rows))
             code = "reservation.no_end" if gang.spec.max_runtime_s is None else "reservation.too_long"
@@ -460,7 +461,7 @@ def place_within(
                 return beside
         return found
     with kept(trial, rows) as reserved:
-        beside = place.find(this, gang, size, ~(reserved | calendar.avoid()), explain=False, option=option)
+        beside = place.find(this, gang, size, only & ~(reserved | calendar.avoid()), explain=False, option=option)
     if not isinstance(beside, place.Refused):
         hindered = calendar.hindered_by(gang, beside)
         if hindered is None:

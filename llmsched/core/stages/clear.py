@@ -15,7 +15,7 @@ from llmsched.core.reserved import Row
 from llmsched.core.run_times import ends_by
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import evict
-from llmsched.core.stages.lesser import without
+from llmsched.core.stages.lesser import keeps
 from llmsched.core.stages.shrink import resize
 from llmsched.core.status import Status
 from llmsched.core.windows import Gangs, On, Windows, lacking, on_nodes
@@ -56,10 +56,9 @@ def _less(this: Pass, gang: GangState, held: Placement, nodes: Iterable[str]) ->
     can = gang.status in (Status.RUNNING, Status.RESIZING) and not gang.lost_members and gang.spec.preemptible
     if not (can and gang.spec.is_elastic() and this.state.configuration.scheduling.elastic):
         return
-    order = [0 if placed.node in nodes else 1 for placed in held]
     for size in reversed(allowed_sizes(gang.spec)):
         if size < size_of(gang.spec, held):
-            yield without(gang, size, order, held)
+            yield keeps(gang, size, held, nodes)
 
 
 def _wholly(this: Pass, row: Row) -> Goes:

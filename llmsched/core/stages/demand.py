@@ -15,7 +15,7 @@ from llmsched.core.room import OPEN, Closed, Room
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Shape
 from llmsched.core.stages.backfill import Calendar, could_start
-from llmsched.core.stages.lesser import Giver, room_elsewhere, without
+from llmsched.core.stages.lesser import Giver, keeps, room_elsewhere
 from llmsched.core.stages.place import Refused
 from llmsched.core.state import State
 from llmsched.core.workload import Placement, Workload
@@ -81,7 +81,7 @@ class Demand:
                     least[gang.id] = Giver(gang, min(size, size_of(gang.spec, standing)), standing)
         self._free = [giver for giver in least.values() if giver.has_choice()]
         for giver in least.values():
-            trial.hold(giver.gang, () if giver.has_choice() else without(giver.gang, giver.size))
+            trial.hold(giver.gang, () if giver.has_choice() else keeps(*giver))
         trial.let_them_go()
         if self._free:
             waits.sort(key=self._turn)
@@ -89,7 +89,7 @@ class Demand:
                 shape.serial for shape in (*waits[:STARTS_TRIED], *elastic[:STARTS_TRIED]) if self._is_never(shape)
             }
             for giver in self._free:
-                trial.hold(giver.gang, without(giver.gang, giver.size))
+                trial.hold(giver.gang, keeps(*giver))
         for shape in elastic:
             self._able[shape.serial] = self._that_could_start(shape)
         for shape in waits:

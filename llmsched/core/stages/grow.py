@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmsched.core.amounts import bundle_milli
-from llmsched.core.message import say
+from llmsched.core.message import Message, say
 from llmsched.core.records import GangState, allowed_sizes, size_of
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
 from llmsched.core.stages.backfill import Calendar
-from llmsched.core.stages.lesser import without
+from llmsched.core.stages.lesser import keeps
 from llmsched.core.stages.shrink import resize
 from llmsched.core.status import Status
 from llmsched.core.workload import Placement
@@ -26,10 +26,8 @@ def run(this: Pass, calendar: Calendar) -> None:
         return
     quantum = state.configuration.scheduling.quantum_s
     since = len(plan.decisions)
-    short, lacking = (
-        0,
-        0,
-    )  # thousandths of GPUs that gangs lack and found no room for, and the nodes where they could be
+    short, lacking = 0, 0  # thousandths of GPUs that gangs lack and found no room for, and where they could be
+    asked: list[tuple[GangState, int]] = []
     larger: list[tuple[GangState, int]] = []
     for name in state.elastic:
         gang = state.gangs[name]
@@ -43,23 +41,37 @@ def run(this: Pass, calendar: Calendar) -> None:
         if plan.cut(since):
             return  # who is short of what is known only when all have been asked
         if target < gang.size:
-            if gang.wanted_size is not None:
-                resize(this, gang, without(gang, target), say("resize.asked", size=target))
-            else:
-                larger.append((gang, target))
+            (larger if gang.wanted_size is None else asked).append((gang, target))
             continue
         missing = _grow(this, gang, target, calendar)
         if missing:
-            short, lacking = short + missing, lacking | _where(this, gang)[1]
+            short, lacking = short + missing, lacking | _where(this, gang)[1] & ~calendar.closed(gang, target)
+
+    def becomes(gang: GangState, size: int, why: Message) -> int:
+        """It lets go of what others could grow on; returns the thousandths of GPUs of it that they could."""
+        held, reserved = gang.held, calendar.closed(gang, size)
+        on_lacking, on_reserved = _of(this, held, lacking), _of(this, held, reserved)
+        resize(this, gang, keeps(gang, size, held, on_lacking, on_reserved), why)
+        return min(gang.size - size, sum(placed.node in on_lacking for placed in held)) * bundle_milli(gang.spec)
+
+    for gang, target in asked:
+        if plan.cut(since):
+            return
+        short -= becomes(gang, target, say("resize.asked", size=target))
     for gang, target in larger:
         if short <= 0 or plan.cut(since):
             break
         bundle = bundle_milli(gang.spec)
-        asked = gang.size - -(-short // bundle)  # no more than others lack
-        to = max((size for size in allowed_sizes(gang.spec) if target <= size <= asked), default=target)
-        order = [0 if lacking >> state.nodes[placed.node].slot & 1 else 1 for placed in gang.held]
-        resize(this, gang, without(gang, to, order), say("resize.beyond_share"))
+        most = gang.size - -(-short // bundle)  # no more than others lack
+        to = max((size for size in allowed_sizes(gang.spec) if target <= size <= most), default=target)
+        becomes(gang, to, say("resize.beyond_share"))
         short -= (gang.size - to) * bundle
+
+
+def _of(this: Pass, held: Placement, mask: int) -> dict[str, None]:
+    """Which of its nodes are of the mask."""
+    nodes = this.state.nodes
+    return {placed.node: None for placed in held if mask >> nodes[placed.node].slot & 1}
 
 
 def _grow(this: Pass, gang: GangState, target: int, calendar: Calendar) -> int:

@@ -1,18 +1,21 @@
-"""What elastic gangs keep when they become smaller, and the room that this leaves.
+"""Which of its GPUs an elastic gang lets go of, and for whom: the one place that says so.
 
-Who counts what could start (demand.py) and who makes the room (shrink.py) ask the same here, so that nobody waits for
-room that was never looked for. At first each gang lets go of its highest ranks. Where that leaves no room, a place is
-looked for as if those that have a choice held nothing, and each of them keeps what it must beside that place.
+For a gang that waits or grows (`room`, `give_up`, `give_back`) each lets go of its highest ranks at first. Where that
+leaves no room, a place is looked for as if those that have a choice held nothing, and each of them keeps what it must
+beside that place. So who counts what could start (demand.py), who makes the room (shrink.py, preempt.py) and who gives
+by rank (rank.py) find the same, nobody waits for room that was never looked for, and nobody leaves who need not.
+
+For nodes (`keeps`), and for nobody that is known yet: what lies on those goes first, then what others have reserved.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from llmsched.core.exact_fit import fits_exactly
-from llmsched.core.records import GangState, amount_of, size_of
+from llmsched.core.exact_fit import fits, fits_exactly
+from llmsched.core.records import GangState, allowed_sizes, amount_of, size_of
 from llmsched.core.stages.place import Refused
 from llmsched.core.trial import Trial
 from llmsched.core.workload import Placed, Placement
@@ -37,11 +40,16 @@ class Giver(NamedTuple):
         return len({(each.node, each.gpu_index) for each in self.standing if each.group == elastic}) > 1
 
 
-def without(gang: GangState, size: int, order: Sequence[int] = (), placement: Placement = ()) -> Placement:
-    """`placement`, or what it holds, at a smaller size: the bundles with the smallest number of `order` (one for each
-    rank) go first, of equals those of the highest ranks. Of a Ray program the first bundle goes last: the program runs
-    there, and would have to begin again."""
-    placement = placement or gang.placement or gang.held
+def keeps(gang: GangState, size: int, placement: Placement, *off: Iterable[str]) -> Placement:
+    """What it keeps of a placement at a smaller size. `off`: what lies on nodes of the first goes first, then on those
+    of the second; of equals the highest ranks."""
+    turn = {node: number for number, nodes in reversed([*enumerate(off)]) for node in nodes}
+    return _without(gang, size, placement, [turn.get(placed.node, len(off)) for placed in placement] if turn else ())
+
+
+def _without(gang: GangState, size: int, placement: Placement, order: Sequence[int]) -> Placement:
+    """The bundles with the smallest number of `order` (one for each rank) go first, of equals those of the highest
+    ranks. Of a Ray program the first bundle goes last: the program runs there, and would have to begin again."""
     elastic = gang.spec.groups[0].name
     ranks = [rank for rank, placed in enumerate(placement) if placed.group == elastic]
     head = ranks[0] if ranks and gang.spec.kind == "ray" else None
@@ -50,17 +58,64 @@ def without(gang: GangState, size: int, order: Sequence[int] = (), placement: Pl
     return tuple(placed for rank, placed in enumerate(placement) if rank not in gone)
 
 
-def room(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
-    """Where a gang would be when one giver, who holds what it keeps at first, has become smaller. It holds what it
-    keeps for that then; if there is no such place, the same as before."""
+def give_up(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
+    """Make one giver as much smaller as it takes for a gang, and leave it at its smallest if that is not
+    enough yet."""
+    spec, mark = giver.gang.spec, trial.mark()
+    now = size_of(spec, giver.standing)
+
+    def at(size: int) -> Placement | None:
+        trial.hold(giver.gang, keeps(giver.gang, size, giver.standing))
+        return room(trial, gang, [giver._replace(size=size)], ask)
+
+    found = at(giver.size)
+    for size in reversed(allowed_sizes(spec)) if found is not None else ():
+        if giver.size <= size < now:
+            trial.rollback(mark)
+            found = at(size)
+            if found is not None:
+                break
+    return found
+
+
+def give_back(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
+    """Let one giver keep as much as the others leave to it; None: it keeps what it has."""
+    spec, now = giver.gang.spec, size_of(giver.gang.spec, trial.held(giver.gang))
+    most = size_of(spec, giver.standing)
+    for size in (most, *(each for each in reversed(allowed_sizes(spec)) if now < each < most)):
+        mark = trial.mark()
+        trial.hold(giver.gang, keeps(giver.gang, size, giver.standing))
+        found = room(trial, gang, [giver._replace(size=size)], ask)
+        if found is not None:
+            return found
+        trial.rollback(mark)
+    return None
+
+
+def beside_others(trial: Trial, giver: Giver) -> Placement:
+    """The most that one who holds nothing as yet, and may be brought to that size, could keep of what is its own beside
+    all others; () if that is less than its least."""
+    gang, order = giver.gang, _order(trial, giver, ())
+    for size in reversed(allowed_sizes(gang.spec)):
+        if size <= giver.size:
+            kept = _without(gang, size, giver.standing, order)
+            if fits(trial, gang.spec, kept):
+                return kept
+    return ()
+
+
+def room(trial: Trial, gang: GangState, givers: Iterable[Giver], ask: Ask) -> Placement | None:
+    """Where a gang would be when these, who hold what they keep at first, have become smaller. They hold what they
+    keep for that then; if there is no such place, the same as before."""
     found = ask(-1)
     if not isinstance(found, Refused):
         return found
-    return room_elsewhere(trial, gang, [giver], ask) if giver.has_choice() else None
+    free = [giver for giver in givers if giver.has_choice()]
+    return room_elsewhere(trial, gang, free, ask) if free else None
 
 
 def room_elsewhere(trial: Trial, gang: GangState, free: list[Giver], ask: Ask) -> Placement | None:
-    """The same of several that have a choice, where what each would let go of first is not enough."""
+    """The same of those that have a choice, where what each would let go of first is not enough."""
     there: dict[str, dict[str, Giver]] = {}
     for giver in free:
         for placed in trial.held(giver.gang):
@@ -130,7 +185,7 @@ def _keep_beside(
     trial.state.ledgers.charge(gang, wanted, 1, promise=True)
     for giver in givers:
         order = _order(trial, giver, wanted)
-        kept = without(giver.gang, giver.size, order, giver.standing)
+        kept = _without(giver.gang, giver.size, giver.standing, order)
         fit = Counter(placed.node for placed, number in zip(giver.standing, order, strict=True) if number)
         tight.update((name, None) for name, count in Counter(each.node for each in kept).items() if count > fit[name])
         trial.hold(giver.gang, kept)
@@ -141,7 +196,7 @@ def _keep_beside(
 
 
 def _order(trial: Trial, giver: Giver, wanted: Placement) -> list[int]:
-    """For `without`, of one that holds nothing as yet: 0 for what does not fit beside the wanted place, 1 for what
+    """For `_without`, of one that holds nothing as yet: 0 for what does not fit beside the wanted place, 1 for what
     does on its nodes, 2 for what is of its flavors, else 3."""
     spec, elastic, capacity = giver.gang.spec, giver.gang.spec.groups[0].name, trial.state.capacity
     nodes, flavors = {placed.node for placed in wanted}, {_flavor(trial, placed) for placed in wanted}

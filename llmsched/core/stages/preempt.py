@@ -23,6 +23,7 @@ from llmsched.core.resources import MILLI
 from llmsched.core.rules import IN_QUEUE, Rules, is_on
 from llmsched.core.scheduling_pass import Later, Pass
 from llmsched.core.stages import evict, outrank, place, shrink, victims
+from llmsched.core.stages.lesser import Ask, Giver, give_back, room
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.stages.victims import Row
 from llmsched.core.trial import Trial
@@ -91,10 +92,10 @@ def run(
         if not search.rules.may_take():
             return False
         mark = later.trial.mark()
-        offered = shrink.offer(this, later.trial, gang, search.rules)
+        search.offered = shrink.offer(this, later.trial, gang, search.rules)
         choice = search.choose()
-        if choice is not None and offered:
-            smaller = search.take_up(choice, offered)
+        if choice is not None and search.offered:
+            smaller = search.take_up(choice)
         later.trial.rollback(mark)
     if choice is None:
         return False
@@ -165,6 +166,7 @@ class Search:
         self.gang, self.only = gang, only
         self.rules = Rules(later, gang)
         self.cost_of: dict[str, int] = {}
+        self.offered: dict[str, Giver] = {}  # who becomes smaller beside the victims, and holds what it keeps at first
         self.need = 0  # thousandths of GPUs, with the option in hand
 
     def choose(self) -> Choice | None:
@@ -190,7 +192,7 @@ class Search:
         own = sum(rules.gpus_of(victim) for victim, _ in kinds[-1])
         if rules.strategy == "inside" and not rules.can_hold(own):
             return None
-        short = self._whole() - self.state.capacity.free_gpus(mask) * MILLI
+        short = self._whole() - self._free_milli(mask)
         for victim, _ in allowed:
             if short <= 0:
                 break
@@ -208,7 +210,7 @@ class Search:
         found = [rows for rows in kinds if rows]
         if rules.shares is not None or len(found) != 1:
             return best
-        nodes, capacity = self.state.nodes, self.state.capacity
+        nodes = self.state.nodes
         rows = [
             row
             for row in found[0]
@@ -216,7 +218,7 @@ class Search:
         ]
         rows = rows[:SET_OF_AT_MOST]
         own = found[0] is kinds[-1]
-        missing = self._whole() - capacity.free_gpus(mask) * MILLI
+        missing = self._whole() - self._free_milli(mask)
         gives = [rules.gpus_of(victim) for victim, _ in rows]
         after = [sum(gives[at:]) for at in range(len(rows) + 1)]  # what all from there on could give
         steps = STEPS
@@ -257,23 +259,18 @@ class Search:
         go_on(0, [], 0)
         return best
 
-    def take_up(self, choice: Choice, offered: dict[str, Placement]) -> dict[str, Placement]:
-        """Which of those who offered to become smaller must do so, beside the victims; the others keep what they
+    def take_up(self, choice: Choice) -> dict[str, Placement]:
+        """What those keep who offered to become smaller and must, beside the victims; the others keep what they
         hold."""
-        trial = self.trial
+        gang, trial = self.gang, self.trial
         for victim in choice.victims:
-            offered.pop(victim.id, None)
+            self.offered.pop(victim.id, None)
             trial.hold(victim, ())
-        for name in reversed([*offered]):
-            giver = self.state.gangs[name]
-            trial.hold(giver, trial.standing(giver))
-            found = place.find(self.later, self.gang, self.gang.spec.min_size, self.only, explain=False)
-            if isinstance(found, place.Refused):
-                trial.hold(giver, offered[name])
-            else:
-                del offered[name]
-                choice.placement = found
-        return offered
+        asked = [*self.offered.values()]
+        choice.placement = room(trial, gang, asked, self._ask(-1)) or choice.placement
+        for giver in reversed(asked):
+            choice.placement = give_back(trial, gang, giver, self._ask(-1)) or choice.placement
+        return {one.gang.id: left for one in asked if (left := trial.held(one.gang)) != one.standing}
 
     def _whole(self) -> int:
         """Whole GPUs of what it needs, in thousandths."""
@@ -281,7 +278,7 @@ class Search:
 
     def _in_best_scope(self, mask: int, kinds: list[list[Row]], allowed: list[Row]) -> Choice | None:
         best: Choice | None = None
-        for scope in _scopes(self.trial, self.gang, self.rules.option, self.need, mask, allowed):
+        for scope in _scopes(self.trial, self.gang, self.rules.option, self.need, mask, allowed, self._offered()):
             narrow = scope != mask
             choice = self._in_scope(scope, narrow, kinds)
             if choice is None:
@@ -290,10 +287,33 @@ class Search:
                 best = choice
         return best
 
+    def _ask(self, scope: int) -> Ask:
+        def ask(nodes: int) -> Placement | place.Refused:
+            gang, only = self.gang, self.only & nodes
+            return place.find(self.later, gang, gang.spec.min_size, only, explain=False, scope=scope)
+
+        return ask
+
     def _find(self, scope: int) -> Placement | None:
-        gang = self.gang
-        placed = place.find(self.later, gang, gang.spec.min_size, self.only, explain=False, scope=scope)
-        return None if isinstance(placed, place.Refused) else placed
+        """Where it would be, beside what those keep who offered to become smaller."""
+        trial, mark = self.trial, self.trial.mark()
+        found = room(trial, self.gang, self._offered(), self._ask(scope))
+        trial.rollback(mark)
+        return found
+
+    def _offered(self) -> list[Giver]:
+        """Who has, that is no victim."""
+        return [giver for giver in self.offered.values() if self.trial.held(giver.gang)]
+
+    def _free_milli(self, scope: int) -> int:
+        """Thousandths of whole GPUs that are free there, or are if those who offered to become smaller keep others."""
+        free, nodes = self.state.capacity.free_gpus(scope) * MILLI, self.state.nodes
+        for giver in self._offered():
+            if giver.has_choice():
+                spec, kept = giver.gang.spec, self.trial.held(giver.gang)
+                inside = (placed for placed in kept if scope >> nodes[placed.node].slot & 1)
+                free += sum(amount_of(spec, placed).gpus_milli for placed in inside)
+        return free
 
     def _in_scope(self, scope: int, narrow: bool, kinds: list[list[Row]]) -> Choice | None:
         """Cheapest first; where each may be taken at its moment only, smallest first, if that leads to nobody."""
@@ -328,7 +348,7 @@ class Search:
                 trial.hold(victim, ())
                 chosen.append(victim)
                 why[victim.id] = code_now
-                if self.need >= MILLI and state.capacity.free_gpus(scope) * MILLI < self._whole():
+                if self.need >= MILLI and self._free_milli(scope) < self._whole():
                     continue
                 if not rules.holds():
                     continue
@@ -359,7 +379,7 @@ class Search:
         """One victim, where one is enough."""
         trial, rules = self.trial, self.rules
         trial.rollback(start)
-        free = self.state.capacity.free_gpus(scope) * MILLI
+        free = self._free_milli(scope)
         for victim, code in eligible:
             if rules.gpus_of(victim) + free < self._whole():
                 continue
@@ -392,9 +412,11 @@ class Search:
         return False
 
 
-def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[Row]) -> list[int]:
+def _scopes(
+    trial: Trial, gang: GangState, option: int, need: int, mask: int, allowed: list[Row], offered: list[Giver]
+) -> list[int]:
     """Where to clear room: each required domain; else, when nodes are what is short, the single nodes that the cheapest
-    victims clear first; then anywhere."""
+    victims clear first; then anywhere. `offered`: who may keep something on one node or another."""
     spec = gang.spec
     capacity = trial.state.capacity
     required = spec.topology.required
@@ -409,6 +431,10 @@ def _scopes(trial: Trial, gang: GangState, option: int, need: int, mask: int, al
     goal = need if need <= largest else bundle  # a gang too large for one node clears several, bundle by bundle
     nodes = trial.state.nodes
     gain: dict[str, int] = {}
+    for giver in offered:
+        for placed in trial.held(giver.gang) if giver.has_choice() else ():
+            before = gain.get(placed.node, max(nodes[placed.node].free_whole, 0) * MILLI)
+            gain[placed.node] = before + amount_of(giver.gang.spec, placed).gpus_milli
     found: list[int] = []
     for victim, _ in allowed:
         held = trial.places(victim)

@@ -32,11 +32,12 @@ from llmsched.core.shapes import Key
 from llmsched.core.stages import evict, place
 from llmsched.core.stages.backfill import Calendar, place_within
 from llmsched.core.stages.count import Count, lacking_flavors
+from llmsched.core.stages.demand import MOVED_IN_VAIN
 from llmsched.core.stages.grow import more
-from llmsched.core.stages.lesser import without
+from llmsched.core.stages.lesser import Ask, Giver, beside_others, keeps, room, room_elsewhere
 from llmsched.core.stages.line import Bunch, alone, bound_of, in_order, keep_order, key_with_age, kins
 from llmsched.core.stages.nominate import nominate
-from llmsched.core.stages.shrink import resize
+from llmsched.core.stages.shrink import give, resize
 from llmsched.core.stages.size import choices
 from llmsched.core.state import State
 from llmsched.core.status import Status
@@ -82,7 +83,9 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         staying = evict.Staying(this, [gang for _, gang in running])
         starters, victims = _pick(this, calendar, running, classes, staying)
         if starters:
-            settled |= _carry_out(this, calendar, staying, starters, victims, running=running)
+            sized = _sized(this, starters[0].spec.queue)
+            staying = evict.Staying(this, [gang for _, gang in (*running, *sized)])
+            settled |= _carry_out(this, calendar, staying, starters, victims, running=[*running, *sized])
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -159,7 +162,7 @@ def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]
 
     def line(queue: str) -> tuple[list[Row], list[_Class]]:
         if queue not in line_of:
-            alone = state.quota.enforced and rules_of(state, queue).reclaim != "any"
+            alone = state.quota.enforced and not _compete(state, queue, queue)
             line_of[queue] = queue if alone else ""
         return lines.setdefault(line_of[queue], ([], []))
 
@@ -282,25 +285,52 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
                 wanted.append((gang, (target - gang.size) * per_bundle))
                 if this.has_held(gang, quantum):
                     growers.append((gang, target))
+            elif name in trial.shrinking:
+                continue  # it gives already
             elif target < gang.size and (target or gang.spec.preemptible) and this.has_held(gang, quantum):
                 givers.append((target > 0, -(gang.size - target) * per_bundle, name, gang))
     lacking = lacking_flavors(this, calendar, wanted)
     victims: list[GangState] = []
-    since = len(plan.decisions)
+    smaller: list[Giver] = []
     givers.sort(key=lambda row: row[:3])
     for shrinks, _, name, gang in givers if lacking else ():
         if not any(state.nodes[placed.node].node.flavor in lacking for placed in gang.held):
             continue
-        if plan.cut(since):
-            return resting  # nobody starts before all have given
+        if len(smaller) >= PORTION:
+            plan.is_cut = True  # nobody starts before all have given
+            starters, growers = [], []
+            break
         if shrinks:
-            resize(this, gang, without(gang, plan.sizes[name]), say("resize.beyond_share"))
+            smaller.append(Giver(gang, plan.sizes[name], gang.held))
         else:
             victims.append(gang)
     starters.sort(key=lambda gang: _turn(this, gang))
-    if starters or victims:
-        resting |= _carry_out(this, calendar, evict.Staying(this, victims), starters, victims, growers)
+    if starters or victims or smaller:
+        sized = _sized(this)
+        staying = evict.Staying(this, [*victims, *(gang for _, gang in sized)])
+        resting |= _carry_out(this, calendar, staying, starters, victims, growers, smaller, sized)
     return resting
+
+
+def _sized(this: Pass, queue: str | None = None) -> list[Row]:
+    """Elastic gangs that run, as they come after others: brought to their shares, they are not ranked. `queue`: those
+    that compete with it."""
+    state, found = this.state, list[Row]()
+    is_alone = state.quota.enforced and queue is not None
+    for name in state.elastic:
+        gang = state.gangs[name]
+        may_leave = gang.status is Status.RUNNING and gang.spec.preemptible and not gang.lost_members
+        may_leave = may_leave and name not in this.trial.leaving and name not in this.trial.shrinking
+        if not may_leave or not this.plan.sizes.get(name) or _of_running(this, gang):
+            continue
+        if is_alone and gang.spec.queue != queue and not _compete(state, gang.spec.queue, queue or ""):
+            continue
+        found.append((_by_due(this, gang) if is_owed(gang, this.plan.has_come) else _turn(this, gang), gang))
+    return found
+
+
+def _compete(state: State, one: str, other: str) -> bool:
+    return all(rules_of(state, queue).reclaim == "any" for queue in (one, other))
 
 
 def _turn(this: Pass, gang: GangState) -> Key:
@@ -336,11 +366,26 @@ def _beneficiary(
     return next((by_name[name] for name in names if evict.may(this, victim, by_name[name])), None)
 
 
+def _ask(this: Pass, gang: GangState, size: int, calendar: Calendar, option: int | None) -> Ask:
+    return lambda only: place_within(this, gang, size, calendar, option, only)
+
+
+def _more(this: Pass, gang: GangState, size: int, calendar: Calendar) -> Ask:
+    only = ~calendar.closed(gang, size)
+    return lambda nodes: more(this, gang, size - gang.size, only & nodes) or place.NO_ROOM
+
+
 def _find(
-    this: Pass, calendar: Calendar, staying: evict.Staying, starters: list[GangState]
+    this: Pass,
+    calendar: Calendar,
+    staying: evict.Staying,
+    starters: list[GangState],
+    smaller: Sequence[Giver] = (),
 ) -> list[tuple[GangState, Placement]]:
-    """Nodes for a portion of the starters, which hold them from now on in the trial."""
+    """Nodes for a portion of the starters, which hold them from now on in the trial, beside what those keep that become
+    smaller."""
     trial, plan = this.trial, this.plan
+    free, in_vain = [giver for giver in smaller if giver.has_choice()], 0
     found: list[tuple[GangState, Placement]] = []
     refused: set[int] = set()  # shapes that did not fit: their like will not either
     for gang in starters:
@@ -359,6 +404,11 @@ def _find(
                     fitting = placed
                     break
                 is_kept_out = is_kept_out or placed.code == "reservation"  # who runs for less may not be
+                if free and in_vain < MOVED_IN_VAIN:
+                    fitting = room_elsewhere(trial, gang, free, _ask(this, gang, bundles, calendar, option))
+                if fitting is not None:
+                    break
+            in_vain += fitting is None and bool(free)
         if fitting is not None:
             trial.hold(gang, fitting)
             found.append((gang, fitting))
@@ -374,11 +424,12 @@ def _find_beside(
     starters: list[GangState],
     victims: list[GangState],
     running: Sequence[Row],
+    smaller: Sequence[Giver],
 ) -> tuple[list[tuple[GangState, Placement]], list[GangState]]:
     """Nodes for the starters when the victims have gone, and who those are. Where one that is owed a start finds none,
     or one of a higher priority than some that run, all that come after it are, if that is of use."""
     trial, empty = this.trial, this.trial.mark()
-    found = _find(this, calendar, staying, starters)
+    found = _find(this, calendar, staying, starters, smaller)
     lowest: float = inf
     if this.policies.ordering.by_priority and not this.plan.is_cut:
         lowest = min((gang.spec.priority for _, gang in running), default=inf)
@@ -402,11 +453,24 @@ def _find_beside(
         if trial.held(gang):
             trial.hold(gang, ())
     asked = [gang for gang in starters if waits_long or gang.spec.priority >= first.spec.priority]
-    again = _find(this, calendar, staying, asked)
+    rest = [giver for giver in smaller if trial.held(giver.gang)]
+    again = _find(this, calendar, staying, asked, rest)
     if waits_long or any(gang is first for gang, _ in again):
         return again, gone
     trial.rollback(empty)
-    return _find(this, calendar, staying, starters), victims
+    return _find(this, calendar, staying, starters, smaller), victims
+
+
+def _stays(this: Pass, gang: GangState, smaller: Sequence[Giver]) -> Placement:
+    """What a victim may hold beside those who start: all of it, or as much as there is if it has a share; () for
+    none. `smaller`: who has no more than that in any case."""
+    trial = this.trial
+    most = next((giver.size for giver in smaller if giver.gang is gang), None)
+    if most is None and fits(trial, gang.spec, gang.held):
+        return gang.held
+    if not this.plan.sizes.get(gang.id):
+        return ()
+    return beside_others(trial, Giver(gang, size_of(gang.spec, gang.held) if most is None else most, gang.held))
 
 
 def _become_smaller(state: State) -> dict[str, Placement]:
@@ -426,12 +490,14 @@ def _carry_out(
     starters: list[GangState],
     victims: list[GangState],
     growers: Sequence[tuple[GangState, int]] = (),
+    smaller: Sequence[Giver] = (),
     running: Sequence[Row] = (),
 ) -> dict[str, None]:
-    """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free and what victims
-    leave; spare the victims that turn out not to matter. Where that is not enough for one that is owed a start, or that
-    ranks before a lower priority, as those that may stay are in its way, all of the `running` that come after it are
-    victims. The next pass, at once, compares those that are left."""
+    """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free, what victims
+    leave, and what those let go of who become smaller; spare the victims that turn out not to matter. Where that is not
+    enough for one that is owed a start, or that ranks before a lower priority, as those that may stay are in its way,
+    all of the `running` that come after it are victims; of them the elastic ones that may stay as they are, or smaller.
+    The next pass, at once, compares those that are left."""
     trial, state, plan = this.trial, this.state, this.plan
     mark = trial.mark()
     for gang in victims:
@@ -439,15 +505,17 @@ def _carry_out(
     shrinking = {**_become_smaller(state), **trial.shrinking}
     for name, placement in shrinking.items():
         trial.hold(state.gangs[name], placement)
+    for giver in smaller:
+        trial.hold(giver.gang, keeps(*giver))
     trial.let_them_go()
-    found, victims = _find_beside(this, calendar, staying, starters, victims, running)
+    found, victims = _find_beside(this, calendar, staying, starters, victims, running, smaller)
     takers = [gang for gang, _ in found]  # and who grows
-    leaving: list[GangState] = []
-    for gang, target in growers if victims else ():
+    leaving, less = list[GangState](), list[GangState]()
+    for gang, target in growers if victims or smaller else ():
         with _where_they_are(trial, staying.stay_for(gang)):
             extra = None
             for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
-                extra = more(this, gang, size - gang.size, ~calendar.closed(gang, size))
+                extra = room(trial, gang, smaller, _more(this, gang, size, calendar))
                 if extra is not None:
                     break
         if extra is not None:
@@ -460,13 +528,22 @@ def _carry_out(
             on_node.setdefault(placed.node, {})[gang.id] = None
     for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
         with kept(trial, [] if gang.id in beside_all else calendar.left_beside(gang, on_node)):
-            stays = fits(trial, gang.spec, gang.held)
+            stays = _stays(this, gang, smaller)
         if stays:
-            trial.hold(gang, gang.held)
+            trial.hold(gang, stays)
         else:
             leaving.append(gang)
+        if stays and len(stays) < len(gang.held) and all(giver.gang is not gang for giver in smaller):
+            less.append(gang)
+    keep = {giver.gang.id: left for giver in smaller if (left := trial.held(giver.gang))}
+    keep |= {gang.id: trial.held(gang) for gang in less}
     trial.rollback(mark)
-    before = [*shrinking, *state.vacating, *trial.leaving]
+    for giver in smaller:
+        if giver.gang.id in keep:
+            resize(this, giver.gang, keep[giver.gang.id], say("resize.beyond_share"))
+    for gang in less:
+        give(this, gang, keep[gang.id], next(taker for taker in takers if taker is not gang))
+    before = [*shrinking, *keep, *state.vacating, *trial.leaving]
     for gang, beneficiary in [(gang, _beneficiary(this, gang, takers, on_node)) for gang in leaving]:
         if beneficiary is None:  # it is not others of ours for whom there is too little: a node was lost, say
             leaving.remove(gang)

@@ -19,7 +19,7 @@ from llmsched.core.reserved import Row
 from llmsched.core.rules import IN_QUEUE, Rules
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.stages import place
-from llmsched.core.stages.lesser import Ask, Giver, room, room_elsewhere, without
+from llmsched.core.stages.lesser import Giver, give_back, give_up, keeps, room_elsewhere
 from llmsched.core.stages.nominate import nominate
 from llmsched.core.status import Status
 from llmsched.core.trade import resize_loss_s
@@ -77,7 +77,7 @@ def _made(
                 floor = _allowed_floor(trial, giver, floor, rules, code)
             one = Giver(giver, floor, trial.standing(giver))
             if floor < size_of(giver.spec, one.standing):
-                found = _give(trial, gang, one, ask)
+                found = give_up(trial, gang, one, ask)
                 asked.append(one)
             if found is not None:
                 break
@@ -87,17 +87,17 @@ def _made(
         if found is None:
             return None
         for one in reversed(more):
-            found = _give_back(trial, gang, one, ask) or found
+            found = give_back(trial, gang, one, ask) or found
         return found, {one.gang.id: left for one in asked if (left := trial.held(one.gang)) != one.standing}
     finally:
         trial.rollback(mark)
 
 
-def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, Placement]:
+def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, Giver]:
     """Make every elastic gang that may be asked as small as the rules let it be, in `later`, and say how small: what
     is then still missing is for preempt.py to find."""
     state = this.state
-    offered: dict[str, Placement] = {}
+    offered: dict[str, Giver] = {}
     if not state.configuration.scheduling.elastic or not state.elastic:
         return offered
     for giver, floor, code in _givers(this, gang, rules):
@@ -105,8 +105,8 @@ def offer(this: Pass, later: Trial, gang: GangState, rules: Rules) -> dict[str, 
             floor = _allowed_floor(later, giver, floor, rules, code)
         standing = later.standing(giver)
         if floor < size_of(giver.spec, standing):
-            offered[giver.id] = without(giver, floor, (), standing)
-            later.hold(giver, offered[giver.id])
+            offered[giver.id] = Giver(giver, floor, standing)
+            later.hold(giver, keeps(giver, floor, standing))
     return offered
 
 
@@ -165,6 +165,8 @@ def _givers(this: Pass, gang: GangState, rules: Rules, to_least: bool = False) -
         ):
             least = giver.wanted_size or giver.spec.min_size
             floor = min(now, least if to_least else plan.sizes.get(name, now) or giver.spec.min_size)
+        if giver.wanted_size is not None and giver.wanted_size < floor:  # its user has: what it lets go is anybody's
+            floor, by = giver.wanted_size, ""
         if floor < now:
             gives = (now - floor) * bundle_milli(giver.spec)
             loss = _loss_s(this, giver) / max(1, min(gives, need))
@@ -182,48 +184,15 @@ def _step(giver: GangState, now: int) -> int:
 
 def _allowed_floor(trial: Trial, giver: GangState, floor: int, rules: Rules, code: str) -> int:
     """How far down the rules let a giver of another queue go: each step only while its queue has more than is its own,
-    after those who gave before it."""
+    after those who gave before it, but for what its user has it let go."""
     bundle, standing = bundle_milli(giver.spec), trial.standing(giver)
     mark = trial.mark()
     now = lowest = size_of(giver.spec, standing)
     for size in [s for s in reversed(allowed_sizes(giver.spec)) if floor <= s < now]:
-        if not rules.now(giver, code, (lowest - size) * bundle):
+        is_asked = giver.wanted_size is not None and size >= giver.wanted_size
+        if not is_asked and not rules.now(giver, code, (lowest - size) * bundle):
             break
-        trial.hold(giver, without(giver, size, (), standing))
+        trial.hold(giver, keeps(giver, size, standing))
         lowest = size
     trial.rollback(mark)
     return lowest
-
-
-def _give(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
-    """Make one giver as much smaller as it takes for a gang, and leave it at its floor if that is not
-    enough yet."""
-    spec, mark = giver.gang.spec, trial.mark()
-    now = size_of(spec, giver.standing)
-
-    def at(size: int) -> Placement | None:
-        trial.hold(giver.gang, without(giver.gang, size, (), giver.standing))
-        return room(trial, gang, giver._replace(size=size), ask)
-
-    found = at(giver.size)
-    for size in reversed(allowed_sizes(spec)) if found is not None else ():
-        if giver.size <= size < now:
-            trial.rollback(mark)
-            found = at(size)
-            if found is not None:
-                break
-    return found
-
-
-def _give_back(trial: Trial, gang: GangState, giver: Giver, ask: Ask) -> Placement | None:
-    """Let one giver keep as much as the others leave to it; None: it keeps what it has."""
-    spec, now = giver.gang.spec, size_of(giver.gang.spec, trial.held(giver.gang))
-    most = size_of(spec, giver.standing)
-    for size in (most, *(each for each in reversed(allowed_sizes(spec)) if now < each < most)):
-        mark = trial.mark()
-        trial.hold(giver.gang, without(giver.gang, size, (), giver.standing))
-        found = room(trial, gang, giver._replace(size=size), ask)
-        if found is not None:
-            return found
-        trial.rollback(mark)
-    return None
