@@ -23,7 +23,7 @@ from llmsched.core.state import State
 from llmsched.core.status import Status
 from llmsched.core.trial import Trial
 from llmsched.core.windows import Windows
-from llmsched.core.workload import Group, Option, Workload
+from llmsched.core.workload import Group, Option, Placed, Workload
 from llmsched.policies.registry import load
 
 POLICIES = load(PolicyNames())
@@ -451,3 +451,18 @@ def test_an_elastic_gang_of_which_the_least_does_not_fit_beside_a_reservation_le
     made.state.apply(facts.Estimated(made.now, "guest/0", 10_000.0))
     made.after(90.0)
     assert made.turn().decisions == [Preempt("guest", "reservation")]
+
+
+@pytest.mark.parametrize("is_told_before", [False, True])
+def test_nobody_leaves_for_a_reservation_that_has_what_another_one_makes_somebody_leave(is_told_before: bool) -> None:
+    """One that was on two nodes left both, for what was reserved of the first; the newest left the second one as well,
+    and began there again."""
+    made = cluster("2 nodes x 4").reserve(100.0, 500.0, "bob", nodes=("n-0",)).reserve(100.0, 500.0, "bob", gpus=2)
+    there = tuple(Placed("workers", f"n-{number}", 0) for number in range(2))
+    made.state.apply(facts.Submitted(made.now, work("two", 2, 2, user="zoe", grace_s=20.0)))
+    made.state.apply(decisions.Launch("two/0", 1, there))
+    made.state.apply(facts.Bound(made.now, "two/0", 1))
+    made.running("first", 2, user="bob").running("newest", 2, user="zoe", grace_s=0.0 if is_told_before else 20.0)
+    assert made.state.gangs["newest/0"].held[0].node == "n-1"
+    assert made.after(90.0).turn().decisions == [Preempt("two", "reservation")]
+    assert made.after(20.0).turn().decisions == []

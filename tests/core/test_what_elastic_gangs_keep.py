@@ -193,10 +193,10 @@ def test_what_a_user_has_it_let_go_of_lies_where_somebody_waits(queues: dict[str
 
 def test_what_a_user_has_it_let_go_of_lies_where_another_one_can_grow() -> None:
     """It let go of its last ranks, on nodes of the other flavor."""
-    given = cluster("1 node x 4 A, 1 node x 4 B").scheduling(quantum_s=60.0)
-    given.pending("named", 1, (1, 4), flavor="A").after(0.0, facts.Scaled(given.now, "named", 1)).settle()
-    given.pending("tune", 1, (1, 8)).settle()
-    assert on(given, "tune") == {"a-0": 3, "b-0": 4}
+    given = cluster("1 node x 4 A, 1 node x 4 B").pending("tune", 1, (1, 8)).settle()
+    given.pending("named", 1, (1, 4), flavor="A").after(0.0, facts.Scaled(given.now, "tune", 7))
+    given.after(0.0, facts.Scaled(given.now, "named", 1)).settle()
+    assert on(given, "tune") == {"a-0": 3, "b-0": 4} and on(given, "named") == {"a-0": 1}
     given.after(1.0, facts.Scaled(given.now, "tune", 4), facts.Scaled(given.now, "named", 4)).settle()
     assert on(given, "named") == {"a-0": 4} and on(given, "tune") == {"b-0": 4}
 

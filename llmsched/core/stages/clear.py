@@ -85,28 +85,32 @@ def _held(this: Pass, gang: GangState) -> Placement:
 
 def _beyond(this: Pass, row: Row, node: str, on: On, goes: Goes) -> Goes:
     """The guests of a node that must let something go for so many GPUs to be free for the holder, and for those of
-    others that are open when it opens: the newest, no more than needed. Counted as in `windows.kept`, which says where
+    others that are open when it opens: who leaves in any case, then the newest, no more than needed. Counted as in `windows.kept`, which says where
     others may start: who may is not told to leave. `goes`: who lets go of something already."""
     state = this.state
     at = state.now if this.plan.has_come(row.opens) else row.opens
     here = [each for each in on if each[0] is row or is_open(each[0].reservation, at)]
     stay: Gangs = []
     going: Gangs = []
+
+    def leaves(gang: GangState) -> bool:
+        return not gang.is_active() or gang.id in this.trial.leaving
+
     for name in state.ledgers.present.get(node, ()):
         gang = state.gangs[name]
         held = goes[name] if name in goes else _held(this, gang)
         is_guest = _is_guest(this, row, gang)
         if held and (is_guest or is_holder(row.reservation, gang.spec)):
             stay.append((gang, held))
-        if held and is_guest and gang.spec.preemptible:
+        if held and is_guest and (gang.spec.preemptible or leaves(gang)):
             going.append((gang, held))
 
     def place(each: tuple[GangState, Placement]) -> tuple[object, ...]:
-        """The holders of others first, as these have the right to what they have."""
+        """Who leaves comes last, and the holders of others first, as these have the right to what they have."""
         gang = each[0]
         is_elses = any(is_holder(other.reservation, gang.spec) for other, _ in here)
         since = state.now if gang.started_at is None else gang.started_at
-        return not is_elses, not gang.is_active(), since, gang.submitted_at, gang.id
+        return leaves(gang), not is_elses, since, gang.submitted_at, gang.id
 
     going.sort(key=place)
     chosen: Gangs = []
