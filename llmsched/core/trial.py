@@ -292,7 +292,7 @@ class Afterwards(Trial):
             if gang.id in self.moving:  # until the trial's own log says that they are kept no more
                 self.state.ledgers.charge(gang, self.moving[gang.id], -1, promise=True)
                 self.keep(gang, self.moving[gang.id], 1)
-        self.hold(gang, gang.held)
+        self.hold(gang, gang.placement or gang.held)
 
     def _let_go(self, name: str) -> None:
         gang = self.state.gangs[name]

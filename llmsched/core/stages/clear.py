@@ -85,8 +85,9 @@ def _held(this: Pass, gang: GangState) -> Placement:
 
 def _beyond(this: Pass, row: Row, node: str, on: On, goes: Goes) -> Goes:
     """The guests of a node that must let something go for so many GPUs to be free for the holder, and for those of
-    others that are open when it opens: who leaves in any case, then the newest, no more than needed. Counted as in `windows.kept`, which says where
-    others may start: who may is not told to leave. `goes`: who lets go of something already."""
+    others that are open when it opens: who leaves in any case, then the newest, no more than needed. Counted as in
+    `windows.kept`, which says where others may start: who may is not told to leave. `goes`: who lets go of something
+    already."""
     state = this.state
     at = state.now if this.plan.has_come(row.opens) else row.opens
     here = [each for each in on if each[0] is row or is_open(each[0].reservation, at)]

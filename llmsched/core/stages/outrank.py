@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmsched.core.decisions import Launch, Preempt, Resize
-from llmsched.core.exact_fit import fits
+from llmsched.core.exact_fit import fits, may_be_free
 from llmsched.core.message import Message, say, workload
 from llmsched.core.records import GangState
 from llmsched.core.scheduling_pass import Pass
@@ -24,6 +24,9 @@ def run(this: Pass, gang: GangState, placement: Placement, outranked: list[GangS
     """`gang` goes to `placement`, for which these do not begin. That it goes there is for the caller to decide."""
     for other in outranked:
         _take_back(this, other, gang)
+    promised = ((each, this.trial.nomination(each)) for each in map(this.state.gangs.__getitem__, this.state.nominated))
+    if any(one is not None and may_be_free(this.trial, each.spec, one.placement) for each, one in promised):
+        this.plan.asks_again = True  # its places may be free by that, and this brings no news
     later = this.later().trial
     made_room = _who_made_room(this, outranked)
     mark = later.mark()
@@ -33,8 +36,9 @@ def run(this: Pass, gang: GangState, placement: Placement, outranked: list[GangS
         victim = this.state.gangs[told.gang]
         left = later.held(victim)
         later.hold(victim, ())
-        stays = fits(later, victim.spec, victim.held)
-        later.hold(victim, victim.held if stays else left)
+        whole = victim.placement or victim.held  # the first, where it was told before to become smaller
+        stays = fits(later, victim.spec, whole)
+        later.hold(victim, whole if stays else left)
         if stays:
             spared[victim.id] = None
     later.rollback(mark)
@@ -61,16 +65,15 @@ def _take_back(this: Pass, other: GangState, gang: GangState) -> None:
 
 def _who_made_room(this: Pass, outranked: list[GangState]) -> list[Told]:
     names = {other.id: None for other in outranked}
-    told = [_makes_room(workload_id) for workload_id in dict.fromkeys(other.workload_id for other in outranked)]
-    found: list[Told] = []
-    for each in this.plan.decisions:
-        if isinstance(each, Preempt) and each.beneficiary in names or isinstance(each, Resize) and each.why in told:
-            found.append(each)
-    return found
+    told = (each for each in this.plan.decisions if isinstance(each, (Preempt, Resize)))
+    return [each for each in told if each.beneficiary in names]
 
 
-def _makes_room(workload_id: str) -> Message:
-    return say("makes_room", who=workload(workload_id))
+def _for(why: Message | None, gang: GangState) -> Message | None:
+    if why is None:
+        return None
+    args = (("who", workload(gang.workload_id)) if name == "who" else (name, value) for name, value in why.args)
+    return Message(why.code, tuple(args))
 
 
 def _say_so(this: Pass, made_room: list[Told], spared: dict[str, None], gang: GangState) -> None:
@@ -81,10 +84,9 @@ def _say_so(this: Pass, made_room: list[Told], spared: dict[str, None], gang: Ga
         if told.gang in spared:
             del plan.decisions[at]
         elif isinstance(told, Preempt):
-            why = told.why and Message(told.why.code, (("who", workload(gang.workload_id)),))
-            evict.instead(this, told, gang, why)
+            evict.instead(this, told, gang, _for(told.why, gang))
         else:
-            plan.decisions[at] = replace(told, why=_makes_room(gang.workload_id))
+            plan.decisions[at] = replace(told, why=_for(told.why, gang), beneficiary=gang.id)
     for name, promise in [*plan.nominations.items()]:
         if any(victim in spared for victim in promise.victims):
             without(this, name, spared)

@@ -153,7 +153,8 @@ def _carry_out(
     going = [*smaller, *(victim.id for victim in choice.victims if victim.id in trial.leaving)]
     if not going and is_free(choice.placement):
         return choice.placement
-    others = (name for name in this.later().trial.gone_from(choice.placement) if name not in going)
+    told = (*this.later().trial.gone_from(choice.placement), *trial.shrinking)
+    others = dict.fromkeys(name for name in told if name not in going)
     nominate(this, gang, choice.placement, [*going, *others])
     return True
 
