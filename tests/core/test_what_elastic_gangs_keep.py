@@ -269,3 +269,13 @@ def test_by_rank_who_makes_way_for_one_that_is_owed_a_start_does_not_leave_where
     given.pending("wide", 1, (8, 9), topology=Topology("node"))
     given.settle().after(3600.0)
     assert given.turn().decisions[:2] == [Resize("tune", to=1), Nominate("wide", gpus=8)]
+
+
+@pytest.mark.parametrize("reclaim", ["never", "any"])
+def test_by_rank_nobody_makes_way_for_one_that_is_owed_a_start_in_a_queue_with_which_it_does_not_compete(
+    reclaim: str,
+) -> None:
+    given = nodes(8, 4).queue("theirs", 4).queue("mine", 8).rules("by_rank", reclaim=reclaim)
+    placed_on(given, "tune", (2, 3), (2, 0))
+    given.pending("wide", 1, (8, 9), topology=Topology("node"), queue="mine").settle().after(3600.0).settle()
+    assert (set(on(given, "wide")) == {"n0"}) == ("n0" not in on(given, "tune")) == (reclaim == "any")

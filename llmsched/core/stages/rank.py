@@ -83,7 +83,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         staying = evict.Staying(this, [gang for _, gang in running])
         starters, victims = _pick(this, calendar, running, classes, staying)
         if starters:
-            sized = _sized(this, starters[0].spec.queue)
+            sized = _sized(this)
             staying = evict.Staying(this, [gang for _, gang in (*running, *sized)])
             settled |= _carry_out(this, calendar, staying, starters, victims, running=[*running, *sized])
         if plan.is_cut:
@@ -312,18 +312,14 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     return resting
 
 
-def _sized(this: Pass, queue: str | None = None) -> list[Row]:
-    """Elastic gangs that run, as they come after others: brought to their shares, they are not ranked. `queue`: those
-    that compete with it."""
+def _sized(this: Pass) -> list[Row]:
+    """Elastic gangs that run, as they come after others: brought to their shares, they are not ranked."""
     state, found = this.state, list[Row]()
-    is_alone = state.quota.enforced and queue is not None
     for name in state.elastic:
         gang = state.gangs[name]
         may_leave = gang.status is Status.RUNNING and gang.spec.preemptible and not gang.lost_members
         may_leave = may_leave and name not in this.trial.leaving and name not in this.trial.shrinking
         if not may_leave or not this.plan.sizes.get(name) or _of_running(this, gang):
-            continue
-        if is_alone and gang.spec.queue != queue and not _compete(state, gang.spec.queue, queue or ""):
             continue
         found.append((_by_due(this, gang) if is_owed(gang, this.plan.has_come) else _turn(this, gang), gang))
     return found
@@ -443,19 +439,23 @@ def _find_beside(
     key = _by_due(this, first) if waits_long else NOBODY
 
     def comes_after(row: Key, gang: GangState) -> bool:
+        queue, mine, state = gang.spec.queue, first.spec.queue, this.state
+        is_one = not state.quota.enforced or queue == mine  # what another queue has may be its own
         if waits_long:
-            return row > key
-        is_alone = this.state.quota.enforced  # what another queue has may be its own
-        return gang.spec.priority < first.spec.priority and (not is_alone or gang.spec.queue == first.spec.queue)
+            return row > key and (is_one or _compete(state, queue, mine))
+        return gang.spec.priority < first.spec.priority and is_one
 
     gone = [gang for row, gang in running if gang.id in known or comes_after(row, gang)]
+    ranked = {gang.id for gang in gone}
+    gone += [gang for gang in victims if gang.id not in ranked]
     for gang in gone:
         if trial.held(gang):
             trial.hold(gang, ())
     asked = [gang for gang in starters if waits_long or gang.spec.priority >= first.spec.priority]
     rest = [giver for giver in smaller if trial.held(giver.gang)]
     again = _find(this, calendar, staying, asked, rest)
-    if waits_long or any(gang is first for gang, _ in again):
+    is_found = any(gang is first for gang, _ in again)
+    if is_found or (waits_long and not any(this.plan.sizes.get(gang.id) for gang in gone)):
         return again, gone
     trial.rollback(empty)
     return _find(this, calendar, staying, starters, smaller), victims
