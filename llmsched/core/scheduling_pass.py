@@ -5,7 +5,7 @@ Knows no stage and no rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llmsched.core.decisions import Launch
@@ -67,10 +67,11 @@ class Pass:
         """Why a gang waits, whatever is told of its class; None: for what its class waits for."""
         self.told_alone[gang.id] = reason
 
-    def tell_who_asks(self, shape: Shape) -> None:
-        """All of a class wait for room; how much of it there is may be counted when somebody reads it."""
-        self.unread[shape] = None
-        self.told.pop(shape, None)
+    def tell_who_ask(self, shapes: Sequence[Shape]) -> None:
+        """All of these classes wait for room; how much of it there is may be counted when somebody reads it."""
+        self.unread.update(dict.fromkeys(shapes))
+        for shape in [shape for shape in self.told if shape in self.unread]:
+            del self.told[shape]
 
     def write_reasons(self, ask: Callable[[Shape], Reason]) -> None:
         """The only place where a pass changes what people read: at its end."""

@@ -30,7 +30,7 @@ class Waiting:
         self.elastic: dict[int, Shape] = {}  # of those, whose size may vary
         self.kins: dict[int, Kin] = {}  # of these, by the serial of the first class that each ever had
         self.longest: list[tuple[float, int]] = []  # (since when its first one waits, serial) of each, longest first
-        self.by_need: dict[int, dict[int, Shape]] = {}  # and all by the whole GPUs they need free, in thousandths
+        self.by_need: dict[int, dict[int, Kin]] = {}  # and all by the whole GPUs they need free, in thousandths
         self.count = 0
         self.by_queue: dict[str, int] = {}
         self.version = 0
@@ -147,21 +147,23 @@ class Waiting:
     def _comes_alive(self, shape: Shape) -> None:
         self.live[shape.serial] = shape
         shape.kin.live[shape.serial] = shape
-        self.kins[shape.kin.classes[0].serial] = shape.kin
-        self.by_need.setdefault(shape.needs_free, {})[shape.serial] = shape
+        first = shape.kin.classes[0].serial
+        self.kins[first] = shape.kin
+        self.by_need.setdefault(shape.needs_free, {})[first] = shape.kin
         if shape.sample.is_elastic():
             self.elastic[shape.serial] = shape
 
     def _dies(self, shape: Shape) -> None:
         del self.live[shape.serial]
         del shape.kin.live[shape.serial]
-        if not shape.kin.live:
-            del self.kins[shape.kin.classes[0].serial]
         self.elastic.pop(shape.serial, None)
-        alike = self.by_need[shape.needs_free]
-        del alike[shape.serial]
-        if not alike:
-            del self.by_need[shape.needs_free]
+        if not shape.kin.live:
+            first = shape.kin.classes[0].serial
+            del self.kins[first]
+            alike = self.by_need[shape.needs_free]
+            del alike[first]
+            if not alike:
+                del self.by_need[shape.needs_free]
         shape.reason = shape.examined = None
 
     def __contains__(self, gang_id: str) -> bool:

@@ -19,7 +19,7 @@ from llmsched.core.fair import BORROWED, Shares
 from llmsched.core.records import GangState
 from llmsched.core.resources import MILLI
 from llmsched.core.scheduling_pass import Pass
-from llmsched.core.shapes import Entries, Key, Shape
+from llmsched.core.shapes import Entries, Key, Kin, Shape
 from llmsched.core.state import State
 from llmsched.core.waiting import Waiting
 
@@ -55,11 +55,15 @@ def bunched(shapes: Iterable[Shape], most: int) -> list[Bunch]:
     found: list[Bunch] = []
     for classes in by_kin.values():
         kin = classes[0].kin
-        if 1 < len(classes) == len(kin.live) and all(len(shape.entries) <= most for shape in classes):
-            found.append(Bunch(classes, kin.index))
-        else:
-            found += alone(classes)
+        found += of_kin(kin, most) if len(classes) == len(kin.live) else alone(classes)
     return found
+
+
+def of_kin(kin: Kin, most: int) -> list[Bunch]:
+    """All of its classes."""
+    classes = [*kin.live.values()]
+    is_one = len(classes) > 1 and (most >= UNBOUNDED or all(len(shape.entries) <= most for shape in classes))
+    return [Bunch(classes, kin.index)] if is_one else alone(classes)
 
 
 def kins(waiting: Waiting) -> list[Bunch]:
@@ -191,14 +195,14 @@ class Line:
         self._only_what_is_free = only_what_is_free
         self._blocked: list[Block] = []
         self.left_out: list[Shape] = []
-        lines: dict[str, list[Shape]] = {}
+        lines: dict[str, list[Kin]] = {}
         self._free = self._count_free()
         for need, alike in waiting.by_need.items():
-            if need > self._free:
-                self.left_out += alike.values()
-                continue
-            for shape in alike.values():
-                lines.setdefault(shape.queue if self._by_queue else "", []).append(shape)
+            for kin in alike.values():
+                if need > self._free:
+                    self.left_out += kin.live.values()
+                else:
+                    lines.setdefault(kin.classes[0].queue if self._by_queue else "", []).append(kin)
         self._refused_still: list[tuple[str, list[Shape]]] = []
         self.still_refused: list[Shape] = []  # all that were left out for that
         self._is_hopeless = is_hopeless
@@ -210,16 +214,18 @@ class Line:
         self._without = without
         self._without_of = Counter(id(state.gangs[name].shape) for name in without)
         self._needs_no_key = False
-        for queue, shapes in lines.items():
+        for queue, kins in lines.items():
+            shapes = [shape for kin in kins for shape in kin.live.values()]
             refused = refused_of(shapes, self._by_queue)
             if refused:
                 self._refused_still.append((queue, [*refused.values()]))
                 self.still_refused += refused.values()
             asked = [shape for shape in shapes if shape.serial not in refused] if refused else shapes
-            bunches = self._bunched(asked)
-            if self._by_queue and asked and all(is_hopeless(bunch.classes[0]) for bunch in bunches):
+            firsts = (next(iter(kin.live.values())) for kin in kins)
+            if self._by_queue and asked and not refused and all(map(is_hopeless, firsts)):
                 self._hopeless.append((queue, asked))
                 continue
+            bunches = self._bunched(asked) if refused else [bunch for kin in kins for bunch in of_kin(kin, most)]
             if asked:
                 self._needs_no_key = len(lines) == len(shapes) == len(asked[0].entries) == 1  # nothing to order
             if heap := self._heads(bunches):

@@ -86,11 +86,15 @@ class Unasked:
 
     def still_refused(self, shapes: Iterable[Shape], all_or_none: bool = False) -> dict[int, Shape]:
         """Of these, by serial."""
-        if all_or_none and not all(self.is_still_refused(shape) for shape in shapes):
-            return {}
+        found: dict[int, Shape] = {}
         room = self._left_out.room if self._left_out is not None else None
-        known = [shape for shape in shapes if shape.examined is not None and shape.examined.room == room]
-        return {shape.serial: shape for shape in known if self.is_still_refused(shape)}
+        for shape in shapes:
+            examined = shape.examined
+            if examined is not None and examined.room == room and self.is_still_refused(shape):
+                found[shape.serial] = shape
+            elif all_or_none:
+                return {}
+        return found
 
     def is_still_refused(self, shape: Shape) -> bool:
         if self._left_out is None or self._is_hindered(shape):
