@@ -177,7 +177,7 @@ def _on_node(gangs: Gangs, node: str) -> tuple[int, dict[int, int]]:
 
 def _theirs(on: On, node: str, gangs: Gangs) -> list[tuple[int, dict[int, None]]]:
     """Of each of these what its holder has there: thousandths of GPUs, and the devices of which that is a part. What a
-    gang has that is the holder of several counts once: for the first of them that has not all of its own."""
+    gang has that is the holder of several counts once: for those of them that lack most of their own."""
     found = [(0, dict[int, None]()) for _ in on]
     holders = [
         ([n for n, (row, _) in enumerate(on) if is_holder(row.reservation, g.spec)], g, held) for g, held in gangs
@@ -186,9 +186,10 @@ def _theirs(on: On, node: str, gangs: Gangs) -> list[tuple[int, dict[int, None]]
         for placed in held if numbers else ():
             if placed.node == node:
                 left = amount = amount_of(gang.spec, placed).gpus_milli
-                for number in numbers:
+                first = sorted(numbers, key=lambda number: found[number][0] - on[number][1] * MILLI)
+                for number in first:
                     has, devices = found[number]
-                    most = left if number == numbers[-1] else max(0, on[number][1] * MILLI - has)
+                    most = left if number == first[-1] else max(0, on[number][1] * MILLI - has)
                     found[number] = has + min(left, most), devices
                     if amount % MILLI and min(left, most):
                         devices[placed.gpu_index] = None

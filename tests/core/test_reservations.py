@@ -466,3 +466,15 @@ def test_nobody_leaves_for_a_reservation_that_has_what_another_one_makes_somebod
     assert made.state.gangs["newest/0"].held[0].node == "n-1"
     assert made.after(90.0).turn().decisions == [Preempt("two", "reservation")]
     assert made.after(20.0).turn().decisions == []
+
+
+def test_what_a_holder_of_two_reservations_has_counts_where_most_is_lacking() -> None:
+    """It counted for the first of them, so that whoever began beside it as the holder of that one was told at once to
+    leave for the second one, and began again, for as long as both were open."""
+    made = cluster("1 node x 8").queue("default", 8).queue("prod", 8).reserve(10.0, LASTS, "bob", gpus=4)
+    made.reservations.append(Reservation("second", 10.0, LASTS, queue="prod", gpus_milli=4 * MILLI))
+    part = Group("workers", 1, (Option(None, Resources(750)),))
+    for number, queue in enumerate(("prod", "default")):
+        spec = Workload(f"w{number}", f"w{number}", "train", (part,), queue=queue, user="bob", min_size=3, max_size=3)
+        made.after(20.0, facts.Submitted(made.now, spec)).settle()
+    assert [*made.state.holding] == ["w0/0", "w1/0"] and made.after(60.0).turn().decisions == []
