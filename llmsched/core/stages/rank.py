@@ -15,39 +15,26 @@ with its least, after those of fixed size and its own priority.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from llmsched.core.exact_fit import fits
 from llmsched.core.explain import Reason
 from llmsched.core.lane import due, is_owed
-from llmsched.core.message import say, workload
+from llmsched.core.message import say
 from llmsched.core.plan import PORTION
-from llmsched.core.records import GangState, allowed_sizes, size_of
-from llmsched.core.rules import rules_of
+from llmsched.core.records import GangState
 from llmsched.core.scheduling_pass import Pass
 from llmsched.core.shapes import Key
-from llmsched.core.stages import evict, place
-from llmsched.core.stages.backfill import Calendar, place_within
+from llmsched.core.stages import evict, make_way
+from llmsched.core.stages.backfill import Calendar
 from llmsched.core.stages.count import Count, lacking_flavors
-from llmsched.core.stages.demand import MOVED_IN_VAIN
-from llmsched.core.stages.grow import more
-from llmsched.core.stages.lesser import Ask, Giver, beside_others, keeps, room, room_elsewhere
+from llmsched.core.stages.lesser import Giver
 from llmsched.core.stages.line import Bunch, alone, bound_of, in_order, keep_order, key_with_age, kins
-from llmsched.core.stages.nominate import nominate
-from llmsched.core.stages.shrink import give, resize
-from llmsched.core.stages.size import choices
+from llmsched.core.stages.make_way import NOBODY, Row, by_due, compete
 from llmsched.core.state import State
 from llmsched.core.status import Status
-from llmsched.core.trial import Trial
-from llmsched.core.windows import kept
-from llmsched.core.workload import Placement, Workload
-
-NOBODY: Key = ((inf,),)  # ranks after everybody
-
-Row = tuple[Key, GangState]
+from llmsched.core.workload import Workload
 
 
 def is_on(state: State) -> bool:
@@ -85,7 +72,7 @@ def run(this: Pass, calendar: Calendar) -> dict[str, None]:
         if starters:
             sized = _sized(this)
             staying = evict.Staying(this, [gang for _, gang in (*running, *sized)])
-            settled |= _carry_out(this, calendar, staying, starters, victims, running=[*running, *sized])
+            settled |= make_way.run(this, calendar, staying, starters, victims, running=[*running, *sized])
         if plan.is_cut:
             break
     if trial.leaving and state.waiting.elastic:
@@ -134,7 +121,7 @@ def _owed(this: Pass) -> dict[str, Row]:
     """Those that wait and come before all others of their priority, who is due first before the others."""
     gangs, plan = this.state.gangs, this.plan
     waits = [gangs[name] for name in this.owed if name not in this.trial.begun and name not in plan.nominations]
-    return {gang.id: (_by_due(this, gang), gang) for gang in waits}
+    return {gang.id: (by_due(this, gang), gang) for gang in waits}
 
 
 def _of_running(this: Pass, gang: GangState) -> Key:
@@ -144,12 +131,7 @@ def _of_running(this: Pass, gang: GangState) -> Key:
     if this.plan.sizes.get(gang.id):
         is_least = gang.status is Status.RUNNING and gang.size <= gang.spec.min_size
         return ((-gang.spec.priority,), -inf, -inf, gang.id) if this.policies.ordering.by_priority and is_least else ()
-    return _by_due(this, gang) if is_owed(gang, this.plan.has_come) else key_with_age(this, gang)
-
-
-def _by_due(this: Pass, gang: GangState) -> Key:
-    first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
-    return (first, -inf, due(gang), gang.id)
+    return by_due(this, gang) if is_owed(gang, this.plan.has_come) else key_with_age(this, gang)
 
 
 def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]]]:
@@ -162,7 +144,7 @@ def _lines(this: Pass, calendar: Calendar) -> list[tuple[list[Row], list[_Class]
 
     def line(queue: str) -> tuple[list[Row], list[_Class]]:
         if queue not in line_of:
-            alone = state.quota.enforced and not _compete(state, queue, queue)
+            alone = state.quota.enforced and not compete(state, queue, queue)
             line_of[queue] = queue if alone else ""
         return lines.setdefault(line_of[queue], ([], []))
 
@@ -308,7 +290,7 @@ def _share(this: Pass, calendar: Calendar) -> dict[str, None]:
     if starters or victims or smaller:
         sized = _sized(this)
         staying = evict.Staying(this, [*victims, *(gang for _, gang in sized)])
-        resting |= _carry_out(this, calendar, staying, starters, victims, growers, smaller, sized)
+        resting |= make_way.run(this, calendar, staying, starters, victims, growers, smaller, sized)
     return resting
 
 
@@ -321,12 +303,8 @@ def _sized(this: Pass) -> list[Row]:
         may_leave = may_leave and name not in this.trial.leaving and name not in this.trial.shrinking
         if not may_leave or not this.plan.sizes.get(name) or _of_running(this, gang):
             continue
-        found.append((_by_due(this, gang) if is_owed(gang, this.plan.has_come) else _turn(this, gang), gang))
+        found.append((by_due(this, gang) if is_owed(gang, this.plan.has_come) else _turn(this, gang), gang))
     return found
-
-
-def _compete(state: State, one: str, other: str) -> bool:
-    return all(rules_of(state, queue).reclaim == "any" for queue in (one, other))
 
 
 def _turn(this: Pass, gang: GangState) -> Key:
@@ -334,235 +312,3 @@ def _turn(this: Pass, gang: GangState) -> Key:
     others as they were asked."""
     first = (-gang.spec.priority,) if this.policies.ordering.by_priority else ()
     return (first, -inf, due(gang), gang.id) if gang.id in this.owed else (first, inf)
-
-
-@contextmanager
-def _where_they_are(trial: Trial, victims: Sequence[GangState]) -> Iterator[None]:
-    """While it lasts those of the victims are back whose places nobody has taken yet."""
-    back = []
-    for gang in victims:
-        if not trial.held(gang) and fits(trial, gang.spec, gang.held):
-            trial.hold(gang, gang.held)
-            back.append(gang)
-    try:
-        yield
-    finally:
-        for gang in back:
-            trial.hold(gang, ())
-
-
-def _beneficiary(
-    this: Pass, victim: GangState, takers: list[GangState], on_node: dict[str, dict[str, None]]
-) -> GangState | None:
-    """For whom it leaves: on its nodes, or for the sake of quota. Never who has exchanged a place with it: that one
-    was placed while it was there, so it is not why it does not fit."""
-    by_name = {gang.id: gang for gang in takers}
-    beside = (name for placed in victim.held for name in on_node.get(placed.node, ()))
-    names = dict.fromkeys((*beside, *by_name))
-    return next((by_name[name] for name in names if evict.may(this, victim, by_name[name])), None)
-
-
-def _ask(this: Pass, gang: GangState, size: int, calendar: Calendar, option: int | None) -> Ask:
-    return lambda only: place_within(this, gang, size, calendar, option, only)
-
-
-def _more(this: Pass, gang: GangState, size: int, calendar: Calendar) -> Ask:
-    only = ~calendar.closed(gang, size)
-    return lambda nodes: more(this, gang, size - gang.size, only & nodes) or place.NO_ROOM
-
-
-def _find(
-    this: Pass,
-    calendar: Calendar,
-    staying: evict.Staying,
-    starters: list[GangState],
-    smaller: Sequence[Giver] = (),
-) -> list[tuple[GangState, Placement]]:
-    """Nodes for a portion of the starters, which hold them from now on in the trial, beside what those keep that become
-    smaller."""
-    trial, plan = this.trial, this.plan
-    free, in_vain = [giver for giver in smaller if giver.has_choice()], 0
-    found: list[tuple[GangState, Placement]] = []
-    refused: set[int] = set()  # shapes that did not fit: their like will not either
-    for gang in starters:
-        shape = gang.shape.serial if gang.shape is not None else -1
-        if shape in refused:
-            continue
-        if len(found) >= PORTION:
-            plan.is_cut = True
-            break
-        stay = staying.stay_for(gang)
-        fitting, is_kept_out = None, False
-        with _where_they_are(trial, stay):
-            for bundles, option in choices(plan, gang):
-                placed = place_within(this, gang, bundles, calendar, option)
-                if not isinstance(placed, place.Refused):
-                    fitting = placed
-                    break
-                is_kept_out = is_kept_out or placed.code == "reservation"  # who runs for less may not be
-                if free and in_vain < MOVED_IN_VAIN:
-                    fitting = room_elsewhere(trial, gang, free, _ask(this, gang, bundles, calendar, option))
-                if fitting is not None:
-                    break
-            in_vain += fitting is None and bool(free)
-        if fitting is not None:
-            trial.hold(gang, fitting)
-            found.append((gang, fitting))
-        elif not stay and not is_kept_out:
-            refused.add(shape)
-    return found
-
-
-def _find_beside(
-    this: Pass,
-    calendar: Calendar,
-    staying: evict.Staying,
-    starters: list[GangState],
-    victims: list[GangState],
-    running: Sequence[Row],
-    smaller: Sequence[Giver],
-) -> tuple[list[tuple[GangState, Placement]], list[GangState]]:
-    """Nodes for the starters when the victims have gone, and who those are. Where one that is owed a start finds none,
-    or one of a higher priority than some that run, all that come after it are, if that is of use."""
-    trial, empty = this.trial, this.trial.mark()
-    found = _find(this, calendar, staying, starters, smaller)
-    lowest: float = inf
-    if this.policies.ordering.by_priority and not this.plan.is_cut:
-        lowest = min((gang.spec.priority for _, gang in running), default=inf)
-    there = {gang.id for gang, _ in found}
-    missed = [gang for gang in starters if gang.id not in there]
-    first = next((gang for gang in missed if gang.id in this.owed or gang.spec.priority > lowest), None)
-    if first is None or not running:
-        return found, victims
-    trial.rollback(empty)
-    known, waits_long = {gang.id for gang in victims}, first.id in this.owed
-    key = _by_due(this, first) if waits_long else NOBODY
-
-    def comes_after(row: Key, gang: GangState) -> bool:
-        queue, mine, state = gang.spec.queue, first.spec.queue, this.state
-        is_one = not state.quota.enforced or queue == mine  # what another queue has may be its own
-        if waits_long:
-            return row > key and (is_one or _compete(state, queue, mine))
-        return gang.spec.priority < first.spec.priority and is_one
-
-    gone = [gang for row, gang in running if gang.id in known or comes_after(row, gang)]
-    ranked = {gang.id for gang in gone}
-    gone += [gang for gang in victims if gang.id not in ranked]
-    for gang in gone:
-        if trial.held(gang):
-            trial.hold(gang, ())
-    asked = [gang for gang in starters if waits_long or gang.spec.priority >= first.spec.priority]
-    rest = [giver for giver in smaller if trial.held(giver.gang)]
-    again = _find(this, calendar, staying, asked, rest)
-    is_found = any(gang is first for gang, _ in again)
-    if is_found or (waits_long and not any(this.plan.sizes.get(gang.id) for gang in gone)):
-        return again, gone
-    trial.rollback(empty)
-    return _find(this, calendar, staying, starters, smaller), victims
-
-
-def _stays(this: Pass, gang: GangState, smaller: Sequence[Giver]) -> Placement:
-    """What a victim may hold beside those who start: all of it, or as much as there is if it has a share; () for
-    none. `smaller`: who has no more than that in any case."""
-    trial = this.trial
-    most = next((giver.size for giver in smaller if giver.gang is gang), None)
-    if most is None and fits(trial, gang.spec, gang.held):
-        return gang.held
-    if not this.plan.sizes.get(gang.id):
-        return ()
-    return beside_others(trial, Giver(gang, size_of(gang.spec, gang.held) if most is None else most, gang.held))
-
-
-def _become_smaller(state: State) -> dict[str, Placement]:
-    """Those that were told to in an earlier pass, and to what: until they say so they hold all that they had."""
-    elastic = (state.gangs[name] for name in state.elastic)
-    return {
-        gang.id: gang.placement
-        for gang in elastic
-        if gang.status is Status.RESIZING and gang.placement is not None and len(gang.held) > len(gang.placement)
-    }
-
-
-def _carry_out(
-    this: Pass,
-    calendar: Calendar,
-    staying: evict.Staying,
-    starters: list[GangState],
-    victims: list[GangState],
-    growers: Sequence[tuple[GangState, int]] = (),
-    smaller: Sequence[Giver] = (),
-    running: Sequence[Row] = (),
-) -> dict[str, None]:
-    """Find nodes for a portion of the starters, best first, and for who is to grow, on what is free, what victims
-    leave, and what those let go of who become smaller; spare the victims that turn out not to matter. Where that is not
-    enough for one that is owed a start, or that ranks before a lower priority, as those that may stay are in its way,
-    all of the `running` that come after it are victims; of them the elastic ones that may stay as they are, or smaller.
-    The next pass, at once, compares those that are left."""
-    trial, state, plan = this.trial, this.state, this.plan
-    mark = trial.mark()
-    for gang in victims:
-        trial.hold(gang, ())
-    shrinking = {**_become_smaller(state), **trial.shrinking}
-    for name, placement in shrinking.items():
-        trial.hold(state.gangs[name], placement)
-    for giver in smaller:
-        trial.hold(giver.gang, keeps(*giver))
-    trial.let_them_go()
-    found, victims = _find_beside(this, calendar, staying, starters, victims, running, smaller)
-    takers = [gang for gang, _ in found]  # and who grows
-    leaving, less = list[GangState](), list[GangState]()
-    for gang, target in growers if victims or smaller else ():
-        with _where_they_are(trial, staying.stay_for(gang)):
-            extra = None
-            for size in (size for size in reversed(allowed_sizes(gang.spec)) if gang.size < size <= target):
-                extra = room(trial, gang, smaller, _more(this, gang, size, calendar))
-                if extra is not None:
-                    break
-        if extra is not None:
-            trial.hold(gang, (*trial.held(gang), *extra))
-            takers.append(gang)
-    beside_all = staying.stay_for_each(takers)
-    on_node: dict[str, dict[str, None]] = {}
-    for gang in takers:
-        for placed in trial.held(gang):
-            on_node.setdefault(placed.node, {})[gang.id] = None
-    for gang in sorted(victims, key=lambda gang: gang.id not in beside_all):  # who stays for all, then best first
-        with kept(trial, [] if gang.id in beside_all else calendar.left_beside(gang, on_node)):
-            stays = _stays(this, gang, smaller)
-        if stays:
-            trial.hold(gang, stays)
-        else:
-            leaving.append(gang)
-        if stays and len(stays) < len(gang.held) and all(giver.gang is not gang for giver in smaller):
-            less.append(gang)
-    keep = {giver.gang.id: left for giver in smaller if (left := trial.held(giver.gang))}
-    keep |= {gang.id: trial.held(gang) for gang in less}
-    trial.rollback(mark)
-    for giver in smaller:
-        if giver.gang.id in keep:
-            resize(this, giver.gang, keep[giver.gang.id], say("resize.beyond_share"))
-    for gang in less:
-        give(this, gang, keep[gang.id], next(taker for taker in takers if taker is not gang))
-    before = [*shrinking, *keep, *state.vacating, *trial.leaving]
-    for gang, beneficiary in [(gang, _beneficiary(this, gang, takers, on_node)) for gang in leaving]:
-        if beneficiary is None:  # it is not others of ours for whom there is too little: a node was lost, say
-            leaving.remove(gang)
-            continue
-        why = say("taken.in_queue_priority", who=workload(beneficiary.workload_id))
-        evict.evict(this, gang, evict.RANK, why, beneficiary)
-    names = [*(gang.id for gang in leaving), *before]
-    on: dict[str, dict[str, int]] = {}  # node -> those of them that hold something on it, and their places
-    for at, name in enumerate(names):
-        for placed in state.gangs[name].held:
-            on.setdefault(placed.node, {})[name] = at
-    for gang, placement in found:
-        with kept(trial, calendar.reserved(gang, size_of(gang.spec, placement))):
-            may_start = fits(trial, gang.spec, placement)
-        if may_start:
-            this.launch(gang, placement, say("launch.ranked"))
-        else:
-            beside = {name: at for placed in placement for name, at in on.get(placed.node, {}).items()}
-            nominate(this, gang, placement, sorted(beside, key=beside.__getitem__))
-            waits = plan.nominations[gang.id].why or say("victims_leaving.unnamed")
-            this.tell_alone(gang, Reason("victims_leaving", waits, (("victims", len(leaving)),)))
-    return dict.fromkeys(gang.id for gang, _ in found)
