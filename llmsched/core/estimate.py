@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from llmsched.core.amounts import bundle_milli
 from llmsched.core.message import ACTOR, Message, Quote, Ref, say
-from llmsched.core.records import speed
+from llmsched.core.records import GangState, speed
 from llmsched.core.resources import MILLI
 from llmsched.core.workload import Workload
 
@@ -253,6 +253,15 @@ class History:
         if len(self.kinds) > KINDS_KEPT:
             del self.kinds[next(iter(self.kinds))]
         return found
+
+
+def alike(gang: GangState) -> tuple[object, ...]:
+    """All that is believed of its run time by while it waits, but for what history learns."""
+    spec = gang.spec
+    told = (spec.model, spec.user, spec.steps, spec.estimated_runtime_s)
+    measured = (gang.measured, gang.work_left, gang.basis is not None) if gang.measured or spec.is_elastic() else ()
+    done = (gang.served_s, gang.served_gpu_s, gang.worked_s, gang.progress_at, gang.relative_speed, gang.option)
+    return (*told, *measured, *(done if gang.attempt else ()))
 
 
 def _flavor(spec: Workload) -> str | None:

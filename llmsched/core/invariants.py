@@ -193,7 +193,7 @@ def _indices(state: State) -> list[str]:
     for gang in state.gangs.values():
         if gang.id in state.waiting or (gang.is_active() and gang.id in state.holding):
             anew.put(gang)
-    if state.outstanding.ahead(state.now) != anew.ahead(state.now) or state.outstanding.of_models != anew.of_models:
+    if state.outstanding.ahead(state.now) != anew.ahead(state.now) or state.outstanding.models != anew.models:
         broken.append(f"index: work ahead is {anew.ahead(state.now)}, counted {state.outstanding.ahead(state.now)}")
     capacity = state.capacity
     for node in state.nodes.values():

@@ -3,7 +3,8 @@
 Of each gang that waits or runs, and whose time was declared or measured: its GPUs x the seconds left, and the longest.
 Who has not begun needs the same later on; who runs needs a second less each second, and nothing once it is overdue.
 Whole milliseconds x thousandths of GPUs: taking out undoes putting in exactly, in any order. What history says of a
-model changes with every run that ends, so gangs of a named model are only listed. Nothing here is in the digest.
+model changes with every run that ends, so gangs of a named model are only listed: those that have not begun, and of
+which the same is believed, as one. Nothing here is in the digest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import heapq
 from typing import Self
 
 from llmsched.core.amounts import bundle_milli
+from llmsched.core.estimate import alike
 from llmsched.core.records import GangState
 
 SECOND = 1000
@@ -22,7 +24,8 @@ class Outstanding:
     """Start reading at `ahead`."""
 
     def __init__(self) -> None:
-        self.of_models: dict[str, None] = {}
+        self.models: dict[object, dict[str, None]] = {}  # gangs of models, by all that is believed of them by
+        self._listed: dict[str, object] = {}  # gang -> where
         self._still: dict[str, tuple[int, int]] = {}  # gang -> (milliseconds left, thousandths of GPUs)
         self._moving: dict[str, tuple[int, int]] = {}  # gang -> (when it ends, in milliseconds, thousandths of GPUs)
         self._still_total = self._moving_total = self._moving_gpus = 0
@@ -35,7 +38,10 @@ class Outstanding:
         self.drop(gang)
         spec = gang.spec
         if spec.model:
-            self.of_models[gang.id] = None
+            has_begun = gang.is_holding() or gang.attempt
+            asks = (spec.groups, spec.min_size, spec.max_size, spec.speedup)
+            like = self._listed[gang.id] = gang.id if has_begun else (alike(gang), *asks)
+            self.models.setdefault(like, {})[gang.id] = None
         if spec.model or gang.work_left is None:
             return
         gpus = (gang.size or spec.min_size) * bundle_milli(spec)
@@ -53,12 +59,19 @@ class Outstanding:
         _push(self._first, end, gang.id, self._moving, 1)
 
     def drop(self, gang: GangState) -> None:
-        self.of_models.pop(gang.id, None)
+        if (like := self._listed.pop(gang.id, None)) is not None:
+            del self.models[like][gang.id]
+            if not self.models[like]:
+                del self.models[like]
         if (found := self._still.pop(gang.id, None)) is not None:
             self._still_total -= found[0] * found[1]
         if (found := self._moving.pop(gang.id, None)) is not None:
             self._moving_total -= found[0] * found[1]
             self._moving_gpus -= found[1]
+
+    def of_models(self) -> list[tuple[str, int]]:
+        """(one, how many there are) of each that are alike."""
+        return [(next(iter(those)), len(those)) for those in self.models.values()]
 
     def ahead(self, now: float) -> tuple[int, int]:
         """(the longest in milliseconds, all in milliseconds x thousandths of GPUs) at `now`, which never falls."""
@@ -76,6 +89,7 @@ class Outstanding:
         other = type(self)()
         for name, value in vars(self).items():
             setattr(other, name, value.copy() if isinstance(value, (dict, list)) else value)
+        other.models = {like: those.copy() for like, those in self.models.items()}
         return other
 
 

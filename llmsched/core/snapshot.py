@@ -120,7 +120,6 @@ class Snapshot:
     scheduled: tuple[str, ...]
     troubled: tuple[str, ...]
     exceeding: tuple[str, ...]
-    of_models: tuple[str, ...]
     groups: tuple[tuple[str, int, bool], ...]
     dependents: tuple[tuple[str, tuple[str, ...]], ...]
     use: tuple[tuple[str, QueueUse], ...]
@@ -137,6 +136,7 @@ class Snapshot:
     version: int
     causes: int
     victims: int
+    of_models: tuple[str, ...] = ()  # written until 0.1 and read no more: it follows from the rest
 
 
 def freeze(state: State) -> Snapshot:
@@ -177,7 +177,6 @@ def freeze(state: State) -> Snapshot:
         scheduled=tuple(state.scheduled),
         troubled=tuple(state.troubled),
         exceeding=tuple(state.exceeding),
-        of_models=tuple(state.outstanding.of_models),
         groups=tuple(state.groups),
         dependents=tuple((name, tuple(ids)) for name, ids in state.dependents.items()),
         use=tuple((name, replace(use)) for name, use in state.use.items()),
@@ -327,4 +326,3 @@ def _wait(state: State, snapshot: Snapshot) -> None:
     for name in state.holding:
         if state.gangs[name].is_active():
             state.outstanding.put(state.gangs[name])
-    state.outstanding.of_models = dict.fromkeys(snapshot.of_models)

@@ -14,7 +14,7 @@ from llmsched.core import latency, scaling
 from llmsched.core.amounts import bundle_milli, need_milli
 from llmsched.core.capacity import NodeState
 from llmsched.core.configuration import Scheduling
-from llmsched.core.estimate import Outlook
+from llmsched.core.estimate import Outlook, alike
 from llmsched.core.latency import Reach
 from llmsched.core.outstanding import SECOND
 from llmsched.core.records import GangState, WorkloadState, allowed_sizes, says_speed, speed
@@ -123,10 +123,7 @@ class GangView(Frozen):
     @property
     def alike(self) -> tuple[object, ...]:
         """All that `View.outlook` depends on while it waits, but for what history learns."""
-        gang, spec = self._gang, self._gang.spec
-        told = (spec.model, spec.user, spec.steps, spec.estimated_runtime_s, gang.measured, gang.work_left)
-        done = (gang.served_s, gang.served_gpu_s, gang.worked_s, gang.progress_at, gang.relative_speed, gang.option)
-        return (*told, gang.basis is not None, *(done if gang.attempt else ()))
+        return alike(self._gang)
 
     @property
     def declared_alone_s(self) -> float | None:
@@ -479,9 +476,11 @@ class View(Frozen):
         """What `outlook` has for who declares one second, has not run, and tells nothing else."""
         return self._state.history.of_declared(1.0, 0.0, low, high)
 
-    def of_models(self) -> list[GangView]:
-        """Gangs of a named model that wait or run: what is believed of them changes with every run that ends."""
-        return [GangView(self._state.gangs[name]) for name in self._state.outstanding.of_models]
+    def of_models(self) -> list[tuple[GangView, int]]:
+        """Gangs of a named model that wait or run: what is believed of them changes with every run that ends. Of those
+        that have not begun, and are believed the same of, the first one, with how many there are."""
+        gangs = self._state.gangs
+        return [(GangView(gangs[name]), count) for name, count in self._state.outstanding.of_models()]
 
     def waiting(self) -> list[GangView]:
         """Gangs that may start now, in no useful order of preference but a fixed one."""

@@ -96,11 +96,12 @@ class FinishTimeFair:
         """The earliest time at which all known work can end, and how crowded the cluster has been."""
         longest, total = view.work_ahead()
         areas = [total]
-        for gang in view.of_models():
+        for gang, count in view.of_models():
             outlook = view.outlook(gang, LEAST, MOST)
             if outlook is not None:
                 longest = max(longest, outlook.left_s)
-                areas.append(outlook.left_s * (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang))
+                area = outlook.left_s * (gang.size or gang.spec.min_size) * view.gpus_per_bundle(gang)
+                areas.append(area * count)
         gpus = max(view.gpus(), 1)
         self._bound = max(longest, fsum(areas) / gpus)  # exact: in any order
         self._contention = max(1.0, view.jobs() / gpus)
