@@ -31,8 +31,8 @@ def run(this: Pass) -> None:
             return
         replicas, memory = policy.wanted(record, record.memory, this.view)
         replicas = max(replicas, 0)
-        asked, (replicas, held_back) = replicas, weigh.run(this, record, replicas)
-        if held_back is not None:
+        asked, (replicas, held_back) = replicas, weigh.run(this, record, replicas, memory)
+        if asked > replicas:
             memory = record.memory if replicas == record.wanted_replicas else ""
             plan.by_clock = True
             plan.wake(plan.at + (this.policies.elasticity.period_s or WEIGHED_EVERY_S))

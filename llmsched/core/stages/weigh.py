@@ -25,10 +25,14 @@ class Weighed(NamedTuple):
     why: Message | None = None
 
 
-def run(this: Pass, record: WorkloadState, asked: int) -> Weighed:
-    """What comes of `asked` replicas."""
+def run(this: Pass, record: WorkloadState, asked: int, memory: str) -> Weighed:
+    """What comes of `asked` replicas. It keeps those that it has while its load asks for them: only more are weighed,
+    or those would be asked for and weighed again. With a `memory` its autoscaler may ask for more yet."""
+    if asked <= record.wanted_replicas:
+        waits = asked == record.wanted_replicas and memory
+        return Weighed(asked, record.held_back if waits else None)
     policy, spec = this.policies.elasticity, record.workload
-    low, _ = scaling.bounds(spec, this.state.now)
+    low = max(scaling.bounds(spec, this.state.now)[0], record.wanted_replicas)
     if spec.slo is None or asked <= low or not policy.weighs() or not (gangs := _others(this, record)):
         return Weighed(asked)
     within = scaling.within(record, scaling.load_ahead(record, this.state.now))
