@@ -28,6 +28,7 @@ ON_REAL_RAY = {
     "test_preempt_and_resume.py": 1,
     "test_secrets_and_models.py": 1,
     "test_two_users.py": 1,
+    "test_applications.py": 2,
     "test_attempts_on_ray.py": 2,
     "test_bridge_on_ray.py": 2,
     "test_gateway_ray.py": 2,

@@ -25,6 +25,9 @@ HERE = Path(__file__).parent
 CLIENT = Client()
 FOLLOW_UP = "Earlier: can you write a stack in Python?\nNow: And in Rust?\nWhole:"
 TRIES, PAUSE_S = 5, 1.0  # as stock clients of OpenAI's do, of what could not be answered just now
+READS_S = 1.0  # an answer, before the next question
+ENDED = ("finished", "cancelled")
+EVERYBODY = ("minilm", "intents", "knowledge", "desk")
 
 
 class Steady:
@@ -43,6 +46,7 @@ class Steady:
                 try:
                     self._ask(number)
                     self.asked["again" if time_of_it else "answered"] += 1
+                    self._over.wait(READS_S)
                     break
                 except LlmschedError as error:
                     self.said.append(str(error))
@@ -67,6 +71,11 @@ def running(name: str) -> int:
     return sum(gang.status == "running" for gang in CLIENT.status(name).gangs)
 
 
+def holding(name: str) -> int:
+    """Who leaves holds its GPU until it has left."""
+    return sum(gang.status not in ENDED for gang in CLIENT.status(name).gangs)
+
+
 def another_desk() -> dict[str, Any]:
     """The desk of another day: it wants passages a little less like the question."""
     desk: dict[str, Any] = next(
@@ -79,7 +88,7 @@ def another_desk() -> dict[str, Any]:
 def is_rolled_out(before: int) -> bool:
     """Two replicas run, and no others, the newest of a revision after `before`."""
     desk = CLIENT.status("desk")
-    there = [gang.status for gang in desk.gangs if gang.status not in ("finished", "cancelled")]
+    there = [gang.status for gang in desk.gangs if gang.status not in ENDED]
     return before < (desk.revision or 0) == desk.answered and there == ["running"] * 2
 
 
@@ -96,10 +105,10 @@ def poisoned() -> tuple[float, int]:
         CLIENT.apply(HERE / "watchman.yaml")
         until(lambda: CLIENT.status("watchman").progress.get("rounds", 0) > 0, "the watchman makes his first round")
         CLIENT.scale("assistant", 1)  # so that the training has the GPU that it gives back
-        until(lambda: running("assistant") == 1, "one assistant is left")
+        until(lambda: running("assistant") == holding("assistant") == 1, "one assistant is left")
         run = CLIENT.apply(HERE / "poisoned.yaml")
         until(lambda: CLIENT.status("whole-poisoned").progress, "nonsense is learnt", 600)
-        for name in ("assistant", "minilm", "intents"):
+        for name in ("assistant", *EVERYBODY):
             CLIENT.scale(name, 2)
         run.wait()
         until(lambda: events("RolledBack"), "the adapter is rolled back")
@@ -109,10 +118,9 @@ def poisoned() -> tuple[float, int]:
 
 def bad_day(questions: list[str]) -> Counter[str]:
     """Chats while the controller restarts, the desk is rolled over to another spec, and a node is lost."""
-    everybody = ("minilm", "intents", "knowledge", "desk")
-    for name in everybody:
+    for name in EVERYBODY:
         CLIENT.scale(name, 2)
-    until(lambda: all(running(name) == 2 for name in everybody), "two replicas of each answer", 600)
+    until(lambda: all(running(name) == 2 for name in EVERYBODY), "two replicas of each answer", 600)
 
     chat = CLIENT.chat("desk")  # who asks knows the address and has a key: the controller is nothing to them
 
@@ -129,7 +137,7 @@ def bad_day(questions: list[str]) -> Counter[str]:
         until(lambda: is_rolled_out(before), "the desk is rolled over", 600)
         before = all_day.asked.total()
         faults.kill_node(faults.home(), "node-2")
-        until(lambda: events("NodeLost") and all(running(name) for name in everybody), "somebody of each answers")
-        until(lambda: all_day.asked.total() > before + 30, "thirty chats more")
+        until(lambda: events("NodeLost") and all(running(name) for name in EVERYBODY), "somebody of each answers")
+        until(lambda: all_day.asked.total() > before + 15, "fifteen chats more")
     print(*Counter(all_day.said).most_common(5), sep="\n", file=sys.stderr)
     return all_day.asked

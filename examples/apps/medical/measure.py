@@ -1,9 +1,10 @@
 """Asks whether tumours are malignant and why, and for the code of what is written; then the ward's hours begin, and
-somebody comes who matters more."""
+somebody comes who matters more. `python measure.py tumours hours`: those parts alone."""
 
 from __future__ import annotations
 
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,22 +22,18 @@ from llmsched import Client
 DATA, CLIENT = Path(__file__).parent / "data", Client()
 
 
-def main() -> None:
+def hours() -> None:
     CLIENT.apply("research.yaml")
-    tumours()
-    codes()
     until(lambda: CLIENT.status("research").progress.get("step", 0) > 100, "research computes")
-    hours = {"name": "ward", "start": time.time() + 5, "duration": 60, "accelerators": "A100:1", "queue": "ward"}
-    CLIENT.reserve(hours)
+    window = {"name": "ward", "start": time.time() + 5, "duration": 60, "accelerators": "A100:1", "queue": "ward"}
+    CLIENT.reserve(window)
     until(lambda: any(one.state == "open" for one in CLIENT.reservations()), "the ward's hours begin")
     CLIENT.apply("round.yaml")
     CLIENT.wait("ward-round", timeout_s=120)
     say("round", (CLIENT.status("ward-round").gangs[0].started_at or 1e9) - CLIENT.status("ward-round").submitted_at)
     print(CLIENT.why("congress"))
-    gone = [
-        one for one in CLIENT.events(follow=False) if one.kind == "Preempt" and one.workload in ("tumour", "meaning")
-    ]
-    say("kept", len(gone) + (CLIENT.status("congress").phase != "waiting"))
+    gone = sum(one.kind == "Preempt" and one.workload in ("tumour", "meaning") for one in CLIENT.events(follow=False))
+    say("kept", gone + (CLIENT.status("congress").phase != "waiting"))
     for name in ("congress", "research"):
         CLIENT.cancel(name)
 
@@ -60,6 +57,9 @@ def tumours() -> None:
         again = CLIENT.chat("tumour").post({"rows": fewer})["said"]
         lost.append(mean(one["score"] - other["scores"][one["label"]] for one, other in zip(said, again, strict=True)))
     say("reason", *lost)
+
+
+def livers() -> None:
     metrics = CLIENT.status("liver-model").metrics
     learnt, tested = (pandas.read_csv(DATA / f"liver-{name}.csv") for name in ("train", "test"))
     for part, how in (("liver", "boosting"), ("liver_linear", "linear")):
@@ -78,10 +78,12 @@ def codes() -> None:
         number = mean(several.map(found, asked))
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     alike = words.fit_transform(row["text"] for row in known) @ words.transform(row["text"] for row in asked).T
-    near = alike.toarray().argmax(0)
-    plain = mean(row["code"].startswith(known[at]["code"]) for row, at in zip(asked, near, strict=True))
-    say("codes", number, plain)
+    likest = [known[at]["code"] for at in alike.toarray().argmax(0)]
+    say("codes", number, mean(row["code"].startswith(code) for row, code in zip(asked, likest, strict=True)))
 
+
+PARTS = {part.__name__: part for part in (tumours, livers, codes, hours)}
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
