@@ -224,12 +224,27 @@ class Preemption(Checked):
     family, method = "preemption", "cost"
     forbids = False  # whether it has in this pass: when it will not any more is known to nobody
 
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.by_victim: bool = self._attribute(
+            "by_victim", False, lambda value: isinstance(value, bool), "true or false"
+        )  # fmt: skip
+        self._known: dict[str, int | None] = {}  # the costs of this pass, where one is the same for all who ask
+
     def begin(self, view: View) -> None:
         super().begin(view)
         self.forbids = False
+        self._known.clear()
 
     def cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
         """Nobody is evicted for want of a cost."""
+        if not self.by_victim:
+            return self._cost(victim, beneficiary, view)
+        if victim.id not in self._known:
+            self._known[victim.id] = self._cost(victim, beneficiary, view)
+        return self._known[victim.id]
+
+    def _cost(self, victim: GangState, beneficiary: GangState, view: View) -> int | None:
         if self._view is not None:
             self._first()
         found = self._asked("cost", self.policy.cost, GangView(victim), GangView(beneficiary), view)

@@ -82,7 +82,10 @@ class Placing(Protocol):
 
 class Preemption(Protocol):
     """What is lost by evicting a victim, so that sums can be compared (None: forbidden). The stage chooses the set:
-    lower priorities first, and of those the set that loses least."""
+    lower priorities first, and of those the set that loses least.
+
+    With `by_victim = True` (default False) it says that a cost follows from the victim alone: it is asked once a pass
+    for each, whoever would begin."""
 
     def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None: ...
 

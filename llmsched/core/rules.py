@@ -325,6 +325,16 @@ class Rules:
     def _flavor(self, victim: GangState) -> str | None:
         return flavor_held(self.state.nodes, victim.spec, self.trial.places(victim))
 
+    def kind_of(self, victim: GangState) -> tuple[object, ...]:
+        """All that whether it may be taken depends on as things stand, but for the gang that asks."""
+        places = self.trial.places(victim)
+        known = self.trial.kinds.get(victim.id)
+        if known is None or known[0] is not places:
+            spec = victim.spec
+            kind = (spec.queue, spec.priority, self.gpus_of(victim), self._flavor(victim))
+            known = self.trial.kinds[victim.id] = (places, kind)
+        return known[1]
+
     def gpus_of(self, victim: GangState) -> int:
         """Thousandths of GPUs that it lets go when it is taken, what it takes beyond its own among them."""
         beyond = total_of(victim.excess).gpus_milli if victim.excess else 0

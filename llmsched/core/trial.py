@@ -40,8 +40,9 @@ class Trial:
         self.shrinks = 0  # how often: one may be told again, to become smaller still
         self.taken: dict[str, Taken] = {}  # by reservations, as this pass has decided
         self.held_quota: dict[tuple[str, str], int] = {}  # idle guarantee kept for its owner, by queue and row
+        self.kinds: dict[str, tuple[Placement, tuple[object, ...]]] = {}  # cache of Rules.kind_of
         # who might be a victim of a class in this pass, what each costs, and until when others are shielded
-        self.victims: dict[int, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
+        self.victims: dict[object, tuple[list[tuple[GangState, str]], dict[str, int], list[tuple[float, Message]]]] = {}
         self.presumed_ends: list[tuple[float, str, bool]] | None = None  # cache of planned.py
         self._afterwards: Afterwards | None = None
         self._quota_log: list[tuple[str, str | None, int]] = []

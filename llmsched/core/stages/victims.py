@@ -6,8 +6,9 @@ Asks the rules (core/rules.py) about each, and knows no places: which of them le
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from llmsched.core.amounts import least_milli
 from llmsched.core.decisions import Preempt
@@ -31,7 +32,10 @@ def eligible(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
     if not new:
         return rows, cost_of
     cost_of = {**cost_of, **{victim.id: 0 for victim, _ in new}}  # of these nothing is lost
-    return _cheapest_first([*rows, *new], rules, cost_of), cost_of
+    rows = [*rows]
+    for row in new:
+        insort(rows, row, key=_order(rules, cost_of))
+    return rows, cost_of
 
 
 def _new(later: Later, gang: GangState, rules: Rules, stay: list[str]) -> list[Row]:
@@ -50,17 +54,19 @@ def _new(later: Later, gang: GangState, rules: Rules, stay: list[str]) -> list[R
 
 
 def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], dict[str, int]]:
-    """Gangs of one class in one pass share the list."""
+    """Gangs of one class in one pass share the list; those of a queue and a priority where the costs are the same."""
     trial, state = later.trial, later.state
     shared = gang.shape is not None and rules.rules.within_queue != "lower_or_newer_equal_priority"
-    serial = gang.shape.serial if gang.shape is not None else 0
-    known = trial.victims.get(serial) if shared else None
+    who: object = gang.shape.serial if gang.shape is not None else 0
+    if later.policies.preemption.by_victim:
+        who = (gang.spec.queue, gang.spec.priority)
+    known = trial.victims.get(who) if shared else None
     if known is not None:
         rows, cost_of, shielded = known
         for at, basis in shielded:
             later.plan.wake(at, basis)
         rows = [row for row in rows if row[0].id not in trial.leaving and trial.held(row[0])]
-        trial.victims[serial] = (rows, cost_of, shielded)
+        trial.victims[who] = (rows, cost_of, shielded)
         return rows, cost_of
     groups = []
     # Where the size of a victim does not matter to the rules, one gang of a group stands for all of them.
@@ -88,13 +94,15 @@ def _holding(later: Later, gang: GangState, rules: Rules) -> tuple[list[Row], di
             if cost is not None:
                 cost_of[name] = cost
                 rows.append((victim, code))
-    rows = _cheapest_first(rows, rules, cost_of)
+    rows.sort(key=_order(rules, cost_of))
     if shared:
-        trial.victims[serial] = (rows, cost_of, [*rules.shielded])
+        trial.victims[who] = (rows, cost_of, [*rules.shielded])
     return rows, cost_of
 
 
-def _cheapest_first(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> list[Row]:
+def _order(rules: Rules, cost_of: dict[str, int]) -> Callable[[Row], tuple[object, ...]]:
+    """Cheapest first."""
+
     def order(row: Row) -> tuple[object, ...]:
         victim, code = row
         last, age = rules.is_reluctant(victim), rules.launched_at(victim)
@@ -102,14 +110,14 @@ def _cheapest_first(rows: list[Row], rules: Rules, cost_of: dict[str, int]) -> l
         oldest = -victim.submitted_at if rules.trial.is_new(victim) else victim.submitted_at  # who begins: newest
         return (last, code == IN_QUEUE, *first, -age, oldest, victim.id)
 
-    return sorted(rows, key=order)
+    return order
 
 
 def allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
     """Who may be taken as things stand, in the order in which kinds are: who holds what belongs to the gang's own
     branch, who only has a lower priority, who is in its own queue. Releasing a victim only lowers its queue's share:
     who may not be taken now may not be taken later either."""
-    known: dict[tuple[str, int, int, str], str] = {}
+    known: dict[tuple[object, ...], str] = {}
     owned: list[Row] = []
     lower: list[Row] = []
     own: list[Row] = []
@@ -118,8 +126,7 @@ def allowed(eligible: list[Row], rules: Rules) -> list[list[Row]]:
         if code == IN_QUEUE:
             own.append(row)
             continue
-        flavor = rules._flavor(victim) or ""
-        key = (victim.spec.queue, victim.spec.priority, rules.gpus_of(victim), flavor)
+        key = rules.kind_of(victim)
         may = known.get(key)
         if may is None:
             may = known[key] = rules.now(victim, code)

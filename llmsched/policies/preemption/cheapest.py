@@ -6,5 +6,7 @@ from llmsched.core.policy import GangView, View
 
 
 class Cheapest:
+    by_victim = True
+
     def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None:
         return int(view.unsaved_s(victim) * victim.gpus_milli())

@@ -6,5 +6,7 @@ from llmsched.core.policy import GangView, View
 
 
 class NewestFirst:
+    by_victim = True
+
     def cost(self, victim: GangView, beneficiary: GangView, view: View) -> int | None:
         return int((view.now - (victim.launched_at or view.now)) * 1000)
