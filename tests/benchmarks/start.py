@@ -73,7 +73,8 @@ def wait_for_fork_server() -> None:
     import psutil
 
     until = time.monotonic() + THERE_WITHIN_S
-    while not any(one.cmdline()[:1] == ["llmsched: has imported what replicas need"] for one in psutil.process_iter()):
+    title = ["llmsched: has imported what replicas need"]
+    while not any(one.info["cmdline"][:1] == title for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"]):
         if time.monotonic() > until:
             sys.exit(f"nobody forks replicas after {THERE_WITHIN_S:g} s")
         time.sleep(0.2)
